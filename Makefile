@@ -1,0 +1,49 @@
+# Each target installs what it needs into .venv by itself. uv is used when it is there; pip does as well.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+    CREATE_VENV := $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+    INSTALL := $(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt
+else
+    CREATE_VENV := $(PYTHON) -m venv .venv
+    INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+endif
+
+# The editable install links each module by itself, so that type checkers see it too: the stamp's name changes with
+# the set of modules, the requirements and the pins.
+MODULES := $(shell find ckpt_lib tasks flows -name '*.py' | LC_ALL=C sort)
+STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
+
+.PHONY: install demo test check serve format clean
+
+install: $(STAMP)
+
+$(STAMP):
+	@echo "Installing into .venv (PyTorch first; a few minutes when nothing is cached) ..."
+	@test -x $(BIN)/python || $(CREATE_VENV)
+	@$(INSTALL) torch
+	@$(INSTALL) --config-settings editable_mode=strict --editable '.[dev]'
+	@rm -f .venv/.installed-* && touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m deployments.demo
+
+serve: $(STAMP)
+	@$(BIN)/python -m deployments.serve
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints.tasks -p prefect_checkpoints.flows
+	$(BIN)/mypy deployments examples benchmarks tests
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

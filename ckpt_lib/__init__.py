@@ -1,0 +1,57 @@
+"""Checkpoint lifecycle management for PyTorch training: save, verify, back up, compare, export and retire.
+
+>>> from ckpt_lib import CheckpointConfig, CheckpointManager
+>>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")
+
+Names load when they are first used, so that ``import ckpt_lib`` costs next to nothing. Errors are in
+``ckpt_lib.errors``, save policies in ``ckpt_lib.policies.saving``, retention policies in
+``ckpt_lib.policies.retention``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpt_lib.config import CheckpointConfig
+    from ckpt_lib.errors import CheckpointError
+    from ckpt_lib.experiments import list_experiments
+    from ckpt_lib.integrity import ValidationReport
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.metadata import CheckpointMetadata
+    from ckpt_lib.policies.retention import RetentionPlan
+    from ckpt_lib.retirement import CleanupReport
+    from ckpt_lib.store import open_store
+
+_HOMES = {
+    "CheckpointConfig": "ckpt_lib.config",
+    "CheckpointError": "ckpt_lib.errors",
+    "CheckpointManager": "ckpt_lib.manager",
+    "CheckpointMetadata": "ckpt_lib.metadata",
+    "CleanupReport": "ckpt_lib.retirement",
+    "RetentionPlan": "ckpt_lib.policies.retention",
+    "ValidationReport": "ckpt_lib.integrity",
+    "list_experiments": "ckpt_lib.experiments",
+    "open_store": "ckpt_lib.store",
+}
+
+__all__ = [
+    "CheckpointConfig",
+    "CheckpointError",
+    "CheckpointManager",
+    "CheckpointMetadata",
+    "CleanupReport",
+    "RetentionPlan",
+    "ValidationReport",
+    "list_experiments",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckpt_lib' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,273 @@
+"""The save protocol: the only code that makes a checkpoint visible, and the only code that takes one away.
+
+A save writes the payload under a temporary name, hashing it on the way, and makes it durable. Then, under the folder's
+lock: the payload gets its name, the manifest is written, made durable and renamed into place, and the folder is made
+durable. Only then is the save acknowledged. The rename of the manifest is the commit: a crash before it leaves a
+temporary file that the next sweep removes, or a payload without a manifest, which no reader looks at; a crash after it
+leaves a whole checkpoint.
+
+A deletion leaves a tombstone, removes the manifest, then the payload, then the tombstone. A crash on the way leaves a
+tombstone, from which the next sweep goes on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, CorruptCheckpointError
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.formats import Format, Payload
+from ckpt_lib.index import Index
+from ckpt_lib.metadata import FileEntry, Manifest, Metric
+from ckpt_lib.names import CheckpointId
+from ckpt_lib.store import PendingFile
+from ckpt_lib.stream import FileDigests, HashingWriter, find_damages, missing_file
+from ckpt_lib.stream.reader import BLOCK_SIZE_BYTES, Progress
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The facts of a checkpoint that is about to be saved."""
+
+    epoch: int
+    step: int
+    model_name: str
+    experiment_name: str
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    parent_id: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+
+
+def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
+    """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
+
+    A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
+    leaves the folder as it was.
+    """
+    if earlier := index.with_idempotency_key(draft.idempotency_key):
+        return earlier
+    first = CheckpointId(draft.epoch, draft.step, draft.timestamp)
+    checkpoint_id, pending = _claim(folder, first, payload_format.suffix)
+    try:
+        stream = HashingWriter(pending)
+        payload_format.write(payload, stream)
+        digests = stream.finish()
+        pending.sync()
+        with folder.lock():
+            # Another process may have saved the same thing while this one was writing.
+            if earlier := index.with_idempotency_key(draft.idempotency_key):
+                return earlier
+            manifest = Manifest(
+                checkpoint_id=checkpoint_id,
+                sequence=index.next_sequence(),
+                uid=uuid.uuid4().hex,
+                format=payload_format.name,
+                files=(_file_entry(checkpoint_id + payload_format.suffix, digests),),
+                **draft.__dict__,
+            )
+            _publish(folder, pending, manifest)
+    finally:
+        pending.discard()
+    return manifest
+
+
+def copy(
+    source: CheckpointFolder,
+    manifest: Manifest,
+    target: CheckpointFolder,
+    *,
+    as_manifest: Manifest | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Commit a verified copy of a checkpoint to another folder; the source is read once and never changed.
+
+    ``as_manifest`` is the manifest to publish there, by default the same. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after any error, the
+    target is as it was.
+    """
+    published = as_manifest or manifest
+    pending = target.store.open_write(target.payload_path(published), replace=replace)
+    try:
+        _transfer(source, manifest, pending, progress)
+        pending.sync()
+        with target.lock():
+            target.store.delete(target.tombstone_path(published.checkpoint_id))
+            _publish(target, pending, published)
+    finally:
+        pending.discard()
+    return published
+
+
+def adopt(
+    source: CheckpointFolder,
+    manifest: Manifest,
+    target: CheckpointFolder,
+    index: Index,
+    *,
+    experiment_name: str,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
+
+    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that has been adopted before, by ``uid``,
+    is returned as it is.
+    """
+    if earlier := index.with_uid(manifest.uid):
+        return earlier
+    suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
+    checkpoint_id, pending = _claim(target, CheckpointId.parse(manifest.checkpoint_id), suffix)
+    try:
+        _transfer(source, manifest, pending, progress)
+        pending.sync()
+        with target.lock():
+            if earlier := index.with_uid(manifest.uid):
+                return earlier
+            adopted = manifest.changed(
+                checkpoint_id=checkpoint_id,
+                experiment_name=experiment_name,
+                sequence=index.next_sequence(),
+                parent_id=None,
+                files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
+            )
+            _publish(target, pending, adopted)
+    finally:
+        pending.discard()
+    return adopted
+
+
+def edit(folder: CheckpointFolder, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Rewrite a manifest atomically; concurrent edits are applied one after the other."""
+    with folder.lock():
+        changed = change(folder.read_manifest(checkpoint_id))
+        _put(folder, folder.manifest_path(checkpoint_id), changed.to_bytes())
+        folder.store.sync(folder.path)
+    return changed
+
+
+def delete(
+    folder: CheckpointFolder, checkpoint_id: str, *, unless: Callable[[Manifest], CheckpointError | None]
+) -> Manifest | None:
+    """Remove a checkpoint and return its manifest, or ``None`` when another process was faster.
+
+    ``unless`` is asked about the manifest as it now is, under the lock, and may return an error to raise instead.
+    """
+    store = folder.store
+    with folder.lock():
+        try:
+            manifest = folder.read_manifest(checkpoint_id)
+        except CheckpointNotFoundError:
+            return None
+        if error := unless(manifest):
+            raise error
+        _put(folder, folder.tombstone_path(checkpoint_id), manifest.to_bytes())
+        store.sync(folder.path)
+        store.delete(folder.manifest_path(checkpoint_id))
+        store.sync(folder.path)
+        _finish_deletion(folder, manifest)
+    return manifest
+
+
+def sweep(folder: CheckpointFolder) -> list[str]:
+    """Clear what dead processes left: unfinished files and deletions. Returns the names that went."""
+    with folder.lock():
+        swept = folder.store.sweep(folder.path)
+        for checkpoint_id in folder.interrupted_deletions():
+            tombstone = folder.tombstone_path(checkpoint_id)
+            if folder.store.stat(folder.manifest_path(checkpoint_id)):
+                folder.store.delete(tombstone)  # killed before the deletion took effect
+            else:
+                with folder.store.open_read(tombstone) as file:
+                    manifest = Manifest.from_bytes(file.read(), path=folder.store.location(tombstone))
+                _finish_deletion(folder, manifest)
+                swept.append(manifest.payload.name)
+    return swept
+
+
+def write_snapshot(folder: CheckpointFolder, name: str, content: bytes) -> None:
+    """Replace a derived file of the folder atomically."""
+    with folder.lock():
+        _put(folder, folder.path_of(name), content)
+
+
+def _claim(folder: CheckpointFolder, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
+    """Claim the first free id of this second. The claim is the temporary file itself, created exclusively."""
+    number = wanted.suffix
+    while True:
+        checkpoint_id = str(CheckpointId(wanted.epoch, wanted.step, wanted.timestamp, number))
+        number = max(number, 1) + 1
+        try:
+            pending = folder.store.open_write(folder.path_of(checkpoint_id + suffix))
+        except CheckpointExistsError:
+            continue
+        # Asked after the claim: whoever had this id before has published it by the time its claim is free again.
+        taken = (folder.manifest_path(checkpoint_id), folder.tombstone_path(checkpoint_id))
+        if not any(folder.store.stat(path) for path in taken):
+            return checkpoint_id, pending
+        pending.discard()
+
+
+def _publish(folder: CheckpointFolder, pending: PendingFile, manifest: Manifest) -> None:
+    """Make a durable payload a checkpoint; the folder is locked."""
+    pending.publish()
+    try:
+        _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    except BaseException:
+        if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+            folder.store.delete(folder.payload_path(manifest))
+        raise
+    folder.store.sync(folder.path)
+
+
+def _put(folder: CheckpointFolder, path: str, content: bytes) -> None:
+    """Write a small file: all of it durable under its name, or none; the folder is locked."""
+    pending = folder.store.open_write(path, replace=True)
+    try:
+        pending.write(content)
+        pending.sync()
+        pending.publish()
+    finally:
+        pending.discard()
+
+
+def _finish_deletion(folder: CheckpointFolder, manifest: Manifest) -> None:
+    folder.store.delete(folder.payload_path(manifest))
+    folder.store.sync(folder.path)
+    folder.store.delete(folder.tombstone_path(manifest.checkpoint_id))
+
+
+def _file_entry(name: str, digests: FileDigests) -> FileEntry:
+    return FileEntry(name=name, **digests.__dict__)
+
+
+def _transfer(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
+    """Stream a payload into ``target`` and refuse it at the end if a byte was not as it was saved."""
+    stream = HashingWriter(target)
+    try:
+        with source.store.open_read(source.payload_path(manifest)) as file:
+            while block := file.read(BLOCK_SIZE_BYTES):
+                stream.write(block)
+                if progress:
+                    progress(len(block))
+            digests = stream.finish()
+            if (digests.size_bytes, digests.sha256) == (manifest.payload.size_bytes, manifest.payload.sha256):
+                return
+            file.seek(0)
+            damages = find_damages(file, manifest.payload)
+    except FileNotFoundError:
+        damages = [missing_file(manifest.payload.name)]
+    raise CorruptCheckpointError(
+        "the checkpoint is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        checkpoint_id=manifest.checkpoint_id,
+        path=source.payload_location(manifest),
+        damages=damages,
+    )

@@ -1,0 +1,149 @@
+"""``CheckpointConfig``: how one experiment saves, checks, keeps and backs up its checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ckpt_lib.errors import ConfigError
+
+Mode = Literal["min", "max"]
+
+
+class CheckpointConfig(BaseModel):
+    """Options of a :class:`~ckpt_lib.CheckpointManager`; frozen, and refused as a whole when one is wrong.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` naming every wrong option at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint_dir: str = Field(
+        default="checkpoints", min_length=1, description="Root of the store: a path or file:// URL."
+    )
+    save_interval: int = Field(default=1, ge=1, description="Save when the epoch is a multiple of this.")
+    max_checkpoints: int = Field(
+        default=10,
+        ge=0,
+        description="How many checkpoints stay: the best and the newest others. Pinned and damaged ones stay "
+        "besides, and the last valid and the best one stay whatever the number.",
+    )
+    save_best_only: bool = Field(default=False, description="Save only when monitor_metric improves.")
+    monitor_metric: str = Field(default="val_loss", min_length=1, description="The metric that decides which is best.")
+    monitor_mode: Mode = Field(default="min", description="Whether a smaller or a larger monitor_metric is better.")
+    save_optimizer: bool = Field(default=True, description="Store the optimizer state.")
+    save_scheduler: bool = Field(default=True, description="Store the learning-rate scheduler state.")
+    save_metadata: bool = Field(
+        default=True,
+        description="Record config and library versions in the manifest, and keep checkpoint_metadata.json. "
+        "The manifest itself is always written: it is the commit.",
+    )
+    compression: bool = Field(default=False, description="Compress payloads. Not available yet: True is refused.")
+    backup_checkpoints: bool = Field(default=True, description="Copy each saved checkpoint to the backup location.")
+    validate_checkpoints: bool = Field(
+        default=True, description="Verify the SHA-256 of a payload before anything is loaded from it."
+    )
+    backup_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Root of the backups. Default: the folder backups/ inside the experiment.",
+    )
+    backup_only_best: bool = Field(
+        default=False, description="Back up only checkpoints that are the best so far, instead of each one."
+    )
+    max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+
+    if not TYPE_CHECKING:  # type checkers know the options from the fields
+
+        def __init__(self, **options: Any) -> None:
+            # So that a wrong option raises our one error instead of pydantic's, through every door.
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise _config_error(error) from None
+
+    @field_validator("checkpoint_dir", "backup_dir", mode="before")
+    @classmethod
+    def _path_to_text(cls, value: Any) -> Any:
+        # Kept as text: a Path would fold the two slashes of a URL into one.
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("checkpoint_dir", "backup_dir")
+    @classmethod
+    def _without_nul(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("a path cannot hold a NUL character")
+        return value
+
+    @field_validator("compression")
+    @classmethod
+    def _not_compressed(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("this version writes no compressed payloads; leave compression=False")
+        return value
+
+    @classmethod
+    def development(cls, **options: Any) -> Self:
+        """Preset for trying things out: save every epoch, keep 5. ``options`` override it."""
+        return cls(**{"save_interval": 1, "max_checkpoints": 5, **options})
+
+    @classmethod
+    def production(cls, **options: Any) -> Self:
+        """Preset for long runs: every 10th epoch if it is the best, keep 20, backed up and verified."""
+        preset: dict[str, Any] = {
+            "save_interval": 10,
+            "max_checkpoints": 20,
+            "save_best_only": True,
+            "backup_checkpoints": True,
+            "validate_checkpoints": True,
+        }
+        return cls(**{**preset, **options})
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        """Read options from a YAML mapping; ``options`` override it.
+
+        Raises :class:`ConfigError` for a missing or unreadable file, anything but a mapping, or a wrong option.
+        """
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"the configuration file cannot be read: {error}", path=str(path)) from error
+        if loaded is None:
+            loaded = {}
+        if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+            raise ConfigError(
+                "the configuration file is not a mapping of options",
+                path=str(path),
+                expected="lines such as `save_interval: 5`",
+                got=type(loaded).__name__,
+            )
+        return cls(**{**loaded, **options})
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """Read options from ``CKPT_*`` variables, e.g. ``CKPT_SAVE_INTERVAL=5``; ``options`` override them."""
+        try:
+            found = _Environment().model_dump(exclude_unset=True)
+        except ConfigError as error:
+            raise ConfigError(f"CKPT_* environment variables: {error.message}", hint=error.hint) from error
+        return cls(**{**found, **options})
+
+
+class _Environment(BaseSettings, CheckpointConfig):
+    """The same fields, filled from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="CKPT_", extra="ignore", frozen=True)
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    problems = (f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors(include_url=False))
+    return ConfigError(
+        "; ".join(problems),
+        hint="CheckpointConfig.model_fields lists the options with their meaning.",
+    )

@@ -1,0 +1,33 @@
+"""Formats by name. Third parties add theirs by the entry point group ``ckpt_lib.formats``; all load when first used."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from ckpt_lib.errors import UnsupportedFormatError
+from ckpt_lib.formats.base import Format
+
+DEFAULT_FORMAT = "torch"
+ENTRY_POINT_GROUP = "ckpt_lib.formats"
+
+_BUILT_IN = {"torch": "ckpt_lib.formats.torch_zip:TorchZipFormat"}
+
+
+@cache
+def format_named(name: str) -> Format:
+    """The format a manifest calls ``name``. Raises :class:`UnsupportedFormatError` naming those there are."""
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        found: Any = getattr(import_module(module), attribute)
+        return cast(Format, found())
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in plugins:
+        raise UnsupportedFormatError(
+            f"no format called {name!r} is installed",
+            expected=", ".join(sorted({*_BUILT_IN, *plugins})),
+            hint=f"A package provides one by the entry point group {ENTRY_POINT_GROUP}.",
+        )
+    return cast(Format, plugins[name].load()())

@@ -1,0 +1,109 @@
+"""The ``torch`` format: an ordinary file of ``torch.save``, readable by ``torch.load(path, weights_only=True)``."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import torch
+
+from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError, UnsupportedStateError
+from ckpt_lib.formats.base import Payload
+from ckpt_lib.stream import HashingWriter
+
+_PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
+
+
+class TorchZipFormat:
+    """Reads and writes what ``torch.save`` writes."""
+
+    name = "torch"
+    suffix = ".pt"
+
+    def prepare(self, payload: Mapping[str, Any]) -> Payload:
+        """Check that ``weights_only`` loading will take every object; NumPy scalars become Python numbers."""
+        try:
+            return {key: _plain(value, key) for key, value in payload.items()}
+        except RecursionError as error:
+            raise UnsupportedStateError(
+                "the state contains itself, or is nested too deeply", hint="Store a tree of plain values."
+            ) from error
+
+    def write(self, payload: Payload, stream: HashingWriter) -> None:
+        """Let ``torch.save`` write to the stream; an error from below the serializer is raised as it was."""
+        try:
+            torch.save(payload, stream)  # type: ignore[arg-type]  # it asks for IO and uses write and flush
+        except BaseException as error:
+            if stream.error is not None and stream.error is not error:
+                raise stream.error from error
+            raise
+        if stream.error is not None:
+            raise stream.error
+
+    def read(self, source: BinaryIO, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
+        """``torch.load`` from a verified source."""
+        try:
+            loaded = torch.load(source, map_location=map_location, weights_only=not trust_pickle)
+        except pickle.UnpicklingError as error:
+            raise UnsafePayloadError(
+                f"the payload holds more than tensors and plain values: {_first_line(error)}",
+                hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
+            ) from error
+        except (RuntimeError, ValueError, EOFError, KeyError) as error:
+            raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
+        if not isinstance(loaded, dict):
+            raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
+        return loaded
+
+
+def _plain(value: Any, place: str) -> Any:
+    """``value`` with containers rebuilt and every leaf checked; tensors are passed on, not copied."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is dict:
+        return {_plain(key, f"a key of {place}"): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+    if kind is OrderedDict:
+        return _ordered(value, place)
+    if kind in (list, tuple):
+        return kind(_plain(item, f"{place}[{number}]") for number, item in enumerate(value))
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    _check_readable(value, place)
+    return value
+
+
+def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
+    rebuilt = OrderedDict((key, _plain(item, f"{place}[{key!r}]")) for key, item in value.items())
+    # state_dict() keeps the version of each module here, which load_state_dict() uses to migrate old state.
+    rebuilt.__dict__.update(value.__dict__)
+    return rebuilt
+
+
+def _check_readable(value: Any, place: str) -> None:
+    """Ask torch itself, by writing and reading this one object in memory."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(_without_storage(value), buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise UnsupportedStateError(
+            f"{place} cannot be stored so that torch.load(weights_only=True) reads it back",
+            expected="tensors, numbers, text, None, and dicts, lists, tuples and sets of them",
+            got=f"{type(value).__module__}.{type(value).__qualname__}",
+            hint="Turn it into plain values, or leave it out.",
+        ) from error
+
+
+def _without_storage(value: Any) -> Any:
+    """A tensor subclass stands for its class here: an empty slice of it is enough to be asked about."""
+    take_nothing: Callable[[Any], Any] = lambda tensor: tensor.detach().reshape(-1)[:0].clone()  # noqa: E731
+    return take_nothing(value) if isinstance(value, torch.Tensor) else value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,78 @@
+"""``Index``: what checkpoints a folder holds. A cache of its manifests, and never the authority over them."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
+
+
+class Index:
+    """The manifests of one folder, oldest first. Each question first reads again the manifests that changed."""
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
+
+    def _refresh(self) -> list[Manifest | CheckpointError]:
+        with self._lock:
+            entries = self._folder.manifest_entries()
+            found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
+            for checkpoint_id, entry in entries.items():
+                known = self._found.get(checkpoint_id)
+                if known and known[0] == entry.version:
+                    found[checkpoint_id] = known
+                elif (read := self._read(checkpoint_id)) is not None:
+                    found[checkpoint_id] = (entry.version, read)
+            self._found = found
+            return [item for _, item in found.values()]
+
+    def _read(self, checkpoint_id: str) -> Manifest | CheckpointError | None:
+        try:
+            return self._folder.read_manifest(checkpoint_id)
+        except CheckpointNotFoundError:  # deleted since the folder was listed
+            return None
+        except (IntegrityError, UnsupportedSchemaError) as error:
+            error.checkpoint_id = checkpoint_id
+            return error
+
+    def manifests(self) -> list[Manifest]:
+        """Every readable manifest, by sequence."""
+        found = (item for item in self._refresh() if isinstance(item, Manifest))
+        return sorted(found, key=lambda manifest: (manifest.sequence, manifest.checkpoint_id))
+
+    def unreadable(self) -> list[CheckpointError]:
+        """Why each manifest that cannot be read cannot; ``checkpoint_id`` tells whose it is."""
+        return [item for item in self._refresh() if isinstance(item, CheckpointError)]
+
+    def get(self, checkpoint_id: str) -> Manifest:
+        """One manifest, read again from the store. Raises what :meth:`CheckpointFolder.read_manifest` does."""
+        return self._folder.read_manifest(checkpoint_id)
+
+    def next_sequence(self) -> int:
+        """The sequence the next commit gets; ask under the folder's lock."""
+        return max((manifest.sequence for manifest in self.manifests()), default=0) + 1
+
+    def with_uid(self, uid: str) -> Manifest | None:
+        """The checkpoint that is a copy of ``uid``, if there is one."""
+        return next((manifest for manifest in self.manifests() if manifest.uid == uid), None)
+
+    def with_idempotency_key(self, key: str | None) -> Manifest | None:
+        """The whole checkpoint that an earlier save with this key made, if there is one."""
+        for manifest in self.manifests() if key is not None else ():
+            if manifest.idempotency_key == key and self._folder.is_complete(manifest):
+                return manifest
+        return None
+
+    def snapshot(self, experiment_name: str) -> bytes:
+        """The content of ``checkpoint_metadata.json``: all manifests in one file, for people."""
+        described = [
+            manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest"})
+            for manifest in self.manifests()
+        ]
+        content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
+        return json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"

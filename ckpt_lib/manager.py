@@ -1,0 +1,584 @@
+"""``CheckpointManager``: the façade over one experiment's checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from ckpt_lib import commit, transfer
+from ckpt_lib.config import CheckpointConfig, Mode
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    CorruptManifestError,
+    IntegrityError,
+    NoValidCheckpointError,
+    ProtectedCheckpointError,
+    UnsupportedSchemaError,
+)
+from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
+from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
+from ckpt_lib.index import Index
+from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate
+from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_metrics, check_run_config
+from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
+from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, policy_of
+from ckpt_lib.query import Catalogue, check_metric_is_known, select
+from ckpt_lib.retirement import CleanupReport, clean
+from ckpt_lib.state import Stateful, capture, restore
+from ckpt_lib.store import open_store
+from ckpt_lib.stream import VerifiedFile, missing_file
+from ckpt_lib.stream.reader import Progress
+
+logger = logging.getLogger("ckpt_lib")
+
+
+class CheckpointManager:
+    """Saves, finds, checks, loads and retires the checkpoints of one experiment.
+
+    Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
+    of processes of one machine, may work on the same experiment.
+
+    Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"`` (by ``monitor_metric``), or a
+    tag, which stands for the newest checkpoint that carries it; the two keywords and ids come before tags.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig | None = None,
+        experiment_name: str = "default",
+        *,
+        save_policy: SavePolicy | None = None,
+        retention_policy: RetentionPolicy | None = None,
+    ) -> None:
+        """``save_policy`` and ``retention_policy`` take the place of those that ``config`` spells.
+
+        Raises :class:`~ckpt_lib.errors.InvalidNameError` or :class:`~ckpt_lib.errors.ConfigError`.
+        """
+        self.config = config if config is not None else CheckpointConfig()
+        if not isinstance(self.config, CheckpointConfig):
+            raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
+        self.experiment_name = check_experiment_name(experiment_name)
+        self.save_policy = save_policy or policy_of(self.config)
+        self.retention_policy = retention_policy or self._at_most(self.config.max_checkpoints)
+        store = open_store(self.config.checkpoint_dir)
+        self._folder = CheckpointFolder(store, self.experiment_name)
+        self._backups = (
+            CheckpointFolder(open_store(self.config.backup_dir), self.experiment_name)
+            if self.config.backup_dir
+            else self._folder.child(BACKUPS_NAME)
+        )
+        self._index = Index(self._folder)
+        self._catalogue = Catalogue(self._index, self.config.monitor_metric, self.config.monitor_mode)
+        self._backup_index = Index(self._backups)
+        self._format = format_named(DEFAULT_FORMAT)
+        self._known = KnownVersions()
+        self._parent_id: str | None = None
+        self._last_save: float | None = None
+
+    def __repr__(self) -> str:
+        return f"CheckpointManager({self._folder.location()!r})"
+
+    # --- saving and loading ---
+
+    def save_checkpoint(
+        self,
+        *,
+        model: Stateful,
+        epoch: int,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        step: int = 0,
+        metrics: Mapping[str, Any] | None = None,
+        tags: Collection[str] = (),
+        description: str = "",
+        config: Mapping[str, Any] | None = None,
+        extra_state: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> str | None:
+        """Save, if the save policy says so, and return the new id; ``None`` when it says no.
+
+        When this returns, the checkpoint survives a kill and, where the file system honours fsync, power loss. Then
+        it is backed up and old ones are retired, as configured; a failure of *that* is logged and does not undo or
+        fail the save. Any error raised leaves the experiment as it was.
+
+        ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
+        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
+        """
+        draft = self._draft(
+            model,
+            epoch=epoch,
+            step=step,
+            metrics=metrics,
+            tags=tags,
+            description=description,
+            config=config,
+            idempotency_key=idempotency_key,
+        )
+        if earlier := self._index.with_idempotency_key(idempotency_key):
+            return earlier.checkpoint_id
+        if not self.save_policy.should_save(self._context(draft)):
+            return None
+        state = capture(
+            model=model,
+            optimizer=optimizer if self.config.save_optimizer else None,
+            scheduler=scheduler if self.config.save_scheduler else None,
+        )
+        payload = self._format.prepare(
+            {
+                **state,
+                "epoch": draft.epoch,
+                "step": draft.step,
+                "metrics": draft.metrics,
+                "config": draft.config,
+                "extra_state": dict(extra_state or {}),
+            }
+        )
+        manifest = commit.save(self._folder, self._index, draft, self._format, payload)
+        self._known.remember(self._folder, manifest)
+        self._parent_id = manifest.checkpoint_id
+        self._last_save = time.monotonic()
+        self._after_save(manifest)
+        return manifest.checkpoint_id
+
+    def _draft(
+        self,
+        model: Stateful,
+        *,
+        epoch: int,
+        step: int,
+        metrics: Mapping[str, Any] | None,
+        tags: Collection[str],
+        description: str,
+        config: Mapping[str, Any] | None,
+        idempotency_key: str | None,
+    ) -> commit.Draft:
+        """Every fact checked at the door, before anything is asked or written."""
+        return commit.Draft(
+            epoch=_count("epoch", epoch),
+            step=_count("step", step),
+            model_name=type(model).__name__,
+            experiment_name=self.experiment_name,
+            metrics=check_metrics(metrics),
+            config=check_run_config(config) if self.config.save_metadata else {},
+            tags=check_tags(tags),
+            description=check_description(description),
+            parent_id=self._parent_id or self._catalogue.latest_id(),
+            libraries=_libraries() if self.config.save_metadata else {},
+            idempotency_key=idempotency_key,
+        )
+
+    def _context(self, draft: commit.Draft) -> SaveContext:
+        saved = tuple(
+            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
+            for manifest in self._index.manifests()
+        )
+        elapsed = None if self._last_save is None else time.monotonic() - self._last_save
+        return SaveContext(draft.epoch, draft.step, draft.metrics, saved, elapsed)
+
+    def _after_save(self, manifest: Manifest) -> None:
+        """What follows a save and must not fail it: the checkpoint is safe already."""
+        if self.config.backup_checkpoints and not (
+            self.config.backup_only_best and self._catalogue.best_id() != manifest.checkpoint_id
+        ):
+            with _logged(f"backing up {manifest.checkpoint_id}"):
+                self.backup_checkpoint(manifest.checkpoint_id)
+        with _logged("retiring old checkpoints"):
+            self._clean(self.retention_policy, dry_run=False, known=self._known)
+        self._write_snapshot()
+
+    def _write_snapshot(self) -> None:
+        """Renew checkpoint_metadata.json; it is derived, so a failure is logged and the next change tries again."""
+        if not self.config.save_metadata:
+            return
+        with _logged(f"updating {SNAPSHOT_NAME}"):
+            commit.write_snapshot(self._folder, SNAPSHOT_NAME, self._index.snapshot(self.experiment_name))
+
+    def load_checkpoint(
+        self,
+        checkpoint_id: str = "latest",
+        model: Stateful | None = None,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        *,
+        map_location: Any = "cpu",
+        trust_pickle: bool = False,
+    ) -> Payload:
+        """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
+
+        The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``. Nothing is deserialised before its
+        bytes have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer
+        and scheduler as they were.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
+        :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        manifest = self._catalogue.resolve(checkpoint_id)
+        payload = self._read_payload(manifest, map_location=map_location, trust_pickle=trust_pickle)
+        restore(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+        self._parent_id = manifest.checkpoint_id
+        return {**payload, "checkpoint_id": manifest.checkpoint_id}
+
+    def _read_payload(self, manifest: Manifest, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
+        try:
+            source = self._folder.store.open_read(self._folder.payload_path(manifest))
+        except FileNotFoundError as error:
+            damage = missing_file(manifest.payload.name)
+            raise CorruptCheckpointError(
+                damage.message,
+                damages=[damage],
+                checkpoint_id=manifest.checkpoint_id,
+                path=self._folder.payload_location(manifest),
+                hint="`ckpt restore` brings back a backup.",
+            ) from error
+        try:
+            with VerifiedFile(source, manifest.payload, verify=self.config.validate_checkpoints) as file:
+                stored = format_named(manifest.format)
+                return stored.read(file.stream, map_location=map_location, trust_pickle=trust_pickle)
+        except CheckpointError as error:
+            error.checkpoint_id = manifest.checkpoint_id
+            error.path = self._folder.payload_location(manifest)
+            raise
+
+    def resume(
+        self,
+        model: Stateful | None = None,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        *,
+        map_location: Any = "cpu",
+    ) -> Payload | None:
+        """Restore from the newest checkpoint whose bytes verify, and return what :meth:`load_checkpoint` returns.
+
+        Damaged ones are passed over, each with a warning in the log; the returned dict's ``passed_over`` lists them
+        as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When it has
+        some and *none* verifies, raises :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from
+        nothing is a decision for a person.
+        """
+        passed_over = [
+            {"checkpoint_id": str(error.checkpoint_id), "reason": error.message} for error in self._index.unreadable()
+        ]
+        for manifest in reversed(self._index.manifests()):
+            try:
+                payload = self.load_checkpoint(
+                    manifest.checkpoint_id, model, optimizer, scheduler, map_location=map_location
+                )
+            except (IntegrityError, CheckpointNotFoundError) as error:
+                passed_over.append({"checkpoint_id": manifest.checkpoint_id, "reason": error.message})
+                continue
+            _warn_of(passed_over)
+            return {**payload, "passed_over": passed_over}
+        if not passed_over:
+            return None
+        reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
+        raise NoValidCheckpointError(
+            f"none of the {len(passed_over)} checkpoints of {self.experiment_name!r} verifies: {reasons}",
+            path=self._folder.location(),
+            hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
+        )
+
+    # --- finding ---
+
+    def list_checkpoints(
+        self,
+        *,
+        tags: Collection[str] = (),
+        search: str = "",
+        min_epoch: int | None = None,
+        max_epoch: int | None = None,
+        sort_by: str = "sequence",
+        descending: bool = False,
+        limit: int | None = None,
+    ) -> list[CheckpointMetadata]:
+        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.query.select`."""
+        return select(
+            self._catalogue.describe_all(),
+            tags=tags,
+            search=search,
+            min_epoch=min_epoch,
+            max_epoch=max_epoch,
+            sort_by=sort_by,
+            descending=descending,
+            limit=limit,
+        )
+
+    def get_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """The metadata of one checkpoint."""
+        return self._catalogue.describe(self._catalogue.resolve(checkpoint_id))
+
+    def get_latest_checkpoint(self) -> CheckpointMetadata | None:
+        """The newest checkpoint, by order of saving; ``None`` when there is none."""
+        return next(reversed(self._catalogue.describe_all()), None)
+
+    def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
+        """The best checkpoint by any metric, by default ``monitor_metric``; ``None`` when no finite value is recorded.
+
+        Of equals, the earlier. Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint
+        has.
+        """
+        checkpoints = self._catalogue.describe_all()
+        if metric is not None:
+            check_metric_is_known(metric, checkpoints)
+        best = ranked(checkpoints, metric or self.config.monitor_metric, mode or self.config.monitor_mode)
+        return best[0] if best else None
+
+    # --- checking, comparing, summarising ---
+
+    def validate_checkpoint(
+        self, checkpoint_id: str = "latest", *, progress: Progress | None = None
+    ) -> ValidationReport:
+        """Read every byte of a checkpoint; the report is true when it is intact and says what is wrong and where.
+
+        Damage is reported, not raised; a checkpoint that does not exist raises
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        try:
+            manifest = self._catalogue.resolve(checkpoint_id)
+        except (CorruptManifestError, UnsupportedSchemaError) as error:
+            return unreadable_report(error, checkpoint_id, self.experiment_name)
+        return self._validate(self._folder, manifest, progress)
+
+    def validate_all(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
+        """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
+        for manifest in self._index.manifests():
+            yield self._validate(self._folder, manifest, progress)
+        for error in self._index.unreadable():
+            yield unreadable_report(error, str(error.checkpoint_id), self.experiment_name)
+
+    def _validate(self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None) -> ValidationReport:
+        report = validate(folder, manifest, self.experiment_name, progress)
+        if report:
+            self._known.remember(folder, manifest)
+        return report
+
+    def payload_version(self, checkpoint_id: str) -> str | None:
+        """A text that changes when the payload file does, without reading it; ``None`` when the file is missing.
+
+        Together with the digest it makes a key under which the outcome of a validation may be remembered.
+        """
+        entry = self._folder.payload_entry(self._catalogue.resolve(checkpoint_id))
+        return None if entry is None else entry.version
+
+    def compare_checkpoints(
+        self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
+    ) -> dict[str, Any]:
+        """Line up checkpoints; see :func:`ckpt_lib.compare.compare` for the keys.
+
+        ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
+        how its tensors differ from the first one's; that loads them, two at a time.
+        """
+        from ckpt_lib.compare import compare, compare_tensors  # pandas and torch, only where they are used
+
+        if isinstance(checkpoint_ids, str):
+            raise ConfigError("checkpoint_ids must be a list", got=repr(checkpoint_ids))
+        checkpoints = [self.get_checkpoint(checkpoint_id) for checkpoint_id in checkpoint_ids]
+        for metric in metrics or ():
+            check_metric_is_known(metric, checkpoints)
+        comparison = compare(checkpoints)
+        if metrics is not None:
+            lined_up = comparison["metrics_comparison"]
+            comparison["metrics_comparison"] = {metric: lined_up[metric] for metric in metrics}
+        if tensors:
+            reference, *others = (item.checkpoint_id for item in checkpoints)
+            first = self._read_payload(self._catalogue.resolve(reference))
+            comparison["tensors_comparison"] = {
+                other: compare_tensors(first, self._read_payload(self._catalogue.resolve(other))) for other in others
+            }
+        return comparison
+
+    def get_checkpoint_summary(self) -> dict[str, Any]:
+        """Totals, the best and the latest id, and statistics of every metric; see :mod:`ckpt_lib.analysis`."""
+        from ckpt_lib.analysis import summarize
+
+        return summarize(self._catalogue.describe_all(), self.experiment_name, len(self._backup_index.manifests()))
+
+    # --- editing ---
+
+    def edit_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        add_tags: Collection[str] = (),
+        remove_tags: Collection[str] = (),
+        description: str | None = None,
+    ) -> CheckpointMetadata:
+        """Change tags and description of a saved checkpoint; the payload stays untouched."""
+        added, removed = check_tags(add_tags), set(check_tags(remove_tags))
+        text = None if description is None else check_description(description)
+
+        def change(manifest: Manifest) -> Manifest:
+            tags = tuple(tag for tag in dict.fromkeys((*manifest.tags, *added)) if tag not in removed)
+            return manifest.changed(tags=tags, description=manifest.description if text is None else text)
+
+        return self._edit(checkpoint_id, change)
+
+    def pin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Protect a checkpoint from retention and deletion."""
+        return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=True))
+
+    def unpin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Take that protection away."""
+        return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=False))
+
+    def _edit(self, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> CheckpointMetadata:
+        manifest = commit.edit(self._folder, self._catalogue.resolve(checkpoint_id).checkpoint_id, change)
+        self._write_snapshot()
+        return self.get_checkpoint(manifest.checkpoint_id)
+
+    # --- copies ---
+
+    def backup_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> bool:
+        """Make a verified copy in the backup location; ``False`` when there is one already.
+
+        Afterwards old backups are retired down to ``max_backups``.
+        """
+        manifest = self._catalogue.resolve(checkpoint_id)
+        copied = transfer.backup(self._folder, manifest, self._backups, progress)
+        if copied:
+            self._known.remember(self._backups, manifest)
+            self._clean_backups(just_made=manifest.checkpoint_id)
+        return copied
+
+    def list_backups(self) -> list[CheckpointMetadata]:
+        """What is in the backup location, oldest first."""
+        return [manifest.describe() for manifest in self._backup_index.manifests()]
+
+    def validate_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> ValidationReport:
+        """Read every byte of a backup, as :meth:`validate_checkpoint` does of a checkpoint."""
+        try:
+            manifest = self._backups.read_manifest(checkpoint_id)
+        except (CorruptManifestError, UnsupportedSchemaError) as error:
+            return unreadable_report(error, checkpoint_id, self.experiment_name)
+        return self._validate(self._backups, manifest, progress)
+
+    def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
+        """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
+
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else.
+        """
+        if not is_checkpoint_id(checkpoint_id):
+            checkpoint_id = self._catalogue.resolve(checkpoint_id).checkpoint_id
+        manifest = transfer.restore(self._folder, checkpoint_id, self._backups, progress)
+        self._known.remember(self._folder, manifest)
+        self._write_snapshot()
+        return self.get_checkpoint(manifest.checkpoint_id)
+
+    def export_checkpoint(
+        self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> str:
+        """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
+
+        Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back.
+        """
+        return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
+
+    def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
+        """Take in an exported checkpoint as the newest of this experiment; return its id here."""
+        manifest = transfer.import_checkpoint(
+            self._folder, self._index, source, experiment_name=self.experiment_name, progress=progress
+        )
+        self._known.remember(self._folder, manifest)
+        self._write_snapshot()
+        return manifest.checkpoint_id
+
+    # --- retiring ---
+
+    def delete_checkpoint(self, checkpoint_id: str) -> str:
+        """Delete one checkpoint and return its id; its backup stays.
+
+        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
+        """
+        resolved = self._catalogue.resolve(checkpoint_id).checkpoint_id
+        if commit.delete(self._folder, resolved, unless=_refuse_pinned) is None:
+            raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
+        self._write_snapshot()
+        return resolved
+
+    def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+        """Retire what the retention policy gives up, and remove what dead processes left behind.
+
+        The newest and the best checkpoint are read and verified first: a damaged one never counts as kept.
+        """
+        report = self._clean(policy or self.retention_policy, dry_run=dry_run, known=None)
+        if not dry_run:
+            self._clean_backups()
+            self._write_snapshot()
+        return report
+
+    def _clean(self, policy: RetentionPolicy, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
+        in_use = {} if self._parent_id is None else {self._parent_id: "in use: loaded or saved last by this process"}
+        return clean(
+            self._folder,
+            self._index,
+            policy,
+            metric=self.config.monitor_metric,
+            mode=self.config.monitor_mode,
+            protected=in_use,
+            known=known,
+            dry_run=dry_run,
+        )
+
+    def _clean_backups(self, just_made: str | None = None) -> CleanupReport:
+        damaged = [str(error.checkpoint_id) for error in self._index.unreadable()]
+        damaged += [item.checkpoint_id for item in self._index.manifests() if not self._folder.is_complete(item)]
+        protected = dict.fromkeys(damaged, "its checkpoint is damaged")
+        if just_made is not None:
+            protected[just_made] = "made just now"
+        return clean(
+            self._backups,
+            self._backup_index,
+            self._at_most(self.config.max_backups),
+            metric=self.config.monitor_metric,
+            mode=self.config.monitor_mode,
+            protected=protected,
+            known=self._known,
+        )
+
+    def _at_most(self, count: int) -> KeepAtMost:
+        return KeepAtMost(count=count, metric=self.config.monitor_metric, mode=self.config.monitor_mode)
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log a failure of something that may fail without harm to what is already safe."""
+    try:
+        yield
+    except CheckpointError as error:
+        logger.error("%s failed: %s", what, error)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**18:
+        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
+    return value
+
+
+def _libraries() -> dict[str, str]:
+    return {
+        "prefect-checkpoints": version("prefect-checkpoints"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+def _refuse_pinned(manifest: Manifest) -> CheckpointError | None:
+    if not manifest.pinned:
+        return None
+    return ProtectedCheckpointError(
+        "the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint="Unpin it first: `ckpt pin --off`."
+    )
+
+
+def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:
+    for item in passed_over:
+        logger.warning("passed over %s while resuming: %s", item["checkpoint_id"], item["reason"])

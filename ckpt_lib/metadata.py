@@ -1,0 +1,258 @@
+"""What is known about a checkpoint: ``CheckpointMetadata`` for people, ``Manifest`` for the disk.
+
+The manifest is the commit: a checkpoint exists when its manifest does. Its bytes carry their own digest, so that an
+altered manifest is told from a written one. docs/FORMAT.md specifies the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from ckpt_lib.errors import (
+    ConfigError,
+    CorruptManifestError,
+    InvalidMetricError,
+    UnsupportedSchemaError,
+)
+from ckpt_lib.names import MAX_TAG_LENGTH, check_tag, is_checkpoint_id
+
+SCHEMA_VERSION = 1
+_DIGEST_FIELD = "manifest_sha256"
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+Metric = float | int | str | None
+
+
+def _metric_from_json(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _metric_to_json(value: Metric) -> Metric:
+    # JSON has no NaN and no Infinity; these three texts stand for them.
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+StoredMetric = Annotated[
+    Metric, BeforeValidator(_metric_from_json), PlainSerializer(_metric_to_json, return_type=Metric, when_used="json")
+]
+
+
+def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
+    """Turn metrics into plain numbers, text or ``None``; 0-d tensors and NumPy scalars become Python numbers.
+
+    NaN and infinities are kept: they are facts about a run, though never the best. Raises
+    :class:`InvalidMetricError` for anything else.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise InvalidMetricError("metrics must be a mapping", expected="{'val_loss': 0.1}", got=type(metrics).__name__)
+    return {_metric_name(name): _plain_metric(name, value) for name, value in metrics.items()}
+
+
+def _metric_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or len(name) > MAX_TAG_LENGTH or not name.isprintable():
+        raise InvalidMetricError(
+            "a metric's name cannot be stored", expected=f"1 to {MAX_TAG_LENGTH} visible characters", got=ascii(name)
+        )
+    return name
+
+
+def _plain_metric(name: str, value: Any) -> Metric:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return int(value)
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError) as error:
+            raise InvalidMetricError(f"metric {name!r} is not a single number: {error}") from error
+    if isinstance(value, str):
+        if not value.isprintable():
+            raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=ascii(value)[:120])
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise InvalidMetricError(
+        f"metric {name!r} cannot be stored", expected="a number, a text or None", got=type(value).__name__
+    )
+
+
+def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a JSON copy of a run's configuration, or raise :class:`ConfigError` when JSON cannot hold it."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise ConfigError("config must be a mapping", expected="{'learning_rate': 0.1}", got=type(config).__name__)
+    try:
+        text = json.dumps(dict(config), allow_nan=False)
+        text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the run's config cannot be stored as JSON: {error}",
+            expected="numbers, text, booleans, None, lists and dicts with text keys",
+        ) from error
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+class FileEntry(BaseModel):
+    """One payload file: its name beside the manifest, its size and its digests."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    chunk_size_bytes: int = Field(gt=0)
+    chunk_xxh3_128: tuple[str, ...]
+
+
+class _Facts(BaseModel):
+    """What metadata and manifest share: the facts of one checkpoint."""
+
+    checkpoint_id: str
+    timestamp: AwareDatetime
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    model_name: str
+    experiment_name: str
+    metrics: dict[str, StoredMetric] = {}
+    config: dict[str, Any] = {}
+    tags: tuple[Annotated[str, BeforeValidator(check_tag)], ...] = ()
+    description: str = ""
+    sequence: int = Field(ge=1, description="Order within the experiment: later saves have larger ones.")
+    parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
+    pinned: bool = Field(default=False, description="Retention never removes a pinned checkpoint.")
+
+
+class CheckpointMetadata(_Facts):
+    """One checkpoint as people see it. ``is_best`` and ``is_latest`` were computed when it was asked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file_size: int = Field(ge=0, description="Bytes of all payload files.")
+    checksum: str = Field(description="SHA-256 of the payload: what `sha256sum` prints.")
+    is_best: bool = False
+    is_latest: bool = False
+
+
+class Manifest(_Facts):
+    """The file that makes a payload a checkpoint. Fields a newer version added survive a rewrite."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    uid: str = Field(pattern=r"^[0-9a-f]{32}$", description="Random; a copy elsewhere has the same.")
+    format: str
+    files: tuple[FileEntry, ...] = Field(min_length=1, max_length=1)
+    libraries: dict[str, str] = {}
+    idempotency_key: str | None = None
+
+    MAX_BYTES: ClassVar[int] = 64 * 2**20
+
+    @property
+    def payload(self) -> FileEntry:
+        """The payload file: formats of this schema version write exactly one."""
+        return self.files[0]
+
+    def describe(self, *, is_best: bool = False, is_latest: bool = False) -> CheckpointMetadata:
+        """The public view of this manifest."""
+        shared = {name: getattr(self, name) for name in _Facts.model_fields}
+        return CheckpointMetadata(
+            **shared,
+            file_size=self.payload.size_bytes,
+            checksum=self.payload.sha256,
+            is_best=is_best,
+            is_latest=is_latest,
+        )
+
+    def changed(self, **facts: Any) -> Self:
+        """A copy with some facts replaced."""
+        return self.model_copy(update=facts)
+
+    def to_bytes(self) -> bytes:
+        """The manifest file: canonical JSON that ends in the digest of itself."""
+        return _canonical(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, path: str) -> Self:
+        """Read a manifest file.
+
+        Raises :class:`UnsupportedSchemaError` when it was written by a newer version and
+        :class:`CorruptManifestError` when a byte of it is not as it was written.
+        """
+        fields = _parse(data, path)
+        version = fields.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UnsupportedSchemaError(
+                "the manifest was written by a newer version of this library",
+                path=path,
+                expected=f"schema version {SCHEMA_VERSION} or older",
+                got=version,
+                hint="Upgrade prefect-checkpoints to read it.",
+            )
+        recorded = fields.pop(_DIGEST_FIELD, None)
+        if _canonical(fields) != data:
+            raise _corrupt(path, "its bytes differ from what was written", expected=recorded)
+        try:
+            manifest = cls.model_validate(fields)
+        except ValidationError as error:
+            raise _corrupt(path, f"a field is not as specified: {error}") from error
+        _check_names(manifest, path)
+        return manifest
+
+
+def _check_names(manifest: Manifest, path: str) -> None:
+    """A manifest names files: none of them may lead anywhere but to the manifest's own payload."""
+    name = manifest.payload.name
+    if not is_checkpoint_id(manifest.checkpoint_id) or not name.startswith(f"{manifest.checkpoint_id}."):
+        raise _corrupt(path, f"it names the payload {name!r}", expected=f"{manifest.checkpoint_id}.<format suffix>")
+    if "/" in name or "\\" in name or "\0" in name:
+        raise _corrupt(path, f"it names the payload {name!r}", expected="a file beside the manifest")
+    chunks = math.ceil(manifest.payload.size_bytes / manifest.payload.chunk_size_bytes)
+    if len(manifest.payload.chunk_xxh3_128) != chunks:
+        raise _corrupt(path, "its chunk table has the wrong length", expected=chunks)
+
+
+def _parse(data: bytes, path: str) -> dict[str, Any]:
+    if len(data) > Manifest.MAX_BYTES:
+        raise _corrupt(path, "it is too large for a manifest", expected=f"at most {Manifest.MAX_BYTES} bytes")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise _corrupt(path, "it is not a JSON object")
+    return fields
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    """One spelling for each manifest, so that comparing bytes compares meaning; the digest covers all but itself."""
+    try:
+        body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8")
+        signed = {**fields, _DIGEST_FIELD: hashlib.sha256(body).hexdigest()}
+        return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return b""  # a lone surrogate, which no writer of ours produces: equal to no file
+
+
+def _corrupt(path: str, reason: str, expected: object = None) -> CorruptManifestError:
+    return CorruptManifestError(
+        f"the manifest is damaged: {reason}",
+        path=path,
+        expected=expected,
+        hint="Restore it from a backup: `ckpt restore`.",
+    )

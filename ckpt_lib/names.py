@@ -1,0 +1,136 @@
+"""The grammars of every name that reaches a file system or a person: ids, experiments, tags, descriptions.
+
+They are narrow on purpose. An experiment name becomes a folder on Linux, macOS, Windows and in object stores, so
+only what all of them accept, spelled the same way, is let in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from ckpt_lib.errors import InvalidNameError
+
+MAX_EXPERIMENT_NAME_LENGTH = 100
+MAX_TAG_LENGTH = 100
+MAX_DESCRIPTION_LENGTH = 10_000
+
+_ID = re.compile(
+    r"checkpoint_epoch_(?P<epoch>\d{4,18})_step_(?P<step>\d{6,18})"
+    r"_(?P<timestamp>\d{8}_\d{6})(?:_(?P<suffix>[1-9]\d{0,8}))?"
+)
+_TIMESTAMP = "%Y%m%d_%H%M%S"
+_EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+# Control, format (bidirectional overrides among them), surrogate, private and unassigned characters, and the
+# separators that break a line: invisible or able to make text read as what it is not.
+_HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+@dataclass(frozen=True)
+class CheckpointId:
+    """The parts of an id such as ``checkpoint_epoch_0001_step_000100_20231201_143022``.
+
+    ``timestamp`` is UTC, in whole seconds. ``suffix`` tells apart saves of the same second: the first has none
+    (0), the next ``_2``.
+    """
+
+    epoch: int
+    step: int
+    timestamp: datetime
+    suffix: int = 0
+
+    def __str__(self) -> str:
+        stamp = self.timestamp.astimezone(UTC).strftime(_TIMESTAMP)
+        text = f"checkpoint_epoch_{self.epoch:04d}_step_{self.step:06d}_{stamp}"
+        return f"{text}_{self.suffix}" if self.suffix else text
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an id back, or raise :class:`InvalidNameError`."""
+        match = _ID.fullmatch(text) if text.isascii() else None
+        try:
+            if match is None:
+                raise ValueError("it does not match the pattern")
+            stamp = datetime.strptime(match["timestamp"], _TIMESTAMP).replace(tzinfo=UTC)
+        except ValueError as error:
+            raise InvalidNameError(
+                f"{_shown(text)} is not a checkpoint id",
+                expected="checkpoint_epoch_0001_step_000100_20231201_143022",
+                hint="`ckpt list` shows the ids of an experiment.",
+            ) from error
+        return cls(int(match["epoch"]), int(match["step"]), stamp, int(match["suffix"] or 0))
+
+
+def is_checkpoint_id(text: str) -> bool:
+    """Whether ``text`` is an id: the test by which files of ours are told from foreign ones."""
+    try:
+        CheckpointId.parse(text)
+    except InvalidNameError:
+        return False
+    return True
+
+
+def check_experiment_name(name: str) -> str:
+    """Return ``name`` if it can be a folder everywhere, else raise :class:`InvalidNameError`."""
+    stem = name.partition(".")[0].lower() if isinstance(name, str) else ""
+    if (
+        not isinstance(name, str)
+        or len(name) > MAX_EXPERIMENT_NAME_LENGTH
+        or not _EXPERIMENT.fullmatch(name)
+        or name.endswith(".")
+        or stem in _WINDOWS_DEVICES
+    ):
+        raise InvalidNameError(
+            f"{_shown(name)} cannot be an experiment name",
+            expected=f"1 to {MAX_EXPERIMENT_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ - that start with a "
+            "letter or digit, do not end with a dot and are no Windows device name",
+            hint="Choose another experiment_name.",
+        )
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """Return ``tag`` if it is one line of visible text, else raise :class:`InvalidNameError`."""
+    if not isinstance(tag, str) or not tag or tag != tag.strip() or len(tag) > MAX_TAG_LENGTH or _has_hidden(tag):
+        raise InvalidNameError(
+            f"{_shown(tag)} cannot be a tag",
+            expected=f"1 to {MAX_TAG_LENGTH} visible characters on one line, without blanks at either end",
+        )
+    return unicodedata.normalize("NFC", tag)
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Check each tag and drop repeats, keeping the order they were given in."""
+    if isinstance(tags, str):
+        raise InvalidNameError("tags must be a list", expected=f"[{tags!r}]", got=repr(tags))
+    return tuple(dict.fromkeys(check_tag(tag) for tag in tags))
+
+
+def check_description(text: str) -> str:
+    """Return ``text`` if it can be stored and printed, else raise :class:`InvalidNameError`."""
+    if (
+        not isinstance(text, str)
+        or len(text) > MAX_DESCRIPTION_LENGTH
+        or _has_hidden(text.replace("\n", "").replace("\t", ""))
+    ):
+        raise InvalidNameError(
+            "the description cannot be stored",
+            expected=f"at most {MAX_DESCRIPTION_LENGTH} visible characters, tabs and line breaks",
+            got=_shown(text),
+        )
+    return text
+
+
+def _has_hidden(text: str) -> bool:
+    return any(unicodedata.category(character) in _HIDDEN_CATEGORIES for character in text)
+
+
+def _shown(value: object) -> str:
+    """A hostile value made safe and short enough for a message."""
+    text = ascii(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,1 @@
+"""When to save and what stays: frozen values and pure functions."""

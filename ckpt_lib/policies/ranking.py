@@ -1,0 +1,44 @@
+"""Which value of a metric is better. Only finite numbers compete: NaN, infinities, text and ``None`` are never best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Protocol, TypeGuard, TypeVar
+
+from ckpt_lib.config import Mode
+from ckpt_lib.metadata import Metric
+
+
+class Ranked(Protocol):
+    """What ranking needs to know of a checkpoint."""
+
+    @property
+    def sequence(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+
+R = TypeVar("R", bound=Ranked)
+
+
+def is_rankable(value: Metric) -> TypeGuard[float]:
+    """Whether ``value`` can be compared at all."""
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_better(value: Metric, than: Metric, mode: Mode) -> bool:
+    """Whether ``value`` beats ``than``; any finite number beats one that does not compete, and a tie beats nothing."""
+    if not is_rankable(value):
+        return False
+    if not is_rankable(than):
+        return True
+    return value < than if mode == "min" else value > than
+
+
+def ranked(records: Iterable[R], metric: str, mode: Mode) -> list[R]:
+    """The records that compete in ``metric``, best first; of equals, the earlier saved comes first."""
+    sign = 1 if mode == "min" else -1
+    competing = [(value, record) for record in records if is_rankable(value := record.metrics.get(metric))]
+    return [record for value, record in sorted(competing, key=lambda pair: (sign * pair[0], pair[1].sequence))]

@@ -1,0 +1,156 @@
+"""When to save: frozen values that answer one question, combined by ``AllOf`` and ``AnyOf``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt_lib.config import CheckpointConfig, Mode
+from ckpt_lib.errors import ConfigError, UnknownMetricError
+from ckpt_lib.metadata import Metric
+from ckpt_lib.policies.ranking import is_better, ranked
+
+
+@dataclass(frozen=True)
+class SavedRecord:
+    """A checkpoint saved before, as far as a policy may ask."""
+
+    sequence: int
+    epoch: int
+    step: int
+    metrics: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class SaveContext:
+    """The moment a policy is asked about. ``saved`` holds what is in the experiment, oldest first."""
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, Metric]
+    saved: tuple[SavedRecord, ...] = ()
+    seconds_since_last_save: float | None = None
+    """``None`` when this process has saved nothing yet."""
+
+
+class SavePolicy(Protocol):
+    """Anything with this method is a policy."""
+
+    def should_save(self, context: SaveContext) -> bool:
+        """Whether to save now."""
+        ...
+
+
+def _at_least_one(name: str, number: float) -> None:
+    if not number > 0:
+        raise ConfigError(f"{name} must be positive", got=number)
+
+
+@dataclass(frozen=True)
+class EveryEpochs:
+    """Save when the epoch is a multiple of ``epochs``."""
+
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one("epochs", self.epochs)
+
+    def should_save(self, context: SaveContext) -> bool:
+        return context.epoch % self.epochs == 0
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """Save when the step is a multiple of ``steps``."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _at_least_one("steps", self.steps)
+
+    def should_save(self, context: SaveContext) -> bool:
+        return context.step % self.steps == 0
+
+
+@dataclass(frozen=True)
+class EverySeconds:
+    """Save when this process has not saved for ``seconds``; its first chance counts."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _at_least_one("seconds", self.seconds)
+
+    def should_save(self, context: SaveContext) -> bool:
+        elapsed = context.seconds_since_last_save
+        return elapsed is None or elapsed >= self.seconds
+
+
+@dataclass(frozen=True)
+class OnImprovement:
+    """Save when ``metric`` beats every checkpoint of the experiment. NaN and infinities never do.
+
+    Raises :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would
+    otherwise mean that nothing is ever saved.
+    """
+
+    metric: str = "val_loss"
+    mode: Mode = "min"
+
+    def should_save(self, context: SaveContext) -> bool:
+        if self.metric not in context.metrics:
+            raise UnknownMetricError(
+                f"saving depends on the metric {self.metric!r}, which was not given",
+                expected=f"metrics={{{self.metric!r}: …}}",
+                got=sorted(context.metrics),
+                hint="Pass it, or set monitor_metric to one you pass.",
+            )
+        best = ranked(context.saved, self.metric, self.mode)
+        return is_better(context.metrics[self.metric], best[0].metrics[self.metric] if best else None, self.mode)
+
+
+@dataclass(frozen=True)
+class When:
+    """Save when ``predicate(context)`` is true."""
+
+    predicate: Callable[[SaveContext], bool]
+
+    def should_save(self, context: SaveContext) -> bool:
+        return bool(self.predicate(context))
+
+
+@dataclass(frozen=True, init=False)
+class AllOf:
+    """Save when every policy says so."""
+
+    policies: tuple[SavePolicy, ...]
+
+    def __init__(self, *policies: SavePolicy) -> None:
+        _at_least_one("the number of policies", len(policies))
+        object.__setattr__(self, "policies", policies)
+
+    def should_save(self, context: SaveContext) -> bool:
+        return all(policy.should_save(context) for policy in self.policies)
+
+
+@dataclass(frozen=True, init=False)
+class AnyOf:
+    """Save when at least one policy says so."""
+
+    policies: tuple[SavePolicy, ...]
+
+    def __init__(self, *policies: SavePolicy) -> None:
+        _at_least_one("the number of policies", len(policies))
+        object.__setattr__(self, "policies", policies)
+
+    def should_save(self, context: SaveContext) -> bool:
+        return any(policy.should_save(context) for policy in self.policies)
+
+
+def policy_of(config: CheckpointConfig) -> SavePolicy:
+    """The policy that ``save_interval`` and ``save_best_only`` spell."""
+    interval = EveryEpochs(config.save_interval)
+    if not config.save_best_only:
+        return interval
+    return AllOf(interval, OnImprovement(config.monitor_metric, config.monitor_mode))

@@ -1,0 +1,134 @@
+"""Questions about an experiment's checkpoints: which one is meant, which is the best, which of them in what order."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from ckpt_lib.config import Mode
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.index import Index
+from ckpt_lib.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.names import is_checkpoint_id
+from ckpt_lib.policies.ranking import is_rankable, ranked
+
+SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
+
+
+class Catalogue:
+    """An index, together with the metric that says which checkpoint is the best. Every answer is computed anew."""
+
+    def __init__(self, index: Index, metric: str, mode: Mode) -> None:
+        self._index = index
+        self._metric = metric
+        self._mode = mode
+
+    def best_id(self) -> str | None:
+        return self._best_id(self._index.manifests())
+
+    def latest_id(self) -> str | None:
+        return _latest_id(self._index.manifests())
+
+    def describe_all(self) -> list[CheckpointMetadata]:
+        """Every readable checkpoint, oldest first."""
+        manifests = self._index.manifests()
+        best, latest = self._best_id(manifests), _latest_id(manifests)
+        return [
+            manifest.describe(is_best=manifest.checkpoint_id == best, is_latest=manifest.checkpoint_id == latest)
+            for manifest in manifests
+        ]
+
+    def describe(self, manifest: Manifest) -> CheckpointMetadata:
+        """One checkpoint."""
+        return manifest.describe(
+            is_best=manifest.checkpoint_id == self.best_id(), is_latest=manifest.checkpoint_id == self.latest_id()
+        )
+
+    def resolve(self, name: str) -> Manifest:
+        """The manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
+        if not isinstance(name, str):
+            raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
+        if is_checkpoint_id(name):
+            return self._index.get(name)
+        manifests = self._index.manifests()
+        found: str | None
+        if name == "latest":
+            found = _latest_id(manifests)
+        elif name == "best":
+            found = self._best_id(manifests)
+        else:
+            found = _latest_id([manifest for manifest in manifests if name in manifest.tags])
+        if found is None:
+            raise self._not_found(name, manifests)
+        return self._index.get(found)
+
+    def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
+        best = ranked(manifests, self._metric, self._mode)
+        return best[0].checkpoint_id if best else None
+
+    def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
+        names = {tag for item in manifests for tag in item.tags} | {item.checkpoint_id for item in manifests}
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"The experiment has {len(manifests)} checkpoints."
+        if name == "best" and manifests:
+            hint = f"No checkpoint has a finite {self._metric!r}."
+        return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
+
+
+def _latest_id(manifests: Sequence[Manifest]) -> str | None:
+    return manifests[-1].checkpoint_id if manifests else None
+
+
+def select(
+    checkpoints: Sequence[CheckpointMetadata],
+    *,
+    tags: Collection[str] = (),
+    search: str = "",
+    min_epoch: int | None = None,
+    max_epoch: int | None = None,
+    sort_by: str = "sequence",
+    descending: bool = False,
+    limit: int | None = None,
+) -> list[CheckpointMetadata]:
+    """Those that carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range.
+
+    ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
+    """
+    wanted = set(tags)
+    text = search.casefold()
+    found = [
+        checkpoint
+        for checkpoint in checkpoints
+        if wanted <= set(checkpoint.tags)
+        and text in _searched(checkpoint)
+        and (min_epoch is None or checkpoint.epoch >= min_epoch)
+        and (max_epoch is None or checkpoint.epoch <= max_epoch)
+    ]
+    ordered = _sorted(found, checkpoints, sort_by, descending)
+    return ordered if limit is None else ordered[:limit]
+
+
+def _searched(checkpoint: CheckpointMetadata) -> str:
+    return "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags)).casefold()
+
+
+def _sorted(
+    found: list[CheckpointMetadata], known: Sequence[CheckpointMetadata], sort_by: str, descending: bool
+) -> list[CheckpointMetadata]:
+    if sort_by in SORTABLE:
+        return sorted(found, key=lambda item: (getattr(item, sort_by), item.sequence), reverse=descending)
+    check_metric_is_known(sort_by, known)
+    comparable = [item for item in found if is_rankable(item.metrics.get(sort_by))]
+    others = [item for item in found if not is_rankable(item.metrics.get(sort_by))]
+    return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
+
+
+def check_metric_is_known(metric: str, known: Sequence[CheckpointMetadata]) -> None:
+    """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
+    if not isinstance(metric, str):
+        raise ConfigError("a metric is named by text", got=type(metric).__name__)
+    names = {name for checkpoint in known for name in checkpoint.metrics}
+    if known and metric not in names:
+        raise UnknownMetricError(
+            f"no checkpoint has recorded a metric {metric!r}", expected=", ".join(sorted(names)) or "none was recorded"
+        )

@@ -1,0 +1,121 @@
+"""Carrying retention out: establish what is valid, plan, and delete what the plan says, checking again each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from ckpt_lib import commit
+from ckpt_lib.config import Mode
+from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.index import Index
+from ckpt_lib.integrity import KnownVersions, validate
+from ckpt_lib.metadata import Manifest
+from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
+
+
+class CleanupReport(BaseModel):
+    """What a cleanup decided and did. After a dry run nothing is deleted and nothing swept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: RetentionPlan
+    dry_run: bool
+    deleted_ids: tuple[str, ...] = ()
+    freed_bytes: int = 0
+    spared: dict[str, str] = {}
+    """Ids that the plan gave up and that were found changed when their turn came."""
+    swept: tuple[str, ...] = ()
+    """Leftovers of dead processes that were removed."""
+
+
+def assess(
+    folder: CheckpointFolder,
+    manifests: Sequence[Manifest],
+    *,
+    metric: str,
+    mode: Mode,
+    known: KnownVersions | None = None,
+) -> list[RetentionRecord]:
+    """Records for the planner, with as much verified as safety needs: the newest and the best valid one.
+
+    ``known`` spares reading what this process has already seen to be intact; without it the bytes are read.
+    """
+    statuses: dict[str, Status] = {
+        manifest.checkpoint_id: "unverified" if folder.is_complete(manifest) else "damaged" for manifest in manifests
+    }
+
+    def is_valid(manifest: Manifest) -> bool:
+        if statuses[manifest.checkpoint_id] == "unverified":
+            intact = (known and known.is_intact(folder, manifest)) or validate(
+                folder, manifest, manifest.experiment_name
+            )
+            statuses[manifest.checkpoint_id] = "valid" if intact else "damaged"
+        return statuses[manifest.checkpoint_id] == "valid"
+
+    for candidates in (reversed(manifests), ranked(manifests, metric, mode)):
+        next((manifest for manifest in candidates if is_valid(manifest)), None)
+    return [_record(manifest, statuses[manifest.checkpoint_id]) for manifest in manifests]
+
+
+def _record(manifest: Manifest, status: Status) -> RetentionRecord:
+    shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
+    facts = {name: getattr(manifest, name) for name in shared}
+    return RetentionRecord(**facts, size_bytes=manifest.payload.size_bytes, status=status)
+
+
+def clean(
+    folder: CheckpointFolder,
+    index: Index,
+    policy: RetentionPolicy,
+    *,
+    metric: str,
+    mode: Mode,
+    protected: Mapping[str, str] | None = None,
+    known: KnownVersions | None = None,
+    dry_run: bool = False,
+) -> CleanupReport:
+    """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone."""
+    manifests = index.manifests()
+    records = assess(folder, manifests, metric=metric, mode=mode, known=known)
+    plan = plan_retention(records, policy, metric=metric, mode=mode, protected=protected)
+    if dry_run:
+        return CleanupReport(plan=plan, dry_run=True)
+    swept = commit.sweep(folder) if folder.store.entries(folder.path) else []
+    planned = {manifest.checkpoint_id: manifest for manifest in manifests}
+    deleted, spared, freed_bytes = [], {}, 0
+    # Oldest first: whatever stops this, what is left is the newer part.
+    for checkpoint_id in reversed(plan.deleted_ids):
+        try:
+            gone = commit.delete(folder, checkpoint_id, unless=_changed_since(planned[checkpoint_id]))
+        except ProtectedCheckpointError as error:
+            spared[checkpoint_id] = error.message
+            continue
+        if gone is not None:
+            deleted.append(checkpoint_id)
+            freed_bytes += gone.payload.size_bytes
+    return CleanupReport(
+        plan=plan,
+        dry_run=False,
+        deleted_ids=tuple(deleted),
+        freed_bytes=freed_bytes,
+        spared=spared,
+        swept=tuple(swept),
+    )
+
+
+def _changed_since(planned: Manifest) -> Callable[[Manifest], CheckpointError | None]:
+    """Refuse to delete a checkpoint that someone pinned, tagged or replaced after the plan was made."""
+
+    def check(current: Manifest) -> CheckpointError | None:
+        # Compared as bytes: a NaN among the metrics would make a manifest differ from itself.
+        if current.to_bytes() == planned.to_bytes():
+            return None
+        return ProtectedCheckpointError(
+            "changed since the plan was made; the next cleanup decides again", checkpoint_id=current.checkpoint_id
+        )
+
+    return check

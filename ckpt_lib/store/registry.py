@@ -1,0 +1,35 @@
+"""Which class serves which URL. The registry holds strings, so that a store's libraries load when it is used."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any, cast
+
+from fsspec.core import split_protocol
+
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.store.base import Store
+
+_STORES = {
+    "file": "ckpt_lib.store.local:LocalStore",
+    "local": "ckpt_lib.store.local:LocalStore",
+}
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store at ``url``: a path, or an fsspec URL. Nothing is created until something is written.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a scheme no store serves.
+    """
+    text = os.fspath(url)
+    scheme = split_protocol(text)[0] or "file"
+    if scheme not in _STORES:
+        raise ConfigError(
+            f"no store serves {scheme}:// URLs",
+            path=text,
+            expected="a path, or a URL that starts with " + ", ".join(f"{name}://" for name in sorted(_STORES)),
+        )
+    module, _, name = _STORES[scheme].partition(":")
+    store_class: Any = getattr(import_module(module), name)
+    return cast(Store, store_class(text))

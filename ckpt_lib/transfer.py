@@ -1,0 +1,141 @@
+"""Verified copies: backups and their restoration, exports and imports."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_lib import commit
+from ckpt_lib.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CorruptManifestError,
+    NotACheckpointError,
+)
+from ckpt_lib.folder import MANIFEST_SUFFIX, CheckpointFolder
+from ckpt_lib.index import Index
+from ckpt_lib.integrity import validate
+from ckpt_lib.metadata import Manifest
+from ckpt_lib.names import is_checkpoint_id
+from ckpt_lib.store import open_store
+from ckpt_lib.stream.reader import Progress
+
+
+def backup(
+    folder: CheckpointFolder, manifest: Manifest, backups: CheckpointFolder, progress: Progress | None = None
+) -> bool:
+    """Copy a checkpoint to the backup location; ``False`` when a whole copy is there already.
+
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint itself is damaged: damage is never
+    copied over a backup. Killed on the way, the next call begins again.
+    """
+    existing = _manifest_or_none(backups, manifest.checkpoint_id)
+    if existing:
+        _same_or_raise(existing, manifest, backups)
+        if backups.is_complete(existing):
+            return False
+    commit.copy(folder, manifest, backups, replace=True, progress=progress)
+    return True
+
+
+def restore(
+    folder: CheckpointFolder, checkpoint_id: str, backups: CheckpointFolder, progress: Progress | None = None
+) -> Manifest:
+    """Put the backup of a checkpoint in its place, whether that is damaged, half gone or deleted.
+
+    Tags and description stay as the experiment has them, if its manifest can still be read. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the backup is damaged too; the experiment is then unchanged.
+    """
+    try:
+        saved = backups.read_manifest(checkpoint_id)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"there is no backup of {checkpoint_id}", checkpoint_id=checkpoint_id, path=backups.location()
+        ) from error
+    current = _manifest_or_none(folder, checkpoint_id)
+    if current:
+        _same_or_raise(current, saved, folder)
+    return commit.copy(backups, saved, folder, as_manifest=current, replace=True, progress=progress)
+
+
+def export(
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    destination: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> str:
+    """Copy a checkpoint and its manifest into another folder; return where the payload lies.
+
+    Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when another file
+    has its name.
+    """
+    target = CheckpointFolder(open_store(destination), "")
+    existing = _manifest_or_none(target, manifest.checkpoint_id)
+    if existing:
+        _same_or_raise(existing, manifest, target)
+    identical = validate(target, manifest, manifest.experiment_name).is_valid
+    if not (existing and identical):
+        # A payload without manifest is what an interrupted export leaves; one with other bytes is not ours to replace.
+        commit.copy(folder, manifest, target, replace=identical or existing is not None, progress=progress)
+    return target.payload_location(manifest)
+
+
+def import_checkpoint(
+    folder: CheckpointFolder,
+    index: Index,
+    source: str | os.PathLike[str],
+    *,
+    experiment_name: str,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Adopt an exported checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
+
+    Every byte is verified on the way. Importing it again returns the checkpoint it became.
+    """
+    origin, checkpoint_id = _locate(os.fspath(source))
+    manifest = origin.read_manifest(checkpoint_id)
+    return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
+
+
+def _locate(source: str) -> tuple[CheckpointFolder, str]:
+    as_folder = CheckpointFolder(open_store(source), "")
+    found = sorted(as_folder.manifest_entries()) if not _names_a_file(source) else []
+    if len(found) == 1:
+        return as_folder, found[0]
+    if found:
+        raise NotACheckpointError(
+            f"the folder holds {len(found)} checkpoints", path=source, hint="Name one of its payload files."
+        )
+    parent, _, name = source.replace(os.sep, "/").rstrip("/").rpartition("/")
+    checkpoint_id = name.partition(".")[0]
+    origin = CheckpointFolder(open_store(parent or ("/" if source.startswith("/") else ".")), "")
+    if is_checkpoint_id(checkpoint_id) and checkpoint_id in origin.manifest_entries():
+        return origin, checkpoint_id
+    raise NotACheckpointError(
+        "there is no checkpoint with its manifest",
+        path=source,
+        expected=f"<checkpoint id>.pt with <checkpoint id>{MANIFEST_SUFFIX} beside it, as `ckpt export` makes them",
+    )
+
+
+def _names_a_file(source: str) -> bool:
+    return is_checkpoint_id(source.replace(os.sep, "/").rpartition("/")[2].partition(".")[0])
+
+
+def _manifest_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
+    """The manifest, or ``None`` when it is missing or damaged and may be written anew."""
+    try:
+        return folder.read_manifest(checkpoint_id)
+    except (CheckpointNotFoundError, CorruptManifestError):
+        return None
+
+
+def _same_or_raise(existing: Manifest, wanted: Manifest, folder: CheckpointFolder) -> None:
+    if existing.uid != wanted.uid:
+        raise CheckpointExistsError(
+            "a different checkpoint has that id there",
+            checkpoint_id=wanted.checkpoint_id,
+            path=folder.location(),
+            expected=f"uid {wanted.uid}",
+            got=f"uid {existing.uid}",
+            hint="It was left as it is.",
+        )
