@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, CorruptCheckpointError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Format, Payload
@@ -41,6 +42,7 @@ class Draft:
     config: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     description: str = ""
+    monitor: Monitor = field(default_factory=Monitor)
     parent_id: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None

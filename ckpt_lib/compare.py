@@ -26,6 +26,7 @@ def compare(checkpoints: Sequence[CheckpointMetadata]) -> Comparison:
     configs = _lined_up([_flat(checkpoint.config) for checkpoint in checkpoints])
     facts = ("epoch", "step", "timestamp", "file_size", "model_name", "is_best", "is_latest")
     tags = dict.fromkeys(tag for checkpoint in checkpoints for tag in checkpoint.tags)
+    plain = [checkpoint.model_dump(mode="json") for checkpoint in checkpoints]
     return {
         "checkpoint_ids": [checkpoint.checkpoint_id for checkpoint in checkpoints],
         "metrics_comparison": _lined_up([checkpoint.metrics for checkpoint in checkpoints]),
@@ -33,7 +34,7 @@ def compare(checkpoints: Sequence[CheckpointMetadata]) -> Comparison:
             name: values for name, values in configs.items() if any(value != values[0] for value in values)
         },
         "tags_comparison": {tag: [tag in checkpoint.tags for checkpoint in checkpoints] for tag in tags},
-        "metadata_comparison": {fact: [getattr(item, fact) for item in checkpoints] for fact in facts},
+        "metadata_comparison": {fact: [item[fact] for item in plain] for fact in facts},
     }
 
 
@@ -59,7 +60,7 @@ def compare_tensors(reference: Payload, other: Payload) -> dict[str, dict[str, A
 
 
 def _tensor_difference(first: Any, second: Any) -> dict[str, Any]:
-    shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else None for item in (first, second)]
+    shapes = [list(item.shape) if isinstance(item, torch.Tensor) else None for item in (first, second)]
     if None in shapes or shapes[0] != shapes[1]:
         return {"shapes": shapes}
     a, b = first.detach().to("cpu", torch.float64), second.detach().to("cpu", torch.float64)

@@ -15,6 +15,15 @@ from ckpt_lib.errors import ConfigError
 Mode = Literal["min", "max"]
 
 
+class Monitor(BaseModel):
+    """The metric that decides which checkpoint is the best, and which way."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str = "val_loss"
+    mode: Mode = "min"
+
+
 class CheckpointConfig(BaseModel):
     """Options of a :class:`~ckpt_lib.CheckpointManager`; frozen, and refused as a whole when one is wrong.
 
@@ -86,6 +95,16 @@ class CheckpointConfig(BaseModel):
         if value:
             raise ValueError("this version writes no compressed payloads; leave compression=False")
         return value
+
+    @property
+    def monitor(self) -> Monitor:
+        """``monitor_metric`` and ``monitor_mode`` as one value."""
+        return Monitor(metric=self.monitor_metric, mode=self.monitor_mode)
+
+    @property
+    def says_monitor(self) -> bool:
+        """Whether the monitored metric was chosen, and is not just the default."""
+        return not self.model_fields_set.isdisjoint({"monitor_metric", "monitor_mode"})
 
     @classmethod
     def development(cls, **options: Any) -> Self:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ckpt_lib import commit, transfer
-from ckpt_lib.config import CheckpointConfig, Mode
+from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -49,8 +49,9 @@ class CheckpointManager:
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
     of processes of one machine, may work on the same experiment.
 
-    Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"`` (by ``monitor_metric``), or a
-    tag, which stands for the newest checkpoint that carries it; the two keywords and ids come before tags.
+    Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
+    newest checkpoint that carries it; the two keywords and ids come before tags. The best is by ``monitor_metric``; a
+    manager whose configuration does not mention that goes by what the newest checkpoint was saved with.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class CheckpointManager:
             raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
         self.save_policy = save_policy or policy_of(self.config)
-        self.retention_policy = retention_policy or self._at_most(self.config.max_checkpoints)
+        self.retention_policy = retention_policy
         store = open_store(self.config.checkpoint_dir)
         self._folder = CheckpointFolder(store, self.experiment_name)
         self._backups = (
@@ -79,7 +80,7 @@ class CheckpointManager:
             else self._folder.child(BACKUPS_NAME)
         )
         self._index = Index(self._folder)
-        self._catalogue = Catalogue(self._index, self.config.monitor_metric, self.config.monitor_mode)
+        self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
         self._backup_index = Index(self._backups)
         self._format = format_named(DEFAULT_FORMAT)
         self._known = KnownVersions()
@@ -173,6 +174,7 @@ class CheckpointManager:
             config=check_run_config(config) if self.config.save_metadata else {},
             tags=check_tags(tags),
             description=check_description(description),
+            monitor=self.config.monitor,
             parent_id=self._parent_id or self._catalogue.latest_id(),
             libraries=_libraries() if self.config.save_metadata else {},
             idempotency_key=idempotency_key,
@@ -194,7 +196,7 @@ class CheckpointManager:
             with _logged(f"backing up {manifest.checkpoint_id}"):
                 self.backup_checkpoint(manifest.checkpoint_id)
         with _logged("retiring old checkpoints"):
-            self._clean(self.retention_policy, dry_run=False, known=self._known)
+            self._clean(None, dry_run=False, known=self._known)
         self._write_snapshot()
 
     def _write_snapshot(self) -> None:
@@ -321,15 +323,20 @@ class CheckpointManager:
         return next(reversed(self._catalogue.describe_all()), None)
 
     def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
-        """The best checkpoint by any metric, by default ``monitor_metric``; ``None`` when no finite value is recorded.
+        """The best checkpoint by any metric, by default the monitored one; ``None`` when no finite value is recorded.
 
-        Of equals, the earlier. Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint
+        Of equals, the earlier. Another metric than the monitored needs a ``mode``. Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint
         has.
         """
         checkpoints = self._catalogue.describe_all()
         if metric is not None:
             check_metric_is_known(metric, checkpoints)
-        best = ranked(checkpoints, metric or self.config.monitor_metric, mode or self.config.monitor_mode)
+        monitor = self._catalogue.monitor()
+        if metric not in (None, monitor.metric) and mode is None:
+            raise ConfigError(
+                f"whether a smaller or a larger {metric!r} is better was not said", expected='mode="min" or "max"'
+            )
+        best = ranked(checkpoints, Monitor(metric=metric or monitor.metric, mode=mode or monitor.mode))
         return best[0] if best else None
 
     # --- checking, comparing, summarising ---
@@ -509,20 +516,19 @@ class CheckpointManager:
 
         The newest and the best checkpoint are read and verified first: a damaged one never counts as kept.
         """
-        report = self._clean(policy or self.retention_policy, dry_run=dry_run, known=None)
+        report = self._clean(policy, dry_run=dry_run, known=None)
         if not dry_run:
             self._clean_backups()
             self._write_snapshot()
         return report
 
-    def _clean(self, policy: RetentionPolicy, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
+    def _clean(self, policy: RetentionPolicy | None, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
         in_use = {} if self._parent_id is None else {self._parent_id: "in use: loaded or saved last by this process"}
         return clean(
             self._folder,
             self._index,
-            policy,
-            metric=self.config.monitor_metric,
-            mode=self.config.monitor_mode,
+            policy or self.retention_policy or self._at_most(self.config.max_checkpoints),
+            monitor=self._catalogue.monitor(),
             protected=in_use,
             known=known,
             dry_run=dry_run,
@@ -538,14 +544,14 @@ class CheckpointManager:
             self._backups,
             self._backup_index,
             self._at_most(self.config.max_backups),
-            metric=self.config.monitor_metric,
-            mode=self.config.monitor_mode,
+            monitor=self._catalogue.monitor(),
             protected=protected,
             known=self._known,
         )
 
     def _at_most(self, count: int) -> KeepAtMost:
-        return KeepAtMost(count=count, metric=self.config.monitor_metric, mode=self.config.monitor_mode)
+        monitor = self._catalogue.monitor()
+        return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
 
 
 @contextmanager

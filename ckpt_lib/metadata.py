@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import (
     ConfigError,
     CorruptManifestError,
@@ -158,6 +159,7 @@ class Manifest(_Facts):
     uid: str = Field(pattern=r"^[0-9a-f]{32}$", description="Random; a copy elsewhere has the same.")
     format: str
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=1)
+    monitor: Monitor = Field(default=Monitor(), description="What the run took for its measure of the best.")
     libraries: dict[str, str] = {}
     idempotency_key: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
-from ckpt_lib.config import Mode
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest
@@ -16,12 +16,22 @@ SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_siz
 
 
 class Catalogue:
-    """An index, together with the metric that says which checkpoint is the best. Every answer is computed anew."""
+    """An index, together with the metric that says which checkpoint is the best. Every answer is computed anew.
 
-    def __init__(self, index: Index, metric: str, mode: Mode) -> None:
+    Without a ``monitor``, the one that the newest checkpoint was saved with is taken: whoever looks at a run later
+    sees as best what the run saw as best.
+    """
+
+    def __init__(self, index: Index, monitor: Monitor | None = None) -> None:
         self._index = index
-        self._metric = metric
-        self._mode = mode
+        self._monitor = monitor
+
+    def monitor(self) -> Monitor:
+        """The measure of the best."""
+        return self._monitor_of(self._index.manifests())
+
+    def _monitor_of(self, manifests: Sequence[Manifest]) -> Monitor:
+        return self._monitor or (manifests[-1].monitor if manifests else Monitor())
 
     def best_id(self) -> str | None:
         return self._best_id(self._index.manifests())
@@ -63,7 +73,7 @@ class Catalogue:
         return self._index.get(found)
 
     def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
-        best = ranked(manifests, self._metric, self._mode)
+        best = ranked(manifests, self._monitor_of(manifests))
         return best[0].checkpoint_id if best else None
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
@@ -71,7 +81,7 @@ class Catalogue:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"The experiment has {len(manifests)} checkpoints."
         if name == "best" and manifests:
-            hint = f"No checkpoint has a finite {self._metric!r}."
+            hint = f"No checkpoint has a finite {self._monitor_of(manifests).metric!r}."
         return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib import commit
-from ckpt_lib.config import Mode
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
@@ -36,8 +36,7 @@ def assess(
     folder: CheckpointFolder,
     manifests: Sequence[Manifest],
     *,
-    metric: str,
-    mode: Mode,
+    monitors: Collection[Monitor],
     known: KnownVersions | None = None,
 ) -> list[RetentionRecord]:
     """Records for the planner, with as much verified as safety needs: the newest and the best valid one.
@@ -56,7 +55,7 @@ def assess(
             statuses[manifest.checkpoint_id] = "valid" if intact else "damaged"
         return statuses[manifest.checkpoint_id] == "valid"
 
-    for candidates in (reversed(manifests), ranked(manifests, metric, mode)):
+    for candidates in (manifests[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
         next((manifest for manifest in candidates if is_valid(manifest)), None)
     return [_record(manifest, statuses[manifest.checkpoint_id]) for manifest in manifests]
 
@@ -72,16 +71,17 @@ def clean(
     index: Index,
     policy: RetentionPolicy,
     *,
-    metric: str,
-    mode: Mode,
+    monitor: Monitor,
     protected: Mapping[str, str] | None = None,
     known: KnownVersions | None = None,
     dry_run: bool = False,
 ) -> CleanupReport:
     """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone."""
     manifests = index.manifests()
-    records = assess(folder, manifests, metric=metric, mode=mode, known=known)
-    plan = plan_retention(records, policy, metric=metric, mode=mode, protected=protected)
+    # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
+    monitors = {monitor, *(manifest.monitor for manifest in manifests)}
+    records = assess(folder, manifests, monitors=monitors, known=known)
+    plan = plan_retention(records, policy, monitors=monitors, protected=protected)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = commit.sweep(folder) if folder.store.entries(folder.path) else []

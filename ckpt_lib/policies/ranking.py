@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeGuard, TypeVar
 
-from ckpt_lib.config import Mode
+from ckpt_lib.config import Mode, Monitor
 from ckpt_lib.metadata import Metric
 
 
@@ -37,8 +37,8 @@ def is_better(value: Metric, than: Metric, mode: Mode) -> bool:
     return value < than if mode == "min" else value > than
 
 
-def ranked(records: Iterable[R], metric: str, mode: Mode) -> list[R]:
-    """The records that compete in ``metric``, best first; of equals, the earlier saved comes first."""
-    sign = 1 if mode == "min" else -1
-    competing = [(value, record) for record in records if is_rankable(value := record.metrics.get(metric))]
+def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
+    """The records that compete, best first; of equals, the earlier saved comes first."""
+    sign = 1 if monitor.mode == "min" else -1
+    competing = [(value, record) for record in records if is_rankable(value := record.metrics.get(monitor.metric))]
     return [record for value, record in sorted(competing, key=lambda pair: (sign * pair[0], pair[1].sequence))]

@@ -7,13 +7,13 @@ pinned ones, those in use (``protected``), and damaged ones, which wait for repa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ckpt_lib.config import Mode
+from ckpt_lib.config import Mode, Monitor
 from ckpt_lib.metadata import StoredMetric
 from ckpt_lib.policies.ranking import ranked
 
@@ -67,7 +67,7 @@ class KeepBest(_Policy):
     count: int = Field(default=1, ge=0)
 
     def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        best = ranked(records, self.metric, self.mode)[: self.count]
+        best = ranked(records, Monitor(metric=self.metric, mode=self.mode))[: self.count]
         return {
             record.checkpoint_id: f"best {position} of {self.count} by {self.metric}"
             for position, record in enumerate(best, start=1)
@@ -160,17 +160,16 @@ def plan_retention(
     records: Iterable[RetentionRecord],
     policy: RetentionPolicy,
     *,
-    metric: str,
-    mode: Mode,
+    monitors: Collection[Monitor],
     protected: Mapping[str, str] | None = None,
 ) -> RetentionPlan:
-    """Decide about every record. ``metric`` and ``mode`` say which is the best; ``protected`` maps ids to reasons.
+    """Decide about every record. Each of ``monitors`` says what a best one is; ``protected`` maps ids to reasons.
 
     Order is by sequence alone: no clock, and no time stamp of a file, has a say.
     """
     newest_first = sorted(records, key=lambda record: (record.sequence, record.checkpoint_id), reverse=True)
     whole = [record for record in newest_first if record.status != "damaged"]
-    reasons = policy.reasons(whole) | dict(protected or {}) | _always_kept(newest_first, whole, metric, mode)
+    reasons = policy.reasons(whole) | dict(protected or {}) | _always_kept(newest_first, whole, monitors)
     return RetentionPlan(
         decisions=tuple(
             Decision(
@@ -185,7 +184,7 @@ def plan_retention(
 
 
 def _always_kept(
-    records: Sequence[RetentionRecord], whole: Sequence[RetentionRecord], metric: str, mode: Mode
+    records: Sequence[RetentionRecord], whole: Sequence[RetentionRecord], monitors: Collection[Monitor]
 ) -> dict[str, str]:
     reasons = {}
     for record in records:
@@ -193,8 +192,9 @@ def _always_kept(
             reasons[record.checkpoint_id] = "damaged: waits for repair"
     for candidates in (whole, [record for record in whole if record.status == "valid"]):
         # Both: an unverified checkpoint may turn out damaged, and then the newest valid one is what is left.
-        for best in ranked(candidates, metric, mode)[:1]:
-            reasons[best.checkpoint_id] = f"best {best.status} by {metric}"
+        for monitor in monitors:
+            for best in ranked(candidates, monitor)[:1]:
+                reasons[best.checkpoint_id] = f"best {best.status} by {monitor.metric}"
         for newest in candidates[:1]:
             reasons[newest.checkpoint_id] = f"newest {newest.status}"
     for record in records:

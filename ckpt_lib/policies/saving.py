@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckpt_lib.config import CheckpointConfig, Mode
+from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
@@ -106,7 +106,7 @@ class OnImprovement:
                 got=sorted(context.metrics),
                 hint="Pass it, or set monitor_metric to one you pass.",
             )
-        best = ranked(context.saved, self.metric, self.mode)
+        best = ranked(context.saved, Monitor(metric=self.metric, mode=self.mode))
         return is_better(context.metrics[self.metric], best[0].metrics[self.metric] if best else None, self.mode)
 
 
