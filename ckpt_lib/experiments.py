@@ -10,13 +10,15 @@ from ckpt_lib.names import check_experiment_name, is_checkpoint_id
 from ckpt_lib.store import Store
 
 
-def list_experiments(store: Store) -> list[str]:
+def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
     """The names of the experiments in ``store``, sorted.
 
-    Raises :class:`NotAStoreError` when there are files but no experiment among them, and when there is nothing at all:
-    a mistyped path must not look like an empty store.
+    Raises :class:`NotAStoreError` when there are files but no experiment among them, and, unless ``missing_ok``, when
+    there is nothing at all: a mistyped path must not look like an empty store.
     """
     entries = store.entries("")
+    if missing_ok and not entries:
+        return []
     names = [entry.name for entry in entries if entry.is_folder and _is_experiment(store, entry.name)]
     if not names:
         raise NotAStoreError(

@@ -291,6 +291,11 @@ class CheckpointManager:
 
     # --- finding ---
 
+    @property
+    def monitor(self) -> Monitor:
+        """What decides which checkpoint is the best; asks the store unless the configuration says it."""
+        return self._catalogue.monitor()
+
     def list_checkpoints(
         self,
         *,
@@ -314,6 +319,11 @@ class CheckpointManager:
             limit=limit,
         )
 
+    def checkpoint_ids(self) -> list[str]:
+        """Every id there is, oldest first, and then those whose manifest cannot be read."""
+        readable = [manifest.checkpoint_id for manifest in self._index.manifests()]
+        return readable + [str(error.checkpoint_id) for error in self._index.unreadable()]
+
     def get_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
         """The metadata of one checkpoint."""
         return self._catalogue.describe(self._catalogue.resolve(checkpoint_id))
@@ -325,8 +335,9 @@ class CheckpointManager:
     def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
         """The best checkpoint by any metric, by default the monitored one; ``None`` when no finite value is recorded.
 
-        Of equals, the earlier. Another metric than the monitored needs a ``mode``. Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint
-        has.
+        Of equals, the earlier. Another metric than the monitored needs a ``mode``.
+
+        Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint has.
         """
         checkpoints = self._catalogue.describe_all()
         if metric is not None:
@@ -357,10 +368,27 @@ class CheckpointManager:
 
     def validate_all(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
         """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
-        for manifest in self._index.manifests():
-            yield self._validate(self._folder, manifest, progress)
-        for error in self._index.unreadable():
-            yield unreadable_report(error, str(error.checkpoint_id), self.experiment_name)
+        return self._validate_each(self._folder, self._index, progress)
+
+    def validate_all_backups(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
+        """Validate every backup, as :meth:`validate_all` does every checkpoint."""
+        return self._validate_each(self._backups, self._backup_index, progress)
+
+    def _validate_each(
+        self, folder: CheckpointFolder, index: Index, progress: Progress | None
+    ) -> Iterator[ValidationReport]:
+        for manifest in index.manifests():
+            yield self._validate(folder, manifest, progress)
+        yield from self._unreadable(index)
+
+    def list_unreadable(self) -> list[ValidationReport]:
+        """The checkpoints that :meth:`list_checkpoints` cannot show, because their manifest cannot be read."""
+        return self._unreadable(self._index)
+
+    def _unreadable(self, index: Index) -> list[ValidationReport]:
+        return [
+            unreadable_report(error, str(error.checkpoint_id), self.experiment_name) for error in index.unreadable()
+        ]
 
     def _validate(self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None) -> ValidationReport:
         report = validate(folder, manifest, self.experiment_name, progress)
@@ -444,13 +472,18 @@ class CheckpointManager:
 
     # --- copies ---
 
-    def backup_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> bool:
+    def backup_checkpoint(
+        self, checkpoint_id: str = "latest", *, verify_existing: bool = False, progress: Progress | None = None
+    ) -> bool:
         """Make a verified copy in the backup location; ``False`` when there is one already.
 
+        A copy that is there counts if its size is right; ``verify_existing`` reads it, and replaces it if damaged.
         Afterwards old backups are retired down to ``max_backups``.
         """
         manifest = self._catalogue.resolve(checkpoint_id)
-        copied = transfer.backup(self._folder, manifest, self._backups, progress)
+        copied = transfer.backup(
+            self._folder, manifest, self._backups, verify_existing=verify_existing, progress=progress
+        )
         if copied:
             self._known.remember(self._backups, manifest)
             self._clean_backups(just_made=manifest.checkpoint_id)

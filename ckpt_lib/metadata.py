@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import numbers
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -25,7 +26,10 @@ from ckpt_lib.errors import (
 from ckpt_lib.names import MAX_TAG_LENGTH, check_tag, is_checkpoint_id
 
 SCHEMA_VERSION = 1
+MAX_CONFIG_LEVELS = 100
+_MAX_MANIFEST_LEVELS = 200  # of what a newer version may add too; the serializer's own limit is 255
 _DIGEST_FIELD = "manifest_sha256"
+_PAYLOAD_SUFFIX = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9.]{0,31}")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Metric = float | int | str | None
@@ -81,11 +85,13 @@ def _plain_metric(name: str, value: Any) -> Metric:
     if isinstance(value, str):
         if not value.isprintable():
             raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=ascii(value)[:120])
-        return _NON_FINITE.get(value, value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
+        return _NON_FINITE.get(value, str.__str__(value))  # subclasses, such as enumerations, become plain
     if isinstance(value, numbers.Real):
-        return float(value)
+        try:
+            as_float = float(value)
+        except OverflowError as error:
+            raise InvalidMetricError(f"metric {name!r} is too large", expected="a number up to 1.8e308") from error
+        return int(value) if isinstance(value, numbers.Integral) else as_float
     raise InvalidMetricError(
         f"metric {name!r} cannot be stored", expected="a number, a text or None", got=type(value).__name__
     )
@@ -98,7 +104,7 @@ def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise ConfigError("config must be a mapping", expected="{'learning_rate': 0.1}", got=type(config).__name__)
     try:
-        text = json.dumps(dict(config), allow_nan=False)
+        text = json.dumps(dict(config), allow_nan=False, ensure_ascii=False)
         text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
@@ -106,7 +112,20 @@ def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
             expected="numbers, text, booleans, None, lists and dicts with text keys",
         ) from error
     loaded: dict[str, Any] = json.loads(text)
+    if _is_deeper(loaded, MAX_CONFIG_LEVELS):
+        raise ConfigError(
+            "the run's config cannot be stored: it is nested too deeply", expected=f"at most {MAX_CONFIG_LEVELS} levels"
+        )
     return loaded
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether JSON containers nest more than ``levels`` deep, found without recursion."""
+    layer = [value]
+    for _ in range(levels + 1):
+        containers = [item for item in layer if isinstance(item, dict | list)]
+        layer = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
+    return bool(layer)
 
 
 class FileEntry(BaseModel):
@@ -186,8 +205,13 @@ class Manifest(_Facts):
         return self.model_copy(update=facts)
 
     def to_bytes(self) -> bytes:
-        """The manifest file: canonical JSON that ends in the digest of itself."""
-        return _canonical(self.model_dump(mode="json"))
+        """The manifest file: canonical JSON that holds the digest of the rest of it."""
+        try:
+            return _canonical(self.model_dump(mode="json"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"a fact of the checkpoint cannot be written to its manifest: {error}", checkpoint_id=self.checkpoint_id
+            ) from error
 
     @classmethod
     def from_bytes(cls, data: bytes, *, path: str) -> Self:
@@ -198,7 +222,9 @@ class Manifest(_Facts):
         """
         fields = _parse(data, path)
         version = fields.get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
+        if type(version) is not int:
+            raise _corrupt(path, "its schema version is not a whole number", expected=SCHEMA_VERSION)
+        if version > SCHEMA_VERSION:
             raise UnsupportedSchemaError(
                 "the manifest was written by a newer version of this library",
                 path=path,
@@ -207,7 +233,7 @@ class Manifest(_Facts):
                 hint="Upgrade prefect-checkpoints to read it.",
             )
         recorded = fields.pop(_DIGEST_FIELD, None)
-        if _canonical(fields) != data:
+        if not _is_canonical(fields, data):
             raise _corrupt(path, "its bytes differ from what was written", expected=recorded)
         try:
             manifest = cls.model_validate(fields)
@@ -220,11 +246,15 @@ class Manifest(_Facts):
 def _check_names(manifest: Manifest, path: str) -> None:
     """A manifest names files: none of them may lead anywhere but to the manifest's own payload."""
     name = manifest.payload.name
-    if not is_checkpoint_id(manifest.checkpoint_id) or not name.startswith(f"{manifest.checkpoint_id}."):
+    suffix = name.removeprefix(manifest.checkpoint_id)
+    if (
+        not is_checkpoint_id(manifest.checkpoint_id)
+        or not name.startswith(manifest.checkpoint_id)
+        or not _PAYLOAD_SUFFIX.fullmatch(suffix)
+        or suffix.lower() == ".json"  # the manifest itself
+    ):
         raise _corrupt(path, f"it names the payload {name!r}", expected=f"{manifest.checkpoint_id}.<format suffix>")
-    if "/" in name or "\\" in name or "\0" in name:
-        raise _corrupt(path, f"it names the payload {name!r}", expected="a file beside the manifest")
-    chunks = math.ceil(manifest.payload.size_bytes / manifest.payload.chunk_size_bytes)
+    chunks = -(-manifest.payload.size_bytes // manifest.payload.chunk_size_bytes)
     if len(manifest.payload.chunk_xxh3_128) != chunks:
         raise _corrupt(path, "its chunk table has the wrong length", expected=chunks)
 
@@ -238,17 +268,23 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
         raise _corrupt(path, f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _corrupt(path, "it is not a JSON object")
+    if _is_deeper(fields, _MAX_MANIFEST_LEVELS):
+        raise _corrupt(path, "it is nested too deeply for a manifest")
     return fields
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:
     """One spelling for each manifest, so that comparing bytes compares meaning; the digest covers all but itself."""
+    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    signed = {**fields, _DIGEST_FIELD: hashlib.sha256(body).hexdigest()}
+    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def _is_canonical(fields: dict[str, Any], data: bytes) -> bool:
     try:
-        body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8")
-        signed = {**fields, _DIGEST_FIELD: hashlib.sha256(body).hexdigest()}
-        return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
-    except UnicodeEncodeError:
-        return b""  # a lone surrogate, which no writer of ours produces: equal to no file
+        return _canonical(fields) == data
+    except UnicodeEncodeError:  # a lone surrogate, which no writer of ours produces
+        return False
 
 
 def _corrupt(path: str, reason: str, expected: object = None) -> CorruptManifestError:

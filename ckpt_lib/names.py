@@ -45,7 +45,8 @@ class CheckpointId:
     suffix: int = 0
 
     def __str__(self) -> str:
-        stamp = self.timestamp.astimezone(UTC).strftime(_TIMESTAMP)
+        moment = self.timestamp.astimezone(UTC)
+        stamp = f"{moment.year:04d}{moment:%m%d_%H%M%S}"  # strftime does not pad years everywhere
         text = f"checkpoint_epoch_{self.epoch:04d}_step_{self.step:06d}_{stamp}"
         return f"{text}_{self.suffix}" if self.suffix else text
 
@@ -57,13 +58,16 @@ class CheckpointId:
             if match is None:
                 raise ValueError("it does not match the pattern")
             stamp = datetime.strptime(match["timestamp"], _TIMESTAMP).replace(tzinfo=UTC)
+            found = cls(int(match["epoch"]), int(match["step"]), stamp, int(match["suffix"] or 0))
+            if str(found) != text:
+                raise ValueError("it is another spelling of an id")
         except ValueError as error:
             raise InvalidNameError(
                 f"{_shown(text)} is not a checkpoint id",
                 expected="checkpoint_epoch_0001_step_000100_20231201_143022",
                 hint="`ckpt list` shows the ids of an experiment.",
             ) from error
-        return cls(int(match["epoch"]), int(match["step"]), stamp, int(match["suffix"] or 0))
+        return found
 
 
 def is_checkpoint_id(text: str) -> bool:
@@ -96,12 +100,14 @@ def check_experiment_name(name: str) -> str:
 
 def check_tag(tag: str) -> str:
     """Return ``tag`` if it is one line of visible text, else raise :class:`InvalidNameError`."""
-    if not isinstance(tag, str) or not tag or tag != tag.strip() or len(tag) > MAX_TAG_LENGTH or _has_hidden(tag):
+    # Normalized first: that may make it longer, and what is stored must pass when it is read back.
+    normal = unicodedata.normalize("NFC", tag) if isinstance(tag, str) else ""
+    if not normal or normal != normal.strip() or len(normal) > MAX_TAG_LENGTH or _has_hidden(normal):
         raise InvalidNameError(
             f"{_shown(tag)} cannot be a tag",
             expected=f"1 to {MAX_TAG_LENGTH} visible characters on one line, without blanks at either end",
         )
-    return unicodedata.normalize("NFC", tag)
+    return normal
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,12 @@ from ckpt_lib.stream.reader import Progress
 
 
 def backup(
-    folder: CheckpointFolder, manifest: Manifest, backups: CheckpointFolder, progress: Progress | None = None
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    backups: CheckpointFolder,
+    *,
+    verify_existing: bool = False,
+    progress: Progress | None = None,
 ) -> bool:
     """Copy a checkpoint to the backup location; ``False`` when a whole copy is there already.
 
@@ -31,7 +36,8 @@ def backup(
     existing = _manifest_or_none(backups, manifest.checkpoint_id)
     if existing:
         _same_or_raise(existing, manifest, backups)
-        if backups.is_complete(existing):
+        is_whole = backups.is_complete(existing)
+        if is_whole and (not verify_existing or validate(backups, existing, existing.experiment_name)):
             return False
     commit.copy(folder, manifest, backups, replace=True, progress=progress)
     return True

@@ -1,0 +1,46 @@
+"""Prefect tasks, one for each step of a checkpoint's life.
+
+Installed, this package is ``prefect_checkpoints.tasks``::
+
+    from prefect_checkpoints.tasks import save_checkpoint
+
+Every task takes a ``CheckpointConfig`` and an experiment name, makes one call of ``CheckpointManager`` with them, and
+is idempotent: running it again, as a retry or by hand, changes nothing more. Only a store that did not answer is tried
+again, never damage or bad input.
+"""
+
+from prefect_checkpoints.tasks.backup import backup_checkpoint, restore_checkpoint
+from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
+from prefect_checkpoints.tasks.compare import compare_checkpoints
+from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
+from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
+from prefect_checkpoints.tasks.report import (
+    report_checkpoints,
+    report_cleanup,
+    report_comparison,
+    report_metrics,
+    report_validation,
+)
+from prefect_checkpoints.tasks.save import save_checkpoint
+from prefect_checkpoints.tasks.summarize import summarize_checkpoints
+from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint
+
+__all__ = [
+    "backup_checkpoint",
+    "cleanup_checkpoints",
+    "compare_checkpoints",
+    "export_checkpoint",
+    "import_checkpoint",
+    "load_checkpoint",
+    "report_checkpoints",
+    "report_cleanup",
+    "report_comparison",
+    "report_metrics",
+    "report_validation",
+    "restore_checkpoint",
+    "resume_training",
+    "save_checkpoint",
+    "summarize_checkpoints",
+    "validate_backup",
+    "validate_checkpoint",
+]

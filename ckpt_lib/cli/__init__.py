@@ -1,0 +1,8 @@
+"""The command line, ``ckpt``."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    from ckpt_lib.cli.app import app  # here, so that importing a part of the command line does not load all of it
+
+    app(prog_name="ckpt")

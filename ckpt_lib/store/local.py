@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
@@ -94,7 +95,7 @@ class LocalStore:
     def open_read(self, path: str) -> BinaryIO:
         target = self._path(path)
         with _typed_errors(target):
-            return open(target, "rb", buffering=0)
+            return cast(BinaryIO, _Reader(target))
 
     def open_write(self, path: str, *, replace: bool = False) -> LocalPendingFile:
         target = self._path(path)
@@ -141,6 +142,26 @@ class LocalStore:
             lock.release()
 
 
+class _Reader(io.FileIO):
+    """An unbuffered file whose failures are those of the store."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        with _typed_errors(self._path):
+            return super().readinto(buffer) or 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with _typed_errors(self._path):
+            return super().read(-1 if size is None else size) or b""
+
+    def readall(self) -> bytes:
+        with _typed_errors(self._path):
+            return super().readall() or b""
+
+
 class LocalPendingFile:
     """A file under a temporary name in the target's own folder, locked by this process."""
 
@@ -175,13 +196,19 @@ class LocalPendingFile:
 
     def publish(self) -> None:
         with _typed_errors(self._target):
-            # Windows renames no open file. The folder's lock keeps sweepers out until the rename is done.
-            self._close()
-            if self._replace:
-                os.replace(self._temporary, self._target)
-            else:
-                _rename_exclusively(self._temporary, self._target)
+            if os.name == "nt":  # it renames no open file; the folder's lock keeps sweepers out until that is done
+                self._close()
+            try:
+                if self._replace:
+                    os.replace(self._temporary, self._target)
+                else:
+                    _rename_exclusively(self._temporary, self._target)
+            except FileNotFoundError as error:
+                raise StoreError("someone removed the unfinished file", path=str(self._target)) from error
         self._published = True
+        # Only now: a writer who wants the same name takes over any temporary file that no one holds.
+        with contextlib.suppress(OSError):
+            self._close()
 
     def discard(self) -> None:
         if self._published:
@@ -208,8 +235,13 @@ def _claim(temporary: Path, target: Path) -> int:
             if not _remove_if_dead(temporary):
                 raise _taken(target) from None
             continue
-        if _lock(descriptor) and _is_named(descriptor, temporary):
-            return descriptor
+        try:
+            if _lock(descriptor) and _is_named(descriptor, temporary):
+                return descriptor
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
         # A sweeper found it in the instant between creation and lock, and has removed it.
         os.close(descriptor)
 
@@ -247,10 +279,10 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> bool:
-        """Lock the open file for this process; ``False`` when another holds it or the file system has no locks."""
+        """Lock the open file for this process; ``False`` when another holds it."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
         return True
 

@@ -67,10 +67,16 @@ class VerifiedFile:
 
     def __init__(self, source: BinaryIO, entry: FileEntry, *, verify: bool = True) -> None:
         self._source = source
-        self._map = _map(source)
-        self.stream: BinaryIO = _MappedReader(self._map)
-        if verify:
-            self._verify(entry)
+        self._map: mmap.mmap | bytes = b""
+        self.stream: BinaryIO = _MappedReader(b"")
+        try:
+            self._map = _map(source)
+            self.stream = _MappedReader(self._map)
+            if verify:
+                self._verify(entry)
+        except BaseException:
+            self.close()
+            raise
 
     def _verify(self, entry: FileEntry) -> None:
         damages = find_damages(_MappedReader(self._map), entry)

@@ -1,0 +1,75 @@
+"""``app``: the commands of ``ckpt``, in the order in which its help lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ckpt_lib.cli import analysing, checking, copying, editing, finding, retiring
+from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
+
+_EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+class _Commands(TyperGroup):
+    """Reports every error in our one way, those of parsing the command line included."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Asked of the words themselves: the options have not been parsed yet, and that may be what fails.
+        ctx.obj = "--json" in args
+        with reported(as_json=ctx.obj):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with reported(as_json=ctx.obj):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ckpt {version('prefect-checkpoints')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def ckpt(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, check, compare, copy and retire the checkpoints of training runs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(BAD_INPUT)
+
+
+for _name, _function, _panel in (
+    ("list", finding.list_checkpoints, "Find"),
+    ("show", finding.show, "Find"),
+    ("experiments", finding.experiments, "Find"),
+    ("summary", analysing.summary, "Analyse"),
+    ("compare", analysing.compare, "Analyse"),
+    ("validate", checking.validate, "Protect"),
+    ("backup", copying.backup, "Protect"),
+    ("restore", copying.restore, "Protect"),
+    ("pin", editing.pin, "Edit"),
+    ("tag", editing.tag, "Edit"),
+    ("export", copying.export, "Move"),
+    ("import", copying.import_checkpoint, "Move"),
+    ("cleanup", retiring.cleanup, "Retire"),
+    ("delete", retiring.delete, "Retire"),
+):
+    app.command(_name, rich_help_panel=_panel)(_function)

@@ -1,0 +1,166 @@
+"""What commands print: tables for people, JSON for programs.
+
+Text that comes from files is never taken for markup, and characters that could steer a terminal are shown as escapes.
+Where stdout is not a terminal there are no colours and nothing is ever cut or wrapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from pydantic_core import to_jsonable_python
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+_UNLIMITED_WIDTH = 1_000_000
+
+
+class _Console(Console):
+    def __init__(self, file: TextIO) -> None:
+        # FORCE_COLOR makes rich take a pipe for a terminal; that may bring colours, but must not cut lines.
+        width = None if file.isatty() else _UNLIMITED_WIDTH
+        super().__init__(file=file, markup=False, emoji=False, highlight=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  # rich calls this while it handles the error, which is reported in one place
+
+
+def results() -> Console:
+    """Where the answer goes: stdout."""
+    return _Console(sys.stdout)
+
+
+def diagnostics() -> Console:
+    """Where everything else goes: stderr."""
+    return _Console(sys.stderr)
+
+
+def note(text: str, *, warning: bool = False) -> None:
+    """A remark beside the answer."""
+    diagnostics().print(visible(text), style="yellow" if warning else "dim", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One strict JSON document on stdout, in ASCII, with the texts "NaN", "Infinity" and "-Infinity" for what it lacks."""
+    plain = _finite(to_jsonable_python(value, fallback=str))
+    sys.stdout.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+@dataclass(frozen=True)
+class Column:
+    """``optional`` columns are left out, last first, where a terminal is too narrow for all."""
+
+    header: str
+    numeric: bool = False
+    optional: bool = False
+    wraps: bool = False
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
+    """A table without lines; cells are never cut."""
+    console = results()
+    shown = list(columns)
+    while True:
+        kept = [number for number, column in enumerate(columns) if column in shown]
+        table = _table(shown, [[row[number] for number in kept] for row in rows])
+        needed = Measurement.get(console, console.options.update(max_width=_UNLIMITED_WIDTH), table).minimum
+        optional = [column for column in shown if column.optional]
+        if needed <= console.width or not optional:
+            break
+        shown.remove(optional[-1])
+    console.width = max(console.width, needed)  # rather let the terminal wrap a line than cut an id
+    console.print(table)
+    if hidden := [column.header for column in columns if column not in shown]:
+        note(f"Not shown in {console.width} columns: {', '.join(hidden)}.")
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold blue")
+    for column in columns:
+        table.add_column(
+            visible(column.header),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            no_wrap=not column.wraps,
+        )
+    for row in rows:
+        table.add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def print_facts(facts: Mapping[str, str | Text]) -> None:
+    """Names and values, one a line."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold blue", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        lines = value.split("\n") if isinstance(value, str) else None
+        cell: RenderableType = value if isinstance(value, Text) else Text("\n".join(map(visible, lines or ())))
+        table.add_row(visible(name), cell)
+    results().print(table)
+
+
+def print_heading(text: str) -> None:
+    """A line above a part of the answer."""
+    console = results()
+    console.print()
+    console.print(visible(text), style="bold", soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """``text`` on one line, with an escape for every character that would not be seen as itself."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def as_size(size_bytes: int) -> str:
+    """Bytes in the largest unit that leaves at least one of it."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    power = min(int(math.log2(size_bytes) // 10), 5)
+    return f"{size_bytes / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+
+
+def as_number(value: Any) -> str:
+    """A metric, short enough for a table."""
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def as_age(moment: datetime) -> str:
+    """How long ago that was, in one unit."""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def as_time(moment: datetime) -> str:
+    """A moment in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 checkpoint``, ``2 checkpoints``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

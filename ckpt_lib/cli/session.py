@@ -1,0 +1,80 @@
+"""From the options of a command to the manager it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_lib.errors import ConfigError
+
+# The core is imported by the functions that use it, so that `ckpt --help` answers at once.
+if TYPE_CHECKING:
+    from ckpt_lib.config import CheckpointConfig
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.store import Store
+
+
+def read_config(store: str | None, config_file: Path | None, **options: Any) -> CheckpointConfig:
+    """The configuration: options of the command before the environment before the file before defaults.
+
+    Only what was said is set: a default must not look like a choice of the monitored metric.
+    """
+    from ckpt_lib.config import CheckpointConfig
+
+    said: dict[str, Any] = {}
+    if config_file is not None:
+        said |= CheckpointConfig.from_yaml(config_file).model_dump(exclude_unset=True)
+    said |= CheckpointConfig.from_env().model_dump(exclude_unset=True)
+    if store is not None:
+        said["checkpoint_dir"] = store
+    return CheckpointConfig(**said | {name: value for name, value in options.items() if value is not None})
+
+
+def open_manager(
+    store: str | None,
+    experiment: str | None,
+    config_file: Path | None,
+    *,
+    may_be_new: bool = False,
+    max_checkpoints: int | None = None,
+) -> CheckpointManager:
+    """The manager of the experiment that is meant. Nothing is created.
+
+    ``may_be_new`` allows a named experiment that the store does not hold (yet, or any more).
+    """
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.store import open_store
+
+    config = read_config(store, config_file, max_checkpoints=max_checkpoints)
+    name = _experiment_name(open_store(config.checkpoint_dir), experiment, may_be_new=may_be_new)
+    return CheckpointManager(config, name)
+
+
+def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str:
+    from ckpt_lib.experiments import check_experiment_exists, list_experiments
+    from ckpt_lib.names import check_experiment_name
+
+    if name is not None:
+        return check_experiment_name(name) if may_be_new else check_experiment_exists(store, name)
+    known = list_experiments(store)
+    if len(known) > 1:
+        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+        raise ConfigError(
+            f"the store holds {len(known)} experiments, and none was named",
+            path=store.location(""),
+            expected=f"--experiment with one of {', '.join(known[:20])}{more}",
+        )
+    return known[0]
+
+
+def resolve(manager: CheckpointManager, name: str) -> str:
+    """The id that ``name`` stands for. An id stands for itself: its checkpoint may be damaged or gone."""
+    from ckpt_lib.names import is_checkpoint_id
+
+    return name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id
+
+
+def resolve_all(manager: CheckpointManager, names: Sequence[str]) -> list[str]:
+    """The ids that ``names`` stand for, each once."""
+    return list(dict.fromkeys(resolve(manager, name) for name in names))

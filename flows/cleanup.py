@@ -1,0 +1,34 @@
+"""``cleanup_store``: retire old checkpoints of every experiment in a store."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, unmapped
+from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
+
+from ckpt_lib import CheckpointConfig, CleanupReport, list_experiments, open_store
+from ckpt_lib.policies.retention import RetentionPolicy
+
+
+@flow(name="cleanup_store", task_runner=thread_runner())
+def cleanup_store(
+    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    retention: RetentionPolicy | None = None,
+    dry_run: bool = False,
+) -> dict[str, CleanupReport]:
+    """Delete what the retention policy gives up, in every experiment, and what dead processes left behind.
+
+    ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
+    that is all that happens. Returns the reports by experiment.
+    """
+    names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
+    if not names:
+        get_run_logger().info("Nothing to clean up: no experiments in %s", checkpoints.checkpoint_dir)
+        return {}
+    futures = cleanup_checkpoints.map(
+        unmapped(checkpoints), names, policy=unmapped(retention), dry_run=unmapped(dry_run)
+    )
+    reports = {name: future.result() for name, future in zip(names, futures, strict=True)}
+    for name, report in reports.items():
+        report_cleanup(name, report)
+    return reports

@@ -1,0 +1,86 @@
+"""The model and the data of the training flow: a small CNN on scikit-learn's 1,797 handwritten digits of 8 by 8 pixels.
+
+The data ship with scikit-learn (``pip install 'prefect-checkpoints[demo]'``); E. Alpaydin and C. Kaynak, "Optical
+Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C50P49.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+VALIDATION_FRACTION = 0.2
+MAX_PIXEL = 16.0
+
+
+class DigitsCNN(nn.Module):
+    """Two convolutions and a linear layer: images of shape (N, 1, 8, 8) to logits of shape (N, 10)."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Linear(2 * channels * 4 * 4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images of shape (N, 1, 8, 8) scaled to 0..1, and labels 0..9 of shape (N,), in two disjoint parts."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    validation_images: torch.Tensor
+    validation_labels: torch.Tensor
+
+
+def load_digits(seed: int) -> Digits:
+    """Read the data and split them; the same seed gives the same split."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / MAX_PIXEL
+    labels = torch.tensor(bunch.target, dtype=torch.long)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    cut = int(len(images) * VALIDATION_FRACTION)
+    validation, train = order[:cut], order[cut:]
+    return Digits(images[train], labels[train], images[validation], labels[validation])
+
+
+def train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, *, batch_size: int, seed: int
+) -> tuple[float, int]:
+    """One pass over the training part, in an order that ``seed`` decides; return the mean loss and the batches."""
+    model.train()
+    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
+    total_loss, batches = 0.0, 0
+    for batch in torch.split(order, batch_size):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total_loss += loss.item() * len(batch)
+        batches += 1
+    return total_loss / len(order), batches
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Digits) -> tuple[float, float]:
+    """Mean loss and accuracy on the validation part."""
+    model.eval()
+    logits = model(data.validation_images)
+    loss = functional.cross_entropy(logits, data.validation_labels).item()
+    accuracy = (logits.argmax(dim=1) == data.validation_labels).float().mean().item()
+    return loss, accuracy

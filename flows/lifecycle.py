@@ -1,0 +1,82 @@
+"""``checkpoint_lifecycle``: everything that should happen to an experiment's checkpoints after they are saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, unmapped
+from prefect.futures import wait
+from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows.validate import fail_on_damage, validate_mapped
+from prefect_checkpoints.tasks import (
+    backup_checkpoint,
+    cleanup_checkpoints,
+    compare_checkpoints,
+    export_checkpoint,
+    report_checkpoints,
+    report_cleanup,
+    report_comparison,
+    report_metrics,
+    report_validation,
+    summarize_checkpoints,
+    validate_checkpoint,
+)
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
+from ckpt_lib.experiments import check_experiment_exists
+from ckpt_lib.policies.retention import RetentionPolicy
+
+MAX_COMPARED = 4
+
+
+@flow(
+    name="checkpoint_lifecycle",
+    flow_run_name="lifecycle of {experiment_name}",
+    task_runner=thread_runner(),
+)
+def checkpoint_lifecycle(
+    experiment_name: str = "digits",
+    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    export_dir: str = "exports",
+    retention: RetentionPolicy | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Validate, back up, compare, export the best, clean up and summarise one experiment.
+
+    ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
+    stop the other checkpoints from being served, but the run fails at its end. Returns the summary, with the path of
+    the exported payload as ``exported``.
+    """
+    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
+    manager = CheckpointManager(checkpoints, experiment_name)
+    reports = validate_mapped(
+        validate_checkpoint, checkpoints, {experiment_name: manager.checkpoint_ids()}, experiment_name
+    )
+    report_validation(experiment_name, reports)
+    intact = [report.checkpoint_id for report in reports if report]
+
+    backups = backup_checkpoint.map(unmapped(checkpoints), unmapped(experiment_name), intact)
+    best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()
+    best_id = best.checkpoint_id if best and best.checkpoint_id in intact else None
+    _compare(checkpoints, experiment_name, best_id, intact)
+    exported = best_id and export_checkpoint(checkpoints, experiment_name, best_id, export_dir)
+
+    wait(list(backups))  # nothing is retired before all of it has been backed up
+    for backup in backups:
+        backup.result()
+    cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
+    report_cleanup(experiment_name, cleanup)
+    report_checkpoints(checkpoints, experiment_name)
+    report_metrics(checkpoints, experiment_name)
+    summary = summarize_checkpoints(checkpoints, experiment_name)
+    fail_on_damage(reports)
+    return {**summary, "exported": exported}
+
+
+def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> None:
+    """Compare the best with the newest others."""
+    compared = list(dict.fromkeys([*([best_id] if best_id else []), *intact[::-1]]))[:MAX_COMPARED]
+    if len(compared) < 2:
+        get_run_logger().info("Nothing to compare: %d intact checkpoint", len(compared))
+        return
+    report_comparison(experiment_name, compare_checkpoints(checkpoints, experiment_name, compared))

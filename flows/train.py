@@ -1,0 +1,86 @@
+"""``train``: a real training run whose checkpoints are saved by the save task, and which resumes where it stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from prefect import flow, get_run_logger
+from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
+from prefect_checkpoints.tasks import (
+    report_checkpoints,
+    report_metrics,
+    resume_training,
+    save_checkpoint,
+    summarize_checkpoints,
+)
+from prefect_checkpoints.tasks._progress import progress_artifact
+from prefect_checkpoints.tasks.report import artifact_key
+from pydantic import BaseModel, ConfigDict, Field
+
+from ckpt_lib import CheckpointConfig
+
+
+class TrainingParameters(BaseModel):
+    """How the model is trained. What is not said here does not influence the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=8, ge=1, description="Train until this epoch, wherever the run resumes.")
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    channels: int = Field(default=32, ge=1, description="Width of the network.")
+    seed: int = Field(default=0, ge=0, description="Decides weights, split and order of the data.")
+
+
+@flow(name="train", flow_run_name="train {experiment_name}")
+def train(
+    experiment_name: str = "digits",
+    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    training: TrainingParameters = TrainingParameters(),  # noqa: B008  frozen
+) -> dict[str, Any]:
+    """Train a small CNN on handwritten digits, saving a checkpoint after each epoch that the configuration names.
+
+    Killed at any moment, the next run continues from the newest checkpoint that verifies, and ends with the weights
+    of a run that was never interrupted. Returns the summary of the experiment.
+    """
+    logger = get_run_logger()
+    torch.manual_seed(training.seed)
+    model = DigitsCNN(training.channels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.95)
+    data = load_digits(training.seed)
+
+    resumed = resume_training(checkpoints, experiment_name, model=model, optimizer=optimizer, scheduler=scheduler)
+    epoch, step = (resumed["epoch"], resumed["step"]) if resumed else (0, 0)
+    if resumed:
+        logger.info("Resumed from %s at epoch %d", resumed["checkpoint_id"], epoch)
+
+    remaining = range(epoch + 1, training.epochs + 1)
+    key = artifact_key("training", experiment_name)
+    with progress_artifact(key, f"Training {experiment_name} to epoch {training.epochs}", len(remaining)) as advance:
+        for epoch in remaining:
+            train_loss, batches = train_epoch(
+                model, optimizer, data, batch_size=training.batch_size, seed=training.seed + epoch
+            )
+            scheduler.step()
+            step += batches
+            val_loss, val_accuracy = evaluate(model, data)
+            metrics = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
+            logger.info("Epoch %d: val_loss %.4f, val_accuracy %.4f", epoch, val_loss, val_accuracy)
+            save_checkpoint(
+                checkpoints,
+                experiment_name,
+                model=model,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                epoch=epoch,
+                step=step,
+                metrics=metrics,
+                run_config=training.model_dump(),
+            )
+            advance(1)
+
+    report_checkpoints(checkpoints, experiment_name)
+    report_metrics(checkpoints, experiment_name)
+    return summarize_checkpoints(checkpoints, experiment_name)

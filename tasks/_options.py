@@ -1,0 +1,75 @@
+"""What all tasks have in common: options, the retry condition, and the manager they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run, task_run
+from prefect.tasks import exponential_backoff
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import StoreUnavailableError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRIES = 3
+"""With waits of 1, 2 and 4 seconds, each longer by up to half: a store that is away for some seconds is waited for."""
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: only when the store did not answer."""
+    try:
+        state.result()
+    except StoreUnavailableError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def checkpoint_task(run_name: str, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """The ``@task`` of this package. ``run_name`` is filled with the call's parameters.
+
+    Parameters are neither hashed for a cache key nor persisted, so that a model passed to a task stays where it is:
+    the cost of a call does not depend on the model's size.
+    """
+    common: dict[str, Any] = {
+        "task_run_name": run_name,
+        "tags": ["checkpoints"],
+        "retries": RETRIES,
+        "retry_delay_seconds": exponential_backoff(backoff_factor=1),
+        "retry_jitter_factor": 0.5,
+        "retry_condition_fn": is_transient,
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+    }
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        return task(function, **{**common, **options})
+
+    return decorate
+
+
+def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:
+    """The manager of this run: one for each flow run, so that it remembers what it has verified."""
+    return _manager(config, experiment_name, config.says_monitor, flow_run.id or task_run.id)
+
+
+@lru_cache(maxsize=16)
+def _manager(
+    config: CheckpointConfig, experiment_name: str, _says_monitor: bool, _run_id: str | None
+) -> CheckpointManager:
+    # says_monitor is part of the key because configurations that differ only in it are equal.
+    return CheckpointManager(config, experiment_name)
+
+
+def idempotency_key(epoch: int, step: int) -> str | None:
+    """What makes a save of this run the same save when it is repeated; ``None`` outside of any run."""
+    run_id = flow_run.id or task_run.id
+    return None if run_id is None else f"{run_id}/{epoch}/{step}"

@@ -1,0 +1,19 @@
+"""Retiring old checkpoints."""
+
+from __future__ import annotations
+
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+from ckpt_lib import CheckpointConfig, CleanupReport
+from ckpt_lib.policies.retention import RetentionPolicy
+
+
+@checkpoint_task("clean up {experiment_name}")
+def cleanup_checkpoints(
+    config: CheckpointConfig, experiment_name: str, policy: RetentionPolicy | None = None, dry_run: bool = False
+) -> CleanupReport:
+    """Delete what the retention policy gives up and what dead processes left; the report gives every reason.
+
+    See :meth:`ckpt_lib.CheckpointManager.cleanup_checkpoints`.
+    """
+    return manager_for(config, experiment_name).cleanup_checkpoints(policy=policy, dry_run=dry_run)

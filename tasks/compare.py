@@ -1,0 +1,47 @@
+"""Comparisons, remembered by what is compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import TaskRunContext
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+from ckpt_lib import CheckpointConfig, CheckpointError
+
+REMEMBERED_FOR = timedelta(days=1)
+
+
+def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    """A key of everything the comparison shows, so that edited tags or a restored file are compared anew."""
+    manager = manager_for(parameters["config"], parameters["experiment_name"])
+    content = [repr(parameters["metrics"]), repr(parameters["tensors"])]
+    try:
+        for checkpoint_id in parameters["checkpoint_ids"]:
+            checkpoint = manager.get_checkpoint(checkpoint_id)
+            content += [checkpoint.model_dump_json(), str(manager.payload_version(checkpoint.checkpoint_id))]
+    except CheckpointError:
+        return None
+    return f"ckpt-compare-v1-{hashlib.sha256('/'.join(content).encode()).hexdigest()}"
+
+
+@checkpoint_task(
+    "compare {checkpoint_ids} of {experiment_name}",
+    cache_policy=CacheKeyFnPolicy(cache_key_fn=_content_key),
+    cache_expiration=REMEMBERED_FOR,
+    persist_result=True,
+    result_serializer="json",
+)
+def compare_checkpoints(
+    config: CheckpointConfig,
+    experiment_name: str,
+    checkpoint_ids: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    tensors: bool = False,
+) -> dict[str, Any]:
+    """Line up checkpoints; see :meth:`ckpt_lib.CheckpointManager.compare_checkpoints` for the keys."""
+    return manager_for(config, experiment_name).compare_checkpoints(checkpoint_ids, metrics=metrics, tensors=tensors)

@@ -1,0 +1,25 @@
+"""Exports and imports."""
+
+from __future__ import annotations
+
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+from ckpt_lib import CheckpointConfig
+
+
+@checkpoint_task("export {experiment_name} {checkpoint_id}")
+def export_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str, destination: str) -> str:
+    """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
+
+    See :meth:`ckpt_lib.CheckpointManager.export_checkpoint`.
+    """
+    return manager_for(config, experiment_name).export_checkpoint(checkpoint_id, destination)
+
+
+@checkpoint_task("import {experiment_name} from {source}")
+def import_checkpoint(config: CheckpointConfig, experiment_name: str, source: str) -> str:
+    """Take in an exported checkpoint as the newest of an experiment; return its id there.
+
+    See :meth:`ckpt_lib.CheckpointManager.import_checkpoint`.
+    """
+    return manager_for(config, experiment_name).import_checkpoint(source)

@@ -1,0 +1,59 @@
+"""Loading and resuming, from inside a training flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.formats import Payload
+from ckpt_lib.state import Stateful
+
+
+@checkpoint_task("load {experiment_name} {checkpoint_id}")
+def load_checkpoint(
+    config: CheckpointConfig,
+    experiment_name: str,
+    checkpoint_id: str = "latest",
+    *,
+    model: Stateful | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    map_location: Any = "cpu",
+) -> Payload:
+    """Verify a checkpoint and restore it into what was passed; return the rest of its payload.
+
+    State that was restored is left out of the returned dict: Prefect holds on to a task's result for as long as the
+    flow runs, and the state is in the model already. See :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
+    """
+    payload = manager_for(config, experiment_name).load_checkpoint(
+        checkpoint_id, model, optimizer, scheduler, map_location=map_location
+    )
+    return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+@checkpoint_task("resume {experiment_name}")
+def resume_training(
+    config: CheckpointConfig,
+    experiment_name: str,
+    *,
+    model: Stateful,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    map_location: Any = "cpu",
+) -> Payload | None:
+    """Restore from the newest checkpoint that verifies; ``None`` when there is nothing to resume from.
+
+    What is returned leaves out restored state, as :func:`load_checkpoint` does. See
+    :meth:`ckpt_lib.CheckpointManager.resume`.
+    """
+    payload = manager_for(config, experiment_name).resume(model, optimizer, scheduler, map_location=map_location)
+    if payload is None:
+        return None
+    return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def _without_restored(payload: Payload, **owners: Stateful | None) -> Payload:
+    restored = {f"{part}_state_dict" for part, owner in owners.items() if owner is not None}
+    return {key: value for key, value in payload.items() if key not in restored}

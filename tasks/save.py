@@ -1,0 +1,48 @@
+"""Saving, from inside a training flow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from prefect_checkpoints.tasks._options import checkpoint_task, idempotency_key, manager_for
+
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.state import Stateful
+
+
+@checkpoint_task("save {experiment_name} epoch {epoch} step {step}")
+def save_checkpoint(
+    config: CheckpointConfig,
+    experiment_name: str,
+    *,
+    model: Stateful,
+    epoch: int,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    step: int = 0,
+    metrics: Mapping[str, Any] | None = None,
+    tags: Collection[str] = (),
+    description: str = "",
+    run_config: Mapping[str, Any] | None = None,
+    extra_state: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Save a checkpoint and return its id, or ``None`` when the save policy says no.
+
+    One flow run has one checkpoint for each (epoch, step), however often the task or the flow is retried. Model,
+    optimizer and scheduler pass by reference. See :meth:`ckpt_lib.CheckpointManager.save_checkpoint`, whose
+    ``config`` is ``run_config`` here.
+    """
+    return manager_for(config, experiment_name).save_checkpoint(
+        model=model,
+        epoch=epoch,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        step=step,
+        metrics=metrics,
+        tags=tags,
+        description=description,
+        config=run_config,
+        extra_state=extra_state,
+        idempotency_key=idempotency_key(epoch, step),
+    )

@@ -1,0 +1,56 @@
+"""Validation, whose outcome is remembered for as long as the file does not change."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import TaskRunContext
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+from ckpt_lib import CheckpointConfig, CheckpointError, ValidationReport
+
+REMEMBERED_FOR = timedelta(days=1)
+
+
+def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    """A key of digest *and* file version: by the digest alone, a file that has rotted would still count as checked.
+
+    ``None``, which means no cache, for anything that cannot be looked at.
+    """
+    manager = manager_for(parameters["config"], parameters["experiment_name"])
+    try:
+        checkpoint = manager.get_checkpoint(parameters["checkpoint_id"])
+        version = manager.payload_version(checkpoint.checkpoint_id)
+    except CheckpointError:
+        return None
+    if version is None:
+        return None
+    content = f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}/{checkpoint.checksum}/{version}"
+    return f"ckpt-validate-v1-{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+@checkpoint_task(
+    "validate {experiment_name} {checkpoint_id}",
+    cache_policy=CacheKeyFnPolicy(cache_key_fn=_content_key),
+    cache_expiration=REMEMBERED_FOR,
+    persist_result=True,
+    result_serializer="json",
+)
+def validate_checkpoint(
+    config: CheckpointConfig, experiment_name: str, checkpoint_id: str = "latest"
+) -> ValidationReport:
+    """Read every byte of a checkpoint and report what is wrong and where; the report is true when it is intact.
+
+    The outcome is remembered for a day by id, digest and file version. Bits that rot change none of these: a scrub
+    must look again, with ``validate_checkpoint.with_options(refresh_cache=True)``.
+    """
+    return manager_for(config, experiment_name).validate_checkpoint(checkpoint_id)
+
+
+@checkpoint_task("validate backup {experiment_name} {checkpoint_id}")
+def validate_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> ValidationReport:
+    """Read every byte of a backup; nothing is remembered."""
+    return manager_for(config, experiment_name).validate_backup(checkpoint_id)
