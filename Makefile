@@ -27,10 +27,10 @@ $(STAMP):
 	@rm -f .venv/.installed-* && touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m deployments.demo
+	@$(BIN)/python -m deployments.server $(BIN)/python -m examples.demo
 
 serve: $(STAMP)
-	@$(BIN)/python -m deployments.serve
+	@$(BIN)/python -m deployments.server $(BIN)/python -m deployments.serve
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,7 +19,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ckpt_lib.config import Monitor
-from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, CorruptCheckpointError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    IntegrityError,
+    UnsupportedSchemaError,
+)
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
@@ -53,12 +60,13 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
     """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
 
     A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
-    leaves the folder as it was.
+    leaves the folder as it was, but for one: when all was written and making the folder's names durable fails, the
+    checkpoint stays, whole.
     """
     if earlier := index.with_idempotency_key(draft.idempotency_key):
         return earlier
     first = CheckpointId(draft.epoch, draft.step, draft.timestamp)
-    checkpoint_id, pending = _claim(folder, first, payload_format.suffix)
+    checkpoint_id, pending = _claim(folder, index, first, payload_format.suffix)
     try:
         stream = HashingWriter(pending)
         payload_format.write(payload, stream)
@@ -127,7 +135,7 @@ def adopt(
     if earlier := index.with_uid(manifest.uid):
         return earlier
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
-    checkpoint_id, pending = _claim(target, CheckpointId.parse(manifest.checkpoint_id), suffix)
+    checkpoint_id, pending = _claim(target, index, CheckpointId.parse(manifest.checkpoint_id), suffix)
     try:
         _transfer(source, manifest, pending, progress)
         pending.sync()
@@ -139,6 +147,7 @@ def adopt(
                 experiment_name=experiment_name,
                 sequence=index.next_sequence(),
                 parent_id=None,
+                idempotency_key=None,  # it speaks of a save of the other experiment
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
             )
             _publish(target, pending, adopted)
@@ -187,12 +196,21 @@ def sweep(folder: CheckpointFolder) -> list[str]:
             tombstone = folder.tombstone_path(checkpoint_id)
             if folder.store.stat(folder.manifest_path(checkpoint_id)):
                 folder.store.delete(tombstone)  # killed before the deletion took effect
-            else:
-                with folder.store.open_read(tombstone) as file:
-                    manifest = Manifest.from_bytes(file.read(), path=folder.store.location(tombstone))
+            elif manifest := _read_tombstone(folder, checkpoint_id):
                 _finish_deletion(folder, manifest)
                 swept.append(manifest.payload.name)
     return swept
+
+
+def _read_tombstone(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
+    """The manifest whose deletion began; ``None`` when the tombstone is damaged, or not this one's: it says nothing."""
+    path = folder.tombstone_path(checkpoint_id)
+    with folder.store.open_read(path) as file:
+        try:
+            manifest = Manifest.from_bytes(file.read(), path=folder.store.location(path))
+        except (IntegrityError, UnsupportedSchemaError):
+            return None
+    return manifest if manifest.checkpoint_id == checkpoint_id else None
 
 
 def write_snapshot(folder: CheckpointFolder, name: str, content: bytes) -> None:
@@ -201,7 +219,7 @@ def write_snapshot(folder: CheckpointFolder, name: str, content: bytes) -> None:
         _put(folder, folder.path_of(name), content)
 
 
-def _claim(folder: CheckpointFolder, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
+def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
     """Claim the first free id of this second. The claim is the temporary file itself, created exclusively."""
     number = wanted.suffix
     while True:
@@ -213,7 +231,7 @@ def _claim(folder: CheckpointFolder, wanted: CheckpointId, suffix: str) -> tuple
             continue
         # Asked after the claim: whoever had this id before has published it by the time its claim is free again.
         taken = (folder.manifest_path(checkpoint_id), folder.tombstone_path(checkpoint_id))
-        if not any(folder.store.stat(path) for path in taken):
+        if not any(folder.store.stat(path) for path in taken) and not index.was_used(checkpoint_id):
             return checkpoint_id, pending
         pending.discard()
 
@@ -266,6 +284,7 @@ def _transfer(source: CheckpointFolder, manifest: Manifest, target: PendingFile,
             file.seek(0)
             damages = find_damages(file, manifest.payload)
     except FileNotFoundError:
+        source.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
         damages = [missing_file(manifest.payload.name)]
     raise CorruptCheckpointError(
         "the checkpoint is damaged and was not copied: " + "; ".join(damage.message for damage in damages),

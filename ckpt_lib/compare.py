@@ -52,7 +52,7 @@ def compare_tensors(reference: Payload, other: Payload) -> dict[str, dict[str, A
 
     ``relative_l2`` is the Euclidean norm of the difference over that of the reference.
 
-    One tensor at a time is converted to float64, so that memory stays at the two payloads.
+    One tensor at a time is converted to float64 (complex ones to complex128), so that memory stays at the two payloads.
     """
     first, second = reference["model_state_dict"], other["model_state_dict"]
     names = dict.fromkeys((*first, *second))
@@ -63,7 +63,8 @@ def _tensor_difference(first: Any, second: Any) -> dict[str, Any]:
     shapes = [list(item.shape) if isinstance(item, torch.Tensor) else None for item in (first, second)]
     if None in shapes or shapes[0] != shapes[1]:
         return {"shapes": shapes}
-    a, b = first.detach().to("cpu", torch.float64), second.detach().to("cpu", torch.float64)
+    wide = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
+    a, b = first.detach().to("cpu", wide), second.detach().to("cpu", wide)
     norm = float(torch.linalg.vector_norm(a))
     difference = b - a
     distance = float(torch.linalg.vector_norm(difference))

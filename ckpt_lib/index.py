@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import threading
 
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    IntegrityError,
+    StoreError,
+    UnsupportedSchemaError,
+)
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 
@@ -13,8 +19,9 @@ from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 class Index:
     """The manifests of one folder, oldest first. Each question first reads again the manifests that changed."""
 
-    def __init__(self, folder: CheckpointFolder) -> None:
+    def __init__(self, folder: CheckpointFolder, backups: Index | None = None) -> None:
         self._folder = folder
+        self._backups = backups
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
 
@@ -54,8 +61,22 @@ class Index:
         return self._folder.read_manifest(checkpoint_id)
 
     def next_sequence(self) -> int:
-        """The sequence the next commit gets; ask under the folder's lock."""
-        return max((manifest.sequence for manifest in self.manifests()), default=0) + 1
+        """The sequence the next commit gets; ask under the folder's lock.
+
+        It is larger than that of any checkpoint that may come back: damaged ones, and deleted ones with a backup.
+        """
+        found = [*self.manifests(), *self._backed_up()]
+        return max((manifest.sequence for manifest in found), default=0) + len(self.unreadable()) + 1
+
+    def was_used(self, checkpoint_id: str) -> bool:
+        """Whether a deleted checkpoint of that id has a backup, from which it may come back."""
+        return any(manifest.checkpoint_id == checkpoint_id for manifest in self._backed_up())
+
+    def _backed_up(self) -> list[Manifest]:
+        try:
+            return self._backups.manifests() if self._backups else []
+        except StoreError:  # a backup location that is away must not keep anyone from saving
+            return []
 
     def with_uid(self, uid: str) -> Manifest | None:
         """The checkpoint that is a copy of ``uid``, if there is one."""

@@ -7,9 +7,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_lib import commit, transfer
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
@@ -33,14 +33,16 @@ from ckpt_lib.names import check_description, check_experiment_name, check_tags,
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, policy_of
-from ckpt_lib.query import Catalogue, check_metric_is_known, select
+from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.retirement import CleanupReport, clean
-from ckpt_lib.state import Stateful, capture, restore
+from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, restore
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import VerifiedFile, missing_file
 from ckpt_lib.stream.reader import Progress
 
 logger = logging.getLogger("ckpt_lib")
+
+T = TypeVar("T")
 
 
 class CheckpointManager:
@@ -70,6 +72,7 @@ class CheckpointManager:
         if not isinstance(self.config, CheckpointConfig):
             raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
+        _check_policies(save_policy, retention_policy)
         self.save_policy = save_policy or policy_of(self.config)
         self.retention_policy = retention_policy
         store = open_store(self.config.checkpoint_dir)
@@ -79,9 +82,13 @@ class CheckpointManager:
             if self.config.backup_dir
             else self._folder.child(BACKUPS_NAME)
         )
-        self._index = Index(self._folder)
-        self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
+        if os.path.realpath(self._backups.location()) == os.path.realpath(self._folder.location()):
+            raise ConfigError(
+                "backups would lie where the checkpoints do", path=self._folder.location(), hint="Change backup_dir."
+            )
         self._backup_index = Index(self._backups)
+        self._index = Index(self._folder, self._backup_index)
+        self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
         self._format = format_named(DEFAULT_FORMAT)
         self._known = KnownVersions()
         self._parent_id: str | None = None
@@ -116,6 +123,9 @@ class CheckpointManager:
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
         """
+        check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
+        if extra_state is not None and not isinstance(extra_state, Mapping):
+            raise ConfigError("extra_state must be a mapping", got=type(extra_state).__name__)
         draft = self._draft(
             model,
             epoch=epoch,
@@ -165,6 +175,8 @@ class CheckpointManager:
         idempotency_key: str | None,
     ) -> commit.Draft:
         """Every fact checked at the door, before anything is asked or written."""
+        if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
+            raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
         return commit.Draft(
             epoch=_count("epoch", epoch),
             step=_count("step", step),
@@ -190,10 +202,10 @@ class CheckpointManager:
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
-        if self.config.backup_checkpoints and not (
-            self.config.backup_only_best and self._catalogue.best_id() != manifest.checkpoint_id
-        ):
-            with _logged(f"backing up {manifest.checkpoint_id}"):
+        with _logged(f"backing up {manifest.checkpoint_id}"):
+            if self.config.backup_checkpoints and not (
+                self.config.backup_only_best and self._catalogue.best_id() != manifest.checkpoint_id
+            ):
                 self.backup_checkpoint(manifest.checkpoint_id)
         with _logged("retiring old checkpoints"):
             self._clean(None, dry_run=False, known=self._known)
@@ -225,16 +237,32 @@ class CheckpointManager:
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        manifest = self._catalogue.resolve(checkpoint_id)
-        payload = self._read_payload(manifest, map_location=map_location, trust_pickle=trust_pickle)
+        check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
+        manifest, payload = self._with_resolved(
+            checkpoint_id,
+            lambda manifest: self._read_payload(manifest, map_location=map_location, trust_pickle=trust_pickle),
+        )
         restore(payload, model=model, optimizer=optimizer, scheduler=scheduler)
         self._parent_id = manifest.checkpoint_id
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
+
+    def _with_resolved(self, name: str, action: Callable[[Manifest], T]) -> tuple[Manifest, T]:
+        """Do something with what ``name`` stands for, and with what it then stands for if that was just retired."""
+        attempt = 1
+        while True:
+            manifest = self._catalogue.resolve(name)
+            try:
+                return manifest, action(manifest)
+            except CheckpointNotFoundError:
+                if name == manifest.checkpoint_id or attempt == ATTEMPTS:
+                    raise
+                attempt += 1
 
     def _read_payload(self, manifest: Manifest, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
         try:
             source = self._folder.store.open_read(self._folder.payload_path(manifest))
         except FileNotFoundError as error:
+            self._index.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
             damage = missing_file(manifest.payload.name)
             raise CorruptCheckpointError(
                 damage.message,
@@ -342,6 +370,8 @@ class CheckpointManager:
         checkpoints = self._catalogue.describe_all()
         if metric is not None:
             check_metric_is_known(metric, checkpoints)
+        if mode not in (None, "min", "max"):
+            raise ConfigError('mode must be "min" or "max"', got=repr(mode))
         monitor = self._catalogue.monitor()
         if metric not in (None, monitor.metric) and mode is None:
             raise ConfigError(
@@ -361,10 +391,12 @@ class CheckpointManager:
         :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
         try:
-            manifest = self._catalogue.resolve(checkpoint_id)
+            _, report = self._with_resolved(
+                checkpoint_id, lambda manifest: self._validate(self._folder, manifest, progress)
+            )
         except (CorruptManifestError, UnsupportedSchemaError) as error:
             return unreadable_report(error, checkpoint_id, self.experiment_name)
-        return self._validate(self._folder, manifest, progress)
+        return report
 
     def validate_all(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
         """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
@@ -378,7 +410,8 @@ class CheckpointManager:
         self, folder: CheckpointFolder, index: Index, progress: Progress | None
     ) -> Iterator[ValidationReport]:
         for manifest in index.manifests():
-            yield self._validate(folder, manifest, progress)
+            with suppress(CheckpointNotFoundError):  # retired meanwhile
+                yield self._validate(folder, manifest, progress)
         yield from self._unreadable(index)
 
     def list_unreadable(self) -> list[ValidationReport]:
@@ -392,6 +425,8 @@ class CheckpointManager:
 
     def _validate(self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None) -> ValidationReport:
         report = validate(folder, manifest, self.experiment_name, progress)
+        if not report and not folder.is_complete(manifest):
+            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
         if report:
             self._known.remember(folder, manifest)
         return report
@@ -414,8 +449,9 @@ class CheckpointManager:
         """
         from ckpt_lib.compare import compare, compare_tensors  # pandas and torch, only where they are used
 
-        if isinstance(checkpoint_ids, str):
-            raise ConfigError("checkpoint_ids must be a list", got=repr(checkpoint_ids))
+        for name, value in (("checkpoint_ids", checkpoint_ids), ("metrics", () if metrics is None else metrics)):
+            if isinstance(value, str) or not isinstance(value, Collection):
+                raise ConfigError(f"{name} must be a list", got=repr(value)[:120])
         checkpoints = [self.get_checkpoint(checkpoint_id) for checkpoint_id in checkpoint_ids]
         for metric in metrics or ():
             check_metric_is_known(metric, checkpoints)
@@ -495,19 +531,23 @@ class CheckpointManager:
 
     def validate_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> ValidationReport:
         """Read every byte of a backup, as :meth:`validate_checkpoint` does of a checkpoint."""
+        checkpoint_id = self._id_of(checkpoint_id)
         try:
             manifest = self._backups.read_manifest(checkpoint_id)
         except (CorruptManifestError, UnsupportedSchemaError) as error:
             return unreadable_report(error, checkpoint_id, self.experiment_name)
         return self._validate(self._backups, manifest, progress)
 
+    def _id_of(self, name: str) -> str:
+        """An id as it is, even of a checkpoint that is gone; anything else as the experiment knows it."""
+        return name if is_checkpoint_id(name) else self._catalogue.resolve(name).checkpoint_id
+
     def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
         """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
 
         ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else.
         """
-        if not is_checkpoint_id(checkpoint_id):
-            checkpoint_id = self._catalogue.resolve(checkpoint_id).checkpoint_id
+        checkpoint_id = self._id_of(checkpoint_id)
         manifest = transfer.restore(self._folder, checkpoint_id, self._backups, progress)
         self._known.remember(self._folder, manifest)
         self._write_snapshot()
@@ -549,8 +589,9 @@ class CheckpointManager:
 
         The newest and the best checkpoint are read and verified first: a damaged one never counts as kept.
         """
+        _check_policies(None, policy)
         report = self._clean(policy, dry_run=dry_run, known=None)
-        if not dry_run:
+        if not dry_run and self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
             self._clean_backups()
             self._write_snapshot()
         return report
@@ -592,8 +633,14 @@ def _logged(what: str) -> Iterator[None]:
     """Log a failure of something that may fail without harm to what is already safe."""
     try:
         yield
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         logger.error("%s failed: %s", what, error)
+
+
+def _check_policies(save: Any, retention: Any) -> None:
+    for policy, method in ((save, "should_save"), (retention, "reasons")):
+        if policy is not None and not callable(getattr(policy, method, None)):
+            raise ConfigError(f"a policy has a method {method}", got=type(policy).__name__)
 
 
 def _count(name: str, value: Any) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Sequence
 
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest
-from ckpt_lib.names import is_checkpoint_id
+from ckpt_lib.names import check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import is_rankable, ranked
+
+ATTEMPTS = 20
+"""How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
 
@@ -60,17 +64,25 @@ class Catalogue:
             raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
         if is_checkpoint_id(name):
             return self._index.get(name)
-        manifests = self._index.manifests()
-        found: str | None
+        for attempt in range(ATTEMPTS):
+            manifests = self._index.manifests()
+            found = self._named(name, manifests)
+            if found is None:
+                raise self._not_found(name, manifests)
+            try:
+                return self._index.get(found)
+            except CheckpointNotFoundError:  # retired since it was listed: another one has the name now
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
         if name == "latest":
-            found = _latest_id(manifests)
-        elif name == "best":
-            found = self._best_id(manifests)
-        else:
-            found = _latest_id([manifest for manifest in manifests if name in manifest.tags])
-        if found is None:
-            raise self._not_found(name, manifests)
-        return self._index.get(found)
+            return _latest_id(manifests)
+        if name == "best":
+            return self._best_id(manifests)
+        tag = unicodedata.normalize("NFC", name)
+        return _latest_id([manifest for manifest in manifests if tag in manifest.tags])
 
     def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
         best = ranked(manifests, self._monitor_of(manifests))
@@ -104,8 +116,11 @@ def select(
 
     ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
     """
-    wanted = set(tags)
-    text = search.casefold()
+    _check_bounds(min_epoch=min_epoch, max_epoch=max_epoch, limit=limit)
+    if not isinstance(search, str):
+        raise ConfigError("search is a text", got=type(search).__name__)
+    wanted = set(check_tags(tags))
+    text = unicodedata.normalize("NFC", search).casefold()
     found = [
         checkpoint
         for checkpoint in checkpoints
@@ -119,7 +134,14 @@ def select(
 
 
 def _searched(checkpoint: CheckpointMetadata) -> str:
-    return "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags)).casefold()
+    text = "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _check_bounds(**bounds: int | None) -> None:
+    for name, value in bounds.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
 
 
 def _sorted(

@@ -49,9 +49,11 @@ def assess(
 
     def is_valid(manifest: Manifest) -> bool:
         if statuses[manifest.checkpoint_id] == "unverified":
-            intact = (known and known.is_intact(folder, manifest)) or validate(
-                folder, manifest, manifest.experiment_name
-            )
+            intact = known is not None and known.is_intact(folder, manifest)
+            if not intact:
+                intact = validate(folder, manifest, manifest.experiment_name).is_valid
+                if known is not None and intact:
+                    known.remember(folder, manifest)
             statuses[manifest.checkpoint_id] = "valid" if intact else "damaged"
         return statuses[manifest.checkpoint_id] == "valid"
 

@@ -18,18 +18,27 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
+def check_stateful(method: str, **owners: Any) -> None:
+    """Raise :class:`ConfigError` unless each owner that is given has ``method``."""
+    for part, owner in owners.items():
+        if owner is not None and not callable(getattr(owner, method, None)):
+            raise ConfigError(
+                f"{part} has no {method}()",
+                expected=f"an object with {method}(), such as a torch {part}",
+                got=type(owner).__name__,
+            )
+
+
+def check_parts(*, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> None:
+    """Raise :class:`ConfigError` for what has no state that could be saved."""
+    if model is None:
+        raise ConfigError("a checkpoint needs a model", expected="model=<torch.nn.Module>")
+    check_stateful("state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
+
+
 def capture(*, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> dict[str, Any]:
     """The ``*_state_dict`` part of a payload; ``None`` for what was not given."""
     given = dict(zip(_PARTS, (model, optimizer, scheduler), strict=True))
-    for part, owner in given.items():
-        if owner is not None and not callable(getattr(owner, "state_dict", None)):
-            raise ConfigError(
-                f"{part} has no state_dict()",
-                expected=f"an object with state_dict(), such as a torch {part}",
-                got=type(owner).__name__,
-            )
-    if model is None:
-        raise ConfigError("a checkpoint needs a model", expected="model=<torch.nn.Module>", got=None)
     return {f"{part}_state_dict": None if owner is None else owner.state_dict() for part, owner in given.items()}
 
 
@@ -42,32 +51,56 @@ def restore(
 ) -> None:
     """Load a payload's state into what was passed.
 
-    Everything is compared first, so that :class:`StateMismatchError` leaves all of it unchanged.
+    Everything is compared first, and what an optimizer or a scheduler refuses nevertheless is taken back, so that
+    :class:`StateMismatchError` leaves all of it unchanged.
     """
+    check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
     given = dict(zip(_PARTS, (model, optimizer, scheduler), strict=True))
     wanted = {part: owner for part, owner in given.items() if owner is not None}
     for part, owner in wanted.items():
         stored = payload.get(f"{part}_state_dict")
-        if stored is None:
+        if not isinstance(stored, Mapping):
             raise StateMismatchError(
                 f"the checkpoint holds no {part} state",
                 hint=f"Leave out {part}=, or load a checkpoint that was saved with it.",
             )
         _CHECKS[part](owner, stored)
-    for part, owner in wanted.items():
+    before: list[tuple[Stateful, Any]] = []
+    # The model last: its tensors are overwritten in place, while the state of the others is replaced as a whole, so
+    # that keeping what they had before costs no memory.
+    for part in reversed(wanted):
+        owner = wanted[part]
+        if part != "model":
+            before.append((owner, owner.state_dict()))
         try:
             owner.load_state_dict(payload[f"{part}_state_dict"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise StateMismatchError(f"the {part} refused its stored state: {error}") from error
+            _check_hyperparameters(owner)
+        except Exception as error:
+            for changed, state in before:
+                changed.load_state_dict(state)
+            raise StateMismatchError(f"the {part} refused its stored state: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _check_hyperparameters(owner: Stateful) -> None:
+    """An optimizer takes the hyperparameters of any other kind, and fails at its next step only."""
+    needed = getattr(owner, "defaults", {}).keys()
+    for group in getattr(owner, "param_groups", ()):
+        if missing := sorted(needed - group.keys()):
+            raise ValueError(f"it was saved by another kind of optimizer, without {', '.join(missing)}")
 
 
 def _check_model(model: Stateful, stored: Mapping[str, Any]) -> None:
     current = model.state_dict()
-    missing, unexpected = sorted(current.keys() - stored.keys()), sorted(stored.keys() - current.keys())
+    missing = sorted(str(name) for name in current.keys() - stored.keys())
+    unexpected = sorted(str(name) for name in stored.keys() - current.keys())
     shapes = [
-        f"{name} {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} {_shape(stored[name])} instead of {_shape(value)}"
         for name, value in current.items()
-        if name in stored and getattr(value, "shape", None) != getattr(stored[name], "shape", None)
+        if name in stored and _shape(value) != _shape(stored[name])
     ]
     differences = [
         f"{label}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
@@ -79,6 +112,11 @@ def _check_model(model: Stateful, stored: Mapping[str, Any]) -> None:
             "the checkpoint does not fit the model: " + "; ".join(differences),
             hint="Build the model as it was when the checkpoint was saved. Nothing was changed.",
         )
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _check_optimizer(optimizer: Stateful, stored: Mapping[str, Any]) -> None:

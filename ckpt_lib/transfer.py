@@ -17,6 +17,7 @@ from ckpt_lib.integrity import validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
+from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream.reader import Progress
 
 
@@ -79,6 +80,12 @@ def export(
     if existing:
         _same_or_raise(existing, manifest, target)
     identical = validate(target, manifest, manifest.experiment_name).is_valid
+    if not (existing or identical) and target.store.stat(target.manifest_path(manifest.checkpoint_id)):
+        raise CheckpointExistsError(
+            "another file has the name of the manifest there",
+            path=target.store.location(target.manifest_path(manifest.checkpoint_id)),
+            hint="It was left as it is.",
+        )
     if not (existing and identical):
         # A payload without manifest is what an interrupted export leaves; one with other bytes is not ours to replace.
         commit.copy(folder, manifest, target, replace=identical or existing is not None, progress=progress)
@@ -97,7 +104,7 @@ def import_checkpoint(
 
     Every byte is verified on the way. Importing it again returns the checkpoint it became.
     """
-    origin, checkpoint_id = _locate(os.fspath(source))
+    origin, checkpoint_id = _locate(url_text(source))
     manifest = origin.read_manifest(checkpoint_id)
     return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
 

@@ -44,8 +44,8 @@ def checkpoint_lifecycle(
     """Validate, back up, compare, export the best, clean up and summarise one experiment.
 
     ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
-    stop the other checkpoints from being served, but the run fails at its end. Returns the summary, with the path of
-    the exported payload as ``exported``.
+    stop the other checkpoints from being served, but the run fails at its end. Returns the summary and, besides, the
+    ``comparison``, the path of the ``exported`` payload and the report of the ``cleanup``.
     """
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
     manager = CheckpointManager(checkpoints, experiment_name)
@@ -58,7 +58,7 @@ def checkpoint_lifecycle(
     backups = backup_checkpoint.map(unmapped(checkpoints), unmapped(experiment_name), intact)
     best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()
     best_id = best.checkpoint_id if best and best.checkpoint_id in intact else None
-    _compare(checkpoints, experiment_name, best_id, intact)
+    comparison = _compare(checkpoints, experiment_name, best_id, intact)
     exported = best_id and export_checkpoint(checkpoints, experiment_name, best_id, export_dir)
 
     wait(list(backups))  # nothing is retired before all of it has been backed up
@@ -70,13 +70,15 @@ def checkpoint_lifecycle(
     report_metrics(checkpoints, experiment_name)
     summary = summarize_checkpoints(checkpoints, experiment_name)
     fail_on_damage(reports)
-    return {**summary, "exported": exported}
+    return {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
 
 
-def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> None:
-    """Compare the best with the newest others."""
+def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> Any:
+    """Compare the best with the newest others; ``None`` when there is only one."""
     compared = list(dict.fromkeys([*([best_id] if best_id else []), *intact[::-1]]))[:MAX_COMPARED]
     if len(compared) < 2:
         get_run_logger().info("Nothing to compare: %d intact checkpoint", len(compared))
-        return
-    report_comparison(experiment_name, compare_checkpoints(checkpoints, experiment_name, compared))
+        return None
+    comparison = compare_checkpoints(checkpoints, experiment_name, compared)
+    report_comparison(experiment_name, comparison)
+    return comparison

@@ -30,7 +30,7 @@ def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | 
 
 
 @checkpoint_task(
-    "compare {checkpoint_ids} of {experiment_name}",
+    "compare checkpoints of {experiment_name}",
     cache_policy=CacheKeyFnPolicy(cache_key_fn=_content_key),
     cache_expiration=REMEMBERED_FOR,
     persist_result=True,

@@ -56,20 +56,17 @@ def ckpt(
         raise typer.Exit(BAD_INPUT)
 
 
-for _name, _function, _panel in (
-    ("list", finding.list_checkpoints, "Find"),
-    ("show", finding.show, "Find"),
-    ("experiments", finding.experiments, "Find"),
-    ("summary", analysing.summary, "Analyse"),
-    ("compare", analysing.compare, "Analyse"),
-    ("validate", checking.validate, "Protect"),
-    ("backup", copying.backup, "Protect"),
-    ("restore", copying.restore, "Protect"),
-    ("pin", editing.pin, "Edit"),
-    ("tag", editing.tag, "Edit"),
-    ("export", copying.export, "Move"),
-    ("import", copying.import_checkpoint, "Move"),
-    ("cleanup", retiring.cleanup, "Retire"),
-    ("delete", retiring.delete, "Retire"),
-):
-    app.command(_name, rich_help_panel=_panel)(_function)
+app.command("list", rich_help_panel="Look")(finding.list_checkpoints)
+app.command("show", rich_help_panel="Look")(finding.show)
+app.command("compare", rich_help_panel="Look")(analysing.compare)
+app.command("summary", rich_help_panel="Look")(analysing.summary)
+app.command("experiments", rich_help_panel="Look")(finding.experiments)
+app.command("validate", rich_help_panel="Keep safe")(checking.validate)
+app.command("backup", rich_help_panel="Keep safe")(copying.backup)
+app.command("restore", rich_help_panel="Keep safe")(copying.restore)
+app.command("pin", rich_help_panel="Keep safe")(editing.pin)
+app.command("tag", rich_help_panel="Label and move")(editing.tag)
+app.command("export", rich_help_panel="Label and move")(copying.export)
+app.command("import", rich_help_panel="Label and move")(copying.import_checkpoint)
+app.command("cleanup", rich_help_panel="Retire")(retiring.cleanup)
+app.command("delete", rich_help_panel="Retire")(retiring.delete)

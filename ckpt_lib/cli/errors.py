@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from ckpt_lib.cli.output import diagnostics, print_json, visible
+from ckpt_lib.cli.output import diagnostics, print_json, visible_lines
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -26,12 +26,12 @@ OK, DAMAGE, BAD_INPUT, STORE_FAILURE, REFUSED, BUG, INTERRUPTED, OUTPUT_CLOSED =
 EXIT_CODES = {
     OK: "done; what was checked is intact",
     DAMAGE: "damage was found",
-    BAD_INPUT: "bad usage or bad input: an unknown option, checkpoint, experiment, metric or store",
-    STORE_FAILURE: "the store or the file system failed: no space, no permission, no answer",
-    REFUSED: "refused, to keep something safe: a pinned checkpoint, a taken name, a missing confirmation",
+    BAD_INPUT: "bad usage, or no such checkpoint, experiment, metric or store",
+    STORE_FAILURE: "the store failed: no space, no permission, no answer",
+    REFUSED: "refused: it is pinned, the name is taken, or nobody confirmed",
     BUG: "a bug in ckpt",
     INTERRUPTED: "interrupted with Ctrl-C",
-    OUTPUT_CLOSED: "whoever read the output went away",
+    OUTPUT_CLOSED: "the reader of the output went away",
 }
 
 
@@ -117,13 +117,13 @@ def print_error(facts: dict[str, Any]) -> None:
     """Print what :func:`describe` says for people, on stderr."""
     console = diagnostics()
     console.print("Error: ", style="bold red", end="")
-    console.print(visible(facts["message"]), soft_wrap=True)
+    console.print(visible_lines(facts["message"]), soft_wrap=True)
     for damage in facts["damages"]:
         if damage.message not in facts["message"]:
-            console.print(f"  {visible(damage.message)}", soft_wrap=True)
+            console.print(f"  {visible_lines(damage.message)}", soft_wrap=True)
     for key in ("checkpoint_id", "path", "expected", "got"):
         if facts[key] is not None:
             console.print(f"  {key.partition('_')[0]:<10}", style="dim", end="")
-            console.print(visible(str(facts[key])), soft_wrap=True)
+            console.print(visible_lines(str(facts[key])), soft_wrap=True)
     if facts["hint"]:
-        console.print(visible(facts["hint"]), style="cyan", soft_wrap=True)
+        console.print(visible_lines(facts["hint"]), style="cyan", soft_wrap=True)

@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from pydantic_core import to_jsonable_python
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED_WIDTH = 1_000_000
+_GAP = 2
+_WRAPPED_WIDTH = 24
 
 
 class _Console(Console):
@@ -45,11 +46,11 @@ def diagnostics() -> Console:
 
 def note(text: str, *, warning: bool = False) -> None:
     """A remark beside the answer."""
-    diagnostics().print(visible(text), style="yellow" if warning else "dim", soft_wrap=True)
+    diagnostics().print(visible_lines(text), style="yellow" if warning else "dim", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One strict JSON document on stdout, in ASCII, with the texts "NaN", "Infinity" and "-Infinity" for what it lacks."""
+    """One strict JSON document on stdout, in ASCII; "NaN", "Infinity" and "-Infinity" are texts, as in manifests."""
     plain = _finite(to_jsonable_python(value, fallback=str))
     sys.stdout.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
@@ -77,45 +78,58 @@ class Column:
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
     """A table without lines; cells are never cut."""
     console = results()
-    shown = list(columns)
-    while True:
-        kept = [number for number, column in enumerate(columns) if column in shown]
-        table = _table(shown, [[row[number] for number in kept] for row in rows])
-        needed = Measurement.get(console, console.options.update(max_width=_UNLIMITED_WIDTH), table).minimum
-        optional = [column for column in shown if column.optional]
-        if needed <= console.width or not optional:
-            break
-        shown.remove(optional[-1])
-    console.width = max(console.width, needed)  # rather let the terminal wrap a line than cut an id
-    console.print(table)
-    if hidden := [column.header for column in columns if column not in shown]:
-        note(f"Not shown in {console.width} columns: {', '.join(hidden)}.")
-
-
-def _table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold blue")
-    for column in columns:
+    cells = [[visible_text(cell) for cell in row] for row in rows]
+    widths = [_width(column, [row[number] for row in cells]) for number, column in enumerate(columns)]
+    shown = _fitting(columns, widths, console.width)
+    hidden = [column.header for number, column in enumerate(columns) if number not in shown]
+    remark = f"Not shown in {console.width} columns: {', '.join(hidden)}."
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold blue")
+    for number in shown:
+        column = columns[number]
         table.add_column(
             visible(column.header),
             justify="right" if column.numeric else "left",
+            min_width=widths[number],
             overflow="fold",
             no_wrap=not column.wraps,
         )
-    for row in rows:
-        table.add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in row))
-    return table
+    for row in cells:
+        table.add_row(*(row[number] for number in shown))
+    console.width = max(console.width, _total(widths, shown))  # rather let the terminal wrap a line than cut an id
+    console.print(table)
+    if hidden:
+        note(remark)
+
+
+def _width(column: Column, cells: Sequence[Text]) -> int:
+    """The room a column needs; one that wraps makes do with less."""
+    widest = max((cell.cell_len for cell in cells), default=0)
+    return max(Text(column.header).cell_len, min(widest, _WRAPPED_WIDTH) if column.wraps else widest)
+
+
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[number] for number in shown) + _GAP * (len(shown) - 1)
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], available: int) -> list[int]:
+    """The numbers of the columns to show."""
+    shown = list(range(len(columns)))
+    for number in reversed(range(len(columns))):
+        if columns[number].optional and _total(widths, shown) > available:
+            shown.remove(number)
+    return shown
 
 
 def print_facts(facts: Mapping[str, str | Text]) -> None:
-    """Names and values, one a line."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold blue", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Names and values, one a line; a long value is left to the terminal to wrap, so that it can be copied whole."""
+    console = results()
+    margin = max(len(visible(name)) for name in facts) + _GAP
     for name, value in facts.items():
-        lines = value.split("\n") if isinstance(value, str) else None
-        cell: RenderableType = value if isinstance(value, Text) else Text("\n".join(map(visible, lines or ())))
-        table.add_row(visible(name), cell)
-    results().print(table)
+        lines = [Text(visible(line)) for line in value.split("\n")] if isinstance(value, str) else [value]
+        label = visible(name)
+        for line in lines:
+            console.print(Text.assemble((label.ljust(margin), "bold blue"), line), soft_wrap=True)
+            label = ""
 
 
 def print_heading(text: str) -> None:
@@ -130,6 +144,16 @@ def visible(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def visible_text(cell: str | Text) -> Text:
+    """A cell of a table; what is styled already was made by us."""
+    return cell if isinstance(cell, Text) else Text(visible(cell))
+
+
+def visible_lines(text: str) -> str:
+    """The same, with line breaks left as they are."""
+    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def as_size(size_bytes: int) -> str:

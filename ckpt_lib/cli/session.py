@@ -78,3 +78,9 @@ def resolve(manager: CheckpointManager, name: str) -> str:
 def resolve_all(manager: CheckpointManager, names: Sequence[str]) -> list[str]:
     """The ids that ``names`` stand for, each once."""
     return list(dict.fromkeys(resolve(manager, name) for name in names))
+
+
+def check_ids_or_all(names: Sequence[str] | None, *, everything: bool) -> None:
+    """Refuse a command line that names checkpoints and asks for all of them as well."""
+    if names and everything:
+        raise ConfigError("either checkpoints are named or --all is given, not both", got=" ".join(names))

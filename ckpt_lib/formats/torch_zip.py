@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import torch
 
-from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError, UnsupportedStateError
+from ckpt_lib.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    UnsafePayloadError,
+    UnsupportedStateError,
+)
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.stream import HashingWriter
 
-_PLAIN = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
+_PLAIN = {type(None), bool, int, float, str}
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_MAX_INT_BITS = 2_000  # pickle spells longer ones with an opcode that weights_only loading does not know
 
 
 class TorchZipFormat:
@@ -28,9 +36,7 @@ class TorchZipFormat:
         try:
             return {key: _plain(value, key) for key, value in payload.items()}
         except RecursionError as error:
-            raise UnsupportedStateError(
-                "the state contains itself, or is nested too deeply", hint="Store a tree of plain values."
-            ) from error
+            raise _too_deep() from error
 
     def write(self, payload: Payload, stream: HashingWriter) -> None:
         """Let ``torch.save`` write to the stream; an error from below the serializer is raised as it was."""
@@ -39,12 +45,18 @@ class TorchZipFormat:
         except BaseException as error:
             if stream.error is not None and stream.error is not error:
                 raise stream.error from error
+            if isinstance(error, RecursionError):
+                raise _too_deep() from error
             raise
         if stream.error is not None:
             raise stream.error
 
     def read(self, source: BinaryIO, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
-        """``torch.load`` from a verified source."""
+        """``torch.load`` from a verified source.
+
+        Raises :class:`~ckpt_lib.errors.ConfigError` for a device that is not there.
+        """
+        _check_device(map_location)
         try:
             loaded = torch.load(source, map_location=map_location, weights_only=not trust_pickle)
         except pickle.UnpicklingError as error:
@@ -52,17 +64,25 @@ class TorchZipFormat:
                 f"the payload holds more than tensors and plain values: {_first_line(error)}",
                 hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
             ) from error
-        except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        except (CheckpointError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
             raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
         if not isinstance(loaded, dict):
             raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
         return loaded
 
 
+def _too_deep() -> UnsupportedStateError:
+    return UnsupportedStateError(
+        "the state contains itself, or is nested too deeply", hint="Store a tree of plain values."
+    )
+
+
 def _plain(value: Any, place: str) -> Any:
     """``value`` with containers rebuilt and every leaf checked; tensors are passed on, not copied."""
     kind = type(value)
-    if kind in _PLAIN:
+    if _is_plain(value):
         return value
     if kind is dict:
         return {_plain(key, f"a key of {place}"): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
@@ -70,8 +90,10 @@ def _plain(value: Any, place: str) -> Any:
         return _ordered(value, place)
     if kind in (list, tuple):
         return kind(_plain(item, f"{place}[{number}]") for number, item in enumerate(value))
-    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
+    if kind.__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        item = value.item()
+        if type(item) is not kind:  # a long double stays one
+            return _plain(item, place)
     _check_readable(value, place)
     return value
 
@@ -79,8 +101,29 @@ def _plain(value: Any, place: str) -> Any:
 def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
     rebuilt = OrderedDict((key, _plain(item, f"{place}[{key!r}]")) for key, item in value.items())
     # state_dict() keeps the version of each module here, which load_state_dict() uses to migrate old state.
-    rebuilt.__dict__.update(value.__dict__)
+    rebuilt.__dict__.update(_plain(value.__dict__, f"the attributes of {place}"))
     return rebuilt
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a leaf is sure to be read back: a number, a text, or a tensor on which nothing hangs."""
+    kind = type(value)
+    if kind in _TENSORS:
+        return value.layout is torch.strided and not value.is_quantized and not value.__dict__
+    return kind in _PLAIN and not (kind is int and value.bit_length() > _MAX_INT_BITS)
+
+
+def _check_device(map_location: Any) -> None:
+    """Told apart from damage beforehand: a payload is not corrupt because this machine has no such device."""
+    if not isinstance(map_location, str | torch.device):
+        return
+    try:
+        torch.empty(0, device=map_location)
+    except Exception as error:
+        raise ConfigError(
+            f"map_location={str(map_location)!r} cannot be used here: {_first_line(error)}",
+            hint='Load with map_location="cpu".',
+        ) from error
 
 
 def _check_readable(value: Any, place: str) -> None:
@@ -101,8 +144,13 @@ def _check_readable(value: Any, place: str) -> None:
 
 def _without_storage(value: Any) -> Any:
     """A tensor subclass stands for its class here: an empty slice of it is enough to be asked about."""
-    take_nothing: Callable[[Any], Any] = lambda tensor: tensor.detach().reshape(-1)[:0].clone()  # noqa: E731
-    return take_nothing(value) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.layout is not torch.strided:
+        return value
+    nothing: torch.Tensor = value.detach().reshape(-1)[:0].clone()
+    nothing.__dict__.update(value.__dict__)
+    return nothing
 
 
 def _first_line(error: BaseException) -> str:

@@ -98,6 +98,10 @@ class OnImprovement:
     metric: str = "val_loss"
     mode: Mode = "min"
 
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ConfigError("mode must be 'min' or 'max'", got=repr(self.mode))
+
     def should_save(self, context: SaveContext) -> bool:
         if self.metric not in context.metrics:
             raise UnknownMetricError(

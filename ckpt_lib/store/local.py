@@ -149,7 +149,7 @@ class _Reader(io.FileIO):
         super().__init__(path)
         self._path = path
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
         with _typed_errors(self._path):
             return super().readinto(buffer) or 0
 

@@ -17,12 +17,20 @@ _STORES = {
 }
 
 
+def url_text(url: str | os.PathLike[str]) -> str:
+    """A path or URL as text, or :class:`~ckpt_lib.errors.ConfigError` when it is none that could exist."""
+    text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError("that is neither a path nor a URL", got=ascii(url)[:120])
+    return text
+
+
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store at ``url``: a path, or an fsspec URL. Nothing is created until something is written.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for a scheme no store serves.
     """
-    text = os.fspath(url)
+    text = url_text(url)
     scheme = split_protocol(text)[0] or "file"
     if scheme not in _STORES:
         raise ConfigError(

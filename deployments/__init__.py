@@ -1,0 +1,1 @@
+"""How the flows run: on one machine with its own Prefect server, or from work pools (``prefect.yaml``)."""

@@ -1,0 +1,120 @@
+"""A Prefect server of this project's own, on this machine, with its database in ``.prefect/``.
+
+``python -m deployments.server COMMAND ...`` runs a command beside one, and stops it when the command has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 4200
+HOME = Path(__file__).resolve().parent.parent / ".prefect"
+SECONDS_TO_START = 90.0
+SECONDS_TO_STOP = 15.0
+
+
+class ServerError(RuntimeError):
+    """The server did not start; the message says where its log is."""
+
+
+def free_port(preferred: int = DEFAULT_PORT) -> int:
+    """``preferred`` if nothing listens there, else a port that is free."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, suppress(OSError):
+            if os.name == "posix":  # as servers do: a port whose last user has just ended is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise ServerError("no port is free")
+
+
+@contextmanager
+def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[str, str]]:
+    """Run a server until the block ends; yield the environment by which other processes find it.
+
+    Processes that use the server should end inside the block: Prefect sends its last logs when they do. The server is
+    a child process, stopped by its pid; its log is ``server.log`` in ``home``.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    address = f"http://{HOST}:{port}"
+    environment = {**os.environ, **_settings(home, address, port)}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    with (home / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the block, which stops the server when it has ended
+        )
+        try:
+            _wait_until_ready(server, address, Path(log.name))
+            yield environment
+        finally:
+            _stop(server)
+
+
+def _settings(home: Path, address: str, port: int) -> dict[str, str]:
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "ckpt_lib",
+    }
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise ServerError(f"the Prefect server ended with code {server.returncode}; its log is {log}")
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/api/health", timeout=2).is_success:
+                return
+        time.sleep(0.2)
+    raise ServerError(f"the Prefect server was not ready after {SECONDS_TO_START:.0f} s; its log is {log}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        server.wait(SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def main(command: Sequence[str]) -> int:
+    """Run ``command`` with a server beside it; returns the command's exit code."""
+    print("Starting a Prefect server ...", flush=True)
+    try:
+        with prefect_server() as environment:
+            child = subprocess.Popen(command, env=environment)
+            # Ctrl-C reaches the command by itself; what is sent to this process alone is passed on.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            return child.wait()
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""What several test modules need: a tiny training run, fingerprints of state, snapshots of folders, damage, children."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ckpt_lib import CheckpointManager
+
+
+class MakeManager(Protocol):
+    """The ``make_manager`` fixture."""
+
+    def __call__(self, experiment_name: str = "run", **options: Any) -> CheckpointManager: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model with its optimizer and scheduler."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+    def kwargs(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def build(seed: int = 0, width: int = 8) -> Parts:
+    """Everything a run has, small, with buffers and with state in every part."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return Parts(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5))
+
+
+def train(parts: Parts, epochs: Iterable[int]) -> None:
+    """Train on data that depend on the epoch alone, so that runs can be repeated."""
+    for epoch in epochs:
+        generator = torch.Generator().manual_seed(epoch)
+        inputs, targets = torch.randn(16, 4, generator=generator), torch.randn(16, 2, generator=generator)
+        for _ in range(2):
+            parts.optimizer.zero_grad()
+            nn.functional.mse_loss(parts.model(inputs), targets).backward()
+            parts.optimizer.step()
+        parts.scheduler.step()
+
+
+def fingerprint(value: Any) -> str:
+    """A digest of state that differs when one bit of it does."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def state_of(parts: Parts) -> str:
+    """The fingerprint of model, optimizer and scheduler."""
+    return fingerprint([part.state_dict() for part in (parts.model, parts.optimizer, parts.scheduler)])
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        digest.update(b"{")
+        for key, item in value.items():
+            digest.update(repr(key).encode())
+            _feed(digest, item)
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"[")
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file and folder below ``folder`` with the digest of its bytes, whatever it is called."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def without_locks(found: dict[str, str]) -> dict[str, str]:
+    """A snapshot without the folders' lock files, which hold nothing."""
+    return {name: digest for name, digest in found.items() if not name.endswith(".ckpt.lock")}
+
+
+def save(manager: CheckpointManager, epoch: int, loss: Any = 0.5, **options: Any) -> str:
+    """Save a fresh tiny model; fails when the policy refuses."""
+    options = {"metrics": {"val_loss": loss}, **options}
+    checkpoint_id = manager.save_checkpoint(model=nn.Linear(2, 1), epoch=epoch, **options)
+    assert checkpoint_id is not None
+    return checkpoint_id
+
+
+def ids(manager: CheckpointManager) -> list[str]:
+    """The ids of the readable checkpoints, oldest first."""
+    return [checkpoint.checkpoint_id for checkpoint in manager.list_checkpoints()]
+
+
+def backup_ids(manager: CheckpointManager) -> list[str]:
+    """The ids of the readable backups, oldest first."""
+    return [checkpoint.checkpoint_id for checkpoint in manager.list_backups()]
+
+
+def experiment_folder(manager: CheckpointManager) -> Path:
+    """Where a manager's checkpoints lie."""
+    return Path(manager.config.checkpoint_dir) / manager.experiment_name
+
+
+def payload_path(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    return experiment_folder(manager) / f"{checkpoint_id}.pt"
+
+
+def manifest_path(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    return experiment_folder(manager) / f"{checkpoint_id}.json"
+
+
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    """Alter one bit in place; ``position`` may count from the end."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def truncate(path: Path, size_bytes: int) -> None:
+    """Cut a file off."""
+    path.write_bytes(path.read_bytes()[:size_bytes])
+
+
+def start_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> subprocess.Popen[str]:
+    """Start a child that runs ``code``, which finds ``arguments`` in ``sys.argv``; warnings are errors in it."""
+    command = [*prefix, sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    root = str(Path(__file__).parent.parent)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> str:
+    """Run ``code`` in a child of its own and return what it printed; fails with what it said on stderr."""
+    child = start_python(code, *arguments, prefix=prefix)
+    output, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, f"exit code {child.returncode}\n{output}\n{errors}"
+    return output
