@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ckpt_lib.metadata import CheckpointMetadata
@@ -37,8 +38,13 @@ def _statistics(values: Sequence[Any]) -> dict[str, Any]:
     series = pd.Series([value for value in values if is_rankable(value)], dtype="float64")
     summary: dict[str, Any] = {"count": len(series), "not_comparable": len(values) - len(series)}
     if len(series):
-        summary |= {name: float(getattr(series, name)()) for name in ("min", "max", "mean")}
-        summary |= {"std": float(series.std(ddof=0)), "first": float(series.iloc[0]), "last": float(series.iloc[-1])}
+        with np.errstate(over="ignore", invalid="ignore"):  # the statistics of huge values may be infinite
+            summary |= {name: float(getattr(series, name)()) for name in ("min", "max", "mean")}
+            summary |= {
+                "std": float(series.std(ddof=0)),
+                "first": float(series.iloc[0]),
+                "last": float(series.iloc[-1]),
+            }
     return summary
 
 

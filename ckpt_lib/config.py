@@ -1,4 +1,4 @@
-"""``CheckpointConfig``: how one experiment saves, checks, keeps and backs up its checkpoints."""
+"""``CheckpointConfig``: the options of a manager. It is frozen, and refused as a whole when one option is wrong."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ Mode = Literal["min", "max"]
 class Monitor(BaseModel):
     """The metric that decides which checkpoint is the best, and which way."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")  # what a newer version adds survives a manifest's rewrite
 
     metric: str = "val_loss"
     mode: Mode = "min"
 
 
 class CheckpointConfig(BaseModel):
-    """Options of a :class:`~ckpt_lib.CheckpointManager`; frozen, and refused as a whole when one is wrong.
-
-    Raises :class:`~ckpt_lib.errors.ConfigError` naming every wrong option at once.
-    """
+    """How one experiment's checkpoints are saved, checked, kept and backed up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -131,7 +128,7 @@ class CheckpointConfig(BaseModel):
         """
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"the configuration file cannot be read: {error}", path=str(path)) from error
         if loaded is None:
             loaded = {}

@@ -5,13 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
-from ckpt_lib.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    IntegrityError,
-    StoreError,
-    UnsupportedSchemaError,
-)
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 
@@ -75,7 +69,7 @@ class Index:
     def _backed_up(self) -> list[Manifest]:
         try:
             return self._backups.manifests() if self._backups else []
-        except StoreError:  # a backup location that is away must not keep anyone from saving
+        except CheckpointError:  # a backup location that is away must not keep anyone from saving
             return []
 
     def with_uid(self, uid: str) -> Manifest | None:

@@ -89,7 +89,6 @@ class CheckpointManager:
         self._backup_index = Index(self._backups)
         self._index = Index(self._folder, self._backup_index)
         self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
-        self._format = format_named(DEFAULT_FORMAT)
         self._known = KnownVersions()
         self._parent_id: str | None = None
         self._last_save: float | None = None
@@ -145,7 +144,8 @@ class CheckpointManager:
             optimizer=optimizer if self.config.save_optimizer else None,
             scheduler=scheduler if self.config.save_scheduler else None,
         )
-        payload = self._format.prepare(
+        payload_format = format_named(DEFAULT_FORMAT)  # here, because it loads torch
+        payload = payload_format.prepare(
             {
                 **state,
                 "epoch": draft.epoch,
@@ -155,7 +155,7 @@ class CheckpointManager:
                 "extra_state": dict(extra_state or {}),
             }
         )
-        manifest = commit.save(self._folder, self._index, draft, self._format, payload)
+        manifest = commit.save(self._folder, self._index, draft, payload_format, payload)
         self._known.remember(self._folder, manifest)
         self._parent_id = manifest.checkpoint_id
         self._last_save = time.monotonic()
@@ -295,19 +295,27 @@ class CheckpointManager:
         some and *none* verifies, raises :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from
         nothing is a decision for a person.
         """
-        passed_over = [
-            {"checkpoint_id": str(error.checkpoint_id), "reason": error.message} for error in self._index.unreadable()
-        ]
-        for manifest in reversed(self._index.manifests()):
-            try:
-                payload = self.load_checkpoint(
-                    manifest.checkpoint_id, model, optimizer, scheduler, map_location=map_location
-                )
-            except (IntegrityError, CheckpointNotFoundError) as error:
-                passed_over.append({"checkpoint_id": manifest.checkpoint_id, "reason": error.message})
-                continue
-            _warn_of(passed_over)
-            return {**payload, "passed_over": passed_over}
+        for _ in range(ATTEMPTS):
+            passed_over = [
+                {"checkpoint_id": str(error.checkpoint_id), "reason": error.message}
+                for error in self._index.unreadable()
+            ]
+            retired = False
+            for manifest in reversed(self._index.manifests()):
+                try:
+                    payload = self.load_checkpoint(
+                        manifest.checkpoint_id, model, optimizer, scheduler, map_location=map_location
+                    )
+                except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
+                    retired = True
+                    continue
+                except IntegrityError as error:
+                    passed_over.append({"checkpoint_id": manifest.checkpoint_id, "reason": error.message})
+                    continue
+                _warn_of(passed_over)
+                return {**payload, "passed_over": passed_over}
+            if not retired:
+                break
         if not passed_over:
             return None
         reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)

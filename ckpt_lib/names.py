@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Self
 
 from ckpt_lib.errors import InvalidNameError
@@ -53,7 +54,7 @@ class CheckpointId:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read an id back, or raise :class:`InvalidNameError`."""
-        match = _ID.fullmatch(text) if text.isascii() else None
+        match = _ID.fullmatch(text) if isinstance(text, str) and text.isascii() else None
         try:
             if match is None:
                 raise ValueError("it does not match the pattern")
@@ -72,6 +73,11 @@ class CheckpointId:
 
 def is_checkpoint_id(text: str) -> bool:
     """Whether ``text`` is an id: the test by which files of ours are told from foreign ones."""
+    return isinstance(text, str) and _is_id(text)
+
+
+@lru_cache(maxsize=2**16)  # every look into a folder asks about every name in it
+def _is_id(text: str) -> bool:
     try:
         CheckpointId.parse(text)
     except InvalidNameError:
@@ -112,8 +118,8 @@ def check_tag(tag: str) -> str:
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Check each tag and drop repeats, keeping the order they were given in."""
-    if isinstance(tags, str):
-        raise InvalidNameError("tags must be a list", expected=f"[{tags!r}]", got=repr(tags))
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise InvalidNameError("tags must be a list", expected="['a tag']", got=_shown(tags))
     return tuple(dict.fromkeys(check_tag(tag) for tag in tags))
 
 

@@ -88,11 +88,14 @@ def clean(
         return CleanupReport(plan=plan, dry_run=True)
     swept = commit.sweep(folder) if folder.store.entries(folder.path) else []
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
+    relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
     deleted, spared, freed_bytes = [], {}, 0
     # Oldest first: whatever stops this, what is left is the newer part.
     for checkpoint_id in reversed(plan.deleted_ids):
         try:
-            gone = commit.delete(folder, checkpoint_id, unless=_changed_since(planned[checkpoint_id]))
+            gone = commit.delete(
+                folder, checkpoint_id, unless=_changed_since(folder, planned[checkpoint_id], relied_on)
+            )
         except ProtectedCheckpointError as error:
             spared[checkpoint_id] = error.message
             continue
@@ -109,15 +112,25 @@ def clean(
     )
 
 
-def _changed_since(planned: Manifest) -> Callable[[Manifest], CheckpointError | None]:
-    """Refuse to delete a checkpoint that someone pinned, tagged or replaced after the plan was made."""
+def _changed_since(
+    folder: CheckpointFolder, planned: Manifest, relied_on: Sequence[Manifest]
+) -> Callable[[Manifest], CheckpointError | None]:
+    """Refuse to delete a checkpoint that someone pinned, tagged or replaced after the plan was made.
+
+    And any, when one of the valid ones that were to stay instead has gone since.
+    """
 
     def check(current: Manifest) -> CheckpointError | None:
         # Compared as bytes: a NaN among the metrics would make a manifest differ from itself.
-        if current.to_bytes() == planned.to_bytes():
+        if current.to_bytes() != planned.to_bytes():
+            reason = "changed since the plan was made; the next cleanup decides again"
+        elif not all(map(is_there, relied_on)):
+            reason = "what the plan meant to keep is gone; the next cleanup decides again"
+        else:
             return None
-        return ProtectedCheckpointError(
-            "changed since the plan was made; the next cleanup decides again", checkpoint_id=current.checkpoint_id
-        )
+        return ProtectedCheckpointError(reason, checkpoint_id=current.checkpoint_id)
+
+    def is_there(kept: Manifest) -> bool:
+        return folder.store.stat(folder.manifest_path(kept.checkpoint_id)) is not None and folder.is_complete(kept)
 
     return check

@@ -70,11 +70,12 @@ def restore(
     # that keeping what they had before costs no memory.
     for part in reversed(wanted):
         owner = wanted[part]
+        needed = _hyperparameters(owner)
         if part != "model":
             before.append((owner, owner.state_dict()))
         try:
             owner.load_state_dict(payload[f"{part}_state_dict"])
-            _check_hyperparameters(owner)
+            _check_hyperparameters(owner, needed)
         except Exception as error:
             for changed, state in before:
                 changed.load_state_dict(state)
@@ -85,9 +86,14 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def _check_hyperparameters(owner: Stateful) -> None:
+def _hyperparameters(owner: Stateful) -> set[str]:
+    """What each parameter group of an optimizer needs; schedulers add more to it, which it does not."""
+    groups = getattr(owner, "param_groups", ())
+    return {name for group in groups for name in group if name in getattr(owner, "defaults", ())}
+
+
+def _check_hyperparameters(owner: Stateful, needed: set[str]) -> None:
     """An optimizer takes the hyperparameters of any other kind, and fails at its next step only."""
-    needed = getattr(owner, "defaults", {}).keys()
     for group in getattr(owner, "param_groups", ()):
         if missing := sorted(needed - group.keys()):
             raise ValueError(f"it was saved by another kind of optimizer, without {', '.join(missing)}")

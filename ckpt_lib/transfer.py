@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ckpt_lib import commit
@@ -10,6 +11,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptManifestError,
     NotACheckpointError,
+    NotAStoreError,
 )
 from ckpt_lib.folder import MANIFEST_SUFFIX, CheckpointFolder
 from ckpt_lib.index import Index
@@ -111,7 +113,10 @@ def import_checkpoint(
 
 def _locate(source: str) -> tuple[CheckpointFolder, str]:
     as_folder = CheckpointFolder(open_store(source), "")
-    found = sorted(as_folder.manifest_entries()) if not _names_a_file(source) else []
+    found: list[str] = []
+    if not _names_a_file(source):
+        with contextlib.suppress(NotAStoreError):  # another file
+            found = sorted(as_folder.manifest_entries())
     if len(found) == 1:
         return as_folder, found[0]
     if found:

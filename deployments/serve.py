@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from prefect import serve
+from prefect import Flow, serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
@@ -28,19 +28,22 @@ def read_deployments(path: Path = PROJECT / "prefect.yaml") -> list[RunnerDeploy
 
 
 def _deployment(item: dict[str, Any]) -> RunnerDeployment:
-    flow = load_flow_from_entrypoint(item["entrypoint"])
+    flow: Flow[..., Any] = load_flow_from_entrypoint(item["entrypoint"])
     limit = item.get("concurrency_limit")
-    deployment = flow.to_deployment(
-        name=item["name"],
-        description=item["description"],
-        tags=item["tags"],
-        parameters=item.get("parameters", {}),
-        paused=False,  # stopping pauses them, so that nothing is missed and made up for all at once
-        schedules=[
-            Cron(schedule["cron"], timezone=schedule["timezone"], slug=schedule["slug"])
-            for schedule in item.get("schedules", [])
-        ],
-        concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
+    deployment = cast(
+        RunnerDeployment,
+        flow.to_deployment(
+            name=item["name"],
+            description=item["description"],
+            tags=item["tags"],
+            parameters=item.get("parameters", {}),
+            paused=False,  # stopping pauses them, so that nothing is missed and made up for all at once
+            schedules=[
+                Cron(schedule["cron"], timezone=schedule["timezone"], slug=schedule["slug"])
+                for schedule in item.get("schedules", [])
+            ],
+            concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
+        ),
     )
     deployment.entrypoint = item["entrypoint"]
     return deployment

@@ -10,7 +10,7 @@ from ckpt_lib import CheckpointConfig, CleanupReport, list_experiments, open_sto
 from ckpt_lib.policies.retention import RetentionPolicy
 
 
-@flow(name="cleanup_store", task_runner=thread_runner())
+@flow(name="cleanup_store", flow_run_name="clean up {checkpoints.checkpoint_dir}", task_runner=thread_runner())
 def cleanup_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     retention: RetentionPolicy | None = None,

@@ -28,7 +28,7 @@ LOST = "no intact copy is left"
 Reports = list[ValidationReport]
 
 
-@flow(name="validate_store", task_runner=thread_runner())
+@flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
 def validate_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,

@@ -28,7 +28,7 @@ def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     rows: list[Row] = [
         {
             "checkpoint": item.checkpoint_id,
-            "": " ".join(_marks(best=item.is_best, latest=item.is_latest, pinned=item.pinned)),
+            "mark": " ".join(_marks(best=item.is_best, latest=item.is_latest, pinned=item.pinned)),
             "epoch": item.epoch,
             "step": item.step,
             **{name: _cell(value) for name, value in item.metrics.items()},
@@ -85,7 +85,7 @@ def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
     ids = comparison["checkpoint_ids"]
     lines = {**comparison["metrics_comparison"], **comparison["config_comparison"]}
     rows: list[Row] = [
-        {"": name, **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)}}
+        {"value": name, **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)}}
         for name, values in lines.items()
     ]
     _publish(rows, "comparison", experiment_name, f"Comparison in {experiment_name}")

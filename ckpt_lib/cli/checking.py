@@ -76,9 +76,12 @@ def _print_reports(reports: Sequence[ValidationReport]) -> None:
     if damages:
         print_heading("Damage")
         print_table(
-            (Column("file"), Column("kind"), Column("bytes", numeric=True), Column("what", wraps=True)),
+            (Column("file"), Column("kind"), Column("bytes", numeric=True), Column("detail", wraps=True)),
             [
-                (item.file, item.kind, f"{item.start}-{item.stop}" if item.stop else "-", item.message)
-                for item in damages
+                (damage.file, damage.kind, f"{damage.start}-{damage.stop}", "")
+                if damage.stop
+                else (damage.file, damage.kind, "-", damage.message)
+                for damage in damages
             ],
         )
+        note("`ckpt restore ID` brings back a backup; `ckpt backup ID --verify` replaces a damaged one.")

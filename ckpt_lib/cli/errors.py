@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from ckpt_lib.cli.output import diagnostics, print_json, visible_lines
+from ckpt_lib.cli.output import diagnostics, print_json, visible, visible_lines
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -79,16 +79,25 @@ def reported(*, as_json: bool) -> Iterator[None]:
 def _report(error: BaseException, *, as_json: bool) -> None:
     code = exit_code(error)
     if code == OUTPUT_CLOSED:
-        # Python flushes stdout once more as it ends, and would complain about that.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return
     if code == BUG:
         traceback.print_exception(error, file=sys.stderr)
     facts = describe(error)
     if as_json:
-        print_json({"error": facts})
-    else:
-        print_error(facts)
+        try:
+            print_json({"error": facts})
+            sys.stdout.flush()
+        except OSError:  # it may be stdout itself that fails
+            _discard_output()
+        else:
+            return
+    print_error(facts)
+
+
+def _discard_output() -> None:
+    """Python flushes stdout once more as it ends, and would complain about what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -124,6 +133,6 @@ def print_error(facts: dict[str, Any]) -> None:
     for key in ("checkpoint_id", "path", "expected", "got"):
         if facts[key] is not None:
             console.print(f"  {key.partition('_')[0]:<10}", style="dim", end="")
-            console.print(visible_lines(str(facts[key])), soft_wrap=True)
+            console.print(visible(str(facts[key])), soft_wrap=True)
     if facts["hint"]:
         console.print(visible_lines(facts["hint"]), style="cyan", soft_wrap=True)

@@ -42,10 +42,10 @@ Config = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, errors included.")]
 
 CheckpointName = Annotated[str, typer.Argument(metavar="ID", help="A checkpoint id, latest, best, or a tag.")]
-CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID...", help="Checkpoint ids, latest, best, or tags.")]
+CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags.")]
 SomeCheckpointNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID...]", help="Checkpoint ids, latest, best, or tags. Without any: latest."),
+    typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: latest."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="The backups instead of the checkpoints.")]

@@ -1,0 +1,192 @@
+"""Deployments: sent to a work pool and run by a worker, or served from this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from deployments.serve import PROJECT
+from tests.helpers import build
+
+SECONDS_TO_WAIT = 120.0
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Api:
+    """The few calls of the server's REST API that these tests make."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def post(self, path: str, content: Any = None) -> Any:
+        # The server answers 503 while its SQLite database is busy; Prefect's own client asks again, too.
+        response = wait_for("the server", lambda: _unless_busy(self._client.post(path, json=content or {})))
+        response.raise_for_status()
+        return response.json()
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        return {item["name"]: item for item in self.post("/deployments/filter")}
+
+    def start(self, deployment: dict[str, Any], parameters: dict[str, Any]) -> str:
+        run = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        return str(run["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        run: dict[str, Any] = self._client.get(f"/flow_runs/{run_id}").json()
+        return run
+
+    def runs_of(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = self.post(
+            "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}
+        )
+        return runs
+
+    def artifact_keys(self, run_id: str) -> set[str]:
+        found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+        return {artifact["key"] for artifact in found}
+
+
+def _unless_busy(response: httpx.Response) -> httpx.Response | None:
+    return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+
+@pytest.fixture
+def api(server_environment: dict[str, str]) -> Iterator[Api]:
+    with httpx.Client(base_url=server_environment["PREFECT_API_URL"], timeout=30) as client:
+        yield Api(client)
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.5)
+    raise AssertionError(f"waited {SECONDS_TO_WAIT:.0f} s for {what}")
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child of this test's own, ended as Ctrl-C would."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=PROJECT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            yield child
+        finally:
+            child.send_signal(signal.SIGINT)
+            try:
+                child.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def prefect(*arguments: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_TO_WAIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def finished(api: Api, run_id: str) -> dict[str, Any]:
+    """Wait until the run has ended, and insist that it ended well."""
+
+    def ended() -> dict[str, Any] | None:
+        run = api.run(run_id)
+        return run if run["state_type"] in ENDED else None
+
+    run: dict[str, Any] = wait_for("the run to end", ended)
+    assert run["state_type"] == "COMPLETED", run["state"]
+    return run
+
+
+def store_with_checkpoints(path: Path) -> dict[str, Any]:
+    """A small store, as the parameter of a deployment."""
+    config = CheckpointConfig(checkpoint_dir=str(path))
+    for epoch in (1, 2):
+        parts = build()
+        CheckpointManager(config, "digits").save_checkpoint(model=parts.model, epoch=epoch, metrics={"val_loss": 1.0})
+    return {"checkpoint_dir": str(path)}
+
+
+def test_deployed_flows_run_on_a_worker(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """`prefect deploy --all` registers every deployment, and a process worker trains by one of them."""
+    prefect("work-pool", "create", "checkpoints", "--type", "process", environment=server_environment)
+    prefect("deploy", "--all", environment=server_environment)
+    declared = yaml.safe_load((PROJECT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    deployed = api.deployments()
+    assert deployed.keys() >= {item["name"] for item in declared}
+    assert deployed["nightly"]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+    run_id = api.start(
+        deployed["digits"],
+        {
+            "checkpoints": {"checkpoint_dir": str(tmp_path / "store")},
+            "training": {"epochs": 2, "channels": 4},
+        },
+    )
+    worker = ["prefect", "worker", "start", "--pool", "checkpoints", "--type", "process", "--limit", "1"]
+    with process(worker, server_environment, tmp_path / "worker.log"):
+        finished(api, run_id)
+    store = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"))
+    assert len(CheckpointManager(store, "digits").list_checkpoints()) == 2
+    assert api.artifact_keys(run_id) == {"training-digits", "checkpoints-digits", "metrics-digits"}
+
+
+def test_served_flows_run_and_schedules_fire(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """Served, every flow started from the page completes, a schedule fires by itself, and Ctrl-C ends it all."""
+    checkpoints = store_with_checkpoints(tmp_path / "store")
+    parameters: dict[str, dict[str, Any]] = {
+        "digits": {"training": {"epochs": 3, "channels": 4}, "experiment_name": "served"},
+        "on-demand": {"export_dir": str(tmp_path / "exports")},
+        "nightly": {},
+        "hourly": {},
+    }
+    with process(["deployments.serve"], server_environment, tmp_path / "serve.log") as server:
+        wait_for("the deployments", lambda: "cleanup_store/hourly" in (tmp_path / "serve.log").read_text())
+        deployed = wait_for("them to be registered", lambda: _all_ready(api, set(parameters)))
+        runs = {
+            name: api.start(deployed[name], {"checkpoints": checkpoints, **own}) for name, own in parameters.items()
+        }
+        for name, run_id in runs.items():
+            finished(api, run_id)
+            assert api.artifact_keys(run_id), name
+        before = {run["id"] for run in api.runs_of(deployed["hourly"])}
+        every_five_seconds = {"active": True, "schedule": {"interval": 5}, "parameters": {"checkpoints": checkpoints}}
+        api.post(f"/deployments/{deployed['hourly']['id']}/schedules", [every_five_seconds])
+        wait_for(
+            "the schedule to fire",
+            lambda: any(
+                run["auto_scheduled"] and run["state_type"] == "COMPLETED" and run["id"] not in before
+                for run in api.runs_of(deployed["hourly"])
+            ),
+        )
+        os.kill(server.pid, signal.SIGINT)
+        assert server.wait(timeout=60) == 0
+    assert (tmp_path / "exports").is_dir()
+
+
+def _all_ready(api: Api, names: set[str]) -> dict[str, dict[str, Any]] | None:
+    found = api.deployments()
+    ready = {name for name in names & found.keys() if found[name]["status"] == "READY" and not found[name]["paused"]}
+    return found if ready == names else None

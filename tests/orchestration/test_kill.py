@@ -1,0 +1,73 @@
+"""Training that is killed again and again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from tests.orchestration import training_run
+
+KILLS = int(os.environ.get("CKPT_TEST_KILLS", "20"))
+SEED = int(os.environ.get("CKPT_TEST_SEED", "20261124"))
+
+
+@contextmanager
+def training(environment: dict[str, str], store: Path, epochs: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", training_run.__name__, str(store), str(epochs)]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def acknowledged_until_killed(process: subprocess.Popen[str], seconds: float) -> int:
+    """Kill the process this long after its first acknowledged save; return the last epoch it acknowledged."""
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert first.startswith("acknowledged"), "the training ended before it saved anything"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    lines = [first, *process.stdout]
+    # The last line may have been cut off by the kill.
+    return max(int(line.split()[1]) for line in lines if line.startswith("acknowledged ") and line.endswith("\n"))
+
+
+@pytest.mark.parametrize("first_seed", [SEED])
+def test_training_resumes_after_every_kill(server_environment: dict[str, str], tmp_path: Path, first_seed: int) -> None:
+    """Killed at 20 random moments, each run resumes from a valid checkpoint, and nothing is left to clean up."""
+    random_moment = random.Random(first_seed)
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path), max_checkpoints=4), "digits")
+    last_acknowledged = 0
+    for kill in range(KILLS):
+        with training(server_environment, tmp_path, epochs=100_000) as process:
+            acknowledged = acknowledged_until_killed(process, random_moment.uniform(0, 0.5))
+        latest = manager.get_latest_checkpoint()
+        assert latest is not None
+        assert latest.epoch >= acknowledged > last_acknowledged, f"kill {kill}"
+        assert all(manager.validate_all()), f"kill {kill}"
+        last_acknowledged = acknowledged
+
+    with training(server_environment, tmp_path, epochs=last_acknowledged + 3) as process:
+        assert process.wait(timeout=120) == 0
+    names = {path.name for path in (tmp_path / "digits").rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith((".ckpt-tmp", ".deleting"))]
+    latest = manager.get_latest_checkpoint()
+    assert latest is not None
+    assert latest.epoch >= last_acknowledged + 3
+    assert len(manager.checkpoint_ids()) <= 5

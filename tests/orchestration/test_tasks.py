@@ -1,0 +1,264 @@
+"""Tasks, as a flow of a user's calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import UUID
+
+import pytest
+import torch
+from prefect import flow, get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import get_run_context
+from prefect_checkpoints import tasks
+from torch import nn
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreUnavailableError
+from ckpt_lib.store.local import LocalStore
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+EXPERIMENT = "run"
+
+
+class ByReference(nn.Linear):
+    """A model that cannot be copied or pickled without this test failing."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise AssertionError("a model was copied or pickled")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise AssertionError("a model was copied")
+
+
+def task_run(state: State[Any]) -> TaskRun:
+    """What the server knows of the task run that ended in this state."""
+    assert state.state_details.task_run_id is not None
+    return read_task_run(state.state_details.task_run_id)
+
+
+def read_task_run(task_run_id: UUID) -> TaskRun:
+    with get_client(sync_client=True) as client:
+        return client.read_task_run(task_run_id)
+
+
+def in_flow(call: Callable[[], State[Any]]) -> State[Any]:
+    """Run ``call`` in a flow run of its own and return the task's state, which may be a failure."""
+    states: list[State[Any]] = []
+
+    @flow
+    def around() -> None:
+        states.append(call())
+
+    around()
+    return states[0]
+
+
+def payload_file(config: CheckpointConfig, checkpoint_id: str) -> Path:
+    return Path(config.checkpoint_dir) / EXPERIMENT / f"{checkpoint_id}.pt"
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def saved(config: CheckpointConfig, epochs: int = 2, **options: Any) -> list[str]:
+    """Save some checkpoints without Prefect."""
+    manager = CheckpointManager(config, EXPERIMENT)
+    ids = [
+        manager.save_checkpoint(model=nn.Linear(3, 2), epoch=epoch, metrics={"val_loss": 1 / epoch}, **options)
+        for epoch in range(1, epochs + 1)
+    ]
+    return [checkpoint_id for checkpoint_id in ids if checkpoint_id]
+
+
+def test_save_passes_the_model_by_reference(config: CheckpointConfig) -> None:
+    """Called, submitted or retried, the save task neither copies nor pickles the model."""
+    model = ByReference()
+
+    @flow
+    def training() -> list[str | None]:
+        called = tasks.save_checkpoint(config, EXPERIMENT, model=model, epoch=1)
+        submitted = tasks.save_checkpoint.submit(config, EXPERIMENT, model=model, epoch=2)
+        return [called, submitted.result()]
+
+    ids = training()
+    assert ids == CheckpointManager(config, EXPERIMENT).checkpoint_ids()
+    stored = torch.load(payload_file(config, str(ids[1])), weights_only=True)
+    assert torch.equal(stored["model_state_dict"]["weight"], model.weight)
+
+
+def test_save_persists_nothing(config: CheckpointConfig, tmp_path: Path) -> None:
+    """Prefect stores neither parameters nor results of a save."""
+
+    @flow
+    def training() -> None:
+        tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1)
+
+    training()
+    assert not list((tmp_path / "results").rglob("*"))
+
+
+def test_save_is_named_after_what_it_saves(config: CheckpointConfig) -> None:
+    """In the page a save reads as experiment, epoch and step."""
+    run = task_run(
+        in_flow(
+            lambda: tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=3, step=40, return_state=True)
+        )
+    )
+    assert (run.name, run.tags) == ("save run epoch 3 step 40", ["checkpoints"])
+
+
+def test_a_retried_flow_has_one_checkpoint_per_step(config: CheckpointConfig) -> None:
+    """A flow run that fails after saving and is retried saves each (epoch, step) once, and gets the first id."""
+    ids = []
+
+    @flow(retries=1)
+    def training() -> None:
+        ids.append(tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1, step=10))
+        if get_run_context().flow_run.run_count == 1:  # type: ignore[union-attr]
+            raise RuntimeError("the machine went away")
+
+    training()
+    assert len(ids) == 2
+    assert CheckpointManager(config, EXPERIMENT).checkpoint_ids() == [ids[0]] == [ids[1]]
+
+
+def test_two_flow_runs_have_checkpoints_of_their_own(config: CheckpointConfig) -> None:
+    """The same step of another run is another checkpoint."""
+
+    @flow
+    def training() -> str | None:
+        return tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1, step=10)
+
+    assert training() != training()
+
+
+def test_a_store_that_does_not_answer_is_tried_again(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transient error is retried, and one checkpoint comes of it."""
+    failures = iter([StoreUnavailableError("the store did not answer"), None])
+    real = LocalStore.open_write
+
+    def flaky(self: LocalStore, path: str, *, replace: bool = False) -> Any:
+        if path.endswith(".pt") and "backups" not in path and (error := next(failures, None)):
+            raise error
+        return real(self, path, replace=replace)
+
+    monkeypatch.setattr(LocalStore, "open_write", flaky)
+    quick = tasks.save_checkpoint.with_options(retry_delay_seconds=0)
+
+    run = task_run(in_flow(lambda: quick(config, EXPERIMENT, model=ByReference(), epoch=1, return_state=True)))
+    assert run.run_count == 2
+    assert len(CheckpointManager(config, EXPERIMENT).checkpoint_ids()) == 1
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_damage_and_bad_input_are_not_tried_again(config: CheckpointConfig, damaged: bool) -> None:
+    """Neither corruption nor a model that does not fit is retried; the typed error reaches the caller."""
+    (checkpoint_id,) = saved(config, epochs=1, optimizer=None)
+    if damaged:
+        flip_a_byte(payload_file(config, checkpoint_id))
+    model = nn.Linear(3, 2) if damaged else nn.Linear(4, 4)
+    state = in_flow(lambda: tasks.load_checkpoint(config, EXPERIMENT, checkpoint_id, model=model, return_state=True))
+    assert state.is_failed()
+    assert task_run(state).run_count == 1
+    with pytest.raises(CorruptCheckpointError if damaged else StateMismatchError):
+        state.result()
+
+
+def test_validation_is_remembered_until_the_file_changes(config: CheckpointConfig) -> None:
+    """Another flow run gets the remembered report; a rewritten file, and a scrub, are read again."""
+    (checkpoint_id,) = saved(config, epochs=1)
+    path = payload_file(config, checkpoint_id)
+
+    def check(refresh: bool = False) -> State[Any]:
+        validate = tasks.validate_checkpoint.with_options(refresh_cache=refresh)
+        return in_flow(lambda: validate(config, EXPERIMENT, "latest", return_state=True))
+
+    first, second = check(), check()
+    assert (first.name, second.name) == ("Completed", "Cached")
+    assert first.result() == second.result()
+    assert first.result()
+    assert check(refresh=True).name == "Completed"
+    flip_a_byte(path)
+    damaged = check()
+    assert damaged.name == "Completed"
+    assert not damaged.result()
+
+
+def test_comparison_is_remembered_until_something_it_shows_changes(config: CheckpointConfig) -> None:
+    """Equal comparisons come from the cache, with equal values; an edited tag makes it a new one."""
+    ids = saved(config)
+
+    def compare() -> State[Any]:
+        return in_flow(lambda: tasks.compare_checkpoints(config, EXPERIMENT, ids, tensors=True, return_state=True))
+
+    first, second = compare(), compare()
+    assert (first.name, second.name) == ("Completed", "Cached")
+    assert first.result() == second.result()
+    CheckpointManager(config, EXPERIMENT).edit_checkpoint(ids[0], add_tags=["new"])
+    third = compare()
+    assert third.name == "Completed"
+    assert third.result()["tags_comparison"] == {"new": [True, False]}
+
+
+def test_load_and_resume_return_no_state_that_was_restored(config: CheckpointConfig) -> None:
+    """The model gets its weights; what Prefect holds on to is small."""
+    model, source = nn.Linear(3, 2), nn.Linear(3, 2)
+    CheckpointManager(config, EXPERIMENT).save_checkpoint(model=source, epoch=4)
+
+    @flow
+    def training() -> list[Any]:
+        return [
+            tasks.load_checkpoint(config, EXPERIMENT, model=model),
+            tasks.resume_training(config, EXPERIMENT, model=model),
+            tasks.load_checkpoint(config, EXPERIMENT),
+            tasks.resume_training(config, "nothing-there", model=model),
+        ]
+
+    loaded, resumed, whole, nothing = training()
+    assert torch.equal(model.weight, source.weight)
+    assert "model_state_dict" not in loaded | resumed
+    assert (loaded["epoch"], resumed["epoch"], resumed["passed_over"]) == (4, 4, [])
+    assert torch.equal(whole["model_state_dict"]["weight"], source.weight)
+    assert nothing is None
+
+
+def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_path: Path) -> None:
+    """Backup, restore, export, import, cleanup and summary, each once through its task, and again without effect."""
+    config = config.model_copy(update={"backup_checkpoints": False, "max_checkpoints": 2})
+    first, second = saved(config)
+
+    @flow
+    def life() -> dict[str, Any]:
+        outcome: dict[str, Any] = {"backed_up": [tasks.backup_checkpoint(config, EXPERIMENT, first) for _ in range(2)]}
+        payload_file(config, first).write_bytes(b"rubbish")
+        outcome["restored"] = tasks.restore_checkpoint(config, EXPERIMENT, first).checkpoint_id
+        outcome["backup"] = bool(tasks.validate_backup(config, EXPERIMENT, first))
+        exported = tasks.export_checkpoint(config, EXPERIMENT, "best", str(tmp_path / "out"))
+        outcome["imported"] = [tasks.import_checkpoint(config, "other", exported) for _ in range(2)]
+        outcome["cleanup"] = tasks.cleanup_checkpoints(config, EXPERIMENT, dry_run=True)
+        outcome["summary"] = tasks.summarize_checkpoints(config, EXPERIMENT)
+        return outcome
+
+    outcome = life()
+    assert outcome["backed_up"] == [True, False]
+    assert outcome["restored"] == first
+    assert outcome["backup"]
+    assert CheckpointManager(config, EXPERIMENT).validate_checkpoint(first)
+    assert outcome["imported"] == [second, second]
+    assert outcome["cleanup"].plan.kept_ids == (second, first)
+    assert outcome["summary"]["total_checkpoints"] == 2
+
+
+def test_a_task_works_outside_of_a_flow(config: CheckpointConfig) -> None:
+    """Called from a script or a notebook, a save is a run of its own."""
+    ids = [tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1) for _ in range(2)]
+    assert CheckpointManager(config, EXPERIMENT).checkpoint_ids() == ids

@@ -1,0 +1,27 @@
+"""The demo's training, as a process that a test can kill: says what was acknowledged, line by line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from prefect_checkpoints.flows import TrainingParameters, train
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+
+def main(checkpoint_dir: str, epochs: int) -> None:
+    save = CheckpointManager.save_checkpoint
+
+    def announced(self: CheckpointManager, **arguments: Any) -> str | None:
+        checkpoint_id = save(self, **arguments)
+        print("acknowledged", arguments["epoch"], flush=True)
+        return checkpoint_id
+
+    CheckpointManager.save_checkpoint = announced  # type: ignore[method-assign]
+    config = CheckpointConfig(checkpoint_dir=checkpoint_dir, max_checkpoints=4, max_backups=2)
+    train("digits", config, TrainingParameters(epochs=epochs, batch_size=512))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
