@@ -109,7 +109,7 @@ def main(command: Sequence[str]) -> int:
             child = subprocess.Popen(command, env=environment)
             # Ctrl-C reaches the command by itself; what is sent to this process alone is passed on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGINT))
             return child.wait()
     except ServerError as error:
         print(error, file=sys.stderr)

@@ -7,6 +7,7 @@ Run it again and the training resumes where it stopped. Everything it makes lies
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _show(console: Console, manager: CheckpointManager, lifecycle: dict[str, Any
     ):
         console.print()
         console.print(table)
-    exported = lifecycle["exported"]
+    exported = os.path.relpath(lifecycle["exported"])
     epoch = torch.load(exported, weights_only=True)["epoch"]
     _say(
         console,

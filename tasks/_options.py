@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RETRIES = 3
-"""With waits of 1, 2 and 4 seconds, each longer by up to half: a store that is away for some seconds is waited for."""
+"""With waits of about 1, 2 and 4 seconds, each off by up to half at random: so long a store may be away."""
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -78,26 +78,31 @@ def reported(*, as_json: bool) -> Iterator[None]:
 
 def _report(error: BaseException, *, as_json: bool) -> None:
     code = exit_code(error)
-    if code == OUTPUT_CLOSED:
-        _discard_output()
-        return
+    facts = describe(error)
     if code == BUG:
         traceback.print_exception(error, file=sys.stderr)
-    facts = describe(error)
-    if as_json:
-        try:
-            print_json({"error": facts})
-            sys.stdout.flush()
-        except OSError:  # it may be stdout itself that fails
-            _discard_output()
-        else:
-            return
-    print_error(facts)
+    if code != OUTPUT_CLOSED and not (as_json and _is_printed(facts)):
+        print_error(facts)
+    if not _is_flushed():
+        # Python flushes stdout once more as it ends, and would complain about what cannot be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _discard_output() -> None:
-    """Python flushes stdout once more as it ends, and would complain about what cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _is_printed(facts: dict[str, Any]) -> bool:
+    """Print an error as JSON; ``False`` when it is stdout itself that fails."""
+    try:
+        print_json({"error": facts})
+    except OSError:
+        return False
+    return _is_flushed()
+
+
+def _is_flushed() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def describe(error: BaseException) -> dict[str, Any]:

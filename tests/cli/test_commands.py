@@ -1,0 +1,270 @@
+"""Every command of ``ckpt`` on a real store, for people and with ``--json``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.running import HOSTILE_TAG, run, run_json
+from tests.helpers import flip_bit
+
+
+def payload(store: Path, checkpoint_id: str) -> Path:
+    return store / "digits" / f"{checkpoint_id}.pt"
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    """What is there, and when it was last written."""
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+
+
+# --- finding ---
+
+
+def test_list_shows_each_checkpoint_on_one_whole_line(store: Path, ids: list[str]) -> None:
+    """A piped list has a line for each id, with its metrics, tags and marks, and nothing is cut or coloured."""
+    header, *lines = run("list", store=store).stdout.splitlines()
+    assert header.split()[:3] == ["id", "accuracy", "marks"]
+    assert [line.split()[0] for line in lines] == ids
+    assert [("best" in line, "latest" in line) for line in lines] == [(False, False), (True, False), (False, True)]
+    assert HOSTILE_TAG + ", baseline" in lines[0]
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--tag", "baseline"], [0]),
+        (["--tag", "baseline", "--tag", "epoch-2"], []),
+        (["--search", "FIRST"], [0]),
+        (["--min-epoch", "2"], [1, 2]),
+        (["--max-epoch", "2"], [0, 1]),
+        (["--sort-by", "loss"], [2, 1, 0]),
+        (["--sort-by", "epoch", "--descending", "--limit", "2"], [2, 1]),
+        (["--backups", "--max-epoch", "1"], [0]),
+    ],
+)
+def test_list_filters_and_sorts(store: Path, ids: list[str], options: list[str], found: list[int]) -> None:
+    """Every option of `list` does what it says, in both kinds of output."""
+    listed = run_json("list", *options, store=store)["checkpoints"]
+    assert [item["checkpoint_id"] for item in listed] == [ids[number] for number in found]
+    assert [line.split()[0] for line in run("list", *options, store=store).stdout.splitlines()[1:]] == [
+        ids[number] for number in found
+    ]
+
+
+def test_list_names_checkpoints_it_cannot_read(store: Path, ids: list[str]) -> None:
+    """A checkpoint whose manifest is damaged is missing from the table and named beside it."""
+    flip_bit(payload(store, ids[0]).with_suffix(".json"), 100)
+    result = run("list", store=store)
+    assert ids[0] not in result.stdout
+    assert f"Not shown: {ids[0]}" in result.stderr
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["unreadable"]] == [ids[0]]
+
+
+def test_show_tells_everything(store: Path, ids: list[str]) -> None:
+    """`show` takes an id, a keyword or a tag, and prints what the manifest holds; NaN is a text in JSON."""
+    for name in (ids[0], "baseline", HOSTILE_TAG):
+        text = run("show", name, store=store).stdout
+        assert ids[0] in text
+        assert str(payload(store, ids[0])) in text
+        assert "the first\n" in text
+    shown = run_json("show", "latest", store=store)
+    assert (shown["checkpoint_id"], shown["metrics"]["accuracy"], shown["has_backup"]) == (ids[2], "NaN", True)
+    assert shown["files"][0]["sha256"] == shown["checksum"]
+    assert run_json("show", "best", store=store)["checkpoint_id"] == ids[1]
+
+
+def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
+    """A manifest without its payload is shown, and the damage and the remedy with it."""
+    payload(store, ids[0]).unlink()
+    assert "ckpt restore" in run("show", ids[0], store=store).stderr
+    assert run_json("show", ids[0], store=store)["is_complete"] is False
+
+
+def test_experiments_lists_them(store: Path, ids: list[str]) -> None:
+    """`experiments` counts what each experiment of the store holds."""
+    assert run("experiments", store=store).stdout.splitlines()[1].split()[:2] == ["digits", "3"]
+    (found,) = run_json("experiments", store=store)["experiments"]
+    assert (found["experiment_name"], found["latest_checkpoint"]) == ("digits", ids[2])
+
+
+def test_several_experiments_need_a_name(store: Path) -> None:
+    """With two experiments the command line must say which; the error names them, the variable is enough."""
+    shutil.copytree(store / "digits", store / "letters")
+    error = run_json("list", store=store, code=2)["error"]
+    assert "digits, letters" in error["expected"]
+    for name in ("digits", "letters"):
+        assert run_json("summary", "-e", name, store=store)["experiment_name"] == name
+    assert run_json("list", store=store, env={"CKPT_EXPERIMENT": "letters"})["experiment_name"] == "letters"
+
+
+# --- analysing ---
+
+
+def test_summary(store: Path, ids: list[str]) -> None:
+    """`summary` gives totals, best, latest and statistics."""
+    text = run("summary", store=store).stdout
+    assert re.search(rf"best +{ids[1]}\n", text)
+    assert "accuracy (max)" in text
+    found = run_json("summary", store=store)
+    assert (found["total_checkpoints"], found["statistics"]["accuracy"]["count"]) == (3, 2)
+
+
+def test_compare(store: Path, ids: list[str]) -> None:
+    """`compare` lines up metrics, configuration, tags and, when asked, tensors."""
+    text = run("compare", ids[0], "latest", "--tensors", store=store).stdout
+    assert f"#1  {ids[0]}\n#2  {ids[2]}\n" in text
+    for part in ("-0.666667", "optimizer.lr", HOSTILE_TAG, "largest difference"):
+        assert part in text
+    found = run_json("compare", *ids, "--metric", "loss", "--tensors", store=store)
+    assert found["metrics_comparison"] == {"loss": [1.0, 0.5, 1 / 3]}
+    assert found["tensors_comparison"].keys() == set(ids[1:])
+    assert run_json("compare", *ids, store=store)["metrics_comparison"]["accuracy"] == [0.5, 0.9, "NaN"]
+
+
+# --- keeping safe ---
+
+
+def test_validate_intact(store: Path, ids: list[str]) -> None:
+    """Intact checkpoints and backups validate, by default the latest, and the exit code is 0."""
+    assert [line.split()[:2] for line in run("validate", store=store).stdout.splitlines()[1:]] == [[ids[2], "intact"]]
+    for options in (["--all"], ["--all", "--backups"], [*ids, "latest"]):
+        reports = run_json("validate", *options, store=store)["reports"]
+        assert [(report["checkpoint_id"], report["is_valid"]) for report in reports] == [(name, True) for name in ids]
+
+
+@pytest.mark.parametrize("backups", [False, True])
+def test_validate_locates_damage(store: Path, ids: list[str], backups: bool) -> None:
+    """A flipped byte is reported with file and byte range, a damaged manifest too, and the exit code is 1."""
+    folder = store / "digits" / "backups" if backups else store / "digits"
+    options = ["--all", "--backups"] if backups else ["--all"]
+    flip_bit(folder / f"{ids[0]}.pt", 100)
+    flip_bit(folder / f"{ids[1]}.json", 100)
+    size_bytes = (folder / f"{ids[0]}.pt").stat().st_size
+    text = run("validate", *options, store=store, code=1).stdout
+    assert re.search(rf"{ids[0]}\.pt +altered +0-{size_bytes}\b", text)
+    assert re.search(rf"{ids[1]}\.json +manifest", text)
+    found = run_json("validate", *options, store=store, code=1)
+    assert not found["is_valid"]
+    damages = {report["checkpoint_id"]: report["damages"] for report in found["reports"]}
+    assert (damages[ids[0]][0]["start"], damages[ids[0]][0]["stop"], damages[ids[2]]) == (0, size_bytes, [])
+
+
+def test_restore_brings_back_damaged_and_deleted(store: Path, ids: list[str]) -> None:
+    """What is damaged, or deleted with its whole experiment, comes back from the backup and validates."""
+    flip_bit(payload(store, ids[0]), 100)
+    assert ids[0] in run("restore", "baseline", store=store).stdout
+    for file in (store / "digits").glob("checkpoint_*"):
+        file.unlink()
+    restored = run_json("restore", ids[1], "-e", "digits", store=store)
+    assert (restored["checkpoint_id"], restored["metrics"]["accuracy"]) == (ids[1], 0.9)
+    run("validate", "--all", store=store)
+
+
+def test_backup_reports_each_outcome(store: Path, ids: list[str]) -> None:
+    """A damaged checkpoint is reported with exit code 1 and never copied; the others are backed up."""
+    shutil.rmtree(store / "digits" / "backups")
+    flip_bit(payload(store, ids[0]), 100)
+    outcomes = run_json("backup", "--all", store=store, code=1)["backups"]
+    assert [outcome["result"] for outcome in outcomes] == ["damaged", "copied", "copied"]
+    assert outcomes[0]["error"]["damages"][0]["file"] == f"{ids[0]}.pt"
+    assert f"{ids[2]}  already there" in run("backup", store=store).stdout
+    assert "was altered" in run("backup", ids[0], store=store, code=1).stderr
+
+
+def test_backup_verifies_and_retires(store: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--verify replaces a damaged backup; a copy that max_backups does not keep is not reported as kept."""
+    flip_bit(store / "digits" / "backups" / f"{ids[0]}.pt", 100)
+    assert run_json("backup", ids[0], store=store)["backups"][0]["result"] == "already there"
+    assert run_json("backup", ids[0], "--verify", store=store)["backups"][0]["result"] == "copied"
+    shutil.rmtree(store / "digits" / "backups")
+    monkeypatch.setenv("CKPT_MAX_BACKUPS", "1")
+    result = run("backup", "--all", store=store)
+    held = [item["checkpoint_id"] for item in run_json("list", "--backups", store=store)["checkpoints"]]
+    copied = [line.split()[0] for line in result.stdout.splitlines() if " copied " in line]
+    assert copied == held
+    assert "max_backups=1" in result.stderr
+
+
+def test_pin_protects_and_lets_go(store: Path, ids: list[str]) -> None:
+    """A pinned checkpoint is refused by delete, together with everything named beside it, until it is unpinned."""
+    assert "yes" in run("pin", "baseline", store=store).stdout
+    assert run_json("delete", ids[1], ids[0], "--yes", store=store, code=4)["error"]["checkpoint_id"] == ids[0]
+    assert len(run_json("list", store=store)["checkpoints"]) == 3
+    assert run_json("pin", ids[0], "--off", store=store)["pinned"] is False
+    run("delete", ids[0], "--yes", store=store)
+
+
+def test_tag_edits(store: Path, ids: list[str]) -> None:
+    """`tag` adds and removes tags and replaces the description."""
+    options = ("--add", "a", "--add", "b", "--remove", "epoch-2", "--description", "kept")
+    assert "a, b" in run("tag", "epoch-2", *options, store=store).stdout
+    shown = run_json("tag", ids[1], "--description", "", store=store)
+    assert (shown["tags"], shown["description"]) == (["a", "b"], "")
+
+
+def test_export_and_import(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """An export is plain for torch.load, and becomes the newest checkpoint of an experiment that may be new."""
+    path = run_json("export", "best", tmp_path / "out", store=store)["path"]
+    assert torch.load(path, weights_only=True)["epoch"] == 2
+    assert str(tmp_path / "out") in run("export", "best", tmp_path / "out", store=store).stdout
+    imported = run_json("import", path, "-s", tmp_path / "elsewhere", "-e", "new")
+    assert imported == {"experiment_name": "new", "checkpoint_id": ids[1]}
+    run("validate", "-s", tmp_path / "elsewhere")
+    assert ids[1] in run("import", path, store=store).stdout
+
+
+# --- retiring ---
+
+
+def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) -> None:
+    """A dry run changes nothing; with --yes what was planned goes, and the best by the run's own measure stays."""
+    before = tree(store)
+    text = run("cleanup", "--keep", "0", "--dry-run", store=store).stdout
+    assert [re.split(r" {2,}", line)[:3] for line in text.splitlines()[1:]] == [
+        [ids[2], "keep", "newest valid"],
+        [ids[1], "keep", "best valid by accuracy"],
+        [ids[0], "delete", "no rule keeps it"],
+    ]
+    assert run_json("cleanup", "--keep", "0", "--dry-run", store=store)["dry_run"] is True
+    assert tree(store) == before
+    assert "1 checkpoint deleted" in run("cleanup", "--keep", "0", "--yes", store=store).stderr
+    assert run_json("cleanup", "--keep", "0", "--yes", store=store)["deleted_ids"] == []
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids[1:]
+
+
+def test_cleanup_follows_the_configuration(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """max_checkpoints comes from the file; a variable overrides it, and an option overrides that."""
+    file = tmp_path / "config.yaml"
+    file.write_text("max_checkpoints: 0\n")
+
+    def planned(*options: str | Path, **env: str) -> int:
+        report = run_json("cleanup", "--dry-run", *options, store=store, env=env)
+        return sum(not decision["keep"] for decision in report["plan"]["decisions"])
+
+    assert planned() == 0
+    assert planned("--config", file) == 1
+    assert planned("--config", file, CKPT_MAX_CHECKPOINTS="3") == 0
+    assert planned("--config", file, "--keep", "0", CKPT_MAX_CHECKPOINTS="3") == 1
+
+
+def test_delete(store: Path, ids: list[str]) -> None:
+    """`delete` resolves names first, so that `latest` means what was the latest, and leaves the backup."""
+    assert run_json("delete", "latest", ids[2], "baseline", "-y", store=store)["deleted_ids"] == [ids[2], ids[0]]
+    assert ids[1] in run("delete", "latest", "--yes", store=store).stdout
+    assert not list((store / "digits").glob("*.pt"))
+    assert len(list((store / "digits" / "backups").glob("*.pt"))) == 3
+
+
+@pytest.mark.parametrize("command", [["delete", "latest"], ["cleanup", "--keep", "0"]])
+def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> None:
+    """Where nobody can be asked, nothing is deleted without --yes, and the exit code is 4."""
+    before = tree(store)
+    assert "--yes" in run(*command, store=store, code=4).stderr
+    assert run_json(*command, store=store, code=4)["error"]["type"] == "ConfirmationError"
+    assert tree(store) == before

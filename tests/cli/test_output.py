@@ -1,0 +1,129 @@
+"""What ``ckpt`` prints, where, and what it must not load for that; and that all of it is documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt_lib.cli.output import as_size, visible
+from tests.cli.running import HOSTILE_TAG, on_posix, run, run_json, run_on_terminal, run_program, strict_json
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+GENERATE = [sys.executable, "-m", "typer", "ckpt_lib.cli.app", "utils", "docs", "--name", "ckpt"]
+LIGHT = ["--help", "list --help", "list", "list --json", "experiments", "show latest", "validate --all", "pin best"]
+LIGHT += ["cleanup --dry-run", "backup --all", "export best out", "delete latest --yes"]
+LISTED_MODULES = """
+import sys
+import ckpt_lib.cli
+sys.argv = ["ckpt", *sys.argv[1:]]
+try:
+    ckpt_lib.cli.main()
+finally:
+    heavy = {"torch", "prefect", "pandas", "matplotlib", "numpy"}
+    print("loaded:", *sorted(heavy & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("args", LIGHT)
+def test_light_commands_load_nothing_heavy(store: Path, tmp_path: Path, args: str) -> None:
+    """Only comparing and summarising load torch and pandas, and nothing loads Prefect: the rest answers at once."""
+    command = [sys.executable, "-c", LISTED_MODULES, *args.split()]
+    env = {**os.environ, "CKPT_CHECKPOINT_DIR": str(store)}
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines()[-1].split() == ["loaded:"]
+
+
+def test_reference_is_up_to_date() -> None:
+    """docs/reference/cli.md documents every command and option: its second half is generated from them."""
+    command, _, documented = PAGE.read_text(encoding="utf-8").partition("<!-- generated")[2].partition(" -->\n")
+    ended = subprocess.run(GENERATE, capture_output=True, text=True, check=True, encoding="utf-8")
+    assert documented == re.sub("^#", "##", ended.stdout, flags=re.MULTILINE), f"run{command.partition(':')[2]}"
+
+
+def test_reference_shows_the_keys_of_an_error(store: Path) -> None:
+    """The error document that the reference shows has the keys that a real one has."""
+    (documented,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert json.loads(documented)["error"].keys() == run_json("show", "nosuch", store=store, code=2)["error"].keys()
+
+
+@pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1", "COLUMNS": "40"}, {"COLUMNS": "40"}, {"TERM": "dumb"}])
+def test_piped_output_is_never_cut(store: Path, ids: list[str], env: dict[str, str]) -> None:
+    """In a pipe each checkpoint is one line with everything, whatever the environment says of the width."""
+    output = run_program("list", "--store", store, **env).stdout
+    assert ("\x1b[" in output) == ("FORCE_COLOR" in env)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", output).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ids
+    assert f"{HOSTILE_TAG}, baseline" in lines[1]
+
+
+@on_posix
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_terminal_output_keeps_ids_whole(store: Path, ids: list[str], columns: int) -> None:
+    """On a terminal, columns that do not fit are left out and named; ids stay whole, and there are colours."""
+    code, output = run_on_terminal("list", "--store", store, columns=columns)
+    assert code == 0
+    assert all(f"{checkpoint_id} " in output for checkpoint_id in ids)
+    assert "\x1b[1;32mbest" in output
+    assert (f"Not shown in {columns} columns: " in output) == (columns < 200)
+    assert (HOSTILE_TAG in output) == (columns == 200)
+
+
+@on_posix
+@pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 2), ("n", 4, 3), ("", 4, 3)])
+def test_terminal_is_asked_before_deleting(store: Path, ids: list[str], answer: str, code: int, left: int) -> None:
+    """`delete` and `cleanup` show what would go and delete it only after a yes."""
+    ended, output = run_on_terminal("delete", "baseline", "--store", store, columns=120, answer=answer or "\n")
+    assert ended == code
+    assert output.index(ids[0]) < output.index("Delete 1 checkpoint? [y/N]:")
+    assert len(run_json("list", store=store)["checkpoints"]) == left
+    command = ("cleanup", "--keep", "0", "--store", store)
+    ended, output = run_on_terminal(*command, columns=120, answer=answer or "\n")
+    assert ended == code
+    assert "newest valid" in output
+    assert "[y/N]:" in output
+
+
+@on_posix
+def test_terminal_shows_progress(store: Path) -> None:
+    """Reading bytes shows a bar on a terminal, which is gone at the end, and none in a pipe."""
+    code, output = run_on_terminal("validate", "--all", "--store", store, columns=120)
+    assert code == 0
+    assert "Validating" in output
+    assert "KiB" in output
+    assert "Validating" not in run("validate", "--all", store=store).output
+
+
+def test_hostile_text_stays_text(store: Path, ids: list[str]) -> None:
+    """Markup, emoji codes and control characters in tags and names are shown, never obeyed."""
+    for command in (["list"], ["show", ids[0]], ["compare", *ids], ["summary"], ["tag", ids[0], "--add", "[/]"]):
+        assert HOSTILE_TAG in run(*command, store=store).stdout
+    assert "[bold]x" in run("show", "[bold]x[/bold]", store=store, code=2).stderr
+    stderr = run("list", "--store", f"{store}/\x1b[31m", code=2).stderr
+    assert "\x1b" not in stderr
+    assert r"\x1b[31m" in stderr
+    assert visible("a\x1b[2J\u202eb\nc") == r"a\x1b[2J\u202eb\nc"
+
+
+def test_ascii_terminal_shows_escapes(store: Path, ids: list[str]) -> None:
+    """A letter that the output's encoding lacks becomes an escape instead of an error."""
+    run("tag", ids[0], "--add", "naïve ☃", store=store)
+    ended = run_program("show", ids[0], "--store", store, PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"na\xefve \u2603" in ended.stdout
+    assert "naïve ☃" in strict_json(run_program("show", ids[0], "--store", store, "--json").stdout)["tags"]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**40, "3.0 TiB")],
+)
+def test_sizes(size_bytes: int, text: str) -> None:
+    """Sizes are in binary units, and named so."""
+    assert as_size(size_bytes) == text
