@@ -1,10 +1,10 @@
 """The save protocol: the only code that makes a checkpoint visible, and the only code that takes one away.
 
 A save writes the payload under a temporary name, hashing it on the way, and makes it durable. Then, under the folder's
-lock: the payload gets its name, the manifest is written, made durable and renamed into place, and the folder is made
-durable. Only then is the save acknowledged. The rename of the manifest is the commit: a crash before it leaves a
-temporary file that the next sweep removes, or a payload without a manifest, which no reader looks at; a crash after it
-leaves a whole checkpoint.
+lock: the payload gets its name, the folder is made durable, the manifest is written, made durable and renamed into
+place, and the folder is made durable again. Only then is the save acknowledged. The rename of the manifest is the
+commit: a crash before it leaves a temporary file that the next sweep removes, or a payload without a manifest, which
+no reader looks at; a crash after it leaves a whole checkpoint.
 
 A deletion leaves a tombstone, removes the manifest, then the payload, then the tombstone. A crash on the way leaves a
 tombstone, from which the next sweep goes on.
@@ -213,10 +213,10 @@ def _read_tombstone(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | 
     return manifest if manifest.checkpoint_id == checkpoint_id else None
 
 
-def write_snapshot(folder: CheckpointFolder, name: str, content: bytes) -> None:
-    """Replace a derived file of the folder atomically."""
+def write_snapshot(folder: CheckpointFolder, name: str, content: Callable[[], bytes]) -> None:
+    """Replace a derived file of the folder atomically; what it is derived from does not change meanwhile."""
     with folder.lock():
-        _put(folder, folder.path_of(name), content)
+        _put(folder, folder.path_of(name), content())
 
 
 def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
@@ -240,6 +240,8 @@ def _publish(folder: CheckpointFolder, pending: PendingFile, manifest: Manifest)
     """Make a durable payload a checkpoint; the folder is locked."""
     pending.publish()
     try:
+        # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
+        folder.store.sync(folder.path)
         _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
     except BaseException:
         if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:

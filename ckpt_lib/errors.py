@@ -126,7 +126,7 @@ class ExperimentNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class NotAStoreError(CheckpointError, ValueError):
-    """The folder exists but holds nothing this library wrote."""
+    """The path is no folder, is missing or empty, or holds nothing this library wrote."""
 
 
 class NotACheckpointError(CheckpointError, ValueError):

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -17,10 +18,7 @@ from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
-    CorruptCheckpointError,
     CorruptManifestError,
-    IntegrityError,
-    NoValidCheckpointError,
     ProtectedCheckpointError,
     UnsupportedSchemaError,
 )
@@ -28,6 +26,7 @@ from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate
+from ckpt_lib.loading import load_newest, read_payload
 from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_metrics, check_run_config
 from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import ranked
@@ -37,7 +36,6 @@ from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.retirement import CleanupReport, clean
 from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, restore
 from ckpt_lib.store import open_store
-from ckpt_lib.stream import VerifiedFile, missing_file
 from ckpt_lib.stream.reader import Progress
 
 logger = logging.getLogger("ckpt_lib")
@@ -216,7 +214,7 @@ class CheckpointManager:
         if not self.config.save_metadata:
             return
         with _logged(f"updating {SNAPSHOT_NAME}"):
-            commit.write_snapshot(self._folder, SNAPSHOT_NAME, self._index.snapshot(self.experiment_name))
+            commit.write_snapshot(self._folder, SNAPSHOT_NAME, lambda: self._index.snapshot(self.experiment_name))
 
     def load_checkpoint(
         self,
@@ -240,9 +238,18 @@ class CheckpointManager:
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
         manifest, payload = self._with_resolved(
             checkpoint_id,
-            lambda manifest: self._read_payload(manifest, map_location=map_location, trust_pickle=trust_pickle),
+            lambda found: read_payload(
+                self._folder,
+                found,
+                verify=self.config.validate_checkpoints,
+                map_location=map_location,
+                trust_pickle=trust_pickle,
+            ),
         )
-        restore(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+        return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
+
+    def _restored(self, manifest: Manifest, payload: Payload, **owners: Stateful | None) -> Payload:
+        restore(payload, **owners)
         self._parent_id = manifest.checkpoint_id
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
 
@@ -257,28 +264,6 @@ class CheckpointManager:
                 if name == manifest.checkpoint_id or attempt == ATTEMPTS:
                     raise
                 attempt += 1
-
-    def _read_payload(self, manifest: Manifest, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
-        try:
-            source = self._folder.store.open_read(self._folder.payload_path(manifest))
-        except FileNotFoundError as error:
-            self._index.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
-            damage = missing_file(manifest.payload.name)
-            raise CorruptCheckpointError(
-                damage.message,
-                damages=[damage],
-                checkpoint_id=manifest.checkpoint_id,
-                path=self._folder.payload_location(manifest),
-                hint="`ckpt restore` brings back a backup.",
-            ) from error
-        try:
-            with VerifiedFile(source, manifest.payload, verify=self.config.validate_checkpoints) as file:
-                stored = format_named(manifest.format)
-                return stored.read(file.stream, map_location=map_location, trust_pickle=trust_pickle)
-        except CheckpointError as error:
-            error.checkpoint_id = manifest.checkpoint_id
-            error.path = self._folder.payload_location(manifest)
-            raise
 
     def resume(
         self,
@@ -295,35 +280,13 @@ class CheckpointManager:
         some and *none* verifies, raises :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from
         nothing is a decision for a person.
         """
-        for _ in range(ATTEMPTS):
-            passed_over = [
-                {"checkpoint_id": str(error.checkpoint_id), "reason": error.message}
-                for error in self._index.unreadable()
-            ]
-            retired = False
-            for manifest in reversed(self._index.manifests()):
-                try:
-                    payload = self.load_checkpoint(
-                        manifest.checkpoint_id, model, optimizer, scheduler, map_location=map_location
-                    )
-                except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
-                    retired = True
-                    continue
-                except IntegrityError as error:
-                    passed_over.append({"checkpoint_id": manifest.checkpoint_id, "reason": error.message})
-                    continue
-                _warn_of(passed_over)
-                return {**payload, "passed_over": passed_over}
-            if not retired:
-                break
-        if not passed_over:
-            return None
-        reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
-        raise NoValidCheckpointError(
-            f"none of the {len(passed_over)} checkpoints of {self.experiment_name!r} verifies: {reasons}",
-            path=self._folder.location(),
-            hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
-        )
+        check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
+
+        def load(manifest: Manifest) -> Payload:
+            payload = read_payload(self._folder, manifest, verify=True, map_location=map_location)
+            return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
+
+        return load_newest(self._index, load, self.experiment_name)
 
     # --- finding ---
 
@@ -468,10 +431,14 @@ class CheckpointManager:
             lined_up = comparison["metrics_comparison"]
             comparison["metrics_comparison"] = {metric: lined_up[metric] for metric in metrics}
         if tensors:
-            reference, *others = (item.checkpoint_id for item in checkpoints)
-            first = self._read_payload(self._catalogue.resolve(reference))
+            reference, *others = (
+                partial(read_payload, self._folder, self._catalogue.resolve(item.checkpoint_id), verify=True)
+                for item in checkpoints
+            )
+            first = reference()
             comparison["tensors_comparison"] = {
-                other: compare_tensors(first, self._read_payload(self._catalogue.resolve(other))) for other in others
+                item.checkpoint_id: compare_tensors(first, other())
+                for item, other in zip(checkpoints[1:], others, strict=True)
             }
         return comparison
 
@@ -671,8 +638,3 @@ def _refuse_pinned(manifest: Manifest) -> CheckpointError | None:
     return ProtectedCheckpointError(
         "the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint="Unpin it first: `ckpt pin --off`."
     )
-
-
-def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:
-    for item in passed_over:
-        logger.warning("passed over %s while resuming: %s", item["checkpoint_id"], item["reason"])

@@ -1,4 +1,4 @@
-"""What several test modules need: a tiny training run, fingerprints of state, snapshots of folders, damage, children."""
+"""What several test modules need: a tiny training run, fingerprints of state, snapshots, damage, child processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def train(parts: Parts, epochs: Iterable[int]) -> None:
         inputs, targets = torch.randn(16, 4, generator=generator), torch.randn(16, 2, generator=generator)
         for _ in range(2):
             parts.optimizer.zero_grad()
-            nn.functional.mse_loss(parts.model(inputs), targets).backward()
+            loss = nn.functional.mse_loss(parts.model(inputs), targets)
+            torch.autograd.backward(loss)
             parts.optimizer.step()
         parts.scheduler.step()
 
@@ -142,8 +143,8 @@ def truncate(path: Path, size_bytes: int) -> None:
 def start_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> subprocess.Popen[str]:
     """Start a child that runs ``code``, which finds ``arguments`` in ``sys.argv``; warnings are errors in it."""
     command = [*prefix, sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    root = str(Path(__file__).parent.parent)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    root, pipe = str(Path(__file__).parent.parent), subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def run_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> str:

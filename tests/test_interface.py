@@ -114,6 +114,7 @@ def test_load_by_id_keyword_or_tag_restores_every_part(manager: CheckpointManage
     parts = build(1)
     train(parts, range(3))
     saved = manager.save_checkpoint(**parts.kwargs(), epoch=3, metrics={"val_loss": 0.1}, tags=["golden"])
+    assert saved is not None
     other = build(2)
     assert state_of(other) != state_of(parts)
     payload = manager.load_checkpoint(
@@ -564,11 +565,14 @@ def test_an_id_and_a_sequence_are_not_given_again_while_a_backup_has_them(manage
     assert len({item.sequence for item in manager.list_checkpoints()}) == 4
 
 
-def test_a_damaged_manifest_keeps_its_place_in_the_order(manager: CheckpointManager) -> None:
-    """The next save comes after the checkpoint whose manifest cannot be read, also once that is restored."""
+@pytest.mark.parametrize("backup", [True, False])
+def test_a_damaged_manifest_keeps_its_place_in_the_order(make_manager: MakeManager, backup: bool) -> None:
+    """The next save comes after the checkpoint whose manifest cannot be read, also once that is back."""
+    manager = make_manager(backup_checkpoints=backup)
     first, second = save(manager, 1), save(manager, 9)
+    content = manifest_path(manager, second).read_bytes()
     flip_bit(manifest_path(manager, second), 50)
     third = save(manager, 2)
-    manager.restore_checkpoint(second)
+    manifest_path(manager, second).write_bytes(content)
     assert ids(manager) == [first, second, third]
     assert manager.get_checkpoint("latest").checkpoint_id == third

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import (
     ConfigError,
     CorruptManifestError,
@@ -90,6 +91,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 chunk_xxh3_128=tuple(chunks),
             ),
         ),
+        monitor=Monitor(metric=draw(visible), mode=draw(st.sampled_from(["min", "max"]))),
         libraries=draw(st.dictionaries(visible, visible, max_size=2)),
         idempotency_key=draw(st.none() | st.text(max_size=9)),
     )
@@ -174,12 +176,14 @@ def test_the_file_is_strict_json_for_everyone_else() -> None:
     st.dictionaries(st.text(min_size=1, max_size=8).map("x_".__add__), json_values, min_size=1, max_size=3), json_values
 )
 def test_fields_of_a_newer_version_survive_a_rewrite(unknown: dict[str, Any], inner: Any) -> None:
-    """What this version does not know, in the manifest or its file entry, is still there after an edit."""
+    """What this version does not know, in the manifest or in a part of it, is still there after an edit."""
     fields = plain_fields() | unknown
     fields["files"][0]["x_new"] = inner
+    fields["monitor"]["x_new"] = inner
     edited = json.loads(read(sealed(fields)).changed(tags=("kept",)).to_bytes())
     assert {name: edited[name] for name in unknown} == unknown
     assert edited["files"][0]["x_new"] == inner
+    assert edited["monitor"]["x_new"] == inner
     assert edited["tags"] == ["kept"]
 
 
@@ -420,6 +424,7 @@ def test_a_chunk_table_of_the_wrong_length_is_refused(size: int, chunks: int) ->
     "facts",
     [
         {"idempotency_key": "\ud800"},
+        {"monitor": Monitor(metric="\ud800")},
         {"model_name": "\udfff"},
         {"config": {"a": "\ud800"}},
         {"metrics": {"a": 10**5000}},

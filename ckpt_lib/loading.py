@@ -1,0 +1,92 @@
+"""From a stored checkpoint to a verified payload, and from an experiment to the newest one that can be resumed from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    IntegrityError,
+    NoValidCheckpointError,
+)
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.formats import Payload, format_named
+from ckpt_lib.index import Index
+from ckpt_lib.metadata import Manifest
+from ckpt_lib.query import ATTEMPTS
+from ckpt_lib.stream import VerifiedFile, missing_file
+
+logger = logging.getLogger("ckpt_lib")
+
+
+def read_payload(
+    folder: CheckpointFolder, manifest: Manifest, *, verify: bool, map_location: Any = "cpu", trust_pickle: bool = False
+) -> Payload:
+    """Read a payload; with ``verify``, nothing of it is looked at before all of its bytes agree with the manifest.
+
+    Raises :class:`CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`, or
+    :class:`CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
+    """
+    try:
+        source = folder.store.open_read(folder.payload_path(manifest))
+    except FileNotFoundError as error:
+        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        damage = missing_file(manifest.payload.name)
+        raise CorruptCheckpointError(
+            damage.message,
+            damages=[damage],
+            checkpoint_id=manifest.checkpoint_id,
+            path=folder.payload_location(manifest),
+            hint="`ckpt restore` brings back a backup.",
+        ) from error
+    try:
+        with VerifiedFile(source, manifest.payload, verify=verify) as file:
+            stored = format_named(manifest.format)
+            return stored.read(file.stream, map_location=map_location, trust_pickle=trust_pickle)
+    except CheckpointError as error:
+        error.checkpoint_id = manifest.checkpoint_id
+        error.path = folder.payload_location(manifest)
+        raise
+
+
+def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
+    """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none at all.
+
+    The returned dict's ``passed_over`` lists the damaged ones, which are also logged. Raises
+    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged.
+    """
+    for _ in range(ATTEMPTS):
+        passed_over = [_passed_over(str(error.checkpoint_id), error) for error in index.unreadable()]
+        retired = False
+        for manifest in reversed(index.manifests()):
+            try:
+                payload = load(manifest)
+            except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
+                retired = True
+            except IntegrityError as error:
+                passed_over.append(_passed_over(manifest.checkpoint_id, error))
+            else:
+                _warn_of(passed_over)
+                return {**payload, "passed_over": passed_over}
+        if not retired:
+            break
+    if not passed_over:
+        return None
+    reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
+    raise NoValidCheckpointError(
+        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} verifies: {reasons}",
+        hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
+    )
+
+
+def _passed_over(checkpoint_id: str, error: CheckpointError) -> dict[str, str]:
+    return {"checkpoint_id": checkpoint_id, "reason": error.message}
+
+
+def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:
+    for item in passed_over:
+        logger.warning("passed over %s while resuming: %s", item["checkpoint_id"], item["reason"])

@@ -1,0 +1,376 @@
+"""What every payload format must do, as a suite: a format is done when its subclass of ``FormatContract`` passes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import struct
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, StorageFullError, UnsupportedStateError
+from ckpt_lib.formats import Format, Payload
+from ckpt_lib.stream import HashingWriter
+
+BOUNDED = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.complex128,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
+
+
+class Sink:
+    """Keeps what is written, and fails from byte ``limit`` on."""
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.data = bytearray()
+        self.error = StorageFullError("the store is full")
+        self._limit = limit
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        if len(self.data) + len(data) > self._limit:
+            raise self.error
+        self.data += data
+        return len(data)
+
+
+def encode(payload_format: Format, payload: dict[str, Any]) -> bytes:
+    """A payload's bytes, by the way a save takes."""
+    sink = Sink()
+    payload_format.write(payload_format.prepare(payload), HashingWriter(sink))
+    return bytes(sink.data)
+
+
+def round_trip(payload_format: Format, payload: dict[str, Any]) -> Payload:
+    return payload_format.read(io.BytesIO(encode(payload_format, payload)))
+
+
+def assert_same(found: Any, wanted: Any, place: str = "payload") -> None:
+    """The same types, structure and bits; NaN equals NaN of the same bits, and 0.0 differs from -0.0."""
+    assert type(found) is type(wanted), place
+    if isinstance(wanted, torch.Tensor):
+        assert (found.dtype, found.shape, found.requires_grad) == (wanted.dtype, wanted.shape, wanted.requires_grad)
+        assert _bytes(found) == _bytes(wanted), place
+    elif isinstance(wanted, dict):
+        assert list(found) == list(wanted), place
+        for key, value in wanted.items():
+            assert_same(found[key], value, f"{place}[{key!r}]")
+    elif isinstance(wanted, list | tuple):
+        assert len(found) == len(wanted), place
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_same(one, other, f"{place}[{number}]")
+    elif isinstance(wanted, float):
+        assert struct.pack("<d", found) == struct.pack("<d", wanted), place
+    else:
+        assert found == wanted, place
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    whole = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    # A single element may keep an odd stride, which is contiguous all the same and no bytes to torch.
+    flat = whole.as_strided((whole.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().tobytes() if whole.numel() else b""
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    """Any dtype, any bits, 0 to 3 dimensions, empty ones too; whole, a view, transposed, strided or expanded."""
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    count = math.prod(shape)
+    size = torch.empty(0, dtype=dtype).element_size()
+    raw = bytearray(draw(st.binary(min_size=(count + 3) * size, max_size=(count + 3) * size)))
+    if dtype is torch.bool:
+        raw = bytearray(byte & 1 for byte in raw)
+    base = torch.frombuffer(raw, dtype=torch.uint8).clone().view(dtype)
+    tensor = base[:count].reshape(shape)
+    how = draw(st.sampled_from(["whole", "view", "transposed", "strided", "expanded", "parameter", "grad"]))
+    if how == "view":
+        tensor = base[3:].reshape(shape)
+    elif how == "transposed" and tensor.dim() >= 2:
+        tensor = tensor.transpose(0, -1)
+    elif how == "strided" and tensor.dim() and tensor.shape[0]:
+        tensor = tensor[::2]
+    elif how == "expanded":
+        tensor = tensor.unsqueeze(0).expand(2, *shape)
+    elif how in {"parameter", "grad"} and dtype in {torch.float32, torch.bfloat16}:
+        tensor = torch.nn.Parameter(tensor) if how == "parameter" else tensor.clone().requires_grad_()
+    return tensor
+
+
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(2**1999), 2**1999),
+    st.floats(),
+    st.text(max_size=8),
+    tensors(),
+)
+keys = st.one_of(
+    st.text(max_size=6), st.integers(), st.booleans(), st.none(), st.tuples(st.integers(), st.text(max_size=3))
+)
+states = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(keys, inner, max_size=3),
+        st.dictionaries(keys, inner, max_size=3).map(OrderedDict),
+    ),
+    max_leaves=8,
+)
+
+
+class FormatContract:
+    """Subclass it, and give it a fixture ``payload_format``."""
+
+    @pytest.fixture
+    def payload_format(self) -> Format:
+        raise NotImplementedError
+
+    def test_it_has_a_name_and_a_suffix(self, payload_format: Format) -> None:
+        """The name goes into manifests, the suffix behind an id."""
+        assert payload_format.name.isidentifier()
+        assert payload_format.suffix.startswith(".")
+        assert payload_format.suffix.replace(".", "").isalnum()
+        assert payload_format.suffix != ".json"
+
+    @BOUNDED
+    @given(state=states)
+    def test_any_state_comes_back_bit_for_bit(self, payload_format: Format, state: Any) -> None:
+        """Nested containers of every plain type, tensors of every dtype and layout, in the same order."""
+        payload = {"model_state_dict": state, "epoch": 1}
+        found = round_trip(payload_format, payload)
+        assert_same(found, payload)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (5, 7)], ids=str)
+    def test_each_dtype_comes_back(self, payload_format: Format, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """0-d and empty tensors keep their shape and dtype."""
+        size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+        raw = (torch.arange(size) % (2 if dtype is torch.bool else 256)).to(torch.uint8)
+        tensor = raw.view(dtype).reshape(shape)
+        assert_same(round_trip(payload_format, {"t": tensor}), {"t": tensor})
+
+    def test_preparing_copies_no_tensor_and_changes_nothing(self, payload_format: Format) -> None:
+        """A second copy of a model would not fit; and the caller's state is the caller's."""
+        tensor, inner = torch.ones(3), [np.float64(1.0)]
+        payload = {"a": tensor, "b": inner, "c": torch.nn.Parameter(torch.ones(2))}
+        prepared = payload_format.prepare(payload)
+        assert prepared["a"] is tensor
+        assert prepared["c"] is payload["c"]
+        assert type(inner[0]) is np.float64
+        assert payload["b"] is inner
+
+    def test_tied_tensors_stay_tied(self, payload_format: Format) -> None:
+        """Writing through one name is seen through the other, as in the model that was saved."""
+        shared = torch.arange(6.0)
+        found = round_trip(payload_format, {"m": {"a": shared, "b": shared, "row": shared.view(2, 3)[1]}})["m"]
+        found["a"][4] = 100
+        assert found["b"][4] == 100
+        assert found["row"][1] == 100
+
+    def test_a_model_with_optimizer_and_scheduler_comes_back(self, payload_format: Format) -> None:
+        """What people save: it fits into fresh ones and goes on to the same numbers."""
+
+        def build() -> tuple[Any, Any, Any]:
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+            optimizer = torch.optim.AdamW(model.parameters())
+            return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+
+        def step(parts: tuple[Any, Any, Any]) -> None:
+            parts[1].zero_grad()
+            parts[0](torch.ones(5, 3) * torch.arange(5.0).unsqueeze(1)).square().mean().backward()
+            parts[1].step()
+            parts[2].step()
+
+        first, second = build(), build()
+        step(first)
+        stored = round_trip(payload_format, {str(n): part.state_dict() for n, part in enumerate(first)})
+        for number, part in enumerate(second):
+            part.load_state_dict(stored[str(number)])
+        step(first)
+        step(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(other.state_dict(), one.state_dict())
+
+    def test_versions_of_modules_survive(self, payload_format: Format) -> None:
+        """``state_dict()._metadata`` is what torch migrates old state by."""
+        state = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).state_dict()
+        found = round_trip(payload_format, {"model_state_dict": state})["model_state_dict"]
+        assert found._metadata == state._metadata  # type: ignore[attr-defined]
+        assert found._metadata["0"]["version"] == 2
+
+    @pytest.mark.parametrize(
+        ("value", "plain"),
+        [
+            (np.float32(0.5), 0.5),
+            (np.float64(math.inf), math.inf),
+            (np.int64(-3), -3),
+            (np.bool_(True), True),
+            (np.str_("text"), "text"),
+        ],
+    )
+    def test_a_numpy_scalar_becomes_a_plain_number(self, payload_format: Format, value: Any, plain: Any) -> None:
+        """Metrics and counters often are NumPy's; readers need no NumPy to get them back. Keys as well."""
+        assert_same(round_trip(payload_format, {"a": [value], "b": {value: 1}}), {"a": [plain], "b": {plain: 1}})
+
+    @pytest.mark.parametrize(
+        "value", [{1, "a"}, 1j, b"\0\xff", bytearray(b"x"), torch.float16, torch.device("cpu"), torch.Size([2, 3])]
+    )
+    def test_other_values_come_back_or_are_refused(self, payload_format: Format, value: Any) -> None:
+        """Never a third thing: written, acknowledged, and unreadable or different."""
+        try:
+            prepared = payload_format.prepare({"x": [value]})
+        except UnsupportedStateError as error:
+            assert "x[0]" in error.message  # noqa: PT017
+            return
+        assert_same(round_trip(payload_format, prepared), {"x": [value]})
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            lambda: None,
+            object(),
+            print,
+            torch.nn.Linear(1, 1),
+            type("Local", (), {})(),
+            iter([1]),
+            np.ones(2),
+            np.datetime64("2020-01-01"),
+            np.array(object()),
+            10**700,
+            -(10**700),
+            ValueError("an error"),
+            frozenset({1}),
+            range(3),
+            torch.Generator(),
+            io.BytesIO(),
+            ...,
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_could_not_be_read_back_is_refused_by_place(self, payload_format: Format, value: Any) -> None:
+        """Before anything is written, and the error says where in the state it sits."""
+        for payload, place in (
+            ({"extra_state": value}, "extra_state"),
+            ({"extra_state": {"a": [1, (2, value)]}}, "extra_state['a'][1][1]"),
+            ({"extra_state": OrderedDict(b=value)}, "extra_state['b']"),
+        ):
+            with pytest.raises(UnsupportedStateError) as refused:
+                payload_format.prepare(payload)
+            assert place in refused.value.message
+            assert isinstance(value, np.generic | np.ndarray) or refused.value.got == (
+                f"{type(value).__module__}.{type(value).__qualname__}"
+            )
+
+    def test_what_hangs_on_a_tensor_is_checked_too(self, payload_format: Format) -> None:
+        """Attributes of tensors, parameters and ordered dicts are written with them, so they count as state."""
+        carriers: list[Any] = [torch.ones(2), torch.nn.Parameter(torch.ones(2)), OrderedDict(a=1)]
+        for carrier in carriers:
+            carrier.note = lambda: None
+            with pytest.raises(UnsupportedStateError, match="'a'"):
+                payload_format.prepare({"x": {"a": carrier}})
+
+    def test_state_that_contains_itself_is_refused(self, payload_format: Format) -> None:
+        """Every kind of container, and none of them overflows the stack."""
+        plain: dict[str, Any] = {}
+        plain["self"] = plain
+        ordered: OrderedDict[str, Any] = OrderedDict()
+        ordered["self"] = ordered
+        loop: list[Any] = []
+        loop.append((loop,))
+        for state in (plain, ordered, loop):
+            with pytest.raises(UnsupportedStateError):
+                payload_format.prepare({"x": state})
+
+    @pytest.mark.parametrize("kind", [list, tuple, dict, OrderedDict])
+    def test_deep_state_comes_back_or_is_refused(self, payload_format: Format, kind: Any) -> None:
+        """At whatever depth: refused with our error, before or while writing, or read back."""
+        outcomes = set()
+        for levels in (1, 50, 200, 300, 400, *range(480, 500), 1000, 5000):
+            state: Any = 1
+            for _ in range(levels):
+                state = kind([state]) if kind in (list, tuple) else kind(a=state)
+            try:
+                found: Any = round_trip(payload_format, {"x": state})["x"]
+            except UnsupportedStateError:
+                outcomes.add("refused")
+                continue
+            outcomes.add("read back")
+            for _ in range(levels):
+                found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+            assert found == 1
+        assert outcomes == {"refused", "read back"}
+
+    @pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.6, 0.9, 0.999])
+    def test_a_failing_store_comes_out_as_itself(self, payload_format: Format, part: float) -> None:
+        """The serializer's own complaint about a position in a file would tell nobody that the disk is full."""
+        payload = payload_format.prepare({"a": torch.zeros(5000), "b": torch.ones(5000)})
+        sink = Sink(limit=int(len(encode(payload_format, payload)) * part))
+        with pytest.raises(StorageFullError) as raised:
+            payload_format.write(payload, HashingWriter(sink))
+        assert raised.value is sink.error
+
+    def test_it_is_written_from_start_to_end(self, payload_format: Format) -> None:
+        """No seeking: digests are of the stream; and what is written twice is the same twice."""
+        payload = {"a": torch.arange(1000.0), "b": [1, "x"]}
+        assert encode(payload_format, payload) == encode(payload_format, payload)
+
+    def test_other_bytes_are_a_damaged_payload(self, payload_format: Format) -> None:
+        """Empty, cut off anywhere, or something else altogether: an error of ours."""
+        whole = encode(payload_format, {"a": torch.arange(100.0), "b": "x"})
+        for data in (b"", b"\0", b"PK", b"not a payload" * 100, *(whole[: len(whole) * n // 12] for n in range(12))):
+            with pytest.raises(CheckpointError):
+                payload_format.read(io.BytesIO(data))
+
+    @BOUNDED
+    @given(data=st.data())
+    def test_altered_bytes_never_surprise(self, payload_format: Format, data: st.DataObject) -> None:
+        """Read without verification, a damaged payload is still either a dict or an error of ours."""
+        whole = bytearray(encode(payload_format, {"a": torch.arange(8.0), "b": ["x", 1, None], "c": {"d": 2.5}}))
+        for _ in range(data.draw(st.integers(1, 8))):
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        with contextlib.suppress(CheckpointError):
+            assert isinstance(payload_format.read(io.BytesIO(whole)), dict)
+
+    def test_a_device_that_is_not_there_is_not_damage(self, payload_format: Format) -> None:
+        """``resume`` passes over what is corrupt: a mistyped device must not look like it."""
+        data = encode(payload_format, {"a": torch.ones(1)})
+        for device in ("nonsense", "cuda:99", torch.device("cuda", 99)):
+            with pytest.raises(CheckpointError) as raised:
+                payload_format.read(io.BytesIO(data), map_location=device)
+            assert not isinstance(raised.value, CorruptCheckpointError)
+        assert payload_format.read(io.BytesIO(data), map_location=torch.device("cpu"))["a"].device.type == "cpu"
+        assert payload_format.read(io.BytesIO(data), map_location="meta")["a"].device.type == "meta"

@@ -1,0 +1,194 @@
+"""The layers: imports run one way, the core knows no Prefect, and torch loads only where it is used."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the ground up. A module may import those of lower layers, and a package's modules each other.
+LAYERS: list[set[str]] = [
+    {"errors"},
+    {"names", "config"},
+    {"metadata"},
+    {"stream"},
+    {"store", "formats"},
+    {"folder"},
+    {"index"},
+    {"commit", "policies", "integrity", "state", "compare"},
+    {"analysis", "query", "experiments", "transfer", "retirement"},
+    {"plots", "loading"},
+    {"manager"},
+    {"cli"},
+    {"tasks"},
+    {"flows"},
+    {"deployments"},
+]
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+TORCH_HOMES = {"formats", "stream", "compare"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: who, of what, where, and whether it runs when the module loads."""
+
+    module: str
+    target: str
+    line: int
+    at_load: bool
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def sources() -> dict[str, Path]:
+    """Dotted name to file of every module of the project's packages."""
+    found = {}
+    for package in ("ckpt_lib", "tasks", "flows", "deployments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(module: str, path: Path) -> Iterator[Import]:
+    """What a module imports, but for what only type checkers see."""
+    yield from _walk(module, path.name == "__init__.py", ast.parse(path.read_text(encoding="utf-8")), True)
+
+
+def _walk(module: str, is_package: bool, node: ast.AST, at_load: bool) -> Iterator[Import]:
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for branch in node.orelse:
+            yield from _walk(module, is_package, branch, at_load)
+        return
+    if isinstance(node, ast.Import):
+        for name in node.names:
+            yield Import(module, name.name, node.lineno, at_load)
+    if isinstance(node, ast.ImportFrom):
+        base = _base(module, is_package, node)
+        for name in node.names:
+            yield Import(module, f"{base}.{name.name}", node.lineno, at_load)
+    inner = at_load and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(module, is_package, child, inner)
+
+
+def _base(module: str, is_package: bool, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def layer_of(dotted: str) -> str | None:
+    """The name in ``LAYERS`` that a module or an imported name belongs to; ``None`` for foreign ones."""
+    parts = dotted.removeprefix("prefect_checkpoints.").split(".")
+    if parts[0] == "ckpt_lib":
+        return parts[1] if len(parts) > 1 else None
+    return parts[0] if parts[0] in {"tasks", "flows", "deployments"} else None
+
+
+def all_imports() -> list[Import]:
+    return [found for module, path in sources().items() for found in imports(module, path)]
+
+
+def backward(found: Import) -> bool:
+    source, target = layer_of(found.module), layer_of(found.target)
+    if source == target or source not in RANKS or target not in RANKS:
+        return False
+    return RANKS[target] >= RANKS[source]
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module is put into a layer here, and by that into the design."""
+    unplaced = {module for module in sources() if (layer := layer_of(module)) is not None and layer not in RANKS}
+    assert unplaced == set()
+
+
+def test_no_arrow_runs_backwards() -> None:
+    """Lower layers import nothing of higher ones, not even inside functions."""
+    assert [str(found) for found in all_imports() if backward(found)] == []
+
+
+def test_the_core_knows_no_prefect_and_no_web() -> None:
+    """``ckpt_lib`` works in any program; Prefect is one way to run it."""
+    forbidden = {"prefect", "prefect_checkpoints", "tasks", "flows", "deployments", "gradio", "fastapi"}
+    core = [found for found in all_imports() if found.module.partition(".")[0] == "ckpt_lib"]
+    assert len(core) > 100
+    assert [str(found) for found in core if found.target.partition(".")[0] in forbidden] == []
+    texts = {module: path.read_text(encoding="utf-8") for module, path in sources().items() if "ckpt_lib" in module}
+    assert [module for module, text in texts.items() if 'import_module("prefect' in text] == []
+
+
+@pytest.mark.parametrize(
+    ("heavy", "homes"),
+    [("torch", TORCH_HOMES), ("pandas", {"compare", "analysis", "plots"}), ("matplotlib", {"plots"})],
+)
+def test_heavy_libraries_load_only_where_they_are_used(heavy: str, homes: set[str]) -> None:
+    """``ckpt list`` answers without waiting for them."""
+    loaded = [
+        str(found)
+        for found in all_imports()
+        if found.at_load and found.target.partition(".")[0] == heavy and found.module.startswith("ckpt_lib")
+        if layer_of(found.module) not in homes
+    ]
+    assert loaded == []
+
+
+def loaded_with(start: str) -> set[str]:
+    """Everything that importing ``start`` imports, ours and foreign, by way of whatever module."""
+    modules, edges = sources(), all_imports()
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        waiting += [".".join(module.split(".")[:length]) for length in range(1, module.count(".") + 1)]
+        if module in modules:
+            waiting += [edge.target for edge in edges if edge.module == module and edge.at_load]
+    return seen
+
+
+def test_importing_the_manager_or_the_commands_loads_nothing_heavy() -> None:
+    """Importing a module that imports torch at its top is importing torch, however long the way."""
+    light = ["ckpt_lib.manager", *(module for module in sources() if module.startswith("ckpt_lib.cli"))]
+    for module in light:
+        assert loaded_with(module) & {"torch", "pandas", "matplotlib", "prefect"} == set(), module
+    assert "torch" in loaded_with("ckpt_lib.formats.torch_zip")
+    assert {"ckpt_lib.stream.reader", "pydantic"} <= loaded_with("ckpt_lib.manager")
+
+
+def test_the_checks_see_what_they_look_for() -> None:
+    """The detector itself: backward arrows in every spelling are found, forward ones and type-only ones pass."""
+    code = (
+        "import ckpt_lib.manager\n"
+        "from ckpt_lib import manager, errors\n"
+        "from ..manager import CheckpointManager\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from ckpt_lib.cli import app\n"
+        "def late():\n    from prefect_checkpoints.flows import x\n    import torch\n"
+        "from ckpt_lib.store import local\n"
+    )
+    found = list(_walk("ckpt_lib.store.local", False, ast.parse(code), True))
+    assert [item.line for item in found if backward(item)] == [1, 2, 3, 8]
+    assert [(item.target, item.at_load) for item in found if item.target == "torch"] == [("torch", False)]
+    assert len(all_imports()) > 200
+
+
+def test_every_package_is_shipped() -> None:
+    """A folder of modules that pyproject does not list would be missing from the wheel."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    present = {module for module, path in sources().items() if path.name == "__init__.py" and "deploy" not in module}
+    shipped = {name.removeprefix("prefect_checkpoints.") for name in settings["packages"]}
+    assert shipped == present
+    with_code = {module.rpartition(".")[0] for module in sources() if "." in module and "deploy" not in module}
+    assert with_code <= shipped

@@ -1,0 +1,182 @@
+"""``CheckpointConfig``: options, presets, YAML and environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.errors import ConfigError
+
+ASKED_FOR: dict[str, tuple[Any, Any]] = {
+    "checkpoint_dir": (str, "checkpoints"),
+    "save_interval": (int, 1),
+    "max_checkpoints": (int, 10),
+    "save_best_only": (bool, False),
+    "monitor_metric": (str, "val_loss"),
+    "monitor_mode": (Literal["min", "max"], "min"),
+    "save_optimizer": (bool, True),
+    "save_scheduler": (bool, True),
+    "save_metadata": (bool, True),
+    "compression": (bool, False),
+    "backup_checkpoints": (bool, True),
+    "validate_checkpoints": (bool, True),
+}
+
+
+def test_options_have_the_names_types_and_defaults_that_were_asked_for() -> None:
+    """Every option asked for is there, typed and with its default; all of them can be passed by name."""
+    fields = CheckpointConfig.model_fields
+    found = {name: (fields[name].annotation, fields[name].default) for name in ASKED_FOR}
+    assert found == ASKED_FOR
+    defaults = {name: default for name, (_, default) in ASKED_FOR.items()}
+    assert CheckpointConfig(**defaults) == CheckpointConfig()
+
+
+def test_every_option_is_described() -> None:
+    """No option is left without a word about what it does."""
+    assert [name for name, field in CheckpointConfig.model_fields.items() if not field.description] == []
+
+
+def test_development_preset() -> None:
+    """Development keeps 5 and saves every epoch; options given override it."""
+    config = CheckpointConfig.development(checkpoint_dir="d")
+    assert (config.max_checkpoints, config.save_interval, config.checkpoint_dir) == (5, 1, "d")
+    assert CheckpointConfig.development(max_checkpoints=7).max_checkpoints == 7
+
+
+def test_production_preset() -> None:
+    """Production saves every 10 epochs, the best only, keeps 20, backs up and validates; options override it."""
+    config = CheckpointConfig.production()
+    assert (config.save_interval, config.max_checkpoints, config.save_best_only) == (10, 20, True)
+    assert config.backup_checkpoints
+    assert config.validate_checkpoints
+    assert CheckpointConfig.production(save_best_only=False).save_best_only is False
+
+
+def test_yaml(tmp_path: Path) -> None:
+    """A YAML mapping configures; options given override it; an empty file means the defaults."""
+    path = tmp_path / "config.yaml"
+    path.write_text("save_interval: 5\nmonitor_metric: accuracy\nmonitor_mode: max\nsave_best_only: true\n")
+    config = CheckpointConfig.from_yaml(path, save_interval=2)
+    assert (config.save_interval, config.monitor_metric, config.monitor_mode) == (2, "accuracy", "max")
+    assert config.save_best_only
+    path.write_text("")
+    assert CheckpointConfig.from_yaml(str(path)) == CheckpointConfig()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"- a\n- list\n",
+        b"just text",
+        b"1: 2\n",
+        b"save_intervall: 5\n",
+        b"save_interval: [1]\n",
+        b"save_interval: 0\n",
+        b"a: [unclosed\n",
+        b"!!python/object/apply:os.system ['touch canary']\n",
+        b"\xff\xfe\x00bad",
+    ],
+)
+def test_bad_yaml_is_one_typed_error(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything but a mapping of known options with valid values is refused, and no code in it runs."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        CheckpointConfig.from_yaml(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("path", ["missing.yaml", "", ".", "a\0b", None, 5])
+def test_a_yaml_file_that_is_none_is_one_typed_error(
+    tmp_path: Path, path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing files, folders and what is no path at all are refused alike."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError):
+        CheckpointConfig.from_yaml(path)
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CKPT_* variables configure, other variables do not, and options given override them."""
+    for name, value in {
+        "CKPT_SAVE_INTERVAL": "5",
+        "CKPT_SAVE_BEST_ONLY": "true",
+        "ckpt_monitor_mode": "max",
+        "CKPT_BACKUP_CHECKPOINTS": "0",
+        "CKPT_CHECKPOINT_DIR": "/data/c",
+        "SAVE_OPTIMIZER": "false",
+        "CKPT_SOMETHING_ELSE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    config = CheckpointConfig.from_env(max_checkpoints=3)
+    assert (config.save_interval, config.save_best_only, config.monitor_mode) == (5, True, "max")
+    assert (config.backup_checkpoints, config.checkpoint_dir, config.max_checkpoints) == (False, "/data/c", 3)
+    assert config.save_optimizer
+    assert type(config) is CheckpointConfig
+    assert CheckpointConfig.from_env(save_interval=1).save_interval == 1
+
+
+def test_the_environment_says_only_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty environment is the defaults, and does not count as having chosen a metric."""
+    assert CheckpointConfig.from_env() == CheckpointConfig()
+    assert not CheckpointConfig.from_env().says_monitor
+    monkeypatch.setenv("CKPT_MONITOR_METRIC", "accuracy")
+    assert CheckpointConfig.from_env().says_monitor
+
+
+@pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "true")])
+def test_a_bad_environment_names_itself(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The error says that the environment is to blame, and which option."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"environment.*{name.removeprefix('CKPT_').lower()}"):
+        CheckpointConfig.from_env()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"save_interval": 0},
+        {"save_interval": -1},
+        {"save_interval": "often"},
+        {"save_interval": 1.5},
+        {"save_interval": None},
+        {"max_checkpoints": -1},
+        {"max_backups": -1},
+        {"monitor_mode": "minimum"},
+        {"monitor_metric": ""},
+        {"monitor_metric": 5},
+        {"checkpoint_dir": ""},
+        {"checkpoint_dir": None},
+        {"checkpoint_dir": "a\0b"},
+        {"backup_dir": ""},
+        {"save_best_only": "perhaps"},
+        {"compression": True},
+        {"max_checkpoint": 5},
+    ],
+)
+def test_a_wrong_option_is_one_typed_error_that_names_it(options: dict[str, Any]) -> None:
+    """Each is refused by name, in our error, which is also a ValueError."""
+    with pytest.raises(ConfigError, match=next(iter(options))) as caught:
+        CheckpointConfig(**options)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_all_wrong_options_are_named_at_once() -> None:
+    """Nobody has to fix options one error at a time."""
+    wrong: dict[str, Any] = {"save_interval": 0, "monitor_mode": "up", "unknown": 1}
+    with pytest.raises(ConfigError) as caught:
+        CheckpointConfig(**wrong)
+    assert all(name in str(caught.value) for name in ("save_interval", "monitor_mode", "unknown"))
+
+
+def test_a_config_is_frozen_and_takes_paths(tmp_path: Path) -> None:
+    """What a manager was made with cannot change under it; a Path means the same as its text."""
+    config = CheckpointConfig.model_validate({"checkpoint_dir": tmp_path, "backup_dir": tmp_path / "b"})
+    assert (config.checkpoint_dir, config.backup_dir) == (str(tmp_path), str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="frozen"):
+        config.save_interval = 5

@@ -1,0 +1,424 @@
+"""Copies: backups and restores, exports and imports. Each is verified, and no failure costs what was there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_lib import CheckpointManager, open_store
+from ckpt_lib.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    IntegrityError,
+    NotACheckpointError,
+)
+from ckpt_lib.folder import CheckpointFolder
+from tests.helpers import (
+    MakeManager,
+    backup_ids,
+    experiment_folder,
+    flip_bit,
+    ids,
+    manifest_path,
+    payload_path,
+    save,
+    snapshot,
+    truncate,
+    without_locks,
+)
+
+Damage = Callable[[Path, Path], object]
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink()
+
+
+DAMAGES: dict[str, Damage] = {
+    "flipped": lambda payload, _: flip_bit(payload, 300),
+    "truncated": lambda payload, _: truncate(payload, 300),
+    "payload missing": lambda payload, _: payload.unlink(),
+    "manifest flipped": lambda _, manifest: flip_bit(manifest, 60),
+    "manifest missing": lambda _, manifest: manifest.unlink(),
+    "both missing": _unlink,
+}
+
+
+@pytest.fixture(params=["inside", "elsewhere"])
+def backed_up(request: pytest.FixtureRequest, make_manager: MakeManager, tmp_path: Path) -> CheckpointManager:
+    """A manager with backups on, in the default place and in another store."""
+    return make_manager(backup_dir=None if request.param == "inside" else str(tmp_path / "vault"))
+
+
+def backup_folder(manager: CheckpointManager) -> Path:
+    """Where a manager's backups lie."""
+    if manager.config.backup_dir is None:
+        return experiment_folder(manager) / "backups"
+    return Path(manager.config.backup_dir) / manager.experiment_name
+
+
+def backup_pair(manager: CheckpointManager, checkpoint_id: str) -> tuple[Path, Path]:
+    folder = backup_folder(manager)
+    return folder / f"{checkpoint_id}.pt", folder / f"{checkpoint_id}.json"
+
+
+def pair(manager: CheckpointManager, checkpoint_id: str) -> tuple[Path, Path]:
+    return payload_path(manager, checkpoint_id), manifest_path(manager, checkpoint_id)
+
+
+# --- backups ---
+
+
+def test_a_backup_is_a_whole_second_copy(backed_up: CheckpointManager) -> None:
+    """Payload and manifest are there again, byte for byte, in files of their own."""
+    saved = save(backed_up, 1)
+    for original, copy in zip(pair(backed_up, saved), backup_pair(backed_up, saved), strict=True):
+        assert copy.read_bytes() == original.read_bytes()
+        assert not os.path.samefile(copy, original)
+    assert backup_ids(backed_up) == [saved]
+    assert backed_up.validate_backup(saved)
+    assert ids(backed_up) == [saved]
+
+
+def test_backing_up_again_changes_nothing(backed_up: CheckpointManager) -> None:
+    """A copy that is there is left alone, and the call says so."""
+    saved = save(backed_up, 1)
+    before = snapshot(backup_folder(backed_up))
+    assert backed_up.backup_checkpoint(saved) is False
+    assert backed_up.backup_checkpoint(saved, verify_existing=True) is False
+    assert snapshot(backup_folder(backed_up)) == before
+
+
+@pytest.mark.parametrize("kind", ["truncated", "payload missing", "manifest flipped", "manifest missing"])
+def test_a_broken_backup_is_made_anew(backed_up: CheckpointManager, kind: str) -> None:
+    """A backup that is half gone, or whose manifest cannot be read, does not count as one."""
+    saved = save(backed_up, 1)
+    DAMAGES[kind](*backup_pair(backed_up, saved))
+    assert backed_up.backup_checkpoint(saved) is True
+    assert backed_up.validate_backup(saved)
+
+
+def test_a_rotten_backup_is_found_when_it_is_read(backed_up: CheckpointManager) -> None:
+    """A flipped bit in the copy is reported, and verify_existing replaces it."""
+    saved = save(backed_up, 1)
+    flip_bit(backup_pair(backed_up, saved)[0], 99)
+    assert not backed_up.validate_backup(saved)
+    assert [bool(report) for report in backed_up.validate_all_backups()] == [False]
+    assert backed_up.backup_checkpoint(saved, verify_existing=True) is True
+    assert backed_up.validate_backup(saved)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_never_reaches_a_good_backup(backed_up: CheckpointManager, kind: str) -> None:
+    """Whatever becomes of a checkpoint, backing it up again does not touch the copy that is good."""
+    saved = save(backed_up, 1)
+    before = without_locks(snapshot(backup_folder(backed_up)))
+    DAMAGES[kind](*pair(backed_up, saved))
+    if kind in {"manifest flipped", "manifest missing", "both missing"}:
+        with pytest.raises((IntegrityError, CheckpointNotFoundError)):
+            backed_up.backup_checkpoint(saved)
+    else:
+        assert backed_up.backup_checkpoint(saved) is False
+    assert without_locks(snapshot(backup_folder(backed_up))) == before
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing"])
+def test_damage_is_not_copied(make_manager: MakeManager, kind: str) -> None:
+    """A damaged checkpoint without a backup gets none: the copy is refused and leaves nothing behind."""
+    manager = make_manager(backup_checkpoints=False)
+    saved = save(manager, 1)
+    DAMAGES[kind](*pair(manager, saved))
+    with pytest.raises(CorruptCheckpointError) as caught:
+        manager.backup_checkpoint(saved)
+    assert caught.value.damages
+    assert backup_ids(manager) == []
+    assert not list(backup_folder(manager).glob("*checkpoint*"))
+
+
+def test_a_broken_backup_stays_when_the_source_is_damaged_too(backed_up: CheckpointManager) -> None:
+    """Half a backup is not replaced by a damaged original: what can still be mended stays as it is."""
+    saved = save(backed_up, 1)
+    truncate(backup_pair(backed_up, saved)[0], 500)
+    flip_bit(payload_path(backed_up, saved), 700)
+    before = snapshot(backup_folder(backed_up))
+    with pytest.raises(CorruptCheckpointError):
+        backed_up.backup_checkpoint(saved)
+    assert without_locks(snapshot(backup_folder(backed_up))) == without_locks(before)
+
+
+def test_a_different_checkpoint_in_the_backup_location_is_left_alone(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Two stores that share a backup location never overwrite each other's copies."""
+    first = make_manager(backup_dir=str(tmp_path / "vault"), backup_checkpoints=False)
+    second = make_manager(
+        checkpoint_dir=str(tmp_path / "second"), backup_dir=str(tmp_path / "vault"), backup_checkpoints=False
+    )
+    saved = save(first, 1)
+    theirs = save(second, 1)
+    for ours, other in zip(pair(first, saved), pair(second, theirs), strict=True):
+        other.unlink()
+        shutil.copy(ours, other.with_name(ours.name))
+    twin = manifest_path(second, saved)
+    fields = CheckpointFolder(open_store(tmp_path / "second" / "run"), "").read_manifest(saved)
+    twin.write_bytes(fields.changed(uid="1" * 32).to_bytes())
+    assert first.backup_checkpoint(saved)
+    before = snapshot(tmp_path / "vault")
+    with pytest.raises(CheckpointExistsError):
+        second.backup_checkpoint(saved)
+    with pytest.raises(CheckpointExistsError):
+        second.restore_checkpoint(saved)
+    assert without_locks(snapshot(tmp_path / "vault")) == without_locks(before)
+
+
+# --- restore ---
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_restore_mends_every_damage(backed_up: CheckpointManager, kind: str) -> None:
+    """Damaged, half gone or gone: afterwards the checkpoint is as it was saved, and so is its place in the order."""
+    first, saved, last = (save(backed_up, epoch) for epoch in (1, 2, 3))
+    originals = [path.read_bytes() for path in pair(backed_up, saved)]
+    DAMAGES[kind](*pair(backed_up, saved))
+    restored = backed_up.restore_checkpoint(saved)
+    assert restored.checkpoint_id == saved
+    assert [path.read_bytes() for path in pair(backed_up, saved)] == originals
+    assert ids(backed_up) == [first, saved, last]
+    assert all(backed_up.validate_all())
+
+
+def test_restore_after_a_deletion(backed_up: CheckpointManager) -> None:
+    """A deleted checkpoint comes back, and no sweep of the deletion takes it again."""
+    saved, kept = save(backed_up, 1), save(backed_up, 2)
+    backed_up.delete_checkpoint(saved)
+    assert ids(backed_up) == [kept]
+    backed_up.restore_checkpoint(saved)
+    backed_up.cleanup_checkpoints()
+    assert ids(backed_up) == [saved, kept]
+    assert backed_up.validate_checkpoint(saved)
+
+
+def test_restore_finishes_what_a_killed_deletion_began(backed_up: CheckpointManager) -> None:
+    """With the tombstone of a cut-off deletion in place, the restored checkpoint stays."""
+    saved = save(backed_up, 1)
+    manifest = manifest_path(backed_up, saved)
+    manifest.rename(manifest.with_name(f".{saved}.deleting"))
+    backed_up.restore_checkpoint(saved)
+    backed_up.cleanup_checkpoints()
+    assert backed_up.validate_checkpoint(saved)
+
+
+def test_restore_keeps_later_edits(backed_up: CheckpointManager) -> None:
+    """Tags, description and pin of a readable manifest are not set back to those of the backup."""
+    saved = save(backed_up, 1, tags=["old"], description="old")
+    backed_up.edit_checkpoint(saved, add_tags=["new"], description="new")
+    backed_up.pin_checkpoint(saved)
+    flip_bit(payload_path(backed_up, saved), 64)
+    restored = backed_up.restore_checkpoint("latest")
+    assert (restored.tags, restored.description, restored.pinned) == (("old", "new"), "new", True)
+    assert backed_up.validate_checkpoint(saved)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_bad_backup_changes_nothing(backed_up: CheckpointManager, kind: str) -> None:
+    """A damaged or missing backup is refused, and the damaged checkpoint stays exactly as damaged as it was."""
+    saved = save(backed_up, 1)
+    flip_bit(payload_path(backed_up, saved), 64)
+    DAMAGES[kind](*backup_pair(backed_up, saved))
+    folders = experiment_folder(backed_up), backup_folder(backed_up)
+    before = [without_locks(snapshot(folder)) for folder in folders]
+    expected = CheckpointNotFoundError if kind in {"manifest missing", "both missing"} else IntegrityError
+    with pytest.raises(expected):
+        backed_up.restore_checkpoint(saved)
+    assert [without_locks(snapshot(folder)) for folder in folders] == before
+
+
+def test_restoring_an_intact_checkpoint_is_harmless(backed_up: CheckpointManager) -> None:
+    """Nothing about it changes."""
+    saved = save(backed_up, 1)
+    before = [path.read_bytes() for path in pair(backed_up, saved)]
+    backed_up.restore_checkpoint(saved)
+    assert [path.read_bytes() for path in pair(backed_up, saved)] == before
+
+
+def test_backups_elsewhere_survive_the_loss_of_the_experiment(make_manager: MakeManager, tmp_path: Path) -> None:
+    """With the whole experiment folder gone, every backup comes back by its id."""
+    manager = make_manager(backup_dir=str(tmp_path / "vault"))
+    saved = [save(manager, epoch) for epoch in (1, 2)]
+    shutil.rmtree(experiment_folder(manager))
+    again = make_manager(backup_dir=str(tmp_path / "vault"))
+    assert again.resume() is None
+    for checkpoint_id in backup_ids(again):
+        again.restore_checkpoint(checkpoint_id)
+    assert ids(again) == saved
+    assert again.resume() is not None
+
+
+# --- export ---
+
+
+def test_exporting_twice_changes_nothing(manager: CheckpointManager, tmp_path: Path) -> None:
+    """The second export finds the first, and rewrites not a byte."""
+    saved = save(manager, 1)
+    first = manager.export_checkpoint(saved, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert manager.export_checkpoint("latest", tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert set(without_locks(snapshot(tmp_path / "out"))) == {f"{saved}.pt", f"{saved}.json"}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".json"])
+def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, tmp_path: Path, suffix: str) -> None:
+    """A file of someone else's with the name of ours is left as it is, and nothing is put beside it."""
+    saved = save(manager, 1)
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / f"{saved}{suffix}").write_text("precious")
+    before = snapshot(target)
+    with pytest.raises(CheckpointExistsError):
+        manager.export_checkpoint(saved, target)
+    assert without_locks(snapshot(target)) == before
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest missing", "manifest flipped"])
+def test_an_export_that_broke_is_mended(manager: CheckpointManager, tmp_path: Path, kind: str) -> None:
+    """Exporting again replaces an earlier export of the same checkpoint that is damaged or unfinished."""
+    saved = save(manager, 1)
+    payload = Path(manager.export_checkpoint(saved, tmp_path))
+    DAMAGES[kind](payload, payload.with_suffix(".json"))
+    assert manager.export_checkpoint(saved, tmp_path) == str(payload)
+    assert payload.read_bytes() == payload_path(manager, saved).read_bytes()
+    assert torch.load(payload, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing"])
+def test_damage_is_not_exported(manager: CheckpointManager, tmp_path: Path, kind: str) -> None:
+    """A damaged checkpoint is refused, and the destination stays empty."""
+    saved = save(manager, 1)
+    DAMAGES[kind](*pair(manager, saved))
+    with pytest.raises(CorruptCheckpointError):
+        manager.export_checkpoint(saved, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*checkpoint*"))
+
+
+# --- import ---
+
+
+@pytest.mark.parametrize("door", ["payload", "manifest", "folder", "url", "path"])
+def test_every_door_of_an_import(make_manager: MakeManager, tmp_path: Path, door: str) -> None:
+    """The payload, its manifest, the folder, a file:// URL or a Path: each names the exported checkpoint."""
+    source = make_manager("source")
+    saved = save(source, 4, 0.25, tags=["t"], step=9)
+    payload = source.export_checkpoint(saved, tmp_path / "out")
+    names: dict[str, str | Path] = {
+        "payload": payload,
+        "manifest": payload.removesuffix(".pt") + ".json",
+        "folder": str(tmp_path / "out"),
+        "url": f"file://{payload}",
+        "path": Path(payload),
+    }
+    target = make_manager("target")
+    imported = target.import_checkpoint(names[door])
+    found = target.get_checkpoint(imported)
+    assert (found.epoch, found.step, found.metrics, found.tags) == (4, 9, {"val_loss": 0.25}, ("t",))
+    assert target.load_checkpoint(imported)["epoch"] == 4
+
+
+def test_importing_again_returns_the_first(make_manager: MakeManager, tmp_path: Path) -> None:
+    """One checkpoint is imported once, also into the experiment that it came from."""
+    source, target = make_manager("source"), make_manager("target")
+    saved = save(source, 1)
+    payload = source.export_checkpoint(saved, tmp_path)
+    assert source.import_checkpoint(payload) == saved
+    assert target.import_checkpoint(payload) == target.import_checkpoint(payload) == saved
+    assert ids(source) == ids(target) == [saved]
+
+
+def test_an_id_that_is_taken_gets_a_suffix(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Another checkpoint under the same id stays; the imported one is whole under a new name, and the newest."""
+    source, target = make_manager("source"), make_manager("target")
+    saved = save(source, 1, 0.25)
+    payload = source.export_checkpoint(saved, tmp_path)
+    own = target.import_checkpoint(payload)
+    twin_path = tmp_path / "twin"
+    twin_path.mkdir()
+    shutil.copy(payload, twin_path)
+    manifest = CheckpointFolder(open_store(tmp_path), "").read_manifest(saved)
+    (twin_path / f"{saved}.json").write_bytes(manifest.changed(uid="2" * 32).to_bytes())
+    imported = target.import_checkpoint(twin_path)
+    assert imported == f"{saved}_2"
+    assert ids(target) == [own, imported]
+    assert all(target.validate_all())
+    assert target.get_checkpoint("latest").checkpoint_id == imported
+
+
+def test_an_imported_checkpoint_is_the_newest(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Its old number counts for nothing here: it comes after all that the experiment has, and has no parent in it."""
+    source, target = make_manager("source"), make_manager("target")
+    payload = source.export_checkpoint(save(source, 1), tmp_path)
+    saved = [save(target, epoch) for epoch in (5, 6)]
+    imported = target.import_checkpoint(payload)
+    assert ids(target) == [*saved, imported]
+    assert target.get_checkpoint(imported).parent_id is None
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest flipped", "manifest missing"])
+def test_a_tampered_export_is_refused(make_manager: MakeManager, tmp_path: Path, kind: str) -> None:
+    """An export that was altered on its way is not taken in, and leaves no trace in the experiment."""
+    source, target = make_manager("source"), make_manager("target")
+    payload = Path(source.export_checkpoint(save(source, 1), tmp_path / "out"))
+    own = save(target, 9)
+    before = without_locks(snapshot(experiment_folder(target)))
+    DAMAGES[kind](payload, payload.with_suffix(".json"))
+    expected = NotACheckpointError if kind == "manifest missing" else IntegrityError
+    with pytest.raises(expected):
+        target.import_checkpoint(payload)
+    assert without_locks(snapshot(experiment_folder(target))) == before
+    assert ids(target) == [own]
+
+
+def test_a_folder_of_several_checkpoints_is_ambiguous(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Nothing is chosen for the caller; naming one of the files works."""
+    source, target = make_manager("source"), make_manager("target")
+    payloads = [source.export_checkpoint(save(source, epoch), tmp_path) for epoch in (1, 2)]
+    with pytest.raises(NotACheckpointError, match="2 checkpoints"):
+        target.import_checkpoint(tmp_path)
+    target.import_checkpoint(payloads[1])
+    assert [item.epoch for item in target.list_checkpoints()] == [2]
+
+
+def test_an_imported_idempotency_key_does_not_swallow_a_save(make_manager: MakeManager, tmp_path: Path) -> None:
+    """The key belongs to the experiment that it was used in: the same key here is a new save."""
+    source, target = make_manager("source"), make_manager("target")
+    imported = target.import_checkpoint(source.export_checkpoint(save(source, 1, idempotency_key="k"), tmp_path))
+    assert save(target, 2, idempotency_key="k") != imported
+    assert len(ids(target)) == 2
+
+
+def test_metadata_files_follow_imports_and_restores(make_manager: MakeManager, tmp_path: Path) -> None:
+    """checkpoint_metadata.json lists what came in by either way."""
+    source, target = make_manager("source"), make_manager("target")
+    payload = source.export_checkpoint(save(source, 1), tmp_path)
+    imported = target.import_checkpoint(payload)
+    content = json.loads((experiment_folder(target) / "checkpoint_metadata.json").read_text())
+    assert [item["checkpoint_id"] for item in content["checkpoints"]] == [imported]
+
+
+def test_progress_counts_every_byte(manager: CheckpointManager, tmp_path: Path) -> None:
+    """A progress callback hears of each byte that is read, once."""
+    saved = save(manager, 1)
+    size = manager.get_checkpoint(saved).file_size
+    for call in (
+        lambda progress: manager.export_checkpoint(saved, tmp_path, progress=progress),
+        lambda progress: manager.validate_checkpoint(saved, progress=progress),
+        lambda progress: manager.restore_checkpoint(saved, progress=progress),
+    ):
+        done: list[int] = []
+        call(done.append)
+        assert sum(done) == size
