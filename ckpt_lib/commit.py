@@ -1,24 +1,22 @@
 """The save protocol: the only code that makes a checkpoint visible, and the only code that takes one away.
 
 A save writes the payload under a temporary name, hashing it on the way, and makes it durable. Then, under the folder's
-lock: the payload gets its name, the folder is made durable, the manifest is written, made durable and renamed into
-place, and the folder is made durable again. Only then is the save acknowledged. The rename of the manifest is the
-commit: a crash before it leaves a temporary file that the next sweep removes, or a payload without a manifest, which
-no reader looks at; a crash after it leaves a whole checkpoint.
+lock: a tombstone is left, the payload gets its name, the folder is made durable, the manifest is written, made durable
+and renamed into place, the tombstone is taken away, and the folder is made durable again. Only then is the save
+acknowledged. The rename of the manifest is the commit: a crash before it leaves a temporary file, or a payload with a
+tombstone, and the next sweep removes either; a crash after it leaves a whole checkpoint.
 
 A deletion leaves a tombstone, removes the manifest, then the payload, then the tombstone. A crash on the way leaves a
-tombstone, from which the next sweep goes on.
+tombstone, from which the next sweep goes on. So a tombstone always means the same: without a manifest, its payload is
+to go.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
 
-from ckpt_lib.config import Monitor
+from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -30,30 +28,11 @@ from ckpt_lib.errors import (
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
-from ckpt_lib.metadata import FileEntry, Manifest, Metric
+from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import PendingFile
 from ckpt_lib.stream import FileDigests, HashingWriter, find_damages, missing_file
 from ckpt_lib.stream.reader import BLOCK_SIZE_BYTES, Progress
-
-
-@dataclass(frozen=True)
-class Draft:
-    """The facts of a checkpoint that is about to be saved."""
-
-    epoch: int
-    step: int
-    model_name: str
-    experiment_name: str
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
-    description: str = ""
-    monitor: Monitor = field(default_factory=Monitor)
-    parent_id: str | None = None
-    libraries: dict[str, str] = field(default_factory=dict)
-    idempotency_key: str | None = None
-    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 
 
 def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
@@ -95,23 +74,22 @@ def copy(
     manifest: Manifest,
     target: CheckpointFolder,
     *,
-    as_manifest: Manifest | None = None,
+    choose_manifest: Callable[[], Manifest] | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Commit a verified copy of a checkpoint to another folder; the source is read once and never changed.
 
-    ``as_manifest`` is the manifest to publish there, by default the same. Raises
-    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after any error, the
-    target is as it was.
+    ``choose_manifest`` is asked, under the target's lock, for the manifest to publish there; by default it is the
+    source's. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after
+    any error, the target is as it was.
     """
-    published = as_manifest or manifest
-    pending = target.store.open_write(target.payload_path(published), replace=replace)
+    pending = target.store.open_write(target.payload_path(manifest), replace=replace)
     try:
         _transfer(source, manifest, pending, progress)
         pending.sync()
         with target.lock():
-            target.store.delete(target.tombstone_path(published.checkpoint_id))
+            published = choose_manifest() if choose_manifest else manifest
             _publish(target, pending, published)
     finally:
         pending.discard()
@@ -195,7 +173,7 @@ def sweep(folder: CheckpointFolder) -> list[str]:
         for checkpoint_id in folder.interrupted_deletions():
             tombstone = folder.tombstone_path(checkpoint_id)
             if folder.store.stat(folder.manifest_path(checkpoint_id)):
-                folder.store.delete(tombstone)  # killed before the deletion took effect
+                folder.store.delete(tombstone)  # killed after a commit, or before a deletion took effect
             elif manifest := _read_tombstone(folder, checkpoint_id):
                 _finish_deletion(folder, manifest)
                 swept.append(manifest.payload.name)
@@ -238,24 +216,31 @@ def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix:
 
 def _publish(folder: CheckpointFolder, pending: PendingFile, manifest: Manifest) -> None:
     """Make a durable payload a checkpoint; the folder is locked."""
-    pending.publish()
+    tombstone = folder.tombstone_path(manifest.checkpoint_id)
+    # Need not survive power loss: at worst a payload that no one looks at then stays behind.
+    _put(folder, tombstone, manifest.to_bytes(), durable=False)
     try:
-        # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
-        folder.store.sync(folder.path)
-        _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
-    except BaseException:
-        if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
-            folder.store.delete(folder.payload_path(manifest))
-        raise
+        pending.publish()
+        try:
+            # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
+            folder.store.sync(folder.path)
+            _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+        except BaseException:
+            if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+                folder.store.delete(folder.payload_path(manifest))
+            raise
+    finally:
+        folder.store.delete(tombstone)
     folder.store.sync(folder.path)
 
 
-def _put(folder: CheckpointFolder, path: str, content: bytes) -> None:
-    """Write a small file: all of it durable under its name, or none; the folder is locked."""
+def _put(folder: CheckpointFolder, path: str, content: bytes, *, durable: bool = True) -> None:
+    """Write a small file: all of it, durable, under its name, or nothing; the folder is locked."""
     pending = folder.store.open_write(path, replace=True)
     try:
         pending.write(content)
-        pending.sync()
+        if durable:
+            pending.sync()
         pending.publish()
     finally:
         pending.discard()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import threading
 
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    IntegrityError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedSchemaError,
+)
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 
@@ -25,7 +32,7 @@ class Index:
             found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
             for checkpoint_id, entry in entries.items():
                 known = self._found.get(checkpoint_id)
-                if known and known[0] == entry.version:
+                if known and known[0] == entry.version and not isinstance(known[1], StoreError):
                     found[checkpoint_id] = known
                 elif (read := self._read(checkpoint_id)) is not None:
                     found[checkpoint_id] = (entry.version, read)
@@ -37,7 +44,9 @@ class Index:
             return self._folder.read_manifest(checkpoint_id)
         except CheckpointNotFoundError:  # deleted since the folder was listed
             return None
-        except (IntegrityError, UnsupportedSchemaError) as error:
+        except StoreUnavailableError:  # the whole store is away: no answer is better than half of one
+            raise
+        except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
             error.checkpoint_id = checkpoint_id
             return error
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 from ckpt_lib import commit, transfer
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
+from ckpt_lib.draft import Draft, check_draft
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -27,7 +26,7 @@ from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate
 from ckpt_lib.loading import load_newest, read_payload
-from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_metrics, check_run_config
+from ckpt_lib.metadata import CheckpointMetadata, Manifest
 from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
@@ -123,15 +122,19 @@ class CheckpointManager:
         check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
         if extra_state is not None and not isinstance(extra_state, Mapping):
             raise ConfigError("extra_state must be a mapping", got=type(extra_state).__name__)
-        draft = self._draft(
-            model,
+        draft = check_draft(
             epoch=epoch,
             step=step,
+            model_name=type(model).__name__,
+            experiment_name=self.experiment_name,
             metrics=metrics,
+            config=config,
             tags=tags,
             description=description,
-            config=config,
+            monitor=self.config.monitor,
+            parent_id=self._parent_id or self._catalogue.latest_id(),
             idempotency_key=idempotency_key,
+            with_environment=self.config.save_metadata,
         )
         if earlier := self._index.with_idempotency_key(idempotency_key):
             return earlier.checkpoint_id
@@ -160,37 +163,7 @@ class CheckpointManager:
         self._after_save(manifest)
         return manifest.checkpoint_id
 
-    def _draft(
-        self,
-        model: Stateful,
-        *,
-        epoch: int,
-        step: int,
-        metrics: Mapping[str, Any] | None,
-        tags: Collection[str],
-        description: str,
-        config: Mapping[str, Any] | None,
-        idempotency_key: str | None,
-    ) -> commit.Draft:
-        """Every fact checked at the door, before anything is asked or written."""
-        if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
-            raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
-        return commit.Draft(
-            epoch=_count("epoch", epoch),
-            step=_count("step", step),
-            model_name=type(model).__name__,
-            experiment_name=self.experiment_name,
-            metrics=check_metrics(metrics),
-            config=check_run_config(config) if self.config.save_metadata else {},
-            tags=check_tags(tags),
-            description=check_description(description),
-            monitor=self.config.monitor,
-            parent_id=self._parent_id or self._catalogue.latest_id(),
-            libraries=_libraries() if self.config.save_metadata else {},
-            idempotency_key=idempotency_key,
-        )
-
-    def _context(self, draft: commit.Draft) -> SaveContext:
+    def _context(self, draft: Draft) -> SaveContext:
         saved = tuple(
             SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
             for manifest in self._index.manifests()
@@ -497,7 +470,7 @@ class CheckpointManager:
         )
         if copied:
             self._known.remember(self._backups, manifest)
-            self._clean_backups(just_made=manifest.checkpoint_id)
+            self._clean_backups(just_made=manifest.checkpoint_id, known=self._known)
         return copied
 
     def list_backups(self) -> list[CheckpointMetadata]:
@@ -562,12 +535,12 @@ class CheckpointManager:
     def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
 
-        The newest and the best checkpoint are read and verified first: a damaged one never counts as kept.
+        What stays while others go is read and verified first: a damaged checkpoint never counts as kept.
         """
         _check_policies(None, policy)
         report = self._clean(policy, dry_run=dry_run, known=None)
         if not dry_run and self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
-            self._clean_backups()
+            self._clean_backups(known=None)
             self._write_snapshot()
         return report
 
@@ -583,7 +556,7 @@ class CheckpointManager:
             dry_run=dry_run,
         )
 
-    def _clean_backups(self, just_made: str | None = None) -> CleanupReport:
+    def _clean_backups(self, *, known: KnownVersions | None, just_made: str | None = None) -> CleanupReport:
         damaged = [str(error.checkpoint_id) for error in self._index.unreadable()]
         damaged += [item.checkpoint_id for item in self._index.manifests() if not self._folder.is_complete(item)]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
@@ -595,7 +568,7 @@ class CheckpointManager:
             self._at_most(self.config.max_backups),
             monitor=self._catalogue.monitor(),
             protected=protected,
-            known=self._known,
+            known=known,
         )
 
     def _at_most(self, count: int) -> KeepAtMost:
@@ -616,20 +589,6 @@ def _check_policies(save: Any, retention: Any) -> None:
     for policy, method in ((save, "should_save"), (retention, "reasons")):
         if policy is not None and not callable(getattr(policy, method, None)):
             raise ConfigError(f"a policy has a method {method}", got=type(policy).__name__)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**18:
-        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
-    return value
-
-
-def _libraries() -> dict[str, str]:
-    return {
-        "prefect-checkpoints": version("prefect-checkpoints"),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-    }
 
 
 def _refuse_pinned(manifest: Manifest) -> CheckpointError | None:

@@ -32,34 +32,40 @@ class CleanupReport(BaseModel):
     """Leftovers of dead processes that were removed."""
 
 
-def assess(
-    folder: CheckpointFolder,
-    manifests: Sequence[Manifest],
-    *,
-    monitors: Collection[Monitor],
-    known: KnownVersions | None = None,
-) -> list[RetentionRecord]:
-    """Records for the planner, with as much verified as safety needs: the newest and the best valid one.
+class _Assessment:
+    """What is known of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
 
-    ``known`` spares reading what this process has already seen to be intact; without it the bytes are read.
-    """
-    statuses: dict[str, Status] = {
-        manifest.checkpoint_id: "unverified" if folder.is_complete(manifest) else "damaged" for manifest in manifests
-    }
+    def __init__(self, folder: CheckpointFolder, manifests: Sequence[Manifest], known: KnownVersions | None) -> None:
+        self._folder = folder
+        self._manifests = {manifest.checkpoint_id: manifest for manifest in manifests}
+        self._known = known
+        self._statuses: dict[str, Status] = {
+            manifest.checkpoint_id: "unverified" if folder.is_complete(manifest) else "damaged"
+            for manifest in manifests
+        }
 
-    def is_valid(manifest: Manifest) -> bool:
-        if statuses[manifest.checkpoint_id] == "unverified":
-            intact = known is not None and known.is_intact(folder, manifest)
-            if not intact:
-                intact = validate(folder, manifest, manifest.experiment_name).is_valid
-                if known is not None and intact:
-                    known.remember(folder, manifest)
-            statuses[manifest.checkpoint_id] = "valid" if intact else "damaged"
-        return statuses[manifest.checkpoint_id] == "valid"
+    def is_valid(self, checkpoint_id: str) -> bool:
+        """Read it, if that has not been done, and remember the outcome."""
+        if self._statuses[checkpoint_id] == "unverified":
+            self._statuses[checkpoint_id] = "valid" if self._verify(self._manifests[checkpoint_id]) else "damaged"
+        return self._statuses[checkpoint_id] == "valid"
 
-    for candidates in (manifests[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
-        next((manifest for manifest in candidates if is_valid(manifest)), None)
-    return [_record(manifest, statuses[manifest.checkpoint_id]) for manifest in manifests]
+    def _verify(self, manifest: Manifest) -> bool:
+        if self._known is not None and self._known.is_intact(self._folder, manifest):
+            return True
+        intact = validate(self._folder, manifest, manifest.experiment_name).is_valid
+        if self._known is not None and intact:
+            self._known.remember(self._folder, manifest)
+        return intact
+
+    def find_pillars(self, monitors: Collection[Monitor]) -> None:
+        """Verify until the newest valid checkpoint and the best valid one by each monitor are known."""
+        manifests = list(self._manifests.values())
+        for candidates in (manifests[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
+            next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
+
+    def records(self) -> list[RetentionRecord]:
+        return [_record(manifest, self._statuses[name]) for name, manifest in self._manifests.items()]
 
 
 def _record(manifest: Manifest, status: Status) -> RetentionRecord:
@@ -78,12 +84,24 @@ def clean(
     known: KnownVersions | None = None,
     dry_run: bool = False,
 ) -> CleanupReport:
-    """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone."""
+    """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone.
+
+    The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
+    as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
+    a damaged one takes no other's place.
+    """
     manifests = index.manifests()
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = {monitor, *(manifest.monitor for manifest in manifests)}
-    records = assess(folder, manifests, monitors=monitors, known=known)
-    plan = plan_retention(records, policy, monitors=monitors, protected=protected)
+    assessment = _Assessment(folder, manifests, known)
+    assessment.find_pillars(monitors)
+    while True:
+        plan = plan_retention(assessment.records(), policy, monitors=monitors, protected=protected)
+        doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
+        if known is not None or not plan.deleted_ids or not doubtful:
+            break
+        for checkpoint_id in doubtful:
+            assessment.is_valid(checkpoint_id)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = commit.sweep(folder) if folder.store.entries(folder.path) else []

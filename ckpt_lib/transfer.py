@@ -60,10 +60,15 @@ def restore(
         raise CheckpointNotFoundError(
             f"there is no backup of {checkpoint_id}", checkpoint_id=checkpoint_id, path=backups.location()
         ) from error
-    current = _manifest_or_none(folder, checkpoint_id)
-    if current:
-        _same_or_raise(current, saved, folder)
-    return commit.copy(backups, saved, folder, as_manifest=current, replace=True, progress=progress)
+
+    def current_or_saved() -> Manifest:
+        current = _manifest_or_none(folder, checkpoint_id)
+        if current:
+            _same_or_raise(current, saved, folder)
+        return current or saved
+
+    current_or_saved()  # refuses early what the lock would show after the copying
+    return commit.copy(backups, saved, folder, choose_manifest=current_or_saved, replace=True, progress=progress)
 
 
 def export(

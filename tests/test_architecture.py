@@ -17,6 +17,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"names", "config"},
     {"metadata"},
+    {"draft"},
     {"stream"},
     {"store", "formats"},
     {"folder"},

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ckpt_lib import commit
+from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -41,7 +42,7 @@ def save(folder: CheckpointFolder, epoch: int = 1, *, index: Index | None = None
     """Commit a tiny checkpoint, in the same second each time."""
     fields: dict[str, Any] = {"step": 100, "model_name": "Net", "experiment_name": "e", "timestamp": MOMENT} | facts
     payload = {"model_state_dict": {"w": torch.full((3,), float(epoch))}, "epoch": epoch}
-    return commit.save(folder, index or Index(folder), commit.Draft(epoch, **fields), format_named("torch"), payload)
+    return commit.save(folder, index or Index(folder), Draft(epoch, **fields), format_named("torch"), payload)
 
 
 def keep(_: Manifest) -> None:
@@ -180,7 +181,7 @@ def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: Checkpoi
                 stream.write(b"half of it")
                 raise error
 
-        draft = commit.Draft(1, 1, "Net", "e")
+        draft = Draft(1, 1, "Net", "e")
         with pytest.raises(type(error)) as raised:
             commit.save(folder, Index(folder), draft, Failing(), {})  # type: ignore[arg-type]
         assert raised.value is error
@@ -400,6 +401,9 @@ def test_the_steps_of_a_save(folder: CheckpointFolder, steps: list[str]) -> None
         "create payload*",
         "write payload*",
         "fsync payload*",
+        "create tombstone*",
+        "write tombstone*",
+        "tombstone* -> tombstone",
         "payload* -> payload",
         "unlink payload*",
         "fsync folder e",
@@ -407,6 +411,7 @@ def test_the_steps_of_a_save(folder: CheckpointFolder, steps: list[str]) -> None
         "write manifest*",
         "fsync manifest*",
         "manifest* -> manifest",
+        "unlink tombstone",
         "fsync folder e",
     ]
     assert steps[len(first) + 1 :] == first

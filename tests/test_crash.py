@@ -282,6 +282,8 @@ def check_next_operations_work(world: World, name: str) -> None:
     manager.cleanup_checkpoints()
     leftovers = [path for path in contents(world.root / "store") if re.search(r"\.ckpt-tmp$|\.deleting$", path)]
     assert leftovers == []
+    names = contents(world.root / "store")
+    assert [path for path in names if path.endswith(".pt") and f"{path[:-3]}.json" not in names] == []
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "in the middle"])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt_lib import commit
-from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, UnsupportedSchemaError
+from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, StoreError, UnsupportedSchemaError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import Manifest
@@ -235,3 +235,24 @@ def test_manifests_of_equal_sequence_have_one_order(folder: CheckpointFolder, tm
         commit.copy(folder_at(tmp_path, name), manifest, folder)
     found: list[Manifest] = Index(folder).manifests()
     assert [manifest.checkpoint_id for manifest in found] == sorted([one.checkpoint_id, other.checkpoint_id])
+
+
+def test_one_manifest_that_cannot_be_read_hides_no_other(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector under one manifest is reported as that one's, and read again when it heals."""
+    first, second = save(folder, 1), save(folder, 2)
+    real = CheckpointFolder.read_manifest
+
+    def failing(self: CheckpointFolder, checkpoint_id: str) -> Manifest:
+        if checkpoint_id == first.checkpoint_id:
+            raise StoreError("the store failed: Input/output error")
+        return real(self, checkpoint_id)
+
+    index = Index(folder)
+    monkeypatch.setattr(CheckpointFolder, "read_manifest", failing)
+    assert index.manifests() == [second]
+    assert [error.checkpoint_id for error in index.unreadable()] == [first.checkpoint_id]
+    monkeypatch.undo()
+    assert index.manifests() == [first, second]
+    assert index.unreadable() == []

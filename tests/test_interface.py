@@ -525,7 +525,7 @@ def test_the_newest_is_found_by_sequence_and_not_by_clock(
     """Time stamps that go backwards change neither latest nor the order of lists."""
     import datetime as standard
 
-    from ckpt_lib import commit
+    from ckpt_lib import draft
 
     class Clock(standard.datetime):
         hour_now = 12
@@ -534,7 +534,7 @@ def test_the_newest_is_found_by_sequence_and_not_by_clock(
         def now(cls, tz: standard.tzinfo | None = None) -> Clock:
             return cls(2023, 12, 1, cls.hour_now, 30, 22, tzinfo=tz)
 
-    monkeypatch.setattr(commit, "datetime", Clock)
+    monkeypatch.setattr(draft, "datetime", Clock)
     saved = []
     for hour in (12, 9, 6):
         Clock.hour_now = hour

@@ -365,3 +365,14 @@ def test_a_checkpoint_that_is_gone_is_not_called_damaged(manager: CheckpointMana
     for ask in (manager.load_checkpoint, manager.validate_checkpoint, manager.get_checkpoint):
         with pytest.raises(CheckpointNotFoundError):
             ask(saved)
+
+
+def test_resume_verifies_whatever_the_configuration_says(make_manager: MakeManager) -> None:
+    """`validate_checkpoints=False` spares loads the check, and never the resuming of a run."""
+    manager = make_manager(validate_checkpoints=False)
+    first, second = save(manager, 1, 1.0), save(manager, 2, 0.5)
+    flip_bit(payload_path(manager, second), 100)
+    resumed = manager.resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == first
+    assert [item["checkpoint_id"] for item in resumed["passed_over"]] == [second]

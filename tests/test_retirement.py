@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointManager, commit
+from ckpt_lib import CheckpointManager, draft
 from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.integrity import validate
 from ckpt_lib.policies.retention import KeepNewest, plan_retention
@@ -313,7 +313,7 @@ def test_order_is_by_sequence_and_not_by_clock(unlimited: CheckpointManager, mon
         def now(cls, tz: standard.tzinfo | None = None) -> Clock:
             return cls(cls.year_now, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(commit, "datetime", Clock)
+    monkeypatch.setattr(draft, "datetime", Clock)
     saved = []
     for age, year in enumerate((2030, 2025, 2020, 2000)):
         Clock.year_now = year
@@ -470,3 +470,31 @@ def test_saving_does_not_read_the_best_again_each_time(
     for epoch in range(2, 6):
         save(resumed, epoch, 0.5)
     assert len(read) == 1
+
+
+def test_silent_rot_takes_no_place(unlimited: CheckpointManager) -> None:
+    """A cleanup by hand reads what is to stay while others go: a rotten one keeps no good one out."""
+    oldest, second, third, newest = (save(unlimited, epoch, loss) for epoch, loss in enumerate((4, 3, 2, 1), start=1))
+    flip_bit(payload_path(unlimited, third), 100)
+    report = cleaner(unlimited).cleanup_checkpoints(policy=KeepNewest(count=2))
+    assert report.deleted_ids == (oldest,)
+    assert ids(unlimited) == [second, third, newest]
+    statuses = {decision.checkpoint_id: decision.status for decision in report.plan.decisions if decision.keep}
+    assert statuses == {newest: "valid", third: "damaged", second: "valid"}
+
+
+def test_a_cleanup_that_deletes_nothing_reads_little(
+    unlimited: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nothing is to go, only the newest and the best are read."""
+    for epoch in range(1, 5):
+        save(unlimited, epoch, 1 / epoch)
+    read: list[str] = []
+
+    def counted(folder: Any, manifest: Any, *arguments: Any) -> Any:
+        read.append(manifest.checkpoint_id)
+        return validate(folder, manifest, *arguments)
+
+    monkeypatch.setattr("ckpt_lib.retirement.validate", counted)
+    assert cleaner(unlimited).cleanup_checkpoints().deleted_ids == ()
+    assert read == ids(unlimited)[-1:]

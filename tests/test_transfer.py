@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ckpt_lib import CheckpointManager, open_store
+from ckpt_lib import CheckpointManager, commit, open_store
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -422,3 +423,20 @@ def test_progress_counts_every_byte(manager: CheckpointManager, tmp_path: Path) 
         done: list[int] = []
         call(done.append)
         assert sum(done) == size
+
+
+def test_a_restore_keeps_what_was_edited_while_it_copied(
+    manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag that someone adds while the backup is being copied back is there afterwards."""
+    checkpoint_id = save(manager, 1, 1.0)
+    flip_bit(payload_path(manager, checkpoint_id), 100)
+    transfer = commit._transfer
+
+    def slow(*arguments: Any) -> None:
+        transfer(*arguments)
+        manager.edit_checkpoint(checkpoint_id, add_tags=["meanwhile"])
+
+    monkeypatch.setattr(commit, "_transfer", slow)
+    assert manager.restore_checkpoint(checkpoint_id).tags == ("meanwhile",)
+    assert manager.validate_checkpoint(checkpoint_id)

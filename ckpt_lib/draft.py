@@ -1,0 +1,85 @@
+"""``Draft``: the facts of a checkpoint that is about to be saved, each checked before anything is written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from ckpt_lib.config import Monitor
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.metadata import Metric, check_metrics, check_run_config
+from ckpt_lib.names import check_description, check_tags
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The facts of a checkpoint that is about to be saved."""
+
+    epoch: int
+    step: int
+    model_name: str
+    experiment_name: str
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    monitor: Monitor = field(default_factory=Monitor)
+    parent_id: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+
+
+def check_draft(
+    *,
+    epoch: Any,
+    step: Any,
+    model_name: str,
+    experiment_name: str,
+    metrics: Mapping[str, Any] | None,
+    config: Mapping[str, Any] | None,
+    tags: Collection[str],
+    description: str,
+    monitor: Monitor,
+    parent_id: str | None,
+    idempotency_key: str | None,
+    with_environment: bool,
+) -> Draft:
+    """A draft of what was given, or the first error in it.
+
+    ``with_environment`` adds the run's configuration and the versions of the libraries.
+    """
+    if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
+        raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
+    return Draft(
+        epoch=_count("epoch", epoch),
+        step=_count("step", step),
+        model_name=model_name,
+        experiment_name=experiment_name,
+        metrics=check_metrics(metrics),
+        config=check_run_config(config) if with_environment else {},
+        tags=check_tags(tags),
+        description=check_description(description),
+        monitor=monitor,
+        parent_id=parent_id,
+        libraries=_libraries() if with_environment else {},
+        idempotency_key=idempotency_key,
+    )
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**18:
+        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
+    return value
+
+
+def _libraries() -> dict[str, str]:
+    return {
+        "prefect-checkpoints": version("prefect-checkpoints"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
