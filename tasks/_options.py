@@ -15,6 +15,11 @@ from prefect.tasks import exponential_backoff
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreUnavailableError
 
+TAGS = ["checkpoints"]
+NO_TAGS: list[str] = []
+"""For tasks that a training loop waits for: before a tagged task Prefect asks the server whether the tag's concurrency
+is limited, and a server whose disk is busy with the very checkpoint takes seconds to answer."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -41,7 +46,7 @@ def checkpoint_task(run_name: str, **options: Any) -> Callable[[Callable[P, R]],
     """
     common: dict[str, Any] = {
         "task_run_name": run_name,
-        "tags": ["checkpoints"],
+        "tags": TAGS,
         "retries": RETRIES,
         "retry_delay_seconds": exponential_backoff(backoff_factor=1),
         "retry_jitter_factor": 0.5,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
 from ckpt_lib.state import Stateful
 
 
-@checkpoint_task("load {experiment_name} {checkpoint_id}")
+@checkpoint_task("load {experiment_name} {checkpoint_id}", tags=NO_TAGS)
 def load_checkpoint(
     config: CheckpointConfig,
     experiment_name: str,
@@ -33,7 +33,7 @@ def load_checkpoint(
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-@checkpoint_task("resume {experiment_name}")
+@checkpoint_task("resume {experiment_name}", tags=NO_TAGS)
 def resume_training(
     config: CheckpointConfig,
     experiment_name: str,

@@ -113,7 +113,15 @@ def test_save_is_named_after_what_it_saves(config: CheckpointConfig) -> None:
             lambda: tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=3, step=40, return_state=True)
         )
     )
-    assert (run.name, run.tags) == ("save run epoch 3 step 40", ["checkpoints"])
+    assert (run.name, run.tags) == ("save run epoch 3 step 40", [])
+
+
+def test_only_tasks_that_no_training_loop_waits_for_are_tagged() -> None:
+    """A tag costs a request to the server at every call: save, load and resume have none, all others one."""
+    tagged = {name for name in tasks.__all__ if getattr(tasks, name).tags == {"checkpoints"}}
+    untagged = {name for name in tasks.__all__ if not getattr(tasks, name).tags}
+    assert untagged == {"save_checkpoint", "load_checkpoint", "resume_training"}
+    assert tagged | untagged == set(tasks.__all__)
 
 
 def test_a_retried_flow_has_one_checkpoint_per_step(config: CheckpointConfig) -> None:
