@@ -21,6 +21,7 @@ install: $(STAMP)
 
 $(STAMP):
 	@echo "Installing into .venv (PyTorch first; a few minutes when nothing is cached) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@test -x $(BIN)/python || $(CREATE_VENV)
 	@$(INSTALL) torch
 	@$(INSTALL) --config-settings editable_mode=strict --editable '.[dev]'

@@ -51,9 +51,12 @@ def _deployment(item: dict[str, Any]) -> RunnerDeployment:
 
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise SystemExit("No Prefect server is configured: set PREFECT_API_URL, or let `make serve` start one.")
     os.chdir(PROJECT)
     deployments = read_deployments()
-    page = (PREFECT_API_URL.value() or "").removesuffix("/api")
+    page = address.removesuffix("/api")
     print(f"\nThe page is at {page} (Ctrl-C stops everything). Deployments:")
     for deployment in deployments:
         cron = ", ".join(str(schedule.schedule.cron) for schedule in deployment.schedules or [])  # type: ignore[union-attr]

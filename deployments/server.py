@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -44,7 +45,8 @@ def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[
     """Run a server until the block ends; yield the environment by which other processes find it.
 
     Processes that use the server should end inside the block: Prefect sends its last logs when they do. The server is
-    a child process, stopped by its pid; its log is ``server.log`` in ``home``.
+    a child process, stopped by its pid; its log is ``server.log`` in ``home``. Raises :class:`ServerError` when it does
+    not start.
     """
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -68,7 +70,10 @@ def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[
 
 
 def _settings(home: Path, address: str, port: int) -> dict[str, str]:
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
     return {
+        "NO_PROXY": direct,
+        "no_proxy": direct,
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{address}/api",
         "PREFECT_SERVER_API_HOST": HOST,
@@ -86,7 +91,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) 
         if server.poll() is not None:
             raise ServerError(f"the Prefect server ended with code {server.returncode}; its log is {log}")
         with suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/api/health", timeout=2).is_success:
+            if httpx.get(f"{address}/api/health", timeout=2, trust_env=False).is_success:
                 return
         time.sleep(0.2)
     raise ServerError(f"the Prefect server was not ready after {SECONDS_TO_START:.0f} s; its log is {log}")
@@ -101,17 +106,31 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def main(command: Sequence[str]) -> int:
-    """Run ``command`` with a server beside it; returns the command's exit code."""
+def main(command: Sequence[str], home: Path = HOME) -> int:
+    """Run ``command`` with a server beside it; returns the command's exit code. No way to end it leaves the server."""
+    if not command:
+        print("usage: python -m deployments.server COMMAND ...", file=sys.stderr)
+        return 2
+    child: subprocess.Popen[bytes] | None = None
+
+    def end(*_: Any) -> None:
+        if child is None:
+            raise KeyboardInterrupt
+        child.send_signal(signal.SIGINT)
+
+    for name in ("SIGTERM", "SIGHUP"):  # a terminal that is closed sends the latter; nohup has it ignored
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), end)
     print("Starting a Prefect server ...", flush=True)
     try:
-        with prefect_server() as environment:
+        with prefect_server(home) as environment:
             child = subprocess.Popen(command, env=environment)
             # Ctrl-C reaches the command by itself; what is sent to this process alone is passed on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGINT))
             return child.wait()
-    except ServerError as error:
+    except KeyboardInterrupt:
+        return 130
+    except (ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

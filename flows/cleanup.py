@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, unmapped
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
-from ckpt_lib import CheckpointConfig, CleanupReport, list_experiments, open_store
+from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport, list_experiments, open_store
 from ckpt_lib.policies.retention import RetentionPolicy
 
 
@@ -19,7 +19,13 @@ def cleanup_store(
     """Delete what the retention policy gives up, in every experiment, and what dead processes left behind.
 
     ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
-    that is all that happens. Returns the reports by experiment.
+    that is all that happens. An experiment that fails stops no other one; the run fails at its end. Returns the reports
+    by experiment.
+
+    Args:
+        checkpoints: The store and its options.
+        retention: Takes the place of max_checkpoints.
+        dry_run: Only plan.
     """
     names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
     if not names:
@@ -28,7 +34,15 @@ def cleanup_store(
     futures = cleanup_checkpoints.map(
         unmapped(checkpoints), names, policy=unmapped(retention), dry_run=unmapped(dry_run)
     )
-    reports = {name: future.result() for name, future in zip(names, futures, strict=True)}
-    for name, report in reports.items():
-        report_cleanup(name, report)
+    reports: dict[str, CleanupReport] = {}
+    failures: list[CheckpointError] = []
+    for name, future in zip(names, futures, strict=True):
+        try:
+            reports[name] = future.result()
+        except CheckpointError as error:
+            failures.append(error)
+        else:
+            report_cleanup(name, reports[name])
+    if failures:
+        raise failures[0]
     return reports

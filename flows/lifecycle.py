@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from prefect import flow, get_run_logger, unmapped
@@ -23,6 +24,7 @@ from prefect_checkpoints.tasks import (
 )
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
+from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 
@@ -46,6 +48,13 @@ def checkpoint_lifecycle(
     ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
     stop the other checkpoints from being served, but the run fails at its end. Returns the summary and, besides, the
     ``comparison``, the path of the ``exported`` payload and the report of the ``cleanup``.
+
+    Args:
+        experiment_name: An existing experiment.
+        checkpoints: The store and its options.
+        export_dir: The folder for the best checkpoint.
+        retention: Takes the place of max_checkpoints.
+        dry_run: Only plan the cleanup.
     """
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
     manager = CheckpointManager(checkpoints, experiment_name)
@@ -55,15 +64,18 @@ def checkpoint_lifecycle(
     report_validation(experiment_name, reports)
     intact = [report.checkpoint_id for report in reports if report]
 
-    backups = backup_checkpoint.map(unmapped(checkpoints), unmapped(experiment_name), intact)
     best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()
     best_id = best.checkpoint_id if best and best.checkpoint_id in intact else None
+    backups = backup_checkpoint.map(
+        unmapped(checkpoints), unmapped(experiment_name), _worth_a_backup(manager, best_id, intact)
+    )
     comparison = _compare(checkpoints, experiment_name, best_id, intact)
     exported = best_id and export_checkpoint(checkpoints, experiment_name, best_id, export_dir)
 
-    wait(list(backups))  # nothing is retired before all of it has been backed up
+    wait(list(backups))  # nothing is retired before what the backups should hold is there
     for backup in backups:
-        backup.result()
+        with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
+            backup.result()
     cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
     report_cleanup(experiment_name, cleanup)
     report_checkpoints(checkpoints, experiment_name)
@@ -71,6 +83,17 @@ def checkpoint_lifecycle(
     summary = summarize_checkpoints(checkpoints, experiment_name)
     fail_on_damage(reports)
     return {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
+
+
+def _worth_a_backup(manager: CheckpointManager, best_id: str | None, intact: list[str]) -> list[str]:
+    """What stays in the backup location; any other copy would be retired at once, and made again by the next run."""
+    always = {item.checkpoint_id for item in manager.list_checkpoints() if item.pinned} | {best_id}
+    others = [checkpoint_id for checkpoint_id in intact if checkpoint_id not in always]
+    if manager.config.backup_only_best:
+        newest = []
+    else:
+        newest = others[-max(1, manager.config.max_backups - (best_id is not None)) :]
+    return [checkpoint_id for checkpoint_id in intact if checkpoint_id in always or checkpoint_id in newest]
 
 
 def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> Any:

@@ -27,8 +27,8 @@ class TrainingParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=8, ge=1, description="Train until this epoch, wherever the run resumes.")
-    batch_size: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=64, ge=1, description="Images in a step.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of AdamW; it decays by 5 % an epoch.")
     channels: int = Field(default=32, ge=1, description="Width of the network.")
     seed: int = Field(default=0, ge=0, description="Decides weights, split and order of the data.")
 
@@ -43,6 +43,11 @@ def train(
 
     Killed at any moment, the next run continues from the newest checkpoint that verifies, and ends with the weights
     of a run that was never interrupted. Returns the summary of the experiment.
+
+    Args:
+        experiment_name: The experiment; created by the first save.
+        checkpoints: The store and its options.
+        training: How the model is trained.
     """
     logger = get_run_logger()
     torch.manual_seed(training.seed)

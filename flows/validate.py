@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, unmapped
@@ -19,13 +20,15 @@ from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
-from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 
 REPAIRED = "repaired from the other copy"
 REPAIRABLE = "the other copy is intact: run again with repair"
 LOST = "no intact copy is left"
 
 Reports = list[ValidationReport]
+Copy = tuple[str, str]
+"""Experiment and id: checkpoints of two experiments may share an id."""
 
 
 @flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
@@ -38,6 +41,10 @@ def validate_store(
     Nothing remembered is trusted: all bytes are read. With ``repair``, a damaged checkpoint is replaced by its backup
     and a damaged backup by its checkpoint, if that one is intact; without it, the report says which could be. The run
     fails when damage is left, so that whoever watches the schedule hears of it.
+
+    Args:
+        checkpoints: The store and its options.
+        repair: Replace damaged copies by intact ones.
     """
     names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
     managers = {name: CheckpointManager(checkpoints, name) for name in names}
@@ -64,8 +71,8 @@ def validate_store(
     backup_advice = _mend(backups, stored, back_up_anew if repair else None)
     report_validation("store", stored, advice)
     report_validation("backups", backups, backup_advice)
-    fail_on_damage([report for report in stored if advice.get(report.checkpoint_id) != REPAIRED])
-    fail_on_damage([report for report in backups if backup_advice.get(report.checkpoint_id) != REPAIRED])
+    fail_on_damage([report for report in stored if advice.get(_copy(report)) != REPAIRED])
+    fail_on_damage([report for report in backups if backup_advice.get(_copy(report)) != REPAIRED])
     return stored + backups
 
 
@@ -75,7 +82,10 @@ def validate_mapped(
     ids: Mapping[str, Sequence[str]],
     what: str,
 ) -> Reports:
-    """Run a validation task for every id of every experiment, a few at a time, behind a progress bar."""
+    """Run a validation task for every id of every experiment, a few at a time, behind a progress bar.
+
+    What was retired before its turn came is left out: a training may go on meanwhile.
+    """
     pairs = [(name, checkpoint_id) for name in ids for checkpoint_id in ids[name]]
     if not pairs:
         get_run_logger().info("Nothing to validate: no checkpoints in the %s", what)
@@ -86,7 +96,11 @@ def validate_mapped(
     with progress_artifact(artifact_key("validating", what), f"Validating {what}", len(futures)) as advance:
         for _ in as_completed(list(futures)):
             advance(1)
-    return [future.result() for future in futures]
+    reports = []
+    for future in futures:
+        with suppress(CheckpointNotFoundError):
+            reports.append(future.result())
+    return reports
 
 
 def fail_on_damage(reports: Sequence[ValidationReport]) -> None:
@@ -101,19 +115,26 @@ def fail_on_damage(reports: Sequence[ValidationReport]) -> None:
         )
 
 
-def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[str, str]:
-    """Replace damaged copies by intact ones, or say that one could; returns what to say, by id."""
-    intact = {(report.experiment_name, report.checkpoint_id) for report in other_copies if report}
+def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:
+    """Replace damaged copies by intact ones, or say that one could; returns what to say about each.
+
+    A repair that fails stops no other one, and is told of.
+    """
+    intact = {_copy(report) for report in other_copies if report}
     advice = {}
-    for report in reports:
-        copy = (report.experiment_name, report.checkpoint_id)
-        if report:
-            continue
+    for copy in (_copy(report) for report in reports if not report):
         if copy not in intact:
-            advice[report.checkpoint_id] = LOST
+            advice[copy] = LOST
         elif repair is None:
-            advice[report.checkpoint_id] = REPAIRABLE
+            advice[copy] = REPAIRABLE
         else:
-            repair(*copy)
-            advice[report.checkpoint_id] = REPAIRED
+            try:
+                repair(*copy)
+                advice[copy] = REPAIRED
+            except CheckpointError as error:
+                advice[copy] = f"repair failed: {error.message}"
     return advice
+
+
+def _copy(report: ValidationReport) -> Copy:
+    return report.experiment_name, report.checkpoint_id

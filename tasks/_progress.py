@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
+from prefect.logging import get_logger
+
+logger = get_logger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 1.0
 
@@ -18,6 +23,7 @@ def progress_artifact(key: str, description: str, total: float) -> Iterator[Call
     """Publish a bar and yield a function that advances it, by as much of ``total`` as was done.
 
     The bar is updated at most once a second, and stands at 100 % when the work has ended without an error.
+    A server that does not take an update does not stop the work.
     """
     artifact_id = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
     done, last_update = 0.0, time.monotonic()
@@ -27,7 +33,14 @@ def progress_artifact(key: str, description: str, total: float) -> Iterator[Call
         done += amount
         if time.monotonic() - last_update >= SECONDS_BETWEEN_UPDATES:
             last_update = time.monotonic()
-            update_progress_artifact(artifact_id, progress=min(100.0, 100 * done / total) if total else 100.0)
+            _update(artifact_id, min(100.0, 100 * done / total) if total else 100.0)
 
     yield advance
-    update_progress_artifact(artifact_id, progress=100.0)
+    _update(artifact_id, 100.0)
+
+
+def _update(artifact_id: UUID, progress: float) -> None:
+    try:
+        update_progress_artifact(artifact_id, progress=progress)
+    except (httpx.HTTPError, PrefectException) as error:
+        logger.warning("The progress bar was not updated: %r", error)

@@ -25,19 +25,22 @@ def artifact_key(kind: str, name: str) -> str:
 @checkpoint_task("report checkpoints of {experiment_name}")
 def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     """Publish the table of an experiment's checkpoints, newest first."""
-    rows: list[Row] = [
-        {
+    checkpoints = manager_for(config, experiment_name).list_checkpoints(descending=True)
+    metrics = dict.fromkeys(name for item in checkpoints for name in item.metrics)
+    rows: list[Row] = []
+    for item in checkpoints:
+        row: Row = {
             "checkpoint": item.checkpoint_id,
             "mark": " ".join(_marks(best=item.is_best, latest=item.is_latest, pinned=item.pinned)),
             "epoch": item.epoch,
             "step": item.step,
-            **{name: _cell(value) for name, value in item.metrics.items()},
             "size": size_text(item.file_size),
             "tags": ", ".join(item.tags),
             "sha256": item.checksum[:12],
         }
-        for item in manager_for(config, experiment_name).list_checkpoints(descending=True)
-    ]
+        # Every row has every metric, under a name that hides no other column.
+        values = {f"metric {name}" if name in row else name: _cell(item.metrics.get(name)) for name in metrics}
+        rows.append({"checkpoint": row.pop("checkpoint"), "mark": row.pop("mark"), **values, **row})
     _publish(rows, "checkpoints", experiment_name, f"Checkpoints of {experiment_name}, newest first")
 
 
@@ -58,10 +61,13 @@ def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
 
 
 @checkpoint_task("report validation of {name}")
-def report_validation(name: str, reports: Sequence[ValidationReport], advice: Mapping[str, str] | None = None) -> None:
+def report_validation(
+    name: str, reports: Sequence[ValidationReport], advice: Mapping[tuple[str, str], str] | None = None
+) -> None:
     """Publish the outcome of validating some checkpoints, damaged ones first.
 
-    ``name`` names the timeline; ``advice`` tells, by id, what was done or can be done about the damaged ones.
+    ``name`` names the timeline; ``advice`` tells, by experiment and id, what was done or can be done about the
+    damaged ones.
     """
     rows: list[Row] = [
         {
@@ -70,7 +76,7 @@ def report_validation(name: str, reports: Sequence[ValidationReport], advice: Ma
             "checkpoint": report.checkpoint_id,
             "size": size_text(report.size_bytes),
             "finding": report.message,
-            "repair": "" if report else (advice or {}).get(report.checkpoint_id, ""),
+            "repair": "" if report else (advice or {}).get((report.experiment_name, report.checkpoint_id), ""),
         }
         for report in sorted(reports, key=bool)
     ]
@@ -83,10 +89,14 @@ def report_validation(name: str, reports: Sequence[ValidationReport], advice: Ma
 def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
     """Publish metrics and differing configuration side by side, a column for each checkpoint."""
     ids = comparison["checkpoint_ids"]
-    lines = {**comparison["metrics_comparison"], **comparison["config_comparison"]}
     rows: list[Row] = [
-        {"value": name, **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)}}
-        for name, values in lines.items()
+        {
+            "kind": kind,
+            "name": name,
+            **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)},
+        }
+        for kind in ("metrics", "config")
+        for name, values in comparison[f"{kind}_comparison"].items()
     ]
     _publish(rows, "comparison", experiment_name, f"Comparison in {experiment_name}")
 
@@ -107,7 +117,8 @@ def report_cleanup(experiment_name: str, report: CleanupReport) -> None:
     ]
     freed = size_text(report.plan.freed_bytes if report.dry_run else report.freed_bytes)
     summary = f"would free {freed}" if report.dry_run else f"freed {freed}"
-    _publish(rows, "cleanup", experiment_name, f"Retention of {experiment_name}: {summary}")
+    leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
+    _publish(rows, "cleanup", experiment_name, f"Retention of {experiment_name}: {summary}{leftovers}")
 
 
 def _outcome(keep: bool, checkpoint_id: str, report: CleanupReport) -> str:
@@ -129,7 +140,9 @@ def _marks(**flags: bool) -> list[str]:
 def _cell(value: Any) -> Any:
     """A value that the artifact's page can show: an infinity would break the whole table."""
     if isinstance(value, float):
-        return str(value) if not math.isfinite(value) else round(value, 6)
+        if not math.isfinite(value):
+            return str(value)
+        return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)  # 3e-07 is not 0
     return value if isinstance(value, int | None) else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -112,7 +113,7 @@ def _print_metrics(labels: Sequence[str], lined_up: Mapping[str, Sequence[Any]])
 
 
 def _change(first: Any, last: Any) -> str:
-    both = isinstance(first, int | float) and isinstance(last, int | float)
+    both = all(isinstance(value, int | float) and math.isfinite(value) for value in (first, last))
     return f"{last - first:+.6g}" if both else "-"
 
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
-from prefect import get_client
+from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
 from prefect_checkpoints.flows.validate import LOST, REPAIRABLE, REPAIRED
+from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CorruptCheckpointError, ExperimentNotFoundError, NotAStoreError
+from ckpt_lib.errors import (
+    CorruptCheckpointError,
+    ExperimentNotFoundError,
+    NotAStoreError,
+    StorageFullError,
+    StorePermissionError,
+)
 from ckpt_lib.policies.retention import KeepNewest
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -69,6 +78,16 @@ def test_train_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert b"val_accuracy" in base64.b64decode(picture) or b"<svg" in base64.b64decode(picture)
 
 
+def test_training_outlives_the_progress_bar(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no update of the progress bar costs a warning, not the training."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(_progress, "update_progress_artifact", unreachable)
+    assert train("digits", config, TrainingParameters(epochs=1, **SMALL))["total_checkpoints"] == 1
+
+
 def test_train_learns(tmp_path: Path) -> None:
     """The training is real: after four epochs more than nine in ten unseen digits are right."""
     config = CheckpointConfig(checkpoint_dir=str(tmp_path))
@@ -113,12 +132,59 @@ def test_lifecycle_serves_the_rest_and_fails_on_damage(config: CheckpointConfig,
     assert "DAMAGED" in artifacts(state)["validation-run"]
 
 
+@pytest.mark.parametrize(("only_best", "epochs"), [(False, [1, 2, 5]), (True, [1, 2])])
+def test_lifecycle_makes_no_backup_that_would_be_retired(
+    config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_best: bool, epochs: list[int]
+) -> None:
+    """The backups are the best, the pinned and the newest; a second run copies nothing."""
+    options = {"max_backups": 2, "backup_checkpoints": False, "backup_only_best": only_best}
+    config = config.model_copy(update=options)
+    pinned, *_ = saved(config, losses=(4.0, 1.0, 2.0, 3.0, 2.0))
+    CheckpointManager(config, "run").pin_checkpoint(pinned)
+    copied: list[str] = []
+    back_up = CheckpointManager.backup_checkpoint
+
+    def noted(self: CheckpointManager, checkpoint_id: str, **arguments: Any) -> bool:
+        if made := back_up(self, checkpoint_id, **arguments):
+            copied.append(checkpoint_id)
+        return made
+
+    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", noted)
+    for _ in range(2):
+        checkpoint_lifecycle("run", config, str(tmp_path / "out"))
+        assert [item.epoch for item in CheckpointManager(config, "run").list_backups()] == epochs
+    assert len(copied) == len(epochs)
+
+
 def test_lifecycle_with_one_checkpoint_and_infinite_metrics(config: CheckpointConfig, tmp_path: Path) -> None:
     """With nothing to compare and no finite metric the latest is exported, and the tables hold no bare infinity."""
     (only,) = saved(config, losses=(float("inf"),))
     state = checkpoint_lifecycle("run", config, str(tmp_path / "out"), return_state=True)
     assert Path(state.result()["exported"]).stem == only
     assert '"inf"' in artifacts(state)["checkpoints-run"]
+
+
+def test_tables_show_every_value(config: CheckpointConfig) -> None:
+    """Tiny values are not rounded to 0, names that columns have hide nothing, and no row lacks a metric."""
+    manager = CheckpointManager(config, "run")
+    for epoch, metrics in ((1, {"late": 1.0}), (2, {"lr": 3.25e-7, "size": 7.5})):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics=metrics, config={"lr": epoch})
+
+    @flow
+    def report() -> None:
+        report_checkpoints(config, "run")
+        report_comparison("run", manager.compare_checkpoints(manager.checkpoint_ids()))
+
+    published = artifacts(report(return_state=True))
+    newest, oldest = json.loads(published["checkpoints-run"])
+    assert newest.keys() == oldest.keys()
+    assert (newest["lr"], newest["metric size"], newest["late"], oldest["late"]) == (3.25e-7, 7.5, None, 1.0)
+    assert newest["size"].endswith("KiB")
+    compared = json.loads(published["comparison-run"])
+    assert [(row["kind"], row["name"]) for row in compared if row["name"] == "lr"] == [
+        ("metrics", "lr"),
+        ("config", "lr"),
+    ]
 
 
 def test_lifecycle_names_what_there_is(config: CheckpointConfig) -> None:
@@ -165,6 +231,62 @@ def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
     assert LOST in artifacts(state)["validation-store"]
 
 
+def test_validate_store_tells_experiments_with_equal_ids_apart(config: CheckpointConfig) -> None:
+    """An import keeps its id: that one experiment's copy was repaired does not hide that the other's is lost."""
+    (only,) = saved(config, losses=(1.0,))
+    folder = Path(config.checkpoint_dir)
+    unbacked = CheckpointManager(config, "unbacked")
+    assert unbacked.import_checkpoint(folder / "run" / f"{only}.pt") == only
+    for experiment in ("run", "unbacked"):
+        (folder / experiment / f"{only}.pt").write_bytes(b"rubbish")
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_failed()
+    assert f"unbacked/{only}" in str(state.message)
+    table = artifacts(state)["validation-store"]
+    assert (table.count(REPAIRED), table.count(LOST)) == (1, 1)
+    assert CheckpointManager(config, "run").validate_checkpoint(only)
+
+
+def test_validate_store_goes_on_when_a_repair_fails(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repair that fails is told of in the report, stops no other one, and fails the run."""
+    first, second, _ = saved(config)
+    damage(config, first)
+    damage(config, second)
+    restore = CheckpointManager.restore_checkpoint
+
+    def without_space(self: CheckpointManager, checkpoint_id: str) -> Any:
+        if checkpoint_id == first:
+            raise StorageFullError("no space is left")
+        return restore(self, checkpoint_id)
+
+    monkeypatch.setattr(CheckpointManager, "restore_checkpoint", without_space)
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_failed()
+    assert "repair failed: no space is left" in artifacts(state)["validation-store"]
+    assert CheckpointManager(config, "run").validate_checkpoint(second)
+
+
+@pytest.mark.parametrize("flow", [validate_store, checkpoint_lifecycle])
+def test_what_is_retired_meanwhile_fails_no_run(
+    config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: Any
+) -> None:
+    """A training that goes on retires checkpoints between their being listed and read; that is no damage."""
+    first, *others = saved(config)
+    list_ids = CheckpointManager.checkpoint_ids
+
+    def then_retire(self: CheckpointManager) -> list[str]:
+        listed = list_ids(self)
+        CheckpointManager(config, "run").delete_checkpoint(first)
+        return listed
+
+    monkeypatch.setattr(CheckpointManager, "checkpoint_ids", then_retire)
+    own = {} if flow is validate_store else {"experiment_name": "run", "export_dir": str(tmp_path / "out")}
+    state = flow(checkpoints=config, **own, return_state=True)
+    assert state.is_completed(), state.message
+    table = artifacts(state)["validation-store" if flow is validate_store else "validation-run"]
+    assert [first in table, *(other in table for other in others)] == [False, True, True]
+
+
 def test_scheduled_flows_wait_for_the_first_checkpoint(config: CheckpointConfig) -> None:
     """On a machine where nothing was saved yet, validation and cleanup have nothing to do, and say so."""
     assert validate_store(config) == []
@@ -191,10 +313,33 @@ def test_cleanup_store_plans_and_deletes(config: CheckpointConfig) -> None:
         assert CheckpointManager(config, name).checkpoint_ids() == [best, latest]
 
 
+def test_cleanup_store_serves_the_other_experiments(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment whose cleanup fails stops no other one and hides no report, and fails the run."""
+    for name in ("one", "two"):
+        saved(config, name)
+    clean = CheckpointManager.cleanup_checkpoints
+
+    def refused(self: CheckpointManager, **options: Any) -> Any:
+        if self.experiment_name == "one":
+            raise StorePermissionError("the folder is read-only")
+        return clean(self, **options)
+
+    monkeypatch.setattr(CheckpointManager, "cleanup_checkpoints", refused)
+    state = cleanup_store(config, KeepNewest(count=1), return_state=True)
+    assert state.is_failed()
+    published = artifacts(state)
+    assert "cleanup-two" in published
+    assert "cleanup-one" not in published
+    assert len(CheckpointManager(config, "two").checkpoint_ids()) == 2
+
+
 @pytest.mark.parametrize("flow", [train, checkpoint_lifecycle, validate_store, cleanup_store])
 def test_forms_describe_every_option(flow: Any) -> None:
-    """The page's form for a flow has the options of the configuration with their descriptions."""
+    """The page's form for a flow describes every parameter and every option of the configuration and the training."""
     schema = flow.parameters.model_dump()
+    assert all(parameter.get("description") for parameter in schema["properties"].values())
+    training = schema["definitions"].get("TrainingParameters", {"properties": {}})["properties"]
+    assert all(field.get("description") for field in training.values())
     options = schema["definitions"]["CheckpointConfig"]["properties"]
     assert options.keys() == CheckpointConfig.model_fields.keys()
     assert all(option["description"] for option in options.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
@@ -12,6 +14,7 @@ import torch
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import get_run_context
+from prefect.exceptions import ObjectNotFound
 from prefect_checkpoints import tasks
 from torch import nn
 
@@ -21,6 +24,7 @@ from ckpt_lib.store.local import LocalStore
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 EXPERIMENT = "run"
+SECONDS_TO_WAIT = 30.0
 
 
 class ByReference(nn.Linear):
@@ -43,8 +47,16 @@ def task_run(state: State[Any]) -> TaskRun:
 
 
 def read_task_run(task_run_id: UUID) -> TaskRun:
+    """The server records task runs from events, a moment after they have ended."""
+    deadline = time.monotonic() + SECONDS_TO_WAIT
     with get_client(sync_client=True) as client:
-        return client.read_task_run(task_run_id)
+        while time.monotonic() < deadline:
+            with suppress(ObjectNotFound):
+                run = client.read_task_run(task_run_id)
+                if run.state and run.state.is_final():
+                    return run
+            time.sleep(0.1)
+    raise AssertionError(f"the server has not recorded the end of task run {task_run_id}")
 
 
 def in_flow(call: Callable[[], State[Any]]) -> State[Any]:

@@ -1,0 +1,112 @@
+"""The local server beside a command: whatever ends the command, no server stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deployments.server import HOME, prefect_server
+
+PROJECT = HOME.parent
+ANNOUNCED = """
+import sys
+from pathlib import Path
+from deployments import server
+
+wait_until_ready = server._wait_until_ready
+
+def announced(process, *rest):
+    print(process.pid, flush=True)
+    wait_until_ready(process, *rest)
+
+server._wait_until_ready = announced
+sys.exit(server.main(sys.argv[2:], Path(sys.argv[1])))
+"""
+RUNS_ON = "import time; print('running', flush=True); time.sleep(60)"
+
+
+@contextmanager
+def started(home: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command beside a server of its own, and the server's pid."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCED, str(home), *command], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("Starting")
+        yield process, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("moment", ["starting", "running"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_no_server_stays(tmp_path: Path, name: str, moment: str) -> None:
+    """Ended by a signal or a closed terminal, while the server starts or later, the server ends as well."""
+    number = signal.Signals[name]
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, as nohup has it")
+    with started(tmp_path, sys.executable, "-c", RUNS_ON) as (process, server):
+        assert process.stdout is not None
+        if moment == "running":
+            assert process.stdout.readline() == "running\n"
+        assert is_running(server)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+        assert not is_running(server)
+
+
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    """A mistyped command is told of in one line; none at all starts no server."""
+    with started(tmp_path, "no-such-command") as (process, server):
+        assert process.wait(timeout=60) == 1
+        assert not is_running(server)
+    none = [sys.executable, "-m", "deployments.server"]
+    done = subprocess.run(none, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage:")
+
+
+def test_a_proxy_does_not_come_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the environment names a proxy, this machine's own server is still reached directly."""
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    asks = "from prefect import get_client; get_client(sync_client=True).hello().raise_for_status()"
+    with prefect_server(tmp_path) as environment:
+        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=60)
+
+
+def test_serving_needs_a_server(tmp_path: Path) -> None:
+    """Without a server that would show them, nothing is served, and the message says what to do."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.serve"],
+        cwd=PROJECT,
+        env={**environment, "PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "make serve" in done.stderr
