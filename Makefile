@@ -6,7 +6,7 @@ ifdef UV
     CREATE_VENV := $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
     INSTALL := $(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt
 else
-    CREATE_VENV := $(PYTHON) -m venv .venv
+    CREATE_VENV := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")' && $(PYTHON) -m venv .venv
     INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 endif
 
@@ -21,7 +21,6 @@ install: $(STAMP)
 
 $(STAMP):
 	@echo "Installing into .venv (PyTorch first; a few minutes when nothing is cached) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@test -x $(BIN)/python || $(CREATE_VENV)
 	@$(INSTALL) torch
 	@$(INSTALL) --config-settings editable_mode=strict --editable '.[dev]'

@@ -44,7 +44,8 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
     """
     if earlier := index.with_idempotency_key(draft.idempotency_key):
         return earlier
-    first = CheckpointId(draft.epoch, draft.step, draft.timestamp)
+    suffix = index.next_suffix(draft.epoch, draft.step, draft.timestamp)
+    first = CheckpointId(draft.epoch, draft.step, draft.timestamp, suffix)
     checkpoint_id, pending = _claim(folder, index, first, payload_format.suffix)
     try:
         stream = HashingWriter(pending)
@@ -107,11 +108,9 @@ def adopt(
 ) -> Manifest:
     """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
 
-    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that has been adopted before, by ``uid``,
-    is returned as it is.
+    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that another process has adopted
+    meanwhile, by ``uid``, is returned as it is.
     """
-    if earlier := index.with_uid(manifest.uid):
-        return earlier
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
     checkpoint_id, pending = _claim(target, index, CheckpointId.parse(manifest.checkpoint_id), suffix)
     try:
@@ -198,7 +197,7 @@ def write_snapshot(folder: CheckpointFolder, name: str, content: Callable[[], by
 
 
 def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
-    """Claim the first free id of this second. The claim is the temporary file itself, created exclusively."""
+    """Claim ``wanted`` or the next free id of its second: by the temporary file itself, created exclusively."""
     number = wanted.suffix
     while True:
         checkpoint_id = str(CheckpointId(wanted.epoch, wanted.step, wanted.timestamp, number))
@@ -221,16 +220,19 @@ def _publish(folder: CheckpointFolder, pending: PendingFile, manifest: Manifest)
     _put(folder, tombstone, manifest.to_bytes(), durable=False)
     try:
         pending.publish()
-        try:
-            # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
-            folder.store.sync(folder.path)
-            _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
-        except BaseException:
-            if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
-                folder.store.delete(folder.payload_path(manifest))
-            raise
-    finally:
+    except CheckpointError:  # an interrupt leaves the tombstone: who knows whether the payload has its name by then
         folder.store.delete(tombstone)
+        raise
+    try:
+        # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
+        folder.store.sync(folder.path)
+        _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    except BaseException:
+        if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+            folder.store.delete(folder.payload_path(manifest))
+        folder.store.delete(tombstone)
+        raise
+    folder.store.delete(tombstone)
     folder.store.sync(folder.path)
 
 

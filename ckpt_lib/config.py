@@ -71,7 +71,7 @@ class CheckpointConfig(BaseModel):
             try:
                 super().__init__(**options)
             except ValidationError as error:
-                raise _config_error(error) from None
+                raise config_error(error, hint=_OPTIONS_HINT) from None
 
     @field_validator("checkpoint_dir", "backup_dir", mode="before")
     @classmethod
@@ -157,9 +157,10 @@ class _Environment(BaseSettings, CheckpointConfig):
     model_config = SettingsConfigDict(env_prefix="CKPT_", extra="ignore", frozen=True)
 
 
-def _config_error(error: ValidationError) -> ConfigError:
+_OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."
+
+
+def config_error(error: ValidationError, *, hint: str | None = None) -> ConfigError:
+    """pydantic's error about some options, as ours."""
     problems = (f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors(include_url=False))
-    return ConfigError(
-        "; ".join(problems),
-        hint="CheckpointConfig.model_fields lists the options with their meaning.",
-    )
+    return ConfigError("; ".join(problems), hint=hint)

@@ -170,7 +170,7 @@ class CorruptManifestError(IntegrityError):
 
 
 class NoValidCheckpointError(IntegrityError):
-    """Checkpoints exist, but not one of them verifies."""
+    """There were checkpoints, but not one is left that verifies."""
 
 
 class StoreError(CheckpointError, OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -15,6 +16,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
+from ckpt_lib.names import CheckpointId
 
 
 class Index:
@@ -68,14 +70,25 @@ class Index:
 
         It is larger than that of any checkpoint that may come back: damaged ones, and deleted ones with a backup.
         """
-        found = [*self.manifests(), *self._backed_up()]
+        found = [*self.manifests(), *self.backed_up()]
         return max((manifest.sequence for manifest in found), default=0) + len(self.unreadable()) + 1
+
+    def next_suffix(self, epoch: int, step: int, timestamp: datetime) -> int:
+        """The suffix that tells a new id from all of the same epoch, step and second; 0, for none, if there are none.
+
+        Larger than each, and not the first free one: retention may have freed an id that someone still goes by.
+        """
+        moment = (epoch, step, timestamp)
+        same = [item for item in self.manifests() if (item.epoch, item.step, item.timestamp) == moment]
+        suffixes = [CheckpointId.parse(item.checkpoint_id).suffix for item in same]
+        return max(1, *suffixes) + 1 if suffixes else 0
 
     def was_used(self, checkpoint_id: str) -> bool:
         """Whether a deleted checkpoint of that id has a backup, from which it may come back."""
-        return any(manifest.checkpoint_id == checkpoint_id for manifest in self._backed_up())
+        return any(manifest.checkpoint_id == checkpoint_id for manifest in self.backed_up())
 
-    def _backed_up(self) -> list[Manifest]:
+    def backed_up(self) -> list[Manifest]:
+        """The backups, as far as their location answers."""
         try:
             return self._backups.manifests() if self._backups else []
         except CheckpointError:  # a backup location that is away must not keep anyone from saving

@@ -6,7 +6,7 @@ import threading
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.errors import CheckpointError
+from ckpt_lib.errors import CheckpointError, StoreError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, find_damages, missing_file
@@ -40,12 +40,20 @@ class ValidationReport(BaseModel):
 def validate(
     folder: CheckpointFolder, manifest: Manifest, experiment_name: str, progress: Progress | None = None
 ) -> ValidationReport:
-    """Read a checkpoint's payload to its end and compare size, SHA-256 and every chunk digest."""
+    """Read a checkpoint's payload to its end and compare size, SHA-256 and every chunk digest.
+
+    Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
+    """
     try:
         with folder.store.open_read(folder.payload_path(manifest)) as file:
             damages = find_damages(file, manifest.payload, progress)
     except FileNotFoundError:
         damages = [missing_file(manifest.payload.name)]
+    except StoreError as error:
+        if not is_unreadable(error):
+            raise
+        message = f"{manifest.payload.name} cannot be read: {error.message}"
+        damages = [Damage(file=manifest.payload.name, kind="unreadable", message=message)]
     return ValidationReport(
         checkpoint_id=manifest.checkpoint_id,
         experiment_name=experiment_name,
@@ -53,6 +61,11 @@ def validate(
         sha256=manifest.payload.sha256,
         damages=tuple(damages),
     )
+
+
+def is_unreadable(error: CheckpointError) -> bool:
+    """Whether the store failed at just these bytes, as at a bad sector, and not as a whole."""
+    return type(error) is StoreError
 
 
 def unreadable_report(error: CheckpointError, checkpoint_id: str, experiment_name: str) -> ValidationReport:

@@ -12,10 +12,12 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     IntegrityError,
     NoValidCheckpointError,
+    StoreError,
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.index import Index
+from ckpt_lib.integrity import is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
 from ckpt_lib.stream import VerifiedFile, missing_file
@@ -54,10 +56,10 @@ def read_payload(
 
 
 def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
-    """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none at all.
+    """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none, and no backups.
 
     The returned dict's ``passed_over`` lists the damaged ones, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged.
+    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged, or backups alone.
     """
     for _ in range(ATTEMPTS):
         passed_over = [_passed_over(str(error.checkpoint_id), error) for error in index.unreadable()]
@@ -67,7 +69,9 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
                 payload = load(manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
                 retired = True
-            except IntegrityError as error:
+            except (IntegrityError, StoreError) as error:
+                if isinstance(error, StoreError) and not is_unreadable(error):
+                    raise
                 passed_over.append(_passed_over(manifest.checkpoint_id, error))
             else:
                 _warn_of(passed_over)
@@ -75,12 +79,22 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
         if not retired:
             break
     if not passed_over:
+        _refuse_to_forget(index, experiment_name)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
         f"none of the {len(passed_over)} checkpoints of {experiment_name!r} verifies: {reasons}",
         hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
     )
+
+
+def _refuse_to_forget(index: Index, experiment_name: str) -> None:
+    if backups := index.backed_up():
+        raise NoValidCheckpointError(
+            f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
+            hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "
+            "To begin again, choose another experiment name.",
+        )
 
 
 def _passed_over(checkpoint_id: str, error: CheckpointError) -> dict[str, str]:

@@ -250,8 +250,8 @@ class CheckpointManager:
 
         Damaged ones are passed over, each with a warning in the log; the returned dict's ``passed_over`` lists them
         as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When it has
-        some and *none* verifies, raises :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from
-        nothing is a decision for a person.
+        some and *none* verifies, or only backups are left, raises
+        :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
 
@@ -581,8 +581,8 @@ def _logged(what: str) -> Iterator[None]:
     """Log a failure of something that may fail without harm to what is already safe."""
     try:
         yield
-    except (CheckpointError, OSError) as error:
-        logger.error("%s failed: %s", what, error)
+    except Exception as error:  # whatever it is, a policy of the caller's among them: the checkpoint is safe
+        logger.error("%s failed: %s", what, error, exc_info=not isinstance(error, CheckpointError | OSError))
 
 
 def _check_policies(save: Any, retention: Any) -> None:

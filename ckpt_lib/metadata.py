@@ -207,11 +207,20 @@ class Manifest(_Facts):
     def to_bytes(self) -> bytes:
         """The manifest file: canonical JSON that holds the digest of the rest of it."""
         try:
-            return _canonical(self.model_dump(mode="json"))
+            data = _canonical(self.model_dump(mode="json"))
         except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"a fact of the checkpoint cannot be written to its manifest: {error}", checkpoint_id=self.checkpoint_id
             ) from error
+        if len(data) > self.MAX_BYTES:
+            raise ConfigError(
+                "the manifest would be too large to be read again",
+                checkpoint_id=self.checkpoint_id,
+                expected=f"at most {self.MAX_BYTES} bytes",
+                got=len(data),
+                hint="Pass a smaller config; large values belong in extra_state.",
+            )
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, *, path: str) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.errors import ConfigError, StateMismatchError, UnsupportedStateError
 
 _PARTS = ("model", "optimizer", "scheduler")
 
@@ -39,7 +39,16 @@ def check_parts(*, model: Stateful, optimizer: Stateful | None, scheduler: State
 def capture(*, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> dict[str, Any]:
     """The ``*_state_dict`` part of a payload; ``None`` for what was not given."""
     given = dict(zip(_PARTS, (model, optimizer, scheduler), strict=True))
-    return {f"{part}_state_dict": None if owner is None else owner.state_dict() for part, owner in given.items()}
+    return {f"{part}_state_dict": None if owner is None else _state_of(part, owner) for part, owner in given.items()}
+
+
+def _state_of(part: str, owner: Stateful) -> Mapping[str, Any]:
+    state = owner.state_dict()
+    if not isinstance(state, Mapping):  # restore() could not tell it from a part that was not saved
+        raise UnsupportedStateError(
+            f"state_dict() of the {part} is not a mapping", expected="a dict", got=type(state).__name__
+        )
+    return state
 
 
 def restore(
@@ -106,7 +115,7 @@ def _check_model(model: Stateful, stored: Mapping[str, Any]) -> None:
     shapes = [
         f"{name} {_shape(stored[name])} instead of {_shape(value)}"
         for name, value in current.items()
-        if name in stored and _shape(value) != _shape(stored[name])
+        if name in stored and not _is_lazy(value) and _shape(value) != _shape(stored[name])
     ]
     differences = [
         f"{label}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
@@ -118,6 +127,13 @@ def _check_model(model: Stateful, stored: Mapping[str, Any]) -> None:
             "the checkpoint does not fit the model: " + "; ".join(differences),
             hint="Build the model as it was when the checkpoint was saved. Nothing was changed.",
         )
+
+
+def _is_lazy(value: Any) -> bool:
+    """Whether it is a parameter that takes its shape from what is loaded; asking it for one is an error."""
+    from torch.nn.parameter import is_lazy  # loaded already: only a torch model has such
+
+    return bool(is_lazy(value))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from ckpt_lib import commit
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    CorruptCheckpointError,
     CorruptManifestError,
     NotACheckpointError,
     NotAStoreError,
@@ -109,11 +110,27 @@ def import_checkpoint(
 ) -> Manifest:
     """Adopt an exported checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
 
-    Every byte is verified on the way. Importing it again returns the checkpoint it became.
+    Every byte is verified on the way. Importing it again returns the checkpoint it became, or raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
     """
     origin, checkpoint_id = _locate(url_text(source))
     manifest = origin.read_manifest(checkpoint_id)
+    if earlier := index.with_uid(manifest.uid):
+        _intact_or_raise(folder, earlier)
+        return earlier
     return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
+
+
+def _intact_or_raise(folder: CheckpointFolder, manifest: Manifest) -> None:
+    report = validate(folder, manifest, manifest.experiment_name)
+    if not report:
+        raise CorruptCheckpointError(
+            f"it was imported before, and is damaged here: {report.message}",
+            checkpoint_id=manifest.checkpoint_id,
+            path=folder.payload_location(manifest),
+            damages=report.damages,
+            hint="`ckpt restore` brings back a backup; or delete it and import it again.",
+        )
 
 
 def _locate(source: str) -> tuple[CheckpointFolder, str]:

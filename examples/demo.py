@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefect.settings import PREFECT_API_URL
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 from rich.console import Console
 from rich.table import Column, Table
@@ -72,9 +71,9 @@ def _show(console: Console, manager: CheckpointManager, lifecycle: dict[str, Any
         f"\n{lifecycle['total_checkpoints']} checkpoints ({lifecycle['total_size_mb']:.1f} MiB) and "
         f"{lifecycle['total_backups']} backups. The best one was exported; plain PyTorch reads it:\n"
         f'  torch.load("{exported}", weights_only=True)["epoch"] -> {epoch}\n\n'
-        f"[bold]Where to look[/bold]: these runs, their tasks and their artifacts (tables and a plot) are in the page "
-        f"that\n  `make serve` opens (now {PREFECT_API_URL.value()}); `.venv/bin/ckpt list` shows the checkpoints here."
-        "\n  `make demo` once more resumes the training.",
+        "[bold]Where to look[/bold]: `make serve` opens the Prefect page with these runs, their tasks and their "
+        "artifacts\n  (tables and a plot); `.venv/bin/ckpt list` shows the checkpoints here. `make demo` once more "
+        "resumes the training.",
     )
 
 

@@ -46,7 +46,7 @@ def checkpoint_lifecycle(
     """Validate, back up, compare, export the best, clean up and summarise one experiment.
 
     ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
-    stop the other checkpoints from being served, but the run fails at its end. Returns the summary and, besides, the
+    stop the other checkpoints from being served, but the run fails at its end; a damaged best one is not exported. Returns the summary and, besides, the
     ``comparison``, the path of the ``exported`` payload and the report of the ``cleanup``.
 
     Args:
@@ -70,18 +70,20 @@ def checkpoint_lifecycle(
         unmapped(checkpoints), unmapped(experiment_name), _worth_a_backup(manager, best_id, intact)
     )
     comparison = _compare(checkpoints, experiment_name, best_id, intact)
-    exported = best_id and export_checkpoint(checkpoints, experiment_name, best_id, export_dir)
+    exports = [export_checkpoint.submit(checkpoints, experiment_name, best_id, export_dir)] if best_id else []
 
-    wait(list(backups))  # nothing is retired before what the backups should hold is there
-    for backup in backups:
-        with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
-            backup.result()
+    wait([*backups, *exports])  # nothing is retired before what the backups should hold is there
     cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
     report_cleanup(experiment_name, cleanup)
     report_checkpoints(checkpoints, experiment_name)
     report_metrics(checkpoints, experiment_name)
     summary = summarize_checkpoints(checkpoints, experiment_name)
     fail_on_damage(reports)
+    # Asked last: what failed of copying fails the run, and not the steps that do not depend on it.
+    for backup in backups:
+        with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
+            backup.result()
+    exported = next((export.result() for export in exports), None)
     return {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
 
 

@@ -34,6 +34,7 @@ from ckpt_lib.errors import (
     InvalidNameError,
     NotACheckpointError,
     NotAStoreError,
+    StoreError,
     UnknownMetricError,
     UnsafePayloadError,
     UnsupportedFormatError,
@@ -955,16 +956,100 @@ def test_a_read_only_file_system(open_folder: Path) -> None:
 
 
 def test_unreadable_bytes_are_a_typed_error(manager: CheckpointManager) -> None:
-    """A payload that the disk cannot give back fails as the store's failure, in validation and loading."""
+    """A payload that the disk cannot give back: validation reports it, loading fails as the store's failure."""
     if not os.path.exists("/proc/self/mem"):
         pytest.skip("no file at hand that cannot be read")
     saved = save(manager, 1)
     path = payload_path(manager, saved)
     path.unlink()
     path.symlink_to("/proc/self/mem")  # reading its first page is EIO
-    for call in (manager.load_checkpoint, manager.validate_checkpoint):
-        with pytest.raises(CheckpointError):
-            call(saved)
+    with pytest.raises(StoreError):
+        manager.load_checkpoint(saved)
+    assert [damage.kind for damage in manager.validate_checkpoint(saved).damages] == ["unreadable"]
+
+
+def test_one_payload_that_cannot_be_read_stops_neither_cleanup_nor_resume(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector under one payload is damage of that checkpoint: others are loaded, and retired, as ever."""
+    manager = make_manager(backup_checkpoints=False, max_checkpoints=100)
+    saved = [save(manager, epoch) for epoch in (1, 2, 3, 4)]
+    bad = str(payload_path(manager, saved[3]))
+
+    def fail(reader: Any, buffer: Any) -> int:
+        if str(reader.name) == bad:
+            raise StoreError("the store failed: Input/output error", path=bad)
+        return io.FileIO.readinto(reader, buffer)
+
+    monkeypatch.setattr("ckpt_lib.store.local._Reader.readinto", fail)
+    again = make_manager(backup_checkpoints=False, max_checkpoints=2)
+    resumed = again.resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == saved[2]
+    assert [item["checkpoint_id"] for item in resumed["passed_over"]] == [saved[3]]
+    report = again.cleanup_checkpoints()
+    assert report.deleted_ids == (saved[1],)
+    assert ids(again) == [saved[0], *saved[2:]]
+
+
+def test_a_policy_that_fails_does_not_fail_the_save(store_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a retention policy of the caller's raises: the checkpoint is safe already, and is acknowledged."""
+
+    class Broken:
+        def reasons(self, records: Any) -> dict[str, str]:
+            raise KeyError("a mistake in it")
+
+    policy: Any = Broken()
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store_path)), "run", retention_policy=policy)
+    saved = save(manager, 1)
+    assert ids(manager) == [saved]
+    assert "retiring old checkpoints failed" in caplog.text
+
+
+def test_a_manifest_that_could_not_be_read_again_is_not_written(
+    filled: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that makes the manifest too large fails the save instead of making it unreadable."""
+    monkeypatch.setattr(Manifest, "MAX_BYTES", 10_000)
+    before = ids(filled)
+    with pytest.raises(ConfigError, match="too large"):
+        save(filled, 9, config={"text": "x" * 10_000})
+    assert ids(filled) == before
+    assert not filled.list_unreadable()
+
+
+@pytest.mark.parametrize("state", [None, [1], "text"])
+def test_a_state_that_is_no_mapping_is_refused(filled: CheckpointManager, state: Any) -> None:
+    """Saved, it could not be told from a part that was left out."""
+
+    class Odd:
+        def state_dict(self) -> Any:
+            return state
+
+        def load_state_dict(self, state_dict: Any) -> None: ...
+
+    with pytest.raises(UnsupportedStateError, match="not a mapping"):
+        filled.save_checkpoint(model=Odd(), epoch=9)
+
+
+@pytest.mark.parametrize("map_location", [0, 3.5, ["cpu"]])
+def test_a_wrong_map_location_is_not_called_damage(filled: CheckpointManager, map_location: Any) -> None:
+    """Taken for damage, it would make resuming pass every checkpoint over."""
+    for call in (filled.load_checkpoint, filled.resume):
+        with pytest.raises(ConfigError, match="map_location"):
+            call(map_location=map_location)
+
+
+def test_a_lack_of_memory_is_not_called_damage(filled: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for damage, it would make resuming go back to an older, perhaps smaller, checkpoint."""
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        return torch.empty(10**16)
+
+    monkeypatch.setattr(torch, "load", fail)
+    for call in (filled.load_checkpoint, filled.resume):
+        with pytest.raises(MemoryError):
+            call()
 
 
 def test_failures_after_the_save_do_not_fail_it(make_manager: MakeManager, tmp_path: Path) -> None:

@@ -170,6 +170,22 @@ def test_a_manifest_that_cannot_be_written_takes_the_payload_with_it(tmp_path: P
     assert is_whole(folder, save(folder))
 
 
+def test_an_interrupt_while_the_payload_gets_its_name_leaves_nothing_for_good(
+    tmp_path: Path, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in that instant: whether or not the payload has its name by then, the next sweep removes it."""
+
+    def interrupt(source: Path, target: Path) -> None:
+        os.link(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckpt_lib.store.local._rename_exclusively", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder)
+    commit.sweep(folder)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".ckpt.lock"}
+
+
 def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: CheckpointFolder) -> None:
     """Whatever it raises comes out, interrupts included."""
     for error in (ValueError("boom"), KeyboardInterrupt(), StorageFullError("full")):

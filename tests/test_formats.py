@@ -96,7 +96,7 @@ def test_every_kind_of_tensor_comes_back_or_is_refused() -> None:
             if name in {"coo", "csr", "quantized", "conjugate", "not a leaf"}:
                 dense = [t.dequantize() if t.is_quantized else t.to_dense() for t in (found.detach(), tensor.detach())]
                 assert torch.equal(*dense), name
-    assert refused <= {"mkldnn", "jagged"}
+    assert {"meta"} <= refused <= {"meta", "mkldnn", "jagged"}  # a meta tensor has no data to write
 
 
 class Odd(torch.Tensor):

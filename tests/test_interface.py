@@ -576,3 +576,10 @@ def test_a_damaged_manifest_keeps_its_place_in_the_order(make_manager: MakeManag
     manifest_path(manager, second).write_bytes(content)
     assert ids(manager) == [first, second, third]
     assert manager.get_checkpoint("latest").checkpoint_id == third
+
+
+def test_an_id_that_retention_freed_is_not_given_again(make_manager: MakeManager) -> None:
+    """Many saves of one second and few places: each save still gets an id of its own."""
+    manager = make_manager(backup_checkpoints=False, max_checkpoints=2)
+    saved = [save(manager, 1) for _ in range(8)]
+    assert len(set(saved)) == len(saved)

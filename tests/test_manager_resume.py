@@ -376,3 +376,11 @@ def test_resume_verifies_whatever_the_configuration_says(make_manager: MakeManag
     assert resumed is not None
     assert resumed["checkpoint_id"] == first
     assert [item["checkpoint_id"] for item in resumed["passed_over"]] == [second]
+
+
+def test_a_lazy_module_takes_its_shapes_from_the_checkpoint(manager: CheckpointManager) -> None:
+    """Its parameters have no shape yet that could be compared."""
+    model, lazy = nn.Linear(3, 2), nn.LazyLinear(2)
+    manager.save_checkpoint(model=model, epoch=1)
+    manager.load_checkpoint("latest", lazy)
+    assert torch.equal(lazy.weight, model.weight)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from ckpt_lib.config import Monitor
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.retention import (
     KeepAnyOf,
     KeepAtMost,
@@ -336,3 +337,10 @@ def test_policies_are_frozen() -> None:
     with pytest.raises(ValidationError):
         policy.count = 0
     assert hash(policy) == hash(KeepNewest(count=3))
+
+
+@pytest.mark.parametrize("options", [{"count": -1}, {"mode": "lowest"}, {"number": 3}])
+def test_a_wrong_option_of_a_policy_is_our_error(options: dict[str, Any]) -> None:
+    """As everywhere else: one typed error that names the option."""
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        KeepAtMost(**options)

@@ -154,3 +154,21 @@ def test_best_only_asks_for_the_metric_only_when_the_interval_is_due() -> None:
     assert not policy.should_save(context(epoch=3))
     with pytest.raises(UnknownMetricError):
         policy.should_save(context(epoch=5))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EveryEpochs("3"),  # type: ignore[arg-type]
+        lambda: EveryEpochs(2.5),  # type: ignore[arg-type]
+        lambda: EverySteps(True),
+        lambda: EverySeconds(None),  # type: ignore[arg-type]
+        lambda: AllOf([EveryEpochs(1)]),  # type: ignore[arg-type]
+        lambda: AnyOf("often"),  # type: ignore[arg-type]
+        lambda: When(None),  # type: ignore[arg-type]
+    ],
+)
+def test_policies_of_wrong_types_are_refused_when_they_are_made(make: Callable[[], Any]) -> None:
+    """Not at the first save, hours into a run."""
+    with pytest.raises(ConfigError):
+        make()

@@ -19,6 +19,7 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     IntegrityError,
     NotACheckpointError,
+    NoValidCheckpointError,
 )
 from ckpt_lib.folder import CheckpointFolder
 from tests.helpers import (
@@ -254,7 +255,8 @@ def test_backups_elsewhere_survive_the_loss_of_the_experiment(make_manager: Make
     saved = [save(manager, epoch) for epoch in (1, 2)]
     shutil.rmtree(experiment_folder(manager))
     again = make_manager(backup_dir=str(tmp_path / "vault"))
-    assert again.resume() is None
+    with pytest.raises(NoValidCheckpointError, match=saved[1]):  # and no run begins again as if nothing had been
+        again.resume()
     for checkpoint_id in backup_ids(again):
         again.restore_checkpoint(checkpoint_id)
     assert ids(again) == saved
@@ -339,6 +341,21 @@ def test_importing_again_returns_the_first(make_manager: MakeManager, tmp_path: 
     assert source.import_checkpoint(payload) == saved
     assert target.import_checkpoint(payload) == target.import_checkpoint(payload) == saved
     assert ids(source) == ids(target) == [saved]
+
+
+def test_importing_again_does_not_call_damage_intact(make_manager: MakeManager, tmp_path: Path) -> None:
+    """The second import says that its checkpoint is damaged here, and no later save counts on it as the best."""
+    manager = make_manager(backup_checkpoints=False, max_checkpoints=3)
+    good, best = save(manager, 1, 0.2), save(manager, 2, 0.1)
+    exported = manager.export_checkpoint(best, tmp_path / "out")
+    flip_bit(payload_path(manager, best), 300)
+    with pytest.raises(CorruptCheckpointError) as caught:
+        manager.import_checkpoint(exported)
+    assert caught.value.damages
+    assert caught.value.checkpoint_id == best
+    for epoch in (3, 4, 5, 6):
+        save(manager, epoch, 0.9)
+    assert good in ids(manager)
 
 
 def test_an_id_that_is_taken_gets_a_suffix(make_manager: MakeManager, tmp_path: Path) -> None:

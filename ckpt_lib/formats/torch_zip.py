@@ -64,9 +64,11 @@ class TorchZipFormat:
                 f"the payload holds more than tensors and plain values: {_first_line(error)}",
                 hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
             ) from error
-        except (CheckpointError, torch.OutOfMemoryError):
+        except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if _is_lack_of_memory(error):  # no damage: resume() must not pass it over
+                raise MemoryError(_first_line(error)) from error
             raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
         if not isinstance(loaded, dict):
             raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
@@ -109,14 +111,20 @@ def _is_plain(value: Any) -> bool:
     """Whether a leaf is sure to be read back: a number, a text, or a tensor on which nothing hangs."""
     kind = type(value)
     if kind in _TENSORS:
-        return value.layout is torch.strided and not value.is_quantized and not value.__dict__
+        return value.layout is torch.strided and not (value.is_quantized or value.is_meta or value.__dict__)
     return kind in _PLAIN and not (kind is int and value.bit_length() > _MAX_INT_BITS)
 
 
 def _check_device(map_location: Any) -> None:
     """Told apart from damage beforehand: a payload is not corrupt because this machine has no such device."""
-    if not isinstance(map_location, str | torch.device):
+    if map_location is None or callable(map_location) or isinstance(map_location, Mapping):
         return
+    if not isinstance(map_location, str | torch.device):
+        raise ConfigError(
+            "map_location is of the wrong type",
+            expected='a device such as "cpu", a dict or a function, as torch.load takes them',
+            got=type(map_location).__name__,
+        )
     try:
         torch.empty(0, device=map_location)
     except Exception as error:
@@ -128,6 +136,12 @@ def _check_device(map_location: Any) -> None:
 
 def _check_readable(value: Any, place: str) -> None:
     """Ask torch itself, by writing and reading this one object in memory."""
+    if isinstance(value, torch.Tensor) and value.is_meta:  # torch would write its shape, and no data
+        raise UnsupportedStateError(
+            f"{place} has no data: it is on the meta device",
+            expected="tensors with their data",
+            hint="Bring offloaded weights back into memory before saving.",
+        )
     buffer = io.BytesIO()
     try:
         torch.save(_without_storage(value), buffer)
@@ -151,6 +165,10 @@ def _without_storage(value: Any) -> Any:
     nothing: torch.Tensor = value.detach().reshape(-1)[:0].clone()
     nothing.__dict__.update(value.__dict__)
     return nothing
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ckpt_lib.config import Mode, Monitor
+from ckpt_lib.config import Mode, Monitor, config_error
 from ckpt_lib.metadata import StoredMetric
 from ckpt_lib.policies.ranking import ranked
 
@@ -39,6 +39,15 @@ class RetentionRecord(BaseModel):
 
 class _Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    if not TYPE_CHECKING:  # type checkers know the options from the fields
+
+        def __init__(self, **options: Any) -> None:
+            # As in CheckpointConfig: a wrong option raises our one error.
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise config_error(error) from None
 
     @abstractmethod
     def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
@@ -42,9 +42,18 @@ class SavePolicy(Protocol):
         ...
 
 
-def _at_least_one(name: str, number: float) -> None:
-    if not number > 0:
-        raise ConfigError(f"{name} must be positive", got=number)
+def _check_positive(name: str, number: Any, kind: type[float] = int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int | kind) or not number > 0:
+        wanted = "whole number" if kind is int else "number"
+        raise ConfigError(f"{name} must be a positive {wanted}", got=repr(number))
+
+
+def _check_policies(policies: Sequence[Any]) -> None:
+    if not policies:
+        raise ConfigError("there is no policy to combine")
+    for policy in policies:
+        if not callable(getattr(policy, "should_save", None)):
+            raise ConfigError("a policy has a method should_save", got=type(policy).__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class EveryEpochs:
     epochs: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one("epochs", self.epochs)
+        _check_positive("epochs", self.epochs)
 
     def should_save(self, context: SaveContext) -> bool:
         return context.epoch % self.epochs == 0
@@ -67,7 +76,7 @@ class EverySteps:
     steps: int
 
     def __post_init__(self) -> None:
-        _at_least_one("steps", self.steps)
+        _check_positive("steps", self.steps)
 
     def should_save(self, context: SaveContext) -> bool:
         return context.step % self.steps == 0
@@ -80,7 +89,7 @@ class EverySeconds:
     seconds: float
 
     def __post_init__(self) -> None:
-        _at_least_one("seconds", self.seconds)
+        _check_positive("seconds", self.seconds, float)
 
     def should_save(self, context: SaveContext) -> bool:
         elapsed = context.seconds_since_last_save
@@ -120,6 +129,10 @@ class When:
 
     predicate: Callable[[SaveContext], bool]
 
+    def __post_init__(self) -> None:
+        if not callable(self.predicate):
+            raise ConfigError("predicate must be a function", got=type(self.predicate).__name__)
+
     def should_save(self, context: SaveContext) -> bool:
         return bool(self.predicate(context))
 
@@ -131,7 +144,7 @@ class AllOf:
     policies: tuple[SavePolicy, ...]
 
     def __init__(self, *policies: SavePolicy) -> None:
-        _at_least_one("the number of policies", len(policies))
+        _check_policies(policies)
         object.__setattr__(self, "policies", policies)
 
     def should_save(self, context: SaveContext) -> bool:
@@ -145,7 +158,7 @@ class AnyOf:
     policies: tuple[SavePolicy, ...]
 
     def __init__(self, *policies: SavePolicy) -> None:
-        _at_least_one("the number of policies", len(policies))
+        _check_policies(policies)
         object.__setattr__(self, "policies", policies)
 
     def should_save(self, context: SaveContext) -> bool:

@@ -79,7 +79,10 @@ class VerifiedFile:
             raise
 
     def _verify(self, entry: FileEntry) -> None:
-        damages = find_damages(_MappedReader(self._map), entry)
+        # A mapping has no errors: where the disk cannot give a page back, touching it kills the process. Reading the
+        # file first raises instead, and leaves the same pages for the mapping.
+        mapped = isinstance(self._map, mmap.mmap)
+        damages = find_damages(self._source if mapped else _MappedReader(self._map), entry)
         if damages:
             raise CorruptCheckpointError(
                 damages[0].message,

@@ -121,6 +121,7 @@ def test_compare(store: Path, ids: list[str]) -> None:
     assert f"#1  {ids[0]}\n#2  {ids[2]}\n" in text
     for part in ("-0.666667", "optimizer.lr", HOSTILE_TAG, "largest difference"):
         assert part in text
+    assert "+nan" not in text  # the latest has no finite accuracy: there is no change to tell
     found = run_json("compare", *ids, "--metric", "loss", "--tensors", store=store)
     assert found["metrics_comparison"] == {"loss": [1.0, 0.5, 1 / 3]}
     assert found["tensors_comparison"].keys() == set(ids[1:])

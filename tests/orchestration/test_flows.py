@@ -49,6 +49,10 @@ def saved(config: CheckpointConfig, experiment: str = "run", losses: tuple[float
     return [checkpoint_id for checkpoint_id in ids if checkpoint_id]
 
 
+def saved_ids(config: CheckpointConfig) -> list[str]:
+    return CheckpointManager(config, "run").checkpoint_ids()
+
+
 def damage(config: CheckpointConfig, checkpoint_id: str, folder: str = "") -> None:
     path = Path(config.checkpoint_dir, "run", folder, f"{checkpoint_id}.pt")
     content = bytearray(path.read_bytes())
@@ -154,6 +158,23 @@ def test_lifecycle_makes_no_backup_that_would_be_retired(
         checkpoint_lifecycle("run", config, str(tmp_path / "out"))
         assert [item.epoch for item in CheckpointManager(config, "run").list_backups()] == epochs
     assert len(copied) == len(epochs)
+
+
+def test_rot_that_a_remembered_validation_missed_stops_no_other_step(
+    config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits that rot behind a remembered validation fail the export and the run, after all reports were published."""
+    *_, best = saved(config, losses=(2.0, 1.0))
+    versions = {item: CheckpointManager(config, "run").payload_version(item) for item in saved_ids(config)}
+    assert checkpoint_lifecycle("run", config, str(tmp_path / "before"), return_state=True).is_completed()
+    damage(config, best)
+    # As rot does: the file system notices nothing.
+    monkeypatch.setattr(CheckpointManager, "payload_version", lambda _, checkpoint_id: versions[checkpoint_id])
+    state = checkpoint_lifecycle("run", config, str(tmp_path / "after"), return_state=True)
+    assert state.is_failed()
+    assert artifacts(state).keys() >= {"validation-run", "cleanup-run", "checkpoints-run", "metrics-run"}
+    with pytest.raises(CorruptCheckpointError, match="was altered"):
+        state.result()
 
 
 def test_lifecycle_with_one_checkpoint_and_infinite_metrics(config: CheckpointConfig, tmp_path: Path) -> None:
