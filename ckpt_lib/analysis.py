@@ -48,13 +48,19 @@ def _statistics(values: Sequence[Any]) -> dict[str, Any]:
     return summary
 
 
-def summarize(checkpoints: Sequence[CheckpointMetadata], experiment_name: str, total_backups: int) -> dict[str, Any]:
-    """What an experiment holds, as plain values. ``total_size_mb`` counts 1,048,576 bytes as one."""
+def summarize(
+    checkpoints: Sequence[CheckpointMetadata], experiment_name: str, *, total_backups: int, unreadable: Sequence[str]
+) -> dict[str, Any]:
+    """What an experiment holds, as plain values. ``total_size_mb`` counts 1,048,576 bytes as one.
+
+    ``unreadable`` are the ids whose manifest cannot be read; they count nowhere else.
+    """
     return {
         "experiment_name": experiment_name,
         "total_checkpoints": len(checkpoints),
         "total_size_mb": sum(checkpoint.file_size for checkpoint in checkpoints) / BYTES_PER_MB,
         "total_backups": total_backups,
+        "unreadable_checkpoints": list(unreadable),
         "best_checkpoint": next((item.checkpoint_id for item in checkpoints if item.is_best), None),
         "latest_checkpoint": next((item.checkpoint_id for item in checkpoints if item.is_latest), None),
         "first_epoch": min((item.epoch for item in checkpoints), default=None),

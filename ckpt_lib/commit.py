@@ -31,8 +31,7 @@ from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import PendingFile
-from ckpt_lib.stream import FileDigests, HashingWriter, find_damages, missing_file
-from ckpt_lib.stream.reader import BLOCK_SIZE_BYTES, Progress
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 
 
 def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:

@@ -27,28 +27,25 @@ class CheckpointFolder:
 
     def location(self, name: str = "") -> str:
         """How a person names a file here."""
-        return self.store.location(self._join(name))
-
-    def _join(self, name: str) -> str:
-        return "/".join(part for part in (self.path, name) if part)
+        return self.store.location(self.path_of(name))
 
     def child(self, name: str) -> CheckpointFolder:
         """The folder ``name`` inside this one."""
-        return CheckpointFolder(self.store, self._join(name))
+        return CheckpointFolder(self.store, self.path_of(name))
 
     def path_of(self, name: str) -> str:
         """The store path of a file here."""
-        return self._join(name)
+        return "/".join(part for part in (self.path, name) if part)
 
     def manifest_path(self, checkpoint_id: str) -> str:
-        return self._join(checkpoint_id + MANIFEST_SUFFIX)
+        return self.path_of(checkpoint_id + MANIFEST_SUFFIX)
 
     def tombstone_path(self, checkpoint_id: str) -> str:
-        """The file that says a deletion has begun."""
-        return self._join(f".{checkpoint_id}{_TOMBSTONE_SUFFIX}")
+        """The file that says: without a manifest, the payload is to go."""
+        return self.path_of(f".{checkpoint_id}{_TOMBSTONE_SUFFIX}")
 
     def payload_path(self, manifest: Manifest) -> str:
-        return self._join(manifest.payload.name)
+        return self.path_of(manifest.payload.name)
 
     def payload_location(self, manifest: Manifest) -> str:
         """How a person names the payload of a checkpoint here."""

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from ckpt_lib.errors import CheckpointError, StoreError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.stream import Damage, find_damages, missing_file
-from ckpt_lib.stream.reader import Progress
+from ckpt_lib.stream import Damage, Progress, find_damages, missing_file
 
 
 class ValidationReport(BaseModel):

@@ -35,7 +35,7 @@ from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.retirement import CleanupReport, clean
 from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, restore
 from ckpt_lib.store import open_store
-from ckpt_lib.stream.reader import Progress
+from ckpt_lib.stream import Progress
 
 logger = logging.getLogger("ckpt_lib")
 
@@ -167,6 +167,7 @@ class CheckpointManager:
         saved = tuple(
             SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
             for manifest in self._index.manifests()
+            if self._folder.is_complete(manifest)  # one that lost its payload must not keep others from being saved
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
         return SaveContext(draft.epoch, draft.step, draft.metrics, saved, elapsed)
@@ -201,7 +202,8 @@ class CheckpointManager:
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
-        The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``. Nothing is deserialised before its
+        The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``; an optimizer takes its state over from
+        it without copying, so that training on changes that part of it. Nothing is deserialised before its
         bytes have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer
         and scheduler as they were.
 
@@ -419,7 +421,12 @@ class CheckpointManager:
         """Totals, the best and the latest id, and statistics of every metric; see :mod:`ckpt_lib.analysis`."""
         from ckpt_lib.analysis import summarize
 
-        return summarize(self._catalogue.describe_all(), self.experiment_name, len(self._backup_index.manifests()))
+        return summarize(
+            self._catalogue.describe_all(),
+            self.experiment_name,
+            total_backups=len(self.backup_ids()),
+            unreadable=[str(error.checkpoint_id) for error in self._index.unreadable()],
+        )
 
     # --- editing ---
 
@@ -472,6 +479,11 @@ class CheckpointManager:
             self._known.remember(self._backups, manifest)
             self._clean_backups(just_made=manifest.checkpoint_id, known=self._known)
         return copied
+
+    def backup_ids(self) -> list[str]:
+        """The id of every backup there is, oldest first, and then those whose manifest cannot be read."""
+        readable = [manifest.checkpoint_id for manifest in self._backup_index.manifests()]
+        return readable + [str(error.checkpoint_id) for error in self._backup_index.unreadable()]
 
     def list_backups(self) -> list[CheckpointMetadata]:
         """What is in the backup location, oldest first."""

@@ -111,12 +111,20 @@ def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
             f"the run's config cannot be stored as JSON: {error}",
             expected="numbers, text, booleans, None, lists and dicts with text keys",
         ) from error
-    loaded: dict[str, Any] = json.loads(text)
+    loaded: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repeats)
     if _is_deeper(loaded, MAX_CONFIG_LEVELS):
         raise ConfigError(
             "the run's config cannot be stored: it is nested too deeply", expected=f"at most {MAX_CONFIG_LEVELS} levels"
         )
     return loaded
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: ``{1: "a", "1": "b"}`` would lose one of its values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ConfigError("the run's config cannot be stored: two of its keys are the same text", got=sorted(found))
+    return found
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

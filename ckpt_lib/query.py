@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import unicodedata
 from collections.abc import Collection, Sequence
 
@@ -17,6 +18,8 @@ ATTEMPTS = 20
 """How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
+
+logger = logging.getLogger("ckpt_lib")
 
 
 class Catalogue:
@@ -78,6 +81,8 @@ class Catalogue:
 
     def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
         if name == "latest":
+            for error in self._index.unreadable():
+                logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
             return _latest_id(manifests)
         if name == "best":
             return self._best_id(manifests)

@@ -92,7 +92,7 @@ def clean(
     """
     manifests = index.manifests()
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
-    monitors = {monitor, *(manifest.monitor for manifest in manifests)}
+    monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
     assessment = _Assessment(folder, manifests, known)
     assessment.find_pillars(monitors)
     while True:

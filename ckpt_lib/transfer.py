@@ -21,7 +21,7 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream.reader import Progress
+from ckpt_lib.stream import Progress
 
 
 def backup(

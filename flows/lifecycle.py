@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from prefect import flow, get_run_logger, unmapped
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows.validate import fail_on_damage, validate_mapped
 from prefect_checkpoints.tasks import (
@@ -46,8 +46,9 @@ def checkpoint_lifecycle(
     """Validate, back up, compare, export the best, clean up and summarise one experiment.
 
     ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
-    stop the other checkpoints from being served, but the run fails at its end; a damaged best one is not exported. Returns the summary and, besides, the
-    ``comparison``, the path of the ``exported`` payload and the report of the ``cleanup``.
+    stop the other checkpoints from being served, but the run fails at its end; a damaged best one is not exported.
+    Returns the summary and, besides, the ``comparison``, the path of the ``exported`` payload and the report of the
+    ``cleanup``.
 
     Args:
         experiment_name: An existing experiment.
@@ -72,7 +73,8 @@ def checkpoint_lifecycle(
     comparison = _compare(checkpoints, experiment_name, best_id, intact)
     exports = [export_checkpoint.submit(checkpoints, experiment_name, best_id, export_dir)] if best_id else []
 
-    wait([*backups, *exports])  # nothing is retired before what the backups should hold is there
+    copies: list[PrefectFuture[Any]] = [*backups, *exports]
+    wait(copies)  # nothing is retired before what the backups should hold is there
     cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
     report_cleanup(experiment_name, cleanup)
     report_checkpoints(checkpoints, experiment_name)

@@ -57,7 +57,7 @@ def validate_store(
     backups = validate_mapped(
         validate_backup,
         checkpoints,
-        {name: [item.checkpoint_id for item in manager.list_backups()] for name, manager in managers.items()},
+        {name: manager.backup_ids() for name, manager in managers.items()},
         "backups",
     )
 

@@ -67,8 +67,11 @@ def pages_with(*languages: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def prefect_api() -> Iterator[None]:
     """A Prefect API for this module's pages, without the heartbeat that each flow would wait for at its end."""
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), prefect_test_harness():
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        environment.setenv("DO_NOT_TRACK", "1")
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), prefect_test_harness():
+            yield
 
 
 @pytest.mark.parametrize("path", pages_with("python"))

@@ -583,3 +583,35 @@ def test_an_id_that_retention_freed_is_not_given_again(make_manager: MakeManager
     manager = make_manager(backup_checkpoints=False, max_checkpoints=2)
     saved = [save(manager, 1) for _ in range(8)]
     assert len(set(saved)) == len(saved)
+
+
+def test_best_only_goes_on_after_the_best_was_lost(make_manager: MakeManager) -> None:
+    """A best checkpoint whose payload is gone does not keep the next ones from being saved."""
+    manager = make_manager(save_best_only=True)
+    best = save(manager, 1, 0.1)
+    assert save_or_not(manager, 2, 0.5) is None
+    payload_path(manager, best).unlink()
+    assert save_or_not(manager, 3, 0.5) is not None
+
+
+def test_the_summary_and_latest_tell_of_what_cannot_be_read(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint with a damaged manifest is counted apart, and asking for the latest warns of it."""
+    manager = make_manager()
+    first, second = save(manager, 1, 0.5), save(manager, 2, 0.4)
+    manifest_path(manager, second).write_text("{}")
+    assert manager.get_checkpoint_summary()["unreadable_checkpoints"] == [second]
+    assert manager.load_checkpoint("latest")["checkpoint_id"] == first
+    assert f"{second} may be newer" in caplog.text
+
+
+def save_or_not(manager: CheckpointManager, epoch: int, loss: float) -> str | None:
+    return manager.save_checkpoint(model=build().model, epoch=epoch, metrics={"val_loss": loss})
+
+
+def test_config_keys_that_become_the_same_text_are_refused(manager: CheckpointManager) -> None:
+    """Keys become text; where two would become one, no value is lost silently."""
+    assert manager.save_checkpoint(model=build().model, epoch=1, config={1: "a"}) is not None  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="same text"):
+        manager.save_checkpoint(model=build().model, epoch=2, config={1: "a", "1": "b"})  # type: ignore[dict-item]

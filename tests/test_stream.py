@@ -17,9 +17,17 @@ from hypothesis import strategies as st
 
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, UnsupportedFormatError
 from ckpt_lib.metadata import FileEntry
-from ckpt_lib.stream import Damage, FileDigests, HashingWriter, StreamDigest, VerifiedFile, find_damages, missing_file
+from ckpt_lib.stream import (
+    BLOCK_SIZE_BYTES,
+    Damage,
+    FileDigests,
+    HashingWriter,
+    StreamDigest,
+    VerifiedFile,
+    find_damages,
+    missing_file,
+)
 from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, altered_ranges
-from ckpt_lib.stream.writer import BLOCK_SIZE_BYTES
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

@@ -195,18 +195,17 @@ def plan_retention(
 def _always_kept(
     records: Sequence[RetentionRecord], whole: Sequence[RetentionRecord], monitors: Collection[Monitor]
 ) -> dict[str, str]:
-    reasons = {}
-    for record in records:
-        if record.status == "damaged":
-            reasons[record.checkpoint_id] = "damaged: waits for repair"
+    reasons: dict[str, dict[str, None]] = {}
+
+    def keep(kept: Iterable[RetentionRecord], reason: str) -> None:
+        for record in kept:
+            reasons.setdefault(record.checkpoint_id, {})[reason.format(status=record.status)] = None
+
+    keep((record for record in records if record.pinned), "pinned")
+    keep((record for record in records if record.status == "damaged"), "damaged: waits for repair")
+    # Both: an unverified checkpoint may turn out damaged, and then the newest valid one is what is left.
     for candidates in (whole, [record for record in whole if record.status == "valid"]):
-        # Both: an unverified checkpoint may turn out damaged, and then the newest valid one is what is left.
+        keep(candidates[:1], "newest {status}")
         for monitor in monitors:
-            for best in ranked(candidates, monitor)[:1]:
-                reasons[best.checkpoint_id] = f"best {best.status} by {monitor.metric}"
-        for newest in candidates[:1]:
-            reasons[newest.checkpoint_id] = f"newest {newest.status}"
-    for record in records:
-        if record.pinned:
-            reasons[record.checkpoint_id] = "pinned"
-    return reasons
+            keep(ranked(candidates, monitor)[:1], f"best {{status}} by {monitor.metric}")
+    return {checkpoint_id: ", ".join(found) for checkpoint_id, found in reasons.items()}

@@ -23,16 +23,6 @@ class Entry:
     is_folder: bool
 
 
-@dataclass(frozen=True)
-class StoreCapabilities:
-    """What a store can promise beyond the contract."""
-
-    local_files: bool
-    """``location()`` is the path of a file that any program on this machine can open."""
-    durable_sync: bool
-    """``sync`` returns only when names and bytes survive power loss."""
-
-
 class PendingFile(Protocol):
     """A file nobody can see yet. It ends in :meth:`publish` or :meth:`discard`, or is swept once its owner is dead."""
 
@@ -61,9 +51,6 @@ class Store(Protocol):
         """The root, as a person would write it."""
         ...
 
-    @property
-    def capabilities(self) -> StoreCapabilities: ...
-
     def location(self, path: str) -> str:
         """How a person names ``path``: the file's path on this machine, or its URL."""
         ...
@@ -83,8 +70,9 @@ class Store(Protocol):
     def open_write(self, path: str, *, replace: bool = False) -> PendingFile:
         """Claim ``path`` and begin writing it.
 
-        Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when a living writer holds the claim or, unless
-        ``replace``, when the name is taken.
+        With ``replace``, a claim that a living writer holds raises
+        :class:`~ckpt_lib.errors.StoreUnavailableError`: trying again later may help. Without, such a claim and a name
+        that is there raise :class:`~ckpt_lib.errors.CheckpointExistsError`.
         """
         ...
 

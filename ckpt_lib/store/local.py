@@ -30,36 +30,29 @@ from ckpt_lib.errors import (
     StorePermissionError,
     StoreUnavailableError,
 )
-from ckpt_lib.store.base import Entry, StoreCapabilities
+from ckpt_lib.store.base import Entry
 from ckpt_lib.stream.digests import Buffer
 
 LOCK_NAME = ".ckpt.lock"
 LOCK_TIMEOUT_SECONDS = 60.0
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.ckpt-tmp")
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_TRANSIENT = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EINTR,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOLCK,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-}
+
+def _codes(*names: str) -> frozenset[int]:
+    """The numbers of these errors, as far as this platform knows them."""
+    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+_FULL = _codes("ENOSPC", "EDQUOT", "EFBIG")
+_FORBIDDEN = _codes("EACCES", "EPERM", "EROFS")
+_TRANSIENT = _codes(
+    *("EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOLCK", "ESTALE", "ETIMEDOUT"),
+    *("ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+)
 
 
 class LocalStore:
     """A store in a local folder, which is created by the first write."""
-
-    capabilities = StoreCapabilities(local_files=True, durable_sync=os.name == "posix")
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -169,7 +162,7 @@ class LocalPendingFile:
         self._target = target
         self._replace = replace
         self._temporary = target.with_name(f".{target.name}.ckpt-tmp")
-        self._descriptor: int | None = _claim(self._temporary, target)
+        self._descriptor: int | None = _claim(self._temporary, target, replace=replace)
         self._size_bytes = 0
         self._published = False
         if not replace and os.path.lexists(target):
@@ -225,7 +218,7 @@ class LocalPendingFile:
             os.close(descriptor)
 
 
-def _claim(temporary: Path, target: Path) -> int:
+def _claim(temporary: Path, target: Path, *, replace: bool) -> int:
     """Create ``temporary`` and lock it, taking over from a dead owner; return its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     while True:
@@ -233,7 +226,7 @@ def _claim(temporary: Path, target: Path) -> int:
             descriptor = os.open(temporary, flags, 0o666)
         except FileExistsError:
             if not _remove_if_dead(temporary):
-                raise _taken(target) from None
+                raise _busy(target) if replace else _taken(target) from None
             continue
         try:
             if _lock(descriptor) and _is_named(descriptor, temporary):
@@ -313,6 +306,12 @@ def _rename_exclusively(source: Path, target: Path) -> None:
         return
     with contextlib.suppress(OSError):  # published already; what cannot be removed now is swept later
         source.unlink()
+
+
+def _busy(target: Path) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{target.name} is being written by another process", path=str(target), hint="Try again when that is done."
+    )
 
 
 def _taken(target: Path) -> CheckpointExistsError:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 CHUNK_SIZE_BYTES = 8 * 2**20
 
+BLOCK_SIZE_BYTES = 2**20
+"""How much is read, hashed and written at a time: small enough for a processor's cache."""
+
 Buffer = bytes | bytearray | memoryview
 
 

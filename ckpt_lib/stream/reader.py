@@ -10,9 +10,7 @@ from typing import BinaryIO, Self
 
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.metadata import FileEntry
-from ckpt_lib.stream.digests import Damage, FileDigests, StreamDigest, altered_ranges
-
-BLOCK_SIZE_BYTES = 2**20
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Damage, FileDigests, StreamDigest, altered_ranges
 
 Progress = Callable[[int], object]
 """Called with the number of bytes done since the last call."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from ckpt_lib.errors import UnsupportedFormatError
-from ckpt_lib.stream.digests import Buffer, FileDigests, StreamDigest
-
-BLOCK_SIZE_BYTES = 2**20
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Buffer, FileDigests, StreamDigest
 
 
 class Sink(Protocol):
@@ -32,7 +30,7 @@ class HashingWriter:
         """Hash and pass on all of ``data``."""
         view = memoryview(data).cast("B")
         try:
-            # In blocks that stay in the processor's cache, so that memory is read once for both.
+            # Block by block, so that memory is read once for both.
             for start in range(0, len(view), BLOCK_SIZE_BYTES):
                 block = view[start : start + BLOCK_SIZE_BYTES]
                 self._digest.update(block)

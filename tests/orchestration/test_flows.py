@@ -242,6 +242,15 @@ def test_validate_store_offers_and_makes_repairs(config: CheckpointConfig, copy:
     assert validate_store(config, return_state=True).is_completed()
 
 
+def test_validate_store_sees_backups_whose_manifest_is_damaged(config: CheckpointConfig) -> None:
+    """They are listed nowhere, but they are found, fail the run, and are made anew with repair."""
+    first, *_ = saved(config)
+    Path(config.checkpoint_dir, "run", "backups", f"{first}.json").write_text("{}")
+    assert validate_store(config, return_state=True).is_failed()
+    assert validate_store(config, repair=True, return_state=True).is_completed()
+    assert validate_store(config, return_state=True).is_completed()
+
+
 def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
     """With both copies damaged nothing is repaired, and the report says so."""
     first, *_ = saved(config)
