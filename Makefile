@@ -39,7 +39,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints.tasks -p prefect_checkpoints.flows
-	$(BIN)/mypy deployments examples benchmarks tests
+	$(BIN)/mypy deployments docs examples benchmarks tests
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,6 @@ to go.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 
 from ckpt_lib.draft import Draft
@@ -58,7 +57,6 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
             manifest = Manifest(
                 checkpoint_id=checkpoint_id,
                 sequence=index.next_sequence(),
-                uid=uuid.uuid4().hex,
                 format=payload_format.name,
                 files=(_file_entry(checkpoint_id + payload_format.suffix, digests),),
                 **draft.__dict__,

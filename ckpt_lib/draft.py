@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ class Draft:
     parent_id: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
+    uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 
 

@@ -157,7 +157,8 @@ class CheckpointManager:
             }
         )
         manifest = commit.save(self._folder, self._index, draft, payload_format, payload)
-        self._known.remember(self._folder, manifest)
+        if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
+            self._known.remember(self._folder, manifest)
         self._parent_id = manifest.checkpoint_id
         self._last_save = time.monotonic()
         self._after_save(manifest)

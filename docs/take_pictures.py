@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, prefect_server(Path(folder) / "prefect") as environment:
-        checkpoints = {"checkpoint_dir": f"{folder}/checkpoints"}
+        checkpoints = {"checkpoint_dir": f"{folder}/served"}
         demo = [sys.executable, "-m", "examples.demo", "--picture", str(IMAGES / "demo.svg")]
         subprocess.run(demo, cwd=folder, env={**environment, "PYTHONPATH": str(PROJECT)}, check=True)
         serving = subprocess.Popen([sys.executable, "-m", "deployments.serve"], cwd=PROJECT, env=environment)
@@ -62,18 +62,26 @@ def _run_deployments(api: httpx.Client, checkpoints: dict[str, Any], export_dir:
     }
     runs = {}
     for name, own in parameters.items():
-        while name not in (found := {item["name"]: item for item in api.post("/deployments/filter", json={}).json()}):
+        while name not in (found := {item["name"]: item for item in _post(api, "/deployments/filter", {})}):
             time.sleep(1)
         body = {"parameters": {"checkpoints": checkpoints, **own}}
-        runs[name] = str(api.post(f"/deployments/{found[name]['id']}/create_flow_run", json=body).json()["id"])
+        runs[name] = str(_post(api, f"/deployments/{found[name]['id']}/create_flow_run", body)["id"])
         while (state := api.get(f"/flow_runs/{runs[name]}").json()["state_type"]) not in {"COMPLETED", "FAILED"}:
             time.sleep(1)
         assert state == "COMPLETED", name
     return runs
 
 
+def _post(api: httpx.Client, path: str, body: dict[str, Any]) -> Any:
+    # The server answers 503 while its SQLite database is busy.
+    while (response := api.post(path, json=body)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        time.sleep(1)
+    return response.raise_for_status().json()
+
+
 def _photograph(browser: Browser, address: str, api: httpx.Client, runs: dict[str, str]) -> None:
-    artifacts = {item["key"]: item["id"] for item in api.post("/artifacts/filter", json={}).json()}
+    chosen = {"artifacts": {"flow_run_id": {"any_": [runs["on-demand"]]}}}
+    artifacts = {item["key"]: item["id"] for item in _post(api, "/artifacts/filter", chosen)}
     pages = {
         "deployments": ("/deployments", 460),
         "lifecycle-run": (f"/runs/flow-run/{runs['on-demand']}", 760),
