@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from prefect import flow
-from prefect_checkpoints.tasks import save_checkpoint
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from prefect_checkpoints.tasks import save_checkpoint
 
 LIMIT_SECONDS = 0.1
 WARM_UP = 4

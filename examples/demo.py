@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 from rich.console import Console
 from rich.table import Column, Table
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, CleanupReport
+from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 
 EXPERIMENT = "digits"
 EPOCHS_PER_RUN = 8

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger, unmapped
-from prefect_checkpoints.flows._runner import thread_runner
-from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport, list_experiments, open_store
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 
 @flow(name="cleanup_store", flow_run_name="clean up {checkpoints.checkpoint_dir}", task_runner=thread_runner())

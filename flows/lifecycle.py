@@ -7,6 +7,11 @@ from typing import Any
 
 from prefect import flow, get_run_logger, unmapped
 from prefect.futures import PrefectFuture, wait
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
+from ckpt_lib.errors import CheckpointNotFoundError
+from ckpt_lib.experiments import check_experiment_exists
+from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows.validate import fail_on_damage, validate_mapped
 from prefect_checkpoints.tasks import (
@@ -22,11 +27,6 @@ from prefect_checkpoints.tasks import (
     summarize_checkpoints,
     validate_checkpoint,
 )
-
-from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
-from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiments import check_experiment_exists
-from ckpt_lib.policies.retention import RetentionPolicy
 
 MAX_COMPARED = 4
 

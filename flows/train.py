@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from prefect import flow, get_run_logger
+from pydantic import BaseModel, ConfigDict, Field
+
+from ckpt_lib import CheckpointConfig
 from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
 from prefect_checkpoints.tasks import (
     report_checkpoints,
@@ -16,9 +19,6 @@ from prefect_checkpoints.tasks import (
 )
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key
-from pydantic import BaseModel, ConfigDict, Field
-
-from ckpt_lib import CheckpointConfig
 
 
 class TrainingParameters(BaseModel):

@@ -8,6 +8,9 @@ from typing import Any
 
 from prefect import Task, flow, get_run_logger, unmapped
 from prefect.futures import as_completed
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.tasks import (
     backup_checkpoint,
@@ -18,9 +21,6 @@ from prefect_checkpoints.tasks import (
 )
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key
-
-from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 
 REPAIRED = "repaired from the other copy"
 REPAIRABLE = "the other copy is intact: run again with repair"
@@ -71,8 +71,10 @@ def validate_store(
     backup_advice = _mend(backups, stored, back_up_anew if repair else None)
     report_validation("store", stored, advice)
     report_validation("backups", backups, backup_advice)
-    fail_on_damage([report for report in stored if advice.get(_copy(report)) != REPAIRED])
-    fail_on_damage([report for report in backups if backup_advice.get(_copy(report)) != REPAIRED])
+    fail_on_damage(
+        [report for report in stored if advice.get(_copy(report)) != REPAIRED]
+        + [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED]
+    )
     return stored + backups
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
-
 from ckpt_lib import CheckpointConfig, CheckpointMetadata
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 
 @checkpoint_task("back up {experiment_name} {checkpoint_id}")

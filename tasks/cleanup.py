@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
-
 from ckpt_lib import CheckpointConfig, CleanupReport
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 
 @checkpoint_task("clean up {experiment_name}")

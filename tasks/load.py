@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
-
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
 from ckpt_lib.state import Stateful
+from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 
 
 @checkpoint_task("load {experiment_name} {checkpoint_id}", tags=NO_TAGS)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 from ckpt_lib import CheckpointConfig, CleanupReport, ValidationReport
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
 

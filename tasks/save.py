@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, idempotency_key, manager_for
-
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.state import Stateful
+from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, idempotency_key, manager_for
 
 
 @checkpoint_task("save {experiment_name} epoch {epoch} step {step}", tags=NO_TAGS)

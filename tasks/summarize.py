@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
-
 from ckpt_lib import CheckpointConfig
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 
 @checkpoint_task("summarize {experiment_name}")

@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 from ckpt_lib import CheckpointConfig, CheckpointError, ValidationReport
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 REMEMBERED_FOR = timedelta(days=1)
 

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import prefect_checkpoints.flows
-import prefect_checkpoints.tasks
 import pytest
 import typer
 import yaml
@@ -30,6 +28,8 @@ import ckpt_lib
 import ckpt_lib.errors
 import ckpt_lib.policies.retention
 import ckpt_lib.policies.saving
+import prefect_checkpoints.flows
+import prefect_checkpoints.tasks
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.cli.app import app
 from ckpt_lib.errors import CheckpointError

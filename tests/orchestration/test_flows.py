@@ -13,9 +13,6 @@ import torch
 from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
-from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
-from prefect_checkpoints.flows.validate import LOST, REPAIRABLE, REPAIRED
-from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -27,6 +24,9 @@ from ckpt_lib.errors import (
     StorePermissionError,
 )
 from ckpt_lib.policies.retention import KeepNewest
+from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
+from prefect_checkpoints.flows.validate import LOST, REPAIRABLE, REPAIRED
+from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 SMALL = {"batch_size": 256, "channels": 4}

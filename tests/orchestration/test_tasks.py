@@ -15,12 +15,12 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import get_run_context
 from prefect.exceptions import ObjectNotFound
-from prefect_checkpoints import tasks
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreUnavailableError
 from ckpt_lib.store.local import LocalStore
+from prefect_checkpoints import tasks
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 EXPERIMENT = "run"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from prefect_checkpoints.flows import TrainingParameters, train
-
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from prefect_checkpoints.flows import TrainingParameters, train
 
 
 def main(checkpoint_dir: str, epochs: int) -> None:
