@@ -399,3 +399,18 @@ def test_an_interrupt_is_kept_as_well() -> None:
     with pytest.raises(KeyboardInterrupt):
         stream.write(b"abc")
     assert isinstance(stream.error, KeyboardInterrupt)
+
+
+def test_what_is_mapped_is_what_is_verified(tmp_path: Path) -> None:
+    """A file that reads right while its mapping holds other bytes is refused: the mapping is what is handed out."""
+    path = tmp_path / "file.pt"
+    path.write_bytes(b"0123x56789")
+
+    class RightWhenRead(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int:
+            count = super().readinto(buffer)
+            memoryview(buffer)[:count] = b"0123456789"[:count]
+            return count or 0
+
+    with pytest.raises(CorruptCheckpointError):
+        VerifiedFile(RightWhenRead(path), entry_of(b"0123456789"))

@@ -77,10 +77,9 @@ class VerifiedFile:
             raise
 
     def _verify(self, entry: FileEntry) -> None:
-        # A mapping has no errors: where the disk cannot give a page back, touching it kills the process. Reading the
-        # file first raises instead, and leaves the same pages for the mapping.
-        mapped = isinstance(self._map, mmap.mmap)
-        damages = find_damages(self._source if mapped else _MappedReader(self._map), entry)
+        mapped = _MappedReader(self._map)
+        is_mapping = isinstance(self._map, mmap.mmap)
+        damages = find_damages(_ReadFirst(self._source, mapped) if is_mapping else mapped, entry)
         if damages:
             raise CorruptCheckpointError(
                 damages[0].message,
@@ -144,3 +143,19 @@ class _MappedReader(io.RawIOBase, BinaryIO):
             piece.release()
         self._position += count
         return count
+
+
+class _ReadFirst(io.RawIOBase, BinaryIO):
+    """A mapping whose every block is first read from its file, and then given out as the mapping holds it.
+
+    A mapping has no errors: where the disk cannot give a page back, or the file ends early, touching it kills the
+    process. Reading raises, or says how much there is, and leaves the page for the mapping.
+    """
+
+    def __init__(self, source: BinaryIO, mapped: _MappedReader) -> None:
+        self._source = source
+        self._mapped = mapped
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        count = self._source.readinto(buffer)  # type: ignore[attr-defined]  # every binary file has it
+        return self._mapped.readinto(memoryview(buffer)[:count])
