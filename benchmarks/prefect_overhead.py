@@ -69,17 +69,18 @@ class InsideTime:
 
 
 @flow
-def measure(folder: str, size_bytes: int, repetitions: int) -> dict[str, list[float]]:
+def measure(folder: str, size_bytes: int, repetitions: int, tags: list[str]) -> dict[str, list[float]]:
     """Interleave direct saves and saves through the task; returns seconds by name."""
     config = CheckpointConfig(checkpoint_dir=folder, max_checkpoints=1, backup_checkpoints=False)
     manager = CheckpointManager(config, "direct")
     model = State(size_bytes)
     inside = InsideTime()
+    task = save_checkpoint.with_options(tags=tags)
     seconds: dict[str, list[float]] = {"direct": [], "task": [], "call": []}
     for number in range(1, WARM_UP + repetitions + 1):
         saves = {
             "direct": partial(manager.save_checkpoint, model=model, epoch=number),
-            "task": partial(save_checkpoint, config, "task", model=model, epoch=number),
+            "task": partial(task, config, "task", model=model, epoch=number),
         }
         # In turn, each first every other time: the second of two has the disk's leftovers of the first to bear.
         for name in sorted(saves, reverse=number % 2 == 0):
@@ -94,10 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mb", type=int, default=1000)
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--tags", nargs="*", default=[], help="tags for the task, which by itself has none")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the checkpoints go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        seconds = measure(folder, arguments.size_mb * 10**6, arguments.repetitions)
+        seconds = measure(folder, arguments.size_mb * 10**6, arguments.repetitions, arguments.tags)
     direct, through = (statistics.median(seconds[name]) for name in ("direct", "task"))
     print(f"state of {arguments.size_mb} MB, medians of {arguments.repetitions} interleaved saves")
     print(f"  manager called directly   {direct:8.3f} s  ({_spread(seconds['direct'])})")
