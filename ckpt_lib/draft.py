@@ -12,8 +12,11 @@ from typing import Any
 
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.metadata import Metric, check_metrics, check_run_config
+from ckpt_lib.metadata import Metric, check_count, check_metrics, check_run_config
 from ckpt_lib.names import check_description, check_tags
+
+MAX_COUNT = 10**18
+"""Epochs and steps stay below: an id has room for 18 digits."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def check_draft(
     if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
         raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
     return Draft(
-        epoch=_count("epoch", epoch),
-        step=_count("step", step),
+        epoch=check_count("epoch", epoch, below=MAX_COUNT),
+        step=check_count("step", step, below=MAX_COUNT),
         model_name=model_name,
         experiment_name=experiment_name,
         metrics=check_metrics(metrics),
@@ -71,12 +74,6 @@ def check_draft(
         libraries=_libraries() if with_environment else {},
         idempotency_key=idempotency_key,
     )
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**18:
-        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
-    return value
 
 
 def _libraries() -> dict[str, str]:

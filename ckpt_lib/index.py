@@ -70,8 +70,9 @@ class Index:
 
         It is larger than that of any checkpoint that may come back: damaged ones, and deleted ones with a backup.
         """
-        found = [*self.manifests(), *self.backed_up()]
-        return max((manifest.sequence for manifest in found), default=0) + len(self.unreadable()) + 1
+        found = self._refresh()
+        sequences = [item.sequence for item in (*found, *self.backed_up()) if isinstance(item, Manifest)]
+        return max(sequences, default=0) + sum(isinstance(item, CheckpointError) for item in found) + 1
 
     def next_suffix(self, epoch: int, step: int, timestamp: datetime) -> int:
         """The suffix that tells a new id from all of the same epoch, step and second; 0, for none, if there are none.

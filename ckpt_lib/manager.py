@@ -558,18 +558,20 @@ class CheckpointManager:
         return report
 
     def _clean(self, policy: RetentionPolicy | None, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
+        monitor = self._catalogue.monitor()
         in_use = {} if self._parent_id is None else {self._parent_id: "in use: loaded or saved last by this process"}
         return clean(
             self._folder,
             self._index,
-            policy or self.retention_policy or self._at_most(self.config.max_checkpoints),
-            monitor=self._catalogue.monitor(),
+            policy or self.retention_policy or _at_most(self.config.max_checkpoints, monitor),
+            monitor=monitor,
             protected=in_use,
             known=known,
             dry_run=dry_run,
         )
 
     def _clean_backups(self, *, known: KnownVersions | None, just_made: str | None = None) -> CleanupReport:
+        monitor = self._catalogue.monitor()
         damaged = [str(error.checkpoint_id) for error in self._index.unreadable()]
         damaged += [item.checkpoint_id for item in self._index.manifests() if not self._folder.is_complete(item)]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
@@ -578,15 +580,15 @@ class CheckpointManager:
         return clean(
             self._backups,
             self._backup_index,
-            self._at_most(self.config.max_backups),
-            monitor=self._catalogue.monitor(),
+            _at_most(self.config.max_backups, monitor),
+            monitor=monitor,
             protected=protected,
             known=known,
         )
 
-    def _at_most(self, count: int) -> KeepAtMost:
-        monitor = self._catalogue.monitor()
-        return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
+
+def _at_most(count: int, monitor: Monitor) -> KeepAtMost:
+    return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
 
 
 @contextmanager

@@ -51,6 +51,13 @@ StoredMetric = Annotated[
 ]
 
 
+def check_count(name: str, value: Any, *, below: int | None = None) -> int:
+    """Return ``value`` if it is a whole number from 0 and under the limit, else raise :class:`ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (below is not None and value >= below):
+        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
+    return value
+
+
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
     """Turn metrics into plain numbers, text or ``None``; 0-d tensors and NumPy scalars become Python numbers.
 

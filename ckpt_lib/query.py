@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.index import Index
-from ckpt_lib.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_count
 from ckpt_lib.names import check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import is_rankable, ranked
 
@@ -57,8 +57,10 @@ class Catalogue:
 
     def describe(self, manifest: Manifest) -> CheckpointMetadata:
         """One checkpoint."""
+        manifests = self._index.manifests()
         return manifest.describe(
-            is_best=manifest.checkpoint_id == self.best_id(), is_latest=manifest.checkpoint_id == self.latest_id()
+            is_best=manifest.checkpoint_id == self._best_id(manifests),
+            is_latest=manifest.checkpoint_id == _latest_id(manifests),
         )
 
     def resolve(self, name: str) -> Manifest:
@@ -121,7 +123,9 @@ def select(
 
     ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
     """
-    _check_bounds(min_epoch=min_epoch, max_epoch=max_epoch, limit=limit)
+    for name, value in (("min_epoch", min_epoch), ("max_epoch", max_epoch), ("limit", limit)):
+        if value is not None:
+            check_count(name, value)
     if not isinstance(search, str):
         raise ConfigError("search is a text", got=type(search).__name__)
     wanted = set(check_tags(tags))
@@ -141,12 +145,6 @@ def select(
 def _searched(checkpoint: CheckpointMetadata) -> str:
     text = "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
     return unicodedata.normalize("NFC", text).casefold()
-
-
-def _check_bounds(**bounds: int | None) -> None:
-    for name, value in bounds.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
 
 
 def _sorted(

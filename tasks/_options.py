@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 from prefect.runtime import flow_run, task_run
 from prefect.tasks import exponential_backoff
 
@@ -22,6 +25,8 @@ is limited, and a server whose disk is busy with the very checkpoint takes secon
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+REMEMBERED_FOR = timedelta(days=1)
 
 RETRIES = 3
 """With waits of about 1, 2 and 4 seconds, each off by up to half at random: so long a store may be away."""
@@ -59,6 +64,25 @@ def checkpoint_task(run_name: str, **options: Any) -> Callable[[Callable[P, R]],
         return task(function, **{**common, **options})
 
     return decorate
+
+
+def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> dict[str, Any]:
+    """Options of a task whose outcome is remembered for a day, by what ``content`` makes of the call's parameters.
+
+    ``content`` returns ``None`` for what must not be remembered. Keys are shared by all tasks of a server, so ``kind``
+    tells them apart.
+    """
+
+    def key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+        text = content(parameters)
+        return None if text is None else f"ckpt-{kind}-v1-{hashlib.sha256(text.encode()).hexdigest()}"
+
+    return {
+        "cache_policy": CacheKeyFnPolicy(cache_key_fn=key),
+        "cache_expiration": REMEMBERED_FOR,
+        "persist_result": True,
+        "result_serializer": "json",
+    }
 
 
 def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
-from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.context import TaskRunContext
-
 from ckpt_lib import CheckpointConfig, CheckpointError
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
-
-REMEMBERED_FOR = timedelta(days=1)
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, remembered
 
 
-def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+def _content(parameters: dict[str, Any]) -> str | None:
     """A key of everything the comparison shows, so that edited tags or a restored file are compared anew."""
     manager = manager_for(parameters["config"], parameters["experiment_name"])
     content = [repr(parameters["metrics"]), repr(parameters["tensors"])]
@@ -26,15 +19,12 @@ def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | 
             content += [checkpoint.model_dump_json(), str(manager.payload_version(checkpoint.checkpoint_id))]
     except CheckpointError:
         return None
-    return f"ckpt-compare-v1-{hashlib.sha256('/'.join(content).encode()).hexdigest()}"
+    return "/".join(content)
 
 
 @checkpoint_task(
     "compare checkpoints of {experiment_name}",
-    cache_policy=CacheKeyFnPolicy(cache_key_fn=_content_key),
-    cache_expiration=REMEMBERED_FOR,
-    persist_result=True,
-    result_serializer="json",
+    **remembered("compare", _content),
 )
 def compare_checkpoints(
     config: CheckpointConfig,

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from datetime import timedelta
 from typing import Any
 
-from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.context import TaskRunContext
-
 from ckpt_lib import CheckpointConfig, CheckpointError, ValidationReport
-from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
-
-REMEMBERED_FOR = timedelta(days=1)
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, remembered
 
 
-def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+def _content(parameters: dict[str, Any]) -> str | None:
     """A key of digest *and* file version: by the digest alone, a file that has rotted would still count as checked.
 
     ``None``, which means no cache, for anything that cannot be looked at.
@@ -28,16 +21,12 @@ def _content_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str | 
         return None
     if version is None:
         return None
-    content = f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}/{checkpoint.checksum}/{version}"
-    return f"ckpt-validate-v1-{hashlib.sha256(content.encode()).hexdigest()}"
+    return f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}/{checkpoint.checksum}/{version}"
 
 
 @checkpoint_task(
     "validate {experiment_name} {checkpoint_id}",
-    cache_policy=CacheKeyFnPolicy(cache_key_fn=_content_key),
-    cache_expiration=REMEMBERED_FOR,
-    persist_result=True,
-    result_serializer="json",
+    **remembered("validate", _content),
 )
 def validate_checkpoint(
     config: CheckpointConfig, experiment_name: str, checkpoint_id: str = "latest"
