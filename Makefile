@@ -15,7 +15,7 @@ endif
 MODULES := $(shell find ckpt_lib tasks flows -name '*.py' | LC_ALL=C sort)
 STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 
-.PHONY: install demo test check serve format clean
+.PHONY: install demo test check serve bench format clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ serve: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP)
+	@$(INSTALL) --config-settings editable_mode=strict --editable '.[bench]'
+	@$(BIN)/python -m benchmarks
 
 check: $(STAMP)
 	$(BIN)/ruff check .

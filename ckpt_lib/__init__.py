@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata
     from ckpt_lib.policies.retention import RetentionPlan
+    from ckpt_lib.repair import RepairReport
     from ckpt_lib.retirement import CleanupReport
+    from ckpt_lib.scrub import ScrubReport
     from ckpt_lib.store import open_store
 
 _HOMES = {
@@ -28,7 +30,9 @@ _HOMES = {
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.metadata",
     "CleanupReport": "ckpt_lib.retirement",
+    "RepairReport": "ckpt_lib.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
+    "ScrubReport": "ckpt_lib.scrub",
     "ValidationReport": "ckpt_lib.integrity",
     "list_experiments": "ckpt_lib.experiments",
     "open_store": "ckpt_lib.store",
@@ -40,7 +44,9 @@ __all__ = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "RepairReport",
     "RetentionPlan",
+    "ScrubReport",
     "ValidationReport",
     "list_experiments",
     "open_store",

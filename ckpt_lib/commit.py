@@ -13,7 +13,7 @@ to go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
@@ -24,13 +24,14 @@ from ckpt_lib.errors import (
     IntegrityError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import CheckpointFolder, interrupted_deletions
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
+from ckpt_lib.stream.digests import Buffer
 
 
 def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
@@ -46,9 +47,9 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
     first = CheckpointId(draft.epoch, draft.step, draft.timestamp, suffix)
     checkpoint_id, pending = _claim(folder, index, first, payload_format.suffix)
     try:
-        stream = HashingWriter(pending)
-        payload_format.write(payload, stream)
-        digests = stream.finish()
+        with HashingWriter(pending) as stream:
+            payload_format.write(payload, stream)
+            digests = stream.finish()
         pending.sync()
         with folder.lock():
             # Another process may have saved the same thing while this one was writing.
@@ -139,6 +140,25 @@ def edit(folder: CheckpointFolder, checkpoint_id: str, change: Callable[[Manifes
     return changed
 
 
+def mend(
+    folder: CheckpointFolder, manifest: Manifest, pieces: Iterable[tuple[int, Buffer]], *, version: str
+) -> str | None:
+    """Overwrite damaged bytes of a payload where they lie; return the file's new version.
+
+    ``None``, and nothing is written, when the file is not the ``version`` in which the damage was found. Payloads are
+    otherwise never written to: ``pieces`` must be what the manifest's digests say, and lie where the file is damaged.
+    Then a crash leaves sound bytes as they were, and damaged ones damaged or sound, and the next repair goes on.
+    """
+    with folder.lock():
+        found = folder.payload_entry(manifest)
+        is_same = folder.read_manifest(manifest.checkpoint_id).uid == manifest.uid
+        if found is None or found.version != version or not is_same:
+            return None
+        folder.store.patch(folder.payload_path(manifest), pieces, size_bytes=manifest.payload.size_bytes)
+        mended = folder.payload_entry(manifest)
+    return None if mended is None else mended.version
+
+
 def delete(
     folder: CheckpointFolder, checkpoint_id: str, *, unless: Callable[[Manifest], CheckpointError | None]
 ) -> Manifest | None:
@@ -166,7 +186,7 @@ def sweep(folder: CheckpointFolder) -> list[str]:
     """Clear what dead processes left: unfinished files and deletions. Returns the names that went."""
     with folder.lock():
         swept = folder.store.sweep(folder.path)
-        for checkpoint_id in folder.interrupted_deletions():
+        for checkpoint_id in interrupted_deletions(folder.store.entries(folder.path)):
             tombstone = folder.tombstone_path(checkpoint_id)
             if folder.store.stat(folder.manifest_path(checkpoint_id)):
                 folder.store.delete(tombstone)  # killed after a commit, or before a deletion took effect
@@ -188,9 +208,12 @@ def _read_tombstone(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | 
 
 
 def write_snapshot(folder: CheckpointFolder, name: str, content: Callable[[], bytes]) -> None:
-    """Replace a derived file of the folder atomically; what it is derived from does not change meanwhile."""
+    """Replace a derived file of the folder atomically; what it is derived from does not change meanwhile.
+
+    Power loss may damage it; the next change renews it.
+    """
     with folder.lock():
-        _put(folder, folder.path_of(name), content())
+        _put(folder, folder.path_of(name), content(), durable=False)
 
 
 def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
@@ -257,14 +280,14 @@ def _file_entry(name: str, digests: FileDigests) -> FileEntry:
 
 def _transfer(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
     """Stream a payload into ``target`` and refuse it at the end if a byte was not as it was saved."""
-    stream = HashingWriter(target)
     try:
         with source.store.open_read(source.payload_path(manifest)) as file:
-            while block := file.read(BLOCK_SIZE_BYTES):
-                stream.write(block)
-                if progress:
-                    progress(len(block))
-            digests = stream.finish()
+            with HashingWriter(target) as stream:
+                while block := file.read(BLOCK_SIZE_BYTES):
+                    stream.write(block)
+                    if progress:
+                        progress(len(block))
+                digests = stream.finish()
             if (digests.size_bytes, digests.sha256) == (manifest.payload.size_bytes, manifest.payload.sha256):
                 return
             file.seek(0)

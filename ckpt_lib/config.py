@@ -52,7 +52,12 @@ class CheckpointConfig(BaseModel):
     compression: bool = Field(default=False, description="Compress payloads. Not available yet: True is refused.")
     backup_checkpoints: bool = Field(default=True, description="Copy each saved checkpoint to the backup location.")
     validate_checkpoints: bool = Field(
-        default=True, description="Verify the SHA-256 of a payload before anything is loaded from it."
+        default=True, description="Verify the bytes of a payload before anything is loaded from them."
+    )
+    cache_size_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="How much memory may keep whole verified payloads for loading them again; 0 keeps none.",
     )
     backup_dir: str | None = Field(
         default=None,
@@ -63,6 +68,17 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    max_pending_saves: int = Field(
+        default=1,
+        ge=1,
+        description="How many background saves may be under way; each takes memory for a copy of the state. "
+        "One more waits.",
+    )
+    overlap_copy: bool = Field(
+        default=True,
+        description="Let a background save copy parameters and optimizer state while the next forward and backward "
+        "pass run; the optimizer's step waits for what is left. Turn it off if anything else changes parameters.",
+    )
 
     if not TYPE_CHECKING:  # type checkers know the options from the fields
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -50,7 +51,6 @@ def check_draft(
     tags: Collection[str],
     description: str,
     monitor: Monitor,
-    parent_id: str | None,
     idempotency_key: str | None,
     with_environment: bool,
 ) -> Draft:
@@ -70,12 +70,12 @@ def check_draft(
         tags=check_tags(tags),
         description=check_description(description),
         monitor=monitor,
-        parent_id=parent_id,
-        libraries=_libraries() if with_environment else {},
+        libraries=dict(_libraries()) if with_environment else {},
         idempotency_key=idempotency_key,
     )
 
 
+@cache
 def _libraries() -> dict[str, str]:
     return {
         "prefect-checkpoints": version("prefect-checkpoints"),

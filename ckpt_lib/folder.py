@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -57,11 +57,7 @@ class CheckpointFolder:
 
     def manifest_entries(self) -> dict[str, Entry]:
         """Id to entry of every manifest here, by name alone: nothing is read."""
-        return dict(_ids(self.store.entries(self.path), MANIFEST_SUFFIX))
-
-    def interrupted_deletions(self) -> list[str]:
-        """Ids whose deletion began and did not end."""
-        return [found for found, _ in _ids(self.store.entries(self.path), _TOMBSTONE_SUFFIX, prefix=".")]
+        return manifest_entries(self.store.entries(self.path))
 
     def read_manifest(self, checkpoint_id: str) -> Manifest:
         """Read one manifest. Raises what :meth:`Manifest.from_bytes` does, and when there is none."""
@@ -95,6 +91,16 @@ class CheckpointFolder:
         return entry is not None and entry.size_bytes == manifest.payload.size_bytes
 
 
+def manifest_entries(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Id to entry of every manifest in a listing."""
+    return dict(_ids(entries, MANIFEST_SUFFIX))
+
+
+def interrupted_deletions(entries: Iterable[Entry]) -> list[str]:
+    """The ids in a listing whose deletion began and did not end."""
+    return [found for found, _ in _ids(entries, _TOMBSTONE_SUFFIX, prefix=".")]
+
+
 def _read_bounded(file: BinaryIO, limit_bytes: int) -> bytes:
     """All of a file, or its first ``limit_bytes``: a planted giant must not fill the memory."""
     pieces = []
@@ -104,7 +110,7 @@ def _read_bounded(file: BinaryIO, limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def _ids(entries: list[Entry], suffix: str, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+def _ids(entries: Iterable[Entry], suffix: str, prefix: str = "") -> Iterator[tuple[str, Entry]]:
     for entry in entries:
         name = entry.name
         if entry.is_folder or not name.startswith(prefix) or not name.endswith(suffix):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from ckpt_lib.errors import (
@@ -14,9 +16,24 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import CheckpointFolder, manifest_entries
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 from ckpt_lib.names import CheckpointId
+from ckpt_lib.store import Entry
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder's manifests at one moment, oldest first, and what was beside them, all from one listing."""
+
+    manifests: tuple[Manifest, ...]
+    unreadable: tuple[CheckpointError, ...]
+    entries: Mapping[str, Entry]
+
+    def is_complete(self, manifest: Manifest) -> bool:
+        """As :meth:`CheckpointFolder.is_complete`, without asking the store again."""
+        entry = self.entries.get(manifest.payload.name)
+        return entry is not None and not entry.is_folder and entry.size_bytes == manifest.payload.size_bytes
 
 
 class Index:
@@ -28,18 +45,23 @@ class Index:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
 
-    def _refresh(self) -> list[Manifest | CheckpointError]:
+    def view(self) -> View:
+        """What is there now."""
         with self._lock:
-            entries = self._folder.manifest_entries()
+            entries = self._folder.store.entries(self._folder.path)
             found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
-            for checkpoint_id, entry in entries.items():
+            for checkpoint_id, entry in manifest_entries(entries).items():
                 known = self._found.get(checkpoint_id)
                 if known and known[0] == entry.version and not isinstance(known[1], StoreError):
                     found[checkpoint_id] = known
                 elif (read := self._read(checkpoint_id)) is not None:
                     found[checkpoint_id] = (entry.version, read)
             self._found = found
-            return [item for _, item in found.values()]
+        items = [item for _, item in found.values()]
+        manifests = [item for item in items if isinstance(item, Manifest)]
+        manifests.sort(key=lambda manifest: (manifest.sequence, manifest.checkpoint_id))
+        unreadable = [item for item in items if isinstance(item, CheckpointError)]
+        return View(tuple(manifests), tuple(unreadable), {entry.name: entry for entry in entries})
 
     def _read(self, checkpoint_id: str) -> Manifest | CheckpointError | None:
         try:
@@ -54,12 +76,11 @@ class Index:
 
     def manifests(self) -> list[Manifest]:
         """Every readable manifest, by sequence."""
-        found = (item for item in self._refresh() if isinstance(item, Manifest))
-        return sorted(found, key=lambda manifest: (manifest.sequence, manifest.checkpoint_id))
+        return list(self.view().manifests)
 
     def unreadable(self) -> list[CheckpointError]:
         """Why each manifest that cannot be read cannot; ``checkpoint_id`` tells whose it is."""
-        return [item for item in self._refresh() if isinstance(item, CheckpointError)]
+        return list(self.view().unreadable)
 
     def get(self, checkpoint_id: str) -> Manifest:
         """One manifest, read again from the store. Raises what :meth:`CheckpointFolder.read_manifest` does."""
@@ -70,9 +91,9 @@ class Index:
 
         It is larger than that of any checkpoint that may come back: damaged ones, and deleted ones with a backup.
         """
-        found = self._refresh()
-        sequences = [item.sequence for item in (*found, *self.backed_up()) if isinstance(item, Manifest)]
-        return max(sequences, default=0) + sum(isinstance(item, CheckpointError) for item in found) + 1
+        found = self.view()
+        sequences = [manifest.sequence for manifest in (*found.manifests, *self.backed_up())]
+        return max(sequences, default=0) + len(found.unreadable) + 1
 
     def next_suffix(self, epoch: int, step: int, timestamp: datetime) -> int:
         """The suffix that tells a new id from all of the same epoch, step and second; 0, for none, if there are none.
@@ -106,11 +127,11 @@ class Index:
                 return manifest
         return None
 
-    def snapshot(self, experiment_name: str) -> bytes:
-        """The content of ``checkpoint_metadata.json``: all manifests in one file, for people."""
-        described = [
-            manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest"})
-            for manifest in self.manifests()
-        ]
-        content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
-        return json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
+
+def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:
+    """The content of ``checkpoint_metadata.json``: all manifests in one file, for people."""
+    described = [
+        manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest"}) for manifest in manifests
+    ]
+    content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
+    return json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"

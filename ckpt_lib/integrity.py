@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.errors import CheckpointError, StoreError
 from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.formats import DEFAULT_FORMAT
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.stream import Damage, Progress, find_damages, missing_file
+from ckpt_lib.stream import Damage, Progress, VerifiedFile, find_damaged_chunks, find_damages, missing_file
+
+TensorRanges = dict[str, list[tuple[int, int]]]
+
+_NAMED_IN_MESSAGES = 3
+_UNKNOWN_TENSORS = "which tensors lie there cannot be told, for the structure of the file is damaged"
 
 
 class ValidationReport(BaseModel):
@@ -37,15 +45,28 @@ class ValidationReport(BaseModel):
 
 
 def validate(
-    folder: CheckpointFolder, manifest: Manifest, experiment_name: str, progress: Progress | None = None
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    experiment_name: str,
+    progress: Progress | None = None,
+    *,
+    deep: bool = True,
 ) -> ValidationReport:
-    """Read a checkpoint's payload to its end and compare size, SHA-256 and every chunk digest.
+    """Read a checkpoint's payload to its end and compare size and SHA-256, or with ``deep=False`` its chunk digests.
 
     Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
     """
+    find = find_damages if deep else find_damaged_chunks
+    return examine(folder, manifest, experiment_name, lambda file: find(file, manifest.payload, progress))
+
+
+def examine(
+    folder: CheckpointFolder, manifest: Manifest, experiment_name: str, find: Callable[[BinaryIO], list[Damage]]
+) -> ValidationReport:
+    """Report what ``find`` makes of a checkpoint's open payload, and whatever keeps it from being opened or read."""
     try:
         with folder.store.open_read(folder.payload_path(manifest)) as file:
-            damages = find_damages(file, manifest.payload, progress)
+            damages = find(file)
     except FileNotFoundError:
         damages = [missing_file(manifest.payload.name)]
     except StoreError as error:
@@ -60,6 +81,51 @@ def validate(
         sha256=manifest.payload.sha256,
         damages=tuple(damages),
     )
+
+
+def with_tensors(report: ValidationReport, manifest: Manifest, *folders: CheckpointFolder) -> ValidationReport:
+    """The report with the names of the tensors that its damages hit.
+
+    Where they lie is read from the payload in the first of ``folders`` that can still tell: a damage to the payload's
+    own structure may have destroyed that. Then each message says so.
+    """
+    located = [damage for damage in report.damages if damage.stop > damage.start and damage.kind != "extended"]
+    if not located:
+        return report
+    ranges = next((found for folder in folders if (found := _tensor_ranges(folder, manifest)) is not None), None)
+    named = {damage: _named(damage, ranges) for damage in located}
+    return report.model_copy(update={"damages": tuple(named.get(damage, damage) for damage in report.damages)})
+
+
+def _tensor_ranges(folder: CheckpointFolder, manifest: Manifest) -> TensorRanges | None:
+    """Name to byte ranges of every tensor, or ``None`` when the payload's structure cannot be read."""
+    if manifest.format != DEFAULT_FORMAT:
+        return None
+    from ckpt_lib.formats.torch_reading import tensor_ranges  # loads torch, which only damage is worth
+
+    try:
+        if folder.read_manifest(manifest.checkpoint_id).uid != manifest.uid:
+            return None
+        source = folder.store.open_read(folder.payload_path(manifest))
+        with VerifiedFile(source, manifest.payload) as file:
+            return tensor_ranges(file)
+    except (CheckpointError, FileNotFoundError):
+        return None
+
+
+def _named(damage: Damage, ranges: TensorRanges | None) -> Damage:
+    if ranges is None:
+        return damage.model_copy(update={"message": f"{damage.message}; {_UNKNOWN_TENSORS}"})
+    hit = tuple(
+        name
+        for name, spans in ranges.items()
+        if any(start < damage.stop and damage.start < stop for start, stop in spans)
+    )
+    if not hit:
+        return damage
+    more = f" and {len(hit) - _NAMED_IN_MESSAGES} more" if len(hit) > _NAMED_IN_MESSAGES else ""
+    message = f"{damage.message}; it hits {', '.join(hit[:_NAMED_IN_MESSAGES])}{more}"
+    return damage.model_copy(update={"message": message, "tensors": hit})
 
 
 def is_unreadable(error: CheckpointError) -> bool:

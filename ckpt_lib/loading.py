@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, BinaryIO
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -21,38 +21,72 @@ from ckpt_lib.integrity import is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
 from ckpt_lib.stream import VerifiedFile, missing_file
+from ckpt_lib.stream.cache import CacheKey, PayloadCache
 
 logger = logging.getLogger("ckpt_lib")
 
 
 def read_payload(
-    folder: CheckpointFolder, manifest: Manifest, *, verify: bool, map_location: Any = "cpu", trust_pickle: bool = False
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    *,
+    verify: bool,
+    map_location: Any = "cpu",
+    trust_pickle: bool = False,
+    keys: Collection[str] | None = None,
+    cache: PayloadCache | None = None,
 ) -> Payload:
-    """Read a payload; with ``verify``, nothing of it is looked at before all of its bytes agree with the manifest.
+    """Read a payload, or what ``keys`` name of it; with ``verify``, no byte is looked at before it was verified.
 
-    Raises :class:`CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`, or
-    :class:`CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
+    Its tensors are views of the payload's memory, which stays with them; writing to them changes no file. With a
+    ``cache``, a whole payload that was verified is kept in it, and taken from it.
+
+    Raises :class:`CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
+    :class:`~ckpt_lib.errors.ConfigError` for a key that stands for nothing, or :class:`CheckpointNotFoundError` when
+    the checkpoint was deleted meanwhile.
     """
     try:
-        source = folder.store.open_read(folder.payload_path(manifest))
-    except FileNotFoundError as error:
-        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
-        damage = missing_file(manifest.payload.name)
-        raise CorruptCheckpointError(
-            damage.message,
-            damages=[damage],
-            checkpoint_id=manifest.checkpoint_id,
-            path=folder.payload_location(manifest),
-            hint="`ckpt restore` brings back a backup.",
-        ) from error
-    try:
-        with VerifiedFile(source, manifest.payload, verify=verify) as file:
+        with _open_payload(folder, manifest, verify=verify, keys=keys, cache=cache) as file:
             stored = format_named(manifest.format)
-            return stored.read(file.stream, map_location=map_location, trust_pickle=trust_pickle)
+            return stored.read(file, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
     except CheckpointError as error:
         error.checkpoint_id = manifest.checkpoint_id
         error.path = folder.payload_location(manifest)
         raise
+
+
+def _open_payload(
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    *,
+    verify: bool,
+    keys: Collection[str] | None,
+    cache: PayloadCache | None,
+) -> VerifiedFile:
+    entry = manifest.payload
+    key = _cache_key(folder, manifest) if cache and verify else None
+    if cache and key and (kept := cache.open(key)):
+        return VerifiedFile(kept, None)
+    source = _open_source(folder, manifest)
+    if cache and key and keys is None and (admitted := cache.admit(key, source, entry)):
+        return VerifiedFile(admitted, None)
+    return VerifiedFile(source, entry if verify else None)
+
+
+def _cache_key(folder: CheckpointFolder, manifest: Manifest) -> CacheKey | None:
+    found = folder.payload_entry(manifest)
+    return (folder.payload_location(manifest), found.version, manifest.payload.sha256) if found else None
+
+
+def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
+    try:
+        return folder.store.open_read(folder.payload_path(manifest))
+    except FileNotFoundError as error:
+        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        damage = missing_file(manifest.payload.name)
+        raise CorruptCheckpointError(
+            damage.message, damages=[damage], hint="`ckpt restore` brings back a backup."
+        ) from error
 
 
 def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ckpt_lib import commit, transfer
+from ckpt_lib.background import BackgroundSaves, SaveHandle, finished
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
-from ckpt_lib.draft import Draft, check_draft
+from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -22,9 +26,9 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
-from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
-from ckpt_lib.index import Index
-from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate
+from ckpt_lib.formats import DEFAULT_FORMAT, Payload, check_keys, format_named
+from ckpt_lib.index import Index, snapshot
+from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
 from ckpt_lib.metadata import CheckpointMetadata, Manifest
 from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
@@ -32,14 +36,28 @@ from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, policy_of
 from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
+from ckpt_lib.repair import RepairReport, repair
 from ckpt_lib.retirement import CleanupReport, clean
-from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, restore
+from ckpt_lib.scrub import ScrubReport, scrub
+from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, check_wanted, restore
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import Progress
+from ckpt_lib.stream.cache import PayloadCache
+
+if TYPE_CHECKING:
+    from ckpt_lib.stream.staging import Snapshot, StagingBuffer
 
 logger = logging.getLogger("ckpt_lib")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _PlannedSave:
+    """A save that has been found in order and wanted."""
+
+    draft: Draft
+    payload: Payload
 
 
 class CheckpointManager:
@@ -87,8 +105,12 @@ class CheckpointManager:
         self._index = Index(self._folder, self._backup_index)
         self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
         self._known = KnownVersions()
+        self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._parent_id: str | None = None
         self._last_save: float | None = None
+        self._saves_to_snapshot = 0
+        self._background = BackgroundSaves(self.config.max_pending_saves)
+        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -119,36 +141,136 @@ class CheckpointManager:
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
         """
+        self._background.wait_for_commits()  # they come first, and what became of them is told first
+        planned = self._plan_save(
+            model,
+            optimizer,
+            scheduler,
+            extra_state,
+            epoch=epoch,
+            step=step,
+            metrics=metrics,
+            tags=tags,
+            description=description,
+            config=config,
+            idempotency_key=idempotency_key,
+        )
+        if not isinstance(planned, _PlannedSave):
+            return planned
+        manifest = self._commit(planned.draft, planned.payload)
+        self._after_save(manifest)
+        return manifest.checkpoint_id
+
+    def save_checkpoint_async(
+        self,
+        *,
+        model: Stateful,
+        epoch: int,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        step: int = 0,
+        metrics: Mapping[str, Any] | None = None,
+        tags: Collection[str] = (),
+        description: str = "",
+        config: Mapping[str, Any] | None = None,
+        extra_state: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> SaveHandle:
+        """Save as :meth:`save_checkpoint` does, but return as soon as the state is copied: what training does next
+        never reaches the file.
+
+        With ``overlap_copy`` and an ``optimizer``, its parameters and state are copied later, while the next forward
+        and backward pass run; its next step waits for what is left. Anything else that changes them first
+        must call the handle's ``wait_until_copied``. Everything else, such as the statistics of batch normalisation,
+        is copied before this returns.
+
+        ``handle.result()`` returns the id once the checkpoint is durable; until then ``"latest"`` is an earlier one. A
+        failure is logged, and raised by the handle or else by the next save or :meth:`flush`. With
+        ``max_pending_saves`` under way, this waits for the oldest. A kill loses what is not durable, and nothing else;
+        the interpreter's normal end waits.
+        """
+        self._background.raise_failure()
+        if idempotency_key is not None and (handle := self._pending_save(idempotency_key)):
+            return handle
+        planned = self._plan_save(
+            model,
+            optimizer,
+            scheduler,
+            extra_state,
+            epoch=epoch,
+            step=step,
+            metrics=metrics,
+            tags=tags,
+            description=description,
+            config=config,
+            idempotency_key=idempotency_key,
+        )
+        if not isinstance(planned, _PlannedSave):
+            return finished(planned)
+        handle = self._background.start(
+            planned.draft,
+            self._snapshot_of(planned.payload, optimizer),
+            lambda snapshot: self._commit(planned.draft, snapshot.payload()),
+            self._after_save,
+        )
+        self._last_save = time.monotonic()
+        return handle
+
+    def prepare(self, *, model: Stateful, optimizer: Stateful | None = None, scheduler: Stateful | None = None) -> None:
+        """Take and touch the memory for background saves, so that the first does not keep training any longer than
+        the next: to be called when the optimizer has its state, which is after its first step.
+        """
+        check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
+        payload = format_named(DEFAULT_FORMAT).prepare(self._capture(model, optimizer, scheduler))
+        self._background.prepare(self._snapshot_of(payload, optimizer))
+
+    @property
+    def staging_bytes(self) -> int:
+        """How much memory background saves hold for copies: ``max_pending_saves`` times the state at most."""
+        return self._background.staging_bytes
+
+    def flush(self) -> None:
+        """Return once every background save so far is durable and backed up. Raises an error no one has seen."""
+        self._background.flush()
+
+    def close(self) -> None:
+        """:meth:`flush`, and let go of the memory for copies. The manager may still be used."""
+        self._background.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _plan_save(
+        self,
+        model: Stateful,
+        optimizer: Stateful | None,
+        scheduler: Stateful | None,
+        extra_state: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> _PlannedSave | str | None:
+        """Check everything that can be checked; what is to be saved, the id it has already, or ``None`` for a no."""
         check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
         if extra_state is not None and not isinstance(extra_state, Mapping):
             raise ConfigError("extra_state must be a mapping", got=type(extra_state).__name__)
         draft = check_draft(
-            epoch=epoch,
-            step=step,
             model_name=type(model).__name__,
             experiment_name=self.experiment_name,
-            metrics=metrics,
-            config=config,
-            tags=tags,
-            description=description,
             monitor=self.config.monitor,
-            parent_id=self._parent_id or self._catalogue.latest_id(),
-            idempotency_key=idempotency_key,
             with_environment=self.config.save_metadata,
+            **options,
         )
-        if earlier := self._index.with_idempotency_key(idempotency_key):
+        if earlier := self._index.with_idempotency_key(draft.idempotency_key):
             return earlier.checkpoint_id
         if not self.save_policy.should_save(self._context(draft)):
             return None
-        state = capture(
-            model=model,
-            optimizer=optimizer if self.config.save_optimizer else None,
-            scheduler=scheduler if self.config.save_scheduler else None,
-        )
-        payload_format = format_named(DEFAULT_FORMAT)  # here, because it loads torch
-        payload = payload_format.prepare(
+        payload = format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
             {
-                **state,
+                **self._capture(model, optimizer, scheduler),
                 "epoch": draft.epoch,
                 "step": draft.step,
                 "metrics": draft.metrics,
@@ -156,22 +278,62 @@ class CheckpointManager:
                 "extra_state": dict(extra_state or {}),
             }
         )
-        manifest = commit.save(self._folder, self._index, draft, payload_format, payload)
+        return _PlannedSave(draft, payload)
+
+    def _capture(self, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> Payload:
+        return capture(
+            model=model,
+            optimizer=optimizer if self.config.save_optimizer else None,
+            scheduler=scheduler if self.config.save_scheduler else None,
+        )
+
+    def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
+        """What copies ``payload`` into a buffer, leaving for later what the optimizer's next step will wait for."""
+        from ckpt_lib.stream.staging import Snapshot, call_before_step, unchanged_until_step
+
+        deferred: Collection[Any] = ()
+        if self.config.overlap_copy and optimizer is not None:
+            if optimizer not in self._hooked:
+                wait = weakref.WeakMethod(self._background.wait_until_copied)
+                if call_before_step(optimizer, lambda: (call := wait()) and call()):
+                    self._hooked.add(optimizer)
+            if optimizer in self._hooked:
+                deferred = unchanged_until_step(optimizer)
+        return lambda buffer: Snapshot(payload, buffer, deferred)
+
+    def _pending_save(self, idempotency_key: str) -> SaveHandle | None:
+        return next(
+            (
+                handle
+                for handle in self._background.under_way
+                if handle.draft is not None and handle.draft.idempotency_key == idempotency_key
+            ),
+            None,
+        )
+
+    def _commit(self, draft: Draft, payload: Payload) -> Manifest:
+        draft = replace(draft, parent_id=self._parent_id or self._catalogue.latest_id())
+        manifest = commit.save(self._folder, self._index, draft, format_named(DEFAULT_FORMAT), payload)
         if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
             self._known.remember(self._folder, manifest)
         self._parent_id = manifest.checkpoint_id
         self._last_save = time.monotonic()
-        self._after_save(manifest)
-        return manifest.checkpoint_id
+        return manifest
 
     def _context(self, draft: Draft) -> SaveContext:
+        pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
+            SavedRecord(MAX_COUNT + number, handle.draft.epoch, handle.draft.step, handle.draft.metrics)
+            for number, handle in enumerate(self._background.under_way)
+            if handle.draft is not None
+        )
+        view = self._index.view()
         saved = tuple(
             SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
-            for manifest in self._index.manifests()
-            if self._folder.is_complete(manifest)  # one that lost its payload must not keep others from being saved
+            for manifest in view.manifests
+            if view.is_complete(manifest)  # one that lost its payload must not keep others from being saved
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
-        return SaveContext(draft.epoch, draft.step, draft.metrics, saved, elapsed)
+        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed)
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
@@ -182,14 +344,22 @@ class CheckpointManager:
                 self.backup_checkpoint(manifest.checkpoint_id)
         with _logged("retiring old checkpoints"):
             self._clean(None, dry_run=False, known=self._known)
-        self._write_snapshot()
+        self._saves_to_snapshot -= 1
+        if self._saves_to_snapshot < 0:
+            self._write_snapshot()
 
     def _write_snapshot(self) -> None:
         """Renew checkpoint_metadata.json; it is derived, so a failure is logged and the next change tries again."""
         if not self.config.save_metadata:
             return
         with _logged(f"updating {SNAPSHOT_NAME}"):
-            commit.write_snapshot(self._folder, SNAPSHOT_NAME, lambda: self._index.snapshot(self.experiment_name))
+            commit.write_snapshot(self._folder, SNAPSHOT_NAME, self._snapshot)
+
+    def _snapshot(self) -> bytes:
+        manifests = self._index.manifests()
+        # Renewing it costs as much as there are checkpoints; spread over so many saves, each save costs the same.
+        self._saves_to_snapshot = len(manifests) // 10
+        return snapshot(manifests, self.experiment_name)
 
     def load_checkpoint(
         self,
@@ -198,20 +368,29 @@ class CheckpointManager:
         optimizer: Stateful | None = None,
         scheduler: Stateful | None = None,
         *,
+        keys: Collection[str] | None = None,
         map_location: Any = "cpu",
         trust_pickle: bool = False,
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
-        The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``; an optimizer takes its state over from
-        it without copying, so that training on changes that part of it. Nothing is deserialised before its
-        bytes have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer
-        and scheduler as they were.
+        The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``. Nothing is handed out before its bytes
+        have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer and
+        scheduler as they were.
+
+        Its tensors are views of the file's memory, read when they are used. They stay valid when the checkpoint is
+        deleted, whose space is free once they are gone; writing to them changes neither the file nor what was restored.
+
+        With ``keys``, payload keys or dotted names below them such as ``"model_state_dict.encoder"``, the dict holds
+        only those, and only their bytes are read and verified: damage elsewhere does not matter. A name that stands for
+        nothing raises :class:`~ckpt_lib.errors.ConfigError`, as does a part to restore that ``keys`` leaves out.
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
+        wanted = check_keys(keys)
+        check_wanted(wanted, model=model, optimizer=optimizer, scheduler=scheduler)
         manifest, payload = self._with_resolved(
             checkpoint_id,
             lambda found: read_payload(
@@ -220,11 +399,14 @@ class CheckpointManager:
                 verify=self.config.validate_checkpoints,
                 map_location=map_location,
                 trust_pickle=trust_pickle,
+                keys=wanted,
+                cache=self._cache,
             ),
         )
         return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
     def _restored(self, manifest: Manifest, payload: Payload, **owners: Stateful | None) -> Payload:
+        self._background.wait_until_copied()  # before what is being copied is written over
         restore(payload, **owners)
         self._parent_id = manifest.checkpoint_id
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
@@ -259,7 +441,7 @@ class CheckpointManager:
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
 
         def load(manifest: Manifest) -> Payload:
-            payload = read_payload(self._folder, manifest, verify=True, map_location=map_location)
+            payload = read_payload(self._folder, manifest, verify=True, map_location=map_location, cache=self._cache)
             return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
         return load_newest(self._index, load, self.experiment_name)
@@ -330,35 +512,38 @@ class CheckpointManager:
     # --- checking, comparing, summarising ---
 
     def validate_checkpoint(
-        self, checkpoint_id: str = "latest", *, progress: Progress | None = None
+        self, checkpoint_id: str = "latest", *, deep: bool = True, progress: Progress | None = None
     ) -> ValidationReport:
         """Read every byte of a checkpoint; the report is true when it is intact and says what is wrong and where.
 
-        Damage is reported, not raised; a checkpoint that does not exist raises
-        :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        By its SHA-256, or with ``deep=False`` by the digests of its chunks, which all processors share: these find
+        every accident, in a fraction of the time. Damage is reported, not raised, with the names of the tensors it
+        hits; a checkpoint that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
         try:
             _, report = self._with_resolved(
-                checkpoint_id, lambda manifest: self._validate(self._folder, manifest, progress)
+                checkpoint_id, lambda manifest: self._validate(self._folder, manifest, progress, deep=deep)
             )
         except (CorruptManifestError, UnsupportedSchemaError) as error:
             return unreadable_report(error, checkpoint_id, self.experiment_name)
         return report
 
-    def validate_all(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
+    def validate_all(self, *, deep: bool = True, progress: Progress | None = None) -> Iterator[ValidationReport]:
         """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
-        return self._validate_each(self._folder, self._index, progress)
+        return self._validate_each(self._folder, self._index, progress, deep=deep)
 
-    def validate_all_backups(self, *, progress: Progress | None = None) -> Iterator[ValidationReport]:
+    def validate_all_backups(
+        self, *, deep: bool = True, progress: Progress | None = None
+    ) -> Iterator[ValidationReport]:
         """Validate every backup, as :meth:`validate_all` does every checkpoint."""
-        return self._validate_each(self._backups, self._backup_index, progress)
+        return self._validate_each(self._backups, self._backup_index, progress, deep=deep)
 
     def _validate_each(
-        self, folder: CheckpointFolder, index: Index, progress: Progress | None
+        self, folder: CheckpointFolder, index: Index, progress: Progress | None, *, deep: bool
     ) -> Iterator[ValidationReport]:
         for manifest in index.manifests():
             with suppress(CheckpointNotFoundError):  # retired meanwhile
-                yield self._validate(folder, manifest, progress)
+                yield self._validate(folder, manifest, progress, deep=deep)
         yield from self._unreadable(index)
 
     def list_unreadable(self) -> list[ValidationReport]:
@@ -370,13 +555,39 @@ class CheckpointManager:
             unreadable_report(error, str(error.checkpoint_id), self.experiment_name) for error in index.unreadable()
         ]
 
-    def _validate(self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None) -> ValidationReport:
-        report = validate(folder, manifest, self.experiment_name, progress)
-        if not report and not folder.is_complete(manifest):
-            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+    def _validate(
+        self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None, *, deep: bool
+    ) -> ValidationReport:
+        report = validate(folder, manifest, self.experiment_name, progress, deep=deep)
         if report:
             self._known.remember(folder, manifest)
-        return report
+            return report
+        if not folder.is_complete(manifest):
+            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        return with_tensors(report, manifest, folder, self._backups if folder is self._folder else self._folder)
+
+    def scrub(
+        self,
+        *,
+        max_bytes_per_second: float | None = None,
+        restart: bool = False,
+        progress: Progress | None = None,
+    ) -> ScrubReport:
+        """Read every byte of every checkpoint and backup, by all processors; see :func:`ckpt_lib.scrub.scrub`.
+
+        Killed or interrupted, the next call goes on where this one stopped; ``restart`` begins anew. All threads
+        together read no faster than ``max_bytes_per_second``, and leave the page cache as they found it.
+        """
+        return scrub(
+            self._index,
+            self._folder,
+            self._backup_index,
+            self._backups,
+            self.experiment_name,
+            max_bytes_per_second=max_bytes_per_second,
+            restart=restart,
+            progress=progress,
+        )
 
     def payload_version(self, checkpoint_id: str) -> str | None:
         """A text that changes when the payload file does, without reading it; ``None`` when the file is missing.
@@ -408,7 +619,13 @@ class CheckpointManager:
             comparison["metrics_comparison"] = {metric: lined_up[metric] for metric in metrics}
         if tensors:
             reference, *others = (
-                partial(read_payload, self._folder, self._catalogue.resolve(item.checkpoint_id), verify=True)
+                partial(
+                    read_payload,
+                    self._folder,
+                    self._catalogue.resolve(item.checkpoint_id),
+                    verify=True,
+                    keys=["model_state_dict"],
+                )
                 for item in checkpoints
             )
             first = reference()
@@ -490,14 +707,16 @@ class CheckpointManager:
         """What is in the backup location, oldest first."""
         return [manifest.describe() for manifest in self._backup_index.manifests()]
 
-    def validate_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> ValidationReport:
+    def validate_backup(
+        self, checkpoint_id: str, *, deep: bool = True, progress: Progress | None = None
+    ) -> ValidationReport:
         """Read every byte of a backup, as :meth:`validate_checkpoint` does of a checkpoint."""
         checkpoint_id = self._id_of(checkpoint_id)
         try:
             manifest = self._backups.read_manifest(checkpoint_id)
         except (CorruptManifestError, UnsupportedSchemaError) as error:
             return unreadable_report(error, checkpoint_id, self.experiment_name)
-        return self._validate(self._backups, manifest, progress)
+        return self._validate(self._backups, manifest, progress, deep=deep)
 
     def _id_of(self, name: str) -> str:
         """An id as it is, even of a checkpoint that is gone; anything else as the experiment knows it."""
@@ -513,6 +732,30 @@ class CheckpointManager:
         self._known.remember(self._folder, manifest)
         self._write_snapshot()
         return self.get_checkpoint(manifest.checkpoint_id)
+
+    def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
+        """Bring the damaged bytes of a checkpoint back from its backup, in place; see :func:`ckpt_lib.repair.repair`.
+
+        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be.
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
+        """
+        return self._repair(self._folder, checkpoint_id, self._backups, progress)
+
+    def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
+        """Bring the damaged bytes of a backup back from its checkpoint, as :meth:`repair_checkpoint` does the reverse.
+
+        A backup that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        return self._repair(self._backups, checkpoint_id, self._folder, progress)
+
+    def _repair(
+        self, folder: CheckpointFolder, name: str, other: CheckpointFolder, progress: Progress | None
+    ) -> RepairReport:
+        report = repair(folder, self._id_of(name), other, self.experiment_name, progress)
+        self._known.remember(folder, folder.read_manifest(report.checkpoint_id))
+        if report.method == "file":  # it may have brought a manifest back
+            self._write_snapshot()
+        return report
 
     def export_checkpoint(
         self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
@@ -572,8 +815,9 @@ class CheckpointManager:
 
     def _clean_backups(self, *, known: KnownVersions | None, just_made: str | None = None) -> CleanupReport:
         monitor = self._catalogue.monitor()
-        damaged = [str(error.checkpoint_id) for error in self._index.unreadable()]
-        damaged += [item.checkpoint_id for item in self._index.manifests() if not self._folder.is_complete(item)]
+        view = self._index.view()
+        damaged = [str(error.checkpoint_id) for error in view.unreadable]
+        damaged += [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"

@@ -35,7 +35,7 @@ class Catalogue:
 
     def monitor(self) -> Monitor:
         """The measure of the best."""
-        return self._monitor_of(self._index.manifests())
+        return self._monitor or self._monitor_of(self._index.manifests())
 
     def _monitor_of(self, manifests: Sequence[Manifest]) -> Monitor:
         return self._monitor or (manifests[-1].monitor if manifests else Monitor())

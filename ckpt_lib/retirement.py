@@ -10,7 +10,7 @@ from ckpt_lib import commit
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.index import Index
+from ckpt_lib.index import Index, View
 from ckpt_lib.integrity import KnownVersions, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.ranking import ranked
@@ -35,13 +35,13 @@ class CleanupReport(BaseModel):
 class _Assessment:
     """What is known of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
 
-    def __init__(self, folder: CheckpointFolder, manifests: Sequence[Manifest], known: KnownVersions | None) -> None:
+    def __init__(self, folder: CheckpointFolder, view: View, known: KnownVersions | None) -> None:
         self._folder = folder
-        self._manifests = {manifest.checkpoint_id: manifest for manifest in manifests}
+        self._manifests = {manifest.checkpoint_id: manifest for manifest in view.manifests}
         self._known = known
         self._statuses: dict[str, Status] = {
-            manifest.checkpoint_id: "unverified" if folder.is_complete(manifest) else "damaged"
-            for manifest in manifests
+            manifest.checkpoint_id: "unverified" if view.is_complete(manifest) else "damaged"
+            for manifest in view.manifests
         }
 
     def is_valid(self, checkpoint_id: str) -> bool:
@@ -90,10 +90,11 @@ def clean(
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
     a damaged one takes no other's place.
     """
-    manifests = index.manifests()
+    view = index.view()
+    manifests = view.manifests
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
-    assessment = _Assessment(folder, manifests, known)
+    assessment = _Assessment(folder, view, known)
     assessment.find_pillars(monitors)
     while True:
         plan = plan_retention(assessment.records(), policy, monitors=monitors, protected=protected)
@@ -104,7 +105,7 @@ def clean(
             assessment.is_valid(checkpoint_id)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
-    swept = commit.sweep(folder) if folder.store.entries(folder.path) else []
+    swept = commit.sweep(folder) if view.entries else []
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
     deleted, spared, freed_bytes = [], {}, 0

@@ -1,8 +1,12 @@
-"""From models, optimizers and schedulers to payloads and back. Tensors pass by reference both ways."""
+"""From models, optimizers and schedulers to payloads and back.
+
+Saving passes tensors by reference. Restoring copies them: what is restored shares no memory with the payload.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from ckpt_lib.errors import ConfigError, StateMismatchError, UnsupportedStateError
@@ -26,6 +30,17 @@ def check_stateful(method: str, **owners: Any) -> None:
                 f"{part} has no {method}()",
                 expected=f"an object with {method}(), such as a torch {part}",
                 got=type(owner).__name__,
+            )
+
+
+def check_wanted(keys: Collection[str] | None, **owners: Any) -> None:
+    """Raise :class:`ConfigError` unless ``keys`` name the whole state of each owner that is given."""
+    for part, owner in owners.items():
+        if owner is not None and keys is not None and f"{part}_state_dict" not in keys:
+            raise ConfigError(
+                f"keys leaves out the state that {part}= needs",
+                expected=f"{part}_state_dict among them",
+                hint=f"Add it, or leave out {part}= and restore from what is returned.",
             )
 
 
@@ -83,12 +98,17 @@ def restore(
         if part != "model":
             before.append((owner, owner.state_dict()))
         try:
-            owner.load_state_dict(payload[f"{part}_state_dict"])
+            owner.load_state_dict(_own(part, payload[f"{part}_state_dict"]))
             _check_hyperparameters(owner, needed)
         except Exception as error:
             for changed, state in before:
                 changed.load_state_dict(state)
             raise StateMismatchError(f"the {part} refused its stored state: {_reason(error)}") from error
+
+
+def _own(part: str, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a part may keep: a model copies what it is given, optimizers and schedulers take it over."""
+    return stored if part == "model" else copy.deepcopy(stored)
 
 
 def _reason(error: Exception) -> str:

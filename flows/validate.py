@@ -1,9 +1,10 @@
-"""``validate_store``: read every byte of every checkpoint, report damage, and repair it from backups when asked to."""
+"""``validate_store``: read every byte of every checkpoint, report damage, repair it from the other copy if asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, unmapped
@@ -12,19 +13,13 @@ from prefect.futures import as_completed
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from prefect_checkpoints.flows._runner import thread_runner
-from prefect_checkpoints.tasks import (
-    backup_checkpoint,
-    report_validation,
-    restore_checkpoint,
-    validate_backup,
-    validate_checkpoint,
-)
+from prefect_checkpoints.tasks import repair_backup, repair_checkpoint, report_validation, scrub_checkpoints
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key
 
 REPAIRED = "repaired from the other copy"
-REPAIRABLE = "the other copy is intact: run again with repair"
-LOST = "no intact copy is left"
+REPAIRABLE = "the other copy has what is missing: run again with repair"
+LOST = "what is missing is damaged in both copies"
 
 Reports = list[ValidationReport]
 Copy = tuple[str, str]
@@ -35,40 +30,31 @@ Copy = tuple[str, str]
 def validate_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
+    max_bytes_per_second: float | None = None,
 ) -> Reports:
     """Validate every checkpoint and every backup of every experiment in a store.
 
-    Nothing remembered is trusted: all bytes are read. With ``repair``, a damaged checkpoint is replaced by its backup
-    and a damaged backup by its checkpoint, if that one is intact; without it, the report says which could be. The run
-    fails when damage is left, so that whoever watches the schedule hears of it.
+    All bytes are read; a run that was cancelled or killed is continued by the next. With ``repair``, the damaged bytes
+    of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there;
+    without it, the report says where they are. The run fails when damage is left, so that whoever watches the schedule
+    hears of it.
 
     Args:
         checkpoints: The store and its options.
-        repair: Replace damaged copies by intact ones.
+        repair: Bring damaged bytes back from the other copy.
+        max_bytes_per_second: Read each experiment no faster than this.
     """
     names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
-    managers = {name: CheckpointManager(checkpoints, name) for name in names}
-    stored = validate_mapped(
-        validate_checkpoint.with_options(refresh_cache=True),
-        checkpoints,
-        {name: manager.checkpoint_ids() for name, manager in managers.items()},
-        "store",
-    )
-    backups = validate_mapped(
-        validate_backup,
-        checkpoints,
-        {name: manager.backup_ids() for name, manager in managers.items()},
-        "backups",
-    )
+    stored, backups = _scrub_each(checkpoints, names, max_bytes_per_second)
 
-    def restore(name: str, checkpoint_id: str) -> None:
-        restore_checkpoint(checkpoints, name, checkpoint_id)
+    def repair_one(name: str, checkpoint_id: str) -> None:
+        repair_checkpoint(checkpoints, name, checkpoint_id)
 
-    def back_up_anew(name: str, checkpoint_id: str) -> None:
-        backup_checkpoint(checkpoints, name, checkpoint_id, verify_existing=True)
+    def repair_one_backup(name: str, checkpoint_id: str) -> None:
+        repair_backup(checkpoints, name, checkpoint_id)
 
-    advice = _mend(stored, backups, restore if repair else None)
-    backup_advice = _mend(backups, stored, back_up_anew if repair else None)
+    advice = _mend(stored, backups, repair_one if repair else None)
+    backup_advice = _mend(backups, stored, repair_one_backup if repair else None)
     report_validation("store", stored, advice)
     report_validation("backups", backups, backup_advice)
     fail_on_damage(
@@ -76,6 +62,22 @@ def validate_store(
         + [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED]
     )
     return stored + backups
+
+
+def _scrub_each(
+    checkpoints: CheckpointConfig, names: Sequence[str], max_bytes_per_second: float | None
+) -> tuple[Reports, Reports]:
+    """Read all that the experiments hold; the reports of their checkpoints, and those of their backups."""
+    managers = [CheckpointManager(checkpoints, name) for name in names]
+    held = [manager.experiment_name for manager in managers if manager.checkpoint_ids() or manager.backup_ids()]
+    if not held:
+        get_run_logger().info("Nothing to validate: no checkpoints in the store")
+    scrubs = [scrub_checkpoints.submit(checkpoints, name, max_bytes_per_second) for name in held]
+    reports = [scrub.result() for scrub in scrubs]
+    return (
+        [found for report in reports for found in report.checkpoints],
+        [found for report in reports for found in report.backups],
+    )
 
 
 def validate_mapped(
@@ -118,14 +120,15 @@ def fail_on_damage(reports: Sequence[ValidationReport]) -> None:
 
 
 def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:
-    """Replace damaged copies by intact ones, or say that one could; returns what to say about each.
+    """Repair damaged copies from the other ones, or say that one could; returns what to say about each.
 
     A repair that fails stops no other one, and is told of.
     """
-    intact = {_copy(report) for report in other_copies if report}
+    others = {_copy(report): report for report in other_copies}
     advice = {}
-    for copy in (_copy(report) for report in reports if not report):
-        if copy not in intact:
+    for report in (report for report in reports if not report):
+        copy = _copy(report)
+        if not _has_what_is_missing(others.get(copy), report):
             advice[copy] = LOST
         elif repair is None:
             advice[copy] = REPAIRABLE
@@ -136,6 +139,17 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
             except CheckpointError as error:
                 advice[copy] = f"repair failed: {error.message}"
     return advice
+
+
+def _has_what_is_missing(other: ValidationReport | None, damaged: ValidationReport) -> bool:
+    """Whether the other copy is intact, or damaged in other places only."""
+    if other is None or other.is_valid:
+        return other is not None
+    damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind != "extended"]
+    if any(damage.kind not in ("altered", "truncated") for damage in damages):
+        return False
+    ranges = sorted((damage.start, damage.stop) for damage in damages)
+    return all(before[1] <= after[0] for before, after in pairwise(ranges))
 
 
 def _copy(report: ValidationReport) -> Copy:

@@ -14,6 +14,7 @@ from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
+from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
 from prefect_checkpoints.tasks.report import (
     report_checkpoints,
     report_cleanup,
@@ -22,6 +23,7 @@ from prefect_checkpoints.tasks.report import (
     report_validation,
 )
 from prefect_checkpoints.tasks.save import save_checkpoint
+from prefect_checkpoints.tasks.scrub import scrub_checkpoints
 from prefect_checkpoints.tasks.summarize import summarize_checkpoints
 from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint
 
@@ -32,6 +34,8 @@ __all__ = [
     "export_checkpoint",
     "import_checkpoint",
     "load_checkpoint",
+    "repair_backup",
+    "repair_checkpoint",
     "report_checkpoints",
     "report_cleanup",
     "report_comparison",
@@ -40,6 +44,7 @@ __all__ = [
     "restore_checkpoint",
     "resume_training",
     "save_checkpoint",
+    "scrub_checkpoints",
     "summarize_checkpoints",
     "validate_backup",
     "validate_checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ckpt_lib import CheckpointConfig
@@ -19,15 +20,16 @@ def load_checkpoint(
     model: Stateful | None = None,
     optimizer: Stateful | None = None,
     scheduler: Stateful | None = None,
+    keys: Collection[str] | None = None,
     map_location: Any = "cpu",
 ) -> Payload:
-    """Verify a checkpoint and restore it into what was passed; return the rest of its payload.
+    """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or what ``keys`` name.
 
     State that was restored is left out of the returned dict: Prefect holds on to a task's result for as long as the
     flow runs, and the state is in the model already. See :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
     """
     payload = manager_for(config, experiment_name).load_checkpoint(
-        checkpoint_id, model, optimizer, scheduler, map_location=map_location
+        checkpoint_id, model, optimizer, scheduler, keys=keys, map_location=map_location
     )
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 

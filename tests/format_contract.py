@@ -15,7 +15,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, StorageFullError, UnsupportedStateError
+from ckpt_lib.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    StorageFullError,
+    UnsupportedStateError,
+)
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.stream import HashingWriter
 
@@ -66,7 +72,9 @@ class Sink:
 def encode(payload_format: Format, payload: dict[str, Any]) -> bytes:
     """A payload's bytes, by the way a save takes."""
     sink = Sink()
-    payload_format.write(payload_format.prepare(payload), HashingWriter(sink))
+    with HashingWriter(sink) as stream:
+        payload_format.write(payload_format.prepare(payload), stream)
+        stream.finish()
     return bytes(sink.data)
 
 
@@ -339,8 +347,9 @@ class FormatContract:
         """The serializer's own complaint about a position in a file would tell nobody that the disk is full."""
         payload = payload_format.prepare({"a": torch.zeros(5000), "b": torch.ones(5000)})
         sink = Sink(limit=int(len(encode(payload_format, payload)) * part))
-        with pytest.raises(StorageFullError) as raised:
-            payload_format.write(payload, HashingWriter(sink))
+        with pytest.raises(StorageFullError) as raised, HashingWriter(sink) as stream:
+            payload_format.write(payload, stream)
+            stream.finish()
         assert raised.value is sink.error
 
     def test_it_is_written_from_start_to_end(self, payload_format: Format) -> None:
@@ -364,6 +373,15 @@ class FormatContract:
             whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
         with contextlib.suppress(CheckpointError):
             assert isinstance(payload_format.read(io.BytesIO(whole)), dict)
+
+    def test_parts_are_read_by_name(self, payload_format: Format) -> None:
+        """A key, and what is below it in dicts; a name that stands for nothing is an error and no damage."""
+        payload = {"model_state_dict": {"a.weight": torch.ones(2), "b": torch.zeros(3)}, "epoch": 1}
+        data = encode(payload_format, payload)
+        found = payload_format.read(io.BytesIO(data), keys=["model_state_dict.a", "epoch"])
+        assert_same(found, {"model_state_dict": {"a.weight": torch.ones(2)}, "epoch": 1})
+        with pytest.raises(ConfigError, match=r"model_state_dict\.c"):
+            payload_format.read(io.BytesIO(data), keys=["model_state_dict.c"])
 
     def test_a_device_that_is_not_there_is_not_damage(self, payload_format: Format) -> None:
         """``resume`` passes over what is corrupt: a mistyped device must not look like it."""

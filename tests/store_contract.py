@@ -452,6 +452,59 @@ class StoreContract:
             with store.lock("e"):
                 assert time.monotonic() - started < 5
 
+    # --- overwriting ---
+
+    @pytest.mark.parametrize(
+        ("pieces", "size_bytes", "content"),
+        [
+            ([], 10, b"0123456789"),
+            ([(2, b"ab"), (7, b"c")], 10, b"01ab456c89"),
+            ([(0, memoryview(b"abcdefghij"))], 10, b"abcdefghij"),
+            ([(8, b"abcd")], 12, b"01234567abcd"),
+            ([(1, b"x")], 4, b"0x23"),
+            ([], 0, b""),
+        ],
+    )
+    def test_a_patch_changes_its_pieces_and_no_other_byte(
+        self, store: Store, other: Store, pieces: list[tuple[int, bytes]], size_bytes: int, content: bytes
+    ) -> None:
+        """It overwrites, lengthens and cuts, and every client reads it so."""
+        put(store, "e/x", b"0123456789")
+        with store.lock("e"):
+            store.patch("e/x", iter(pieces), size_bytes=size_bytes)
+        assert get(store, "e/x") == get(other, "e/x") == content
+        assert names(store, "e")[-1:] == ["x"]
+
+    def test_a_patch_changes_the_version(self, store: Store) -> None:
+        """A file that was looked at before is not taken for that one."""
+        put(store, "e/x", b"0123456789")
+        before = store.stat("e/x")
+        time.sleep(0.02)  # more than the clock of a file system needs to tick
+        store.patch("e/x", [(0, b"a")], size_bytes=10)
+        after = store.stat("e/x")
+        assert before is not None
+        assert after is not None
+        assert before.version != after.version
+
+    def test_what_is_not_there_is_not_patched(self, store: Store) -> None:
+        """No file comes of it."""
+        put(store, "e/y", b"1")
+        with pytest.raises(FileNotFoundError):
+            store.patch("e/x", [(0, b"a")], size_bytes=1)
+        assert store.stat("e/x") is None
+
+    def test_an_error_between_pieces_is_raised_as_it_is(self, store: Store) -> None:
+        """Where the pieces come from may fail; what was written by then stays written."""
+        put(store, "e/x", b"0123456789")
+
+        def pieces() -> Iterator[tuple[int, bytes]]:
+            yield 0, b"ab"
+            raise NotAStoreError("the source is gone")
+
+        with pytest.raises(NotAStoreError, match="the source is gone"):
+            store.patch("e/x", pieces(), size_bytes=10)
+        assert get(store, "e/x") == b"ab23456789"
+
     def test_pending_files_have_the_whole_protocol(self, store: Store) -> None:
         """write, sync, publish and discard are there under those names."""
         pending: PendingFile = store.open_write("e/x")

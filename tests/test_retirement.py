@@ -363,7 +363,7 @@ write = LocalPendingFile.write
 
 def write_and_hang(self, data):
     written = write(self, data)
-    if self._size_bytes > 100:
+    if written > 100:
         print("writing", flush=True)
         time.sleep(600)
     return written

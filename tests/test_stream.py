@@ -5,29 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import math
+import os
+import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, cast
 
 import pytest
-import torch
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, UnsupportedFormatError
+from ckpt_lib.errors import CorruptCheckpointError, StoreError
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream import (
     BLOCK_SIZE_BYTES,
     Damage,
     FileDigests,
-    HashingWriter,
     StreamDigest,
     VerifiedFile,
+    find_damaged_chunks,
     find_damages,
     missing_file,
 )
+from ckpt_lib.stream.chunks import digest_of_view
 from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, altered_ranges
+from tests.helpers import flip_bit, run_python
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
@@ -150,10 +152,14 @@ def test_any_other_file_is_damaged(data: bytes, other: bytes, chunk: int) -> Non
     assert all(0 <= damage.start < damage.stop <= max(len(data), len(other)) for damage in damages)
 
 
-def test_sha256_has_the_last_word() -> None:
+@pytest.mark.parametrize("local", [True, False])
+def test_sha256_has_the_last_word(local: bool) -> None:
     """Chunk digests that agree do not make a file intact whose SHA-256 differs."""
     entry = entry_of(b"0123456789").model_copy(update={"sha256": "0" * 64})
-    (damage,) = find_damages(io.BytesIO(b"0123456789"), entry)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(b"0123456789")
+        file.seek(0)
+        (damage,) = find_damages(cast(BinaryIO, file) if local else io.BytesIO(b"0123456789"), entry)
     assert (damage.kind, damage.start, damage.stop) == ("altered", 0, 10)
     assert "0" * 64 in damage.message
 
@@ -196,15 +202,79 @@ def test_a_missing_file_names_itself() -> None:
     assert missing_file("x.pt").message == "x.pt is missing"
 
 
+# --- the quick check ---
+
+
+@BOUNDED
+@given(st.binary(max_size=60), st.binary(max_size=60), st.integers(1, 20))
+def test_both_checks_of_both_kinds_of_file_find_the_same(data: bytes, other: bytes, chunk: int) -> None:
+    """The same damages in the same words, by SHA-256 or not, of a file of this machine and of any other stream."""
+    entry = entry_of(data, chunk)
+    wanted = find_damages(io.BytesIO(other), entry)
+    assert find_damaged_chunks(io.BytesIO(other), entry) == wanted
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(other)
+        file.seek(0)
+        assert find_damaged_chunks(cast(BinaryIO, file), entry) == wanted
+        file.seek(0)
+        steps: list[int] = []
+        assert find_damages(cast(BinaryIO, file), entry, steps.append) == wanted
+        assert len(other) != len(data) or sum(steps) == len(data)
+
+
+def test_the_quick_check_reads_large_chunks_in_blocks(tmp_path: Path) -> None:
+    """Chunks larger than the buffer, read by several threads, each through its own: all of it counts, once."""
+    data = bytes(range(256)) * (5 * BLOCK_SIZE_BYTES // 512) + b"end"
+    path = tmp_path / "file.pt"
+    path.write_bytes(data)
+    steps: list[int] = []
+    entry = entry_of(data, BLOCK_SIZE_BYTES + 100)
+    with open(path, "rb", buffering=0) as file:
+        assert find_damaged_chunks(file, entry, steps.append) == []
+    assert sum(steps) == len(data)
+    flip_bit(path, -1)
+    with open(path, "rb", buffering=0) as file:
+        (damage,) = find_damaged_chunks(file, entry)
+    assert (damage.kind, damage.stop) == ("altered", len(data))
+
+
+@pytest.mark.parametrize("table", [(), ("0" * 32,)], ids=["none", "too short"])
+def test_without_a_chunk_table_the_quick_check_is_the_thorough_one(table: tuple[str, ...]) -> None:
+    """A manifest of another program may lack it; nothing is taken for intact that was not looked at."""
+    entry = entry_of(b"0123456789", 4).model_copy(update={"chunk_xxh3_128": table})
+    assert find_damaged_chunks(io.BytesIO(b"012345678x"), entry)
+    if not table:
+        assert find_damaged_chunks(io.BytesIO(b"0123456789"), entry) == []
+
+
+def test_what_cannot_be_read_is_the_error_of_the_store(tmp_path: Path) -> None:
+    """Where reading at an offset fails, the source reads the same bytes and says in its own words why not."""
+    path = tmp_path / "file.pt"
+    path.write_bytes(b"0123456789")
+
+    class Reader(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int:
+            raise StoreError("the store failed: a bad sector")
+
+    write_only = os.open(path, os.O_WRONLY)
+    with Reader(path) as file:
+        os.dup2(write_only, file.fileno())  # the system refuses to read from it
+        os.close(write_only)
+        with pytest.raises(StoreError, match="bad sector"):
+            find_damaged_chunks(file, entry_of(b"0123456789"))
+
+
 # --- reading ---
 
 
-@pytest.fixture(params=["file", "memory"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """A function that opens bytes as a mapped file, and as one that cannot be mapped."""
+@pytest.fixture(params=["mapped", "mapped by an older system", "in memory"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that opens bytes as a file that is mapped, and as one that cannot be mapped."""
+    if request.param == "mapped by an older system":
+        monkeypatch.setattr("ckpt_lib.stream.mapping._madvise", lambda: None)
 
     def open_bytes(data: bytes) -> BinaryIO:
-        if request.param == "memory":
+        if request.param == "in memory":
             return io.BytesIO(data)
         (tmp_path / "file.pt").write_bytes(data)
         return open(tmp_path / "file.pt", "rb", buffering=0)
@@ -217,27 +287,100 @@ def test_a_verified_file_reads_like_the_file(opened: Any, data: bytes) -> None:
     """Empty, small and chunked files, mapped or not; the source is closed with it."""
     source = opened(data)
     with VerifiedFile(source, entry_of(data)) as file:
-        assert file.stream.read() == data
+        assert file.read() == data
     assert source.closed
-    assert file.stream.closed
+    with pytest.raises(ValueError, match="closed"):
+        file.read()
 
 
-@pytest.mark.parametrize("damaged", [b"0123456x89", b"012345678", b"01234567890", b""])
+@pytest.mark.parametrize("damaged", [b"0123456x89", b"x12345678x", b"012345678", b"01x3456789x", b"x1", b""])
 def test_a_damaged_file_is_refused_before_anything_is_handed_out(opened: Any, damaged: bytes) -> None:
-    """The constructor itself refuses, says where, and keeps no file open."""
+    """Opening it, or verifying it, raises all damage as the thorough check finds it, and keeps no file open."""
     source = opened(damaged)
-    with pytest.raises(CorruptCheckpointError) as refused:
-        VerifiedFile(source, entry_of(b"0123456789"))
-    assert refused.value.damages == tuple(find_damages(io.BytesIO(damaged), entry_of(b"0123456789")))
+    entry = entry_of(b"0123456789", 3)
+    with pytest.raises(CorruptCheckpointError) as refused, VerifiedFile(source, entry) as file:
+        file.require_all()
+    assert refused.value.damages == tuple(find_damages(io.BytesIO(damaged), entry))
     assert refused.value.damages
     assert source.closed
+
+
+@BOUNDED
+@given(st.binary(min_size=1, max_size=60), st.integers(1, 9), st.data())
+def test_damage_is_found_exactly_where_it_is_asked_for(data: bytes, chunk: int, draw: st.DataObject) -> None:
+    """Ranges in chunks that are whole are given out, in any order; a range that touches a damaged chunk never is."""
+    places = draw.draw(st.sets(st.integers(0, len(data) - 1), max_size=3))
+    altered = bytes(byte ^ (at in places) for at, byte in enumerate(data))
+    bad = {at // chunk for at in places}
+    file = VerifiedFile(io.BytesIO(altered), entry_of(data, chunk))
+    for _ in range(4):
+        start = draw.draw(st.integers(0, len(data)))
+        stop = draw.draw(st.integers(start, len(data)))
+        touched = {at // chunk for at in range(start, stop)}
+        if touched & bad:
+            with pytest.raises(CorruptCheckpointError) as refused:
+                file.view(start, stop)
+            assert covered(list(refused.value.damages), "altered") == {
+                at for at in range(len(data)) if at // chunk in touched & bad
+            }
+        else:
+            assert file.view(start, stop) == data[start:stop]
+
+
+def test_a_chunk_is_verified_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is read; and one that nobody reads is never looked at."""
+    digested: list[tuple[int, int]] = []
+
+    def count(view: memoryview, start: int, stop: int) -> str:
+        digested.append((start, stop))
+        return digest_of_view(view, start, stop)
+
+    monkeypatch.setattr("ckpt_lib.stream.mapping.digest_of_view", count)
+    with VerifiedFile(opened(b"0123456789"), entry_of(b"0123456789", 3)) as file:
+        file.require([(4, 5), (4, 7), (3, 3)])
+        assert bytes(file.view(4, 7)) == b"456"
+        file.seek(5)
+        assert file.read(2) == b"56"
+    assert sorted(digested) == [(3, 6), (6, 9)]
+
+
+@pytest.mark.parametrize("table", [(), ("0" * 32,)], ids=["none", "too short"])
+def test_without_a_chunk_table_the_whole_is_verified_first(opened: Any, table: tuple[str, ...]) -> None:
+    """Nothing is handed out before the SHA-256 of everything agreed."""
+    entry = entry_of(b"0123456789").model_copy(update={"chunk_xxh3_128": table})
+    with VerifiedFile(opened(b"012345678x"), entry) as file, pytest.raises(CorruptCheckpointError):
+        file.view(0, 1)
+    if not table:
+        with VerifiedFile(opened(b"0123456789"), entry) as file:
+            assert file.read() == b"0123456789"
+
+
+def test_what_an_empty_file_should_have_been_is_compared_too() -> None:
+    """No byte of it is ever asked for, so its digest is compared when it is opened."""
+    entry = entry_of(b"").model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(CorruptCheckpointError):
+        VerifiedFile(io.BytesIO(), entry)
+
+
+def test_views_outlive_the_file_and_change_only_themselves(tmp_path: Path) -> None:
+    """Writing to one reaches neither the file nor another reader; closing and deleting the file leaves it as it is."""
+    path = tmp_path / "file.pt"
+    path.write_bytes(b"0123456789")
+    with VerifiedFile(open(path, "rb"), entry_of(b"0123456789", 3)) as file:
+        view = file.view(2, 5)
+    view[0] = ord("x")
+    assert path.read_bytes() == b"0123456789"
+    with VerifiedFile(open(path, "rb"), entry_of(b"0123456789", 3)) as file:
+        assert file.read() == b"0123456789"
+    path.unlink()
+    assert bytes(view) == b"x34"
 
 
 def test_a_source_that_fails_is_closed() -> None:
     """An I/O error while reading leaves no descriptor behind either."""
 
     class Failing(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
+        def readinto(self, buffer: Any) -> int:
             raise OSError("unreadable")
 
     source = Failing(b"0123456789")
@@ -247,9 +390,40 @@ def test_a_source_that_fails_is_closed() -> None:
 
 
 def test_verification_can_be_left_out(opened: Any) -> None:
-    """Only where the caller said so."""
-    with VerifiedFile(opened(b"other"), entry_of(b"0123456789"), verify=False) as file:
-        assert file.stream.read() == b"other"
+    """Only where the caller said so: without an entry."""
+    with VerifiedFile(opened(b"other"), None) as file:
+        assert file.read() == b"other"
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["populated", "read first"])
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_file_that_becomes_shorter_kills_no_process(older: bool, verified: bool, tmp_path: Path) -> None:
+    """Touching a page of a mapping that has no file any more is death by a signal; here it is our error."""
+    assert run_python(_SHORTER, tmp_path / "f", int(older), int(verified)) == "refused\n"
+
+
+_SHORTER = """
+import hashlib, os, sys, xxhash
+from pathlib import Path
+import ckpt_lib.stream.mapping as mapping
+from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.metadata import FileEntry
+from ckpt_lib.stream import VerifiedFile
+
+path, older, verified = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+if older:
+    mapping._madvise = lambda: None
+path.write_bytes(bytes(3 * 4096))
+digests = {"sha256": hashlib.sha256(bytes(3 * 4096)).hexdigest(),
+           "chunk_xxh3_128": [xxhash.xxh3_128_hexdigest(bytes(4096))] * 3}
+entry = FileEntry(name="f", size_bytes=3 * 4096, chunk_size_bytes=4096, **digests)
+with VerifiedFile(open(path, "rb", buffering=0), entry if verified else None) as file:
+    os.truncate(path, 4096)
+    try:
+        file.view(0, 3 * 4096)
+    except CorruptCheckpointError as error:
+        print("refused")
+"""
 
 
 def test_what_is_read_is_what_was_verified(tmp_path: Path) -> None:
@@ -259,7 +433,7 @@ def test_what_is_read_is_what_was_verified(tmp_path: Path) -> None:
     with VerifiedFile(open(path, "rb"), entry_of(b"0123456789")) as file:
         (tmp_path / "other").write_bytes(b"xxxxxxxxxx")
         (tmp_path / "other").replace(path)
-        assert file.stream.read() == b"0123456789"
+        assert file.read() == b"0123456789"
 
 
 moves = st.lists(
@@ -281,124 +455,19 @@ def test_the_stream_behaves_like_a_file(data: bytes, steps: list[tuple[str, int]
     with VerifiedFile(io.BytesIO(data), entry_of(data)) as file:
         for what, number in steps:
             if what == "read":
-                assert file.stream.read(number) == reference.read(number)
+                assert file.read(number) == reference.read(number)
             elif not (what == "end" and len(data) + number < 0):
-                assert file.stream.seek(number, whence[what]) == reference.seek(number, whence[what])
-            assert file.stream.tell() == reference.tell()
+                assert file.seek(number, whence[what]) == reference.seek(number, whence[what])
+            assert file.tell() == reference.tell()
 
 
 def test_the_stream_has_no_place_before_its_start() -> None:
     """A negative position is refused and moves nothing."""
     with VerifiedFile(io.BytesIO(b"abc"), entry_of(b"abc")) as file:
-        file.stream.seek(2)
+        file.seek(2)
         with pytest.raises(ValueError, match="-1"):
-            file.stream.seek(-1)
-        assert file.stream.read() == b"c"
-
-
-# --- writing ---
-
-
-class Sink:
-    """Keeps what is written, and fails from byte ``limit`` on."""
-
-    def __init__(self, limit: float = math.inf) -> None:
-        self.data = bytearray()
-        self.error = StorageFullError("the store is full")
-        self._limit = limit
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        if len(self.data) + len(data) > self._limit:
-            raise self.error
-        self.data += data
-        return len(data)
-
-
-@BOUNDED
-@given(pieces())
-def test_what_is_hashed_is_what_is_written(parts: list[bytes]) -> None:
-    """The sink has every byte in order, and the digests are of exactly those."""
-    sink = Sink()
-    stream = HashingWriter(sink)
-    for part in parts:
-        assert stream.write(memoryview(part)) == len(part)
-    assert bytes(sink.data) == b"".join(parts)
-    assert stream.tell() == len(sink.data)
-    assert stream.finish() == expected_digests(bytes(sink.data), CHUNK_SIZE_BYTES)
-
-
-def test_a_large_write_goes_on_in_blocks() -> None:
-    """Memory is read once for hashing and writing, whatever the size of the buffer."""
-    sizes: list[int] = []
-
-    class Counting(Sink):
-        def write(self, data: bytes | bytearray | memoryview, /) -> int:
-            sizes.append(len(data))
-            return super().write(data)
-
-    sink = Counting()
-    data = bytes(range(256)) * (BLOCK_SIZE_BYTES // 128) + b"end"
-    assert HashingWriter(sink).write(data) == len(data)
-    assert max(sizes) <= BLOCK_SIZE_BYTES
-    assert bytes(sink.data) == data
-
-
-@pytest.mark.parametrize("arguments", [(0,), (0, 2), (5, 1), ()])
-def test_a_writer_never_seeks(arguments: tuple[int, ...]) -> None:
-    """Digests of a stream that was rewritten would be of bytes that never existed; the refusal is kept."""
-    stream = HashingWriter(Sink())
-    stream.write(b"abc")
-    with pytest.raises(UnsupportedFormatError):
-        stream.seek(*arguments)
-    assert isinstance(stream.error, UnsupportedFormatError)
-    assert (stream.seekable(), stream.readable(), stream.writable()) == (False, False, True)
-    assert stream.tell() == 3
-
-
-def test_the_first_error_is_kept() -> None:
-    """A second failure, or a serializer's clean-up, does not hide what went wrong first."""
-    sink = Sink(limit=3)
-    stream = HashingWriter(sink)
-    stream.write(b"abc")
-    first = sink.error
-    with pytest.raises(StorageFullError):
-        stream.write(b"d")
-    sink.error = StorageFullError("another")
-    with pytest.raises(StorageFullError, match="another"):
-        stream.write(b"e")
-    with pytest.raises(StorageFullError) as refused:
-        stream.seek(0)
-    assert stream.error is first
-    assert refused.value is first
-
-
-def _size_of_a_save() -> int:
-    stream = HashingWriter(Sink())
-    torch.save({"weight": torch.zeros(1000)}, stream)  # type: ignore[arg-type]
-    return stream.tell()
-
-
-@pytest.mark.parametrize("part", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_a_failing_sink_is_seen_through_the_serializer(part: float) -> None:
-    """Wherever ``torch.save`` is when the store fails, the store's own error is there to be raised."""
-    sink = Sink(limit=int(_size_of_a_save() * part))
-    stream = HashingWriter(sink)
-    with pytest.raises(Exception):  # noqa: B017, PT011  # the serializer's choice; which one is not the point
-        torch.save({"weight": torch.zeros(1000)}, stream)  # type: ignore[arg-type]
-    assert stream.error is sink.error
-
-
-def test_an_interrupt_is_kept_as_well() -> None:
-    """Ctrl-C inside a write is not an ``Exception`` and must not get lost in C code."""
-
-    class Interrupted(Sink):
-        def write(self, data: bytes | bytearray | memoryview, /) -> NoReturn:
-            raise KeyboardInterrupt
-
-    stream = HashingWriter(Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        stream.write(b"abc")
-    assert isinstance(stream.error, KeyboardInterrupt)
+            file.seek(-1)
+        assert file.read() == b"c"
 
 
 def test_what_is_mapped_is_what_is_verified(tmp_path: Path) -> None:
@@ -412,5 +481,5 @@ def test_what_is_mapped_is_what_is_verified(tmp_path: Path) -> None:
             memoryview(buffer)[:count] = b"0123456789"[:count]
             return count or 0
 
-    with pytest.raises(CorruptCheckpointError):
-        VerifiedFile(RightWhenRead(path), entry_of(b"0123456789"))
+    with VerifiedFile(RightWhenRead(path), entry_of(b"0123456789")) as file, pytest.raises(CorruptCheckpointError):
+        file.read()

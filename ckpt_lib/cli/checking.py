@@ -1,4 +1,4 @@
-"""``ckpt validate``: whether the stored bytes are the bytes that were saved."""
+"""``ckpt validate``, ``scrub`` and ``repair``: whether the stored bytes are those that were saved, and making it so."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.output import Column, as_size, count_of, note, print_heading, print_json, print_table
+from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve_all
+from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve, resolve_all
+from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.integrity import ValidationReport
     from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.scrub import ScrubReport
+    from ckpt_lib.stream import Damage
+
+_TENSORS_SHOWN = 5
 
 
 def validate(
@@ -27,11 +32,14 @@ def validate(
     config: options.Config = None,
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
     backups: options.OfBackups = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="By the digests of chunks on all processors, instead of SHA-256.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Read every byte of checkpoints and report damage.
 
-    Says which bytes of which file differ from what was saved, and exits with 1 when some do.
+    Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_manager(store, experiment, config)
@@ -39,7 +47,7 @@ def validate(
     held = manager.list_backups() if backups else manager.list_checkpoints()
     total = sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
     with byte_progress("Validating", total) as progress:
-        reports = list(_reports(manager, ids, backups=backups, progress=progress))
+        reports = list(_reports(manager, ids, backups=backups, deep=not quick, progress=progress))
     damaged = [report for report in reports if not report]
     if as_json:
         print_json(
@@ -58,12 +66,102 @@ def validate(
 
 
 def _reports(
-    manager: CheckpointManager, ids: Sequence[str] | None, *, backups: bool, progress: Callable[[int], object]
+    manager: CheckpointManager,
+    ids: Sequence[str] | None,
+    *,
+    backups: bool,
+    deep: bool,
+    progress: Callable[[int], object],
 ) -> Iterator[ValidationReport]:
     if ids is None:
-        return (manager.validate_all_backups if backups else manager.validate_all)(progress=progress)
+        return (manager.validate_all_backups if backups else manager.validate_all)(deep=deep, progress=progress)
     validate_one = manager.validate_backup if backups else manager.validate_checkpoint
-    return (validate_one(checkpoint_id, progress=progress) for checkpoint_id in ids)
+    return (validate_one(checkpoint_id, deep=deep, progress=progress) for checkpoint_id in ids)
+
+
+def scrub(
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", metavar="SIZE", help="Read at most so much in a second, such as 100MB.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, even if an earlier scrub did not come to its end.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read every byte of every checkpoint and backup, with all processors.
+
+    Interrupted, the next call goes on where this one stopped. Exits with 1 when there is damage.
+    """
+    max_bytes_per_second = None if rate is None else _bytes(rate)
+    manager = open_manager(store, experiment, config)
+    total = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
+    with byte_progress("Scrubbing", total) as progress:
+        report = manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
+    damaged = [item for item in (*report.checkpoints, *report.backups) if not item]
+    if as_json:
+        print_json({**report.model_dump(), "is_intact": report.is_intact})
+    else:
+        _print_scrub(report, damaged)
+    if damaged:
+        raise typer.Exit(DAMAGE)
+
+
+def _print_scrub(report: ScrubReport, damaged: Sequence[ValidationReport]) -> None:
+    files = len(report.checkpoints) + len(report.backups)
+    print_facts(
+        {
+            "checkpoints": f"{len(report.checkpoints)}, {sum(not item for item in report.checkpoints)} damaged",
+            "backups": f"{len(report.backups)}, {sum(not item for item in report.backups)} damaged",
+            "read": as_size(report.bytes_read),
+        }
+    )
+    if report.files_resumed:
+        note(f"{report.files_resumed} of {files} had been read by an earlier scrub that did not come to its end.")
+    _print_damages(damaged)
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size_bytes = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise ConfigError("--rate is not a size", expected="such as 100MB or 1GiB", got=text) from error
+    return int(size_bytes)
+
+
+def repair(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    backup: Annotated[
+        bool, typer.Option("--backup", help="Repair the backup from the checkpoint, instead of the reverse.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring the damaged bytes of a checkpoint back from its backup.
+
+    Only what is damaged is copied, into the file where it lies. Exits with 1 when both copies are damaged there.
+    """
+    manager = open_manager(store, experiment, config)
+    wanted = resolve(manager, checkpoint_id)
+    sizes = {item.checkpoint_id: item.file_size for item in manager.list_checkpoints()}
+    with byte_progress("Repairing", sizes.get(wanted)) as progress:
+        report = (manager.repair_backup if backup else manager.repair_checkpoint)(wanted, progress=progress)
+    if as_json:
+        print_json(report)
+        return
+    facts = {"backup" if backup else "checkpoint": report.checkpoint_id}
+    facts |= {"rewritten": as_size(report.bytes_rewritten)} if report.damages else {"result": report.message}
+    for damage in report.damages:
+        facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
+    print_facts(facts)
 
 
 def _print_reports(reports: Sequence[ValidationReport]) -> None:
@@ -72,16 +170,28 @@ def _print_reports(reports: Sequence[ValidationReport]) -> None:
         (Column("id"), Column("result"), Column("size", numeric=True)),
         [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
     )
+    _print_damages(reports)
+
+
+def _print_damages(reports: Sequence[ValidationReport]) -> None:
     damages = [damage for report in reports for damage in report.damages]
-    if damages:
-        print_heading("Damage")
-        print_table(
-            (Column("file"), Column("kind"), Column("bytes", numeric=True), Column("detail", wraps=True)),
-            [
-                (damage.file, damage.kind, f"{damage.start}-{damage.stop}", "")
-                if damage.stop
-                else (damage.file, damage.kind, "-", damage.message)
-                for damage in damages
-            ],
-        )
-        note("`ckpt restore ID` brings back a backup; `ckpt backup ID --verify` replaces a damaged one.")
+    if not damages:
+        return
+    print_heading("Damage")
+    print_table(
+        (Column("file"), Column("kind"), Column("bytes", numeric=True), Column("detail", wraps=True)),
+        [
+            (damage.file, damage.kind, f"{damage.start}-{damage.stop}", _tensors(damage))
+            if damage.stop
+            else (damage.file, damage.kind, "-", damage.message)
+            for damage in damages
+        ],
+    )
+    note(
+        "`ckpt repair ID` brings the damaged bytes back from the backup, `ckpt repair ID --backup` those of the backup."
+    )
+
+
+def _tensors(damage: Damage) -> str:
+    more = len(damage.tensors) - _TENSORS_SHOWN
+    return ", ".join(damage.tensors[:_TENSORS_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -2,5 +2,6 @@
 
 from ckpt_lib.formats.base import Format, Payload
 from ckpt_lib.formats.registry import DEFAULT_FORMAT, format_named
+from ckpt_lib.formats.selection import check_keys, select
 
-__all__ = ["DEFAULT_FORMAT", "Format", "Payload", "format_named"]
+__all__ = ["DEFAULT_FORMAT", "Format", "Payload", "check_keys", "format_named", "select"]

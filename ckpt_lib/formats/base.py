@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO, Protocol
 
 from ckpt_lib.stream import HashingWriter
@@ -36,10 +36,20 @@ class Format(Protocol):
         """Write a prepared payload from start to end, without holding a second copy of it."""
         ...
 
-    def read(self, source: BinaryIO, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
-        """Read a payload whose bytes have been verified.
+    def read(
+        self,
+        source: BinaryIO,
+        *,
+        map_location: Any = "cpu",
+        trust_pickle: bool = False,
+        keys: Collection[str] | None = None,
+    ) -> Payload:
+        """Read a payload, or what ``keys`` name of it, from a file that verifies its bytes before it gives them out.
+
+        That is a :class:`~ckpt_lib.stream.VerifiedFile`, of which a format may also take views; with ``keys``, it need
+        read and verify no more than these need. :func:`ckpt_lib.formats.select` takes them out of a whole payload.
 
         Raises :class:`~ckpt_lib.errors.UnsafePayloadError` when that would run stored code and ``trust_pickle`` is
-        false.
+        false, and :class:`~ckpt_lib.errors.ConfigError` for a key that stands for nothing.
         """
         ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -18,7 +19,11 @@ from ckpt_lib.errors import (
     UnsupportedStateError,
 )
 from ckpt_lib.formats.base import Payload
-from ckpt_lib.stream import HashingWriter
+from ckpt_lib.formats.selection import select
+from ckpt_lib.formats.torch_archive import UnusualPayloadError
+from ckpt_lib.formats.torch_reading import read_views, tensor_ranges
+from ckpt_lib.formats.torch_writing import write_archive
+from ckpt_lib.stream import HashingWriter, VerifiedFile
 
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -39,40 +44,55 @@ class TorchZipFormat:
             raise _too_deep() from error
 
     def write(self, payload: Payload, stream: HashingWriter) -> None:
-        """Let ``torch.save`` write to the stream; an error from below the serializer is raised as it was."""
+        """Write what ``torch.save`` would; see :mod:`ckpt_lib.formats.torch_writing`."""
         try:
-            torch.save(payload, stream)  # type: ignore[arg-type]  # it asks for IO and uses write and flush
-        except BaseException as error:
-            if stream.error is not None and stream.error is not error:
-                raise stream.error from error
-            if isinstance(error, RecursionError):
-                raise _too_deep() from error
-            raise
-        if stream.error is not None:
-            raise stream.error
+            write_archive(payload, stream)
+        except RecursionError as error:
+            raise _too_deep() from error
 
-    def read(self, source: BinaryIO, *, map_location: Any = "cpu", trust_pickle: bool = False) -> Payload:
-        """``torch.load`` from a verified source.
+    def read(
+        self,
+        source: BinaryIO,
+        *,
+        map_location: Any = "cpu",
+        trust_pickle: bool = False,
+        keys: Collection[str] | None = None,
+    ) -> Payload:
+        """Views of a :class:`~ckpt_lib.stream.VerifiedFile`; ``torch.load`` of what cannot be read that way.
 
         Raises :class:`~ckpt_lib.errors.ConfigError` for a device that is not there.
         """
         _check_device(map_location)
-        try:
-            loaded = torch.load(source, map_location=map_location, weights_only=not trust_pickle)
-        except pickle.UnpicklingError as error:
-            raise UnsafePayloadError(
-                f"the payload holds more than tensors and plain values: {_first_line(error)}",
-                hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
-            ) from error
-        except (CheckpointError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if _is_lack_of_memory(error):  # no damage: resume() must not pass it over
-                raise MemoryError(_first_line(error)) from error
-            raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
-        if not isinstance(loaded, dict):
-            raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
-        return loaded
+        file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
+        if not trust_pickle and (map_location is None or isinstance(map_location, str | torch.device)):
+            with contextlib.suppress(UnusualPayloadError):
+                return read_views(file, keys, None if map_location is None else torch.device(map_location))
+        file.require_all()
+        file.seek(0)
+        return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
+
+    def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
+        """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch_reading.tensor_ranges`."""
+        return tensor_ranges(source)
+
+
+def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
+    try:
+        loaded = torch.load(source, map_location=map_location, weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        raise UnsafePayloadError(
+            f"the payload holds more than tensors and plain values: {_first_line(error)}",
+            hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
+        ) from error
+    except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if _is_lack_of_memory(error):  # no damage: resume() must not pass it over
+            raise MemoryError(_first_line(error)) from error
+        raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
+    return loaded
 
 
 def _too_deep() -> UnsupportedStateError:

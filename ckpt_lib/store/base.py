@@ -6,6 +6,7 @@ missing file, which is a plain ``FileNotFoundError``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
@@ -73,6 +74,15 @@ class Store(Protocol):
         With ``replace``, a claim that a living writer holds raises
         :class:`~ckpt_lib.errors.StoreUnavailableError`: trying again later may help. Without, such a claim and a name
         that is there raise :class:`~ckpt_lib.errors.CheckpointExistsError`.
+        """
+        ...
+
+    def patch(self, path: str, pieces: Iterable[tuple[int, Buffer]], *, size_bytes: int) -> None:
+        """Overwrite bytes of an existing file where it lies, make them durable, and cut what is beyond ``size_bytes``.
+
+        ``pieces`` are offsets, ascending, with the bytes for them; the file grows where they reach past its end. Every
+        other byte stays as it is. Afterwards reads of the pieces ask the disk. The folder must be locked. Readers see
+        the change as it comes, and a crash or an error leaves some pieces written, one in part, and the others not.
         """
         ...
 

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -31,6 +31,8 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.store.base import Entry
+from ckpt_lib.store.direct import Output
+from ckpt_lib.store.patching import overwrite
 from ckpt_lib.stream.digests import Buffer
 
 LOCK_NAME = ".ckpt.lock"
@@ -95,6 +97,11 @@ class LocalStore:
         with _typed_errors(target):
             _make_folder(target.parent)
             return LocalPendingFile(target, replace=replace)
+
+    def patch(self, path: str, pieces: Iterable[tuple[int, Buffer]], *, size_bytes: int) -> None:
+        target = self._path(path)
+        with _typed_errors(target):
+            overwrite(target, pieces, size_bytes)
 
     def delete(self, path: str) -> None:
         target = self._path(path)
@@ -163,7 +170,7 @@ class LocalPendingFile:
         self._replace = replace
         self._temporary = target.with_name(f".{target.name}.ckpt-tmp")
         self._descriptor: int | None = _claim(self._temporary, target, replace=replace)
-        self._size_bytes = 0
+        self._output = Output(self._descriptor)
         self._published = False
         if not replace and os.path.lexists(target):
             self.discard()
@@ -173,19 +180,13 @@ class LocalPendingFile:
         assert self._descriptor is not None, "the file was published or discarded"
         view = memoryview(data).cast("B")
         with _typed_errors(self._target):
-            written = 0
-            while written < len(view):
-                written += os.write(self._descriptor, view[written:])
-        self._size_bytes += len(view)
+            self._output.write(view)
         return len(view)
 
     def sync(self) -> None:
         assert self._descriptor is not None, "the file was published or discarded"
         with _typed_errors(self._target):
-            found = os.fstat(self._descriptor).st_size
-            if found != self._size_bytes:
-                raise OSError(errno.EIO, f"the file system kept {found} of {self._size_bytes} bytes")
-            os.fsync(self._descriptor)
+            self._output.sync()
 
     def publish(self) -> None:
         with _typed_errors(self._target):

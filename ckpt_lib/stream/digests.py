@@ -33,7 +33,10 @@ class FileDigests:
 
 
 class Damage(BaseModel):
-    """One finding about a stored file: what is wrong with which bytes, ``start`` inclusive to ``stop`` exclusive."""
+    """One finding about a stored file: what is wrong with which bytes, ``start`` inclusive to ``stop`` exclusive.
+
+    ``tensors`` names those that lie there in part, where that was asked for and could be told.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,6 +45,7 @@ class Damage(BaseModel):
     start: int = Field(default=0, ge=0)
     stop: int = Field(default=0, ge=0)
     message: str
+    tensors: tuple[str, ...] = ()
 
 
 def missing_file(name: str) -> Damage:

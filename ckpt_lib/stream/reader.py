@@ -3,121 +3,126 @@
 from __future__ import annotations
 
 import io
-import mmap
-from collections.abc import Callable
+import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.metadata import FileEntry
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Damage, FileDigests, StreamDigest, altered_ranges
-
-Progress = Callable[[int], object]
-"""Called with the number of bytes done since the last call."""
-
-
-def find_damages(source: BinaryIO, entry: FileEntry, progress: Progress | None = None) -> list[Damage]:
-    """Read ``source`` to its end and report every way in which it is not the file that ``entry`` describes.
-
-    An empty list means: size, SHA-256 and every chunk digest agree. Memory use does not depend on the file's size.
-    """
-    digest = StreamDigest(entry.chunk_size_bytes)
-    buffer = bytearray(BLOCK_SIZE_BYTES)
-    while read := source.readinto(buffer):  # type: ignore[attr-defined]  # every binary file has it
-        digest.update(memoryview(buffer)[:read])
-        if progress:
-            progress(read)
-    return _compare(digest.finish(), entry)
+from ckpt_lib.stream.checking import find_damages
+from ckpt_lib.stream.chunks import (
+    altered_chunks,
+    comparable_chunks,
+    differing_chunks,
+    has_chunk_table,
+    size_damage,
+)
+from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Damage
+from ckpt_lib.stream.mapping import Memory, memory_of
 
 
-def _compare(found: FileDigests, entry: FileEntry) -> list[Damage]:
-    damages = []
-    name = entry.name
-    if found.size_bytes < entry.size_bytes:
-        message = f"{name} ends after {found.size_bytes} of {entry.size_bytes} bytes"
-        damages.append(
-            Damage(file=name, kind="truncated", start=found.size_bytes, stop=entry.size_bytes, message=message)
-        )
-    if found.size_bytes > entry.size_bytes:
-        message = f"{name} has {found.size_bytes - entry.size_bytes} bytes more than the {entry.size_bytes} saved"
-        damages.append(
-            Damage(file=name, kind="extended", start=entry.size_bytes, stop=found.size_bytes, message=message)
-        )
-    # The chunk in which a file ends early or late differs for that reason alone.
-    whole = min(found.size_bytes, entry.size_bytes)
-    if found.size_bytes != entry.size_bytes:
-        whole -= whole % entry.chunk_size_bytes
-    for start, stop in altered_ranges(entry.chunk_xxh3_128, found.chunk_xxh3_128, entry.chunk_size_bytes, whole):
-        message = f"{name} was altered between bytes {start} and {stop}"
-        damages.append(Damage(file=name, kind="altered", start=start, stop=stop, message=message))
-    if not damages and found.sha256 != entry.sha256:
-        message = f"{name} has SHA-256 {found.sha256}, not {entry.sha256}"
-        damages.append(Damage(file=name, kind="altered", start=0, stop=found.size_bytes, message=message))
-    return damages
-
-
-class VerifiedFile:
+class VerifiedFile(io.RawIOBase, BinaryIO):
     """A payload, opened once and mapped once: what is read from it is what was verified.
 
-    ``source`` must stay as it is until the object is closed; it is closed with it. Raises
-    :class:`CorruptCheckpointError` with every damage found.
+    Its size is compared when it is opened, each chunk before the first of its bytes is handed out, by whatever way:
+    :meth:`require` verifies many at once, on several processors. Raises :class:`CorruptCheckpointError` with every
+    damage found. Without an ``entry`` nothing is compared. Without a chunk table, the first access verifies the
+    SHA-256 of the whole.
+
+    ``source`` is closed with it, and is not to be used until then.
     """
 
-    def __init__(self, source: BinaryIO, entry: FileEntry, *, verify: bool = True) -> None:
+    def __init__(self, source: BinaryIO, entry: FileEntry | None) -> None:
         self._source = source
-        self._map: mmap.mmap | bytes = b""
-        self.stream: BinaryIO = _MappedReader(b"")
+        self._entry = entry
+        self._position = 0
+        self._memory: Memory | None = None
         try:
-            self._map = _map(source)
-            self.stream = _MappedReader(self._map)
-            if verify:
-                self._verify(entry)
+            self._memory = memory_of(source, entry.size_bytes if entry else 0)
+            self.size_bytes = len(self._memory.view)
+            self._chunk_size_bytes = self._grain()
+            self._unverified = set(range(-(-self.size_bytes // self._chunk_size_bytes)))
+            self._check_size()
         except BaseException:
             self.close()
             raise
 
-    def _verify(self, entry: FileEntry) -> None:
-        mapped = _MappedReader(self._map)
-        is_mapping = isinstance(self._map, mmap.mmap)
-        damages = find_damages(_ReadFirst(self._source, mapped) if is_mapping else mapped, entry)
-        if damages:
-            raise CorruptCheckpointError(
-                damages[0].message,
-                damages=damages,
-                expected=f"SHA-256 {entry.sha256}",
-                hint="Nothing was loaded. `ckpt validate` shows all of it, `ckpt restore` brings back a backup.",
-            )
+    def _grain(self) -> int:
+        """What is verified at once."""
+        if self._entry is None:
+            return CHUNK_SIZE_BYTES
+        return self._entry.chunk_size_bytes if has_chunk_table(self._entry) else max(1, self.size_bytes)
 
-    def __enter__(self) -> Self:
-        return self
+    def _check_size(self) -> None:
+        entry = self._entry
+        if entry is None:
+            return
+        if damages := size_damage(entry, self.size_bytes):
+            if has_chunk_table(entry):
+                damages += self._damages_of(entry, comparable_chunks(entry, self.size_bytes))
+            raise _corrupt(entry, damages)
+        if not self.size_bytes:  # nothing will ever be asked for
+            self._verify_whole(entry)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def require(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Verify every chunk that these byte ranges touch, each once, and raise all damage found among them.
 
-    def close(self) -> None:
-        """Unmap and close; tensors read from it are copies and stay valid."""
-        self.stream.close()
-        if isinstance(self._map, mmap.mmap):
-            self._map.close()
-        self._source.close()
+        Raises :class:`CorruptCheckpointError`, or what the source raises for bytes that cannot be read.
+        """
+        if not self._unverified:
+            return
+        size = self._chunk_size_bytes
+        touched: set[int] = set()
+        for start, stop in ranges:
+            if start < stop:
+                touched.update(range(start // size, -(-stop // size)))
+        numbers = sorted(self._unverified & touched)
+        if not numbers:
+            return
+        if self._entry is None:
+            self._fetch(numbers)
+        elif not has_chunk_table(self._entry):
+            self._verify_whole(self._entry)
+        elif damages := self._damages_of(self._entry, numbers):
+            raise _corrupt(self._entry, damages)
+        self._unverified.difference_update(numbers)
 
+    def require_all(self) -> None:
+        """Verify what has not been verified yet."""
+        self.require([(0, self.size_bytes)])
 
-def _map(source: BinaryIO) -> mmap.mmap | bytes:
-    try:
-        return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, io.UnsupportedOperation):
-        # Not a file of this machine, an empty one, or one that cannot be mapped: hold it in memory instead.
-        return source.read()
+    def view(self, start: int, stop: int) -> memoryview:
+        """These bytes, verified, as memory that may be written to: neither the file nor another reader will change.
 
+        It stays valid when the file is closed or deleted. Raises what :meth:`require` does.
+        """
+        self.require([(start, stop)])
+        return self._held.view[start:stop]
 
-class _MappedReader(io.RawIOBase, BinaryIO):
-    """A seekable file over a mapping, reading straight into the caller's buffer."""
+    @property
+    def _held(self) -> Memory:
+        if self._memory is None:
+            raise ValueError("I/O operation on closed file")
+        return self._memory
 
-    def __init__(self, data: mmap.mmap | bytes) -> None:
-        self._data = data
-        self._position = 0
+    def _damages_of(self, entry: FileEntry, numbers: Iterable[int]) -> list[Damage]:
+        _read_ahead(self._source)
+        return altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
+
+    def _fetch(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            start = number * self._chunk_size_bytes
+            if not self._held.fetch(start, min(start + self._chunk_size_bytes, self.size_bytes)):
+                raise CorruptCheckpointError("the file became shorter while it was read")
+
+    def _verify_whole(self, entry: FileEntry) -> None:
+        if not self._held.fetch(0, self.size_bytes):
+            raise CorruptCheckpointError("the file became shorter while it was read")
+        if damages := find_damages(_Viewed(self._held.view), entry):
+            raise _corrupt(entry, damages)
+
+    # --- as a file ---
 
     def readable(self) -> bool:
         return True
@@ -129,33 +134,70 @@ class _MappedReader(io.RawIOBase, BinaryIO):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size_bytes}[whence]
         if start + offset < 0:
             raise ValueError(f"negative position {start + offset}")
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        with memoryview(buffer).cast("B") as target, memoryview(self._data) as data:
-            piece = data[self._position : self._position + len(target)]
-            count = len(piece)
-            target[:count] = piece
-            piece.release()
-        self._position += count
+        with memoryview(buffer).cast("B") as target:
+            start = min(self._position, self.size_bytes)
+            stop = min(start + len(target), self.size_bytes)
+            with self.view(start, stop) as piece:
+                target[: stop - start] = piece
+        self._position += stop - start
+        return stop - start
+
+    def readall(self) -> bytes:
+        start = min(self._position, self.size_bytes)
+        self._position = max(self._position, self.size_bytes)
+        with self.view(start, self.size_bytes) as piece:
+            return bytes(piece)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it. The memory is given back when the last view of it is gone."""
+        if not self.closed:
+            self._memory = None
+            self._source.close()
+        super().close()
+
+
+class _Viewed(io.RawIOBase, BinaryIO):
+    """A file over memory that is not copied."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        with memoryview(buffer).cast("B") as target:
+            count = min(len(target), len(self._view))
+            target[:count] = self._view[:count]
+        self._view = self._view[count:]
         return count
 
 
-class _ReadFirst(io.RawIOBase, BinaryIO):
-    """A mapping whose every block is first read from its file, and then given out as the mapping holds it.
+def _read_ahead(source: BinaryIO) -> None:
+    """Tell the system to read further ahead than it otherwise would."""
+    if hasattr(os, "posix_fadvise"):
+        try:
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except (OSError, AttributeError):  # no file of this machine, or none that takes advice
+            return
 
-    A mapping has no errors: where the disk cannot give a page back, or the file ends early, touching it kills the
-    process. Reading raises, or says how much there is, and leaves the page for the mapping.
-    """
 
-    def __init__(self, source: BinaryIO, mapped: _MappedReader) -> None:
-        self._source = source
-        self._mapped = mapped
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        count = self._source.readinto(buffer)  # type: ignore[attr-defined]  # every binary file has it
-        return self._mapped.readinto(memoryview(buffer)[:count])
+def _corrupt(entry: FileEntry, damages: list[Damage]) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        damages[0].message,
+        damages=damages,
+        expected=f"SHA-256 {entry.sha256}",
+        hint="Nothing was loaded. `ckpt validate` shows all of it, `ckpt restore` brings back a backup.",
+    )

@@ -1,11 +1,27 @@
-"""The writing half of the stream: bytes go once through the digests and into the store."""
+"""The writing half of the stream: bytes go once through the digests and into the store.
+
+A serializer's bytes are gathered in buffers of one chunk. Two threads take each full buffer at once: one feeds it to
+SHA-256, which is the slowest part, the other computes its chunk digest and passes it on to the store. The serializer
+meanwhile fills the next buffer. There are a few buffers, used in turn, so memory does not grow with the file.
+"""
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+import hashlib
+import mmap
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import NoReturn, Protocol, Self
+
+import xxhash
 
 from ckpt_lib.errors import UnsupportedFormatError
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Buffer, FileDigests, StreamDigest
+from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Buffer, FileDigests
+
+BUFFER_COUNT = 6
+"""Enough for the disk to pause for some 20 ms without the hashing having to wait; 48 MiB in all."""
 
 
 class Sink(Protocol):
@@ -15,34 +31,63 @@ class Sink(Protocol):
 
 
 class HashingWriter:
-    """A write-only, append-only file for serializers, which hashes what it passes on.
+    """A write-only, append-only file for serializers, which hashes what it passes on. It is used as a context.
 
-    A serializer that seeks would make digests of a stream that never existed, so seeking is refused. ``error`` keeps
-    the first failure: serializers written in C may replace an exception raised under them by one of their own.
+    Every buffer that reaches the sink but the last has the size of a chunk and begins at a page of memory, so that the
+    store may hand it to the disk as it is. After a failure nothing more reaches the sink; the next calls raise it, and
+    so does the end of the context in the place of any other exception: serializers written in C replace errors that
+    are raised under them by their own. A serializer that seeks would make digests of a stream that never existed, so
+    seeking is such a failure. No thread outlives the context.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> None:
         self._sink = sink
-        self._digest = StreamDigest()
-        self.error: BaseException | None = None
+        self._chunk_size_bytes = chunk_size_bytes
+        self._sha256 = hashlib.sha256()
+        self._chunk_digests: list[str] = []
+        self._size_bytes = 0
+        self._filled_bytes = 0
+        self._buffers: list[memoryview] = []
+        self._buffer = memoryview(b"")
+        self._lanes: tuple[_Lane, ...] = ()
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._join()
+        if self._failure is not None and error is not None and error is not self._failure:
+            raise self._failure from error
 
     def write(self, data: Buffer) -> int:
-        """Hash and pass on all of ``data``."""
+        """Take in all of ``data``, which may change as soon as this returns."""
         view = memoryview(data).cast("B")
+        size_bytes = len(view)
         try:
-            # Block by block, so that memory is read once for both.
-            for start in range(0, len(view), BLOCK_SIZE_BYTES):
-                block = view[start : start + BLOCK_SIZE_BYTES]
-                self._digest.update(block)
-                self._sink.write(block)
+            self._raise_failure()
+            while view:
+                if self._filled_bytes == 0:
+                    self._buffer = self._next_buffer()
+                start = self._filled_bytes
+                piece = view[: self._chunk_size_bytes - start]
+                self._buffer[start : start + len(piece)] = piece
+                self._filled_bytes += len(piece)
+                self._size_bytes += len(piece)
+                if self._filled_bytes == self._chunk_size_bytes:
+                    self._filled_bytes = 0
+                    self._hand_over(self._buffer)
+                view = view[len(piece) :]
         except BaseException as error:
-            self.error = self.error or error
+            self._failure = self._failure or error
             raise
-        return len(view)
+        return size_bytes
 
     def tell(self) -> int:
         """How many bytes have been written."""
-        return self._digest.size_bytes
+        return self._size_bytes
 
     def flush(self) -> None:
         """Nothing to do: durability is the commit's business."""
@@ -58,11 +103,90 @@ class HashingWriter:
 
     def seek(self, *_position: int) -> NoReturn:
         """Refuse: see the class."""
-        self.error = self.error or UnsupportedFormatError(
+        self._failure = self._failure or UnsupportedFormatError(
             "the format tried to seek in a stream", hint="A format must write its payload from start to end."
         )
-        raise self.error
+        raise self._failure
 
     def finish(self) -> FileDigests:
-        """The digests of everything written."""
-        return self._digest.finish()
+        """Pass on what is left, wait until everything is hashed and written, and return the digests."""
+        rest = self._buffer[: self._filled_bytes]
+        try:
+            self._raise_failure()
+            if rest and not self._lanes:  # all there is: not worth two threads
+                self._hash(rest)
+                self._pass_on(rest)
+            elif rest:
+                self._hand_over(rest)
+            self._join()
+            self._raise_failure()
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise
+        return FileDigests(
+            self._size_bytes, self._sha256.hexdigest(), self._chunk_size_bytes, tuple(self._chunk_digests)
+        )
+
+    def _next_buffer(self) -> memoryview:
+        """A buffer that both threads are done with."""
+        for lane in self._lanes:
+            lane.free_buffers.acquire()
+        self._raise_failure()
+        number = self._size_bytes // self._chunk_size_bytes
+        if number < BUFFER_COUNT:
+            # An anonymous mapping begins at a page, as direct I/O wants it, and costs memory only where it is used.
+            self._buffers.append(memoryview(mmap.mmap(-1, self._chunk_size_bytes)))
+        return self._buffers[number % BUFFER_COUNT]
+
+    def _hand_over(self, buffer: memoryview) -> None:
+        if not self._lanes:
+            self._lanes = (_Lane(self._hash, "ckpt-hash"), _Lane(self._pass_on, "ckpt-write"))
+            for lane in self._lanes:
+                lane.start()
+        for lane in self._lanes:
+            lane.put(buffer)
+
+    def _hash(self, buffer: memoryview) -> None:
+        self._sha256.update(buffer)
+
+    def _pass_on(self, buffer: memoryview) -> None:
+        self._chunk_digests.append(xxhash.xxh3_128_hexdigest(buffer))
+        self._sink.write(buffer)
+
+    def _join(self) -> None:
+        for lane in self._lanes:
+            lane.end()
+
+    def _raise_failure(self) -> None:
+        failures = (self._failure, *(lane.failure for lane in self._lanes))
+        if failure := next(filter(None, failures), None):
+            raise failure
+
+
+class _Lane(threading.Thread):
+    """Does one thing to each buffer, in order; after a failure it only gives the buffers back."""
+
+    def __init__(self, work: Callable[[memoryview], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._filled: SimpleQueue[memoryview | None] = SimpleQueue()
+        # The first buffer of each lane is filled before there is one.
+        self.free_buffers = threading.Semaphore(BUFFER_COUNT - 1)
+        self.failure: BaseException | None = None
+
+    def put(self, buffer: memoryview) -> None:
+        self._filled.put(buffer)
+
+    def end(self) -> None:
+        """Wait until everything put so far is done. May be called twice."""
+        self._filled.put(None)
+        self.join()
+
+    def run(self) -> None:
+        while (buffer := self._filled.get()) is not None:
+            try:
+                if self.failure is None:
+                    self._work(buffer)
+            except BaseException as error:
+                self.failure = error
+            self.free_buffers.release()

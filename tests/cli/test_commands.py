@@ -156,6 +156,55 @@ def test_validate_locates_damage(store: Path, ids: list[str], backups: bool) -> 
     assert (damages[ids[0]][0]["start"], damages[ids[0]][0]["stop"], damages[ids[2]]) == (0, size_bytes, [])
 
 
+def test_validate_quick(store: Path, ids: list[str]) -> None:
+    """--quick says the same of intact and of damaged files."""
+    flip_bit(payload(store, ids[0]), 100)
+    quick, thorough = (run_json("validate", "--all", *more, store=store, code=1) for more in (["--quick"], []))
+    assert quick == thorough
+    run("validate", "--quick", ids[1], store=store)
+
+
+def test_scrub(store: Path, ids: list[str]) -> None:
+    """`scrub` reads checkpoints and backups, says what is damaged with its tensors, and exits with 1 for that."""
+    text = run("scrub", store=store).stdout
+    assert re.search(r"checkpoints +3, 0 damaged", text)
+    flip_bit(store / "digits" / "backups" / f"{ids[0]}.pt", 100)
+    text = run("scrub", "--rate", "1GiB", "--restart", store=store, code=1).stdout
+    assert re.search(r"backups +3, 1 damaged", text)
+    assert re.search(rf"{ids[0]}\.pt +altered +0-\d+ +model_state_dict\.", text)
+    found = run_json("scrub", store=store, code=1)
+    assert (found["is_intact"], len(found["checkpoints"]), len(found["backups"])) == (False, 3, 3)
+
+
+def test_scrub_goes_on(store: Path, ids: list[str]) -> None:
+    """What an interrupted scrub has read is told of, and read again with --restart only."""
+    run("scrub", store=store)
+    record = store / "digits" / ".ckpt-scrub.json"
+    interrupted = re.sub(r'"completed_at":"[^"]+"', '"completed_at":null', record.read_text())
+    record.write_text(interrupted)
+    assert "6 of 6 had been read" in run("scrub", store=store).stderr
+    record.write_text(interrupted)
+    assert run_json("scrub", "--restart", store=store)["files_resumed"] == 0
+
+
+def test_repair(store: Path, ids: list[str]) -> None:
+    """`repair` says what was damaged and how much was rewritten; --backup goes the other way; damage in both is 1."""
+    backup = store / "digits" / "backups" / f"{ids[0]}.pt"
+    assert "nothing to repair" in run("repair", ids[0], store=store).stdout
+    flip_bit(payload(store, ids[0]), 100)
+    text = run("repair", "baseline", store=store).stdout
+    assert re.search(r"rewritten +\d+\.\d KiB\n", text)
+    assert "was altered between bytes 0 and" in text
+    flip_bit(backup, 100)
+    assert run_json("repair", ids[0], "--backup", store=store)["method"] == "chunks"
+    run("validate", "--all", store=store)
+    run("validate", "--all", "--backups", store=store)
+    for path in (payload(store, ids[0]), backup):
+        flip_bit(path, 100)
+    error = run_json("repair", ids[0], store=store, code=1)["error"]
+    assert (error["type"], error["damages"][0]["file"]) == ("CorruptCheckpointError", f"{ids[0]}.pt")
+
+
 def test_restore_brings_back_damaged_and_deleted(store: Path, ids: list[str]) -> None:
     """What is damaged, or deleted with its whole experiment, comes back from the backup and validates."""
     flip_bit(payload(store, ids[0]), 100)

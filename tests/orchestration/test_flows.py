@@ -263,6 +263,49 @@ def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
     assert LOST in artifacts(state)["validation-store"]
 
 
+@pytest.mark.parametrize("repair", [False, True])
+def test_validate_store_makes_one_whole_of_two_damaged_copies(config: CheckpointConfig, repair: bool) -> None:
+    """Neither is intact, but together they are: that is said, and with repair done on both sides."""
+    model = nn.Linear(3 * 2**20, 1)  # 12 MiB, which are two chunks
+    only = CheckpointManager(config, "run").save_checkpoint(model=model, epoch=1)
+    assert only is not None
+    damage(config, only)
+    backup = Path(config.checkpoint_dir, "run", "backups", f"{only}.pt")
+    backup.write_bytes(backup.read_bytes()[:-1])
+    state = validate_store(config, repair=repair, return_state=True)
+    published = artifacts(state)
+    for table in ("validation-store", "validation-backups"):
+        assert (REPAIRED if repair else REPAIRABLE) in published[table]
+    assert state.is_completed() == repair
+    assert validate_store(config, return_state=True).is_completed() == repair
+
+
+def test_validate_store_goes_on_where_it_was_stopped(config: CheckpointConfig) -> None:
+    """What a run that was killed had read is not read again by the next, and is in its reports."""
+    ids = saved(config)
+    manager = CheckpointManager(config, "run")
+
+    total = 2 * sum(item.file_size for item in manager.list_checkpoints())
+    done = 0
+
+    def stop(count: int) -> None:
+        nonlocal done
+        done += count
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        manager.scrub(progress=stop, max_bytes_per_second=total)
+    record = Path(config.checkpoint_dir, "run", ".ckpt-scrub.json")
+    interrupted = json.loads(record.read_text())
+    assert 0 < len(interrupted["outcomes"]) < 6
+    reports = validate_store(config)
+    assert [report.checkpoint_id for report in reports] == ids * 2
+    completed = json.loads(record.read_text())
+    assert completed["started_at"] == interrupted["started_at"]
+    assert completed["outcomes"].items() >= interrupted["outcomes"].items()
+
+
 def test_validate_store_tells_experiments_with_equal_ids_apart(config: CheckpointConfig) -> None:
     """An import keeps its id: that one experiment's copy was repaired does not hide that the other's is lost."""
     (only,) = saved(config, losses=(1.0,))
@@ -284,14 +327,14 @@ def test_validate_store_goes_on_when_a_repair_fails(config: CheckpointConfig, mo
     first, second, _ = saved(config)
     damage(config, first)
     damage(config, second)
-    restore = CheckpointManager.restore_checkpoint
+    repair = CheckpointManager.repair_checkpoint
 
     def without_space(self: CheckpointManager, checkpoint_id: str) -> Any:
         if checkpoint_id == first:
             raise StorageFullError("no space is left")
-        return restore(self, checkpoint_id)
+        return repair(self, checkpoint_id)
 
-    monkeypatch.setattr(CheckpointManager, "restore_checkpoint", without_space)
+    monkeypatch.setattr(CheckpointManager, "repair_checkpoint", without_space)
     state = validate_store(config, repair=True, return_state=True)
     assert state.is_failed()
     assert "repair failed: no space is left" in artifacts(state)["validation-store"]

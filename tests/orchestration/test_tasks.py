@@ -278,6 +278,41 @@ def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_
     assert outcome["summary"]["total_checkpoints"] == 2
 
 
+def test_repairs_and_scrubs(config: CheckpointConfig) -> None:
+    """Damage in both copies is found by a scrub, mended from either side, and gone for the next one."""
+    first, second = saved(config)
+    backup = payload_file(config, second).parent / "backups" / f"{second}.pt"
+    flip_a_byte(payload_file(config, first))
+    flip_a_byte(backup)
+
+    @flow
+    def life() -> list[Any]:
+        return [
+            tasks.scrub_checkpoints(config, EXPERIMENT),
+            tasks.repair_checkpoint(config, EXPERIMENT, first),
+            tasks.repair_backup(config, EXPERIMENT, second),
+            tasks.repair_checkpoint(config, EXPERIMENT, first),
+            tasks.scrub_checkpoints(config, EXPERIMENT, max_bytes_per_second=1e9, restart=True),
+        ]
+
+    before, here, there, again, after = life()
+    assert [bool(report) for report in (*before.checkpoints, *before.backups)] == [False, True, True, False]
+    assert [report.method for report in (here, there, again)] == ["chunks", "chunks", "none"]
+    assert after
+    assert after.bytes_read == before.bytes_read
+
+
+def test_a_repair_that_cannot_succeed_is_not_tried_again(config: CheckpointConfig) -> None:
+    """Damage in both copies fails the task at once, with the typed error."""
+    (only,) = saved(config, epochs=1)
+    for path in (payload_file(config, only), payload_file(config, only).parent / "backups" / f"{only}.pt"):
+        flip_a_byte(path)
+    state = in_flow(lambda: tasks.repair_checkpoint(config, EXPERIMENT, only, return_state=True))
+    assert task_run(state).run_count == 1
+    with pytest.raises(CorruptCheckpointError, match="in both copies"):
+        state.result()
+
+
 def test_a_task_works_outside_of_a_flow(config: CheckpointConfig) -> None:
     """Called from a script or a notebook, a save is a run of its own."""
     ids = [tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1) for _ in range(2)]

@@ -1,0 +1,193 @@
+"""A real training loop: what a save that overlaps with it costs its steps."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import limits
+from benchmarks.asynchronous import MEMCPY
+from benchmarks.harness import Measure, Row, Settings, compare, interleave, settle, timed
+from benchmarks.ours import Ours
+from benchmarks.peers import FILE_NAME, make_durable
+from benchmarks.states import ADAM, State, TimedAdamW, make
+
+OVERLAPPED = "stall of an asynchronous save that overlaps with forward and backward"
+STEP = "step time with a save in the background, over the same steps"
+UNTIL_DONE = "time until a save in the background is durable, while training goes on"
+
+_OURS, _LIGHTNING, _UNDISTURBED = "ours", "Lightning AsyncCheckpointIO, torch.save + fsync", "the same steps, no save"
+_SEQUENCE = 64
+_MAX_STEPS = 12
+"""A save that is not done by then goes on when the steps are over: it takes what training leaves to it."""
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The overlapped stall, then whole steps beside a save."""
+    state = make(ADAM, settings.largest)
+    loop = Loop(state, settings.step_seconds)
+    ours = Ours(settings.folder / "ours", overlap_copy=True)
+    with ours.manager:
+        ours.manager.prepare(**state.parts)
+        yield _stall(settings, loop, ours)
+        yield from _steps(settings, loop, ours)
+        ours.discard()
+
+
+class Loop:
+    """Training of a transformer on noise, in batches that last long enough."""
+
+    def __init__(self, state: State, step_seconds: float) -> None:
+        assert isinstance(state.optimizer, TimedAdamW)
+        self.state, self.optimizer = state, state.optimizer
+        self._batch = self._new_batch(1)
+        self.forward_and_backward()
+        while (taken := timed(self.forward_and_backward)) < step_seconds:
+            grown = len(self._batch) * min(4.0, 1.1 * step_seconds / taken)
+            self._batch = self._new_batch(max(len(self._batch) + 1, round(grown)))
+
+    def _new_batch(self, size: int) -> torch.Tensor:
+        width = next(self.state.model.parameters()).shape[1]
+        return torch.randn(size, _SEQUENCE, width)
+
+    def forward_and_backward(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.state.model(self._batch).square().mean()
+        torch.autograd.backward(loss)
+
+    def step(self) -> None:
+        self.forward_and_backward()
+        self.optimizer.timed_step()
+
+
+def _stall(settings: Settings, loop: Loop, ours: Ours) -> Row:
+    state = loop.state
+    copy = limits.copier(state.tensors)
+
+    def measure() -> float:
+        ours.discard()
+        loop.step()
+        call = timed(lambda: _begin_ours(ours, state))
+        loop.step()  # notes how long the hooks before the optimizer's step waited for the copy
+        ours.manager.flush()
+        return call + loop.optimizer.waited_seconds
+
+    samples = interleave(
+        {_OURS: measure, MEMCPY: partial(limits.warm_seconds, copy)}, rounds=settings.rounds, warm_up=settings.warm_up
+    )
+    target = 0.3 if state.size == "1GB" else None
+    return compare(
+        samples, _OURS, MEMCPY, name=OVERLAPPED, state=state.shape, size_bytes=state.size_bytes, target=target
+    )
+
+
+def _begin_ours(ours: Ours, state: State) -> Any:
+    return ours.manager.save_checkpoint_async(**state.parts, epoch=ours.next_epoch())
+
+
+@dataclass
+class _Beside:
+    """Steps beside a save, from before its call, so that what the call takes counts."""
+
+    loop: Loop
+    begin: Callable[[], Callable[[], bool]]
+    prepare: Callable[[], object]
+    finish: Callable[[], object]
+    least_steps: int = 1
+    steps_needed: list[int] = field(default_factory=list)
+    until_done: list[float] = field(default_factory=list)
+
+    def measure(self) -> float:
+        """Mean seconds of a step, over ``least_steps`` or as many as the save takes."""
+        self.prepare()
+        self.loop.step()
+        started = time.perf_counter()
+        is_done = self.begin()
+        steps, done_at = 0, None
+        while steps < self.least_steps or (done_at is None and steps < _MAX_STEPS):
+            self.loop.step()
+            steps += 1
+            if done_at is None and is_done():
+                done_at = time.perf_counter()
+                self.steps_needed.append(steps)
+        taken = time.perf_counter() - started
+        self.finish()
+        if done_at is None:
+            self.steps_needed.append(_MAX_STEPS)
+        self.until_done.append((done_at or time.perf_counter()) - started)
+        return taken / steps
+
+
+def _steps(settings: Settings, loop: Loop, ours: Ours) -> Iterator[Row]:
+    beside = {_OURS: _beside_ours(loop, ours), _UNDISTURBED: _undisturbed(loop)}
+    if find_spec("lightning"):
+        beside[_LIGHTNING] = _beside_lightning(loop, settings.folder / "lightning")
+    contenders: dict[str, Measure] = {name: side.measure for name, side in beside.items()}
+    # First find out how many steps the slowest save takes: all are then timed over so many.
+    interleave(contenders, rounds=settings.warm_up, warm_up=0)
+    least_steps = max(statistics.median_high(side.steps_needed or [1]) for side in beside.values())
+    for side in beside.values():
+        side.least_steps = least_steps
+        side.until_done.clear()
+    samples = interleave(contenders, rounds=settings.rounds, warm_up=0)
+    state = loop.state
+    describe = partial(compare, state=state.shape, size_bytes=state.size_bytes, note=f"over {least_steps} steps")
+    yield describe(samples, _OURS, _UNDISTURBED, name=STEP)
+    if _LIGHTNING in beside:
+        target = 0.8 if state.size == "1GB" else None
+        yield describe(samples, _OURS, _LIGHTNING, name=STEP, target=target)
+        yield describe(samples, _LIGHTNING, _UNDISTURBED, name=f"{_LIGHTNING}: {STEP}")
+        yield describe({name: side.until_done for name, side in beside.items()}, _OURS, _LIGHTNING, name=UNTIL_DONE)
+
+
+def _undisturbed(loop: Loop) -> _Beside:
+    def begin() -> Callable[[], bool]:
+        return lambda: True
+
+    return _Beside(loop, begin, settle, settle)
+
+
+def _beside_ours(loop: Loop, ours: Ours) -> _Beside:
+    def begin() -> Callable[[], bool]:
+        done: Callable[[], bool] = _begin_ours(ours, loop.state).done
+        return done
+
+    return _Beside(loop, begin, ours.discard, ours.manager.flush)
+
+
+def _beside_lightning(loop: Loop, folder: Path) -> _Beside:
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+
+    finished = threading.Event()
+
+    class Durable(TorchCheckpointIO):  # type: ignore[misc]  # untyped where it is not installed
+        """Their saver of files, but durable; it says when it has finished."""
+
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+            Path(path).parent.mkdir()
+            torch.save(checkpoint, path)
+            make_durable(Path(path).parent)
+            finished.set()
+
+    saver = AsyncCheckpointIO(Durable())
+
+    def begin() -> Callable[[], bool]:
+        finished.clear()
+        saver.save_checkpoint(loop.state.collected(), folder / FILE_NAME)
+        return finished.is_set
+
+    def finish() -> None:
+        saver.teardown()
+        shutil.rmtree(folder)
+
+    return _Beside(loop, begin, settle, finish)

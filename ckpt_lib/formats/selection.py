@@ -1,0 +1,90 @@
+"""Parts of a payload by name: ``model_state_dict``, or ``model_state_dict.encoder`` for all that is below it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ckpt_lib.errors import ConfigError
+
+_MAX_CANDIDATES = 20_000  # an error is not worth waiting for
+
+
+def check_keys(keys: Collection[str] | None) -> frozenset[str] | None:
+    """``keys`` as a set. Raises :class:`ConfigError` for what is no collection of names."""
+    if keys is None:
+        return None
+    if isinstance(keys, str) or not isinstance(keys, Collection) or not all(isinstance(key, str) for key in keys):
+        raise ConfigError("keys is no collection of names", expected='["model_state_dict"]', got=repr(keys)[:120])
+    if not keys:
+        raise ConfigError("keys is empty", expected="at least one name", hint="Leave it out to load everything.")
+    return frozenset(keys)
+
+
+def select(payload: Mapping[str, Any], keys: Collection[str] | None) -> dict[str, Any]:
+    """What ``keys`` name of ``payload``, within the dicts that hold it; everything when there are none.
+
+    A name is the key of an entry behind those of the dicts around it, joined by dots. Raises :class:`ConfigError` for
+    a name that stands for nothing, and says which are like it.
+    """
+    if keys is None:
+        return dict(payload)
+    wanted = {key for key in keys if not any(start in keys for start in _starts(key))}
+    ancestors = {start for key in wanted for start in _starts(key)}
+    found: set[str] = set()
+    kept: dict[str, Any] = _keep(payload, "", wanted, ancestors, found)
+    if unknown := sorted(wanted - found):
+        raise _unknown(unknown[0], payload)
+    return kept
+
+
+def _keep(mapping: Mapping[Any, Any], prefix: str, wanted: set[str], ancestors: set[str], found: set[str]) -> Any:
+    kept: dict[Any, Any] = {}
+    if isinstance(mapping, OrderedDict):  # which may have attributes, such as the versions of modules
+        kept = OrderedDict()
+        kept.__dict__.update(mapping.__dict__)
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        covering = next((start for start in (name, *_starts(name)) if start in wanted), None)
+        if covering is not None:
+            found.add(covering)
+            kept[key] = value
+        elif name in ancestors and isinstance(value, dict):
+            below = _keep(value, f"{name}.", wanted, ancestors, found)
+            if below:
+                kept[key] = below
+    return kept
+
+
+def _starts(name: str) -> Iterator[str]:
+    """``a`` and ``a.b`` of ``a.b.c``."""
+    return (name[: dot.start()] for dot in re.finditer(r"\.", name))
+
+
+def _unknown(key: str, payload: Mapping[str, Any]) -> ConfigError:
+    like = difflib.get_close_matches(key, list(_names(payload)))
+    return ConfigError(
+        f"the checkpoint holds no {key!r}",
+        expected=f"one of {', '.join(map(str, payload))}, or what is in them",
+        hint=f"Did you mean {' or '.join(map(repr, like))}?" if like else None,
+    )
+
+
+def _names(payload: Mapping[Any, Any]) -> Iterator[str]:
+    """The names of all entries, those that are further out first."""
+    level: list[tuple[str, Mapping[Any, Any]]] = [("", payload)]
+    count = 0
+    while level:
+        deeper: list[tuple[str, Mapping[Any, Any]]] = []
+        for prefix, mapping in level:
+            for key, value in mapping.items():
+                count += 1
+                if count > _MAX_CANDIDATES:
+                    return
+                yield f"{prefix}{key}"
+                if isinstance(value, dict):
+                    deeper.append((f"{prefix}{key}.", value))
+        level = deeper

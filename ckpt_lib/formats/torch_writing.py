@@ -1,0 +1,164 @@
+"""Writes the file that ``torch.save`` writes, as one stream.
+
+``torch.save`` takes each tensor's checksum before it hands out the first byte of it, so that nothing else can go on
+meanwhile, and stores the whole memory around a view. Here a tensor goes out block by block, and only the bytes that
+some tensor uses. The file is of the same kind: a zip archive of uncompressed records, of which ``data.pkl`` says what
+there is and ``data/0``, ``data/1``, … hold the bytes of one storage each, aligned for mapping (PyTorch's
+"Serialization semantics" and ``torch/serialization.py``). Storages are marked as the processor's, whichever device
+they were on, so that the file loads on any machine.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ckpt_lib.formats.base import Payload
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
+from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain
+
+_ALIGNMENT_BYTES = 64
+_PICKLE_PROTOCOL = 2  # the one that torch.load(weights_only=True) reads
+_LOCAL_HEADER_BYTES = 30
+_EXTRA_HEADER_BYTES = 4
+_ZIP64_EXTRA_BYTES = 20
+_PADDING_ID = b"FB"  # what torch.save calls it
+
+_STORAGE_TYPES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+    torch.complex64: torch.ComplexFloatStorage,
+    torch.complex128: torch.ComplexDoubleStorage,
+}
+
+
+def write_archive(payload: Payload, stream: HashingWriter) -> None:
+    """Write ``payload`` to ``stream`` from start to end; no tensor is copied as a whole, but for gappy views."""
+    structure = io.BytesIO()
+    pickler = _Pickler(structure, Spans(payload))
+    pickler.dump(payload)
+    with (
+        io.BufferedWriter(_Unseekable(stream), BLOCK_SIZE_BYTES) as buffered,  # zipfile writes in small pieces
+        zipfile.ZipFile(buffered, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        _write_record(archive, "data.pkl", len(structure.getbuffer()), [structure.getbuffer()])
+        _write_record(archive, "byteorder", len(sys.byteorder), [sys.byteorder.encode()])
+        for number, record in enumerate(pickler.records):
+            _write_record(archive, f"data/{number}", record.size_bytes, _blocks(record.dense()))
+        _write_record(archive, "version", 2, [b"3\n"])
+
+
+@dataclass(frozen=True)
+class _StorageReference:
+    """Stands for a record where a pickle of PyTorch's has a storage."""
+
+    key: str
+    dtype: torch.dtype | None
+    size_bytes: int
+
+    def persistent_id(self) -> tuple[Any, ...]:
+        if self.dtype is None:
+            return ("storage", torch.UntypedStorage, self.key, "cpu", self.size_bytes)
+        return ("storage", _STORAGE_TYPES[self.dtype], self.key, "cpu", self.size_bytes // self.dtype.itemsize)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles the structure, with a reference to a record in the place of each storage."""
+
+    def __init__(self, file: io.BytesIO, spans: Spans) -> None:
+        super().__init__(file, _PICKLE_PROTOCOL)
+        self._spans = spans
+        self._keys: dict[Any, str] = {}
+        self.records: list[Span] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not is_plain(value):
+            return NotImplemented
+        if type(value) is torch.nn.Parameter:
+            return torch._utils._rebuild_parameter, (value.data, value.requires_grad, OrderedDict())
+        span = self._spans.of(value)
+        offset, stride = span.place_of(value)
+        dtype = span.dtype if span.dtype in _STORAGE_TYPES else None
+        reference = _StorageReference(self._key(id(span), span), dtype, span.size_bytes)
+        arguments: tuple[Any, ...] = (reference, offset, tuple(value.shape), stride, value.requires_grad, OrderedDict())
+        if dtype is None:  # of no one type, or of one that has no storage class
+            return torch._utils._rebuild_tensor_v3, (*arguments, value.dtype)
+        return torch._utils._rebuild_tensor_v2, arguments
+
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        if isinstance(value, _StorageReference):
+            return value.persistent_id()
+        if isinstance(value, torch.storage.TypedStorage):
+            return self._whole(value._untyped_storage, value.dtype)
+        if isinstance(value, torch.UntypedStorage):
+            return self._whole(value, None)
+        return None
+
+    def _whole(self, storage: torch.UntypedStorage, dtype: torch.dtype | None) -> tuple[Any, ...]:
+        """The storage of a tensor that PyTorch itself takes apart: a quantized one, say."""
+        key = self._key((storage.data_ptr(), storage.nbytes(), dtype), _whole_span(storage))
+        if dtype in _STORAGE_TYPES or dtype is None:
+            return _StorageReference(key, dtype, storage.nbytes()).persistent_id()
+        # torch has no public name for these: the storages of quantized tensors.
+        typed: Any = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+        return ("storage", getattr(torch, typed._pickle_storage_type()), key, "cpu", storage.nbytes() // dtype.itemsize)
+
+    def _key(self, identity: Any, span: Span) -> str:
+        if identity not in self._keys:
+            self._keys[identity] = str(len(self.records))
+            self.records.append(span)
+        return self._keys[identity]
+
+
+def _whole_span(storage: torch.UntypedStorage) -> Span:
+    return Span(storage, 0, storage.nbytes(), [byte_view(storage, 0, storage.nbytes())])
+
+
+def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a one-dimensional tensor, a block at a time: a device has no second copy of it in our memory."""
+    for start in range(0, len(data), BLOCK_SIZE_BYTES):
+        yield data[start : start + BLOCK_SIZE_BYTES].cpu().numpy().data
+
+
+def _write_record(
+    archive: zipfile.ZipFile, name: str, size_bytes: int, blocks: Iterable[bytes | memoryview]
+) -> None:
+    record = zipfile.ZipInfo(f"archive/{name}")
+    record.file_size = size_bytes
+    zip64 = size_bytes * 1.05 > zipfile.ZIP64_LIMIT  # as zipfile decides it
+    # Where the directory would start is where the next record does.
+    start = archive.start_dir + _LOCAL_HEADER_BYTES + len(record.filename) + _EXTRA_HEADER_BYTES
+    padding = -(start + zip64 * _ZIP64_EXTRA_BYTES) % _ALIGNMENT_BYTES
+    record.extra = _PADDING_ID + padding.to_bytes(2, "little") + bytes(padding)
+    with archive.open(record, "w") as file:
+        for block in blocks:
+            file.write(block)
+
+
+class _Unseekable(io.RawIOBase):
+    """What zipfile needs of a file that is written from start to end."""
+
+    def __init__(self, stream: HashingWriter) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        return self._stream.write(data)

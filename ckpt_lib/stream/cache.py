@@ -1,0 +1,127 @@
+"""Verified payloads kept in memory, so that loading one again neither reads nor verifies it again."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from typing import BinaryIO, cast
+
+from ckpt_lib.metadata import FileEntry
+from ckpt_lib.stream.chunks import local_size_bytes
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
+from ckpt_lib.stream.reader import VerifiedFile
+
+CacheKey = tuple[str, str, str]
+"""Where a payload lies, the version that the store tells of it, and its SHA-256."""
+
+
+class PayloadCache:
+    """Copies of whole payloads, of at most ``limit_bytes`` together; the one not asked for the longest goes first.
+
+    The copies are this process's own, verified when they are taken in, and never written to: neither rot on the disk
+    nor a caller who changes what he loaded reaches the next who loads. Threads may share it. What was opened stays
+    readable when it is dropped.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[CacheKey, tuple[int, int]] = OrderedDict()  # key to descriptor and size
+
+    def open(self, key: CacheKey) -> BinaryIO | None:
+        """Open the copy that is kept under ``key``; ``None`` when there is none."""
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return _opened(self._kept[key][0])
+
+    def admit(self, key: CacheKey, source: BinaryIO, entry: FileEntry) -> BinaryIO | None:
+        """Take in ``source``, close it, and open the copy; ``None``, and nothing done, when it is of the wrong size
+        or too large to keep.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and what the source raises; nothing is kept then.
+        """
+        if entry.size_bytes > self.limit_bytes or local_size_bytes(source) not in {None, entry.size_bytes}:
+            return None
+        with source:
+            copy = _private_copy(source)
+        try:
+            with VerifiedFile(_opened(copy), entry) as file:
+                file.require_all()
+            opened = _opened(copy)
+        except BaseException:
+            os.close(copy)
+            raise
+        self._keep(key, copy, entry.size_bytes)
+        return opened
+
+    def _keep(self, key: CacheKey, descriptor: int, size_bytes: int) -> None:
+        with self._lock:
+            self._drop(key)
+            self._kept[key] = descriptor, size_bytes
+            self.size_bytes += size_bytes
+            while self.size_bytes > self.limit_bytes:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: CacheKey) -> None:
+        descriptor, size_bytes = self._kept.pop(key, (None, 0))
+        if descriptor is not None:
+            os.close(descriptor)
+            self.size_bytes -= size_bytes
+
+    def clear(self) -> None:
+        """Give all memory back, but for what is still open or lives on in tensors."""
+        with self._lock:
+            for key in list(self._kept):
+                self._drop(key)
+
+    def __del__(self) -> None:
+        self.clear()
+
+
+def _private_copy(source: BinaryIO) -> int:
+    descriptor = _private_file()
+    try:
+        buffer = memoryview(bytearray(BLOCK_SIZE_BYTES))
+        while count := source.readinto(buffer):  # type: ignore[attr-defined]  # every binary file has it
+            written = 0
+            while written < count:
+                written += os.write(descriptor, buffer[written:count])
+        _seal(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+if sys.platform == "linux":
+    import fcntl
+
+    def _private_file() -> int:
+        """A file in memory, without a name."""
+        return os.memfd_create("ckpt-cache", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+    def _seal(descriptor: int) -> None:
+        """Let nobody change the file any more; who maps it privately still writes to pages of his own."""
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+
+else:
+
+    def _private_file() -> int:
+        """A file without a name, where temporary files go."""
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+    def _seal(_descriptor: int) -> None:
+        """Nothing to do: no one else can open it."""
+
+
+def _opened(descriptor: int) -> BinaryIO:
+    """An opening that lives as long as it is needed. It is read at offsets, since all of them share one position."""
+    return cast(BinaryIO, os.fdopen(os.dup(descriptor), "rb", buffering=0))

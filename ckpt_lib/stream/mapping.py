@@ -1,0 +1,131 @@
+"""A file's bytes as memory that belongs to this process alone: writing to it changes no file and no other process."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import platform
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from ckpt_lib.stream.chunks import ReadAt, digest_of_view, local_size_bytes
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
+
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
+_MAP_NORESERVE = 0x4000 if platform.machine() in {"x86_64", "aarch64"} else 0  # Python 3.13 has a name for it
+
+
+class Memory(Protocol):
+    """The bytes of one file."""
+
+    view: memoryview
+    """All of them, writable. What is made of it keeps the memory alive."""
+
+    def fetch(self, start: int, stop: int) -> bool:
+        """Make sure that the range can be touched; false when the file has become shorter than that.
+
+        Raises what the source raises for bytes that cannot be read.
+        """
+        ...
+
+    def digest(self, start: int, stop: int) -> str:
+        """The XXH3-128 of a range, as the memory holds it; empty when the file has become shorter than that."""
+        ...
+
+
+def memory_of(source: BinaryIO, expected_size_bytes: int) -> Memory:
+    """Map a file of this machine; hold everything else in memory, of which at least that size is expected."""
+    size_bytes = local_size_bytes(source)
+    # On Windows, a file that is mapped cannot be deleted: retention would fail for as long as a tensor lives.
+    if size_bytes is not None and os.name != "nt":
+        try:
+            return MappedFile(source, size_bytes)
+        except (OSError, ValueError):  # a file system, or an address space, that cannot
+            source.seek(0)
+    return HeldFile(source, expected_size_bytes)
+
+
+class MappedFile:
+    """A private mapping. Its pages are those of the system's cache until they are written to.
+
+    A mapping has no errors: where the disk cannot give a page back, or the file has become shorter, touching it kills
+    the process. So every range is fetched by a call that can fail before it is touched.
+    """
+
+    def __init__(self, source: BinaryIO, size_bytes: int) -> None:
+        mapping = _map(source.fileno(), size_bytes)
+        self.view = memoryview(mapping)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self._reader = ReadAt(source)
+
+    def fetch(self, start: int, stop: int) -> bool:
+        if _populate(self._address, start, stop):
+            return True
+        # An older kernel, or a page that cannot be had: reading says which, and leaves the page for the mapping.
+        return sum(len(block) for block in self._reader.blocks(start, stop)) == stop - start
+
+    def digest(self, start: int, stop: int) -> str:
+        return digest_of_view(self.view, start, stop) if self.fetch(start, stop) else ""
+
+
+class HeldFile:
+    """A copy in memory, of what has no descriptor or cannot be mapped."""
+
+    def __init__(self, source: BinaryIO, expected_size_bytes: int) -> None:
+        held = bytearray(expected_size_bytes)
+        size_bytes = _fill(source, memoryview(held))
+        if size_bytes < expected_size_bytes:
+            del held[size_bytes:]
+        else:
+            while piece := source.read(BLOCK_SIZE_BYTES):
+                held += piece
+        self.view = memoryview(held)
+
+    def fetch(self, start: int, stop: int) -> bool:
+        return start <= stop <= len(self.view)
+
+    def digest(self, start: int, stop: int) -> str:
+        return digest_of_view(self.view, start, stop)
+
+
+def _fill(source: BinaryIO, view: memoryview) -> int:
+    """Read until ``view`` is full or the source at its end; return how much was read."""
+    size_bytes = 0
+    while count := source.readinto(view[size_bytes : size_bytes + BLOCK_SIZE_BYTES]):  # type: ignore[attr-defined]
+        size_bytes += count
+    return size_bytes
+
+
+def _map(descriptor: int, size_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY)
+    # Without a reservation: a file larger than the memory can be mapped, since hardly a page of it is written to.
+    flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
+    return mmap.mmap(descriptor, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system's ``madvise``. Python's own holds the interpreter's lock while the disk works."""
+    if sys.platform != "linux":
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    function.restype = ctypes.c_int
+
+    def call(address: int, size_bytes: int, advice: int) -> int:
+        return int(function(address, size_bytes, advice))
+
+    return call
+
+
+def _populate(address: int, start: int, stop: int) -> bool:
+    """Bring the pages of a range into the mapping at ``address``; false where that did not work."""
+    madvise = _madvise()
+    if madvise is None:
+        return False
+    start -= start % mmap.PAGESIZE
+    return madvise(address + start, stop - start, _MADV_POPULATE_READ) == 0

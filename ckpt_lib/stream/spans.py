@@ -1,0 +1,148 @@
+"""Which bytes of which storages a payload needs: each once, however many tensors share them.
+
+PyTorch stores the whole memory that a tensor is a part of. A view of a small part of a large one then makes a large
+file, so here a storage counts from the first to the last byte that some tensor of the payload uses.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_ALIGNMENT_BYTES = 16
+"""The size of the largest element: a span that begins at a multiple of it can be addressed in elements of any type."""
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is nothing but a strided view of its storage: shape and strides say all about it."""
+    return (
+        type(tensor) in _TENSORS
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg() or tensor.__dict__)
+    )
+
+
+@dataclass
+class Span:
+    """The bytes ``start`` to ``stop`` of one storage, and who needs them."""
+
+    storage: torch.UntypedStorage
+    start: int
+    stop: int
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of all tensors in it, or ``None`` when they differ."""
+        types = {tensor.dtype for tensor in self.tensors}
+        return types.pop() if len(types) == 1 else None
+
+    @property
+    def is_gappy(self) -> bool:
+        """Whether its only tensor leaves out bytes between the first and the last, as a column of a matrix does."""
+        used = self.tensors[0].nbytes
+        return len(self.tensors) == 1 and used > 0 and used + _ALIGNMENT_BYTES <= self.stop - self.start
+
+    @property
+    def size_bytes(self) -> int:
+        """How much has to be stored."""
+        return self.tensors[0].nbytes if self.is_gappy else self.stop - self.start
+
+    def dense(self) -> torch.Tensor:
+        """The bytes to store, as a one-dimensional tensor; a copy only of a gappy one."""
+        if self.is_gappy:
+            return byte_view(self.tensors[0].detach().contiguous().untyped_storage(), 0, self.size_bytes)
+        return byte_view(self.storage, self.start, self.stop)
+
+    def place_of(self, tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+        """Where ``tensor`` begins in the dense bytes, in its elements, and its strides there."""
+        if self.is_gappy:
+            return 0, torch.empty(tensor.shape, device="meta").stride()
+        if tensor.numel() == 0:  # it may begin anywhere, even past the end
+            return 0, tensor.stride()
+        return int(tensor.storage_offset()) - self.start // tensor.itemsize, tensor.stride()
+
+
+def byte_view(storage: torch.UntypedStorage, start: int, stop: int) -> torch.Tensor:
+    """Bytes of a storage as a tensor that shares them."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (stop - start,), (1,))
+
+
+class Spans:
+    """The spans of one payload. Storages are told apart by where they lie, tensors by identity."""
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        self._spans: dict[tuple[Any, ...], Span] = {}
+        seen: set[int] = set()
+        for tensor in tensors_in(payload):
+            if is_plain(tensor) and id(tensor) not in seen:  # the spans hold them, so that ids stay their own
+                seen.add(id(tensor))
+                self._add(tensor)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans.values())
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        start, stop = _extent(tensor)
+        span = self._spans.setdefault(_address(tensor), Span(storage, start, stop))
+        span.tensors.append(tensor)
+        if start < stop:
+            is_empty = span.start == span.stop
+            span.start = start if is_empty else min(span.start, start)
+            span.stop = stop if is_empty else max(span.stop, stop)
+            if storage.nbytes() > span.storage.nbytes():
+                span.storage = storage
+
+    def of(self, tensor: torch.Tensor) -> Span:
+        """The span of a plain tensor; one of its own when no span covers it, as with one that hides in an object."""
+        start, stop = _extent(tensor)
+        span = self._spans.get(_address(tensor))
+        if span is None or start < span.start or stop > span.stop:
+            return Span(tensor.untyped_storage(), start, stop, [tensor])
+        return span
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested dicts, lists, tuples and sets."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in (*value.values(), *getattr(value, "__dict__", {}).values()):
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with its dicts, lists and tuples built anew around what ``change`` makes of everything else."""
+    if type(value) in (dict, OrderedDict):
+        rebuilt = type(value)((key, map_leaves(item, change)) for key, item in value.items())
+        if type(value) is OrderedDict:  # state_dict() hangs the modules' versions on it
+            rebuilt.__dict__.update(map_leaves(value.__dict__, change))
+        return rebuilt
+    if type(value) in (list, tuple):
+        return type(value)(map_leaves(item, change) for item in value)
+    return change(value)
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last byte a tensor uses of its storage; it begins at a multiple of every element size."""
+    if tensor.numel() == 0:
+        return 0, 0
+    first = int(tensor.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = first * tensor.itemsize
+    return start - start % _ALIGNMENT_BYTES, (last + 1) * tensor.itemsize
+
+
+def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What tells storages apart: two objects for the same memory are one."""
+    storage = tensor.untyped_storage()
+    return (storage.device, storage.data_ptr()) if storage.nbytes() else (storage.device, 0, tensor.dtype)

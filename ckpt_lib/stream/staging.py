@@ -1,0 +1,250 @@
+"""Copies of payloads in memory that is used again for every save, so that training can go on while they are written.
+
+A first copy into fresh memory costs several times as much as the next one into the same memory: the system has to find
+and clear every page. So a :class:`StagingBuffer` is kept from save to save.
+
+A copy need not be finished at once either. Parameters and optimizer state do not change before the optimizer's next
+step, so their tensors may be copied while the next forward and backward pass run; whoever is about to change them
+first calls :meth:`Snapshot.finish`, which helps with what is left.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain, map_leaves, tensors_in
+
+_ALIGNMENT_BYTES = 64
+_PIECE_BYTES = 16 * 2**20
+"""How much is copied at a time in the background: small enough for two threads to share what is left evenly."""
+_LARGE_BYTES = 2**20
+"""From here on several processors copy faster than one."""
+
+
+class StagingBuffer:
+    """Memory for the copy of one payload at a time. It grows to the largest, and is pinned once that is on a GPU."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory it holds."""
+        return len(self._bytes)
+
+    def reserve(self, size_bytes: int, *, pinned: bool) -> None:
+        """Have at least this much memory, and have touched it. Raises ``MemoryError``."""
+        if len(self._bytes) >= size_bytes and self._bytes.is_pinned() >= pinned:
+            return
+        self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old first: both may not fit
+        try:
+            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned).fill_(0)
+        except RuntimeError as error:
+            raise MemoryError(
+                f"there is no memory for a copy of {size_bytes} bytes; a blocking save needs none"
+            ) from error
+
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """A part of it, as bytes."""
+        return self._bytes[start:stop]
+
+    def storage(self, start: int, stop: int) -> torch.UntypedStorage:
+        """A part of it, as a storage of its own; nothing else keeps tensors of different spans apart."""
+        part: torch.UntypedStorage = self._bytes.untyped_storage()[start:stop]
+        return part
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a tensor says of itself, and the span it is in; stands for it until the copy is handed out."""
+
+    span: Span
+    offset: int
+    stride: tuple[int, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+    requires_grad: bool
+    is_parameter: bool
+
+
+class Snapshot:
+    """A payload as it was at one moment, copied into a buffer.
+
+    When the constructor returns, everything is copied but the storages in ``deferred`` (by :func:`address`), which
+    :meth:`finish` copies, or has copied. Tensors that share memory share it in the copy. ``buffer`` must not be used
+    for anything else meanwhile.
+    """
+
+    def __init__(
+        self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[tuple[torch.device, int]] = ()
+    ) -> None:
+        self._buffer = buffer
+        self._spans = Spans(payload)
+        self._starts, size_bytes = _starts(self._spans)
+        buffer.reserve(size_bytes, pinned=any(span.storage.device.type == "cuda" for span in self._spans))
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._under_way = 0
+        self._changed = threading.Condition()
+        self._streams = _copy_streams(self._spans)
+        for span in self._spans:
+            if address(span.storage) in deferred and not span.is_gappy:
+                self._waiting.extend(self._pieces(span))
+            else:
+                self._copy(span)
+        self._synchronize()
+        self._views: dict[int, Any] = {}
+        self._outline = map_leaves(payload, self._outline_of)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the payload's own tensors may change now."""
+        with self._changed:
+            return not self._waiting and not self._under_way
+
+    def finish(self) -> None:
+        """Copy what is left, together with whoever else is doing so, and return when all of it is copied."""
+        while (copy_piece := self._next_piece()) is not None:
+            try:
+                copy_piece()
+            finally:
+                with self._changed:
+                    self._under_way -= 1
+                    self._changed.notify_all()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way)
+
+    def payload(self) -> dict[str, Any]:
+        """The copy, once all of it is there; its tensors are views of the buffer."""
+        self.finish()
+        storages = {}
+        for span in self._spans:
+            start = self._starts[id(span)]
+            storages[id(span)] = self._buffer.storage(start, start + span.size_bytes)
+        copies: dict[int, torch.Tensor] = {}
+
+        def copy_of(value: Any) -> Any:
+            if not isinstance(value, _View):
+                return value
+            if id(value) not in copies:
+                copies[id(value)] = _tensor(value, storages[id(value.span)])
+            return copies[id(value)]
+
+        copied: dict[str, Any] = map_leaves(self._outline, copy_of)
+        return copied
+
+    def _outline_of(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return copy.deepcopy(value)
+        if id(value) not in self._views:  # the spans and the outline hold the originals, so that ids stay their own
+            if is_plain(value):
+                self._views[id(value)] = _view(value, self._spans.of(value))
+            else:
+                self._views[id(value)] = value.detach().clone()
+        return self._views[id(value)]
+
+    def _next_piece(self) -> Callable[[], object] | None:
+        with self._changed:
+            if not self._waiting:
+                return None
+            self._under_way += 1
+            return self._waiting.popleft()
+
+    def _copy(self, span: Span) -> None:
+        start = self._starts[id(span)]
+        target = self._buffer.part(start, start + span.size_bytes)
+        if stream := self._streams.get(span.storage.device):
+            with torch.cuda.stream(stream):
+                target.copy_(span.dense(), non_blocking=True)
+        elif span.storage.device.type != "cpu" or span.is_gappy or span.size_bytes >= _LARGE_BYTES:
+            target.copy_(span.dense())
+        elif span.size_bytes:
+            ctypes.memmove(target.data_ptr(), span.storage.data_ptr() + span.start, span.size_bytes)
+
+    def _pieces(self, span: Span) -> Iterator[Callable[[], object]]:
+        """Copies of a span's parts, each of which one thread makes: those that PyTorch would take are computing."""
+        place = self._starts[id(span)]
+        for start in range(0, span.size_bytes, _PIECE_BYTES):
+            size_bytes = min(_PIECE_BYTES, span.size_bytes - start)
+            target = self._buffer.part(place + start, place + start + size_bytes)
+            if span.storage.device.type == "cpu":
+                source = span.storage.data_ptr() + span.start + start
+                yield partial(ctypes.memmove, target.data_ptr(), source, size_bytes)
+            else:
+                piece = byte_view(span.storage, span.start + start, span.start + start + size_bytes)
+                yield partial(self._copy_and_wait, target, piece)
+
+    def _copy_and_wait(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        if (stream := self._streams.get(source.device)) is None:
+            target.copy_(source)
+            return
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+        stream.synchronize()
+
+    def _synchronize(self) -> None:
+        for stream in self._streams.values():
+            stream.synchronize()
+
+
+def _view(tensor: torch.Tensor, span: Span) -> _View:
+    offset, stride = span.place_of(tensor)
+    is_parameter = type(tensor) is torch.nn.Parameter
+    return _View(span, offset, stride, tensor.shape, tensor.dtype, tensor.requires_grad, is_parameter)
+
+
+def _tensor(view: _View, storage: torch.UntypedStorage) -> torch.Tensor:
+    copied = torch.empty(0, dtype=view.dtype).set_(storage, view.offset, view.shape, view.stride)
+    if view.is_parameter:
+        return torch.nn.Parameter(copied, view.requires_grad)
+    return copied.requires_grad_() if view.requires_grad else copied
+
+
+def address(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
+    """Where a storage lies."""
+    return storage.device, storage.data_ptr()
+
+
+def unchanged_until_step(optimizer: Any) -> set[tuple[torch.device, int]]:
+    """The storages that only the next step of ``optimizer`` will change: its parameters, and the state it keeps."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = (*parameters, *tensors_in(optimizer.state))
+    return {address(tensor.untyped_storage()) for tensor in tensors if is_plain(tensor)}
+
+
+def call_before_step(optimizer: Any, action: Callable[[], object]) -> bool:
+    """Have ``action`` called before each step from now on; ``False`` when this is no optimizer that can do that."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return False
+
+    def hook(*_arguments: Any) -> None:
+        action()
+
+    optimizer.register_step_pre_hook(hook)
+    return True
+
+
+def _starts(spans: Spans) -> tuple[dict[int, int], int]:
+    """Where in a buffer each span begins, by the span's identity, and how large the buffer has to be."""
+    starts, end = {}, 0
+    for span in spans:
+        starts[id(span)] = end
+        end += span.size_bytes + -span.size_bytes % _ALIGNMENT_BYTES
+    return starts, end
+
+
+def _copy_streams(spans: Spans) -> dict[torch.device, torch.cuda.Stream]:
+    """A stream for each GPU, behind what that has been told to compute so far and beside what it is told next."""
+    streams = {}
+    for device in {span.storage.device for span in spans if span.storage.device.type == "cuda"}:
+        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        streams[device].wait_stream(torch.cuda.current_stream(device))
+    return streams

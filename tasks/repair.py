@@ -1,0 +1,24 @@
+"""Repairs: damaged bytes of one copy, brought back from the other."""
+
+from __future__ import annotations
+
+from ckpt_lib import CheckpointConfig, RepairReport
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+
+@checkpoint_task("repair {experiment_name} {checkpoint_id}")
+def repair_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
+    """Bring the damaged bytes of a checkpoint back from its backup, in place.
+
+    See :meth:`ckpt_lib.CheckpointManager.repair_checkpoint`.
+    """
+    return manager_for(config, experiment_name).repair_checkpoint(checkpoint_id)
+
+
+@checkpoint_task("repair backup {experiment_name} {checkpoint_id}")
+def repair_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
+    """Bring the damaged bytes of a backup back from its checkpoint, in place.
+
+    See :meth:`ckpt_lib.CheckpointManager.repair_backup`.
+    """
+    return manager_for(config, experiment_name).repair_backup(checkpoint_id)

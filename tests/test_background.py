@@ -1,0 +1,502 @@
+"""Background saves: the copy is of the moment of the call, errors come out, and training waits only where it must."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ckpt_lib import CheckpointManager, commit
+from ckpt_lib.errors import CheckpointError, StorageFullError
+from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
+
+
+class Gate:
+    """Holds commits up, or makes them fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.error: Exception | None = None
+        self._save = commit.save
+        monkeypatch.setattr(commit, "save", self._saved)
+
+    def _saved(self, *arguments: Any) -> Any:
+        assert self.open.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self._save(*arguments)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open.set()
+
+
+def start(manager: CheckpointManager, epoch: int, **options: Any) -> Any:
+    return manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=epoch, **options)
+
+
+def stored_state(manager: CheckpointManager, checkpoint_id: str | None) -> str:
+    """The fingerprint of model, optimizer and scheduler as plain ``torch.load`` finds them in a checkpoint."""
+    assert checkpoint_id is not None
+    payload = torch.load(payload_path(manager, checkpoint_id), weights_only=True)
+    return fingerprint([payload[f"{part}_state_dict"] for part in ("model", "optimizer", "scheduler")])
+
+
+def state_now(parts: Any) -> str:
+    return fingerprint([part.state_dict() for part in (parts.model, parts.optimizer, parts.scheduler)])
+
+
+# --- what is saved ---
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_training_does_next_never_reaches_the_file(make_manager: MakeManager, overlap: bool) -> None:
+    """Every save of a run that goes on at once holds the state of the moment of the call, bit for bit."""
+    manager, parts = make_manager(overlap_copy=overlap, backup_checkpoints=False, max_checkpoints=100), build()
+    expected: dict[Any, str] = {}
+    for epoch in range(12):
+        train(parts, [epoch])
+        expected[manager.save_checkpoint_async(**parts.kwargs(), epoch=epoch)] = state_now(parts)
+    train(parts, [12])
+    assert {handle.result(): state for handle, state in expected.items()} == {
+        checkpoint_id: stored_state(manager, checkpoint_id) for checkpoint_id in ids(manager)
+    }
+
+
+def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> None:
+    """With the copying thread held up, the optimizer's step copies the rest itself before it changes anything."""
+    manager, parts, held = make_manager(), build(), threading.Event()
+    train(parts, [0])
+    manager._background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    assert len(manager._background.under_way) == 1
+    train(parts, [1])
+    assert state_now(parts) != before
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -> None:
+    """The next forward pass changes the statistics of batch normalisation; no step would wait for that."""
+    manager, parts, held = make_manager(), build(), threading.Event()
+    train(parts, [0])
+    manager._background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    parts.model(torch.randn(16, 4))
+    assert state_now(parts) != before
+    parts.scheduler.step()
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> None:
+    """``wait_until_copied`` is for averaging, clipping and the like, which no optimizer announces."""
+    manager, parts, held = make_manager(), build(), threading.Event()
+    train(parts, [0])
+    manager._background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    handle.wait_until_copied()
+    with torch.no_grad():
+        for parameter in parts.model.parameters():
+            parameter.zero_()
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_a_load_waits_for_the_copy(make_manager: MakeManager) -> None:
+    """Loading writes into the parameters as a step does."""
+    manager, parts, held = make_manager(), build(), threading.Event()
+    train(parts, [0])
+    first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
+    assert first is not None
+    train(parts, [1])
+    manager._background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=1)
+    before = state_now(parts)
+    manager.load_checkpoint(first, **parts.kwargs())
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_without_overlap_everything_is_copied_at_once(make_manager: MakeManager) -> None:
+    """The option is for loops that write parameters in other ways: nothing is left to wait for."""
+    manager, parts, held = make_manager(overlap_copy=False), build(), threading.Event()
+    train(parts, [0])
+    manager._background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    with torch.no_grad():
+        for parameter in parts.model.parameters():
+            parameter.zero_()
+    assert stored_state(manager, handle.result(timeout=30)) == before
+    held.set()
+
+
+def test_the_same_file_comes_out_either_way(make_manager: MakeManager) -> None:
+    """A background save writes what a blocking one does: shared tensors once, of views only what is seen."""
+    model = nn.Module()
+    model.whole = nn.Parameter(torch.arange(100_000.0))
+    model.tied = model.whole
+    model.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+    large = torch.arange(1_000_000.0)
+    extra = {"row": large[10:20], "column": large.view(1000, 1000)[:, 3], "overlap": large[15:25], "none": large[:0]}
+    sizes = []
+    for name in ("one", "two"):
+        manager = make_manager(name, backup_checkpoints=False)
+        options: Any = {"model": model, "epoch": 0, "extra_state": {**extra, "alone": torch.zeros(1000, 1000)[:, 3]}}
+        if name == "one":
+            checkpoint_id = manager.save_checkpoint(**options)
+        else:
+            checkpoint_id = manager.save_checkpoint_async(**options).result()
+        assert checkpoint_id is not None
+        path = payload_path(manager, checkpoint_id)
+        payload = torch.load(path, weights_only=True)
+        # As one tensor, whose bytes are in the file once.
+        assert payload["model_state_dict"]["tied"].data_ptr() == payload["model_state_dict"]["whole"].data_ptr()
+        assert fingerprint({key: payload["extra_state"][key] for key in extra}) == fingerprint(extra)
+        row, overlap = payload["extra_state"]["row"], payload["extra_state"]["overlap"]
+        row[5] = -1.0
+        assert overlap[0] == -1.0
+        sizes.append(path.stat().st_size)
+    assert sizes[0] == sizes[1]
+    assert sizes[0] < 4 * (100_000 + 1_000_000) + 20_000
+
+
+def test_a_tensor_on_its_own_takes_what_it_shows(make_manager: MakeManager) -> None:
+    """A view of a small part of a large tensor does not blow up the file, in one piece or with gaps."""
+    large = torch.arange(1_000_000.0)
+    for number, view in enumerate((large[500:510], large.view(1000, 1000)[:, 3], large.view(1000, 1000)[3])):
+        manager = make_manager(f"run-{number}", backup_checkpoints=False)
+        handle = manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0, extra_state={"view": view})
+        path = payload_path(manager, str(handle.result()))
+        assert path.stat().st_size < 10_000
+        assert torch.equal(torch.load(path)["extra_state"]["view"], view)
+
+
+def test_plain_values_are_copied_too(make_manager: MakeManager, gate: Gate) -> None:
+    """A list that the loop goes on filling is saved as it was."""
+    manager, history = make_manager(), [1, 2]
+    gate.open.clear()
+    handle = start(manager, 0, extra_state={"history": history, "nested": {"history": history}})
+    history.append(3)
+    gate.open.set()
+    payload = manager.load_checkpoint(str(handle.result()))
+    assert payload["extra_state"] == {"history": [1, 2], "nested": {"history": [1, 2]}}
+
+
+# --- order, limits, memory ---
+
+
+def test_latest_moves_when_the_save_is_durable(make_manager: MakeManager, gate: Gate) -> None:
+    """Until then whoever asks is told of the one before."""
+    manager = make_manager()
+    first = save(manager, 0)
+    gate.open.clear()
+    handle = start(manager, 1)
+    assert not handle.done()
+    assert ids(manager) == [first]
+    gate.open.set()
+    second = handle.result()
+    assert ids(manager) == [first, second]
+
+
+def test_saves_keep_their_order(make_manager: MakeManager) -> None:
+    """Background and blocking ones alike are committed as they were called, each the child of the one before."""
+    manager = make_manager(max_pending_saves=3, max_checkpoints=100)
+    handles = [start(manager, epoch) for epoch in range(5)]
+    last = save(manager, 5)
+    assert ids(manager) == [*(handle.result() for handle in handles), last]
+    manager.flush()
+    parents = [manager._index.get(checkpoint_id).parent_id for checkpoint_id in ids(manager)]
+    assert parents == [None, *ids(manager)[:-1]]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_one_more_than_the_limit_waits(make_manager: MakeManager, gate: Gate, limit: int) -> None:
+    """A store that is slower than training holds training up instead of filling the memory."""
+    manager = make_manager(max_pending_saves=limit)
+    gate.open.clear()
+    for epoch in range(limit):
+        start(manager, epoch)
+    late = threading.Thread(target=start, args=(manager, limit))
+    late.start()
+    late.join(timeout=0.3)
+    assert late.is_alive()
+    gate.open.set()
+    late.join(timeout=30)
+    manager.flush()
+    assert len(ids(manager)) == limit + 1
+
+
+def test_staging_memory_is_reported_and_used_again(make_manager: MakeManager, gate: Gate) -> None:
+    """As much as the state for each save under way, no more after many, none after closing."""
+    manager, parts = make_manager(max_pending_saves=2), build(width=1000)
+    train(parts, [0])
+    size_bytes = sum(parameter.nbytes for parameter in parts.model.parameters()) * 3
+    assert manager.staging_bytes == 0
+    manager.prepare(**parts.kwargs())
+    prepared = manager.staging_bytes
+    assert 2 * size_bytes <= prepared < 2 * size_bytes + 20_000
+    for epoch in range(6):
+        manager.save_checkpoint_async(**parts.kwargs(), epoch=epoch)
+    assert manager.staging_bytes == prepared
+    manager.close()
+    assert manager.staging_bytes == 0
+    assert manager.save_checkpoint_async(**parts.kwargs(), epoch=6).result() in ids(manager)
+
+
+def test_backups_are_not_in_the_way_of_the_next_save(make_manager: MakeManager, monkeypatch: Any) -> None:
+    """A backup location that hangs holds up neither the handle nor a further save; ``flush`` waits for it."""
+    manager, gate = make_manager(), threading.Event()
+    original = CheckpointManager.backup_checkpoint
+
+    def slow(*arguments: Any, **options: Any) -> bool:
+        assert gate.wait(30)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", slow)
+    handles = [start(manager, epoch) for epoch in range(3)]
+    assert [handle.result(timeout=30) for handle in handles] == ids(manager)
+    assert manager.backup_ids() == []
+    gate.set()
+    manager.flush()
+    assert manager.backup_ids() == ids(manager)
+
+
+def test_the_policy_counts_saves_under_way(make_manager: MakeManager, gate: Gate) -> None:
+    """Only improvements are saved, also over one that is not on disk yet."""
+    manager = make_manager(save_best_only=True, max_pending_saves=3)
+    gate.open.clear()
+    handles = [start(manager, epoch, metrics={"val_loss": loss}) for epoch, loss in enumerate((0.5, 0.6, 0.4))]
+    gate.open.set()
+    assert [handle.result() for handle in handles] == [ids(manager)[0], None, ids(manager)[1]]
+
+
+def test_a_key_is_saved_once(make_manager: MakeManager, gate: Gate) -> None:
+    """Repeating a save that is under way returns its handle; afterwards, its id."""
+    manager = make_manager()
+    gate.open.clear()
+    first = start(manager, 0, idempotency_key="a")
+    assert start(manager, 0, idempotency_key="a") is first
+    gate.open.set()
+    assert start(manager, 0, idempotency_key="a").result() == first.result()
+    assert ids(manager) == [first.result()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has priorities of threads")
+def test_saving_steps_back_behind_training(make_manager: MakeManager, gate: Gate) -> None:
+    """The thread that hashes and writes takes only the processor time that training leaves."""
+    manager = make_manager()
+    gate.open.clear()
+    handle = start(manager, 0)
+    thread = next(thread for thread in threading.enumerate() if thread.name == "ckpt-save")
+    assert thread.native_id is not None
+    while os.getpriority(os.PRIO_PROCESS, thread.native_id) == 0:  # it is just starting
+        time.sleep(0.001)
+    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == 19
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+    gate.open.set()
+    handle.result()
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("call", ["save", "save in the background", "flush"])
+def test_an_error_comes_out_at_the_next_call(
+    make_manager: MakeManager, gate: Gate, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """Once, before anything else is done; it is in the log at once; what was there stays the latest."""
+    manager = make_manager()
+    first = save(manager, 0)
+    gate.error = StorageFullError("the store is full")
+    with caplog.at_level(logging.ERROR):
+        handle = start(manager, 1)
+        while not handle.done():
+            time.sleep(0.001)
+    gate.error = None
+    assert "the store is full" in caplog.text
+    assert ids(manager) == [first]
+    calls: dict[str, Any] = {"save": lambda: save(manager, 2), "save in the background": lambda: start(manager, 2)}
+    with pytest.raises(StorageFullError):
+        calls.get(call, manager.flush)()
+    manager.flush()
+    assert ids(manager) == [first]
+    save(manager, 3)
+
+
+def test_an_error_that_was_seen_is_not_raised_again(make_manager: MakeManager, gate: Gate) -> None:
+    """Whoever asked the handle knows."""
+    manager = make_manager()
+    gate.error = StorageFullError("the store is full")
+    handles = [start(manager, 0)]
+    with pytest.raises(StorageFullError):
+        handles[0].result()
+    gate.error = None
+    manager.flush()
+    assert start(manager, 1).exception() is None
+
+
+def test_each_of_several_errors_is_raised(make_manager: MakeManager, gate: Gate) -> None:
+    """One at a time, oldest first."""
+    manager = make_manager(max_pending_saves=3)
+    gate.open.clear()
+    gate.error = StorageFullError("the store is full")
+    for epoch in range(3):
+        start(manager, epoch)
+    gate.open.set()
+    for _ in range(3):
+        with pytest.raises(StorageFullError):
+            manager.flush()
+    manager.flush()
+
+
+def test_the_context_ends_with_everything_saved(make_manager: MakeManager, gate: Gate) -> None:
+    """Leaving it waits, and raises what went wrong."""
+    with make_manager() as manager:
+        handle = start(manager, 0)
+    assert handle.done()
+    assert manager.backup_ids() == ids(manager)
+    gate.error = StorageFullError("the store is full")
+    with pytest.raises(StorageFullError), make_manager("other") as manager:
+        start(manager, 0)
+
+
+def test_a_refused_save_leaves_nothing_behind(make_manager: MakeManager) -> None:
+    """Bad input is refused before a buffer is taken: the next save finds one free."""
+    manager = make_manager()
+    for options in ({"epoch": -1}, {"epoch": 0, "tags": "x y" * 100}, {"epoch": 0, "extra_state": {"a": object()}}):
+        with pytest.raises(CheckpointError):
+            manager.save_checkpoint_async(model=nn.Linear(2, 1), **options)
+    assert start(manager, 0).result(timeout=30) in ids(manager)
+
+
+def test_a_lack_of_memory_for_the_copy_is_an_error(make_manager: MakeManager, monkeypatch: Any) -> None:
+    """The call says so, with a way out, and the next save works."""
+    manager, empty = make_manager(), torch.empty
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if "pin_memory" in options:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return empty(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        with pytest.raises(MemoryError, match="blocking"):
+            start(manager, 0)
+    assert start(manager, 0).result(timeout=30) in ids(manager)
+
+
+# --- the end of the process ---
+
+_ENDING = """
+import os, sys
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+folder, how = sys.argv[1:]
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=folder, max_pending_saves=4), "run")
+for epoch in range(3):
+    manager.save_checkpoint_async(model=nn.Linear(500, 500), epoch=epoch)
+if how == "forgotten":
+    del manager
+if how == "error":
+    raise SystemExit("training failed")
+if how == "killed":
+    os.kill(os.getpid(), 9)
+if how == "forked":
+    child = os.fork()
+    if child == 0:
+        manager.flush()
+        assert manager._background.under_way == []
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize(("how", "count"), [("end", 3), ("forgotten", 3), ("error", 3), ("forked", 3)])
+def test_the_interpreter_waits_for_saves_under_way(
+    make_manager: MakeManager, store_path: Path, how: str, count: int
+) -> None:
+    """However the script ends short of a kill, each save is there and backed up; a forked child repeats none."""
+    child = start_python(_ENDING, store_path, how)
+    _, errors = child.communicate(timeout=120)
+    assert (child.returncode == 0) == (how != "error"), errors
+    manager = make_manager()
+    assert len(ids(manager)) == count
+    assert all(manager.validate_all())
+    assert set(manager.backup_ids()) == set(ids(manager))
+
+
+def test_a_kill_loses_what_is_not_durable_and_nothing_else(make_manager: MakeManager, store_path: Path) -> None:
+    """Whole or not at all, and the next save goes on."""
+    child = start_python(_ENDING, store_path, "killed")
+    child.communicate(timeout=120)
+    assert child.returncode == -9
+    manager = make_manager()
+    assert all(manager.validate_all())
+    manager.cleanup_checkpoints()
+    assert save(manager, 9) in ids(manager)
+
+
+_FAILING = """
+import logging, sys
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib.errors import CheckpointError, StorageFullError
+
+def full(*arguments):
+    raise StorageFullError("the store is full")
+
+logging.basicConfig()
+commit.save = full
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run")
+manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0)
+"""
+
+
+def test_an_error_at_the_end_is_in_the_log(tmp_path: Path) -> None:
+    """Nothing is left that could catch it; the script's own exit code stays."""
+    child = start_python(_FAILING, tmp_path)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    assert "a background save failed: the store is full" in errors
+
+
+def test_managers_do_not_pile_up(tmp_path: Path) -> None:
+    """Threads end with their work, and memory with the manager."""
+    output = run_python(
+        """
+import gc, sys, threading, weakref
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+def run(number):
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), f"run-{number}")
+    manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0)
+    manager.flush()
+    return weakref.ref(manager._background)
+
+left = [run(number) for number in range(5)]
+gc.collect()
+print(sum(reference() is not None for reference in left), threading.active_count())
+""",
+        tmp_path,
+    )
+    assert output == "0 1\n"
