@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ckpt_lib import commit, transfer
-from ckpt_lib.background import BackgroundSaves, SaveHandle, finished
+from ckpt_lib.background import SaveHandle
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
-from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,7 +22,7 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
-from ckpt_lib.formats import DEFAULT_FORMAT, Payload, check_keys, format_named
+from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.index import Index, snapshot
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
@@ -34,30 +30,20 @@ from ckpt_lib.metadata import CheckpointMetadata, Manifest
 from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
-from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, policy_of
+from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.repair import RepairReport, repair
 from ckpt_lib.retirement import CleanupReport, clean
+from ckpt_lib.saving import Saver, SaveRequest
 from ckpt_lib.scrub import ScrubReport, scrub
-from ckpt_lib.state import Stateful, capture, check_parts, check_stateful, check_wanted, restore
+from ckpt_lib.state import Stateful, check_stateful, check_wanted, restore
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import Progress
 from ckpt_lib.stream.cache import PayloadCache
 
-if TYPE_CHECKING:
-    from ckpt_lib.stream.staging import Snapshot, StagingBuffer
-
 logger = logging.getLogger("ckpt_lib")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _PlannedSave:
-    """A save that has been found in order and wanted."""
-
-    draft: Draft
-    payload: Payload
 
 
 class CheckpointManager:
@@ -106,11 +92,15 @@ class CheckpointManager:
         self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
-        self._parent_id: str | None = None
-        self._last_save: float | None = None
         self._saves_to_snapshot = 0
-        self._background = BackgroundSaves(self.config.max_pending_saves)
-        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._saver = Saver(
+            self.config,
+            self.save_policy,
+            folder=self._folder,
+            index=self._index,
+            known=self._known,
+            after_save=self._after_save,
+        )
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -141,25 +131,20 @@ class CheckpointManager:
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
         """
-        self._background.wait_for_commits()  # they come first, and what became of them is told first
-        planned = self._plan_save(
-            model,
-            optimizer,
-            scheduler,
-            extra_state,
+        request = SaveRequest(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            extra_state=extra_state,
             epoch=epoch,
             step=step,
             metrics=metrics,
+            config=config,
             tags=tags,
             description=description,
-            config=config,
             idempotency_key=idempotency_key,
         )
-        if not isinstance(planned, _PlannedSave):
-            return planned
-        manifest = self._commit(planned.draft, planned.payload)
-        self._after_save(manifest)
-        return manifest.checkpoint_id
+        return self._saver.save(request)
 
     def save_checkpoint_async(
         self,
@@ -189,53 +174,39 @@ class CheckpointManager:
         ``max_pending_saves`` under way, this waits for the oldest. A kill loses what is not durable, and nothing else;
         the interpreter's normal end waits.
         """
-        self._background.raise_failure()
-        if idempotency_key is not None and (handle := self._pending_save(idempotency_key)):
-            return handle
-        planned = self._plan_save(
-            model,
-            optimizer,
-            scheduler,
-            extra_state,
+        request = SaveRequest(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            extra_state=extra_state,
             epoch=epoch,
             step=step,
             metrics=metrics,
+            config=config,
             tags=tags,
             description=description,
-            config=config,
             idempotency_key=idempotency_key,
         )
-        if not isinstance(planned, _PlannedSave):
-            return finished(planned)
-        handle = self._background.start(
-            planned.draft,
-            self._snapshot_of(planned.payload, optimizer),
-            lambda snapshot: self._commit(planned.draft, snapshot.payload()),
-            self._after_save,
-        )
-        self._last_save = time.monotonic()
-        return handle
+        return self._saver.start(request)
 
     def prepare(self, *, model: Stateful, optimizer: Stateful | None = None, scheduler: Stateful | None = None) -> None:
         """Take and touch the memory for background saves, so that the first does not keep training any longer than
         the next: to be called when the optimizer has its state, which is after its first step.
         """
-        check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
-        payload = format_named(DEFAULT_FORMAT).prepare(self._capture(model, optimizer, scheduler))
-        self._background.prepare(self._snapshot_of(payload, optimizer))
+        self._saver.prepare(model, optimizer, scheduler)
 
     @property
     def staging_bytes(self) -> int:
         """How much memory background saves hold for copies: ``max_pending_saves`` times the state at most."""
-        return self._background.staging_bytes
+        return self._saver.background.staging_bytes
 
     def flush(self) -> None:
         """Return once every background save so far is durable and backed up. Raises an error no one has seen."""
-        self._background.flush()
+        self._saver.background.flush()
 
     def close(self) -> None:
         """:meth:`flush`, and let go of the memory for copies. The manager may still be used."""
-        self._background.close()
+        self._saver.background.close()
 
     def __enter__(self) -> Self:
         return self
@@ -244,96 +215,6 @@ class CheckpointManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _plan_save(
-        self,
-        model: Stateful,
-        optimizer: Stateful | None,
-        scheduler: Stateful | None,
-        extra_state: Mapping[str, Any] | None,
-        **options: Any,
-    ) -> _PlannedSave | str | None:
-        """Check everything that can be checked; what is to be saved, the id it has already, or ``None`` for a no."""
-        check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
-        if extra_state is not None and not isinstance(extra_state, Mapping):
-            raise ConfigError("extra_state must be a mapping", got=type(extra_state).__name__)
-        draft = check_draft(
-            model_name=type(model).__name__,
-            experiment_name=self.experiment_name,
-            monitor=self.config.monitor,
-            with_environment=self.config.save_metadata,
-            **options,
-        )
-        if earlier := self._index.with_idempotency_key(draft.idempotency_key):
-            return earlier.checkpoint_id
-        if not self.save_policy.should_save(self._context(draft)):
-            return None
-        payload = format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
-            {
-                **self._capture(model, optimizer, scheduler),
-                "epoch": draft.epoch,
-                "step": draft.step,
-                "metrics": draft.metrics,
-                "config": draft.config,
-                "extra_state": dict(extra_state or {}),
-            }
-        )
-        return _PlannedSave(draft, payload)
-
-    def _capture(self, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> Payload:
-        return capture(
-            model=model,
-            optimizer=optimizer if self.config.save_optimizer else None,
-            scheduler=scheduler if self.config.save_scheduler else None,
-        )
-
-    def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
-        """What copies ``payload`` into a buffer, leaving for later what the optimizer's next step will wait for."""
-        from ckpt_lib.stream.staging import Snapshot, call_before_step, unchanged_until_step
-
-        deferred: Collection[Any] = ()
-        if self.config.overlap_copy and optimizer is not None:
-            if optimizer not in self._hooked:
-                wait = weakref.WeakMethod(self._background.wait_until_copied)
-                if call_before_step(optimizer, lambda: (call := wait()) and call()):
-                    self._hooked.add(optimizer)
-            if optimizer in self._hooked:
-                deferred = unchanged_until_step(optimizer)
-        return lambda buffer: Snapshot(payload, buffer, deferred)
-
-    def _pending_save(self, idempotency_key: str) -> SaveHandle | None:
-        return next(
-            (
-                handle
-                for handle in self._background.under_way
-                if handle.draft is not None and handle.draft.idempotency_key == idempotency_key
-            ),
-            None,
-        )
-
-    def _commit(self, draft: Draft, payload: Payload) -> Manifest:
-        draft = replace(draft, parent_id=self._parent_id or self._catalogue.latest_id())
-        manifest = commit.save(self._folder, self._index, draft, format_named(DEFAULT_FORMAT), payload)
-        if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
-            self._known.remember(self._folder, manifest)
-        self._parent_id = manifest.checkpoint_id
-        self._last_save = time.monotonic()
-        return manifest
-
-    def _context(self, draft: Draft) -> SaveContext:
-        pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
-            SavedRecord(MAX_COUNT + number, handle.draft.epoch, handle.draft.step, handle.draft.metrics)
-            for number, handle in enumerate(self._background.under_way)
-            if handle.draft is not None
-        )
-        view = self._index.view()
-        saved = tuple(
-            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
-            for manifest in view.manifests
-            if view.is_complete(manifest)  # one that lost its payload must not keep others from being saved
-        )
-        elapsed = None if self._last_save is None else time.monotonic() - self._last_save
-        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed)
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
@@ -406,9 +287,9 @@ class CheckpointManager:
         return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
     def _restored(self, manifest: Manifest, payload: Payload, **owners: Stateful | None) -> Payload:
-        self._background.wait_until_copied()  # before what is being copied is written over
+        self._saver.background.wait_until_copied()  # before what is being copied is written over
         restore(payload, **owners)
-        self._parent_id = manifest.checkpoint_id
+        self._saver.parent_id = manifest.checkpoint_id
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
 
     def _with_resolved(self, name: str, action: Callable[[Manifest], T]) -> tuple[Manifest, T]:
@@ -802,13 +683,13 @@ class CheckpointManager:
 
     def _clean(self, policy: RetentionPolicy | None, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
         monitor = self._catalogue.monitor()
-        in_use = {} if self._parent_id is None else {self._parent_id: "in use: loaded or saved last by this process"}
+        in_use = self._saver.parent_id
         return clean(
             self._folder,
             self._index,
             policy or self.retention_policy or _at_most(self.config.max_checkpoints, monitor),
             monitor=monitor,
-            protected=in_use,
+            protected={} if in_use is None else {in_use: "in use: loaded or saved last by this process"},
             known=known,
             dry_run=dry_run,
         )

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"index"},
     {"commit", "policies", "integrity", "state", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub"},
-    {"plots", "loading", "repair"},
+    {"plots", "loading", "repair", "saving"},
     {"manager"},
     {"cli"},
     {"tasks"},

@@ -80,10 +80,10 @@ def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> N
     """With the copying thread held up, the optimizer's step copies the rest itself before it changes anything."""
     manager, parts, held = make_manager(), build(), threading.Event()
     train(parts, [0])
-    manager._background._copying.put(held.wait)
+    manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
     before = state_now(parts)
-    assert len(manager._background.under_way) == 1
+    assert len(manager._saver.background.under_way) == 1
     train(parts, [1])
     assert state_now(parts) != before
     held.set()
@@ -94,7 +94,7 @@ def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -
     """The next forward pass changes the statistics of batch normalisation; no step would wait for that."""
     manager, parts, held = make_manager(), build(), threading.Event()
     train(parts, [0])
-    manager._background._copying.put(held.wait)
+    manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
     before = state_now(parts)
     parts.model(torch.randn(16, 4))
@@ -108,7 +108,7 @@ def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> 
     """``wait_until_copied`` is for averaging, clipping and the like, which no optimizer announces."""
     manager, parts, held = make_manager(), build(), threading.Event()
     train(parts, [0])
-    manager._background._copying.put(held.wait)
+    manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
     before = state_now(parts)
     handle.wait_until_copied()
@@ -126,7 +126,7 @@ def test_a_load_waits_for_the_copy(make_manager: MakeManager) -> None:
     first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
     assert first is not None
     train(parts, [1])
-    manager._background._copying.put(held.wait)
+    manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=1)
     before = state_now(parts)
     manager.load_checkpoint(first, **parts.kwargs())
@@ -138,7 +138,7 @@ def test_without_overlap_everything_is_copied_at_once(make_manager: MakeManager)
     """The option is for loops that write parameters in other ways: nothing is left to wait for."""
     manager, parts, held = make_manager(overlap_copy=False), build(), threading.Event()
     train(parts, [0])
-    manager._background._copying.put(held.wait)
+    manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
     before = state_now(parts)
     with torch.no_grad():
@@ -424,7 +424,7 @@ if how == "forked":
     child = os.fork()
     if child == 0:
         manager.flush()
-        assert manager._background.under_way == []
+        assert manager._saver.background.under_way == []
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 """
@@ -491,7 +491,7 @@ def run(number):
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), f"run-{number}")
     manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0)
     manager.flush()
-    return weakref.ref(manager._background)
+    return weakref.ref(manager._saver.background)
 
 left = [run(number) for number in range(5)]
 gc.collect()

@@ -13,24 +13,19 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.zip_writing import ZipWriter
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain
 
-_ALIGNMENT_BYTES = 64
 _PICKLE_PROTOCOL = 2  # the one that torch.load(weights_only=True) reads
-_LOCAL_HEADER_BYTES = 30
-_EXTRA_HEADER_BYTES = 4
-_ZIP64_EXTRA_BYTES = 20
-_PADDING_ID = b"FB"  # what torch.save calls it
 
 _STORAGE_TYPES = {
     torch.float64: torch.DoubleStorage,
@@ -53,15 +48,13 @@ def write_archive(payload: Payload, stream: HashingWriter) -> None:
     structure = io.BytesIO()
     pickler = _Pickler(structure, Spans(payload))
     pickler.dump(payload)
-    with (
-        io.BufferedWriter(_Unseekable(stream), BLOCK_SIZE_BYTES) as buffered,  # zipfile writes in small pieces
-        zipfile.ZipFile(buffered, "w", zipfile.ZIP_STORED) as archive,
-    ):
-        _write_record(archive, "data.pkl", len(structure.getbuffer()), [structure.getbuffer()])
-        _write_record(archive, "byteorder", len(sys.byteorder), [sys.byteorder.encode()])
-        for number, record in enumerate(pickler.records):
-            _write_record(archive, f"data/{number}", record.size_bytes, _blocks(record.dense()))
-        _write_record(archive, "version", 2, [b"3\n"])
+    archive = ZipWriter(stream)
+    archive.write("archive/data.pkl", len(structure.getbuffer()), [structure.getbuffer()])
+    archive.write("archive/byteorder", len(sys.byteorder), [sys.byteorder.encode()])
+    for number, record in enumerate(pickler.records):
+        archive.write(f"archive/data/{number}", record.size_bytes, _blocks(record.dense()))
+    archive.write("archive/version", 2, [b"3\n"])
+    archive.finish()
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,9 @@ class _StorageReference:
         if self.dtype is None:
             return ("storage", torch.UntypedStorage, self.key, "cpu", self.size_bytes)
         return ("storage", _STORAGE_TYPES[self.dtype], self.key, "cpu", self.size_bytes // self.dtype.itemsize)
+
+
+_STORAGES = (_StorageReference, torch.storage.TypedStorage, torch.UntypedStorage)
 
 
 class _Pickler(pickle.Pickler):
@@ -94,7 +90,9 @@ class _Pickler(pickle.Pickler):
             return torch._utils._rebuild_parameter, (value.data, value.requires_grad, OrderedDict())
         span = self._spans.of(value)
         offset, stride = span.place_of(value)
-        dtype = span.dtype if span.dtype in _STORAGE_TYPES else None
+        dtype = span.dtype
+        if dtype not in _STORAGE_TYPES:
+            dtype = None
         reference = _StorageReference(self._key(id(span), span), dtype, span.size_bytes)
         arguments: tuple[Any, ...] = (reference, offset, tuple(value.shape), stride, value.requires_grad, OrderedDict())
         if dtype is None:  # of no one type, or of one that has no storage class
@@ -102,13 +100,13 @@ class _Pickler(pickle.Pickler):
         return torch._utils._rebuild_tensor_v2, arguments
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        if not isinstance(value, _STORAGES):  # asked of every number and text, too
+            return None
         if isinstance(value, _StorageReference):
             return value.persistent_id()
         if isinstance(value, torch.storage.TypedStorage):
             return self._whole(value._untyped_storage, value.dtype)
-        if isinstance(value, torch.UntypedStorage):
-            return self._whole(value, None)
-        return None
+        return self._whole(value, None)
 
     def _whole(self, storage: torch.UntypedStorage, dtype: torch.dtype | None) -> tuple[Any, ...]:
         """The storage of a tensor that PyTorch itself takes apart: a quantized one, say."""
@@ -134,31 +132,3 @@ def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a one-dimensional tensor, a block at a time: a device has no second copy of it in our memory."""
     for start in range(0, len(data), BLOCK_SIZE_BYTES):
         yield data[start : start + BLOCK_SIZE_BYTES].cpu().numpy().data
-
-
-def _write_record(
-    archive: zipfile.ZipFile, name: str, size_bytes: int, blocks: Iterable[bytes | memoryview]
-) -> None:
-    record = zipfile.ZipInfo(f"archive/{name}")
-    record.file_size = size_bytes
-    zip64 = size_bytes * 1.05 > zipfile.ZIP64_LIMIT  # as zipfile decides it
-    # Where the directory would start is where the next record does.
-    start = archive.start_dir + _LOCAL_HEADER_BYTES + len(record.filename) + _EXTRA_HEADER_BYTES
-    padding = -(start + zip64 * _ZIP64_EXTRA_BYTES) % _ALIGNMENT_BYTES
-    record.extra = _PADDING_ID + padding.to_bytes(2, "little") + bytes(padding)
-    with archive.open(record, "w") as file:
-        for block in blocks:
-            file.write(block)
-
-
-class _Unseekable(io.RawIOBase):
-    """What zipfile needs of a file that is written from start to end."""
-
-    def __init__(self, stream: HashingWriter) -> None:
-        self._stream = stream
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        return self._stream.write(data)

@@ -23,6 +23,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return (
         type(tensor) in _TENSORS
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and not (tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg() or tensor.__dict__)
     )
 
@@ -39,8 +40,8 @@ class Span:
     @property
     def dtype(self) -> torch.dtype | None:
         """The type of all tensors in it, or ``None`` when they differ."""
-        types = {tensor.dtype for tensor in self.tensors}
-        return types.pop() if len(types) == 1 else None
+        first = self.tensors[0].dtype
+        return first if all(tensor.dtype is first for tensor in self.tensors) else None
 
     @property
     def is_gappy(self) -> bool:

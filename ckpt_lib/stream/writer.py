@@ -59,6 +59,8 @@ class HashingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._join()
+        _give_back(self._buffers)
+        self._buffers = []
         if self._failure is not None and error is not None and error is not self._failure:
             raise self._failure from error
 
@@ -66,8 +68,9 @@ class HashingWriter:
         """Take in all of ``data``, which may change as soon as this returns."""
         view = memoryview(data).cast("B")
         size_bytes = len(view)
+        if self._failure is not None:
+            raise self._failure
         try:
-            self._raise_failure()
             while view:
                 if self._filled_bytes == 0:
                     self._buffer = self._next_buffer()
@@ -134,8 +137,7 @@ class HashingWriter:
         self._raise_failure()
         number = self._size_bytes // self._chunk_size_bytes
         if number < BUFFER_COUNT:
-            # An anonymous mapping begins at a page, as direct I/O wants it, and costs memory only where it is used.
-            self._buffers.append(memoryview(mmap.mmap(-1, self._chunk_size_bytes)))
+            self._buffers.append(_take_buffer(self._chunk_size_bytes))
         return self._buffers[number % BUFFER_COUNT]
 
     def _hand_over(self, buffer: memoryview) -> None:
@@ -161,6 +163,26 @@ class HashingWriter:
         failures = (self._failure, *(lane.failure for lane in self._lanes))
         if failure := next(filter(None, failures), None):
             raise failure
+
+
+_idle_buffers: list[memoryview] = []
+"""Kept for the next save, since the system takes longer to find and clear fresh memory than we to fill it."""
+
+
+def _take_buffer(size_bytes: int) -> memoryview:
+    """One that begins at a page, as direct I/O wants it, and costs memory only as far as it is used."""
+    try:
+        if size_bytes == CHUNK_SIZE_BYTES:
+            return _idle_buffers.pop()
+    except IndexError:  # others may take the last one at any moment
+        pass
+    return memoryview(mmap.mmap(-1, size_bytes))
+
+
+def _give_back(buffers: list[memoryview]) -> None:
+    for buffer in buffers:
+        if len(buffer) == CHUNK_SIZE_BYTES and len(_idle_buffers) < BUFFER_COUNT:
+            _idle_buffers.append(buffer)
 
 
 class _Lane(threading.Thread):

@@ -1,0 +1,207 @@
+"""``Saver``: from what training hands over to a committed checkpoint, at once or in the background."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_lib import commit
+from ckpt_lib.background import BackgroundSaves, SaveHandle, finished
+from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
+from ckpt_lib.index import Index
+from ckpt_lib.integrity import KnownVersions
+from ckpt_lib.metadata import Manifest
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy
+from ckpt_lib.state import Stateful, capture, check_parts
+
+if TYPE_CHECKING:
+    from ckpt_lib.stream.staging import Snapshot, StagingBuffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveRequest:
+    """The arguments of a save, not checked yet; :meth:`CheckpointManager.save_checkpoint` says what they mean."""
+
+    model: Stateful
+    optimizer: Stateful | None
+    scheduler: Stateful | None
+    extra_state: Mapping[str, Any] | None
+    epoch: int
+    step: int
+    metrics: Mapping[str, Any] | None
+    config: Mapping[str, Any] | None
+    tags: Collection[str]
+    description: str
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True)
+class _PlannedSave:
+    """A save that has been found in order and wanted."""
+
+    draft: Draft
+    payload: Payload
+
+
+class Saver:
+    """Saves the checkpoints of one experiment, and calls ``after_save`` with the manifest of each.
+
+    ``parent_id`` is what the process goes on from: the checkpoint that it loaded or saved last.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        policy: SavePolicy,
+        *,
+        folder: CheckpointFolder,
+        index: Index,
+        known: KnownVersions,
+        after_save: Callable[[Manifest], None],
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._folder = folder
+        self._index = index
+        self._known = known
+        self._after_save = after_save
+        self._last_save: float | None = None
+        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.background = BackgroundSaves(config.max_pending_saves)
+        self.parent_id: str | None = None
+
+    def save(self, request: SaveRequest) -> str | None:
+        """Save and return the id, or ``None`` when the policy says no."""
+        self.background.wait_for_commits()  # they come first, and what became of them is told first
+        planned = self._plan(request)
+        if not isinstance(planned, _PlannedSave):
+            return planned
+        manifest = self._commit(planned.draft, planned.payload)
+        self._after_save(manifest)
+        return manifest.checkpoint_id
+
+    def start(self, request: SaveRequest) -> SaveHandle:
+        """Copy the state, and save it in the background."""
+        self.background.raise_failure()
+        if request.idempotency_key is not None and (handle := self._under_way(request.idempotency_key)):
+            return handle
+        planned = self._plan(request)
+        if not isinstance(planned, _PlannedSave):
+            return finished(planned)
+        handle = self.background.start(
+            planned.draft,
+            self._snapshot_of(planned.payload, request.optimizer),
+            lambda snapshot: self._commit(planned.draft, snapshot.payload()),
+            self._after_save,
+        )
+        self._last_save = time.monotonic()
+        return handle
+
+    def prepare(self, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> None:
+        """Take and touch the memory that saves in the background will need."""
+        check_parts(model=model, optimizer=optimizer, scheduler=scheduler)
+        payload = format_named(DEFAULT_FORMAT).prepare(self._capture(model, optimizer, scheduler))
+        self.background.prepare(self._snapshot_of(payload, optimizer))
+
+    def _plan(self, request: SaveRequest) -> _PlannedSave | str | None:
+        """Check everything that can be checked; what is to be saved, the id it has already, or ``None`` for a no."""
+        check_parts(model=request.model, optimizer=request.optimizer, scheduler=request.scheduler)
+        if request.extra_state is not None and not isinstance(request.extra_state, Mapping):
+            raise ConfigError("extra_state must be a mapping", got=type(request.extra_state).__name__)
+        draft = check_draft(
+            epoch=request.epoch,
+            step=request.step,
+            model_name=type(request.model).__name__,
+            experiment_name=self._folder.path,
+            metrics=request.metrics,
+            config=request.config,
+            tags=request.tags,
+            description=request.description,
+            monitor=self._config.monitor,
+            idempotency_key=request.idempotency_key,
+            with_environment=self._config.save_metadata,
+        )
+        if earlier := self._index.with_idempotency_key(draft.idempotency_key):
+            return earlier.checkpoint_id
+        if not self._policy.should_save(self._context(draft)):
+            return None
+        return _PlannedSave(draft, self._payload(draft, request))
+
+    def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
+        return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
+            {
+                **self._capture(request.model, request.optimizer, request.scheduler),
+                "epoch": draft.epoch,
+                "step": draft.step,
+                "metrics": draft.metrics,
+                "config": draft.config,
+                "extra_state": dict(request.extra_state or {}),
+            }
+        )
+
+    def _capture(self, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> Payload:
+        return capture(
+            model=model,
+            optimizer=optimizer if self._config.save_optimizer else None,
+            scheduler=scheduler if self._config.save_scheduler else None,
+        )
+
+    def _context(self, draft: Draft) -> SaveContext:
+        pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
+            SavedRecord(MAX_COUNT + number, handle.draft.epoch, handle.draft.step, handle.draft.metrics)
+            for number, handle in enumerate(self.background.under_way)
+            if handle.draft is not None
+        )
+        view = self._index.view()
+        saved = tuple(
+            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
+            for manifest in view.manifests
+            if view.is_complete(manifest)  # one that lost its payload must not keep others from being saved
+        )
+        elapsed = None if self._last_save is None else time.monotonic() - self._last_save
+        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed)
+
+    def _under_way(self, idempotency_key: str) -> SaveHandle | None:
+        for handle in self.background.under_way:
+            if handle.draft is not None and handle.draft.idempotency_key == idempotency_key:
+                return handle
+        return None
+
+    def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
+        """What copies ``payload`` into a buffer, leaving for later what the optimizer's next step will wait for."""
+        from ckpt_lib.stream.staging import Snapshot, unchanged_until_step
+
+        overlaps = self._config.overlap_copy and optimizer is not None and self._step_waits(optimizer)
+        deferred: Collection[Any] = unchanged_until_step(optimizer) if overlaps else ()
+        return lambda buffer: Snapshot(payload, buffer, deferred)
+
+    def _step_waits(self, optimizer: Stateful) -> bool:
+        """Make the optimizer's steps wait for copies; ``False`` when it is of a kind that cannot."""
+        from ckpt_lib.stream.staging import call_before_step
+
+        if optimizer not in self._hooked:
+            wait = weakref.WeakMethod(self.background.wait_until_copied)
+            if not call_before_step(optimizer, lambda: (call := wait()) and call()):
+                return False
+            self._hooked.add(optimizer)
+        return True
+
+    def _commit(self, draft: Draft, payload: Payload) -> Manifest:
+        draft = replace(draft, parent_id=self.parent_id or self._latest_id())
+        manifest = commit.save(self._folder, self._index, draft, format_named(DEFAULT_FORMAT), payload)
+        if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
+            self._known.remember(self._folder, manifest)
+        self.parent_id = manifest.checkpoint_id
+        self._last_save = time.monotonic()
+        return manifest
+
+    def _latest_id(self) -> str | None:
+        manifests = self._index.manifests()
+        return manifests[-1].checkpoint_id if manifests else None
