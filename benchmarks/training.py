@@ -6,7 +6,7 @@ import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -23,13 +23,13 @@ from benchmarks.peers import FILE_NAME, make_durable
 from benchmarks.states import ADAM, State, TimedAdamW, make
 
 OVERLAPPED = "stall of an asynchronous save that overlaps with forward and backward"
-STEP = "step time with a save in the background, over the same steps"
+STEP = "step time while a save runs in the background"
+LOST = "training time lost to a save in the background"
 UNTIL_DONE = "time until a save in the background is durable, while training goes on"
 
-_OURS, _LIGHTNING, _UNDISTURBED = "ours", "Lightning AsyncCheckpointIO, torch.save + fsync", "the same steps, no save"
+_OURS, _LIGHTNING, _UNDISTURBED = "ours", "Lightning AsyncCheckpointIO, torch.save + fsync", "steps without a save"
 _SEQUENCE = 64
-_MAX_STEPS = 12
-"""A save that is not done by then goes on when the steps are over: it takes what training leaves to it."""
+_MAX_STEPS = 40
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -97,35 +97,34 @@ def _begin_ours(ours: Ours, state: State) -> Any:
 
 @dataclass
 class _Beside:
-    """Steps beside a save, from before its call, so that what the call takes counts."""
+    """Steps beside a save, from before its call, so that what the call takes counts, until it is durable."""
 
     loop: Loop
     begin: Callable[[], Callable[[], bool]]
     prepare: Callable[[], object]
     finish: Callable[[], object]
-    least_steps: int = 1
-    steps_needed: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
     until_done: list[float] = field(default_factory=list)
 
     def measure(self) -> float:
-        """Mean seconds of a step, over ``least_steps`` or as many as the save takes."""
+        """Mean seconds of a step while the save runs."""
         self.prepare()
         self.loop.step()
         started = time.perf_counter()
         is_done = self.begin()
-        steps, done_at = 0, None
-        while steps < self.least_steps or (done_at is None and steps < _MAX_STEPS):
+        steps = 0
+        while steps == 0 or not (is_done() or steps == _MAX_STEPS):
             self.loop.step()
             steps += 1
-            if done_at is None and is_done():
-                done_at = time.perf_counter()
-                self.steps_needed.append(steps)
         taken = time.perf_counter() - started
         self.finish()
-        if done_at is None:
-            self.steps_needed.append(_MAX_STEPS)
-        self.until_done.append((done_at or time.perf_counter()) - started)
+        self.steps.append(steps)
+        self.until_done.append(taken)
         return taken / steps
+
+    def lost_seconds(self, means: Sequence[float], undisturbed: float) -> list[float]:
+        """How much longer the steps of each measurement took than they take without a save."""
+        return [(mean - undisturbed) * steps for mean, steps in zip(means, self.steps, strict=True)]
 
 
 def _steps(settings: Settings, loop: Loop, ours: Ours) -> Iterator[Row]:
@@ -133,20 +132,21 @@ def _steps(settings: Settings, loop: Loop, ours: Ours) -> Iterator[Row]:
     if find_spec("lightning"):
         beside[_LIGHTNING] = _beside_lightning(loop, settings.folder / "lightning")
     contenders: dict[str, Measure] = {name: side.measure for name, side in beside.items()}
-    # First find out how many steps the slowest save takes: all are then timed over so many.
     interleave(contenders, rounds=settings.warm_up, warm_up=0)
-    least_steps = max(statistics.median_high(side.steps_needed or [1]) for side in beside.values())
     for side in beside.values():
-        side.least_steps = least_steps
+        side.steps.clear()
         side.until_done.clear()
     samples = interleave(contenders, rounds=settings.rounds, warm_up=0)
     state = loop.state
-    describe = partial(compare, state=state.shape, size_bytes=state.size_bytes, note=f"over {least_steps} steps")
+    describe = partial(compare, state=state.shape, size_bytes=state.size_bytes)
     yield describe(samples, _OURS, _UNDISTURBED, name=STEP)
     if _LIGHTNING in beside:
         target = 0.8 if state.size == "1GB" else None
         yield describe(samples, _OURS, _LIGHTNING, name=STEP, target=target)
         yield describe(samples, _LIGHTNING, _UNDISTURBED, name=f"{_LIGHTNING}: {STEP}")
+        undisturbed = statistics.median(samples[_UNDISTURBED])
+        lost = {name: side.lost_seconds(samples[name], undisturbed) for name, side in beside.items()}
+        yield describe(lost, _OURS, _LIGHTNING, name=LOST)
         yield describe({name: side.until_done for name, side in beside.items()}, _OURS, _LIGHTNING, name=UNTIL_DONE)
 
 

@@ -93,6 +93,7 @@ class CheckpointManager:
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
+        self._is_snapshot_behind = False
         self._saver = Saver(
             self.config,
             self.save_policy,
@@ -203,10 +204,12 @@ class CheckpointManager:
     def flush(self) -> None:
         """Return once every background save so far is durable and backed up. Raises an error no one has seen."""
         self._saver.background.flush()
+        self._catch_up()
 
     def close(self) -> None:
         """:meth:`flush`, and let go of the memory for copies. The manager may still be used."""
         self._saver.background.close()
+        self._catch_up()
 
     def __enter__(self) -> Self:
         return self
@@ -224,9 +227,20 @@ class CheckpointManager:
             ):
                 self.backup_checkpoint(manifest.checkpoint_id)
         with _logged("retiring old checkpoints"):
-            self._clean(None, dry_run=False, known=self._known)
+            self._retire_surplus()
         self._saves_to_snapshot -= 1
+        self._is_snapshot_behind = True
         if self._saves_to_snapshot < 0:
+            self._write_snapshot()
+
+    def _retire_surplus(self) -> None:
+        if self.retention_policy is None and len(self._index.manifests()) <= self.config.max_checkpoints:
+            commit.sweep(self._folder)  # a plan would keep them all, and takes a while to say so
+        else:
+            self._clean(None, dry_run=False, known=self._known)
+
+    def _catch_up(self) -> None:
+        if self._is_snapshot_behind:
             self._write_snapshot()
 
     def _write_snapshot(self) -> None:
@@ -240,6 +254,7 @@ class CheckpointManager:
         manifests = self._index.manifests()
         # Renewing it costs as much as there are checkpoints; spread over so many saves, each save costs the same.
         self._saves_to_snapshot = len(manifests) // 10
+        self._is_snapshot_behind = False
         return snapshot(manifests, self.experiment_name)
 
     def load_checkpoint(

@@ -11,6 +11,8 @@ import pytest
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.helpers import MakeManager, Parts, build
 
+pytest.register_assert_rewrite("tests.format_contract", "tests.store_contract")
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

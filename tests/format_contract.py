@@ -69,12 +69,17 @@ class Sink:
         return len(data)
 
 
+def write(payload_format: Format, payload: Payload, sink: Sink) -> None:
+    """What a save does with a prepared payload."""
+    with HashingWriter(sink) as stream:
+        payload_format.write(payload, stream)
+        stream.finish()
+
+
 def encode(payload_format: Format, payload: dict[str, Any]) -> bytes:
     """A payload's bytes, by the way a save takes."""
     sink = Sink()
-    with HashingWriter(sink) as stream:
-        payload_format.write(payload_format.prepare(payload), stream)
-        stream.finish()
+    write(payload_format, payload_format.prepare(payload), sink)
     return bytes(sink.data)
 
 
@@ -347,9 +352,8 @@ class FormatContract:
         """The serializer's own complaint about a position in a file would tell nobody that the disk is full."""
         payload = payload_format.prepare({"a": torch.zeros(5000), "b": torch.ones(5000)})
         sink = Sink(limit=int(len(encode(payload_format, payload)) * part))
-        with pytest.raises(StorageFullError) as raised, HashingWriter(sink) as stream:
-            payload_format.write(payload, stream)
-            stream.finish()
+        with pytest.raises(StorageFullError) as raised:
+            write(payload_format, payload, sink)
         assert raised.value is sink.error
 
     def test_it_is_written_from_start_to_end(self, payload_format: Format) -> None:

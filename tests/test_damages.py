@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SECTOR_BYTES = 4096
 
 
 def linear(*widths: int) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(one, other) for one, other in zip(widths, widths[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(one, other) for one, other in pairwise(widths)))
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
 
-pytest.register_assert_rewrite("tests.format_contract")
-
-import torch  # noqa: E402
-from hypothesis import given  # noqa: E402
-
-from ckpt_lib.errors import (  # noqa: E402
+from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,
     UnsafePayloadError,
     UnsupportedFormatError,
     UnsupportedStateError,
 )
-from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named  # noqa: E402
-from ckpt_lib.formats.torch_zip import TorchZipFormat  # noqa: E402
-from tests.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states  # noqa: E402
+from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named
+from ckpt_lib.formats.torch_zip import TorchZipFormat
+from tests.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
 
 
 class TestTorch(FormatContract):

@@ -418,6 +418,9 @@ class Forged:
     def __init__(self, count: Any, name: Any = "0", kind: Any = torch.FloatStorage) -> None:
         self.reference = ("storage", kind, name, "cpu", count)
 
+    def __repr__(self) -> str:
+        return f"{getattr(self.reference[1], '__name__', 'no type')}({self.reference[2]!r}, {self.reference[4]!r})"
+
 
 def forged(storage: Forged, *shape: Any) -> bytes:
     buffer = io.BytesIO()

@@ -20,9 +20,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.store_contract")
-
-from ckpt_lib.errors import (  # noqa: E402
+from ckpt_lib.errors import (
     CheckpointExistsError,
     ConfigError,
     StorageFullError,
@@ -30,9 +28,9 @@ from ckpt_lib.errors import (  # noqa: E402
     StorePermissionError,
     StoreUnavailableError,
 )
-from ckpt_lib.store import Store, open_store  # noqa: E402
-from ckpt_lib.store.local import LocalStore  # noqa: E402
-from tests.store_contract import StoreContract, get, names, put  # noqa: E402
+from ckpt_lib.store import Store, open_store
+from ckpt_lib.store.local import LocalStore
+from tests.store_contract import StoreContract, get, names, put
 
 
 class _LocalContract(StoreContract):
