@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.errors import CheckpointError, StoreError
 from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.formats import DEFAULT_FORMAT
+from ckpt_lib.formats import format_named
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, Progress, VerifiedFile, find_damaged_chunks, find_damages, missing_file
 
@@ -99,16 +99,12 @@ def with_tensors(report: ValidationReport, manifest: Manifest, *folders: Checkpo
 
 def _tensor_ranges(folder: CheckpointFolder, manifest: Manifest) -> TensorRanges | None:
     """Name to byte ranges of every tensor, or ``None`` when the payload's structure cannot be read."""
-    if manifest.format != DEFAULT_FORMAT:
-        return None
-    from ckpt_lib.formats.torch_reading import tensor_ranges  # loads torch, which only damage is worth
-
     try:
         if folder.read_manifest(manifest.checkpoint_id).uid != manifest.uid:
             return None
         source = folder.store.open_read(folder.payload_path(manifest))
         with VerifiedFile(source, manifest.payload) as file:
-            return tensor_ranges(file)
+            return format_named(manifest.format).tensor_ranges(file)
     except (CheckpointError, FileNotFoundError):
         return None
 

@@ -213,12 +213,12 @@ def damaged_places(original: bytes, found: bytes) -> set[tuple[str, int, int]]:
 
     The chunk in which a file of another size ends early or late is told by its size alone.
     """
-    places = set()
+    places: set[tuple[str, int, int]] = set()
     compared = min(len(original), len(found))
     if len(original) != len(found):
         compared -= compared % CHUNK_BYTES
         kind = "truncated" if len(found) < len(original) else "extended"
-        places.add((kind, *sorted([len(original), len(found)])))
+        places.add((kind, min(len(original), len(found)), max(len(original), len(found))))
     for start in range(0, compared, CHUNK_BYTES):
         stop = min(start + CHUNK_BYTES, compared)
         if original[start:stop] != found[start:stop]:
@@ -228,7 +228,7 @@ def damaged_places(original: bytes, found: bytes) -> set[tuple[str, int, int]]:
 
 def told_places(damages: Iterable[Damage]) -> set[tuple[str, int, int]]:
     """What was reported, neighbouring chunks taken apart."""
-    places = set()
+    places: set[tuple[str, int, int]] = set()
     for damage in damages:
         if damage.kind == "altered":
             starts = range(damage.start, damage.stop, CHUNK_BYTES)

@@ -96,7 +96,7 @@ def tensors(draw: st.DrawFn, pool: list[tuple[torch.Tensor, bool]]) -> torch.Ten
     dtype = draw(st.sampled_from([dtype for dtype in ALL_DTYPES if is_bool or dtype is not torch.bool]))
     found = places(len(data) // dtype.itemsize)
     shape, strides, offset = found[draw(st.sampled_from(sorted(found)))]
-    storage = torch.UntypedStorage(0) if 0 in shape else data.untyped_storage()
+    storage = (data[:0].clone() if 0 in shape else data).untyped_storage()
     tensor = torch.empty(0, dtype=dtype).set_(storage, offset, shape, strides)
     kinds = ["plain", "plain", "frozen parameter"]
     if dtype.is_floating_point or dtype.is_complex:
@@ -251,13 +251,10 @@ class Run:
     def __init__(self, root: Path, extra: dict[str, Any]) -> None:
         torch.manual_seed(0)
         self.root = root
-        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        first, last = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.model = nn.Sequential(first, nn.BatchNorm1d(4), last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.extra = {
-            **extra,
-            "of the model": self.model[0].weight,
-            "row of the model": self.model[2].weight.detach()[0],
-        }
+        self.extra = {**extra, "of the model": first.weight, "row of it": last.weight.detach()[0]}
         self.step()
 
     def step(self) -> None:
@@ -408,8 +405,7 @@ def entry_of(digests: FileDigests) -> FileEntry:
 
 def test_more_records_than_16_bits_can_count() -> None:
     """66,000 tensors: torch.load finds each, zipfile and the mapped reader the last."""
-    numbers = torch.arange(66_000).split(1)
-    payload = {"tensors": [number.clone() for number in numbers]}
+    payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
     sink = io.BytesIO()
     with HashingWriter(sink) as stream:
         write_archive(payload, stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO, Protocol
 
-from ckpt_lib.stream import HashingWriter
+from ckpt_lib.stream import HashingWriter, VerifiedFile
 
 Payload = dict[str, Any]
 """``model_state_dict``, ``optimizer_state_dict``, ``scheduler_state_dict``, ``epoch``, ``step``, ``metrics``,
@@ -51,5 +51,13 @@ class Format(Protocol):
 
         Raises :class:`~ckpt_lib.errors.UnsafePayloadError` when that would run stored code and ``trust_pickle`` is
         false, and :class:`~ckpt_lib.errors.ConfigError` for a key that stands for nothing.
+        """
+        ...
+
+    def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
+        """Name of each tensor to its bytes in the file, reading no more than it takes to know; ``{}`` if it cannot.
+
+        A name is dotted: ``model_state_dict.layer.weight``. Raises
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` when what says so is damaged.
         """
         ...
