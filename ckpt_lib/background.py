@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import multiprocessing.util
 import os
 import sys
 import threading
@@ -11,7 +13,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.draft import Draft
 
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
 
 logger = logging.getLogger("ckpt_lib")
-
-T = TypeVar("T")
 
 _NICENESS = 10
 """Training comes first: where it wants every processor, saving gets a tenth of one, and elsewhere what it needs."""
@@ -49,12 +50,16 @@ class SaveHandle(Future["str | None"]):
         self._snapshot = None
 
     def result(self, timeout: float | None = None) -> str | None:
-        self.error_was_seen = True
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            self.error_was_seen |= self.done()  # a wait that timed out has seen nothing
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self.error_was_seen = True
-        return super().exception(timeout)
+        try:
+            return super().exception(timeout)
+        finally:
+            self.error_was_seen |= self.done()
 
 
 def finished(checkpoint_id: str | None) -> SaveHandle:
@@ -92,70 +97,76 @@ class BackgroundSaves:
 
     def prepare(self, snapshot_into: Callable[[StagingBuffer], Snapshot]) -> None:
         """Make a copy into each buffer, as saves will, and forget it: the memory is then in place."""
-        taken = [self._take_buffer() for _ in range(self._limit)]
+        taken = self._take_buffers(self._limit)
         try:
             for buffer in taken:
                 snapshot_into(buffer).finish()
         finally:
-            for buffer in taken:
-                self._give_back(buffer)
+            self._give_back(taken)
 
     def start(
         self,
         draft: Draft,
         snapshot_into: Callable[[StagingBuffer], Snapshot],
-        commit: Callable[[Snapshot], T],
-        follow_up: Callable[[T], object],
+        commit: Callable[[Snapshot], Any],
+        follow_up: Callable[[Any], object],
     ) -> SaveHandle:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
-        buffer = self._take_buffer()
+        _flush_at_end()
+        taken = self._take_buffers(1)
         try:
-            snapshot = snapshot_into(buffer)
+            snapshot = snapshot_into(taken[0])
+            handle = SaveHandle(draft, snapshot)
+            handle.set_running_or_notify_cancel()
+            with self._changed:
+                self._handles.append(handle)
+            if not snapshot.is_complete:
+                self._copying.put(snapshot.finish_in_background)
+            self._committing.put(lambda: self._commit(handle, snapshot, taken, commit, follow_up))
         except BaseException:
-            self._give_back(buffer)
+            with self._changed:
+                self._handles = [other for other in self._handles if other.draft is not draft]
+            self._give_back(taken)
             raise
-        handle = SaveHandle(draft, snapshot)
-        with self._changed:
-            self._handles.append(handle)
-        handle.set_running_or_notify_cancel()
-        if not snapshot.is_complete:
-            self._copying.put(snapshot.finish)
-        self._committing.put(lambda: self._commit(handle, snapshot, buffer, commit, follow_up))
         return handle
 
     def _commit(
         self,
         handle: SaveHandle,
         snapshot: Snapshot,
-        buffer: StagingBuffer,
+        taken: list[StagingBuffer],
         commit: Callable[[Snapshot], Any],
         follow_up: Callable[[Any], object],
     ) -> None:
         try:
             manifest = commit(snapshot)
+            self._following_up.put(lambda: follow_up(manifest))
         except BaseException as error:
             logger.error("a background save failed: %s", error)
-            handle.set_exception(error)
+            outcome: Callable[[], None] = partial(handle.set_exception, error)
         else:
-            self._following_up.put(lambda: follow_up(manifest))
-            handle.set_result(manifest.checkpoint_id)
-        finally:
-            handle.forget_snapshot()
-            self._give_back(buffer)
+            outcome = partial(handle.set_result, manifest.checkpoint_id)
+        # First, so that whoever is called back with the outcome may save again.
+        snapshot.abandon()
+        handle.forget_snapshot()
+        self._give_back(taken)
+        outcome()
 
-    def _take_buffer(self) -> StagingBuffer:
+    def _take_buffers(self, count: int) -> list[StagingBuffer]:
         from ckpt_lib.stream.staging import StagingBuffer
 
         with self._changed:
-            if not self._free and len(self._buffers) < self._limit:
+            self._changed.wait_for(lambda: len(self._free) + self._limit - len(self._buffers) >= count)
+            while len(self._free) < count:
                 self._buffers.append(StagingBuffer())
-                return self._buffers[-1]
-            self._changed.wait_for(lambda: self._free)
-            return self._free.pop()
+                self._free.append(self._buffers[-1])
+            taken, self._free = self._free[:count], self._free[count:]
+            return taken
 
-    def _give_back(self, buffer: StagingBuffer) -> None:
+    def _give_back(self, taken: list[StagingBuffer]) -> None:
         with self._changed:
-            self._free.append(buffer)
+            # One that is not known any more was let go of by close() meanwhile.
+            self._free += [buffer for buffer in taken if any(buffer is known for known in self._buffers)]
             self._changed.notify_all()
 
     @property
@@ -179,11 +190,6 @@ class BackgroundSaves:
         for handle in self.under_way:
             handle.wait_until_copied()
 
-    def wait_for_commits(self) -> None:
-        """Return once every save so far is committed or has failed; raise an error that no one has seen."""
-        self._committing.wait()
-        self.raise_failure()
-
     def flush(self) -> None:
         """Return once every save so far is committed, backed up and followed up; raise an error no one has seen."""
         self._committing.wait()
@@ -197,6 +203,7 @@ class BackgroundSaves:
         finally:
             with self._changed:
                 self._buffers, self._free = [], []
+                self._changed.notify_all()
 
 
 class _Worker:
@@ -207,34 +214,41 @@ class _Worker:
         self._niceness = niceness
         self._tasks: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
-        self._is_busy = False
+        self._thread: threading.Thread | None = None
 
     def put(self, task: Callable[[], object]) -> None:
         with self._changed:
             self._tasks.append(task)
-            if not self._is_busy:
-                self._is_busy = True
+            if self._thread is None:
                 # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                try:
+                    self._thread.start()
+                except BaseException:
+                    self._thread = None
+                    self._tasks.pop()
+                    raise
 
     def wait(self) -> None:
         """Return once there is nothing left to do."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_busy)
+            if self._thread is threading.current_thread():
+                raise RuntimeError("a callback of a save waits for the thread that called it")
+            self._changed.wait_for(lambda: self._thread is None)
 
     def _work(self) -> None:
         _step_back(self._niceness)
         while (task := self._next_task()) is not None:
             try:
                 task()
-            except Exception:
+            except BaseException:  # whatever it is, others wait for this thread
                 logger.exception("%s failed", self._name)
 
     def _next_task(self) -> Callable[[], object] | None:
         with self._changed:
             if self._tasks:
                 return self._tasks.popleft()
-            self._is_busy = False
+            self._thread = None
             self._changed.notify_all()
             return None
 
@@ -242,13 +256,20 @@ class _Worker:
 def _step_back(niceness: int) -> None:
     """Lower the priority of this thread, and of those it starts; Linux alone has priorities of threads."""
     if niceness and sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 _LIVING: weakref.WeakSet[BackgroundSaves] = weakref.WeakSet()
 
 
-@atexit.register
+def wait_until_all_copied() -> None:
+    """Return once nothing that is being saved in this process is still to be copied from where it is used."""
+    for saves in list(_LIVING):
+        saves.wait_until_copied()
+
+
 def _flush_all() -> None:
     for saves in list(_LIVING):
         try:
@@ -257,8 +278,16 @@ def _flush_all() -> None:
             logger.error("a background save had failed before the end: %s", error)
 
 
+@cache
+def _flush_at_end() -> None:
+    """Have the end of this process wait for its saves; one that multiprocessing started calls no exit handlers."""
+    atexit.register(_flush_all)
+    multiprocessing.util.Finalize(None, _flush_all, exitpriority=0)
+
+
 def _forget_all() -> None:
     """A forked child has none of the threads, and the saves are its parent's."""
+    _flush_at_end.cache_clear()
     for saves in list(_LIVING):
         saves._reset()
 

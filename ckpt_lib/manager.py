@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ckpt_lib import commit, transfer
-from ckpt_lib.background import SaveHandle
+from ckpt_lib.background import SaveHandle, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import (
     CheckpointError,
@@ -217,7 +217,12 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"besides, a background save had failed: {failure}")
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
@@ -302,7 +307,7 @@ class CheckpointManager:
         return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
     def _restored(self, manifest: Manifest, payload: Payload, **owners: Stateful | None) -> Payload:
-        self._saver.background.wait_until_copied()  # before what is being copied is written over
+        wait_until_all_copied()  # before what is being copied is written over
         restore(payload, **owners)
         self._saver.parent_id = manifest.checkpoint_id
         return {**payload, "checkpoint_id": manifest.checkpoint_id}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib import commit
-from ckpt_lib.background import BackgroundSaves, SaveHandle, finished
+from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
 from ckpt_lib.errors import ConfigError
@@ -73,13 +72,12 @@ class Saver:
         self._known = known
         self._after_save = after_save
         self._last_save: float | None = None
-        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self.background = BackgroundSaves(config.max_pending_saves)
         self.parent_id: str | None = None
 
     def save(self, request: SaveRequest) -> str | None:
         """Save and return the id, or ``None`` when the policy says no."""
-        self.background.wait_for_commits()  # they come first, and what became of them is told first
+        self.background.flush()  # earlier ones come first, and what became of them is told first
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
@@ -176,22 +174,12 @@ class Saver:
 
     def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
         """What copies ``payload`` into a buffer, leaving for later what the optimizer's next step will wait for."""
-        from ckpt_lib.stream.staging import Snapshot, unchanged_until_step
+        from ckpt_lib.stream.staging import Snapshot, call_before_steps, unchanged_until_step
 
-        overlaps = self._config.overlap_copy and optimizer is not None and self._step_waits(optimizer)
-        deferred: Collection[Any] = unchanged_until_step(optimizer) if overlaps else ()
+        deferred = unchanged_until_step(optimizer) if self._config.overlap_copy else set()
+        if deferred:
+            call_before_steps(wait_until_all_copied)
         return lambda buffer: Snapshot(payload, buffer, deferred)
-
-    def _step_waits(self, optimizer: Stateful) -> bool:
-        """Make the optimizer's steps wait for copies; ``False`` when it is of a kind that cannot."""
-        from ckpt_lib.stream.staging import call_before_step
-
-        if optimizer not in self._hooked:
-            wait = weakref.WeakMethod(self.background.wait_until_copied)
-            if not call_before_step(optimizer, lambda: (call := wait()) and call()):
-                return False
-            self._hooked.add(optimizer)
-        return True
 
     def _commit(self, draft: Draft, payload: Payload) -> Manifest:
         draft = replace(draft, parent_id=self.parent_id or self._latest_id())

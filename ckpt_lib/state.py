@@ -98,7 +98,7 @@ def restore(
         if part != "model":
             before.append((owner, owner.state_dict()))
         try:
-            owner.load_state_dict(_own(part, payload[f"{part}_state_dict"]))
+            owner.load_state_dict(_own(owner, payload[f"{part}_state_dict"]))
             _check_hyperparameters(owner, needed)
         except Exception as error:
             for changed, state in before:
@@ -106,9 +106,15 @@ def restore(
             raise StateMismatchError(f"the {part} refused its stored state: {_reason(error)}") from error
 
 
-def _own(part: str, stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a part may keep: a model copies what it is given, optimizers and schedulers take it over."""
-    return stored if part == "model" else copy.deepcopy(stored)
+def _own(owner: Stateful, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an owner may keep: a module copies tensors into its own, but takes extra state over; others take all."""
+    from torch.nn import Module  # loaded already, by whoever made the payload
+
+    if not isinstance(owner, Module):
+        return copy.deepcopy(stored)
+    own: Any = copy.copy(stored)  # with the versions of the modules, which hang on it
+    own.update({key: copy.deepcopy(value) for key, value in stored.items() if key.endswith("_extra_state")})
+    return own  # type: ignore[no-any-return]
 
 
 def _reason(error: Exception) -> str:

@@ -142,9 +142,11 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
 
 
 def _has_what_is_missing(other: ValidationReport | None, damaged: ValidationReport) -> bool:
-    """Whether the other copy is intact, or damaged in other places only."""
+    """Whether the other copy is intact, damaged in other places only, or has lost just its manifest."""
     if other is None or other.is_valid:
         return other is not None
+    if all(damage.kind == "manifest" for damage in other.damages):
+        return True  # of what it holds nothing is known; a repair compares it with the manifest that there is
     damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind != "extended"]
     if any(damage.kind not in ("altered", "truncated") for damage in damages):
         return False

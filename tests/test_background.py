@@ -17,6 +17,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, StorageFullError
+from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
 from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
 
 
@@ -78,7 +79,7 @@ def test_what_training_does_next_never_reaches_the_file(make_manager: MakeManage
 
 def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> None:
     """With the copying thread held up, the optimizer's step copies the rest itself before it changes anything."""
-    manager, parts, held = make_manager(), build(), threading.Event()
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -92,7 +93,7 @@ def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> N
 
 def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -> None:
     """The next forward pass changes the statistics of batch normalisation; no step would wait for that."""
-    manager, parts, held = make_manager(), build(), threading.Event()
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -106,7 +107,7 @@ def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -
 
 def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> None:
     """``wait_until_copied`` is for averaging, clipping and the like, which no optimizer announces."""
-    manager, parts, held = make_manager(), build(), threading.Event()
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -121,7 +122,7 @@ def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> 
 
 def test_a_load_waits_for_the_copy(make_manager: MakeManager) -> None:
     """Loading writes into the parameters as a step does."""
-    manager, parts, held = make_manager(), build(), threading.Event()
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
     train(parts, [0])
     first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
     assert first is not None
@@ -198,6 +199,125 @@ def test_plain_values_are_copied_too(make_manager: MakeManager, gate: Gate) -> N
     gate.open.set()
     payload = manager.load_checkpoint(str(handle.result()))
     assert payload["extra_state"] == {"history": [1, 2], "nested": {"history": [1, 2]}}
+
+
+def test_any_optimizer_s_step_waits(make_manager: MakeManager) -> None:
+    """Parameters may have a second optimizer, or get a new one, before the next step."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    train(parts, [0])
+    manager._saver.background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    torch.optim.SGD(parts.model.parameters(), lr=1.0).step()
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_another_manager_s_load_waits(make_manager: MakeManager) -> None:
+    """It writes into the same parameters."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    train(parts, [0])
+    first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
+    train(parts, [1])
+    manager._saver.background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=1)
+    before = state_now(parts)
+    make_manager().load_checkpoint(str(first), **parts.kwargs())
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+def test_a_buffer_beside_a_parameter_is_copied_at_once(make_manager: MakeManager) -> None:
+    """In flat memory, a parameter that only the step changes may lie beside what the next forward pass changes."""
+    flat = torch.zeros(200_000)
+    model = nn.Module()
+    model.weight = nn.Parameter(flat[:100_000])
+    model.register_buffer("statistics", flat[100_000:])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager, held = make_manager(), threading.Event()
+    manager._saver.background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=0)
+    flat[100_000:] += 1
+    held.set()
+    payload = manager.load_checkpoint(str(handle.result()))
+    assert not payload["model_state_dict"]["statistics"].any()
+
+
+def test_what_moves_before_it_is_copied_is_found(make_manager: MakeManager) -> None:
+    """Sharing a model with other processes moves its tensors to other memory."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    train(parts, [0])
+    manager._saver.background._copying.put(held.wait)
+    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    before = state_now(parts)
+    parts.model.share_memory()
+    held.set()
+    assert stored_state(manager, handle.result()) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the device is lost"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_copy_that_fails_is_not_taken_for_done(error: BaseException) -> None:
+    """Whoever comes next copies the piece, or fails as well; it never passes for copied."""
+    parameter = nn.Parameter(torch.ones(100_000))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    snapshot = Snapshot({"a": parameter.detach()}, StagingBuffer(), unchanged_until_step(optimizer))
+    assert not snapshot.is_complete
+    (piece,) = snapshot._pieces
+    action = piece._action
+    piece._action = raising(error)
+    for call in (snapshot.finish_in_background, snapshot.finish, snapshot.payload):
+        with pytest.raises(type(error)):
+            call()
+    assert not snapshot.is_complete
+    piece._action = action
+    assert torch.equal(snapshot.payload()["a"], parameter)
+
+
+def raising(error: BaseException) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("how", ["blocking", "in the background"])
+def test_empty_views_are_saved(make_manager: MakeManager, how: str) -> None:
+    """An empty view of a tensor of which another part is saved needs none of its bytes."""
+    large = torch.arange(1000.0)
+    extra = {"none": large[0:0], "some": large[500:600], "end": large[1000:], "zero": torch.empty(0, 3)}
+    manager = make_manager()
+    options: Any = {"model": nn.Linear(2, 1), "epoch": 0, "extra_state": extra}
+    saved = (
+        manager.save_checkpoint(**options) if how == "blocking" else manager.save_checkpoint_async(**options).result()
+    )
+    found = manager.load_checkpoint(str(saved))["extra_state"]
+    assert {key: found[key].shape for key in extra} == {key: extra[key].shape for key in extra}
+    assert torch.equal(found["some"], extra["some"])
+
+
+class Unusual(torch.optim.Optimizer):
+    """One that leaves out what optimizers do at first, as wrappers of others are known to."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+
+def test_an_optimizer_without_hooks_is_copied_at_once(make_manager: MakeManager) -> None:
+    """Nothing would wait for the copy: so it is made before the call returns."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    train(parts, [0])
+    manager._saver.background._copying.put(held.wait)
+    options = {**parts.kwargs(), "optimizer": Unusual(parts.optimizer)}
+    handle = manager.save_checkpoint_async(**options, epoch=0)
+    before = state_now(parts)
+    with torch.no_grad():
+        for parameter in parts.model.parameters():
+            parameter.zero_()
+    assert stored_state(manager, handle.result(timeout=30)) == before
+    held.set()
 
 
 # --- order, limits, memory ---
@@ -403,6 +523,90 @@ def test_a_lack_of_memory_for_the_copy_is_an_error(make_manager: MakeManager, mo
     assert start(manager, 0).result(timeout=30) in ids(manager)
 
 
+def test_a_wait_that_timed_out_has_not_seen_the_error(make_manager: MakeManager, gate: Gate) -> None:
+    """What fails after it is still raised."""
+    manager = make_manager()
+    gate.open.clear()
+    gate.error = StorageFullError("the store is full")
+    handle = start(manager, 0)
+    for ask in (handle.result, handle.exception):
+        with pytest.raises(TimeoutError):
+            ask(timeout=0.001)
+    gate.open.set()
+    with pytest.raises(StorageFullError):
+        manager.flush()
+
+
+def test_the_context_keeps_the_error_of_its_body(make_manager: MakeManager, gate: Gate) -> None:
+    """A failed save is noted on it, and does not take its place."""
+    gate.error = StorageFullError("the store is full")
+
+    def body() -> None:
+        with make_manager() as manager:
+            start(manager, 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        body()
+    assert "the store is full" in raised.value.__notes__[0]
+
+
+def test_closing_lets_those_go_on_who_wait(make_manager: MakeManager, gate: Gate) -> None:
+    """A save that waits for its turn in another thread gets it, and no more saves are under way than may be."""
+    manager = make_manager()
+    gate.open.clear()
+    start(manager, 0)
+    waiting = [threading.Thread(target=start, args=(manager, epoch)) for epoch in (1, 2, 3)]
+    for thread in waiting:
+        thread.start()
+    closing = threading.Thread(target=manager.close)
+    closing.start()
+    time.sleep(0.05)
+    gate.open.set()
+    for thread in (*waiting, closing):
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    manager.flush()
+    assert len(ids(manager)) == 4
+    assert len(manager._saver.background._buffers) <= 1
+
+
+def test_a_callback_may_save(make_manager: MakeManager) -> None:
+    """Handles are futures: what is done with their outcome may be another save, but must not wait for itself."""
+    manager, seen = make_manager(), []
+
+    def again(_handle: Any) -> None:
+        seen.append(start(manager, 1))
+        with pytest.raises(RuntimeError, match="waits for the thread"):
+            manager.flush()
+        seen.append("refused")
+
+    start(manager, 0).add_done_callback(again)
+    while len(seen) < 2:
+        time.sleep(0.001)
+    assert seen[0].result(timeout=30) in ids(manager)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), ValueError("odd")], ids=["exit", "error"])
+def test_what_follows_a_save_may_fail_in_any_way(make_manager: MakeManager, monkeypatch: Any, error: Any) -> None:
+    """Nobody hangs, and the save stands."""
+    manager = make_manager()
+    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", lambda *_arguments, **_options: raising(error)())
+    handle = start(manager, 0)
+    manager.flush()
+    assert ids(manager) == [handle.result()]
+
+
+def test_threads_that_cannot_be_started_are_an_error(make_manager: MakeManager, monkeypatch: Any) -> None:
+    """The call says so, and the next one works."""
+    manager = make_manager()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _self: raising(RuntimeError("can't start new thread"))())
+        with pytest.raises(RuntimeError, match="can't start"):
+            start(manager, 0)
+    assert start(manager, 1).result(timeout=30) in ids(manager)
+
+
 # --- the end of the process ---
 
 _ENDING = """
@@ -460,6 +664,7 @@ import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, StorageFullError
+from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
 
 def full(*arguments):
     raise StorageFullError("the store is full")
@@ -500,3 +705,95 @@ print(sum(reference() is not None for reference in left), threading.active_count
         tmp_path,
     )
     assert output == "0 1\n"
+
+
+_FORKED = """
+import os, sys
+import torch
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+torch.set_num_threads(1)  # those of OpenMP do not survive a fork
+
+def save(name, value):
+    config = CheckpointConfig(checkpoint_dir=sys.argv[1], backup_checkpoints=False)
+    model = nn.Linear(4096, 2048, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    manager = CheckpointManager(config, name)
+    for epoch in range(3):
+        manager.save_checkpoint(model=model, epoch=epoch)
+        weight = manager.load_checkpoint()["model_state_dict"]["weight"]
+        assert bool((weight == value).all()), name
+
+save("before", 0.0)
+child = os.fork()
+if child == 0:
+    status = 1
+    try:
+        save("child", 1.0)
+        status = 0
+    finally:
+        os._exit(status)
+save("parent", 2.0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_shares_no_memory_with_a_save(tmp_path: Path) -> None:
+    """Parent and child save at once after a save of the parent's: each file holds its own state."""
+    run_python(_FORKED, tmp_path)
+
+
+_MULTIPROCESSING = """
+import multiprocessing, sys
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+def work(folder):
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=folder), "run")
+    for epoch in range(2):
+        manager.save_checkpoint_async(model=nn.Linear(500, 500), epoch=epoch)
+
+process = multiprocessing.get_context("fork").Process(target=work, args=(sys.argv[1],))
+process.start()
+process.join()
+assert process.exitcode == 0
+"""
+
+
+def test_a_process_of_multiprocessing_waits_for_its_saves(make_manager: MakeManager, store_path: Path) -> None:
+    """It calls no exit handlers; its end waits all the same."""
+    run_python(_MULTIPROCESSING, store_path)
+    manager = make_manager()
+    assert len(ids(manager)) == 2
+    assert manager.backup_ids() == ids(manager)
+
+
+_NICE = """
+import os, tempfile, threading
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+
+found = []
+save = commit.save
+
+def noting(*arguments):
+    found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    return save(*arguments)
+
+commit.save = noting
+os.nice(15)
+if os.getuid() == 0:
+    os.setuid(65534)
+with tempfile.TemporaryDirectory() as folder:
+    with CheckpointManager(CheckpointConfig(checkpoint_dir=folder), "run") as manager:
+        manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0).result(timeout=60)
+print(*found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has priorities of threads")
+def test_a_nicer_process_stays_as_it_is() -> None:
+    """Asking for a higher priority is forbidden to most, and rude."""
+    assert run_python(_NICE) == "15\n"

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.zip_writing import ZipWriter
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
@@ -96,6 +97,12 @@ class _Pickler(pickle.Pickler):
         reference = _StorageReference(self._key(id(span), span), dtype, span.size_bytes)
         arguments: tuple[Any, ...] = (reference, offset, tuple(value.shape), stride, value.requires_grad, OrderedDict())
         if dtype is None:  # of no one type, or of one that has no storage class
+            if value.requires_grad:
+                raise UnsupportedStateError(
+                    f"a {value.dtype} tensor that requires grad cannot be read back by torch.load",
+                    expected="one of a classic type whose memory is seen as no other type",
+                    hint="Store its detach().",
+                )
             return torch._utils._rebuild_tensor_v3, (*arguments, value.dtype)
         return torch._utils._rebuild_tensor_v2, arguments
 

@@ -177,7 +177,8 @@ class LocalPendingFile:
             raise _taken(target)
 
     def write(self, data: Buffer) -> int:
-        assert self._descriptor is not None, "the file was published or discarded"
+        if self._descriptor is None:
+            raise ValueError("the file was published or discarded")
         view = memoryview(data).cast("B")
         with _typed_errors(self._target):
             self._output.write(view)

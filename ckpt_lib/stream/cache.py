@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream.chunks import local_size_bytes
@@ -46,6 +47,8 @@ class PayloadCache:
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and what the source raises; nothing is kept then.
         """
+        if not hasattr(os, "preadv"):  # openings of one file could not have positions of their own
+            return None
         if entry.size_bytes > self.limit_bytes or local_size_bytes(source) not in {None, entry.size_bytes}:
             return None
         with source:
@@ -122,6 +125,31 @@ else:
         """Nothing to do: no one else can open it."""
 
 
+class _Opened(io.FileIO):
+    """An opening that lives as long as it is needed, and has a position of its own, as duplicates have not."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(os.dup(descriptor), "rb")
+        self._position = 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = os.preadv(self.fileno(), [buffer], self._position)
+        self._position += count
+        return count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = os.pread(self.fileno(), BLOCK_SIZE_BYTES if size is None or size < 0 else size, self._position)
+        self._position += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self.fileno()).st_size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
 def _opened(descriptor: int) -> BinaryIO:
-    """An opening that lives as long as it is needed. It is read at offsets, since all of them share one position."""
-    return cast(BinaryIO, os.fdopen(os.dup(descriptor), "rb", buffering=0))
+    return cast(BinaryIO, _Opened(descriptor))

@@ -104,6 +104,8 @@ class Spans:
         """The span of a plain tensor; one of its own when no span covers it, as with one that hides in an object."""
         start, stop = _extent(tensor)
         span = self._spans.get(_address(tensor))
+        if span is not None and start == stop:  # an empty tensor is anywhere
+            return span
         if span is None or start < span.start or stop > span.stop:
             return Span(tensor.untyped_storage(), start, stop, [tensor])
         return span

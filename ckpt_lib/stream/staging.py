@@ -5,7 +5,7 @@ and clear every page. So a :class:`StagingBuffer` is kept from save to save.
 
 A copy need not be finished at once either. Parameters and optimizer state do not change before the optimizer's next
 step, so their tensors may be copied while the next forward and backward pass run; whoever is about to change them
-first calls :meth:`Snapshot.finish`, which helps with what is left.
+first calls :meth:`Snapshot.finish`, which copies what is left.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import copy
 import ctypes
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain, map_leaves, tensors_in
 
@@ -86,25 +86,23 @@ class _View:
 class Snapshot:
     """A payload as it was at one moment, copied into a buffer.
 
-    When the constructor returns, everything is copied but the storages in ``deferred`` (by :func:`address`), which
-    :meth:`finish` copies, or has copied. Tensors that share memory share it in the copy. ``buffer`` must not be used
-    for anything else meanwhile.
+    When the constructor returns, everything is copied but the memory that only tensors in ``deferred`` (by
+    :func:`place`) use, which :meth:`finish` copies, or has copied. Tensors that share memory share it in the copy.
+    ``buffer`` must not be used for anything else before :meth:`abandon` has returned.
     """
 
     def __init__(
-        self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[tuple[torch.device, int]] = ()
+        self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[tuple[Any, ...]] = ()
     ) -> None:
         self._buffer = buffer
         self._spans = Spans(payload)
         self._starts, size_bytes = _starts(self._spans)
         buffer.reserve(size_bytes, pinned=any(span.storage.device.type == "cuda" for span in self._spans))
-        self._waiting: deque[Callable[[], object]] = deque()
-        self._under_way = 0
-        self._changed = threading.Condition()
+        self._pieces: list[_Piece] = []
         self._streams = _copy_streams(self._spans)
         for span in self._spans:
-            if span.size_bytes >= _SMALL_BYTES and address(span.storage) in deferred and not span.is_gappy:
-                self._waiting.extend(self._pieces(span))
+            if deferred and _may_wait(span, deferred):
+                self._pieces.extend(self._pieces_of(span))
             else:
                 self._copy(span)
         self._synchronize()
@@ -114,20 +112,22 @@ class Snapshot:
     @property
     def is_complete(self) -> bool:
         """Whether the payload's own tensors may change now."""
-        with self._changed:
-            return not self._waiting and not self._under_way
+        return all(piece.is_done for piece in self._pieces)
 
     def finish(self) -> None:
-        """Copy what is left, together with whoever else is doing so, and return when all of it is copied."""
-        while (copy_piece := self._next_piece()) is not None:
-            try:
-                copy_piece()
-            finally:
-                with self._changed:
-                    self._under_way -= 1
-                    self._changed.notify_all()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._under_way)
+        """Copy what is left, and return when all of it is copied. What is raised leaves the rest to the next call."""
+        for piece in reversed(self._pieces):  # from the end: another thread may be coming from the start
+            piece.copy()
+
+    def finish_in_background(self) -> None:
+        """:meth:`finish`, from the start."""
+        for piece in self._pieces:
+            piece.copy()
+
+    def abandon(self) -> None:
+        """Copy nothing more; when this returns, nothing writes to the buffer."""
+        for piece in self._pieces:
+            piece.skip()
 
     def payload(self) -> dict[str, Any]:
         """The copy, once all of it is there; its tensors are views of the buffer."""
@@ -155,15 +155,8 @@ class Snapshot:
             if is_plain(value):
                 self._views[id(value)] = _view(value, self._spans.of(value))
             else:
-                self._views[id(value)] = value.detach().clone()
+                self._views[id(value)] = copy.deepcopy(value) if value.is_leaf else value.detach().clone()
         return self._views[id(value)]
-
-    def _next_piece(self) -> Callable[[], object] | None:
-        with self._changed:
-            if not self._waiting:
-                return None
-            self._under_way += 1
-            return self._waiting.popleft()
 
     def _copy(self, span: Span) -> None:
         start = self._starts[id(span)]
@@ -177,18 +170,18 @@ class Snapshot:
         else:
             target.copy_(span.dense())
 
-    def _pieces(self, span: Span) -> Iterator[Callable[[], object]]:
+    def _pieces_of(self, span: Span) -> Iterator[_Piece]:
         """Copies of a span's parts, each of which one thread makes: those that PyTorch would take are computing."""
         place = self._starts[id(span)]
         for start in range(0, span.size_bytes, _PIECE_BYTES):
-            size_bytes = min(_PIECE_BYTES, span.size_bytes - start)
+            stop = min(start + _PIECE_BYTES, span.size_bytes)
             if span.storage.device.type == "cpu":
-                source = span.storage.data_ptr() + span.start + start
-                yield partial(ctypes.memmove, self._buffer.address + place + start, source, size_bytes)
+                target = self._buffer.address + place + start
+                yield _Piece(partial(_move, target, span.storage, span.start + start, span.start + stop))
             else:
-                target = self._buffer.part(place + start, place + start + size_bytes)
-                piece = byte_view(span.storage, span.start + start, span.start + start + size_bytes)
-                yield partial(self._copy_and_wait, target, piece)
+                part = self._buffer.part(place + start, place + stop)
+                piece = byte_view(span.storage, span.start + start, span.start + stop)
+                yield _Piece(partial(self._copy_and_wait, part, piece))
 
     def _copy_and_wait(self, target: torch.Tensor, source: torch.Tensor) -> None:
         if (stream := self._streams.get(source.device)) is None:
@@ -201,6 +194,41 @@ class Snapshot:
     def _synchronize(self) -> None:
         for stream in self._streams.values():
             stream.synchronize()
+
+
+class _Piece:
+    """A part that is copied once, by whoever comes first; an error leaves it to be copied by the next."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+        self._lock = threading.Lock()
+        self.is_done = False
+
+    def copy(self) -> None:
+        if self.is_done:
+            return
+        with self._lock:
+            if not self.is_done:
+                self._action()
+                self.is_done = True
+
+    def skip(self) -> None:
+        with self._lock:
+            self.is_done = True
+
+
+def _move(target: int, storage: torch.UntypedStorage, start: int, stop: int) -> None:
+    # Where the storage lies is asked now: it may have been moved, into shared memory for example.
+    if storage.nbytes() < stop:
+        raise RuntimeError("a tensor that is being saved was resized before it was copied")
+    ctypes.memmove(target, storage.data_ptr() + start, stop - start)
+
+
+def _may_wait(span: Span, deferred: Collection[tuple[Any, ...]]) -> bool:
+    """Whether nothing but the tensors in ``deferred`` uses a span, and copying it now would take a while."""
+    if span.size_bytes < _SMALL_BYTES or span.is_gappy:
+        return False
+    return all(place(tensor) in deferred for tensor in span.tensors)
 
 
 def _view(tensor: torch.Tensor, span: Span) -> _View:
@@ -216,28 +244,34 @@ def _tensor(view: _View, storage: torch.UntypedStorage) -> torch.Tensor:
     return copied.requires_grad_() if view.requires_grad else copied
 
 
-def address(storage: torch.UntypedStorage) -> tuple[torch.device, int]:
-    """Where a storage lies."""
-    return storage.device, storage.data_ptr()
+def place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are the same view of the same memory."""
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def unchanged_until_step(optimizer: Any) -> set[tuple[torch.device, int]]:
-    """The storages that only the next step of ``optimizer`` will change: its parameters, and the state it keeps."""
+def unchanged_until_step(optimizer: Any) -> set[tuple[Any, ...]]:
+    """The places of all tensors that only a next step will change: the optimizer's parameters, and its state.
+
+    Empty when this is no optimizer of PyTorch, or one whose steps do not call hooks.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer) or not getattr(type(optimizer).step, "hooked", False):
+        return set()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tensors = (*parameters, *tensors_in(optimizer.state))
-    return {address(tensor.untyped_storage()) for tensor in tensors if is_plain(tensor)}
+    return {place(tensor) for tensor in tensors if is_plain(tensor)}
 
 
-def call_before_step(optimizer: Any, action: Callable[[], object]) -> bool:
-    """Have ``action`` called before each step from now on; ``False`` when this is no optimizer that can do that."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return False
+@cache
+def call_before_steps(action: Callable[[], object]) -> None:
+    """Have ``action`` called before each step of any optimizer from now on; asked for again, do nothing.
+
+    Of any: parameters may have a second optimizer, or get another one before the next step.
+    """
 
     def hook(*_arguments: Any) -> None:
         action()
 
-    optimizer.register_step_pre_hook(hook)
-    return True
+    register_optimizer_step_pre_hook(hook)
 
 
 def _starts(spans: Spans) -> tuple[dict[int, int], int]:

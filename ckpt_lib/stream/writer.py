@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -167,6 +168,10 @@ class HashingWriter:
 
 _idle_buffers: list[memoryview] = []
 """Kept for the next save, since the system takes longer to find and clear fresh memory than we to fill it."""
+
+if hasattr(os, "register_at_fork"):
+    # They are shared with a forked child: direct I/O from private memory is not safe beside a fork (open(2)).
+    os.register_at_fork(after_in_child=_idle_buffers.clear)
 
 
 def _take_buffer(size_bytes: int) -> memoryview:
