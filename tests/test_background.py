@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager, commit
-from ckpt_lib.errors import CheckpointError, StorageFullError
+from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
 from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
 
@@ -293,6 +293,31 @@ def test_empty_views_are_saved(make_manager: MakeManager, how: str) -> None:
     found = manager.load_checkpoint(str(saved))["extra_state"]
     assert {key: found[key].shape for key in extra} == {key: extra[key].shape for key in extra}
     assert torch.equal(found["some"], extra["some"])
+
+
+def test_a_tensor_keeps_what_hangs_on_it(make_manager: MakeManager) -> None:
+    """A parameter with an attribute is one afterwards, whichever way it was saved."""
+    manager = make_manager()
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.flag = "frozen"  # type: ignore[attr-defined]
+    options: Any = {"model": nn.Linear(2, 1), "extra_state": {"a": parameter}}
+    for saved in (
+        manager.save_checkpoint(epoch=0, **options),
+        start(manager, 1, extra_state={"a": parameter}).result(),
+    ):
+        found = manager.load_checkpoint(str(saved))["extra_state"]["a"]
+        assert (type(found), found.requires_grad, found.flag) == (nn.Parameter, True, "frozen")
+
+
+def test_what_torch_could_not_read_back_is_refused(make_manager: MakeManager) -> None:
+    """PyTorch cannot rebuild a leaf whose memory is seen as two types: said before there is a file."""
+    leaf = torch.zeros(4, requires_grad=True)
+    manager = make_manager()
+    extra = {"a": leaf, "bits": leaf.detach().view(torch.int32)}
+    with pytest.raises(UnsupportedStateError, match="requires grad"):
+        manager.save_checkpoint(model=nn.Linear(2, 1), epoch=0, extra_state=extra)
+    assert isinstance(start(manager, 0, extra_state=extra).exception(), UnsupportedStateError)
+    assert ids(manager) == []
 
 
 class Unusual(torch.optim.Optimizer):
@@ -663,7 +688,7 @@ _FAILING = """
 import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
-from ckpt_lib.errors import CheckpointError, StorageFullError
+from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
 
 def full(*arguments):

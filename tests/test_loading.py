@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -177,3 +178,44 @@ def test_without_verification_nothing_is_kept(make_manager: MakeManager) -> None
     manager.load_checkpoint(saved)
     assert manager._cache is not None
     assert manager._cache.size_bytes == 0
+
+
+class Counting(nn.Module):
+    """A module with a tensor of its own making beside its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.seen = torch.ones(3)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.seen
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen = state
+
+
+def test_extra_state_of_modules_is_their_own(make_manager: MakeManager) -> None:
+    """A module keeps what it is given as extra state: it shares no memory with what was returned."""
+    manager, model = make_manager(), Counting()
+    manager.save_checkpoint(model=model, epoch=1)
+    model.seen = torch.zeros(3)
+    payload = manager.load_checkpoint(model=model)
+    payload["model_state_dict"]["_extra_state"].zero_()
+    assert model.seen.tolist() == [1, 1, 1]
+
+
+def test_cached_payloads_are_read_by_many_at_once(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files cannot be mapped as well: each load reads the kept copy from its own position."""
+    manager = make_manager(cache_size_bytes=2**20)
+    weights = torch.arange(20_000.0)
+    manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1, extra_state={"a": weights})
+    manager.load_checkpoint()
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError("no mapping here")
+
+    monkeypatch.setattr("ckpt_lib.stream.mapping._map", refuse)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: manager.load_checkpoint()["extra_state"]["a"], range(40)))
+    assert all(torch.equal(tensor, weights) for tensor in found)
