@@ -155,7 +155,7 @@ class Snapshot:
             if is_plain(value):
                 self._views[id(value)] = _view(value, self._spans.of(value))
             else:
-                self._views[id(value)] = copy.deepcopy(value) if value.is_leaf else value.detach().clone()
+                self._views[id(value)] = _whole_copy(value)
         return self._views[id(value)]
 
     def _copy(self, span: Span) -> None:
@@ -222,6 +222,13 @@ def _move(target: int, storage: torch.UntypedStorage, start: int, stop: int) -> 
     if storage.nbytes() < stop:
         raise RuntimeError("a tensor that is being saved was resized before it was copied")
     ctypes.memmove(target, storage.data_ptr() + start, stop - start)
+
+
+def _whole_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor of an unusual kind, with what hangs on it, in memory of its own."""
+    copied = copy.deepcopy(tensor) if tensor.is_leaf else tensor.detach().clone()
+    copied.__dict__.update(copy.deepcopy(tensor.__dict__))  # which parameters do not copy
+    return copied
 
 
 def _may_wait(span: Span, deferred: Collection[tuple[Any, ...]]) -> bool:
