@@ -23,7 +23,8 @@ from ckpt_lib.stream.mapping import Memory, memory_of
 
 
 class VerifiedFile(io.RawIOBase, BinaryIO):
-    """A payload, opened once and mapped once: what is read from it is what was verified.
+    """A payload, opened once and mapped once: what is read from it is what was verified, as long as nobody writes to
+    the file in place and its pages stay in memory.
 
     Its size is compared when it is opened, each chunk before the first of its bytes is handed out, by whatever way:
     :meth:`require` verifies many at once, on several processors. Raises :class:`CorruptCheckpointError` with every

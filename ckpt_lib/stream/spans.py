@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,26 +31,26 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 @dataclass
 class Span:
-    """The bytes ``start`` to ``stop`` of one storage, and who needs them."""
+    """The bytes ``start`` to ``stop`` of one storage, and who needs them. What is asked of it is settled then."""
 
     storage: torch.UntypedStorage
     start: int
     stop: int
     tensors: list[torch.Tensor] = field(default_factory=list)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype | None:
         """The type of all tensors in it, or ``None`` when they differ."""
         first = self.tensors[0].dtype
         return first if all(tensor.dtype is first for tensor in self.tensors) else None
 
-    @property
+    @cached_property
     def is_gappy(self) -> bool:
         """Whether its only tensor leaves out bytes between the first and the last, as a column of a matrix does."""
         used = self.tensors[0].nbytes
         return len(self.tensors) == 1 and used > 0 and used + _ALIGNMENT_BYTES <= self.stop - self.start
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """How much has to be stored."""
         return self.tensors[0].nbytes if self.is_gappy else self.stop - self.start
@@ -79,16 +80,15 @@ class Spans:
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
         self._spans: dict[tuple[Any, ...], Span] = {}
-        seen: set[int] = set()
+        self._of_tensor: dict[int, Span] = {}  # the spans hold the tensors, so that ids stay their own
         for tensor in tensors_in(payload):
-            if is_plain(tensor) and id(tensor) not in seen:  # the spans hold them, so that ids stay their own
-                seen.add(id(tensor))
-                self._add(tensor)
+            if id(tensor) not in self._of_tensor and is_plain(tensor):
+                self._of_tensor[id(tensor)] = self._add(tensor)
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._spans.values())
 
-    def _add(self, tensor: torch.Tensor) -> None:
+    def _add(self, tensor: torch.Tensor) -> Span:
         storage = tensor.untyped_storage()
         start, stop = _extent(tensor)
         span = self._spans.setdefault(_address(tensor), Span(storage, start, stop))
@@ -99,9 +99,12 @@ class Spans:
             span.stop = stop if is_empty else max(span.stop, stop)
             if storage.nbytes() > span.storage.nbytes():
                 span.storage = storage
+        return span
 
     def of(self, tensor: torch.Tensor) -> Span:
         """The span of a plain tensor; one of its own when no span covers it, as with one that hides in an object."""
+        if found := self._of_tensor.get(id(tensor)):
+            return found
         start, stop = _extent(tensor)
         span = self._spans.get(_address(tensor))
         if span is not None and start == stop:  # an empty tensor is anywhere
@@ -140,9 +143,14 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     if tensor.numel() == 0:
         return 0, 0
     first = int(tensor.storage_offset())
+    if tensor.is_contiguous():  # which most are, and which is quicker to say
+        return _aligned(first * tensor.itemsize), first * tensor.itemsize + tensor.nbytes
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    start = first * tensor.itemsize
-    return start - start % _ALIGNMENT_BYTES, (last + 1) * tensor.itemsize
+    return _aligned(first * tensor.itemsize), (last + 1) * tensor.itemsize
+
+
+def _aligned(start: int) -> int:
+    return start - start % _ALIGNMENT_BYTES
 
 
 def _address(tensor: torch.Tensor) -> tuple[Any, ...]:

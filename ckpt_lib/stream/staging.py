@@ -92,7 +92,7 @@ class Snapshot:
     """
 
     def __init__(
-        self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[tuple[Any, ...]] = ()
+        self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[Place] = ()
     ) -> None:
         self._buffer = buffer
         self._spans = Spans(payload)
@@ -231,7 +231,7 @@ def _whole_copy(tensor: torch.Tensor) -> torch.Tensor:
     return copied
 
 
-def _may_wait(span: Span, deferred: Collection[tuple[Any, ...]]) -> bool:
+def _may_wait(span: Span, deferred: Collection[Place]) -> bool:
     """Whether nothing but the tensors in ``deferred`` uses a span, and copying it now would take a while."""
     if span.size_bytes < _SMALL_BYTES or span.is_gappy:
         return False
@@ -251,12 +251,15 @@ def _tensor(view: _View, storage: torch.UntypedStorage) -> torch.Tensor:
     return copied.requires_grad_() if view.requires_grad else copied
 
 
-def place(tensor: torch.Tensor) -> tuple[Any, ...]:
+Place = tuple[int, torch.Size, tuple[int, ...]]
+
+
+def place(tensor: torch.Tensor) -> Place:
     """What two tensors have in common that are the same view of the same memory."""
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def unchanged_until_step(optimizer: Any) -> set[tuple[Any, ...]]:
+def unchanged_until_step(optimizer: Any) -> set[Place]:
     """The places of all tensors that only a next step will change: the optimizer's parameters, and its state.
 
     Empty when this is no optimizer of PyTorch, or one whose steps do not call hooks.
@@ -265,7 +268,7 @@ def unchanged_until_step(optimizer: Any) -> set[tuple[Any, ...]]:
         return set()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     tensors = (*parameters, *tensors_in(optimizer.state))
-    return {place(tensor) for tensor in tensors if is_plain(tensor)}
+    return {place(tensor) for tensor in tensors if is_plain(tensor) and tensor.nbytes >= _SMALL_BYTES}
 
 
 @cache
