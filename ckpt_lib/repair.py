@@ -76,8 +76,9 @@ def repair(
     is copied, as in a restore. ``other`` is only read.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies;
-    nothing was written then, unless ``other`` went bad meanwhile. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different
-    checkpoint of that id. A crash leaves sound bytes as they were, and the next call does the rest.
+    nothing was written then, unless ``other`` went bad meanwhile. Raises
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id. A crash
+    leaves sound bytes as they were, and the next call does the rest.
     """
     task = _Repair(folder, other, experiment_name, progress)
     for _ in range(ATTEMPTS):

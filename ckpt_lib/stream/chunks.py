@@ -62,7 +62,7 @@ def differing_chunks(
 @contextmanager
 def _digests(ranges: list[tuple[int, int]], digest_of: Callable[[int, int], str]) -> Iterator[Iterator[str]]:
     """The digests of ranges, in their order, from as many threads as pay."""
-    workers = min(MAX_WORKERS, max(2, _processors()), len(ranges))
+    workers = min(MAX_WORKERS, max(2, processor_count()), len(ranges))
     if workers < 2:
         yield (digest_of(start, stop) for start, stop in ranges)
         return
@@ -73,7 +73,7 @@ def _digests(ranges: list[tuple[int, int]], digest_of: Callable[[int, int], str]
             pool.shutdown(cancel_futures=True)
 
 
-def _processors() -> int:
+def processor_count() -> int:
     """How many this process may use, which in a container are fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
