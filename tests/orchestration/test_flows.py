@@ -253,6 +253,17 @@ def test_validate_store_sees_backups_whose_manifest_is_damaged(config: Checkpoin
     assert validate_store(config, return_state=True).is_completed()
 
 
+def test_a_backup_without_its_manifest_still_repairs(config: CheckpointConfig) -> None:
+    """A damaged payload is mended from a backup of which only the manifest is damaged, and that is then made anew."""
+    first, *_ = saved(config)
+    damage(config, first)
+    Path(config.checkpoint_dir, "run", "backups", f"{first}.json").write_text("{}")
+    state = validate_store(config, repair=True, return_state=True)
+    assert REPAIRED in artifacts(state)["validation-store"]
+    validate_store(config, repair=True, return_state=True)
+    assert validate_store(config, return_state=True).is_completed()
+
+
 def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
     """With both copies damaged nothing is repaired, and the report says so."""
     first, *_ = saved(config)
