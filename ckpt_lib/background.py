@@ -114,6 +114,7 @@ class BackgroundSaves:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
         _flush_at_end()
         taken = self._take_buffers(1)
+        snapshot: Snapshot | None = None
         try:
             snapshot = snapshot_into(taken[0])
             handle = SaveHandle(draft, snapshot)
@@ -122,8 +123,10 @@ class BackgroundSaves:
                 self._handles.append(handle)
             if not snapshot.is_complete:
                 self._copying.put(snapshot.finish_in_background)
-            self._committing.put(lambda: self._commit(handle, snapshot, taken, commit, follow_up))
+            self._committing.put(partial(self._commit, handle, snapshot, taken, commit, follow_up))
         except BaseException:
+            if snapshot is not None:
+                snapshot.abandon()  # the copying may have begun: the buffer is given back only when it is over
             with self._changed:
                 self._handles = [other for other in self._handles if other.draft is not draft]
             self._give_back(taken)

@@ -7,7 +7,6 @@ was done is recorded beside the checkpoints, so that a scrub that was killed goe
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from ckpt_lib.index import Index
 from ckpt_lib.integrity import ValidationReport, examine, unreadable_report, with_tensors
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, Progress, find_damages
+from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.page_cache import NeutralReader
 
 logger = logging.getLogger("ckpt_lib")
@@ -220,7 +220,7 @@ class _Scrubber:
 
     def _outcomes(self, items: Sequence[_Item], progress: Progress | None) -> Iterator[tuple[_Item, _Outcome]]:
         """Each file's outcome as it comes; what was deleted meanwhile has none."""
-        with ThreadPoolExecutor(_processors(), thread_name_prefix="ckpt-scrub") as pool:
+        with ThreadPoolExecutor(processor_count(), thread_name_prefix="ckpt-scrub") as pool:
             pending: dict[Future[_Outcome | None], _Item] = {pool.submit(self._examine, item): item for item in items}
             try:
                 while pending:
@@ -281,8 +281,3 @@ def _unfinished_round(folder: CheckpointFolder, experiment_name: str) -> _Round 
     if found.experiment_name != experiment_name or found.completed_at is not None:
         return None
     return found
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -632,6 +632,28 @@ def test_threads_that_cannot_be_started_are_an_error(make_manager: MakeManager, 
     assert start(manager, 1).result(timeout=30) in ids(manager)
 
 
+def test_a_save_that_cannot_begin_stops_its_copy(make_manager: MakeManager, monkeypatch: Any) -> None:
+    """Nothing writes to the buffer any more once it may be used for the next save."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    train(parts, [0])
+    background, begin = manager._saver.background, threading.Thread.start
+    background._copying.put(held.wait)
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "ckpt-save":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
+    (buffer,) = background._free
+    before = buffer.part(0, buffer.size_bytes).clone()
+    held.set()
+    background._copying.wait()
+    assert torch.equal(buffer.part(0, buffer.size_bytes), before)
+
+
 # --- the end of the process ---
 
 _ENDING = """

@@ -3,7 +3,7 @@
 Python's own ``zipfile`` does that as well and costs several times as much for each record, which a state of thousands
 of tensors feels. The layout is that of APPNOTE 6.3.10 (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT):
 checksums follow the bytes in data descriptors, since nothing is known of them before. They are computed by zlib-ng,
-which takes a fifth of zlib's time.
+which is several times faster than zlib.
 """
 
 from __future__ import annotations

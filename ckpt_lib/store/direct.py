@@ -7,10 +7,11 @@ kernel is told after each large write to begin writing it back, and at the end t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
+
+from ckpt_lib.stream.page_cache import forget
 
 _ALIGNMENT_BYTES = 4096
 _LARGE_BYTES = 2**20
@@ -40,7 +41,7 @@ class Output:
             raise OSError(errno.EIO, f"the file system kept {found} of {self.size_bytes} bytes")
         os.fsync(self._descriptor)
         if self._cached_large_writes:
-            _let_go(self._descriptor, 0, 0)
+            forget(self._descriptor, 0, 0)
 
     def _write_direct(self, data: memoryview) -> int:
         """Write the whole blocks of ``data`` and return how many bytes that were: 0 where it is not possible."""
@@ -71,7 +72,7 @@ class Output:
             self.size_bytes += count
             data = data[count:]
         if self.size_bytes - start >= _LARGE_BYTES:
-            _let_go(self._descriptor, start, self.size_bytes - start)
+            forget(self._descriptor, start, self.size_bytes - start)
 
 
 if sys.platform == "linux":
@@ -88,15 +89,7 @@ if sys.platform == "linux":
             return False
         return wanted
 
-    def _let_go(descriptor: int, start: int, size_bytes: int) -> None:
-        """Drop what is on the disk already, and begin to write the rest there."""
-        with contextlib.suppress(OSError):  # it is advice
-            os.posix_fadvise(descriptor, start, size_bytes, os.POSIX_FADV_DONTNEED)
-
 else:
 
     def _set_direct(_descriptor: int, _wanted: bool) -> bool:
         return False
-
-    def _let_go(_descriptor: int, _start: int, _size_bytes: int) -> None:
-        """Other systems have no such advice that would be worth it."""

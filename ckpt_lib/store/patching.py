@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.page_cache import forget
 
 
 def overwrite(path: Path, pieces: Iterable[tuple[int, Buffer]], size_bytes: int) -> None:
@@ -23,7 +23,7 @@ def overwrite(path: Path, pieces: Iterable[tuple[int, Buffer]], size_bytes: int)
             os.ftruncate(descriptor, size_bytes)
         os.fsync(descriptor)
         for start, length in written:
-            _let_go(descriptor, start, length)
+            forget(descriptor, start, length)  # so that what is read next is what the disk has kept
     finally:
         os.close(descriptor)
 
@@ -33,10 +33,3 @@ def _write_at(descriptor: int, start: int, data: Buffer) -> None:
     os.lseek(descriptor, start, os.SEEK_SET)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _let_go(descriptor: int, start: int, length: int) -> None:
-    """Let the page cache forget a range, so that what is read next is what the disk has kept."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is advice
-            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)

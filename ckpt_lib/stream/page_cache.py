@@ -87,7 +87,7 @@ class NeutralReader(io.RawIOBase, BinaryIO):
         whole = self._position - self._position % mmap.PAGESIZE
         while self._to_forget and self._to_forget[-1][0] < whole:
             start, stop = self._to_forget.pop()
-            _forget(self._source, start, min(stop, whole))
+            forget(self._source.fileno(), start, min(stop, whole) - start)
             if stop > whole:
                 self._to_forget.append((whole, stop))
 
@@ -95,10 +95,15 @@ class NeutralReader(io.RawIOBase, BinaryIO):
         """Forget the rest: what was read ahead, and what lay across the borders of pieces."""
         if not self.closed:
             for start, stop in self._absent:
-                _forget(self._source, start, stop)
+                forget(self._source.fileno(), start, stop - start)
         super().close()
 
 
-def _forget(source: BinaryIO, start: int, stop: int) -> None:
-    with contextlib.suppress(OSError):  # it is advice
-        os.posix_fadvise(source.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+def forget(descriptor: int, start: int, size_bytes: int) -> None:
+    """Let the page cache forget a range, or all from ``start`` on if ``size_bytes`` is 0.
+
+    What is on the disk goes at once; what is not, the system begins to write there.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is advice
+            os.posix_fadvise(descriptor, start, size_bytes, os.POSIX_FADV_DONTNEED)
