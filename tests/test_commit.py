@@ -184,11 +184,11 @@ def test_an_interrupt_while_the_payload_gets_its_name_leaves_nothing_for_good(
 
     publish = LocalFolderLock.publish
 
-    def interrupt(self: LocalFolderLock, *arguments: Any) -> None:
-        publish(self, *arguments)
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        publish(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalFolderLock, "publish", lambda self, *arguments, replace: interrupt(self, *arguments))
+    monkeypatch.setattr(LocalFolderLock, "publish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(folder)
     sweep(folder)

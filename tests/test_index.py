@@ -21,7 +21,7 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import CheckpointId
 from tests.test_commit import contents, folder_at, keep, save
 
-NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+WANTED = CheckpointId(1, 2, datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC))
 
 BOUNDED = settings(
     derandomize=True,
@@ -84,10 +84,10 @@ def test_an_old_index_answers_like_a_new_one(tmp_path: Path, steps: list[tuple[s
 def test_an_empty_or_missing_folder_has_nothing(folder: CheckpointFolder) -> None:
     """And asking creates nothing."""
     index = Index(folder)
-    assert (index.manifests(), index.unreadable(), index.next_place(CheckpointId(1, 2, NOW), ".pt")) == (
+    assert (index.manifests(), index.unreadable(), index.next_place(WANTED, ".pt")) == (
         [],
         [],
-        (str(CheckpointId(1, 2, NOW)), 1),
+        (str(WANTED), 1),
     )
     assert index.with_uid("0" * 32) is None
     assert index.with_idempotency_key("k") is None
@@ -235,7 +235,7 @@ def test_asking_changes_nothing(tmp_path: Path, folder: CheckpointFolder) -> Non
     (
         index.manifests(),
         index.unreadable(),
-        index.next_place(CheckpointId(1, 2, NOW), ".pt"),
+        index.next_place(WANTED, ".pt"),
         snapshot(index.manifests(), "e"),
     )
     assert contents(tmp_path) == before
