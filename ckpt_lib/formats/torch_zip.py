@@ -19,9 +19,9 @@ from ckpt_lib.errors import (
     UnsupportedStateError,
 )
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch_archive import UnusualPayloadError
-from ckpt_lib.formats.torch_reading import read_views, tensor_ranges
+from ckpt_lib.formats.torch_reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch_writing import write_archive
 from ckpt_lib.stream import HashingWriter, VerifiedFile
 
@@ -64,10 +64,16 @@ class TorchZipFormat:
         """
         _check_device(map_location)
         file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
-        if not trust_pickle and (map_location is None or isinstance(map_location, str | torch.device)):
-            with contextlib.suppress(UnusualPayloadError):
-                return read_views(file, keys, None if map_location is None else torch.device(map_location))
-        file.require_all()
+        if trust_pickle:
+            file.require_all()
+        else:
+            if keys is None:
+                file.require_all()
+            reader = TorchReader(file)
+            if map_location is None or isinstance(map_location, str | torch.device):
+                with contextlib.suppress(UnusualPayloadError):
+                    return reader.read(keys, None if map_location is None else torch.device(map_location))
+            reader.check_all()
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
