@@ -419,6 +419,11 @@ def tensor_ranges(file: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         return {}
 
 
+def check_structure(data: bytes) -> None:
+    """Carry a ``data.pkl`` out as a reader would, before there is a file. Raises what :class:`TorchReader` does."""
+    PickleChecker(data, find_name=_Names(_Describing()).find_class, find_reference=_storage_of).load()
+
+
 _LOOKED_INTO = (dict, list, tuple, _Immutable)
 
 
@@ -442,7 +447,7 @@ def _named_recipes(value: Any) -> Iterator[tuple[str, TensorRecipe]]:
             waiting += [(f"{before}{key}", entry) for key, entry in reversed(entries)]
 
 
-def _entries(item: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[Any, Any]]:
+def _entries(item: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
     if isinstance(item, OrderedDict):
         return [*item.items(), *vars(item).items()]  # of which none hides a method: the check saw to that
-    return list(item.items() if isinstance(item, dict) else enumerate(item))
+    return item.items() if isinstance(item, dict) else enumerate(item)

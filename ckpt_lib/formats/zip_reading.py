@@ -42,7 +42,7 @@ class Record(NamedTuple):
 class _Directory(NamedTuple):
     start: int
     stop: int
-    count: int
+    records: int
 
 
 class _Entry(NamedTuple):
@@ -62,7 +62,7 @@ def read_directory(file: VerifiedFile) -> dict[str, Record]:
     place = _find_directory(file)
     with file.view(place.start, place.stop) as view:
         try:
-            entries = _entries(bytes(view), place.count)
+            entries = _entries(bytes(view), place.records)
         except (struct.error, UnicodeDecodeError, IndexError) as error:
             raise corrupt("its directory is cut off or garbled") from error
     return _placed(entries, place.start)
@@ -91,7 +91,7 @@ def _find_directory(file: VerifiedFile) -> _Directory:
     if end_start < 0:
         _refuse("it is too short for a zip archive")
     with file.view(0, 1) as first:
-        if first == pickle.PROTO:
+        if bytes(first) == pickle.PROTO:
             raise UnsafePayloadError(
                 "the payload is a bare pickle, or of a version of torch that wrote one",
                 hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
@@ -100,7 +100,7 @@ def _find_directory(file: VerifiedFile) -> _Directory:
         magic, disk, first_disk, here, count, size_bytes, start, comment_bytes = _END.unpack(view)
     if magic != b"PK\5\6" or comment_bytes:
         _refuse("it is no zip archive, or one with something behind it")
-    found = (disk, first_disk, here, count, size_bytes, start)
+    found: tuple[int, ...] = (disk, first_disk, here, count, size_bytes, start)
     stop, large = _find_zip64(file, end_start)
     if large:
         limits = (_LIMIT_16,) * 4 + (_LIMIT_32,) * 2
