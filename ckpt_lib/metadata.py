@@ -291,9 +291,9 @@ def _check_names(manifest: Manifest, path: str) -> None:
 def _too_large(data: bytes) -> str | None:
     """Why parsing would take long, or much memory; counted in the bytes, before there is anything else."""
     if len(data) > Manifest.MAX_BYTES:
-        return f"it has {len(data)} bytes, more than {Manifest.MAX_BYTES}"
+        return f"it is too large for a manifest, with {len(data)} bytes and not {Manifest.MAX_BYTES} at most"
     if max(data.count(b"\n"), data.count(b"["), data.count(b"{")) > _MAX_MANIFEST_LINES:
-        return f"it has more than {_MAX_MANIFEST_LINES} lines or brackets"
+        return f"it is too large for a manifest, with more than {_MAX_MANIFEST_LINES} lines or brackets"
     return None
 
 
