@@ -32,7 +32,15 @@ def call(module: str, attribute: str, *arguments: bytes) -> bytes:
 
 
 def _stack_global(module: str, attribute: str) -> bytes:
-    return b"\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(attribute)]) + attribute.encode() + b"\x93"
+    return (
+        b"\x8c"
+        + bytes([len(module)])
+        + module.encode()
+        + b"\x8c"
+        + bytes([len(attribute)])
+        + attribute.encode()
+        + b"\x93"
+    )
 
 
 def _shell(line: str) -> str:

@@ -8,9 +8,11 @@ its length.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import re
 import struct
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +24,12 @@ from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePaylo
 MAX_STRUCTURE_BYTES = 64 * 2**20
 """How long a pickle may be: that of some hundred thousand tensors. What tensors hold is not in it."""
 
-MAX_STEPS = 8_000_000
+MAX_STEPS = 6_000_000
 """How many steps it may take: each builds up to 80 bytes. Long lists of numbers are one step for thousands of them."""
 
 _MAX_OPEN = 10_000
 _MAX_NAME_BYTES = 500
+_MAX_NAMES = 10_000  # each is looked up; a pickler names a thing once, and then remembers it
 _MAX_KEY_PARTS = 1000  # of a tuple that is a key, with those of the tuples in it
 _MAX_EQUAL_HASHES = 100  # of the keys of one dict: each more is compared with all of these
 # How much longer a structure may get when all that is shared in it is written out.
@@ -80,6 +83,7 @@ class PickleChecker:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: list[Any] = []
+        self._names = 0
         self._has_shared = False
         self._hashes: Counter[tuple[int, int]] = Counter()
         self.unusual: str | None = None
@@ -92,7 +96,8 @@ class PickleChecker:
         if len(self._data) > MAX_STRUCTURE_BYTES:
             raise refused(f"its structure is longer than {MAX_STRUCTURE_BYTES} bytes")
         try:
-            loaded = self._run()
+            with _PAUSE:
+                loaded = self._run()
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of many kinds, when the bytes are something else
@@ -270,12 +275,15 @@ class PickleChecker:
     def _recall(self, number: int) -> None:
         value = self._memo[number]
         self._stack.append(value)
-        if type(value) in _CONTAINERS and value:
+        if type(value) in _CONTAINERS:
             self._has_shared = True
 
     def _name(self, position: int) -> int:
         middle = self._data.index(b"\n", position, position + _MAX_NAME_BYTES)
         stop = self._data.index(b"\n", middle + 1, middle + _MAX_NAME_BYTES)
+        self._names += 1
+        if self._names > _MAX_NAMES:
+            raise refused("its structure names more things than there are")
         found = self._find_name(self._data[position:middle].decode(), self._data[middle + 1 : stop].decode())
         self._note(found)
         self._stack.append(found)
@@ -358,6 +366,31 @@ class PickleChecker:
                     raise refused("a container in it contains itself")
         if sizes[id(loaded)] > _MAX_UNSHARED + _MAX_SHARED_FACTOR * len(sizes):
             raise refused("its structure repeats itself without end")
+
+
+class _CollectionPause:
+    """No search for garbage meanwhile, by any thread: there is none, and it would look at all that was built so far."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._was_enabled:
+                gc.enable()
+
+
+_PAUSE = _CollectionPause()
 
 
 def refused(reason: str) -> UnsafePayloadError:

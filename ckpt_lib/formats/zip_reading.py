@@ -15,7 +15,8 @@ from typing import NamedTuple, NoReturn
 from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.stream import VerifiedFile
 
-MAX_RECORDS = 1_000_000
+MAX_RECORDS = 300_000
+"""More than the structure of a payload may refer to."""
 
 _END = struct.Struct("<4s4H2LH")
 _END_ZIP64 = struct.Struct("<4sQ2H2L4Q")
