@@ -38,7 +38,21 @@ def _zipped(records: Records, comment: bytes = b"") -> bytearray:
 
 def _elsewhere(choice: random.Random) -> bytearray:
     """A record of another place beside the sound ones, or in the place of one."""
-    target = choice.choice(["../../escaped", "/tmp/escaped", "archive/../../escaped", "archive/data/../../../escaped", "C:\\escaped", "archive\\..\\escaped", "archive//escaped", "./escaped", "~/escaped", "archive/\n", "archive/\u202etxt"])  # fmt: skip
+    target = choice.choice(
+        [
+            "../../escaped",
+            "/tmp/escaped",
+            "archive/../../escaped",
+            "archive/data/../../../escaped",
+            "C:\\escaped",
+            "archive\\..\\escaped",
+            "archive//escaped",
+            "./escaped",
+            "~/escaped",
+            "archive/\n",
+            "archive/\u202etxt",
+        ]
+    )
     records = _records()
     extra = (zipfile.ZipInfo(target), b"escaped")
     return _zipped([*records, extra] if choice.random() < 0.5 else [extra, *records])
@@ -78,9 +92,26 @@ def _centrals(data: bytearray) -> list[int]:
     return found
 
 
-_CENTRAL_FIELDS = {"flags": (8, "<H"), "method": (10, "<H"), "packed": (20, "<I"), "size": (24, "<I"), "name length": (28, "<H"), "extra length": (30, "<H"), "comment length": (32, "<H"), "disk": (34, "<H"), "start": (42, "<I")}  # fmt: skip
+_CENTRAL_FIELDS = {
+    "flags": (8, "<H"),
+    "method": (10, "<H"),
+    "packed": (20, "<I"),
+    "size": (24, "<I"),
+    "name length": (28, "<H"),
+    "extra length": (30, "<H"),
+    "comment length": (32, "<H"),
+    "disk": (34, "<H"),
+    "start": (42, "<I"),
+}
 _LOCAL_FIELDS = {"flags": (6, "<H"), "method": (8, "<H"), "name length": (26, "<H"), "extra length": (28, "<H")}
-_END_FIELDS = {"disk": (4, "<H"), "here": (8, "<H"), "count": (10, "<H"), "size": (12, "<I"), "start": (16, "<I"), "comment": (20, "<H")}  # fmt: skip
+_END_FIELDS = {
+    "disk": (4, "<H"),
+    "here": (8, "<H"),
+    "count": (10, "<H"),
+    "size": (12, "<I"),
+    "start": (16, "<I"),
+    "comment": (20, "<H"),
+}
 
 
 def _altered(choice: random.Random, data: bytearray, start: int, fields: dict[str, tuple[int, str]]) -> None:
@@ -221,7 +252,7 @@ def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
     names = list(ATTACKS)
     for number in range(count):
         choice = random.Random(f"{seed} {number}")
-        kind = names[number % len(names)]
+        kind = names[number % len(names)] if count >= len(names) else choice.choice(names)
         around = folder / str(number)
         (around / "beside").mkdir(parents=True)
         (around / "beside" / "kept").write_text("as it was")
@@ -258,7 +289,7 @@ ROWS = [
         must_hold="nothing outside the destination; refused, or what was saved",
         unit="archives",
         count=210,
-        sample=28,
+        sample=14,
         run=archive_attacks,
     )
 ]

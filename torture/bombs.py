@@ -9,6 +9,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ckpt_lib.formats.pickle_checking import MAX_STRUCTURE_BYTES
@@ -189,7 +190,7 @@ def bombs(count: int, seed: str, folder: Path) -> Outcome:
         store = folder / str(number)
         data = (MANIFESTS if is_manifest else PAYLOADS)[kind](choice)
         manager = plant(store, b"x", data) if is_manifest else plant(store, data)
-        ending = run_in_child(lambda: manager.load_checkpoint(PLANTED_ID))
+        ending = run_in_child(partial(manager.load_checkpoint, PLANTED_ID))
         outcome.injected += 1
         problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
         if problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -33,8 +34,15 @@ _ACTIONS: dict[str, Callable[[CheckpointManager], object]] = {
     "scrub": lambda manager: manager.scrub(),
     "load": lambda manager: manager.load_checkpoint(PLANTED_ID),
 }
+_SPECIAL_NAMES = (f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", ".ckpt-scrub.json", "checkpoint_metadata.json")
 _FOLDERS = ("", "backups")
-_FILES = (f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", "checkpoint_metadata.json", ".ckpt-scrub.json", f"backups/{PLANTED_ID}.pt")  # fmt: skip
+_FILES = (
+    f"{PLANTED_ID}.pt",
+    f"{PLANTED_ID}.json",
+    "checkpoint_metadata.json",
+    ".ckpt-scrub.json",
+    f"backups/{PLANTED_ID}.pt",
+)
 
 
 def _lay_out(around: Path) -> None:
@@ -130,7 +138,7 @@ def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
         if problem:
             outcome.violations.append(f"seed {seed!r} {number}, {action}, {'race' if is_race else 'before'}: {problem}")
         shutil.rmtree(around)
-    special = _special_files(folder / "special", outcome)
+    special = _special_files(folder / "special", outcome, every=max(1, 100 // count))
     outcome.detail = f"{raced} while it ran, {special} with pipes, sockets and devices in the place of files"
     return outcome
 
@@ -151,29 +159,33 @@ def _what_is_broken(around: Path) -> str | None:
     return f"afterwards: {ending.what}" if ending.kind != "returned" else None
 
 
-def _special_files(folder: Path, outcome: Outcome) -> int:
-    """A pipe, a socket or a device in the place of a file: told, not waited for."""
+def _special_files(folder: Path, outcome: Outcome, every: int) -> int:
+    """A pipe, a socket or a device in the place of a file: told, not waited for. Of all cases, every so many."""
     makers: dict[str, Callable[[Path], object]] = {
-        "pipe": lambda path: os.mkfifo(path),
-        "socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+        "pipe": os.mkfifo,
+        "socket": _make_socket,
         "device": lambda path: path.symlink_to("/dev/zero"),
         "folder": lambda path: path.mkdir(),
     }
-    tried = 0
-    for kind, make in makers.items():
-        for name in (f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", ".ckpt-scrub.json", "checkpoint_metadata.json"):
-            for action in _ACTIONS:
-                around = folder / f"{tried}"
-                _lay_out(around)
-                path = around / "store" / EXPERIMENT / name
-                path.unlink(missing_ok=True)
-                make(path)
-                ending = run_in_child(lambda: _act_once(around, action))  # noqa: B023 - called at once
-                tried += 1
-                if problem := ending.broken_promise():
-                    outcome.violations.append(f"{kind} as {name}, {action}: {problem}")
-                shutil.rmtree(around)
-    return tried
+    cases = list(itertools.product(makers, _SPECIAL_NAMES, _ACTIONS))[::every]
+    for number, (kind, name, action) in enumerate(cases):
+        around = folder / str(number)
+        _lay_out(around)
+        path = around / "store" / EXPERIMENT / name
+        path.unlink(missing_ok=True)
+        makers[kind](path)
+        ending = run_in_child(lambda: _act_once(around, action))  # noqa: B023 - called at once
+        if problem := ending.broken_promise():
+            outcome.violations.append(f"{kind} as {name}, {action}: {problem}")
+        shutil.rmtree(around)
+    return len(cases)
+
+
+def _make_socket(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{folder}/{path.name}")  # its own path may be too long for one
+    os.close(folder)
 
 
 def _act_once(around: Path, action: str) -> None:

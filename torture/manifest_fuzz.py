@@ -9,6 +9,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,57 @@ from torture.rows import Outcome, Row
 from torture.sandbox import run_in_child
 
 _VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, math.inf, math.nan,
-    "", " ", "x", "\0", "\u202e", "\ud800", "\U0001f680", "../x", "/etc/passwd", "NaN", "Infinity", "x" * 5000, "\n", "e\u0301",
-    PLANTED_ID, "checkpoint_epoch_0001_step_000001_20260102_030405_2", "2026-01-02T03:04:05Z", "0001-01-01T00:00:00Z",
-    "9999-12-31T23:59:59-23:59", "-262143-01-01T00:00:00Z", "torch", "builtins", "__class__", "0" * 32, "f" * 64, "F" * 64,
-    [], [[]], [None], ["x", "x"], [1] * 100, {}, {"": {}}, {"x": {"y": [{}]}}, {"name": "../x"},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    math.inf,
+    math.nan,
+    "",
+    " ",
+    "x",
+    "\0",
+    "\u202e",
+    "\ud800",
+    "\U0001f680",
+    "../x",
+    "/etc/passwd",
+    "NaN",
+    "Infinity",
+    "x" * 5000,
+    "\n",
+    "e\u0301",
+    PLANTED_ID,
+    "checkpoint_epoch_0001_step_000001_20260102_030405_2",
+    "2026-01-02T03:04:05Z",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59-23:59",
+    "-262143-01-01T00:00:00Z",
+    "torch",
+    "builtins",
+    "__class__",
+    "0" * 32,
+    "f" * 64,
+    "F" * 64,
+    [],
+    [[]],
+    [None],
+    ["x", "x"],
+    [1] * 100,
+    {},
+    {"": {}},
+    {"x": {"y": [{}]}},
+    {"name": "../x"},
+]
 _KEYS = [
     "",
     "x",
@@ -129,7 +175,7 @@ def _read_back(data: bytes) -> str | None:
 
 
 def fuzz(count: int, seed: str, folder: Path) -> Outcome:
-    """Read each manifest; put every twentieth, or another small file instead, into a folder that is then worked with."""
+    """Read each manifest; put every twentieth, or another small file, into a folder that is worked with."""
     outcome = Outcome()
     base = manifest_for(
         torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",)
@@ -141,7 +187,7 @@ def fuzz(count: int, seed: str, folder: Path) -> Outcome:
         outcome.injected += 1
         try:
             problem = _read_back(data)
-        except Exception as error:  # noqa: BLE001 - that is the violation
+        except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             outcome.violations.append(f"seed {seed!r} {number}: {ascii(problem)[:500]}")
@@ -185,8 +231,18 @@ def _this_system() -> str:
 
 
 def _scrub_record(choice: random.Random) -> bytes:
-    outcome = {"version": "v", "sha256": "0" * 64, "checked_at": "2026-01-02T03:04:05Z", "report": {"checkpoint_id": PLANTED_ID, "experiment_name": EXPERIMENT}}  # fmt: skip
-    fields = {"schema_version": 1, "experiment_name": EXPERIMENT, "started_at": "2026-01-02T03:04:05Z", "outcomes": {f"checkpoints/{PLANTED_ID}": outcome}}  # fmt: skip
+    outcome = {
+        "version": "v",
+        "sha256": "0" * 64,
+        "checked_at": "2026-01-02T03:04:05Z",
+        "report": {"checkpoint_id": PLANTED_ID, "experiment_name": EXPERIMENT},
+    }
+    fields = {
+        "schema_version": 1,
+        "experiment_name": EXPERIMENT,
+        "started_at": "2026-01-02T03:04:05Z",
+        "outcomes": {f"checkpoints/{PLANTED_ID}": outcome},
+    }
     return json.dumps(mutate(choice, fields)).encode()
 
 
@@ -226,10 +282,8 @@ def _work(store: Path) -> None:
         manager.cleanup_checkpoints,
     ]
     for call in calls:
-        try:
+        with suppress(CheckpointError):
             call()
-        except CheckpointError:
-            pass
     saved = manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2)
     assert saved is not None
     assert manager.validate_checkpoint(saved)

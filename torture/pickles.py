@@ -53,16 +53,26 @@ ATTACKS: dict[str, Attack] = {
     "eval": lambda line: call("builtins", "eval", text(line)),
     "exec": lambda line: call("builtins", "exec", text(line)),
     "exec of Python 2": lambda line: call("__builtin__", "exec", text(line)),
-    "compile and eval": lambda line: call("builtins", "eval", call("builtins", "compile", text(line), text("x"), text("eval"))),
+    "compile and eval": lambda line: call(
+        "builtins", "eval", call("builtins", "compile", text(line), text("x"), text("eval"))
+    ),
     "os.system": lambda line: call("os", "system", text(_shell(line))),
     "posix.system": lambda line: call("posix", "system", text(_shell(line))),
     "subprocess": lambda line: call("subprocess", "getoutput", text(_shell(line))),
-    "getattr": lambda line: call("builtins", "getattr", name("builtins", "__dict__"), text("get")) + call("builtins", "eval", text(line)) + b"\x86",
+    "getattr": lambda line: (
+        call("builtins", "getattr", name("builtins", "__dict__"), text("get"))
+        + call("builtins", "eval", text(line))
+        + b"\x86"
+    ),
     "timeit": lambda line: call("timeit", "timeit", text(line)),
-    "runpy": lambda line: call("runpy", "_run_code", call("builtins", "compile", text(line), text("x"), text("exec")), b"}"),
+    "runpy": lambda line: call(
+        "runpy", "_run_code", call("builtins", "compile", text(line), text("x"), text("exec")), b"}"
+    ),
     "pdb": lambda line: call("pdb", "run", text(line)),
     "code": lambda line: call("code", "interact", text(line)),
-    "map": lambda line: call("builtins", "list", call("builtins", "map", name("builtins", "eval"), b"](" + text(line) + b"e")),
+    "map": lambda line: call(
+        "builtins", "list", call("builtins", "map", name("builtins", "eval"), b"](" + text(line) + b"e")
+    ),
     "torch.hub": lambda line: call("torch.hub", "load", text("owner/repository"), text("model")),
     "torch.load": lambda line: call("torch", "load", text("/proc/self/environ")),
     "torch.jit": lambda line: call("torch.jit._script", "CompilationUnit", text(line)),
@@ -77,28 +87,73 @@ ATTACKS: dict[str, Attack] = {
     "stack global": lambda line: _stack_global("builtins", "eval") + b"(" + text(line) + b"tR",
     "extension": lambda line: b"\x82\x01(" + text(line) + b"tR",
     "build": lambda line: call("collections", "OrderedDict") + b"}" + text("items") + name("builtins", "eval") + b"sb",
-    "build of slots": lambda line: call("collections", "OrderedDict") + b"N}" + text("items") + name("builtins", "eval") + b"s\x86b",
+    "build of slots": lambda line: (
+        call("collections", "OrderedDict") + b"N}" + text("items") + name("builtins", "eval") + b"s\x86b"
+    ),
     "setstate": lambda line: name("torture.pickles", "Fires") + b")\x81" + text(line) + b"b",
     "a persistent id": lambda line: call("builtins", "eval", text(line)) + b"Q",
     "another reference": lambda line: b"(" + text("module") + call("builtins", "eval", text(line)) + b"tQ",
     "a textual id": lambda line: b"P" + line.encode() + b"\n",
     "a lying storage": lambda line: _tensor(b"J" + struct.pack("<i", 2**30), 2**20),
     "a lying quantized storage": lambda line: _quantized(2**30),
-    "a storage as a tensor": lambda line: call("torch._utils", "_rebuild_tensor_v2", call("builtins", "eval", text(line)), b"K\0", b")", b")", b"\x89", call("collections", "OrderedDict")),
-    "backward hooks": lambda line: call("torch._utils", "_rebuild_tensor_v2", _STORAGE, b"K\0", b"K\x01\x85", b"K\x01\x85", b"\x89", b"}K\0" + name("builtins", "eval") + b"s"),
-    "a type's own": lambda line: call("torch._tensor", "_rebuild_from_type_v2", name("builtins", "eval"), name("torch", "Tensor"), b"(" + text(line) + b"t", b"}"),
-    "a wrapper": lambda line: call("torch._utils", "_rebuild_wrapper_subclass", name("torture.pickles", "Fires"), text(line)),
-    "numpy in a tensor": lambda line: call("torch._utils", "_rebuild_device_tensor_from_numpy", call("builtins", "eval", text(line)), name("torch", "float32"), text("cpu"), b"\x89"),
+    "a storage as a tensor": lambda line: call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        call("builtins", "eval", text(line)),
+        b"K\0",
+        b")",
+        b")",
+        b"\x89",
+        call("collections", "OrderedDict"),
+    ),
+    "backward hooks": lambda line: call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        _STORAGE,
+        b"K\0",
+        b"K\x01\x85",
+        b"K\x01\x85",
+        b"\x89",
+        b"}K\0" + name("builtins", "eval") + b"s",
+    ),
+    "a type's own": lambda line: call(
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        name("builtins", "eval"),
+        name("torch", "Tensor"),
+        b"(" + text(line) + b"t",
+        b"}",
+    ),
+    "a wrapper": lambda line: call(
+        "torch._utils", "_rebuild_wrapper_subclass", name("torture.pickles", "Fires"), text(line)
+    ),
+    "numpy in a tensor": lambda line: call(
+        "torch._utils",
+        "_rebuild_device_tensor_from_numpy",
+        call("builtins", "eval", text(line)),
+        name("torch", "float32"),
+        text("cpu"),
+        b"\x89",
+    ),
     "a codec": lambda line: call("_codecs", "encode", text(line), text("unknown\0codec")),
     "a counter": lambda line: call("collections", "Counter", call("builtins", "eval", text(line))),
     "a set": lambda line: call("builtins", "set", b"](" + call("builtins", "eval", text(line)) + b"e"),
-}  # fmt: skip
+}
 
 
 def _tensor(count: bytes, elements: int) -> bytes:
     storage = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + count + b"tQ"
     size = b"J" + struct.pack("<i", elements) + b"\x85"
-    return call("torch._utils", "_rebuild_tensor_v2", storage, b"K\0", size, b"K\x01\x85", b"\x89", call("collections", "OrderedDict"))  # fmt: skip
+    return call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        storage,
+        b"K\0",
+        size,
+        b"K\x01\x85",
+        b"\x89",
+        call("collections", "OrderedDict"),
+    )
 
 
 def _quantized(count: int) -> bytes:
@@ -106,12 +161,22 @@ def _quantized(count: int) -> bytes:
     storage = b"(" + text("storage") + name("torch", "QInt8Storage") + text("0") + text("cpu") + number + b"tQ"
     scale = b"G" + struct.pack(">d", 1.0)
     parameters = b"(" + name("torch", "per_tensor_affine") + scale + b"K\0t"
-    return call("torch._utils", "_rebuild_qtensor", storage, b"K\0", number + b"\x85", b"K\x01\x85", parameters, b"\x89", call("collections", "OrderedDict"))  # fmt: skip
+    return call(
+        "torch._utils",
+        "_rebuild_qtensor",
+        storage,
+        b"K\0",
+        number + b"\x85",
+        b"K\x01\x85",
+        parameters,
+        b"\x89",
+        call("collections", "OrderedDict"),
+    )
 
 
 def fire(line: str) -> None:
     """Reached only when a pickle is trusted."""
-    exec(line)  # noqa: S102 - what an attack would do
+    exec(line)
 
 
 class Fires:
@@ -142,7 +207,7 @@ def malicious_pickles(count: int, seed: str, folder: Path) -> Outcome:
     names = list(ATTACKS)
     for number in range(count):
         choice = random.Random(f"{seed} {number}")
-        chosen = names[number % len(names)]
+        chosen = names[number % len(names)] if count >= len(names) else choice.choice(names)
         store, canary = folder / str(number), folder / f"canary-{number}"
         pickled = structure(choice, ATTACKS[chosen](_fire_line(canary)))
         payload = pickled if choice.random() < 0.1 else archive_of(pickled)
@@ -191,7 +256,7 @@ ROWS = [
         must_hold="no stored code runs; refused without opt-in",
         unit="pickles",
         count=126,
-        sample=42,
+        sample=16,
         run=malicious_pickles,
     )
 ]

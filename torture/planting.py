@@ -1,4 +1,4 @@
-"""Makes checkpoints as an attacker would who may write to the store: any payload, with a manifest that vouches for it."""
+"""Makes checkpoints as an attacker would who may write to the store: any payload, and a manifest that fits it."""
 
 from __future__ import annotations
 

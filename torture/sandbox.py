@@ -69,7 +69,7 @@ def _act(action: Callable[[], object]) -> tuple[str, str, float, int]:
         kind, what = "returned", ""
     except CheckpointError as error:
         kind, what = "refused", f"{type(error).__name__}: {error.message[:200]}"
-    except BaseException:  # noqa: BLE001 - told to the parent, in which it is a violation
+    except BaseException:
         kind, what = "raised", traceback.format_exc()[-600:]
     return kind, what, time.process_time() - start, _peak_bytes() - before
 
