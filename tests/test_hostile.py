@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import pickle
 import random
 import struct
@@ -35,12 +36,13 @@ from ckpt_lib.formats.torch_reading import check_structure, read_views
 from ckpt_lib.formats.torch_zip import TorchZipFormat
 from ckpt_lib.formats.zip_reading import read_directory, start_of
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.store.owners import Owner
+from ckpt_lib.store import leases
+from ckpt_lib.store.owners import Owner, this_process
 from ckpt_lib.stream import VerifiedFile
 from tests.format_contract import BOUNDED, assert_same, encode, round_trip, states
 from torture.bombs import MANIFESTS
 from torture.hostile import ROWS
-from torture.planting import archive_of
+from torture.planting import EXPERIMENT, PLANTED_ID, archive_of, plant, small_payload, torch_file
 from torture.rows import Row
 
 CPU = torch.device("cpu")
@@ -111,7 +113,7 @@ def test_any_bytes_are_a_structure_or_a_typed_error(data: bytes, start: bytes) -
     [
         (b"K\1r\xff\xff\xff\x7f", "gaps"),
         (b"]" + b"q\0h\0\x86" * 40 + b"]", "damaged"),
-        (b"}K\1" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60)) + b"Ns", "too many parts"),
+        (b"}K\1" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b"Ns", "too many parts"),
         (b"}K\1" + b"\x85" * 5000 + b"Ns", "too many parts"),
         (b"ccollections\nOrderedDict\n)R}X\5\0\0\0itemsK\1sb", "does not let be set"),
         (b"ccollections\nOrderedDict\n)RK\1b", "does not let be set"),
@@ -163,7 +165,7 @@ def test_repetition_is_bounded_and_sharing_is_not() -> None:
         check_structure(pickle.dumps({"x": value}, 2))
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # which torch uses itself
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, at its own quantized tensors
 def test_a_storage_that_only_torch_would_read_is_no_longer_than_its_record() -> None:
     """Torch's reader takes the length at its word, and reads what lies behind the record in memory."""
     number = b"J" + struct.pack("<i", 4096)
@@ -338,6 +340,22 @@ def test_a_lease_of_no_process_is_none(pid: int) -> None:
     """A number that no process can have would be an error of the system when it is asked about."""
     with pytest.raises(ValueError, match="pid"):
         Owner(host="h", system="s", pid=pid, started="")
+
+
+def test_a_token_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted lock may not name the lease of another folder, which would be taken away as that of a dead owner."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.05)
+    manager = plant(tmp_path / "store", torch_file(small_payload()))
+    folder = tmp_path / "store" / EXPERIMENT
+    for name in (".ckpt-lock", ".ckpt-lease-x", ".ckpt-broken-x"):
+        (folder / name).mkdir(exist_ok=True)
+    (tmp_path / "outside").mkdir()
+    owner = {"host": "h", "system": this_process().system, "pid": 2**22 + 7, "started": "1"}
+    content = {"token": "x/../../../outside", "owner": owner, "taken_at": "", "ttl_seconds": 0.01}
+    last = max(int(path.name) for path in [*(folder / ".ckpt-lock").iterdir(), Path("0")])
+    (folder / ".ckpt-lock" / str(last + 1)).write_text(json.dumps(content))
+    assert manager.edit_checkpoint(PLANTED_ID, add_tags=["edited"]).tags == ("edited",)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "store"] == ["outside"]
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,7 @@ def _read_back(data: bytes) -> str | None:
 
 
 def fuzz(count: int, seed: str, folder: Path) -> Outcome:
-    """Read each manifest; put every twentieth, or another small file, into a folder that is worked with."""
+    """Read each manifest; put every fortieth, or another small file, into a folder that is worked with."""
     outcome = Outcome()
     base = manifest_for(
         torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",)
@@ -191,7 +191,7 @@ def fuzz(count: int, seed: str, folder: Path) -> Outcome:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             outcome.violations.append(f"seed {seed!r} {number}: {ascii(problem)[:500]}")
-        if number % 20 == 0:
+        if number % 40 == 0:
             worked += 1
             problem = _work_beside(choice, data, folder / str(number))
             if problem:
@@ -202,6 +202,7 @@ def fuzz(count: int, seed: str, folder: Path) -> Outcome:
 
 
 _OTHER_ID = "checkpoint_epoch_0007_step_000007_20260102_030407"
+_TOKEN = "0123456789abcdef"
 _FILES = {
     "the manifest": f"{PLANTED_ID}.json",
     "another manifest": f"{_OTHER_ID}.json",
@@ -211,14 +212,18 @@ _FILES = {
     "a save's marker": f".{_OTHER_ID}.saving",
     "a deletion's marker": f".{_OTHER_ID}.deleted",
     "a quarantine's marker": f".{_OTHER_ID}.quarantined",
-    "a lease": ".ckpt-lease-0123456789abcdef",
-    "an unfinished file": ".ckpt-tmp-0123456789abcdef-0",
+    "a lease": f".ckpt-lease-{_TOKEN}/lease",
+    "a lock": ".ckpt-lock/1",
+    "a lease of no folder": f".ckpt-lease-{_TOKEN}",
+    "an unfinished file": f".ckpt-lease-{_TOKEN}/0",
+    "a broken lease": f".ckpt-broken-{_TOKEN}-00000000",
 }
 
 
 def _lease(choice: random.Random) -> bytes:
     owner = {"host": "h", "system": "s", "pid": 1, "started": "1"}
-    fields = {"owner": owner, "taken_at": "x", "ttl_seconds": 0.2, "holds": {PLANTED_ID: "r"}}
+    token = choice.choice([_TOKEN, _TOKEN, "../../outside", f"{_TOKEN}/../../outside", "\0", "", "x" * 5000])
+    fields = {"token": token, "owner": owner, "taken_at": "x", "ttl_seconds": 0.2, "holds": {PLANTED_ID: "r"}}
     if choice.random() < 0.3:  # a process of this very system, with any number
         owner |= {"system": _this_system(), "pid": choice.choice([0, -1, 2**31, 2**64, 10**30]), "started": ""}
     else:
@@ -248,7 +253,7 @@ def _scrub_record(choice: random.Random) -> bytes:
 
 def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
     kind = choice.choice(list(_FILES))
-    if kind == "a lease":
+    if "lease" in kind or "lock" in kind:
         data = _lease(choice)
     elif kind == "the scrub's record":
         data = _scrub_record(choice)
@@ -256,8 +261,13 @@ def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
     path = store / EXPERIMENT / _FILES[kind]
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
+    (store.parent / "outside").mkdir(exist_ok=True)
+    (store / EXPERIMENT / "outside").mkdir()
+    (store / "outside").mkdir()
     ending = run_in_child(lambda: _work(store))
     problem = ending.broken_promise()
+    if not all((place / "outside").is_dir() for place in (store.parent, store, store / EXPERIMENT)):
+        problem = "a folder outside was taken away"
     return f"{kind}: {problem}" if problem else None
 
 

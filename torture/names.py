@@ -83,7 +83,7 @@ _SEEDS = [
     "backups",
     "refs",
     "checkpoint_metadata.json",
-    ".ckpt-lock",
+    ".ckpt-lock-1",
     ".ckpt-lease-0",
     PLANTED_ID,
     f"{PLANTED_ID}.pt",
