@@ -270,7 +270,7 @@ def test_a_structure_that_no_reader_takes_is_not_written(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch_writing, "MAX_STEPS", 1000)
     monkeypatch.setattr(pickle_checking, "MAX_STEPS", 1000)
     calls: list[int] = []
-    checked = torch_writing.check_structure
+    checked = check_structure
 
     def counted(data: bytes) -> None:
         calls.append(len(data))
