@@ -51,7 +51,7 @@ class LeaseContent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    token: str
+    token: str = Field(pattern=r"^[0-9a-f]{16}$")  # it becomes a part of paths
     owner: Owner
     taken_at: str
     ttl_seconds: float = Field(gt=0, allow_inf_nan=False)
