@@ -17,10 +17,11 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError
-from ckpt_lib.folder import SNAPSHOT_NAME
+from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME
 from ckpt_lib.index import Index, View
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.policies.retention import KeepAtMost
+from ckpt_lib.scrub import RECORD_NAME
 from ckpt_lib.store import open_store
 from torture.processes import Child, ChildError, at_once, patched, set_clock
 from torture.rows import Outcome, Row
@@ -40,10 +41,8 @@ def leftovers(folder: Path) -> list[str]:
     """What lies in an experiment's folder, or among its backups, and belongs to no checkpoint."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.name == ".ckpt.lock":
-            continue
-        is_known = path.is_dir() or is_checkpoint_id(path.stem) or path.name in {SNAPSHOT_NAME, "scrub.json"}
-        if not is_known or path.name.startswith("."):
+        is_checkpoint = is_checkpoint_id(path.stem) and path.suffix in {".pt", ".json"}
+        if path.name not in {SNAPSHOT_NAME, BACKUPS_NAME, RECORD_NAME} and not is_checkpoint:
             found.append(str(path.relative_to(folder)))
     return found
 
@@ -247,7 +246,9 @@ def _check_stale(chance: random.Random, operation: str, moment: int, place: Path
     if is_pinned and to_pin not in found:
         yield f"{to_pin} had been pinned and was deleted"
     newest, best = max(saved, key=lambda item: item.sequence), min(saved, key=lambda item: (item.loss, item.sequence))
-    yield from (f"{item} is gone: it is the newest or the best" for item in (newest, best) if item.checkpoint_id not in found)
+    yield from (
+        f"{item} is gone: it is the newest or the best" for item in (newest, best) if item.checkpoint_id not in found
+    )
     yield from (str(item) for item in other.validate_all() if not item)
 
 

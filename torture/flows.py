@@ -81,11 +81,18 @@ def _kill_flow_runs(count: int, seed: str, store: Path) -> Outcome:
         manager = manager_at(store, experiment)
         # The first of each kind is not interrupted: it says where the others must arrive.
         is_reference = kind.name not in weights
-        kills = 0 if is_reference else _kill_until_ended(chance, manager, kind, flow_run_id, parameters, count - outcome.injected)
+        kills = (
+            0
+            if is_reference
+            else _kill_until_ended(chance, manager, kind, flow_run_id, parameters, count - outcome.injected)
+        )
         if is_reference:
             _run_to_its_end(kind, flow_run_id, parameters)
         outcome.injected += kills
-        wrong = [*_check(manager, flow_run_id), *_check_weights(manager, weights.setdefault(kind.name, _weights(manager)))]
+        wrong = [
+            *_check(manager, flow_run_id),
+            *_check_weights(manager, weights.setdefault(kind.name, _weights(manager))),
+        ]
         outcome.violations += [f"seed {seed}, {experiment}, {kills} kills: {line}" for line in wrong]
         run += 1
     outcome.detail = f"{run} flow runs"

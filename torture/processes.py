@@ -30,9 +30,7 @@ class Child:
     A child that runs for longer than ``timeout_seconds`` prints where each of its threads stands, and ends.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = TIMEOUT_SECONDS
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._deadline = time.monotonic() + timeout_seconds + 10
         self._reading, writing = os.pipe()
         self._status: int | None = None

@@ -72,10 +72,9 @@ def locked(directory: Directory) -> Iterator[LocalFolderLock]:
     with _mutexes.holding(directory), contextlib.ExitStack() as stack:
         with typed_errors(directory.path):
             lease = stack.enter_context(leases.leases.using(directory))
+            stack.callback(_release, directory, lease)  # first: an interrupt may come between having it and knowing
             _take(directory, lease.token)
-        held = LocalFolderLock(directory, lease)
-        stack.callback(held.release)
-        yield held
+        yield LocalFolderLock(directory, lease)
 
 
 def _take(directory: Directory, token: str) -> None:
@@ -88,6 +87,22 @@ def _take(directory: Directory, token: str) -> None:
         with contextlib.suppress(OSError):
             leases.remove_tree(directory, prepared)
         raise
+
+
+def _release(directory: Directory, lease: Lease) -> None:
+    """Give the lock up; never raises. What this leaves is removed with the lease, or by whoever comes next."""
+    if not lease.is_ours:  # a fork that unwinds what its parent was doing
+        return
+    own = f"{LOCK_NAME}/{lease.token}"
+    try:
+        directory.rmdir(own)
+    except FileNotFoundError:
+        return  # it was taken away
+    except OSError:  # something that could not be removed is in it
+        with contextlib.suppress(OSError):
+            leases.remove_tree(directory, own)
+    with contextlib.suppress(OSError):  # whoever comes next may be faster
+        directory.rmdir(LOCK_NAME)
 
 
 def _is_renamed(directory: Directory, prepared: str) -> bool:
@@ -192,10 +207,11 @@ class LocalFolderLock:
             self._directory.unlink(staged)
 
     def patch(self, path: str, pieces: Iterable[tuple[int, Buffer]], *, size_bytes: int) -> None:
-        self._check_still_held()
         with typed_errors(self._directory.path / path):
             descriptor = self._directory.open(self._name_of(path), os.O_RDWR)
             try:
+                # Only now: what has the name later, if the lock is taken away, is another file.
+                self._check_still_held()
                 overwrite(descriptor, pieces, size_bytes)
             finally:
                 os.close(descriptor)
@@ -217,18 +233,6 @@ class LocalFolderLock:
                 if leases.is_over(self._directory, token):
                     swept += leases.bury(self._directory, token)
         return swept
-
-    def release(self) -> None:
-        """Give the lock up; never raises. What this leaves is removed with the lease, or by whoever comes next."""
-        try:
-            self._directory.rmdir(self._own)
-        except FileNotFoundError:
-            return  # it was taken away
-        except OSError:  # something that could not be removed is in it
-            with contextlib.suppress(OSError):
-                leases.remove_tree(self._directory, self._own)
-        with contextlib.suppress(OSError):  # whoever comes next may be faster
-            self._directory.rmdir(LOCK_NAME)
 
     def _staged_name(self) -> str:
         return f"{self._own}/{next(self._numbers)}"
@@ -274,6 +278,8 @@ class LocalFolderLock:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Typed errors; a path that is missing means that the lock was taken away, or a file of ours."""
+        if not self._lease.is_ours:
+            raise StoreError("the folder's lock is not this process's: it was forked", path=str(self._directory.path))
         with typed_errors(self._directory.path):
             try:
                 yield

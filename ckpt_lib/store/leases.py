@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import logging
 import os
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,6 +43,10 @@ PENDING_PREFIX = ".ckpt-tmp-"
 LOCK_NAME = ".ckpt-lock"
 PREPARED_PREFIX = ".ckpt-lock-"
 BROKEN_PREFIX = ".ckpt-broken-"
+_WITH_TOKEN = re.compile(
+    "(?:" + "|".join(map(re.escape, (LEASE_PREFIX, PENDING_PREFIX, PREPARED_PREFIX, BROKEN_PREFIX))) + ")"
+    "(?P<token>[0-9a-f]{16})(?:-.*)?"
+)
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 
@@ -57,16 +65,17 @@ class LeaseContent(BaseModel):
 class Lease:
     """This process's lease in one folder, shared by its threads."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, holds: Iterable[tuple[str, str]] = ()) -> None:
         self.directory = directory.again()
         self.token = secrets.token_hex(8)
         self.users = 0
         self.renewed_at = time.monotonic()
         self._numbers = itertools.count()
-        self._holds: list[tuple[str, str]] = []
+        self.holds = list(holds)
+        self.heir: Lease | None = None
+        """The lease that this process took when it had lost this one; what was held is held by that."""
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._lock = threading.Lock()
         try:
             self._write(self.name, os.O_EXCL)
         except BaseException:
@@ -84,21 +93,23 @@ class Lease:
         return f"{PENDING_PREFIX}{self.token}-{next(self._numbers)}"
 
     def add_hold(self, name: str, reason: str) -> None:
-        with self._lock:
-            is_new = name not in dict(self._holds)
-            self._holds.append((name, reason))
-            try:
-                if is_new:
-                    self._rewrite()
-            except BaseException:
-                self._holds.remove((name, reason))
-                raise
+        is_new = name not in dict(self.holds)
+        self.holds.append((name, reason))
+        try:
+            if is_new:
+                self._rewrite()
+        except BaseException:
+            self.holds.remove((name, reason))
+            raise
 
     def remove_hold(self, name: str, reason: str) -> None:
-        with self._lock, contextlib.suppress(OSError):  # at worst it is held until this lease ends
-            self._holds.remove((name, reason))
-            if name not in dict(self._holds):
-                self._rewrite()
+        if self.heir is not None:
+            self.heir.remove_hold(name, reason)
+        elif self.is_ours:
+            self.holds.remove((name, reason))
+            with contextlib.suppress(OSError):  # at worst it is held until this lease ends
+                if name not in dict(self.holds):
+                    self._rewrite()
 
     def renew(self) -> bool:
         """Whether the lease is still there."""
@@ -136,7 +147,7 @@ class Lease:
 
     def _write(self, name: str, flags: int) -> None:
         content = LeaseContent(
-            owner=this_process(), taken_at=self._taken_at, ttl_seconds=LEASE_SECONDS, holds=dict(self._holds)
+            owner=this_process(), taken_at=self._taken_at, ttl_seconds=LEASE_SECONDS, holds=dict(self.holds)
         )
         descriptor = self.directory.open(name, os.O_WRONLY | os.O_CREAT | flags)
         try:
@@ -148,11 +159,16 @@ class Lease:
 
 
 class _Leases:
-    """The leases of this process, and the thread that renews them."""
+    """The leases of this process, and the thread that renews them.
+
+    Leases and holds may end in a finalizer, which runs in the middle of anything, of what is done here as well, and
+    must wait for nothing. So ending them is left to whoever has the lock at that moment, this thread or another.
+    """
 
     def __init__(self) -> None:
         self._leases: dict[tuple[int, int], Lease] = {}
         self._lock = threading.Lock()
+        self._endings: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -165,32 +181,74 @@ class _Leases:
         finally:
             self.give_back(lease)
 
+    @contextlib.contextmanager
+    def holding(self, directory: Directory, name: str, reason: str) -> Iterator[None]:
+        """Hold a name in a folder for as long as the context lasts."""
+        with self.using(directory) as lease:
+            with self._changing():
+                lease.add_hold(name, reason)
+            try:
+                yield
+            finally:
+                self._end(partial(lease.remove_hold, name, reason))
+
     def take(self, directory: Directory) -> Lease:
-        with self._lock:
+        with self._changing():
             lease = self._leases.get(directory.identity)
-            if lease is None or not lease.directory.exists(lease.name):  # none yet, or it was taken away
+            if lease is None:
                 lease = self._leases[directory.identity] = Lease(directory)
-                self._start_renewing()
+            elif not lease.directory.exists(lease.name):  # it was taken away
+                lease = self._replace(lease)
+            self._start_renewing()
             lease.users += 1
             return lease
 
     def give_back(self, lease: Lease) -> None:
+        self._end(partial(self._give_back, lease))
+
+    def _give_back(self, lease: Lease) -> None:
+        lease.users -= 1
+        if lease.users == 0:
+            if self._leases.get(lease.directory.identity) is lease:
+                del self._leases[lease.directory.identity]
+            lease.end()
+            if lease.heir is not None:
+                self._give_back(lease.heir)
+
+    def _replace(self, lost: Lease) -> Lease:
+        """A new lease for one that was taken away. What was held is held by that, if it is still there."""
+        lost.heir = self._leases[lost.directory.identity] = Lease(lost.directory, lost.holds)
+        lost.heir.users += 1  # the lost one
+        return lost.heir
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
         with self._lock:
-            lease.users -= 1
-            if lease.users == 0:
-                if self._leases.get(lease.directory.identity) is lease:
-                    del self._leases[lease.directory.identity]
-                lease.end()
+            yield
+        self._run_endings()
+
+    def _end(self, ending: Callable[[], None]) -> None:
+        self._endings.put(ending)
+        self._run_endings()
+
+    def _run_endings(self) -> None:
+        while not self._endings.empty() and self._lock.acquire(blocking=False):  # else whoever has it looks here next
+            try:
+                with contextlib.suppress(Empty):
+                    while True:
+                        self._endings.get_nowait()()
+            finally:
+                self._lock.release()
 
     def end_all(self) -> None:
         """What the end of the process leaves to do."""
-        with self._lock:
+        with self._changing():
             for lease in self._leases.values():
                 lease.end()
             self._leases.clear()
 
     def _start_renewing(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._renew_for_ever, name="ckpt-lease", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, or there are too many: it lasts anyway
                 thread.start()
@@ -204,16 +262,26 @@ class _Leases:
             self._renew_due()
 
     def _renew_due(self) -> None:
-        with self._lock:
+        with self._changing():
             if not self._leases:
                 self._begun.clear()
             due = [lease for lease in self._leases.values() if time.monotonic() - lease.renewed_at >= LEASE_SECONDS / 4]
-        lost = [lease for lease in due if not lease.renew()]  # without the lock: a store may take its time
-        with self._lock:
-            for lease in lost:
-                if self._leases.get(lease.directory.identity) is lease:  # and has not just ended
-                    logger.warning("the lease on %s was lost: it was not renewed in time", lease.directory.path)
-                    del self._leases[lease.directory.identity]
+            for lease in due:
+                lease.users += 1  # so that it does not end meanwhile
+        for lease in due:
+            if not lease.renew():  # without the lock: a store may take its time
+                self._take_again(lease)
+            self.give_back(lease)
+
+    def _take_again(self, lost: Lease) -> None:
+        with self._changing():
+            if self._leases.get(lost.directory.identity) is not lost:
+                return
+            logger.warning("the lease on %s was lost: it was not renewed in time", lost.directory.path)
+            try:
+                self._replace(lost)
+            except OSError as error:
+                logger.warning("and could not be taken again: %s", error)
 
 
 leases = _Leases()
@@ -329,22 +397,19 @@ def bury(directory: Directory, token: str) -> list[str]:
 
 def tokens(directory: Directory) -> set[str]:
     """The token of every lease in a folder, and of everything that such a lease should explain."""
-    found = set()
-    for name, _ in directory.scan():
-        for prefix in (LEASE_PREFIX, PENDING_PREFIX, PREPARED_PREFIX, BROKEN_PREFIX):
-            if name.startswith(prefix):
-                found.add(name[len(prefix) :].partition("-")[0])
-    return found
+    return {found["token"] for name, _ in directory.scan() if (found := _WITH_TOKEN.fullmatch(name))}
 
 
 def remove_tree(directory: Directory, name: str) -> None:
-    """Remove a lock's folder: files, and one level of folders with files."""
+    """Remove a lock's folder and all in it. What its owner puts there in that instant is for the next to remove."""
     with contextlib.suppress(FileNotFoundError):
-        for inner in directory.names(name):
-            path = f"{name}/{inner}"
+        try:
+            directory.unlink(name)
+        except (IsADirectoryError, PermissionError):  # Linux says the one of a folder, POSIX the other
+            for inner in directory.names(name):
+                remove_tree(directory, f"{name}/{inner}")
             try:
-                with contextlib.suppress(FileNotFoundError):
-                    directory.unlink(path)
-            except (IsADirectoryError, PermissionError):  # Linux says the one of a folder, POSIX the other
-                remove_tree(directory, path)
-        directory.rmdir(name)
+                directory.rmdir(name)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
