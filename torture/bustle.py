@@ -158,10 +158,15 @@ class Worker:
         ids = {item.checkpoint_id for item in there}
         gone = self.diary.pinned - ids
         self._must(not gone, f"{gone} are pinned, and gone")
-        if self._source is not None and self._source not in ids:
+        if self._source is not None and self._source not in ids and not self._is_there(self._source):
             # Whoever deletes a checkpoint by name means it.
             self._must(self._was_deleted(self._source), f"it went on from {self._source}, which is gone")
             self._source = None
+
+    def _is_there(self, checkpoint_id: str) -> bool:
+        """Asked while nobody is in the middle of finding out that he must not delete it."""
+        with self.manager._folder.lock():
+            return checkpoint_id in self.manager.checkpoint_ids()
 
     def _was_deleted(self, checkpoint_id: str) -> bool:
         return any((self._folder / "deletions").glob(f"{checkpoint_id}*"))

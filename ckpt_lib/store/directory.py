@@ -99,7 +99,9 @@ class Directory:
 
     def scan(self) -> Iterator[tuple[str, os.stat_result]]:
         """Name and ``lstat`` of all that is in here, but for what vanishes meanwhile."""
-        with os.scandir(self._at.get("dir_fd", self.path)) as found:
+        if self._at and self._descriptor is None:  # of which scandir would make the current folder
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+        with os.scandir(self.path if self._descriptor is None else self._descriptor) as found:
             for item in found:
                 with contextlib.suppress(FileNotFoundError):
                     yield item.name, item.stat(follow_symlinks=False)
