@@ -110,6 +110,7 @@ def test_a_lease_says_whose_it_is(store: LocalStore, folder: Path) -> None:
 @pytest.mark.usefixtures("short_leases")
 def test_a_lease_is_renewed_as_long_as_it_is_used(store: LocalStore, folder: Path) -> None:
     """For several times its length, another process never sees it as over, and the work then succeeds."""
+
     def write_slowly() -> None:
         pending = store.open_write("e")
         pending.write(b"x")
@@ -133,7 +134,8 @@ def test_a_store_that_is_away_for_a_moment_costs_no_lease(
     store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failing renewal is logged and tried again; the thread survives it."""
-    touch, failures = Directory.touch, []
+    touch = Directory.touch
+    failures: list[str] = []
 
     def failing(self: Directory, name: str) -> None:
         if len(failures) < 2:
@@ -204,7 +206,7 @@ def test_a_closed_directory_reaches_nothing(folder: Path) -> None:
         lambda: directory.rename("f", "g"),
         lambda: directory.touch("f"),
         lambda: directory.open("f", os.O_RDONLY),
-        lambda: directory.names(),
+        directory.names,
         lambda: list(directory.scan()),
     ):
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -299,15 +301,24 @@ def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(
 
 def test_an_interrupt_under_the_lock_frees_it(store: LocalStore, folder: Path) -> None:
     """Whatever ends the context, with a file half done, nothing of it stays."""
-    with pytest.raises(KeyboardInterrupt), store.lock("e"):
+
+    def interrupted() -> None:
         (folder / leases.LOCK_NAME / lock_token(folder) / "0").write_bytes(b"half")
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), store.lock("e"):
+        interrupted()
     assert names(folder) == []
 
 
 STRAYS = (
     *(f"{leases.PENDING_PREFIX}", f"{leases.PENDING_PREFIX}-0", f"{leases.PENDING_PREFIX}..", f"{leases.LEASE_PREFIX}"),
-    *(f"{leases.BROKEN_PREFIX}", f"{leases.PREPARED_PREFIX}", f"{leases.LEASE_PREFIX}..", f"{leases.PREPARED_PREFIX}.."),
+    *(
+        f"{leases.BROKEN_PREFIX}",
+        f"{leases.PREPARED_PREFIX}",
+        f"{leases.LEASE_PREFIX}..",
+        f"{leases.PREPARED_PREFIX}..",
+    ),
     *(f"{leases.BROKEN_PREFIX}{'0' * 16}-x", f"{leases.PREPARED_PREFIX}{'0' * 16}"),
 )
 
@@ -438,6 +449,26 @@ def test_whoever_lost_the_lock_changes_nothing(store: LocalStore, folder: Path, 
         owner.go_on()
         assert owner.result() == "lost"
     assert contents(folder) == before == contents(folder)
+    assert names(folder) == ["f"]
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "publish"])
+def test_a_lock_that_was_taken_away_is_lost_whatever_else_is_left(store: LocalStore, folder: Path, name: str) -> None:
+    """Whoever broke it may have been killed right after: the lease and the unfinished files are there, and no use."""
+    (folder / "f").write_bytes(b"first")
+    pending = store.open_write("e")
+    pending.write(b"late")
+    changes = {**CHANGES, "publish": lambda held: held.publish(pending, "e/late")}
+    with store.lock("e") as held:
+        token = lock_token(folder)
+        os.rename(folder / leases.LOCK_NAME / token, folder / f"{leases.BROKEN_PREFIX}{token}-0")
+        with pytest.raises(LeaseLostError):
+            changes[name](held)
+    pending.discard()
+    assert contents(folder) == {"f": contents(folder)["f"]}
+    assert (folder / "f").read_bytes() == b"first"
+    with store.lock("e") as held:
+        held.sweep()
     assert names(folder) == ["f"]
 
 
@@ -576,7 +607,7 @@ def test_a_lease_is_over_when_it_was_seen_unchanged_for_longer_than_it_lasts(ste
     """Whatever the order of looks and renewals, by the clock of whoever looks."""
     seen, clock = leases._Seen(), Clock()
     version, first_seen = 0, None
-    with patched(leases.time, "monotonic", clock.monotonic):
+    with patched(time, "monotonic", clock.monotonic):
         for seconds, is_renewed in steps:
             clock.seconds += seconds
             if is_renewed:
@@ -596,7 +627,7 @@ def test_the_time_of_day_has_no_say(
     lease.write_text(leases.LeaseContent(owner=owner, taken_at="ever", ttl_seconds=60).model_dump_json())
     moment = time.time() + days * 86_400
     os.utime(lease, (moment, moment))
-    monkeypatch.setattr(leases.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
     with opened(store) as directory:
         for seconds, is_over in ((0, False), (59, False), (0.9, False), (0.2, True)):
             clock.seconds += seconds
@@ -612,7 +643,7 @@ def test_a_lease_that_says_nothing_lasts_as_long_as_any(
     """It may be about to be written; it holds nothing."""
     clock = Clock()
     lease_of(folder, "0" * 16).write_bytes(content)
-    monkeypatch.setattr(leases.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
     with opened(store) as directory:
         assert not leases.is_over(directory, "0" * 16)
         assert leases.living_holds(directory) == {}
@@ -626,7 +657,7 @@ def test_no_lease_lasts_for_ever(store: LocalStore, folder: Path, monkeypatch: p
     owner = Owner(host="elsewhere", system="another", pid=1, started="1")
     content = leases.LeaseContent(owner=owner, taken_at="ever", ttl_seconds=1e12)
     lease_of(folder, "0" * 16).write_text(content.model_dump_json())
-    monkeypatch.setattr(leases.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
     with opened(store) as directory:
         assert not leases.is_over(directory, "0" * 16)
         clock.seconds += leases.MAX_LEASE_SECONDS + 1
@@ -746,7 +777,7 @@ def test_a_fork_has_leases_of_its_own(store: LocalStore, folder: Path) -> None:
 
 
 def test_a_fork_that_ends_what_the_parent_began_takes_nothing_from_it(store: LocalStore, folder: Path) -> None:
-    """The child unwinds the parent's file, hold and lock, as an exception in it would: all of them stay the parent's."""
+    """The child unwinds the parent's file, hold and lock, as an exception in it would: all stay the parent's."""
     with contextlib.ExitStack() as stack:
         pending = store.open_write("e")
         stack.callback(pending.discard)

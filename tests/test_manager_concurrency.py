@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from torch import nn
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.formats import Payload
 from ckpt_lib.formats.torch_zip import TorchZipFormat
 from ckpt_lib.index import Index
+from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream import HashingWriter
 from tests.helpers import (
@@ -211,6 +213,32 @@ def test_what_is_being_loaded_stays(make_manager: MakeManager, monkeypatch: pyte
     assert saved in ids(other)
     assert reader.load_checkpoint()["epoch"] == 2
     assert other.cleanup_checkpoints().deleted_ids == (saved,)
+
+
+@pytest.mark.parametrize("moment", ["planned", "about to go"])
+def test_what_is_held_while_it_is_being_retired_stays(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Loaded after the plan was made, or even after it was last asked whether someone has it: it stays."""
+    saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
+    save(make_manager(backup_checkpoints=False), 2, 0.1)
+    reader, other = make_manager(), make_manager(max_checkpoints=1, backup_checkpoints=False)
+    owner, method = {"planned": (commit, "sweep"), "about to go": (LocalFolderLock, "delete")}[moment]
+    original = getattr(owner, method)
+
+    def late(*arguments: Any, **options: Any) -> object:
+        monkeypatch.undo()
+        assert reader.load_checkpoint(saved)["epoch"] == 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, method, late)
+    report = other.cleanup_checkpoints()
+    assert report.plan.deleted_ids == (saved,)
+    assert report.deleted_ids == ()
+    assert "in use" in report.spared[saved]
+    assert saved in ids(other)
+    assert reader.validate_checkpoint(saved)
+    assert not [name for name in snapshot(experiment_folder(other)) if name.endswith(".deleted")]
 
 
 def test_resuming_and_validating_while_another_retires(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -71,7 +70,7 @@ def everything_at_once(count: int, seed: str, folder: Path) -> Outcome:
     if len(diaries) == PROCESSES + 1:
         outcome.violations += [f"seed {seed}, at the end: {line}" for line in _check_end(folder, diaries)]
     total: Counter[str] = sum((diary.counts for diary in diaries), Counter())
-    outcome.detail = ", ".join(f"{times} × {name}" for name, times in sorted(total.items()))  # noqa: RUF001
+    outcome.detail = ", ".join(f"{times} times {name}" for name, times in sorted(total.items()))
     return outcome
 
 
@@ -278,10 +277,8 @@ class Worker:
 
     def edit(self) -> None:
         with contextlib.suppress(CheckpointNotFoundError):
-            change = self._chance.choice(["add_tags", "remove_tags"])
-            self.manager.edit_checkpoint(
-                self._any().checkpoint_id, **{change: [self._chance.choice(["kept", "tried"])]}
-            )
+            added, removed = self._chance.sample(["kept", "tried"], 2)
+            self.manager.edit_checkpoint(self._any().checkpoint_id, add_tags=[added], remove_tags=[removed])
 
     def pin(self) -> None:
         for checkpoint_id in list(self.diary.pinned)[:-1]:

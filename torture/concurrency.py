@@ -1,4 +1,4 @@
-"""Several processes that want the same: eight writers, eight racers for one name, and two that saw different listings."""
+"""Several processes that want the same: eight writers, eight racers for one name, two that saw different listings."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ RACES = ("same key", "no key", "publish")
 
 
 def one_name(count: int, seed: str, folder: Path) -> Outcome:
-    """Eight processes at one barrier want the same name, at the same epoch, step and second, in a folder not there yet."""
+    """Eight processes at one barrier want one name: of the same epoch, step and second, in a folder not there yet."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(PROCESSES)
     reports = at_once(PROCESSES, _race, count, seed, folder, barrier, timeout_seconds=60 + count)
@@ -222,7 +222,7 @@ def stale_listing(count: int, seed: str, folder: Path) -> Outcome:
         operations[operation] += 1
         outcome.injected += 1
         outcome.violations += [f"seed {seed}, case {case}, {operation}, listing {moment}: {line}" for line in wrong]
-    outcome.detail = ", ".join(f"{times} × {operation}" for operation, times in sorted(operations.items()))
+    outcome.detail = ", ".join(f"{times} times {operation}" for operation, times in sorted(operations.items()))
     return outcome
 
 

@@ -6,6 +6,7 @@ beside a server of its own.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -35,6 +36,11 @@ from torture.rows import Outcome, Row
 EPOCHS = 20
 TRAINING = TrainingParameters(epochs=EPOCHS, batch_size=512, channels=2)
 FLOW_RUN_SECONDS = 90.0
+IMPORTED_LATE = (
+    *("sklearn.datasets", "torch._dynamo", "prefect.task_engine", "graphviz"),
+    *("ckpt_lib.analysis", "ckpt_lib.compare", "ckpt_lib.plots", "ckpt_lib.formats.torch_zip"),
+)
+"""What a run would import for itself, anew in each fork."""
 
 
 @flow
@@ -57,46 +63,62 @@ def flow_crashes(count: int, seed: str, folder: Path) -> Outcome:
         root = Path(__file__).parent.parent
         paths = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         settings = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR", "PYTHONPATH": paths}
-        run = subprocess.run(
-            command, env=environment | settings, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
-        )
+        run = subprocess.run(command, env=environment | settings, cwd=root, capture_output=True, check=False)
     if run.returncode:
         return Outcome(violations=[f"exit code {run.returncode}: {run.stderr.decode(errors='replace')}"])
     return Outcome(**json.loads(run.stdout.splitlines()[-1]))
 
 
+@dataclass(frozen=True)
+class FlowRun:
+    """One flow run on the server, whose process may be begun again and again."""
+
+    kind: Flow[Any, Any]
+    id: UUID
+    parameters: dict[str, Any]
+
+    def process(self) -> Child:
+        return Child(self._execute, timeout_seconds=FLOW_RUN_SECONDS)
+
+    def _execute(self) -> None:
+        with get_client(sync_client=True) as client:
+            flow_run = client.read_flow_run(self.id)
+        run_flow(self.kind, flow_run=flow_run, parameters=self.parameters)
+
+    def run_to_its_end(self) -> None:
+        with self.process() as child:
+            child.result()
+
+
 def _kill_flow_runs(count: int, seed: str, store: Path) -> Outcome:
     outcome = Outcome()
     torch.set_num_threads(1)
-    weights: dict[str, Any] = {}
-    run = 0
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
+    weights: dict[str, dict[str, torch.Tensor]] = {}
+    number = 0
     while outcome.injected < count:
-        chance = random.Random(f"{seed} {run}")
-        kind = FLOWS[run % len(FLOWS)]
-        experiment = f"{kind.name}{run}"
-        config = CheckpointConfig(checkpoint_dir=str(store), max_checkpoints=10 * EPOCHS, backup_checkpoints=False)
-        parameters = {"experiment_name": experiment, "checkpoints": config, "training": TRAINING}
-        with Child(_create_flow_run, kind, parameters) as child:
-            flow_run_id = child.result()
-        manager = manager_at(store, experiment)
-        # The first of each kind is not interrupted: it says where the others must arrive.
-        is_reference = kind.name not in weights
-        kills = (
-            0
-            if is_reference
-            else _kill_until_ended(chance, manager, kind, flow_run_id, parameters, count - outcome.injected)
-        )
-        if is_reference:
-            _run_to_its_end(kind, flow_run_id, parameters)
+        kind = FLOWS[number % len(FLOWS)]
+        manager = manager_at(store, f"{kind.name}{number}", max_checkpoints=10 * EPOCHS)
+        flow_run = _begin(kind, manager)
+        kills = 0
+        if kind.name in weights:  # the first of each kind is not interrupted: it says where the others must arrive
+            chance = random.Random(f"{seed} {number}")
+            kills = _kill_until_ended(chance, manager, flow_run, count - outcome.injected)
+        flow_run.run_to_its_end()
+        expected = weights.setdefault(kind.name, _weights(manager))
+        wrong = [*_check(manager, flow_run), *_check_weights(manager, expected)]
+        outcome.violations += [f"seed {seed}, {manager.experiment_name}, {kills} kills: {line}" for line in wrong]
         outcome.injected += kills
-        wrong = [
-            *_check(manager, flow_run_id),
-            *_check_weights(manager, weights.setdefault(kind.name, _weights(manager))),
-        ]
-        outcome.violations += [f"seed {seed}, {experiment}, {kills} kills: {line}" for line in wrong]
-        run += 1
-    outcome.detail = f"{run} flow runs"
+        number += 1
+    outcome.detail = f"{number} flow runs"
     return outcome
+
+
+def _begin(kind: Flow[Any, Any], manager: CheckpointManager) -> FlowRun:
+    parameters = {"experiment_name": manager.experiment_name, "checkpoints": manager.config, "training": TRAINING}
+    with Child(_create_flow_run, kind, parameters) as child:
+        return FlowRun(kind, child.result(), parameters)
 
 
 def _create_flow_run(kind: Flow[Any, Any], parameters: dict[str, Any]) -> UUID:
@@ -104,29 +126,10 @@ def _create_flow_run(kind: Flow[Any, Any], parameters: dict[str, Any]) -> UUID:
         return client.create_flow_run(kind, parameters=kind.serialize_parameters(parameters)).id
 
 
-def _execute(kind: Flow[Any, Any], flow_run_id: UUID, parameters: dict[str, Any]) -> None:
-    with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(flow_run_id)
-    run_flow(kind, flow_run=flow_run, parameters=parameters)
-
-
-def _run_to_its_end(kind: Flow[Any, Any], flow_run_id: UUID, parameters: dict[str, Any]) -> None:
-    with Child(_execute, kind, flow_run_id, parameters, timeout_seconds=FLOW_RUN_SECONDS) as child:
-        child.result()
-
-
-def _kill_until_ended(
-    chance: random.Random,
-    manager: CheckpointManager,
-    kind: Flow[Any, Any],
-    flow_run_id: UUID,
-    parameters: dict[str, Any],
-    limit: int,
-) -> int:
-    """Kill the flow run at random moments until it ends before its moment comes; the number of kills."""
-    kills = 0
-    while kills < limit:
-        with Child(_execute, kind, flow_run_id, parameters, timeout_seconds=FLOW_RUN_SECONDS) as child:
+def _kill_until_ended(chance: random.Random, manager: CheckpointManager, flow_run: FlowRun, limit: int) -> int:
+    """Kill the flow run at random moments, until one comes after its end; the number of kills."""
+    for kills in range(limit):
+        with flow_run.process() as child:
             saved = len(manager.checkpoint_ids())
             if chance.random() < 0.8:  # else it may not even have begun
                 while child.is_alive and len(manager.checkpoint_ids()) == saved < EPOCHS:
@@ -136,15 +139,13 @@ def _kill_until_ended(
                 child.result()
                 return kills
             child.kill()
-            kills += 1
-    _run_to_its_end(kind, flow_run_id, parameters)
-    return kills
+    return limit
 
 
-def _check(manager: CheckpointManager, flow_run_id: UUID) -> Iterator[str]:
+def _check(manager: CheckpointManager, flow_run: FlowRun) -> Iterator[str]:
     found = manager.list_checkpoints()
     keys = Counter(manager._index.get(item.checkpoint_id).idempotency_key for item in found)
-    wanted = {f"{flow_run_id}/{item.epoch}/{item.step}" for item in found}
+    wanted = {f"{flow_run.id}/{item.epoch}/{item.step}" for item in found}
     if set(keys) != wanted or max(keys.values()) > 1:
         yield f"not one checkpoint for each step: {keys}"
     if [item.epoch for item in found] != list(range(1, EPOCHS + 1)):

@@ -1,4 +1,4 @@
-"""Leases of owners that are dead, far away, or stood still for too long: when they end, and that they end everything."""
+"""Leases of owners that are dead, far away, or stood still for too long: when they end, and what ends with them."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ def _insist(action: Callable[[], Any]) -> Any:
 
 
 def _check_all_whole(place: Path, ids: list[str], there: list[str]) -> Iterable[str]:
-    """What is listed is whole, but for the one that was damaged from the beginning, and what was acknowledged is there."""
+    """What is listed is whole, but for the one that was damaged at first, and what was acknowledged is there."""
     manager = manager_at(place)
     manager.cleanup_checkpoints(policy=KeepNewest(count=1000))
     manager.empty_trash()

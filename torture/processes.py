@@ -112,7 +112,7 @@ class Child:
 def _run(function: Callable[..., Any], arguments: Sequence[Any], writing: int, timeout_seconds: float) -> None:
     """The child's whole life. Nothing of the parent's is cleaned up in it: neither files, nor threads, nor tests."""
     try:
-        faulthandler.dump_traceback_later(timeout_seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(timeout_seconds, exit=True, file=2)
         try:
             answer = (True, function(*arguments))
         except BaseException:
