@@ -458,7 +458,10 @@ def test_a_lock_that_was_taken_away_is_lost_whatever_else_is_left(store: LocalSt
     (folder / "f").write_bytes(b"first")
     pending = store.open_write("e")
     pending.write(b"late")
-    changes = {**CHANGES, "publish": lambda held: held.publish(pending, "e/late")}
+    changes: dict[str, Callable[[FolderLock], object]] = {
+        **CHANGES,
+        "publish": lambda held: held.publish(pending, "e/late"),
+    }
     with store.lock("e") as held:
         token = lock_token(folder)
         os.rename(folder / leases.LOCK_NAME / token, folder / f"{leases.BROKEN_PREFIX}{token}-0")
