@@ -22,10 +22,11 @@ from ckpt_lib.errors import CheckpointError, LeaseLostError, StoreError, StorePe
 from ckpt_lib.store import folder_lock, leases, owners
 from ckpt_lib.store.base import FolderLock
 from ckpt_lib.store.directory import Directory
+from ckpt_lib.store.folder_lock import LOCK_NAME
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.owners import Owner
 from tests.helpers import MakeManager, save
-from torture.leases import contents, lease_of, lock_token
+from torture.leases import contents, lock_token, planted_lease
 from torture.processes import Child, ChildError, patched
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the processes of these tests are forks")
@@ -58,11 +59,16 @@ def opened(store: LocalStore) -> Iterator[Directory]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    """What is in a folder, without the lock and the leases, which living processes keep for a while."""
+    return sorted(name for name in os.listdir(folder) if name != LOCK_NAME and not name.startswith(leases.LEASE_PREFIX))
 
 
 def lease_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{leases.LEASE_PREFIX}*"))
+    return sorted(folder.glob(f"{leases.LEASE_PREFIX}*/lease"))
+
+
+def token_of(lease: Path) -> str:
+    return lease.parent.name.removeprefix(leases.LEASE_PREFIX)
 
 
 def in_child(function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 60) -> Any:
@@ -86,15 +92,20 @@ def eventually(is_so: Callable[[], bool], seconds: float = 20) -> None:
 # --- having a lease ---
 
 
-def test_a_lease_lasts_as_long_as_something_is_done_and_nothing_is_left(store: LocalStore, folder: Path) -> None:
-    """A file, a lock and a hold share one lease, which goes with the last of them."""
+def test_a_lease_lasts_as_long_as_something_is_done_and_nothing_is_left(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a lock and a hold share one lease, which goes when there has been nothing to do for a while."""
+    monkeypatch.setattr(leases, "_IDLE_SECONDS", 0.2)
     pending = store.open_write("e")
     (lease,) = lease_files(folder)
     with store.lock("e"), store.hold("e", "x", "read"):
         assert lease_files(folder) == [lease]
+    time.sleep(1.5)
     assert lease_files(folder) == [lease]
     pending.discard()
-    assert names(folder) == []
+    assert lease_files(folder) == [lease]
+    eventually(lambda: os.listdir(folder) == [LOCK_NAME])
 
 
 def test_a_lease_says_whose_it_is(store: LocalStore, folder: Path) -> None:
@@ -120,7 +131,7 @@ def test_a_lease_is_renewed_as_long_as_it_is_used(store: LocalStore, folder: Pat
 
     with Child(write_slowly) as owner, opened(store) as directory:
         eventually(lambda: bool(lease_files(folder)))
-        token = lease_files(folder)[0].name.removeprefix(leases.LEASE_PREFIX)
+        token = token_of(lease_files(folder)[0])
         while lease_files(folder) and owner.is_alive:
             # Given back, it is over as well.
             assert not leases.is_over(directory, token) or not lease_files(folder)
@@ -280,81 +291,91 @@ def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(
     store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Ctrl-C between having the lock and knowing it: though this process lives on and holds something, it is free."""
-    rename = Directory.rename
+    sign = leases.Lease.sign
 
-    def interrupted(self: Directory, source: str, target: str) -> None:
+    def interrupted(self: leases.Lease, name: str) -> None:
         if moment == "after":
-            rename(self, source, target)
+            sign(self, name)
         raise KeyboardInterrupt
 
     with store.hold("e", "x", "read"):
-        monkeypatch.setattr(Directory, "rename", interrupted)
+        monkeypatch.setattr(leases.Lease, "sign", interrupted)
         with pytest.raises(KeyboardInterrupt), store.lock("e"):
             pass
         monkeypatch.undo()
-        monkeypatch.setattr(folder_lock, "LOCK_TIMEOUT_SECONDS", 1.0)
-        assert [name for name in names(folder) if name.startswith(leases.LOCK_NAME)] == []
-        with store.lock("e"):
-            pass
+        assert lock_token(folder) == ""
+        assert in_child(_is_lock_free, store, timeout_seconds=20)
+        assert list(store.held("e")) == ["x"]
     assert names(folder) == []
+
+
+def _is_lock_free(store: LocalStore) -> bool:
+    with store.lock("e"):
+        return True
 
 
 def test_an_interrupt_under_the_lock_frees_it(store: LocalStore, folder: Path) -> None:
     """Whatever ends the context, with a file half done, nothing of it stays."""
 
     def interrupted() -> None:
-        (folder / leases.LOCK_NAME / lock_token(folder) / "0").write_bytes(b"half")
+        (lease_files(folder)[0].parent / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.lock("e"):
         interrupted()
+    assert lock_token(folder) == ""
     assert names(folder) == []
 
 
 STRAYS = (
-    *(f"{leases.PENDING_PREFIX}", f"{leases.PENDING_PREFIX}-0", f"{leases.PENDING_PREFIX}..", f"{leases.LEASE_PREFIX}"),
+    *(
+        f"{leases.LEASE_PREFIX}",
+        f"{leases.LEASE_PREFIX}..",
+        f"{leases.LEASE_PREFIX}-x",
+        f"{leases.LEASE_PREFIX}{'0' * 16}",
+    ),
     *(
         f"{leases.BROKEN_PREFIX}",
-        f"{leases.PREPARED_PREFIX}",
-        f"{leases.LEASE_PREFIX}..",
-        f"{leases.PREPARED_PREFIX}..",
+        f"{leases.BROKEN_PREFIX}..-x",
+        f"{leases.BROKEN_PREFIX}{'0' * 16}-x",
+        ".ckpt-",
+        ".ckpt-x",
     ),
-    *(f"{leases.BROKEN_PREFIX}{'0' * 16}-x", f"{leases.PREPARED_PREFIX}{'0' * 16}"),
 )
 
 
 @pytest.mark.parametrize("name", STRAYS)
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_stray_name_costs_nobody_the_lock(store: LocalStore, folder: Path, name: str, is_folder: bool) -> None:
-    """A file or folder whose name is almost one of a lease is swept or left, and disturbs neither sweep nor lock."""
-    if is_folder:
-        (folder / name).mkdir()
-        (folder / name / "f").touch()
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_stray_name_costs_nobody_the_lock(store: LocalStore, folder: Path, name: str, kind: str) -> None:
+    """Something whose name is almost one of a lease is swept or left, and disturbs neither sweep, hold nor lock."""
+    if kind == "folder":
+        (folder / name / "inner").mkdir(parents=True)
+        (folder / name / "inner" / "f").touch()
+    elif kind == "link":
+        (folder / name).symlink_to(folder)
     else:
         (folder / name).touch()
     for _ in range(2):
         with store.lock("e") as held:
             held.sweep()
             held.put("e/f", b"x")
+        with store.hold("e", "y", "read"):
+            assert list(store.held("e")) == ["y"]
     assert (folder / "f").read_bytes() == b"x"
-    assert [left for left in names(folder) if left.startswith(".")] in ([], [name])
 
 
+@pytest.mark.parametrize("name", ["stray", "0", "007", "-1", "1.5", "9" * 200, "\u0663"])
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_a_stray_name_in_the_lock_is_no_owner(store: LocalStore, folder: Path, is_folder: bool) -> None:
-    """What has no lease is nobody's, be it a file: the lock is free, and it is removed."""
-    stray = folder / leases.LOCK_NAME / "stray"
-    if is_folder:
-        stray.mkdir(parents=True)
-    else:
-        stray.parent.mkdir()
-        stray.touch()
-    with store.lock("e") as held:
-        held.sweep()
-    with store.lock("e") as held:
-        held.put("e/f", b"x")
-        held.sweep()
-    assert [name for name in names(folder) if not name.startswith(leases.BROKEN_PREFIX)] == ["f"]
+def test_a_stray_name_in_the_lock_is_no_owner(store: LocalStore, folder: Path, is_folder: bool, name: str) -> None:
+    """What is no number of a lock counts for nothing, be it a file or a folder."""
+    stray = folder / LOCK_NAME / name
+    stray.mkdir(parents=True) if is_folder else (stray.parent.mkdir(), stray.touch())
+    for _ in range(2):
+        with store.lock("e") as held:
+            held.put("e/f", b"x")
+            held.sweep()
+    assert names(folder) == ["f"]
+    assert stray.exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -364,13 +385,13 @@ def test_something_else_in_the_place_of_the_lock_is_an_error_of_ours(
     """It is not followed, not replaced, and nothing else is left."""
     (tmp_path / "elsewhere").mkdir()
     if kind == "file":
-        (folder / leases.LOCK_NAME).touch()
+        (folder / LOCK_NAME).touch()
     else:
-        (folder / leases.LOCK_NAME).symlink_to(tmp_path / "elsewhere")
+        (folder / LOCK_NAME).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError), store.lock("e"):
         pass
-    assert names(folder) == [leases.LOCK_NAME]
-    assert names(tmp_path / "elsewhere") == []
+    assert names(folder) == []
+    assert os.listdir(tmp_path / "elsewhere") == []
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -464,7 +485,7 @@ def test_a_lock_that_was_taken_away_is_lost_whatever_else_is_left(store: LocalSt
     }
     with store.lock("e") as held:
         token = lock_token(folder)
-        os.rename(folder / leases.LOCK_NAME / token, folder / f"{leases.BROKEN_PREFIX}{token}-0")
+        os.rename(folder / f"{leases.LEASE_PREFIX}{token}", folder / f"{leases.BROKEN_PREFIX}{token}-0")
         with pytest.raises(LeaseLostError):
             changes[name](held)
     pending.discard()
@@ -625,9 +646,11 @@ def test_the_time_of_day_has_no_say(
 ) -> None:
     """A lease from a machine whose clock is a year off lasts exactly as long as any other."""
     clock = Clock()
-    lease = lease_of(folder, "0" * 16)
+    lease = planted_lease(folder)
     owner = Owner(host="elsewhere", system="another", pid=1, started="1")
-    lease.write_text(leases.LeaseContent(owner=owner, taken_at="ever", ttl_seconds=60).model_dump_json())
+    lease.write_text(
+        leases.LeaseContent(token="0" * 16, owner=owner, taken_at="ever", ttl_seconds=60).model_dump_json()
+    )
     moment = time.time() + days * 86_400
     os.utime(lease, (moment, moment))
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
@@ -645,7 +668,7 @@ def test_a_lease_that_says_nothing_lasts_as_long_as_any(
 ) -> None:
     """It may be about to be written; it holds nothing."""
     clock = Clock()
-    lease_of(folder, "0" * 16).write_bytes(content)
+    planted_lease(folder).write_bytes(content)
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
     with opened(store) as directory:
         assert not leases.is_over(directory, "0" * 16)
@@ -658,8 +681,8 @@ def test_no_lease_lasts_for_ever(store: LocalStore, folder: Path, monkeypatch: p
     """What a lease says of its own length is believed up to an hour."""
     clock = Clock()
     owner = Owner(host="elsewhere", system="another", pid=1, started="1")
-    content = leases.LeaseContent(owner=owner, taken_at="ever", ttl_seconds=1e12)
-    lease_of(folder, "0" * 16).write_text(content.model_dump_json())
+    content = leases.LeaseContent(token="0" * 16, owner=owner, taken_at="ever", ttl_seconds=1e12)
+    planted_lease(folder).write_text(content.model_dump_json())
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
     with opened(store) as directory:
         assert not leases.is_over(directory, "0" * 16)
@@ -771,6 +794,8 @@ def test_a_fork_has_leases_of_its_own(store: LocalStore, folder: Path) -> None:
                 return len(lease_files(folder))
 
         assert in_child(work) == 2
+        with store.lock("e") as held:
+            held.sweep()
         assert lease_files(folder) == [lease]
         assert lease.read_bytes() == before
         assert list(store.held("e")) == ["x"]

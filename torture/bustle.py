@@ -341,8 +341,8 @@ def _check_end(folder: Path, diaries: Iterable[Diary]) -> Iterable[str]:
     yield from (f"{name} is pinned and gone" for diary in diaries for name in diary.pinned if name not in there)
     manager.cleanup_checkpoints()
     yield from (str(item) for item in (*manager.validate_all(), *manager.validate_all_backups()) if not item)
+    yield from (f"{left} was left behind" for left in leftovers(folder / "run"))
     for place in (folder / "run", folder / "run" / BACKUPS_NAME):
-        yield from (f"{place.name}/{left} was left behind" for left in leftovers(place))
         payloads, manifests = ({path.stem for path in place.glob(f"*{end}")} for end in (".pt", ".json"))
         if payloads != manifests - {Path(SNAPSHOT_NAME).stem, Path(RECORD_NAME).stem}:
             yield f"payloads and manifests differ: {payloads ^ manifests}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.policies.retention import KeepAtMost
 from ckpt_lib.scrub import RECORD_NAME
 from ckpt_lib.store import open_store
+from ckpt_lib.store.folder_lock import LOCK_NAME
+from ckpt_lib.store.leases import LEASE_PREFIX
 from torture.processes import Child, ChildError, at_once, patched, set_clock
 from torture.rows import Outcome, Row
 
@@ -38,13 +41,26 @@ def manager_at(folder: Path, experiment_name: str = "run", **options: Any) -> Ch
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What lies in an experiment's folder, or among its backups, and belongs to no checkpoint."""
+    """What lies in an experiment's folder, or among its backups, after a sweep, and belongs to no checkpoint."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        is_checkpoint = is_checkpoint_id(path.stem) and path.suffix in {".pt", ".json"}
-        if path.name not in {SNAPSHOT_NAME, BACKUPS_NAME, RECORD_NAME} and not is_checkpoint:
-            found.append(str(path.relative_to(folder)))
+    for place in filter(Path.is_dir, (folder, folder / BACKUPS_NAME)):
+        store = open_store(str(place.parent))
+        with store.lock(place.name) as held:
+            held.sweep()
+        for path in sorted(place.iterdir()):
+            is_checkpoint = is_checkpoint_id(path.stem) and path.suffix in {".pt", ".json"}
+            is_known = path.name in {SNAPSHOT_NAME, BACKUPS_NAME, RECORD_NAME, LOCK_NAME}
+            if not is_known and not is_checkpoint and not _may_stay(path):
+                found.append(str(path.relative_to(folder)))
     return found
+
+
+def _may_stay(path: Path) -> bool:
+    """This process keeps its lease for a while; one whose owner died while it was taken stays until its time is over."""
+    if not path.name.startswith(LEASE_PREFIX):
+        return False
+    lease = path / "lease"
+    return not lease.exists() or json.loads(lease.read_bytes())["owner"]["pid"] == os.getpid()
 
 
 # --- row 19 ---

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -20,8 +21,10 @@ import torch
 
 from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, LeaseLostError
+from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.store import leases, open_store
+from ckpt_lib.store.folder_lock import LOCK_NAME
 from torture.concurrency import leftovers, manager_at
 from torture.processes import Child, ChildError, patched, set_clock
 from torture.rows import Outcome, Row
@@ -34,15 +37,25 @@ SLACK_SECONDS = 20.0
 
 
 def lease_of(folder: Path, token: str) -> Path:
-    return folder / f"{leases.LEASE_PREFIX}{token}"
+    return folder / f"{leases.LEASE_PREFIX}{token}" / "lease"
+
+
+def planted_lease(folder: Path) -> Path:
+    """The file of a lease that nobody here has taken, empty; its token is ``"0" * 16``."""
+    lease = lease_of(folder, "0" * 16)
+    lease.parent.mkdir()
+    lease.touch()
+    return lease
 
 
 def lock_token(folder: Path) -> str:
     """Whose the lock is, or ``""``."""
     try:
-        return next(iter(os.listdir(folder / leases.LOCK_NAME)), "")
+        last = max(os.listdir(folder / LOCK_NAME), key=int, default=None)
+        content = (folder / LOCK_NAME / last).read_bytes() if last else leases.FREE
     except FileNotFoundError:
         return ""
+    return "" if content == leases.FREE else str(json.loads(content)["token"])
 
 
 # --- row 22 ---
@@ -75,7 +88,7 @@ def _unreadable(folder: Path, token: str, chance: random.Random) -> None:
 
 
 def _removed(folder: Path, token: str, _: random.Random) -> None:
-    lease_of(folder, token).unlink()
+    shutil.rmtree(lease_of(folder, token).parent)
 
 
 def _untouched(folder: Path, token: str, _: random.Random) -> None:
@@ -125,16 +138,12 @@ def _check_stale(case: str, place: Path, chance: random.Random) -> Iterable[str]
             changes[case](place, token, chance)
         begun = time.monotonic()
         with Child(_take_over, place) as other:
-            swept = other.result()
+            other.result()
         waited_seconds = time.monotonic() - begun
         if not expires and waited_seconds > SLACK_SECONDS:
             yield f"the lock was free at once and was taken after {waited_seconds:.1f} s"
         if expires and not 0.95 * lease_seconds < waited_seconds < lease_seconds + SLACK_SECONDS:
             yield f"the lease of {lease_seconds} s was broken after {waited_seconds:.2f} s"
-        if not any(name.startswith(f"{leases.PENDING_PREFIX}{token}") for name in swept) and (place / "taken").exists():
-            remaining = [path.name for path in place.iterdir() if path.name.startswith(leases.PENDING_PREFIX)]
-            if remaining:
-                yield f"{remaining} was not swept"
         before = contents(place)
         if not case.startswith("killed"):
             owner.go_on()
@@ -142,9 +151,7 @@ def _check_stale(case: str, place: Path, chance: random.Random) -> Iterable[str]
                 yield f"the owner was not told that it had lost its lease, but {answer}"
         if contents(place) != before:
             yield f"the owner wrote after it had lost its lease: {difference(before, contents(place))}"
-    left = [path.name for path in place.iterdir() if path.name not in {"taken", "first"}]
-    if left:
-        yield f"{left} left behind"
+    yield from (f"{name} was left behind" for name in leftovers(place) if name not in {"taken", "first"})
 
 
 def _stop_with_lock(place: Path) -> str:
@@ -165,12 +172,11 @@ def _stop_with_lock(place: Path) -> str:
 
 
 def _litter(place: Path) -> None:
-    """What processes leave that are killed while they take a lock, break one, or write."""
-    token = secrets.token_hex(8)
-    for name in (f"{leases.PREPARED_PREFIX}{token}/{token}", f"{leases.BROKEN_PREFIX}{token}-{secrets.token_hex(4)}"):
-        (place / name).mkdir(parents=True)
-        (place / name / "0").touch()
-    (place / f"{leases.PENDING_PREFIX}{token}-0").touch()
+    """What a process leaves that is killed while it takes a lease away from another."""
+    broken = place / f"{leases.BROKEN_PREFIX}{secrets.token_hex(8)}-{secrets.token_hex(4)}"
+    broken.mkdir()
+    for name in ("lease", "free", "0"):
+        (broken / name).touch()
 
 
 def _check_renewed(place: Path, token: str) -> Iterable[str]:
@@ -204,11 +210,11 @@ def _watch(place: Path, token: str) -> bool:
     return False
 
 
-def _take_over(place: Path) -> list[str]:
+def _take_over(place: Path) -> None:
     store = open_store(str(place.parent))
     with store.lock("run") as held:
         held.put("run/taken", b"1")
-        return held.sweep()
+        held.sweep()
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -339,7 +345,7 @@ def _stopping(at: int, has_lock: bool) -> Iterator[None]:
                 if calls == at:
                     os.kill(os.getpid(), signal.SIGSTOP)
             result = function(*arguments, **options)
-            if calls < 0 and leases.LOCK_NAME in arguments[1:]:  # a rename to it: the lock is taken
+            if calls < 0 and function.__name__ == "link" and arguments[1].startswith(LOCK_NAME):  # the lock is taken
                 calls = 0
             return result
 
@@ -365,9 +371,13 @@ def _work(place: Path, ids: list[str]) -> list[str]:
     until = time.monotonic() + 1.5 * SHORT_SECONDS
     while time.monotonic() < until:
         for folder in folders:
-            _insist(lambda folder=folder: commit.sweep(folder, grace_seconds=600))  # type: ignore[misc]
+            _insist(lambda folder=folder: _sweep(folder))  # type: ignore[misc]
         time.sleep(SHORT_SECONDS / 10)
     return [saved]
+
+
+def _sweep(folder: CheckpointFolder) -> None:
+    commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=600)
 
 
 def _insist(action: Callable[[], Any]) -> Any:
