@@ -213,6 +213,7 @@ class LocalFolderLock:
     def sweep(self) -> list[str]:
         swept = []
         with self._errors():
+            leases.remove_new(self._directory)
             for token in sorted(leases.tokens(self._directory) - {self._lease.token}):
                 if leases.is_over(self._directory, token):
                     swept += leases.bury(self._directory, token)

@@ -39,6 +39,7 @@ PENDING_PREFIX = ".ckpt-tmp-"
 LOCK_NAME = ".ckpt-lock"
 PREPARED_PREFIX = ".ckpt-lock-"
 BROKEN_PREFIX = ".ckpt-broken-"
+NEW_PREFIX = ".ckpt-new-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 
@@ -68,12 +69,23 @@ class Lease:
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._lock = threading.Lock()
         try:
-            self._write(self.name, os.O_EXCL)
+            self._appear()
         except BaseException:
-            with contextlib.suppress(OSError):
-                self.directory.unlink(self.name)
+            for name in (NEW_PREFIX + self.token, self.name):
+                with contextlib.suppress(OSError):
+                    self.directory.unlink(name)
             self.directory.close()
             raise
+
+    def _appear(self) -> None:
+        """Not by writing it where it is looked for: killed halfway, that would leave a lease that says nothing of its
+        owner, for which everyone would have to wait.
+        """
+        while True:
+            self._write(NEW_PREFIX + self.token, os.O_EXCL)
+            with contextlib.suppress(FileNotFoundError):  # a sweep came by
+                self.directory.rename(NEW_PREFIX + self.token, self.name)
+                return
 
     @property
     def name(self) -> str:
@@ -325,6 +337,14 @@ def bury(directory: Directory, token: str) -> list[str]:
         if name == PREPARED_PREFIX + token or name.startswith(f"{BROKEN_PREFIX}{token}-"):
             remove_tree(directory, name)
     return unfinished
+
+
+def remove_new(directory: Directory) -> None:
+    """Remove leases that were being written. One whose owner lives is written again."""
+    for name, _ in directory.scan():
+        if name.startswith(NEW_PREFIX):
+            with contextlib.suppress(FileNotFoundError):
+                directory.unlink(name)
 
 
 def tokens(directory: Directory) -> set[str]:
