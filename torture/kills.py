@@ -11,7 +11,7 @@ from pathlib import Path
 from ckpt_lib.errors import CheckpointError
 from torture import strikes
 from torture.rows import Outcome, Row
-from torture.strikes import Call, Fault
+from torture.strikes import Call, End, Fault
 from torture.worlds import (
     COPIES,
     DELETIONS,
@@ -53,18 +53,19 @@ class Campaign:
         """A fresh copy, which takes the place of the last one."""
         return self.original.copied_to(self.folder / "world")
 
-    def strike(self, label: str, operation: Operation, world: World, kill: Callable[[], bool]) -> bool:
-        """``kill`` someone at an operation and judge; whether he was killed before he was done."""
+    def strike(self, label: str, operation: Operation, world: World, kill: Callable[[], End]) -> bool:
+        """``kill`` someone at an operation, and judge what he left; whether there was someone left to kill."""
         try:
-            is_acknowledged = kill()
+            end = kill()
         except RuntimeError as error:
             self.outcome.violations.append(f"{label}: {error}")
-            return True
-        self.moments[self._moment(operation, world, is_acknowledged)] += 1
-        self.outcome.injected += 1
-        broken = broken_promises(world, self.before, operation, is_acknowledged=is_acknowledged)
+            return False
+        if end.is_killed:
+            self.outcome.injected += 1
+            self.moments[self._moment(operation, world, end.is_acknowledged)] += 1
+        broken = broken_promises(world, self.before, operation, is_acknowledged=end.is_acknowledged)
         self.outcome.violations += [f"{label}: {promise}" for promise in broken]
-        return not is_acknowledged
+        return end.is_killed
 
     def _moment(self, operation: Operation, world: World, is_acknowledged: bool) -> str:
         if is_acknowledged:

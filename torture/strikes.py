@@ -46,8 +46,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class End:
+    """How a child ended."""
+
+    is_acknowledged: bool
+    """Whether what it did was done, and it said so."""
+    is_killed: bool
+
+
 class Child:
-    """A fork that waits for :meth:`begin`, runs ``action`` and ends."""
+    """A fork that waits for :meth:`begin`, runs ``action`` and ends when it is asked for its :meth:`end`."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         answer, gate = os.pipe(), os.pipe()
@@ -69,8 +78,8 @@ class Child:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
-    def end(self) -> bool:
-        """Wait for the end; whether the action was acknowledged. Raises ``RuntimeError`` if it failed by itself."""
+    def end(self) -> End:
+        """Wait until it is done or dead. Raises ``RuntimeError`` if it failed by itself."""
         os.close(self._gate)
         self.is_over = True
         with os.fdopen(self._answer, "rb") as pipe:
@@ -80,7 +89,7 @@ class Child:
             raise RuntimeError(answer[1:])
         if status not in (0, signal.SIGKILL):
             raise RuntimeError(f"the child ended with status {status}")
-        return answer == "acknowledged"
+        return End(is_acknowledged=answer == "acknowledged", is_killed=status == signal.SIGKILL)
 
 
 def _run(action: Callable[[], object], gate: int, answer: int) -> None:
@@ -90,26 +99,46 @@ def _run(action: Callable[[], object], gate: int, answer: int) -> None:
         os.read(gate, 1)
         action()
         os.write(answer, b"acknowledged")
+        os.read(gate, 1)  # so that who comes late still finds someone to kill
     except BaseException:
         os.write(answer, f"!{traceback.format_exc()}".encode())
     finally:
         os._exit(0)
 
 
+def answer_of(action: Callable[[], str]) -> str:
+    """What ``action`` returns in a child."""
+    reading, writing = os.pipe()
+
+    def told() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(action().encode())
+
+    child = Child(told)
+    os.close(writing)
+    child.begin()
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode()
+    child.end()
+    return answer
+
+
 # --- after some time ---
 
 
 def duration_seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes in a child, from its beginning to its end."""
-    child = Child(action)
-    started = time.perf_counter()
-    child.begin()
-    child.end()
-    return time.perf_counter() - started
+    """How long ``action`` takes in a child, without the child's own beginning and end."""
+
+    def timed() -> str:
+        started = time.perf_counter()
+        action()
+        return str(time.perf_counter() - started)
+
+    return float(answer_of(timed))
 
 
-def killed_after(action: Callable[[], object], delay_seconds: float) -> bool:
-    """Kill a child so long after its beginning; whether the action was acknowledged before."""
+def killed_after(action: Callable[[], object], delay_seconds: float) -> End:
+    """Kill a child so long after its beginning."""
     child = Child(action)
     child.begin()
     time.sleep(delay_seconds)
@@ -142,15 +171,15 @@ def strace_is_lacking() -> str:
     return ""
 
 
-def calls_of(action: Callable[[], object], trace: Path, *, below: Path) -> list[Call]:
+def calls_of(action: Callable[[], object], trace: Path) -> list[Call]:
     """The calls by which ``action`` changes the file system, in order; of those that open a file, what may create it.
 
-    Threads are counted apart, as ``strace`` counts. ``below``: where it works, to leave out what it says elsewhere.
+    Threads are counted apart, as ``strace`` counts.
     """
     child = Child(action)
     with _traced(child, trace):
         child.begin()
-        if not child.end():
+        if child.end().is_killed:
             raise RuntimeError("the child was killed by someone else")
     counted: dict[tuple[str, str], int] = {}
     calls = []
@@ -165,8 +194,8 @@ def calls_of(action: Callable[[], object], trace: Path, *, below: Path) -> list[
     return list(dict.fromkeys(calls))
 
 
-def killed_at(action: Callable[[], object], call: Call, trace: Path) -> bool:
-    """Let ``strace`` kill a child as it enters a call; whether the action was acknowledged before."""
+def killed_at(action: Callable[[], object], call: Call, trace: Path) -> End:
+    """Let ``strace`` kill a child as it enters a call, if it makes so many."""
     child = Child(action)
     with _traced(child, trace, "-e", f"inject={call.name}:signal=KILL:when={call.number}"):
         child.begin()
@@ -248,26 +277,19 @@ def injected(fault: Fault) -> Iterator[None]:
 
 
 def functions_of(action: Callable[[], object]) -> list[str]:
-    """The functions of ``os`` that ``action`` changes the file system by, as a child calls them."""
-    reading, writing = os.pipe()
+    """The functions of ``os`` by which ``action`` changes the file system, as a child calls them."""
 
-    def counted() -> None:
+    def counted() -> str:
         fault = Fault()
         with injected(fault):
             action()
-        os.write(writing, " ".join(fault.calls).encode())
+        return " ".join(fault.calls)
 
-    child = Child(counted)
-    os.close(writing)
-    child.begin()
-    with os.fdopen(reading, "rb") as pipe:
-        called = pipe.read().decode().split()
-    child.end()
-    return called
+    return answer_of(counted).split()
 
 
-def struck(action: Callable[[], object], fault: Fault) -> bool:
-    """Run ``action`` in a child with ``fault``; whether it was acknowledged."""
+def struck(action: Callable[[], object], fault: Fault) -> End:
+    """Run ``action`` in a child with ``fault``."""
 
     def faulty() -> None:
         with injected(fault):

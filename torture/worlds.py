@@ -30,7 +30,7 @@ PLAIN, LOST, DAMAGED, NEWEST = range(4)
 PROMPT_SECONDS = 20.0
 """No operation after a kill may take longer: whoever waits for a dead owner's lease waits for a minute."""
 
-LEFTOVER = re.compile(r"/\.ckpt-(lock|tmp|lease)|\.saving$")
+LEFTOVER = re.compile(r"/\.ckpt-(lock|tmp|lease|new|broken)|\.saving$")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class World:
     ids: list[str] = field(default_factory=list)
     trashed: list[str] = field(default_factory=list)
 
-    def manager(self, **options: Any) -> CheckpointManager:
+    def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
         """A new one, with options that retire nothing."""
         defaults: dict[str, Any] = {
             "checkpoint_dir": str(self.root / "store"),
             "backup_checkpoints": False,
             "max_checkpoints": 9,
         }
-        return CheckpointManager(CheckpointConfig(**(defaults | options)), "run")
+        return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
 
     @property
     def folder(self) -> Path:
@@ -69,7 +69,7 @@ class World:
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and not re.search(r"/\.ckpt-(lock|lease)", str(path))
+            if path.is_file() and not re.search(r"/\.ckpt-(lock|lease|new|broken)", str(path))
         }
 
 
@@ -150,7 +150,7 @@ SAVES: dict[str, Operation] = {
     "save, back up, retire": Operation(
         _save_with_everything,
         lambda world: {world.ids[PLAIN], world.ids[NEWEST]}.isdisjoint(_listed(world)),
-        gives_up=frozenset({PLAIN, NEWEST}),
+        gives_up=frozenset({PLAIN, DAMAGED, NEWEST}),
         touches=lambda _: ("/backups/",),
     ),
 }
@@ -171,7 +171,7 @@ DELETIONS: dict[str, Operation] = {
     "cleanup": Operation(
         lambda world: world.manager(max_checkpoints=1).cleanup_checkpoints(),
         lambda world: world.ids[PLAIN] not in _listed(world) and world.ids[NEWEST] in _listed(world),
-        gives_up=frozenset({PLAIN}),
+        gives_up=frozenset({PLAIN, DAMAGED}),  # of which it may not know that it is damaged
     ),
     "empty the trash": Operation(
         lambda world: world.manager(trash_seconds=0).cleanup_checkpoints(),
@@ -195,10 +195,8 @@ COPIES: dict[str, Operation] = {
         lambda world: world.ids[NEWEST] in world.exported.manifest_entries(),
     ),
     "import": Operation(
-        lambda world: CheckpointManager(
-            CheckpointConfig(checkpoint_dir=str(world.root / "store"), backup_checkpoints=False), "other"
-        ).import_checkpoint(world.root / "exported" / f"{world.ids[PLAIN]}.pt"),
-        lambda world: world.ids[PLAIN] in CheckpointFolder(open_store(world.root / "store"), "other").manifest_entries(),
+        lambda world: world.manager("other").import_checkpoint(world.root / "exported" / f"{world.ids[PLAIN]}.pt"),
+        lambda world: len(world.manager("other").list_checkpoints()) == 1,
     ),
     "restore": Operation(
         lambda world: world.manager().restore_checkpoint(world.ids[LOST]),
@@ -271,10 +269,12 @@ def _broken_state(world: World, before: dict[str, str], operation: Operation, is
     for copy in manager.list_backups():
         if not (report := manager.validate_backup(copy.checkpoint_id)):
             yield f"a broken backup: {report.message}"
-    for folder in (world.exported, CheckpointFolder(open_store(world.root / "store"), "other")):
-        for checkpoint_id in folder.manifest_entries():
-            if not (report := validate(folder, folder.read_manifest(checkpoint_id), "run")):
-                yield f"a broken copy: {report.message}"
+    for checkpoint_id in world.exported.manifest_entries():
+        if not (report := validate(world.exported, world.exported.read_manifest(checkpoint_id), "run")):
+            yield f"a broken copy: {report.message}"
+    for report in world.manager("other").validate_all():
+        if not report:
+            yield f"a broken import: {report.message}"
     yield from _changed(world, before, operation)
 
 
@@ -288,8 +288,11 @@ def _changed(world: World, before: dict[str, str], operation: Operation) -> Iter
 
 
 def _broken_sequel(world: World, operation: Operation) -> Iterator[str]:
-    """The same operation again converges, a save works, and a cleanup leaves no leftover."""
+    """What was committed can be deleted and brought back, the same operation again converges, a save works, and a
+    cleanup leaves no leftover.
+    """
     started = time.monotonic()
+    yield from _broken_trash(world)
     try:
         operation.act(world)
     except CheckpointError as error:
@@ -304,6 +307,18 @@ def _broken_sequel(world: World, operation: Operation) -> Iterator[str]:
     if (took_seconds := time.monotonic() - started) > PROMPT_SECONDS:
         yield f"what came next took {took_seconds:.0f} s"
     yield from leftovers(world)
+
+
+def _broken_trash(world: World) -> Iterator[str]:
+    """A save that was killed just after its commit leaves a marker, which must not outlive a deletion."""
+    manager = world.manager()
+    for checkpoint_id in _listed(world):
+        if (world.folder / f".{checkpoint_id}.saving").exists() and manager.validate_checkpoint(checkpoint_id):
+            manager.delete_checkpoint(checkpoint_id)
+            manager.cleanup_checkpoints()
+            manager.undelete_checkpoint(checkpoint_id)
+            if not manager.validate_checkpoint(checkpoint_id):
+                yield f"deleted and brought back, it is broken: {checkpoint_id}"
 
 
 def leftovers(world: World) -> Iterator[str]:
