@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ckpt_lib.errors import CheckpointError
@@ -84,7 +85,7 @@ class Campaign:
 
 
 def _act(operation: Operation, world: World) -> Callable[[], object]:
-    return lambda: operation.act(world)
+    return partial(operation.act, world)
 
 
 # --- by time ---
@@ -120,9 +121,7 @@ def _kills_by_time(
             f"{number}, {name} killed after {delay_seconds * 1000:.1f} ms",
             operations[name],
             world,
-            lambda world=world, name=name, delay=delay_seconds: strikes.killed_after(  # type: ignore[misc]
-                _act(operations[name], world), delay
-            ),
+            partial(strikes.killed_after, _act(operations[name], world), delay_seconds),
         )
 
 
@@ -147,7 +146,7 @@ def _kill_at(campaign: Campaign, name: str, operation: Operation, call: Call) ->
         f"{name} killed at {call.name} {call.number}",
         operation,
         world,
-        lambda: strikes.killed_at(_act(operation, world), call, campaign.trace),
+        partial(strikes.killed_at, _act(operation, world), call, campaign.trace),
     )
 
 
@@ -181,3 +180,105 @@ def _row_2(count: int, seed: str, folder: Path) -> Outcome:
             return campaign.finish()
         calls = {name: _kill_at_every(campaign, name, operation) for name, operation in OPERATIONS.items()}
         return campaign.finish("calls: " + ", ".join(f"{number} of {name}" for name, number in calls.items()))
+
+
+# --- deletions and copies, by time and at system calls ---
+
+
+def _row_of(operations: dict[str, Operation]) -> Callable[[int, str, Path], Outcome]:
+    def run(count: int, seed: str, folder: Path) -> Outcome:
+        """Half of them by time and half at system calls; all of them by time where there is no ``strace``."""
+        with strikes.one_thread():
+            campaign = Campaign(folder)
+            if not strikes.strace_is_lacking():
+                _kills_at_calls(campaign, operations, count // 2, seed)
+            at_calls = campaign.outcome.injected
+            _kills_by_time(campaign, operations, count - at_calls, seed)
+            return campaign.finish(f"{at_calls} at a system call, {count - at_calls} after a random time")
+
+    return run
+
+
+# --- recoveries ---
+
+
+def _row_7(count: int, seed: str, folder: Path) -> Outcome:
+    with strikes.one_thread():
+        campaign = Campaign(folder)
+        timing = Timing(campaign)
+        functions = {name: strikes.functions_of(_act(item, campaign.world())) for name, item in OPERATIONS.items()}
+        for number in range(count):
+            rng = random.Random(f"{seed} {number}")
+            crashed, recovery = rng.choice(list(OPERATIONS)), rng.choice(list(RECOVERIES))
+            world = campaign.world()
+            at = rng.randrange(1, len(functions[crashed]) + 1)
+            strikes.struck(_act(OPERATIONS[crashed], world), Fault(at, kill=True, torn=rng.random() < 0.5))
+            delay_seconds = timing.delay_seconds(recovery, RECOVERIES[recovery], rng)
+            campaign.strike(
+                f"{number}, {crashed} killed at call {at}, {recovery} after {delay_seconds * 1000:.1f} ms",
+                _after(OPERATIONS[crashed], RECOVERIES[recovery]),
+                world,
+                partial(strikes.killed_after, _act(RECOVERIES[recovery], world), delay_seconds),
+            )
+        return campaign.finish(f"of {len(RECOVERIES)} kinds, each after one of {len(OPERATIONS)} operations was killed")
+
+
+def _after(crashed: Operation, recovery: Operation) -> Operation:
+    """A recovery in a world in which something else was left halfway."""
+    return replace(
+        recovery,
+        gives_up=crashed.gives_up | recovery.gives_up,
+        touches=lambda world: (*crashed.touches(world), *recovery.touches(world)),
+    )
+
+
+_INV = "acknowledged: there and valid; else absent or complete; nothing else changed; the next operations work at once"
+
+ROWS = [
+    Row(
+        number=1,
+        fault="kill during save",
+        must_hold=_INV,
+        unit="kills",
+        count=1000,
+        sample=30,
+        run=_row_1,
+    ),
+    Row(
+        number=2,
+        fault="kill at each system call of every operation",
+        must_hold=_INV,
+        unit="kills",
+        count=0,
+        sample=30,
+        run=_row_2,
+        lacks=strikes.strace_is_lacking,
+    ),
+    Row(
+        number=5,
+        fault="kill during delete, undelete, cleanup",
+        must_hold="each checkpoint is un-referenced or intact, never listed and broken",
+        unit="kills",
+        count=500,
+        sample=20,
+        run=_row_of(DELETIONS),
+    ),
+    Row(
+        number=6,
+        fault="kill during backup, export, import, restore",
+        must_hold="the source is untouched; a second run converges",
+        unit="kills",
+        count=500,
+        sample=20,
+        run=_row_of(COPIES),
+    ),
+    Row(
+        number=7,
+        fault="kill during recovery from another kill",
+        must_hold="the second run succeeds",
+        unit="kills",
+        count=300,
+        sample=20,
+        run=_row_7,
+    ),
+]

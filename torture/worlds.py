@@ -123,9 +123,9 @@ def _listed(world: World) -> list[str]:
     return [item.checkpoint_id for item in world.manager().list_checkpoints()]
 
 
-def _has_one_more(world: World) -> bool:
-    listed = _listed(world)
-    return listed[: len(world.ids)] == world.ids and len(listed) > len(world.ids)
+def _has_a_new_one(world: World) -> bool:
+    """Which is the newest."""
+    return _listed(world)[-1] not in (*world.ids, *world.trashed)
 
 
 def _save_large(world: World) -> object:
@@ -144,9 +144,9 @@ def _save_with_everything(world: World) -> object:
 
 
 SAVES: dict[str, Operation] = {
-    "save": Operation(lambda world: _save(world.manager(), 5), _has_one_more),
-    "save of many blocks": Operation(_save_large, _has_one_more),
-    "save in the background": Operation(_save_in_background, _has_one_more),
+    "save": Operation(lambda world: _save(world.manager(), 5), _has_a_new_one),
+    "save of many blocks": Operation(_save_large, _has_a_new_one),
+    "save in the background": Operation(_save_in_background, _has_a_new_one),
     "save, back up, retire": Operation(
         _save_with_everything,
         lambda world: {world.ids[PLAIN], world.ids[NEWEST]}.isdisjoint(_listed(world)),
@@ -228,7 +228,7 @@ CHANGES: dict[str, Operation] = {
 
 RECOVERIES: dict[str, Operation] = {
     "sweep": Operation(lambda world: world.manager().cleanup_checkpoints(), lambda world: not list(leftovers(world))),
-    "the next save": Operation(lambda world: _save(world.manager(), 6), _has_one_more),
+    "the next save": Operation(lambda world: _save(world.manager(), 6), _has_a_new_one),
     "empty the trash": DELETIONS["empty the trash"],
     "restore": COPIES["restore"],
     "repair": CHANGES["repair"],
