@@ -186,6 +186,11 @@ class _Leases:
             lease.users += 1
             return lease
 
+    def has(self, token: str) -> bool:
+        """Whether this process uses the lease."""
+        with self._lock:
+            return any(lease.token == token for lease in self._leases.values())
+
     def give_back(self, lease: Lease) -> None:
         with self._lock:
             lease.users -= 1
@@ -295,11 +300,16 @@ def is_over(directory: Directory, token: str) -> bool:
         content = read_lease(directory, token)
     except FileNotFoundError:
         return True
-    if content is not None and is_proven_dead(content.owner):
+    if content is not None and (is_proven_dead(content.owner) or _is_abandoned(content.owner, token)):
         return True
     version = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
     ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
     return _seen.unchanged_seconds(token, version) > ttl_seconds
+
+
+def _is_abandoned(owner: Owner, token: str) -> bool:
+    """Whether it is a lease of this process that it could not end, because the store failed just then."""
+    return owner == this_process() and not leases.has(token)
 
 
 def living_holds(directory: Directory) -> dict[str, str]:
