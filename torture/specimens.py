@@ -116,7 +116,9 @@ def build_shelf(root: Path) -> Shelf:
     return shelf
 
 
-def _add(shelf: Shelf, widths: tuple[int, ...], *, optimizer: bool = False, extra: dict[str, Any] | None = None) -> None:
+def _add(
+    shelf: Shelf, widths: tuple[int, ...], *, optimizer: bool = False, extra: dict[str, Any] | None = None
+) -> None:
     """Save and back up a model that has been trained for a step, to be loaded into one that has not."""
     torch.manual_seed(_SEED + len(shelf.specimens))
     model, fresh = linear(*widths), linear(*widths)
