@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import shutil
 import time
@@ -30,7 +32,7 @@ PLAIN, LOST, DAMAGED, NEWEST = range(4)
 PROMPT_SECONDS = 20.0
 """No operation after a kill may take longer: whoever waits for a dead owner's lease waits for a minute."""
 
-LEFTOVER = re.compile(r"/\.ckpt-(lock|tmp|lease|new|broken)|\.saving$")
+LEFTOVER = re.compile(r"/\.ckpt-(lease|new|broken)-[^/]*$|\.saving$")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class World:
     def copied_to(self, root: Path) -> World:
         """The same world in another place, where there may be an older one."""
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(self.root, root, symlinks=True)
+        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns(".ckpt-lease-*"))
         return World(root, self.ids, self.trashed)
 
     def contents(self) -> dict[str, str]:
@@ -327,5 +329,14 @@ def leftovers(world: World) -> Iterator[str]:
     for name in sorted(names):
         is_payload = name.endswith(".pt")
         deleted = str(Path(name).with_name(f".{Path(name).stem}.deleted"))
-        if LEFTOVER.search(f"/{name}") or (is_payload and names.isdisjoint({f"{name[:-3]}.json", deleted})):
+        is_leftover = LEFTOVER.search(f"/{name}") and not _is_own_lease(world.root / name)
+        if is_leftover or (is_payload and names.isdisjoint({f"{name[:-3]}.json", deleted})):
             yield f"left over: {name}"
+
+
+def _is_own_lease(path: Path) -> bool:
+    """Whether this process, which goes on for a while with the lease that it has, has that one."""
+    try:
+        return bool(json.loads((path / "lease").read_bytes())["owner"]["pid"] == os.getpid())
+    except (OSError, ValueError, LookupError):
+        return False
