@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from torture.fingerprints import fingerprint as fingerprint
+from torture import fingerprints
+
+fingerprint = fingerprints.fingerprint
 
 
 class MakeManager(Protocol):

@@ -73,7 +73,7 @@ def test_an_error_at_any_system_call_harms_nothing(campaign: Campaign, name: str
         fault = Fault(at, code=code, persistent=persistent)
         error = outcome(partial(operation.act, world), fault)
         where = (os.strerror(code), fault.hit, at, len(counted.calls))
-        expected = [REASONS[code]]
+        expected: list[type[CheckpointError]] = [REASONS[code]]
         if name.startswith("repair") and code == errno.EIO:
             expected.append(CorruptCheckpointError)  # bytes that neither copy's disk gives are damaged in both
         assert error is None or isinstance(error, tuple(expected)), where

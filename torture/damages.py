@@ -163,7 +163,7 @@ def missed_loss_of_manifest(shelf: Shelf, path: Path) -> Iterator[str]:
     is_backup = path == specimen.backup.manifest
     manager = shelf.manager_of_backups() if is_backup else shelf.manager()
     listed = manager.backup_ids() if is_backup else manager.checkpoint_ids()
-    doors = [manager.validate_backup, manager.restore_checkpoint]
+    doors: list[Callable[[str], object]] = [manager.validate_backup, manager.restore_checkpoint]
     if not is_backup:
         doors = [manager.validate_checkpoint, manager.load_checkpoint, manager.delete_checkpoint]
     if path.stem in listed:
@@ -173,9 +173,9 @@ def missed_loss_of_manifest(shelf: Shelf, path: Path) -> Iterator[str]:
             door(path.stem)
         except CheckpointNotFoundError as error:
             if path.stem not in str(error):
-                yield f"{door.__name__} says {error!r}"
+                yield f"{door} says {error!r}"
         else:
-            yield f"{door.__name__} finds it"
+            yield f"{door} finds it"
 
 
 def missed_addition(shelf: Shelf, path: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rows 1, 2 and 5 to 7: processes that are killed at work. Nothing acknowledged is lost, and nothing broken is found."""
+"""Rows 1, 2 and 5 to 7: processes that are killed at work. What was acknowledged stays, and nothing is broken."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def _in_a_process(job: Job, folder: Path) -> Outcome:
     return Outcome(**json.loads(answer.read_text(encoding="utf-8")))
 
 
-def _main(package: str, number: str, count: str, seed: str, folder: str, answer: str) -> None:
+def _main(package: str, number: str, count: str, seed: str, *paths: str) -> None:
+    folder, answer = paths
     (row,) = (row for row in discover(package) if row.number == int(number))
     outcome = row.run(int(count), seed, Path(folder))
     Path(answer).write_text(json.dumps(asdict(outcome)), encoding="utf-8")

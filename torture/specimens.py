@@ -119,7 +119,7 @@ def build_shelf(root: Path) -> Shelf:
 def _add(
     shelf: Shelf, widths: tuple[int, ...], *, optimizer: bool = False, extra: dict[str, Any] | None = None
 ) -> None:
-    """Save and back up a model that has been trained for a step, to be loaded into one that has not."""
+    """Save and back up a model, trained for a step if it has an optimizer, to be loaded into one that is not."""
     torch.manual_seed(_SEED + len(shelf.specimens))
     model, fresh = linear(*widths), linear(*widths)
     trained = torch.optim.AdamW(model.parameters(), lr=0.01) if optimizer else None

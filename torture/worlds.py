@@ -229,7 +229,10 @@ CHANGES: dict[str, Operation] = {
 }
 
 RECOVERIES: dict[str, Operation] = {
-    "sweep": Operation(lambda world: world.manager().cleanup_checkpoints(), lambda world: not list(leftovers(world))),
+    "sweep": Operation(
+        lambda world: world.manager().cleanup_checkpoints(),
+        lambda world: all("lease" in left for left in leftovers(world)),  # whoever was killed had one
+    ),
     "the next save": Operation(lambda world: _save(world.manager(), 6), _has_a_new_one),
     "empty the trash": DELETIONS["empty the trash"],
     "restore": COPIES["restore"],
