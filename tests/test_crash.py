@@ -22,7 +22,7 @@ from torture.runner import memory_folder
 from torture.strikes import Fault, injected
 from torture.worlds import MODEL, OPERATIONS, PLAIN, World, broken_promises, build_world
 
-SAMPLE = 8
+SAMPLE = 6
 REASONS = {errno.ENOSPC: StorageFullError, errno.EIO: StoreError, errno.EACCES: StorePermissionError}
 
 
