@@ -235,9 +235,11 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
         swept = held.sweep()
         entries = folder.store.entries(folder.path)
         listed = manifest_entries(entries)
+        deleted = marker_entries(entries, "deleted")
         for mark in ("saving", "deleted"):
             for checkpoint_id, entry in marker_entries(entries, mark).items():
-                if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
+                # Killed after a commit, which may have been deleted since, or before a deletion took effect.
+                if checkpoint_id in listed or (mark == "saving" and checkpoint_id in deleted):
                     held.delete(folder.marker_path(checkpoint_id, mark))
                 elif mark == "deleted" and (
                     held.time_seconds - entry.modified_seconds < grace_seconds or checkpoint_id in folder.held()

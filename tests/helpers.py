@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,9 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.store.leases import LeaseContent
 from ckpt_lib.store.owners import this_process
+from torture import fingerprints
+
+fingerprint = fingerprints.fingerprint
 
 
 class MakeManager(Protocol):
@@ -58,33 +61,9 @@ def train(parts: Parts, epochs: Iterable[int]) -> None:
         parts.scheduler.step()
 
 
-def fingerprint(value: Any) -> str:
-    """A digest of state that differs when one bit of it does."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()
-
-
 def state_of(parts: Parts) -> str:
     """The fingerprint of model, optimizer and scheduler."""
     return fingerprint([part.state_dict() for part in (parts.model, parts.optimizer, parts.scheduler)])
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        digest.update(b"{")
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _feed(digest, item)
-    elif isinstance(value, (list, tuple)):
-        digest.update(b"[")
-        for item in value:
-            _feed(digest, item)
-    else:
-        digest.update(repr(value).encode())
 
 
 def snapshot(folder: Path) -> dict[str, str]:

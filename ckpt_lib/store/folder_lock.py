@@ -264,6 +264,7 @@ class LocalFolderLock:
 
     def sweep(self) -> list[str]:
         with self._errors():
+            leases.remove_new(self._directory)
             return _bury_all_that_are_over(self._directory, self._lease.token)
 
     def _staged_name(self) -> str:

@@ -43,6 +43,7 @@ BROKEN_PREFIX = ".ckpt-broken-"
 _WITH_TOKEN = re.compile(
     f"(?:{re.escape(LEASE_PREFIX)}(?P<living>[0-9a-f]{{16}}))|(?:{re.escape(BROKEN_PREFIX)}(?P<broken>[0-9a-f]{{16}})-.*)"
 )
+NEW_PREFIX = ".ckpt-new-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
@@ -51,6 +52,9 @@ _LEASE_FILE = "lease"
 _FREE_FILE = "free"
 FREE = b"free"
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_abandoned: set[str] = set()
+"""The leases of this process that it could not remove."""
 
 
 class LeaseContent(BaseModel):
@@ -80,12 +84,25 @@ class Lease:
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
         try:
-            self.directory.mkdir(self.name)
-            self._write(self._file, self._content())
-            self._write(f"{self.name}/{_FREE_FILE}", FREE)
+            self._appear()
         except BaseException:
             self.end()
             raise
+
+    def _appear(self) -> None:
+        """Under another name at first: killed halfway, this would leave a lease that says nothing of its owner, for
+        whose end everyone had to wait.
+        """
+        new = NEW_PREFIX + self.token
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a sweep removed it
+                self.directory.mkdir(new)
+                self._write(f"{new}/{_LEASE_FILE}", self._content())
+                self._write(f"{new}/{_FREE_FILE}", FREE)
+                self.directory.rename(new, self.name)
+                return
+            if not self.directory.is_where_it_was():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.path))
 
     @property
     def name(self) -> str:
@@ -150,9 +167,12 @@ class Lease:
         return self._pid == os.getpid()
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.is_ours:
+        if self.is_ours:
+            try:
+                remove_tree(self.directory, NEW_PREFIX + self.token)
                 remove_tree(self.directory, self.name)
+            except OSError:  # this process, at least, need not wait for itself when the store works again
+                _abandoned.add(self.token)
         self.directory.close()
 
     def _rewrite(self) -> None:
@@ -416,6 +436,8 @@ def _read(directory: Directory, name: str) -> bytes:
 
 def is_over(directory: Directory, token: str) -> bool:
     """Whether nobody owns the lease any more: it is gone, its owner is dead, or it was not renewed for too long."""
+    if token in _abandoned:
+        return True
     try:
         try:
             found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
@@ -466,6 +488,16 @@ def bury(directory: Directory, token: str) -> list[str]:
         if name.startswith(f"{BROKEN_PREFIX}{token}-"):
             removed += [f"{LEASE_PREFIX}{token}/{inner}" for inner in remove_tree(directory, name)]
     return removed
+
+
+def remove_new(directory: Directory) -> None:
+    """Remove leases that are being written. A living owner writes his again: none of his steps finds its path."""
+    for name, _ in directory.scan():
+        if name.startswith(NEW_PREFIX):
+            broken = f"{BROKEN_PREFIX}{secrets.token_hex(8)}-new"  # under a token that nobody has
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(name, broken)
+                remove_tree(directory, broken)
 
 
 def tokens(directory: Directory) -> set[str]:
