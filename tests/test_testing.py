@@ -59,7 +59,7 @@ def store(tmp_path: Path, plan: FaultPlan) -> FaultyStore:
 
 def use_everything(store: Store) -> None:
     """Each operation of a store at least once."""
-    put(store, "e/x", b"0123456789")
+    put(store, "e/x", b"0123456789", replace=True)
     with store.lock("e") as held:
         held.put("e/y", b"1")
         held.patch("e/x", [(0, b"a")], size_bytes=10)

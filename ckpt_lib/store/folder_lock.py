@@ -220,13 +220,14 @@ class LocalFolderLock:
 
     def release(self) -> None:
         """Give the lock up; never raises. What this leaves is removed with the lease, or by whoever comes next."""
+        own, self._own = self._own, f"{LOCK_NAME}/given-up"  # this process's next lock has the same token
         try:
-            self._directory.rmdir(self._own)
+            self._directory.rmdir(own)
         except FileNotFoundError:
             return  # it was taken away
         except OSError:  # something that could not be removed is in it
             with contextlib.suppress(OSError):
-                leases.remove_tree(self._directory, self._own)
+                leases.remove_tree(self._directory, own)
         with contextlib.suppress(OSError):  # whoever comes next may be faster
             self._directory.rmdir(LOCK_NAME)
 
