@@ -23,7 +23,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import BinaryIO, cast
 
@@ -87,6 +87,19 @@ class _Folder:
         self.durable = dict(self.names)
         self.changes.clear()
 
+    def inodes(self) -> set[_Inode]:
+        changed = (inode for _, inode in self.changes if inode)
+        return {*self.names.values(), *self.durable.values(), *changed}
+
+    def copy(self, twins: Mapping[_Inode, _Inode]) -> _Folder:
+        """The same, with other inodes in the place of these."""
+        return _Folder(
+            {name: twins[inode] for name, inode in self.names.items()},
+            {name: twins[inode] for name, inode in self.durable.items()},
+            [(name, twins[inode] if inode else None) for name, inode in self.changes],
+            self.is_durable,
+        )
+
 
 class Disk:
     """The files of one machine, all in memory. ``ignored`` are barriers that are passed over, as if not written."""
@@ -103,6 +116,7 @@ class Disk:
         self.on_change: Callable[[], None] = lambda: None
         self._ignored = frozenset(ignored)
         self._version = 0
+        self._surely_made: set[str] = set()
         self.folders[""] = _Folder(is_durable=True)
         for path, data in (state or {}).items():
             folder, _, name = path.rpartition("/")
@@ -129,7 +143,7 @@ class Disk:
         return found not in self._ignored
 
     def make_folder(self, folder: str) -> _Folder:
-        """Create a folder and what is missing above it, durably."""
+        """Create a folder and what is missing above it, durably: one that is there may be a killed process's."""
         for path in _with_parents(folder):
             parent, _, name = path.rpartition("/")
             if name and name in self.folders[parent].names:
@@ -137,10 +151,19 @@ class Disk:
             if path not in self.folders:
                 self.folders[path] = _Folder()
                 self.changed()
-                if self.barrier("folder made"):
-                    self.folders[path].is_durable = True
-                    self.changed()
+            if path not in self._surely_made and self.barrier("folder made"):
+                self._surely_made.add(path)
+                self.folders[path].is_durable = True
+                self.changed()
         return self.folders[folder]
+
+    def after_kill(self) -> Disk:
+        """The same disk, as the next process finds it when this one is killed now: with all that was not synced."""
+        other = Disk(ignored=self._ignored)
+        twins = {inode: replace(inode) for folder in self.folders.values() for inode in folder.inodes()}
+        other.folders = {path: folder.copy(twins) for path, folder in self.folders.items()}
+        other._version, other.time_seconds = self._version, self.time_seconds
+        return other
 
     def moment(self) -> Moment:
         """What is there now, for sure and perhaps."""

@@ -18,8 +18,10 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -28,6 +30,7 @@ from ckpt_lib.errors import CheckpointError, CorruptManifestError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import validate
+from ckpt_lib.metadata import Manifest
 from ckpt_lib.store.registry import registered
 from torture.model_store import Barrier, Disk, ModelStore, Moment, State, source_line
 from torture.rows import Outcome, Row
@@ -95,11 +98,19 @@ IN_TRASH = "one in the trash"
 
 @contextmanager
 def _installed() -> Iterator[None]:
-    """Let URLs of the model's scheme open what :func:`_use` has chosen, and keep the log still."""
+    """Let URLs of the model's scheme open what :func:`_use` has chosen, and keep the log still.
+
+    Thousands of states hold the same few manifests, and reading one is most of the work: each is read once.
+    """
     logger = logging.getLogger("ckpt_lib")
     disabled, logger.disabled = logger.disabled, True
+    read_once = lru_cache(10_000)(lambda data, path: read_each_time(data, path=path))
+    read_each_time = Manifest.from_bytes
     try:
-        with registered(SCHEME, lambda url: ModelStore(_current[-1], url)):
+        with (
+            registered(SCHEME, lambda url: ModelStore(_current[-1], url)),
+            patch.object(Manifest, "from_bytes", lambda data, path: read_once(data, path)),
+        ):
             yield
     finally:
         logger.disabled = disabled
@@ -268,10 +279,17 @@ class Watch:
     violations: list[str] = field(default_factory=list)
     states: set[int] = field(default_factory=set)
     last_state: State = field(default_factory=dict)
-    _graves: dict[Key, set[object]] = field(default_factory=dict)
+    uncertain: dict[Key, set[object]] = field(default_factory=dict)
+    """What a checkpoint may be besides, by operations that are over: deleted, or killed before they were acknowledged."""
+    killed: list[Disk] = field(default_factory=list)
+    """The disk after each step of the last operation, as a kill at that moment leaves it to the next process."""
     _judged: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        with _use(self.disk) as machine:
+            self.known = set(machine.view())
+        self.known_before = set(self.known)
+        self.between: dict[Key, set[object]] = {}
         self._actions = random.Random(f"{self.seed} actions")  # its own: what is done depends on no limit
         self._losses = random.Random(f"{self.seed} losses")
 
@@ -280,7 +298,13 @@ class Watch:
         moments: list[Moment] = []
         with _use(self.disk) as machine:
             before = machine.view()
-            self.disk.on_change = lambda: moments.append(self.disk.moment())
+            self.killed, self.known_before = [], set(self.known)
+
+            def note() -> None:
+                moments.append(self.disk.moment())
+                self.killed.append(self.disk.after_kill())
+
+            self.disk.on_change = note
             try:
                 ACTIONS[name](machine, self._actions)
                 acknowledged = True
@@ -288,12 +312,14 @@ class Watch:
                 acknowledged = False
             self.disk.on_change = lambda: None
             after = machine.view()
+        self.between = {key: {before.get(key), after.get(key)} for key in {*before, *after}}
         for key, facts in before.items():
             if key not in after:
-                self._graves.setdefault(key, set()).add(facts)
+                self.uncertain.setdefault(key, set()).add(facts)
         for number, moment in enumerate(moments, start=1):
             self._judge_all(moment, (before, after), f"{name}, step {number} of {len(moments)}")
         if acknowledged:
+            self.known |= after.keys() - before.keys()
             self._judge_all(self.disk.moment(), (after,), f"{name}, acknowledged")
         return acknowledged
 
@@ -313,28 +339,28 @@ class Watch:
                 yield from self._compare(found, views)
                 yield from (f"{path} was changed" for path, data in FOREIGN.items() if state.get(path, data) != data)
                 if self.recover:
-                    yield from _recover(machine, found, {key for view in views for key in view} | self._graves.keys())
+                    yield from _recover(machine, found, self.known)
             except Exception as error:
                 yield f"{type(error).__name__}: {error}"
 
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
-            allowed = {view.get(key) for view in views} | self._graves.get(key, set())
-            if views[0].get(key) and None in allowed:  # on its way out, for good
+            allowed = {view.get(key) for view in views} | self.uncertain.get(key, set())
+            if None in allowed:  # on its way out, or back in
                 allowed.add(IN_TRASH)
             if (facts := found.get(key)) not in allowed:
                 yield f"{'/'.join(key)}: {_said(facts)} instead of {' or '.join(sorted(map(_said, allowed)))}"
 
 
 def _said(facts: object) -> str:
-    return "nothing" if facts is None else "a whole one" if isinstance(facts, bytes) else str(facts)
+    return "nothing" if facts is None else f"a whole one ({hash(facts)})" if isinstance(facts, bytes) else str(facts)
 
 
 def _recover(machine: Machine, found: View, known: set[Key]) -> Iterator[str]:
     """The next operations work, take nothing away, and leave nothing behind.
 
-    But for this: the marker of a save is not made durable, so a payload that nobody looks at may stay, and a marker
-    that says nothing. They take no checkpoint's place, and were never one that was ``known``.
+    But for this: the marker of a save is not made durable, so a marker that says nothing may stay, and a payload that
+    nobody looks at, of a save that was never acknowledged: of none that was ``known``. They take no checkpoint's place.
     """
     saved = machine.save(999)
     machine.manager().cleanup_checkpoints()
@@ -355,7 +381,7 @@ def _recover(machine: Machine, found: View, known: set[Key]) -> Iterator[str]:
 
 def _is_residue(path: str, known: set[Key]) -> bool:
     place, _, name = path.rpartition("/")
-    return name.endswith((".pt", ".saving")) and (place, name.strip(".").partition(".")[0]) not in known
+    return name.endswith(".saving") or (name.endswith(".pt") and (place, name.partition(".")[0]) not in known)
 
 
 # --- the rows ---
@@ -369,6 +395,8 @@ def lose_power(count: int, seed: str, folder: Path) -> Outcome:
             watch = Watch(Disk(start), f"{seed} {names}", max(2, count // 200))
             for name in names:
                 watch.run(name)
+                if name == names[0]:
+                    _kill_first(outcome, per_action, watch, name, 1 if count < 1000 else len(watch.killed))
             _add(outcome, per_action, watch, " + ".join(names))
         start = _start()
         while outcome.injected < count:
@@ -377,6 +405,18 @@ def lose_power(count: int, seed: str, folder: Path) -> Outcome:
     shown = ", ".join(f"{name} {states}" for name, states in sorted(per_action.items()))
     outcome.detail = f"{number} random histories; distinct states: {shown}"
     return outcome
+
+
+def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, name: str, count: int) -> None:
+    """Kill the process after some of the steps of an operation, and lose power while the next one works."""
+    source = random.Random(f"{killed.seed} kills")
+    for step in sorted(source.sample(range(len(killed.killed)), min(count, len(killed.killed)))):
+        for follower in ("clean up after the grace period", "save", name):
+            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=12)
+            watch.known = set(killed.known_before)
+            watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
+            watch.run(follower)
+            _add(outcome, per_action, watch, "after a kill")
 
 
 def _scenarios() -> list[tuple[tuple[str, ...], State]]:
