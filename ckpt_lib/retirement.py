@@ -26,6 +26,8 @@ class CleanupReport(BaseModel):
     dry_run: bool
     deleted_ids: tuple[str, ...] = ()
     freed_bytes: int = 0
+    trashed_bytes: int = 0
+    """What is freed later: those of ``deleted_ids`` can be brought back until then."""
     spared: dict[str, str] = {}
     """Ids that the plan gave up and that were found changed when their turn came."""
     swept: tuple[str, ...] = ()
@@ -114,7 +116,7 @@ def clean(
     swept = commit.sweep(folder, grace_seconds=trash_seconds) if view.entries else []
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
-    deleted, spared, freed_bytes = [], {}, 0
+    deleted, spared, deleted_bytes = [], {}, 0
     # Oldest first: whatever stops this, what is left is the newer part.
     for checkpoint_id in reversed(plan.deleted_ids):
         try:
@@ -129,12 +131,13 @@ def clean(
             continue
         if gone is not None:
             deleted.append(checkpoint_id)
-            freed_bytes += gone.payload.size_bytes
+            deleted_bytes += gone.payload.size_bytes
     return CleanupReport(
         plan=plan,
         dry_run=False,
         deleted_ids=tuple(deleted),
-        freed_bytes=freed_bytes,
+        freed_bytes=0 if grace_seconds else deleted_bytes,
+        trashed_bytes=deleted_bytes if grace_seconds else 0,
         spared=spared,
         swept=tuple(swept),
     )
