@@ -241,6 +241,7 @@ def sweep(folder: CheckpointFolder, *, grace_seconds: float = 0.0) -> list[str]:
                 ):
                     continue
                 elif manifest := _read_marker(folder, checkpoint_id, mark):
+                    held.sync()  # whoever left it may have been killed before it was durable that the manifest is gone
                     _finish_deletion(folder, held, manifest, mark)
                     swept.append(manifest.payload.name)
     return swept
