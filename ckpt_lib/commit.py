@@ -35,8 +35,19 @@ from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progre
 from ckpt_lib.stream.digests import Buffer
 
 
-def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
+def save(
+    folder: CheckpointFolder,
+    index: Index,
+    draft: Draft,
+    payload_format: Format,
+    payload: Payload,
+    *,
+    verify: bool = False,
+) -> Manifest:
     """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
+
+    With ``verify``, the payload is read back from the disk before it gets its name, and
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` is raised when a byte of it is not as it was handed over.
 
     A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
     leaves the folder as it was, but for one: when all was written and making the folder's names durable fails, the
@@ -50,6 +61,8 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
             payload_format.write(payload, stream)
             digests = stream.finish()
         pending.sync()
+        if verify:
+            _read_back(folder, pending, digests)
         with folder.lock() as held:
             # Another process may have saved the same thing while this one was writing.
             if earlier := index.with_idempotency_key(draft.idempotency_key):
@@ -301,6 +314,18 @@ def _finish_deletion(folder: CheckpointFolder, held: FolderLock, manifest: Manif
     held.delete(folder.payload_path(manifest))
     held.sync()
     held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+
+
+def _read_back(folder: CheckpointFolder, pending: PendingFile, digests: FileDigests) -> None:
+    with pending.open_read() as file:
+        damages = find_damages(file, _file_entry("the new payload", digests))
+    if damages:
+        raise CorruptCheckpointError(
+            "the disk does not give back what was written: " + "; ".join(damage.message for damage in damages),
+            path=folder.location(),
+            damages=damages,
+            hint="Nothing was saved. Save elsewhere, and have memory and disk tested.",
+        )
 
 
 def _file_entry(name: str, digests: FileDigests) -> FileEntry:

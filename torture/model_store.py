@@ -393,6 +393,9 @@ class ModelPendingFile:
                 self.inode.durable = self.inode.data
                 self.disk.changed()
 
+    def open_read(self) -> BinaryIO:
+        return cast(BinaryIO, _ModelFile(self.inode))
+
     def discard(self) -> None:
         with self.disk.mutex:
             if self.is_open:

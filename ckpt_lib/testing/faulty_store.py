@@ -191,6 +191,10 @@ class FaultyPendingFile:
         self._plan.enter("sync", self._folder)
         self.inner.sync()
 
+    def open_read(self) -> BinaryIO:
+        self._plan.enter("open_read", self._folder)
+        return cast(BinaryIO, _FaultyFile(self.inner.open_read(), f"{self._folder}/", self._plan))
+
     def discard(self) -> None:
         self._plan.take(-self.size_bytes, self._folder)
         self.size_bytes = 0

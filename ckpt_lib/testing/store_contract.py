@@ -173,6 +173,16 @@ class StoreContract:
             held.publish(pending, "e/x")
         assert get(store, "e/x") == b"ab" + bytes(8) + b"c-d-e-"
 
+    def test_what_was_written_is_read_back_before_it_has_a_name(self, store: Store) -> None:
+        """As it will be under its name; reading it changes nothing."""
+        content = bytes(range(256)) * 9000
+        pending = begin(store, "e", content)
+        with pending.open_read() as file:
+            assert file.read() == content
+        with store.lock("e") as held:
+            held.publish(pending, "e/x")
+        assert get(store, "e/x") == content
+
     def test_a_taken_name_is_refused_and_left_alone(self, store: Store, other: Store) -> None:
         """Ours or a foreign file's; what was to have it can then be published under another."""
         put(store, "e/x", b"first")
