@@ -1,266 +1,56 @@
 """Rows 3 and 4: power loss at any moment of any operation, and what happens when a barrier is missing.
 
 The real code runs on a :class:`~torture.model_store.Disk`, step by step. After each step the disk may lose power and
-come up in any state that POSIX permits. Each of these is given to the real code again, which must find
+come up in any state that POSIX permits; or the process is killed, and the power goes while the next one works. Each
+state is given to the real code again, which must find
 
 - every checkpoint as it was before the operation, or as the operation leaves it; once that is acknowledged, the latter;
 - none that is listed and broken, unless it was broken before;
 - every foreign file untouched;
-- nothing that keeps the next save and cleanup from working, and after them no leftovers.
+- nothing that keeps the next save and cleanup from working.
 
-A deletion is the one exception: a checkpoint whose deletion was acknowledged may come back, whole. That is no loss.
+There are two exceptions. A checkpoint whose deletion was acknowledged may come back, whole: that is no loss. And the
+marker of a save is not made durable, so a marker that says nothing may stay, and a payload that nobody looks at, of a
+save that was never acknowledged. They take no checkpoint's place, and ``ckpt doctor`` shows them.
 """
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-import torch
-
-from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CheckpointError, CorruptManifestError
-from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.index import Index
-from ckpt_lib.integrity import validate
-from ckpt_lib.metadata import Manifest
-from ckpt_lib.store.registry import registered
-from torture.model_store import Barrier, Disk, ModelStore, Moment, State, source_line
+from ckpt_lib.errors import CheckpointError
+from torture.machine import (
+    ACTIONS,
+    FOREIGN,
+    IN_TRASH,
+    Key,
+    NothingToDo,
+    View,
+    on_disk,
+    quiet,
+    recover,
+    start_state,
+)
+from torture.model_store import Barrier, Disk, Moment, State, source_line
 from torture.rows import Outcome, Row
-
-SCHEME = "model"
-URL = f"{SCHEME}://disk"
-PLACES = ("run", "run/backups", "other", "exported")
-FOREIGN = {"run/notes.txt": b"a person's", "run/backups/old.pt": b"somebody's", "exported/readme": b"hands off"}
-DAY_SECONDS = 86_400.0
-
-Key = tuple[str, str]
-"""Where a checkpoint lies, and its id."""
-View = dict[Key, object]
-"""What each checkpoint is: its manifest and whether its payload is whole."""
-
-
-MODEL = torch.nn.Linear(8, 8)
-
-
-@dataclass
-class Machine:
-    """A disk, and managers that work on it."""
-
-    disk: Disk
-
-    def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
-        defaults: dict[str, Any] = {"checkpoint_dir": URL, "backup_checkpoints": False, "max_checkpoints": 99}
-        return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
-
-    def folder(self, place: str) -> CheckpointFolder:
-        return CheckpointFolder(ModelStore(self.disk, URL), place)
-
-    def ids(self, place: str = "run") -> list[str]:
-        return sorted(self.folder(place).manifest_entries())
-
-    def save(self, epoch: int, **options: Any) -> str:
-        saved = self.manager(**options).save_checkpoint(model=MODEL, epoch=epoch, metrics={"val_loss": 1 / epoch})
-        assert saved is not None
-        return saved
-
-    def view(self) -> View:
-        """Every checkpoint, everywhere, and those that can be brought back."""
-        found: View = {}
-        for place in PLACES:
-            folder = self.folder(place)
-            index_view = Index(folder).view()
-            found |= {(place, deleted.checkpoint_id): IN_TRASH for deleted in index_view.deleted if index_view.is_complete(deleted)}
-            found |= {(place, checkpoint_id): _facts(folder, checkpoint_id) for checkpoint_id in self.ids(place)}
-        return found
-
-
-def _facts(folder: CheckpointFolder, checkpoint_id: str) -> object:
-    try:
-        manifest = folder.read_manifest(checkpoint_id)
-    except CorruptManifestError:
-        return "a damaged manifest"
-    if not validate(folder, manifest, "run"):
-        return "a damaged payload"
-    return manifest.to_bytes()
-
-
-BROKEN = {"a damaged manifest", "a damaged payload"}
-IN_TRASH = "one in the trash"
-
-
-@contextmanager
-def _installed() -> Iterator[None]:
-    """Let URLs of the model's scheme open what :func:`_use` has chosen, and keep the log still.
-
-    Thousands of states hold the same few manifests, and reading one is most of the work: each is read once.
-    """
-    logger = logging.getLogger("ckpt_lib")
-    disabled, logger.disabled = logger.disabled, True
-    read_once = lru_cache(10_000)(lambda data, path: read_each_time(data, path=path))
-    read_each_time = Manifest.from_bytes
-    try:
-        with (
-            registered(SCHEME, lambda url: ModelStore(_current[-1], url)),
-            patch.object(Manifest, "from_bytes", lambda data, path: read_once(data, path)),
-        ):
-            yield
-    finally:
-        logger.disabled = disabled
-
-
-_current: list[Disk] = []
-
-
-@contextmanager
-def _use(disk: Disk) -> Iterator[Machine]:
-    _current.append(disk)
-    try:
-        yield Machine(disk)
-    finally:
-        _current.pop()
-
-
-# --- the operations ---
-
-Action = Callable[[Machine, random.Random], object]
-
-
-def _damage(machine: Machine, position: int) -> None:
-    """What a bad disk does, which no barrier prevents: a byte of a payload changes, durably."""
-    folder = machine.folder("run")
-    inode = folder.store._inode(folder.payload_path(folder.read_manifest(machine.ids()[position])))
-    data = bytearray(inode.data)
-    data[len(data) // 2] ^= 0xFF
-    inode.data = inode.durable = bytes(data)
-    machine.disk.touch(inode)
-
-
-def _save(machine: Machine, source: random.Random) -> object:
-    return machine.save(source.randint(5, 99))
-
-
-def _save_with_everything(machine: Machine, source: random.Random) -> object:
-    return machine.save(source.randint(5, 99), backup_checkpoints=True, max_checkpoints=2, max_backups=1)
-
-
-def _edit(machine: Machine, source: random.Random) -> object:
-    return machine.manager().edit_checkpoint(_any(machine, source), add_tags=[f"tag{source.randint(0, 9)}"])
-
-
-def _pin(machine: Machine, source: random.Random) -> object:
-    return machine.manager().pin_checkpoint(_any(machine, source))
-
-
-def _delete(machine: Machine, source: random.Random) -> object:
-    return machine.manager().delete_checkpoint(_any(machine, source))
-
-
-def _delete_for_good(machine: Machine, source: random.Random) -> object:
-    return machine.manager(trash_seconds=0).delete_checkpoint(_any(machine, source))
-
-
-def _undelete(machine: Machine, source: random.Random) -> object:
-    deleted = [found.checkpoint_id for found in machine.manager().list_deleted()]
-    if not deleted:
-        raise _NothingToDo
-    return machine.manager().undelete_checkpoint(source.choice(deleted))
-
-
-def _back_up(machine: Machine, source: random.Random) -> object:
-    return machine.manager().backup_checkpoint(_any(machine, source, whole=True))
-
-
-def _restore(machine: Machine, source: random.Random) -> object:
-    return machine.manager().restore_checkpoint(_any(machine, source, "run/backups"))
-
-
-def _repair(machine: Machine, source: random.Random) -> object:
-    return machine.manager().repair_checkpoint(_any(machine, source, "run/backups"))
-
-
-def _export(machine: Machine, source: random.Random) -> object:
-    return machine.manager().export_checkpoint(_any(machine, source, whole=True), f"{URL}/exported")
-
-
-def _import(machine: Machine, source: random.Random) -> object:
-    return machine.manager().import_checkpoint(f"{URL}/exported/{_any(machine, source, 'exported')}.pt")
-
-
-def _clean_up(machine: Machine, source: random.Random) -> object:
-    return machine.manager(max_checkpoints=source.randint(1, 3)).cleanup_checkpoints()
-
-
-def _wait_and_clean_up(machine: Machine, source: random.Random) -> object:
-    machine.disk.time_seconds += 1000 * DAY_SECONDS  # every grace period is over
-    return machine.manager().cleanup_checkpoints()
-
-
-def _any(machine: Machine, source: random.Random, place: str = "run", *, whole: bool = False) -> str:
-    ids = [found for found in machine.ids(place) if not whole or _facts(machine.folder(place), found) not in BROKEN]
-    if not ids:
-        raise _NothingToDo
-    return source.choice(ids)
-
-
-class _NothingToDo(Exception):
-    """There is no checkpoint for that operation."""
-
-
-ACTIONS: dict[str, Action] = {
-    "save": _save,
-    "save, back up, retire": _save_with_everything,
-    "edit": _edit,
-    "pin": _pin,
-    "delete": _delete,
-    "delete for good": _delete_for_good,
-    "undelete": _undelete,
-    "back up": _back_up,
-    "restore": _restore,
-    "repair": _repair,
-    "export": _export,
-    "import": _import,
-    "clean up": _clean_up,
-    "clean up after the grace period": _wait_and_clean_up,
-}
 
 SCENARIOS: list[tuple[str, ...]] = [
     *((name,) for name in ACTIONS),
-    ("delete", "clean up after the grace period"),
-    ("clean up", "clean up after the grace period", "save"),
+    ("delete", "empty the trash"),
+    ("clean up", "empty the trash", "save"),
     ("save", "edit", "delete"),
     ("delete", "undelete", "edit"),
-    ("delete", "undelete", "clean up after the grace period"),
-    ("delete", "restore", "clean up after the grace period"),
+    ("delete", "undelete", "empty the trash"),
+    ("delete", "restore", "empty the trash"),
     ("repair", "repair", "back up", "delete", "restore"),
     ("import", "delete", "import"),
 ]
 """What is looked at step by step, each from the same start."""
 FROM_NOTHING = ("save", "back up", "export")
 """The same, from a disk without a file."""
-
-
-def _start() -> State:
-    """Four checkpoints and a deleted one; one without its payload, one damaged, both with a backup; one exported; foreign files."""
-    disk = Disk()
-    with _use(disk) as machine:
-        ids = [machine.save(epoch) for epoch in (1, 2, 3, 4, 5)]
-        machine.manager().delete_checkpoint(ids.pop())
-        for checkpoint_id in ids[1:3]:
-            machine.manager().backup_checkpoint(checkpoint_id)
-        other = machine.save(1, experiment_name="other")
-        machine.manager("other").export_checkpoint(other, f"{URL}/exported")
-        _damage(machine, 2)
-    state = disk.state() | FOREIGN
-    del state[f"run/{ids[1]}.pt"]
-    return state
 
 
 # --- the judgement ---
@@ -286,17 +76,21 @@ class Watch:
     _judged: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        with _use(self.disk) as machine:
+        with on_disk(self.disk) as machine:
             self.known = set(machine.view())
         self.known_before = set(self.known)
         self.between: dict[Key, set[object]] = {}
         self._actions = random.Random(f"{self.seed} actions")  # its own: what is done depends on no limit
         self._losses = random.Random(f"{self.seed} losses")
 
+    def is_chosen(self, share: float) -> bool:
+        """A part of all runs, always the same."""
+        return random.Random(f"{self.seed} chosen").random() < share
+
     def run(self, name: str) -> bool:
         """Do it, and judge; false when there was nothing to do."""
         moments: list[Moment] = []
-        with _use(self.disk) as machine:
+        with on_disk(self.disk) as machine:
             before = machine.view()
             self.killed, self.known_before = [], set(self.known)
 
@@ -308,7 +102,7 @@ class Watch:
             try:
                 ACTIONS[name](machine, self._actions)
                 acknowledged = True
-            except (CheckpointError, _NothingToDo):  # such as the repair of what is damaged in both copies
+            except (CheckpointError, NothingToDo):  # such as the repair of what is damaged in both copies
                 acknowledged = False
             self.disk.on_change = lambda: None
             after = machine.view()
@@ -333,13 +127,13 @@ class Watch:
                 self.violations += [f"{where}: {found}" for found in self._judge(state, views)]
 
     def _judge(self, state: State, views: tuple[View, ...]) -> Iterator[str]:
-        with _use(Disk(state)) as machine:
+        with on_disk(Disk(state)) as machine:
             try:
                 found = machine.view()
                 yield from self._compare(found, views)
                 yield from (f"{path} was changed" for path, data in FOREIGN.items() if state.get(path, data) != data)
                 if self.recover:
-                    yield from _recover(machine, found, self.known)
+                    yield from recover(machine, found, self._is_residue)
             except Exception as error:
                 yield f"{type(error).__name__}: {error}"
 
@@ -352,36 +146,14 @@ class Watch:
                 yield f"{'/'.join(key)}: {_said(facts)} instead of {' or '.join(sorted(map(_said, allowed)))}"
 
 
+    def _is_residue(self, path: str) -> bool:
+        place, _, name = path.rpartition("/")
+        is_known = (place, name.partition(".")[0]) in self.known
+        return name.endswith(".saving") or (name.endswith(".pt") and not is_known)
+
+
 def _said(facts: object) -> str:
     return "nothing" if facts is None else f"a whole one ({hash(facts)})" if isinstance(facts, bytes) else str(facts)
-
-
-def _recover(machine: Machine, found: View, known: set[Key]) -> Iterator[str]:
-    """The next operations work, take nothing away, and leave nothing behind.
-
-    But for this: the marker of a save is not made durable, so a marker that says nothing may stay, and a payload that
-    nobody looks at, of a save that was never acknowledged: of none that was ``known``. They take no checkpoint's place.
-    """
-    saved = machine.save(999)
-    machine.manager().cleanup_checkpoints()
-    machine.disk.time_seconds += 1000 * DAY_SECONDS
-    machine.manager().cleanup_checkpoints()
-    now = machine.view()
-    if not isinstance(now.pop(("run", saved), None), bytes):
-        yield "the next save is not there"
-    found = {key: facts for key, facts in found.items() if facts != IN_TRASH}
-    if now != found:
-        yield "a cleanup changed checkpoints that were to stay"
-    expected = {*FOREIGN, *(f"{place}/checkpoint_metadata.json" for place in PLACES)}
-    expected |= {f"{place}/{name}{suffix}" for place, name in [*found, ("run", saved)] for suffix in (".json", ".pt")}
-    left = sorted(path for path in machine.disk.state() if path not in expected and not _is_residue(path, known))
-    if left:
-        yield f"left behind: {left}"
-
-
-def _is_residue(path: str, known: set[Key]) -> bool:
-    place, _, name = path.rpartition("/")
-    return name.endswith(".saving") or (name.endswith(".pt") and (place, name.partition(".")[0]) not in known)
 
 
 # --- the rows ---
@@ -390,15 +162,15 @@ def _is_residue(path: str, known: set[Key]) -> bool:
 def lose_power(count: int, seed: str, folder: Path) -> Outcome:
     """Row 3: every moment of each scenario, and then of random histories, until enough states were seen."""
     outcome, per_action, number = Outcome(), dict[str, int](), 0
-    with _installed():
+    with quiet():
         for names, start in _scenarios():
             watch = Watch(Disk(start), f"{seed} {names}", max(2, count // 200))
             for name in names:
                 watch.run(name)
-                if name == names[0]:
-                    _kill_first(outcome, per_action, watch, name, 1 if count < 1000 else len(watch.killed))
+                if len(names) == 1 and (count >= ROWS[0].count or watch.is_chosen(0.2)):
+                    _kill_first(outcome, per_action, watch, name, count)
             _add(outcome, per_action, watch, " + ".join(names))
-        start = _start()
+        start = start_state()
         while outcome.injected < count:
             _history(outcome, per_action, start, f"{seed} history {number}")
             number += 1
@@ -408,11 +180,11 @@ def lose_power(count: int, seed: str, folder: Path) -> Outcome:
 
 
 def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, name: str, count: int) -> None:
-    """Kill the process after some of the steps of an operation, and lose power while the next one works."""
-    source = random.Random(f"{killed.seed} kills")
-    for step in sorted(source.sample(range(len(killed.killed)), min(count, len(killed.killed)))):
-        for follower in ("clean up after the grace period", "save", name):
-            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=12)
+    """Kill the process after each step of an operation, or after a few, and lose power while the next one works."""
+    steps = range(len(killed.killed))
+    for step in steps if count >= ROWS[0].count else random.Random(killed.seed).sample(steps, min(2, len(steps))):
+        for follower in ("empty the trash", "save", name):
+            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=8)
             watch.known = set(killed.known_before)
             watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
             watch.run(follower)
@@ -420,7 +192,7 @@ def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, nam
 
 
 def _scenarios() -> list[tuple[tuple[str, ...], State]]:
-    start = _start()
+    start = start_state()
     return [(FROM_NOTHING, {}), *((names, start) for names in SCENARIOS)]
 
 
@@ -469,7 +241,7 @@ def find_violation(barrier: Barrier, scenarios: list[tuple[tuple[str, ...], Stat
 def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
     """Row 4: without any one of the barriers, row 3 fails. ``count`` of them, or all for 0."""
     outcome, caught = Outcome(), list[str]()
-    with _installed():
+    with quiet():
         found = barriers(seed)
         chosen = sorted(found) if not count else random.Random(seed).sample(sorted(found), count)
         for barrier in chosen:
