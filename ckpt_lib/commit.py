@@ -34,6 +34,8 @@ from ckpt_lib.store import FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
+_SWEPT_MARKS: tuple[Mark, ...] = ("saving", "deleted")
+
 
 def save(
     folder: CheckpointFolder,
@@ -244,19 +246,24 @@ def sweep(folder: CheckpointFolder, *, grace_seconds: float = 0.0) -> list[str]:
     with folder.lock() as held:
         swept = held.sweep()
         entries = folder.store.entries(folder.path)
-        listed = manifest_entries(entries)
-        for mark in ("saving", "deleted"):
-            for checkpoint_id, entry in marker_entries(entries, mark).items():
-                if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
-                    held.delete(folder.marker_path(checkpoint_id, mark))
-                elif mark == "deleted" and (
-                    held.time_seconds - entry.modified_seconds < grace_seconds or checkpoint_id in folder.held()
-                ):
-                    continue
-                elif manifest := _read_marker(folder, checkpoint_id, mark):
-                    held.sync()  # whoever left it may have been killed before it was durable that the manifest is gone
-                    _finish_deletion(folder, held, manifest, mark)
-                    swept.append(manifest.payload.name)
+        listed, in_use = manifest_entries(entries), folder.held()
+        due = [
+            (checkpoint_id, mark)
+            for mark in _SWEPT_MARKS
+            for checkpoint_id, entry in marker_entries(entries, mark).items()
+            if mark == "saving"
+            or checkpoint_id in listed
+            or (held.time_seconds - entry.modified_seconds >= grace_seconds and checkpoint_id not in in_use)
+        ]
+        if due:
+            # Whoever left a marker may have been killed before it was durable that the manifest is there, or gone.
+            held.sync()
+        for checkpoint_id, mark in due:
+            if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
+                held.delete(folder.marker_path(checkpoint_id, mark))
+            elif manifest := _read_marker(folder, checkpoint_id, mark):
+                _finish_deletion(folder, held, manifest, mark)
+                swept.append(manifest.payload.name)
     return swept
 
 

@@ -171,7 +171,7 @@ def lose_power(count: int, seed: str, folder: Path) -> Outcome:
                     _kill_first(outcome, per_action, watch, name, count)
             _add(outcome, per_action, watch, " + ".join(names))
         start = start_state()
-        while outcome.injected < count:
+        while outcome.injected < count or number < count // 100:
             _history(outcome, per_action, start, f"{seed} history {number}")
             number += 1
     shown = ", ".join(f"{name} {states}" for name, states in sorted(per_action.items()))
@@ -184,7 +184,7 @@ def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, nam
     steps = range(len(killed.killed))
     for step in steps if count >= ROWS[0].count else random.Random(killed.seed).sample(steps, min(2, len(steps))):
         for follower in ("empty the trash", "save", name):
-            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=8)
+            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=5)
             watch.known = set(killed.known_before)
             watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
             watch.run(follower)
