@@ -113,7 +113,7 @@ def clean(
             assessment.is_valid(checkpoint_id)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
-    swept = commit.sweep(folder, grace_seconds=trash_seconds) if view.entries else []
+    swept = commit.sweep(folder, view.entries.values(), grace_seconds=trash_seconds)
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
     deleted, spared, deleted_bytes = [], {}, 0
@@ -151,9 +151,11 @@ def _changed_since(
     And any, when one of the valid ones that were to stay instead has gone since.
     """
 
+    planned_text = planned.model_dump_json()
+
     def check(current: Manifest) -> CheckpointError | None:
-        # Compared as bytes: a NaN among the metrics would make a manifest differ from itself.
-        if current.to_bytes() != planned.to_bytes():
+        # Compared as text: a NaN among the metrics would make a manifest differ from itself.
+        if current.model_dump_json() != planned_text:
             reason = "changed since the plan was made; the next cleanup decides again"
         elif in_use := folder.held().get(current.checkpoint_id):
             reason = in_use
