@@ -107,7 +107,7 @@ def _fail_operation(start: State, case: _Case) -> Iterator[str]:
         after = machine.view()
     with on_disk(disk) as machine:
         try:
-            yield from _compare(machine, start, after, is_done=error is None and not plan.failures)
+            yield from compare(machine, start, after, is_done=error is None and not plan.failures)
             again = _again(machine, case.name)
             yield from ([] if again is None else [f"the next attempt failed: {again!r}"])
             yield from recover(machine, machine.view())
@@ -115,7 +115,7 @@ def _fail_operation(start: State, case: _Case) -> Iterator[str]:
             yield f"afterwards: {type(unexpected).__name__}: {unexpected}"
 
 
-def _compare(machine: Machine, start: State, after: View, *, is_done: bool) -> Iterator[str]:
+def compare(machine: Machine, start: State, after: View, *, is_done: bool) -> Iterator[str]:
     """What is there is as it was or as it should become; what is new is whole."""
     with on_disk(Disk(start)) as untouched:
         before = untouched.view()

@@ -79,9 +79,11 @@ class Machine:
 def _files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
     for entry in store.entries(folder):
         path = f"{folder}/{entry.name}".lstrip("/")
+        if entry.name.startswith(STORE_OWN):
+            continue
         if entry.is_folder:
             yield from _files(store, path)
-        elif not entry.name.startswith(STORE_OWN):
+        else:
             with store.open_read(path) as file:
                 yield path, file.read()
 
