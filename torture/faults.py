@@ -82,7 +82,9 @@ def fail_operations(count: int, seed: str, folder: Path) -> Outcome:
             counted = FaultPlan()
             _act(Disk(start), name, counted)
             ats = range(1, len(counted.calls) + 1)
-            cases += [_Case(name, at, error, persistent) for at in ats for error in ERRORS for persistent in (False, True)]
+            cases += [
+                _Case(name, at, error, persistent) for at in ats for error in ERRORS for persistent in (False, True)
+            ]
         if count:
             cases = random.Random(seed).sample(cases, count)
         for case in cases:

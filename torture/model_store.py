@@ -40,6 +40,8 @@ from ckpt_lib.stream.digests import Buffer
 SECTOR_BYTES = 512
 """What a disk writes as a whole or not at all."""
 LOCK_TIMEOUT_SECONDS = 60.0
+FOLDER_MADE = "folder made"
+"""The barrier that is the store's own: whoever needs a folder first makes its name durable."""
 
 State = Mapping[str, bytes]
 """What a disk comes up with: every file by its path, with its bytes."""
@@ -138,7 +140,7 @@ class Disk:
 
     def barrier(self, kind: str) -> bool:
         """Note that the code makes something durable here; whether it is to be done."""
-        found = _caller(kind)
+        found = Barrier("the store", 0, kind) if kind == FOLDER_MADE else _caller(kind)
         self.barriers[found] = self.barriers.get(found, 0) + 1
         return found not in self._ignored
 
@@ -151,7 +153,7 @@ class Disk:
             if path not in self.folders:
                 self.folders[path] = _Folder()
                 self.changed()
-            if path not in self._surely_made and self.barrier("folder made"):
+            if path not in self._surely_made and self.barrier(FOLDER_MADE):
                 self._surely_made.add(path)
                 self.folders[path].is_durable = True
                 self.changed()

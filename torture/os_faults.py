@@ -174,6 +174,7 @@ def _note(outcome: Outcome, where: str, found: list[str]) -> int:
 
 # --- row 11 ---
 
+
 def limit_file_size(count: int, seed: str, folder: Path) -> Outcome:
     """Row 11: a limit on the size of files, in every second case, or writes that take only a part of what they get."""
     outcome, refused = Outcome(), 0

@@ -70,7 +70,7 @@ class Watch:
     states: set[int] = field(default_factory=set)
     last_state: State = field(default_factory=dict)
     uncertain: dict[Key, set[object]] = field(default_factory=dict)
-    """What a checkpoint may be besides, by operations that are over: deleted, or killed before they were acknowledged."""
+    """What a checkpoint may be besides, by operations that are over: deletions, and those that were killed."""
     killed: list[Disk] = field(default_factory=list)
     """The disk after each step of the last operation, as a kill at that moment leaves it to the next process."""
     _judged: set[tuple[int, int]] = field(default_factory=set)
@@ -145,7 +145,6 @@ class Watch:
             if (facts := found.get(key)) not in allowed:
                 yield f"{'/'.join(key)}: {_said(facts)} instead of {' or '.join(sorted(map(_said, allowed)))}"
 
-
     def _is_residue(self, path: str) -> bool:
         place, _, name = path.rpartition("/")
         is_known = (place, name.partition(".")[0]) in self.known
@@ -184,11 +183,18 @@ def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, nam
     steps = range(len(killed.killed))
     for step in steps if count >= ROWS[0].count else random.Random(killed.seed).sample(steps, min(2, len(steps))):
         for follower in ("empty the trash", "save", name):
-            watch = Watch(killed.killed[step].after_kill(), f"{killed.seed} killed at {step}, {follower}", limit=5)
-            watch.known = set(killed.known_before)
-            watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
-            watch.run(follower)
+            watch = _after_kill(killed, step, follower, limit=5)
             _add(outcome, per_action, watch, "after a kill")
+
+
+def _after_kill(killed: Watch, step: int, follower: str, *, limit: int) -> Watch:
+    """The watch over what the next process does after the last operation of ``killed`` was killed at that step."""
+    seed = f"{killed.seed} killed at {step}, {follower}"
+    watch = Watch(killed.killed[step].after_kill(), seed, limit, killed.recover)
+    watch.known = set(killed.known_before)
+    watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
+    watch.run(follower)
+    return watch
 
 
 def _scenarios() -> list[tuple[tuple[str, ...], State]]:
@@ -228,14 +234,22 @@ def barriers(seed: str) -> dict[Barrier, list[tuple[tuple[str, ...], State]]]:
 
 def find_violation(barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str) -> str | None:
     """What goes wrong, in one state at least, when that barrier is passed over; ``None`` if nothing does."""
-    for recover, limit in ((False, 20), (True, 20), (True, 300)):  # what is cheap to see, first
+    return next(_violations(barrier, scenarios, seed), None)
+
+
+def _violations(barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str) -> Iterator[str]:
+    for recovers in (False, True):  # what is cheap to see, first
         for names, start in scenarios:
-            watch = Watch(Disk(start, ignored=[barrier]), f"{seed} {names}", limit, recover)
+            watch = Watch(Disk(start, ignored=[barrier]), f"{seed} {names}", 20, recovers)
             for name in names:
                 watch.run(name)
-                if watch.violations:
-                    return watch.violations[0]
-    return None
+                yield from watch.violations
+    for first in ("delete", "undelete"):
+        killed = Watch(Disk(start_state(), ignored=[barrier]), f"{seed} {first}", 1, recover=False)
+        killed.run(first)
+        for step in range(len(killed.killed)):
+            watch = _after_kill(killed, step, "empty the trash", limit=20)
+            yield from (f"killed during {first}, step {step}: {violation}" for violation in watch.violations)
 
 
 def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
@@ -258,6 +272,8 @@ def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
 def describe(barrier: Barrier, among: Collection[Barrier]) -> str:
     """Where a barrier is, by the code's own words: line numbers change too often."""
     line = source_line(barrier)
+    if not line:
+        return f"{barrier.function} ({barrier.kind})"
     same = [other for other in sorted(among) if other.function == barrier.function and source_line(other) == line]
     number = f", {same.index(barrier) + 1} of {len(same)}" if len(same) > 1 else ""
     return f"{barrier.function} `{line}` ({barrier.kind}{number})"
@@ -267,7 +283,7 @@ ROWS = [
     Row(
         3,
         "power loss",
-        "every state that the disk may come up in: acknowledged and whole, or as before; the next save and cleanup work",
+        "what was acknowledged is there, all else whole or as before; the next save and cleanup work",
         "states",
         5_000,
         300,
