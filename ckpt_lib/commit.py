@@ -34,9 +34,22 @@ from ckpt_lib.store import Entry, FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
+_SWEPT_MARKS: tuple[Mark, ...] = ("saving", "deleted")
 
-def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
+
+def save(
+    folder: CheckpointFolder,
+    index: Index,
+    draft: Draft,
+    payload_format: Format,
+    payload: Payload,
+    *,
+    verify: bool = False,
+) -> Manifest:
     """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
+
+    With ``verify``, the payload is read back from the disk before it gets its name, and
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` is raised when a byte of it is not as it was handed over.
 
     A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
     leaves the folder as it was, but for one: when all was written and making the folder's names durable fails, the
@@ -50,6 +63,8 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
             payload_format.write(payload, stream)
             digests = stream.finish()
         pending.sync()
+        if verify:
+            _read_back(folder, pending, digests)
         with folder.lock() as held:
             # Another process may have saved the same thing while this one was writing.
             if earlier := index.with_idempotency_key(draft.idempotency_key):
@@ -234,20 +249,25 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
     with folder.lock() as held:
         swept = held.sweep()
         entries = folder.store.entries(folder.path)
-        listed = manifest_entries(entries)
-        deleted = marker_entries(entries, "deleted")
-        for mark in ("saving", "deleted"):
-            for checkpoint_id, entry in marker_entries(entries, mark).items():
-                # Killed after a commit, which may have been deleted since, or before a deletion took effect.
-                if checkpoint_id in listed or (mark == "saving" and checkpoint_id in deleted):
-                    held.delete(folder.marker_path(checkpoint_id, mark))
-                elif mark == "deleted" and (
-                    held.time_seconds - entry.modified_seconds < grace_seconds or checkpoint_id in folder.held()
-                ):
-                    continue
-                elif manifest := _read_marker(folder, checkpoint_id, mark):
-                    _finish_deletion(folder, held, manifest, mark)
-                    swept.append(manifest.payload.name)
+        listed, deleted, in_use = manifest_entries(entries), marker_entries(entries, "deleted"), folder.held()
+        due = [
+            (checkpoint_id, mark)
+            for mark in _SWEPT_MARKS
+            for checkpoint_id, entry in marker_entries(entries, mark).items()
+            if mark == "saving"
+            or checkpoint_id in listed
+            or (held.time_seconds - entry.modified_seconds >= grace_seconds and checkpoint_id not in in_use)
+        ]
+        if due:
+            # Whoever left a marker may have been killed before it was durable that the manifest is there, or gone.
+            held.sync()
+        for checkpoint_id, mark in due:
+            # Killed after a commit, which may have been deleted since, or before a deletion took effect.
+            if checkpoint_id in listed or (mark == "saving" and checkpoint_id in deleted):
+                held.delete(folder.marker_path(checkpoint_id, mark))
+            elif manifest := _read_marker(folder, checkpoint_id, mark):
+                _finish_deletion(folder, held, manifest, mark)
+                swept.append(manifest.payload.name)
     return swept
 
 
@@ -305,6 +325,18 @@ def _finish_deletion(folder: CheckpointFolder, held: FolderLock, manifest: Manif
     held.delete(folder.payload_path(manifest))
     held.sync()
     held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+
+
+def _read_back(folder: CheckpointFolder, pending: PendingFile, digests: FileDigests) -> None:
+    with pending.open_read() as file:
+        damages = find_damages(file, _file_entry("the new payload", digests))
+    if damages:
+        raise CorruptCheckpointError(
+            "the disk does not give back what was written: " + "; ".join(damage.message for damage in damages),
+            path=folder.location(),
+            damages=damages,
+            hint="Nothing was saved. Save elsewhere, and have memory and disk tested.",
+        )
 
 
 def _file_entry(name: str, digests: FileDigests) -> FileEntry:

@@ -54,6 +54,11 @@ class CheckpointConfig(BaseModel):
     validate_checkpoints: bool = Field(
         default=True, description="Verify the bytes of a payload before anything is loaded from them."
     )
+    verify_after_write: bool = Field(
+        default=False,
+        description="Read each payload back from the disk before it is committed, and refuse the save when a byte "
+        "differs.",
+    )
     cache_size_bytes: int = Field(
         default=0,
         ge=0,

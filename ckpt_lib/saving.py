@@ -183,7 +183,14 @@ class Saver:
 
     def _commit(self, draft: Draft, payload: Payload) -> Manifest:
         draft = replace(draft, parent_id=self.parent_id or self._latest_id())
-        manifest = commit.save(self._folder, self._index, draft, format_named(DEFAULT_FORMAT), payload)
+        manifest = commit.save(
+            self._folder,
+            self._index,
+            draft,
+            format_named(DEFAULT_FORMAT),
+            payload,
+            verify=self._config.verify_after_write,
+        )
         if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
             self._known.remember(self._folder, manifest)
         self.parent_id = manifest.checkpoint_id

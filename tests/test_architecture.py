@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"draft"},
     {"stream"},
     {"store", "formats", "background"},
-    {"folder"},
+    {"folder", "testing"},
     {"index"},
     {"commit", "policies", "integrity", "state", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub"},
@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"deployments"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_HOMES = {"formats", "stream", "compare"}
+TORCH_HOMES = {"formats", "stream", "compare", "testing"}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ckpt_lib.formats.zip_writing import ZipWriter, _local_header, _Record
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile, staging
 from ckpt_lib.stream.digests import Buffer
-from tests.format_contract import DTYPES
+from ckpt_lib.testing.format_contract import DTYPES
 from tests.helpers import flip_bit
 
 TORTURE = bool(os.environ.get("CKPT_TORTURE"))

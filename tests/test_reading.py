@@ -28,7 +28,7 @@ from ckpt_lib.formats.torch_zip import TorchZipFormat
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream import StreamDigest, VerifiedFile
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
-from tests.format_contract import BOUNDED, assert_same, states
+from ckpt_lib.testing.format_contract import BOUNDED, assert_same, states
 
 CPU = torch.device("cpu")
 CANARY = "CKPT_TEST_CANARY"

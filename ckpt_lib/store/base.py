@@ -46,6 +46,13 @@ class PendingFile(Protocol):
         """Make the bytes durable. A failure is final: the file can only be discarded."""
         ...
 
+    def open_read(self) -> BinaryIO:
+        """Open what was synced for reading, from the disk and not from memory where the system can tell the two apart.
+
+        To be closed before the file is published.
+        """
+        ...
+
     def discard(self) -> None:
         """Remove it, if it was not published; never raises."""
         ...

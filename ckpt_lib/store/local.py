@@ -8,8 +8,6 @@ or for none. What a dead process left is told from what a living one writes by i
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import os
 import shutil
 import stat
@@ -27,6 +25,7 @@ from ckpt_lib.store.folder_lock import LocalFolderLock, locked
 from ckpt_lib.store.leases import leases, living_holds
 from ckpt_lib.store.os_errors import typed_errors
 from ckpt_lib.store.pending import LocalPendingFile
+from ckpt_lib.store.reading import LocalReader
 
 
 class LocalStore:
@@ -62,7 +61,7 @@ class LocalStore:
     def open_read(self, path: str) -> BinaryIO:
         folder, name = _split(path)
         with typed_errors(self._path(path)), self._open(folder) as directory:
-            return cast(BinaryIO, _Reader(directory, name))
+            return cast(BinaryIO, LocalReader(directory, name))
 
     def open_write(self, folder: str) -> LocalPendingFile:
         with typed_errors(self._path(folder)), self._open(folder, create=True) as directory:
@@ -103,41 +102,6 @@ class LocalStore:
 
     def _open(self, folder: str, *, create: bool = False) -> Directory:
         return open_directory(self._root, _parts(folder), create=create)
-
-
-class _Reader(io.FileIO):
-    """An unbuffered regular file whose failures are those of the store."""
-
-    def __init__(self, directory: Directory, name: str) -> None:
-        self._path = directory.path / name
-        # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
-        descriptor = _without_links(directory, name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(self._path))
-        super().__init__(descriptor)
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        with typed_errors(self._path):
-            return super().readinto(buffer) or 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        with typed_errors(self._path):
-            return super().read(-1 if size is None else size) or b""
-
-    def readall(self) -> bytes:
-        with typed_errors(self._path):
-            return super().readall() or b""
-
-
-def _without_links(directory: Directory, name: str, flags: int) -> int:
-    """Open a file; links and devices are never ours, so a link is as if nothing were there."""
-    try:
-        return directory.open(name, flags)
-    except OSError as error:
-        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
-            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(directory.path / name)) from error
-        raise
 
 
 def _parts(path: str) -> tuple[str, ...]:
