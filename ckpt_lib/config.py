@@ -54,6 +54,11 @@ class CheckpointConfig(BaseModel):
     validate_checkpoints: bool = Field(
         default=True, description="Verify the bytes of a payload before anything is loaded from them."
     )
+    health_check: bool = Field(
+        default=False,
+        description="Look for NaN and infinities in the model, the optimizer state and monitor_metric at each save. "
+        "An unhealthy checkpoint is saved and kept, but is never the best, nor what resume() goes on from.",
+    )
     cache_size_bytes: int = Field(
         default=0,
         ge=0,

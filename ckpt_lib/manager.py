@@ -332,11 +332,11 @@ class CheckpointManager:
         *,
         map_location: Any = "cpu",
     ) -> Payload | None:
-        """Restore from the newest checkpoint whose bytes verify, and return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint whose bytes verify; return what :meth:`load_checkpoint` returns.
 
-        Damaged ones are passed over, each with a warning in the log; the returned dict's ``passed_over`` lists them
-        as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When it has
-        some and *none* verifies, or only backups are left, raises
+        Damaged and unhealthy ones are passed over, each with a warning in the log; the returned dict's ``passed_over``
+        lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
+        it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
@@ -391,7 +391,7 @@ class CheckpointManager:
         return next(reversed(self._catalogue.describe_all()), None)
 
     def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
-        """The best checkpoint by any metric, by default the monitored one; ``None`` when no finite value is recorded.
+        """The best healthy checkpoint by any metric, by default the monitored one; ``None`` when no value is finite.
 
         Of equals, the earlier. Another metric than the monitored needs a ``mode``.
 

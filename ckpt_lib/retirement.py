@@ -59,9 +59,10 @@ class _Assessment:
         return intact
 
     def find_pillars(self, monitors: Collection[Monitor]) -> None:
-        """Verify until the newest valid checkpoint and the best valid one by each monitor are known."""
+        """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""
         manifests = list(self._manifests.values())
-        for candidates in (manifests[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
+        healthy = [manifest for manifest in manifests if manifest.healthy]
+        for candidates in (manifests[::-1], healthy[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from ckpt_lib import CheckpointConfig, CleanupReport, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, ValidationReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     for item in checkpoints:
         row: Row = {
             "checkpoint": item.checkpoint_id,
-            "mark": " ".join(_marks(best=item.is_best, latest=item.is_latest, pinned=item.pinned)),
+            "mark": " ".join(_marks(item)),
             "epoch": item.epoch,
             "step": item.step,
             "size": size_text(item.file_size),
@@ -133,7 +133,13 @@ def _publish(rows: list[Row], kind: str, name: str, description: str) -> None:
     create_table_artifact(table=rows, key=artifact_key(kind, name), description=description)
 
 
-def _marks(**flags: bool) -> list[str]:
+def _marks(item: CheckpointMetadata) -> list[str]:
+    flags = {
+        "best": item.is_best,
+        "latest": item.is_latest,
+        "pinned": item.pinned,
+        "unhealthy": not item.healthy,
+    }
     return [name for name, is_set in flags.items() if is_set]
 
 

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"store", "formats", "background"},
     {"folder"},
     {"index"},
-    {"commit", "policies", "integrity", "state", "compare"},
+    {"commit", "policies", "integrity", "state", "health", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub"},
     {"plots", "loading", "repair", "saving"},
     {"manager"},
