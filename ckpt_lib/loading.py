@@ -14,7 +14,7 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StoreError,
 )
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import is_unreadable
@@ -131,6 +131,12 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
 
 
 def _refuse_to_forget(index: Index, experiment_name: str) -> None:
+    if set_aside := marker_entries(index.view().entries.values(), "quarantined"):
+        raise NoValidCheckpointError(
+            f"{experiment_name!r} has no checkpoint, but {len(set_aside)} that were found damaged and set aside",
+            hint="`ckpt quarantine` shows them, `ckpt repair` brings one back when there is a backup of it. "
+            "To begin again, choose another experiment name.",
+        )
     if backups := index.backed_up():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -73,6 +73,12 @@ def _record(manifest: Manifest, status: Status) -> RetentionRecord:
     shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
     facts = {name: getattr(manifest, name) for name in shared}
     return RetentionRecord(**facts, size_bytes=manifest.payload.size_bytes, status=status)
+
+
+def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
+    """The ids that a cleanup of these checkpoints would keep, were they all valid."""
+    records = [_record(manifest, "valid") for manifest in manifests]
+    return set(plan_retention(records, policy, monitors=monitors).kept_ids)
 
 
 def clean(

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -99,6 +99,35 @@ def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
         for name, values in comparison[f"{kind}_comparison"].items()
     ]
     _publish(rows, "comparison", experiment_name, f"Comparison in {experiment_name}")
+
+
+@checkpoint_task("report doctor of {experiment_name}")
+def report_doctor(experiment_name: str, report: DoctorReport) -> None:
+    """Publish what the doctor did and what is left, problems first."""
+    done: list[Row] = [
+        {
+            "state": "done" if item.succeeded else "NOT DONE",
+            "kind": item.finding.kind,
+            "place": item.finding.place,
+            "name": item.finding.name,
+            "finding": item.finding.message,
+            "fix": item.outcome,
+        }
+        for item in report.done
+    ]
+    left: list[Row] = [
+        {
+            "state": "PROBLEM" if item.is_problem else "worth knowing",
+            "kind": item.kind,
+            "place": item.place,
+            "name": item.name,
+            "finding": item.message,
+            "fix": item.fix or "",
+        }
+        for item in sorted(report.findings, key=lambda item: not item.is_problem)
+    ]
+    summary = "healthy" if report else f"problems left: {len(report.problems)}"
+    _publish(left + done, "doctor", experiment_name, f"Doctor of {experiment_name}: {summary}")
 
 
 @checkpoint_task("report cleanup of {experiment_name}")

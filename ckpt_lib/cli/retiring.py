@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.errors import ConfirmationError
+from ckpt_lib.cli.confirming import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager, resolve_all
 from ckpt_lib.errors import ProtectedCheckpointError
@@ -43,7 +42,7 @@ def cleanup(
     """
     manager = open_manager(store, experiment, config, max_checkpoints=keep)
     if not dry_run and not yes:
-        _refuse_to_ask(as_json=as_json)
+        refuse_to_ask(as_json=as_json)
     if dry_run or not yes:
         plan = manager.cleanup_checkpoints(dry_run=True)
         if not as_json:
@@ -51,7 +50,7 @@ def cleanup(
         if dry_run:
             _print_report(plan, as_json=as_json)
             return
-        _confirm(
+        confirm(
             f"Delete {count_of(len(plan.plan.deleted_ids), 'checkpoint')} ({as_size(plan.plan.freed_bytes)}), "
             f"and backups beyond {manager.config.max_backups}?"
         )
@@ -113,10 +112,10 @@ def delete(
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
     _refuse_pinned(chosen)
     if not yes:
-        _refuse_to_ask(as_json=as_json)
+        refuse_to_ask(as_json=as_json)
         backed_up = {item.checkpoint_id for item in manager.list_backups()}
         _print_chosen(chosen, backed_up)
-        _confirm(f"Delete {count_of(len(chosen), 'checkpoint')}?")
+        confirm(f"Delete {count_of(len(chosen), 'checkpoint')}?")
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted})
@@ -147,16 +146,3 @@ def _print_chosen(checkpoints: Sequence[CheckpointMetadata], backed_up: set[str]
             for item in checkpoints
         ],
     )
-
-
-def _refuse_to_ask(*, as_json: bool) -> None:
-    """Where nobody can answer, say so before any work is done."""
-    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfirmationError(
-            "deleting needs a confirmation, and nobody can be asked here", hint="Add --yes if you are sure."
-        )
-
-
-def _confirm(question: str) -> None:
-    if not typer.confirm(question, err=True):
-        raise ConfirmationError("not confirmed; nothing was deleted")

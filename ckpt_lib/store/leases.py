@@ -286,8 +286,12 @@ def is_over(directory: Directory, token: str) -> bool:
     if content is not None and is_proven_dead(content.owner):
         return True
     version = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-    ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
-    return _seen.unchanged_seconds(token, version) > ttl_seconds
+    return _seen.unchanged_seconds(token, version) > ttl_seconds(content)
+
+
+def ttl_seconds(content: LeaseContent | None) -> float:
+    """How long a lease lasts when it is not renewed."""
+    return LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
 
 
 def living_holds(directory: Directory) -> dict[str, str]:
