@@ -84,7 +84,7 @@ def set_aside(
     experiment_name: str,
     progress: Progress | None = None,
 ) -> QuarantineReport:
-    """Repair a damaged checkpoint from its ``other`` copy, or else set it aside.
+    """Repair a damaged checkpoint from its ``other`` copy, or else set it aside; one that is stays so.
 
     Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is intact, or somebody has it in use, and
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none. Killed on the way, it is as it was, repaired
@@ -92,6 +92,9 @@ def set_aside(
     """
     for _ in range(ATTEMPTS):
         is_unchanged = _watch(folder, checkpoint_id)
+        if is_quarantined(folder, checkpoint_id):
+            report = read(folder, checkpoint_id, experiment_name).report
+            return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment_name, report=report)
         report = _examine(folder, checkpoint_id, experiment_name, progress)
         if report:
             raise ProtectedCheckpointError(
@@ -228,7 +231,7 @@ def _watch(folder: CheckpointFolder, checkpoint_id: str) -> Callable[[], bool]:
 def _manifest_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
     try:
         return folder.read_marker(checkpoint_id, "quarantined")
-    except CorruptManifestError:
+    except (CheckpointNotFoundError, CorruptManifestError):
         return None
 
 
