@@ -1,19 +1,18 @@
 """The doctor: everything that is not as it should be in an experiment and its backups, and what puts it right.
 
-Looking changes nothing. A treatment is one step of :mod:`ckpt_lib.commit`, which may be killed anywhere and runs beside
-a training: what a living process is at work on, or holds, is left alone. Nothing is deleted but what a save or a
-deletion that did not come to its end left behind. After a treatment, nothing is found that another would change.
+Looking changes nothing, but that the lock of a dead process goes when it is taken. A treatment is one step of
+:mod:`ckpt_lib.commit`, which may be killed anywhere and runs beside a training: what a living process is at work on, or
+holds, is left alone. Nothing is deleted but what a save or a deletion that did not come to its end left behind. After a
+treatment, nothing is found that another would change.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 from ckpt_lib import adoption, commit, quarantine
@@ -437,23 +436,23 @@ def _treated(case: _Case) -> Treatment:
 def _look(folder: CheckpointFolder, index: Index) -> _Look:
     """What is there while nobody changes names; of a folder that cannot be written to, what is there."""
     links = _links(folder.location())
+    leftovers = tuple(folder.store.leftovers(folder.path))  # first: whoever takes the lock of a dead owner clears it
     if not folder.store.entries(folder.path):  # locking would create it
-        return _Look(folder, index.view(), (), {}, 0.0, links)
+        return _Look(folder, index.view(), leftovers, {}, 0.0, links)
     try:
         with folder.lock() as held:
-            return _Look(folder, index.view(), tuple(held.leftovers()), folder.held(), held.time_seconds, links)
+            return _Look(folder, index.view(), leftovers, folder.held(), held.time_seconds, links)
     except StorePermissionError:
-        return _Look(folder, index.view(), (), folder.held(), 0.0, links)
+        return _Look(folder, index.view(), leftovers, folder.held(), 0.0, links)
 
 
 def _links(location: str) -> frozenset[str]:
     """Links and devices in a folder of this machine, which stores do not show."""
-    path = Path(location)
-    if not path.is_dir():
+    if not os.path.isdir(location):
         return frozenset()
-    with os.scandir(path) as found:
-        modes = [(item.name, item.stat(follow_symlinks=False).st_mode) for item in found]
-    return frozenset(name for name, mode in modes if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)))
+    with os.scandir(location) as found:
+        kinds = [(item.name, item.is_file(follow_symlinks=False), item.is_dir(follow_symlinks=False)) for item in found]
+    return frozenset(name for name, is_file, is_folder in kinds if not (is_file or is_folder))
 
 
 def _payload_names(look: _Look, checkpoint_id: str, mark: Mark) -> list[str]:
@@ -483,8 +482,7 @@ def _sweep_patiently(folder: CheckpointFolder, trash_seconds: float, leftover: L
     """Sweep; first watch a lease that seems to be over for as long as it takes to be sure."""
     deadline = time.monotonic() + leftover.over_in_seconds + _MARGIN_SECONDS
     while leftover.over_in_seconds and time.monotonic() < deadline:
-        with folder.lock() as held:
-            found = next((item for item in held.leftovers() if item.name == leftover.name), None)
+        found = next((item for item in folder.store.leftovers(folder.path) if item.name == leftover.name), None)
         if found is None or not found.over_in_seconds:
             break
         time.sleep(min(1.0, leftover.over_in_seconds / 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,19 @@ from tests.helpers import (
     ids,
     manifest_path,
     payload_path,
-    run_python,
     save,
     snapshot,
     truncate,
 )
+from tests.killer import Killer
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """What kills calls of this module's tests."""
+    found = Killer()
+    yield found
+    found.close()
 
 
 def marker_path(manager: CheckpointManager, checkpoint_id: str, mark: str = "quarantined") -> Path:
@@ -325,32 +334,8 @@ def test_a_killed_restoration_takes_nothing_away(alone: CheckpointManager, lost:
     assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
 
 
-KILLED_AT = """
-import sys
-from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.store import folder_lock
-import os, signal
-
-store, call, checkpoint_id, step = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-manager = CheckpointManager(CheckpointConfig(checkpoint_dir=store, backup_checkpoints=False), "run")
-count = 0
-for name in ("put", "delete", "sync", "publish"):
-    def wrap(original):
-        def step_or_die(*args, **kwargs):
-            global count
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-        return step_or_die
-    setattr(folder_lock.LocalFolderLock, name, wrap(getattr(folder_lock.LocalFolderLock, name)))
-getattr(manager, call)(checkpoint_id)
-print("done")
-"""
-
-
 @pytest.mark.parametrize("call", ["quarantine_checkpoint", "repair_checkpoint", "delete_quarantined"])
-def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, call: str) -> None:
+def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, killer: Killer, call: str) -> None:
     """Listed or set aside, never both and never neither, its payload in place; the same call then does the rest."""
     for step in range(1, 20):
         checkpoint_id = save(alone, step)
@@ -359,7 +344,7 @@ def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, c
             alone.quarantine_checkpoint(checkpoint_id)
         if call == "repair_checkpoint":
             flip_bit(payload_path(alone, checkpoint_id), 200)
-        child = start_killed(alone, call, checkpoint_id, step)
+        was_killed = killer.kills(alone, call, step, checkpoint_id=checkpoint_id)
         set_aside = checkpoint_id in [item.checkpoint_id for item in alone.list_quarantined()]
         listed = checkpoint_id in ids(alone)
         is_gone = call == "delete_quarantined" and not payload_path(alone, checkpoint_id).exists()
@@ -367,20 +352,10 @@ def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, c
         assert payload_path(alone, checkpoint_id).exists() or is_gone
         if listed or set_aside:
             getattr(alone, call)(checkpoint_id)
-        if child:
+        if not was_killed:
             break
     else:
         pytest.fail("it never came to its end")
-
-
-def start_killed(manager: CheckpointManager, call: str, checkpoint_id: str, step: int) -> bool:
-    """Call a method in a process that is killed at that step; whether it came to its end before."""
-    arguments = (manager.config.checkpoint_dir, call, checkpoint_id, step)
-    try:
-        return "done" in run_python(KILLED_AT, *arguments)
-    except AssertionError as error:
-        assert "exit code -9" in str(error)
-        return False
 
 
 def test_bad_input_is_refused(alone: CheckpointManager) -> None:

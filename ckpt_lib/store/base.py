@@ -107,10 +107,6 @@ class FolderLock(Protocol):
         """Remove what dead owners left unfinished in the folder; return the names."""
         ...
 
-    def leftovers(self) -> list[Leftover]:
-        """What :meth:`sweep` would remove, and what it may remove later; nothing is changed."""
-        ...
-
 
 class Store(Protocol):
     """A root under which experiments live."""
@@ -159,6 +155,10 @@ class Store(Protocol):
 
     def held(self, folder: str) -> dict[str, str]:
         """What living processes, this one included, hold in ``folder``: name to reason."""
+        ...
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """What :meth:`FolderLock.sweep` would remove, and what it may remove later; nothing is changed."""
         ...
 
     def free_bytes(self, folder: str) -> int | None:

@@ -22,10 +22,9 @@ from contextlib import contextmanager
 
 from ckpt_lib.errors import CheckpointExistsError, LeaseLostError, StoreError, StoreUnavailableError
 from ckpt_lib.store import leases
-from ckpt_lib.store.base import Leftover, PendingFile
+from ckpt_lib.store.base import PendingFile
 from ckpt_lib.store.directory import IS_POSIX, Directory
 from ckpt_lib.store.leases import LOCK_NAME, PREPARED_PREFIX, Lease
-from ckpt_lib.store.leftovers import find_leftovers
 from ckpt_lib.store.os_errors import typed_errors
 from ckpt_lib.store.patching import overwrite
 from ckpt_lib.store.pending import LocalPendingFile, write_all
@@ -218,10 +217,6 @@ class LocalFolderLock:
                 if leases.is_over(self._directory, token):
                     swept += leases.bury(self._directory, token)
         return swept
-
-    def leftovers(self) -> list[Leftover]:
-        with self._errors():
-            return find_leftovers(self._directory, self._lease.token, self.time_seconds)
 
     def release(self) -> None:
         """Give the lock up; never raises. What this leaves is removed with the lease, or by whoever comes next."""

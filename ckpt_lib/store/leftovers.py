@@ -17,9 +17,10 @@ _KINDS = {
 }
 
 
-def find_leftovers(directory: Directory, own_token: str, now_seconds: float) -> list[Leftover]:
-    """See :meth:`ckpt_lib.store.base.FolderLock.leftovers`."""
-    over = {token: leases.is_over(directory, token) for token in leases.tokens(directory) - {own_token}}
+def find_leftovers(directory: Directory) -> list[Leftover]:
+    """See :meth:`ckpt_lib.store.base.Store.leftovers`."""
+    over = {token: leases.is_over(directory, token) for token in leases.tokens(directory)}
+    now_seconds = _now_seconds(directory)
     found = []
     for name, status in sorted(directory.scan()):
         prefix = next((prefix for prefix in _KINDS if name.startswith(prefix)), None)
@@ -31,6 +32,15 @@ def find_leftovers(directory: Directory, own_token: str, now_seconds: float) -> 
         elif prefix == LEASE_PREFIX and (silent := _silent(directory, token, now_seconds - status.st_mtime)):
             found.append(silent)
     return found
+
+
+def _now_seconds(directory: Directory) -> float:
+    """The time by the clock of the store, which gives it to a lease of ours; long ago where nothing can be written."""
+    try:
+        with leases.leases.using(directory) as lease:
+            return directory.lstat(lease.name).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _silent(directory: Directory, token: str, age_seconds: float) -> Leftover | None:
