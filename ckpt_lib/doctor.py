@@ -32,6 +32,7 @@ from ckpt_lib.findings import DoctorReport, Finding, Kind, Place, Treatment
 from ckpt_lib.folder import (
     BACKUPS_NAME,
     MANIFEST_SUFFIX,
+    OWN_PREFIX,
     SNAPSHOT_NAME,
     CheckpointFolder,
     Mark,
@@ -49,7 +50,6 @@ from ckpt_lib.stream import Damage, Progress, missing_file
 
 _ROUNDS = 5
 """How often to look again: what one treatment uncovers, such as a payload whose marker was damaged, is another's."""
-_STORES_OWN = ".ckpt-"
 _MARGIN_SECONDS = 2.0
 _CHANGED = "somebody else changed it meanwhile"
 
@@ -163,7 +163,7 @@ class Doctor:
         for name in sorted(orphans, key=_moment, reverse=True):  # each is placed before the next one
             yield from _unless_gone(partial(self._of_orphan, look, other, name))
         for name in sorted(look.entries.keys() - explained - set(orphans)):
-            if not name.startswith(_STORES_OWN):
+            if not name.startswith(OWN_PREFIX):
                 what = "a folder" if look.entries[name].is_folder else "a file"
                 yield self._case("unknown", place, name, f"{what} that nobody here wrote", entry=look.entries[name])
         for name in sorted(look.links):
@@ -377,7 +377,7 @@ class Doctor:
     # --- treating ---
 
     def _sweep(self, folder: CheckpointFolder) -> str:
-        commit.sweep(folder, grace_seconds=self.trash_seconds)
+        commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=self.trash_seconds)
         return "removed"
 
     def _set_aside(self, checkpoint_id: str) -> str:
@@ -486,8 +486,9 @@ def _sweep_patiently(folder: CheckpointFolder, trash_seconds: float, leftover: L
         if found is None or not found.over_in_seconds:
             break
         time.sleep(min(1.0, leftover.over_in_seconds / 10))
-    commit.sweep(folder, grace_seconds=trash_seconds)
-    return "removed" if folder.store.stat(folder.path_of(leftover.name)) is None else _CHANGED
+    commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=trash_seconds)
+    is_left = any(entry.name == leftover.name for entry in folder.store.entries(folder.path))
+    return _CHANGED if is_left else "removed"
 
 
 def _drop_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> str:

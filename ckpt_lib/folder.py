@@ -15,9 +15,12 @@ from ckpt_lib.store import Entry, FolderLock, Store
 BACKUPS_NAME = "backups"
 SNAPSHOT_NAME = "checkpoint_metadata.json"
 MANIFEST_SUFFIX = ".json"
+OWN_PREFIX = ".ckpt-"
+"""Begins the names of what stores and this library keep for themselves."""
 
 Mark = Literal["saving", "deleted", "quarantined"]
 """What a file ``.<id>.<mark>`` says of a checkpoint that has no manifest, or is about to have none."""
+_MARK_SUFFIXES = tuple(f".{mark}" for mark in get_args(Mark))
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class CheckpointFolder:
         """Where to look for a checkpoint that is not there."""
         if self.store.stat(self.marker_path(checkpoint_id, "quarantined")):
             return "It is damaged and was set aside: `ckpt quarantine`."
+        if self.store.stat(self.marker_path(checkpoint_id, "deleted")):
+            return "It was deleted: `ckpt undelete` brings it back."
         return "`ckpt list` shows what is there."
 
     def _read(self, path: str, limit_bytes: int = Manifest.MAX_BYTES + 1) -> bytes:
@@ -167,6 +172,11 @@ def manifest_entries(entries: Iterable[Entry]) -> dict[str, Entry]:
 def marker_entries(entries: Iterable[Entry], mark: Mark) -> dict[str, Entry]:
     """Id to entry of every such marker in a listing."""
     return dict(_ids(entries, f".{mark}", prefix="."))
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is of something that a sweep looks at: markers, and what begins with ``.ckpt-`` but a record."""
+    return name.endswith(_MARK_SUFFIXES) or (name.startswith(OWN_PREFIX) and not name.endswith(".json"))
 
 
 def names_of(checkpoint_id: str, suffix: str) -> set[str]:

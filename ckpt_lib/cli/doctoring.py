@@ -9,7 +9,6 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.confirming import confirm, refuse_to_ask
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
@@ -23,6 +22,7 @@ from ckpt_lib.cli.output import (
     print_table,
 )
 from ckpt_lib.cli.progress import byte_progress
+from ckpt_lib.cli.retiring import confirm, refuse_to_ask
 from ckpt_lib.cli.session import open_manager, resolve_all
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 

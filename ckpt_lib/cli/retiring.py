@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.confirming import confirm, refuse_to_ask
+from ckpt_lib.cli.errors import ConfirmationError
 from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager, resolve_all
 from ckpt_lib.errors import ProtectedCheckpointError
@@ -38,7 +39,8 @@ def cleanup(
     """Delete old checkpoints by the retention rules.
 
     The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
-    What dead processes left behind goes too, and backups beyond max_backups.
+    What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
+    for trash_seconds, a day by default; afterwards a cleanup frees their bytes.
     """
     manager = open_manager(store, experiment, config, max_checkpoints=keep)
     if not dry_run and not yes:
@@ -93,6 +95,8 @@ def _print_report(report: CleanupReport, *, as_json: bool) -> None:
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
     note(f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    if report.trashed_bytes:
+        note(f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete`.")
 
 
 def delete(
@@ -106,7 +110,8 @@ def delete(
 ) -> None:
     """Delete checkpoints by name.
 
-    Their backups stay. When one of them is pinned or unknown, none is deleted.
+    `ckpt undelete` brings them back for trash_seconds, a day by default. Their backups stay. When one of them is pinned
+    or unknown, none is deleted.
     """
     manager = open_manager(store, experiment, config)
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
@@ -146,3 +151,16 @@ def _print_chosen(checkpoints: Sequence[CheckpointMetadata], backed_up: set[str]
             for item in checkpoints
         ],
     )
+
+
+def refuse_to_ask(*, as_json: bool) -> None:
+    """Where nobody can answer, say so before any work is done."""
+    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfirmationError(
+            "deleting needs a confirmation, and nobody can be asked here", hint="Add --yes if you are sure."
+        )
+
+
+def confirm(question: str) -> None:
+    if not typer.confirm(question, err=True):
+        raise ConfirmationError("not confirmed; nothing was deleted")

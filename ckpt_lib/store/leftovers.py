@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import stat
+import contextlib
 
 from ckpt_lib.store import leases
 from ckpt_lib.store.base import Leftover
 from ckpt_lib.store.directory import Directory
-from ckpt_lib.store.leases import BROKEN_PREFIX, LEASE_PREFIX, PENDING_PREFIX, PREPARED_PREFIX
-
-_KINDS = {
-    PENDING_PREFIX: "an unfinished file",
-    LEASE_PREFIX: "the lease",
-    PREPARED_PREFIX: "a lock that was never taken",
-    BROKEN_PREFIX: "a lock that was taken away",
-}
+from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PREFIX
 
 
 def find_leftovers(directory: Directory) -> list[Leftover]:
     """See :meth:`ckpt_lib.store.base.Store.leftovers`."""
-    over = {token: leases.is_over(directory, token) for token in leases.tokens(directory)}
-    now_seconds = _now_seconds(directory)
+    names = sorted(name for name, _ in directory.scan() if name.startswith((LEASE_PREFIX, BROKEN_PREFIX)))
     found = []
-    for name, status in sorted(directory.scan()):
-        prefix = next((prefix for prefix in _KINDS if name.startswith(prefix)), None)
-        if prefix is None or (token := name[len(prefix) :].partition("-")[0]) not in over:
-            continue
-        if over[token]:
-            size_bytes = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-            found.append(Leftover(name, size_bytes, f"{_KINDS[prefix]} of a dead process"))
-        elif prefix == LEASE_PREFIX and (silent := _silent(directory, token, now_seconds - status.st_mtime)):
-            found.append(silent)
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # its owner removes it
+            if (leftover := _examine(directory, name)) is not None:
+                found.append(leftover)
     return found
 
 
-def _now_seconds(directory: Directory) -> float:
-    """The time by the clock of the store, which gives it to a lease of ours; long ago where nothing can be written."""
-    try:
-        with leases.leases.using(directory) as lease:
-            return directory.lstat(lease.name).st_mtime
-    except OSError:
-        return 0.0
-
-
-def _silent(directory: Directory, token: str, age_seconds: float) -> Leftover | None:
-    """A lease that looks as if it were over, by the store's clock; to be sure, it has to be watched."""
-    try:
-        content = leases.read_lease(directory, token)
-    except FileNotFoundError:
-        return None
+def _examine(directory: Directory, name: str) -> Leftover | None:
+    token = name.removeprefix(LEASE_PREFIX)
+    if name.startswith(BROKEN_PREFIX) or leases.is_over(directory, token):
+        sizes = [directory.lstat(f"{name}/{inner}").st_size for inner in _unfinished(directory, name)]
+        files = f", with {len(sizes)} unfinished files" if sizes else ""
+        return Leftover(name, sum(sizes), f"the lease of a dead process{files}")
+    content = leases.read_lease(directory, token)
     ttl_seconds = leases.ttl_seconds(content)
+    age_seconds = _now_seconds(directory) - directory.lstat(f"{name}/{LEASE_FILE}").st_mtime
     if age_seconds <= ttl_seconds:
         return None
     owner = "an unknown process" if content is None else str(content.owner)
     message = f"the lease of {owner} was not renewed for {age_seconds:.0f} s"
-    return Leftover(LEASE_PREFIX + token, 0, message, over_in_seconds=ttl_seconds)
+    return Leftover(name, 0, message, over_in_seconds=ttl_seconds)
+
+
+def _unfinished(directory: Directory, name: str) -> list[str]:
+    return [inner for inner in directory.names(name) if inner not in (LEASE_FILE, FREE_FILE)]
+
+
+def _now_seconds(directory: Directory) -> float:
+    """The time by the clock of the store, which a lease of ours is given; long ago where nothing can be written."""
+    try:
+        with leases.leases.using(directory) as lease:
+            lease.renew()
+            return directory.lstat(f"{lease.name}/{LEASE_FILE}").st_mtime
+    except OSError:
+        return 0.0
