@@ -372,7 +372,9 @@ class Doctor:
 
     def _is_whole_again(self, look: _Look, checkpoint_id: str) -> bool:
         manifest = next((item for item in look.view.quarantined if item.checkpoint_id == checkpoint_id), None)
-        return manifest is not None and validate(look.folder, manifest, self.experiment_name, self.progress).is_valid
+        if manifest is None or not look.view.is_complete(manifest):
+            return False
+        return validate(look.folder, manifest, self.experiment_name, self.progress).is_valid
 
     # --- treating ---
 
@@ -437,8 +439,9 @@ def _look(folder: CheckpointFolder, index: Index) -> _Look:
     """What is there while nobody changes names; of a folder that cannot be written to, what is there."""
     links = _links(folder.location())
     leftovers = tuple(folder.store.leftovers(folder.path))  # first: whoever takes the lock of a dead owner clears it
-    if not folder.store.entries(folder.path):  # locking would create it
-        return _Look(folder, index.view(), leftovers, {}, 0.0, links)
+    view = index.view()  # reads what is new, so that little is left to be read under the lock
+    if not view.entries:  # locking would create the folder
+        return _Look(folder, view, leftovers, {}, 0.0, links)
     try:
         with folder.lock() as held:
             return _Look(folder, index.view(), leftovers, folder.held(), held.time_seconds, links)
