@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.errors import CheckpointError
     from ckpt_lib.experiments import list_experiments
+    from ckpt_lib.findings import DoctorReport
     from ckpt_lib.integrity import ValidationReport
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata
@@ -30,6 +31,7 @@ _HOMES = {
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.metadata",
     "CleanupReport": "ckpt_lib.retirement",
+    "DoctorReport": "ckpt_lib.findings",
     "RepairReport": "ckpt_lib.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "ScrubReport": "ckpt_lib.scrub",
@@ -44,6 +46,7 @@ __all__ = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "DoctorReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

@@ -59,6 +59,11 @@ class CheckpointConfig(BaseModel):
         description="Read each payload back from the disk before it is committed, and refuse the save when a byte "
         "differs.",
     )
+    health_check: bool = Field(
+        default=False,
+        description="Look for NaN and infinities in the model, the optimizer state and monitor_metric at each save. "
+        "An unhealthy checkpoint is saved and kept, but is never the best, nor what resume() goes on from.",
+    )
     cache_size_bytes: int = Field(
         default=0,
         ge=0,

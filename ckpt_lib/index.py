@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from ckpt_lib.errors import (
@@ -16,10 +17,12 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder, manifest_entries, marker_entries, names_of
+from ckpt_lib.folder import CheckpointFolder, Mark, manifest_entries, marker_entries, names_of
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry
+
+_GONE: tuple[Mark, Mark] = ("deleted", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class View:
     unreadable: tuple[CheckpointError, ...]
     deleted: tuple[Manifest, ...]
     """Deleted ones that may still be brought back."""
+    quarantined: tuple[Manifest, ...]
+    """Those that were set aside and whose manifest can be read."""
     entries: Mapping[str, Entry]
 
     def is_complete(self, manifest: Manifest) -> bool:
@@ -51,17 +56,19 @@ class Index:
         """What is there now."""
         with self._lock:
             entries = self._folder.store.entries(self._folder.path)
-            listed, removed = manifest_entries(entries), marker_entries(entries, "deleted")
+            listed = manifest_entries(entries)
             found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
             live = self._update(found, listed, self._folder.read_manifest)
-            # Beside a manifest, the marker of a deletion means nothing.
-            gone = {checkpoint_id: entry for checkpoint_id, entry in removed.items() if checkpoint_id not in listed}
-            deleted = self._update(found, gone, lambda name: self._folder.read_marker(name, "deleted"))
+            deleted, quarantined = (
+                self._update(found, _alone(entries, mark, listed), partial(self._folder.read_marker, mark=mark))
+                for mark in _GONE
+            )
             self._found = found
         return View(
             _in_order(live),
             tuple(item for item in live if isinstance(item, CheckpointError)),
             _in_order(deleted),
+            _in_order(quarantined),
             {entry.name: entry for entry in entries},
         )
 
@@ -104,8 +111,9 @@ class Index:
         stays as it is if nothing here has it. The sequence is larger than that of anything that may come back.
         """
         view, backups = self.view(), self.backed_up()
-        known = [*view.manifests, *view.deleted, *backups]
-        sequence = max((manifest.sequence for manifest in known), default=0) + len(view.unreadable) + 1
+        known = [*view.manifests, *view.deleted, *view.quarantined, *backups]
+        lost = len(view.unreadable) + len(marker_entries(view.entries.values(), "quarantined"))
+        sequence = max((manifest.sequence for manifest in known), default=0) + lost + 1
         moment = (wanted.epoch, wanted.step, wanted.timestamp)
         same = {item.checkpoint_id for item in known if (item.epoch, item.step, item.timestamp) == moment}
 
@@ -148,6 +156,12 @@ def _outcome(read: Callable[[str], Manifest], checkpoint_id: str) -> Manifest | 
     except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
         error.checkpoint_id = checkpoint_id
         return error
+
+
+def _alone(entries: Iterable[Entry], mark: Mark, listed: Container[str]) -> dict[str, Entry]:
+    """The markers that stand for a checkpoint; beside a manifest they mean nothing."""
+    found = marker_entries(entries, mark).items()
+    return {checkpoint_id: entry for checkpoint_id, entry in found if checkpoint_id not in listed}
 
 
 def _in_order(items: Iterable[Manifest | CheckpointError]) -> tuple[Manifest, ...]:

@@ -14,7 +14,7 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StoreError,
 )
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import is_unreadable
@@ -93,15 +93,19 @@ def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
 
 
 def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
-    """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none, and no backups.
+    """``load`` the newest checkpoint that is whole and healthy; ``None`` when the experiment has none, and no backups.
 
-    The returned dict's ``passed_over`` lists the damaged ones, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged, or backups alone.
+    The returned dict's ``passed_over`` lists the others, which are also logged. Raises
+    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged or unhealthy, or backups alone.
     """
     for _ in range(ATTEMPTS):
-        passed_over = [_passed_over(str(error.checkpoint_id), error) for error in index.unreadable()]
-        retired = False
+        passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in index.unreadable()]
+        unhealthy_id, retired = None, False
         for manifest in reversed(index.manifests()):
+            if manifest.unhealthy:
+                unhealthy_id = unhealthy_id or manifest.checkpoint_id
+                passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
+                continue
             try:
                 payload = load(manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
@@ -109,7 +113,7 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
             except (IntegrityError, StoreError) as error:
                 if isinstance(error, StoreError) and not is_unreadable(error):
                     raise
-                passed_over.append(_passed_over(manifest.checkpoint_id, error))
+                passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
                 return {**payload, "passed_over": passed_over}
@@ -120,12 +124,19 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
-        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} verifies: {reasons}",
-        hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
+        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} can be resumed from: {reasons}",
+        hint=f"{_taken_on_purpose(unhealthy_id)}`ckpt restore` brings back backups. "
+        "To begin again, choose another experiment name.",
     )
 
 
 def _refuse_to_forget(index: Index, experiment_name: str) -> None:
+    if set_aside := marker_entries(index.view().entries.values(), "quarantined"):
+        raise NoValidCheckpointError(
+            f"{experiment_name!r} has no checkpoint, but {len(set_aside)} that were found damaged and set aside",
+            hint="`ckpt quarantine` shows them, `ckpt repair` brings one back when there is a backup of it. "
+            "To begin again, choose another experiment name.",
+        )
     if backups := index.backed_up():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
@@ -134,8 +145,12 @@ def _refuse_to_forget(index: Index, experiment_name: str) -> None:
         )
 
 
-def _passed_over(checkpoint_id: str, error: CheckpointError) -> dict[str, str]:
-    return {"checkpoint_id": checkpoint_id, "reason": error.message}
+def _taken_on_purpose(unhealthy_id: str | None) -> str:
+    return f"load_checkpoint({unhealthy_id!r}) takes the newest unhealthy one all the same. " if unhealthy_id else ""
+
+
+def _passed_over(checkpoint_id: str, reason: str) -> dict[str, str]:
+    return {"checkpoint_id": checkpoint_id, "reason": reason}
 
 
 def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:

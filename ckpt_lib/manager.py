@@ -11,9 +11,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ckpt_lib import commit, transfer
+from ckpt_lib import commit, quarantine, transfer
 from ckpt_lib.background import SaveHandle, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
+from ckpt_lib.doctor import Doctor
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -22,6 +23,7 @@ from ckpt_lib.errors import (
     ProtectedCheckpointError,
     UnsupportedSchemaError,
 )
+from ckpt_lib.findings import DoctorReport
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.index import Index, snapshot
@@ -32,9 +34,10 @@ from ckpt_lib.names import CheckpointId, check_description, check_experiment_nam
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
+from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.repair import RepairReport, repair
-from ckpt_lib.retirement import CleanupReport, clean
+from ckpt_lib.retirement import CleanupReport, clean, kept_if_valid
 from ckpt_lib.saving import Saver, SaveRequest
 from ckpt_lib.scrub import ScrubReport, scrub
 from ckpt_lib.state import Stateful, check_stateful, check_wanted, restore
@@ -347,11 +350,11 @@ class CheckpointManager:
         *,
         map_location: Any = "cpu",
     ) -> Payload | None:
-        """Restore from the newest checkpoint whose bytes verify, and return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint whose bytes verify; return what :meth:`load_checkpoint` returns.
 
-        Damaged ones are passed over, each with a warning in the log; the returned dict's ``passed_over`` lists them
-        as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When it has
-        some and *none* verifies, or only backups are left, raises
+        Damaged and unhealthy ones are passed over, each with a warning in the log; the returned dict's ``passed_over``
+        lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
+        it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
@@ -404,7 +407,7 @@ class CheckpointManager:
         return next(reversed(self._catalogue.describe_all()), None)
 
     def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
-        """The best checkpoint by any metric, by default the monitored one; ``None`` when no finite value is recorded.
+        """The best healthy checkpoint by any metric, by default the monitored one; ``None`` when no value is finite.
 
         Of equals, the earlier. Another metric than the monitored needs a ``mode``.
 
@@ -650,9 +653,16 @@ class CheckpointManager:
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a checkpoint back from its backup, in place; see :func:`ckpt_lib.repair.repair`.
 
-        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be.
+        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be. One
+        that is in quarantine comes back if it verifies by now, or its backup does.
+
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
+        checkpoint_id = self._id_of(checkpoint_id)
+        if quarantine.is_quarantined(self._folder, checkpoint_id):
+            found = quarantine.bring_back(self._folder, checkpoint_id, self._backups, self.experiment_name, progress)
+            self._write_snapshot()
+            return found
         return self._repair(self._folder, checkpoint_id, self._backups, progress)
 
     def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
@@ -670,6 +680,65 @@ class CheckpointManager:
         if report.method == "file":  # it may have brought a manifest back
             self._write_snapshot()
         return report
+
+    def quarantine_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
+        """Set a damaged checkpoint aside, with the report, unless its backup can repair it, which is then done instead.
+
+        It is not listed and not loaded any more, and no retention rule counts it; its payload stays where it is.
+        :meth:`repair_checkpoint` brings it back. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is
+        intact, or somebody has it in use.
+        """
+        checkpoint_id = self._id_of(checkpoint_id)
+        report = quarantine.set_aside(self._folder, checkpoint_id, self._backups, self.experiment_name, progress)
+        self._write_snapshot()
+        return report
+
+    def list_quarantined(self) -> list[QuarantinedCheckpoint]:
+        """The checkpoints that were set aside, each with the report that says why."""
+        return quarantine.list_quarantined(self._folder, self.experiment_name)
+
+    def delete_quarantined(self, checkpoint_id: str) -> int:
+        """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
+
+        Its backup stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
+        """
+        return quarantine.remove(self._folder, str(CheckpointId.parse(checkpoint_id)))
+
+    def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
+        """Find everything that is not as it should be; with ``fix``, put right what can be, and say what is left.
+
+        With ``deep``, every byte is read as well. Nothing is deleted but what a save or a deletion that did not come to
+        its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run
+        again.
+        """
+        ward = Doctor(
+            folder=self._folder,
+            index=self._index,
+            backups=self._backups,
+            backup_index=self._backup_index,
+            experiment_name=self.experiment_name,
+            monitor=self._catalogue.monitor(),
+            trash_seconds=self.config.trash_seconds,
+            has_snapshot=self.config.save_metadata,
+            wanted_backups=self._wanted_backups,
+            back_up=partial(self.backup_checkpoint, progress=progress),
+            renew_snapshot=self._write_snapshot,
+            deep=deep,
+            progress=progress,
+        )
+        return ward.treat() if fix else ward.diagnose()
+
+    def _wanted_backups(self) -> set[str]:
+        """What should have a backup: as the configuration says, and as many as the backup location keeps."""
+        if not self.config.backup_checkpoints:
+            return set()
+        checkpoints = {manifest.checkpoint_id: manifest for manifest in self._index.manifests()}
+        if self.config.backup_only_best:
+            return {best} if (best := self._catalogue.best_id()) else set()
+        backups = {manifest.checkpoint_id: manifest for manifest in self._backup_index.manifests()}
+        monitor = self._catalogue.monitor()
+        kept = kept_if_valid((backups | checkpoints).values(), _at_most(self.config.max_backups, monitor), [monitor])
+        return kept & checkpoints.keys()
 
     def export_checkpoint(
         self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
@@ -766,6 +835,7 @@ class CheckpointManager:
         view = self._index.view()
         damaged = [str(error.checkpoint_id) for error in view.unreadable]
         damaged += [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
+        damaged += [item.checkpoint_id for item in self.list_quarantined()]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"

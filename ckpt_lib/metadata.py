@@ -176,6 +176,14 @@ class _Facts(BaseModel):
     sequence: int = Field(ge=1, description="Order within the experiment: later saves have larger ones.")
     parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
     pinned: bool = Field(default=False, description="Retention never removes a pinned checkpoint.")
+    unhealthy: str | None = Field(
+        default=None, description="What a health check found wrong with the numbers; None when nothing, or not asked."
+    )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it may be the best, and training may go on from it."""
+        return self.unhealthy is None
 
 
 class CheckpointMetadata(_Facts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
+from ckpt_lib.health import HealthCheck
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import KnownVersions
 from ckpt_lib.metadata import Manifest
@@ -22,6 +24,8 @@ from ckpt_lib.state import Stateful, capture, check_parts
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
+
+logger = logging.getLogger("ckpt_lib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class _PlannedSave:
 
     draft: Draft
     payload: Payload
+    health: HealthCheck | None
 
 
 class Saver:
@@ -81,7 +86,7 @@ class Saver:
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
-        manifest = self._commit(planned.draft, planned.payload)
+        manifest = self._commit(planned, planned.payload)
         self._after_save(manifest)
         return manifest.checkpoint_id
 
@@ -96,7 +101,7 @@ class Saver:
         handle = self.background.start(
             planned.draft,
             self._snapshot_of(planned.payload, request.optimizer),
-            lambda snapshot: self._commit(planned.draft, snapshot.payload()),
+            lambda snapshot: self._commit(planned, snapshot.payload()),
             self._after_save,
         )
         self._last_save = time.monotonic()
@@ -130,7 +135,8 @@ class Saver:
             return earlier.checkpoint_id
         if not self._policy.should_save(self._context(draft)):
             return None
-        return _PlannedSave(draft, self._payload(draft, request))
+        health = HealthCheck.of(request.model, self._config.monitor) if self._config.health_check else None
+        return _PlannedSave(draft, self._payload(draft, request), health)
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
@@ -153,13 +159,19 @@ class Saver:
 
     def _context(self, draft: Draft) -> SaveContext:
         pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
-            SavedRecord(MAX_COUNT + number, handle.draft.epoch, handle.draft.step, handle.draft.metrics)
+            SavedRecord(
+                MAX_COUNT + number,
+                handle.draft.epoch,
+                handle.draft.step,
+                handle.draft.metrics,
+                healthy=not self._config.health_check,  # else not known yet: it is nothing to be measured by
+            )
             for number, handle in enumerate(self.background.under_way)
             if handle.draft is not None
         )
         view = self._index.view()
         saved = tuple(
-            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
+            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
             for manifest in view.manifests
             if view.is_complete(manifest)  # one that lost its payload must not keep others from being saved
         )
@@ -181,8 +193,10 @@ class Saver:
             call_before_steps(wait_until_all_copied)
         return lambda buffer: Snapshot(payload, buffer, deferred)
 
-    def _commit(self, draft: Draft, payload: Payload) -> Manifest:
-        draft = replace(draft, parent_id=self.parent_id or self._latest_id())
+    def _commit(self, planned: _PlannedSave, payload: Payload) -> Manifest:
+        draft = replace(planned.draft, parent_id=self.parent_id or self._latest_id())
+        if planned.health:
+            draft = replace(draft, unhealthy=planned.health.find_fault(payload, draft.metrics))
         manifest = commit.save(
             self._folder,
             self._index,
@@ -193,6 +207,8 @@ class Saver:
         )
         if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
             self._known.remember(self._folder, manifest)
+            if manifest.unhealthy:
+                logger.warning("%s is unhealthy: %s", manifest.checkpoint_id, manifest.unhealthy)
         self.parent_id = manifest.checkpoint_id
         self._last_save = time.monotonic()
         return manifest

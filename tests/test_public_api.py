@@ -16,6 +16,7 @@ EXPECTED = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "DoctorReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

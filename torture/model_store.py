@@ -35,6 +35,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.store import Entry, PendingFile
+from ckpt_lib.store.base import Leftover
 from ckpt_lib.stream.digests import Buffer
 
 SECTOR_BYTES = 512
@@ -365,6 +366,9 @@ class ModelStore:
 
     def held(self, folder: str) -> dict[str, str]:
         return dict(self.disk.holds.get(self._path(folder), []))
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        return []  # what dead owners left has no name on this disk
 
     def free_bytes(self, folder: str) -> int | None:
         return None

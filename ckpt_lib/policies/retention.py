@@ -34,6 +34,7 @@ class RetentionRecord(BaseModel):
     metrics: Mapping[str, StoredMetric] = {}
     tags: tuple[str, ...] = ()
     pinned: bool = False
+    healthy: bool = True
     status: Status = "unverified"
 
 
@@ -208,4 +209,8 @@ def _always_kept(
         keep(candidates[:1], "newest {status}")
         for monitor in monitors:
             keep(ranked(candidates, monitor)[:1], f"best {{status}} by {monitor.metric}")
+    valid = [record for record in whole if record.status == "valid"]
+    healthy = [record for record in valid if record.healthy]
+    if healthy[:1] != valid[:1]:
+        keep(healthy[:1], "newest valid healthy")
     return {checkpoint_id: ", ".join(found) for checkpoint_id, found in reasons.items()}

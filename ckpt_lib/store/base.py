@@ -33,6 +33,19 @@ class Entry:
     modified_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """Something in a folder whose owner is dead or, with ``over_in_seconds``, seems to be.
+
+    In that case, whoever sees it unchanged for so long may take it for dead.
+    """
+
+    name: str
+    size_bytes: int
+    message: str
+    over_in_seconds: float = 0.0
+
+
 class PendingFile(Protocol):
     """A file without a name. :meth:`FolderLock.publish` gives it one; :meth:`discard` or, once its owner is dead, a
     sweep removes it.
@@ -149,6 +162,10 @@ class Store(Protocol):
 
     def held(self, folder: str) -> dict[str, str]:
         """What living processes, this one included, hold in ``folder``: name to reason."""
+        ...
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """What :meth:`FolderLock.sweep` would remove, and what it may remove later; nothing is changed."""
         ...
 
     def free_bytes(self, folder: str) -> int | None:

@@ -48,8 +48,8 @@ _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
 """How long a lease is kept that nothing needs: making and removing folders costs more than a whole small save."""
-_LEASE_FILE = "lease"
-_FREE_FILE = "free"
+LEASE_FILE = "lease"
+FREE_FILE = "free"
 FREE = b"free"
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -97,8 +97,8 @@ class Lease:
         while True:
             with contextlib.suppress(FileNotFoundError):  # a sweep removed it
                 self.directory.mkdir(new)
-                self._write(f"{new}/{_LEASE_FILE}", self._content())
-                self._write(f"{new}/{_FREE_FILE}", FREE)
+                self._write(f"{new}/{LEASE_FILE}", self._content())
+                self._write(f"{new}/{FREE_FILE}", FREE)
                 self.directory.rename(new, self.name)
                 return
             if not self.directory.is_where_it_was():
@@ -110,7 +110,7 @@ class Lease:
 
     @property
     def _file(self) -> str:
-        return f"{self.name}/{_LEASE_FILE}"
+        return f"{self.name}/{LEASE_FILE}"
 
     def new_name(self) -> str:
         """A name for an unfinished file, which goes with the lease."""
@@ -123,7 +123,7 @@ class Lease:
     def sign_off(self, name: str) -> None:
         """Replace such a file by one that says that nobody has what it stands for, in one step."""
         free = self.new_name()
-        _link_or_copy(self.directory, f"{self.name}/{_FREE_FILE}", free)
+        _link_or_copy(self.directory, f"{self.name}/{FREE_FILE}", free)
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
@@ -405,7 +405,7 @@ def read_lease(directory: Directory, token: str) -> LeaseContent | None:
     Raises ``FileNotFoundError`` when there is none.
     """
     try:
-        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{_LEASE_FILE}"))
+        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
@@ -440,7 +440,7 @@ def is_over(directory: Directory, token: str) -> bool:
         return True
     try:
         try:
-            found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
+            found = directory.lstat(f"{LEASE_PREFIX}{token}/{LEASE_FILE}")
         except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
             found = directory.lstat(LEASE_PREFIX + token)
         content = read_lease(directory, token)
@@ -450,8 +450,12 @@ def is_over(directory: Directory, token: str) -> bool:
             return True
     if content is not None and is_proven_dead(content.owner):
         return True
-    ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
-    return is_unchanged_for(ttl_seconds, directory, token, found)
+    return is_unchanged_for(ttl_seconds(content), directory, token, found)
+
+
+def ttl_seconds(content: LeaseContent | None) -> float:
+    """How long a lease lasts when it is not renewed."""
+    return LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
 
 
 def is_unchanged_for(seconds: float, directory: Directory, name: str, found: os.stat_result) -> bool:
@@ -518,7 +522,7 @@ def remove_tree(directory: Directory, name: str) -> list[str]:
             return []
         for inner in directory.names(name):
             remove_tree(directory, f"{name}/{inner}")
-            if inner not in (_LEASE_FILE, _FREE_FILE):
+            if inner not in (LEASE_FILE, FREE_FILE):
                 unfinished.append(inner)
         try:
             directory.rmdir(name)

@@ -19,10 +19,11 @@ from typing import BinaryIO, cast
 from fsspec.implementations.local import LocalFileSystem
 
 from ckpt_lib.errors import StoreError
-from ckpt_lib.store.base import Entry
+from ckpt_lib.store.base import Entry, Leftover
 from ckpt_lib.store.directory import Directory, open_directory
 from ckpt_lib.store.folder_lock import LocalFolderLock, locked
 from ckpt_lib.store.leases import leases, living_holds
+from ckpt_lib.store.leftovers import find_leftovers
 from ckpt_lib.store.os_errors import typed_errors
 from ckpt_lib.store.pending import LocalPendingFile
 from ckpt_lib.store.reading import LocalReader
@@ -89,6 +90,13 @@ class LocalStore:
                 return living_holds(directory)
         except FileNotFoundError:
             return {}
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        try:
+            with typed_errors(self._path(folder)), self._open(folder) as directory:
+                return find_leftovers(directory)
+        except FileNotFoundError:
+            return []
 
     def free_bytes(self, folder: str) -> int | None:
         path = self._path(folder)

@@ -20,12 +20,15 @@ from typing import BinaryIO, cast
 
 from ckpt_lib.errors import StorageFullError, StoreError
 from ckpt_lib.store import Entry, FolderLock, PendingFile, Store
+from ckpt_lib.store.base import Leftover
 from ckpt_lib.store.registry import factory_of, registered
 from ckpt_lib.stream.digests import Buffer
 
 OPERATIONS = frozenset(
-    ["entries", "stat", "open_read", "read", "open_write", "write", "sync", "lock", "publish", "put", "delete"]
-    + ["patch", "sync_names", "sweep", "hold", "held", "free_bytes"]
+    {
+        *("entries", "stat", "open_read", "read", "open_write", "write", "sync", "lock", "publish", "put", "delete"),
+        *("patch", "sync_names", "sweep", "hold", "held", "leftovers", "free_bytes"),
+    }
 )
 """What is counted. ``sync`` makes a file's bytes durable, ``sync_names`` a folder's names."""
 
@@ -164,6 +167,10 @@ class FaultyStore:
     def held(self, folder: str) -> dict[str, str]:
         self._plan.enter("held", folder)
         return self._store.held(folder)
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        self._plan.enter("leftovers", folder)
+        return self._store.leftovers(folder)
 
     def free_bytes(self, folder: str) -> int | None:
         self._plan.enter("free_bytes", folder)

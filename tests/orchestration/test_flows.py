@@ -25,7 +25,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.policies.retention import KeepNewest
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
-from prefect_checkpoints.flows.validate import LOST, REPAIRABLE, REPAIRED
+from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
 from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -264,14 +264,36 @@ def test_a_backup_without_its_manifest_still_repairs(config: CheckpointConfig) -
     assert validate_store(config, return_state=True).is_completed()
 
 
-def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
-    """With both copies damaged nothing is repaired, and the report says so."""
-    first, *_ = saved(config)
+def test_validate_store_sets_aside_what_is_lost(config: CheckpointConfig) -> None:
+    """With both copies damaged nothing can be repaired, which the reports say; nothing is changed without repair."""
+    first, *others = saved(config)
     damage(config, first)
     damage(config, first, "backups")
-    state = validate_store(config, repair=True, return_state=True)
+    state = validate_store(config, return_state=True)
     assert state.is_failed()
     assert LOST in artifacts(state)["validation-store"]
+    assert saved_ids(config) == [first, *others]
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_failed()
+    published = artifacts(state)
+    assert QUARANTINED in published["validation-store"]
+    assert '"quarantined"' in published["doctor-run"]
+    assert saved_ids(config) == others
+    assert [item.checkpoint_id for item in CheckpointManager(config, "run").list_quarantined()] == [first]
+
+
+def test_validate_store_has_the_doctor_look(config: CheckpointConfig) -> None:
+    """What no validation sees, such as a missing backup, is told of and, with repair, put right."""
+    first, *_ = saved(config)
+    for suffix in (".pt", ".json"):
+        Path(config.checkpoint_dir, "run", "backups", f"{first}{suffix}").unlink()
+    state = validate_store(config, return_state=True)
+    assert state.is_completed()
+    assert '"PROBLEM"' in artifacts(state)["doctor-run"]
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_completed()
+    assert "backed up" in artifacts(state)["doctor-run"]
+    assert first in CheckpointManager(config, "run").backup_ids()
 
 
 @pytest.mark.parametrize("repair", [False, True])
@@ -329,7 +351,7 @@ def test_validate_store_tells_experiments_with_equal_ids_apart(config: Checkpoin
     assert state.is_failed()
     assert f"unbacked/{only}" in str(state.message)
     table = artifacts(state)["validation-store"]
-    assert (table.count(REPAIRED), table.count(LOST)) == (1, 1)
+    assert (table.count(REPAIRED), table.count(QUARANTINED)) == (1, 1)
     assert CheckpointManager(config, "run").validate_checkpoint(only)
 
 
