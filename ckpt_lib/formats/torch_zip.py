@@ -22,7 +22,7 @@ from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch_archive import UnusualPayloadError
 from ckpt_lib.formats.torch_reading import read_views, tensor_ranges
-from ckpt_lib.formats.torch_writing import write_archive
+from ckpt_lib.formats.torch_writing import Archive
 from ckpt_lib.stream import HashingWriter, VerifiedFile
 
 _PLAIN = {type(None), bool, int, float, str}
@@ -43,12 +43,13 @@ class TorchZipFormat:
         except RecursionError as error:
             raise _too_deep() from error
 
+    def size_bytes(self, payload: Payload) -> int:
+        """How large the file will be, to the byte."""
+        return _lay_out(payload).size_bytes
+
     def write(self, payload: Payload, stream: HashingWriter) -> None:
         """Write what ``torch.save`` would; see :mod:`ckpt_lib.formats.torch_writing`."""
-        try:
-            write_archive(payload, stream)
-        except RecursionError as error:
-            raise _too_deep() from error
+        _lay_out(payload).write(stream)
 
     def read(
         self,
@@ -74,6 +75,13 @@ class TorchZipFormat:
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch_reading.tensor_ranges`."""
         return tensor_ranges(source)
+
+
+def _lay_out(payload: Payload) -> Archive:
+    try:
+        return Archive(payload)
+    except RecursionError as error:
+        raise _too_deep() from error
 
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
