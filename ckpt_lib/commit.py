@@ -14,7 +14,8 @@ A crash on the way leaves the marker, from which the next sweep goes on. Beside 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
@@ -33,6 +34,9 @@ from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
+
+OVERHEAD_BYTES = 64 * 2**10
+"""Room that a commit takes beside the payload: for the manifest, its marker and leases."""
 
 
 def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
@@ -108,12 +112,13 @@ def adopt(
     target: CheckpointFolder,
     index: Index,
     *,
-    experiment_name: str,
+    facts: Callable[[int], Mapping[str, Any]],
     progress: Progress | None = None,
 ) -> Manifest:
-    """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
+    """Commit a verified copy of a checkpoint from another folder.
 
-    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that another process has adopted
+    It keeps its id if that is free and gets a suffix otherwise. ``facts`` is given, under the target's lock, the
+    sequence of the newest, and returns what else changes in the manifest. A checkpoint that another process has adopted
     meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
@@ -128,11 +133,8 @@ def adopt(
             checkpoint_id, sequence = index.next_place(wanted, suffix, is_known=True)
             adopted = manifest.changed(
                 checkpoint_id=checkpoint_id,
-                experiment_name=experiment_name,
-                sequence=sequence,
-                parent_id=None,
-                idempotency_key=None,  # it speaks of a save of the other experiment
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
+                **facts(sequence),
             )
             _publish(target, held, pending, adopted)
     finally:
@@ -244,6 +246,27 @@ def sweep(folder: CheckpointFolder, *, grace_seconds: float = 0.0) -> list[str]:
                     _finish_deletion(folder, held, manifest, mark)
                     swept.append(manifest.payload.name)
     return swept
+
+
+def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[str]:
+    """Remove the payloads of deleted checkpoints for good, those deleted first first, until ``is_enough`` says so.
+
+    Returns the ids. One that somebody holds stays.
+    """
+    purged = []
+    with folder.lock() as held:
+        entries = folder.store.entries(folder.path)
+        listed = manifest_entries(entries)
+        markers = sorted(marker_entries(entries, "deleted").items(), key=lambda item: item[1].modified_seconds)
+        for checkpoint_id, _ in markers:
+            if is_enough():
+                break
+            if checkpoint_id in listed or checkpoint_id in folder.held():
+                continue
+            if manifest := _read_marker(folder, checkpoint_id, "deleted"):
+                _finish_deletion(folder, held, manifest, "deleted")
+                purged.append(checkpoint_id)
+    return purged
 
 
 def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from ckpt_lib import commit
+from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import CheckpointError, StorageFullError, StoreError, StoreUnavailableError
 from ckpt_lib.events import emit
@@ -27,14 +28,10 @@ from ckpt_lib.metadata import Manifest
 
 logger = logging.getLogger("ckpt_lib")
 
-OnSaveFailure = Literal["raise", "warn"]
-
 RETRY_DELAYS_SECONDS = (0.2, 0.8)
 """How long to wait, each give or take a half, before a store that did not answer is asked again."""
 MAX_RETRY_SECONDS = 15.0
 """No retry begins later: a store that takes long to fail, such as a lock that nobody gives up, was asked enough."""
-OVERHEAD_BYTES = 64 * 2**10
-"""Room for the manifest, its marker and leases, beside the payload."""
 _ROOMY = 4
 """With free space for so many saves like the last, the size of the next is not worth computing."""
 
@@ -69,10 +66,13 @@ class Saved:
 
 
 class Target:
-    """A folder that saves go to. ``make_room(bytes)`` deletes what may go when it is full."""
+    """A folder that saves go to. ``make_room(bytes)`` deletes what may go until there is so much room.
+
+    ``None`` stands for all that may go.
+    """
 
     def __init__(
-        self, folder: CheckpointFolder, index: Index, known: KnownVersions, make_room: Callable[[int], None]
+        self, folder: CheckpointFolder, index: Index, known: KnownVersions, make_room: Callable[[int | None], None]
     ) -> None:
         self.folder = folder
         self.index = index
@@ -107,7 +107,7 @@ class Target:
             if self.index.with_uid(draft.uid):
                 raise  # committed, but for the last barrier
             emit("store.full", error.message, experiment_name=draft.experiment_name, **_described(error))
-            self._make_room(payload_format.size_bytes(payload) + OVERHEAD_BYTES)
+            self._make_room(None)
         return self._commit(draft, payload_format, payload)
 
     def _commit(self, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
@@ -121,9 +121,9 @@ class Target:
     def _require_room(self, draft: Draft, payload_format: Format, payload: Payload) -> None:
         """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
         free_bytes = self._free_bytes()
-        if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + OVERHEAD_BYTES:
+        if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
             return
-        needed_bytes = payload_format.size_bytes(payload) + OVERHEAD_BYTES
+        needed_bytes = payload_format.size_bytes(payload) + commit.OVERHEAD_BYTES
         if free_bytes >= needed_bytes:
             return
         error = StorageFullError(
@@ -220,9 +220,9 @@ class Committer:
     def saved(self) -> list[Manifest]:
         """The whole checkpoints there are, in both places, oldest first: of a place that fails, those last seen."""
         views = [target.index.last_view() for target in self.targets]
-        found = {item.uid: item for view in views for item in view.manifests if view.is_complete(item)}
+        found = {item.uid: item for view in views if view for item in view.manifests if view.is_complete(item)}
         return sorted(found.values(), key=lambda item: item.sequence)
 
 
-def _described(error: BaseException) -> dict[str, object]:
+def _described(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "reason": str(error), "path": getattr(error, "path", None)}

@@ -25,10 +25,15 @@ EventKind = Literal[
     "checkpoint.reconciled",
     "training.preempted",
 ]
-"""What can happen. ``save.retried``: the store did not answer, and is asked again. ``save.degraded``: the store failed
-for good, and the save goes to the fallback folder. ``checkpoint.stranded``: there it is. ``checkpoint.reconciled``: and
-now in the store. ``save.failed``: nothing was saved. ``store.full``, ``store.reclaimed``: there was too little room, and
-what was deleted for more. ``training.preempted``: a signal asked training to stop."""
+"""What can happen.
+
+- ``save.retried``: the store did not answer, and is asked again.
+- ``save.degraded``: the store failed, and the save goes to the fallback folder.
+- ``save.failed``: nothing was saved.
+- ``store.full``, ``store.reclaimed``: there was too little room, and what was deleted to make more.
+- ``checkpoint.stranded``, ``checkpoint.reconciled``: it is in the fallback folder, and now in the store.
+- ``training.preempted``: a signal asked training to stop.
+"""
 
 _QUIET: set[EventKind] = {"store.reclaimed", "checkpoint.reconciled"}
 
@@ -53,7 +58,7 @@ _listeners: list[Listener] = []
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
-    """Have ``listener`` called with every event of this process, on the thread where it happens; returns what ends that.
+    """Have ``listener`` called with every event of this process, on its thread; returns a function that ends that.
 
     It should be quick: a save waits for it. Its errors are logged.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,9 @@ from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry
 
+LAST_SEQUENCE = 10**15
+"""A larger one says only that its checkpoint is newer than all of another folder, which could not be looked at."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -39,13 +43,21 @@ class View:
 
 
 class Index:
-    """The manifests of one folder, oldest first. Each question first reads again the manifests that changed."""
+    """The manifests of one folder, oldest first. Each question first reads again the manifests that changed.
 
-    def __init__(self, folder: CheckpointFolder, backups: Index | None = None) -> None:
+    ``stranded`` is the index of a folder whose checkpoints will come here: new ones take neither their ids nor their
+    places in the order.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, backups: Index | None = None, *, stranded: Index | None = None
+    ) -> None:
         self._folder = folder
         self._backups = backups
+        self._stranded = stranded
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}  # by file name
+        self._last: View | None = None
 
     def view(self) -> View:
         """What is there now."""
@@ -58,12 +70,19 @@ class Index:
             gone = {checkpoint_id: entry for checkpoint_id, entry in removed.items() if checkpoint_id not in listed}
             deleted = self._update(found, gone, lambda name: self._folder.read_marker(name, "deleted"))
             self._found = found
-        return View(
-            _in_order(live),
-            tuple(item for item in live if isinstance(item, CheckpointError)),
-            _in_order(deleted),
-            {entry.name: entry for entry in entries},
-        )
+            self._last = View(
+                _in_order(live),
+                tuple(item for item in live if isinstance(item, CheckpointError)),
+                _in_order(deleted),
+                {entry.name: entry for entry in entries},
+            )
+            return self._last
+
+    def last_view(self) -> View | None:
+        """What is there now, or what was when the store last answered; ``None`` when it never has."""
+        with contextlib.suppress(StoreError):
+            self.view()
+        return self._last
 
     def _update(
         self,
@@ -103,8 +122,8 @@ class Index:
         backups included: retention may have freed an id that someone still goes by. One that ``is_known`` elsewhere
         stays as it is if nothing here has it. The sequence is larger than that of anything that may come back.
         """
-        view, backups = self.view(), self.backed_up()
-        known = [*view.manifests, *view.deleted, *backups]
+        view, elsewhere = self.view(), [*self.backed_up(), *([] if is_known else self._coming())]
+        known = [*view.manifests, *view.deleted, *elsewhere]
         sequence = max((manifest.sequence for manifest in known), default=0) + len(view.unreadable) + 1
         moment = (wanted.epoch, wanted.step, wanted.timestamp)
         same = {item.checkpoint_id for item in known if (item.epoch, item.step, item.timestamp) == moment}
@@ -118,6 +137,11 @@ class Index:
         first = max(first, 1) + 1
         ids = (str(CheckpointId(*moment, number)) for number in count(first))
         return next(filter(is_free, ids)), sequence
+
+    def _coming(self) -> list[Manifest]:
+        """What will come here from another folder and knows its place."""
+        view = self._stranded.last_view() if self._stranded else None
+        return [item for item in view.manifests if item.sequence <= LAST_SEQUENCE] if view else []
 
     def backed_up(self) -> list[Manifest]:
         """The backups, as far as their location answers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -16,7 +16,6 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.index import Index
 from ckpt_lib.integrity import is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
@@ -92,16 +91,26 @@ def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
         ) from error
 
 
-def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
+class Series(Protocol):
+    """What has to be known of an experiment to resume it; an index knows it."""
+
+    def manifests(self) -> list[Manifest]: ...
+
+    def unreadable(self) -> list[CheckpointError]: ...
+
+    def backed_up(self) -> list[Manifest]: ...
+
+
+def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
     """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none, and no backups.
 
     The returned dict's ``passed_over`` lists the damaged ones, which are also logged. Raises
     :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged, or backups alone.
     """
     for _ in range(ATTEMPTS):
-        passed_over = [_passed_over(str(error.checkpoint_id), error) for error in index.unreadable()]
+        passed_over = [_passed_over(str(error.checkpoint_id), error) for error in series.unreadable()]
         retired = False
-        for manifest in reversed(index.manifests()):
+        for manifest in reversed(series.manifests()):
             try:
                 payload = load(manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
@@ -116,7 +125,7 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
         if not retired:
             break
     if not passed_over:
-        _refuse_to_forget(index, experiment_name)
+        _refuse_to_forget(series, experiment_name)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
@@ -125,8 +134,8 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
     )
 
 
-def _refuse_to_forget(index: Index, experiment_name: str) -> None:
-    if backups := index.backed_up():
+def _refuse_to_forget(series: Series, experiment_name: str) -> None:
+    if backups := series.backed_up():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
             hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "

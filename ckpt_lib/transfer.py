@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 from ckpt_lib import commit
 from ckpt_lib.errors import (
@@ -118,7 +119,17 @@ def import_checkpoint(
     if earlier := index.with_uid(manifest.uid):
         _intact_or_raise(folder, earlier)
         return earlier
-    return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
+
+    def facts(sequence: int) -> dict[str, Any]:
+        # The key speaks of a save of the other experiment, and the parent stayed there.
+        return {
+            "experiment_name": experiment_name,
+            "sequence": sequence,
+            "parent_id": None,
+            "idempotency_key": None,
+        }
+
+    return commit.adopt(origin, manifest, folder, index, facts=facts, progress=progress)
 
 
 def _intact_or_raise(folder: CheckpointFolder, manifest: Manifest) -> None:

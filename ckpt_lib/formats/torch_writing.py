@@ -51,9 +51,12 @@ class Archive:
         structure = io.BytesIO()
         pickler = _Pickler(structure, Spans(payload))
         pickler.dump(payload)
-        self._head = {"archive/data.pkl": structure.getbuffer(), "archive/byteorder": sys.byteorder.encode()}
+        self._head: dict[str, bytes | memoryview] = {
+            "archive/data.pkl": structure.getbuffer(),
+            "archive/byteorder": sys.byteorder.encode(),
+        }
         self._spans = {f"archive/data/{number}": span for number, span in enumerate(pickler.records)}
-        self._tail = {"archive/version": b"3\n"}
+        self._tail: dict[str, bytes | memoryview] = {"archive/version": b"3\n"}
 
     @property
     def size_bytes(self) -> int:
