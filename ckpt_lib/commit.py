@@ -14,8 +14,7 @@ A crash on the way leaves the marker, from which the next sweep goes on. Beside 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
@@ -24,6 +23,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     IntegrityError,
+    StorageFullError,
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import CheckpointFolder, Mark, manifest_entries, marker_entries
@@ -35,7 +35,7 @@ from ckpt_lib.store import FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
-OVERHEAD_BYTES = 64 * 2**10
+OVERHEAD_BYTES = 32 * 2**10
 """Room that a commit takes beside the payload: for the manifest, its marker and leases."""
 
 
@@ -112,14 +112,15 @@ def adopt(
     target: CheckpointFolder,
     index: Index,
     *,
-    facts: Callable[[int], Mapping[str, Any]],
+    experiment_name: str,
+    comes_home: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Commit a verified copy of a checkpoint from another folder.
+    """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
 
-    It keeps its id if that is free and gets a suffix otherwise. ``facts`` is given, under the target's lock, the
-    sequence of the newest, and returns what else changes in the manifest. A checkpoint that another process has adopted
-    meanwhile, by ``uid``, is returned as it is.
+    It keeps its id if that is free and gets a suffix otherwise. One that ``comes_home`` was saved for this experiment:
+    it keeps its place in the order, too, if that is free, its parent and its key. A checkpoint that another process has
+    adopted meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
     pending = target.store.open_write(target.path)
@@ -129,12 +130,16 @@ def adopt(
         with target.lock() as held:
             if earlier := index.with_uid(manifest.uid):
                 return earlier
+            _clear_unfinished(target, held, manifest.checkpoint_id)
             wanted = CheckpointId.parse(manifest.checkpoint_id)
             checkpoint_id, sequence = index.next_place(wanted, suffix, is_known=True)
             adopted = manifest.changed(
                 checkpoint_id=checkpoint_id,
+                experiment_name=experiment_name,
+                sequence=manifest.sequence if comes_home and index.has_place_for(manifest) else sequence,
+                parent_id=manifest.parent_id if comes_home else None,
+                idempotency_key=manifest.idempotency_key if comes_home else None,  # else it speaks of another's save
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
-                **facts(sequence),
             )
             _publish(target, held, pending, adopted)
     finally:
@@ -192,7 +197,7 @@ def delete(
             return None
         if error := unless(manifest):
             raise error
-        held.put(folder.marker_path(checkpoint_id, "deleted"), manifest.to_bytes())
+        _mark_deleted(folder, held, manifest)
         held.sync()
         held.delete(folder.manifest_path(checkpoint_id))
         held.sync()
@@ -269,6 +274,13 @@ def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[st
     return purged
 
 
+def _clear_unfinished(folder: CheckpointFolder, held: FolderLock, checkpoint_id: str) -> None:
+    """Free the id of a save that a dead process did not finish: a living one would have the lock."""
+    unfinished = _read_marker(folder, checkpoint_id, "saving")
+    if unfinished and folder.store.stat(folder.manifest_path(checkpoint_id)) is None:
+        _finish_deletion(folder, held, unfinished, "saving")
+
+
 def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:
     """The manifest that the marker holds; ``None`` when the marker is damaged, or not this one's: it says nothing."""
     try:
@@ -313,8 +325,20 @@ def _publish(
     held.sync()
 
 
+def _mark_deleted(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
+    marker = folder.marker_path(manifest.checkpoint_id, "deleted")
+    try:
+        held.put(marker, manifest.to_bytes())
+    except StorageFullError:  # which is when deleting matters most
+        held.link(folder.manifest_path(manifest.checkpoint_id), marker)
+
+
 def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
-    held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    try:
+        held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    except StorageFullError:
+        marker = folder.marker_path(manifest.checkpoint_id, "deleted")
+        held.link(marker, folder.manifest_path(manifest.checkpoint_id))
     held.sync()
     held.delete(folder.marker_path(manifest.checkpoint_id, "deleted"))
 

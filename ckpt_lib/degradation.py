@@ -6,7 +6,6 @@ configured.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from ckpt_lib import commit
 from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.draft import Draft
-from ckpt_lib.errors import CheckpointError, StorageFullError, StoreError, StoreUnavailableError
+from ckpt_lib.errors import StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Format, Payload
@@ -34,11 +33,6 @@ MAX_RETRY_SECONDS = 15.0
 """No retry begins later: a store that takes long to fail, such as a lock that nobody gives up, was asked enough."""
 _ROOMY = 4
 """With free space for so many saves like the last, the size of the next is not worth computing."""
-
-
-def is_store_failure(error: BaseException) -> bool:
-    """Whether the store is to blame: its own errors, and those of the operating system that came through untyped."""
-    return isinstance(error, StoreError) or (isinstance(error, OSError) and not isinstance(error, CheckpointError))
 
 
 @contextmanager
@@ -212,7 +206,7 @@ class Committer:
         """The whole checkpoint, wherever it is, that an earlier save with the draft's key made."""
         if draft.idempotency_key is not None:
             for target in self.targets:
-                with contextlib.suppress(StoreError):  # one that fails will say so when it is written to
+                with forgiven(f"looking for an earlier save in {target.folder.location()}"):
                     if found := target.index.with_idempotency_key(draft.idempotency_key):
                         return found
         return None

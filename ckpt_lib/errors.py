@@ -192,3 +192,8 @@ class StoreUnavailableError(StoreError):
 
 class LeaseLostError(StoreUnavailableError):
     """This process stood still for longer than its lease, so others went on; it changed nothing since."""
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Whether the store is to blame: its own errors, and those of the operating system that came through untyped."""
+    return isinstance(error, StoreError) or (isinstance(error, OSError) and not isinstance(error, CheckpointError))

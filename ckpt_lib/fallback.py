@@ -6,13 +6,17 @@ It is an experiment's folder like any other, in another store: payloads with the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib import commit
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, StorageFullError, StoreError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    IntegrityError,
+    StorageFullError,
+    is_store_failure,
+)
 from ckpt_lib.events import emit
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import LAST_SEQUENCE, Index
@@ -78,9 +82,10 @@ class Fallback:
         return self.index.manifests()
 
     @property
-    def has_movable(self) -> bool:
-        """Whether something is there that did not fail to come home before; costs one listing."""
-        return any(manifest.uid not in self._given_up for manifest in self.stranded())
+    def has_work(self) -> bool:
+        """Whether something is there to move, that did not fail to before, or to remove; costs one listing."""
+        view = self.index.view()
+        return bool(view.deleted) or any(manifest.uid not in self._given_up for manifest in view.manifests)
 
     @property
     def has_unplaced(self) -> bool:
@@ -110,8 +115,6 @@ class Fallback:
             else:
                 moved[manifest.checkpoint_id] = home_id
                 moved_bytes += manifest.payload.size_bytes
-        if view.entries:
-            commit.sweep(self.folder)  # what dead processes left; nobody else looks after this folder
         return ReconcileReport(
             experiment_name=self._home.path,
             moved=moved,
@@ -119,6 +122,11 @@ class Fallback:
             already_home=tuple(already_home),
             failed=failed,
         )
+
+    def sweep(self) -> None:
+        """Clear what dead processes left, and what was held when it was to be removed: nobody else looks after it."""
+        if self.index.view().entries:
+            commit.sweep(self.folder)
 
     def _bring_home(self, manifest: Manifest, progress: Progress | None) -> str | None:
         """The id at home of what was moved; ``None`` when it was there already."""
@@ -130,7 +138,13 @@ class Fallback:
         if earlier is None:
             self._require_room(manifest)
             brought = commit.adopt(
-                self.folder, manifest, self._home, self._home_index, facts=self._facts(manifest), progress=progress
+                self.folder,
+                manifest,
+                self._home,
+                self._home_index,
+                experiment_name=manifest.experiment_name,
+                comes_home=True,
+                progress=progress,
             )
         else:
             brought = earlier
@@ -148,17 +162,6 @@ class Fallback:
             size_bytes=manifest.payload.size_bytes,
         )
         return brought.checkpoint_id
-
-    def _facts(self, manifest: Manifest) -> Any:
-        def facts(sequence: int) -> Mapping[str, Any]:
-            """Its own place in the order, unless another has that, or it never had one."""
-            view = self._home_index.view()
-            known = (*view.manifests, *view.deleted, *self._home_index.backed_up())
-            is_placed = manifest.sequence <= LAST_SEQUENCE and not view.unreadable
-            is_free = is_placed and all(item.sequence != manifest.sequence for item in known)
-            return {"sequence": manifest.sequence if is_free else sequence}
-
-        return facts
 
     def _require_room(self, manifest: Manifest) -> None:
         free_bytes = self._home.store.free_bytes(self._home.path)
@@ -216,8 +219,8 @@ class Reachable:
         stranded = {item.uid: item for item in self._fallback.stranded()}
         try:
             at_home = self._home.manifests()
-        except StoreError:
-            if not stranded:
+        except Exception as error:
+            if not (stranded and is_store_failure(error)):
                 raise
             at_home = []
         for item in at_home:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from ckpt_lib.errors import (
     StoreError,
     StoreUnavailableError,
     UnsupportedSchemaError,
+    is_store_failure,
 )
 from ckpt_lib.folder import CheckpointFolder, manifest_entries, marker_entries, names_of
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
@@ -80,9 +80,12 @@ class Index:
 
     def last_view(self) -> View | None:
         """What is there now, or what was when the store last answered; ``None`` when it never has."""
-        with contextlib.suppress(StoreError):
-            self.view()
-        return self._last
+        try:
+            return self.view()
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+            return self._last
 
     def _update(
         self,
@@ -138,6 +141,18 @@ class Index:
         ids = (str(CheckpointId(*moment, number)) for number in count(first))
         return next(filter(is_free, ids)), sequence
 
+    def has_place_for(self, manifest: Manifest) -> bool:
+        """Whether a checkpoint from elsewhere may keep its sequence: nothing here has it, and its parent comes before."""
+        view = self.view()
+        known = (*view.manifests, *view.deleted, *self.backed_up())
+        if manifest.sequence > LAST_SEQUENCE or view.unreadable:
+            return False
+        return not any(
+            item.sequence == manifest.sequence
+            or (item.checkpoint_id == manifest.parent_id and item.sequence > manifest.sequence)
+            for item in known
+        )
+
     def _coming(self) -> list[Manifest]:
         """What will come here from another folder and knows its place."""
         view = self._stranded.last_view() if self._stranded else None
@@ -147,7 +162,7 @@ class Index:
         """The backups, as far as their location answers."""
         try:
             return self._backups.manifests() if self._backups else []
-        except CheckpointError:  # a backup location that is away must not keep anyone from saving
+        except (CheckpointError, OSError):  # a backup location that is away must not keep anyone from saving
             return []
 
     def with_uid(self, uid: str) -> Manifest | None:

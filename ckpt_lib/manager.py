@@ -103,6 +103,7 @@ class CheckpointManager:
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
         self._is_snapshot_behind = False
+        self._loaded_id: str | None = None
         self._going_on_from = ExitStack()
         weakref.finalize(self, self._going_on_from.close)
         self._saver = Saver(
@@ -284,7 +285,7 @@ class CheckpointManager:
         self._keep_house(manifest)
         if self._fallback is not None:
             with _logged("moving stranded checkpoints to the store"):
-                if self._fallback.has_movable:
+                if self._fallback.has_work:
                     self.reconcile()
 
     def _keep_house(self, manifest: Manifest) -> None:
@@ -406,7 +407,7 @@ class CheckpointManager:
             folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
             wait_until_all_copied()  # before what is being copied is written over
             restore(payload, **owners)
-            self._saver.parent_id = manifest.checkpoint_id
+            self._saver.parent_id = self._loaded_id = manifest.checkpoint_id
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
@@ -416,7 +417,7 @@ class CheckpointManager:
         """Before anything is loaded, so that ``"latest"`` is what was saved last; a warning tells what stays away."""
         if self._fallback is not None:
             with _logged("moving stranded checkpoints to the store"):
-                if self._fallback.has_movable:
+                if self._fallback.has_work:
                     self.reconcile()
                 if stranded := self._fallback.stranded():
                     logger.warning("%d checkpoints are still in %s", len(stranded), self._fallback.folder.location())
@@ -425,7 +426,7 @@ class CheckpointManager:
         """What ``name`` stands for, and where: an id may be stranded in the fallback folder."""
         try:
             return self._folder, self._catalogue.resolve(name)
-        except (CheckpointNotFoundError, StoreError):
+        except (CheckpointNotFoundError, OSError):
             if self._fallback is not None and is_checkpoint_id(name):
                 with suppress(CheckpointNotFoundError, StoreError):
                     return self._fallback.folder, self._fallback.index.get(name)
@@ -821,12 +822,24 @@ class CheckpointManager:
             raise ConfigError("no fallback folder is configured", expected="fallback_dir")
         with self._reconciling:
             report = self._fallback.reconcile(progress)
+            self._follow(report.moved)
+            self._fallback.sweep()
         for checkpoint_id in report.moved.values():
             with _logged(f"looking after {checkpoint_id}"), suppress(CheckpointNotFoundError):
                 manifest = self._folder.read_manifest(checkpoint_id)
                 self._known.remember(self._folder, manifest)
                 self._keep_house(manifest)
         return report
+
+    def _follow(self, moved: Mapping[str, str]) -> None:
+        """Go on from where the checkpoint is now that this manager goes on from."""
+        if (parent_id := self._saver.parent_id) is not None:
+            self._saver.parent_id = moved.get(parent_id, parent_id)
+        if self._loaded_id is not None and self._loaded_id in moved:
+            self._loaded_id = moved[self._loaded_id]
+            earlier = self._going_on_from.pop_all()
+            self._going_on_from.enter_context(self._folder.hold(self._loaded_id, "in use: loaded"))
+            earlier.close()
 
     # --- retiring ---
 

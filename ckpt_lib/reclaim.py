@@ -24,6 +24,8 @@ def reclaim(
         free_bytes = folder.store.free_bytes(folder.path)
         return needed_bytes is not None and free_bytes is not None and free_bytes >= needed_bytes
 
+    if not folder.store.entries(folder.path):  # a folder that is not there is not created either
+        return
     purged = commit.purge(folder, is_enough=is_enough)
     retired = () if is_enough() else retire().deleted_ids
     if purged or retired:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
 
 from ckpt_lib import commit
 from ckpt_lib.errors import (
@@ -119,17 +118,7 @@ def import_checkpoint(
     if earlier := index.with_uid(manifest.uid):
         _intact_or_raise(folder, earlier)
         return earlier
-
-    def facts(sequence: int) -> dict[str, Any]:
-        # The key speaks of a save of the other experiment, and the parent stayed there.
-        return {
-            "experiment_name": experiment_name,
-            "sequence": sequence,
-            "parent_id": None,
-            "idempotency_key": None,
-        }
-
-    return commit.adopt(origin, manifest, folder, index, facts=facts, progress=progress)
+    return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
 
 
 def _intact_or_raise(folder: CheckpointFolder, manifest: Manifest) -> None:

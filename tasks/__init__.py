@@ -14,6 +14,7 @@ from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
+from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
 from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
 from prefect_checkpoints.tasks.report import (
     report_checkpoints,
@@ -34,6 +35,7 @@ __all__ = [
     "export_checkpoint",
     "import_checkpoint",
     "load_checkpoint",
+    "reconcile_checkpoints",
     "repair_backup",
     "repair_checkpoint",
     "report_checkpoints",

@@ -16,6 +16,7 @@ EXPECTED = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.store.directory import Directory
+from ckpt_lib.store.os_errors import is_full
 from ckpt_lib.store.owners import Owner, is_proven_dead, this_process
 
 logger = logging.getLogger("ckpt_lib")
@@ -69,7 +70,9 @@ class Lease:
         self._lock = threading.Lock()
         try:
             self._write(self.name, os.O_EXCL)
-        except BaseException:
+        except BaseException as error:
+            if is_full(error) and self.directory.exists(self.name):
+                return  # an empty one does for whoever makes room: until it is renewed no more, nobody breaks it
             with contextlib.suppress(OSError):
                 self.directory.unlink(self.name)
             self.directory.close()
