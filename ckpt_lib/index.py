@@ -142,7 +142,7 @@ class Index:
         return next(filter(is_free, ids)), sequence
 
     def has_place_for(self, manifest: Manifest) -> bool:
-        """Whether a checkpoint from elsewhere may keep its sequence: nothing here has it, and its parent comes before."""
+        """Whether one from elsewhere may keep its sequence: nothing here has it, and its parent comes before."""
         view = self.view()
         known = (*view.manifests, *view.deleted, *self.backed_up())
         if manifest.sequence > LAST_SEQUENCE or view.unreadable:

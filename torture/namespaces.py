@@ -13,7 +13,9 @@ from typing import Any
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
+_MS_RDONLY = 1
 _MS_REMOUNT = 32
+_MS_BIND = 4096
 _MNT_DETACH = 2
 
 
@@ -24,8 +26,11 @@ def _call(name: str, *arguments: Any) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def _enter_namespace() -> None:
-    """Become root of a new user and mount namespace; this process may have one thread only."""
+def enter_namespace() -> None:
+    """Become root of a new user and mount namespace.
+
+    This process may have one thread only: do it before anything is imported that starts some, as NumPy does.
+    """
     user, group = os.getuid(), os.getgid()
     _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNS)
     Path("/proc/self/setgroups").write_text("deny")
@@ -34,8 +39,29 @@ def _enter_namespace() -> None:
 
 
 @contextmanager
+def mounted(source: Path, folder: Path) -> Iterator[Path]:
+    """See ``source`` at ``folder``, too; only inside of a namespace, as all that follows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _call("mount", os.fsencode(source), os.fsencode(folder), None, _MS_BIND, None)
+    try:
+        yield folder
+    finally:
+        _call("umount2", os.fsencode(folder), _MNT_DETACH)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written to the file system that :func:`tmpfs` mounted there, while the context lasts."""
+    _call("mount", None, os.fsencode(folder), None, _MS_REMOUNT | _MS_RDONLY, None)
+    try:
+        yield
+    finally:
+        _call("mount", None, os.fsencode(folder), None, _MS_REMOUNT, None)
+
+
+@contextmanager
 def tmpfs(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """An empty file system of so many bytes, in whole pages; only inside of :func:`in_namespace`."""
+    """An empty file system of so many bytes, in whole pages."""
     folder.mkdir(parents=True, exist_ok=True)
     _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size_bytes}".encode())
     try:
@@ -57,7 +83,7 @@ def in_namespace(work: Callable[[], Any]) -> Any:
         try:
             os.close(reading)
             try:
-                _enter_namespace()
+                enter_namespace()
                 answer = (True, work())
             except BaseException:
                 answer = (False, traceback.format_exc())

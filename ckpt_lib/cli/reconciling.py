@@ -12,7 +12,7 @@ from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import Column, as_size, count_of, note, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import read_config
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, NotAStoreError
 
 if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
@@ -55,9 +55,15 @@ def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:
     from ckpt_lib.store import open_store
 
     fallback = open_store(fallback_dir)
-    if experiment is not None and fallback.entries(""):
-        return [check_experiment_exists(fallback, experiment)]
-    return list_experiments(fallback, missing_ok=True)
+    entries = fallback.entries("")
+    try:
+        if experiment is not None and entries:
+            return [check_experiment_exists(fallback, experiment)]
+        return list_experiments(fallback, missing_ok=True)
+    except NotAStoreError:
+        if all(entry.is_folder for entry in entries):  # which is what a fallback folder is when all has come home
+            return []
+        raise
 
 
 def _reconciled(settings: CheckpointConfig, name: str) -> ReconcileReport:
