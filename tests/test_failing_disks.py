@@ -177,3 +177,58 @@ with tmpfs(disk, 8 * 2**20):
     print(kinds.count("checkpoint.stranded"), kinds.count("checkpoint.reconciled"))
 """
     assert run_python(_BEGIN + code, tmp_path) == "2 2\n"
+
+
+def test_the_lock_of_a_full_disk_excludes_and_fences(tmp_path: Path) -> None:
+    """Where a lease cannot be written it is empty: others still wait for it, and take it from one that sleeps."""
+    code = """
+import signal, time
+from ckpt_lib.errors import LeaseLostError
+from ckpt_lib.store import leases
+from ckpt_lib.store.local import LocalStore
+
+leases.LEASE_SECONDS = 1.0
+
+def in_child(work):
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            work(lambda text: os.write(writing, text.encode()))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    return child, reading
+
+def lock_and_wait(tell, seconds):
+    with LocalStore(str(disk)).lock("run") as held:
+        tell("locked ")
+        time.sleep(seconds)
+        try:
+            held.delete("run/file")
+            tell("deleted ")
+        except LeaseLostError:
+            tell("lost ")
+
+with tmpfs(disk, 2**20):
+    (disk / "run").mkdir()
+    (disk / "run" / "file").write_bytes(b"x")
+    fill(disk / "other")
+    for stopped in (False, True):
+        child, reading = in_child(lambda tell: lock_and_wait(tell, 0.5))
+        assert os.read(reading, 100) == b"locked "
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+        begun = time.monotonic()
+        with LocalStore(str(disk)).lock("run"):
+            waited = time.monotonic() - begun
+            there = (disk / "run" / "file").exists()
+        if stopped:
+            (disk / "run" / "again").exists()
+            os.kill(child, signal.SIGCONT)
+        print(os.read(reading, 100).decode(), there, 0.3 < waited < (10 if stopped else 0.9), flush=True)
+        os.waitpid(child, 0)
+        if not stopped:
+            os.link(disk / "other", disk / "run" / "file")
+    print((disk / "run" / "file").exists())
+"""
+    assert run_python(_BEGIN + code, tmp_path) == "deleted  False True\nlost  True True\nTrue\n"
