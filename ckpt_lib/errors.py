@@ -195,5 +195,10 @@ class LeaseLostError(StoreUnavailableError):
 
 
 def is_store_failure(error: BaseException) -> bool:
-    """Whether the store is to blame: its own errors, and those of the operating system that came through untyped."""
-    return isinstance(error, StoreError) or (isinstance(error, OSError) and not isinstance(error, CheckpointError))
+    """Whether the store is to blame, and neither what was passed nor what is stored in it.
+
+    Its own errors, those of the operating system that came through untyped, and a store whose folder is none any more.
+    """
+    if isinstance(error, CheckpointError):
+        return isinstance(error, StoreError | NotAStoreError)
+    return isinstance(error, OSError)

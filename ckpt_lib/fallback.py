@@ -125,8 +125,7 @@ class Fallback:
 
     def sweep(self) -> None:
         """Clear what dead processes left, and what was held when it was to be removed: nobody else looks after it."""
-        if self.index.view().entries:
-            commit.sweep(self.folder)
+        commit.sweep(self.folder, self.index.view().entries.values())
 
     def _bring_home(self, manifest: Manifest, progress: Progress | None) -> str | None:
         """The id at home of what was moved; ``None`` when it was there already."""

@@ -25,6 +25,7 @@ from ckpt_lib.errors import (
     ProtectedCheckpointError,
     StoreError,
     UnsupportedSchemaError,
+    is_store_failure,
 )
 from ckpt_lib.events import emit
 from ckpt_lib.fallback import Fallback, Reachable, ReconcileReport, StrandedIndex
@@ -427,8 +428,9 @@ class CheckpointManager:
         """What ``name`` stands for, and where: an id may be stranded in the fallback folder."""
         try:
             return self._folder, self._catalogue.resolve(name)
-        except (CheckpointNotFoundError, OSError):
-            if self._fallback is not None and is_checkpoint_id(name):
+        except Exception as error:
+            is_away = isinstance(error, CheckpointNotFoundError) or is_store_failure(error)
+            if is_away and self._fallback is not None and is_checkpoint_id(name):
                 with suppress(CheckpointNotFoundError, StoreError):
                     return self._fallback.folder, self._fallback.index.get(name)
             raise

@@ -80,7 +80,7 @@ class _Disk:
         if not self.says_free:
             store = manager._folder.store
             assert isinstance(store, LocalStore)
-            store.free_bytes = lambda _folder: None  # type: ignore[method-assign]  # as of one that cannot tell
+            setattr(store, "free_bytes", lambda _folder: None)  # noqa: B010  # as of one that cannot tell
         return manager
 
     def _save(self, manager: CheckpointManager) -> str | None:
