@@ -4,7 +4,7 @@
 >>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")
 
 Names load when they are first used, so that ``import ckpt_lib`` costs next to nothing. Errors are in
-``ckpt_lib.errors``, save policies in ``ckpt_lib.policies.saving``, retention policies in
+``ckpt_lib.errors``, events in ``ckpt_lib.events``, save policies in ``ckpt_lib.policies.saving``, retention policies in
 ``ckpt_lib.policies.retention``.
 """
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.errors import CheckpointError
     from ckpt_lib.experiments import list_experiments
+    from ckpt_lib.fallback import ReconcileReport
     from ckpt_lib.findings import DoctorReport
     from ckpt_lib.integrity import ValidationReport
     from ckpt_lib.manager import CheckpointManager
@@ -32,6 +33,7 @@ _HOMES = {
     "CheckpointMetadata": "ckpt_lib.metadata",
     "CleanupReport": "ckpt_lib.retirement",
     "DoctorReport": "ckpt_lib.findings",
+    "ReconcileReport": "ckpt_lib.fallback",
     "RepairReport": "ckpt_lib.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "ScrubReport": "ckpt_lib.scrub",
@@ -47,6 +49,7 @@ __all__ = [
     "CheckpointMetadata",
     "CleanupReport",
     "DoctorReport",
+    "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

@@ -27,6 +27,7 @@ from ckpt_lib.errors import (
     CorruptManifestError,
     IntegrityError,
     ProtectedCheckpointError,
+    StorageFullError,
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import CheckpointFolder, Mark, is_marker, manifest_entries, marker_entries
@@ -37,6 +38,9 @@ from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry, FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
+
+OVERHEAD_BYTES = 32 * 2**10
+"""Room that a commit takes beside the payload: for the manifest, its marker and leases."""
 
 
 def save(
@@ -127,12 +131,14 @@ def adopt(
     index: Index,
     *,
     experiment_name: str,
+    comes_home: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
 
-    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that another process has adopted
-    meanwhile, by ``uid``, is returned as it is.
+    It keeps its id if that is free and gets a suffix otherwise. One that ``comes_home`` was saved for this experiment:
+    it keeps its place in the order, too, if that is free, its parent and its key. A checkpoint that another process has
+    adopted meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
     pending = target.store.open_write(target.path)
@@ -142,14 +148,15 @@ def adopt(
         with target.lock() as held:
             if earlier := index.with_uid(manifest.uid):
                 return earlier
+            _clear_unfinished(target, held, manifest.checkpoint_id)
             wanted = CheckpointId.parse(manifest.checkpoint_id)
             checkpoint_id, sequence = index.next_place(wanted, suffix, is_known=True)
             adopted = manifest.changed(
                 checkpoint_id=checkpoint_id,
                 experiment_name=experiment_name,
-                sequence=sequence,
-                parent_id=None,
-                idempotency_key=None,  # it speaks of a save of the other experiment
+                sequence=manifest.sequence if comes_home and index.has_place_for(manifest) else sequence,
+                parent_id=manifest.parent_id if comes_home else None,
+                idempotency_key=manifest.idempotency_key if comes_home else None,  # else it speaks of another's save
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
             )
             _publish(target, held, pending, adopted)
@@ -208,7 +215,7 @@ def delete(
             return None
         if error := unless(manifest):
             raise error
-        held.put(folder.marker_path(checkpoint_id, "deleted"), manifest.to_bytes())
+        _mark_deleted(folder, held, manifest)
         _drop_other_markers(folder, held, checkpoint_id, "deleted")
         held.sync()
         held.delete(folder.manifest_path(checkpoint_id))
@@ -339,8 +346,8 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
     """Clear what dead processes left unfinished, and what was deleted more than ``grace_seconds`` ago.
 
     No lock is taken when no marker is ``seen`` in a listing of the folder, and the store knows of no leftovers. Returns
-    the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against that
-    of the lock.
+    the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against
+    that of the lock.
     """
     if not (any(is_marker(entry.name) for entry in seen) or folder.store.leftovers(folder.path)):
         return []
@@ -374,6 +381,34 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
                 _finish_deletion(folder, held, manifest, mark)
                 swept.append(manifest.payload.name)
     return swept
+
+
+def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[str]:
+    """Remove the payloads of deleted checkpoints for good, those deleted first first, until ``is_enough`` says so.
+
+    Returns the ids. One that somebody holds stays.
+    """
+    purged = []
+    with folder.lock() as held:
+        entries = folder.store.entries(folder.path)
+        listed = manifest_entries(entries)
+        markers = sorted(marker_entries(entries, "deleted").items(), key=lambda item: item[1].modified_seconds)
+        for checkpoint_id, _ in markers:
+            if is_enough():
+                break
+            if checkpoint_id in listed or checkpoint_id in folder.held():
+                continue
+            if manifest := _read_marker(folder, checkpoint_id, "deleted"):
+                _finish_deletion(folder, held, manifest, "deleted")
+                purged.append(checkpoint_id)
+    return purged
+
+
+def _clear_unfinished(folder: CheckpointFolder, held: FolderLock, checkpoint_id: str) -> None:
+    """Free the id of a save that a dead process did not finish: a living one would have the lock."""
+    unfinished = _read_marker(folder, checkpoint_id, "saving")
+    if unfinished and folder.store.stat(folder.manifest_path(checkpoint_id)) is None:
+        _finish_deletion(folder, held, unfinished, "saving")
 
 
 def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:
@@ -420,8 +455,22 @@ def _publish(
     held.sync()
 
 
+def _mark_deleted(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
+    marker = folder.marker_path(manifest.checkpoint_id, "deleted")
+    try:
+        held.put(marker, manifest.to_bytes())
+    except StorageFullError:  # which is when deleting matters most
+        held.link(folder.manifest_path(manifest.checkpoint_id), marker)
+
+
 def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, mark: Mark) -> None:
-    held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    try:
+        held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    except StorageFullError:
+        if mark == "quarantined":  # whose marker holds more than the manifest
+            raise
+        marker = folder.marker_path(manifest.checkpoint_id, mark)
+        held.link(marker, folder.manifest_path(manifest.checkpoint_id))
     held.sync()
     held.delete(folder.marker_path(manifest.checkpoint_id, mark))
 

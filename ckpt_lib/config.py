@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ckpt_lib.errors import ConfigError
 
 Mode = Literal["min", "max"]
+OnSaveFailure = Literal["raise", "warn"]
 
 
 class Monitor(BaseModel):
@@ -78,6 +79,17 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    fallback_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Root of a store, best on a disk of this machine, that saves go to when checkpoint_dir fails. They "
+        "come home by the next save that does not fail, or by `ckpt reconcile`.",
+    )
+    on_save_failure: OnSaveFailure = Field(
+        default="raise",
+        description="What a save does when the store fails, and fallback_dir, if there is one, does too: raise the "
+        "error, or warn and return None, so that training goes on.",
+    )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,
@@ -106,13 +118,13 @@ class CheckpointConfig(BaseModel):
             except ValidationError as error:
                 raise config_error(error, hint=_OPTIONS_HINT) from None
 
-    @field_validator("checkpoint_dir", "backup_dir", mode="before")
+    @field_validator("checkpoint_dir", "backup_dir", "fallback_dir", mode="before")
     @classmethod
     def _path_to_text(cls, value: Any) -> Any:
         # Kept as text: a Path would fold the two slashes of a URL into one.
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
-    @field_validator("checkpoint_dir", "backup_dir")
+    @field_validator("checkpoint_dir", "backup_dir", "fallback_dir")
     @classmethod
     def _without_nul(cls, value: str | None) -> str | None:
         # Half a character cannot be encoded, which is a ValueError too.

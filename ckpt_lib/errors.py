@@ -192,3 +192,13 @@ class StoreUnavailableError(StoreError):
 
 class LeaseLostError(StoreUnavailableError):
     """This process stood still for longer than its lease, so others went on; it changed nothing since."""
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Whether the store is to blame, and neither what was passed nor what is stored in it.
+
+    Its own errors, those of the operating system that came through untyped, and a store whose folder is none any more.
+    """
+    if isinstance(error, CheckpointError):
+        return isinstance(error, StoreError | NotAStoreError)
+    return isinstance(error, OSError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -14,9 +14,8 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StoreError,
 )
-from ckpt_lib.folder import CheckpointFolder, marker_entries
+from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.index import Index
 from ckpt_lib.integrity import is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
@@ -92,16 +91,28 @@ def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
         ) from error
 
 
-def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
+class Series(Protocol):
+    """What has to be known of an experiment to resume it; an index knows it."""
+
+    def manifests(self) -> list[Manifest]: ...
+
+    def unreadable(self) -> list[CheckpointError]: ...
+
+    def backed_up(self) -> list[Manifest]: ...
+
+    def set_aside(self) -> list[str]: ...
+
+
+def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
     """``load`` the newest checkpoint that is whole and healthy; ``None`` when the experiment has none, and no backups.
 
     The returned dict's ``passed_over`` lists the others, which are also logged. Raises
     :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged or unhealthy, or backups alone.
     """
     for _ in range(ATTEMPTS):
-        passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in index.unreadable()]
+        passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in series.unreadable()]
         unhealthy_id, retired = None, False
-        for manifest in reversed(index.manifests()):
+        for manifest in reversed(series.manifests()):
             if manifest.unhealthy:
                 unhealthy_id = unhealthy_id or manifest.checkpoint_id
                 passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
@@ -120,7 +131,7 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
         if not retired:
             break
     if not passed_over:
-        _refuse_to_forget(index, experiment_name)
+        _refuse_to_forget(series, experiment_name)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
@@ -130,14 +141,14 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
     )
 
 
-def _refuse_to_forget(index: Index, experiment_name: str) -> None:
-    if set_aside := marker_entries(index.view().entries.values(), "quarantined"):
+def _refuse_to_forget(series: Series, experiment_name: str) -> None:
+    if set_aside := series.set_aside():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(set_aside)} that were found damaged and set aside",
             hint="`ckpt quarantine` shows them, `ckpt repair` brings one back when there is a backup of it. "
             "To begin again, choose another experiment name.",
         )
-    if backups := index.backed_up():
+    if backups := series.backed_up():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
             hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "

@@ -15,6 +15,7 @@ from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
 from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
+from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
 from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
 from prefect_checkpoints.tasks.report import (
     report_checkpoints,
@@ -38,6 +39,7 @@ __all__ = [
     "import_checkpoint",
     "load_checkpoint",
     "quarantine_checkpoint",
+    "reconcile_checkpoints",
     "repair_backup",
     "repair_checkpoint",
     "report_checkpoints",

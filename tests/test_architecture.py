@@ -14,17 +14,18 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A module may import those of lower layers, and a package's modules each other.
 LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "events"},
     {"names", "config"},
     {"metadata"},
     {"draft"},
     {"stream"},
-    {"store", "formats", "background"},
+    {"store", "formats", "background", "preemption"},
     {"folder", "testing"},
     {"index"},
     {"commit", "policies", "integrity", "state", "health", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub", "findings"},
-    {"plots", "loading", "repair", "saving", "adoption"},
+    {"plots", "loading", "repair", "adoption", "fallback", "reclaim", "degradation"},
+    {"saving"},
     {"quarantine"},
     {"doctor"},
     {"manager"},

@@ -17,6 +17,7 @@ EXPECTED = [
     "CheckpointMetadata",
     "CleanupReport",
     "DoctorReport",
+    "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

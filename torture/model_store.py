@@ -459,6 +459,12 @@ class ModelFolderLock:
             folder.change(name, inode)
             disk.changed()
 
+    def link(self, path: str, other: str) -> None:
+        with self._entered() as disk:
+            folder, name = self._target(path)
+            folder.change(self._target(other)[1], folder.names[name])
+            disk.changed()
+
     def delete(self, path: str) -> None:
         with self._entered() as disk:
             folder, name = self._target(path)

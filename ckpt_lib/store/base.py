@@ -93,6 +93,13 @@ class FolderLock(Protocol):
         """
         ...
 
+    def link(self, path: str, other: str) -> None:
+        """Give a file of this folder a second name, replacing what had that, without room for a copy.
+
+        The file counts as changed now.
+        """
+        ...
+
     def delete(self, path: str) -> None:
         """Remove one file, if it is there."""
         ...

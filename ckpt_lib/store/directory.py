@@ -90,6 +90,12 @@ class Directory:
     def link(self, source: str, target: str) -> None:
         os.link(self._name(source), self._name(target), follow_symlinks=False, **self._from_here_to_here())
 
+    def symlink(self, text: str, name: str) -> None:
+        os.symlink(text, self._name(name), **self._at)
+
+    def readlink(self, name: str) -> str:
+        return os.readlink(self._name(name), **self._at)
+
     def names(self, name: str = ".") -> list[str]:
         """What is in a folder in here, or in this one."""
         if not self._at:

@@ -230,6 +230,13 @@ class LocalFolderLock:
                     self._directory.unlink(staged)
                 raise
 
+    def link(self, path: str, other: str) -> None:
+        staged = self._staged_name()
+        with self._errors():
+            self._directory.link(self._name_of(path), staged)
+            self._directory.touch(staged)
+            self._directory.replace(staged, self._name_of(other))
+
     def delete(self, path: str) -> None:
         name, staged = self._name_of(path), self._staged_name()
         with self._errors():

@@ -31,6 +31,7 @@ from queue import Empty, SimpleQueue
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.store.directory import Directory
+from ckpt_lib.store.os_errors import is_full
 from ckpt_lib.store.owners import Owner, is_proven_dead, this_process
 
 logger = logging.getLogger("ckpt_lib")
@@ -51,6 +52,7 @@ _IDLE_SECONDS = 5.0
 LEASE_FILE = "lease"
 FREE_FILE = "free"
 FREE = b"free"
+_TOKEN = re.compile("[0-9a-f]{16}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _abandoned: set[str] = set()
@@ -83,6 +85,7 @@ class Lease:
         """The lease that this process took after this one; what was held is held by that."""
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._is_empty = False
         try:
             self._appear()
         except BaseException:
@@ -97,12 +100,21 @@ class Lease:
         while True:
             with contextlib.suppress(FileNotFoundError):  # a sweep removed it
                 self.directory.mkdir(new)
-                self._write(f"{new}/{LEASE_FILE}", self._content())
-                self._write(f"{new}/{FREE_FILE}", FREE)
+                self._fill(new)
                 self.directory.rename(new, self.name)
                 return
             if not self.directory.is_where_it_was():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.path))
+
+    def _fill(self, name: str) -> None:
+        try:
+            self._write(f"{name}/{LEASE_FILE}", self._content())
+            self._write(f"{name}/{FREE_FILE}", FREE)
+        except OSError as error:
+            # Whoever wants to make room on a full disk needs a lease for it: an empty one, that is renewed, has to do.
+            if not is_full(error) or not self.directory.exists(f"{name}/{LEASE_FILE}"):
+                raise
+            self._is_empty = True
 
     @property
     def name(self) -> str:
@@ -118,12 +130,18 @@ class Lease:
 
     def sign(self, name: str) -> None:
         """Make a file that names this lease, in one step; raises ``FileExistsError`` when there is one."""
-        _link_or_copy(self.directory, self._file, name)
+        if self._is_empty:
+            self.directory.symlink(self.token, name)  # which needs no room; nobody follows it
+        else:
+            _link_or_copy(self.directory, self._file, name)
 
     def sign_off(self, name: str) -> None:
         """Replace such a file by one that says that nobody has what it stands for, in one step."""
         free = self.new_name()
-        _link_or_copy(self.directory, f"{self.name}/{FREE_FILE}", free)
+        if self._is_empty:
+            self.directory.symlink(FREE.decode(), free)
+        else:
+            _link_or_copy(self.directory, f"{self.name}/{FREE_FILE}", free)
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
@@ -423,7 +441,18 @@ def read_signature(directory: Directory, name: str) -> str | None:
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
-        return None
+        return _read_link(directory, name)
+
+
+def _read_link(directory: Directory, name: str) -> str | None:
+    """What a signature says that was made on a full disk."""
+    with contextlib.suppress(OSError):
+        text = directory.readlink(name)
+        if text == FREE.decode():
+            return ""
+        if _TOKEN.fullmatch(text):
+            return text
+    return None
 
 
 def _read(directory: Directory, name: str) -> bytes:

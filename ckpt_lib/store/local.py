@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from ckpt_lib.errors import StoreError
+from ckpt_lib.errors import StoreError, StoreUnavailableError
 from ckpt_lib.store.base import Entry, Leftover
 from ckpt_lib.store.directory import Directory, open_directory
 from ckpt_lib.store.folder_lock import LocalFolderLock, locked
@@ -35,6 +35,7 @@ class LocalStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._root = Path(LocalFileSystem._strip_protocol(url))
+        self._devices: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -99,17 +100,34 @@ class LocalStore:
             return []
 
     def free_bytes(self, folder: str) -> int | None:
-        path = self._path(folder)
-        while not path.exists() and path != path.parent:
-            path = path.parent
+        path = _nearest(self._path(folder))
         with typed_errors(path):
-            return shutil.disk_usage(path).free
+            usage = shutil.disk_usage(path)
+        return usage.free if usage.total else None  # some network file systems say that they have no space at all
 
     def _path(self, path: str) -> Path:
         return self._root.joinpath(*_parts(path))
 
     def _open(self, folder: str, *, create: bool = False) -> Directory:
-        return open_directory(self._root, _parts(folder), create=create)
+        """Open a folder. One that was there before does not begin anew on the disk below its own, which was unmounted.
+
+        What was written there would be hidden once the disk is back.
+        """
+        path = self._path(folder)
+        if folder in self._devices and not path.exists() and os.stat(_nearest(path)).st_dev != self._devices[folder]:
+            raise StoreUnavailableError(
+                "the file system that the folder was on is no longer there", path=str(path), hint="Mount it again."
+            )
+        directory = open_directory(self._root, _parts(folder), create=create)
+        self._devices[folder] = directory.identity[0]
+        return directory
+
+
+def _nearest(path: Path) -> Path:
+    """The folder, or the one closest above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _parts(path: str) -> tuple[str, ...]:

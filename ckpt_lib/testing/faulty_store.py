@@ -27,6 +27,7 @@ from ckpt_lib.stream.digests import Buffer
 OPERATIONS = frozenset(
     {
         *("entries", "stat", "open_read", "read", "open_write", "write", "sync", "lock", "publish", "put", "delete"),
+        "link",
         *("patch", "sync_names", "sweep", "hold", "held", "leftovers", "free_bytes"),
     }
 )
@@ -235,6 +236,10 @@ class FaultyFolderLock:
         self._plan.take(len(content), path)
         self._held.put(path, bytes(_altered(self._plan, path, 0, memoryview(content))), durable=durable)
         self._plan.take(-replaced_bytes, path)
+
+    def link(self, path: str, other: str) -> None:
+        self._plan.enter("link", path)
+        self._held.link(path, other)
 
     def delete(self, path: str) -> None:
         self._plan.enter("delete", path)
