@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -69,7 +70,7 @@ class _Assessment:
 
 
 def _record(manifest: Manifest, status: Status) -> RetentionRecord:
-    shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
+    shared = set(RetentionRecord.model_fields) - {"size_bytes", "status", "healthy"}
     facts = {name: getattr(manifest, name) for name in shared}
     return RetentionRecord(**facts, size_bytes=manifest.payload.size_bytes, status=status)
 
@@ -96,8 +97,9 @@ def clean(
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
     assessment = _Assessment(folder, view, known)
     assessment.find_pillars(monitors)
+    now = datetime.now(UTC)
     while True:
-        plan = plan_retention(assessment.records(), policy, monitors=monitors, protected=protected)
+        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
             break

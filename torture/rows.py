@@ -1,0 +1,37 @@
+"""What a row of the fault matrix is. Modules beside this one list their rows as ``ROWS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Outcome:
+    """What came of injecting a fault many times."""
+
+    injected: int = 0
+    """How many faults were injected, of the kind that the row counts."""
+    violations: list[str] = field(default_factory=list)
+    """One line for each broken promise, with what is needed to see it again."""
+    detail: str = ""
+    """What else was counted, for the table: ``"412 before the commit, 588 after"``."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault, what must hold under it, and how often it is injected."""
+
+    number: int
+    """As in the table of docs/DURABILITY.md."""
+    fault: str
+    must_hold: str
+    unit: str
+    """What is counted: ``"kills"``."""
+    count: int
+    """How many ``make torture`` injects; 0 where the run itself says how many there are."""
+    sample: int
+    """How many the default suite injects: seconds at most."""
+    run: Callable[[int, str, Path], Outcome]
+    """Called with the number, a seed (a text for ``random.Random``) and an empty folder of its own."""
