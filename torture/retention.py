@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from random import Random
@@ -43,7 +43,7 @@ from torture.rows import Outcome, Row
 START = datetime(2024, 3, 1, tzinfo=UTC)
 LOSS = Monitor(metric="val_loss", mode="min")
 SCORE = Monitor(metric="score", mode="max")
-MONITORS = ([], [LOSS], [LOSS, SCORE])
+MONITORS: list[list[Monitor]] = [[], [LOSS], [LOSS, SCORE]]
 ODD_METRICS: tuple[Metric, ...] = (math.nan, math.inf, -math.inf, None, "text")
 CLOCK_STEPS = [timedelta(seconds=0), timedelta(days=366), timedelta(days=-366), timedelta(hours=1), timedelta(hours=-1)]
 """The same second again, a year off, and what daylight saving does to a clock that follows it."""
@@ -60,29 +60,31 @@ def random_rule(random: Random) -> RetentionPolicy:
         "metric": random.choice(["val_loss", "score", "absent"]),
         "mode": random.choice(["min", "max"]),
     }
-    periods = ["hourly", "daily", "weekly", "monthly", "yearly"]
-    return random.choice(
-        [
-            lambda: KeepNewest(count=count),
-            lambda: KeepBest(count=count, **by),
-            lambda: KeepAtMost(count=count, **by),
-            lambda: KeepWithin(budget_bytes=random.choice([0, 10, 40, 100, 300])),
-            lambda: KeepEvery(**{random.choice(["epochs", "steps", "hours"]): random.choice([1, 2, 5, 24])}),
-            lambda: KeepPeriods(**{period: random.randint(1, 3) for period in random.sample(periods, 2)}),
-            lambda: random_verdict(random),
-        ]
-    )()
+    interval: dict[str, Any] = {random.choice(["epochs", "steps", "hours"]): random.choice([1, 2, 5, 24])}
+    names = random.sample(["hourly", "daily", "weekly", "monthly", "yearly"], 2)
+    periods: dict[str, Any] = {name: random.randint(1, 3) for name in names}
+    makers: list[Callable[[], RetentionPolicy]] = [
+        lambda: KeepNewest(count=count),
+        lambda: KeepBest(count=count, **by),
+        lambda: KeepAtMost(count=count, **by),
+        lambda: KeepWithin(budget_bytes=random.choice([0, 10, 40, 100, 300])),
+        lambda: KeepEvery(**interval),
+        lambda: KeepPeriods(**periods),
+        lambda: random_verdict(random),
+    ]
+    return random.choice(makers)()
 
 
 def random_verdict(random: Random) -> RetentionPolicy:
     """A rule that judges each checkpoint by itself."""
-    return random.choice(
-        [
-            lambda: KeepNewerThan(**{random.choice(["seconds", "hours", "days"]): random.choice([1, 3, 30, 4000])}),
-            lambda: KeepTagged(tags=tuple(random.sample(["release", "debug", "x"], random.randint(1, 2)))),
-            KeepPinned,
-        ]
-    )()
+    age: dict[str, Any] = {random.choice(["seconds", "hours", "days"]): random.choice([1, 3, 30, 4000])}
+    tags = tuple(random.sample(["release", "debug", "x"], random.randint(1, 2)))
+    makers: list[Callable[[], RetentionPolicy]] = [
+        lambda: KeepNewerThan(**age),
+        lambda: KeepTagged(tags=tags),
+        lambda: KeepPinned(),
+    ]
+    return random.choice(makers)()
 
 
 def random_policy(random: Random, levels: int = 3) -> RetentionPolicy:
@@ -280,21 +282,15 @@ def _live_by(clock: WrongClock, random: Random, store: Path) -> tuple[list[str],
         losses[str(writer.save_checkpoint(model=weights, epoch=epoch, metrics={"val_loss": loss}))] = loss
     saved = list(losses)
     found = [] if writer.checkpoint_ids() == saved else ["listed in another order than saved"]
-    precious = {random.choice(saved)}
-    writer.pin_checkpoint(*precious)
+    pinned = random.choice(saved)
+    writer.pin_checkpoint(pinned)
     if random.random() < 0.5:
-        damaged = saved.pop(random.randrange(len(saved)))
-        payload = store / "run" / f"{damaged}.pt"
-        content = bytearray(payload.read_bytes())
-        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
-        payload.write_bytes(content)
-        precious.discard(damaged)
+        _flip_a_bit(store / "run" / f"{saved.pop(random.randrange(len(saved)))}.pt", random)
     best = min(saved, key=lambda checkpoint_id: losses[checkpoint_id])  # of equals, the first
-    precious |= {saved[-1], best}
-    cleaner = CheckpointManager(config, "run")
     source = random.choice(saved)
+    precious = {pinned, best, saved[-1], source}
+    cleaner = CheckpointManager(config, "run")
     cleaner.load_checkpoint(source, model=weights)
-    precious.add(source)
     clock.time += random.choice(CLOCK_STEPS)
     report = cleaner.cleanup_checkpoints(policy=_rule_about_time(random))
     left = CheckpointManager(config, "run").checkpoint_ids()
@@ -305,18 +301,23 @@ def _live_by(clock: WrongClock, random: Random, store: Path) -> tuple[list[str],
     return found, len(report.deleted_ids)
 
 
+def _flip_a_bit(path: Path, random: Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
 def _rule_about_time(random: Random) -> RetentionPolicy:
-    return random.choice(
-        [
-            KeepNewerThan(seconds=1),
-            KeepNewerThan(days=30),
-            KeepEvery(hours=24),
-            KeepPeriods(daily=1),
-            KeepPeriods(hourly=2, yearly=1),
-            KeepAllOf(policies=(KeepNewerThan(hours=2), KeepNot(policy=KeepPinned()))),
-            KeepAtMost(count=random.randint(0, 1)),
-        ]
-    )
+    policies: list[RetentionPolicy] = [
+        KeepNewerThan(seconds=1),
+        KeepNewerThan(days=30),
+        KeepEvery(hours=24),
+        KeepPeriods(daily=1),
+        KeepPeriods(hourly=2, yearly=1),
+        KeepAllOf(policies=(KeepNewerThan(hours=2), KeepNot(policy=KeepPinned()))),
+        KeepAtMost(count=random.randint(0, 1)),
+    ]
+    return random.choice(policies)
 
 
 # --- row 26: metrics ---

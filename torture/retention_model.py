@@ -66,7 +66,7 @@ def _competes(value: object) -> bool:
     )
 
 
-def wanted(policy: Any, records: Records, now: datetime) -> Ids:
+def wanted(policy: Any, records: Records, now: datetime) -> Ids:  # noqa: PLR0911  one for each kind
     """What the policy itself keeps of some undamaged records."""
     everything = {record.checkpoint_id for record in records}
     match policy.kind:
@@ -120,7 +120,7 @@ def _every(policy: Any, records: Records) -> Ids:
             return record.epoch // int(policy.epochs)
         if policy.steps:
             return record.step // int(policy.steps)
-        return math.floor(record.timestamp.timestamp() / 3600 / policy.hours)
+        return math.floor(record.timestamp.timestamp() / 3600 / int(policy.hours))
 
     return {
         one.checkpoint_id
