@@ -1,18 +1,19 @@
 """The save protocol: the only code that makes a checkpoint visible, and the only code that takes one away.
 
-A save writes the payload under a temporary name, hashing it on the way, and makes it durable. Then, under the folder's
-lock: a tombstone is left, the payload gets its name, the folder is made durable, the manifest is written, made durable
-and renamed into place, the tombstone is taken away, and the folder is made durable again. Only then is the save
-acknowledged. The rename of the manifest is the commit: a crash before it leaves a temporary file, or a payload with a
-tombstone, and the next sweep removes either; a crash after it leaves a whole checkpoint.
+A save writes the payload without a name, hashing it on the way, and makes it durable. Then, under the folder's lock: a
+marker says that a save began, the payload gets its name, the folder is made durable, the manifest is written, made
+durable and given its name, the marker goes, and the folder is made durable again. Only then is the save acknowledged.
+The manifest's name is the commit: a crash before it leaves an unfinished file, or a payload with a marker, and the next
+sweep removes either; a crash after it leaves a whole checkpoint.
 
-A deletion leaves a tombstone, removes the manifest, then the payload, then the tombstone. A crash on the way leaves a
-tombstone, from which the next sweep goes on. So a tombstone always means the same: without a manifest, its payload is
-to go.
+A deletion leaves another marker, which holds the manifest, and removes the manifest: now nobody finds the checkpoint,
+though it can be brought back. The payload goes, and then the marker, when the grace period is over and nobody holds it.
+A crash on the way leaves the marker, from which the next sweep goes on. Beside a manifest, a marker means nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 from ckpt_lib.draft import Draft
@@ -24,12 +25,12 @@ from ckpt_lib.errors import (
     IntegrityError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder, interrupted_deletions
+from ckpt_lib.folder import CheckpointFolder, Mark, manifest_entries, marker_entries
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
-from ckpt_lib.store import PendingFile
+from ckpt_lib.store import FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
@@ -43,26 +44,26 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
     """
     if earlier := index.with_idempotency_key(draft.idempotency_key):
         return earlier
-    suffix = index.next_suffix(draft.epoch, draft.step, draft.timestamp)
-    first = CheckpointId(draft.epoch, draft.step, draft.timestamp, suffix)
-    checkpoint_id, pending = _claim(folder, index, first, payload_format.suffix)
+    pending = folder.store.open_write(folder.path)
     try:
         with HashingWriter(pending) as stream:
             payload_format.write(payload, stream)
             digests = stream.finish()
         pending.sync()
-        with folder.lock():
+        with folder.lock() as held:
             # Another process may have saved the same thing while this one was writing.
             if earlier := index.with_idempotency_key(draft.idempotency_key):
                 return earlier
+            wanted = CheckpointId(draft.epoch, draft.step, draft.timestamp)
+            checkpoint_id, sequence = index.next_place(wanted, payload_format.suffix)
             manifest = Manifest(
                 checkpoint_id=checkpoint_id,
-                sequence=index.next_sequence(),
+                sequence=sequence,
                 format=payload_format.name,
                 files=(_file_entry(checkpoint_id + payload_format.suffix, digests),),
                 **draft.__dict__,
             )
-            _publish(folder, pending, manifest)
+            _publish(folder, held, pending, manifest)
     finally:
         pending.discard()
     return manifest
@@ -79,17 +80,23 @@ def copy(
 ) -> Manifest:
     """Commit a verified copy of a checkpoint to another folder; the source is read once and never changed.
 
-    ``choose_manifest`` is asked, under the target's lock, for the manifest to publish there; by default it is the
-    source's. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after
-    any error, the target is as it was.
+    Without ``replace``, whatever has the payload's name there raises
+    :class:`~ckpt_lib.errors.CheckpointExistsError`. ``choose_manifest`` is asked, under the target's lock, for the
+    manifest to publish there; by default it is the source's. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after any error, the
+    target is as it was.
     """
-    pending = target.store.open_write(target.payload_path(manifest), replace=replace)
+    if not replace and target.payload_entry(manifest):  # which publishing would show after the copying
+        raise CheckpointExistsError(
+            "another file has that name there", path=target.payload_location(manifest), hint="It was left as it is."
+        )
+    pending = target.store.open_write(target.path)
     try:
         _transfer(source, manifest, pending, progress)
         pending.sync()
-        with target.lock():
+        with target.lock() as held:
             published = choose_manifest() if choose_manifest else manifest
-            _publish(target, pending, published)
+            _publish(target, held, pending, published, replace=replace)
     finally:
         pending.discard()
     return published
@@ -110,22 +117,24 @@ def adopt(
     meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
-    checkpoint_id, pending = _claim(target, index, CheckpointId.parse(manifest.checkpoint_id), suffix)
+    pending = target.store.open_write(target.path)
     try:
         _transfer(source, manifest, pending, progress)
         pending.sync()
-        with target.lock():
+        with target.lock() as held:
             if earlier := index.with_uid(manifest.uid):
                 return earlier
+            wanted = CheckpointId.parse(manifest.checkpoint_id)
+            checkpoint_id, sequence = index.next_place(wanted, suffix, is_known=True)
             adopted = manifest.changed(
                 checkpoint_id=checkpoint_id,
                 experiment_name=experiment_name,
-                sequence=index.next_sequence(),
+                sequence=sequence,
                 parent_id=None,
                 idempotency_key=None,  # it speaks of a save of the other experiment
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
             )
-            _publish(target, pending, adopted)
+            _publish(target, held, pending, adopted)
     finally:
         pending.discard()
     return adopted
@@ -133,10 +142,10 @@ def adopt(
 
 def edit(folder: CheckpointFolder, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
     """Rewrite a manifest atomically; concurrent edits are applied one after the other."""
-    with folder.lock():
+    with folder.lock() as held:
         changed = change(folder.read_manifest(checkpoint_id))
-        _put(folder, folder.manifest_path(checkpoint_id), changed.to_bytes())
-        folder.store.sync(folder.path)
+        held.put(folder.manifest_path(checkpoint_id), changed.to_bytes())
+        held.sync()
     return changed
 
 
@@ -149,62 +158,100 @@ def mend(
     otherwise never written to: ``pieces`` must be what the manifest's digests say, and lie where the file is damaged.
     Then a crash leaves sound bytes as they were, and damaged ones damaged or sound, and the next repair goes on.
     """
-    with folder.lock():
+    with folder.lock() as held:
         found = folder.payload_entry(manifest)
         is_same = folder.read_manifest(manifest.checkpoint_id).uid == manifest.uid
         if found is None or found.version != version or not is_same:
             return None
-        folder.store.patch(folder.payload_path(manifest), pieces, size_bytes=manifest.payload.size_bytes)
+        held.patch(folder.payload_path(manifest), pieces, size_bytes=manifest.payload.size_bytes)
         mended = folder.payload_entry(manifest)
     return None if mended is None else mended.version
 
 
 def delete(
-    folder: CheckpointFolder, checkpoint_id: str, *, unless: Callable[[Manifest], CheckpointError | None]
+    folder: CheckpointFolder,
+    checkpoint_id: str,
+    *,
+    unless: Callable[[Manifest], CheckpointError | None],
+    grace_seconds: float = 0.0,
 ) -> Manifest | None:
-    """Remove a checkpoint and return its manifest, or ``None`` when another process was faster.
+    """Take a checkpoint away and return its manifest, or ``None`` when another process was faster.
 
-    ``unless`` is asked about the manifest as it now is, under the lock, and may return an error to raise instead.
+    :func:`undelete` brings it back until its payload is removed: by the first :func:`sweep` after ``grace_seconds``, or
+    at once when that is 0, but not while somebody holds it.
+
+    ``unless`` is asked about the manifest as it now is, under the lock, and may return an error to raise instead. It is
+    asked again when the manifest is gone, and so nobody can begin to use the checkpoint; then an error brings it back.
     """
-    store = folder.store
-    with folder.lock():
+    with folder.lock() as held:
         try:
             manifest = folder.read_manifest(checkpoint_id)
         except CheckpointNotFoundError:
             return None
         if error := unless(manifest):
             raise error
-        _put(folder, folder.tombstone_path(checkpoint_id), manifest.to_bytes())
-        store.sync(folder.path)
-        store.delete(folder.manifest_path(checkpoint_id))
-        store.sync(folder.path)
-        _finish_deletion(folder, manifest)
+        held.put(folder.marker_path(checkpoint_id, "deleted"), manifest.to_bytes())
+        held.sync()
+        held.delete(folder.manifest_path(checkpoint_id))
+        held.sync()
+        if error := unless(manifest):
+            _bring_back(folder, held, manifest)
+            raise error
+        if grace_seconds <= 0 and checkpoint_id not in folder.held():
+            _finish_deletion(folder, held, manifest, "deleted")
     return manifest
 
 
-def sweep(folder: CheckpointFolder) -> list[str]:
-    """Clear what dead processes left: unfinished files and deletions. Returns the names that went."""
-    with folder.lock():
-        swept = folder.store.sweep(folder.path)
-        for checkpoint_id in interrupted_deletions(folder.store.entries(folder.path)):
-            tombstone = folder.tombstone_path(checkpoint_id)
-            if folder.store.stat(folder.manifest_path(checkpoint_id)):
-                folder.store.delete(tombstone)  # killed after a commit, or before a deletion took effect
-            elif manifest := _read_tombstone(folder, checkpoint_id):
-                _finish_deletion(folder, manifest)
-                swept.append(manifest.payload.name)
+def undelete(folder: CheckpointFolder, checkpoint_id: str) -> Manifest:
+    """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is.
+
+    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left. Killed on the way, it is back
+    or still deleted.
+    """
+    with folder.lock() as held:
+        with contextlib.suppress(CheckpointNotFoundError):
+            return folder.read_manifest(checkpoint_id)
+        manifest = folder.read_marker(checkpoint_id, "deleted")
+        if not folder.is_complete(manifest):
+            raise CheckpointNotFoundError(
+                f"the payload of {checkpoint_id} has been removed already",
+                path=folder.location(),
+                hint="A backup may still be there: `ckpt restore`.",
+            )
+        _bring_back(folder, held, manifest)
+    return manifest
+
+
+def sweep(folder: CheckpointFolder, *, grace_seconds: float = 0.0) -> list[str]:
+    """Clear what dead processes left unfinished, and what was deleted more than ``grace_seconds`` ago.
+
+    Returns the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker
+    against that of the lock.
+    """
+    with folder.lock() as held:
+        swept = held.sweep()
+        entries = folder.store.entries(folder.path)
+        listed = manifest_entries(entries)
+        for mark in ("saving", "deleted"):
+            for checkpoint_id, entry in marker_entries(entries, mark).items():
+                if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
+                    held.delete(folder.marker_path(checkpoint_id, mark))
+                elif mark == "deleted" and (
+                    held.time_seconds - entry.modified_seconds < grace_seconds or checkpoint_id in folder.held()
+                ):
+                    continue
+                elif manifest := _read_marker(folder, checkpoint_id, mark):
+                    _finish_deletion(folder, held, manifest, mark)
+                    swept.append(manifest.payload.name)
     return swept
 
 
-def _read_tombstone(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
-    """The manifest whose deletion began; ``None`` when the tombstone is damaged, or not this one's: it says nothing."""
-    path = folder.tombstone_path(checkpoint_id)
-    with folder.store.open_read(path) as file:
-        try:
-            manifest = Manifest.from_bytes(file.read(), path=folder.store.location(path))
-        except (IntegrityError, UnsupportedSchemaError):
-            return None
-    return manifest if manifest.checkpoint_id == checkpoint_id else None
+def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:
+    """The manifest that the marker holds; ``None`` when the marker is damaged, or not this one's: it says nothing."""
+    try:
+        return folder.read_marker(checkpoint_id, mark)
+    except (IntegrityError, UnsupportedSchemaError, CheckpointNotFoundError):
+        return None
 
 
 def write_snapshot(folder: CheckpointFolder, name: str, content: Callable[[], bytes]) -> None:
@@ -212,66 +259,47 @@ def write_snapshot(folder: CheckpointFolder, name: str, content: Callable[[], by
 
     Power loss may damage it; the next change renews it.
     """
-    with folder.lock():
-        _put(folder, folder.path_of(name), content(), durable=False)
+    with folder.lock() as held:
+        held.put(folder.path_of(name), content(), durable=False)
 
 
-def _claim(folder: CheckpointFolder, index: Index, wanted: CheckpointId, suffix: str) -> tuple[str, PendingFile]:
-    """Claim ``wanted`` or the next free id of its second: by the temporary file itself, created exclusively."""
-    number = wanted.suffix
-    while True:
-        checkpoint_id = str(CheckpointId(wanted.epoch, wanted.step, wanted.timestamp, number))
-        number = max(number, 1) + 1
-        try:
-            pending = folder.store.open_write(folder.path_of(checkpoint_id + suffix))
-        except CheckpointExistsError:
-            continue
-        # Asked after the claim: whoever had this id before has published it by the time its claim is free again.
-        taken = (folder.manifest_path(checkpoint_id), folder.tombstone_path(checkpoint_id))
-        if not any(folder.store.stat(path) for path in taken) and not index.was_used(checkpoint_id):
-            return checkpoint_id, pending
-        pending.discard()
-
-
-def _publish(folder: CheckpointFolder, pending: PendingFile, manifest: Manifest) -> None:
-    """Make a durable payload a checkpoint; the folder is locked."""
-    tombstone = folder.tombstone_path(manifest.checkpoint_id)
+def _publish(
+    folder: CheckpointFolder, held: FolderLock, pending: PendingFile, manifest: Manifest, *, replace: bool = False
+) -> None:
+    """Make a durable payload a checkpoint."""
+    marker = folder.marker_path(manifest.checkpoint_id, "saving")
     # Need not survive power loss: at worst a payload that no one looks at then stays behind.
-    _put(folder, tombstone, manifest.to_bytes(), durable=False)
+    held.put(marker, manifest.to_bytes(), durable=False)
     try:
-        pending.publish()
-    except CheckpointError:  # an interrupt leaves the tombstone: who knows whether the payload has its name by then
-        folder.store.delete(tombstone)
+        held.publish(pending, folder.payload_path(manifest), replace=replace)
+    except CheckpointError:  # an interrupt leaves the marker: who knows whether the payload has its name by then
+        with contextlib.suppress(CheckpointError):
+            held.delete(marker)
         raise
     try:
         # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
-        folder.store.sync(folder.path)
-        _put(folder, folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+        held.sync()
+        held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
     except BaseException:
-        if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
-            folder.store.delete(folder.payload_path(manifest))
-        folder.store.delete(tombstone)
+        with contextlib.suppress(CheckpointError):  # what is left has its marker
+            if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+                held.delete(folder.payload_path(manifest))
+            held.delete(marker)
         raise
-    folder.store.delete(tombstone)
-    folder.store.sync(folder.path)
+    held.delete(marker)
+    held.sync()
 
 
-def _put(folder: CheckpointFolder, path: str, content: bytes, *, durable: bool = True) -> None:
-    """Write a small file: all of it, durable, under its name, or nothing; the folder is locked."""
-    pending = folder.store.open_write(path, replace=True)
-    try:
-        pending.write(content)
-        if durable:
-            pending.sync()
-        pending.publish()
-    finally:
-        pending.discard()
+def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
+    held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    held.sync()
+    held.delete(folder.marker_path(manifest.checkpoint_id, "deleted"))
 
 
-def _finish_deletion(folder: CheckpointFolder, manifest: Manifest) -> None:
-    folder.store.delete(folder.payload_path(manifest))
-    folder.store.sync(folder.path)
-    folder.store.delete(folder.tombstone_path(manifest.checkpoint_id))
+def _finish_deletion(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, mark: Mark) -> None:
+    held.delete(folder.payload_path(manifest))
+    held.sync()
+    held.delete(folder.marker_path(manifest.checkpoint_id, mark))
 
 
 def _file_entry(name: str, digests: FileDigests) -> FileEntry:
@@ -281,7 +309,10 @@ def _file_entry(name: str, digests: FileDigests) -> FileEntry:
 def _transfer(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
     """Stream a payload into ``target`` and refuse it at the end if a byte was not as it was saved."""
     try:
-        with source.store.open_read(source.payload_path(manifest)) as file:
+        with (
+            source.hold(manifest.checkpoint_id, "being copied"),
+            source.store.open_read(source.payload_path(manifest)) as file,
+        ):
             with HashingWriter(target) as stream:
                 while block := file.read(BLOCK_SIZE_BYTES):
                     stream.write(block)

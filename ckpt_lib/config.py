@@ -68,6 +68,13 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    trash_seconds: float = Field(
+        default=86_400.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="For how long what was deleted, by name or by a cleanup, can be brought back. Its bytes are freed "
+        "afterwards; 0 frees them at once. What is retired after a save is always freed at once.",
+    )
     max_pending_saves: int = Field(
         default=1,
         ge=1,

@@ -26,6 +26,7 @@
         ├── StorageFullError                      no space, quota or inodes left
         ├── StorePermissionError (PermissionError) read-only or forbidden
         └── StoreUnavailableError                 a transient failure: trying again may help
+            └── LeaseLostError                    this process stood still too long, and others went on
 
 Each carries what is known of ``checkpoint_id``, ``path``, ``expected``, ``got`` and ``hint`` (what to do
 next), both as attributes and in its message, and survives pickling.
@@ -187,3 +188,7 @@ class StorePermissionError(StoreError, PermissionError):
 
 class StoreUnavailableError(StoreError):
     """The store did not answer; the same call may succeed later."""
+
+
+class LeaseLostError(StoreUnavailableError):
+    """This process stood still for longer than its lease, so others went on; it changed nothing since."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal, get_args
 
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
-from ckpt_lib.store import Entry, Store
+from ckpt_lib.store import Entry, FolderLock, Store
 
 BACKUPS_NAME = "backups"
 SNAPSHOT_NAME = "checkpoint_metadata.json"
 MANIFEST_SUFFIX = ".json"
-_TOMBSTONE_SUFFIX = ".deleting"
+
+Mark = Literal["saving", "deleted", "quarantined"]
+"""What a file ``.<id>.<mark>`` says of a checkpoint that has no manifest, or is about to have none."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,14 @@ class CheckpointFolder:
     def manifest_path(self, checkpoint_id: str) -> str:
         return self.path_of(checkpoint_id + MANIFEST_SUFFIX)
 
-    def tombstone_path(self, checkpoint_id: str) -> str:
-        """The file that says: without a manifest, the payload is to go."""
-        return self.path_of(f".{checkpoint_id}{_TOMBSTONE_SUFFIX}")
+    def marker_path(self, checkpoint_id: str, mark: Mark) -> str:
+        """The file that says what a payload without a manifest is doing here; it means nothing beside a manifest.
+
+        ``saving``: a save that was not acknowledged began; the payload is to go. ``deleted``: the payload is to go once
+        the grace period is over, by the file's age, and until then comes back if it is asked for. ``quarantined``: it
+        was found damaged and set aside. The first two hold the manifest, byte for byte.
+        """
+        return self.path_of(_marker_name(checkpoint_id, mark))
 
     def payload_path(self, manifest: Manifest) -> str:
         return self.path_of(manifest.payload.name)
@@ -51,9 +58,20 @@ class CheckpointFolder:
         """How a person names the payload of a checkpoint here."""
         return self.location(manifest.payload.name)
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[FolderLock]:
         """See :meth:`ckpt_lib.store.Store.lock`."""
         return self.store.lock(self.path)
+
+    def hold(self, checkpoint_id: str, reason: str) -> AbstractContextManager[None]:
+        """Keep a checkpoint's payload from being deleted, by anyone, while the context lasts.
+
+        Whether it is there has to be asked afterwards: it may be on its way out already.
+        """
+        return self.store.hold(self.path, checkpoint_id, reason)
+
+    def held(self) -> dict[str, str]:
+        """The ids that someone holds, with the reasons."""
+        return self.store.held(self.path)
 
     def manifest_entries(self) -> dict[str, Entry]:
         """Id to entry of every manifest here, by name alone: nothing is read."""
@@ -61,16 +79,27 @@ class CheckpointFolder:
 
     def read_manifest(self, checkpoint_id: str) -> Manifest:
         """Read one manifest. Raises what :meth:`Manifest.from_bytes` does, and when there is none."""
-        path = self.manifest_path(checkpoint_id)
         try:
-            with self.store.open_read(path) as file:
-                data = _read_bounded(file, Manifest.MAX_BYTES + 1)
+            return self._read(self.manifest_path(checkpoint_id), checkpoint_id)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError(
                 f"there is no checkpoint {checkpoint_id}",
                 path=self.location(),
                 hint="`ckpt list` shows what is there.",
             ) from error
+
+    def read_marker(self, checkpoint_id: str, mark: Mark) -> Manifest:
+        """The manifest in a marker that holds one. Raises what :meth:`read_manifest` does."""
+        try:
+            return self._read(self.marker_path(checkpoint_id, mark), checkpoint_id)
+        except FileNotFoundError as error:
+            raise CheckpointNotFoundError(
+                f"there is no {mark} checkpoint {checkpoint_id}", path=self.location()
+            ) from error
+
+    def _read(self, path: str, checkpoint_id: str) -> Manifest:
+        with self.store.open_read(path) as file:
+            data = _read_bounded(file, Manifest.MAX_BYTES + 1)
         manifest = Manifest.from_bytes(data, path=self.store.location(path))
         if manifest.checkpoint_id != checkpoint_id:
             raise CorruptManifestError(
@@ -96,9 +125,19 @@ def manifest_entries(entries: Iterable[Entry]) -> dict[str, Entry]:
     return dict(_ids(entries, MANIFEST_SUFFIX))
 
 
-def interrupted_deletions(entries: Iterable[Entry]) -> list[str]:
-    """The ids in a listing whose deletion began and did not end."""
-    return [found for found, _ in _ids(entries, _TOMBSTONE_SUFFIX, prefix=".")]
+def marker_entries(entries: Iterable[Entry], mark: Mark) -> dict[str, Entry]:
+    """Id to entry of every such marker in a listing."""
+    return dict(_ids(entries, f".{mark}", prefix="."))
+
+
+def _marker_name(checkpoint_id: str, mark: Mark) -> str:
+    return f".{checkpoint_id}.{mark}"
+
+
+def names_of(checkpoint_id: str, suffix: str) -> set[str]:
+    """Every name by which a checkpoint may be known in a folder; ``suffix`` is its payload's."""
+    markers = {_marker_name(checkpoint_id, mark) for mark in get_args(Mark)}
+    return {checkpoint_id + suffix, checkpoint_id + MANIFEST_SUFFIX} | markers
 
 
 def _read_bounded(file: BinaryIO, limit_bytes: int) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from itertools import count
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -16,7 +16,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder, manifest_entries
+from ckpt_lib.folder import CheckpointFolder, manifest_entries, marker_entries, names_of
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry
@@ -28,6 +28,8 @@ class View:
 
     manifests: tuple[Manifest, ...]
     unreadable: tuple[CheckpointError, ...]
+    deleted: tuple[Manifest, ...]
+    """Deleted ones that may still be brought back."""
     entries: Mapping[str, Entry]
 
     def is_complete(self, manifest: Manifest) -> bool:
@@ -43,36 +45,44 @@ class Index:
         self._folder = folder
         self._backups = backups
         self._lock = threading.Lock()
-        self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
+        self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}  # by file name
 
     def view(self) -> View:
         """What is there now."""
         with self._lock:
             entries = self._folder.store.entries(self._folder.path)
+            listed, removed = manifest_entries(entries), marker_entries(entries, "deleted")
             found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
-            for checkpoint_id, entry in manifest_entries(entries).items():
-                known = self._found.get(checkpoint_id)
-                if known and known[0] == entry.version and not isinstance(known[1], StoreError):
-                    found[checkpoint_id] = known
-                elif (read := self._read(checkpoint_id)) is not None:
-                    found[checkpoint_id] = (entry.version, read)
+            live = self._update(found, listed, self._folder.read_manifest)
+            # Beside a manifest, the marker of a deletion means nothing.
+            gone = {checkpoint_id: entry for checkpoint_id, entry in removed.items() if checkpoint_id not in listed}
+            deleted = self._update(found, gone, lambda name: self._folder.read_marker(name, "deleted"))
             self._found = found
-        items = [item for _, item in found.values()]
-        manifests = [item for item in items if isinstance(item, Manifest)]
-        manifests.sort(key=lambda manifest: (manifest.sequence, manifest.checkpoint_id))
-        unreadable = [item for item in items if isinstance(item, CheckpointError)]
-        return View(tuple(manifests), tuple(unreadable), {entry.name: entry for entry in entries})
+        return View(
+            _in_order(live),
+            tuple(item for item in live if isinstance(item, CheckpointError)),
+            _in_order(deleted),
+            {entry.name: entry for entry in entries},
+        )
 
-    def _read(self, checkpoint_id: str) -> Manifest | CheckpointError | None:
-        try:
-            return self._folder.read_manifest(checkpoint_id)
-        except CheckpointNotFoundError:  # deleted since the folder was listed
-            return None
-        except StoreUnavailableError:  # the whole store is away: no answer is better than half of one
-            raise
-        except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
-            error.checkpoint_id = checkpoint_id
-            return error
+    def _update(
+        self,
+        found: dict[str, tuple[str, Manifest | CheckpointError]],
+        entries: Mapping[str, Entry],
+        read: Callable[[str], Manifest],
+    ) -> list[Manifest | CheckpointError]:
+        """What the files say, read again if they changed; it is also noted in ``found``."""
+        items = []
+        for checkpoint_id, entry in entries.items():
+            known = self._found.get(entry.name)
+            if not (known and known[0] == entry.version and not isinstance(known[1], StoreError)):
+                item = _outcome(read, checkpoint_id)
+                if item is None:
+                    continue
+                known = (entry.version, item)
+            found[entry.name] = known
+            items.append(known[1])
+        return items
 
     def manifests(self) -> list[Manifest]:
         """Every readable manifest, by sequence."""
@@ -86,28 +96,28 @@ class Index:
         """One manifest, read again from the store. Raises what :meth:`CheckpointFolder.read_manifest` does."""
         return self._folder.read_manifest(checkpoint_id)
 
-    def next_sequence(self) -> int:
-        """The sequence the next commit gets; ask under the folder's lock.
+    def next_place(self, wanted: CheckpointId, suffix: str, *, is_known: bool = False) -> tuple[str, int]:
+        """The id and the sequence that the next commit gets; ask under the folder's lock.
 
-        It is larger than that of any checkpoint that may come back: damaged ones, and deleted ones with a backup.
+        A new id gets a suffix larger than that of everything of the same epoch, step and second, deleted ones and
+        backups included: retention may have freed an id that someone still goes by. One that ``is_known`` elsewhere
+        stays as it is if nothing here has it. The sequence is larger than that of anything that may come back.
         """
-        found = self.view()
-        sequences = [manifest.sequence for manifest in (*found.manifests, *self.backed_up())]
-        return max(sequences, default=0) + len(found.unreadable) + 1
+        view, backups = self.view(), self.backed_up()
+        known = [*view.manifests, *view.deleted, *backups]
+        sequence = max((manifest.sequence for manifest in known), default=0) + len(view.unreadable) + 1
+        moment = (wanted.epoch, wanted.step, wanted.timestamp)
+        same = {item.checkpoint_id for item in known if (item.epoch, item.step, item.timestamp) == moment}
 
-    def next_suffix(self, epoch: int, step: int, timestamp: datetime) -> int:
-        """The suffix that tells a new id from all of the same epoch, step and second; 0, for none, if there are none.
+        def is_free(checkpoint_id: str) -> bool:
+            return checkpoint_id not in same and names_of(checkpoint_id, suffix).isdisjoint(view.entries)
 
-        Larger than each, and not the first free one: retention may have freed an id that someone still goes by.
-        """
-        moment = (epoch, step, timestamp)
-        same = [item for item in self.manifests() if (item.epoch, item.step, item.timestamp) == moment]
-        suffixes = [CheckpointId.parse(item.checkpoint_id).suffix for item in same]
-        return max(1, *suffixes) + 1 if suffixes else 0
-
-    def was_used(self, checkpoint_id: str) -> bool:
-        """Whether a deleted checkpoint of that id has a backup, from which it may come back."""
-        return any(manifest.checkpoint_id == checkpoint_id for manifest in self.backed_up())
+        if is_free(str(wanted)) and (is_known or not same):
+            return str(wanted), sequence
+        first = max((CheckpointId.parse(checkpoint_id).suffix for checkpoint_id in same), default=1)
+        first = max(first, 1) + 1
+        ids = (str(CheckpointId(*moment, number)) for number in count(first))
+        return next(filter(is_free, ids)), sequence
 
     def backed_up(self) -> list[Manifest]:
         """The backups, as far as their location answers."""
@@ -126,6 +136,23 @@ class Index:
             if manifest.idempotency_key == key and self._folder.is_complete(manifest):
                 return manifest
         return None
+
+
+def _outcome(read: Callable[[str], Manifest], checkpoint_id: str) -> Manifest | CheckpointError | None:
+    try:
+        return read(checkpoint_id)
+    except CheckpointNotFoundError:  # deleted since the folder was listed
+        return None
+    except StoreUnavailableError:  # the whole store is away: no answer is better than half of one
+        raise
+    except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
+        error.checkpoint_id = checkpoint_id
+        return error
+
+
+def _in_order(items: Iterable[Manifest | CheckpointError]) -> tuple[Manifest, ...]:
+    manifests = [item for item in items if isinstance(item, Manifest)]
+    return tuple(sorted(manifests, key=lambda manifest: (manifest.sequence, manifest.checkpoint_id)))
 
 
 def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:

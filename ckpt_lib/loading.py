@@ -46,7 +46,10 @@ def read_payload(
     the checkpoint was deleted meanwhile.
     """
     try:
-        with _open_payload(folder, manifest, verify=verify, keys=keys, cache=cache) as file:
+        with (
+            folder.hold(manifest.checkpoint_id, "being read"),
+            _open_payload(folder, manifest, verify=verify, keys=keys, cache=cache) as file,
+        ):
             stored = format_named(manifest.format)
             return stored.read(file, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
     except CheckpointError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,7 +28,7 @@ from ckpt_lib.index import Index, snapshot
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
 from ckpt_lib.metadata import CheckpointMetadata, Manifest
-from ckpt_lib.names import check_description, check_experiment_name, check_tags, is_checkpoint_id
+from ckpt_lib.names import CheckpointId, check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
@@ -94,6 +95,8 @@ class CheckpointManager:
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
         self._is_snapshot_behind = False
+        self._going_on_from = ExitStack()
+        weakref.finalize(self, self._going_on_from.close)
         self._saver = Saver(
             self.config,
             self.save_policy,
@@ -240,7 +243,8 @@ class CheckpointManager:
 
     def _retire_surplus(self) -> None:
         if self.retention_policy is None and len(self._index.manifests()) <= self.config.max_checkpoints:
-            commit.sweep(self._folder)  # a plan would keep them all, and takes a while to say so
+            # A plan would keep them all, and takes a while to say so.
+            commit.sweep(self._folder, grace_seconds=self.config.trash_seconds)
         else:
             self._clean(None, dry_run=False, known=self._known)
 
@@ -292,24 +296,33 @@ class CheckpointManager:
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
         wanted = check_keys(keys)
         check_wanted(wanted, model=model, optimizer=optimizer, scheduler=scheduler)
-        manifest, payload = self._with_resolved(
-            checkpoint_id,
-            lambda found: read_payload(
-                self._folder,
-                found,
-                verify=self.config.validate_checkpoints,
-                map_location=map_location,
-                trust_pickle=trust_pickle,
-                keys=wanted,
-                cache=self._cache,
-            ),
+        read = partial(
+            read_payload,
+            self._folder,
+            verify=self.config.validate_checkpoints,
+            map_location=map_location,
+            trust_pickle=trust_pickle,
+            keys=wanted,
+            cache=self._cache,
         )
-        return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
+        owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        _, payload = self._with_resolved(checkpoint_id, lambda found: self._restored(found, read, owners))
+        return payload
 
-    def _restored(self, manifest: Manifest, payload: Payload, **owners: Stateful | None) -> Payload:
-        wait_until_all_copied()  # before what is being copied is written over
-        restore(payload, **owners)
-        self._saver.parent_id = manifest.checkpoint_id
+    def _restored(
+        self, manifest: Manifest, read: Callable[[Manifest], Payload], owners: Mapping[str, Stateful | None]
+    ) -> Payload:
+        with ExitStack() as stack:
+            # Whoever cleans up, in whatever process, has to leave it until this manager goes on from another.
+            stack.enter_context(self._folder.hold(manifest.checkpoint_id, "in use: loaded"))
+            payload = read(manifest)
+            self._folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
+            wait_until_all_copied()  # before what is being copied is written over
+            restore(payload, **owners)
+            self._saver.parent_id = manifest.checkpoint_id
+            earlier = self._going_on_from.pop_all()
+            self._going_on_from.push(stack.pop_all())
+            earlier.close()
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
 
     def _with_resolved(self, name: str, action: Callable[[Manifest], T]) -> tuple[Manifest, T]:
@@ -341,11 +354,9 @@ class CheckpointManager:
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
 
-        def load(manifest: Manifest) -> Payload:
-            payload = read_payload(self._folder, manifest, verify=True, map_location=map_location, cache=self._cache)
-            return self._restored(manifest, payload, model=model, optimizer=optimizer, scheduler=scheduler)
-
-        return load_newest(self._index, load, self.experiment_name)
+        read = partial(read_payload, self._folder, verify=True, map_location=map_location, cache=self._cache)
+        owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        return load_newest(self._index, lambda found: self._restored(found, read, owners), self.experiment_name)
 
     # --- finding ---
 
@@ -681,27 +692,59 @@ class CheckpointManager:
     def delete_checkpoint(self, checkpoint_id: str) -> str:
         """Delete one checkpoint and return its id; its backup stays.
 
-        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
+        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. Raises
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
         """
         resolved = self._catalogue.resolve(checkpoint_id).checkpoint_id
-        if commit.delete(self._folder, resolved, unless=_refuse_pinned) is None:
+        deleted = commit.delete(self._folder, resolved, unless=_refuse_pinned, grace_seconds=self.config.trash_seconds)
+        if deleted is None:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
         self._write_snapshot()
         return resolved
 
+    def undelete_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Bring a deleted checkpoint back as it was, its place in the order of saving included.
+
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. Raises
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when its bytes have been removed.
+        """
+        manifest = commit.undelete(self._folder, str(CheckpointId.parse(checkpoint_id)))
+        self._write_snapshot()
+        return self.get_checkpoint(manifest.checkpoint_id)
+
+    def list_deleted(self) -> list[CheckpointMetadata]:
+        """The deleted checkpoints that can still be brought back, oldest first."""
+        view = self._index.view()
+        return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
+
+    def empty_trash(self) -> list[str]:
+        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says, unless somebody is reading it.
+
+        Returns the names of the files that went.
+        """
+        return commit.sweep(self._folder)
+
     def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
 
-        What stays while others go is read and verified first: a damaged checkpoint never counts as kept.
+        What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
+        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went.
         """
         _check_policies(None, policy)
-        report = self._clean(policy, dry_run=dry_run, known=None)
+        report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
         if not dry_run and self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
             self._clean_backups(known=None)
             self._write_snapshot()
         return report
 
-    def _clean(self, policy: RetentionPolicy | None, *, dry_run: bool, known: KnownVersions | None) -> CleanupReport:
+    def _clean(
+        self,
+        policy: RetentionPolicy | None,
+        *,
+        dry_run: bool,
+        known: KnownVersions | None,
+        grace_seconds: float = 0.0,
+    ) -> CleanupReport:
         monitor = self._catalogue.monitor()
         in_use = self._saver.parent_id
         return clean(
@@ -712,6 +755,8 @@ class CheckpointManager:
             protected={} if in_use is None else {in_use: "in use: loaded or saved last by this process"},
             known=known,
             dry_run=dry_run,
+            grace_seconds=grace_seconds,
+            trash_seconds=self.config.trash_seconds,
         )
 
     def _clean_backups(self, *, known: KnownVersions | None, just_made: str | None = None) -> CleanupReport:

@@ -84,8 +84,13 @@ def clean(
     protected: Mapping[str, str] | None = None,
     known: KnownVersions | None = None,
     dry_run: bool = False,
+    grace_seconds: float = 0.0,
+    trash_seconds: float = 0.0,
 ) -> CleanupReport:
     """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone.
+
+    What is deleted can be brought back for ``grace_seconds``; what was deleted more than ``trash_seconds`` ago is
+    removed. What any living process is loading, copying or going on from stays.
 
     The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
@@ -95,6 +100,7 @@ def clean(
     manifests = view.manifests
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
+    protected = {**folder.held(), **(protected or {})}
     assessment = _Assessment(folder, view, known)
     assessment.find_pillars(monitors)
     now = datetime.now(UTC)
@@ -107,7 +113,7 @@ def clean(
             assessment.is_valid(checkpoint_id)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
-    swept = commit.sweep(folder) if view.entries else []
+    swept = commit.sweep(folder, grace_seconds=trash_seconds) if view.entries else []
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
     deleted, spared, freed_bytes = [], {}, 0
@@ -115,7 +121,10 @@ def clean(
     for checkpoint_id in reversed(plan.deleted_ids):
         try:
             gone = commit.delete(
-                folder, checkpoint_id, unless=_changed_since(folder, planned[checkpoint_id], relied_on)
+                folder,
+                checkpoint_id,
+                unless=_changed_since(folder, planned[checkpoint_id], relied_on),
+                grace_seconds=grace_seconds,
             )
         except ProtectedCheckpointError as error:
             spared[checkpoint_id] = error.message
@@ -145,6 +154,8 @@ def _changed_since(
         # Compared as bytes: a NaN among the metrics would make a manifest differ from itself.
         if current.to_bytes() != planned.to_bytes():
             reason = "changed since the plan was made; the next cleanup decides again"
+        elif in_use := folder.held().get(current.checkpoint_id):
+            reason = in_use
         elif not all(map(is_there, relied_on)):
             reason = "what the plan meant to keep is gone; the next cleanup decides again"
         else:

@@ -1,0 +1,58 @@
+"""What the operating system raises, as errors of this library."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckpt_lib.errors import (
+    CheckpointExistsError,
+    NotAStoreError,
+    StorageFullError,
+    StoreError,
+    StorePermissionError,
+    StoreUnavailableError,
+)
+
+
+def _codes(*names: str) -> frozenset[int]:
+    """The numbers of these errors, as far as this platform knows them."""
+    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+_FULL = _codes("ENOSPC", "EDQUOT", "EFBIG")
+_FORBIDDEN = _codes("EACCES", "EPERM", "EROFS")
+_TRANSIENT = _codes(
+    *("EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOLCK", "ESTALE", "ETIMEDOUT"),
+    *("ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN"),
+)
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system raises into errors of this library; a missing file stays as it is."""
+    try:
+        yield
+    except (FileNotFoundError, CheckpointExistsError, StoreError):
+        raise
+    except NotADirectoryError as error:
+        raise NotAStoreError(
+            "a file or a link is where a folder should be", path=str(path), hint="Choose another checkpoint_dir."
+        ) from error
+    except OSError as error:
+        raise _store_error(error, str(path)) from error
+
+
+def _store_error(error: OSError, path: str) -> StoreError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return StorageFullError(
+            f"the store is full: {reason}", path=path, hint="Free some space: `ckpt cleanup` shows what may go."
+        )
+    if error.errno in _FORBIDDEN:
+        return StorePermissionError(f"the store refuses access: {reason}", path=path)
+    if error.errno in _TRANSIENT:
+        return StoreUnavailableError(f"the store did not answer: {reason}", path=path)
+    return StoreError(f"the store failed: {reason}", path=path)

@@ -1,0 +1,105 @@
+"""Files of a local folder that are being written and have no name yet."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from ckpt_lib.store.direct import Output
+from ckpt_lib.store.directory import IS_POSIX, Directory
+from ckpt_lib.store.leases import Lease, leases
+from ckpt_lib.store.os_errors import typed_errors
+from ckpt_lib.stream.digests import Buffer
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
+
+
+class LocalPendingFile:
+    """A file under a name that goes with this process's lease; see :class:`ckpt_lib.store.base.PendingFile`."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory.again()
+        self._lease: Lease | None = None
+        self._descriptor: int | None = None
+        self._name: str | None = None
+        try:
+            self._lease = leases.take(self.directory)
+            name = self._lease.new_name()
+            self._descriptor = self.directory.open(name, _NEW_FILE)
+            self._name = name
+        except BaseException:
+            self._end()
+            raise
+        self._output = Output(self._descriptor)
+
+    def write(self, data: Buffer) -> int:
+        if self._descriptor is None:
+            raise ValueError("the file was published or discarded")
+        view = memoryview(data).cast("B")
+        with typed_errors(self.directory.path):
+            self._output.write(view)
+        return len(view)
+
+    def sync(self) -> None:
+        assert self._descriptor is not None, "the file was published or discarded"
+        with typed_errors(self.directory.path):
+            self._output.sync()
+
+    def move(self, name: str) -> None:
+        """Rename the file to where its name will be given from; raises ``OSError``."""
+        if self._name is None:
+            raise ValueError("the file was published or discarded")
+        if not IS_POSIX:  # Windows renames no open file
+            self._close()
+        self.directory.rename(self._name, name)
+        self._name = name
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lease ended under which it was begun, and the file with it."""
+        return self._lease is None or not self.directory.exists(self._lease.name)
+
+    def published(self) -> None:
+        """The file has a name that is not ours to remove."""
+        self._name = None
+        self._end()
+
+    def discard(self) -> None:
+        if self._name is not None:
+            name, self._name = self._name, None
+            if not IS_POSIX:
+                self._close()
+            with contextlib.suppress(OSError):
+                if self._lease is not None and self._lease.is_ours:
+                    self.directory.unlink(name)
+        self._end()
+
+    def _end(self) -> None:
+        self._close()
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            leases.give_back(lease)
+        self.directory.close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def write_all(directory: Directory, name: str, content: bytes, *, durable: bool) -> None:
+    """Write a small file at once; with ``durable``, its bytes survive power loss from then on. Raises ``OSError``."""
+    descriptor = directory.open(name, _NEW_FILE)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        found = os.fstat(descriptor).st_size
+        if found != len(content):
+            raise OSError(errno.EIO, f"the file system kept {found} of {len(content)} bytes")
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
