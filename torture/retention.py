@@ -82,7 +82,7 @@ def random_verdict(random: Random) -> RetentionPolicy:
     makers: list[Callable[[], RetentionPolicy]] = [
         lambda: KeepNewerThan(**age),
         lambda: KeepTagged(tags=tags),
-        lambda: KeepPinned(),
+        KeepPinned,
     ]
     return random.choice(makers)()
 
