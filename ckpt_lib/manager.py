@@ -39,6 +39,7 @@ from ckpt_lib.saving import Saver, SaveRequest
 from ckpt_lib.scrub import ScrubReport, scrub
 from ckpt_lib.state import Stateful, check_stateful, check_wanted, restore
 from ckpt_lib.store import open_store
+from ckpt_lib.store.leases import leases
 from ckpt_lib.stream import Progress
 from ckpt_lib.stream.cache import PayloadCache
 
@@ -96,7 +97,7 @@ class CheckpointManager:
         self._saves_to_snapshot = 0
         self._is_snapshot_behind = False
         self._going_on_from = ExitStack()
-        weakref.finalize(self, self._going_on_from.close)
+        weakref.finalize(self, leases.close_later, self._going_on_from)
         self._saver = Saver(
             self.config,
             self.save_policy,

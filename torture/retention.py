@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -263,7 +263,7 @@ def keep_by_wrong_clocks(count: int, seed: str, folder: Path) -> Outcome:
             outcome.violations += [f"seed {seed} {number}: {text}" for text in found]
             outcome.injected += 1
             deleted += gone
-            shutil.rmtree(store, ignore_errors=True)
+    gc.collect()  # managers hold what they loaded until they are gone
     outcome.detail = f"{deleted} checkpoints deleted"
     return outcome
 

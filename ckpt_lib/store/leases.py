@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import logging
 import os
+import queue
 import secrets
 import threading
 import time
@@ -154,6 +155,7 @@ class _Leases:
         self._leases: dict[tuple[int, int], Lease] = {}
         self._lock = threading.Lock()
         self._begun = threading.Event()
+        self._abandoned: queue.SimpleQueue[contextlib.ExitStack] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -182,6 +184,13 @@ class _Leases:
                     del self._leases[lease.directory.identity]
                 lease.end()
 
+    def close_later(self, contexts: contextlib.ExitStack) -> None:
+        """Leave contexts that hold something by a lease, from a finalizer: the thread that renews closes them.
+
+        The garbage collector may call a finalizer in the midst of anything, and of what holds this lock too.
+        """
+        self._abandoned.put(contexts)
+
     def end_all(self) -> None:
         """What the end of the process leaves to do."""
         with self._lock:
@@ -204,6 +213,9 @@ class _Leases:
             self._renew_due()
 
     def _renew_due(self) -> None:
+        while not self._abandoned.empty():
+            with contextlib.suppress(OSError):  # at worst it is held until the lease ends
+                self._abandoned.get().close()
         with self._lock:
             if not self._leases:
                 self._begun.clear()
