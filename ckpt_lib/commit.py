@@ -25,12 +25,12 @@ from ckpt_lib.errors import (
     IntegrityError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder, Mark, manifest_entries, marker_entries
+from ckpt_lib.folder import CheckpointFolder, Mark, is_unfinished, manifest_entries, marker_entries
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
-from ckpt_lib.store import FolderLock, PendingFile
+from ckpt_lib.store import Entry, FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
@@ -222,12 +222,15 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str) -> Manifest:
     return manifest
 
 
-def sweep(folder: CheckpointFolder, *, grace_seconds: float = 0.0) -> list[str]:
+def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: float = 0.0) -> list[str]:
     """Clear what dead processes left unfinished, and what was deleted more than ``grace_seconds`` ago.
 
-    Returns the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker
-    against that of the lock.
+    Nothing is done, and no lock taken, when nothing of the kind is ``seen`` in a listing of the folder. Returns the
+    names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against that
+    of the lock.
     """
+    if not any(is_unfinished(entry.name) for entry in seen):
+        return []
     with folder.lock() as held:
         swept = held.sweep()
         entries = folder.store.entries(folder.path)

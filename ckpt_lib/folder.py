@@ -15,6 +15,8 @@ from ckpt_lib.store import Entry, FolderLock, Store
 BACKUPS_NAME = "backups"
 SNAPSHOT_NAME = "checkpoint_metadata.json"
 MANIFEST_SUFFIX = ".json"
+OWN_PREFIX = ".ckpt-"
+"""Begins the names of what stores and this library keep for themselves."""
 
 Mark = Literal["saving", "deleted", "quarantined"]
 """What a file ``.<id>.<mark>`` says of a checkpoint that has no manifest, or is about to have none."""
@@ -128,6 +130,11 @@ def manifest_entries(entries: Iterable[Entry]) -> dict[str, Entry]:
 def marker_entries(entries: Iterable[Entry], mark: Mark) -> dict[str, Entry]:
     """Id to entry of every such marker in a listing."""
     return dict(_ids(entries, f".{mark}", prefix="."))
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is of something that a sweep looks at: markers, and what begins with ``.ckpt-`` but a record."""
+    return name.endswith((".saving", ".deleted")) or (name.startswith(OWN_PREFIX) and not name.endswith(".json"))
 
 
 def _marker_name(checkpoint_id: str, mark: Mark) -> str:

@@ -243,9 +243,10 @@ class CheckpointManager:
             self._write_snapshot()
 
     def _retire_surplus(self) -> None:
-        if self.retention_policy is None and len(self._index.manifests()) <= self.config.max_checkpoints:
+        view = self._index.view()
+        if self.retention_policy is None and len(view.manifests) <= self.config.max_checkpoints:
             # A plan would keep them all, and takes a while to say so.
-            commit.sweep(self._folder, grace_seconds=self.config.trash_seconds)
+            commit.sweep(self._folder, view.entries.values(), grace_seconds=self.config.trash_seconds)
         else:
             self._clean(None, dry_run=False, known=self._known)
 
@@ -723,7 +724,7 @@ class CheckpointManager:
 
         Returns the names of the files that went.
         """
-        return commit.sweep(self._folder)
+        return commit.sweep(self._folder, self._index.view().entries.values())
 
     def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire what the retention policy gives up, and remove what dead processes left behind.

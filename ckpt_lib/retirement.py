@@ -27,6 +27,8 @@ class CleanupReport(BaseModel):
     dry_run: bool
     deleted_ids: tuple[str, ...] = ()
     freed_bytes: int = 0
+    trashed_bytes: int = 0
+    """What is freed later: those of ``deleted_ids`` can be brought back until then."""
     spared: dict[str, str] = {}
     """Ids that the plan gave up and that were found changed when their turn came."""
     swept: tuple[str, ...] = ()
@@ -113,10 +115,10 @@ def clean(
             assessment.is_valid(checkpoint_id)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
-    swept = commit.sweep(folder, grace_seconds=trash_seconds) if view.entries else []
+    swept = commit.sweep(folder, view.entries.values(), grace_seconds=trash_seconds)
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
-    deleted, spared, freed_bytes = [], {}, 0
+    deleted, spared, deleted_bytes = [], {}, 0
     # Oldest first: whatever stops this, what is left is the newer part.
     for checkpoint_id in reversed(plan.deleted_ids):
         try:
@@ -131,12 +133,13 @@ def clean(
             continue
         if gone is not None:
             deleted.append(checkpoint_id)
-            freed_bytes += gone.payload.size_bytes
+            deleted_bytes += gone.payload.size_bytes
     return CleanupReport(
         plan=plan,
         dry_run=False,
         deleted_ids=tuple(deleted),
-        freed_bytes=freed_bytes,
+        freed_bytes=0 if grace_seconds else deleted_bytes,
+        trashed_bytes=deleted_bytes if grace_seconds else 0,
         spared=spared,
         swept=tuple(swept),
     )
@@ -150,9 +153,11 @@ def _changed_since(
     And any, when one of the valid ones that were to stay instead has gone since.
     """
 
+    planned_text = planned.model_dump_json()
+
     def check(current: Manifest) -> CheckpointError | None:
-        # Compared as bytes: a NaN among the metrics would make a manifest differ from itself.
-        if current.to_bytes() != planned.to_bytes():
+        # Compared as text: a NaN among the metrics would make a manifest differ from itself.
+        if current.model_dump_json() != planned_text:
             reason = "changed since the plan was made; the next cleanup decides again"
         elif in_use := folder.held().get(current.checkpoint_id):
             reason = in_use

@@ -115,8 +115,12 @@ def report_cleanup(experiment_name: str, report: CleanupReport) -> None:
         }
         for decision in report.plan.decisions
     ]
-    freed = size_text(report.plan.freed_bytes if report.dry_run else report.freed_bytes)
-    summary = f"would free {freed}" if report.dry_run else f"freed {freed}"
+    if report.dry_run:
+        summary = f"would free {size_text(report.plan.freed_bytes)}"
+    elif report.trashed_bytes:
+        summary = f"moved {size_text(report.trashed_bytes)} to the trash"
+    else:
+        summary = f"freed {size_text(report.freed_bytes)}"
     leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
     _publish(rows, "cleanup", experiment_name, f"Retention of {experiment_name}: {summary}{leftovers}")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ckpt_lib.cli import analysing, checking, copying, editing, finding, retiring
+from ckpt_lib.cli import analysing, checking, copying, editing, finding, retiring, trash
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -72,3 +72,5 @@ app.command("export", rich_help_panel="Label and move")(copying.export)
 app.command("import", rich_help_panel="Label and move")(copying.import_checkpoint)
 app.command("cleanup", rich_help_panel="Retire")(retiring.cleanup)
 app.command("delete", rich_help_panel="Retire")(retiring.delete)
+app.command("undelete", rich_help_panel="Retire")(trash.undelete)
+app.command("trash", rich_help_panel="Retire")(trash.trash)

@@ -44,12 +44,13 @@ def cleanup(
     """Delete old checkpoints by a number or by a retention policy.
 
     The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
-    What dead processes left behind goes too, and backups beyond max_backups.
+    What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
+    for trash_seconds, a day by default; afterwards a cleanup frees their bytes.
     """
     rules = _read_policy(policy, keep)
     manager = open_manager(store, experiment, config, max_checkpoints=keep)
     if not dry_run and not yes:
-        _refuse_to_ask(as_json=as_json)
+        refuse_to_ask(as_json=as_json)
     if dry_run or not yes:
         plan = manager.cleanup_checkpoints(policy=rules, dry_run=True)
         if not as_json:
@@ -57,7 +58,7 @@ def cleanup(
         if dry_run:
             _print_report(plan, as_json=as_json)
             return
-        _confirm(
+        confirm(
             f"Delete {count_of(len(plan.plan.deleted_ids), 'checkpoint')} ({as_size(plan.plan.freed_bytes)}), "
             f"and backups beyond {manager.config.max_backups}?"
         )
@@ -110,6 +111,8 @@ def _print_report(report: CleanupReport, *, as_json: bool) -> None:
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
     note(f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    if report.trashed_bytes:
+        note(f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete`.")
 
 
 def delete(
@@ -123,16 +126,17 @@ def delete(
 ) -> None:
     """Delete checkpoints by name.
 
-    Their backups stay. When one of them is pinned or unknown, none is deleted.
+    `ckpt undelete` brings them back for trash_seconds, a day by default. Their backups stay. When one of them is pinned
+    or unknown, none is deleted.
     """
     manager = open_manager(store, experiment, config)
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
     _refuse_pinned(chosen)
     if not yes:
-        _refuse_to_ask(as_json=as_json)
+        refuse_to_ask(as_json=as_json)
         backed_up = {item.checkpoint_id for item in manager.list_backups()}
         _print_chosen(chosen, backed_up)
-        _confirm(f"Delete {count_of(len(chosen), 'checkpoint')}?")
+        confirm(f"Delete {count_of(len(chosen), 'checkpoint')}?")
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted})
@@ -165,7 +169,7 @@ def _print_chosen(checkpoints: Sequence[CheckpointMetadata], backed_up: set[str]
     )
 
 
-def _refuse_to_ask(*, as_json: bool) -> None:
+def refuse_to_ask(*, as_json: bool) -> None:
     """Where nobody can answer, say so before any work is done."""
     if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfirmationError(
@@ -173,6 +177,6 @@ def _refuse_to_ask(*, as_json: bool) -> None:
         )
 
 
-def _confirm(question: str) -> None:
+def confirm(question: str) -> None:
     if not typer.confirm(question, err=True):
         raise ConfirmationError("not confirmed; nothing was deleted")

@@ -1,40 +1,39 @@
 """The lock of a local folder, and the only code that changes names in one.
 
-The lock is a folder, ``.ckpt-lock``: whoever has its own token in there has it. A process makes such a folder under
-another name and renames it into place, which the file system refuses while a token is in the one that is there. **Every
-name is given by a rename out of that folder, or a link to a file in it, and taken by a rename into it.** Taking the
-token away, which is one rename too, therefore ends the lock and everything that its owner could still do: the next step
-of an owner that slept too long fails, for the path it goes by is no more.
+The lock is a numbered file in ``.ckpt-lock``. The one with the largest number counts: it says who has the lock, or that
+nobody has. Whoever wants it makes the next one, which the file system lets one process do. The number is the fencing
+token of others; here nothing has to compare it, for **every name is given by a rename out of the owner's lease, or a
+link to a file in it, and taken by a rename into it**. Whoever takes over first renames the lease away, which ends
+everything that its owner could still do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import random
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ckpt_lib.errors import CheckpointExistsError, LeaseLostError, StoreError, StoreUnavailableError
 from ckpt_lib.store import leases
 from ckpt_lib.store.base import PendingFile
 from ckpt_lib.store.directory import IS_POSIX, Directory
-from ckpt_lib.store.leases import LOCK_NAME, PREPARED_PREFIX, Lease
+from ckpt_lib.store.leases import Lease
 from ckpt_lib.store.os_errors import typed_errors
 from ckpt_lib.store.patching import overwrite
 from ckpt_lib.store.pending import LocalPendingFile, write_all
 from ckpt_lib.stream.digests import Buffer
 
+LOCK_NAME = ".ckpt-lock"
 LOCK_TIMEOUT_SECONDS = 120.0
 """How long to wait for an owner that is alive; more than a lease lasts."""
 _SHORTEST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.02
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST} | (set() if IS_POSIX else {errno.EACCES, errno.EPERM})
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -69,49 +68,29 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def locked(directory: Directory) -> Iterator[LocalFolderLock]:
     """Have the lock of a folder while the context lasts."""
-    with _mutexes.holding(directory), contextlib.ExitStack() as stack:
+    with _mutexes.holding(directory):
         with typed_errors(directory.path):
-            lease = stack.enter_context(leases.leases.using(directory))
-            _take(directory, lease.token)
-        held = LocalFolderLock(directory, lease)
-        stack.callback(held.release)
-        yield held
+            lease = leases.leases.take(directory)
+            try:
+                number = _take(directory, lease)
+                held = LocalFolderLock(directory, lease)
+            except BaseException:
+                leases.leases.give_back(lease, is_spoilt=True)
+                raise
+        try:
+            yield held
+        finally:
+            leases.leases.give_back(lease, is_spoilt=not _give_up(lease, number))
 
 
-def _take(directory: Directory, token: str) -> None:
-    prepared = PREPARED_PREFIX + token
-    try:
-        directory.mkdir(prepared)
-        directory.mkdir(f"{prepared}/{token}")
-        _wait_for(directory, lambda: _is_renamed(directory, prepared))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            leases.remove_tree(directory, prepared)
-        raise
-
-
-def _is_renamed(directory: Directory, prepared: str) -> bool:
-    try:
-        if os.name == "nt":  # it renames nothing to a name that is there, be it an empty folder's
-            with contextlib.suppress(OSError):
-                directory.rmdir(LOCK_NAME)
-        directory.rename(prepared, LOCK_NAME)
-    except FileNotFoundError:
-        raise _lost(directory) from None
-    except OSError as error:
-        if error.errno in _TAKEN:
-            return False
-        raise
-    return True
-
-
-def _wait_for(directory: Directory, is_taken: Callable[[], bool]) -> None:
+def _take(directory: Directory, lease: Lease) -> int:
+    """Wait for the lock and return its number."""
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     wait_seconds = _SHORTEST_WAIT_SECONDS
-    while not is_taken():
-        for token in _owner_tokens(directory):
-            if leases.is_over(directory, token):
-                leases.bury(directory, token)
+    while True:
+        last = max(_numbers(directory), default=0)
+        if _is_free(directory, last, lease.token) and _is_made(directory, lease, last + 1):
+            return last + 1
         if time.monotonic() > deadline:
             raise _not_given_up(directory)
         # At random, so that waiting processes do not keep step.
@@ -119,11 +98,60 @@ def _wait_for(directory: Directory, is_taken: Callable[[], bool]) -> None:
         wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
 
-def _owner_tokens(directory: Directory) -> list[str]:
+def _numbers(directory: Directory) -> set[int]:
     try:
-        return directory.names(LOCK_NAME)
+        return {int(name) for name in directory.names(LOCK_NAME) if name.isascii() and name.isdigit()}
     except FileNotFoundError:
-        return []
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(LOCK_NAME)
+        return set()
+
+
+def _is_free(directory: Directory, number: int, own_token: str) -> bool:
+    """Whether nobody has the lock of that number any more; an owner whose lease is over loses everything first."""
+    if number == 0:
+        return True
+    name = f"{LOCK_NAME}/{number}"
+    try:
+        token = leases.read_signature(directory, name)
+        if token is None:
+            return leases.is_unchanged_for(leases.LEASE_SECONDS, directory, name, directory.lstat(name))
+    except FileNotFoundError:  # there is a later one by now
+        return False
+    if token in ("", own_token):
+        return True
+    if not leases.is_over(directory, token):
+        return False
+    leases.bury(directory, token)
+    return True
+
+
+def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
+    """Whether this process is the one that has the next lock. Those before are removed then."""
+    name = f"{LOCK_NAME}/{number}"
+    try:
+        lease.sign(name)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        if lease.is_there:
+            raise
+        raise _lost(directory) from None
+    numbers = _numbers(directory)
+    is_last = max(numbers) == number
+    for superfluous in numbers - {number} if is_last else {number}:  # or else others went on since the last look
+        with contextlib.suppress(FileNotFoundError):
+            directory.unlink(f"{LOCK_NAME}/{superfluous}")
+    return is_last
+
+
+def _give_up(lease: Lease, number: int) -> bool:
+    """Let others have the lock; never raises. ``False`` when only the end of the lease can do that."""
+    try:
+        lease.sign_off(f"{LOCK_NAME}/{number}")
+    except OSError:
+        return False
+    return True
 
 
 def _not_given_up(directory: Directory) -> StoreUnavailableError:
@@ -148,10 +176,9 @@ class LocalFolderLock:
     def __init__(self, directory: Directory, lease: Lease) -> None:
         self._directory = directory
         self._lease = lease
-        self._own = f"{LOCK_NAME}/{lease.token}"
-        self._numbers = itertools.count()
         with self._errors():
-            self.time_seconds = directory.lstat(self._own).st_mtime
+            # The lock was made in there a moment ago.
+            self.time_seconds = directory.lstat(LOCK_NAME).st_mtime
 
     def publish(self, pending: PendingFile, path: str, *, replace: bool = False) -> None:
         name = self._name_of(path)
@@ -218,20 +245,8 @@ class LocalFolderLock:
                     swept += leases.bury(self._directory, token)
         return swept
 
-    def release(self) -> None:
-        """Give the lock up; never raises. What this leaves is removed with the lease, or by whoever comes next."""
-        try:
-            self._directory.rmdir(self._own)
-        except FileNotFoundError:
-            return  # it was taken away
-        except OSError:  # something that could not be removed is in it
-            with contextlib.suppress(OSError):
-                leases.remove_tree(self._directory, self._own)
-        with contextlib.suppress(OSError):  # whoever comes next may be faster
-            self._directory.rmdir(LOCK_NAME)
-
     def _staged_name(self) -> str:
-        return f"{self._own}/{next(self._numbers)}"
+        return self._lease.new_name()
 
     def _name_of(self, path: str) -> str:
         return path.rpartition("/")[2]
@@ -282,5 +297,5 @@ class LocalFolderLock:
                 raise StoreError("someone removed an unfinished file", path=str(self._directory.path)) from error
 
     def _check_still_held(self) -> None:
-        if not self._directory.exists(self._own):
+        if not self._lease.is_there:
             raise _lost(self._directory)

@@ -1,19 +1,19 @@
 """Leases: which processes are at work in a folder, and what they hold there.
 
-A process that is at work in a folder, writing, locking or reading, has a file there, its lease. A thread touches it
-again and again. Everything unfinished carries the lease's token in its name, so that whoever finds it can tell whether
-someone is still at it.
+A process that is at work in a folder, writing, locking or reading, has a folder in it, its lease. A thread touches a
+file in there again and again. Everything unfinished of this owner lies there too.
 
-A lease ends with its file. Its owner removes it when there is nothing left to do. Others do when the owner is known to
-be dead, or when **they have seen it unchanged for as long as it says**, by their own monotonic clock: no two clocks are
-ever compared. With the lease goes everything that carries its token, the lock first. So an owner that wakes up too late
-finds that the names it was about to use are gone, and can change no others (``docs/DURABILITY.md``).
+A lease ends with its folder. Its owner removes it when there has been nothing to do for a while. Others do when the
+owner is known to be dead, or when **they have seen it unchanged for as long as it says**, by their own monotonic
+clock: no two clocks are ever compared. They rename it away: one step, after which every path that the owner was about
+to use is gone. So an owner that wakes up too late can change no name (``docs/DURABILITY.md``).
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -36,12 +36,15 @@ LEASE_SECONDS = 60.0
 """How long a lease lasts that is not renewed; it is, four times as often."""
 MAX_LEASE_SECONDS = 3600.0
 LEASE_PREFIX = ".ckpt-lease-"
-PENDING_PREFIX = ".ckpt-tmp-"
-LOCK_NAME = ".ckpt-lock"
-PREPARED_PREFIX = ".ckpt-lock-"
 BROKEN_PREFIX = ".ckpt-broken-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
+_IDLE_SECONDS = 5.0
+"""How long a lease is kept that nothing needs: making and removing folders costs more than a whole small save."""
+_LEASE_FILE = "lease"
+_FREE_FILE = "free"
+FREE = b"free"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class LeaseContent(BaseModel):
@@ -49,6 +52,7 @@ class LeaseContent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    token: str
     owner: Owner
     taken_at: str
     ttl_seconds: float = Field(gt=0, allow_inf_nan=False)
@@ -62,27 +66,41 @@ class Lease:
         self.directory = directory.again()
         self.token = secrets.token_hex(8)
         self.users = 0
-        self.renewed_at = time.monotonic()
+        self.renewed_at = self.idle_since = time.monotonic()
         self._numbers = itertools.count()
         self._holds: list[tuple[str, str]] = []
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._lock = threading.Lock()
         try:
-            self._write(self.name, os.O_EXCL)
+            self.directory.mkdir(self.name)
+            self._write(self._file, self._content())
+            self._write(f"{self.name}/{_FREE_FILE}", FREE)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self.directory.unlink(self.name)
-            self.directory.close()
+            self.end()
             raise
 
     @property
     def name(self) -> str:
         return LEASE_PREFIX + self.token
 
+    @property
+    def _file(self) -> str:
+        return f"{self.name}/{_LEASE_FILE}"
+
     def new_name(self) -> str:
         """A name for an unfinished file, which goes with the lease."""
-        return f"{PENDING_PREFIX}{self.token}-{next(self._numbers)}"
+        return f"{self.name}/{next(self._numbers)}"
+
+    def sign(self, name: str) -> None:
+        """Make a file that names this lease, in one step; raises ``FileExistsError`` when there is one."""
+        _link_or_copy(self.directory, self._file, name)
+
+    def sign_off(self, name: str) -> None:
+        """Replace such a file by one that says that nobody has what it stands for, in one step."""
+        free = self.new_name()
+        _link_or_copy(self.directory, f"{self.name}/{_FREE_FILE}", free)
+        self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
         with self._lock:
@@ -105,12 +123,17 @@ class Lease:
         """Whether the lease is still there."""
         self.renewed_at = time.monotonic()
         try:
-            self.directory.touch(self.name)
+            self.directory.touch(self._file)
         except FileNotFoundError:
             return False
         except OSError as error:  # the store may come back before the lease ends
             logger.warning("the lease on %s was not renewed: %s", self.directory.path, error)
         return True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has taken it away."""
+        return self.directory.exists(self.name)
 
     @property
     def is_ours(self) -> bool:
@@ -120,32 +143,44 @@ class Lease:
     def end(self) -> None:
         with contextlib.suppress(OSError):
             if self.is_ours:
-                self.directory.unlink(self.name)
+                remove_tree(self.directory, self.name)
         self.directory.close()
 
     def _rewrite(self) -> None:
-        if not self.directory.exists(self.name):
-            raise FileNotFoundError(self.name)
         pending = self.new_name()
-        try:
-            self._write(pending, os.O_EXCL)
-            self.directory.replace(pending, self.name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.directory.unlink(pending)
-            raise
+        self._write(pending, self._content())
+        self.directory.replace(pending, self._file)
 
-    def _write(self, name: str, flags: int) -> None:
+    def _content(self) -> bytes:
         content = LeaseContent(
-            owner=this_process(), taken_at=self._taken_at, ttl_seconds=LEASE_SECONDS, holds=dict(self._holds)
+            token=self.token,
+            owner=this_process(),
+            taken_at=self._taken_at,
+            ttl_seconds=LEASE_SECONDS,
+            holds=dict(self._holds),
         )
-        descriptor = self.directory.open(name, os.O_WRONLY | os.O_CREAT | flags)
+        return content.model_dump_json().encode()
+
+    def _write(self, name: str, data: bytes) -> None:
+        descriptor = self.directory.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            data = content.model_dump_json().encode()
             while data:
                 data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
+
+
+def _link_or_copy(directory: Directory, source: str, target: str) -> None:
+    try:
+        directory.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # No hard links here. Whoever reads the copy before it is whole takes it for one that he cannot understand.
+        with open(directory.open(source, os.O_RDONLY), "rb") as original:
+            content = original.read()
+        with open(directory.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as copy:
+            copy.write(content)
 
 
 class _Leases:
@@ -170,18 +205,21 @@ class _Leases:
     def take(self, directory: Directory) -> Lease:
         with self._lock:
             lease = self._leases.get(directory.identity)
-            if lease is None or not lease.directory.exists(lease.name):  # none yet, or it was taken away
+            if lease is None or not lease.is_there:
                 lease = self._leases[directory.identity] = Lease(directory)
                 self._start_renewing()
             lease.users += 1
             return lease
 
-    def give_back(self, lease: Lease) -> None:
+    def give_back(self, lease: Lease, *, is_spoilt: bool = False) -> None:
+        """Say that this use is over; a lease that ``is_spoilt`` is not used again."""
         with self._lock:
             lease.users -= 1
-            if lease.users == 0:
-                if self._leases.get(lease.directory.identity) is lease:
-                    del self._leases[lease.directory.identity]
+            lease.idle_since = time.monotonic()
+            is_current = self._leases.get(lease.directory.identity) is lease
+            if is_spoilt and is_current:
+                del self._leases[lease.directory.identity]
+            if lease.users == 0 and (is_spoilt or not is_current):
                 lease.end()
 
     def close_later(self, contexts: contextlib.ExitStack) -> None:
@@ -219,7 +257,12 @@ class _Leases:
         with self._lock:
             if not self._leases:
                 self._begun.clear()
-            due = [lease for lease in self._leases.values() if time.monotonic() - lease.renewed_at >= LEASE_SECONDS / 4]
+            now = time.monotonic()
+            for lease in list(self._leases.values()):
+                if lease.users == 0 and now - lease.idle_since >= _IDLE_SECONDS:
+                    del self._leases[lease.directory.identity]
+                    lease.end()
+            due = [lease for lease in self._leases.values() if now - lease.renewed_at >= LEASE_SECONDS / 4]
         lost = [lease for lease in due if not lease.renew()]  # without the lock: a store may take its time
         with self._lock:
             for lease in lost:
@@ -277,29 +320,57 @@ def read_lease(directory: Directory, token: str) -> LeaseContent | None:
     Raises ``FileNotFoundError`` when there is none.
     """
     try:
-        descriptor = directory.open(LEASE_PREFIX + token, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            return LeaseContent.model_validate_json(os.read(descriptor, _MAX_BYTES))
-        finally:
-            os.close(descriptor)
+        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{_LEASE_FILE}"))
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
         return None
 
 
+def read_signature(directory: Directory, name: str) -> str | None:
+    """The token in a file that :meth:`Lease.sign` made, ``""`` after :meth:`Lease.sign_off`; ``None`` if unreadable.
+
+    Raises ``FileNotFoundError`` when there is none.
+    """
+    try:
+        content = _read(directory, name)
+        return "" if content == FREE else LeaseContent.model_validate_json(content).token
+    except FileNotFoundError:
+        raise
+    except (OSError, ValidationError):
+        return None
+
+
+def _read(directory: Directory, name: str) -> bytes:
+    descriptor = directory.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return os.read(descriptor, _MAX_BYTES)
+    finally:
+        os.close(descriptor)
+
+
 def is_over(directory: Directory, token: str) -> bool:
     """Whether nobody owns the lease any more: it is gone, its owner is dead, or it was not renewed for too long."""
     try:
-        found = directory.lstat(LEASE_PREFIX + token)
+        try:
+            found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
+        except FileNotFoundError:  # it may be about to be written
+            found = directory.lstat(LEASE_PREFIX + token)
         content = read_lease(directory, token)
     except FileNotFoundError:
-        return True
+        content = None
+        if not directory.exists(LEASE_PREFIX + token):
+            return True
     if content is not None and is_proven_dead(content.owner):
         return True
-    version = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
     ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
-    return _seen.unchanged_seconds(token, version) > ttl_seconds
+    return is_unchanged_for(ttl_seconds, directory, token, found)
+
+
+def is_unchanged_for(seconds: float, directory: Directory, name: str, found: os.stat_result) -> bool:
+    """Whether this process has seen a file as it is now for so long, by its own clock. Asking begins the watch."""
+    version = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+    return _seen.unchanged_seconds(f"{directory.identity}/{name}", version) > seconds
 
 
 def living_holds(directory: Directory) -> dict[str, str]:
@@ -319,44 +390,37 @@ def living_holds(directory: Directory) -> dict[str, str]:
 
 
 def bury(directory: Directory, token: str) -> list[str]:
-    """Take everything away from an owner whose lease is over, the lock first; return the unfinished files.
+    """Take everything away from an owner whose lease is over; return the names of what it left unfinished.
 
-    Killed on the way, the next sweep does the rest: without a lease, what carries the token is nobody's.
+    Killed on the way, the next sweep does the rest.
     """
-    broken = f"{BROKEN_PREFIX}{token}-{secrets.token_hex(4)}"
     with contextlib.suppress(FileNotFoundError):
-        directory.rename(f"{LOCK_NAME}/{token}", broken)
-    with contextlib.suppress(FileNotFoundError):
-        directory.unlink(LEASE_PREFIX + token)
-    names = [name for name, _ in directory.scan()]
-    unfinished = [name for name in names if name.startswith(f"{PENDING_PREFIX}{token}-")]
-    for name in unfinished:
-        with contextlib.suppress(FileNotFoundError):
-            directory.unlink(name)
-    for name in names:
-        if name == PREPARED_PREFIX + token or name.startswith(f"{BROKEN_PREFIX}{token}-"):
-            remove_tree(directory, name)
-    return unfinished
+        directory.rename(LEASE_PREFIX + token, f"{BROKEN_PREFIX}{token}-{secrets.token_hex(4)}")
+    removed = []
+    for name, _ in directory.scan():
+        if name.startswith(f"{BROKEN_PREFIX}{token}-"):
+            removed += [f"{LEASE_PREFIX}{token}/{inner}" for inner in remove_tree(directory, name)]
+    return removed
 
 
 def tokens(directory: Directory) -> set[str]:
-    """The token of every lease in a folder, and of everything that such a lease should explain."""
+    """The token of every lease in a folder, and of those that were taken away."""
     found = set()
     for name, _ in directory.scan():
-        for prefix in (LEASE_PREFIX, PENDING_PREFIX, PREPARED_PREFIX, BROKEN_PREFIX):
+        for prefix in (LEASE_PREFIX, BROKEN_PREFIX):
             if name.startswith(prefix):
                 found.add(name[len(prefix) :].partition("-")[0])
     return found
 
 
-def remove_tree(directory: Directory, name: str) -> None:
-    """Remove a lock's folder: files, and one level of folders with files."""
+def remove_tree(directory: Directory, name: str) -> list[str]:
+    """Remove the folder of a lease and return what was unfinished in it."""
+    unfinished = []
     with contextlib.suppress(FileNotFoundError):
         for inner in directory.names(name):
-            path = f"{name}/{inner}"
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    directory.unlink(path)
-            except (IsADirectoryError, PermissionError):  # Linux says the one of a folder, POSIX the other
-                remove_tree(directory, path)
+            with contextlib.suppress(FileNotFoundError):
+                directory.unlink(f"{name}/{inner}")
+            if inner not in (_LEASE_FILE, _FREE_FILE):
+                unfinished.append(inner)
         directory.rmdir(name)
+    return unfinished

@@ -58,7 +58,7 @@ class LocalPendingFile:
     @property
     def is_lost(self) -> bool:
         """Whether the lease ended under which it was begun, and the file with it."""
-        return self._lease is None or not self.directory.exists(self._lease.name)
+        return self._lease is None or not self._lease.is_there
 
     def published(self) -> None:
         """The file has a name that is not ours to remove."""

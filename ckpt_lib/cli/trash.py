@@ -1,0 +1,64 @@
+"""``ckpt undelete`` and ``trash``: what was deleted lately."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.output import Column, as_number, as_size, count_of, note, print_facts, print_json, print_table
+from ckpt_lib.cli.retiring import confirm, refuse_to_ask
+from ckpt_lib.cli.session import open_manager
+
+
+def undelete(
+    checkpoint_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids; `ckpt trash` lists them.")],
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring deleted checkpoints back, as they were.
+
+    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default.
+    """
+    manager = open_manager(store, experiment, config, may_be_new=True)
+    back = [manager.undelete_checkpoint(checkpoint_id).checkpoint_id for checkpoint_id in checkpoint_ids]
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "undeleted_ids": back})
+    else:
+        print_facts({"undeleted": "\n".join(back)})
+
+
+def trash(
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    empty: Annotated[bool, typer.Option("--empty", help="Remove their bytes now.")] = False,
+    yes: options.Yes = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the deleted checkpoints that can still be brought back, or remove them for good.
+
+    What somebody is reading stays until that has ended.
+    """
+    manager = open_manager(store, experiment, config, may_be_new=True)
+    deleted = manager.list_deleted()
+    if empty and not yes:
+        refuse_to_ask(as_json=as_json)
+        confirm(f"Remove {count_of(len(deleted), 'deleted checkpoint')} for good?")
+    removed = manager.empty_trash() if empty and deleted else []
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "deleted": deleted, "removed": removed})
+        return
+    print_table(
+        (Column("id"), Column("epoch", numeric=True), Column("step", numeric=True), Column("size", numeric=True)),
+        [
+            (item.checkpoint_id, as_number(item.epoch), as_number(item.step), as_size(item.file_size))
+            for item in deleted
+        ],
+    )
+    note(f"{count_of(len(removed), 'file')} removed." if empty else f"{count_of(len(deleted), 'deleted checkpoint')}.")
