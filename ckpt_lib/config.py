@@ -208,5 +208,7 @@ _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their mean
 
 def config_error(error: ValidationError, *, hint: str | None = None) -> ConfigError:
     """pydantic's error about some options, as ours."""
-    problems = (f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors(include_url=False))
+    found = [(item, item["msg"].removeprefix("Value error, ")) for item in error.errors(include_url=False)]
+    # What is wrong with the options together has no place among them.
+    problems = (f"{item['loc'][0]}={item['input']!r}: {text}" if item["loc"] else text for item, text in found)
     return ConfigError("; ".join(problems), hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -80,7 +81,7 @@ def _record(manifest: Manifest, status: Status) -> RetentionRecord:
 def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
     """The ids that a cleanup of these checkpoints would keep, were they all valid."""
     records = [_record(manifest, "valid") for manifest in manifests]
-    return set(plan_retention(records, policy, monitors=monitors).kept_ids)
+    return set(plan_retention(records, policy, now=datetime.now(UTC), monitors=monitors).kept_ids)
 
 
 def clean(
@@ -111,8 +112,9 @@ def clean(
     protected = {**folder.held(), **(protected or {})}
     assessment = _Assessment(folder, view, known)
     assessment.find_pillars(monitors)
+    now = datetime.now(UTC)
     while True:
-        plan = plan_retention(assessment.records(), policy, monitors=monitors, protected=protected)
+        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
             break

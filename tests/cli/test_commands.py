@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,26 @@ def test_cleanup_follows_the_configuration(store: Path, ids: list[str], tmp_path
     assert planned("--config", file) == 1
     assert planned("--config", file, CKPT_MAX_CHECKPOINTS="3") == 0
     assert planned("--config", file, "--keep", "0", CKPT_MAX_CHECKPOINTS="3") == 1
+
+
+def test_cleanup_by_a_policy_file(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """--policy takes the place of the number, and the plan says which rule decided; both at once are refused."""
+    file = tmp_path / "policy.yaml"
+    file.write_text("kind: any_of\npolicies:\n- {kind: every, epochs: 100}\n- {kind: tagged, tags: [none]}\n")
+    text = run("cleanup", "--policy", file, "--dry-run", store=store).stdout
+    assert [re.split(r" {2,}", line)[1:3] for line in text.splitlines()[1:]] == [
+        ["keep", "newest valid"],
+        ["keep", "best valid by accuracy"],
+        ["keep", "first of its 100 epochs"],
+    ]
+    file.write_text("kind: newer_than\nseconds: 1\n")
+    before = tree(store)
+    assert "not both" in run("cleanup", "--policy", file, "--keep", "1", "--yes", store=store, code=2).stderr
+    broken = run_json("cleanup", "--policy", tmp_path / "missing.yaml", "--yes", store=store, code=2)
+    assert broken["error"]["type"] == "ConfigError"
+    assert tree(store) == before
+    time.sleep(2.1)  # time stamps have whole seconds
+    assert run_json("cleanup", "--policy", file, "--yes", store=store)["deleted_ids"] == [ids[0]]
 
 
 def test_delete(store: Path, ids: list[str]) -> None:
