@@ -8,7 +8,6 @@ or for none. What a dead process left is told from what a living one writes by i
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat

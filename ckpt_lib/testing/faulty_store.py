@@ -24,8 +24,11 @@ from ckpt_lib.store.registry import factory_of, registered
 from ckpt_lib.stream.digests import Buffer
 
 OPERATIONS = frozenset(
-    ["entries", "stat", "open_read", "read", "open_write", "write", "sync", "lock", "publish", "put", "delete"]
-    + ["patch", "sync_names", "sweep", "hold", "held", "free_bytes"]
+    {
+        *("entries", "stat", "open_read", "read", "hold", "held", "free_bytes"),
+        *("open_write", "write", "sync"),
+        *("lock", "publish", "put", "delete", "patch", "sync_names", "sweep"),
+    }
 )
 """What is counted. ``sync`` makes a file's bytes durable, ``sync_names`` a folder's names."""
 

@@ -391,7 +391,7 @@ class StoreContract:
                 except Exception as error:
                     outcomes.append(error)
 
-            _together([lambda: race(store), lambda: race(other)] * 4)  # noqa: B023
+            _together([lambda: race(store), lambda: race(other)] * 4)
             won = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
             assert won == [get(store, path)]
             assert [type(lost) for lost in outcomes if lost not in won] == [CheckpointExistsError] * 7
@@ -510,7 +510,7 @@ class SharedStoreContract(StoreContract):
     def process(self, store: Store, script: str) -> Iterator[subprocess.Popen[str]]:
         """Another process that has run ``script`` up to its ``wait()`` and does what follows when told to."""
         code = f"import sys\n{self.prologue}\n{_WAIT}\n{script}"
-        child = subprocess.Popen(  # noqa: S603
+        child = subprocess.Popen(
             [sys.executable, "-c", code, store.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
