@@ -249,7 +249,7 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
     with folder.lock() as held:
         swept = held.sweep()
         entries = folder.store.entries(folder.path)
-        listed, in_use = manifest_entries(entries), folder.held()
+        listed, deleted, in_use = manifest_entries(entries), marker_entries(entries, "deleted"), folder.held()
         due = [
             (checkpoint_id, mark)
             for mark in _SWEPT_MARKS
@@ -262,7 +262,8 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
             # Whoever left a marker may have been killed before it was durable that the manifest is there, or gone.
             held.sync()
         for checkpoint_id, mark in due:
-            if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
+            # Killed after a commit, which may have been deleted since, or before a deletion took effect.
+            if checkpoint_id in listed or (mark == "saving" and checkpoint_id in deleted):
                 held.delete(folder.marker_path(checkpoint_id, mark))
             elif manifest := _read_marker(folder, checkpoint_id, mark):
                 _finish_deletion(folder, held, manifest, mark)

@@ -110,7 +110,8 @@ class CheckpointConfig(BaseModel):
     @field_validator("checkpoint_dir", "backup_dir")
     @classmethod
     def _without_nul(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
+        # Half a character cannot be encoded, which is a ValueError too.
+        if value is not None and b"\0" in os.fsencode(value):
             raise ValueError("a path cannot hold a NUL character")
         return value
 

@@ -15,7 +15,7 @@
     ├── NotACheckpointError (ValueError)          a file that is not a checkpoint of ours
     ├── CheckpointExistsError (FileExistsError)   a different checkpoint already has that name
     ├── ProtectedCheckpointError (PermissionError)
-    ├── UnsafePayloadError (ValueError)           loading it would run code stored in it
+    ├── UnsafePayloadError (ValueError)           loading it would run code, or cost out of proportion
     ├── UnsupportedSchemaError (ValueError)       written by a newer version of this library
     ├── UnsupportedFormatError (ValueError)       no installed format reads or writes it
     ├── IntegrityError (ValueError)
@@ -143,7 +143,7 @@ class ProtectedCheckpointError(CheckpointError, PermissionError):
 
 
 class UnsafePayloadError(CheckpointError, ValueError):
-    """Reading the payload would run code stored in it; it was not run."""
+    """Reading the payload would run code stored in it, or cost out of proportion; nothing of it was read."""
 
 
 class UnsupportedSchemaError(CheckpointError, ValueError):

@@ -229,7 +229,8 @@ class CheckpointManager:
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
-        with _logged(f"backing up {manifest.checkpoint_id}"):
+        # What someone else has deleted by now needs no backup.
+        with _logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self.config.backup_checkpoints and not (
                 self.config.backup_only_best and self._catalogue.best_id() != manifest.checkpoint_id
             ):

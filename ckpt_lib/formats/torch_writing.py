@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 
-from ckpt_lib.errors import UnsupportedStateError
+from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.pickle_checking import MAX_STEPS, MAX_STRUCTURE_BYTES
+from ckpt_lib.formats.torch_reading import check_structure
 from ckpt_lib.formats.zip_writing import ZipWriter
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain
@@ -49,6 +51,7 @@ def write_archive(payload: Payload, stream: HashingWriter) -> None:
     structure = io.BytesIO()
     pickler = _Pickler(structure, Spans(payload))
     pickler.dump(payload)
+    _check_length(structure)
     archive = ZipWriter(stream)
     archive.write("archive/data.pkl", len(structure.getbuffer()), [structure.getbuffer()])
     archive.write("archive/byteorder", len(sys.byteorder), [sys.byteorder.encode()])
@@ -56,6 +59,21 @@ def write_archive(payload: Payload, stream: HashingWriter) -> None:
         archive.write(f"archive/data/{number}", record.size_bytes, _blocks(record.dense()))
     archive.write("archive/version", 2, [b"3\n"])
     archive.finish()
+
+
+def _check_length(structure: io.BytesIO) -> None:
+    """Refuse what no reader would take: a structure shorter than the number of steps allowed cannot be too long."""
+    size_bytes = len(structure.getbuffer())
+    if size_bytes <= MAX_STEPS:
+        return
+    try:
+        check_structure(structure.getvalue())
+    except UnsafePayloadError as error:
+        raise UnsupportedStateError(
+            f"the state has too many parts to be read back: {size_bytes} bytes describe them",
+            expected=f"a structure of at most {MAX_STRUCTURE_BYTES} bytes and {MAX_STEPS} steps beside the tensors",
+            hint="Long texts, bytes and lists belong in tensors: torch.frombuffer(data, dtype=torch.uint8).",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Directory:
     def close(self) -> None:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
+            self._at = {"dir_fd": -1}  # whoever has this number next is not meant by what comes too late
             os.close(descriptor)
 
     def again(self) -> Directory:
@@ -48,7 +49,7 @@ class Directory:
         return Directory(self.path, None if self._descriptor is None else os.dup(self._descriptor))
 
     def _name(self, name: str) -> str | Path:
-        return self.path / name if self._descriptor is None else name
+        return name if self._at else self.path / name
 
     def open(self, name: str, flags: int) -> int:
         return os.open(self._name(name), flags | FILE_FLAGS, 0o666, **self._at)
@@ -76,7 +77,7 @@ class Directory:
         os.rmdir(self._name(name), **self._at)
 
     def _from_here_to_here(self) -> dict[str, Any]:
-        return {} if self._descriptor is None else {"src_dir_fd": self._descriptor, "dst_dir_fd": self._descriptor}
+        return {f"{end}_dir_fd": descriptor for descriptor in self._at.values() for end in ("src", "dst")}
 
     def rename(self, source: str, target: str) -> None:
         """Rename; POSIX replaces a file that is there, Windows refuses to."""
@@ -91,9 +92,9 @@ class Directory:
 
     def names(self, name: str = ".") -> list[str]:
         """What is in a folder in here, or in this one."""
-        if self._descriptor is None:
+        if not self._at:
             return os.listdir(self.path / name)
-        inner = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=self._descriptor)
+        inner = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, **self._at)
         try:
             return os.listdir(inner)
         finally:
@@ -101,6 +102,8 @@ class Directory:
 
     def scan(self) -> Iterator[tuple[str, os.stat_result]]:
         """Name and ``lstat`` of all that is in here, but for what vanishes meanwhile."""
+        if self._at and self._descriptor is None:  # of which scandir would make the current folder
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
         with os.scandir(self.path if self._descriptor is None else self._descriptor) as found:
             for item in found:
                 with contextlib.suppress(FileNotFoundError):

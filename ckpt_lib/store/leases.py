@@ -17,12 +17,16 @@ import errno
 import itertools
 import logging
 import os
+import re
 import secrets
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +40,10 @@ LEASE_SECONDS = 60.0
 MAX_LEASE_SECONDS = 3600.0
 LEASE_PREFIX = ".ckpt-lease-"
 BROKEN_PREFIX = ".ckpt-broken-"
+_WITH_TOKEN = re.compile(
+    f"(?:{re.escape(LEASE_PREFIX)}(?P<living>[0-9a-f]{{16}}))|(?:{re.escape(BROKEN_PREFIX)}(?P<broken>[0-9a-f]{{16}})-.*)"
+)
+NEW_PREFIX = ".ckpt-new-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
@@ -45,13 +53,16 @@ _FREE_FILE = "free"
 FREE = b"free"
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
+_abandoned: set[str] = set()
+"""The leases of this process that it could not remove."""
+
 
 class LeaseContent(BaseModel):
     """What a lease says. ``taken_at`` is for people; nothing is decided by it."""
 
     model_config = ConfigDict(frozen=True)
 
-    token: str
+    token: str = Field(pattern=r"^[0-9a-f]{16}$")  # it becomes a part of paths
     owner: Owner
     taken_at: str
     ttl_seconds: float = Field(gt=0, allow_inf_nan=False)
@@ -61,23 +72,37 @@ class LeaseContent(BaseModel):
 class Lease:
     """This process's lease in one folder, shared by its threads."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, holds: Iterable[tuple[str, str]] = ()) -> None:
         self.directory = directory.again()
         self.token = secrets.token_hex(8)
         self.users = 0
         self.renewed_at = self.idle_since = time.monotonic()
         self._numbers = itertools.count()
-        self._holds: list[tuple[str, str]] = []
+        self.holds = list(holds)
+        self.heir: Lease | None = None
+        """The lease that this process took after this one; what was held is held by that."""
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._lock = threading.Lock()
         try:
-            self.directory.mkdir(self.name)
-            self._write(self._file, self._content())
-            self._write(f"{self.name}/{_FREE_FILE}", FREE)
+            self._appear()
         except BaseException:
             self.end()
             raise
+
+    def _appear(self) -> None:
+        """Under another name at first: killed halfway, this would leave a lease that says nothing of its owner, for
+        whose end everyone had to wait.
+        """
+        new = NEW_PREFIX + self.token
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a sweep removed it
+                self.directory.mkdir(new)
+                self._write(f"{new}/{_LEASE_FILE}", self._content())
+                self._write(f"{new}/{_FREE_FILE}", FREE)
+                self.directory.rename(new, self.name)
+                return
+            if not self.directory.is_where_it_was():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.path))
 
     @property
     def name(self) -> str:
@@ -102,21 +127,23 @@ class Lease:
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
-        with self._lock:
-            is_new = name not in dict(self._holds)
-            self._holds.append((name, reason))
-            try:
-                if is_new:
-                    self._rewrite()
-            except BaseException:
-                self._holds.remove((name, reason))
-                raise
+        is_new = name not in dict(self.holds)
+        self.holds.append((name, reason))
+        try:
+            if is_new:
+                self._rewrite()
+        except BaseException:
+            self.holds.remove((name, reason))
+            raise
 
     def remove_hold(self, name: str, reason: str) -> None:
-        with self._lock, contextlib.suppress(OSError):  # at worst it is held until this lease ends
-            self._holds.remove((name, reason))
-            if name not in dict(self._holds):
-                self._rewrite()
+        if self.heir is not None:
+            self.heir.remove_hold(name, reason)
+        elif self.is_ours:
+            self.holds.remove((name, reason))
+            with contextlib.suppress(OSError):  # at worst it is held until this lease ends
+                if name not in dict(self.holds):
+                    self._rewrite()
 
     def renew(self) -> bool:
         """Whether the lease is still there."""
@@ -140,9 +167,12 @@ class Lease:
         return self._pid == os.getpid()
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.is_ours:
+        if self.is_ours:
+            try:
+                remove_tree(self.directory, NEW_PREFIX + self.token)
                 remove_tree(self.directory, self.name)
+            except OSError:  # this process, at least, need not wait for itself when the store works again
+                _abandoned.add(self.token)
         self.directory.close()
 
     def _rewrite(self) -> None:
@@ -156,7 +186,7 @@ class Lease:
             owner=this_process(),
             taken_at=self._taken_at,
             ttl_seconds=LEASE_SECONDS,
-            holds=dict(self._holds),
+            holds=dict(self.holds),
         )
         return content.model_dump_json().encode()
 
@@ -183,11 +213,16 @@ def _link_or_copy(directory: Directory, source: str, target: str) -> None:
 
 
 class _Leases:
-    """The leases of this process, and the thread that renews them."""
+    """The leases of this process, and the thread that renews them.
+
+    Leases and holds may end in a finalizer, which runs in the middle of anything, of what is done here as well, and
+    must wait for nothing. So ending them is left to whoever has the lock at that moment, this thread or another.
+    """
 
     def __init__(self) -> None:
         self._leases: dict[tuple[int, int], Lease] = {}
         self._lock = threading.Lock()
+        self._endings: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -200,35 +235,83 @@ class _Leases:
         finally:
             self.give_back(lease)
 
+    @contextlib.contextmanager
+    def holding(self, directory: Directory, name: str, reason: str) -> Iterator[None]:
+        """Hold a name in a folder for as long as the context lasts."""
+        with self.using(directory) as lease:
+            with self._changing():
+                lease.add_hold(name, reason)
+            try:
+                yield
+            finally:
+                self._end(partial(lease.remove_hold, name, reason))
+
     def take(self, directory: Directory) -> Lease:
-        with self._lock:
+        with self._changing():
             lease = self._leases.get(directory.identity)
-            if lease is None or not lease.is_there:
+            if lease is None:
                 lease = self._leases[directory.identity] = Lease(directory)
-                self._start_renewing()
+            elif not lease.is_there:  # it was taken away
+                lease = self._replace(lease)
+            self._start_renewing()
             lease.users += 1
             return lease
 
     def give_back(self, lease: Lease, *, is_spoilt: bool = False) -> None:
         """Say that this use is over; a lease that ``is_spoilt`` is not used again."""
-        with self._lock:
-            lease.users -= 1
-            lease.idle_since = time.monotonic()
-            is_current = self._leases.get(lease.directory.identity) is lease
-            if is_spoilt and is_current:
+        self._end(partial(self._give_back, lease, is_spoilt))
+
+    def _give_back(self, lease: Lease, is_spoilt: bool) -> None:
+        lease.users -= 1
+        lease.idle_since = time.monotonic()
+        is_current = self._leases.get(lease.directory.identity) is lease
+        if is_spoilt and is_current and lease.users > 0:
+            # Nobody renews it from now on: it ends with its last user, or in its time.
+            try:
+                self._replace(lease)
+            except OSError:
                 del self._leases[lease.directory.identity]
-            if lease.users == 0 and (is_spoilt or not is_current):
-                lease.end()
+        elif lease.users == 0 and (is_spoilt or not is_current):
+            if is_current:
+                del self._leases[lease.directory.identity]
+            lease.end()
+            if lease.heir is not None:
+                self._give_back(lease.heir, is_spoilt=False)
+
+    def _replace(self, lost: Lease) -> Lease:
+        """A new lease for one that is not to be used any more. What was held is held by that, if it is still there."""
+        lost.heir = self._leases[lost.directory.identity] = Lease(lost.directory, lost.holds)
+        lost.heir.users += 1  # the lost one
+        return lost.heir
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            yield
+        self._run_endings()
+
+    def _end(self, ending: Callable[[], None]) -> None:
+        self._endings.put(ending)
+        self._run_endings()
+
+    def _run_endings(self) -> None:
+        while not self._endings.empty() and self._lock.acquire(blocking=False):  # else whoever has it looks here next
+            try:
+                with contextlib.suppress(Empty):
+                    while True:
+                        self._endings.get_nowait()()
+            finally:
+                self._lock.release()
 
     def end_all(self) -> None:
         """What the end of the process leaves to do."""
-        with self._lock:
+        with self._changing():
             for lease in self._leases.values():
                 lease.end()
             self._leases.clear()
 
     def _start_renewing(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._renew_for_ever, name="ckpt-lease", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, or there are too many: it lasts anyway
                 thread.start()
@@ -242,7 +325,7 @@ class _Leases:
             self._renew_due()
 
     def _renew_due(self) -> None:
-        with self._lock:
+        with self._changing():
             if not self._leases:
                 self._begun.clear()
             now = time.monotonic()
@@ -251,12 +334,26 @@ class _Leases:
                     del self._leases[lease.directory.identity]
                     lease.end()
             due = [lease for lease in self._leases.values() if now - lease.renewed_at >= LEASE_SECONDS / 4]
-        lost = [lease for lease in due if not lease.renew()]  # without the lock: a store may take its time
-        with self._lock:
-            for lease in lost:
-                if self._leases.get(lease.directory.identity) is lease:  # and has not just ended
-                    logger.warning("the lease on %s was lost: it was not renewed in time", lease.directory.path)
-                    del self._leases[lease.directory.identity]
+            for lease in due:
+                lease.users += 1  # so that it does not end meanwhile
+        for lease in due:
+            if not lease.renew():  # without the lock: a store may take its time
+                self._take_again(lease)
+            self._end(partial(self._renewed, lease, lease.idle_since))
+
+    def _renewed(self, lease: Lease, idle_since: float) -> None:
+        self._give_back(lease, is_spoilt=False)
+        lease.idle_since = idle_since  # renewing is no use of it
+
+    def _take_again(self, lost: Lease) -> None:
+        with self._changing():
+            if self._leases.get(lost.directory.identity) is not lost:
+                return
+            logger.warning("the lease on %s was lost: it was not renewed in time", lost.directory.path)
+            try:
+                self._replace(lost)
+            except OSError as error:
+                logger.warning("and could not be taken again: %s", error)
 
 
 leases = _Leases()
@@ -339,10 +436,12 @@ def _read(directory: Directory, name: str) -> bytes:
 
 def is_over(directory: Directory, token: str) -> bool:
     """Whether nobody owns the lease any more: it is gone, its owner is dead, or it was not renewed for too long."""
+    if token in _abandoned:
+        return True
     try:
         try:
             found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
-        except FileNotFoundError:  # it may be about to be written
+        except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
             found = directory.lstat(LEASE_PREFIX + token)
         content = read_lease(directory, token)
     except FileNotFoundError:
@@ -365,8 +464,8 @@ def living_holds(directory: Directory) -> dict[str, str]:
     """Everything that living owners hold in a folder, with who does and why."""
     found: dict[str, str] = {}
     for name, _ in directory.scan():
-        token = name.removeprefix(LEASE_PREFIX)
-        if token == name:
+        match = _WITH_TOKEN.fullmatch(name)
+        if not match or not (token := match["living"]):
             continue
         try:
             content = read_lease(directory, token)
@@ -391,24 +490,39 @@ def bury(directory: Directory, token: str) -> list[str]:
     return removed
 
 
+def remove_new(directory: Directory) -> None:
+    """Remove leases that are being written. A living owner writes his again: none of his steps finds its path."""
+    for name, _ in directory.scan():
+        if name.startswith(NEW_PREFIX):
+            broken = f"{BROKEN_PREFIX}{secrets.token_hex(8)}-new"  # under a token that nobody has
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(name, broken)
+                remove_tree(directory, broken)
+
+
 def tokens(directory: Directory) -> set[str]:
     """The token of every lease in a folder, and of those that were taken away."""
-    found = set()
-    for name, _ in directory.scan():
-        for prefix in (LEASE_PREFIX, BROKEN_PREFIX):
-            if name.startswith(prefix):
-                found.add(name[len(prefix) :].partition("-")[0])
-    return found
+    names = (_WITH_TOKEN.fullmatch(name) for name, _ in directory.scan())
+    return {found["living"] or found["broken"] for found in names if found}
 
 
 def remove_tree(directory: Directory, name: str) -> list[str]:
-    """Remove the folder of a lease and return what was unfinished in it."""
+    """Remove the folder of a lease and return what was unfinished in it.
+
+    What its owner puts there in that instant is for the next sweep.
+    """
     unfinished = []
     with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(directory.lstat(name).st_mode):  # not ours, but in the way of what is
+            directory.unlink(name)
+            return []
         for inner in directory.names(name):
-            with contextlib.suppress(FileNotFoundError):
-                directory.unlink(f"{name}/{inner}")
+            remove_tree(directory, f"{name}/{inner}")
             if inner not in (_LEASE_FILE, _FREE_FILE):
                 unfinished.append(inner)
-        directory.rmdir(name)
+        try:
+            directory.rmdir(name)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
     return unfinished

@@ -80,9 +80,7 @@ class LocalStore:
             # A store that is full, read-only or not there can still be read.
             with contextlib.suppress(FileNotFoundError, StoreError), typed_errors(self._path(folder)):
                 directory = stack.enter_context(self._open(folder))
-                lease = stack.enter_context(leases.using(directory))
-                lease.add_hold(name, reason)
-                stack.callback(lease.remove_hold, name, reason)
+                stack.enter_context(leases.holding(directory, name, reason))
             yield
 
     def held(self, folder: str) -> dict[str, str]:

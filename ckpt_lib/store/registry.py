@@ -24,9 +24,16 @@ _STORES: dict[str, str | StoreFactory] = {
 def url_text(url: str | os.PathLike[str]) -> str:
     """A path or URL as text, or :class:`~ckpt_lib.errors.ConfigError` when it is none that could exist."""
     text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or not _can_be_a_path(text):
         raise ConfigError("that is neither a path nor a URL", got=ascii(url)[:120])
     return text
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
