@@ -89,7 +89,7 @@ def fail_operations(count: int, seed: str, folder: Path) -> Outcome:
                 _Case(name, at, error, persistent) for at in ats for error in ERRORS for persistent in (False, True)
             ]
         if count:
-            cases = random.Random(seed).sample(cases, count)
+            cases = random.Random(seed).sample(cases, min(count, len(cases)))
         for case in cases:
             outcome.injected += 1
             outcome.violations += [f"{case}: {found}" for found in _fail_operation(start, case, afters[case.name])]

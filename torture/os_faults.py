@@ -114,7 +114,7 @@ def fail_writes(count: int, seed: str, folder: Path) -> Outcome:
             with counted.installed():
                 _act(_fresh(state, folder / "w"), name)
             cases += [(name, at, call) for at, call in enumerate(counted.calls, start=1)]
-        for name, at, call in random.Random(seed).sample(cases, count) if count else cases:
+        for name, at, call in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
             found = list(_fail_call(state, folder, name, at))
             refused += _note(outcome, f"{name}, call {at} ({call})", found)
     outcome.detail = f"{len(cases)} calls in {len(ACTIONS)} operations; {refused} operations were refused"
@@ -240,7 +240,7 @@ def take_rights(count: int, seed: str, folder: Path) -> Outcome:
     with quiet(), tempfile.TemporaryDirectory(dir=folder.anchor + "tmp") as place:  # where an other user may look
         state = start_state()
         Path(place).chmod(0o755)
-        for rights, name in random.Random(seed).sample(cases, count) if count else cases:
+        for rights, name in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
             root = Path(place) / "w"
             machine, after = _fresh(state, root), _after(state, name, Path(place))
             _chmod_all(root, 0o777, 0o666)
