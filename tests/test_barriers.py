@@ -93,7 +93,8 @@ def test_each_barrier_is_an_fsync_of_the_kernel(tmp_path: Path) -> None:
     Watched from outside: no function of that process is replaced.
     """
     store, trace = tmp_path / "store", tmp_path / "trace"
-    calls = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,stat,newfstatat"
+    calls = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat"
+    calls += ",stat,newfstatat"
     command = ["strace", "-f", "-qq", "-y", "-s", "300", "-o", str(trace), "-e", f"trace={calls}"]
     subprocess.run(
         [*command, sys.executable, "-c", _SCRIPT, str(store)],

@@ -40,7 +40,7 @@ class TestModelStore(StoreContract):
         return ModelStore(Disk())
 
     @pytest.fixture
-    def other(self, store: ModelStore) -> Store:  # type: ignore[override]
+    def other(self, store: ModelStore) -> Store:
         return ModelStore(store.disk)
 
     def plant(self, store: Store, path: str, content: bytes) -> None:

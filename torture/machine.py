@@ -115,7 +115,7 @@ def quiet() -> Iterator[None]:
     read = Manifest.from_bytes
     read_once = lru_cache(10_000)(lambda data, path: read(data, path=path))
     try:
-        with patch.object(Manifest, "from_bytes", lambda data, path: read_once(data, path)):
+        with patch.object(Manifest, "from_bytes", read_once):
             yield
     finally:
         logger.disabled = disabled

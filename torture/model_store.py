@@ -192,7 +192,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Moment:
-    """Of each path, the files it may stand for after a loss of power, as durable and as written bytes; ``None`` for none.
+    """Of each path, the files it may stand for after power loss, as durable and as written bytes; ``None`` for none.
 
     ``unsure_folders`` are path prefixes that may be missing with all that is below them.
     """
@@ -222,7 +222,7 @@ class Moment:
 
 
 def _contents(versions: Iterable[tuple[bytes, bytes] | None]) -> list[bytes | None]:
-    """What a path may hold: each version it may stand for, in each way that its unsynced bytes may have come to disk."""
+    """What a path may hold: each version it may stand for, in each way that its bytes may have come to the disk."""
     found: dict[bytes | None, None] = {}
     for version in versions:
         found.update(dict.fromkeys([None] if version is None else _remains(*version)))

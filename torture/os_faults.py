@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -80,9 +81,11 @@ class _FailingCalls:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        with patch.object(os, "write", self._wrapped("write", os.write)):
-            with patch.object(os, "fsync", self._wrapped("fsync", os.fsync)):
-                yield
+        with (
+            patch.object(os, "write", self._wrapped("write", os.write)),
+            patch.object(os, "fsync", self._wrapped("fsync", os.fsync)),
+        ):
+            yield
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(descriptor: int, *arguments: Any) -> Any:
@@ -111,7 +114,7 @@ def fail_writes(count: int, seed: str, folder: Path) -> Outcome:
             with counted.installed():
                 _act(_fresh(state, folder / "w"), name)
             cases += [(name, at, call) for at, call in enumerate(counted.calls, start=1)]
-        for name, at, call in random.Random(seed).sample(cases, count) if count else cases:
+        for name, at, call in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
             found = list(_fail_call(state, folder, name, at))
             refused += _note(outcome, f"{name}, call {at} ({call})", found)
     outcome.detail = f"{len(cases)} calls in {len(ACTIONS)} operations; {refused} operations were refused"
@@ -188,7 +191,7 @@ def limit_file_size(count: int, seed: str, folder: Path) -> Outcome:
             if number % 2:
                 limit_bytes = source.randint(0, 4000)
                 where = f"[{seed} {number}] {name}, at most {limit_bytes} bytes"
-                found = _in_fork(lambda: _with_limit(limit_bytes, name, machine))
+                found = _in_fork(partial(_with_limit, limit_bytes, name, machine))
             else:
                 where = f"[{seed} {number}] {name}, short writes"
                 found = _with_short_writes(source, name, machine)
@@ -237,12 +240,12 @@ def take_rights(count: int, seed: str, folder: Path) -> Outcome:
     with quiet(), tempfile.TemporaryDirectory(dir=folder.anchor + "tmp") as place:  # where an other user may look
         state = start_state()
         Path(place).chmod(0o755)
-        for rights, name in random.Random(seed).sample(cases, count) if count else cases:
+        for rights, name in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
             root = Path(place) / "w"
             machine, after = _fresh(state, root), _after(state, name, Path(place))
             _chmod_all(root, 0o777, 0o666)
             RIGHTS[rights](root)
-            found = _in_fork(lambda: _as_nobody(name, machine))  # noqa: B023  # it is called at once
+            found = _in_fork(partial(_as_nobody, name, machine))
             _chmod_all(root, 0o777, 0o666)
             refused += _note(outcome, f"{rights}, {name}", [*found, *_judge(machine, state, after, name)])
     outcome.detail = f"{len(RIGHTS)} ways to lack rights, {len(ACTIONS)} operations, {refused} refused"
@@ -272,12 +275,12 @@ def exhaust(count: int, seed: str, folder: Path) -> Outcome:
             if number % 2:
                 spare = source.randint(0, 8)
                 where = f"[{seed} {number}] {name}, {spare} inodes left"
-                found = _in_fork(lambda: _without_inodes(state, folder / "tmpfs", spare, name))  # noqa: B023
+                found = _in_fork(partial(_without_inodes, state, folder / "tmpfs", spare, name))
             else:
                 spare = source.randint(0, 8)
                 where = f"[{seed} {number}] {name}, {spare} descriptors left"
                 machine, after = _fresh(state, folder / "w"), _after(state, name, folder)
-                found = _in_fork(lambda: _without_descriptors(machine, spare, name))  # noqa: B023
+                found = _in_fork(partial(_without_descriptors, machine, spare, name))
                 found += _judge(machine, state, after, name)
             refused += _note(outcome, where, found)
     outcome.detail = f"{refused} operations were refused, the others found enough"

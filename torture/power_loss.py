@@ -257,7 +257,7 @@ def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
     outcome, caught = Outcome(), list[str]()
     with quiet():
         found = barriers(seed)
-        chosen = sorted(found) if not count else random.Random(seed).sample(sorted(found), count)
+        chosen = sorted(found) if not count else random.Random(seed).sample(sorted(found), min(count, len(found)))
         for barrier in chosen:
             violation = find_violation(barrier, found[barrier], seed)
             outcome.injected += 1

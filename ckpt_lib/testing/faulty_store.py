@@ -26,9 +26,9 @@ from ckpt_lib.stream.digests import Buffer
 
 OPERATIONS = frozenset(
     {
-        *("entries", "stat", "open_read", "read", "open_write", "write", "sync", "lock", "publish", "put", "delete"),
-        "link",
-        *("patch", "sync_names", "sweep", "hold", "held", "leftovers", "free_bytes"),
+        *("entries", "stat", "open_read", "read", "hold", "held", "leftovers", "free_bytes"),
+        *("open_write", "write", "sync"),
+        *("lock", "publish", "put", "link", "delete", "patch", "sync_names", "sweep"),
     }
 )
 """What is counted. ``sync`` makes a file's bytes durable, ``sync_names`` a folder's names."""
