@@ -149,12 +149,15 @@ def _kill_at(campaign: Campaign, name: str, operation: Operation, call: Call) ->
 
 
 def _kill_at_every(campaign: Campaign, name: str, operation: Operation) -> int:
-    """At each call that was counted, and beyond, until one is not reached any more; returns how many there were."""
+    """At each call that was counted, and beyond, until one is not reached any more; returns how many there were.
+
+    Not beyond those that open files: what comes then only reads.
+    """
     calls = _calls(campaign, operation)
     for call in calls:
         _kill_at(campaign, name, operation, call)
     killed = len(calls)
-    for last in {call.name: call for call in calls}.values():
+    for last in {call.name: call for call in calls if call.name not in ("open", "openat")}.values():
         beyond = Call(last.name, max(call.number for call in calls if call.name == last.name) + 1)
         while _kill_at(campaign, name, operation, beyond):
             killed += 1
