@@ -369,7 +369,9 @@ def test_a_stray_name_costs_nobody_the_lock(store: LocalStore, folder: Path, nam
 def test_a_stray_name_in_the_lock_is_no_owner(store: LocalStore, folder: Path, is_folder: bool, name: str) -> None:
     """What is no number of a lock counts for nothing, be it a file or a folder."""
     stray = folder / LOCK_NAME / name
-    stray.mkdir(parents=True) if is_folder else (stray.parent.mkdir(), stray.touch())
+    (stray if is_folder else stray.parent).mkdir(parents=True)
+    if not is_folder:
+        stray.touch()
     for _ in range(2):
         with store.lock("e") as held:
             held.put("e/f", b"x")
@@ -757,9 +759,9 @@ def test_a_manager_may_be_collected_in_the_middle_of_anything(
     held, path = manager._folder.store.held, manager._folder.path
     collected: list[int] = []
 
-    def collecting(self: leases.Lease, name: str, flags: int) -> None:
+    def collecting(self: leases.Lease, name: str, data: bytes) -> None:
         collected.append(gc.collect())
-        write(self, name, flags)
+        write(self, name, data)
 
     write = leases.Lease._write
     monkeypatch.setattr(leases.Lease, "_write", collecting)

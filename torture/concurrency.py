@@ -56,7 +56,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def _may_stay(path: Path) -> bool:
-    """This process keeps its lease for a while; one whose owner died while it was taken stays until its time is over."""
+    """This process keeps its lease for a while; one whose owner died while taking it stays until its time is over."""
     if not path.name.startswith(LEASE_PREFIX):
         return False
     lease = path / "lease"
