@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from torch import nn
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.formats import Payload
 from ckpt_lib.formats.torch_zip import TorchZipFormat
 from ckpt_lib.index import Index
+from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream import HashingWriter
 from tests.helpers import (
@@ -90,7 +92,7 @@ def test_four_processes_save_to_one_experiment(make_manager: MakeManager) -> Non
         order = {item.checkpoint_id: item.sequence for item in found}
         assert [order[item] for item in output] == sorted(order[item] for item in output)
     assert all(manager.validate_all())
-    assert not [name for name in snapshot(experiment_folder(manager)) if "ckpt-tmp" in name or "deleting" in name]
+    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
     content = json.loads((experiment_folder(manager) / "checkpoint_metadata.json").read_text())
     assert len(content["checkpoints"]) >= 60  # each of the four may lag behind by a tenth
     manager.edit_checkpoint("latest", add_tags=["last"])
@@ -155,11 +157,12 @@ def test_saving_cleaning_loading_and_editing_at_once(make_manager: MakeManager) 
     assert min(counts.values()) > 0
     manager = make_manager()
     assert manager.resume() is not None
-    assert not [name for name in snapshot(experiment_folder(manager)) if "ckpt-tmp" in name or "deleting" in name]
+    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
 
 
 MOMENTS: dict[str, tuple[type, str, str]] = {
     "its manifest": (Index, "get", ""),
+    "its hold": (LocalStore, "hold", ""),
     "its payload": (LocalStore, "open_read", ".pt"),
 }
 """The calls that read a checkpoint once it has been found, and the ending of what they are called with."""
@@ -170,21 +173,21 @@ def _retire_before(monkeypatch: pytest.MonkeyPatch, moment: tuple[type, str, str
     owner, method, suffix = moment
     original = getattr(owner, method)
 
-    def late(self: object, name: str) -> object:
+    def late(self: object, name: str, *rest: str) -> object:
         if name.endswith(suffix):
             monkeypatch.undo()
             save(make_manager(max_checkpoints=1, backup_checkpoints=False), 2, 0.1)
-        return original(self, name)
+        return original(self, name, *rest)
 
     monkeypatch.setattr(owner, method, late)
 
 
 @pytest.mark.parametrize("name", ["latest", "best", "t"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["its manifest", "its hold"])
 def test_what_a_name_stands_for_may_be_retired_in_that_instant(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
 ) -> None:
-    """Between finding and reading a checkpoint a newer one may take its place: that is then loaded, and no error."""
+    """Between finding and holding a checkpoint a newer one may take its place: that is then loaded, and no error."""
     reader = make_manager(backup_checkpoints=False)
     saved = save(reader, 1, 0.5, tags=["t"])
     reader = make_manager()
@@ -197,13 +200,54 @@ def test_what_a_name_stands_for_may_be_retired_in_that_instant(
     assert saved not in ids(reader)
 
 
+@pytest.mark.parametrize("name", ["latest", "best", "t", "resume"])
+def test_what_is_being_loaded_stays(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Once it is held, nobody retires it: it is loaded, and stays until the manager goes on from another or is gone."""
+    saved = save(make_manager(backup_checkpoints=False), 1, 0.5, tags=["t"])
+    reader, other = make_manager(), make_manager(max_checkpoints=1, backup_checkpoints=False)
+    _retire_before(monkeypatch, MOMENTS["its payload"], make_manager)
+    payload = reader.resume() if name == "resume" else reader.load_checkpoint(name)
+    assert payload is not None
+    assert payload["epoch"] == 1
+    assert other.cleanup_checkpoints().deleted_ids == ()
+    assert saved in ids(other)
+    assert reader.load_checkpoint()["epoch"] == 2
+    assert other.cleanup_checkpoints().deleted_ids == (saved,)
+
+
+@pytest.mark.parametrize("moment", ["planned", "about to go"])
+def test_what_is_held_while_it_is_being_retired_stays(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Loaded after the plan was made, or even after it was last asked whether someone has it: it stays."""
+    saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
+    save(make_manager(backup_checkpoints=False), 2, 0.1)
+    reader, other = make_manager(), make_manager(max_checkpoints=1, backup_checkpoints=False)
+    owner, method = {"planned": (commit, "sweep"), "about to go": (LocalFolderLock, "delete")}[moment]
+    original = getattr(owner, method)
+
+    def late(*arguments: Any, **options: Any) -> object:
+        monkeypatch.undo()
+        assert reader.load_checkpoint(saved)["epoch"] == 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, method, late)
+    report = other.cleanup_checkpoints()
+    assert report.plan.deleted_ids == (saved,)
+    assert report.deleted_ids == ()
+    assert "in use" in report.spared[saved]
+    assert saved in ids(other)
+    assert reader.validate_checkpoint(saved)
+    assert not [name for name in snapshot(experiment_folder(other)) if name.endswith(".deleted")]
+
+
 def test_resuming_and_validating_while_another_retires(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is retired in that instant counts neither as damaged nor as the end of the run."""
     saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
     reader = make_manager()
-    _retire_before(monkeypatch, MOMENTS["its payload"], make_manager)
+    _retire_before(monkeypatch, MOMENTS["its hold"], make_manager)
     payload = reader.resume()
     assert payload is not None
     assert (payload["epoch"], payload["passed_over"]) == (2, [])

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -75,7 +76,7 @@ def locked(directory: Directory) -> Iterator[LocalFolderLock]:
                 number = _take(directory, lease)
                 held = LocalFolderLock(directory, lease)
             except BaseException:
-                leases.leases.give_back(lease, is_spoilt=True)
+                leases.leases.give_back(lease, is_spoilt=not _give_up_the_last(directory, lease))
                 raise
         try:
             yield held
@@ -100,7 +101,7 @@ def _take(directory: Directory, lease: Lease) -> int:
 
 def _numbers(directory: Directory) -> set[int]:
     try:
-        return {int(name) for name in directory.names(LOCK_NAME) if name.isascii() and name.isdigit()}
+        return {int(name) for name in directory.names(LOCK_NAME) if re.fullmatch("[1-9][0-9]{0,17}", name)}
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(LOCK_NAME)
@@ -115,6 +116,7 @@ def _is_free(directory: Directory, number: int, own_token: str) -> bool:
     try:
         token = leases.read_signature(directory, name)
         if token is None:
+            _bury_all_that_are_over(directory, own_token)  # whoever it was goes by a lease that is among these
             return leases.is_unchanged_for(leases.LEASE_SECONDS, directory, name, directory.lstat(name))
     except FileNotFoundError:  # there is a later one by now
         return False
@@ -124,6 +126,15 @@ def _is_free(directory: Directory, number: int, own_token: str) -> bool:
         return False
     leases.bury(directory, token)
     return True
+
+
+def _bury_all_that_are_over(directory: Directory, own_token: str) -> list[str]:
+    """Take everything away from the owners of leases that are over; return what they left unfinished."""
+    buried = []
+    for token in sorted(leases.tokens(directory) - {own_token}):
+        if leases.is_over(directory, token):
+            buried += leases.bury(directory, token)
+    return buried
 
 
 def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
@@ -148,10 +159,23 @@ def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
 def _give_up(lease: Lease, number: int) -> bool:
     """Let others have the lock; never raises. ``False`` when only the end of the lease can do that."""
     try:
-        lease.sign_off(f"{LOCK_NAME}/{number}")
+        if lease.is_ours:  # and not of a fork that unwinds what its parent was doing
+            lease.sign_off(f"{LOCK_NAME}/{number}")
     except OSError:
         return False
     return True
+
+
+def _give_up_the_last(directory: Directory, lease: Lease) -> bool:
+    """As :func:`_give_up`, when an interrupt may have come between having the lock and knowing its number."""
+    try:
+        last = max(_numbers(directory), default=0)
+        is_own = last > 0 and leases.read_signature(directory, f"{LOCK_NAME}/{last}") == lease.token
+    except FileNotFoundError:  # others have gone on
+        return True
+    except OSError:
+        return False
+    return not is_own or _give_up(lease, last)
 
 
 def _not_given_up(directory: Directory) -> StoreUnavailableError:
@@ -206,6 +230,13 @@ class LocalFolderLock:
                     self._directory.unlink(staged)
                 raise
 
+    def link(self, path: str, other: str) -> None:
+        staged = self._staged_name()
+        with self._errors():
+            self._directory.link(self._name_of(path), staged)
+            self._directory.touch(staged)
+            self._directory.replace(staged, self._name_of(other))
+
     def delete(self, path: str) -> None:
         name, staged = self._name_of(path), self._staged_name()
         with self._errors():
@@ -219,10 +250,11 @@ class LocalFolderLock:
             self._directory.unlink(staged)
 
     def patch(self, path: str, pieces: Iterable[tuple[int, Buffer]], *, size_bytes: int) -> None:
-        self._check_still_held()
         with typed_errors(self._directory.path / path):
             descriptor = self._directory.open(self._name_of(path), os.O_RDWR)
             try:
+                # Only now: what has the name later, if the lock is taken away, is another file.
+                self._check_still_held()
                 overwrite(descriptor, pieces, size_bytes)
             finally:
                 os.close(descriptor)
@@ -238,13 +270,9 @@ class LocalFolderLock:
                 )
 
     def sweep(self) -> list[str]:
-        swept = []
         with self._errors():
             leases.remove_new(self._directory)
-            for token in sorted(leases.tokens(self._directory) - {self._lease.token}):
-                if leases.is_over(self._directory, token):
-                    swept += leases.bury(self._directory, token)
-        return swept
+            return _bury_all_that_are_over(self._directory, self._lease.token)
 
     def _staged_name(self) -> str:
         return self._lease.new_name()
@@ -290,6 +318,8 @@ class LocalFolderLock:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Typed errors; a path that is missing means that the lock was taken away, or a file of ours."""
+        if not self._lease.is_ours:
+            raise StoreError("the folder's lock is not this process's: it was forked", path=str(self._directory.path))
         with typed_errors(self._directory.path):
             try:
                 yield

@@ -17,16 +17,21 @@ import errno
 import itertools
 import logging
 import os
+import re
 import secrets
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.store.directory import Directory
+from ckpt_lib.store.os_errors import is_full
 from ckpt_lib.store.owners import Owner, is_proven_dead, this_process
 
 logger = logging.getLogger("ckpt_lib")
@@ -36,14 +41,18 @@ LEASE_SECONDS = 60.0
 MAX_LEASE_SECONDS = 3600.0
 LEASE_PREFIX = ".ckpt-lease-"
 BROKEN_PREFIX = ".ckpt-broken-"
+_WITH_TOKEN = re.compile(
+    f"(?:{re.escape(LEASE_PREFIX)}(?P<living>[0-9a-f]{{16}}))|(?:{re.escape(BROKEN_PREFIX)}(?P<broken>[0-9a-f]{{16}})-.*)"
+)
 NEW_PREFIX = ".ckpt-new-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
 """How long a lease is kept that nothing needs: making and removing folders costs more than a whole small save."""
-_LEASE_FILE = "lease"
-_FREE_FILE = "free"
+LEASE_FILE = "lease"
+FREE_FILE = "free"
 FREE = b"free"
+_TOKEN = re.compile("[0-9a-f]{16}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _abandoned: set[str] = set()
@@ -55,7 +64,7 @@ class LeaseContent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    token: str
+    token: str = Field(pattern=r"^[0-9a-f]{16}$")  # it becomes a part of paths
     owner: Owner
     taken_at: str
     ttl_seconds: float = Field(gt=0, allow_inf_nan=False)
@@ -65,16 +74,18 @@ class LeaseContent(BaseModel):
 class Lease:
     """This process's lease in one folder, shared by its threads."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, holds: Iterable[tuple[str, str]] = ()) -> None:
         self.directory = directory.again()
         self.token = secrets.token_hex(8)
         self.users = 0
         self.renewed_at = self.idle_since = time.monotonic()
         self._numbers = itertools.count()
-        self._holds: list[tuple[str, str]] = []
+        self.holds = list(holds)
+        self.heir: Lease | None = None
+        """The lease that this process took after this one; what was held is held by that."""
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._lock = threading.Lock()
+        self._is_empty = False
         try:
             self._appear()
         except BaseException:
@@ -89,12 +100,21 @@ class Lease:
         while True:
             with contextlib.suppress(FileNotFoundError):  # a sweep removed it
                 self.directory.mkdir(new)
-                self._write(f"{new}/{_LEASE_FILE}", self._content())
-                self._write(f"{new}/{_FREE_FILE}", FREE)
+                self._fill(new)
                 self.directory.rename(new, self.name)
                 return
             if not self.directory.is_where_it_was():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.path))
+
+    def _fill(self, name: str) -> None:
+        try:
+            self._write(f"{name}/{LEASE_FILE}", self._content())
+            self._write(f"{name}/{FREE_FILE}", FREE)
+        except OSError as error:
+            # Whoever wants to make room on a full disk needs a lease for it: an empty one, that is renewed, has to do.
+            if not is_full(error) or not self.directory.exists(f"{name}/{LEASE_FILE}"):
+                raise
+            self._is_empty = True
 
     @property
     def name(self) -> str:
@@ -102,7 +122,7 @@ class Lease:
 
     @property
     def _file(self) -> str:
-        return f"{self.name}/{_LEASE_FILE}"
+        return f"{self.name}/{LEASE_FILE}"
 
     def new_name(self) -> str:
         """A name for an unfinished file, which goes with the lease."""
@@ -110,30 +130,38 @@ class Lease:
 
     def sign(self, name: str) -> None:
         """Make a file that names this lease, in one step; raises ``FileExistsError`` when there is one."""
-        _link_or_copy(self.directory, self._file, name)
+        if self._is_empty:
+            self.directory.symlink(self.token, name)  # which needs no room; nobody follows it
+        else:
+            _link_or_copy(self.directory, self._file, name)
 
     def sign_off(self, name: str) -> None:
         """Replace such a file by one that says that nobody has what it stands for, in one step."""
         free = self.new_name()
-        _link_or_copy(self.directory, f"{self.name}/{_FREE_FILE}", free)
+        if self._is_empty:
+            self.directory.symlink(FREE.decode(), free)
+        else:
+            _link_or_copy(self.directory, f"{self.name}/{FREE_FILE}", free)
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
-        with self._lock:
-            is_new = name not in dict(self._holds)
-            self._holds.append((name, reason))
-            try:
-                if is_new:
-                    self._rewrite()
-            except BaseException:
-                self._holds.remove((name, reason))
-                raise
+        is_new = name not in dict(self.holds)
+        self.holds.append((name, reason))
+        try:
+            if is_new:
+                self._rewrite()
+        except BaseException:
+            self.holds.remove((name, reason))
+            raise
 
     def remove_hold(self, name: str, reason: str) -> None:
-        with self._lock, contextlib.suppress(OSError):  # at worst it is held until this lease ends
-            self._holds.remove((name, reason))
-            if name not in dict(self._holds):
-                self._rewrite()
+        if self.heir is not None:
+            self.heir.remove_hold(name, reason)
+        elif self.is_ours:
+            self.holds.remove((name, reason))
+            with contextlib.suppress(OSError):  # at worst it is held until this lease ends
+                if name not in dict(self.holds):
+                    self._rewrite()
 
     def renew(self) -> bool:
         """Whether the lease is still there."""
@@ -176,7 +204,7 @@ class Lease:
             owner=this_process(),
             taken_at=self._taken_at,
             ttl_seconds=LEASE_SECONDS,
-            holds=dict(self._holds),
+            holds=dict(self.holds),
         )
         return content.model_dump_json().encode()
 
@@ -203,11 +231,16 @@ def _link_or_copy(directory: Directory, source: str, target: str) -> None:
 
 
 class _Leases:
-    """The leases of this process, and the thread that renews them."""
+    """The leases of this process, and the thread that renews them.
+
+    Leases and holds may end in a finalizer, which runs in the middle of anything, of what is done here as well, and
+    must wait for nothing. So ending them is left to whoever has the lock at that moment, this thread or another.
+    """
 
     def __init__(self) -> None:
         self._leases: dict[tuple[int, int], Lease] = {}
         self._lock = threading.Lock()
+        self._endings: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -220,35 +253,83 @@ class _Leases:
         finally:
             self.give_back(lease)
 
+    @contextlib.contextmanager
+    def holding(self, directory: Directory, name: str, reason: str) -> Iterator[None]:
+        """Hold a name in a folder for as long as the context lasts."""
+        with self.using(directory) as lease:
+            with self._changing():
+                lease.add_hold(name, reason)
+            try:
+                yield
+            finally:
+                self._end(partial(lease.remove_hold, name, reason))
+
     def take(self, directory: Directory) -> Lease:
-        with self._lock:
+        with self._changing():
             lease = self._leases.get(directory.identity)
-            if lease is None or not lease.is_there:
+            if lease is None:
                 lease = self._leases[directory.identity] = Lease(directory)
-                self._start_renewing()
+            elif not lease.is_there:  # it was taken away
+                lease = self._replace(lease)
+            self._start_renewing()
             lease.users += 1
             return lease
 
     def give_back(self, lease: Lease, *, is_spoilt: bool = False) -> None:
         """Say that this use is over; a lease that ``is_spoilt`` is not used again."""
-        with self._lock:
-            lease.users -= 1
-            lease.idle_since = time.monotonic()
-            is_current = self._leases.get(lease.directory.identity) is lease
-            if is_spoilt and is_current:
+        self._end(partial(self._give_back, lease, is_spoilt))
+
+    def _give_back(self, lease: Lease, is_spoilt: bool) -> None:
+        lease.users -= 1
+        lease.idle_since = time.monotonic()
+        is_current = self._leases.get(lease.directory.identity) is lease
+        if is_spoilt and is_current and lease.users > 0:
+            # Nobody renews it from now on: it ends with its last user, or in its time.
+            try:
+                self._replace(lease)
+            except OSError:
                 del self._leases[lease.directory.identity]
-            if lease.users == 0 and (is_spoilt or not is_current):
-                lease.end()
+        elif lease.users == 0 and (is_spoilt or not is_current):
+            if is_current:
+                del self._leases[lease.directory.identity]
+            lease.end()
+            if lease.heir is not None:
+                self._give_back(lease.heir, is_spoilt=False)
+
+    def _replace(self, lost: Lease) -> Lease:
+        """A new lease for one that is not to be used any more. What was held is held by that, if it is still there."""
+        lost.heir = self._leases[lost.directory.identity] = Lease(lost.directory, lost.holds)
+        lost.heir.users += 1  # the lost one
+        return lost.heir
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            yield
+        self._run_endings()
+
+    def _end(self, ending: Callable[[], None]) -> None:
+        self._endings.put(ending)
+        self._run_endings()
+
+    def _run_endings(self) -> None:
+        while not self._endings.empty() and self._lock.acquire(blocking=False):  # else whoever has it looks here next
+            try:
+                with contextlib.suppress(Empty):
+                    while True:
+                        self._endings.get_nowait()()
+            finally:
+                self._lock.release()
 
     def end_all(self) -> None:
         """What the end of the process leaves to do."""
-        with self._lock:
+        with self._changing():
             for lease in self._leases.values():
                 lease.end()
             self._leases.clear()
 
     def _start_renewing(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             thread = threading.Thread(target=self._renew_for_ever, name="ckpt-lease", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, or there are too many: it lasts anyway
                 thread.start()
@@ -262,7 +343,7 @@ class _Leases:
             self._renew_due()
 
     def _renew_due(self) -> None:
-        with self._lock:
+        with self._changing():
             if not self._leases:
                 self._begun.clear()
             now = time.monotonic()
@@ -271,12 +352,26 @@ class _Leases:
                     del self._leases[lease.directory.identity]
                     lease.end()
             due = [lease for lease in self._leases.values() if now - lease.renewed_at >= LEASE_SECONDS / 4]
-        lost = [lease for lease in due if not lease.renew()]  # without the lock: a store may take its time
-        with self._lock:
-            for lease in lost:
-                if self._leases.get(lease.directory.identity) is lease:  # and has not just ended
-                    logger.warning("the lease on %s was lost: it was not renewed in time", lease.directory.path)
-                    del self._leases[lease.directory.identity]
+            for lease in due:
+                lease.users += 1  # so that it does not end meanwhile
+        for lease in due:
+            if not lease.renew():  # without the lock: a store may take its time
+                self._take_again(lease)
+            self._end(partial(self._renewed, lease, lease.idle_since))
+
+    def _renewed(self, lease: Lease, idle_since: float) -> None:
+        self._give_back(lease, is_spoilt=False)
+        lease.idle_since = idle_since  # renewing is no use of it
+
+    def _take_again(self, lost: Lease) -> None:
+        with self._changing():
+            if self._leases.get(lost.directory.identity) is not lost:
+                return
+            logger.warning("the lease on %s was lost: it was not renewed in time", lost.directory.path)
+            try:
+                self._replace(lost)
+            except OSError as error:
+                logger.warning("and could not be taken again: %s", error)
 
 
 leases = _Leases()
@@ -328,7 +423,7 @@ def read_lease(directory: Directory, token: str) -> LeaseContent | None:
     Raises ``FileNotFoundError`` when there is none.
     """
     try:
-        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{_LEASE_FILE}"))
+        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
@@ -346,7 +441,18 @@ def read_signature(directory: Directory, name: str) -> str | None:
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
-        return None
+        return _read_link(directory, name)
+
+
+def _read_link(directory: Directory, name: str) -> str | None:
+    """What a signature says that was made on a full disk."""
+    with contextlib.suppress(OSError):
+        text = directory.readlink(name)
+        if text == FREE.decode():
+            return ""
+        if _TOKEN.fullmatch(text):
+            return text
+    return None
 
 
 def _read(directory: Directory, name: str) -> bytes:
@@ -363,8 +469,8 @@ def is_over(directory: Directory, token: str) -> bool:
         return True
     try:
         try:
-            found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
-        except FileNotFoundError:  # it may be about to be written
+            found = directory.lstat(f"{LEASE_PREFIX}{token}/{LEASE_FILE}")
+        except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
             found = directory.lstat(LEASE_PREFIX + token)
         content = read_lease(directory, token)
     except FileNotFoundError:
@@ -373,8 +479,12 @@ def is_over(directory: Directory, token: str) -> bool:
             return True
     if content is not None and is_proven_dead(content.owner):
         return True
-    ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
-    return is_unchanged_for(ttl_seconds, directory, token, found)
+    return is_unchanged_for(ttl_seconds(content), directory, token, found)
+
+
+def ttl_seconds(content: LeaseContent | None) -> float:
+    """How long a lease lasts when it is not renewed."""
+    return LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
 
 
 def is_unchanged_for(seconds: float, directory: Directory, name: str, found: os.stat_result) -> bool:
@@ -387,8 +497,8 @@ def living_holds(directory: Directory) -> dict[str, str]:
     """Everything that living owners hold in a folder, with who does and why."""
     found: dict[str, str] = {}
     for name, _ in directory.scan():
-        token = name.removeprefix(LEASE_PREFIX)
-        if token == name:
+        match = _WITH_TOKEN.fullmatch(name)
+        if not match or not (token := match["living"]):
             continue
         try:
             content = read_lease(directory, token)
@@ -425,22 +535,27 @@ def remove_new(directory: Directory) -> None:
 
 def tokens(directory: Directory) -> set[str]:
     """The token of every lease in a folder, and of those that were taken away."""
-    found = set()
-    for name, _ in directory.scan():
-        for prefix in (LEASE_PREFIX, BROKEN_PREFIX):
-            if name.startswith(prefix):
-                found.add(name[len(prefix) :].partition("-")[0])
-    return found
+    names = (_WITH_TOKEN.fullmatch(name) for name, _ in directory.scan())
+    return {found["living"] or found["broken"] for found in names if found}
 
 
 def remove_tree(directory: Directory, name: str) -> list[str]:
-    """Remove the folder of a lease and return what was unfinished in it."""
+    """Remove the folder of a lease and return what was unfinished in it.
+
+    What its owner puts there in that instant is for the next sweep.
+    """
     unfinished = []
     with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(directory.lstat(name).st_mode):  # not ours, but in the way of what is
+            directory.unlink(name)
+            return []
         for inner in directory.names(name):
-            with contextlib.suppress(FileNotFoundError):
-                directory.unlink(f"{name}/{inner}")
-            if inner not in (_LEASE_FILE, _FREE_FILE):
+            remove_tree(directory, f"{name}/{inner}")
+            if inner not in (LEASE_FILE, FREE_FILE):
                 unfinished.append(inner)
-        directory.rmdir(name)
+        try:
+            directory.rmdir(name)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
     return unfinished

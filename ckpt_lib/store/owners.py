@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 _PROCESSES = Path("/proc")
 _BOOT_ID = _PROCESSES / "sys/kernel/random/boot_id"
@@ -20,7 +20,7 @@ class Owner(BaseModel):
 
     host: str
     system: str
-    pid: int
+    pid: int = Field(gt=0, lt=2**31)
     started: str
 
     def __str__(self) -> str:
@@ -35,11 +35,11 @@ def this_process() -> Owner:
 
 def is_proven_dead(owner: Owner) -> bool:
     """Whether ``owner`` was a process of this system and is one no longer; of any other nothing can be proven."""
-    if os.name != "posix" or owner.system != _system() or owner.pid <= 0:
+    if os.name != "posix" or owner.system != _system():
         return False
-    if owner.started:
-        return _start(owner.pid) != owner.started
-    try:
+    if owner.started and (started := _start(owner.pid)) is not None:
+        return started != owner.started
+    try:  # a process of which nothing is said may be another user's: only whether there is one can be asked
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
@@ -61,13 +61,13 @@ def _system() -> str:
 
 
 def _start(pid: int) -> str | None:
-    """When a living process began, in ticks since boot; ``None`` when there is none, and where no one tells."""
+    """When a process began, in ticks since boot, or that it has ended; ``None`` where no one tells."""
     try:
         status = (_PROCESSES / str(pid) / "stat").read_bytes()
         # The name, in parentheses, may hold anything; what follows it does not.
         fields = status[status.rindex(b")") + 2 :].decode("ascii").split()
         if fields[0] in _GONE_STATES and len(os.listdir(_PROCESSES / str(pid) / "task")) <= 1:
-            return None  # killed, and not yet asked for by its parent; with more tasks, threads are still at work
+            return "ended"  # and not yet asked for by its parent; with more tasks, threads are still at work
         return fields[19]
     except (OSError, ValueError, IndexError):
         return None
