@@ -15,7 +15,7 @@ endif
 MODULES := $(shell find ckpt_lib tasks flows -name '*.py' | LC_ALL=C sort)
 STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 
-.PHONY: install demo test check serve bench format clean
+.PHONY: install demo test torture check serve bench format clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ serve: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
+torture: $(STAMP)
+	@$(BIN)/python -m torture
+
 bench: $(STAMP)
 	@$(INSTALL) --config-settings editable_mode=strict --editable '.[bench]'
 	@$(BIN)/python -m benchmarks
@@ -43,7 +47,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints.tasks -p prefect_checkpoints.flows
-	$(BIN)/mypy deployments docs examples benchmarks tests
+	$(BIN)/mypy deployments docs examples benchmarks tests torture
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

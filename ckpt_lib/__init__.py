@@ -4,7 +4,7 @@
 >>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")
 
 Names load when they are first used, so that ``import ckpt_lib`` costs next to nothing. Errors are in
-``ckpt_lib.errors``, save policies in ``ckpt_lib.policies.saving``, retention policies in
+``ckpt_lib.errors``, events in ``ckpt_lib.events``, save policies in ``ckpt_lib.policies.saving``, retention policies in
 ``ckpt_lib.policies.retention``.
 """
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.errors import CheckpointError
     from ckpt_lib.experiments import list_experiments
+    from ckpt_lib.fallback import ReconcileReport
+    from ckpt_lib.findings import DoctorReport
     from ckpt_lib.integrity import ValidationReport
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata
@@ -30,6 +32,8 @@ _HOMES = {
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.metadata",
     "CleanupReport": "ckpt_lib.retirement",
+    "DoctorReport": "ckpt_lib.findings",
+    "ReconcileReport": "ckpt_lib.fallback",
     "RepairReport": "ckpt_lib.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "ScrubReport": "ckpt_lib.scrub",
@@ -44,6 +48,8 @@ __all__ = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "DoctorReport",
+    "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

@@ -142,13 +142,14 @@ class BackgroundSaves:
         follow_up: Callable[[Any], object],
     ) -> None:
         try:
-            manifest = commit(snapshot)
-            self._following_up.put(lambda: follow_up(manifest))
+            saved = commit(snapshot)
+            if saved is not None:
+                self._following_up.put(lambda: follow_up(saved))
         except BaseException as error:
             logger.error("a background save failed: %s", error)
             outcome: Callable[[], None] = partial(handle.set_exception, error)
         else:
-            outcome = partial(handle.set_result, manifest.checkpoint_id)
+            outcome = partial(handle.set_result, None if saved is None else saved.checkpoint_id)
         # First, so that whoever is called back with the outcome may save again.
         snapshot.abandon()
         handle.forget_snapshot()

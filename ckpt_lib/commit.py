@@ -8,13 +8,15 @@ sweep removes either; a crash after it leaves a whole checkpoint.
 
 A deletion leaves another marker, which holds the manifest, and removes the manifest: now nobody finds the checkpoint,
 though it can be brought back. The payload goes, and then the marker, when the grace period is over and nobody holds it.
-A crash on the way leaves the marker, from which the next sweep goes on. Beside a manifest, a marker means nothing.
+A crash on the way leaves the marker, from which the next sweep goes on. A damaged checkpoint is set aside in the same
+way, but what is left of it stays until somebody decides. Beside a manifest, a marker means nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
@@ -22,10 +24,13 @@ from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    CorruptManifestError,
     IntegrityError,
+    ProtectedCheckpointError,
+    StorageFullError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.folder import CheckpointFolder, Mark, is_unfinished, manifest_entries, marker_entries
+from ckpt_lib.folder import CheckpointFolder, Mark, is_marker, manifest_entries, marker_entries
 from ckpt_lib.formats import Format, Payload
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
@@ -34,9 +39,23 @@ from ckpt_lib.store import Entry, FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
 
+OVERHEAD_BYTES = 32 * 2**10
+"""Room that a commit takes beside the payload: for the manifest, its marker and leases."""
 
-def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
+
+def save(
+    folder: CheckpointFolder,
+    index: Index,
+    draft: Draft,
+    payload_format: Format,
+    payload: Payload,
+    *,
+    verify: bool = False,
+) -> Manifest:
     """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
+
+    With ``verify``, the payload is read back from the disk before it gets its name, and
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` is raised when a byte of it is not as it was handed over.
 
     A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
     leaves the folder as it was, but for one: when all was written and making the folder's names durable fails, the
@@ -50,6 +69,8 @@ def save(folder: CheckpointFolder, index: Index, draft: Draft, payload_format: F
             payload_format.write(payload, stream)
             digests = stream.finish()
         pending.sync()
+        if verify:
+            _read_back(folder, pending, digests)
         with folder.lock() as held:
             # Another process may have saved the same thing while this one was writing.
             if earlier := index.with_idempotency_key(draft.idempotency_key):
@@ -97,6 +118,7 @@ def copy(
         with target.lock() as held:
             published = choose_manifest() if choose_manifest else manifest
             _publish(target, held, pending, published, replace=replace)
+            held.delete(target.marker_path(manifest.checkpoint_id, "quarantined"))  # it is whole again
     finally:
         pending.discard()
     return published
@@ -109,12 +131,14 @@ def adopt(
     index: Index,
     *,
     experiment_name: str,
+    comes_home: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Commit a verified copy of a foreign checkpoint as the newest of an experiment.
 
-    It keeps its id if that is free and gets a suffix otherwise. A checkpoint that another process has adopted
-    meanwhile, by ``uid``, is returned as it is.
+    It keeps its id if that is free and gets a suffix otherwise. One that ``comes_home`` was saved for this experiment:
+    it keeps its place in the order, too, if that is free, its parent and its key. A checkpoint that another process has
+    adopted meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
     pending = target.store.open_write(target.path)
@@ -124,14 +148,15 @@ def adopt(
         with target.lock() as held:
             if earlier := index.with_uid(manifest.uid):
                 return earlier
+            _clear_unfinished(target, held, manifest.checkpoint_id)
             wanted = CheckpointId.parse(manifest.checkpoint_id)
             checkpoint_id, sequence = index.next_place(wanted, suffix, is_known=True)
             adopted = manifest.changed(
                 checkpoint_id=checkpoint_id,
                 experiment_name=experiment_name,
-                sequence=sequence,
-                parent_id=None,
-                idempotency_key=None,  # it speaks of a save of the other experiment
+                sequence=manifest.sequence if comes_home and index.has_place_for(manifest) else sequence,
+                parent_id=manifest.parent_id if comes_home else None,
+                idempotency_key=manifest.idempotency_key if comes_home else None,  # else it speaks of another's save
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
             )
             _publish(target, held, pending, adopted)
@@ -190,12 +215,13 @@ def delete(
             return None
         if error := unless(manifest):
             raise error
-        held.put(folder.marker_path(checkpoint_id, "deleted"), manifest.to_bytes())
+        _mark_deleted(folder, held, manifest)
+        _drop_other_markers(folder, held, checkpoint_id, "deleted")
         held.sync()
         held.delete(folder.manifest_path(checkpoint_id))
         held.sync()
         if error := unless(manifest):
-            _bring_back(folder, held, manifest)
+            _bring_back(folder, held, manifest, "deleted")
             raise error
         if grace_seconds <= 0 and checkpoint_id not in folder.held():
             _finish_deletion(folder, held, manifest, "deleted")
@@ -218,35 +244,171 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str) -> Manifest:
                 path=folder.location(),
                 hint="A backup may still be there: `ckpt restore`.",
             )
-        _bring_back(folder, held, manifest)
+        _bring_back(folder, held, manifest, "deleted")
     return manifest
+
+
+def quarantine(
+    folder: CheckpointFolder, checkpoint_id: str, report: bytes, *, is_unchanged: Callable[[], bool]
+) -> bool:
+    """Set a checkpoint aside: nobody finds it any more, and what is left of it stays where it is.
+
+    Its marker keeps the manifest as it was and ``report``, one line. ``False``, and nothing is changed, when it is no
+    longer what the report is about. Killed on the way, it is there as before, or set aside. Raises
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError` while somebody holds it.
+    """
+    with folder.lock() as held:
+        _refuse_held(folder, checkpoint_id)
+        if not is_unchanged():
+            return False
+        record = folder.read_manifest_bytes(checkpoint_id) + b"\n" + report + b"\n"
+        held.put(folder.marker_path(checkpoint_id, "quarantined"), record)
+        _drop_other_markers(folder, held, checkpoint_id, "quarantined")
+        held.sync()
+        held.delete(folder.manifest_path(checkpoint_id))
+        held.sync()
+    return True
+
+
+def release(folder: CheckpointFolder, manifest: Manifest, *, version: str) -> bool:
+    """Bring a quarantined checkpoint back, whose payload was found whole in this ``version``.
+
+    ``False``, and nothing is changed, when it is another one, or the checkpoint is not in quarantine.
+    """
+    with folder.lock() as held:
+        entry = folder.payload_entry(manifest)
+        is_there = folder.store.stat(folder.marker_path(manifest.checkpoint_id, "quarantined"))
+        if entry is None or entry.version != version or not is_there:
+            return False
+        if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+            _bring_back(folder, held, manifest, "quarantined")
+    return True
+
+
+def remove_quarantined(folder: CheckpointFolder, checkpoint_id: str, payload_names: Iterable[str]) -> int:
+    """Remove what is left of a quarantined checkpoint for good; return how many bytes that frees.
+
+    Killed on the way, it is still in quarantine, perhaps without its payload, and the next call does the rest. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
+    """
+    with folder.lock() as held:
+        marker = folder.marker_path(checkpoint_id, "quarantined")
+        if folder.store.stat(marker) is None or folder.store.stat(folder.manifest_path(checkpoint_id)):
+            raise CheckpointNotFoundError(f"{checkpoint_id} is not in quarantine", path=folder.location())
+        _refuse_held(folder, checkpoint_id)
+        freed_bytes = 0
+        for path in map(folder.path_of, payload_names):
+            entry = folder.store.stat(path)
+            freed_bytes += entry.size_bytes if entry else 0
+            held.delete(path)
+        held.sync()
+        held.delete(marker)
+        held.sync()
+    return freed_bytes
+
+
+def reference(
+    folder: CheckpointFolder, payload_name: str, make_manifest: Callable[[], Manifest], *, version: str
+) -> Manifest | None:
+    """Give a payload that lies there without a manifest the one that was found for this ``version`` of it.
+
+    ``None``, and nothing is changed, when the file is another one, or has a manifest by now. Killed on the way, it has
+    its manifest or none.
+    """
+    path = folder.path_of(payload_name)
+    with folder.lock() as held:
+        entry, manifest = folder.store.stat(path), make_manifest()
+        manifest_path = folder.manifest_path(manifest.checkpoint_id)
+        if entry is None or entry.version != version or folder.store.stat(manifest_path):
+            return None
+        held.patch(path, (), size_bytes=entry.size_bytes)  # nobody knows whether its bytes are durable
+        held.put(manifest_path, manifest.to_bytes())
+        held.sync()
+        for mark in get_args(Mark):
+            held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+    return manifest
+
+
+def drop_damaged_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> bool:
+    """Remove a marker that cannot be read any more, and so says nothing of the payload; whether there was one."""
+    with folder.lock() as held:
+        try:
+            folder.read_marker(checkpoint_id, mark)
+        except CorruptManifestError:
+            held.delete(folder.marker_path(checkpoint_id, mark))
+            return True
+        except CheckpointNotFoundError:
+            pass
+    return False
 
 
 def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: float = 0.0) -> list[str]:
     """Clear what dead processes left unfinished, and what was deleted more than ``grace_seconds`` ago.
 
-    Nothing is done, and no lock taken, when nothing of the kind is ``seen`` in a listing of the folder. Returns the
-    names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against that
-    of the lock.
+    No lock is taken when no marker is ``seen`` in a listing of the folder, and the store knows of no leftovers. Returns
+    the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against
+    that of the lock.
     """
-    if not any(is_unfinished(entry.name) for entry in seen):
+    if not (any(is_marker(entry.name) for entry in seen) or folder.store.leftovers(folder.path)):
         return []
     with folder.lock() as held:
         swept = held.sweep()
         entries = folder.store.entries(folder.path)
-        listed = manifest_entries(entries)
-        for mark in ("saving", "deleted"):
-            for checkpoint_id, entry in marker_entries(entries, mark).items():
-                if checkpoint_id in listed:  # killed after a commit, or before a deletion took effect
-                    held.delete(folder.marker_path(checkpoint_id, mark))
-                elif mark == "deleted" and (
-                    held.time_seconds - entry.modified_seconds < grace_seconds or checkpoint_id in folder.held()
-                ):
-                    continue
-                elif manifest := _read_marker(folder, checkpoint_id, mark):
-                    _finish_deletion(folder, held, manifest, mark)
-                    swept.append(manifest.payload.name)
+        listed, in_use = manifest_entries(entries), folder.held()
+        marked = {mark: marker_entries(entries, mark) for mark in get_args(Mark)}
+        set_aside = marked["deleted"].keys() | marked["quarantined"].keys()
+
+        def is_due(checkpoint_id: str, mark: Mark, entry: Entry) -> bool:
+            if checkpoint_id in listed or mark == "saving":
+                return True
+            is_old = held.time_seconds - entry.modified_seconds >= grace_seconds
+            return mark == "deleted" and is_old and checkpoint_id not in in_use
+
+        due = [
+            (checkpoint_id, mark)
+            for mark, found in marked.items()
+            for checkpoint_id, entry in found.items()
+            if is_due(checkpoint_id, mark, entry)
+        ]
+        if due:
+            # Whoever left a marker may have been killed before it was durable that the manifest is there, or gone.
+            held.sync()
+        for checkpoint_id, mark in due:
+            # Killed after a commit, which may have been set aside since, or before a deletion took effect.
+            if checkpoint_id in listed or (mark == "saving" and checkpoint_id in set_aside):
+                held.delete(folder.marker_path(checkpoint_id, mark))
+            elif manifest := _read_marker(folder, checkpoint_id, mark):
+                _finish_deletion(folder, held, manifest, mark)
+                swept.append(manifest.payload.name)
     return swept
+
+
+def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[str]:
+    """Remove the payloads of deleted checkpoints for good, those deleted first first, until ``is_enough`` says so.
+
+    Returns the ids. One that somebody holds stays.
+    """
+    purged = []
+    with folder.lock() as held:
+        entries = folder.store.entries(folder.path)
+        listed = manifest_entries(entries)
+        markers = sorted(marker_entries(entries, "deleted").items(), key=lambda item: item[1].modified_seconds)
+        for checkpoint_id, _ in markers:
+            if is_enough():
+                break
+            if checkpoint_id in listed or checkpoint_id in folder.held():
+                continue
+            if manifest := _read_marker(folder, checkpoint_id, "deleted"):
+                _finish_deletion(folder, held, manifest, "deleted")
+                purged.append(checkpoint_id)
+    return purged
+
+
+def _clear_unfinished(folder: CheckpointFolder, held: FolderLock, checkpoint_id: str) -> None:
+    """Free the id of a save that a dead process did not finish: a living one would have the lock."""
+    unfinished = _read_marker(folder, checkpoint_id, "saving")
+    if unfinished and folder.store.stat(folder.manifest_path(checkpoint_id)) is None:
+        _finish_deletion(folder, held, unfinished, "saving")
 
 
 def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:
@@ -293,16 +455,53 @@ def _publish(
     held.sync()
 
 
-def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
-    held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+def _mark_deleted(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
+    marker = folder.marker_path(manifest.checkpoint_id, "deleted")
+    try:
+        held.put(marker, manifest.to_bytes())
+    except StorageFullError:  # which is when deleting matters most
+        held.link(folder.manifest_path(manifest.checkpoint_id), marker)
+
+
+def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, mark: Mark) -> None:
+    try:
+        held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    except StorageFullError:
+        if mark == "quarantined":  # whose marker holds more than the manifest
+            raise
+        marker = folder.marker_path(manifest.checkpoint_id, mark)
+        held.link(marker, folder.manifest_path(manifest.checkpoint_id))
     held.sync()
-    held.delete(folder.marker_path(manifest.checkpoint_id, "deleted"))
+    held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+
+
+def _drop_other_markers(folder: CheckpointFolder, held: FolderLock, checkpoint_id: str, mark: Mark) -> None:
+    """Before the manifest goes, beside which they mean nothing."""
+    for other in set(get_args(Mark)) - {mark}:
+        held.delete(folder.marker_path(checkpoint_id, other))
+
+
+def _refuse_held(folder: CheckpointFolder, checkpoint_id: str) -> None:
+    if reason := folder.held().get(checkpoint_id):
+        raise ProtectedCheckpointError(f"it was left as it is: {reason}", checkpoint_id=checkpoint_id)
 
 
 def _finish_deletion(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, mark: Mark) -> None:
     held.delete(folder.payload_path(manifest))
     held.sync()
     held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+
+
+def _read_back(folder: CheckpointFolder, pending: PendingFile, digests: FileDigests) -> None:
+    with pending.open_read() as file:
+        damages = find_damages(file, _file_entry("the new payload", digests))
+    if damages:
+        raise CorruptCheckpointError(
+            "the disk does not give back what was written: " + "; ".join(damage.message for damage in damages),
+            path=folder.location(),
+            damages=damages,
+            hint="Nothing was saved. Save elsewhere, and have memory and disk tested.",
+        )
 
 
 def _file_entry(name: str, digests: FileDigests) -> FileEntry:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ckpt_lib.errors import ConfigError
 
 Mode = Literal["min", "max"]
+OnSaveFailure = Literal["raise", "warn"]
 
 
 class Monitor(BaseModel):
@@ -54,6 +55,16 @@ class CheckpointConfig(BaseModel):
     validate_checkpoints: bool = Field(
         default=True, description="Verify the bytes of a payload before anything is loaded from them."
     )
+    verify_after_write: bool = Field(
+        default=False,
+        description="Read each payload back from the disk before it is committed, and refuse the save when a byte "
+        "differs.",
+    )
+    health_check: bool = Field(
+        default=False,
+        description="Look for NaN and infinities in the model, the optimizer state and monitor_metric at each save. "
+        "An unhealthy checkpoint is saved and kept, but is never the best, nor what resume() goes on from.",
+    )
     cache_size_bytes: int = Field(
         default=0,
         ge=0,
@@ -68,6 +79,17 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    fallback_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Root of a store, best on a disk of this machine, that saves go to when checkpoint_dir fails. They "
+        "come home by the next save that does not fail, or by `ckpt reconcile`.",
+    )
+    on_save_failure: OnSaveFailure = Field(
+        default="raise",
+        description="What a save does when the store fails, and fallback_dir, if there is one, does too: raise the "
+        "error, or warn and return None, so that training goes on.",
+    )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,
@@ -96,16 +118,17 @@ class CheckpointConfig(BaseModel):
             except ValidationError as error:
                 raise config_error(error, hint=_OPTIONS_HINT) from None
 
-    @field_validator("checkpoint_dir", "backup_dir", mode="before")
+    @field_validator("checkpoint_dir", "backup_dir", "fallback_dir", mode="before")
     @classmethod
     def _path_to_text(cls, value: Any) -> Any:
         # Kept as text: a Path would fold the two slashes of a URL into one.
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
-    @field_validator("checkpoint_dir", "backup_dir")
+    @field_validator("checkpoint_dir", "backup_dir", "fallback_dir")
     @classmethod
     def _without_nul(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
+        # Half a character cannot be encoded, which is a ValueError too.
+        if value is not None and b"\0" in os.fsencode(value):
             raise ValueError("a path cannot hold a NUL character")
         return value
 
@@ -185,5 +208,7 @@ _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their mean
 
 def config_error(error: ValidationError, *, hint: str | None = None) -> ConfigError:
     """pydantic's error about some options, as ours."""
-    problems = (f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors(include_url=False))
+    found = [(item, item["msg"].removeprefix("Value error, ")) for item in error.errors(include_url=False)]
+    # What is wrong with the options together has no place among them.
+    problems = (f"{item['loc'][0]}={item['input']!r}: {text}" if item["loc"] else text for item, text in found)
     return ConfigError("; ".join(problems), hint=hint)

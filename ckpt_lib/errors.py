@@ -15,7 +15,7 @@
     ├── NotACheckpointError (ValueError)          a file that is not a checkpoint of ours
     ├── CheckpointExistsError (FileExistsError)   a different checkpoint already has that name
     ├── ProtectedCheckpointError (PermissionError)
-    ├── UnsafePayloadError (ValueError)           loading it would run code stored in it
+    ├── UnsafePayloadError (ValueError)           loading it would run code, or cost out of proportion
     ├── UnsupportedSchemaError (ValueError)       written by a newer version of this library
     ├── UnsupportedFormatError (ValueError)       no installed format reads or writes it
     ├── IntegrityError (ValueError)
@@ -143,7 +143,7 @@ class ProtectedCheckpointError(CheckpointError, PermissionError):
 
 
 class UnsafePayloadError(CheckpointError, ValueError):
-    """Reading the payload would run code stored in it; it was not run."""
+    """Reading the payload would run code stored in it, or cost out of proportion; nothing of it was read."""
 
 
 class UnsupportedSchemaError(CheckpointError, ValueError):
@@ -192,3 +192,13 @@ class StoreUnavailableError(StoreError):
 
 class LeaseLostError(StoreUnavailableError):
     """This process stood still for longer than its lease, so others went on; it changed nothing since."""
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Whether the store is to blame, and neither what was passed nor what is stored in it.
+
+    Its own errors, those of the operating system that came through untyped, and a store whose folder is none any more.
+    """
+    if isinstance(error, CheckpointError):
+        return isinstance(error, StoreError | NotAStoreError)
+    return isinstance(error, OSError)

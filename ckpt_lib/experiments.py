@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
-from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder
+from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
 from ckpt_lib.names import check_experiment_name, is_checkpoint_id
 from ckpt_lib.store import Store
 
@@ -51,7 +51,7 @@ def _is_experiment(store: Store, name: str) -> bool:
     except InvalidNameError:
         return False
     folder = CheckpointFolder(store, name)
-    return any(
-        entry.name == SNAPSHOT_NAME or is_checkpoint_id(entry.name.removesuffix(MANIFEST_SUFFIX))
-        for entry in store.entries(folder.path)
+    entries = store.entries(folder.path)
+    return bool(marker_entries(entries, "quarantined")) or any(
+        entry.name == SNAPSHOT_NAME or is_checkpoint_id(entry.name.removesuffix(MANIFEST_SUFFIX)) for entry in entries
     )

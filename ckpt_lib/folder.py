@@ -20,6 +20,7 @@ OWN_PREFIX = ".ckpt-"
 
 Mark = Literal["saving", "deleted", "quarantined"]
 """What a file ``.<id>.<mark>`` says of a checkpoint that has no manifest, or is about to have none."""
+_MARK_SUFFIXES = tuple(f".{mark}" for mark in get_args(Mark))
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,15 @@ class CheckpointFolder:
 
         ``saving``: a save that was not acknowledged began; the payload is to go. ``deleted``: the payload is to go once
         the grace period is over, by the file's age, and until then comes back if it is asked for. ``quarantined``: it
-        was found damaged and set aside. The first two hold the manifest, byte for byte.
+        was found damaged and set aside. The first two hold the manifest, byte for byte; the last one holds whatever the
+        manifest was, and then one line: the report.
         """
-        return self.path_of(_marker_name(checkpoint_id, mark))
+        return self.path_of(self.marker_name(checkpoint_id, mark))
+
+    @staticmethod
+    def marker_name(checkpoint_id: str, mark: Mark) -> str:
+        """What such a file is called."""
+        return f".{checkpoint_id}.{mark}"
 
     def payload_path(self, manifest: Manifest) -> str:
         return self.path_of(manifest.payload.name)
@@ -81,27 +88,62 @@ class CheckpointFolder:
 
     def read_manifest(self, checkpoint_id: str) -> Manifest:
         """Read one manifest. Raises what :meth:`Manifest.from_bytes` does, and when there is none."""
+        path = self.manifest_path(checkpoint_id)
         try:
-            return self._read(self.manifest_path(checkpoint_id), checkpoint_id)
+            return self._parse(self._read(path), path, checkpoint_id)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError(
-                f"there is no checkpoint {checkpoint_id}",
-                path=self.location(),
-                hint="`ckpt list` shows what is there.",
+                f"there is no checkpoint {checkpoint_id}", path=self.location(), hint=self._whereabouts(checkpoint_id)
             ) from error
 
     def read_marker(self, checkpoint_id: str, mark: Mark) -> Manifest:
-        """The manifest in a marker that holds one. Raises what :meth:`read_manifest` does."""
+        """The manifest in a marker. Raises what :meth:`read_manifest` does."""
+        data = self.read_record(checkpoint_id)[0] if mark == "quarantined" else self._marker(checkpoint_id, mark)
+        return self._parse(data, self.marker_path(checkpoint_id, mark), checkpoint_id)
+
+    def read_record(self, checkpoint_id: str) -> tuple[bytes, bytes]:
+        """What the manifest of a quarantined checkpoint was, if it had one, and the report, both as they were written.
+
+        Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        manifest, _, report = self._marker(checkpoint_id, "quarantined").removesuffix(b"\n").rpartition(b"\n")
+        return manifest, report
+
+    def read_derived(self, name: str, limit_bytes: int) -> bytes | None:
+        """A small file as it is, or its first ``limit_bytes``; ``None`` when there is none."""
         try:
-            return self._read(self.marker_path(checkpoint_id, mark), checkpoint_id)
+            return self._read(self.path_of(name), limit_bytes)
+        except FileNotFoundError:
+            return None
+
+    def read_manifest_bytes(self, checkpoint_id: str) -> bytes:
+        """A manifest as it lies there, be it damaged; nothing where there is none."""
+        try:
+            return self._read(self.manifest_path(checkpoint_id))
+        except FileNotFoundError:
+            return b""
+
+    def _marker(self, checkpoint_id: str, mark: Mark) -> bytes:
+        try:
+            return self._read(self.marker_path(checkpoint_id, mark), 2 * Manifest.MAX_BYTES)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError(
                 f"there is no {mark} checkpoint {checkpoint_id}", path=self.location()
             ) from error
 
-    def _read(self, path: str, checkpoint_id: str) -> Manifest:
+    def _whereabouts(self, checkpoint_id: str) -> str:
+        """Where to look for a checkpoint that is not there."""
+        if self.store.stat(self.marker_path(checkpoint_id, "quarantined")):
+            return "It is damaged and was set aside: `ckpt quarantine`."
+        if self.store.stat(self.marker_path(checkpoint_id, "deleted")):
+            return "It was deleted: `ckpt undelete` brings it back."
+        return "`ckpt list` shows what is there."
+
+    def _read(self, path: str, limit_bytes: int = Manifest.MAX_BYTES + 1) -> bytes:
         with self.store.open_read(path) as file:
-            data = _read_bounded(file, Manifest.MAX_BYTES + 1)
+            return _read_bounded(file, limit_bytes)
+
+    def _parse(self, data: bytes, path: str, checkpoint_id: str) -> Manifest:
         manifest = Manifest.from_bytes(data, path=self.store.location(path))
         if manifest.checkpoint_id != checkpoint_id:
             raise CorruptManifestError(
@@ -132,18 +174,14 @@ def marker_entries(entries: Iterable[Entry], mark: Mark) -> dict[str, Entry]:
     return dict(_ids(entries, f".{mark}", prefix="."))
 
 
-def is_unfinished(name: str) -> bool:
-    """Whether a name is of something that a sweep looks at: markers, and what begins with ``.ckpt-`` but a record."""
-    return name.endswith((".saving", ".deleted")) or (name.startswith(OWN_PREFIX) and not name.endswith(".json"))
-
-
-def _marker_name(checkpoint_id: str, mark: Mark) -> str:
-    return f".{checkpoint_id}.{mark}"
+def is_marker(name: str) -> bool:
+    """Whether a name looks like that of a marker."""
+    return name.startswith(".") and name.endswith(_MARK_SUFFIXES)
 
 
 def names_of(checkpoint_id: str, suffix: str) -> set[str]:
     """Every name by which a checkpoint may be known in a folder; ``suffix`` is its payload's."""
-    markers = {_marker_name(checkpoint_id, mark) for mark in get_args(Mark)}
+    markers = {CheckpointFolder.marker_name(checkpoint_id, mark) for mark in get_args(Mark)}
     return {checkpoint_id + suffix, checkpoint_id + MANIFEST_SUFFIX} | markers
 
 

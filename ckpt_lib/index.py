@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from ckpt_lib.errors import (
@@ -15,11 +16,16 @@ from ckpt_lib.errors import (
     StoreError,
     StoreUnavailableError,
     UnsupportedSchemaError,
+    is_store_failure,
 )
-from ckpt_lib.folder import CheckpointFolder, manifest_entries, marker_entries, names_of
+from ckpt_lib.folder import CheckpointFolder, Mark, manifest_entries, marker_entries, names_of
 from ckpt_lib.metadata import SCHEMA_VERSION, Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry
+
+_GONE: tuple[Mark, Mark] = ("deleted", "quarantined")
+LAST_SEQUENCE = 10**15
+"""A larger one says only that its checkpoint is newer than all of another folder, which could not be looked at."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class View:
     unreadable: tuple[CheckpointError, ...]
     deleted: tuple[Manifest, ...]
     """Deleted ones that may still be brought back."""
+    quarantined: tuple[Manifest, ...]
+    """Those that were set aside and whose manifest can be read."""
     entries: Mapping[str, Entry]
 
     def is_complete(self, manifest: Manifest) -> bool:
@@ -39,31 +47,51 @@ class View:
 
 
 class Index:
-    """The manifests of one folder, oldest first. Each question first reads again the manifests that changed."""
+    """The manifests of one folder, oldest first. Each question first reads again the manifests that changed.
 
-    def __init__(self, folder: CheckpointFolder, backups: Index | None = None) -> None:
+    ``stranded`` is the index of a folder whose checkpoints will come here: new ones take neither their ids nor their
+    places in the order.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, backups: Index | None = None, *, stranded: Index | None = None
+    ) -> None:
         self._folder = folder
         self._backups = backups
+        self._stranded = stranded
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Manifest | CheckpointError]] = {}  # by file name
+        self._last: View | None = None
 
     def view(self) -> View:
         """What is there now."""
         with self._lock:
             entries = self._folder.store.entries(self._folder.path)
-            listed, removed = manifest_entries(entries), marker_entries(entries, "deleted")
+            listed = manifest_entries(entries)
             found: dict[str, tuple[str, Manifest | CheckpointError]] = {}
             live = self._update(found, listed, self._folder.read_manifest)
-            # Beside a manifest, the marker of a deletion means nothing.
-            gone = {checkpoint_id: entry for checkpoint_id, entry in removed.items() if checkpoint_id not in listed}
-            deleted = self._update(found, gone, lambda name: self._folder.read_marker(name, "deleted"))
+            deleted, quarantined = (
+                self._update(found, _alone(entries, mark, listed), partial(self._folder.read_marker, mark=mark))
+                for mark in _GONE
+            )
             self._found = found
-        return View(
-            _in_order(live),
-            tuple(item for item in live if isinstance(item, CheckpointError)),
-            _in_order(deleted),
-            {entry.name: entry for entry in entries},
-        )
+            self._last = View(
+                _in_order(live),
+                tuple(item for item in live if isinstance(item, CheckpointError)),
+                _in_order(deleted),
+                _in_order(quarantined),
+                {entry.name: entry for entry in entries},
+            )
+            return self._last
+
+    def last_view(self) -> View | None:
+        """What is there now, or what was when the store last answered; ``None`` when it never has."""
+        try:
+            return self.view()
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+            return self._last
 
     def _update(
         self,
@@ -103,9 +131,10 @@ class Index:
         backups included: retention may have freed an id that someone still goes by. One that ``is_known`` elsewhere
         stays as it is if nothing here has it. The sequence is larger than that of anything that may come back.
         """
-        view, backups = self.view(), self.backed_up()
-        known = [*view.manifests, *view.deleted, *backups]
-        sequence = max((manifest.sequence for manifest in known), default=0) + len(view.unreadable) + 1
+        view, elsewhere = self.view(), [*self.backed_up(), *([] if is_known else self._coming())]
+        known = [*view.manifests, *view.deleted, *view.quarantined, *elsewhere]
+        lost = len(view.unreadable) + len(marker_entries(view.entries.values(), "quarantined"))
+        sequence = max((manifest.sequence for manifest in known), default=0) + lost + 1
         moment = (wanted.epoch, wanted.step, wanted.timestamp)
         same = {item.checkpoint_id for item in known if (item.epoch, item.step, item.timestamp) == moment}
 
@@ -119,12 +148,33 @@ class Index:
         ids = (str(CheckpointId(*moment, number)) for number in count(first))
         return next(filter(is_free, ids)), sequence
 
+    def has_place_for(self, manifest: Manifest) -> bool:
+        """Whether one from elsewhere may keep its sequence: nothing here has it, and its parent comes before."""
+        view = self.view()
+        known = (*view.manifests, *view.deleted, *self.backed_up())
+        if manifest.sequence > LAST_SEQUENCE or view.unreadable:
+            return False
+        return not any(
+            item.sequence == manifest.sequence
+            or (item.checkpoint_id == manifest.parent_id and item.sequence > manifest.sequence)
+            for item in known
+        )
+
+    def _coming(self) -> list[Manifest]:
+        """What will come here from another folder and knows its place."""
+        view = self._stranded.last_view() if self._stranded else None
+        return [item for item in view.manifests if item.sequence <= LAST_SEQUENCE] if view else []
+
     def backed_up(self) -> list[Manifest]:
         """The backups, as far as their location answers."""
         try:
             return self._backups.manifests() if self._backups else []
-        except CheckpointError:  # a backup location that is away must not keep anyone from saving
+        except (CheckpointError, OSError):  # a backup location that is away must not keep anyone from saving
             return []
+
+    def set_aside(self) -> list[str]:
+        """The ids of the checkpoints in quarantine."""
+        return list(marker_entries(self.view().entries.values(), "quarantined"))
 
     def with_uid(self, uid: str) -> Manifest | None:
         """The checkpoint that is a copy of ``uid``, if there is one."""
@@ -148,6 +198,12 @@ def _outcome(read: Callable[[str], Manifest], checkpoint_id: str) -> Manifest | 
     except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
         error.checkpoint_id = checkpoint_id
         return error
+
+
+def _alone(entries: Iterable[Entry], mark: Mark, listed: Container[str]) -> dict[str, Entry]:
+    """The markers that stand for a checkpoint; beside a manifest they mean nothing."""
+    found = marker_entries(entries, mark).items()
+    return {checkpoint_id: entry for checkpoint_id, entry in found if checkpoint_id not in listed}
 
 
 def _in_order(items: Iterable[Manifest | CheckpointError]) -> tuple[Manifest, ...]:

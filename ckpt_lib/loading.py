@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ckpt_lib.errors import (
     CheckpointError,
@@ -16,7 +16,6 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.index import Index
 from ckpt_lib.integrity import is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
@@ -92,16 +91,32 @@ def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
         ) from error
 
 
-def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
-    """``load`` the newest checkpoint that is not damaged; ``None`` when the experiment has none, and no backups.
+class Series(Protocol):
+    """What has to be known of an experiment to resume it; an index knows it."""
 
-    The returned dict's ``passed_over`` lists the damaged ones, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged, or backups alone.
+    def manifests(self) -> list[Manifest]: ...
+
+    def unreadable(self) -> list[CheckpointError]: ...
+
+    def backed_up(self) -> list[Manifest]: ...
+
+    def set_aside(self) -> list[str]: ...
+
+
+def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
+    """``load`` the newest checkpoint that is whole and healthy; ``None`` when the experiment has none, and no backups.
+
+    The returned dict's ``passed_over`` lists the others, which are also logged. Raises
+    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged or unhealthy, or backups alone.
     """
     for _ in range(ATTEMPTS):
-        passed_over = [_passed_over(str(error.checkpoint_id), error) for error in index.unreadable()]
-        retired = False
-        for manifest in reversed(index.manifests()):
+        passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in series.unreadable()]
+        unhealthy_id, retired = None, False
+        for manifest in reversed(series.manifests()):
+            if manifest.unhealthy:
+                unhealthy_id = unhealthy_id or manifest.checkpoint_id
+                passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
+                continue
             try:
                 payload = load(manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
@@ -109,24 +124,31 @@ def load_newest(index: Index, load: Callable[[Manifest], Payload], experiment_na
             except (IntegrityError, StoreError) as error:
                 if isinstance(error, StoreError) and not is_unreadable(error):
                     raise
-                passed_over.append(_passed_over(manifest.checkpoint_id, error))
+                passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
                 return {**payload, "passed_over": passed_over}
         if not retired:
             break
     if not passed_over:
-        _refuse_to_forget(index, experiment_name)
+        _refuse_to_forget(series, experiment_name)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
-        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} verifies: {reasons}",
-        hint="`ckpt restore` brings back backups. To begin again, choose another experiment name.",
+        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} can be resumed from: {reasons}",
+        hint=f"{_taken_on_purpose(unhealthy_id)}`ckpt restore` brings back backups. "
+        "To begin again, choose another experiment name.",
     )
 
 
-def _refuse_to_forget(index: Index, experiment_name: str) -> None:
-    if backups := index.backed_up():
+def _refuse_to_forget(series: Series, experiment_name: str) -> None:
+    if set_aside := series.set_aside():
+        raise NoValidCheckpointError(
+            f"{experiment_name!r} has no checkpoint, but {len(set_aside)} that were found damaged and set aside",
+            hint="`ckpt quarantine` shows them, `ckpt repair` brings one back when there is a backup of it. "
+            "To begin again, choose another experiment name.",
+        )
+    if backups := series.backed_up():
         raise NoValidCheckpointError(
             f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
             hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "
@@ -134,8 +156,12 @@ def _refuse_to_forget(index: Index, experiment_name: str) -> None:
         )
 
 
-def _passed_over(checkpoint_id: str, error: CheckpointError) -> dict[str, str]:
-    return {"checkpoint_id": checkpoint_id, "reason": error.message}
+def _taken_on_purpose(unhealthy_id: str | None) -> str:
+    return f"load_checkpoint({unhealthy_id!r}) takes the newest unhealthy one all the same. " if unhealthy_id else ""
+
+
+def _passed_over(checkpoint_id: str, reason: str) -> dict[str, str]:
+    return {"checkpoint_id": checkpoint_id, "reason": reason}
 
 
 def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:

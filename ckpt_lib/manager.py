@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,17 +13,24 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ckpt_lib import commit, transfer
+from ckpt_lib import commit, quarantine, transfer
 from ckpt_lib.background import SaveHandle, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
+from ckpt_lib.degradation import Committer, Target
+from ckpt_lib.doctor import Doctor
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
     CorruptManifestError,
     ProtectedCheckpointError,
+    StoreError,
     UnsupportedSchemaError,
+    is_store_failure,
 )
+from ckpt_lib.events import emit
+from ckpt_lib.fallback import Fallback, Reachable, ReconcileReport, StrandedIndex
+from ckpt_lib.findings import DoctorReport
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.index import Index, snapshot
@@ -32,9 +41,12 @@ from ckpt_lib.names import CheckpointId, check_description, check_experiment_nam
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
+from ckpt_lib.preemption import Preemption
+from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
+from ckpt_lib.reclaim import reclaim
 from ckpt_lib.repair import RepairReport, repair
-from ckpt_lib.retirement import CleanupReport, clean
+from ckpt_lib.retirement import CleanupReport, clean, kept_if_valid
 from ckpt_lib.saving import Saver, SaveRequest
 from ckpt_lib.scrub import ScrubReport, scrub
 from ckpt_lib.state import Stateful, check_stateful, check_wanted, restore
@@ -84,27 +96,42 @@ class CheckpointManager:
             if self.config.backup_dir
             else self._folder.child(BACKUPS_NAME)
         )
-        if os.path.realpath(self._backups.location()) == os.path.realpath(self._folder.location()):
-            raise ConfigError(
-                "backups would lie where the checkpoints do", path=self._folder.location(), hint="Change backup_dir."
-            )
+        _check_apart("backups", self._backups, "backup_dir", self._folder)
         self._backup_index = Index(self._backups)
-        self._index = Index(self._folder, self._backup_index)
+        stranded = self._stranded_index()
+        self._index = Index(self._folder, self._backup_index, stranded=stranded)
+        self._fallback = None if stranded is None else Fallback(stranded, self._folder, self._index)
+        self._reconciling = threading.Lock()
         self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
         self._is_snapshot_behind = False
+        self._loaded_id: str | None = None
         self._going_on_from = ExitStack()
         weakref.finalize(self, self._going_on_from.close)
         self._saver = Saver(
             self.config,
             self.save_policy,
-            folder=self._folder,
-            index=self._index,
-            known=self._known,
+            committer=self._committer(),
+            before_commit=self._place_stranded,
             after_save=self._after_save,
         )
+
+    def _stranded_index(self) -> StrandedIndex | None:
+        if self.config.fallback_dir is None:
+            return None
+        folder = CheckpointFolder(open_store(self.config.fallback_dir), self.experiment_name)
+        for name, other in (("checkpoints", self._folder), ("backups", self._backups)):
+            _check_apart(name, other, "fallback_dir", folder)
+        return StrandedIndex(folder)
+
+    def _committer(self) -> Committer:
+        home = Target(self._folder, self._index, self._known, self._make_room, verify=self.config.verify_after_write)
+        if self._fallback is None:
+            return Committer(home, None, self.config.on_save_failure)
+        fallback = Target(self._fallback.folder, self._fallback.index, self._known, self._make_room_in_fallback)
+        return Committer(home, fallback, self.config.on_save_failure)
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -193,6 +220,36 @@ class CheckpointManager:
         )
         return self._saver.start(request)
 
+    def save_on_signal(
+        self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
+    ) -> Preemption:
+        """Save once more when a signal, by default SIGTERM or SIGINT, asks this process to stop.
+
+        ``state`` is called then, and returns the arguments for :meth:`save_checkpoint`. It is called at the next safe
+        point that the loop declares, for only the loop knows when the state is whole; see
+        :class:`ckpt_lib.preemption.Preemption`. The save policy is not asked, and background saves are waited for.
+
+        Use it as a context manager, in the main thread: anywhere else it raises
+        :class:`~ckpt_lib.errors.ConfigError`, as it does for what is no signal.
+        """
+        if not callable(state):
+            raise ConfigError("state must be a function that returns what to save", got=type(state).__name__)
+        wanted = (signal.SIGTERM, signal.SIGINT) if signals is None else signals
+        return Preemption(lambda: self._save_preempted(state), wanted)
+
+    def _save_preempted(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        emit("training.preempted", "a signal asked training to stop", experiment_name=self.experiment_name)
+        with _logged("an earlier background save"):
+            self._saver.background.flush()
+        try:
+            request = SaveRequest(**state(), is_forced=True)
+        except TypeError as error:
+            raise ConfigError(
+                f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
+            ) from error
+        self._saver.save(request)
+        self._catch_up()
+
     def prepare(self, *, model: Stateful, optimizer: Stateful | None = None, scheduler: Stateful | None = None) -> None:
         """Take and touch the memory for background saves, so that the first does not keep training any longer than
         the next: to be called when the optimizer has its state, which is after its first step.
@@ -229,6 +286,13 @@ class CheckpointManager:
 
     def _after_save(self, manifest: Manifest) -> None:
         """What follows a save and must not fail it: the checkpoint is safe already."""
+        self._keep_house(manifest)
+        if self._fallback is not None:
+            with _logged("moving stranded checkpoints to the store"):
+                if self._fallback.has_work:
+                    self.reconcile()
+
+    def _keep_house(self, manifest: Manifest) -> None:
         # What someone else has deleted by now needs no backup.
         with _logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self.config.backup_checkpoints and not (
@@ -249,6 +313,28 @@ class CheckpointManager:
             commit.sweep(self._folder, view.entries.values(), grace_seconds=self.config.trash_seconds)
         else:
             self._clean(None, dry_run=False, known=self._known)
+
+    def _make_room(self, needed_bytes: int | None) -> None:
+        for folder, retire in (
+            (self._folder, partial(self._clean, None, dry_run=False, known=self._known)),
+            (self._backups, partial(self._clean_backups, known=self._known)),
+        ):
+            with _logged(f"making room in {folder.location()}"):
+                reclaim(folder, needed_bytes, retire, experiment_name=self.experiment_name)
+
+    def _make_room_in_fallback(self, needed_bytes: int | None) -> None:
+        assert self._fallback is not None
+        folder, index = self._fallback.folder, self._fallback.index
+        with _logged(f"making room in {folder.location()}"):
+            retire = partial(self._clean, None, dry_run=False, known=self._known, folder=folder, index=index)
+            reclaim(folder, needed_bytes, retire, experiment_name=self.experiment_name)
+
+    def _place_stranded(self) -> None:
+        """Bring home, before anything newer is saved, what was stranded without a look at the order of saving here."""
+        if self._fallback is not None:
+            with _logged("moving stranded checkpoints to the store"):
+                if self._fallback.has_unplaced:
+                    self.reconcile()
 
     def _catch_up(self) -> None:
         if self._is_snapshot_behind:
@@ -300,7 +386,6 @@ class CheckpointManager:
         check_wanted(wanted, model=model, optimizer=optimizer, scheduler=scheduler)
         read = partial(
             read_payload,
-            self._folder,
             verify=self.config.validate_checkpoints,
             map_location=map_location,
             trust_pickle=trust_pickle,
@@ -308,32 +393,59 @@ class CheckpointManager:
             cache=self._cache,
         )
         owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        _, payload = self._with_resolved(checkpoint_id, lambda found: self._restored(found, read, owners))
+        self._bring_stranded_home()
+        _, payload = self._with_resolved(
+            checkpoint_id, lambda folder, found: self._restored(folder, found, read, owners)
+        )
         return payload
 
     def _restored(
-        self, manifest: Manifest, read: Callable[[Manifest], Payload], owners: Mapping[str, Stateful | None]
+        self,
+        folder: CheckpointFolder,
+        manifest: Manifest,
+        read: Callable[[CheckpointFolder, Manifest], Payload],
+        owners: Mapping[str, Stateful | None],
     ) -> Payload:
         with ExitStack() as stack:
             # Whoever cleans up, in whatever process, has to leave it until this manager goes on from another.
-            stack.enter_context(self._folder.hold(manifest.checkpoint_id, "in use: loaded"))
-            payload = read(manifest)
-            self._folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
+            stack.enter_context(folder.hold(manifest.checkpoint_id, "in use: loaded"))
+            payload = read(folder, manifest)
+            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
             wait_until_all_copied()  # before what is being copied is written over
             restore(payload, **owners)
-            self._saver.parent_id = manifest.checkpoint_id
+            self._saver.parent_id = self._loaded_id = manifest.checkpoint_id
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
         return {**payload, "checkpoint_id": manifest.checkpoint_id}
 
-    def _with_resolved(self, name: str, action: Callable[[Manifest], T]) -> tuple[Manifest, T]:
+    def _bring_stranded_home(self) -> None:
+        """Before anything is loaded, so that ``"latest"`` is what was saved last; a warning tells what stays away."""
+        if self._fallback is not None:
+            with _logged("moving stranded checkpoints to the store"):
+                if self._fallback.has_work:
+                    self.reconcile()
+                if stranded := self._fallback.stranded():
+                    logger.warning("%d checkpoints are still in %s", len(stranded), self._fallback.folder.location())
+
+    def _locate(self, name: str) -> tuple[CheckpointFolder, Manifest]:
+        """What ``name`` stands for, and where: an id may be stranded in the fallback folder."""
+        try:
+            return self._folder, self._catalogue.resolve(name)
+        except Exception as error:
+            is_away = isinstance(error, CheckpointNotFoundError) or is_store_failure(error)
+            if is_away and self._fallback is not None and is_checkpoint_id(name):
+                with suppress(CheckpointNotFoundError, StoreError):
+                    return self._fallback.folder, self._fallback.index.get(name)
+            raise
+
+    def _with_resolved(self, name: str, action: Callable[[CheckpointFolder, Manifest], T]) -> tuple[Manifest, T]:
         """Do something with what ``name`` stands for, and with what it then stands for if that was just retired."""
         attempt = 1
         while True:
-            manifest = self._catalogue.resolve(name)
+            folder, manifest = self._locate(name)
             try:
-                return manifest, action(manifest)
+                return manifest, action(folder, manifest)
             except CheckpointNotFoundError:
                 if name == manifest.checkpoint_id or attempt == ATTEMPTS:
                     raise
@@ -347,18 +459,29 @@ class CheckpointManager:
         *,
         map_location: Any = "cpu",
     ) -> Payload | None:
-        """Restore from the newest checkpoint whose bytes verify, and return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint whose bytes verify; return what :meth:`load_checkpoint` returns.
 
-        Damaged ones are passed over, each with a warning in the log; the returned dict's ``passed_over`` lists them
-        as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When it has
-        some and *none* verifies, or only backups are left, raises
+        Damaged and unhealthy ones are passed over, each with a warning in the log; the returned dict's ``passed_over``
+        lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
+        it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
 
-        read = partial(read_payload, self._folder, verify=True, map_location=map_location, cache=self._cache)
+        read = partial(read_payload, verify=True, map_location=map_location, cache=self._cache)
         owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        return load_newest(self._index, lambda found: self._restored(found, read, owners), self.experiment_name)
+        if self._fallback is None:
+            return load_newest(
+                self._index, lambda found: self._restored(self._folder, found, read, owners), self.experiment_name
+            )
+        self._bring_stranded_home()
+        reachable, fallback = Reachable(self._index, self._fallback), self._fallback
+
+        def load(found: Manifest) -> Payload:
+            folder = fallback.folder if reachable.is_stranded(found) else self._folder
+            return self._restored(folder, found, read, owners)
+
+        return load_newest(reachable, load, self.experiment_name)
 
     # --- finding ---
 
@@ -404,7 +527,7 @@ class CheckpointManager:
         return next(reversed(self._catalogue.describe_all()), None)
 
     def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
-        """The best checkpoint by any metric, by default the monitored one; ``None`` when no finite value is recorded.
+        """The best healthy checkpoint by any metric, by default the monitored one; ``None`` when no value is finite.
 
         Of equals, the earlier. Another metric than the monitored needs a ``mode``.
 
@@ -436,7 +559,7 @@ class CheckpointManager:
         """
         try:
             _, report = self._with_resolved(
-                checkpoint_id, lambda manifest: self._validate(self._folder, manifest, progress, deep=deep)
+                checkpoint_id, lambda folder, manifest: self._validate(folder, manifest, progress, deep=deep)
             )
         except (CorruptManifestError, UnsupportedSchemaError) as error:
             return unreadable_report(error, checkpoint_id, self.experiment_name)
@@ -650,9 +773,16 @@ class CheckpointManager:
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a checkpoint back from its backup, in place; see :func:`ckpt_lib.repair.repair`.
 
-        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be.
+        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be. One
+        that is in quarantine comes back if it verifies by now, or its backup does.
+
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
+        checkpoint_id = self._id_of(checkpoint_id)
+        if quarantine.is_quarantined(self._folder, checkpoint_id):
+            found = quarantine.bring_back(self._folder, checkpoint_id, self._backups, self.experiment_name, progress)
+            self._write_snapshot()
+            return found
         return self._repair(self._folder, checkpoint_id, self._backups, progress)
 
     def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
@@ -671,6 +801,65 @@ class CheckpointManager:
             self._write_snapshot()
         return report
 
+    def quarantine_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
+        """Set a damaged checkpoint aside, with the report, unless its backup can repair it, which is then done instead.
+
+        It is not listed and not loaded any more, and no retention rule counts it; its payload stays where it is.
+        :meth:`repair_checkpoint` brings it back. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is
+        intact, or somebody has it in use.
+        """
+        checkpoint_id = self._id_of(checkpoint_id)
+        report = quarantine.set_aside(self._folder, checkpoint_id, self._backups, self.experiment_name, progress)
+        self._write_snapshot()
+        return report
+
+    def list_quarantined(self) -> list[QuarantinedCheckpoint]:
+        """The checkpoints that were set aside, each with the report that says why."""
+        return quarantine.list_quarantined(self._folder, self.experiment_name)
+
+    def delete_quarantined(self, checkpoint_id: str) -> int:
+        """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
+
+        Its backup stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
+        """
+        return quarantine.remove(self._folder, str(CheckpointId.parse(checkpoint_id)))
+
+    def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
+        """Find everything that is not as it should be; with ``fix``, put right what can be, and say what is left.
+
+        With ``deep``, every byte is read as well. Nothing is deleted but what a save or a deletion that did not come to
+        its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run
+        again.
+        """
+        ward = Doctor(
+            folder=self._folder,
+            index=self._index,
+            backups=self._backups,
+            backup_index=self._backup_index,
+            experiment_name=self.experiment_name,
+            monitor=self._catalogue.monitor(),
+            trash_seconds=self.config.trash_seconds,
+            has_snapshot=self.config.save_metadata,
+            wanted_backups=self._wanted_backups,
+            back_up=partial(self.backup_checkpoint, progress=progress),
+            renew_snapshot=self._write_snapshot,
+            deep=deep,
+            progress=progress,
+        )
+        return ward.treat() if fix else ward.diagnose()
+
+    def _wanted_backups(self) -> set[str]:
+        """What should have a backup: as the configuration says, and as many as the backup location keeps."""
+        if not self.config.backup_checkpoints:
+            return set()
+        checkpoints = {manifest.checkpoint_id: manifest for manifest in self._index.manifests()}
+        if self.config.backup_only_best:
+            return {best} if (best := self._catalogue.best_id()) else set()
+        backups = {manifest.checkpoint_id: manifest for manifest in self._backup_index.manifests()}
+        monitor = self._catalogue.monitor()
+        kept = kept_if_valid((backups | checkpoints).values(), _at_most(self.config.max_backups, monitor), [monitor])
+        return kept & checkpoints.keys()
+
     def export_checkpoint(
         self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
     ) -> str:
@@ -688,6 +877,42 @@ class CheckpointManager:
         self._known.remember(self._folder, manifest)
         self._write_snapshot()
         return manifest.checkpoint_id
+
+    # --- the fallback folder ---
+
+    def list_stranded(self) -> list[CheckpointMetadata]:
+        """What is in the fallback folder and waits to be moved home, oldest first."""
+        return [manifest.describe() for manifest in self._fallback.stranded()] if self._fallback else []
+
+    def reconcile(self, *, progress: Progress | None = None) -> ReconcileReport:
+        """Move what is stranded in the fallback folder home; see :meth:`ckpt_lib.fallback.Fallback.reconcile`.
+
+        Then back it up and retire old ones, as after a save. Each save that does not fail does this by itself, and so
+        does :meth:`resume`. It may run beside training. Raises :class:`~ckpt_lib.errors.ConfigError` without a
+        ``fallback_dir``, and :class:`~ckpt_lib.errors.StoreError` when the store fails on the way.
+        """
+        if self._fallback is None:
+            raise ConfigError("no fallback folder is configured", expected="fallback_dir")
+        with self._reconciling:
+            report = self._fallback.reconcile(progress)
+            self._follow(report.moved)
+            self._fallback.sweep()
+        for checkpoint_id in report.moved.values():
+            with _logged(f"looking after {checkpoint_id}"), suppress(CheckpointNotFoundError):
+                manifest = self._folder.read_manifest(checkpoint_id)
+                self._known.remember(self._folder, manifest)
+                self._keep_house(manifest)
+        return report
+
+    def _follow(self, moved: Mapping[str, str]) -> None:
+        """Go on from where the checkpoint is now that this manager goes on from."""
+        if (parent_id := self._saver.parent_id) is not None:
+            self._saver.parent_id = moved.get(parent_id, parent_id)
+        if self._loaded_id is not None and self._loaded_id in moved:
+            self._loaded_id = moved[self._loaded_id]
+            earlier = self._going_on_from.pop_all()
+            self._going_on_from.enter_context(self._folder.hold(self._loaded_id, "in use: loaded"))
+            earlier.close()
 
     # --- retiring ---
 
@@ -746,12 +971,14 @@ class CheckpointManager:
         dry_run: bool,
         known: KnownVersions | None,
         grace_seconds: float = 0.0,
+        folder: CheckpointFolder | None = None,
+        index: Index | None = None,
     ) -> CleanupReport:
         monitor = self._catalogue.monitor()
         in_use = self._saver.parent_id
         return clean(
-            self._folder,
-            self._index,
+            folder or self._folder,
+            index or self._index,
             policy or self.retention_policy or _at_most(self.config.max_checkpoints, monitor),
             monitor=monitor,
             protected={} if in_use is None else {in_use: "in use: loaded or saved last by this process"},
@@ -766,6 +993,7 @@ class CheckpointManager:
         view = self._index.view()
         damaged = [str(error.checkpoint_id) for error in view.unreadable]
         damaged += [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
+        damaged += [item.checkpoint_id for item in self.list_quarantined()]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"
@@ -777,6 +1005,11 @@ class CheckpointManager:
             protected=protected,
             known=known,
         )
+
+
+def _check_apart(name: str, folder: CheckpointFolder, option: str, other: CheckpointFolder) -> None:
+    if os.path.realpath(folder.location()) == os.path.realpath(other.location()):
+        raise ConfigError(f"{name} would lie in the same folder", path=other.location(), hint=f"Change {option}.")
 
 
 def _at_most(count: int, monitor: Monitor) -> KeepAtMost:

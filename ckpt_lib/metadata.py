@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -28,6 +28,8 @@ from ckpt_lib.names import MAX_TAG_LENGTH, check_tag, is_checkpoint_id
 SCHEMA_VERSION = 1
 MAX_CONFIG_LEVELS = 100
 _MAX_MANIFEST_LEVELS = 200  # of what a newer version may add too; the serializer's own limit is 255
+_MAX_MANIFEST_LINES = 1_000_000  # each value has at least one
+_SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # each chunk costs more than the hashing of so few bytes
 _DIGEST_FIELD = "manifest_sha256"
 _PAYLOAD_SUFFIX = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9.]{0,31}")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -134,11 +136,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether JSON containers nest more than ``levels`` deep, found without recursion."""
-    layer = [value]
+def _is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:
+    """Whether JSON containers nest more than ``levels`` deep, or hold more values; found without recursion."""
+    layer, count = [value], 0
     for _ in range(levels + 1):
         containers = [item for item in layer if isinstance(item, dict | list)]
+        count += sum(map(len, containers))
+        if most_values is not None and count > most_values:
+            return True
         layer = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
     return bool(layer)
 
@@ -171,6 +176,14 @@ class _Facts(BaseModel):
     sequence: int = Field(ge=1, description="Order within the experiment: later saves have larger ones.")
     parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
     pinned: bool = Field(default=False, description="Retention never removes a pinned checkpoint.")
+    unhealthy: str | None = Field(
+        default=None, description="What a health check found wrong with the numbers; None when nothing, or not asked."
+    )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it may be the best, and training may go on from it."""
+        return self.unhealthy is None
 
 
 class CheckpointMetadata(_Facts):
@@ -197,7 +210,7 @@ class Manifest(_Facts):
     libraries: dict[str, str] = {}
     idempotency_key: str | None = None
 
-    MAX_BYTES: ClassVar[int] = 64 * 2**20
+    MAX_BYTES: ClassVar[int] = 16 * 2**20
 
     @property
     def payload(self) -> FileEntry:
@@ -227,12 +240,10 @@ class Manifest(_Facts):
             raise ConfigError(
                 f"a fact of the checkpoint cannot be written to its manifest: {error}", checkpoint_id=self.checkpoint_id
             ) from error
-        if len(data) > self.MAX_BYTES:
+        if reason := _too_large(data):
             raise ConfigError(
-                "the manifest would be too large to be read again",
+                f"the manifest could not be read again: {reason}",
                 checkpoint_id=self.checkpoint_id,
-                expected=f"at most {self.MAX_BYTES} bytes",
-                got=len(data),
                 hint="Pass a smaller config; large values belong in extra_state.",
             )
         return data
@@ -281,20 +292,35 @@ def _check_names(manifest: Manifest, path: str) -> None:
     chunks = -(-manifest.payload.size_bytes // manifest.payload.chunk_size_bytes)
     if len(manifest.payload.chunk_xxh3_128) != chunks:
         raise _corrupt(path, "its chunk table has the wrong length", expected=chunks)
+    if manifest.payload.chunk_size_bytes < _SMALL_CHUNK_BYTES and chunks > _MAX_SMALL_CHUNKS:
+        raise _corrupt(path, f"it has {chunks} chunks", expected=f"at most {_MAX_SMALL_CHUNKS} of so few bytes")
+
+
+def _too_large(data: bytes) -> str | None:
+    """Why parsing would take long, or much memory; counted in the bytes, before there is anything else."""
+    if len(data) > Manifest.MAX_BYTES:
+        return f"it is too large for a manifest, with {len(data)} bytes and not {Manifest.MAX_BYTES} at most"
+    if max(data.count(b"\n"), data.count(b"["), data.count(b"{")) > _MAX_MANIFEST_LINES:
+        return f"it is too large for a manifest, with more than {_MAX_MANIFEST_LINES} lines or brackets"
+    return None
 
 
 def _parse(data: bytes, path: str) -> dict[str, Any]:
-    if len(data) > Manifest.MAX_BYTES:
-        raise _corrupt(path, "it is too large for a manifest", expected=f"at most {Manifest.MAX_BYTES} bytes")
+    if reason := _too_large(data):
+        raise _corrupt(path, reason)
     try:
-        fields = json.loads(data)
+        fields = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _corrupt(path, "it is not a JSON object")
-    if _is_deeper(fields, _MAX_MANIFEST_LEVELS):
-        raise _corrupt(path, "it is nested too deeply for a manifest")
+    if _is_deeper(fields, _MAX_MANIFEST_LEVELS, most_values=_MAX_MANIFEST_LINES):
+        raise _corrupt(path, "it is nested too deeply, or has too many values, for a manifest")
     return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

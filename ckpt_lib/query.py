@@ -100,7 +100,7 @@ class Catalogue:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"The experiment has {len(manifests)} checkpoints."
         if name == "best" and manifests:
-            hint = f"No checkpoint has a finite {self._monitor_of(manifests).metric!r}."
+            hint = f"No healthy checkpoint has a finite {self._monitor_of(manifests).metric!r}."
         return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
 
 

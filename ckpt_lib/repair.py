@@ -157,11 +157,15 @@ class _Repair:
         except CheckpointNotFoundError as error:
             raise self._lost(found, lacking, "there is none") from error
         except (IntegrityError, StoreError) as error:
-            if isinstance(error, StoreError) and not is_unreadable(error):
+            if isinstance(error, StoreError) and not (is_unreadable(error) and self._is_of_other(error, found)):
                 raise
             raise self._lost(found, lacking, error.message) from error
         numbers = range(len(manifest.payload.chunk_xxh3_128))
         return _report(with_tensors(found, manifest, self.folder), manifest.payload, "file", numbers)
+
+    def _is_of_other(self, error: StoreError, found: ValidationReport) -> bool:
+        """Whether it was the other copy that could not be read, and not this one that could not be written."""
+        return error.path is not None and error.path.startswith(self.other.location(found.checkpoint_id))
 
     def _lost(self, found: ValidationReport, lacking: Sequence[Damage], reason: str) -> CorruptCheckpointError:
         damages = list(lacking or found.damages)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -61,9 +62,10 @@ class _Assessment:
         return intact
 
     def find_pillars(self, monitors: Collection[Monitor]) -> None:
-        """Verify until the newest valid checkpoint and the best valid one by each monitor are known."""
+        """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""
         manifests = list(self._manifests.values())
-        for candidates in (manifests[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
+        healthy = [manifest for manifest in manifests if manifest.healthy]
+        for candidates in (manifests[::-1], healthy[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:
@@ -74,6 +76,12 @@ def _record(manifest: Manifest, status: Status) -> RetentionRecord:
     shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
     facts = {name: getattr(manifest, name) for name in shared}
     return RetentionRecord(**facts, size_bytes=manifest.payload.size_bytes, status=status)
+
+
+def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
+    """The ids that a cleanup of these checkpoints would keep, were they all valid."""
+    records = [_record(manifest, "valid") for manifest in manifests]
+    return set(plan_retention(records, policy, now=datetime.now(UTC), monitors=monitors).kept_ids)
 
 
 def clean(
@@ -104,8 +112,9 @@ def clean(
     protected = {**folder.held(), **(protected or {})}
     assessment = _Assessment(folder, view, known)
     assessment.find_pillars(monitors)
+    now = datetime.now(UTC)
     while True:
-        plan = plan_retention(assessment.records(), policy, monitors=monitors, protected=protected)
+        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
             break

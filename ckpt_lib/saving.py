@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_lib import commit
 from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.degradation import Committer, Saved
 from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
-from ckpt_lib.index import Index
-from ckpt_lib.integrity import KnownVersions
+from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy
 from ckpt_lib.state import Stateful, capture, check_parts
@@ -23,22 +22,26 @@ from ckpt_lib.state import Stateful, capture, check_parts
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
 
+logger = logging.getLogger("ckpt_lib")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SaveRequest:
     """The arguments of a save, not checked yet; :meth:`CheckpointManager.save_checkpoint` says what they mean."""
 
     model: Stateful
-    optimizer: Stateful | None
-    scheduler: Stateful | None
-    extra_state: Mapping[str, Any] | None
     epoch: int
-    step: int
-    metrics: Mapping[str, Any] | None
-    config: Mapping[str, Any] | None
-    tags: Collection[str]
-    description: str
-    idempotency_key: str | None
+    optimizer: Stateful | None = None
+    scheduler: Stateful | None = None
+    step: int = 0
+    metrics: Mapping[str, Any] | None = None
+    tags: Collection[str] = ()
+    description: str = ""
+    config: Mapping[str, Any] | None = None
+    extra_state: Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+    is_forced: bool = False
+    """Save whatever the policy says."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class _PlannedSave:
 
     draft: Draft
     payload: Payload
+    health: HealthCheck | None
 
 
 class Saver:
@@ -60,16 +64,14 @@ class Saver:
         config: CheckpointConfig,
         policy: SavePolicy,
         *,
-        folder: CheckpointFolder,
-        index: Index,
-        known: KnownVersions,
+        committer: Committer,
+        before_commit: Callable[[], None],
         after_save: Callable[[Manifest], None],
     ) -> None:
         self._config = config
         self._policy = policy
-        self._folder = folder
-        self._index = index
-        self._known = known
+        self._committer = committer
+        self._before_commit = before_commit
         self._after_save = after_save
         self._last_save: float | None = None
         self.background = BackgroundSaves(config.max_pending_saves)
@@ -81,9 +83,11 @@ class Saver:
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
-        manifest = self._commit(planned.draft, planned.payload)
-        self._after_save(manifest)
-        return manifest.checkpoint_id
+        saved = self._commit(planned, planned.payload)
+        if saved is None:
+            return None
+        self._follow_up(saved)
+        return saved.checkpoint_id
 
     def start(self, request: SaveRequest) -> SaveHandle:
         """Copy the state, and save it in the background."""
@@ -96,8 +100,8 @@ class Saver:
         handle = self.background.start(
             planned.draft,
             self._snapshot_of(planned.payload, request.optimizer),
-            lambda snapshot: self._commit(planned.draft, snapshot.payload()),
-            self._after_save,
+            lambda snapshot: self._commit(planned, snapshot.payload()),
+            self._follow_up,
         )
         self._last_save = time.monotonic()
         return handle
@@ -117,7 +121,7 @@ class Saver:
             epoch=request.epoch,
             step=request.step,
             model_name=type(request.model).__name__,
-            experiment_name=self._folder.path,
+            experiment_name=self._committer.home.folder.path,
             metrics=request.metrics,
             config=request.config,
             tags=request.tags,
@@ -126,11 +130,12 @@ class Saver:
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
-        if earlier := self._index.with_idempotency_key(draft.idempotency_key):
+        if earlier := self._committer.earlier(draft):
             return earlier.checkpoint_id
-        if not self._policy.should_save(self._context(draft)):
+        if not request.is_forced and not self._policy.should_save(self._context(draft)):
             return None
-        return _PlannedSave(draft, self._payload(draft, request))
+        health = HealthCheck.of(request.model, self._config.monitor) if self._config.health_check else None
+        return _PlannedSave(draft, self._payload(draft, request), health)
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
@@ -153,15 +158,19 @@ class Saver:
 
     def _context(self, draft: Draft) -> SaveContext:
         pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
-            SavedRecord(MAX_COUNT + number, handle.draft.epoch, handle.draft.step, handle.draft.metrics)
+            SavedRecord(
+                MAX_COUNT + number,
+                handle.draft.epoch,
+                handle.draft.step,
+                handle.draft.metrics,
+                healthy=not self._config.health_check,  # else not known yet: it is nothing to be measured by
+            )
             for number, handle in enumerate(self.background.under_way)
             if handle.draft is not None
         )
-        view = self._index.view()
         saved = tuple(
-            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics)
-            for manifest in view.manifests
-            if view.is_complete(manifest)  # one that lost its payload must not keep others from being saved
+            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
+            for manifest in self._committer.saved()
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
         return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed)
@@ -181,15 +190,23 @@ class Saver:
             call_before_steps(wait_until_all_copied)
         return lambda buffer: Snapshot(payload, buffer, deferred)
 
-    def _commit(self, draft: Draft, payload: Payload) -> Manifest:
-        draft = replace(draft, parent_id=self.parent_id or self._latest_id())
-        manifest = commit.save(self._folder, self._index, draft, format_named(DEFAULT_FORMAT), payload)
-        if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
-            self._known.remember(self._folder, manifest)
-        self.parent_id = manifest.checkpoint_id
-        self._last_save = time.monotonic()
-        return manifest
+    def _commit(self, planned: _PlannedSave, payload: Payload) -> Saved | None:
+        self._before_commit()
+        draft = replace(planned.draft, parent_id=self.parent_id or self._latest_id())
+        if planned.health:
+            draft = replace(draft, unhealthy=planned.health.find_fault(payload, draft.metrics))
+        saved = self._committer.save(draft, format_named(DEFAULT_FORMAT), payload)
+        if saved is not None:
+            self.parent_id = saved.checkpoint_id
+            if draft.unhealthy:
+                logger.warning("%s is unhealthy: %s", saved.checkpoint_id, draft.unhealthy)
+        self._last_save = time.monotonic()  # after a failure, too: the policy says when to try again
+        return saved
+
+    def _follow_up(self, saved: Saved) -> None:
+        if not saved.is_stranded:
+            self._after_save(saved.manifest)
 
     def _latest_id(self) -> str | None:
-        manifests = self._index.manifests()
+        manifests = self._committer.saved()
         return manifests[-1].checkpoint_id if manifests else None

@@ -63,7 +63,7 @@ def restore(
         ) from error
 
     def current_or_saved() -> Manifest:
-        current = _manifest_or_none(folder, checkpoint_id)
+        current = _manifest_or_none(folder, checkpoint_id) or _quarantined_or_none(folder, checkpoint_id)
         if current:
             _same_or_raise(current, saved, folder)
         return current or saved
@@ -165,6 +165,14 @@ def _manifest_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest 
     """The manifest, or ``None`` when it is missing or damaged and may be written anew."""
     try:
         return folder.read_manifest(checkpoint_id)
+    except (CheckpointNotFoundError, CorruptManifestError):
+        return None
+
+
+def _quarantined_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
+    """The manifest of a checkpoint that was set aside, if it has one that can be read."""
+    try:
+        return folder.read_marker(checkpoint_id, "quarantined")
     except (CheckpointNotFoundError, CorruptManifestError):
         return None
 

@@ -13,11 +13,20 @@ from prefect.futures import as_completed
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from prefect_checkpoints.flows._runner import thread_runner
-from prefect_checkpoints.tasks import repair_backup, repair_checkpoint, report_validation, scrub_checkpoints
+from prefect_checkpoints.tasks import (
+    examine_checkpoints,
+    quarantine_checkpoint,
+    repair_backup,
+    repair_checkpoint,
+    report_doctor,
+    report_validation,
+    scrub_checkpoints,
+)
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key
 
 REPAIRED = "repaired from the other copy"
+QUARANTINED = "damaged in both copies, and set aside"
 REPAIRABLE = "the other copy has what is missing: run again with repair"
 LOST = "what is missing is damaged in both copies"
 
@@ -35,13 +44,14 @@ def validate_store(
     """Validate every checkpoint and every backup of every experiment in a store.
 
     All bytes are read; a run that was cancelled or killed is continued by the next. With ``repair``, the damaged bytes
-    of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there;
-    without it, the report says where they are. The run fails when damage is left, so that whoever watches the schedule
-    hears of it.
+    of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
+    and a checkpoint that is lost is set aside; without it, the report says where they are. Then the doctor looks at
+    each experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not
+    repaired, so that whoever watches the schedule hears of it.
 
     Args:
         checkpoints: The store and its options.
-        repair: Bring damaged bytes back from the other copy.
+        repair: Bring damaged bytes back from the other copy, set aside what is lost, and have the doctor treat.
         max_bytes_per_second: Read each experiment no faster than this.
     """
     names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
@@ -55,6 +65,10 @@ def validate_store(
 
     advice = _mend(stored, backups, repair_one if repair else None)
     backup_advice = _mend(backups, stored, repair_one_backup if repair else None)
+    if repair:
+        _set_aside(checkpoints, stored, advice)
+    for name in names:
+        report_doctor(name, examine_checkpoints(checkpoints, name, fix=repair))
     report_validation("store", stored, advice)
     report_validation("backups", backups, backup_advice)
     fail_on_damage(
@@ -139,6 +153,16 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
             except CheckpointError as error:
                 advice[copy] = f"repair failed: {error.message}"
     return advice
+
+
+def _set_aside(checkpoints: CheckpointConfig, reports: Reports, advice: dict[Copy, str]) -> None:
+    """Quarantine the checkpoints that are lost, and say so of each."""
+    for copy in [_copy(report) for report in reports if advice.get(_copy(report)) == LOST]:
+        try:
+            outcome = quarantine_checkpoint(checkpoints, *copy)
+            advice[copy] = QUARANTINED if outcome.is_quarantined else REPAIRED
+        except CheckpointError as error:
+            advice[copy] = f"{LOST}; not set aside: {error.message}"
 
 
 def _has_what_is_missing(other: ValidationReport | None, damaged: ValidationReport) -> bool:

@@ -12,13 +12,16 @@ again, never damage or bad input.
 from prefect_checkpoints.tasks.backup import backup_checkpoint, restore_checkpoint
 from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
+from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
 from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
+from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
 from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
 from prefect_checkpoints.tasks.report import (
     report_checkpoints,
     report_cleanup,
     report_comparison,
+    report_doctor,
     report_metrics,
     report_validation,
 )
@@ -31,14 +34,18 @@ __all__ = [
     "backup_checkpoint",
     "cleanup_checkpoints",
     "compare_checkpoints",
+    "examine_checkpoints",
     "export_checkpoint",
     "import_checkpoint",
     "load_checkpoint",
+    "quarantine_checkpoint",
+    "reconcile_checkpoints",
     "repair_backup",
     "repair_checkpoint",
     "report_checkpoints",
     "report_cleanup",
     "report_comparison",
+    "report_doctor",
     "report_metrics",
     "report_validation",
     "restore_checkpoint",

@@ -17,6 +17,7 @@ from prefect.tasks import exponential_backoff
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreUnavailableError
+from prefect_checkpoints.tasks import _events  # noqa: F401  # it listens from now on
 
 TAGS = ["checkpoints"]
 NO_TAGS: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from ckpt_lib import CheckpointConfig, CleanupReport, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     for item in checkpoints:
         row: Row = {
             "checkpoint": item.checkpoint_id,
-            "mark": " ".join(_marks(best=item.is_best, latest=item.is_latest, pinned=item.pinned)),
+            "mark": " ".join(_marks(item)),
             "epoch": item.epoch,
             "step": item.step,
             "size": size_text(item.file_size),
@@ -101,6 +101,35 @@ def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
     _publish(rows, "comparison", experiment_name, f"Comparison in {experiment_name}")
 
 
+@checkpoint_task("report doctor of {experiment_name}")
+def report_doctor(experiment_name: str, report: DoctorReport) -> None:
+    """Publish what the doctor did and what is left, problems first."""
+    done: list[Row] = [
+        {
+            "state": "done" if item.succeeded else "NOT DONE",
+            "kind": item.finding.kind,
+            "place": item.finding.place,
+            "name": item.finding.name,
+            "finding": item.finding.message,
+            "fix": item.outcome,
+        }
+        for item in report.done
+    ]
+    left: list[Row] = [
+        {
+            "state": "PROBLEM" if item.is_problem else "worth knowing",
+            "kind": item.kind,
+            "place": item.place,
+            "name": item.name,
+            "finding": item.message,
+            "fix": item.fix or "",
+        }
+        for item in sorted(report.findings, key=lambda item: not item.is_problem)
+    ]
+    summary = "healthy" if report else f"problems left: {len(report.problems)}"
+    _publish(left + done, "doctor", experiment_name, f"Doctor of {experiment_name}: {summary}")
+
+
 @checkpoint_task("report cleanup of {experiment_name}")
 def report_cleanup(experiment_name: str, report: CleanupReport) -> None:
     """Publish the retention plan, a reason for each line, and what became of it."""
@@ -137,7 +166,13 @@ def _publish(rows: list[Row], kind: str, name: str, description: str) -> None:
     create_table_artifact(table=rows, key=artifact_key(kind, name), description=description)
 
 
-def _marks(**flags: bool) -> list[str]:
+def _marks(item: CheckpointMetadata) -> list[str]:
+    flags = {
+        "best": item.is_best,
+        "latest": item.is_latest,
+        "pinned": item.pinned,
+        "unhealthy": not item.healthy,
+    }
     return [name for name, is_set in flags.items() if is_set]
 
 

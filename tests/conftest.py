@@ -11,7 +11,7 @@ import pytest
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.helpers import MakeManager, Parts, build
 
-pytest.register_assert_rewrite("tests.format_contract", "tests.store_contract")
+pytest.register_assert_rewrite("ckpt_lib.testing")
 
 
 @pytest.fixture(autouse=True)

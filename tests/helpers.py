@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,11 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.store.leases import LeaseContent
+from ckpt_lib.store.owners import this_process
+from torture import fingerprints
+
+fingerprint = fingerprints.fingerprint
 
 
 class MakeManager(Protocol):
@@ -55,33 +61,9 @@ def train(parts: Parts, epochs: Iterable[int]) -> None:
         parts.scheduler.step()
 
 
-def fingerprint(value: Any) -> str:
-    """A digest of state that differs when one bit of it does."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()
-
-
 def state_of(parts: Parts) -> str:
     """The fingerprint of model, optimizer and scheduler."""
     return fingerprint([part.state_dict() for part in (parts.model, parts.optimizer, parts.scheduler)])
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        digest.update(b"{")
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _feed(digest, item)
-    elif isinstance(value, (list, tuple)):
-        digest.update(b"[")
-        for item in value:
-            _feed(digest, item)
-    else:
-        digest.update(repr(value).encode())
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -93,8 +75,25 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def without_locks(found: dict[str, str]) -> dict[str, str]:
-    """A snapshot without the folders' lock files, which hold nothing."""
-    return {name: digest for name, digest in found.items() if not name.endswith(".ckpt.lock")}
+    """A snapshot without what processes at work keep in a folder: leases and locks."""
+    return {name: digest for name, digest in found.items() if not is_bookkeeping(name)}
+
+
+def is_bookkeeping(path: str) -> bool:
+    """Whether a path leads to a lease or a lock."""
+    return any(part.startswith((".ckpt-lease-", ".ckpt-lock", ".ckpt-broken-")) for part in Path(path).parts)
+
+
+def leave_unfinished(folder: Path, data: bytes = b"half a payload") -> str:
+    """What a process that was killed while it wrote leaves in ``folder``: its lease with an unfinished file."""
+    token = secrets.token_hex(8)
+    owner = this_process().model_copy(update={"started": "0"})  # its number was given to another process
+    lease = folder / f".ckpt-lease-{token}"
+    lease.mkdir()
+    content = LeaseContent(token=token, owner=owner, taken_at="2023-12-01T14:30:22+00:00", ttl_seconds=60)
+    (lease / "lease").write_text(content.model_dump_json())
+    (lease / "0").write_bytes(data)
+    return f"{lease.name}/0"
 
 
 def save(manager: CheckpointManager, epoch: int, loss: Any = 0.5, **options: Any) -> str:

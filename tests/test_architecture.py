@@ -14,17 +14,20 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A module may import those of lower layers, and a package's modules each other.
 LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "events"},
     {"names", "config"},
     {"metadata"},
     {"draft"},
     {"stream"},
-    {"store", "formats", "background"},
-    {"folder"},
+    {"store", "formats", "background", "preemption"},
+    {"folder", "testing"},
     {"index"},
-    {"commit", "policies", "integrity", "state", "compare"},
-    {"analysis", "query", "experiments", "transfer", "retirement", "scrub"},
-    {"plots", "loading", "repair", "saving"},
+    {"commit", "policies", "integrity", "state", "health", "compare"},
+    {"analysis", "query", "experiments", "transfer", "retirement", "scrub", "findings"},
+    {"plots", "loading", "repair", "adoption", "fallback", "reclaim", "degradation"},
+    {"saving"},
+    {"quarantine"},
+    {"doctor"},
     {"manager"},
     {"cli"},
     {"tasks"},
@@ -32,7 +35,7 @@ LAYERS: list[set[str]] = [
     {"deployments"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_HOMES = {"formats", "stream", "compare"}
+TORCH_HOMES = {"formats", "stream", "compare", "testing"}
 
 
 @dataclass(frozen=True)

@@ -801,7 +801,7 @@ def test_links_are_not_followed_when_listing_or_cleaning(make_manager: MakeManag
     target = tmp_path / "target"
     target.write_text("precious")
     folder = experiment_folder(manager)
-    links = [folder / f"{MISSING_ID}.json", folder / f".{MISSING_ID}.pt.ckpt-tmp"]
+    links = [folder / f"{MISSING_ID}.json", folder / f".{MISSING_ID}.deleted"]
     for link in links:
         link.symlink_to(target)
     manager.cleanup_checkpoints()

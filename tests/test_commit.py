@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from ckpt_lib.index import Index
 from ckpt_lib.integrity import validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import open_store
+from ckpt_lib.store.folder_lock import LocalFolderLock
+from tests.helpers import is_bookkeeping, leave_unfinished
 
 MOMENT = datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC)
 
@@ -50,12 +53,16 @@ def keep(_: Manifest) -> None:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file below ``root`` but for locks, which hold nothing."""
+    """Every file below ``root`` but for leases and locks."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".ckpt.lock"
+        if path.is_file() and not is_bookkeeping(str(path.relative_to(root)))
     }
+
+
+def sweep(folder: CheckpointFolder, **options: float) -> list[str]:
+    return commit.sweep(folder, folder.store.entries(folder.path), **options)
 
 
 def is_whole(folder: CheckpointFolder, manifest: Manifest) -> bool:
@@ -104,11 +111,11 @@ def test_an_id_that_a_foreign_file_has_is_not_taken(tmp_path: Path, folder: Chec
 def test_an_id_whose_deletion_was_interrupted_is_not_taken(tmp_path: Path, folder: CheckpointFolder) -> None:
     """The sweep that goes on with the deletion would take the new checkpoint's payload."""
     first = save(folder)
-    (tmp_path / "e" / f"{first.checkpoint_id}.json").rename(tmp_path / "e" / f".{first.checkpoint_id}.deleting")
+    (tmp_path / "e" / f"{first.checkpoint_id}.json").rename(tmp_path / "e" / f".{first.checkpoint_id}.deleted")
     os.unlink(tmp_path / "e" / f"{first.checkpoint_id}.pt")
     second = save(folder)
     assert second.checkpoint_id == f"{first.checkpoint_id}_2"
-    commit.sweep(folder)
+    sweep(folder)
     assert is_whole(folder, second)
 
 
@@ -175,15 +182,17 @@ def test_an_interrupt_while_the_payload_gets_its_name_leaves_nothing_for_good(
 ) -> None:
     """Ctrl-C in that instant: whether or not the payload has its name by then, the next sweep removes it."""
 
-    def interrupt(source: Path, target: Path) -> None:
-        os.link(source, target)
+    publish = LocalFolderLock.publish
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        publish(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ckpt_lib.store.local._rename_exclusively", interrupt)
+    monkeypatch.setattr(LocalFolderLock, "publish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(folder)
-    commit.sweep(folder)
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".ckpt.lock"}
+    sweep(folder)
+    assert contents(tmp_path) == {}
 
 
 def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: CheckpointFolder) -> None:
@@ -273,24 +282,34 @@ def test_a_tombstone_that_is_not_whole_deletes_nothing(tmp_path: Path, folder: C
         "empty": b"",
     }[what]
     missing = first.checkpoint_id.replace("0001", "0007")
-    (e / f".{missing}.deleting").write_bytes(planted)
-    (e / f".{first.checkpoint_id}_9.pt.ckpt-tmp").write_bytes(b"leftover")
-    assert commit.sweep(folder) == [f".{first.checkpoint_id}_9.pt.ckpt-tmp"]
+    for mark in ("saving", "deleted"):
+        (e / f".{missing}.{mark}").write_bytes(planted)
+    leftover = leave_unfinished(e)
+    assert sweep(folder) == [leftover]
     assert all(is_whole(folder, manifest) for manifest in (first, second))
     assert [manifest.uid for manifest in Index(folder).manifests()] == [first.uid, second.uid]
 
 
 def test_a_sweep_takes_leftovers_alone(tmp_path: Path, folder: CheckpointFolder) -> None:
     """Not checkpoints, however old; not what people put there; not what it merely resembles."""
-    manifest = save(folder)
+    save(folder)
     e = tmp_path / "e"
-    for name in ("notes.txt", ".hidden", "x.tmp", "model.pt", ".x.deleting", ".git.ckpt-tmp.bak", "checkpoint.json"):
+    for name in (
+        "notes.txt",
+        ".hidden",
+        "x.tmp",
+        "model.pt",
+        ".x.deleted",
+        ".x.saving",
+        ".ckpt.bak",
+        "checkpoint.json",
+    ):
         (e / name).write_bytes(b"foreign")
     for path in e.iterdir():
         os.utime(path, (0, 0))
     before = contents(tmp_path)
-    (e / f".{manifest.checkpoint_id}_2.pt.ckpt-tmp").write_bytes(b"leftover")
-    commit.sweep(folder)
+    leave_unfinished(e)
+    sweep(folder)
     assert contents(tmp_path) == before
 
 
@@ -365,15 +384,19 @@ def test_an_adopted_checkpoint_is_the_newest_and_comes_once(tmp_path: Path, fold
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What reaches the file system, in order, by kind of file; a temporary one has a star."""
+    """What reaches the file system, in order, by kind of file; what has no name yet, or none any more, is a star."""
     recorded: list[str] = []
     opened: dict[int, str] = {}
 
     def kind(path: Any) -> str:
-        name = os.path.basename(os.fspath(path))
-        for part, label in ((".pt", "payload"), (".json", "manifest"), (".deleting", "tombstone"), (".lock", "lock")):
+        name = os.fspath(path)
+        if is_bookkeeping(name):
+            in_lease = "ckpt-lease-" in name and name.rpartition("/")[2].isdigit()
+            return "*" if in_lease else "lock"
+        name = os.path.basename(name)
+        for part, label in ((".pt", "payload"), (".json", "manifest"), (".saving", "marker"), (".deleted", "marker")):
             if part in name:
-                return label + ("*" if name.endswith(".ckpt-tmp") else "")
+                return label
         return f"folder {name}"
 
     real = {
@@ -406,37 +429,39 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return recorded
 
 
+SAVING = [
+    "create *",
+    "write *",
+    "fsync *",
+    "create *",
+    "write *",
+    "* -> marker",
+    "* -> *",
+    "* -> payload",
+    "unlink *",
+    "fsync folder e",
+    "create *",
+    "write *",
+    "fsync *",
+    "* -> manifest",
+    "marker -> *",
+    "unlink *",
+    "fsync folder e",
+]
+
+
 def test_the_steps_of_a_save(folder: CheckpointFolder, steps: list[str]) -> None:
     """Payload durable before its name, name durable before the manifest's, folder durable before acknowledging."""
     save(folder)
-    del steps[: steps.index("create payload*")]
-    steps.append("acknowledged")
+    steps.clear()
     save(folder, 2)
-    first = steps[: steps.index("acknowledged")]
-    assert first == [
-        "create payload*",
-        "write payload*",
-        "fsync payload*",
-        "create tombstone*",
-        "write tombstone*",
-        "tombstone* -> tombstone",
-        "payload* -> payload",
-        "unlink payload*",
-        "fsync folder e",
-        "create manifest*",
-        "write manifest*",
-        "fsync manifest*",
-        "manifest* -> manifest",
-        "unlink tombstone",
-        "fsync folder e",
-    ]
-    assert steps[len(first) + 1 :] == first
+    assert steps == SAVING
 
 
 def test_the_folder_of_the_first_save_is_durable(folder: CheckpointFolder, steps: list[str], tmp_path: Path) -> None:
     """A new experiment's own name survives power loss: its parent is synced before anything is put in."""
     save(folder)
-    assert steps[:3] == ["mkdir folder e", f"fsync folder {tmp_path.name}", "create payload*"]
+    assert steps == ["mkdir folder e", f"fsync folder {tmp_path.name}", *SAVING]
 
 
 def test_the_steps_of_a_deletion(folder: CheckpointFolder, steps: list[str]) -> None:
@@ -445,16 +470,36 @@ def test_the_steps_of_a_deletion(folder: CheckpointFolder, steps: list[str]) -> 
     steps.clear()
     commit.delete(folder, manifest.checkpoint_id, unless=keep)
     assert steps == [
-        "create tombstone*",
-        "write tombstone*",
-        "fsync tombstone*",
-        "tombstone* -> tombstone",
+        "create *",
+        "write *",
+        "fsync *",
+        "* -> marker",
         "fsync folder e",
-        "unlink manifest",
+        "manifest -> *",
+        "unlink *",
         "fsync folder e",
-        "unlink payload",
+        "payload -> *",
+        "unlink *",
         "fsync folder e",
-        "unlink tombstone",
+        "marker -> *",
+        "unlink *",
+    ]
+
+
+def test_the_steps_of_an_undeletion(folder: CheckpointFolder, steps: list[str]) -> None:
+    """The manifest is durable under its name before the marker goes, from which it could be made again."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    steps.clear()
+    assert commit.undelete(folder, manifest.checkpoint_id) == manifest
+    assert steps == [
+        "create *",
+        "write *",
+        "fsync *",
+        "* -> manifest",
+        "fsync folder e",
+        "marker -> *",
+        "unlink *",
     ]
 
 
@@ -463,13 +508,61 @@ def test_the_steps_of_an_edit(folder: CheckpointFolder, steps: list[str]) -> Non
     manifest = save(folder)
     steps.clear()
     commit.edit(folder, manifest.checkpoint_id, lambda found: found.changed(pinned=True))
-    assert steps == [
-        "create manifest*",
-        "write manifest*",
-        "fsync manifest*",
-        "manifest* -> manifest",
-        "fsync folder e",
-    ]
+    assert steps == ["create *", "write *", "fsync *", "* -> manifest", "fsync folder e"]
+
+
+# --- the trash ---
+
+
+def test_what_was_deleted_comes_back_as_it_was(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Byte for byte, within its grace period; nobody sees it in between, and no new save gets its id or place."""
+    first, second = save(folder), save(folder)
+    before = contents(tmp_path)
+    commit.delete(folder, second.checkpoint_id, unless=keep, grace_seconds=60)
+    assert [item.uid for item in Index(folder).manifests()] == [first.uid]
+    assert [item.uid for item in Index(folder).view().deleted] == [second.uid]
+    third = save(folder)
+    assert (third.checkpoint_id, third.sequence) == (f"{first.checkpoint_id}_3", 3)
+    assert sweep(folder, grace_seconds=60) == []
+    assert commit.undelete(folder, second.checkpoint_id) == second
+    assert {name: data for name, data in contents(tmp_path).items() if third.checkpoint_id not in name} == before
+    assert commit.undelete(folder, second.checkpoint_id) == second
+
+
+def test_the_trash_is_emptied_when_its_time_is_over(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """By the marker's age; then nothing can be brought back, and the error says so."""
+    first, second = save(folder), save(folder)
+    for manifest in (first, second):
+        commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=3600)
+    old = time.time() - 3601
+    os.utime(tmp_path / "e" / f".{first.checkpoint_id}.deleted", (old, old))
+    assert sweep(folder, grace_seconds=3600) == [first.payload.name]
+    with pytest.raises(CheckpointNotFoundError):
+        commit.undelete(folder, first.checkpoint_id)
+    os.unlink(tmp_path / "e" / second.payload.name)
+    with pytest.raises(CheckpointNotFoundError, match="removed already"):
+        commit.undelete(folder, second.checkpoint_id)
+
+
+def test_what_is_held_is_not_removed(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Deleted while somebody reads it, a checkpoint's payload stays until that has ended."""
+    manifest = save(folder)
+    with folder.hold(manifest.checkpoint_id, "being read"):
+        commit.delete(folder, manifest.checkpoint_id, unless=keep)
+        assert sweep(folder) == []
+        assert is_whole(folder, manifest)
+    assert sweep(folder) == [manifest.payload.name]
+    assert contents(tmp_path) == {}
+
+
+def test_a_deletion_that_is_regretted_under_way_is_undone(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """The question is asked again when nobody can find the checkpoint any more; a no brings it back."""
+    manifest = save(folder)
+    before = contents(tmp_path)
+    answers = iter([None, ProtectedCheckpointError("in use")])
+    with pytest.raises(ProtectedCheckpointError, match="in use"):
+        commit.delete(folder, manifest.checkpoint_id, unless=lambda _: next(answers))
+    assert contents(tmp_path) == before
 
 
 def _together(threads: list[threading.Thread]) -> None:

@@ -29,7 +29,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named
 from ckpt_lib.formats.torch_zip import TorchZipFormat
-from tests.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
+from ckpt_lib.testing.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
 
 
 class TestTorch(FormatContract):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, Store
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index, snapshot
 from ckpt_lib.metadata import Manifest
+from ckpt_lib.names import CheckpointId
 from tests.test_commit import contents, folder_at, keep, save
+
+WANTED = CheckpointId(1, 2, datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC))
 
 BOUNDED = settings(
     derandomize=True,
@@ -80,7 +84,11 @@ def test_an_old_index_answers_like_a_new_one(tmp_path: Path, steps: list[tuple[s
 def test_an_empty_or_missing_folder_has_nothing(folder: CheckpointFolder) -> None:
     """And asking creates nothing."""
     index = Index(folder)
-    assert (index.manifests(), index.unreadable(), index.next_sequence()) == ([], [], 1)
+    assert (index.manifests(), index.unreadable(), index.next_place(WANTED, ".pt")) == (
+        [],
+        [],
+        (str(WANTED), 1),
+    )
     assert index.with_uid("0" * 32) is None
     assert index.with_idempotency_key("k") is None
     assert folder.store.entries("") == []
@@ -224,7 +232,12 @@ def test_asking_changes_nothing(tmp_path: Path, folder: CheckpointFolder) -> Non
     save(folder)
     before = contents(tmp_path)
     index = Index(folder)
-    index.manifests(), index.unreadable(), index.next_sequence(), snapshot(index.manifests(), "e")
+    (
+        index.manifests(),
+        index.unreadable(),
+        index.next_place(WANTED, ".pt"),
+        snapshot(index.manifests(), "e"),
+    )
     assert contents(tmp_path) == before
 
 

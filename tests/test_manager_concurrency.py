@@ -92,7 +92,7 @@ def test_four_processes_save_to_one_experiment(make_manager: MakeManager) -> Non
         order = {item.checkpoint_id: item.sequence for item in found}
         assert [order[item] for item in output] == sorted(order[item] for item in output)
     assert all(manager.validate_all())
-    assert not [name for name in snapshot(experiment_folder(manager)) if "ckpt-tmp" in name or "deleting" in name]
+    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
     content = json.loads((experiment_folder(manager) / "checkpoint_metadata.json").read_text())
     assert len(content["checkpoints"]) >= 60  # each of the four may lag behind by a tenth
     manager.edit_checkpoint("latest", add_tags=["last"])
@@ -157,7 +157,7 @@ def test_saving_cleaning_loading_and_editing_at_once(make_manager: MakeManager) 
     assert min(counts.values()) > 0
     manager = make_manager()
     assert manager.resume() is not None
-    assert not [name for name in snapshot(experiment_folder(manager)) if "ckpt-tmp" in name or "deleting" in name]
+    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
 
 
 MOMENTS: dict[str, tuple[type, str, str]] = {

@@ -24,12 +24,12 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 from ckpt_lib.formats.torch_archive import TorchArchive
 from ckpt_lib.formats.torch_reading import TorchReader
-from ckpt_lib.formats.torch_writing import _STORAGE_TYPES, write_archive
+from ckpt_lib.formats.torch_writing import _STORAGE_TYPES, Archive
 from ckpt_lib.formats.zip_writing import ZipWriter, _local_header, _Record
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile, staging
 from ckpt_lib.stream.digests import Buffer
-from tests.format_contract import DTYPES
+from ckpt_lib.testing.format_contract import DTYPES
 from tests.helpers import flip_bit
 
 TORTURE = bool(os.environ.get("CKPT_TORTURE"))
@@ -415,8 +415,9 @@ def test_more_records_than_16_bits_can_count() -> None:
     payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
     sink = io.BytesIO()
     with HashingWriter(sink) as stream:
-        write_archive(payload, stream)
+        Archive(payload).write(stream)
         entry = entry_of(stream.finish())
+    assert Archive(payload).size_bytes == entry.size_bytes
     last = struct.pack("<q", 65_999)
     with zipfile.ZipFile(sink) as archive:
         assert len(archive.namelist()) == 66_003
@@ -437,9 +438,9 @@ def test_a_tensor_larger_than_32_bits_can_tell(tmp_path: Path) -> None:
     small = torch.arange(5.0)
     payload = {"large": torch.from_numpy(np.zeros(size_bytes, np.uint8)), "small": small}
     with SparseFile(path) as sink, HashingWriter(sink) as stream:
-        write_archive(payload, stream)
+        Archive(payload).write(stream)
         entry = entry_of(stream.finish())
-    assert path.stat().st_size == entry.size_bytes > size_bytes
+    assert path.stat().st_size == entry.size_bytes == Archive(payload).size_bytes > size_bytes
     assert path.stat().st_blocks * 512 < 100 * 2**20
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         assert archive.read("archive/data/1") == small.numpy().tobytes()

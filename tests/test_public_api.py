@@ -16,6 +16,8 @@ EXPECTED = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "DoctorReport",
+    "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",

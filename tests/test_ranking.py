@@ -26,6 +26,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 class Record:
     sequence: int
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    healthy: bool = True
 
 
 def by(mode: Mode, metric: str = "m") -> Monitor:
@@ -57,6 +58,15 @@ def test_the_order_records_come_in_has_no_say(mode: Mode) -> None:
     for values in itertools.combinations_with_replacement(VALUES, 4):
         wanted = ranked(records(values), by(mode))
         assert all(ranked(order, by(mode)) == wanted for order in itertools.permutations(records(values)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unhealthy_ones_do_not_compete(mode: Mode) -> None:
+    """However good their metric is; without any other there is no best."""
+    marked = [Record(1, {"m": 1.0}, healthy=False), Record(2, {"m": 2.0}, healthy=False)]
+    sound = Record(3, {"m": 1.5})
+    assert ranked([*marked, sound], by(mode)) == [sound]
+    assert ranked(marked, by(mode)) == []
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
-from tests.test_crash import Fault, World, in_child, injected
+from torture.strikes import Fault, functions_of, injected, struck
 
 CHUNK_BYTES = 256
 
@@ -194,7 +195,8 @@ def test_a_disk_that_refuses_the_bytes_gets_a_new_file(copies: Copies, template:
     flip_bit(fresh(template, tmp_path / "counted").payload, 600)
     with injected(counted := Fault()):
         Copies(tmp_path / "counted", template.checkpoint_id).manager.repair_checkpoint()
-    with injected(Fault(counted.calls.index("write") + 1, code=errno.EIO)):
+    in_place = max(at for at, call in enumerate(counted.calls[: counted.calls.index("fsync")], 1) if call == "write")
+    with injected(Fault(in_place, code=errno.EIO)):
         report = copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert report.method == "file"
     assert copies.both() == template.both()
@@ -307,8 +309,8 @@ def test_two_copies_are_one_whole_or_nothing_changes(template: Copies, here: Har
 # --- crashes and company ---
 
 
-def repair_in(world: World) -> object:
-    return Copies(world.root, world.ids[0]).manager.repair_checkpoint(world.ids[0])
+def repair_in(copies: Copies) -> object:
+    return copies.manager.repair_checkpoint(copies.checkpoint_id)
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "in the middle"])
@@ -318,38 +320,36 @@ def test_a_kill_at_any_system_call_leaves_sound_bytes_alone(
 ) -> None:
     """SIGKILL at the k-th call: sound chunks and the backup are as they were, and the next repair ends it."""
     harm = Harm({1, 4, 5}, size_change)
-    world = World(tmp_path / "store", [template.checkpoint_id])
 
     def harmed() -> Copies:
-        copies = fresh(template, world.root)
+        copies = fresh(template, tmp_path / "store")
         harm.inflict(copies.payload)
         return copies
 
-    harmed()
-    calls = in_child(repair_in, world, Fault())
+    calls = functions_of(partial(repair_in, harmed()))
     sound = set(range(-(-len(original) // CHUNK_BYTES))) - harm.damaged_chunks(len(original))
     strikes = [at for at, call in enumerate(calls, start=1) if call == "write" or not torn]
     assert len(strikes) >= 3
     for at in strikes:
         copies = harmed()
-        assert not in_child(repair_in, world, Fault(at, kill=True, torn=torn))
+        assert struck(partial(repair_in, copies), Fault(at, kill=True, torn=torn)).is_killed
         here, there = copies.both()
         assert there == original
         for number in sound:
             start = number * CHUNK_BYTES
             stop = min(start + CHUNK_BYTES, len(original))
             assert here[start:stop] == original[start:stop]
-        repair_in(world)
+        repair_in(copies)
         assert copies.both() == (original, original)
 
 
 def test_a_cut_file_is_too_short_until_it_is_whole(copies: Copies) -> None:
     """The cheap look at its size must not take a file for complete whose end is still missing."""
     truncate(copies.payload, 700)
-    world = World(copies.root, [copies.checkpoint_id])
-    calls = in_child(repair_in, World(Path(shutil.copytree(copies.root, copies.root.parent / "w")), world.ids), Fault())
-    last_write = max(at for at, call in enumerate(calls, start=1) if call == "write")
-    assert not in_child(repair_in, world, Fault(last_write, kill=True))
+    another = Copies(Path(shutil.copytree(copies.root, copies.root.parent / "w")), copies.checkpoint_id)
+    calls = functions_of(partial(repair_in, another))
+    last_in_place = max(at for at, call in enumerate(calls[: calls.index("fsync")], start=1) if call == "write")
+    assert struck(partial(repair_in, copies), Fault(last_in_place, kill=True)).is_killed
     assert 700 < copies.payload.stat().st_size < copies.backup.stat().st_size
 
 

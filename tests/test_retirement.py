@@ -20,6 +20,7 @@ from tests.helpers import (
     experiment_folder,
     flip_bit,
     ids,
+    leave_unfinished,
     manifest_path,
     payload_path,
     save,
@@ -196,7 +197,7 @@ def test_foreign_files_are_never_touched(unlimited: CheckpointManager) -> None:
         "checkpoint_epoch_0001.json",
         "checkpoint_epoch_0001_step_000000_20231301_143022.json",
         "checkpoint_epoch_0001_step_000000_20231201_143022.pt",
-        ".checkpoint_epoch_0001.deleting",
+        ".checkpoint_epoch_0001.deleted",
         "results.json",
     }
     for name in foreign:
@@ -216,7 +217,7 @@ def test_a_dry_run_writes_nothing(unlimited: CheckpointManager) -> None:
     """It gives the plan that the cleanup then carries out, and leaves every byte, leftovers included."""
     saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 5)]
     folder = experiment_folder(unlimited)
-    (folder / f".{saved[0]}.pt.ckpt-tmp").write_bytes(b"left by a dead process")
+    leftover = leave_unfinished(folder)
     before = snapshot(folder)
     report = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, dry_run=True)
     assert snapshot(folder) == before
@@ -226,7 +227,7 @@ def test_a_dry_run_writes_nothing(unlimited: CheckpointManager) -> None:
     done = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING)
     assert done.plan == report.plan
     assert set(done.deleted_ids) == set(report.plan.deleted_ids)
-    assert done.swept == (f".{saved[0]}.pt.ckpt-tmp",)
+    assert done.swept == (leftover,)
 
 
 def test_a_dry_run_of_nothing_creates_nothing(make_manager: MakeManager, store_path: Path) -> None:
@@ -384,8 +385,7 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "writing\n", child.communicate()[1]
-        (leftover,) = folder.glob(".*.ckpt-tmp")
-        assert leftover.name.startswith(".checkpoint_epoch_0007_step_000000_")
+        (leftover,) = (path for path in folder.glob(".ckpt-lease-*/[0-9]*") if path.stat().st_size > 100)
         assert unlimited.cleanup_checkpoints().swept == ()
         save(unlimited, 2)
         assert leftover.exists()
@@ -394,7 +394,7 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
         child.send_signal(signal.SIGKILL)
         child.communicate()
     assert leftover.exists()
-    assert unlimited.cleanup_checkpoints().swept == (leftover.name,)
+    assert str(leftover.relative_to(folder)) in unlimited.cleanup_checkpoints().swept
     assert not leftover.exists()
     assert [item.epoch for item in unlimited.list_checkpoints()] == [1, 2]
     assert unlimited.validate_checkpoint(saved)
@@ -402,18 +402,18 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
 
 def test_saves_sweep_leftovers_by_themselves(unlimited: CheckpointManager) -> None:
     """No one has to call cleanup: the next save removes what a dead one left."""
-    saved = save(unlimited, 1)
-    leftover = experiment_folder(unlimited) / f".{saved}.pt.ckpt-tmp"
-    leftover.write_bytes(b"half a payload")
+    save(unlimited, 1)
+    leftover = experiment_folder(unlimited) / leave_unfinished(experiment_folder(unlimited))
     save(unlimited, 2)
     assert not leftover.exists()
 
 
 def test_a_deletion_that_was_cut_off_is_finished(unlimited: CheckpointManager) -> None:
-    """Killed after the manifest went, the payload is removed by the next cleanup, and nobody saw half a checkpoint."""
+    """Killed after the manifest went, the payload is removed when its time is over; nobody saw half a checkpoint."""
     saved = [save(unlimited, epoch) for epoch in (1, 2)]
     folder = experiment_folder(unlimited)
-    os.rename(manifest_path(unlimited, saved[0]), folder / f".{saved[0]}.deleting")
+    os.rename(manifest_path(unlimited, saved[0]), folder / f".{saved[0]}.deleted")
+    os.utime(folder / f".{saved[0]}.deleted", (0, 0))
     assert ids(unlimited) == saved[1:]
     report = unlimited.cleanup_checkpoints()
     assert report.swept == (f"{saved[0]}.pt",)
@@ -424,7 +424,7 @@ def test_a_deletion_that_was_cut_off_is_finished(unlimited: CheckpointManager) -
 def test_a_deletion_that_did_not_take_effect_is_undone(unlimited: CheckpointManager) -> None:
     """Killed before the manifest went, the checkpoint is whole, and the tombstone goes."""
     saved = save(unlimited, 1)
-    tombstone = experiment_folder(unlimited) / f".{saved}.deleting"
+    tombstone = experiment_folder(unlimited) / f".{saved}.deleted"
     tombstone.write_bytes(manifest_path(unlimited, saved).read_bytes())
     unlimited.cleanup_checkpoints()
     assert not tombstone.exists()
@@ -436,7 +436,7 @@ def test_a_damaged_tombstone_stops_no_cleanup(unlimited: CheckpointManager) -> N
     saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 4)]
     payload = payload_path(unlimited, saved[0])
     manifest_path(unlimited, saved[0]).unlink()
-    (experiment_folder(unlimited) / f".{saved[0]}.deleting").write_bytes(b"garbage")
+    (experiment_folder(unlimited) / f".{saved[0]}.deleted").write_bytes(b"garbage")
     report = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING)
     assert report.deleted_ids == (saved[1],)
     assert payload.exists()
@@ -447,6 +447,7 @@ def test_deletion_is_complete(unlimited: CheckpointManager) -> None:
     saved = save(unlimited, 1)
     unlimited.backup_checkpoint(saved)
     assert unlimited.delete_checkpoint("latest") == saved
+    assert unlimited.empty_trash() == [f"{saved}.pt"]
     names = [path.name for path in experiment_folder(unlimited).iterdir() if saved in path.name]
     assert names == []
     assert backup_ids(unlimited) == [saved]

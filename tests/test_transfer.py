@@ -210,7 +210,7 @@ def test_restore_finishes_what_a_killed_deletion_began(backed_up: CheckpointMana
     """With the tombstone of a cut-off deletion in place, the restored checkpoint stays."""
     saved = save(backed_up, 1)
     manifest = manifest_path(backed_up, saved)
-    manifest.rename(manifest.with_name(f".{saved}.deleting"))
+    manifest.rename(manifest.with_name(f".{saved}.deleted"))
     backed_up.restore_checkpoint(saved)
     backed_up.cleanup_checkpoints()
     assert backed_up.validate_checkpoint(saved)

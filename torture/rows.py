@@ -19,6 +19,11 @@ class Outcome:
     """What else was counted, for the table: ``"412 before the commit, 588 after"``."""
 
 
+def nothing() -> str:
+    """What a row lacks that runs everywhere."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Row:
     """One fault, what must hold under it, and how often it is injected."""
@@ -35,3 +40,7 @@ class Row:
     """How many the default suite injects: seconds at most."""
     run: Callable[[int, str, Path], Outcome]
     """Called with the number, a seed (a text for ``random.Random``) and an empty folder of its own."""
+    exclusive: bool = False
+    """Whether it needs the machine for itself, as what watches the clock does; others run two at a time."""
+    lacks: Callable[[], str] = nothing
+    """What this machine lacks for it and how to get that, in words; empty when it can run."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ckpt_lib.cli import analysing, checking, copying, editing, finding, retiring, trash
+from ckpt_lib.cli import analysing, checking, copying, doctoring, editing, finding, reconciling, retiring, trash
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -64,8 +64,11 @@ app.command("experiments", rich_help_panel="Look")(finding.experiments)
 app.command("validate", rich_help_panel="Keep safe")(checking.validate)
 app.command("scrub", rich_help_panel="Keep safe")(checking.scrub)
 app.command("repair", rich_help_panel="Keep safe")(checking.repair)
+app.command("doctor", rich_help_panel="Keep safe")(doctoring.doctor)
+app.command("quarantine", rich_help_panel="Keep safe")(doctoring.quarantine)
 app.command("backup", rich_help_panel="Keep safe")(copying.backup)
 app.command("restore", rich_help_panel="Keep safe")(copying.restore)
+app.command("reconcile", rich_help_panel="Keep safe")(reconciling.reconcile)
 app.command("pin", rich_help_panel="Keep safe")(editing.pin)
 app.command("tag", rich_help_panel="Label and move")(editing.tag)
 app.command("export", rich_help_panel="Label and move")(copying.export)

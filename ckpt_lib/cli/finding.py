@@ -131,6 +131,7 @@ def _marks(checkpoint: CheckpointMetadata) -> Text:
         ("best", "bold green", checkpoint.is_best),
         ("latest", "bold cyan", checkpoint.is_latest),
         ("pinned", "bold yellow", checkpoint.pinned),
+        ("unhealthy", "bold red", not checkpoint.healthy),
     )
     return Text(" ").join(Text(word, style=style) for word, style, holds in marks if holds)
 
@@ -183,6 +184,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
     facts: dict[str, str | Text] = {
         "id": checkpoint.checkpoint_id,
         "marks": _marks(checkpoint),
+        "unhealthy": checkpoint.unhealthy or "",
         "experiment": checkpoint.experiment_name,
         "saved": f"{as_time(checkpoint.timestamp)}, {as_age(checkpoint.timestamp)} ago",
         "epoch": str(checkpoint.epoch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,11 +14,11 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import ConfirmationError
 from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager, resolve_all
-from ckpt_lib.errors import ProtectedCheckpointError
+from ckpt_lib.errors import ConfigError, ProtectedCheckpointError
 
 if TYPE_CHECKING:
     from ckpt_lib.metadata import CheckpointMetadata
-    from ckpt_lib.policies.retention import Decision
+    from ckpt_lib.policies.retention import Decision, RetentionPolicy
     from ckpt_lib.retirement import CleanupReport
 
 _STATUS_STYLES = {"valid": "green", "damaged": "bold red"}
@@ -32,21 +33,26 @@ def cleanup(
         int | None,
         typer.Option(metavar="N", min=0, help="How many stay: the best and the newest. Default: max_checkpoints."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file of a retention policy, such as {kind: newest, count: 5}."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Delete old checkpoints by the retention rules.
+    """Delete old checkpoints by a number or by a retention policy.
 
     The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
     What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
     for trash_seconds, a day by default; afterwards a cleanup frees their bytes.
     """
+    rules = _read_policy(policy, keep)
     manager = open_manager(store, experiment, config, max_checkpoints=keep)
     if not dry_run and not yes:
         refuse_to_ask(as_json=as_json)
     if dry_run or not yes:
-        plan = manager.cleanup_checkpoints(dry_run=True)
+        plan = manager.cleanup_checkpoints(policy=rules, dry_run=True)
         if not as_json:
             _print_plan(plan.plan.decisions)
         if dry_run:
@@ -56,10 +62,20 @@ def cleanup(
             f"Delete {count_of(len(plan.plan.deleted_ids), 'checkpoint')} ({as_size(plan.plan.freed_bytes)}), "
             f"and backups beyond {manager.config.max_backups}?"
         )
-    report = manager.cleanup_checkpoints()
+    report = manager.cleanup_checkpoints(policy=rules)
     if yes and not as_json:
         _print_plan(report.plan.decisions)
     _print_report(report, as_json=as_json)
+
+
+def _read_policy(file: Path | None, keep: int | None) -> RetentionPolicy | None:
+    if file is None:
+        return None
+    if keep is not None:
+        raise ConfigError("either --keep or --policy says what stays, not both", path=str(file))
+    from ckpt_lib.policies.retention import policy_from_yaml
+
+    return policy_from_yaml(file)
 
 
 def _print_plan(decisions: Sequence[Decision]) -> None:

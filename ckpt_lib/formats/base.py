@@ -32,6 +32,10 @@ class Format(Protocol):
         """
         ...
 
+    def size_bytes(self, payload: Payload) -> int:
+        """How large the file of a prepared payload will be: never less, and hardly more."""
+        ...
+
     def write(self, payload: Payload, stream: HashingWriter) -> None:
         """Write a prepared payload from start to end, without holding a second copy of it."""
         ...

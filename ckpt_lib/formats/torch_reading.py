@@ -1,15 +1,16 @@
 """Reading a torch file without copying it: its tensors are views of the verified, mapped bytes.
 
-The pickle in it is read twice, both times by an unpickler that knows a short list of harmless names and refuses the
-rest. First every tensor becomes a description of itself, so that it is known what is there, and checked, before a byte
-of it is read. Then those that are wanted are built. What is not on the list is left to ``torch.load``.
+The pickle in it is read twice, both times with a short list of harmless names. First it is carried out step by step,
+in bounded time and memory, and every tensor becomes a description of itself: so it is known what is there, and that it
+fits into its record, before a byte of it is read. Then those that are wanted are built. What is not on the list is left
+to ``torch.load``, once all the rest has been checked.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ import torch
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.expansion import MAX_EXPANDED_BYTES, expanded_bytes, extent
+from ckpt_lib.formats.pickle_checking import MAX_STRUCTURE_BYTES, PickleChecker, Unknown, UnusualPayloadError, refused
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch_archive import TorchArchive, UnusualPayloadError
+from ckpt_lib.formats.torch_archive import TorchArchive
 from ckpt_lib.stream import VerifiedFile
 
 _PICKLE = "data.pkl"
@@ -36,7 +39,15 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
     "ComplexDoubleStorage": torch.complex128,
     "ComplexFloatStorage": torch.complex64,
+    "QInt8Storage": torch.qint8,
+    "QUInt8Storage": torch.quint8,
+    "QInt32Storage": torch.qint32,
+    "QUInt4x2Storage": torch.quint4x2,
+    "QUInt2x4Storage": torch.quint2x4,
 }
+_ELEMENTS_PER_BYTE = {torch.quint4x2: 2, torch.quint2x4: 4}
+_QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, *_ELEMENTS_PER_BYTE}
+_LIMIT_64 = 2**63
 _ALIGNMENT_BYTES = 16  # of the widest element, a complex128
 
 
@@ -81,10 +92,9 @@ class TensorRecipe(_Immutable):
     @property
     def range_bytes(self) -> tuple[int, int]:
         """From its first to behind its last byte within the storage."""
-        if 0 in self.size:
-            return 0, 0
-        last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
-        return self.offset * self.dtype.itemsize, (last + 1) * self.dtype.itemsize
+        length = extent(self.size, self.stride)
+        start = self.offset if length else 0
+        return start * self.dtype.itemsize, (start + length) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -97,13 +107,14 @@ class _Call(_Immutable):
         return self.function(*arguments)
 
 
-class _Rebuilding:
-    """What torch's pickles call; ``build`` makes of each description what is to stand for the tensor."""
+class _Describing:
+    """What torch's pickles call, to describe tensors: ``recipes`` are all of them, in the order of the pickle."""
 
-    def __init__(self, build: Callable[[TensorRecipe], TensorRecipe | torch.Tensor | None]) -> None:
-        self._build = build
+    def __init__(self) -> None:
+        self.recipes: list[TensorRecipe] = []
+        self.expanded_bytes = 0
 
-    def tensor(self, *description: Any) -> Any:
+    def tensor(self, *description: Any) -> TensorRecipe:
         match description:
             case (_Storage(dtype=torch.dtype() as dtype) as storage, *shape, grad, hooks) if len(shape) == 3:
                 return self._describe(storage, dtype, shape, (grad, hooks, None))
@@ -111,7 +122,7 @@ class _Rebuilding:
                 return self._describe(storage, dtype, shape, (grad, hooks, metadata))
         raise UnusualPayloadError("a tensor of something else")
 
-    def typed_tensor(self, *description: Any) -> Any:
+    def typed_tensor(self, *description: Any) -> TensorRecipe:
         match description:
             case (_Storage() as storage, *shape, grad, hooks, torch.dtype() as dtype) if len(shape) == 3:
                 return self._describe(storage, dtype, shape, (grad, hooks, None))
@@ -119,52 +130,99 @@ class _Rebuilding:
                 return self._describe(storage, dtype, shape, (grad, hooks, metadata))
         raise UnusualPayloadError("a tensor of something else")
 
-    def _describe(
-        self, storage: _Storage, dtype: torch.dtype, shape: list[Any], rest: tuple[Any, Any, Any]
-    ) -> TensorRecipe | torch.Tensor | None:
-        offset, size, stride = shape
-        grad, hooks, metadata = rest
-        if type(grad) is not bool or hooks or (metadata and metadata != {"conj": True}):
-            raise UnusualPayloadError("a tensor with something attached")
-        numbers = (offset, *size, *stride)
-        if any(type(number) is not int or number < 0 for number in numbers) or len(size) != len(stride):
-            raise UnusualPayloadError("a tensor of another shape")
-        recipe = TensorRecipe(storage, dtype, offset, tuple(size), tuple(stride), grad, bool(metadata))
-        if recipe.range_bytes[1] > storage.size_bytes:
-            raise CorruptCheckpointError(f"a tensor reaches beyond its record {storage.record!r}")
-        return self._build(recipe)
+    def quantized_tensor(self, *description: Any) -> TensorRecipe:
+        """Built by torch, in memory of a size that is checked here."""
+        match description:
+            case (_Storage(dtype=torch.dtype() as dtype) as storage, *shape, _, _, _) if len(shape) == 3:
+                self._checked(storage, dtype, shape)
+        raise UnusualPayloadError("a quantized tensor")
+
+    def tensor_of_type(self, function: Any, _type: Any, arguments: Any, _state: Any) -> TensorRecipe:
+        """A subclass's tensor, whose own is described as any other."""
+        if not isinstance(function, _Call | Unknown) or type(arguments) is not tuple:
+            raise refused("a tensor is made by something else")
+        function(*arguments)
+        raise UnusualPayloadError("a tensor of another type")
 
     def parameter(self, data: Any, grad: Any, hooks: Any) -> Any:
-        if type(grad) is not bool or hooks:
-            raise UnusualPayloadError("a parameter of something else")
-        if isinstance(data, torch.Tensor):
-            return torch.nn.Parameter(data, grad)
-        if data is not None and not isinstance(data, TensorRecipe):
+        if type(grad) is not bool or hooks or not isinstance(data, TensorRecipe):
             raise UnusualPayloadError("a parameter of something else")
         return data
 
+    def _describe(
+        self, storage: _Storage, dtype: torch.dtype, shape: list[Any], rest: tuple[Any, Any, Any]
+    ) -> TensorRecipe:
+        grad, hooks, metadata = rest
+        recipe = self._checked(storage, dtype, shape, grad is True, bool(metadata))
+        if type(grad) is not bool or hooks or (metadata and metadata != {"conj": True}) or dtype in _QUANTIZED:
+            raise UnusualPayloadError("a tensor with something attached")
+        self.recipes.append(recipe)
+        return recipe
 
-class _Unpickler(pickle.Unpickler):
-    """Reads ``data.pkl``. It is not referred to by what it reads: that would keep the file's memory for too long."""
+    def _checked(
+        self, storage: _Storage, dtype: torch.dtype, shape: list[Any], grad: bool = False, is_conjugate: bool = False
+    ) -> TensorRecipe:
+        """A tensor that its storage can hold, and that is not, with all others, far larger than what is stored."""
+        offset, size, stride = shape
+        if len(size) != len(stride):
+            raise CorruptCheckpointError("a tensor has an impossible shape")
+        for number in (offset, *size, *stride):
+            if type(number) is not int or not 0 <= number < _LIMIT_64:
+                raise CorruptCheckpointError("a tensor has an impossible shape")
+        recipe = TensorRecipe(storage, dtype, offset, tuple(size), tuple(stride), grad, is_conjugate)
+        if recipe.range_bytes[1] > storage.size_bytes * _ELEMENTS_PER_BYTE.get(dtype, 1):
+            raise CorruptCheckpointError(f"a tensor reaches beyond its record {ascii(storage.record)[:120]}")
+        self.expanded_bytes += expanded_bytes(recipe.size, recipe.stride, dtype.itemsize)
+        if self.expanded_bytes > MAX_EXPANDED_BYTES:
+            raise refused(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than what is stored of them")
+        return recipe
 
-    def __init__(self, data: bytes, rebuilding: _Rebuilding) -> None:
-        super().__init__(io.BytesIO(data))
+
+class _Building:
+    """What torch's pickles call, to build the tensors that were described: one after the other, in the same order."""
+
+    def __init__(self, build: Callable[[], torch.Tensor | None]) -> None:
+        self._build = build
+
+    def tensor(self, *_: Any) -> torch.Tensor | None:
+        return self._build()
+
+    typed_tensor = tensor
+
+    def parameter(self, data: torch.Tensor | None, grad: bool, _: Any) -> torch.Tensor | None:
+        return None if data is None else torch.nn.Parameter(data, grad)
+
+
+class _Names:
+    """What a pickle's names and references stand for."""
+
+    def __init__(self, rebuilding: _Describing | _Building) -> None:
         self._rebuilding = rebuilding
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name in the pickle stands for: one of a few, and never anything that is looked up."""
-        if module == "torch._utils" and name in _REBUILDING:
-            return _Call(getattr(self._rebuilding, _REBUILDING[name]))
-        if found := _NAMES.get((module.replace("__builtin__", "builtins"), name)):
-            return found
-        raise UnusualPayloadError(f"{module}.{name}")
+        if (module, name) in _REBUILDING:
+            return _Call(getattr(self._rebuilding, _REBUILDING[module, name]))
+        return _NAMES.get((module.replace("__builtin__", "builtins"), name)) or Unknown(f"{module}.{name}")
 
-    def persistent_load(self, key: Any) -> _Storage:
-        """The storage that a tensor's description refers to."""
-        match key:
-            case ("storage", _StorageType(dtype), str(record), str(device), int(count)) if count >= 0:
-                return _Storage(f"data/{record}", dtype, count * (dtype.itemsize if dtype else 1), device)
-        raise UnusualPayloadError("another kind of reference")
+
+def _storage_of(key: Any) -> _Storage:
+    """The storage that a tensor's description refers to."""
+    match key:
+        case ("storage", _StorageType(dtype), str(record), str(device), int(count)) if count >= 0:
+            return _Storage(f"data/{record}", dtype, count * (dtype.itemsize if dtype else 1), device)
+    raise refused("it refers to something that is no storage")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a ``data.pkl`` that was checked. What it reads does not refer to it, or the file's memory would stay."""
+
+    def __init__(self, data: bytes, building: _Building) -> None:
+        super().__init__(io.BytesIO(data))
+        self.find_class = _Names(building).find_class  # type: ignore[method-assign]
+
+    def persistent_load(self, _: Any) -> None:
+        """Nobody asks for the storages again."""
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -174,68 +232,115 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _bytearray(*arguments: Any) -> bytearray:
+    match arguments:
+        case () | (bytes(),) | (str(), "latin-1" | "latin1"):
+            return bytearray(*arguments)
+    raise refused("it makes bytes of a length that it only names")
+
+
+def _counter(*arguments: Any) -> Counter[Any]:
+    match arguments:
+        case () | (dict(),):
+            raise UnusualPayloadError("a Counter")
+    raise refused("it counts what was not looked at")
+
+
 _REBUILDING = {
-    "_rebuild_tensor_v2": "tensor",
-    "_rebuild_tensor_v3": "typed_tensor",
-    "_rebuild_parameter": "parameter",
+    ("torch._utils", "_rebuild_tensor_v2"): "tensor",
+    ("torch._utils", "_rebuild_tensor_v3"): "typed_tensor",
+    ("torch._utils", "_rebuild_qtensor"): "quantized_tensor",
+    ("torch._utils", "_rebuild_parameter"): "parameter",
+    ("torch._tensor", "_rebuild_from_type_v2"): "tensor_of_type",
 }
 _NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): _Call(_counter),
     ("builtins", "set"): set,
     ("builtins", "complex"): complex,
-    ("builtins", "bytearray"): bytearray,
+    ("builtins", "bytearray"): _Call(_bytearray),
     ("_codecs", "encode"): _Call(_encode),
     ("torch", "Size"): _Call(torch.Size),
     ("torch", "device"): _Call(torch.device),
     ("torch.storage", "UntypedStorage"): _StorageType(None),
     **{("torch", name): dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)},
-    **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_DTYPES.items()},
+    **{
+        (module, name): _StorageType(dtype)
+        for name, dtype in _STORAGE_DTYPES.items()
+        for module in ("torch", "torch.cuda")
+    },
 }
 
 
 class TorchReader:
-    """One payload, of which what is there is known before any tensor's bytes are read.
+    """One payload, of which what is there is known, and checked, before any tensor's bytes are read.
 
-    Raises :class:`UnusualPayloadError` for what is left to ``torch.load``, and :class:`CorruptCheckpointError`.
+    ``unusual`` says why only ``torch.load`` can read it, and is ``None`` otherwise. Raises
+    :class:`CorruptCheckpointError` for what is no torch file, or contradicts itself, and
+    :class:`~ckpt_lib.errors.UnsafePayloadError` for what would take memory or time out of proportion, or run code.
     """
 
     def __init__(self, file: VerifiedFile) -> None:
         self._archive = TorchArchive(file)
+        if self._archive.record(_PICKLE).size_bytes > MAX_STRUCTURE_BYTES:
+            raise refused(f"its structure is longer than {MAX_STRUCTURE_BYTES} bytes")
         self._pickle = self._archive.bytes_of(_PICKLE)
-        self._recipes: list[TensorRecipe] = []
-        self._outline = self._load(self._note)
-        self._named = list(_named_recipes(self._outline))
-        for recipe in self._recipes:
-            if recipe.storage.size_bytes > self._archive.record(recipe.storage.record).size_bytes:
-                raise CorruptCheckpointError(f"the record {recipe.storage.record!r} is too short for its tensors")
+        self._named: list[tuple[str, TensorRecipe]] = []
+        describing = _Describing()
+        names = _Names(describing)
+        checker = PickleChecker(self._pickle, find_name=names.find_class, find_reference=self._find_storage)
+        self._outline = checker.load()
+        self._recipes = describing.recipes
+        self.unusual = checker.unusual or self._unusual_part()
 
-    def _note(self, recipe: TensorRecipe) -> TensorRecipe:
-        self._recipes.append(recipe)
-        return recipe
+    def _find_storage(self, key: Any) -> _Storage:
+        storage = _storage_of(key)
+        if storage.size_bytes > self._archive.record(storage.record).size_bytes:
+            raise CorruptCheckpointError(f"the record {storage.record!r} is too short for its tensors")
+        return storage
 
-    def _load(self, build: Callable[[TensorRecipe], Any]) -> dict[str, Any]:
+    def _unusual_part(self) -> str | None:
+        if not self._archive.has_native_byte_order:
+            return "another byte order"
+        if type(self._outline) is not dict:
+            return "not a dict"
         try:
-            loaded = _Unpickler(self._pickle, _Rebuilding(build)).load()
+            self._named += _named_recipes(self._outline)
+        except UnusualPayloadError as error:
+            return str(error)
+        return None
+
+    def _require_usual(self) -> None:
+        if self.unusual is not None:
+            raise UnusualPayloadError(self.unusual)
+
+    def check_all(self) -> None:
+        """Verify the whole file and the heads of all records, as must be before ``torch.load`` reads it."""
+        self._archive.check_all()
+
+    def _load(self, build: Callable[[], torch.Tensor | None]) -> dict[str, Any]:
+        try:
+            loaded: dict[str, Any] = _Unpickler(self._pickle, _Building(build)).load()
         except (CheckpointError, UnusualPayloadError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a pickle that is none runs into: torch says what is wrong with it
             raise UnusualPayloadError("not a pickle of torch") from error
-        if type(loaded) is not dict:
-            raise UnusualPayloadError("not a dict")
         return loaded
 
     def read(self, keys: Collection[str] | None, device: torch.device | None) -> Payload:
         """Verify and build what is named. Tensors on the processor are views of the file's memory."""
+        self._require_usual()
         named = self._named if keys is None else _named_recipes(select(self._outline, keys))
         wanted = {id(recipe): recipe for _, recipe in named}
         self._archive.require({recipe.storage.record for recipe in wanted.values()})
         if device is None and any(recipe.storage.device != "cpu" for recipe in wanted.values()):
             raise UnusualPayloadError("tensors that go back to where they were")
-        chosen = [id(recipe) in wanted for recipe in self._recipes]
+        chosen = [recipe if id(recipe) in wanted else None for recipe in self._recipes]
         return select(self._load(_Builder(self._archive, chosen, device or torch.device("cpu"))), keys)
 
     def tensor_ranges(self) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file; where a record's head is damaged, the record's."""
+        self._require_usual()
         starts = {recipe.storage.record: self._start_of(recipe.storage.record) for recipe in self._recipes}
         ranges: dict[str, list[tuple[int, int]]] = {}
         for name, recipe in self._named:
@@ -255,14 +360,15 @@ class TorchReader:
 class _Builder:
     """Builds the tensors that are chosen, in the order of the pickle; those that shared a storage share it again."""
 
-    def __init__(self, archive: TorchArchive, chosen: Iterable[bool], device: torch.device) -> None:
+    def __init__(self, archive: TorchArchive, chosen: Iterable[TensorRecipe | None], device: torch.device) -> None:
         self._archive = archive
         self._chosen = iter(chosen)
         self._device = device
         self._storages: dict[str, torch.UntypedStorage] = {}
 
-    def __call__(self, recipe: TensorRecipe) -> torch.Tensor | None:
-        if not next(self._chosen):
+    def __call__(self) -> torch.Tensor | None:
+        recipe = next(self._chosen)
+        if recipe is None:
             return None
         tensor = torch.empty(0, dtype=recipe.dtype, device=self._device)
         tensor.set_(self._storage(recipe.storage), recipe.offset, recipe.size, recipe.stride)
@@ -313,6 +419,14 @@ def tensor_ranges(file: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         return {}
 
 
+def check_structure(data: bytes) -> None:
+    """Carry a ``data.pkl`` out as a reader would, before there is a file. Raises what :class:`TorchReader` does."""
+    PickleChecker(data, find_name=_Names(_Describing()).find_class, find_reference=_storage_of).load()
+
+
+_LOOKED_INTO = (dict, list, tuple, _Immutable)
+
+
 def _named_recipes(value: Any) -> Iterator[tuple[str, TensorRecipe]]:
     """Every tensor in nested containers by its dotted name, one that is met twice by both.
 
@@ -329,10 +443,11 @@ def _named_recipes(value: Any) -> Iterator[tuple[str, TensorRecipe]]:
         elif isinstance(item, dict | list | tuple) and id(item) not in met:
             met.add(id(item))
             before = f"{name}." if name else ""
-            waiting += [(f"{before}{key}", entry) for key, entry in reversed(_entries(item))]
+            entries = [(key, entry) for key, entry in _entries(item) if isinstance(entry, _LOOKED_INTO)]
+            waiting += [(f"{before}{key}", entry) for key, entry in reversed(entries)]
 
 
-def _entries(item: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[Any, Any]]:
+def _entries(item: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
     if isinstance(item, OrderedDict):
-        return [*item.items(), *vars(item).items()]
-    return list(item.items() if isinstance(item, dict) else enumerate(item))
+        return [*item.items(), *vars(item).items()]  # of which none hides a method: the check saw to that
+    return item.items() if isinstance(item, dict) else enumerate(item)

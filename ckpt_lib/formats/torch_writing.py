@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
-from ckpt_lib.errors import UnsupportedStateError
+from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload
-from ckpt_lib.formats.zip_writing import ZipWriter
+from ckpt_lib.formats.pickle_checking import MAX_STEPS, MAX_STRUCTURE_BYTES
+from ckpt_lib.formats.torch_reading import check_structure
+from ckpt_lib.formats.zip_writing import ZipWriter, archive_size_bytes
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain
 
@@ -44,18 +46,52 @@ _STORAGE_TYPES = {
 }
 
 
-def write_archive(payload: Payload, stream: HashingWriter) -> None:
-    """Write ``payload`` to ``stream`` from start to end; no tensor is copied as a whole, but for gappy views."""
-    structure = io.BytesIO()
-    pickler = _Pickler(structure, Spans(payload))
-    pickler.dump(payload)
-    archive = ZipWriter(stream)
-    archive.write("archive/data.pkl", len(structure.getbuffer()), [structure.getbuffer()])
-    archive.write("archive/byteorder", len(sys.byteorder), [sys.byteorder.encode()])
-    for number, record in enumerate(pickler.records):
-        archive.write(f"archive/data/{number}", record.size_bytes, _blocks(record.dense()))
-    archive.write("archive/version", 2, [b"3\n"])
-    archive.finish()
+class Archive:
+    """A payload laid out as the records of an archive, before any of it is written."""
+
+    def __init__(self, payload: Payload) -> None:
+        structure = io.BytesIO()
+        pickler = _Pickler(structure, Spans(payload))
+        pickler.dump(payload)
+        _check_length(structure)
+        self._head: dict[str, bytes | memoryview] = {
+            "archive/data.pkl": structure.getbuffer(),
+            "archive/byteorder": sys.byteorder.encode(),
+        }
+        self._spans = {f"archive/data/{number}": span for number, span in enumerate(pickler.records)}
+        self._tail: dict[str, bytes | memoryview] = {"archive/version": b"3\n"}
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the file will be, to the byte."""
+        head, tail = ([(name, len(data)) for name, data in part.items()] for part in (self._head, self._tail))
+        return archive_size_bytes([*head, *((name, span.size_bytes) for name, span in self._spans.items()), *tail])
+
+    def write(self, stream: HashingWriter) -> None:
+        """Write it to ``stream`` from start to end; no tensor is copied as a whole, but for gappy views."""
+        archive = ZipWriter(stream)
+        for name, data in self._head.items():
+            archive.write(name, len(data), [data])
+        for name, span in self._spans.items():
+            archive.write(name, span.size_bytes, _blocks(span.dense()))
+        for name, data in self._tail.items():
+            archive.write(name, len(data), [data])
+        archive.finish()
+
+
+def _check_length(structure: io.BytesIO) -> None:
+    """Refuse what no reader would take: a structure shorter than the number of steps allowed cannot be too long."""
+    size_bytes = len(structure.getbuffer())
+    if size_bytes <= MAX_STEPS:
+        return
+    try:
+        check_structure(structure.getvalue())
+    except UnsafePayloadError as error:
+        raise UnsupportedStateError(
+            f"the state has too many parts to be read back: {size_bytes} bytes describe them",
+            expected=f"a structure of at most {MAX_STRUCTURE_BYTES} bytes and {MAX_STEPS} steps beside the tensors",
+            hint="Long texts, bytes and lists belong in tensors: torch.frombuffer(data, dtype=torch.uint8).",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from ckpt_lib.errors import (
     UnsupportedStateError,
 )
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.expansion import MAX_EXPANDED_BYTES, expanded_bytes
+from ckpt_lib.formats.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch_archive import UnusualPayloadError
-from ckpt_lib.formats.torch_reading import read_views, tensor_ranges
-from ckpt_lib.formats.torch_writing import write_archive
+from ckpt_lib.formats.torch_reading import TorchReader, tensor_ranges
+from ckpt_lib.formats.torch_writing import Archive
 from ckpt_lib.stream import HashingWriter, VerifiedFile
+from ckpt_lib.stream.spans import tensors_in
 
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -39,16 +41,19 @@ class TorchZipFormat:
     def prepare(self, payload: Mapping[str, Any]) -> Payload:
         """Check that ``weights_only`` loading will take every object; NumPy scalars become Python numbers."""
         try:
-            return {key: _plain(value, key) for key, value in payload.items()}
+            prepared = {key: _plain(value, key) for key, value in payload.items()}
         except RecursionError as error:
             raise _too_deep() from error
+        _check_expansion(prepared)
+        return prepared
+
+    def size_bytes(self, payload: Payload) -> int:
+        """How large the file will be, to the byte."""
+        return _lay_out(payload).size_bytes
 
     def write(self, payload: Payload, stream: HashingWriter) -> None:
         """Write what ``torch.save`` would; see :mod:`ckpt_lib.formats.torch_writing`."""
-        try:
-            write_archive(payload, stream)
-        except RecursionError as error:
-            raise _too_deep() from error
+        _lay_out(payload).write(stream)
 
     def read(
         self,
@@ -64,16 +69,29 @@ class TorchZipFormat:
         """
         _check_device(map_location)
         file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
-        if not trust_pickle and (map_location is None or isinstance(map_location, str | torch.device)):
-            with contextlib.suppress(UnusualPayloadError):
-                return read_views(file, keys, None if map_location is None else torch.device(map_location))
-        file.require_all()
+        if trust_pickle:
+            file.require_all()
+        else:
+            if keys is None:
+                file.require_all()
+            reader = TorchReader(file)
+            if map_location is None or isinstance(map_location, str | torch.device):
+                with contextlib.suppress(UnusualPayloadError):
+                    return reader.read(keys, None if map_location is None else torch.device(map_location))
+            reader.check_all()
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch_reading.tensor_ranges`."""
         return tensor_ranges(source)
+
+
+def _lay_out(payload: Payload) -> Archive:
+    try:
+        return Archive(payload)
+    except RecursionError as error:
+        raise _too_deep() from error
 
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
@@ -93,6 +111,20 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
     if not isinstance(loaded, dict):
         raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
     return loaded
+
+
+def _check_expansion(payload: Payload) -> None:
+    """Refuse what a reader would refuse: see :mod:`ckpt_lib.formats.expansion`."""
+    total_bytes = 0
+    for tensor in {id(tensor): tensor for tensor in tensors_in(payload)}.values():
+        if tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
+            total_bytes += expanded_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
+    if total_bytes > MAX_EXPANDED_BYTES:
+        raise UnsupportedStateError(
+            f"expanded tensors of the state are {total_bytes} bytes larger than the memory that they lie in",
+            expected=f"at most {MAX_EXPANDED_BYTES} bytes",
+            hint="Store the tensor that was expanded, and expand it after loading.",
+        )
 
 
 def _too_deep() -> UnsupportedStateError:

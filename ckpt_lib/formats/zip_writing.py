@@ -49,6 +49,11 @@ class _Record:
     def is_large(self) -> bool:
         return self.size_bytes >= _LIMIT_32
 
+    @property
+    def descriptor(self) -> struct.Struct:
+        """The layout of what follows the bytes."""
+        return _DESCRIPTOR_ZIP64 if self.is_large else _DESCRIPTOR
+
     def central_header(self) -> bytes:
         large = [self.size_bytes] * 2 * self.is_large + [self.start] * (self.start >= _LIMIT_32)
         extra = struct.pack(f"<2H{len(large)}Q", _ZIP64_EXTRA, 8 * len(large), *large) if large else b""
@@ -79,8 +84,7 @@ class ZipWriter:
             crc = zlib_ng.crc32(block, crc)
             self._stream.write(block)
         record = _Record(name.encode("ascii"), start, size_bytes, crc)
-        descriptor = _DESCRIPTOR_ZIP64 if record.is_large else _DESCRIPTOR
-        self._stream.write(descriptor.pack(b"PK\x07\x08", crc, size_bytes, size_bytes))
+        self._stream.write(record.descriptor.pack(b"PK\x07\x08", crc, size_bytes, size_bytes))
         self._records.append(record)
 
     def finish(self) -> None:
@@ -95,6 +99,19 @@ class ZipWriter:
             directory += _LOCATOR.pack(b"PK\x06\x07", 0, end, 1)
         counts, places = [min(count, _LIMIT_16)] * 2, [min(end - start, _LIMIT_32), min(start, _LIMIT_32)]
         self._stream.write(directory + _END.pack(b"PK\x05\x06", 0, 0, *counts, *places, 0))
+
+
+def archive_size_bytes(records: Iterable[tuple[str, int]]) -> int:
+    """How large an archive of records of these names and sizes is, which :class:`ZipWriter` would write."""
+    end = directory_size_bytes = count = 0
+    for name, size_bytes in records:
+        record = _Record(name.encode("ascii"), end, size_bytes, crc=0)
+        end += len(_local_header(record.name, end, size_bytes)) + size_bytes + record.descriptor.size
+        directory_size_bytes += len(record.central_header())
+        count += 1
+    end += directory_size_bytes
+    is_zip64 = count >= _LIMIT_16 or end >= _LIMIT_32
+    return end + (_END_ZIP64.size + _LOCATOR.size) * is_zip64 + _END.size
 
 
 def _local_header(name: bytes, start: int, size_bytes: int) -> bytes:

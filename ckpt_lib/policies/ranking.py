@@ -19,6 +19,9 @@ class Ranked(Protocol):
     @property
     def metrics(self) -> Mapping[str, Metric]: ...
 
+    @property
+    def healthy(self) -> bool: ...
+
 
 R = TypeVar("R", bound=Ranked)
 
@@ -38,7 +41,8 @@ def is_better(value: Metric, than: Metric, mode: Mode) -> bool:
 
 
 def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
-    """The records that compete, best first; of equals, the earlier saved comes first."""
+    """The records that compete, best first; of equals, the earlier saved comes first. Unhealthy ones do not compete."""
     sign = 1 if monitor.mode == "min" else -1
-    competing = [(value, record) for record in records if is_rankable(value := record.metrics.get(monitor.metric))]
+    healthy = (record for record in records if record.healthy)
+    competing = [(value, record) for record in healthy if is_rankable(value := record.metrics.get(monitor.metric))]
     return [record for value, record in sorted(competing, key=lambda pair: (sign * pair[0], pair[1].sequence))]

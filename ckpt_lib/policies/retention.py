@@ -1,133 +1,65 @@
-"""What stays: policies as frozen values, and a pure planner that gives a reason for every checkpoint.
+"""What stays: a pure planner that gives a reason for every checkpoint. The rules themselves are in ``keeping``.
 
 The planner deletes nothing. Whatever the policy says, a plan keeps the newest valid checkpoint, the best valid one,
 pinned ones, those in use (``protected``), and damaged ones, which wait for repair and count towards no limit.
+
+Unhealthy ones, of a run that went to NaN, never stand for the newest or the best while there is a healthy one, and take
+no healthy one's place: the policy judges the healthy and the unhealthy ones separately.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ckpt_lib.config import Mode, Monitor, config_error
-from ckpt_lib.metadata import StoredMetric
+from ckpt_lib.config import Monitor
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.policies.keeping import (
+    KeepAllOf,
+    KeepAnyOf,
+    KeepAtMost,
+    KeepBest,
+    KeepEvery,
+    KeepNewerThan,
+    KeepNewest,
+    KeepNot,
+    KeepPeriods,
+    KeepPinned,
+    KeepTagged,
+    KeepWithin,
+    Reasons,
+    RetentionPolicy,
+    RetentionRecord,
+    Status,
+)
 from ckpt_lib.policies.ranking import ranked
 
-Status = Literal["valid", "unverified", "damaged"]
-
-
-class RetentionRecord(BaseModel):
-    """One checkpoint as far as retention may ask."""
-
-    model_config = ConfigDict(frozen=True)
-
-    checkpoint_id: str
-    sequence: int
-    epoch: int
-    step: int
-    timestamp: datetime
-    size_bytes: int
-    metrics: Mapping[str, StoredMetric] = {}
-    tags: tuple[str, ...] = ()
-    pinned: bool = False
-    status: Status = "unverified"
-
-
-class _Policy(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    if not TYPE_CHECKING:  # type checkers know the options from the fields
-
-        def __init__(self, **options: Any) -> None:
-            # As in CheckpointConfig: a wrong option raises our one error.
-            try:
-                super().__init__(**options)
-            except ValidationError as error:
-                raise config_error(error) from None
-
-    @abstractmethod
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        """Id to reason for each checkpoint this policy keeps. ``records`` are undamaged, newest first."""
-
-
-class KeepNewest(_Policy):
-    """Keep the ``count`` newest."""
-
-    kind: Literal["newest"] = "newest"
-    count: int = Field(default=10, ge=0)
-
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        return {
-            record.checkpoint_id: f"newest {position} of {self.count}"
-            for position, record in enumerate(records[: self.count], start=1)
-        }
-
-
-class KeepBest(_Policy):
-    """Keep the ``count`` best by ``metric``; NaN, infinities, text and missing values never compete."""
-
-    kind: Literal["best"] = "best"
-    metric: str = "val_loss"
-    mode: Mode = "min"
-    count: int = Field(default=1, ge=0)
-
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        best = ranked(records, Monitor(metric=self.metric, mode=self.mode))[: self.count]
-        return {
-            record.checkpoint_id: f"best {position} of {self.count} by {self.metric}"
-            for position, record in enumerate(best, start=1)
-        }
-
-
-class KeepTagged(_Policy):
-    """Keep what carries one of ``tags``."""
-
-    kind: Literal["tagged"] = "tagged"
-    tags: tuple[str, ...] = Field(min_length=1)
-
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        tagged = ((record, next((tag for tag in self.tags if tag in record.tags), None)) for record in records)
-        return {record.checkpoint_id: f"tagged {tag!r}" for record, tag in tagged if tag is not None}
-
-
-class KeepAtMost(_Policy):
-    """Keep ``count`` in all: the best by ``metric``, and the newest others. ``max_checkpoints`` stands for this.
-
-    Pinned checkpoints stay besides and do not use up the number.
-    """
-
-    kind: Literal["at_most"] = "at_most"
-    count: int = Field(default=10, ge=0)
-    metric: str = "val_loss"
-    mode: Mode = "min"
-
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        rolling = [record for record in records if not record.pinned]
-        best = KeepBest(metric=self.metric, mode=self.mode, count=min(self.count, 1)).reasons(rolling)
-        others = [record for record in rolling if record.checkpoint_id not in best]
-        newest = others[: self.count - len(best)]
-        return best | {record.checkpoint_id: f"among the {self.count} to keep" for record in newest}
-
-
-class KeepAnyOf(_Policy):
-    """Keep what at least one of ``policies`` keeps; the first to keep it gives the reason."""
-
-    kind: Literal["any_of"] = "any_of"
-    policies: tuple[RetentionPolicy, ...] = Field(min_length=1)
-
-    def reasons(self, records: Sequence[RetentionRecord]) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        for policy in self.policies:
-            reasons = policy.reasons(records) | reasons
-        return reasons
-
-
-RetentionPolicy = Annotated[KeepNewest | KeepBest | KeepTagged | KeepAtMost | KeepAnyOf, Field(discriminator="kind")]
-KeepAnyOf.model_rebuild()
+__all__ = [
+    "Decision",
+    "KeepAllOf",
+    "KeepAnyOf",
+    "KeepAtMost",
+    "KeepBest",
+    "KeepEvery",
+    "KeepNewerThan",
+    "KeepNewest",
+    "KeepNot",
+    "KeepPeriods",
+    "KeepPinned",
+    "KeepTagged",
+    "KeepWithin",
+    "RetentionPlan",
+    "RetentionPolicy",
+    "RetentionRecord",
+    "Status",
+    "plan_retention",
+    "policy_from_yaml",
+]
 
 
 class Decision(BaseModel):
@@ -169,43 +101,96 @@ def plan_retention(
     records: Iterable[RetentionRecord],
     policy: RetentionPolicy,
     *,
+    now: datetime,
     monitors: Collection[Monitor],
     protected: Mapping[str, str] | None = None,
 ) -> RetentionPlan:
     """Decide about every record. Each of ``monitors`` says what a best one is; ``protected`` maps ids to reasons.
 
-    Order is by sequence alone: no clock, and no time stamp of a file, has a say.
+    Order is by sequence alone: no clock, and no time stamp of a file, has a say in it. ``now`` is for rules about age;
+    whatever it is, what always stays does stay. Raises :class:`~ckpt_lib.errors.ConfigError` when it has no time zone.
     """
+    if now.tzinfo is None:
+        raise ConfigError("now must have a time zone", got=repr(now), hint="datetime.now(UTC)")
     newest_first = sorted(records, key=lambda record: (record.sequence, record.checkpoint_id), reverse=True)
     whole = [record for record in newest_first if record.status != "damaged"]
-    reasons = policy.reasons(whole) | dict(protected or {}) | _always_kept(newest_first, whole, monitors)
+    reasons = _wanted(policy, whole, now) | dict(protected or {}) | _always_kept(newest_first, whole, monitors)
     return RetentionPlan(
         decisions=tuple(
             Decision(
                 checkpoint_id=record.checkpoint_id,
                 keep=record.checkpoint_id in reasons,
-                reason=reasons.get(record.checkpoint_id, "no rule keeps it"),
-                **record.model_dump(include={"epoch", "step", "size_bytes", "status"}),
+                reason=reasons.get(record.checkpoint_id) or _said_of(record, "no rule keeps it"),
+                epoch=record.epoch,
+                step=record.step,
+                size_bytes=record.size_bytes,
+                status=record.status,
             )
             for record in newest_first
         )
     )
 
 
+def _wanted(policy: RetentionPolicy, whole: Sequence[RetentionRecord], now: datetime) -> Reasons:
+    """What the policy itself keeps: asked about the healthy ones, and then about the others."""
+    reasons: Reasons = {}
+    for healthy in (True, False):
+        alike = [record for record in whole if record.healthy is healthy]
+        found = policy.reasons(alike, now) if alike else {}
+        reasons |= {
+            record.checkpoint_id: _said_of(record, found[record.checkpoint_id])
+            for record in alike
+            if record.checkpoint_id in found
+        }
+    return reasons
+
+
+def _said_of(record: RetentionRecord, reason: str) -> str:
+    return reason if record.healthy else f"unhealthy: {reason}"
+
+
 def _always_kept(
     records: Sequence[RetentionRecord], whole: Sequence[RetentionRecord], monitors: Collection[Monitor]
-) -> dict[str, str]:
+) -> Reasons:
     reasons: dict[str, dict[str, None]] = {}
 
     def keep(kept: Iterable[RetentionRecord], reason: str) -> None:
         for record in kept:
-            reasons.setdefault(record.checkpoint_id, {})[reason.format(status=record.status)] = None
+            reasons.setdefault(record.checkpoint_id, {})[reason] = None
 
     keep((record for record in records if record.pinned), "pinned")
     keep((record for record in records if record.status == "damaged"), "damaged: waits for repair")
     # Both: an unverified checkpoint may turn out damaged, and then the newest valid one is what is left.
     for candidates in (whole, [record for record in whole if record.status == "valid"]):
-        keep(candidates[:1], "newest {status}")
+        healthy = [record for record in candidates if record.healthy]
+        # Better an unhealthy one than none at all.
+        for record in (healthy or candidates)[:1]:
+            keep([record], _said_of(record, f"newest {record.status}"))
         for monitor in monitors:
-            keep(ranked(candidates, monitor)[:1], f"best {{status}} by {monitor.metric}")
+            for record in ranked(healthy, monitor)[:1]:
+                keep([record], f"best {record.status} by {monitor.metric}")
     return {checkpoint_id: ", ".join(found) for checkpoint_id, found in reasons.items()}
+
+
+def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:
+    """Read a policy from a YAML file, such as ``{kind: newest, count: 5}``.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a missing or unreadable file, or for anything but a policy.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"the policy file cannot be read: {error}", path=str(path)) from error
+    try:
+        return _ADAPTER.validate_python(loaded)
+    except ValidationError as error:
+        # Without what was given, which may be any amount of text.
+        problems = (item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False))
+        raise ConfigError(
+            f"the policy file holds no retention policy: {'; '.join(problems)}",
+            path=str(path),
+            hint="A policy is a mapping such as `{kind: newest, count: 5}`.",
+        ) from error
+
+
+_ADAPTER: TypeAdapter[RetentionPolicy] = TypeAdapter(RetentionPolicy)

@@ -20,6 +20,8 @@ class SavedRecord:
     epoch: int
     step: int
     metrics: Mapping[str, Metric]
+    healthy: bool = True
+    """``False`` for what a health check marked, or has not looked at yet."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class EverySeconds:
 
 @dataclass(frozen=True)
 class OnImprovement:
-    """Save when ``metric`` beats every checkpoint of the experiment. NaN and infinities never do.
+    """Save when ``metric`` beats every healthy checkpoint of the experiment. NaN and infinities never do.
 
     Raises :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would
     otherwise mean that nothing is ever saved.

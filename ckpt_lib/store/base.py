@@ -33,6 +33,19 @@ class Entry:
     modified_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """Something in a folder whose owner is dead or, with ``over_in_seconds``, seems to be.
+
+    In that case, whoever sees it unchanged for so long may take it for dead.
+    """
+
+    name: str
+    size_bytes: int
+    message: str
+    over_in_seconds: float = 0.0
+
+
 class PendingFile(Protocol):
     """A file without a name. :meth:`FolderLock.publish` gives it one; :meth:`discard` or, once its owner is dead, a
     sweep removes it.
@@ -44,6 +57,13 @@ class PendingFile(Protocol):
 
     def sync(self) -> None:
         """Make the bytes durable. A failure is final: the file can only be discarded."""
+        ...
+
+    def open_read(self) -> BinaryIO:
+        """Open what was synced for reading, from the disk and not from memory where the system can tell the two apart.
+
+        To be closed before the file is published.
+        """
         ...
 
     def discard(self) -> None:
@@ -70,6 +90,13 @@ class FolderLock(Protocol):
         """Write a small file: all of it under its name, replacing what was there, or nothing.
 
         With ``durable``, its bytes are durable before it has its name; the name is, after :meth:`sync`.
+        """
+        ...
+
+    def link(self, path: str, other: str) -> None:
+        """Give a file of this folder a second name, replacing what had that, without room for a copy.
+
+        The file counts as changed now.
         """
         ...
 
@@ -142,6 +169,10 @@ class Store(Protocol):
 
     def held(self, folder: str) -> dict[str, str]:
         """What living processes, this one included, hold in ``folder``: name to reason."""
+        ...
+
+    def leftovers(self, folder: str) -> list[Leftover]:
+        """What :meth:`FolderLock.sweep` would remove, and what it may remove later; nothing is changed."""
         ...
 
     def free_bytes(self, folder: str) -> int | None:

@@ -18,6 +18,9 @@ IS_POSIX = os.name == "posix"
 _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
+_surely_named: set[tuple[int, int]] = set()
+"""Folders whose own names this process has made durable: one that is there may be that of a process killed before."""
+
 
 class Directory:
     """Names may have parts, ``"a/b"``. Every method raises ``OSError``."""
@@ -87,6 +90,12 @@ class Directory:
     def link(self, source: str, target: str) -> None:
         os.link(self._name(source), self._name(target), follow_symlinks=False, **self._from_here_to_here())
 
+    def symlink(self, text: str, name: str) -> None:
+        os.symlink(text, self._name(name), **self._at)
+
+    def readlink(self, name: str) -> str:
+        return os.readlink(self._name(name), **self._at)
+
     def names(self, name: str = ".") -> list[str]:
         """What is in a folder in here, or in this one."""
         if not self._at:
@@ -128,6 +137,10 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
     if create:
         _make_root(root)
     current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
+    if create and current.identity not in _surely_named:
+        with contextlib.suppress(OSError):  # the folder above is not ours, and may be one that we cannot open
+            _sync_folder(root.parent)
+        _surely_named.add(current.identity)
     for part in parts:
         with current:
             current = _open_child(current, part, create)
@@ -136,20 +149,28 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
 
 def _open_child(parent: Directory, name: str, create: bool) -> Directory:
     path = parent.path / name
-    if create and not parent.exists(name):
+    is_new = create and not parent.exists(name)
+    if is_new:
         with contextlib.suppress(FileExistsError):
             parent.mkdir(name)
-        parent.sync()
     if not IS_POSIX:
         if not stat.S_ISDIR(parent.lstat(name).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         return Directory(path, None)
     try:
-        return Directory(path, parent.open(name, _FOLDER_FLAGS))
+        child = Directory(path, parent.open(name, _FOLDER_FLAGS))
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link
             raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path)) from error
         raise
+    if is_new or (create and child.identity not in _surely_named):
+        try:
+            parent.sync()
+        except BaseException:
+            child.close()
+            raise
+        _surely_named.add(child.identity)
+    return child
 
 
 def _make_root(folder: Path) -> None:
@@ -160,5 +181,9 @@ def _make_root(folder: Path) -> None:
         folder.mkdir()
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    with Directory(folder.parent, os.open(folder.parent, _FOLDER_FLAGS) if IS_POSIX else None) as parent:
-        parent.sync()
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with Directory(folder, os.open(folder, _FOLDER_FLAGS) if IS_POSIX else None) as directory:
+        directory.sync()

@@ -230,6 +230,13 @@ class LocalFolderLock:
                     self._directory.unlink(staged)
                 raise
 
+    def link(self, path: str, other: str) -> None:
+        staged = self._staged_name()
+        with self._errors():
+            self._directory.link(self._name_of(path), staged)
+            self._directory.touch(staged)
+            self._directory.replace(staged, self._name_of(other))
+
     def delete(self, path: str) -> None:
         name, staged = self._name_of(path), self._staged_name()
         with self._errors():
@@ -264,6 +271,7 @@ class LocalFolderLock:
 
     def sweep(self) -> list[str]:
         with self._errors():
+            leases.remove_new(self._directory)
             return _bury_all_that_are_over(self._directory, self._lease.token)
 
     def _staged_name(self) -> str:

@@ -31,6 +31,7 @@ from queue import Empty, SimpleQueue
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.store.directory import Directory
+from ckpt_lib.store.os_errors import is_full
 from ckpt_lib.store.owners import Owner, is_proven_dead, this_process
 
 logger = logging.getLogger("ckpt_lib")
@@ -43,14 +44,19 @@ BROKEN_PREFIX = ".ckpt-broken-"
 _WITH_TOKEN = re.compile(
     f"(?:{re.escape(LEASE_PREFIX)}(?P<living>[0-9a-f]{{16}}))|(?:{re.escape(BROKEN_PREFIX)}(?P<broken>[0-9a-f]{{16}})-.*)"
 )
+NEW_PREFIX = ".ckpt-new-"
 _MAX_BYTES = 2**20
 _MAX_SLEEP_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
 """How long a lease is kept that nothing needs: making and removing folders costs more than a whole small save."""
-_LEASE_FILE = "lease"
-_FREE_FILE = "free"
+LEASE_FILE = "lease"
+FREE_FILE = "free"
 FREE = b"free"
+_TOKEN = re.compile("[0-9a-f]{16}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_abandoned: set[str] = set()
+"""The leases of this process that it could not remove."""
 
 
 class LeaseContent(BaseModel):
@@ -58,7 +64,7 @@ class LeaseContent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    token: str
+    token: str = Field(pattern=r"^[0-9a-f]{16}$")  # it becomes a part of paths
     owner: Owner
     taken_at: str
     ttl_seconds: float = Field(gt=0, allow_inf_nan=False)
@@ -79,13 +85,36 @@ class Lease:
         """The lease that this process took after this one; what was held is held by that."""
         self._pid = os.getpid()
         self._taken_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._is_empty = False
         try:
-            self.directory.mkdir(self.name)
-            self._write(self._file, self._content())
-            self._write(f"{self.name}/{_FREE_FILE}", FREE)
+            self._appear()
         except BaseException:
             self.end()
             raise
+
+    def _appear(self) -> None:
+        """Under another name at first: killed halfway, this would leave a lease that says nothing of its owner, for
+        whose end everyone had to wait.
+        """
+        new = NEW_PREFIX + self.token
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a sweep removed it
+                self.directory.mkdir(new)
+                self._fill(new)
+                self.directory.rename(new, self.name)
+                return
+            if not self.directory.is_where_it_was():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory.path))
+
+    def _fill(self, name: str) -> None:
+        try:
+            self._write(f"{name}/{LEASE_FILE}", self._content())
+            self._write(f"{name}/{FREE_FILE}", FREE)
+        except OSError as error:
+            # Whoever wants to make room on a full disk needs a lease for it: an empty one, that is renewed, has to do.
+            if not is_full(error) or not self.directory.exists(f"{name}/{LEASE_FILE}"):
+                raise
+            self._is_empty = True
 
     @property
     def name(self) -> str:
@@ -93,7 +122,7 @@ class Lease:
 
     @property
     def _file(self) -> str:
-        return f"{self.name}/{_LEASE_FILE}"
+        return f"{self.name}/{LEASE_FILE}"
 
     def new_name(self) -> str:
         """A name for an unfinished file, which goes with the lease."""
@@ -101,12 +130,18 @@ class Lease:
 
     def sign(self, name: str) -> None:
         """Make a file that names this lease, in one step; raises ``FileExistsError`` when there is one."""
-        _link_or_copy(self.directory, self._file, name)
+        if self._is_empty:
+            self.directory.symlink(self.token, name)  # which needs no room; nobody follows it
+        else:
+            _link_or_copy(self.directory, self._file, name)
 
     def sign_off(self, name: str) -> None:
         """Replace such a file by one that says that nobody has what it stands for, in one step."""
         free = self.new_name()
-        _link_or_copy(self.directory, f"{self.name}/{_FREE_FILE}", free)
+        if self._is_empty:
+            self.directory.symlink(FREE.decode(), free)
+        else:
+            _link_or_copy(self.directory, f"{self.name}/{FREE_FILE}", free)
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
@@ -150,9 +185,12 @@ class Lease:
         return self._pid == os.getpid()
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.is_ours:
+        if self.is_ours:
+            try:
+                remove_tree(self.directory, NEW_PREFIX + self.token)
                 remove_tree(self.directory, self.name)
+            except OSError:  # this process, at least, need not wait for itself when the store works again
+                _abandoned.add(self.token)
         self.directory.close()
 
     def _rewrite(self) -> None:
@@ -385,7 +423,7 @@ def read_lease(directory: Directory, token: str) -> LeaseContent | None:
     Raises ``FileNotFoundError`` when there is none.
     """
     try:
-        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{_LEASE_FILE}"))
+        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
@@ -403,7 +441,18 @@ def read_signature(directory: Directory, name: str) -> str | None:
     except FileNotFoundError:
         raise
     except (OSError, ValidationError):
-        return None
+        return _read_link(directory, name)
+
+
+def _read_link(directory: Directory, name: str) -> str | None:
+    """What a signature says that was made on a full disk."""
+    with contextlib.suppress(OSError):
+        text = directory.readlink(name)
+        if text == FREE.decode():
+            return ""
+        if _TOKEN.fullmatch(text):
+            return text
+    return None
 
 
 def _read(directory: Directory, name: str) -> bytes:
@@ -416,9 +465,11 @@ def _read(directory: Directory, name: str) -> bytes:
 
 def is_over(directory: Directory, token: str) -> bool:
     """Whether nobody owns the lease any more: it is gone, its owner is dead, or it was not renewed for too long."""
+    if token in _abandoned:
+        return True
     try:
         try:
-            found = directory.lstat(f"{LEASE_PREFIX}{token}/{_LEASE_FILE}")
+            found = directory.lstat(f"{LEASE_PREFIX}{token}/{LEASE_FILE}")
         except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
             found = directory.lstat(LEASE_PREFIX + token)
         content = read_lease(directory, token)
@@ -428,8 +479,12 @@ def is_over(directory: Directory, token: str) -> bool:
             return True
     if content is not None and is_proven_dead(content.owner):
         return True
-    ttl_seconds = LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
-    return is_unchanged_for(ttl_seconds, directory, token, found)
+    return is_unchanged_for(ttl_seconds(content), directory, token, found)
+
+
+def ttl_seconds(content: LeaseContent | None) -> float:
+    """How long a lease lasts when it is not renewed."""
+    return LEASE_SECONDS if content is None else min(content.ttl_seconds, MAX_LEASE_SECONDS)
 
 
 def is_unchanged_for(seconds: float, directory: Directory, name: str, found: os.stat_result) -> bool:
@@ -468,6 +523,16 @@ def bury(directory: Directory, token: str) -> list[str]:
     return removed
 
 
+def remove_new(directory: Directory) -> None:
+    """Remove leases that are being written. A living owner writes his again: none of his steps finds its path."""
+    for name, _ in directory.scan():
+        if name.startswith(NEW_PREFIX):
+            broken = f"{BROKEN_PREFIX}{secrets.token_hex(8)}-new"  # under a token that nobody has
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(name, broken)
+                remove_tree(directory, broken)
+
+
 def tokens(directory: Directory) -> set[str]:
     """The token of every lease in a folder, and of those that were taken away."""
     names = (_WITH_TOKEN.fullmatch(name) for name, _ in directory.scan())
@@ -486,7 +551,7 @@ def remove_tree(directory: Directory, name: str) -> list[str]:
             return []
         for inner in directory.names(name):
             remove_tree(directory, f"{name}/{inner}")
-            if inner not in (_LEASE_FILE, _FREE_FILE):
+            if inner not in (LEASE_FILE, FREE_FILE):
                 unfinished.append(inner)
         try:
             directory.rmdir(name)

@@ -8,8 +8,6 @@ or for none. What a dead process left is told from what a living one writes by i
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import os
 import shutil
 import stat
@@ -20,13 +18,15 @@ from typing import BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from ckpt_lib.errors import StoreError
-from ckpt_lib.store.base import Entry
+from ckpt_lib.errors import StoreError, StoreUnavailableError
+from ckpt_lib.store.base import Entry, Leftover
 from ckpt_lib.store.directory import Directory, open_directory
 from ckpt_lib.store.folder_lock import LocalFolderLock, locked
 from ckpt_lib.store.leases import leases, living_holds
+from ckpt_lib.store.leftovers import find_leftovers
 from ckpt_lib.store.os_errors import typed_errors
 from ckpt_lib.store.pending import LocalPendingFile
+from ckpt_lib.store.reading import LocalReader
 
 
 class LocalStore:
@@ -35,6 +35,7 @@ class LocalStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._root = Path(LocalFileSystem._strip_protocol(url))
+        self._devices: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -62,7 +63,7 @@ class LocalStore:
     def open_read(self, path: str) -> BinaryIO:
         folder, name = _split(path)
         with typed_errors(self._path(path)), self._open(folder) as directory:
-            return cast(BinaryIO, _Reader(directory, name))
+            return cast(BinaryIO, LocalReader(directory, name))
 
     def open_write(self, folder: str) -> LocalPendingFile:
         with typed_errors(self._path(folder)), self._open(folder, create=True) as directory:
@@ -91,53 +92,42 @@ class LocalStore:
         except FileNotFoundError:
             return {}
 
+    def leftovers(self, folder: str) -> list[Leftover]:
+        try:
+            with typed_errors(self._path(folder)), self._open(folder) as directory:
+                return find_leftovers(directory)
+        except FileNotFoundError:
+            return []
+
     def free_bytes(self, folder: str) -> int | None:
-        path = self._path(folder)
-        while not path.exists() and path != path.parent:
-            path = path.parent
+        path = _nearest(self._path(folder))
         with typed_errors(path):
-            return shutil.disk_usage(path).free
+            usage = shutil.disk_usage(path)
+        return usage.free if usage.total else None  # some network file systems say that they have no space at all
 
     def _path(self, path: str) -> Path:
         return self._root.joinpath(*_parts(path))
 
     def _open(self, folder: str, *, create: bool = False) -> Directory:
-        return open_directory(self._root, _parts(folder), create=create)
+        """Open a folder. One that was there before does not begin anew on the disk below its own, which was unmounted.
+
+        What was written there would be hidden once the disk is back.
+        """
+        path = self._path(folder)
+        if folder in self._devices and not path.exists() and os.stat(_nearest(path)).st_dev != self._devices[folder]:
+            raise StoreUnavailableError(
+                "the file system that the folder was on is no longer there", path=str(path), hint="Mount it again."
+            )
+        directory = open_directory(self._root, _parts(folder), create=create)
+        self._devices[folder] = directory.identity[0]
+        return directory
 
 
-class _Reader(io.FileIO):
-    """An unbuffered regular file whose failures are those of the store."""
-
-    def __init__(self, directory: Directory, name: str) -> None:
-        self._path = directory.path / name
-        # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
-        descriptor = _without_links(directory, name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(self._path))
-        super().__init__(descriptor)
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        with typed_errors(self._path):
-            return super().readinto(buffer) or 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        with typed_errors(self._path):
-            return super().read(-1 if size is None else size) or b""
-
-    def readall(self) -> bytes:
-        with typed_errors(self._path):
-            return super().readall() or b""
-
-
-def _without_links(directory: Directory, name: str, flags: int) -> int:
-    """Open a file; links and devices are never ours, so a link is as if nothing were there."""
-    try:
-        return directory.open(name, flags)
-    except OSError as error:
-        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
-            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(directory.path / name)) from error
-        raise
+def _nearest(path: Path) -> Path:
+    """The folder, or the one closest above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _parts(path: str) -> tuple[str, ...]:

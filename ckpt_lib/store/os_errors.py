@@ -30,6 +30,11 @@ _TRANSIENT = _codes(
 )
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the operating system said that there is no room."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 @contextmanager
 def typed_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system raises into errors of this library; a missing file stays as it is."""

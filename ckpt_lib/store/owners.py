@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 _PROCESSES = Path("/proc")
 _BOOT_ID = _PROCESSES / "sys/kernel/random/boot_id"
@@ -20,7 +20,7 @@ class Owner(BaseModel):
 
     host: str
     system: str
-    pid: int
+    pid: int = Field(gt=0, lt=2**31)
     started: str
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ def this_process() -> Owner:
 
 def is_proven_dead(owner: Owner) -> bool:
     """Whether ``owner`` was a process of this system and is one no longer; of any other nothing can be proven."""
-    if os.name != "posix" or owner.system != _system() or owner.pid <= 0:
+    if os.name != "posix" or owner.system != _system():
         return False
     if owner.started and (started := _start(owner.pid)) is not None:
         return started != owner.started

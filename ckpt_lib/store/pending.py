@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from typing import BinaryIO, cast
 
 from ckpt_lib.store.direct import Output
 from ckpt_lib.store.directory import IS_POSIX, Directory
 from ckpt_lib.store.leases import Lease, leases
 from ckpt_lib.store.os_errors import typed_errors
+from ckpt_lib.store.reading import LocalReader
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.page_cache import forget
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
@@ -45,6 +48,14 @@ class LocalPendingFile:
         assert self._descriptor is not None, "the file was published or discarded"
         with typed_errors(self.directory.path):
             self._output.sync()
+
+    def open_read(self) -> BinaryIO:
+        assert self._descriptor is not None, "the file was published or discarded"
+        assert self._name is not None
+        with typed_errors(self.directory.path):
+            file = LocalReader(self.directory, self._name)
+            forget(file.fileno(), 0, 0)  # what is durable is read from the disk again
+        return cast(BinaryIO, file)
 
     def move(self, name: str) -> None:
         """Rename the file to where its name will be given from; raises ``OSError``."""

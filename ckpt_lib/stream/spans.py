@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = {int, float, bool}
 _ALIGNMENT_BYTES = 16
 """The size of the largest element: a span that begins at a multiple of it can be addressed in elements of any type."""
 
@@ -123,7 +124,8 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from tensors_in(item)
+            if type(item) not in _NUMBERS:  # of which lists may be long
+                yield from tensors_in(item)
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.cli.running import HOSTILE_TAG, run, run_json
 from tests.helpers import flip_bit
 
@@ -303,6 +305,26 @@ def test_cleanup_follows_the_configuration(store: Path, ids: list[str], tmp_path
     assert planned("--config", file, "--keep", "0", CKPT_MAX_CHECKPOINTS="3") == 1
 
 
+def test_cleanup_by_a_policy_file(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """--policy takes the place of the number, and the plan says which rule decided; both at once are refused."""
+    file = tmp_path / "policy.yaml"
+    file.write_text("kind: any_of\npolicies:\n- {kind: every, epochs: 100}\n- {kind: tagged, tags: [none]}\n")
+    text = run("cleanup", "--policy", file, "--dry-run", store=store).stdout
+    assert [re.split(r" {2,}", line)[1:3] for line in text.splitlines()[1:]] == [
+        ["keep", "newest valid"],
+        ["keep", "best valid by accuracy"],
+        ["keep", "first of its 100 epochs"],
+    ]
+    file.write_text("kind: newer_than\nseconds: 1\n")
+    before = tree(store)
+    assert "not both" in run("cleanup", "--policy", file, "--keep", "1", "--yes", store=store, code=2).stderr
+    broken = run_json("cleanup", "--policy", tmp_path / "missing.yaml", "--yes", store=store, code=2)
+    assert broken["error"]["type"] == "ConfigError"
+    assert tree(store) == before
+    time.sleep(2.1)  # time stamps have whole seconds
+    assert run_json("cleanup", "--policy", file, "--yes", store=store)["deleted_ids"] == [ids[0]]
+
+
 def test_delete(store: Path, ids: list[str]) -> None:
     """`delete` resolves names first, so that `latest` means what was the latest, and leaves the backup."""
     assert run_json("delete", "latest", ids[2], "baseline", "-y", store=store)["deleted_ids"] == [ids[2], ids[0]]
@@ -318,3 +340,55 @@ def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> Non
     assert "--yes" in run(*command, store=store, code=4).stderr
     assert run_json(*command, store=store, code=4)["error"]["type"] == "ConfirmationError"
     assert tree(store) == before
+
+
+# --- the fallback folder ---
+
+
+@pytest.fixture
+def fallback(store: Path, tmp_path: Path) -> Path:
+    """A fallback folder that holds two checkpoints of the store's experiment, and one of an experiment it has not."""
+    path = tmp_path / "fallback"
+    config = CheckpointConfig(checkpoint_dir=str(path), backup_checkpoints=False, save_metadata=False)
+    for experiment, epochs in (("digits", (4, 5)), ("letters", (1,))):
+        for epoch in epochs:
+            CheckpointManager(config, experiment).save_checkpoint(model=torch.nn.Linear(4, 2), epoch=epoch)
+    return path
+
+
+def test_reconcile_moves_every_experiment_home(store: Path, ids: list[str], fallback: Path) -> None:
+    """By option or variable; a second call has nothing to do."""
+    result = run("reconcile", "--fallback", fallback, store=store)
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["digits", "digits", "letters"]
+    assert "3 checkpoints moved" in result.stderr
+    listed = run_json("list", "--experiment", "digits", store=store)["checkpoints"]
+    assert [item["epoch"] for item in listed] == [1, 2, 3, 4, 5]
+    assert len(run_json("list", "--experiment", "letters", store=store)["checkpoints"]) == 1
+    again = run_json("reconcile", store=store, env={"CKPT_FALLBACK_DIR": str(fallback)})
+    assert again == {"experiments": []}
+
+
+def test_reconcile_of_one_experiment(store: Path, fallback: Path) -> None:
+    """The others stay; one that is not there is named."""
+    (report,) = run_json("reconcile", "--fallback", fallback, "-e", "letters", store=store)["experiments"]
+    assert (report["experiment_name"], len(report["moved"]), report["failed"]) == ("letters", 1, {})
+    assert len(list((fallback / "digits").glob("*.pt"))) == 2
+    error = run_json("reconcile", "--fallback", fallback, "-e", "digit", store=store, code=2)["error"]
+    assert error["type"] == "ExperimentNotFoundError"
+
+
+def test_reconcile_reports_what_stays(store: Path, fallback: Path) -> None:
+    """Damage is exit code 1, as everywhere, and the others move."""
+    damaged, *_ = sorted((fallback / "digits").glob("*.pt"))
+    flip_bit(damaged, 300)
+    result = run("reconcile", "--fallback", fallback, "-e", "digits", store=store, code=1)
+    assert "stays: the checkpoint is damaged" in result.stdout
+    assert damaged.exists()
+    assert "1 checkpoint moved" in result.stderr
+
+
+def test_reconcile_without_a_fallback_folder(store: Path, tmp_path: Path) -> None:
+    """Not named is bad usage; empty or not there is nothing to do, and nothing is created."""
+    assert run_json("reconcile", store=store, code=2)["error"]["type"] == "ConfigError"
+    assert run_json("reconcile", "--fallback", tmp_path / "none", store=store) == {"experiments": []}
+    assert not (tmp_path / "none").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ import torch
 from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
+from prefect.utilities import schema_tools
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -23,9 +24,9 @@ from ckpt_lib.errors import (
     StorageFullError,
     StorePermissionError,
 )
-from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
-from prefect_checkpoints.flows.validate import LOST, REPAIRABLE, REPAIRED
+from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
 from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -264,14 +265,36 @@ def test_a_backup_without_its_manifest_still_repairs(config: CheckpointConfig) -
     assert validate_store(config, return_state=True).is_completed()
 
 
-def test_validate_store_says_what_is_lost(config: CheckpointConfig) -> None:
-    """With both copies damaged nothing is repaired, and the report says so."""
-    first, *_ = saved(config)
+def test_validate_store_sets_aside_what_is_lost(config: CheckpointConfig) -> None:
+    """With both copies damaged nothing can be repaired, which the reports say; nothing is changed without repair."""
+    first, *others = saved(config)
     damage(config, first)
     damage(config, first, "backups")
-    state = validate_store(config, repair=True, return_state=True)
+    state = validate_store(config, return_state=True)
     assert state.is_failed()
     assert LOST in artifacts(state)["validation-store"]
+    assert saved_ids(config) == [first, *others]
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_failed()
+    published = artifacts(state)
+    assert QUARANTINED in published["validation-store"]
+    assert '"quarantined"' in published["doctor-run"]
+    assert saved_ids(config) == others
+    assert [item.checkpoint_id for item in CheckpointManager(config, "run").list_quarantined()] == [first]
+
+
+def test_validate_store_has_the_doctor_look(config: CheckpointConfig) -> None:
+    """What no validation sees, such as a missing backup, is told of and, with repair, put right."""
+    first, *_ = saved(config)
+    for suffix in (".pt", ".json"):
+        Path(config.checkpoint_dir, "run", "backups", f"{first}{suffix}").unlink()
+    state = validate_store(config, return_state=True)
+    assert state.is_completed()
+    assert '"PROBLEM"' in artifacts(state)["doctor-run"]
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_completed()
+    assert "backed up" in artifacts(state)["doctor-run"]
+    assert first in CheckpointManager(config, "run").backup_ids()
 
 
 @pytest.mark.parametrize("repair", [False, True])
@@ -329,7 +352,7 @@ def test_validate_store_tells_experiments_with_equal_ids_apart(config: Checkpoin
     assert state.is_failed()
     assert f"unbacked/{only}" in str(state.message)
     table = artifacts(state)["validation-store"]
-    assert (table.count(REPAIRED), table.count(LOST)) == (1, 1)
+    assert (table.count(REPAIRED), table.count(QUARANTINED)) == (1, 1)
     assert CheckpointManager(config, "run").validate_checkpoint(only)
 
 
@@ -399,6 +422,33 @@ def test_cleanup_store_plans_and_deletes(config: CheckpointConfig) -> None:
         assert CheckpointManager(config, name).checkpoint_ids() == [best, latest]
 
 
+def test_cleanup_store_takes_every_rule(config: CheckpointConfig) -> None:
+    """What the form sends passes the server's check and the flow's, and the artifact shows what decided."""
+    first, best, latest = saved(config, "run")
+    rules: list[dict[str, Any]] = [
+        {"kind": "newest", "count": 0},
+        {"kind": "best", "count": 0},
+        {"kind": "at_most", "count": 0},
+        {"kind": "within", "budget_bytes": 0},
+        {"kind": "tagged", "tags": ["none"]},
+        {"kind": "pinned"},
+        {"kind": "not", "policy": {"kind": "newer_than", "days": 1000}},
+        {"kind": "all_of", "policies": [{"kind": "every", "epochs": 100}, {"kind": "periods", "daily": 1}]},
+        {"kind": "every", "hours": 1_000_000},
+    ]
+    policy: Any = {"kind": "any_of", "policies": rules}
+    kinds = {rule["kind"] for rule in (policy, *rules, *rules[-2]["policies"], rules[-3]["policy"])}
+    known = {kind.model_fields["kind"].default for kind in get_args(get_args(RetentionPolicy)[0])}
+    assert kinds == known
+    parameters = {"checkpoints": config.model_dump(exclude_unset=True), "retention": policy, "dry_run": True}
+    schema_tools.validate(parameters, cleanup_store.parameters.model_dump())
+    planned = cleanup_store(config, policy, dry_run=True, return_state=True)
+    table = artifacts(planned)["cleanup-run"]
+    assert "first of its 1000000 hours" in table
+    assert "newest valid" in table
+    assert set(CheckpointManager(config, "run").checkpoint_ids()) == {first, best, latest}
+
+
 def test_cleanup_store_serves_the_other_experiments(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """An experiment whose cleanup fails stops no other one and hides no report, and fails the run."""
     for name in ("one", "two"):
@@ -429,6 +479,9 @@ def test_forms_describe_every_option(flow: Any) -> None:
     options = schema["definitions"]["CheckpointConfig"]["properties"]
     assert options.keys() == CheckpointConfig.model_fields.keys()
     assert all(option["description"] for option in options.values())
+    rules = [item["properties"] for name, item in schema["definitions"].items() if name.startswith("Keep")]
+    fields = [field for rule in rules for name, field in rule.items() if name != "kind"]
+    assert all(field.get("description") for field in fields)
 
 
 def test_wrong_parameters_are_refused_before_anything_runs(config: CheckpointConfig) -> None:

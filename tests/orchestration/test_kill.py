@@ -66,7 +66,7 @@ def test_training_resumes_after_every_kill(server_environment: dict[str, str], t
     with training(server_environment, tmp_path, epochs=last_acknowledged + 3) as process:
         assert process.wait(timeout=120) == 0
     names = {path.name for path in (tmp_path / "digits").rglob("*") if path.is_file()}
-    assert not [name for name in names if name.endswith((".ckpt-tmp", ".deleting"))]
+    assert not [name for name in names if name.endswith((".saving", ".deleted"))]
     latest = manager.get_latest_checkpoint()
     assert latest is not None
     assert latest.epoch >= last_acknowledged + 3

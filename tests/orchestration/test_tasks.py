@@ -18,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreUnavailableError
+from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreError, StoreUnavailableError
 from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
 
@@ -317,3 +317,58 @@ def test_a_task_works_outside_of_a_flow(config: CheckpointConfig) -> None:
     """Called from a script or a notebook, a save is a run of its own."""
     ids = [tasks.save_checkpoint(config, EXPERIMENT, model=ByReference(), epoch=1) for _ in range(2)]
     assert CheckpointManager(config, EXPERIMENT).checkpoint_ids() == ids
+
+
+# --- a failing store ---
+
+
+@pytest.fixture
+def degraded(config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointConfig:
+    """A configuration whose store refuses to be written to until the patch is undone."""
+    safe = config.model_copy(update={"fallback_dir": str(tmp_path / "fallback"), "backup_checkpoints": False})
+    original = LocalStore.open_write
+
+    def refuse(store: LocalStore, folder: str) -> Any:
+        if store.url == safe.checkpoint_dir:
+            raise StoreError("the store failed: Input/output error")
+        return original(store, folder)
+
+    monkeypatch.setattr(LocalStore, "open_write", refuse)
+    return safe
+
+
+def test_what_is_stranded_comes_home_by_a_task(degraded: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save task returns the id of the stranded checkpoint; the report of the other says that it moved."""
+    stranded = in_flow(
+        lambda: tasks.save_checkpoint(degraded, EXPERIMENT, model=ByReference(), epoch=1, return_state=True)
+    ).result()
+    monkeypatch.undo()
+    state = in_flow(lambda: tasks.reconcile_checkpoints(degraded, EXPERIMENT, return_state=True))
+    assert state.result().moved == {stranded: stranded}
+    assert task_run(state).name == "reconcile run"
+    assert CheckpointManager(degraded, EXPERIMENT).checkpoint_ids() == [stranded]
+
+
+def test_events_reach_prefect(degraded: CheckpointConfig) -> None:
+    """With the experiment as resource and the run beside it, so that an automation can react."""
+    name = "telling"
+    in_flow(lambda: tasks.save_checkpoint(degraded, name, model=ByReference(), epoch=1, return_state=True)).result()
+    wanted = {"filter": {"event": {"prefix": ["prefect-checkpoints."]}, "order": "ASC"}}
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    found: list[dict[str, Any]] = []
+    with get_client(sync_client=True) as client:
+        while len(found) < 2 and time.monotonic() < deadline:
+            answer = client._client.post("/events/filter", json=wanted).json()["events"]
+            found = [event for event in answer if event["resource"]["prefect.resource.name"] == name]
+            time.sleep(0.1)
+    assert [event["event"].partition(".")[2] for event in found] == ["save.degraded", "checkpoint.stranded"]
+    assert found[0]["payload"]["details"]["error"] == "StoreError"
+    assert found[1]["resource"]["prefect.resource.id"] == f"prefect-checkpoints.experiment.{name}"
+    related = {item["prefect.resource.role"] for item in found[1]["related"]}
+    assert {"flow-run", "task-run"} <= related
+
+
+def test_outside_of_a_run_prefect_hears_nothing(degraded: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that is used by itself asks no server for anything."""
+    monkeypatch.setattr("prefect_checkpoints.tasks._events.emit_event", lambda **_: pytest.fail("an event"))
+    saved(degraded, epochs=1)

@@ -361,6 +361,15 @@ class FormatContract:
         payload = {"a": torch.arange(1000.0), "b": [1, "x"]}
         assert encode(payload_format, payload) == encode(payload_format, payload)
 
+    @BOUNDED
+    @given(state=states)
+    def test_the_predicted_size_is_enough_and_hardly_more(self, payload_format: Format, state: Any) -> None:
+        """What free space is compared with before a save."""
+        payload = payload_format.prepare({"extra_state": state})
+        sink = Sink()
+        write(payload_format, payload, sink)
+        assert len(sink.data) <= payload_format.size_bytes(payload) <= 1.02 * len(sink.data) + 4096
+
     def test_other_bytes_are_a_damaged_payload(self, payload_format: Format) -> None:
         """Empty, cut off anywhere, or something else altogether: an error of ours."""
         whole = encode(payload_format, {"a": torch.arange(100.0), "b": "x"})

@@ -1,0 +1,80 @@
+"""What a doctor finds, does and reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Place = Literal["checkpoints", "backups"]
+Kind = Literal[
+    "leftover",
+    "stale lease",
+    "half save",
+    "half deletion",
+    "damaged marker",
+    "damaged",
+    "newer version",
+    "no manifest",
+    "no backup",
+    "quarantined",
+    "other checkpoint",
+    "backup location",
+    "deleted",
+    "backup only",
+    "stale snapshot",
+    "link",
+    "unknown",
+]
+_REMARKS: frozenset[Kind] = frozenset({"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version"})
+"""Kinds that are worth knowing and no trouble."""
+
+
+class Finding(BaseModel):
+    """One thing that is not as it should be or, with ``is_problem`` false, that is worth knowing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    place: Place
+    name: str
+    """An id, or the name of a file."""
+    message: str
+    fix: str | None = None
+    """What a treatment does; ``None`` when it takes a person."""
+    size_bytes: int = 0
+
+    @property
+    def is_problem(self) -> bool:
+        return self.kind not in _REMARKS
+
+
+class Treatment(BaseModel):
+    """What was done about a finding."""
+
+    model_config = ConfigDict(frozen=True)
+
+    finding: Finding
+    outcome: str
+    succeeded: bool
+
+
+class DoctorReport(BaseModel):
+    """What there is to say of an experiment, after ``done``; true when no problem is left."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment_name: str
+    findings: tuple[Finding, ...] = ()
+    done: tuple[Treatment, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.is_problem)
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.is_healthy

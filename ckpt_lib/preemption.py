@@ -1,0 +1,121 @@
+"""Preemption: a signal asks training to stop, and it saves once more before it does.
+
+A signal arrives between any two instructions, in the middle of an optimizer's step for example, when the state is of no
+use. So the handler notes the signal, and nothing else; the save is made at the next place that the loop declares to be
+safe.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from ckpt_lib.errors import ConfigError
+
+_SECOND_THOUGHT_SECONDS = 1.0
+"""A later Ctrl-C is a person who does not want to wait; an earlier one is the same, delivered twice by a launcher."""
+
+
+class Preemption:
+    """Takes over signals while its ``with`` block lasts; ``save`` is called once, when one of them came.
+
+    ::
+
+        with manager.save_on_signal(lambda: {"model": model, "epoch": epoch}) as preemption:
+            for epoch in range(100):
+                for batch in batches:
+                    step(batch)
+                    preemption.safe_point()
+
+    After the save, what would have handled the signal gets it: an earlier handler, Python's own for Ctrl-C, which
+    raises ``KeyboardInterrupt``, among them. Where that would have been the end of the process, it is as well:
+    ``SystemExit(128 + signal number)``, so that ``finally`` blocks and exit handlers run. A signal that the process
+    ignores, as under ``nohup``, stays ignored.
+
+    A second Ctrl-C, more than a second after the first, goes to the earlier handler at once.
+    """
+
+    def __init__(self, save: Callable[[], object], signals: Collection[int]) -> None:
+        self._save = save
+        self._signals = [_checked(number) for number in signals]
+        self._earlier: dict[int, Any] = {}
+        self._received: int | None = None
+        self._received_at = 0.0
+        self._has_saved = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has asked training to stop."""
+        return self._received is not None
+
+    def safe_point(self) -> None:
+        """Say that the state is whole here. Does nothing, unless a signal came: then saves, and ends training.
+
+        An error of the save is raised; training ends by that.
+        """
+        if self._received is None:
+            return
+        number = self._received
+        if not self._has_saved:
+            self._has_saved = True
+            self._save()
+        self._restore()
+        self._received = None
+        earlier = self._earlier.get(number, signal.SIG_DFL)
+        if callable(earlier):
+            earlier(number, None)
+        else:
+            raise SystemExit(128 + number)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError(
+                "signals can be handled in the main thread only", got=f"thread {threading.current_thread().name}"
+            )
+        earlier = {number: signal.getsignal(number) for number in self._signals}
+        if foreign := [number.name for number, handler in earlier.items() if handler is None]:
+            raise ConfigError(f"{foreign[0]} has a handler that is not Python's, which could not be put back")
+        self._earlier = {number: handler for number, handler in earlier.items() if handler is not signal.SIG_IGN}
+        for number in self._earlier:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.safe_point()  # the end of the block is one
+        finally:
+            self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = number, now
+        elif number == signal.SIGINT and now - self._received_at > _SECOND_THOUGHT_SECONDS:
+            earlier = self._earlier[number]
+            if callable(earlier):
+                earlier(number, frame)
+            else:
+                raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        for number, earlier in self._earlier.items():
+            if signal.getsignal(number) == self._note:  # else someone took over after us, and is not ours to undo
+                signal.signal(number, earlier)
+
+
+def _checked(number: int) -> signal.Signals:
+    try:
+        found = signal.Signals(number)
+        signal.getsignal(found)
+    except ValueError as error:
+        raise ConfigError("that is no signal", expected="one such as signal.SIGTERM", got=repr(number)) from error
+    if found.name in ("SIGKILL", "SIGSTOP"):
+        raise ConfigError(f"nobody can handle {found.name}", expected="one such as signal.SIGTERM")
+    return found

@@ -1,0 +1,25 @@
+"""The doctor, and what is set aside because of it."""
+
+from __future__ import annotations
+
+from ckpt_lib import CheckpointConfig, DoctorReport
+from ckpt_lib.quarantine import QuarantineReport
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+
+@checkpoint_task("examine {experiment_name}")
+def examine_checkpoints(config: CheckpointConfig, experiment_name: str, fix: bool = False) -> DoctorReport:
+    """Find everything that is not as it should be and, with ``fix``, put right what can be.
+
+    See :meth:`ckpt_lib.CheckpointManager.doctor`.
+    """
+    return manager_for(config, experiment_name).doctor(fix=fix)
+
+
+@checkpoint_task("quarantine {experiment_name} {checkpoint_id}")
+def quarantine_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> QuarantineReport:
+    """Set a damaged checkpoint aside, unless its backup can repair it, which is then done instead.
+
+    See :meth:`ckpt_lib.CheckpointManager.quarantine_checkpoint`.
+    """
+    return manager_for(config, experiment_name).quarantine_checkpoint(checkpoint_id)

@@ -1,0 +1,15 @@
+"""What is stranded in the fallback folder comes home."""
+
+from __future__ import annotations
+
+from ckpt_lib import CheckpointConfig, ReconcileReport
+from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
+
+
+@checkpoint_task("reconcile {experiment_name}")
+def reconcile_checkpoints(config: CheckpointConfig, experiment_name: str) -> ReconcileReport:
+    """Move the checkpoints in ``fallback_dir`` to the store; the report says what moved and what stays, and why.
+
+    See :meth:`ckpt_lib.CheckpointManager.reconcile`.
+    """
+    return manager_for(config, experiment_name).reconcile()

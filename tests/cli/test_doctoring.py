@@ -1,0 +1,116 @@
+"""``ckpt doctor`` and ``ckpt quarantine``, as programs and people use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import on_posix, run, run_json, run_on_terminal
+from tests.helpers import flip_bit
+
+
+@pytest.fixture
+def lost(store: Path, ids: list[str]) -> str:
+    """The first checkpoint, damaged in both copies."""
+    for folder in (store / "digits", store / "digits/backups"):
+        flip_bit(folder / f"{ids[0]}.pt", 300)
+    return ids[0]
+
+
+def test_doctor_of_a_sound_store(store: Path) -> None:
+    """It says so, and exits with 0."""
+    assert "digits: healthy." in run("doctor", "--deep", store=store).stderr
+    document = run_json("doctor", store=store)
+    assert document == {"experiment_name": "digits", "findings": [], "done": [], "is_healthy": True}
+
+
+def test_doctor_shows_and_fixes(store: Path, ids: list[str]) -> None:
+    """What it would do, what it did, and what is left."""
+    (store / "digits" / f"{ids[1]}.json").unlink()
+    (store / "digits/notes.txt").write_text("mine")
+    shown = run("doctor", store=store, code=1)
+    assert "give it its manifest again" in shown.stdout
+    assert "notes.txt" in shown.stdout
+    assert "1 problem. `ckpt doctor --fix` sees to 2." in shown.stderr
+    document = run_json("doctor", store=store, code=1)
+    assert [(item["kind"], item["is_problem"]) for item in document["findings"]] == [
+        ("no manifest", True),
+        ("unknown", False),
+        ("stale snapshot", False),
+    ]
+    fixed = run("doctor", "--fix", store=store)
+    assert "it has its manifest again" in fixed.stdout
+    assert "digits: healthy." in fixed.stderr
+    assert run_json("doctor", "--fix", store=store)["done"] == []
+
+
+def test_doctor_tells_of_damage_when_it_reads_everything(store: Path, lost: str) -> None:
+    """And goes on telling of what it has set aside, until a person decides."""
+    run("doctor", store=store)
+    assert "damaged" in run("doctor", "--deep", store=store, code=1).stdout
+    document = run_json("doctor", "--deep", "--fix", store=store, code=1)
+    assert [item["outcome"].partition(":")[0] for item in document["done"] if item["finding"]["kind"] == "damaged"] == [
+        "set aside"
+    ]
+    assert {item["kind"] for item in document["findings"]} == {"damaged", "quarantined"}
+    run("quarantine", "--delete", "--yes", lost, store=store)
+    left = run_json("doctor", "--deep", store=store, code=1)["findings"]
+    assert [(item["kind"], item["place"]) for item in left] == [("damaged", "backups"), ("backup only", "backups")]
+
+
+def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:
+    """A table that people can go by."""
+    (store / "digits/backups" / f"{ids[0]}.pt").unlink()
+    shown = run("doctor", store=store, code=1).stdout
+    assert f"backups/{ids[0]}" in shown
+    assert "repair it from its checkpoint" in shown
+
+
+def test_quarantine_lists_sets_aside_and_deletes(store: Path, ids: list[str], lost: str) -> None:
+    """By id; the reason is shown, and the exit codes are those of the other commands."""
+    assert "0 checkpoints in quarantine" in run("quarantine", store=store).stderr
+    assert run_json("quarantine", ids[2], store=store, code=4)["error"]["type"] == "ProtectedCheckpointError"
+    assert "set aside" in run("quarantine", lost, store=store).stdout
+    listed = run("quarantine", store=store)
+    assert lost in listed.stdout
+    assert "altered between bytes" in listed.stdout
+    document = run_json("quarantine", store=store)
+    assert [item["checkpoint_id"] for item in document["quarantined"]] == [lost]
+    assert lost not in run("list", store=store).stdout
+    assert "quarantine" in run("show", lost, store=store, code=2).stderr
+    assert run_json("repair", lost, store=store, code=1)["error"]["type"] == "CorruptCheckpointError"
+    document = run_json("quarantine", "--delete", "--yes", lost, store=store)
+    assert document["deleted_ids"] == [lost]
+    assert document["freed_bytes"] > 0
+    assert run_json("quarantine", store=store)["quarantined"] == []
+
+
+def test_quarantine_repairs_what_can_be(store: Path, ids: list[str]) -> None:
+    """And says so."""
+    flip_bit(store / "digits" / f"{ids[0]}.pt", 300)
+    assert "repaired instead" in run("quarantine", ids[0], store=store).stdout
+    run("validate", "--all", store=store)
+
+
+def test_deleting_from_quarantine_is_asked_about(store: Path, ids: list[str], lost: str) -> None:
+    """Nothing is deleted without an answer, nor when one of the ids is not in quarantine."""
+    run("quarantine", lost, store=store)
+    assert run_json("quarantine", "--delete", lost, store=store, code=4)["error"]["type"] == "ConfirmationError"
+    error = run_json("quarantine", "--delete", "--yes", lost, ids[1], store=store, code=2)["error"]
+    assert "not in quarantine" in error["message"]
+    assert run_json("quarantine", "--delete", "--yes", store=store, code=2)["error"]["type"] == "ConfigError"
+    assert [item["checkpoint_id"] for item in run_json("quarantine", store=store)["quarantined"]] == [lost]
+
+
+@on_posix
+def test_deleting_from_quarantine_on_a_terminal(store: Path, lost: str) -> None:
+    """A no is a no, a yes a yes."""
+    run("quarantine", lost, store=store)
+    arguments = ("quarantine", "--delete", lost, "--store", store)
+    code, output = run_on_terminal(*arguments, columns=200, answer="n")
+    assert code == 4
+    assert "for good?" in output
+    code, _ = run_on_terminal(*arguments, columns=200, answer="y")
+    assert code == 0
+    assert not (store / "digits" / f"{lost}.pt").exists()

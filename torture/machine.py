@@ -1,0 +1,265 @@
+"""What the rows about power loss and failing stores do to a store, and how they look at what came of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import CorruptManifestError
+from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.index import Index
+from ckpt_lib.integrity import validate
+from ckpt_lib.metadata import Manifest
+from ckpt_lib.store import Store, open_store
+from ckpt_lib.store.registry import registered
+from torture.model_store import Disk, ModelStore, State
+
+MODEL = torch.nn.Linear(8, 8)
+PLACES = ("run", "run/backups", "other", "exported")
+FOREIGN = {"run/notes.txt": b"a person's", "run/backups/old.pt": b"somebody's", "exported/readme": b"hands off"}
+DERIVED = {f"{place}/checkpoint_metadata.json" for place in PLACES}
+STORE_OWN = ".ckpt-"
+MODEL_URL = "model://disk"
+
+Key = tuple[str, str]
+"""Where a checkpoint lies, and its id."""
+View = dict[Key, object]
+"""What each checkpoint is: the bytes of its manifest if it is whole, or what is wrong with it."""
+
+BROKEN = frozenset(["a damaged manifest", "a damaged payload"])
+IN_TRASH = "one in the trash"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A store with experiments ``run`` and ``other``, backups and an exported checkpoint."""
+
+    url: str
+
+    def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
+        defaults: dict[str, Any] = {"checkpoint_dir": self.url, "backup_checkpoints": False, "max_checkpoints": 99}
+        return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
+
+    def folder(self, place: str) -> CheckpointFolder:
+        return CheckpointFolder(open_store(self.url), place)
+
+    def ids(self, place: str = "run") -> list[str]:
+        return sorted(self.folder(place).manifest_entries())
+
+    def save(self, epoch: int, **options: Any) -> str:
+        saved = self.manager(**options).save_checkpoint(model=MODEL, epoch=epoch, metrics={"val_loss": 1 / epoch})
+        assert saved is not None
+        return saved
+
+    def view(self) -> View:
+        """Every checkpoint, everywhere, and those that can be brought back."""
+        found: View = {}
+        for place in PLACES:
+            folder = self.folder(place)
+            known = Index(folder).view()
+            found |= {(place, gone.checkpoint_id): IN_TRASH for gone in known.deleted if known.is_complete(gone)}
+            found |= {(place, checkpoint_id): facts(folder, checkpoint_id) for checkpoint_id in self.ids(place)}
+        return found
+
+    def files(self) -> dict[str, bytes]:
+        """Every file but for the store's own."""
+        return dict(_files(open_store(self.url), ""))
+
+
+def _files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
+    for entry in store.entries(folder):
+        path = f"{folder}/{entry.name}".lstrip("/")
+        if entry.name.startswith(STORE_OWN):
+            continue
+        if entry.is_folder:
+            yield from _files(store, path)
+        else:
+            with store.open_read(path) as file:
+                yield path, file.read()
+
+
+def facts(folder: CheckpointFolder, checkpoint_id: str) -> object:
+    """What a checkpoint is; see :data:`View`."""
+    try:
+        manifest = folder.read_manifest(checkpoint_id)
+    except CorruptManifestError:
+        return "a damaged manifest"
+    return manifest.to_bytes() if validate(folder, manifest, "run") else "a damaged payload"
+
+
+@contextmanager
+def on_disk(disk: Disk) -> Iterator[Machine]:
+    """A machine on a model of a disk."""
+    with registered("model", lambda url: ModelStore(disk, url)):
+        yield Machine(MODEL_URL)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the log still, and read each manifest once.
+
+    Thousands of states hold the same few manifests, and reading them again and again would be most of the work.
+    """
+    logger = logging.getLogger("ckpt_lib")
+    disabled, logger.disabled = logger.disabled, True
+    read = Manifest.from_bytes
+    read_once = lru_cache(10_000)(lambda data, path: read(data, path=path))
+    try:
+        with patch.object(Manifest, "from_bytes", read_once):
+            yield
+    finally:
+        logger.disabled = disabled
+
+
+# --- what is done ---
+
+Action = Callable[[Machine, random.Random], object]
+
+
+class NothingToDo(Exception):  # noqa: N818  # it is none
+    """There is no checkpoint for that action."""
+
+
+def _any(machine: Machine, source: random.Random, place: str = "run", *, whole: bool = False) -> str:
+    ids = [found for found in machine.ids(place) if not whole or facts(machine.folder(place), found) not in BROKEN]
+    if not ids:
+        raise NothingToDo
+    return source.choice(ids)
+
+
+def _save(machine: Machine, source: random.Random) -> object:
+    return machine.save(source.randint(5, 99))
+
+
+def _save_with_everything(machine: Machine, source: random.Random) -> object:
+    return machine.save(source.randint(5, 99), backup_checkpoints=True, max_checkpoints=2, max_backups=1)
+
+
+def _edit(machine: Machine, source: random.Random) -> object:
+    return machine.manager().edit_checkpoint(_any(machine, source), add_tags=[f"tag{source.randint(0, 9)}"])
+
+
+def _pin(machine: Machine, source: random.Random) -> object:
+    return machine.manager().pin_checkpoint(_any(machine, source))
+
+
+def _delete(machine: Machine, source: random.Random) -> object:
+    return machine.manager().delete_checkpoint(_any(machine, source))
+
+
+def _delete_for_good(machine: Machine, source: random.Random) -> object:
+    return machine.manager(trash_seconds=0).delete_checkpoint(_any(machine, source))
+
+
+def _undelete(machine: Machine, source: random.Random) -> object:
+    deleted = [found.checkpoint_id for found in machine.manager().list_deleted()]
+    if not deleted:
+        raise NothingToDo
+    return machine.manager().undelete_checkpoint(source.choice(deleted))
+
+
+def _back_up(machine: Machine, source: random.Random) -> object:
+    return machine.manager().backup_checkpoint(_any(machine, source, whole=True))
+
+
+def _restore(machine: Machine, source: random.Random) -> object:
+    return machine.manager().restore_checkpoint(_any(machine, source, "run/backups"))
+
+
+def _repair(machine: Machine, source: random.Random) -> object:
+    return machine.manager().repair_checkpoint(_any(machine, source, "run/backups"))
+
+
+def _export(machine: Machine, source: random.Random) -> object:
+    return machine.manager().export_checkpoint(_any(machine, source, whole=True), f"{machine.url}/exported")
+
+
+def _import(machine: Machine, source: random.Random) -> object:
+    exported = f"{machine.url}/exported/{_any(machine, source, 'exported')}.pt"
+    return machine.manager().import_checkpoint(exported)
+
+
+def _clean_up(machine: Machine, source: random.Random) -> object:
+    return machine.manager(max_checkpoints=source.randint(1, 3)).cleanup_checkpoints()
+
+
+def _clean_up_for_good(machine: Machine, source: random.Random) -> object:
+    return machine.manager(trash_seconds=0).cleanup_checkpoints()
+
+
+ACTIONS: dict[str, Action] = {
+    "save": _save,
+    "save, back up, retire": _save_with_everything,
+    "edit": _edit,
+    "pin": _pin,
+    "delete": _delete,
+    "delete for good": _delete_for_good,
+    "undelete": _undelete,
+    "back up": _back_up,
+    "restore": _restore,
+    "repair": _repair,
+    "export": _export,
+    "import": _import,
+    "clean up": _clean_up,
+    "empty the trash": _clean_up_for_good,
+}
+
+
+def start_state() -> State:
+    """Four checkpoints, one without its payload and one damaged, both with a backup; one deleted; one exported from
+    another experiment; and foreign files.
+    """
+    disk = Disk()
+    with on_disk(disk) as machine:
+        ids = [machine.save(epoch) for epoch in (1, 2, 3, 4, 5)]
+        machine.manager().delete_checkpoint(ids.pop())
+        for checkpoint_id in ids[1:3]:
+            machine.manager().backup_checkpoint(checkpoint_id)
+        other = machine.save(1, experiment_name="other")
+        machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
+    state = disk.state() | FOREIGN
+    del state[f"run/{ids[1]}.pt"]
+    damaged = bytearray(state[f"run/{ids[2]}.pt"])
+    damaged[len(damaged) // 2] ^= 0xFF
+    return state | {f"run/{ids[2]}.pt": bytes(damaged)}
+
+
+def write_state(state: State, root: Path) -> None:
+    """Put the files of a state into a folder."""
+    for path, data in state.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+# --- what must hold afterwards ---
+
+
+def recover(machine: Machine, found: View, residue: Callable[[str], bool] = lambda path: False) -> Iterator[str]:
+    """The next save and cleanup work, take nothing away, and leave nothing behind but for allowed ``residue``."""
+    saved = machine.save(999)
+    machine.manager().cleanup_checkpoints()
+    machine.manager(trash_seconds=0).cleanup_checkpoints()
+    now = machine.view()
+    if not isinstance(now.pop(("run", saved), None), bytes):
+        yield "the next save is not there"
+    found = {key: was for key, was in found.items() if was != IN_TRASH or not key[0].startswith("run")}
+    if now != found:
+        yield f"a cleanup changed {sorted(key for key in {*now, *found} if now.get(key) != found.get(key))}"
+    expected = {*FOREIGN, *DERIVED, *(f"run/{saved}{suffix}" for suffix in (".json", ".pt"))}
+    for (place, checkpoint_id), was in found.items():
+        marker = {f"{place}/.{checkpoint_id}.deleted", f"{place}/{checkpoint_id}.pt"}
+        pair = {f"{place}/{checkpoint_id}{suffix}" for suffix in (".json", ".pt")}
+        expected |= marker if was == IN_TRASH else pair
+    if left := sorted(path for path in machine.files() if path not in expected and not residue(path)):
+        yield f"left behind: {left}"
