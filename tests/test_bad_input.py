@@ -98,9 +98,9 @@ def filled(make_manager: MakeManager) -> Iterator[CheckpointManager]:
     manager = make_manager()
     for epoch in (1, 2):
         save(manager, epoch, tags=["t"])
-    before = snapshot(Path(manager.config.checkpoint_dir))
+    before = without_locks(snapshot(Path(manager.config.checkpoint_dir)))
     yield manager
-    assert snapshot(Path(manager.config.checkpoint_dir)) == before
+    assert without_locks(snapshot(Path(manager.config.checkpoint_dir))) == before
     assert all(manager.validate_all())
 
 
@@ -507,7 +507,7 @@ def test_every_alteration_is_reported_before_anything_is_handed_out(
     for case in cases[part::8]:
         (folder / f"{checkpoint_id}.pt").write_bytes(case.payload)
         (folder / f"{checkpoint_id}.json").write_bytes(case.manifest)
-        present = snapshot(folder)
+        present = without_locks(snapshot(folder))
         report = manager.validate_checkpoint(checkpoint_id)
         assert not report, case.name
         assert report.damages[0].message, case.name
@@ -518,7 +518,7 @@ def test_every_alteration_is_reported_before_anything_is_handed_out(
         with pytest.raises(IntegrityError):
             manager.export_checkpoint(checkpoint_id, tmp_path / "exports")
         assert state_of(parts) == before, case.name
-        assert snapshot(folder) == present, case.name
+        assert without_locks(snapshot(folder)) == present, case.name
     assert not list(tmp_path.glob("exports/checkpoint*"))
 
 
@@ -716,7 +716,7 @@ def test_manifests_that_name_another_file(manager: CheckpointManager, name: str)
 def test_stores_that_are_not_served(manager: CheckpointManager, url: str) -> None:
     """A URL of another kind is refused as store, as backup location and as destination, and makes no folder."""
     saved = save(manager, 1)
-    before = snapshot(Path(manager.config.checkpoint_dir).parent)
+    before = without_locks(snapshot(Path(manager.config.checkpoint_dir).parent))
     for call in (
         lambda: CheckpointManager(CheckpointConfig(checkpoint_dir=url), "run"),
         lambda: CheckpointManager(manager.config.model_copy(update={"backup_dir": url}), "run"),
@@ -725,7 +725,7 @@ def test_stores_that_are_not_served(manager: CheckpointManager, url: str) -> Non
     ):
         with pytest.raises(ConfigError, match="no store serves"):
             call()
-    assert snapshot(Path(manager.config.checkpoint_dir).parent) == before
+    assert without_locks(snapshot(Path(manager.config.checkpoint_dir).parent)) == before
     assert not Path(url.partition(":")[0] + ":").exists()
 
 
@@ -955,17 +955,49 @@ def test_a_read_only_file_system(open_folder: Path) -> None:
     assert set(output.split()) == {"StorePermissionError"}
 
 
-def test_unreadable_bytes_are_a_typed_error(manager: CheckpointManager) -> None:
+_UNREADABLE = """
+import os, subprocess, sys
+from torture.namespaces import enter_namespace
+enter_namespace()
+from torch import nn
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import StoreError
+
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run")
+saved = manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1)
+payload = f"{sys.argv[1]}/run/{saved}.pt"
+subprocess.run(["mount", "--bind", f"/proc/{os.getpid()}/mem", payload], check=True)  # its first page cannot be read
+try:
+    manager.load_checkpoint(saved)
+except StoreError as error:
+    print(type(error).__name__)
+print([damage.kind for damage in manager.validate_checkpoint(saved).damages])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_unreadable_bytes_are_a_typed_error(store_path: Path) -> None:
     """A payload that the disk cannot give back: validation reports it, loading fails as the store's failure."""
-    if not os.path.exists("/proc/self/mem"):
-        pytest.skip("no file at hand that cannot be read")
+    assert run_python(_UNREADABLE, store_path) == "StoreError\n['unreadable']\n"
+
+
+@pytest.mark.parametrize("target", ["a whole payload", "nothing", "/proc/self/mem"])
+def test_a_link_in_the_place_of_a_payload_is_no_payload(
+    manager: CheckpointManager, tmp_path: Path, target: str
+) -> None:
+    """It is not followed, wherever it leads: the payload is missing, and what the link leads to stays as it is."""
     saved = save(manager, 1)
-    path = payload_path(manager, saved)
+    path, other = payload_path(manager, saved), tmp_path / "a whole payload"
+    content = path.read_bytes()
+    other.write_bytes(content)
     path.unlink()
-    path.symlink_to("/proc/self/mem")  # reading its first page is EIO
-    with pytest.raises(StoreError):
+    path.symlink_to(tmp_path / target)
+    with pytest.raises(CorruptCheckpointError, match="is missing"):
         manager.load_checkpoint(saved)
-    assert [damage.kind for damage in manager.validate_checkpoint(saved).damages] == ["unreadable"]
+    assert [damage.kind for damage in manager.validate_checkpoint(saved).damages] == ["missing"]
+    manager.delete_checkpoint(saved)
+    manager.cleanup_checkpoints()
+    assert other.read_bytes() == content
 
 
 def test_one_payload_that_cannot_be_read_stops_neither_cleanup_nor_resume(
@@ -977,15 +1009,15 @@ def test_one_payload_that_cannot_be_read_stops_neither_cleanup_nor_resume(
     bad = str(payload_path(manager, saved[3]))
 
     def fail(reader: Any, buffer: Any) -> int:
-        if str(reader.name) == bad:
+        if str(reader._path) == bad:
             raise StoreError("the store failed: Input/output error", path=bad)
         return io.FileIO.readinto(reader, buffer)
 
     def no_descriptor(_reader: Any) -> int:
         raise io.UnsupportedOperation("fileno")
 
-    monkeypatch.setattr("ckpt_lib.store.local._Reader.readinto", fail)
-    monkeypatch.setattr("ckpt_lib.store.local._Reader.fileno", no_descriptor)  # else it is read past that
+    monkeypatch.setattr("ckpt_lib.store.reading.LocalReader.readinto", fail)
+    monkeypatch.setattr("ckpt_lib.store.reading.LocalReader.fileno", no_descriptor)  # else it is read past that
     again = make_manager(backup_checkpoints=False, max_checkpoints=2)
     resumed = again.resume()
     assert resumed is not None

@@ -39,7 +39,7 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import leases
 from ckpt_lib.store.owners import Owner, this_process
 from ckpt_lib.stream import VerifiedFile
-from tests.format_contract import BOUNDED, assert_same, encode, round_trip, states
+from ckpt_lib.testing.format_contract import BOUNDED, assert_same, encode, round_trip, states
 from torture.bombs import MANIFESTS
 from torture.hostile import ROWS
 from torture.planting import EXPERIMENT, PLANTED_ID, archive_of, plant, small_payload, torch_file

@@ -286,6 +286,23 @@ def test_a_lock_whose_owner_lives_is_waited_for_and_then_given_up_on(
     assert names(folder) == ["f"]
 
 
+def test_a_number_that_others_have_gone_past_is_not_the_lock(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others had the lock twice between looking and taking, so the number is free again: but it is not the last."""
+    sign = leases.Lease.sign
+
+    def late(self: leases.Lease, name: str) -> None:
+        monkeypatch.undo()
+        for _ in range(2):
+            in_child(_take_over, store)
+        sign(self, name)
+
+    monkeypatch.setattr(leases.Lease, "sign", late)
+    with store.lock("e"):
+        assert os.listdir(folder / LOCK_NAME) == ["3"]
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupt_while_the_lock_is_taken_leaves_it_free(
     store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -28,6 +28,9 @@ from torture.worlds import (
 _MEASUREMENTS = 3
 _LATEST = 1.15
 """As a part of the usual duration, how late a child may be killed."""
+_SOONER, _LATER = 0.9, 1.03
+"""How a duration is corrected by each kill that came too late, and by each that did not: machines have other things to
+do as well. One kill in five comes too late then."""
 
 ACKNOWLEDGED, DONE, HALFWAY, UNTOUCHED = "acknowledged", "done but not acknowledged", "halfway", "before any change"
 
@@ -76,7 +79,7 @@ class Campaign:
                 return DONE
         except CheckpointError:
             return HALFWAY
-        return UNTOUCHED if world.contents() == self.before else HALFWAY
+        return UNTOUCHED if world.contents() == self.before and not world.unfinished() else HALFWAY
 
     def finish(self, *details: str) -> Outcome:
         counted = [f"{self.moments[name]} {name}" for name in (UNTOUCHED, HALFWAY, DONE, ACKNOWLEDGED)]
@@ -105,6 +108,9 @@ class Timing:
             self.known[name] = sorted(durations)[_MEASUREMENTS // 2]
         return rng.uniform(0, _LATEST * self.known[name])
 
+    def learn(self, name: str, *, was_late: bool) -> None:
+        self.known[name] *= _SOONER if was_late else _LATER
+
 
 def _kills_by_time(
     campaign: Campaign, operations: dict[str, Operation], count: int, seed: str, weights: Sequence[int] | None = None
@@ -114,13 +120,14 @@ def _kills_by_time(
         rng = random.Random(f"{seed} time {number}")
         (name,) = rng.choices(list(operations), weights)
         delay_seconds = timing.delay_seconds(name, operations[name], rng)
-        world = campaign.world()
+        world, late = campaign.world(), campaign.moments[ACKNOWLEDGED]
         campaign.strike(
             f"{number}, {name} killed after {delay_seconds * 1000:.1f} ms",
             operations[name],
             world,
             partial(strikes.killed_after, _act(operations[name], world), delay_seconds),
         )
+        timing.learn(name, was_late=campaign.moments[ACKNOWLEDGED] > late)
 
 
 def _row_1(count: int, seed: str, folder: Path) -> Outcome:

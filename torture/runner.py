@@ -45,9 +45,8 @@ def discover(package: str = PACKAGE) -> list[Row]:
         if module.name == "__main__":
             continue
         for row in getattr(importlib.import_module(f"{package}.{module.name}"), "ROWS", ()):
-            if row.number in rows:
+            if rows.setdefault(row.number, row) is not row:
                 raise ValueError(f"two rows have the number {row.number}")
-            rows[row.number] = row
     return [rows[number] for number in sorted(rows)]
 
 

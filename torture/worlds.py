@@ -74,6 +74,10 @@ class World:
             if path.is_file() and not re.search(r"/\.ckpt-(lock|lease|new|broken)", str(path))
         }
 
+    def unfinished(self) -> list[str]:
+        """The files that were being written, and have no name yet."""
+        return [str(path) for path in self.root.rglob(".ckpt-lease-*/*") if path.name not in ("lease", "free")]
+
 
 def build_world(root: Path) -> World:
     """All but the plain checkpoint have a backup; the plain one has been exported."""
@@ -177,7 +181,7 @@ DELETIONS: dict[str, Operation] = {
     ),
     "empty the trash": Operation(
         lambda world: world.manager(trash_seconds=0).cleanup_checkpoints(),
-        lambda world: not (world.folder / f"{world.trashed[0]}.pt").exists(),
+        lambda world: world.trashed[0] in _listed(world) or not (world.folder / f"{world.trashed[0]}.pt").exists(),
         touches=lambda world: (world.trashed[0],),
     ),
     "undelete": Operation(

@@ -54,7 +54,7 @@ def _system() -> str:
     Containers may share the name of a host and not its numbers; a host keeps its name when it boots anew.
     """
     try:
-        boot = _BOOT_ID.read_text(encoding="ascii").strip()
+        boot = _BOOT_ID.read_bytes().strip().decode()  # a text file would look for a codec, too late at exit
         return f"{boot}/{os.stat(_PROCESSES / 'self/ns/pid').st_ino}"
     except OSError:  # no Linux
         return platform.node()
@@ -65,7 +65,7 @@ def _start(pid: int) -> str | None:
     try:
         status = (_PROCESSES / str(pid) / "stat").read_bytes()
         # The name, in parentheses, may hold anything; what follows it does not.
-        fields = status[status.rindex(b")") + 2 :].decode("ascii").split()
+        fields = status[status.rindex(b")") + 2 :].decode().split()
         if fields[0] in _GONE_STATES and len(os.listdir(_PROCESSES / str(pid) / "task")) <= 1:
             return "ended"  # and not yet asked for by its parent; with more tasks, threads are still at work
         return fields[19]

@@ -18,6 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.degradation import RETRY_DELAYS_SECONDS
 from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreError, StoreUnavailableError
 from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
@@ -162,14 +163,14 @@ def test_two_flow_runs_have_checkpoints_of_their_own(config: CheckpointConfig) -
 
 
 def test_a_store_that_does_not_answer_is_tried_again(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transient error is retried, and one checkpoint comes of it."""
-    failures = iter([StoreUnavailableError("the store did not answer"), None])
+    """A transient error that outlasts the save's own attempts is retried, and one checkpoint comes of it."""
+    failures = iter([StoreUnavailableError("the store did not answer")] * (1 + len(RETRY_DELAYS_SECONDS)))
     real = LocalStore.open_write
 
-    def flaky(self: LocalStore, path: str, *, replace: bool = False) -> Any:
-        if path.endswith(".pt") and "backups" not in path and (error := next(failures, None)):
+    def flaky(self: LocalStore, folder: str) -> Any:
+        if folder == EXPERIMENT and (error := next(failures, None)):
             raise error
-        return real(self, path, replace=replace)
+        return real(self, folder)
 
     monkeypatch.setattr(LocalStore, "open_write", flaky)
     quick = tasks.save_checkpoint.with_options(retry_delay_seconds=0)

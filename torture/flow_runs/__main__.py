@@ -1,16 +1,10 @@
-"""A training flow whose process is killed, and which is run again as the same flow run.
-
-Flow runs are forked from a process that has imported Prefect and has not used it: ``python -m torture.flows``, started
-beside a server of its own.
-"""
+"""Flow runs that are killed: ``python -m torture.flow_runs COUNT SEED STORE``, where a server is to be found."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,12 +20,11 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from deployments.server import prefect_server
 from prefect_checkpoints.flows import TrainingParameters, train
 from prefect_checkpoints.tasks import save_checkpoint
 from torture.concurrency import leftovers, manager_at
 from torture.processes import Child
-from torture.rows import Outcome, Row
+from torture.rows import Outcome
 
 EPOCHS = 20
 TRAINING = TrainingParameters(epochs=EPOCHS, batch_size=512, channels=2)
@@ -54,19 +47,6 @@ def retrain(experiment_name: str, checkpoints: CheckpointConfig, training: Train
 
 
 FLOWS: tuple[Flow[Any, Any], ...] = (train, retrain)
-
-
-def flow_crashes(count: int, seed: str, folder: Path) -> Outcome:
-    """Kill the processes of flow runs ``count`` times in all; each is run again until it has ended."""
-    with prefect_server(folder / "prefect") as environment:
-        command = [sys.executable, "-m", __name__, str(count), seed, str(folder / "store")]
-        root = Path(__file__).parent.parent
-        paths = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
-        settings = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "ERROR", "PYTHONPATH": paths}
-        run = subprocess.run(command, env=environment | settings, cwd=root, capture_output=True, check=False)
-    if run.returncode:
-        return Outcome(violations=[f"exit code {run.returncode}: {run.stderr.decode(errors='replace')}"])
-    return Outcome(**json.loads(run.stdout.splitlines()[-1]))
 
 
 @dataclass(frozen=True)
@@ -166,18 +146,6 @@ def _check_weights(manager: CheckpointManager, expected: dict[str, torch.Tensor]
         if not torch.equal(tensor, expected[name]):
             yield f"{name} is not what it is after a run without interruption"
 
-
-ROWS = [
-    Row(
-        number=38,
-        fault="the process of a training flow is killed, and the flow run is run again",
-        must_hold="one checkpoint for each (run, step), and the weights of an uninterrupted run",
-        unit="kills",
-        count=100,
-        sample=2,
-        run=flow_crashes,
-    )
-]
 
 if __name__ == "__main__":
     print(json.dumps(asdict(_kill_flow_runs(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))))
