@@ -109,7 +109,8 @@ def _fail_operation(start: State, case: _Case, after: View) -> Iterator[str]:
         return
     with on_disk(disk) as machine:
         try:
-            yield from compare(machine, start, after, is_done=error is None and not plan.failures)
+            is_done = error is None and not plan.failures
+            yield from compare(machine, start, after, is_done=is_done, is_full=case.error is StorageFullError)
             again = _again(machine, case.name)
             yield from ([] if again is None else [f"the next attempt failed: {again!r}"])
             yield from recover(machine, machine.view())
@@ -117,8 +118,8 @@ def _fail_operation(start: State, case: _Case, after: View) -> Iterator[str]:
             yield f"afterwards: {type(unexpected).__name__}: {unexpected}"
 
 
-def compare(machine: Machine, start: State, after: View, *, is_done: bool) -> Iterator[str]:
-    """What is there is as it was or as it should become; what is new is whole."""
+def compare(machine: Machine, start: State, after: View, *, is_done: bool, is_full: bool = False) -> Iterator[str]:
+    """What is there is as it was or as it should become; what is new is whole. A store that is full gives up its trash."""
     with on_disk(Disk(start)) as untouched:
         before = untouched.view()
     found = machine.view()
@@ -126,6 +127,8 @@ def compare(machine: Machine, start: State, after: View, *, is_done: bool) -> It
     for key in {*before, *found}:
         new = key not in before
         allowed = {before.get(key), after.get(key)} | ({IN_TRASH} if key not in after else set())
+        if is_full and before.get(key) == IN_TRASH:
+            allowed.add(None)
         if not new and found.get(key) not in allowed:
             yield f"{'/'.join(key)} is {_said(found.get(key))}"
         if new and found[key] in BROKEN:

@@ -59,7 +59,7 @@ def _after(state: State, name: str, folder: Path) -> View:
 
 
 def _judge(machine: Machine, state: State, after: View, name: str) -> Iterator[str]:
-    yield from compare(machine, state, after, is_done=False)
+    yield from compare(machine, state, after, is_done=False, is_full=True)  # as far as anyone can tell
     with contextlib.suppress(NothingToDo):
         again = _act(machine, name)
         if isinstance(again, StoreError):

@@ -29,7 +29,11 @@ class Directory:
         self.path = path
         self._descriptor = descriptor
         self._at: dict[str, Any] = {} if descriptor is None else {"dir_fd": descriptor}
-        found = os.stat(path) if descriptor is None else os.fstat(descriptor)
+        try:
+            found = os.stat(path) if descriptor is None else os.fstat(descriptor)
+        except BaseException:
+            self.close()
+            raise
         self.identity = (found.st_dev, found.st_ino)
 
     def __enter__(self) -> Self:
@@ -42,7 +46,8 @@ class Directory:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             self._at = {"dir_fd": -1}  # whoever has this number next is not meant by what comes too late
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # what was done is done, and the descriptor is gone all the same
+                os.close(descriptor)
 
     def again(self) -> Directory:
         """The same folder, to be closed on its own."""

@@ -7,12 +7,12 @@ import contextlib
 from ckpt_lib.store import leases
 from ckpt_lib.store.base import Leftover
 from ckpt_lib.store.directory import Directory
-from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PREFIX
+from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PREFIX, NEW_PREFIX
 
 
 def find_leftovers(directory: Directory) -> list[Leftover]:
     """See :meth:`ckpt_lib.store.base.Store.leftovers`."""
-    names = sorted(name for name, _ in directory.scan() if name.startswith((LEASE_PREFIX, BROKEN_PREFIX)))
+    names = sorted(name for name, _ in directory.scan() if name.startswith((LEASE_PREFIX, BROKEN_PREFIX, NEW_PREFIX)))
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # its owner removes it
@@ -23,7 +23,7 @@ def find_leftovers(directory: Directory) -> list[Leftover]:
 
 def _examine(directory: Directory, name: str) -> Leftover | None:
     token = name.removeprefix(LEASE_PREFIX)
-    if name.startswith(BROKEN_PREFIX) or leases.is_over(directory, token):
+    if name.startswith((BROKEN_PREFIX, NEW_PREFIX)) or leases.is_over(directory, token):
         sizes = [directory.lstat(f"{name}/{inner}").st_size for inner in _unfinished(directory, name)]
         files = f", with {len(sizes)} unfinished files" if sizes else ""
         return Leftover(name, sum(sizes), f"the lease of a dead process{files}")

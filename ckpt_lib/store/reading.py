@@ -18,10 +18,13 @@ class LocalReader(io.FileIO):
         self._path = directory.path / name
         # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
         descriptor = _without_links(directory, name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(self._path))
+            super().__init__(descriptor)
+        except BaseException:
             os.close(descriptor)
-            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(self._path))
-        super().__init__(descriptor)
+            raise
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
         with typed_errors(self._path):

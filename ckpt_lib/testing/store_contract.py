@@ -25,8 +25,12 @@ OWN_PREFIX = ".ckpt-"
 def begin(store: Store, folder: str, content: bytes) -> PendingFile:
     """A file that lacks nothing but its name."""
     pending = store.open_write(folder)
-    pending.write(content)
-    pending.sync()
+    try:
+        pending.write(content)
+        pending.sync()
+    except BaseException:
+        pending.discard()
+        raise
     return pending
 
 
