@@ -25,7 +25,7 @@ class Mutant:
 def _of(path: str, rows: Iterable[tuple[str, str, str, str]]) -> list[Mutant]:
     """Mutants of one file; the last part of each row names tests, by what follows ``tests/``."""
     return [
-        Mutant(name, path, original, replacement, tuple(f"tests/{test}" for test in tests.split()))
+        Mutant(name, path, original, replacement, tuple(f"tests/{test}" for test in tests.split(" | ")))
         for name, original, replacement, tests in rows
     ]
 
@@ -129,13 +129,13 @@ _COMMIT = _of(
             "        source.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage\n"
             "        damages = [missing",
             "        damages = [missing",
-            "test_commit.py test_transfer.py",
+            "test_commit.py | test_transfer.py",
         ),
         (
             "an adopted payload's fsync",
             "        pending.sync()\n        with target.lock() as held:\n            if earlier",
             "        with target.lock() as held:\n            if earlier",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "looking for an adopted uid again under the lock",
@@ -269,19 +269,19 @@ _COMMIT = _of(
             "the fsync of a quarantine's marker",
             '        held.put(folder.marker_path(checkpoint_id, "quarantined"), record)\n',
             '        held.put(folder.marker_path(checkpoint_id, "quarantined"), record, durable=False)\n',
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "the folder's fsync between a quarantine's marker and the manifest's removal",
             '        _drop_other_markers(folder, held, checkpoint_id, "quarantined")\n        held.sync()\n',
             '        _drop_other_markers(folder, held, checkpoint_id, "quarantined")\n',
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "the folder's fsync before a quarantine is acknowledged",
             "        held.sync()\n    return True\n\n\ndef release",
             "    return True\n\n\ndef release",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "removing older markers before a checkpoint is set aside",
@@ -317,13 +317,13 @@ _COMMIT = _of(
             "the folder's fsync between the removal of a quarantined payload and that of its marker",
             "        held.sync()\n        held.delete(marker)\n        held.sync()\n    return freed_bytes\n",
             "        held.delete(marker)\n        held.sync()\n    return freed_bytes\n",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "the folder's fsync before a removal from quarantine is acknowledged",
             "        held.delete(marker)\n        held.sync()\n    return freed_bytes\n",
             "        held.delete(marker)\n    return freed_bytes\n",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         # --- adopting ---
         (
@@ -342,19 +342,19 @@ _COMMIT = _of(
             "the fsync of a payload that gets a manifest",
             "        held.patch(path, (), size_bytes=entry.size_bytes)  # nobody knows whether its bytes are durable\n",
             "",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "the fsync of an adopted payload's manifest",
             "        held.put(manifest_path, manifest.to_bytes())\n",
             "        held.put(manifest_path, manifest.to_bytes(), durable=False)\n",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "the folder's fsync before an adoption is acknowledged",
             "        held.sync()\n        for mark in get_args(Mark):",
             "        for mark in get_args(Mark):",
-            "test_torture.py::test_row[3-power_loss]",
+            "test_torture.py::test_row[3-power loss]",
         ),
         (
             "reading a damaged marker again before it is removed",
@@ -463,7 +463,7 @@ _FILES = [
                 "reading a written file from the disk and not from memory",
                 "            forget(file.fileno(), 0, 0)  # what is durable is read from the disk again\n",
                 "",
-                "test_store_local.py test_barriers.py",
+                "test_store_local.py | test_barriers.py",
             ),
         ],
     ),
@@ -474,7 +474,7 @@ _FILES = [
                 "the call of fsync for a repaired file",
                 "    os.fsync(descriptor)\n",
                 "",
-                "test_repair.py test_store_local.py",
+                "test_repair.py | test_store_local.py",
             ),
             (
                 "reading repaired bytes from the disk and not from memory",
@@ -509,7 +509,7 @@ _FILES = [
                 "the fsync of a new root's own name",
                 "    _sync_folder(folder.parent)\n",
                 "",
-                "test_commit.py test_barriers.py test_store_local.py",
+                "test_commit.py | test_barriers.py | test_store_local.py",
             ),
             (
                 "the fsync of a root's own name that another process made",
@@ -654,13 +654,13 @@ _LOCK = _of(
             "            self._directory.replace(staged, self._name_of(other))\n",
             "            self._directory.link(self._name_of(path), self._name_of(other))\n"
             "            self._directory.touch(self._name_of(other))\n",
-            "test_store_local.py test_failing_disks.py test_commit.py",
+            "test_store_local.py | test_failing_disks.py | test_commit.py",
         ),
         (
             "the age of a marker that is a link to the manifest",
             "            self._directory.touch(staged)\n",
             "",
-            "test_store_local.py test_failing_disks.py test_commit.py",
+            "test_store_local.py | test_failing_disks.py | test_commit.py",
         ),
         (
             "taking a name by a rename into the lease",
@@ -690,7 +690,7 @@ _LOCK = _of(
             "removing leases that were never finished",
             "            leases.remove_new(self._directory)\n",
             "",
-            "test_leases.py test_kills.py",
+            "test_leases.py | test_kills.py",
         ),
         (
             "refusing a lock that a fork inherited",
@@ -726,7 +726,7 @@ _LEASES = _of(
             "giving a lease its name when it is whole",
             "        new = NEW_PREFIX + self.token\n        while True:",
             "        new = self.name\n        while True:",
-            "test_leases.py test_crash.py",
+            "test_leases.py | test_crash.py",
         ),
         (
             "making a lock's next number in one step that one process can do",
@@ -758,7 +758,7 @@ _LEASES = _of(
             "replacing the content of a lease in one step",
             "        self.directory.replace(pending, self._file)\n",
             "        self.directory.unlink(self._file)\n        self.directory.rename(pending, self._file)\n",
-            "test_leases.py test_crash.py",
+            "test_leases.py | test_crash.py",
         ),
         (
             "leaving a parent's hold when a fork ends",
@@ -848,7 +848,7 @@ _LEASES = _of(
             "not waiting for a lease that this process could not remove",
             "    if token in _abandoned:\n        return True\n",
             "",
-            "test_leases.py test_failing_disks.py",
+            "test_leases.py | test_failing_disks.py",
         ),
         (
             "not waiting for an owner that is known to be dead",
@@ -959,7 +959,7 @@ _RETENTION = [
                 "verifying the newest healthy checkpoint",
                 "for candidates in (manifests[::-1], healthy[::-1], *(",
                 "for candidates in (manifests[::-1], *(",
-                "test_health.py test_retirement.py",
+                "test_health.py | test_retirement.py",
             ),
             (
                 "verifying the best checkpoint",
@@ -983,7 +983,7 @@ _RETENTION = [
                 "counting what other processes hold as in use",
                 "    protected = {**folder.held(), **(protected or {})}\n",
                 "    protected = {**(protected or {})}\n",
-                "test_retirement.py test_manager_concurrency.py",
+                "test_retirement.py | test_manager_concurrency.py",
             ),
             (
                 "counting what the runs took for the best",
@@ -1095,7 +1095,7 @@ _RETENTION = [
                 "refusing to delete a pinned checkpoint",
                 "    if not manifest.pinned:\n        return None\n",
                 "    return None\n",
-                "test_commit.py test_manager_concurrency.py test_interface.py test_bad_input.py",
+                "test_commit.py | test_manager_concurrency.py | test_interface.py | test_bad_input.py",
             ),
             (
                 "keeping what this process goes on from",
@@ -1113,7 +1113,7 @@ _RETENTION = [
                 "keeping the backup that was just made",
                 '            protected[just_made] = "made just now"\n',
                 "            pass\n",
-                "test_retirement.py test_transfer.py test_interface.py",
+                "test_retirement.py | test_transfer.py | test_interface.py",
             ),
             (
                 "holding what was loaded",
@@ -1181,13 +1181,13 @@ _VERIFICATION = [
                 "comparing the version of a payload without manifest before it is set aside",
                 "entry is not None and entry.version == version and not has_manifest",
                 "entry is not None and not has_manifest",
-                "test_doctor.py test_quarantine.py",
+                "test_doctor.py | test_quarantine.py",
             ),
             (
                 "looking for a manifest before a payload without one is set aside",
                 "entry is not None and entry.version == version and not has_manifest",
                 "entry is not None and entry.version == version",
-                "test_doctor.py test_quarantine.py",
+                "test_doctor.py | test_quarantine.py",
             ),
         ],
     ),
@@ -1340,7 +1340,7 @@ _VERIFICATION = [
                 "the folder's fsync of what another process brought home",
                 "                held.sync()\n        self._verify(brought)\n",
                 "                pass\n        self._verify(brought)\n",
-                "test_torture.py::test_row[3-power_loss]",
+                "test_torture.py::test_row[3-power loss]",
             ),
             (
                 "verifying at home before the stranded one goes",
@@ -1399,7 +1399,7 @@ _VERIFICATION = [
                 "remembering as intact only what this process wrote",
                 "        if manifest.uid == draft.uid:  # else another",
                 "        if True:  # else another",
-                "test_degradation.py test_manager_concurrency.py",
+                "test_degradation.py | test_manager_concurrency.py",
             ),
             (
                 "comparing the free space with the size",
@@ -1566,14 +1566,14 @@ _VERIFICATION = [
                 "holding what is being read",
                 '            folder.hold(manifest.checkpoint_id, "being read"),\n',
                 "",
-                "test_manager_concurrency.py test_loading.py",
+                "test_manager_concurrency.py | test_loading.py",
             ),
             (
                 "telling a deletion from damage while loading",
                 "        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage\n"
                 "        damage",
                 "        damage",
-                "test_manager_concurrency.py test_manager_resume.py",
+                "test_manager_concurrency.py | test_manager_resume.py",
             ),
         ],
     ),

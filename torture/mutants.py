@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -36,6 +36,9 @@ PAGE = ROOT / "docs" / "DURABILITY.md"
 BEGIN, END = "<!-- mutants -->", "<!-- /mutants -->"
 AT_ONCE = 2
 TIMEOUT_SECONDS = 120.0
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["torch", "pandas", "pydantic", "fsspec", "yaml", "xxhash", "rich", "pytest"])
+"""Loading these takes as long as most tests. None of them may load anything of this tree."""
 _TREES = ("ckpt_lib", "tests", "torture", "tasks", "flows", "deployments", "docs", "examples", "benchmarks")
 _SHOWN_LINES = 15
 
@@ -188,36 +191,33 @@ def _pytest(
     tree: Path, arguments: Sequence[str], *, timeout_seconds: float | None, compiles: bool = False
 ) -> tuple[int | None, str]:
     """The exit code of pytest and what it printed; ``None`` for one that had to be stopped."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "" if compiles else "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    with subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        stopped = threading.Event()
+    output = tree.with_suffix(".output")
+    process = _PROCESSES.Process(target=_run_pytest, args=(tree, arguments, compiles, output))
+    process.start()
+    assert process.pid is not None
+    try:
+        process.join(timeout_seconds)
+        return process.exitcode, output.read_text(encoding="utf-8", errors="replace")
+    finally:  # whatever its tests have started ends with it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        process.close()
 
-        def stop() -> None:
-            stopped.set()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
-        timer = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, stop)
-        timer.daemon = True
-        timer.start()
-        try:
-            output, _ = process.communicate()
-        except BaseException:
-            stop()
-            raise
-        finally:
-            timer.cancel()
-    return None if stopped.is_set() else process.returncode, output
+def _run_pytest(tree: Path, arguments: Sequence[str], compiles: bool, output: Path) -> None:
+    """In a process of its own, in which nothing of this tree is loaded and nothing will be but the copy."""
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(tree)
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "" if compiles else "1"}
+    sys.dont_write_bytecode = not compiles
+    sys.path[:] = [str(tree), *(path for path in sys.path if Path(path).resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] in _TREES]:
+        del sys.modules[name]
+    sys.exit(int(pytest.main(["-q", "-p", "no:cacheprovider", *arguments])))
 
 
 def _table(results: Sequence[Result]) -> Table:
