@@ -31,11 +31,11 @@ class Gate:
         self._save = commit.save
         monkeypatch.setattr(commit, "save", self._saved)
 
-    def _saved(self, *arguments: Any) -> Any:
+    def _saved(self, *arguments: Any, **options: Any) -> Any:
         assert self.open.wait(30)
         if self.error is not None:
             raise self.error
-        return self._save(*arguments)
+        return self._save(*arguments, **options)
 
 
 @pytest.fixture
@@ -713,7 +713,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
 
-def full(*arguments):
+def full(*arguments, **options):
     raise StorageFullError("the store is full")
 
 logging.basicConfig()
@@ -825,9 +825,9 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 found = []
 save = commit.save
 
-def noting(*arguments):
+def noting(*arguments, **options):
     found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    return save(*arguments)
+    return save(*arguments, **options)
 
 commit.save = noting
 os.nice(15)
