@@ -612,9 +612,9 @@ def test_no_change_lets_a_bare_error_out(
     put(store, "e/afterwards", b"works", replace=True)
 
 
-def hold(store: Store, path: str) -> None:
-    with store.hold(*path.split("/"), "reading"):
-        assert get(store, path) == b"old"
+def hold(store: Store) -> None:
+    with store.hold("e", "x", "reading"):
+        assert get(store, "e/x") == b"old"
 
 
 def small_changes(store: Store) -> None:
@@ -635,7 +635,7 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "entries": lambda store: store.entries("e"),
     "stat": lambda store: store.stat("e/x"),
     "read": lambda store: get(store, "e/x"),
-    "hold": lambda store: hold(store, "e/x"),
+    "hold": hold,
     "held": lambda store: store.held("e"),
     "leftovers": lambda store: store.leftovers("e"),
     "put new": lambda store: put(store, "e/y", b"new"),

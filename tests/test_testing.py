@@ -63,6 +63,7 @@ def use_everything(store: Store) -> None:
     with store.lock("e") as held:
         held.put("e/y", b"1")
         held.patch("e/x", [(0, b"a")], size_bytes=10)
+        held.link("e/x", "e/z")
         held.delete("e/y")
         held.sweep()
         held.sync()
@@ -71,6 +72,7 @@ def use_everything(store: Store) -> None:
     store.entries("e")
     store.stat("e/x")
     store.held("e")
+    store.leftovers("e")
     store.free_bytes("e")
 
 

@@ -187,6 +187,8 @@ def missed_addition(shelf: Shelf, path: Path) -> Iterator[str]:
         reports = [report for report in manager.validate_all() if not report]
         if [damage.file for report in reports for damage in report.damages] != [path.name]:
             yield f"validate_all names {reports}"
+    if not any(path.stem in finding.name for finding in manager.doctor().findings):
+        yield "the doctor does not name it"
     before = path.read_bytes()
     manager.cleanup_checkpoints()
     if not path.exists() or path.read_bytes() != before:

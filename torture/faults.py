@@ -119,7 +119,7 @@ def _fail_operation(start: State, case: _Case, after: View) -> Iterator[str]:
 
 
 def compare(machine: Machine, start: State, after: View, *, is_done: bool, is_full: bool = False) -> Iterator[str]:
-    """What is there is as it was or as it should become; what is new is whole. A store that is full gives up its trash."""
+    """What is there is as it was or as it should become; what is new is whole. A full store gives up its trash."""
     with on_disk(Disk(start)) as untouched:
         before = untouched.view()
     found = machine.view()

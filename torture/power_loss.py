@@ -17,6 +17,7 @@ save that was never acknowledged. They take no checkpoint's place, and ``ckpt do
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,9 +265,15 @@ def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
             if violation is None:
                 outcome.violations.append(f"[{seed}] nothing goes wrong without {describe(barrier, found)}")
             else:
-                caught.append(f"{describe(barrier, found)}: {violation}")
+                caught.append(f"{describe(barrier, found)}: {_what_is_wrong(violation)}")
     outcome.detail = "; ".join(caught)
     return outcome
+
+
+def _what_is_wrong(violation: str) -> str:
+    """The violation without the ids, which tell of the moment of the run."""
+    found = re.search(r": ([^:]*?) instead of", violation)
+    return found[1] if found else violation.rpartition(": ")[0].rpartition(": ")[2]
 
 
 def describe(barrier: Barrier, among: Collection[Barrier]) -> str:

@@ -237,6 +237,11 @@ RECOVERIES: dict[str, Operation] = {
         lambda world: world.manager().cleanup_checkpoints(),
         lambda world: all("lease" in left for left in leftovers(world)),  # whoever was killed had one
     ),
+    "doctor": Operation(
+        lambda world: world.manager().doctor(fix=True),
+        lambda world: all("lease" in left for left in leftovers(world)),
+        touches=lambda world: (world.ids[LOST], world.ids[DAMAGED], "/backups/"),
+    ),
     "the next save": Operation(lambda world: _save(world.manager(), 6), _has_a_new_one),
     "empty the trash": DELETIONS["empty the trash"],
     "restore": COPIES["restore"],

@@ -329,8 +329,22 @@ def test_delete(store: Path, ids: list[str]) -> None:
     """`delete` resolves names first, so that `latest` means what was the latest, and leaves the backup."""
     assert run_json("delete", "latest", ids[2], "baseline", "-y", store=store)["deleted_ids"] == [ids[2], ids[0]]
     assert ids[1] in run("delete", "latest", "--yes", store=store).stdout
-    assert not list((store / "digits").glob("*.pt"))
+    assert run_json("list", store=store)["checkpoints"] == []
     assert len(list((store / "digits" / "backups").glob("*.pt"))) == 3
+
+
+def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
+    """What was deleted is listed, comes back as it was, and goes for good when the trash is emptied."""
+    before = run_json("list", store=store)["checkpoints"]
+    run("delete", ids[0], ids[1], "--yes", store=store)
+    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
+    assert ids[0] in run("trash", store=store).stdout
+    assert run_json("undelete", ids[0], ids[1], store=store)["undeleted_ids"] == ids[:2]
+    assert run_json("list", store=store)["checkpoints"] == before
+    run("delete", ids[0], "--yes", store=store)
+    assert run_json("trash", "--empty", store=store, code=4)["error"]["type"] == "ConfirmationError"
+    assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [f"{ids[0]}.pt"]
+    assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
 
 
 @pytest.mark.parametrize("command", [["delete", "latest"], ["cleanup", "--keep", "0"]])

@@ -20,7 +20,7 @@ from tests.helpers import flip_bit, run_python
 
 INTENDED_CODES = {
     1: "IntegrityError CorruptCheckpointError CorruptManifestError NoValidCheckpointError",
-    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError",
+    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError LeaseLostError",
     4: "CheckpointExistsError ProtectedCheckpointError UnsafePayloadError ConfirmationError",
 }
 LOOKING = (
@@ -67,7 +67,7 @@ def test_exit_codes_are_in_the_help() -> None:
         (["list", "--experiment", "../digits"], "experiment name"),
         (["list", "--config", "nosuch.yaml"], "nosuch.yaml"),
         (["list", "--store", "s3://bucket"], "s3://"),
-        (["list", "--store", __file__], "a file is where a folder should be"),
+        (["list", "--store", __file__], "a file or a link is where a folder should be"),
         (["list", "--store", str(Path(__file__).parent)], "no checkpoints are stored here"),
         (["show"], "ID"),
         (["show", "epoch-4"], "Did you mean"),
@@ -82,7 +82,7 @@ def test_exit_codes_are_in_the_help() -> None:
         (["repair", "checkpoint_epoch_0009_step_000009_20200101_000000"], "ckpt list"),
         (["restore", "checkpoint_epoch_0009_step_000009_20200101_000000"], "no backup"),
         (["import", "nosuch.pt"], "ckpt export"),
-        (["export", "latest", __file__], "a file is where a folder should be"),
+        (["export", "latest", __file__], "a file or a link is where a folder should be"),
         (["tag", "latest"], "--add"),
         (["tag", "latest", "--add", "two\nlines"], "visible characters"),
         (["cleanup", "--keep", "-1"], "--keep"),
