@@ -3,7 +3,7 @@
 python -m torture.mutants                  # all of them, as `make mutants` does; the table goes to docs/DURABILITY.md
 python -m torture.mutants --only purge     # those whose name or file holds a text; nothing is written
 
-The list is in :mod:`torture.mutant_list`. Two copies of the tree are worked on, never the tree itself.
+The list is ``mutants.toml``. Two copies of the tree are worked on, never the tree itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from torture.mutant_list import MUTANTS, Mutant
 from torture.runner import ROOT, memory_folder
 
+LIST = ROOT / "torture" / "mutants.toml"
 PAGE = ROOT / "docs" / "DURABILITY.md"
 BEGIN, END = "<!-- mutants -->", "<!-- /mutants -->"
 AT_ONCE = 2
@@ -50,6 +51,30 @@ class UnsoundListError(Exception):
 
 
 @dataclass(frozen=True)
+class Mutant:
+    """The code without one safeguard."""
+
+    path: str
+    removed: str
+    """What is taken out, in words."""
+    original: str
+    """What the code says; just once in its file."""
+    replacement: str
+    tests: tuple[str, ...]
+    """One of them must fail; as pytest takes them."""
+
+
+def load(path: Path = LIST) -> list[Mutant]:
+    """The mutants of a list, by file."""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [
+        Mutant(file, item["removed"], item["original"], item["replacement"], tuple(item["tests"]))
+        for file, items in tables.items()
+        for item in items
+    ]
+
+
+@dataclass(frozen=True)
 class Result:
     """What the tests of a mutant said of it."""
 
@@ -59,10 +84,11 @@ class Result:
     output: str
 
 
-def main(arguments: Sequence[str] | None = None, *, mutants: Sequence[Mutant] = MUTANTS, page: Path = PAGE) -> int:
+def main(arguments: Sequence[str] | None = None, *, list_path: Path = LIST, page: Path = PAGE) -> int:
     """Run mutants, print what became of them, write the table if it was all; 1 unless every one was caught."""
     options = _parser().parse_args(arguments)
-    chosen = [mutant for mutant in mutants if options.only in f"{mutant.name} {mutant.path}"]
+    mutants = load(list_path)
+    chosen = [mutant for mutant in mutants if options.only in f"{mutant.removed} {mutant.path}"]
     if not chosen:
         raise SystemExit(f"there is no mutant of that name: {options.only}")
     console = Console()
@@ -75,7 +101,7 @@ def main(arguments: Sequence[str] | None = None, *, mutants: Sequence[Mutant] = 
     console.print(_table(results))
     failed = [found for found in results if found.verdict != "caught"]
     for found in failed:
-        console.print(f"{found.verdict}: {found.mutant.name} ({found.mutant.path})", markup=False, highlight=False)
+        console.print(f"{found.verdict}: {found.mutant.removed} ({found.mutant.path})", markup=False, highlight=False)
         console.print("\n".join(found.output.splitlines()[-_SHOWN_LINES:]), markup=False, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"{len(results)} mutants, {len(failed)} not caught, {minutes} min {seconds} s", highlight=False)
@@ -110,7 +136,7 @@ def run(mutants: Sequence[Mutant], console: Console) -> list[Result]:
             found[result.mutant] = result
             progress.advance(task)
             if result.verdict != "caught":
-                progress.console.print(f"{result.verdict}: {result.mutant.name}", markup=False, highlight=False)
+                progress.console.print(f"{result.verdict}: {result.mutant.removed}", markup=False, highlight=False)
     return [found[mutant] for mutant in mutants]
 
 
@@ -120,7 +146,7 @@ def check(mutants: Sequence[Mutant], root: Path) -> None:
     for mutant in mutants:
         count = (root / mutant.path).read_text(encoding="utf-8").count(mutant.original)
         if count != 1:
-            wrong.append(f"{mutant.name}: its text occurs {count} times in {mutant.path}")
+            wrong.append(f"{mutant.removed}: its text occurs {count} times in {mutant.path}")
     if wrong:
         raise UnsoundListError("\n".join(wrong))
 
@@ -224,7 +250,7 @@ def _table(results: Sequence[Result]) -> Table:
     table = Table("what is removed", "file", "caught by", "seconds")
     for found in results:
         by = "\n".join(found.mutant.tests) if found.verdict == "caught" else found.verdict
-        table.add_row(found.mutant.name, found.mutant.path, by, f"{found.seconds:.0f}")
+        table.add_row(found.mutant.removed, found.mutant.path, by, f"{found.seconds:.0f}")
     return table
 
 
@@ -244,7 +270,7 @@ def section(mutants: Sequence[Mutant]) -> str:
         "",
         "| what is removed | file | caught by |",
         "|---|---|---|",
-        *(f"| {mutant.name} | `{mutant.path}` | {_cell(mutant)} |" for mutant in mutants),
+        *(f"| {mutant.removed} | `{mutant.path}` | {_cell(mutant)} |" for mutant in mutants),
     ]
     return "\n".join(lines) + "\n"
 
