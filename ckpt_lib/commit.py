@@ -329,6 +329,15 @@ def reference(
     return manifest
 
 
+def drop_needless_marker(folder: CheckpointFolder, checkpoint_id: str) -> None:
+    """Remove what a save or copy that was committed left behind when it was cut off, where no sweep comes by."""
+    marker = folder.marker_path(checkpoint_id, "saving")
+    if folder.store.stat(marker) is not None:
+        with folder.lock() as held:
+            if folder.store.stat(folder.manifest_path(checkpoint_id)) is not None:
+                held.delete(marker)
+
+
 def drop_damaged_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> bool:
     """Remove a marker that cannot be read any more, and so says nothing of the payload; whether there was one."""
     with folder.lock() as held:

@@ -94,7 +94,9 @@ def export(
             path=target.store.location(target.manifest_path(manifest.checkpoint_id)),
             hint="It was left as it is.",
         )
-    if not (existing and identical):
+    if existing and identical:
+        commit.drop_needless_marker(target, manifest.checkpoint_id)
+    else:
         # A payload without manifest is what an interrupted export leaves; one with other bytes is not ours to replace.
         commit.copy(folder, manifest, target, replace=identical or existing is not None, progress=progress)
     return target.payload_location(manifest)

@@ -276,6 +276,16 @@ def test_exporting_twice_changes_nothing(manager: CheckpointManager, tmp_path: P
     assert set(without_locks(snapshot(tmp_path / "out"))) == {f"{saved}.pt", f"{saved}.json"}
 
 
+def test_exporting_again_clears_what_an_export_left(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Killed after its commit, an export leaves a marker in a folder that nobody sweeps."""
+    saved = save(manager, 1)
+    manager.export_checkpoint(saved, tmp_path / "out")
+    marker = tmp_path / "out" / f".{saved}.saving"
+    marker.write_bytes((tmp_path / "out" / f"{saved}.json").read_bytes())
+    manager.export_checkpoint(saved, tmp_path / "out")
+    assert set(without_locks(snapshot(tmp_path / "out"))) == {f"{saved}.pt", f"{saved}.json"}
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, tmp_path: Path, suffix: str) -> None:
     """A file of someone else's with the name of ours is left as it is, and nothing is put beside it."""

@@ -83,6 +83,7 @@ class Watch:
         with on_disk(self.disk) as machine:
             self.known = set(machine.view())
         self.known_before = set(self.known)
+        self._coming: set[Key] = set()
         self.between: dict[Key, set[object]] = {}
         self._actions = random.Random(f"{self.seed} actions")  # its own: what is done depends on no limit
         self._losses = random.Random(f"{self.seed} losses")
@@ -110,6 +111,7 @@ class Watch:
                 acknowledged = False
             self.disk.on_change = lambda: None
             after = machine.view()
+        self._coming = after.keys() - before.keys()
         self.between = {key: {before.get(key), after.get(key)} for key in {*before, *after}}
         for key, facts in before.items():
             if key not in after:
@@ -154,7 +156,8 @@ class Watch:
 
     def _is_residue(self, path: str) -> bool:
         place, _, name = path.rpartition("/")
-        is_known = (place, name.partition(".")[0]) in self.known
+        key = (place, name.partition(".")[0])
+        is_known = key in self.known and key not in self._coming  # one that was removed for good may be saved anew
         return name.endswith(".saving") or (name.endswith(".pt") and not is_known)
 
 
