@@ -20,8 +20,10 @@ from ckpt_lib.errors import (
     IntegrityError,
     NotACheckpointError,
     NoValidCheckpointError,
+    StorageFullError,
 )
 from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.store.folder_lock import LocalFolderLock
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -203,6 +205,39 @@ def test_restore_after_a_deletion(backed_up: CheckpointManager) -> None:
     backed_up.restore_checkpoint(saved)
     backed_up.cleanup_checkpoints()
     assert ids(backed_up) == [saved, kept]
+    assert backed_up.validate_checkpoint(saved)
+
+
+@pytest.mark.parametrize("mark", ["deleted", "quarantined"])
+def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
+    backed_up: CheckpointManager, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """The disk fills up between payload and manifest: the payload that was there has its name still, and is whole."""
+    saved = save(backed_up, 1)
+    wanted = payload_path(backed_up, saved).read_bytes()
+    if mark == "deleted":
+        backed_up.delete_checkpoint(saved)
+    else:
+        flip_bit(payload_path(backed_up, saved), 300)
+        backup_pair(backed_up, saved)[0].rename(backup_folder(backed_up) / "away")
+        assert backed_up.quarantine_checkpoint(saved).is_quarantined
+        (backup_folder(backed_up) / "away").rename(backup_pair(backed_up, saved)[0])
+    put = LocalFolderLock.put
+
+    def put_all_but_manifests(self: LocalFolderLock, path: str, content: bytes, *, durable: bool = True) -> None:
+        if path.endswith(".json"):
+            raise StorageFullError("full")
+        put(self, path, content, durable=durable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolderLock, "put", put_all_but_manifests)
+        with pytest.raises(StorageFullError):
+            backed_up.restore_checkpoint(saved)
+    backed_up.cleanup_checkpoints()
+    assert payload_path(backed_up, saved).read_bytes() == wanted
+    shutil.rmtree(backup_folder(backed_up))
+    back = backed_up.undelete_checkpoint if mark == "deleted" else backed_up.repair_checkpoint
+    back(saved)
     assert backed_up.validate_checkpoint(saved)
 
 
