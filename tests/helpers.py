@@ -81,7 +81,9 @@ def without_locks(found: dict[str, str]) -> dict[str, str]:
 
 def is_bookkeeping(path: str) -> bool:
     """Whether a path leads to a lease or a lock."""
-    return any(part.startswith((".ckpt-lease-", ".ckpt-lock", ".ckpt-broken-")) for part in Path(path).parts)
+    return any(
+        part.startswith((".ckpt-lease-", ".ckpt-new-", ".ckpt-lock", ".ckpt-broken-")) for part in Path(path).parts
+    )
 
 
 def leave_unfinished(folder: Path, data: bytes = b"half a payload") -> str:

@@ -459,9 +459,9 @@ def test_the_steps_of_a_save(folder: CheckpointFolder, steps: list[str]) -> None
 
 
 def test_the_folder_of_the_first_save_is_durable(folder: CheckpointFolder, steps: list[str], tmp_path: Path) -> None:
-    """A new experiment's own name survives power loss: its parent is synced before anything is put in."""
+    """A new experiment's own name survives power loss, and the root's: each parent is synced before it is used."""
     save(folder)
-    assert steps == ["mkdir folder e", f"fsync folder {tmp_path.name}", *SAVING]
+    assert steps == [f"fsync folder {tmp_path.parent.name}", "mkdir folder e", f"fsync folder {tmp_path.name}", *SAVING]
 
 
 def test_the_steps_of_a_deletion(folder: CheckpointFolder, steps: list[str]) -> None:

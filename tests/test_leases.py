@@ -59,8 +59,9 @@ def opened(store: LocalStore) -> Iterator[Directory]:
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder, without the lock and the leases, which living processes keep for a while."""
-    return sorted(name for name in os.listdir(folder) if name != LOCK_NAME and not name.startswith(leases.LEASE_PREFIX))
+    """What is in a folder, without the lock and the leases, which living processes keep, or take again, for a while."""
+    passing = (LOCK_NAME, leases.LEASE_PREFIX, leases.NEW_PREFIX)
+    return sorted(name for name in os.listdir(folder) if not name.startswith(passing))
 
 
 def lease_files(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -189,14 +190,19 @@ def test_tags_given_since_the_backup_stay(copies: Copies) -> None:
     assert copies.manager.get_checkpoint("latest").tags == ("kept",)
 
 
+def last_in_place(calls: Sequence[str]) -> int:
+    """The number of the last write of a repair in place: nothing is made durable after it but the payload."""
+    last_fsync = len(calls) - calls[::-1].index("fsync")
+    return max(at for at, call in enumerate(calls[:last_fsync], start=1) if call == "write")
+
+
 def test_a_disk_that_refuses_the_bytes_gets_a_new_file(copies: Copies, template: Copies, tmp_path: Path) -> None:
     """EIO at the write in place: the whole file is copied to another place of the disk instead."""
     flip_bit(copies.payload, 600)
     flip_bit(fresh(template, tmp_path / "counted").payload, 600)
     with injected(counted := Fault()):
         Copies(tmp_path / "counted", template.checkpoint_id).manager.repair_checkpoint()
-    in_place = max(at for at, call in enumerate(counted.calls[: counted.calls.index("fsync")], 1) if call == "write")
-    with injected(Fault(in_place, code=errno.EIO)):
+    with injected(Fault(last_in_place(counted.calls), code=errno.EIO)):
         report = copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert report.method == "file"
     assert copies.both() == template.both()
@@ -348,8 +354,7 @@ def test_a_cut_file_is_too_short_until_it_is_whole(copies: Copies) -> None:
     truncate(copies.payload, 700)
     another = Copies(Path(shutil.copytree(copies.root, copies.root.parent / "w")), copies.checkpoint_id)
     calls = functions_of(partial(repair_in, another))
-    last_in_place = max(at for at, call in enumerate(calls[: calls.index("fsync")], start=1) if call == "write")
-    assert struck(partial(repair_in, copies), Fault(last_in_place, kill=True)).is_killed
+    assert struck(partial(repair_in, copies), Fault(last_in_place(calls), kill=True)).is_killed
     assert 700 < copies.payload.stat().st_size < copies.backup.stat().st_size
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CorruptManifestError
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import validate
 from ckpt_lib.metadata import Manifest
@@ -38,6 +38,8 @@ View = dict[Key, object]
 
 BROKEN = frozenset(["a damaged manifest", "a damaged payload"])
 IN_TRASH = "one in the trash"
+IN_QUARANTINE = "one in quarantine"
+RECORD_ALONE = "a record of quarantine without a payload"
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class Machine:
         return saved
 
     def view(self) -> View:
-        """Every checkpoint, everywhere, and those that can be brought back."""
+        """Every checkpoint, everywhere, those that can be brought back, and those in quarantine."""
         found: View = {}
         for place in PLACES:
             folder = self.folder(place)
             known = Index(folder).view()
+            marked = marker_entries(known.entries.values(), "quarantined")
+            found |= {(place, checkpoint_id): facts_in_quarantine(folder, checkpoint_id) for checkpoint_id in marked}
             found |= {(place, gone.checkpoint_id): IN_TRASH for gone in known.deleted if known.is_complete(gone)}
             found |= {(place, checkpoint_id): facts(folder, checkpoint_id) for checkpoint_id in self.ids(place)}
         return found
@@ -95,6 +99,15 @@ def facts(folder: CheckpointFolder, checkpoint_id: str) -> object:
     except CorruptManifestError:
         return "a damaged manifest"
     return manifest.to_bytes() if validate(folder, manifest, "run") else "a damaged payload"
+
+
+def facts_in_quarantine(folder: CheckpointFolder, checkpoint_id: str) -> str:
+    """What there is of one that was set aside."""
+    try:
+        manifest = folder.read_marker(checkpoint_id, "quarantined")
+    except CorruptManifestError:
+        return "a damaged record of quarantine"
+    return RECORD_ALONE if folder.payload_entry(manifest) is None else IN_QUARANTINE
 
 
 @contextmanager
@@ -189,6 +202,36 @@ def _import(machine: Machine, source: random.Random) -> object:
     return machine.manager().import_checkpoint(exported)
 
 
+def _set_aside(machine: Machine, source: random.Random) -> object:
+    backups = machine.ids("run/backups")
+    folder = machine.folder("run")
+    damaged = [found for found in machine.ids() if found not in backups and facts(folder, found) in BROKEN]
+    if not damaged:
+        raise NothingToDo
+    return machine.manager().quarantine_checkpoint(source.choice(damaged))
+
+
+def _remove_for_good(machine: Machine, source: random.Random) -> object:
+    found = machine.manager().list_quarantined()
+    if not found:
+        raise NothingToDo
+    return machine.manager().delete_quarantined(source.choice(found).checkpoint_id)
+
+
+def _put_back(machine: Machine, source: random.Random) -> object:
+    """A person copies a payload from the backups, as ``cp`` does, and the doctor finds whose it is."""
+    lost = sorted({*machine.ids("run/backups")} - {*machine.ids()})
+    if not lost:
+        raise NothingToDo
+    checkpoint_id = source.choice(lost)
+    store = open_store(machine.url)
+    with store.open_read(f"run/backups/{checkpoint_id}.pt") as file:
+        payload = file.read()
+    with store.lock("run") as held:
+        held.put(f"run/{checkpoint_id}.pt", payload, durable=False)
+    return machine.manager().doctor(fix=True)
+
+
 def _clean_up(machine: Machine, source: random.Random) -> object:
     return machine.manager(max_checkpoints=source.randint(1, 3)).cleanup_checkpoints()
 
@@ -210,28 +253,39 @@ ACTIONS: dict[str, Action] = {
     "repair": _repair,
     "export": _export,
     "import": _import,
+    "set aside": _set_aside,
+    "remove for good": _remove_for_good,
+    "put back": _put_back,
     "clean up": _clean_up,
     "empty the trash": _clean_up_for_good,
 }
 
 
 def start_state() -> State:
-    """Four checkpoints, one without its payload and one damaged, both with a backup; one deleted; one exported from
-    another experiment; and foreign files.
+    """Nine checkpoints: two whole, one without its payload and one damaged, both with a backup, one damaged without,
+    one deleted, one in quarantine, one of which only the backup is left, one exported from another experiment; and
+    foreign files.
     """
     disk = Disk()
     with on_disk(disk) as machine:
-        ids = [machine.save(epoch) for epoch in (1, 2, 3, 4, 5)]
-        machine.manager().delete_checkpoint(ids.pop())
-        for checkpoint_id in ids[1:3]:
+        _, headless, damaged, hopeless, deleted, aside, lost, _ = (machine.save(epoch) for epoch in range(1, 9))
+        machine.manager().delete_checkpoint(deleted)
+        for checkpoint_id in (headless, damaged, lost):
             machine.manager().backup_checkpoint(checkpoint_id)
         other = machine.save(1, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
-    state = disk.state() | FOREIGN
-    del state[f"run/{ids[1]}.pt"]
-    damaged = bytearray(state[f"run/{ids[2]}.pt"])
-    damaged[len(damaged) // 2] ^= 0xFF
-    return state | {f"run/{ids[2]}.pt": bytes(damaged)}
+    state = _with_damage(disk.state(), damaged, hopeless, aside)
+    for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json"):
+        del state[f"run/{name}"]
+    disk = Disk(state)
+    with on_disk(disk) as machine:
+        machine.manager().quarantine_checkpoint(aside)
+    return disk.state() | FOREIGN
+
+
+def _with_damage(state: State, *ids: str) -> State:
+    paths = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
+    return state | {path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}
 
 
 def write_state(state: State, root: Path) -> None:
@@ -258,8 +312,9 @@ def recover(machine: Machine, found: View, residue: Callable[[str], bool] = lamb
         yield f"a cleanup changed {sorted(key for key in {*now, *found} if now.get(key) != found.get(key))}"
     expected = {*FOREIGN, *DERIVED, *(f"run/{saved}{suffix}" for suffix in (".json", ".pt"))}
     for (place, checkpoint_id), was in found.items():
-        marker = {f"{place}/.{checkpoint_id}.deleted", f"{place}/{checkpoint_id}.pt"}
-        pair = {f"{place}/{checkpoint_id}{suffix}" for suffix in (".json", ".pt")}
-        expected |= marker if was == IN_TRASH else pair
+        payload = f"{place}/{checkpoint_id}.pt"
+        marks = {IN_TRASH: ".deleted", IN_QUARANTINE: ".quarantined", RECORD_ALONE: ".quarantined"}
+        mark = marks.get(was) if isinstance(was, str) else None
+        expected |= {payload, f"{place}/.{checkpoint_id}{mark}" if mark else f"{place}/{checkpoint_id}.json"}
     if left := sorted(path for path in machine.files() if path not in expected and not residue(path)):
         yield f"left behind: {left}"

@@ -26,7 +26,9 @@ from ckpt_lib.errors import CheckpointError
 from torture.machine import (
     ACTIONS,
     FOREIGN,
+    IN_QUARANTINE,
     IN_TRASH,
+    RECORD_ALONE,
     Key,
     NothingToDo,
     View,
@@ -48,6 +50,7 @@ SCENARIOS: list[tuple[str, ...]] = [
     ("delete", "restore", "empty the trash"),
     ("repair", "repair", "back up", "delete", "restore"),
     ("import", "delete", "import"),
+    ("set aside", "remove for good", "remove for good"),
 ]
 """What is looked at step by step, each from the same start."""
 FROM_NOTHING = ("save", "back up", "export")
@@ -142,7 +145,10 @@ class Watch:
 
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
-            allowed = {view.get(key) for view in views} | self.uncertain.get(key, set())
+            allowed = {view.get(key) for view in views}
+            if {None, IN_QUARANTINE} <= allowed:  # on its way out of quarantine, which a person ends
+                allowed.add(RECORD_ALONE)
+            allowed |= self.uncertain.get(key, set())
             if None in allowed:  # on its way out, or back in
                 allowed.add(IN_TRASH)
             if (facts := found.get(key)) not in allowed:
