@@ -261,6 +261,7 @@ def test_a_deletion_asks_first(tmp_path: Path, folder: CheckpointFolder) -> None
     before = contents(tmp_path)
 
     def refuse(found: Manifest) -> CheckpointError | None:
+        assert contents(tmp_path) == before  # nothing is taken away first
         return ProtectedCheckpointError("pinned") if found.pinned else None
 
     with pytest.raises(ProtectedCheckpointError):
@@ -313,6 +314,50 @@ def test_a_sweep_takes_leftovers_alone(tmp_path: Path, folder: CheckpointFolder)
     assert contents(tmp_path) == before
 
 
+def test_room_is_made_of_what_is_deleted_and_held_by_nobody(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Neither of a checkpoint beside which the marker of a killed deletion lies, nor of one that is being read."""
+    whole, held, free = save(folder), save(folder, 2), save(folder, 3)
+    for manifest in (held, free):
+        commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    marker = tmp_path / folder.marker_path(whole.checkpoint_id, "deleted")
+    marker.write_bytes((tmp_path / folder.manifest_path(whole.checkpoint_id)).read_bytes())
+    with folder.hold(held.checkpoint_id, "being read"):
+        assert commit.purge(folder, is_enough=lambda: False) == [free.checkpoint_id]
+    assert is_whole(folder, whole)
+    assert is_whole(folder, held)
+    assert not is_whole(folder, free)
+
+
+def test_a_marker_that_is_whole_is_not_dropped_as_damaged(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Somebody may have written it anew since it was looked at."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    before = contents(tmp_path)
+    assert not commit.drop_damaged_marker(folder, manifest.checkpoint_id, "deleted")
+    assert contents(tmp_path) == before
+    (tmp_path / folder.marker_path(manifest.checkpoint_id, "deleted")).write_bytes(b"{")
+    assert commit.drop_damaged_marker(folder, manifest.checkpoint_id, "deleted")
+    assert not commit.drop_damaged_marker(folder, manifest.checkpoint_id, "deleted")
+    assert list(contents(tmp_path)) == [folder.payload_path(manifest)]
+
+
+def test_a_payload_gets_a_manifest_only_as_it_was_found(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Another file by now, or one that somebody gave its manifest: nothing is changed."""
+    manifest = save(folder)
+    path = tmp_path / folder.manifest_path(manifest.checkpoint_id)
+    data = path.read_bytes()
+    entry = folder.payload_entry(manifest)
+    assert entry is not None
+    name, changed = manifest.payload.name, manifest.changed(tags=("late",))
+    assert commit.reference(folder, name, lambda: changed, version=entry.version) is None
+    assert path.read_bytes() == data
+    path.unlink()
+    assert commit.reference(folder, name, lambda: manifest, version="another") is None
+    assert not path.exists()
+    assert commit.reference(folder, name, lambda: manifest, version=entry.version) == manifest
+    assert path.read_bytes() == data
+
+
 # --- copies ---
 
 
@@ -349,6 +394,28 @@ def test_damage_is_never_copied(tmp_path: Path, folder: CheckpointFolder, damage
         commit.copy(folder, manifest, target, replace=replace)
     assert raised.value.damages
     assert contents(tmp_path) == before
+
+
+def test_what_is_being_copied_is_not_removed(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Deleted for good in the middle of a copy, its payload stays until that has ended."""
+    manifest, target = save(folder), folder_at(tmp_path, "copies")
+
+    def delete(_: int) -> None:
+        commit.delete(folder, manifest.checkpoint_id, unless=keep)
+        assert sweep(folder) == []
+        assert folder.is_complete(manifest)
+
+    commit.copy(folder, manifest, target, progress=delete)
+    assert is_whole(target, manifest)
+    assert sweep(folder) == [manifest.payload.name]
+
+
+def test_what_is_deleted_before_it_is_copied_is_gone_and_not_damaged(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Who asked for the copy can tell."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep)
+    with pytest.raises(CheckpointNotFoundError):
+        commit.copy(folder, manifest, folder_at(tmp_path, "copies"))
 
 
 def test_a_copy_does_not_take_a_foreign_files_place(tmp_path: Path, folder: CheckpointFolder) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from ckpt_lib.store import direct
 from ckpt_lib.store.direct import Output
+from ckpt_lib.store.local import LocalStore
+from ckpt_lib.store.patching import overwrite
 
 MIB = 2**20
 ALIGNED = memoryview(mmap.mmap(-1, 4 * MIB))
@@ -104,6 +106,28 @@ def test_neither_is_one_that_went_through_it(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(direct, "_set_direct", lambda _descriptor, _wanted: False)
     write(tmp_path / "large", [ALIGNED, ALIGNED])
     assert _is_cached(tmp_path / "large") == (_file_system(tmp_path) in {"tmpfs", "ramfs"})
+
+
+def test_what_is_read_back_is_what_the_disk_has(tmp_path: Path) -> None:
+    """A new file, before it has its name, and bytes that were repaired: not what memory still has of them."""
+    lives_in_memory = _file_system(tmp_path) in {"tmpfs", "ramfs"}
+    pending = LocalStore(str(tmp_path)).open_write("e")
+    pending.write(b"small")
+    pending.sync()
+    (written,) = (tmp_path / "e").glob(".ckpt-lease-*/0")
+    assert _is_cached(written)
+    with pending.open_read() as file:
+        assert _is_cached(written) == lives_in_memory
+        assert file.read() == b"small"
+    pending.discard()
+    (tmp_path / "file").write_bytes(b"small")
+    descriptor = os.open(tmp_path / "file", os.O_RDWR)
+    try:
+        overwrite(descriptor, [(0, b"SMALL")], 5)
+    finally:
+        os.close(descriptor)
+    assert _is_cached(tmp_path / "file") == lives_in_memory
+    assert (tmp_path / "file").read_bytes() == b"SMALL"
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:

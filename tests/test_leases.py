@@ -25,7 +25,7 @@ from ckpt_lib.store.directory import Directory
 from ckpt_lib.store.folder_lock import LOCK_NAME
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.owners import Owner
-from tests.helpers import MakeManager, save
+from tests.helpers import MakeManager, save, start_python
 from torture.leases import contents, lock_token, planted_lease
 from torture.processes import Child, ChildError, patched
 
@@ -332,6 +332,60 @@ def _is_lock_free(store: LocalStore) -> bool:
         return True
 
 
+def test_an_interrupt_while_the_lock_is_given_up_costs_this_process_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock stays this process's, under a lease that is renewed; it need not wait for itself."""
+    monkeypatch.setattr(folder_lock, "LOCK_TIMEOUT_SECONDS", 1.0)
+    with patched(leases.Lease, "sign_off", _interrupted), pytest.raises(KeyboardInterrupt), store.lock("e"):
+        pass
+    assert _is_lock_free(store)
+    assert in_child(_is_lock_free, store, timeout_seconds=20)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_lock_is_numbered_on(store: LocalStore, folder: Path) -> None:
+    """No number is given twice, so that whoever comes too late with one does not have the lock."""
+    for number in range(1, 4):
+        with store.lock("e"):
+            assert os.listdir(folder / LOCK_NAME) == [str(number)]
+        assert os.listdir(folder / LOCK_NAME) == [str(number)]
+
+
+def test_one_of_many_makes_the_next_number(store: LocalStore, folder: Path) -> None:
+    """Two leases that sign for the same number: the second is told so, and the first one's signature stays."""
+    with opened(store) as directory:
+        directory.mkdir(LOCK_NAME)
+        first, second = leases.Lease(directory), leases.Lease(directory)
+        first.sign(f"{LOCK_NAME}/1")
+        with pytest.raises(FileExistsError):
+            second.sign(f"{LOCK_NAME}/1")
+        assert lock_token(folder) == first.token
+        first.end()
+        second.end()
+
+
+def test_the_lock_has_a_last_number_at_any_moment(store: LocalStore, folder: Path) -> None:
+    """Also while it is given up: whoever looks in between would begin to count anew."""
+    seen: list[list[str]] = []
+
+    def looking(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            function(*arguments, **options)
+            seen.append(os.listdir(folder / LOCK_NAME))
+
+        return call
+
+    with contextlib.ExitStack() as stack, store.lock("e"):
+        for name in ("unlink", "rename", "replace", "link"):
+            stack.enter_context(patched(os, name, looking(getattr(os, name))))
+    assert seen
+    assert all(numbers == ["1"] for numbers in seen)
+
+
 def test_an_interrupt_under_the_lock_frees_it(store: LocalStore, folder: Path) -> None:
     """Whatever ends the context, with a file half done, nothing of it stays."""
 
@@ -564,6 +618,178 @@ def test_a_file_that_was_begun_under_a_lost_lease_is_not_published(store: LocalS
     assert names(folder) == []
 
 
+def test_a_lease_that_was_taken_away_is_not_used_again(store: LocalStore, folder: Path) -> None:
+    """Found out when it is needed next, be it long before it would be renewed: another is taken."""
+    with store.lock("e") as held:
+        held.put("e/f", b"x")
+    (lease,) = lease_files(folder)
+    with opened(store) as directory:
+        leases.bury(directory, token_of(lease))
+    store.open_write("e").discard()
+    assert [token_of(found) for found in lease_files(folder)] != [token_of(lease)]
+
+
+def test_a_lease_that_is_taken_away_while_the_lock_is_taken_is_lost(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at the lock and signing for it: said as what it is, and the next try works."""
+    sign = leases.Lease.sign
+
+    def late(self: leases.Lease, name: str) -> None:
+        monkeypatch.undo()
+        leases.bury(self.directory, self.token)
+        sign(self, name)
+
+    monkeypatch.setattr(leases.Lease, "sign", late)
+    with pytest.raises(LeaseLostError), store.lock("e"):
+        pass
+    assert _is_lock_free(store)
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_a_lock_that_says_nothing_is_taken_in_its_time_and_its_owner_fenced_out(
+    store: LocalStore, folder: Path
+) -> None:
+    """Such as a copy of a lease that is not whole, where there are no links. Whose it is, cannot be told."""
+    (folder / "f").write_bytes(b"first")
+    with Child(_lost_lock, store, CHANGES["replace"]) as owner:
+        assert owner.wait_until_stopped()
+        signature = folder / LOCK_NAME / "1"
+        signature.unlink()
+        signature.write_bytes(b"{")
+        begun = time.monotonic()
+        in_child(_take_over, store)
+        assert time.monotonic() - begun > SHORT_SECONDS
+        owner.go_on()
+        assert owner.result() == "lost"
+    assert (folder / "f").read_bytes() == b"other"
+
+
+def test_a_folder_that_is_exchanged_under_the_lock_is_not_called_durable(store: LocalStore, folder: Path) -> None:
+    """What was written is where the folder is now, and not where everybody will look for it."""
+    with store.lock("e") as held:
+        held.put("e/f", b"x")
+        folder.rename(folder.parent / "moved")
+        folder.mkdir()
+        with pytest.raises(StoreError, match="moved or replaced"):
+            held.sync()
+
+
+def test_a_file_of_another_folder_is_not_published(store: LocalStore, folder: Path) -> None:
+    """It would get its name from a lease that this lock does not end."""
+    pending = store.open_write("other")
+    pending.write(b"x")
+    with store.lock("e") as held, pytest.raises(StoreError, match="another folder"):
+        held.publish(pending, "e/f")
+    pending.discard()
+    assert names(folder) == []
+
+
+def test_a_lease_goes_at_once(store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it finds none of its paths, from the first step of those who take it away."""
+    pending = store.open_write("e")
+    pending.write(b"late")
+    (lease,) = lease_files(folder)
+    steps = 0
+
+    def watching(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            nonlocal steps
+            function(*arguments, **options)
+            steps += 1
+            assert not lease.parent.exists(), f"after {function.__name__}"
+
+        return call
+
+    with contextlib.ExitStack() as stack, opened(store) as directory:
+        for name in ("unlink", "rename", "rmdir"):
+            stack.enter_context(patched(os, name, watching(getattr(os, name))))
+        assert leases.bury(directory, token_of(lease)) == [f"{lease.parent.name}/0"]
+    assert steps > 3
+    pending.discard()
+
+
+def test_a_lease_is_whole_from_its_first_moment(store: LocalStore, folder: Path) -> None:
+    """Whoever is killed while he takes one leaves none of which nobody knows the owner."""
+
+    def watching(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            with opened(store) as directory:
+                seen.extend(leases.read_lease(directory, token) for token in leases.tokens(directory))
+            return result
+
+        return call
+
+    seen: list[leases.LeaseContent | None] = []
+    with opened(store) as directory, contextlib.ExitStack() as stack:
+        for name in ("mkdir", "write", "rename"):
+            stack.enter_context(patched(os, name, watching(getattr(os, name))))
+        lease = leases.Lease(directory)
+    assert [content and content.token for content in seen] == [lease.token]
+    lease.end()
+    assert names(folder) == []
+
+
+def test_what_is_held_is_held_at_any_moment_in_which_more_is_held(store: LocalStore) -> None:
+    """The content of a lease is exchanged in one step: no reader finds it half written, or gone."""
+    seen: list[set[str]] = []
+
+    def watching(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            seen.append(set(store.held("e")))
+            return result
+
+        return call
+
+    with store.hold("e", "x", "read"), contextlib.ExitStack() as stack:
+        for name in ("write", "rename", "replace", "unlink"):
+            stack.enter_context(patched(os, name, watching(getattr(os, name))))
+        with store.hold("e", "y", "read"):
+            pass
+    assert len(seen) >= 4
+    assert all("x" in held for held in seen)
+
+
+def test_a_lease_that_was_never_finished_is_removed(store: LocalStore, folder: Path) -> None:
+    """Its owner, should he live, takes another; nobody has to wait for it."""
+    (folder / f"{leases.NEW_PREFIX}{'0' * 16}").mkdir()
+    (folder / f"{leases.NEW_PREFIX}{'0' * 16}" / "lease").write_bytes(b"{")
+    with store.lock("e") as held:
+        held.sweep()
+    assert [name for name in os.listdir(folder) if name.startswith(leases.NEW_PREFIX)] == []
+
+
+def test_a_lease_that_is_being_written_goes_at_once_and_is_written_again(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep in the middle of it: none of the owner's steps finds its path, so that no half a lease gets its name."""
+    fill = leases.Lease._fill
+    steps = []
+
+    def watching(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            function(*arguments, **options)
+            steps.append([name for name in os.listdir(folder) if name.startswith(leases.NEW_PREFIX)])
+
+        return call
+
+    def swept(self: leases.Lease, name: str) -> None:
+        monkeypatch.undo()
+        fill(self, name)
+        with contextlib.ExitStack() as stack:
+            for function in ("unlink", "rename", "rmdir"):
+                stack.enter_context(patched(os, function, watching(getattr(os, function))))
+            leases.remove_new(self.directory)
+
+    monkeypatch.setattr(leases.Lease, "_fill", swept)
+    with store.hold("e", "x", "read"):
+        assert list(store.held("e")) == ["x"]
+    assert len(steps) > 3
+    assert not any(steps)
+
+
 @pytest.mark.usefixtures("short_leases")
 def test_what_is_held_is_held_again_after_the_lease_was_lost(store: LocalStore, folder: Path) -> None:
     """A process that slept too long, as a laptop does, holds on to what it goes on from once it is awake."""
@@ -611,6 +837,38 @@ def test_a_number_that_was_given_again_is_not_the_owner(start: str) -> None:
     me = owners.this_process()
     other = me.model_copy(update={"started": start})
     assert owners.is_proven_dead(other) is (start != me.started)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="there is no /proc")
+def test_a_system_is_a_boot_and_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is gone here may be alive in another container, and its number means nothing since a boot."""
+    dead = _ended_child()
+    assert owners.is_proven_dead(dead)
+    (tmp_path / "boot_id").write_text("another boot\n")
+    (tmp_path / "self" / "ns").mkdir(parents=True)
+    (tmp_path / "self" / "ns" / "pid").touch()
+    with patched(owners, "_BOOT_ID", tmp_path / "boot_id"):
+        assert not owners.is_proven_dead(dead)
+    with patched(owners, "_PROCESSES", tmp_path):
+        assert not owners.is_proven_dead(dead)
+    assert owners.is_proven_dead(dead)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_a_process_whose_first_thread_ended_is_not_dead() -> None:
+    """It looks like one that was killed; its other threads write on."""
+    script = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+    child = start_python(f"{script}ctypes.CDLL(None).pthread_exit(None)")
+    try:
+        status = Path(f"/proc/{child.pid}/stat")
+        eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "Z")
+        started = owners._start(child.pid)
+        owner = owners.this_process().model_copy(update={"pid": child.pid, "started": started})
+        assert started != "ended"
+        assert not owners.is_proven_dead(owner)
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_a_killed_process_that_nobody_asked_for_is_dead() -> None:
@@ -849,6 +1107,40 @@ def test_a_fork_that_ends_what_the_parent_began_takes_nothing_from_it(store: Loc
         held.publish(pending, "e/f")
         assert list(in_child(store.held, "e")) == ["x"]
     assert names(folder) == ["f"]
+
+
+def test_a_fork_has_no_use_of_the_parents_lock(store: LocalStore, folder: Path) -> None:
+    """It would change names beside the parent: it is refused, and the parent goes on."""
+    with store.lock("e") as held:
+
+        def put() -> str:
+            with pytest.raises(StoreError, match="forked"):
+                held.put("e/late", b"late")
+            return "refused"
+
+        assert in_child(put) == "refused"
+        held.put("e/f", b"x")
+    assert names(folder) == ["f"]
+
+
+def test_a_fork_ends_no_lease_that_it_inherited(store: LocalStore, folder: Path) -> None:
+    """Nor a hold or a lock under it: also of a lease that this process does not use for anything new any more."""
+    with opened(store) as directory:
+        directory.mkdir(LOCK_NAME)
+        lease = leases.Lease(directory)
+        lease.add_hold("x", "read")
+        lease.sign(f"{LOCK_NAME}/1")
+        before = lease_files(folder)[0].read_bytes()
+
+        def end() -> None:
+            lease.remove_hold("x", "read")
+            folder_lock._give_up(lease, 1)
+            lease.end()
+
+        in_child(end)
+        assert lease_files(folder)[0].read_bytes() == before
+        assert lock_token(folder) == lease.token
+        lease.end()
 
 
 def test_a_fork_goes_on_from_another_checkpoint_than_its_parent(make_manager: MakeManager) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
+from ckpt_lib import CheckpointConfig, CheckpointManager, commit, list_experiments, open_store, quarantine
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -19,6 +20,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
+from ckpt_lib.repair import RepairReport
 from tests.helpers import (
     MakeManager,
     experiment_folder,
@@ -149,6 +151,41 @@ def test_one_in_use_is_refused(alone: CheckpointManager, make_manager: MakeManag
     assert alone.quarantine_checkpoint(checkpoint_id).is_quarantined
 
 
+def test_one_that_is_brought_back_meanwhile_stays(alone: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the report is about is compared again under the lock; then it is found intact."""
+    checkpoint_id = save(alone, 1)
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+    repair = quarantine.repair
+
+    def late(*arguments: Any) -> RepairReport:
+        monkeypatch.undo()
+        try:
+            return repair(*arguments)
+        finally:
+            flip_bit(payload_path(alone, checkpoint_id), 200)
+
+    monkeypatch.setattr(quarantine, "repair", late)
+    with pytest.raises(ProtectedCheckpointError, match="intact"):
+        alone.quarantine_checkpoint(checkpoint_id)
+    assert ids(alone) == [checkpoint_id]
+
+
+def test_a_payload_without_manifest_is_set_aside_only_as_it_was_found(alone: CheckpointManager) -> None:
+    """Another file by now, or one with a manifest: nothing is changed."""
+    checkpoint_id = save(alone, 1)
+    folder = alone._folder
+    report = alone.validate_checkpoint(checkpoint_id)
+    entry = folder.store.stat(f"run/{checkpoint_id}.pt")
+    assert entry is not None
+    assert not quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
+    assert ids(alone) == [checkpoint_id]
+    manifest_path(alone, checkpoint_id).unlink()
+    assert not quarantine.set_aside_orphan(folder, entry.name, "another", report)
+    assert alone.list_quarantined() == []
+    assert quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [checkpoint_id]
+
+
 def test_one_of_a_newer_version_is_no_damage(alone: CheckpointManager) -> None:
     """What this version cannot read is not taken from one that can."""
     checkpoint_id = save(alone, 1)
@@ -223,6 +260,20 @@ def test_one_that_verifies_again_is_released(alone: CheckpointManager, lost: str
     assert not marker_path(alone, lost).exists()
 
 
+def test_only_what_was_verified_is_released(alone: CheckpointManager, lost: str) -> None:
+    """Another file by now, or one that is not in quarantine any more: nothing is changed."""
+    folder = alone._folder
+    manifest = folder.read_marker(lost, "quarantined")
+    assert not commit.release(folder, manifest, version="another")
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
+    entry = folder.payload_entry(manifest)
+    assert entry is not None
+    assert commit.release(folder, manifest, version=entry.version)
+    alone.delete_checkpoint(lost)
+    assert not commit.release(folder, manifest, version=entry.version)
+    assert lost not in ids(alone)
+
+
 def test_it_stays_when_nothing_helps(alone: CheckpointManager, lost: str) -> None:
     """The error says why, and nothing has changed."""
     before = files(experiment_folder(alone))
@@ -248,7 +299,17 @@ def test_only_what_is_in_quarantine_is_deleted_so(alone: CheckpointManager) -> N
         alone.delete_quarantined(checkpoint_id)
     with pytest.raises(InvalidNameError):
         alone.delete_quarantined("../run")
+    marker_path(alone, checkpoint_id).write_bytes(manifest_path(alone, checkpoint_id).read_bytes() + b"{}\n")
+    with pytest.raises(CheckpointNotFoundError):  # what a killed restoration leaves
+        alone.delete_quarantined(checkpoint_id)
     assert alone.validate_checkpoint(checkpoint_id)
+
+
+def test_what_somebody_holds_is_not_deleted(alone: CheckpointManager, lost: str) -> None:
+    """As one that is being verified, to be brought back."""
+    with alone._folder.hold(lost, "being read"), pytest.raises(ProtectedCheckpointError, match="being read"):
+        alone.delete_quarantined(lost)
+    assert alone.delete_quarantined(lost) > 0
 
 
 def test_one_with_a_damaged_manifest_can_be_deleted(alone: CheckpointManager) -> None:
