@@ -16,6 +16,7 @@ from ckpt_lib import CheckpointManager, commit, open_store
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConfigError,
     CorruptCheckpointError,
     IntegrityError,
     NotACheckpointError,
@@ -332,6 +333,17 @@ def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, t
     with pytest.raises(CheckpointExistsError):
         manager.export_checkpoint(saved, target)
     assert without_locks(snapshot(target)) == before
+
+
+def test_an_export_never_becomes_the_latest_of_an_experiment(make_manager: MakeManager) -> None:
+    """The folder of one takes imports and no exports, its own neither."""
+    manager, other = make_manager("run"), make_manager("other")
+    saved, _ = save(manager, 1), save(other, 2)
+    for target in (manager, other):
+        before = snapshot(experiment_folder(target))
+        with pytest.raises(ConfigError, match="of an experiment"):
+            manager.export_checkpoint(saved, experiment_folder(target))
+        assert snapshot(experiment_folder(target)) == before
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest missing", "manifest flipped"])
