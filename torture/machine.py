@@ -274,7 +274,7 @@ def start_state() -> State:
             machine.manager().backup_checkpoint(checkpoint_id)
         other = machine.save(1, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
-    state = _with_damage(disk.state(), damaged, hopeless, aside)
+    state = dict(_with_damage(disk.state(), damaged, hopeless, aside))
     for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json"):
         del state[f"run/{name}"]
     disk = Disk(state)
@@ -285,7 +285,7 @@ def start_state() -> State:
 
 def _with_damage(state: State, *ids: str) -> State:
     paths = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
-    return state | {path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}
+    return {**state} | {path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}
 
 
 def write_state(state: State, root: Path) -> None:
