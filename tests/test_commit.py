@@ -195,6 +195,24 @@ def test_an_interrupt_while_the_payload_gets_its_name_leaves_nothing_for_good(
     assert contents(tmp_path) == {}
 
 
+def test_an_interrupt_when_the_manifest_has_its_name_leaves_a_whole_checkpoint(
+    tmp_path: Path, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That was the commit: its payload is not taken away any more."""
+    put = LocalFolderLock.put
+
+    def interrupt(self: LocalFolderLock, path: str, content: bytes, **options: Any) -> None:
+        put(self, path, content, **options)
+        if path.endswith(".json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalFolderLock, "put", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder)
+    (manifest,) = Index(folder).manifests()
+    assert is_whole(folder, manifest)
+
+
 def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: CheckpointFolder) -> None:
     """Whatever it raises comes out, interrupts included."""
     for error in (ValueError("boom"), KeyboardInterrupt(), StorageFullError("full")):
@@ -446,6 +464,15 @@ def test_an_adopted_checkpoint_is_the_newest_and_comes_once(tmp_path: Path, fold
     assert save(folder, idempotency_key="theirs").uid != foreign.uid
 
 
+def test_a_stale_marker_costs_no_checkpoint_when_its_id_is_wanted(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """The marker of a save that was committed, and then killed, lies beside the manifest: the id is taken."""
+    foreign, own = save(folder_at(tmp_path, "other")), save(folder)
+    marker = tmp_path / folder.marker_path(own.checkpoint_id, "saving")
+    marker.write_bytes(own.to_bytes())
+    commit.adopt(folder_at(tmp_path, "other"), foreign, folder, Index(folder), experiment_name="e")
+    assert is_whole(folder, own)
+
+
 # --- the order of steps ---
 
 
@@ -594,6 +621,31 @@ def test_what_was_deleted_comes_back_as_it_was(tmp_path: Path, folder: Checkpoin
     assert commit.undelete(folder, second.checkpoint_id) == second
     assert {name: data for name, data in contents(tmp_path).items() if third.checkpoint_id not in name} == before
     assert commit.undelete(folder, second.checkpoint_id) == second
+
+
+def test_what_is_there_is_not_brought_back(folder: CheckpointFolder) -> None:
+    """A deletion that did not take effect left its marker, which is older than what the manifest says now."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    marker = folder.marker_path(manifest.checkpoint_id, "deleted")
+    with folder.store.open_read(marker) as file:
+        data = file.read()
+    commit.undelete(folder, manifest.checkpoint_id)
+    edited = commit.edit(folder, manifest.checkpoint_id, lambda found: found.changed(pinned=True))
+    with folder.lock() as held:
+        held.put(marker, data)
+    assert commit.undelete(folder, manifest.checkpoint_id) == edited
+    assert folder.read_manifest(manifest.checkpoint_id) == edited
+
+
+def test_what_lost_its_payload_is_not_brought_back(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Nothing is listed that is not whole."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    (tmp_path / folder.payload_path(manifest)).unlink()
+    with pytest.raises(CheckpointNotFoundError, match="removed already"):
+        commit.undelete(folder, manifest.checkpoint_id)
+    assert Index(folder).manifests() == []
 
 
 def test_the_trash_is_emptied_when_its_time_is_over(tmp_path: Path, folder: CheckpointFolder) -> None:

@@ -685,6 +685,42 @@ def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_d
     assert manager.list_stranded() == []
 
 
+def test_what_is_home_already_is_made_durable_before_the_other_goes(
+    make_safe: MakeManager, fallback_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brought it home may have been killed just before that."""
+    manager = make_safe()
+    (stranded,) = strand(manager, 1)
+    interrupted(manager, fallback_dir, stranded)
+    home, steps = str(experiment_folder(manager)), list[str]()
+    sync, delete = LocalFolderLock.sync, LocalFolderLock.delete
+
+    def note_sync(self: LocalFolderLock) -> None:
+        steps.append(f"sync {self._directory.path}")
+        sync(self)
+
+    def note_delete(self: LocalFolderLock, path: str) -> None:
+        steps.append(f"delete {path}")
+        delete(self, path)
+
+    monkeypatch.setattr(LocalFolderLock, "sync", note_sync)
+    monkeypatch.setattr(LocalFolderLock, "delete", note_delete)
+    assert make_safe().reconcile().already_home == (stranded,)
+    assert f"sync {home}" in steps[: steps.index(f"delete run/{stranded}.json")]
+
+
+def test_another_one_of_that_id_is_not_removed_when_it_is_home(make_safe: MakeManager, fallback_dir: Path) -> None:
+    """In the fallback folder, somebody has put another checkpoint in its place meanwhile."""
+    manager = make_safe()
+    (stranded,) = strand(manager, 1)
+    assert manager._fallback is not None
+    manifest = manager._fallback.index.get(stranded)
+    other = manifest.changed(uid="0" * 32)
+    (fallback_dir / "run" / f"{stranded}.json").write_bytes(other.to_bytes())
+    manager._fallback._remove(manifest)
+    assert [item.uid for item in manager._fallback.stranded()] == [other.uid]
+
+
 def test_what_was_deleted_at_home_does_not_come_back(make_safe: MakeManager, fallback_dir: Path) -> None:
     """Someone has deleted it there after it came home; what is left here goes, too."""
     manager = make_safe()

@@ -429,7 +429,7 @@ def test_the_newest_payload_is_adopted_as_the_newest(alone: CheckpointManager) -
     assert len(set(sequences)) == 3
 
 
-@pytest.mark.parametrize("kind", ["flip", "cut", "text", "empty", "plain", "epoch", "compressed", "pickle"])
+@pytest.mark.parametrize("kind", ["flip", "tensor", "cut", "text", "empty", "plain", "epoch", "compressed", "pickle"])
 def test_what_cannot_be_adopted_is_set_aside(alone: CheckpointManager, tmp_path: Path, kind: str) -> None:
     """Damaged, or nothing that was saved here; no code of it runs, and the file stays as it is."""
     checkpoint_id = save(alone, 1)
@@ -458,6 +458,9 @@ def spoil(kind: str, payload: Path, canary: Path) -> None:
     match kind:
         case "flip":
             flip_bit(payload, payload.read_bytes().index(b"model_state_dict"))
+        case "tensor":
+            weights = torch.load(payload, weights_only=True)["model_state_dict"]["weight"].numpy().tobytes()
+            flip_bit(payload, payload.read_bytes().index(weights))
         case "cut":
             truncate(payload, payload.stat().st_size - 30)
         case "text":

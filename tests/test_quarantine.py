@@ -20,8 +20,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.repair import RepairReport
-from ckpt_lib.repair import repair as repair_copy
+from ckpt_lib.repair import RepairReport, repair
 from tests.helpers import (
     MakeManager,
     experiment_folder,
@@ -156,7 +155,6 @@ def test_one_that_is_brought_back_meanwhile_stays(alone: CheckpointManager, monk
     """What the report is about is compared again under the lock; then it is found intact."""
     checkpoint_id = save(alone, 1)
     flip_bit(payload_path(alone, checkpoint_id), 200)
-    repair = repair_copy
 
     def late(*arguments: Any) -> RepairReport:
         monkeypatch.undo()

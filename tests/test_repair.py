@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ from ckpt_lib.errors import (
     StorageFullError,
     StoreUnavailableError,
 )
+from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import FileEntry, Manifest
+from ckpt_lib.store import open_store
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
 from torture.strikes import Fault, functions_of, injected, struck
@@ -397,6 +399,40 @@ def test_a_file_that_was_exchanged_is_not_written_to(copies: Copies, monkeypatch
     with pytest.raises(StoreUnavailableError):
         copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert copies.both() == before
+
+
+def test_another_checkpoint_is_not_written_to(copies: Copies) -> None:
+    """One of the same id by now, which damage was not found in."""
+    folder = CheckpointFolder(open_store(copies.root), "run")
+    manifest = folder.read_manifest(copies.checkpoint_id)
+    entry = folder.payload_entry(manifest)
+    assert entry is not None
+    before = copies.both()
+    other = manifest.changed(uid="0" * 32)
+    assert commit.mend(folder, other, [(0, b"late")], version=entry.version) is None
+    assert copies.both() == before
+    assert commit.mend(folder, manifest, [(0, before[0][:4])], version=entry.version) is not None
+
+
+def test_repaired_bytes_are_made_durable(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last of them was written, and before the repair is acknowledged."""
+    flip_bit(copies.payload, 600)
+    steps: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(descriptor: int, *arguments: Any) -> Any:
+            if os.fstat(descriptor).st_ino == copies.payload.stat().st_ino:
+                steps.append(name)
+            return real(descriptor, *arguments)
+
+        return call
+
+    for name in ("write", "fsync"):
+        monkeypatch.setattr(os, name, noting(name))
+    assert copies.manager.repair_checkpoint().method == "chunks"
+    assert steps == ["write", "fsync"]
 
 
 def flip_in_place(path: Path, position: int) -> None:

@@ -436,6 +436,13 @@ def test_a_damaged_checkpoint_counts_for_nothing() -> None:
     }
 
 
+def test_damaged_ones_take_no_place_of_whole_ones() -> None:
+    """Two are to stay, and three newer ones are damaged: the two newest whole ones do, and the best."""
+    damaged = [record(n, 0.0, status="damaged") for n in (5, 6, 7)]
+    whole = [record(1, 1.0), record(2, 9.0), record(3, 5.0), record(4, 3.0)]
+    assert kept([*whole, *damaged], KeepNewest(count=2)) == {"c1", "c3", "c4", "c5", "c6", "c7"}
+
+
 def test_an_unverified_newest_does_not_cost_the_newest_valid_one() -> None:
     """It may turn out damaged, and then the valid one is all there is."""
     records = [record(1, 1.0), record(2, 5.0), record(3, 0.5, status="unverified")]

@@ -164,6 +164,15 @@ def test_the_one_in_use_stays(unlimited: CheckpointManager) -> None:
     assert any("in use" in item.reason for item in report.plan.decisions if item.checkpoint_id == saved[1])
 
 
+def test_what_this_process_saved_last_stays(unlimited: CheckpointManager) -> None:
+    """It goes on from it, though others have saved newer and better ones since."""
+    own = save(unlimited, 1, 0.9)
+    for epoch in (2, 3):
+        save(cleaner(unlimited), epoch, 1 / epoch)
+    assert unlimited.cleanup_checkpoints(policy=NOTHING).plan.kept_ids[-1] == own
+    assert own in ids(unlimited)
+
+
 def test_the_best_by_what_a_run_monitored_stays(make_manager: MakeManager) -> None:
     """A cleanup configured for another metric, or none, does not take the run's own best."""
     run = make_manager(monitor_metric="accuracy", monitor_mode="max", max_checkpoints=100)
@@ -267,17 +276,21 @@ def test_an_edit_between_plan_and_execution_spares(
     assert saved[1] in ids(unlimited)
 
 
+@pytest.mark.parametrize("what", ["manifest", "payload"])
 def test_what_a_plan_relies_on_is_still_there_when_it_deletes(
-    unlimited: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+    unlimited: CheckpointManager, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """When someone deletes what the plan meant to keep, the plan stops before it takes the last one."""
+    """When what the plan meant to keep is deleted or lost, the plan stops before it takes the last one."""
     saved = [save(unlimited, epoch, float("nan")) for epoch in range(3)]
     other = cleaner(unlimited)
 
     def planned_and_then_lost(*arguments: Any, **options: Any) -> Any:
         monkeypatch.undo()
         made = plan_retention(*arguments, **options)
-        unlimited.delete_checkpoint(saved[2])
+        if what == "manifest":
+            unlimited.delete_checkpoint(saved[2])
+        else:
+            payload_path(unlimited, saved[2]).unlink()
         return made
 
     monkeypatch.setattr(PLAN, planned_and_then_lost)
@@ -350,6 +363,15 @@ def test_backups_are_retired_apart_from_checkpoints(make_manager: MakeManager) -
     saved = [save(manager, epoch, loss) for epoch, loss in enumerate((0.5, 0.1, 0.4, 0.3), start=1)]
     assert backup_ids(manager) == [saved[1], saved[3]]
     assert ids(manager) == saved
+
+
+def test_a_backup_that_was_just_made_stays(make_manager: MakeManager) -> None:
+    """Of an old checkpoint, asked for by name: nobody asks for it to be removed at once."""
+    manager = make_manager(max_backups=1, backup_checkpoints=False)
+    saved = [save(manager, epoch, loss) for epoch, loss in enumerate((0.5, 0.4, 0.3), start=1)]
+    manager.backup_checkpoint(saved[2])
+    assert manager.backup_checkpoint(saved[0])
+    assert saved[0] in backup_ids(manager)
 
 
 # --- leftovers ---

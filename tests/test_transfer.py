@@ -24,6 +24,7 @@ from ckpt_lib.errors import (
     StorageFullError,
 )
 from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.metadata import Manifest
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from tests.helpers import (
     MakeManager,
@@ -344,6 +345,31 @@ def test_an_export_never_becomes_the_latest_of_an_experiment(make_manager: MakeM
         with pytest.raises(ConfigError, match="of an experiment"):
             manager.export_checkpoint(saved, experiment_folder(target))
         assert snapshot(experiment_folder(target)) == before
+
+
+def test_an_export_never_overwrites_another_checkpoint_of_that_id(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Saved in the same second elsewhere: told by its uid, and left as it is."""
+    saved = save(manager, 1)
+    payload = Path(manager.export_checkpoint(saved, tmp_path / "out"))
+    described = payload.with_suffix(".json")
+    other = Manifest.from_bytes(described.read_bytes(), path="").changed(uid="0" * 32)
+    described.write_bytes(other.to_bytes())
+    flip_bit(payload, 100)
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(CheckpointExistsError, match="different checkpoint"):
+        manager.export_checkpoint(saved, tmp_path / "out")
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_a_restore_never_overwrites_another_checkpoint_of_that_id(manager: CheckpointManager) -> None:
+    """As when the backup location is that of another run."""
+    saved = save(manager, 1)
+    described = manifest_path(manager, saved)
+    described.write_bytes(Manifest.from_bytes(described.read_bytes(), path="").changed(uid="0" * 32).to_bytes())
+    before = without_locks(snapshot(experiment_folder(manager)))
+    with pytest.raises(CheckpointExistsError, match="different checkpoint"):
+        manager.restore_checkpoint(saved)
+    assert without_locks(snapshot(experiment_folder(manager))) == before
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest missing", "manifest flipped"])

@@ -274,18 +274,17 @@ def start_state() -> State:
             machine.manager().backup_checkpoint(checkpoint_id)
         other = machine.save(1, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
-    state = dict(_with_damage(disk.state(), damaged, hopeless, aside))
-    for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json"):
-        del state[f"run/{name}"]
-    disk = Disk(state)
+    gone = {f"run/{name}" for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json")}
+    state = _with_damage(disk.state(), damaged, hopeless, aside)
+    disk = Disk({path: data for path, data in state.items() if path not in gone})
     with on_disk(disk) as machine:
         machine.manager().quarantine_checkpoint(aside)
-    return disk.state() | FOREIGN
+    return {**disk.state(), **FOREIGN}
 
 
 def _with_damage(state: State, *ids: str) -> State:
     paths = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
-    return {**state} | {path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}
+    return {**state, **{path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}}
 
 
 def write_state(state: State, root: Path) -> None:
