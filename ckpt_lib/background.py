@@ -159,8 +159,13 @@ class BackgroundSaves:
     def _take_buffers(self, count: int) -> list[StagingBuffer]:
         from ckpt_lib.stream.staging import StagingBuffer
 
+        def is_enough() -> bool:
+            return len(self._free) + self._limit - len(self._buffers) >= count
+
         with self._changed:
-            self._changed.wait_for(lambda: len(self._free) + self._limit - len(self._buffers) >= count)
+            if self._committing.is_current and not is_enough():
+                raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
+            self._changed.wait_for(is_enough)
             while len(self._free) < count:
                 self._buffers.append(StagingBuffer())
                 self._free.append(self._buffers[-1])
@@ -182,10 +187,12 @@ class BackgroundSaves:
     def raise_failure(self) -> None:
         """Raise the oldest error that no one has seen, once."""
         with self._changed:
-            done = [handle for handle in self._handles if handle.done()]
-            self._handles = [handle for handle in self._handles if not handle.done()]
+            done: list[SaveHandle] = []
+            pending: list[SaveHandle] = []
+            for handle in self._handles:  # asked once each: it may come to its end meanwhile
+                (done if handle.done() else pending).append(handle)
             failed = [handle for handle in done if not handle.error_was_seen and Future.exception(handle)]
-            self._handles = failed[1:] + self._handles
+            self._handles = failed[1:] + pending
         if failed:
             failed[0].result()
 
@@ -196,9 +203,18 @@ class BackgroundSaves:
 
     def flush(self) -> None:
         """Return once every save so far is committed, backed up and followed up; raise an error no one has seen."""
+        self._wait()
+        self.raise_failure()
+
+    def settle(self) -> None:
+        """:meth:`flush`, but raise nothing: what failed is in the log, and keeps no last save from being made."""
+        self._wait()
+        with self._changed:
+            self._handles = [handle for handle in self._handles if not handle.done()]
+
+    def _wait(self) -> None:
         self._committing.wait()
         self._following_up.wait()
-        self.raise_failure()
 
     def close(self) -> None:
         """:meth:`flush`, and let go of the memory; a later save takes new."""
@@ -233,10 +249,15 @@ class _Worker:
                     self._tasks.pop()
                     raise
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on this thread."""
+        return self._thread is threading.current_thread()
+
     def wait(self) -> None:
         """Return once there is nothing left to do."""
         with self._changed:
-            if self._thread is threading.current_thread():
+            if self.is_current:
                 raise RuntimeError("a callback of a save waits for the thread that called it")
             self._changed.wait_for(lambda: self._thread is None)
 

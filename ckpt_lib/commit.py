@@ -442,6 +442,7 @@ def _publish(
 ) -> None:
     """Make a durable payload a checkpoint."""
     marker = folder.marker_path(manifest.checkpoint_id, "saving")
+    is_replaced = replace and folder.payload_entry(manifest) is not None
     # Need not survive power loss: at worst a payload that no one looks at then stays behind.
     held.put(marker, manifest.to_bytes(), durable=False)
     try:
@@ -456,7 +457,8 @@ def _publish(
         held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
     except BaseException:
         with contextlib.suppress(CheckpointError):  # what is left has its marker
-            if folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
+            # What was in its place, deleted or in quarantine, may have been as good.
+            if not is_replaced and folder.store.stat(folder.manifest_path(manifest.checkpoint_id)) is None:
                 held.delete(folder.payload_path(manifest))
             held.delete(marker)
         raise

@@ -17,7 +17,7 @@ from typing import Any
 from ckpt_lib import commit
 from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.draft import Draft
-from ckpt_lib.errors import StorageFullError, StoreUnavailableError, is_store_failure
+from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Format, Payload
@@ -86,17 +86,21 @@ class Target:
 
         Each attempt is a save of its own: a file that could not be made durable is never tried again.
         """
-        begun = time.monotonic()
+        begun, is_repeated = time.monotonic(), False
         for delay_seconds in RETRY_DELAYS_SECONDS:
             try:
-                return self._save(draft, payload_format, payload)
+                return self._attempt(draft, payload_format, payload, is_repeated=is_repeated)
             except StoreUnavailableError as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
                 emit("save.retried", error.message, experiment_name=draft.experiment_name, **_described(error))
             time.sleep(delay_seconds * random.uniform(0.5, 1.5))  # noqa: S311  # nobody need not guess it
-            if left := self._left_behind(draft):
-                return left
+            is_repeated = True
+        return self._attempt(draft, payload_format, payload, is_repeated=is_repeated)
+
+    def _attempt(self, draft: Draft, payload_format: Format, payload: Payload, *, is_repeated: bool) -> Manifest:
+        if is_repeated and (left := self._left_behind(draft)):
+            return left
         return self._save(draft, payload_format, payload)
 
     def _save(self, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
@@ -174,7 +178,7 @@ class Committer:
         try:
             return Saved(self.home.save(draft, payload_format, payload), self.home.folder, is_stranded=False)
         except Exception as error:
-            if not is_store_failure(error):
+            if not _is_degrading(error):
                 raise
             failure = error
         experiment_name = draft.experiment_name
@@ -183,7 +187,7 @@ class Committer:
             try:
                 return self._strand(self.fallback, draft, payload_format, payload)
             except Exception as error:
-                if not is_store_failure(error):
+                if not _is_degrading(error):
                     raise
                 failure.add_note(f"The fallback folder failed, too: {error}")
         notes = " ".join((str(failure), *getattr(failure, "__notes__", ())))
@@ -223,6 +227,11 @@ class Committer:
         views = [target.index.last_view() for target in self.targets]
         found = {item.uid: item for view in views if view for item in view.manifests if view.is_complete(item)}
         return sorted(found.values(), key=lambda item: item.sequence)
+
+
+def _is_degrading(error: Exception) -> bool:
+    """Whether the store is to blame for a save that failed: also one that does not give back what was written."""
+    return is_store_failure(error) or isinstance(error, CorruptCheckpointError)
 
 
 def _described(error: BaseException) -> dict[str, Any]:

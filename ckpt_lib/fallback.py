@@ -6,6 +6,8 @@ It is an experiment's folder like any other, in another store: payloads with the
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +27,8 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.stream import Progress
 
+T = TypeVar("T")
+
 
 class ReconcileReport(BaseModel):
     """What came home from the fallback folder; true when nothing is left there."""
@@ -35,8 +39,8 @@ class ReconcileReport(BaseModel):
     moved: dict[str, str] = {}
     """Id in the fallback folder to id in the store, which is the same unless it was taken; oldest first."""
     moved_bytes: int = 0
-    already_home: tuple[str, ...] = ()
-    """What an earlier call had brought home already, and was only to be removed."""
+    already_home: dict[str, str] = {}
+    """The same of what was home already, and was only to be removed."""
     failed: dict[str, str] = {}
     """Id to reason of what stays, because it is damaged here or there."""
 
@@ -99,19 +103,19 @@ class Fallback:
         damaged one stays, with a reason. Raises :class:`~ckpt_lib.errors.StoreError` when the store fails again.
         """
         moved: dict[str, str] = {}
-        already_home: list[str] = []
+        already_home: dict[str, str] = {}
         moved_bytes = 0
         view = self.index.view()
         failed = {str(error.checkpoint_id): error.message for error in view.unreadable}
         for manifest in view.manifests:
             try:
-                home_id = self._bring_home(manifest, progress)
+                home_id, is_new = self._bring_home(manifest, progress)
             except (IntegrityError, CheckpointNotFoundError) as error:
                 failed[manifest.checkpoint_id] = error.message
                 self._given_up.add(manifest.uid)
                 continue
-            if home_id is None:
-                already_home.append(manifest.checkpoint_id)
+            if not is_new:
+                already_home[manifest.checkpoint_id] = home_id
             else:
                 moved[manifest.checkpoint_id] = home_id
                 moved_bytes += manifest.payload.size_bytes
@@ -119,7 +123,7 @@ class Fallback:
             experiment_name=self._home.path,
             moved=moved,
             moved_bytes=moved_bytes,
-            already_home=tuple(already_home),
+            already_home=already_home,
             failed=failed,
         )
 
@@ -127,12 +131,11 @@ class Fallback:
         """Clear what dead processes left, and what was held when it was to be removed: nobody else looks after it."""
         commit.sweep(self.folder, self.index.view().entries.values())
 
-    def _bring_home(self, manifest: Manifest, progress: Progress | None) -> str | None:
-        """The id at home of what was moved; ``None`` when it was there already."""
-        view = self._home_index.view()
-        if any(item.uid == manifest.uid for item in view.deleted):  # it came home, and someone deleted it there
+    def _bring_home(self, manifest: Manifest, progress: Progress | None) -> tuple[str, bool]:
+        """The id that it has at home, and whether it came there now."""
+        if deleted := self._deleted_at_home(manifest):
             self._remove(manifest)
-            return None
+            return deleted.checkpoint_id, False
         earlier = self._home_index.with_uid(manifest.uid)
         if earlier is None:
             self._require_room(manifest)
@@ -152,7 +155,7 @@ class Fallback:
         self._verify(brought)
         self._remove(manifest)
         if earlier is not None:
-            return None
+            return earlier.checkpoint_id, False
         emit(
             "checkpoint.reconciled",
             f"{manifest.checkpoint_id} was moved from {self.folder.location()} to the store",
@@ -160,7 +163,15 @@ class Fallback:
             checkpoint_id=brought.checkpoint_id,
             size_bytes=manifest.payload.size_bytes,
         )
-        return brought.checkpoint_id
+        return brought.checkpoint_id, True
+
+    def _deleted_at_home(self, manifest: Manifest) -> Manifest | None:
+        """What someone deleted at home after this came there, if it can be brought back.
+
+        A damaged copy is not reason enough to give up the one that is here.
+        """
+        deleted = (item for item in self._home_index.view().deleted if item.uid == manifest.uid)
+        return next((item for item in deleted if validate(self._home, item, self._home.path)), None)
 
     def _require_room(self, manifest: Manifest) -> None:
         free_bytes = self._home.store.free_bytes(self._home.path)
@@ -204,28 +215,38 @@ class Reachable:
     Where home does not answer, what is stranded is all there is: it was saved last, as far as this machine knows.
     """
 
-    def __init__(self, home: Index, fallback: Fallback) -> None:
+    def __init__(self, home_folder: CheckpointFolder, home: Index, fallback: Fallback) -> None:
+        self._home_folder = home_folder
         self._home = home
         self._fallback = fallback
-        self._stranded: set[str] = set()
+        self._stranded: dict[str, Manifest] = {}
+        self._at_home: set[str] = set()
 
-    def is_stranded(self, manifest: Manifest) -> bool:
-        """Whether it is in the fallback folder alone; of what :meth:`manifests` returned last."""
-        return manifest.uid in self._stranded
+    def load(self, action: Callable[[CheckpointFolder, Manifest], T], manifest: Manifest) -> T:
+        """Do something where it lies, of what :meth:`manifests` returned last: if it is in both places, at home first.
+
+        A copy that is damaged there does not cost the one in the fallback folder.
+        """
+        stranded = self._stranded.get(manifest.uid)
+        if stranded is None:
+            return action(self._home_folder, manifest)
+        if manifest.uid in self._at_home:
+            with contextlib.suppress(IntegrityError):
+                return action(self._home_folder, manifest)
+        return action(self._fallback.folder, stranded)
 
     def manifests(self) -> list[Manifest]:
         """All of both, by sequence."""
-        stranded = {item.uid: item for item in self._fallback.stranded()}
+        self._stranded = stranded = {item.uid: item for item in self._fallback.stranded()}
         try:
             at_home = self._home.manifests()
         except Exception as error:
             if not (stranded and is_store_failure(error)):
                 raise
             at_home = []
-        for item in at_home:
-            stranded.pop(item.uid, None)
-        self._stranded = set(stranded)
-        return sorted((*at_home, *stranded.values()), key=lambda item: item.sequence)
+        self._at_home = {item.uid for item in at_home}
+        away = [item for item in stranded.values() if item.uid not in self._at_home]
+        return sorted((*at_home, *away), key=lambda item: item.sequence)
 
     def unreadable(self) -> list[CheckpointError]:
         """Why each manifest that cannot be read cannot."""

@@ -34,8 +34,11 @@ class HealthCheck:
     @classmethod
     def of(cls, model: Any, monitor: Monitor) -> HealthCheck:
         """The check for ``model``, which need not be a ``torch.nn.Module``."""
-        named = getattr(model, "named_buffers", None)
-        return cls(monitor, frozenset(name for name, _ in named()) if callable(named) else frozenset())
+        from torch.nn import Module
+
+        # By all their names: a mask that layers share has one for each.
+        named = model.named_buffers(remove_duplicate=False) if isinstance(model, Module) else ()
+        return cls(monitor, frozenset(name for name, _ in named))
 
     def find_fault(self, payload: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str | None:
         """Why the state is unhealthy, in one line; ``None`` when all numbers that were looked at are finite.

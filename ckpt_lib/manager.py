@@ -102,7 +102,7 @@ class CheckpointManager:
         self._index = Index(self._folder, self._backup_index, stranded=stranded)
         self._fallback = None if stranded is None else Fallback(stranded, self._folder, self._index)
         self._reconciling = threading.Lock()
-        self._catalogue = Catalogue(self._index, self.config.monitor if self.config.says_monitor else None)
+        self._catalogue = self._catalogue_of(self._index)
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
@@ -118,6 +118,9 @@ class CheckpointManager:
             after_save=self._after_save,
         )
 
+    def _catalogue_of(self, index: Index) -> Catalogue:
+        return Catalogue(index, self.config.monitor if self.config.says_monitor else None)
+
     def _stranded_index(self) -> StrandedIndex | None:
         if self.config.fallback_dir is None:
             return None
@@ -130,7 +133,13 @@ class CheckpointManager:
         home = Target(self._folder, self._index, self._known, self._make_room, verify=self.config.verify_after_write)
         if self._fallback is None:
             return Committer(home, None, self.config.on_save_failure)
-        fallback = Target(self._fallback.folder, self._fallback.index, self._known, self._make_room_in_fallback)
+        fallback = Target(
+            self._fallback.folder,
+            self._fallback.index,
+            self._known,
+            self._make_room_in_fallback,
+            verify=self.config.verify_after_write,
+        )
         return Committer(home, fallback, self.config.on_save_failure)
 
     def __repr__(self) -> str:
@@ -239,8 +248,7 @@ class CheckpointManager:
 
     def _save_preempted(self, state: Callable[[], Mapping[str, Any]]) -> None:
         emit("training.preempted", "a signal asked training to stop", experiment_name=self.experiment_name)
-        with _logged("an earlier background save"):
-            self._saver.background.flush()
+        self._saver.background.settle()
         try:
             request = SaveRequest(**state(), is_forced=True)
         except TypeError as error:
@@ -475,13 +483,12 @@ class CheckpointManager:
                 self._index, lambda found: self._restored(self._folder, found, read, owners), self.experiment_name
             )
         self._bring_stranded_home()
-        reachable, fallback = Reachable(self._index, self._fallback), self._fallback
+        reachable = Reachable(self._folder, self._index, self._fallback)
 
-        def load(found: Manifest) -> Payload:
-            folder = fallback.folder if reachable.is_stranded(found) else self._folder
+        def load(folder: CheckpointFolder, found: Manifest) -> Payload:
             return self._restored(folder, found, read, owners)
 
-        return load_newest(reachable, load, self.experiment_name)
+        return load_newest(reachable, partial(reachable.load, load), self.experiment_name)
 
     # --- finding ---
 
@@ -895,7 +902,7 @@ class CheckpointManager:
             raise ConfigError("no fallback folder is configured", expected="fallback_dir")
         with self._reconciling:
             report = self._fallback.reconcile(progress)
-            self._follow(report.moved)
+            self._follow({**report.already_home, **report.moved})
             self._fallback.sweep()
         for checkpoint_id in report.moved.values():
             with _logged(f"looking after {checkpoint_id}"), suppress(CheckpointNotFoundError):
@@ -974,7 +981,7 @@ class CheckpointManager:
         folder: CheckpointFolder | None = None,
         index: Index | None = None,
     ) -> CleanupReport:
-        monitor = self._catalogue.monitor()
+        monitor = (self._catalogue_of(index) if index else self._catalogue).monitor()  # home may be away
         in_use = self._saver.parent_id
         return clean(
             folder or self._folder,

@@ -23,6 +23,7 @@ from ckpt_lib.errors import (
     IntegrityError,
     ProtectedCheckpointError,
     StoreUnavailableError,
+    UnsupportedSchemaError,
 )
 from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
@@ -42,7 +43,7 @@ class QuarantinedCheckpoint(BaseModel):
     quarantined_at: AwareDatetime | None = None
     report: ValidationReport
     checkpoint: CheckpointMetadata | None = None
-    """``None`` when its manifest is damaged, or it had none."""
+    """``None`` when its manifest is damaged or of a newer version, or it had none."""
     size_bytes: int = 0
     """How much its payload takes where it lies."""
 
@@ -133,7 +134,10 @@ def list_quarantined(folder: CheckpointFolder, experiment_name: str) -> list[Qua
 
 def read(folder: CheckpointFolder, checkpoint_id: str, experiment_name: str) -> QuarantinedCheckpoint:
     """One checkpoint in quarantine. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
-    manifest = _manifest_or_none(folder, checkpoint_id)
+    try:
+        manifest = _manifest_or_none(folder, checkpoint_id)
+    except UnsupportedSchemaError:  # set aside by a newer version, which alone can tell more
+        manifest = None
     record = _record_or_none(folder, checkpoint_id)
     sizes = [folder.store.stat(folder.path_of(name)) for name in payload_names(checkpoint_id, manifest)]
     return QuarantinedCheckpoint(

@@ -9,12 +9,13 @@ from ckpt_lib import commit
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConfigError,
     CorruptCheckpointError,
     CorruptManifestError,
     NotACheckpointError,
     NotAStoreError,
 )
-from ckpt_lib.folder import MANIFEST_SUFFIX, CheckpointFolder
+from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import validate
 from ckpt_lib.metadata import Manifest
@@ -81,9 +82,15 @@ def export(
     """Copy a checkpoint and its manifest into another folder; return where the payload lies.
 
     Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when another file
-    has its name.
+    has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
     """
     target = CheckpointFolder(open_store(destination), "")
+    if target.store.stat(SNAPSHOT_NAME):  # where it would be listed, be the latest and retire others
+        raise ConfigError(
+            "the folder is that of an experiment",
+            path=target.location(),
+            hint="Export to a folder of its own; `ckpt import` takes it into another experiment.",
+        )
     existing = _manifest_or_none(target, manifest.checkpoint_id)
     if existing:
         _same_or_raise(existing, manifest, target)

@@ -295,6 +295,20 @@ def test_empty_views_are_saved(make_manager: MakeManager, how: str) -> None:
     assert torch.equal(found["some"], extra["some"])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse C")  # says how young it is
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_tensors_without_a_storage_are_copied(make_manager: MakeManager, layout: torch.layout) -> None:
+    """What a blocking save takes, a background save takes too."""
+    manager = make_manager()
+    dense = torch.eye(3)
+    sparse = dense.to_sparse(layout=layout)
+    saved = start(manager, 1, extra_state={"sparse": sparse})
+    (sparse._values() if layout is torch.sparse_coo else sparse.values()).zero_()
+    loaded = manager.load_checkpoint(saved.result())["extra_state"]["sparse"]
+    assert loaded.layout is layout
+    assert torch.equal(loaded.to_dense(), dense)
+
+
 def test_a_tensor_keeps_what_hangs_on_it(make_manager: MakeManager) -> None:
     """A parameter with an attribute is one afterwards, whichever way it was saved."""
     manager = make_manager()
@@ -512,6 +526,29 @@ def test_each_of_several_errors_is_raised(make_manager: MakeManager, gate: Gate)
     manager.flush()
 
 
+def test_an_error_that_comes_while_others_are_raised_is_kept(make_manager: MakeManager, gate: Gate) -> None:
+    """A save may end between two looks at it."""
+    manager = make_manager()
+    gate.open.clear()
+    gate.error = StorageFullError("the store is full")
+    handle = start(manager, 0)
+    is_done = handle.done
+
+    def ends_after_the_look() -> bool:
+        found = is_done()
+        gate.open.set()
+        handle._condition.acquire()
+        handle._condition.wait_for(is_done, timeout=30)
+        handle._condition.release()
+        return bool(found)
+
+    handle.done = ends_after_the_look
+    manager._saver.background.raise_failure()
+    del handle.done
+    with pytest.raises(StorageFullError):
+        manager.flush()
+
+
 def test_the_context_ends_with_everything_saved(make_manager: MakeManager, gate: Gate) -> None:
     """Leaving it waits, and raises what went wrong."""
     with make_manager() as manager:
@@ -610,6 +647,26 @@ def test_a_callback_may_save(make_manager: MakeManager) -> None:
     while len(seen) < 2:
         time.sleep(0.001)
     assert seen[0].result(timeout=30) in ids(manager)
+
+
+def test_a_callback_does_not_wait_for_a_later_save(make_manager: MakeManager) -> None:
+    """Which has the only buffer, and is to be committed by the thread that calls back: an error, and no deadlock."""
+    manager, begun, taken, errors = make_manager(), threading.Event(), threading.Event(), []
+
+    def again(_handle: Any) -> None:
+        begun.set()
+        assert taken.wait(30)
+        with pytest.raises(RuntimeError, match="would wait for a later save") as raised:
+            start(manager, 2)
+        errors.append(raised.value)
+
+    first = start(manager, 0)
+    first.add_done_callback(again)
+    assert begun.wait(30)
+    later = start(manager, 1)
+    taken.set()
+    assert later.result(timeout=30) in ids(manager)
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), ValueError("odd")], ids=["exit", "error"])

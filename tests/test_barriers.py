@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,30 @@ def test_a_save_that_went_wrong_on_the_way_is_refused(make_manager: MakeManager,
     assert len(ids(manager)) == 1
     assert manager.save_checkpoint(model=model, epoch=2)
     assert not list(Path(manager.config.checkpoint_dir).rglob("*.saving"))
+
+
+def test_a_disk_that_gives_other_bytes_back_is_a_store_that_fails(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Another folder takes over; when there is none, training may go on without."""
+    with faults_injected(FaultPlan(write_flips=[BitFlip(900, path="run/")])):
+        home = open_store(make_manager().config.checkpoint_dir)
+        failing = make_manager(verify_after_write=True, on_save_failure="warn")
+        assert failing.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1) is None
+    manager = make_manager(verify_after_write=True, fallback_dir=str(tmp_path / "fallback"))
+    target = manager._saver._committer.home
+    target.folder = replace(target.folder, store=home)
+    saved = manager.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1)
+    assert [item.checkpoint_id for item in manager.list_stranded()] == [saved]
+    assert manager.validate_checkpoint(str(saved))
+    assert ids(manager) == []
+
+
+def test_a_fallback_folder_is_read_back_as_well(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Where its disk gives other bytes back too, nothing is acknowledged."""
+    with faults_injected(FaultPlan(write_flips=[BitFlip(900, path="run/"), BitFlip(901, path="run/")])):
+        manager = make_manager(verify_after_write=True, fallback_dir=str(tmp_path / "fallback"))
+        with pytest.raises(CorruptCheckpointError, match="does not give back"):
+            manager.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1)
+    assert (ids(manager), manager.list_stranded()) == ([], [])
 
 
 def test_without_reading_back_it_is_found_by_validation(make_manager: MakeManager) -> None:

@@ -211,6 +211,26 @@ def test_a_store_that_stays_away_is_given_up(make_manager: MakeManager, seen: li
     assert ids(manager) == []
 
 
+def test_a_store_that_comes_back_late_is_asked_three_times(
+    make_manager: MakeManager, seen: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the question what an earlier attempt left is not answered either."""
+    manager = make_manager(backup_checkpoints=False, save_metadata=False)
+    answers: Iterator[Exception | None] = iter([AWAY, None])
+    original = manager._index.with_uid
+
+    def with_uid(uid: str) -> Any:
+        if error := next(answers):
+            raise error
+        return original(uid)
+
+    monkeypatch.setattr(manager._index, "with_uid", with_uid)
+    with failing(manager, AWAY, "open_write", times=1):
+        saved = save(manager, 1)
+    assert ids(manager) == [saved]
+    assert kinds(seen) == ["save.retried"] * 2
+
+
 def test_a_store_that_takes_long_to_fail_is_not_asked_again(
     make_manager: MakeManager, seen: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -587,6 +607,63 @@ def test_a_copy_that_is_damaged_at_home_does_not_cost_the_good_one(make_safe: Ma
     assert CheckpointManager(CheckpointConfig(checkpoint_dir=str(fallback_dir)), "run").validate_checkpoint(stranded)
 
 
+def test_deleting_the_damaged_copy_at_home_does_not_cost_the_good_one(
+    make_safe: MakeManager, fallback_dir: Path
+) -> None:
+    """Which is what the error advises: then the good one comes home."""
+    manager = make_safe()
+    (stranded,) = strand(manager, 1)
+    interrupted(manager, fallback_dir, stranded)
+    flip_bit(payload_path(manager, stranded), 300)
+    manager.delete_checkpoint(stranded)
+    (home_id,) = make_safe().reconcile().moved.values()
+    assert manager.validate_checkpoint(home_id)
+    assert manager.list_stranded() == []
+
+
+def test_what_was_committed_but_for_the_last_barrier_is_followed_home(
+    make_safe: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in both places by two ids: the report tells which is left, and the next save goes on from that."""
+    manager, syncs = make_safe(save_metadata=False), []
+    original = LocalFolderLock.sync
+
+    def sync(self: LocalFolderLock) -> None:
+        syncs.append(self)
+        if len(syncs) == 2:  # the last step of the commit
+            raise EIO
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolderLock, "sync", sync)
+        stranded = save(manager, 1)
+    (home_id,) = ids(manager)
+    assert manager.reconcile().already_home == {stranded: home_id}
+    assert manager._folder.read_manifest(save(manager, 2)).parent_id == home_id
+
+
+def test_room_is_made_in_the_fallback_folder_while_the_store_does_not_answer(make_safe: MakeManager) -> None:
+    """By the metric that was monitored when they were saved: nobody else can be asked."""
+    manager = make_safe(max_checkpoints=2)
+    assert manager._fallback is not None
+    with failing(manager, AWAY):
+        stranded = [save(manager, epoch, loss=10 - epoch) for epoch in range(4)]
+        with failing_in(manager._fallback.folder, StorageFullError("full"), times=1):
+            stranded.append(save(manager, 4, loss=1))
+    assert len(manager.list_stranded()) < len(stranded)
+
+
+def test_resuming_takes_the_good_copy_of_a_damaged_one(make_safe: MakeManager, fallback_dir: Path) -> None:
+    """It is in both places, and the copy at home is damaged."""
+    manager = make_safe()
+    (stranded,) = strand(manager, 1)
+    interrupted(manager, fallback_dir, stranded)
+    flip_bit(payload_path(manager, stranded), 300)
+    resumed = make_safe().resume()
+    assert resumed is not None
+    assert (resumed["checkpoint_id"], resumed["passed_over"]) == (stranded, [])
+
+
 def interrupted(manager: CheckpointManager, fallback_dir: Path, stranded: str) -> None:
     """Killed between the copying and the removing: it is in both places."""
     kept = {path: path.read_bytes() for path in (fallback_dir / "run").iterdir() if path.is_file()}
@@ -602,7 +679,7 @@ def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_d
     interrupted(manager, fallback_dir, stranded)
     manager.edit_checkpoint(stranded, add_tags=["changed"])
     report = make_safe().reconcile()
-    assert (report.moved, report.already_home) == ({}, (stranded,))
+    assert (report.moved, report.already_home) == ({}, {stranded: stranded})
     assert ids(manager) == [stranded]
     assert manager.get_checkpoint(stranded).tags == ("changed",)
     assert manager.list_stranded() == []
@@ -650,7 +727,7 @@ def test_what_was_deleted_at_home_does_not_come_back(make_safe: MakeManager, fal
     (stranded,) = strand(manager, 1)
     interrupted(manager, fallback_dir, stranded)
     manager.delete_checkpoint(stranded)
-    assert make_safe().reconcile().already_home == (stranded,)
+    assert make_safe().reconcile().already_home == {stranded: stranded}
     assert (ids(manager), manager.list_stranded()) == ([], [])
     assert manager.undelete_checkpoint(stranded).checkpoint_id == stranded
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager, DoctorReport
 from ckpt_lib.adoption import ADOPTED_TAG
+from ckpt_lib.errors import UnsupportedSchemaError
 from ckpt_lib.findings import Treatment
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import folder_lock, leases
@@ -575,6 +576,26 @@ def test_a_manifest_of_a_newer_version_is_left_alone(alone: CheckpointManager) -
     report = cured(alone, deep=True)
     assert [item.kind for item in report.findings] == ["newer version"]
     assert report.is_healthy
+    assert payload_path(alone, checkpoint_id).exists()
+
+
+def test_one_that_a_newer_version_set_aside_hides_nothing(alone: CheckpointManager) -> None:
+    """It is listed, left alone, and keeps nobody from seeing, treating or backing up the others."""
+    checkpoint_id, other = save(alone, 1), save(alone, 2)
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+    alone.quarantine_checkpoint(checkpoint_id)
+    marker = experiment_folder(alone) / f".{checkpoint_id}.quarantined"
+    kept, _, report = marker.read_bytes().removesuffix(b"\n").rpartition(b"\n")
+    newer = Manifest.from_bytes(kept, path="").changed(schema_version=99).to_bytes()
+    marker.write_bytes(newer + b"\n" + report + b"\n")
+    found = alone.list_quarantined()
+    assert [(item.checkpoint_id, item.checkpoint) for item in found] == [(checkpoint_id, None)]
+    assert found[0].report.damages
+    assert [item.kind for item in cured(alone).findings] == ["quarantined"]
+    assert alone.backup_checkpoint(other)
+    for call in (alone.delete_quarantined, alone.repair_checkpoint):
+        with pytest.raises(UnsupportedSchemaError):
+            call(checkpoint_id)
     assert payload_path(alone, checkpoint_id).exists()
 
 

@@ -51,6 +51,16 @@ def test_plain_torch_reads_it(state: Any) -> None:
     assert_same(loaded, {"x": state})
 
 
+@pytest.mark.parametrize("size", [1, 10_000_000])
+def test_what_was_saved_can_still_be_resized(size: int) -> None:
+    """As observers of quantization, and modules that give their memory back, do with their tensors in training."""
+    state = {"whole": torch.ones(size), "view": torch.ones(2 * size)[1:]}
+    encode(TorchZipFormat(), state)
+    for tensor in state.values():
+        assert tensor.untyped_storage().resizable()
+        assert tensor.resize_(3 * size).numel() == 3 * size
+
+
 def test_plain_torch_reads_it_with_none_of_our_code(tmp_path: Path) -> None:
     """In a process that cannot import this library, memory-mapped too."""
     path = tmp_path / "x.pt"

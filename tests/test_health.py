@@ -177,6 +177,15 @@ def test_buffers_are_known_from_the_model(make_manager: MakeManager) -> None:
     assert "model_state_dict.1.running_var" in str(manager.get_checkpoint(second).unhealthy)
 
 
+def test_a_mask_that_layers_share_is_a_buffer_by_each_of_its_names(make_manager: MakeManager) -> None:
+    """The state has all of them."""
+    mask, layers = torch.full((2, 2), -math.inf).triu(1), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    for layer in layers:
+        layer.register_buffer("mask", mask)
+    manager = make_manager(health_check=True)
+    assert manager.get_checkpoint(str(manager.save_checkpoint(model=layers, epoch=1))).unhealthy is None
+
+
 @pytest.mark.parametrize("value", BAD)
 def test_a_monitored_metric_that_is_not_finite(make_manager: MakeManager, value: float) -> None:
     """The reason names it; another metric may be what it wants."""

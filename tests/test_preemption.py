@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import ConfigError
+from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib.errors import ConfigError, StorageFullError
 from ckpt_lib.preemption import Preemption
 from tests.helpers import MakeManager, start_python
 
@@ -163,6 +164,32 @@ def test_background_saves_are_finished_first(make_manager: MakeManager) -> None:
     with pytest.raises(SystemExit):
         be_preempted()
     assert [item.epoch for item in manager.list_checkpoints()] == [1, 3]
+
+
+def test_several_failed_saves_do_not_keep_the_last_one_from_being_made(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no later call to tell of the second: what matters now is the state."""
+    manager = make_manager(max_pending_saves=2)
+    model, may_fail = nn.Linear(2, 1), threading.Event()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        assert may_fail.wait(30)
+        raise StorageFullError("the store is full")
+
+    def be_preempted() -> None:
+        with manager.save_on_signal(lambda: {"model": model, "epoch": 3}) as preemption:
+            signal.raise_signal(signal.SIGTERM)
+            preemption.safe_point()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "save", fail)
+        handles = [manager.save_checkpoint_async(model=model, epoch=epoch) for epoch in (1, 2)]
+        may_fail.set()
+        wait(handles)
+    with pytest.raises(SystemExit):
+        be_preempted()
+    assert [item.epoch for item in manager.list_checkpoints()] == [3]
 
 
 def test_without_a_signal_nothing_happens(make_manager: MakeManager) -> None:

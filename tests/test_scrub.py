@@ -17,6 +17,7 @@ import torch
 from ckpt_lib import CheckpointManager, ScrubReport
 from ckpt_lib.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from ckpt_lib.scrub import RECORD_NAME
+from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream.page_cache import NeutralReader
 from tests.helpers import (
@@ -117,6 +118,7 @@ def test_what_is_deleted_meanwhile_is_no_damage(manager: CheckpointManager, monk
         if path == f"run/{first}.pt":
             monkeypatch.setattr(LocalStore, "open_read", real)
             manager.delete_checkpoint(first)
+            manager.empty_trash()
         return real(self, path)
 
     monkeypatch.setattr(LocalStore, "open_read", then_gone)
@@ -222,14 +224,14 @@ def test_a_record_that_cannot_be_written_stops_nothing(
 ) -> None:
     """A store that is read-only can be scrubbed all the same; the log says that nothing was recorded."""
     fill(manager, 2)
-    real = LocalStore.open_write
+    real = LocalFolderLock.put
 
-    def refused(self: LocalStore, path: str, **options: Any) -> Any:
+    def refused(self: LocalFolderLock, path: str, content: bytes, **options: Any) -> None:
         if path.endswith(RECORD_NAME):
             raise StorePermissionError("the store refuses access")
-        return real(self, path, **options)
+        real(self, path, content, **options)
 
-    monkeypatch.setattr(LocalStore, "open_write", refused)
+    monkeypatch.setattr(LocalFolderLock, "put", refused)
     with caplog.at_level(logging.WARNING, "ckpt_lib"):
         assert manager.scrub()
     assert "was not recorded" in caplog.text

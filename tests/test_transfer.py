@@ -16,13 +16,16 @@ from ckpt_lib import CheckpointManager, commit, open_store
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConfigError,
     CorruptCheckpointError,
     IntegrityError,
     NotACheckpointError,
     NoValidCheckpointError,
+    StorageFullError,
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
+from ckpt_lib.store.folder_lock import LocalFolderLock
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -207,6 +210,39 @@ def test_restore_after_a_deletion(backed_up: CheckpointManager) -> None:
     assert backed_up.validate_checkpoint(saved)
 
 
+@pytest.mark.parametrize("mark", ["deleted", "quarantined"])
+def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
+    backed_up: CheckpointManager, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """The disk fills up between payload and manifest: the payload that was there has its name still, and is whole."""
+    saved = save(backed_up, 1)
+    wanted = payload_path(backed_up, saved).read_bytes()
+    if mark == "deleted":
+        backed_up.delete_checkpoint(saved)
+    else:
+        flip_bit(payload_path(backed_up, saved), 300)
+        backup_pair(backed_up, saved)[0].rename(backup_folder(backed_up) / "away")
+        assert backed_up.quarantine_checkpoint(saved).is_quarantined
+        (backup_folder(backed_up) / "away").rename(backup_pair(backed_up, saved)[0])
+    put = LocalFolderLock.put
+
+    def put_all_but_manifests(self: LocalFolderLock, path: str, content: bytes, *, durable: bool = True) -> None:
+        if path.endswith(".json"):
+            raise StorageFullError("full")
+        put(self, path, content, durable=durable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolderLock, "put", put_all_but_manifests)
+        with pytest.raises(StorageFullError):
+            backed_up.restore_checkpoint(saved)
+    backed_up.cleanup_checkpoints()
+    assert payload_path(backed_up, saved).read_bytes() == wanted
+    shutil.rmtree(backup_folder(backed_up))
+    back = backed_up.undelete_checkpoint if mark == "deleted" else backed_up.repair_checkpoint
+    back(saved)
+    assert backed_up.validate_checkpoint(saved)
+
+
 def test_restore_finishes_what_a_killed_deletion_began(backed_up: CheckpointManager) -> None:
     """With the tombstone of a cut-off deletion in place, the restored checkpoint stays."""
     saved = save(backed_up, 1)
@@ -298,6 +334,17 @@ def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, t
     with pytest.raises(CheckpointExistsError):
         manager.export_checkpoint(saved, target)
     assert without_locks(snapshot(target)) == before
+
+
+def test_an_export_never_becomes_the_latest_of_an_experiment(make_manager: MakeManager) -> None:
+    """The folder of one takes imports and no exports, its own neither."""
+    manager, other = make_manager("run"), make_manager("other")
+    saved, _ = save(manager, 1), save(other, 2)
+    for target in (manager, other):
+        before = snapshot(experiment_folder(target))
+        with pytest.raises(ConfigError, match="of an experiment"):
+            manager.export_checkpoint(saved, experiment_folder(target))
+        assert snapshot(experiment_folder(target)) == before
 
 
 def test_an_export_never_overwrites_another_checkpoint_of_that_id(manager: CheckpointManager, tmp_path: Path) -> None:

@@ -284,11 +284,17 @@ class Worker:
         for checkpoint_id in list(self.diary.pinned)[:-1]:
             self.diary.pinned.discard(checkpoint_id)
             self.manager.unpin_checkpoint(checkpoint_id)
-        with contextlib.suppress(CheckpointNotFoundError):
+            self._claim(checkpoint_id).unlink()
+        with contextlib.suppress(CheckpointNotFoundError, FileExistsError):
             found = self._any()
-            if not found.pinned:  # a pin of another process, which takes it away when it likes
-                self.manager.pin_checkpoint(found.checkpoint_id)
-                self.diary.pinned.add(found.checkpoint_id)
+            # Whoever has pinned it takes the pin away when he likes: one process at a time.
+            self._claim(found.checkpoint_id).touch(exist_ok=False)
+            self.manager.pin_checkpoint(found.checkpoint_id)
+            self.diary.pinned.add(found.checkpoint_id)
+
+    def _claim(self, checkpoint_id: str) -> Path:
+        (self._folder / "pins").mkdir(exist_ok=True)
+        return self._folder / "pins" / checkpoint_id
 
     def delete(self) -> None:
         there = [item.checkpoint_id for item in self.manager.list_checkpoints()][:-1]

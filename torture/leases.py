@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ckpt_lib import CheckpointManager, commit
+from ckpt_lib import CheckpointManager, commit, degradation
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, LeaseLostError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.policies.retention import KeepNewest
@@ -243,7 +243,8 @@ def paused_owners(count: int, seed: str, folder: Path) -> Outcome:
     """Stop a process in the middle of an operation, let others take over, and wake it up."""
     outcome = Outcome()
     moments: Counter[str] = Counter()
-    with patched(leases, "LEASE_SECONDS", SHORT_SECONDS):
+    # A save that loses its lease begins anew, and what that writes is its own: here the first attempt is looked at.
+    with patched(leases, "LEASE_SECONDS", SHORT_SECONDS), patched(degradation, "RETRY_DELAYS_SECONDS", ()):
         attempt = 0
         while outcome.injected < count and attempt < 10 * count:
             chance = random.Random(f"{seed} {attempt}")

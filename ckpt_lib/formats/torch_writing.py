@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
@@ -174,4 +175,5 @@ def _whole_span(storage: torch.UntypedStorage) -> Span:
 def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a one-dimensional tensor, a block at a time: a device has no second copy of it in our memory."""
     for start in range(0, len(data), BLOCK_SIZE_BYTES):
-        yield data[start : start + BLOCK_SIZE_BYTES].cpu().numpy().data
+        # Not Tensor.numpy(), after which the memory, training's own, could never be resized again.
+        yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data

@@ -149,7 +149,7 @@ def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
             raise
         raise _lost(directory) from None
     numbers = _numbers(directory)
-    is_last = max(numbers) == number
+    is_last = max(numbers, default=0) == number
     for superfluous in numbers - {number} if is_last else {number}:  # or else others went on since the last look
         with contextlib.suppress(FileNotFoundError):
             directory.unlink(f"{LOCK_NAME}/{superfluous}")

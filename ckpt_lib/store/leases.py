@@ -145,6 +145,9 @@ class Lease:
         self.directory.replace(free, name)
 
     def add_hold(self, name: str, reason: str) -> None:
+        if self.heir is not None:
+            self.heir.add_hold(name, reason)
+            return
         is_new = name not in dict(self.holds)
         self.holds.append((name, reason))
         try:
@@ -423,10 +426,10 @@ def read_lease(directory: Directory, token: str) -> LeaseContent | None:
     Raises ``FileNotFoundError`` when there is none.
     """
     try:
-        return LeaseContent.model_validate_json(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
+        return _parsed(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
     except FileNotFoundError:
         raise
-    except (OSError, ValidationError):
+    except OSError:
         return None
 
 
@@ -468,10 +471,7 @@ def is_over(directory: Directory, token: str) -> bool:
     if token in _abandoned:
         return True
     try:
-        try:
-            found = directory.lstat(f"{LEASE_PREFIX}{token}/{LEASE_FILE}")
-        except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
-            found = directory.lstat(LEASE_PREFIX + token)
+        found = lstat(directory, token)
         content = read_lease(directory, token)
     except FileNotFoundError:
         content = None
@@ -480,6 +480,14 @@ def is_over(directory: Directory, token: str) -> bool:
     if content is not None and is_proven_dead(content.owner):
         return True
     return is_unchanged_for(ttl_seconds(content), directory, token, found)
+
+
+def lstat(directory: Directory, token: str) -> os.stat_result:
+    """What a renewal changes. Raises ``FileNotFoundError`` when there is no such lease."""
+    try:
+        return directory.lstat(f"{LEASE_PREFIX}{token}/{LEASE_FILE}")
+    except (FileNotFoundError, NotADirectoryError):  # it may be about to be written, or be something else
+        return directory.lstat(LEASE_PREFIX + token)
 
 
 def ttl_seconds(content: LeaseContent | None) -> float:
@@ -500,13 +508,32 @@ def living_holds(directory: Directory) -> dict[str, str]:
         match = _WITH_TOKEN.fullmatch(name)
         if not match or not (token := match["living"]):
             continue
-        try:
-            content = read_lease(directory, token)
-        except FileNotFoundError:
-            continue
+        content = _read_holds(directory, token)
         if content is not None and content.holds and not is_over(directory, token):
             found |= {held: f"{reason} by {content.owner}" for held, reason in content.holds.items()}
     return found
+
+
+def _read_holds(directory: Directory, token: str) -> LeaseContent | None:
+    """What a lease says. Unlike :func:`read_lease` it raises ``OSError`` where a living owner's cannot be read.
+
+    For what he holds would be taken from him.
+    """
+    try:
+        return _parsed(_read(directory, f"{LEASE_PREFIX}{token}/{LEASE_FILE}"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        if is_over(directory, token):
+            return None
+        raise
+
+
+def _parsed(data: bytes) -> LeaseContent | None:
+    try:
+        return LeaseContent.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 def bury(directory: Directory, token: str) -> list[str]:
@@ -531,6 +558,11 @@ def remove_new(directory: Directory) -> None:
             with contextlib.suppress(FileNotFoundError):
                 directory.rename(name, broken)
                 remove_tree(directory, broken)
+
+
+def is_of_leases(name: str) -> bool:
+    """Whether a sweep removes what has that name, once no living owner has it."""
+    return name.startswith(NEW_PREFIX) or _WITH_TOKEN.fullmatch(name) is not None
 
 
 def tokens(directory: Directory) -> set[str]:

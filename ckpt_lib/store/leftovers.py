@@ -12,7 +12,7 @@ from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PR
 
 def find_leftovers(directory: Directory) -> list[Leftover]:
     """See :meth:`ckpt_lib.store.base.Store.leftovers`."""
-    names = sorted(name for name, _ in directory.scan() if name.startswith((LEASE_PREFIX, BROKEN_PREFIX, NEW_PREFIX)))
+    names = sorted(name for name, _ in directory.scan() if leases.is_of_leases(name))
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # its owner removes it
@@ -29,7 +29,7 @@ def _examine(directory: Directory, name: str) -> Leftover | None:
         return Leftover(name, sum(sizes), f"the lease of a dead process{files}")
     content = leases.read_lease(directory, token)
     ttl_seconds = leases.ttl_seconds(content)
-    age_seconds = _now_seconds(directory) - directory.lstat(f"{name}/{LEASE_FILE}").st_mtime
+    age_seconds = _now_seconds(directory) - leases.lstat(directory, token).st_mtime
     if age_seconds <= ttl_seconds:
         return None
     owner = "an unknown process" if content is None else str(content.owner)
@@ -38,7 +38,10 @@ def _examine(directory: Directory, name: str) -> Leftover | None:
 
 
 def _unfinished(directory: Directory, name: str) -> list[str]:
-    return [inner for inner in directory.names(name) if inner not in (LEASE_FILE, FREE_FILE)]
+    try:
+        return [inner for inner in directory.names(name) if inner not in (LEASE_FILE, FREE_FILE)]
+    except NotADirectoryError:  # something else has that name; a sweep removes it all the same
+        return []
 
 
 def _now_seconds(directory: Directory) -> float:

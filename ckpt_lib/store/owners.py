@@ -35,7 +35,8 @@ def this_process() -> Owner:
 
 def is_proven_dead(owner: Owner) -> bool:
     """Whether ``owner`` was a process of this system and is one no longer; of any other nothing can be proven."""
-    if os.name != "posix" or owner.system != _system():
+    # The host as well: clones of a virtual machine that was running have the same boot.
+    if os.name != "posix" or (owner.system, owner.host) != (_system(), platform.node()):
         return False
     if owner.started and (started := _start(owner.pid)) is not None:
         return started != owner.started

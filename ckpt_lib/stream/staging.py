@@ -256,7 +256,9 @@ def _move(target: int, storage: torch.UntypedStorage, start: int, stop: int) -> 
 
 def _whole_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor of an unusual kind, with what hangs on it, in memory of its own."""
-    copied = copy.deepcopy(tensor) if tensor.is_leaf else tensor.detach().clone()
+    # Of tensors that have no storage of their own, torch copies some kinds in this way alone.
+    has_storage = tensor.layout is torch.strided and not tensor.is_nested
+    copied = copy.deepcopy(tensor) if tensor.is_leaf and has_storage else tensor.detach().clone()
     copied.__dict__.update(copy.deepcopy(tensor.__dict__))  # which parameters do not copy
     return copied
 
