@@ -52,7 +52,7 @@ def test_every_action_is_looked_at() -> None:
 def test_power_loss_at_any_step(name: str) -> None:
     """A few of the states in which the disk may come up; each action changes it, so that none is judged by nothing."""
     with quiet():
-        watch = Watch(Disk(start_state()), f"seed {name}", limit=5, recover=False)
+        watch = Watch(Disk(start_state()), f"seed {name}", limit=5)
         assert any(watch.run(name) and watch.states for _ in range(5))
         assert watch.violations == []
 
