@@ -754,7 +754,7 @@ def test_what_is_home_already_is_made_durable_before_the_other_goes(
 
     monkeypatch.setattr(LocalFolderLock, "sync", note_sync)
     monkeypatch.setattr(LocalFolderLock, "delete", note_delete)
-    assert make_safe().reconcile().already_home == (stranded,)
+    assert list(make_safe().reconcile().already_home) == [stranded]
     assert f"sync {home}" in steps[: steps.index(f"delete run/{stranded}.json")]
 
 
