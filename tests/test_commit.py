@@ -359,6 +359,22 @@ def test_a_marker_that_is_whole_is_not_dropped_as_damaged(tmp_path: Path, folder
     assert list(contents(tmp_path)) == [folder.payload_path(manifest)]
 
 
+def test_only_a_marker_without_meaning_is_dropped(tmp_path: Path, folder: CheckpointFolder) -> None:
+    """Beside a manifest it has none; without one it says that a payload is to go."""
+    manifest = save(folder)
+    marker = tmp_path / folder.marker_path(manifest.checkpoint_id, "saving")
+    marker.write_bytes(manifest.to_bytes())
+    path = tmp_path / folder.manifest_path(manifest.checkpoint_id)
+    data = path.read_bytes()
+    path.unlink()
+    commit.drop_needless_marker(folder, manifest.checkpoint_id)
+    assert marker.exists()
+    path.write_bytes(data)
+    commit.drop_needless_marker(folder, manifest.checkpoint_id)
+    assert not marker.exists()
+    assert is_whole(folder, manifest)
+
+
 def test_a_payload_gets_a_manifest_only_as_it_was_found(tmp_path: Path, folder: CheckpointFolder) -> None:
     """Another file by now, or one that somebody gave its manifest: nothing is changed."""
     manifest = save(folder)

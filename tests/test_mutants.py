@@ -1,0 +1,120 @@
+"""The list of mutants is of this code, and what runs it tells those that are caught from those that are not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from torture import mutants
+from torture.mutants import BEGIN, END, PAGE, Mutant, UnsoundListError, check, load, main, run
+from torture.runner import ROOT
+
+MUTANTS = load()
+QUICK = next(mutant for mutant in MUTANTS if mutant.removed == "refusing the manifest of a newer version")
+
+
+def test_each_is_of_this_code() -> None:
+    """Its text is there, just once; it changes something, and has a name of its own."""
+    check(MUTANTS, ROOT)
+    assert all(mutant.original != mutant.replacement for mutant in MUTANTS)
+    assert len({mutant.removed for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_each_leaves_code_that_can_be_compiled() -> None:
+    """Or else any test would fail."""
+    for mutant in MUTANTS:
+        code = (ROOT / mutant.path).read_text(encoding="utf-8").replace(mutant.original, mutant.replacement)
+        compile(code, mutant.removed, "exec")
+
+
+def test_the_tests_of_each_are_there() -> None:
+    """Each by its name: a test that is gone would not fail."""
+    tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
+    assert all("::" in test for test in tests)
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_page_lists_all() -> None:
+    """As the last run wrote it."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0] == f"\n\n{mutants.section(MUTANTS)}\n"
+
+
+def test_one_that_is_caught_and_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told apart by a real run of their tests; what a mutant changes is undone for the next one."""
+    harmless = replace(QUICK, removed="nothing", replacement=QUICK.original)
+    broken = replace(QUICK, removed="a whole word", replacement="        if\n")
+    endless = replace(QUICK, removed="an end", replacement="        while True:\n            pass\n        if False:\n")
+    monkeypatch.setattr(mutants, "TIMEOUT_SECONDS", 20.0)
+    results = run([QUICK, harmless, broken, endless, replace(QUICK, removed="the same")], Console(quiet=True))
+    assert [found.verdict for found in results] == ["caught", "SURVIVED", "BROKEN", "HUNG", "caught"]
+    assert QUICK.tests[0].rpartition("::")[2] in results[0].output
+
+
+@pytest.mark.parametrize(("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/metadata")])
+def test_a_list_that_is_old_is_refused(text: str, told: str) -> None:
+    """Before anything is run."""
+    with pytest.raises(UnsoundListError, match=told):
+        run([replace(QUICK, original=text)], Console(quiet=True))
+
+
+def test_a_test_that_fails_anyway_is_no_proof() -> None:
+    """Nor one that is not there."""
+    absent = replace(QUICK, tests=("tests/test_metadata.py::test_that_was_renamed",))
+    with pytest.raises(UnsoundListError, match="without any mutant"):
+        run([absent], Console(quiet=True))
+
+
+def _list(path: Path, *found: Mutant) -> Path:
+    lines = [
+        f'[["{mutant.path}"]]\nremoved = "{mutant.removed}"\noriginal = {mutant.original!r}\n'
+        f"replacement = {mutant.replacement!r}\ntests = {list(mutant.tests)}\n"
+        for mutant in found
+    ]
+    path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
+    return path
+
+
+def test_a_run_of_all_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between the markers of the page, if every one was caught; a part of them is only printed."""
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    second = replace(QUICK, removed="another")
+    both = _list(tmp_path / "both.toml", QUICK, second)
+    assert main(["--only", "another"], list_path=both, page=page) == 0
+    assert "old" in page.read_text(encoding="utf-8")
+    assert main([], list_path=both, page=page) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "2 mutants, each caught" in text
+    assert f"`{QUICK.path}`" in text
+    survivor = _list(tmp_path / "one.toml", replace(QUICK, removed="nothing", replacement=QUICK.original))
+    assert main([], list_path=survivor, page=page) == 1
+    assert page.read_text(encoding="utf-8") == text
+    assert "SURVIVED: nothing" in capsys.readouterr().out
+
+
+def test_what_cannot_be_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that no mutant has, and a list that does not fit."""
+    with pytest.raises(SystemExit, match="no mutant"):
+        main(["--only", "no such thing"])
+    old = _list(tmp_path / "old.toml", replace(QUICK, original="no such text"))
+    assert main([], list_path=old, page=tmp_path / "page.md") == 1
+    assert "occurs 0 times" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no lines"):
+        mutants.write_section(old, MUTANTS)
