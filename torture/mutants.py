@@ -276,8 +276,7 @@ def section(mutants: Sequence[Mutant]) -> str:
 
 
 def _cell(mutant: Mutant) -> str:
-    tests = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
-    return f"{tests}, which hangs" if mutant.hangs else tests
+    return ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
 
 
 def _parser() -> argparse.ArgumentParser:
