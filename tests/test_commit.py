@@ -623,6 +623,26 @@ def test_what_was_deleted_comes_back_as_it_was(tmp_path: Path, folder: Checkpoin
     assert commit.undelete(folder, second.checkpoint_id) == second
 
 
+def test_the_trash_of_a_full_disk_is_as_young_as_any(
+    tmp_path: Path, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marker is a link to the manifest, which is older; and takes the place of one that meant nothing."""
+    manifest = save(folder)
+    path = tmp_path / folder.manifest_path(manifest.checkpoint_id)
+    marker = tmp_path / folder.marker_path(manifest.checkpoint_id, "deleted")
+    marker.write_bytes(b"stale")
+    os.utime(path, (0, 0))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageFullError("the store is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolderLock, "put", full)
+        commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    assert sweep(folder, grace_seconds=60) == []
+    assert commit.undelete(folder, manifest.checkpoint_id) == manifest
+
+
 def test_what_is_there_is_not_brought_back(folder: CheckpointFolder) -> None:
     """A deletion that did not take effect left its marker, which is older than what the manifest says now."""
     manifest = save(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, degradation, draft
+from ckpt_lib import CheckpointConfig, CheckpointManager, commit, degradation, draft
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,
@@ -30,6 +30,8 @@ from ckpt_lib.errors import (
 from ckpt_lib.events import Event, subscribe
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats.torch_zip import TorchZipFormat
+from ckpt_lib.integrity import ValidationReport, validate
+from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
@@ -277,6 +279,26 @@ def test_a_lost_acknowledgement_makes_no_second_checkpoint(
     saved = save(manager, 1)
     assert ids(manager) == [saved]
     assert len(syncs) == 3
+
+
+def test_a_store_that_is_full_after_the_commit_is_not_tried_again(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one checkpoint, whole; that it may not be durable is said."""
+    manager = make_manager(backup_checkpoints=False, save_metadata=False)
+    syncs: list[int] = []
+    original = LocalFolderLock.sync
+
+    def sync(self: LocalFolderLock) -> None:
+        syncs.append(len(syncs))
+        if len(syncs) == 2:  # the last step of the commit
+            raise StorageFullError("the store is full")
+        original(self)
+
+    monkeypatch.setattr(LocalFolderLock, "sync", sync)
+    with pytest.raises(StorageFullError):
+        save(manager, 1)
+    assert len(ids(manager)) == 1
 
 
 def test_a_full_store_is_given_room_once_and_tried_once_more(
@@ -670,6 +692,33 @@ def interrupted(manager: CheckpointManager, fallback_dir: Path, stranded: str) -
     manager.reconcile()
     for path, content in kept.items():
         path.write_bytes(content)
+
+
+def test_what_is_deleted_at_home_while_it_comes_home_stays_here(
+    make_safe: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it could be verified there, in the trash or not; while it is being verified, it is held."""
+    manager = make_safe()
+    first, second = strand(manager, 1, 2)
+    adopt = commit.adopt
+    held: list[str] = []
+
+    def adopted_and_deleted(*arguments: Any, **options: Any) -> Manifest:
+        brought = adopt(*arguments, **options)
+        if brought.checkpoint_id == first:
+            make_safe().delete_checkpoint(first)
+        return brought
+
+    def noting(*arguments: Any, **options: Any) -> ValidationReport:
+        held.extend(manager._folder.held())
+        return validate(*arguments, **options)
+
+    monkeypatch.setattr(commit, "adopt", adopted_and_deleted)
+    monkeypatch.setattr("ckpt_lib.fallback.validate", noting)
+    report = manager.reconcile()
+    assert list(report.moved) == held == [second]
+    assert list(report.failed) == [first]
+    assert [item.checkpoint_id for item in manager.list_stranded()] == [first]
 
 
 def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_dir: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_lib import CheckpointManager, DoctorReport
+from ckpt_lib import CheckpointManager, DoctorReport, adoption
 from ckpt_lib.adoption import ADOPTED_TAG
-from ckpt_lib.errors import UnsupportedSchemaError
+from ckpt_lib.errors import NotACheckpointError, UnsupportedSchemaError
 from ckpt_lib.findings import Treatment
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import folder_lock, leases
@@ -452,6 +452,28 @@ class _Evil:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.canary,))
+
+
+def test_what_is_adopted_is_what_was_read(alone: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that change between digest and reading are none of an adopted checkpoint; and it is held meanwhile."""
+    checkpoint_id = save(alone, 1)
+    payload = payload_path(alone, checkpoint_id)
+    manifest_path(alone, checkpoint_id).unlink()
+    entry = alone._folder.store.stat(f"run/{payload.name}")
+    assert entry is not None
+    orphan = adoption.Orphan(alone._folder, payload.name, entry.version)
+    check = adoption._check_archive
+    held: list[str] = []
+
+    def late(found: adoption.Orphan) -> None:
+        held.extend(alone._folder.held())
+        check(found)
+        spoil("tensor", payload, payload)
+
+    monkeypatch.setattr(adoption, "_check_archive", late)
+    with pytest.raises(NotACheckpointError):
+        adoption.examine(orphan, "run", alone.monitor)
+    assert held == [checkpoint_id]
 
 
 def spoil(kind: str, payload: Path, canary: Path) -> None:

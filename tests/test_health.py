@@ -344,6 +344,20 @@ def test_retention_keeps_the_last_healthy_one(make_manager: MakeManager, count: 
     assert resumed["checkpoint_id"] == good
 
 
+def test_a_damaged_healthy_one_is_not_the_last_healthy_one(make_manager: MakeManager) -> None:
+    """The newest healthy one is read before older ones go, though a newer, unhealthy one is whole."""
+    manager = make_manager(health_check=True, backup_checkpoints=False)
+    good, damaged = save(manager, 1, metrics={}), save(manager, 2, metrics={})
+    manager.save_checkpoint(model=poisoned(), epoch=3)
+    flip_bit(payload_path(manager, damaged), 100)
+    strict = make_manager(health_check=True, backup_checkpoints=False, max_checkpoints=0)
+    strict.save_checkpoint(model=poisoned(), epoch=4)
+    assert good in ids(strict)
+    resumed = make_manager().resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == good
+
+
 def test_there_may_be_no_best(make_manager: MakeManager) -> None:
     """As where no metric is finite."""
     manager = make_manager(health_check=True)

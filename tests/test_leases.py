@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -371,6 +372,63 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_an_interrupt_takes_no_lock_from_another(store: LocalStore, folder: Path) -> None:
+    """Ctrl-C while waiting for it: the lock that is there last is not this process's to give up."""
+    with Child(_lost_lock, store, CHANGES["put"]) as owner:
+        assert owner.wait_until_stopped()
+        token = lock_token(folder)
+        with patched(folder_lock, "_is_free", _interrupted), pytest.raises(KeyboardInterrupt), store.lock("e"):
+            pass
+        assert lock_token(folder) == token
+        owner.go_on()
+        assert owner.result() == "done"
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_a_lock_that_cannot_be_given_up_ends_with_its_lease(store: LocalStore, folder: Path) -> None:
+    """Though this process lives on and uses the folder: it goes by another lease, and the first is not renewed."""
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with store.hold("e", "x", "read"):
+        with patched(leases.Lease, "sign_off", failing), store.lock("e"):
+            pass
+        assert in_child(_is_lock_free, store, timeout_seconds=20)
+        assert list(store.held("e")) == ["x"]
+    with patched(leases.Lease, "sign_off", failing), store.lock("e"):
+        token = lock_token(folder)
+    assert token not in map(token_of, lease_files(folder))
+
+
+def test_a_lease_that_could_not_be_removed_is_over_for_this_process(store: LocalStore, folder: Path) -> None:
+    """When the store works again, it need not wait for what it has given up itself."""
+    with opened(store) as directory:
+        lease = leases.Lease(directory)
+
+        def failing(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with patched(leases, "remove_tree", failing):
+            lease.end()
+        assert lease_files(folder)
+        assert leases.is_over(directory, lease.token)
+    with store.lock("e") as held:
+        held.sweep()
+    assert [token_of(found) for found in lease_files(folder)] != [lease.token]
+
+
+def test_the_lock_of_a_lease_that_is_gone_is_free(store: LocalStore, folder: Path) -> None:
+    """At once, whoever its owner was: everything that it could do went with the lease."""
+    with opened(store) as directory:
+        directory.mkdir(LOCK_NAME)
+        lease = leases.Lease(directory)
+        lease.sign(f"{LOCK_NAME}/1")
+        lease.end()
+    assert lock_token(folder) == lease.token
+    assert in_child(_is_lock_free, store, timeout_seconds=20)
+
+
 def test_a_lock_is_numbered_on(store: LocalStore, folder: Path) -> None:
     """No number is given twice, so that whoever comes too late with one does not have the lock."""
     for number in range(1, 4):
@@ -541,6 +599,7 @@ CHANGES: dict[str, Callable[[FolderLock], object]] = {
     "replace": lambda held: held.put("e/f", b"late"),
     "delete": lambda held: held.delete("e/f"),
     "delete what is gone": lambda held: held.delete("e/gone"),
+    "link": lambda held: held.link("e/f", "e/late"),
     "patch": lambda held: held.patch("e/f", [(0, b"late")], size_bytes=4),
 }
 
@@ -692,6 +751,37 @@ def test_a_lock_that_says_nothing_is_taken_in_its_time_and_its_owner_fenced_out(
         owner.go_on()
         assert owner.result() == "lost"
     assert (folder / "f").read_bytes() == b"other"
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_a_sweep_leaves_the_lease_of_who_sweeps(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it could not be renewed for a while, as on a store that was away: nobody else went on."""
+    monkeypatch.setattr(leases.Lease, "renew", lambda _: True)
+    with store.lock("e") as held:
+        held.sweep()
+        time.sleep(2 * SHORT_SECONDS)
+        held.sweep()
+        held.put("e/f", b"x")
+    assert names(folder) == ["f"]
+
+
+def test_a_payload_is_published_under_the_lease_of_the_lock(store: LocalStore, folder: Path) -> None:
+    """And not under that which it was begun under, which may be there still when the lock is lost."""
+    with opened(store) as directory:
+        earlier = leases.leases.take(directory)
+        pending = store.open_write("e")
+        pending.write(b"late")
+        leases.leases.give_back(earlier, is_spoilt=True)
+        with store.lock("e") as held:
+            token = lock_token(folder)
+            assert token != earlier.token
+            os.rename(folder / f"{leases.LEASE_PREFIX}{token}", folder / f"{leases.BROKEN_PREFIX}{token}-0")
+            with pytest.raises(LeaseLostError):
+                held.publish(pending, "e/late")
+        pending.discard()
+    assert not (folder / "late").exists()
 
 
 def test_a_folder_that_is_exchanged_under_the_lock_is_not_called_durable(store: LocalStore, folder: Path) -> None:

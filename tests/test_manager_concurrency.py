@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
@@ -203,6 +203,25 @@ def test_what_a_name_stands_for_may_be_retired_in_that_instant(
     assert saved not in ids(reader)
 
 
+def test_what_is_deleted_in_that_instant_is_not_gone_on_from(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are still there, in the trash: but nobody else would find what this process goes on from."""
+    saved = save(make_manager(backup_checkpoints=False), 1)
+    reader, other = make_manager(), make_manager(backup_checkpoints=False)
+    hold = LocalStore.hold
+
+    def late(self: LocalStore, *arguments: str) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        other.delete_checkpoint(saved)
+        return hold(self, *arguments)
+
+    monkeypatch.setattr(LocalStore, "hold", late)
+    with pytest.raises(CheckpointNotFoundError):
+        reader.load_checkpoint(saved)
+    assert [item.checkpoint_id for item in other.list_deleted()] == [saved]
+
+
 @pytest.mark.parametrize("name", ["latest", "best", "t", "resume"])
 def test_what_is_being_loaded_stays(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Once it is held, nobody retires it: it is loaded, and stays until the manager goes on from another or is gone."""
@@ -321,6 +340,25 @@ def test_the_same_save_may_finish_elsewhere_while_this_one_writes(
     manager = make_manager()
     assert [save(manager, 1, idempotency_key="k")] == elsewhere == ids(manager)
     assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{elsewhere[0]}.pt"] * 2
+
+
+def test_what_another_process_saved_is_not_known_to_be_intact(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same save, faster there: this process has written and read nothing of it."""
+    write = TorchZipFormat.write
+    theirs = make_manager(backup_checkpoints=False)
+
+    def overtaken(self: TorchZipFormat, payload: Payload, stream: HashingWriter) -> None:
+        monkeypatch.undo()
+        save(theirs, 1, idempotency_key="k")
+        write(self, payload, stream)
+
+    monkeypatch.setattr(TorchZipFormat, "write", overtaken)
+    ours = make_manager(backup_checkpoints=False)
+    (manifest,) = [ours._index.get(save(ours, 1, idempotency_key="k"))]
+    assert theirs._known.is_intact(theirs._folder, manifest)
+    assert not ours._known.is_intact(ours._folder, manifest)
 
 
 def test_a_key_whose_checkpoint_lost_its_payload_saves_again(manager: CheckpointManager) -> None:

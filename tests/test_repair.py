@@ -401,6 +401,44 @@ def test_a_file_that_was_exchanged_is_not_written_to(copies: Copies, monkeypatch
     assert copies.both() == before
 
 
+def mended_and(after: Callable[[], object], before: Callable[[], object] = lambda: None) -> Callable[..., Any]:
+    real = commit.mend
+
+    def mend(*arguments: Any, **options: Any) -> str | None:
+        before()
+        version = real(*arguments, **options)
+        after()
+        return version
+
+    return mend
+
+
+@pytest.mark.parametrize("what", ["another bit", "more bytes"])
+def test_what_the_disk_made_of_a_repair_is_looked_at(
+    copies: Copies, original: bytes, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It keeps other bytes than were written: then the file is copied to another place."""
+    flip_bit(copies.payload, 600)
+    spoil = {
+        "another bit": lambda: flip_in_place(copies.payload, 600),
+        "more bytes": lambda: os.truncate(copies.payload, len(original) + 1),
+    }[what]
+    monkeypatch.setattr(commit, "mend", mended_and(spoil))
+    assert copies.manager.repair_checkpoint().method == "file"
+    assert copies.both() == (original, original)
+
+
+def test_what_went_bad_meanwhile_is_not_written(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of the other copy, sound when it was looked at: the damaged one stays as it is."""
+    flip_bit(copies.payload, 600)
+    before = copies.payload.read_bytes()
+    spoil = partial(flip_in_place, copies.backup, 601)
+    monkeypatch.setattr(commit, "mend", mended_and(lambda: None, before=spoil))
+    with pytest.raises(CorruptCheckpointError):
+        copies.manager.repair_checkpoint()
+    assert copies.payload.read_bytes() == before
+
+
 def test_another_checkpoint_is_not_written_to(copies: Copies) -> None:
     """One of the same id by now, which damage was not found in."""
     folder = CheckpointFolder(open_store(copies.root), "run")

@@ -164,6 +164,27 @@ def test_the_one_in_use_stays(unlimited: CheckpointManager) -> None:
     assert any("in use" in item.reason for item in report.plan.decisions if item.checkpoint_id == saved[1])
 
 
+def test_a_plan_says_what_is_in_use(unlimited: CheckpointManager) -> None:
+    """By another process, which nobody has told of the cleanup."""
+    saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 4)]
+    reader = cleaner(unlimited)
+    reader.load_checkpoint(saved[0])
+    plan = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, dry_run=True).plan
+    assert plan.deleted_ids == (saved[1],)
+    assert "in use: loaded" in plan.decisions[-1].reason
+
+
+def test_a_pinned_one_is_not_deleted(unlimited: CheckpointManager) -> None:
+    """Until it is unpinned."""
+    saved = save(unlimited, 1)
+    unlimited.pin_checkpoint(saved)
+    with pytest.raises(ProtectedCheckpointError, match="pinned"):
+        unlimited.delete_checkpoint(saved)
+    assert ids(unlimited) == [saved]
+    unlimited.unpin_checkpoint(saved)
+    assert unlimited.delete_checkpoint(saved) == saved
+
+
 def test_what_this_process_saved_last_stays(unlimited: CheckpointManager) -> None:
     """It goes on from it, though others have saved newer and better ones since."""
     own = save(unlimited, 1, 0.9)

@@ -270,13 +270,13 @@ def section(mutants: Sequence[Mutant]) -> str:
         "",
         "| what is removed | file | caught by |",
         "|---|---|---|",
-        *(f"| {mutant.removed} | `{mutant.path}` | {_cell(mutant)} |" for mutant in mutants),
+        *(f"| {mutant.removed} | `{mutant.path}` | {_shown(mutant.tests)} |" for mutant in mutants),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cell(mutant: Mutant) -> str:
-    return ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
+def _shown(tests: Sequence[str]) -> str:
+    return ", ".join(f"`{test.removeprefix('tests/')}`" for test in tests)
 
 
 def _parser() -> argparse.ArgumentParser:
