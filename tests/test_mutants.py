@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 
 from torture.mutants import Mutant, load
@@ -14,19 +12,13 @@ MUTANTS = load()
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[f"{mutant.path}: {mutant.removed}" for mutant in MUTANTS])
 def test_each_mutant_is_of_this_code(mutant: Mutant) -> None:
-    """Its text occurs just once in its file, is not what replaces it, and its tests exist."""
+    """Its text occurs just once in its file, is not what replaces it, and the files of its tests exist."""
     code = (ROOT / mutant.path).read_text(encoding="utf-8")
     assert code.count(mutant.original) == 1
     assert mutant.replacement != mutant.original
     for test in mutant.tests:
-        path, _, name = test.partition("::")
+        path = test.partition("::")[0]
         assert (ROOT / path).is_file()
-        assert not name or name.split("::")[-1].partition("[")[0] in _functions(path)
-
-
-def _functions(path: str) -> set[str]:
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def test_there_are_many() -> None:
