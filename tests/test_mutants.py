@@ -54,15 +54,20 @@ def test_the_page_lists_all() -> None:
     assert text.partition(BEGIN)[2].partition(END)[0] == f"\n\n{mutants.section(MUTANTS)}\n"
 
 
-def test_one_that_is_caught_and_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_caught_and_one_that_is_not() -> None:
     """Told apart by a real run of their tests; what a mutant changes is undone for the next one."""
     harmless = replace(QUICK, removed="nothing", replacement=QUICK.original)
     broken = replace(QUICK, removed="a whole word", replacement="        if\n")
-    endless = replace(QUICK, removed="an end", replacement="        while True:\n            pass\n        if False:\n")
-    monkeypatch.setattr(mutants, "TIMEOUT_SECONDS", 20.0)
-    results = run([QUICK, harmless, broken, endless, replace(QUICK, removed="the same")], Console(quiet=True))
-    assert [found.verdict for found in results] == ["caught", "SURVIVED", "BROKEN", "HUNG", "caught"]
+    results = run([QUICK, harmless, broken, replace(QUICK, removed="the same")], Console(quiet=True))
+    assert [found.verdict for found in results] == ["caught", "SURVIVED", "BROKEN", "caught"]
     assert QUICK.tests[0].rpartition("::")[2] in results[0].output
+
+
+def test_one_whose_tests_do_not_end_is_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are stopped, and nobody knows what they would have said."""
+    monkeypatch.setattr(mutants, "TIMEOUT_SECONDS", 0.01)
+    (result,) = run([QUICK], Console(quiet=True))
+    assert result.verdict == "HUNG"
 
 
 @pytest.mark.parametrize(("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/metadata")])
@@ -116,5 +121,3 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     old = _list(tmp_path / "old.toml", replace(QUICK, original="no such text"))
     assert main([], list_path=old, page=tmp_path / "page.md") == 1
     assert "occurs 0 times" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no lines"):
-        mutants.write_section(old, MUTANTS)

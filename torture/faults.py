@@ -28,6 +28,7 @@ from torture.machine import (
     FOREIGN,
     IN_TRASH,
     MODEL,
+    RECORD_ALONE,
     Machine,
     NothingToDo,
     View,
@@ -126,7 +127,7 @@ def compare(machine: Machine, start: State, after: View, *, is_done: bool, is_fu
     files = machine.files()
     for key in {*before, *found}:
         new = key not in before
-        allowed = {before.get(key), after.get(key)} | ({IN_TRASH} if key not in after else set())
+        allowed = {before.get(key), after.get(key)} | ({IN_TRASH, RECORD_ALONE} if key not in after else set())
         if is_full and before.get(key) == IN_TRASH:
             allowed.add(None)
         if not new and found.get(key) not in allowed:

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from torture.report import write_between
 from torture.runner import ROOT, memory_folder
 
 LIST = ROOT / "torture" / "mutants.toml"
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None, *, list_path: Path = LIST, page
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"{len(results)} mutants, {len(failed)} not caught, {minutes} min {seconds} s", highlight=False)
     if not failed and len(chosen) == len(mutants):
-        write_section(page, mutants)
+        write_between(page, BEGIN, END, section(mutants))
     return 1 if failed else 0
 
 
@@ -252,15 +253,6 @@ def _table(results: Sequence[Result]) -> Table:
         by = "\n".join(found.mutant.tests) if found.verdict == "caught" else found.verdict
         table.add_row(found.mutant.removed, found.mutant.path, by, f"{found.seconds:.0f}")
     return table
-
-
-def write_section(page: Path, mutants: Sequence[Mutant]) -> None:
-    """Write what is between the markers of ``page`` anew, and nothing else. Raises ``ValueError`` without markers."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{section(mutants)}\n{END}{after}", encoding="utf-8")
 
 
 def section(mutants: Sequence[Mutant]) -> str:

@@ -71,12 +71,17 @@ def store(path: Path, new: Iterable[Result]) -> list[Result]:
 
 
 def write_section(page: Path, results: Sequence[Result]) -> None:
-    """Write what is between the markers of ``page`` anew, and nothing else. Raises ``ValueError`` without markers."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{section(results)}\n{END}{after}", encoding="utf-8")
+    """Write the results between the markers of ``page``. Raises ``ValueError`` without markers."""
+    write_between(page, BEGIN, END, section(results))
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Write what is between two markers of ``page`` anew, and nothing else. Raises ``ValueError`` without markers."""
+    before, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"{page} has no lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def section(results: Sequence[Result]) -> str:
