@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.adoption import Orphan, adopt_proven, is_proven
 from ckpt_lib.errors import CorruptManifestError
 from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.index import Index
@@ -219,17 +220,21 @@ def _remove_for_good(machine: Machine, source: random.Random) -> object:
 
 
 def _put_back(machine: Machine, source: random.Random) -> object:
-    """A person copies a payload from the backups, as ``cp`` does, and the doctor finds whose it is."""
+    """A person copies a payload from the backups, as ``cp`` does, and it gets its manifest as the doctor gives it."""
     lost = sorted({*machine.ids("run/backups")} - {*machine.ids()})
     if not lost:
         raise NothingToDo
-    checkpoint_id = source.choice(lost)
-    store = open_store(machine.url)
-    with store.open_read(f"run/backups/{checkpoint_id}.pt") as file:
+    folder, backups, name = machine.folder("run"), machine.folder("run/backups"), f"{source.choice(lost)}.pt"
+    with backups.store.open_read(backups.path_of(name)) as file:
         payload = file.read()
-    with store.lock("run") as held:
-        held.put(f"run/{checkpoint_id}.pt", payload, durable=False)
-    return machine.manager().doctor(fix=True)
+    with folder.lock() as held:
+        held.put(folder.path_of(name), payload, durable=False)
+    entry = folder.store.stat(folder.path_of(name))
+    orphan = Orphan(folder, name, entry.version if entry else "")
+    manifest = backups.read_manifest(orphan.checkpoint_id)
+    if not is_proven(orphan, manifest):
+        raise NothingToDo
+    return adopt_proven(orphan, manifest)
 
 
 def _clean_up(machine: Machine, source: random.Random) -> object:
