@@ -391,6 +391,8 @@ def test_a_lock_that_cannot_be_given_up_ends_with_its_lease(store: LocalStore, f
     def failing(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    with store.lock("e"):
+        pass  # the first lock of a folder is signed off before it is taken
     with store.hold("e", "x", "read"):
         with patched(leases.Lease, "sign_off", failing), store.lock("e"):
             pass
@@ -523,7 +525,7 @@ def test_a_stray_name_costs_nobody_the_lock(store: LocalStore, folder: Path, nam
     assert (folder / "f").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("name", ["stray", "0", "007", "-1", "1.5", "9" * 200, "\u0663"])
+@pytest.mark.parametrize("name", ["stray", "00", "007", "-1", "1.5", "9" * 200, "\u0663"])
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_stray_name_in_the_lock_is_no_owner(store: LocalStore, folder: Path, is_folder: bool, name: str) -> None:
     """What is no number of a lock counts for nothing, be it a file or a folder."""

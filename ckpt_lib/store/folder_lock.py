@@ -89,7 +89,10 @@ def _take(directory: Directory, lease: Lease) -> int:
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     wait_seconds = _SHORTEST_WAIT_SECONDS
     while True:
-        last = max(_numbers(directory), default=0)
+        last = max(_numbers(directory), default=-1)
+        if last < 0 and _is_empty(directory):
+            lease.sign_off(f"{LOCK_NAME}/0")  # that nobody has it: each lock has one before it
+            continue
         if _is_free(directory, last, lease.token) and _is_made(directory, lease, last + 1):
             return last + 1
         if time.monotonic() > deadline:
@@ -101,17 +104,22 @@ def _take(directory: Directory, lease: Lease) -> int:
 
 def _numbers(directory: Directory) -> set[int]:
     try:
-        return {int(name) for name in directory.names(LOCK_NAME) if re.fullmatch("[1-9][0-9]{0,17}", name)}
+        return {int(name) for name in directory.names(LOCK_NAME) if re.fullmatch("0|[1-9][0-9]{0,17}", name)}
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(LOCK_NAME)
         return set()
 
 
+def _is_empty(directory: Directory) -> bool:
+    """Whether there has been no lock yet: one listing may miss the only one, if another takes its place meanwhile."""
+    return not any(_numbers(directory) for _ in range(3))
+
+
 def _is_free(directory: Directory, number: int, own_token: str) -> bool:
     """Whether nobody has the lock of that number any more; an owner whose lease is over loses everything first."""
-    if number == 0:
-        return True
+    if number < 0:
+        return False
     name = f"{LOCK_NAME}/{number}"
     try:
         token = leases.read_signature(directory, name)
@@ -148,9 +156,11 @@ def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
         if lease.is_there:
             raise
         raise _lost(directory) from None
+    # A listing may miss both of two names if the one takes the other's place meanwhile, so it does not show that others
+    # have gone on since the last look. The lock before this one does: whoever goes on removes it, the oldest first.
     numbers = _numbers(directory)
-    is_last = max(numbers, default=0) == number
-    for superfluous in numbers - {number} if is_last else {number}:  # or else others went on since the last look
+    is_last = max(numbers, default=0) == number and directory.exists(f"{LOCK_NAME}/{number - 1}")
+    for superfluous in sorted(numbers - {number}) if is_last else [number]:
         with contextlib.suppress(FileNotFoundError):
             directory.unlink(f"{LOCK_NAME}/{superfluous}")
     return is_last
