@@ -321,8 +321,9 @@ def reference(
         manifest_path = folder.manifest_path(manifest.checkpoint_id)
         if entry is None or entry.version != version or folder.store.stat(manifest_path):
             return None
-        # Nobody knows whether its bytes are durable.
+        # Nobody knows whether its bytes are durable, and its name, which has to be before the manifest's.
         held.patch(path, (), size_bytes=entry.size_bytes)
+        held.sync()
         held.put(manifest_path, manifest.to_bytes())
         held.sync()
         for mark in get_args(Mark):

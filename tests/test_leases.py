@@ -372,6 +372,68 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_a_lock_is_had_only_if_the_one_before_it_is_there(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two turnovers since the look at it; a listing may miss both names if one takes the other's place meanwhile."""
+    sign, numbers = leases.Lease.sign, folder_lock._numbers
+
+    def late(self: leases.Lease, name: str) -> None:
+        monkeypatch.undo()
+        for _ in range(2):
+            in_child(_take_over, store)
+        sign(self, name)
+        monkeypatch.setattr(folder_lock, "_numbers", missing)
+
+    def missing(directory: Directory) -> set[int]:
+        monkeypatch.undo()
+        return numbers(directory) - {max(numbers(directory))}
+
+    with store.lock("e"):
+        pass
+    monkeypatch.setattr(leases.Lease, "sign", late)
+    with store.lock("e"):
+        assert os.listdir(folder / LOCK_NAME) == ["4"]
+
+
+def test_superfluous_locks_go_oldest_first(store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the one before a late one's is gone as soon as any later one is."""
+    with store.lock("e"):
+        pass
+    for number in ("1", "2"):
+        if not (folder / LOCK_NAME / number).exists():
+            (folder / LOCK_NAME / number).write_bytes(leases.FREE)
+    gone: list[str] = []
+    unlink = os.unlink
+
+    def noting(path: str, **options: Any) -> None:
+        if path.startswith(LOCK_NAME):
+            gone.append(path.rpartition("/")[2])
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", noting)
+    with store.lock("e"):
+        pass
+    assert len(gone) > 1
+    assert gone == sorted(gone)
+
+
+def test_a_lock_that_one_listing_misses_is_there(store: LocalStore, folder: Path) -> None:
+    """Its name is exchanged for the next one meanwhile: to begin to count anew would give the lock to two."""
+    with store.lock("e"):
+        pass
+    numbers, looks = folder_lock._numbers, []
+
+    def missing(directory: Directory) -> set[int]:
+        looks.append(1)
+        return set() if len(looks) <= 2 else numbers(directory)
+
+    before = os.listdir(folder / LOCK_NAME)
+    with patched(folder_lock, "_numbers", missing), store.lock("e"):
+        assert "0" not in os.listdir(folder / LOCK_NAME)
+        assert int(os.listdir(folder / LOCK_NAME)[0]) == int(before[0]) + 1
+
+
 def test_an_interrupt_takes_no_lock_from_another(store: LocalStore, folder: Path) -> None:
     """Ctrl-C while waiting for it: the lock that is there last is not this process's to give up."""
     with Child(_lost_lock, store, CHANGES["put"]) as owner:
