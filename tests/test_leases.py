@@ -362,6 +362,7 @@ def test_an_interrupt_while_the_lock_is_given_up_costs_this_process_nothing(
 ) -> None:
     """The lock stays this process's, under a lease that is renewed; it need not wait for itself."""
     monkeypatch.setattr(folder_lock, "LOCK_TIMEOUT_SECONDS", 1.0)
+    assert _is_lock_free(store)
     with patched(leases.Lease, "sign_off", _interrupted), pytest.raises(KeyboardInterrupt), store.lock("e"):
         pass
     assert _is_lock_free(store)
@@ -428,10 +429,14 @@ def test_a_lock_that_one_listing_misses_is_there(store: LocalStore, folder: Path
         looks.append(1)
         return set() if len(looks) <= 2 else numbers(directory)
 
-    before = os.listdir(folder / LOCK_NAME)
-    with patched(folder_lock, "_numbers", missing), store.lock("e"):
-        assert "0" not in os.listdir(folder / LOCK_NAME)
-        assert int(os.listdir(folder / LOCK_NAME)[0]) == int(before[0]) + 1
+    def noting(lease: leases.Lease, name: str) -> None:
+        signed_off.append(name)
+        sign_off(lease, name)
+
+    sign_off, signed_off = leases.Lease.sign_off, list[str]()
+    with patched(folder_lock, "_numbers", missing), patched(leases.Lease, "sign_off", noting), store.lock("e"):
+        assert os.listdir(folder / LOCK_NAME) == ["2"]
+    assert signed_off == [f"{LOCK_NAME}/2"]
 
 
 def test_an_interrupt_takes_no_lock_from_another(store: LocalStore, folder: Path) -> None:

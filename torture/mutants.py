@@ -204,10 +204,10 @@ def run_in(tree: Path, mutant: Mutant) -> Result:
     finally:
         path.write_text(found, encoding="utf-8")
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # what was compiled from it counts again
-    return Result(mutant, _verdict(mutant, code), time.monotonic() - started, output)
+    return Result(mutant, _verdict(code), time.monotonic() - started, f"{output}\nexit code {code}")
 
 
-def _verdict(mutant: Mutant, code: int | None) -> Verdict:
+def _verdict(code: int | None) -> Verdict:
     if code is None:
         return "HUNG"
     # Anything but 0 and 1 says that no test could be run.
@@ -244,7 +244,9 @@ def _run_pytest(tree: Path, arguments: Sequence[str], compiles: bool, output: Pa
     sys.path[:] = [str(tree), *(path for path in sys.path if Path(path).resolve() != ROOT)]
     for name in [name for name in sys.modules if name.partition(".")[0] in _TREES]:
         del sys.modules[name]
-    sys.exit(int(pytest.main(["-q", "-p", "no:cacheprovider", *arguments])))
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments])
+    sys.stdout.flush()
+    os._exit(code)  # what a mutant does to the end of the interpreter is not asked
 
 
 def _table(results: Sequence[Result]) -> Table:
