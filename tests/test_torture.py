@@ -167,7 +167,7 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "PAGE.md"
     page.write_text("text")
     with pytest.raises(ValueError, match="has no lines"):
-        report.write_section(page, [])
+        report.write_between(page, report.BEGIN, report.END, "")
     assert page.read_text() == "text"
 
 
