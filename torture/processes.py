@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Self
 
+import torch
+
 TIMEOUT_SECONDS = 120.0
 """Longer than anything that a child has to wait for, a lease that must expire included."""
 
@@ -113,6 +115,7 @@ def _run(function: Callable[..., Any], arguments: Sequence[Any], writing: int, t
     """The child's whole life. Nothing of the parent's is cleaned up in it: neither files, nor threads, nor tests."""
     try:
         faulthandler.dump_traceback_later(timeout_seconds, exit=True, file=2)
+        torch.set_num_threads(1)  # the parent's threads of torch do not exist here, and would be waited for
         try:
             answer = (True, function(*arguments))
         except BaseException:
