@@ -238,8 +238,9 @@ def flip_writes(count: int, seed: str, folder: Path) -> Outcome:
     machine = Machine(str(root))
     with quiet():
         before = machine.view()
-        size_bytes = (root / "run" / f"{machine.save(6)}.pt").stat().st_size
-        machine.manager(trash_seconds=0).delete_checkpoint(machine.ids()[-1])
+        sample = machine.save(6)
+        size_bytes = (root / "run" / f"{sample}.pt").stat().st_size
+        machine.manager(trash_seconds=0).delete_checkpoint(sample)
         for number in range(count):
             source = random.Random(f"{seed} {number}")
             flip = BitFlip(source.randrange(size_bytes), bit=source.randrange(8), path="run/")
