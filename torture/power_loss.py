@@ -146,9 +146,9 @@ class Watch:
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
             allowed = {view.get(key) for view in views}
+            allowed |= self.uncertain.get(key, set())
             if {None, IN_QUARANTINE} <= allowed:  # on its way out of quarantine, which a person ends
                 allowed.add(RECORD_ALONE)
-            allowed |= self.uncertain.get(key, set())
             if None in allowed:  # on its way out, or back in
                 allowed.add(IN_TRASH)
             if (facts := found.get(key)) not in allowed:
