@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import json
 import logging
 import os
@@ -861,6 +862,35 @@ def test_a_folder_that_is_exchanged_under_the_lock_is_not_called_durable(store: 
         folder.mkdir()
         with pytest.raises(StoreError, match="moved or replaced"):
             held.sync()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "scandir"])
+@pytest.mark.parametrize("begin", [lambda store: store.open_write("e").discard(), lambda store: _lock_once(store)])
+def test_a_folder_that_goes_away_while_it_is_opened_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[LocalStore], None], call: str
+) -> None:
+    """Of the kind that is tried again, which makes the folder anew; at whichever call it goes."""
+    for position in range(12):
+        folder = tmp_path / str(position) / "e"
+        folder.mkdir(parents=True)
+        calls, real = itertools.count(), getattr(os, call)
+
+        def moving(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == position:  # noqa: B023 - called at once
+                folder.rename(folder.parent / "moved")  # noqa: B023
+            return real(*arguments, **options)  # noqa: B023
+
+        store = LocalStore(str(folder.parent))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, moving)
+            with contextlib.suppress(StoreUnavailableError):
+                begin(store)
+        begin(store)
+
+
+def _lock_once(store: LocalStore) -> None:
+    with store.lock("e"):
+        pass
 
 
 def test_a_file_of_another_folder_is_not_published(store: LocalStore, folder: Path) -> None:

@@ -145,9 +145,10 @@ class Watch:
 
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
-            allowed = {view.get(key) for view in views}
-            allowed |= self.uncertain.get(key, set())
-            if {None, IN_QUARANTINE} <= allowed:  # on its way out of quarantine, which a person ends
+            seen, uncertain = {view.get(key) for view in views}, self.uncertain.get(key, set())
+            allowed = seen | uncertain
+            # On its way out of quarantine, or killed there, which a person ends.
+            if any({None, IN_QUARANTINE} <= on_the_way for on_the_way in (seen, uncertain)):
                 allowed.add(RECORD_ALONE)
             if None in allowed:  # on its way out, or back in
                 allowed.add(IN_TRASH)

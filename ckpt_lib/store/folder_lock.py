@@ -25,7 +25,7 @@ from ckpt_lib.store import leases
 from ckpt_lib.store.base import PendingFile
 from ckpt_lib.store.directory import IS_POSIX, Directory
 from ckpt_lib.store.leases import Lease
-from ckpt_lib.store.os_errors import typed_errors
+from ckpt_lib.store.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.store.patching import overwrite
 from ckpt_lib.store.pending import LocalPendingFile, write_all
 from ckpt_lib.stream.digests import Buffer
@@ -70,7 +70,7 @@ if hasattr(os, "register_at_fork"):
 def locked(directory: Directory) -> Iterator[LocalFolderLock]:
     """Have the lock of a folder while the context lasts."""
     with _mutexes.holding(directory):
-        with typed_errors(directory.path):
+        with errors_of_writing(directory.path):
             lease = leases.leases.take(directory)
             try:
                 number = _take(directory, lease)

@@ -24,7 +24,7 @@ from ckpt_lib.store.directory import Directory, open_directory
 from ckpt_lib.store.folder_lock import LocalFolderLock, locked
 from ckpt_lib.store.leases import leases, living_holds
 from ckpt_lib.store.leftovers import find_leftovers
-from ckpt_lib.store.os_errors import typed_errors
+from ckpt_lib.store.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.store.pending import LocalPendingFile
 from ckpt_lib.store.reading import LocalReader
 
@@ -66,12 +66,12 @@ class LocalStore:
             return cast(BinaryIO, LocalReader(directory, name))
 
     def open_write(self, folder: str) -> LocalPendingFile:
-        with typed_errors(self._path(folder)), self._open(folder, create=True) as directory:
+        with errors_of_writing(self._path(folder)), self._open(folder, create=True) as directory:
             return LocalPendingFile(directory)
 
     @contextmanager
     def lock(self, folder: str) -> Iterator[LocalFolderLock]:
-        with typed_errors(self._path(folder)):
+        with errors_of_writing(self._path(folder)):
             directory = self._open(folder, create=True)
         with directory, locked(directory) as held:
             yield held

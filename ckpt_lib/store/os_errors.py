@@ -50,6 +50,18 @@ def typed_errors(path: Path) -> Iterator[None]:
         raise _store_error(error, str(path)) from error
 
 
+@contextmanager
+def errors_of_writing(path: Path) -> Iterator[None]:
+    """:func:`typed_errors` where the folder itself is made if it is missing: it may be taken away at any moment."""
+    try:
+        with typed_errors(path):
+            yield
+    except FileNotFoundError as error:
+        raise StoreUnavailableError(
+            "the folder was moved or removed while it was written to", path=str(path), hint="Try again."
+        ) from error
+
+
 def _store_error(error: OSError, path: str) -> StoreError:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
