@@ -168,10 +168,7 @@ def adopt(
 def edit(folder: CheckpointFolder, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
     """Rewrite a manifest atomically; concurrent edits are applied one after the other."""
     with folder.lock() as held:
-        changed = change(folder.read_manifest(checkpoint_id))
-        held.put(folder.manifest_path(checkpoint_id), changed.to_bytes())
-        held.sync()
-    return changed
+        return _change(folder, held, change(folder.read_manifest(checkpoint_id)))
 
 
 def mend(
@@ -228,15 +225,17 @@ def delete(
     return manifest
 
 
-def undelete(folder: CheckpointFolder, checkpoint_id: str) -> Manifest:
+def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False) -> Manifest:
     """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is.
 
-    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left. Killed on the way, it is back
-    or still deleted.
+    With ``pin`` it is pinned from the moment it is back, or was there. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left. Killed on the way, it is back or still
+    deleted.
     """
     with folder.lock() as held:
         with contextlib.suppress(CheckpointNotFoundError):
-            return folder.read_manifest(checkpoint_id)
+            there = folder.read_manifest(checkpoint_id)
+            return _change(folder, held, there.changed(pinned=True)) if pin and not there.pinned else there
         manifest = folder.read_marker(checkpoint_id, "deleted")
         if not folder.is_complete(manifest):
             raise CheckpointNotFoundError(
@@ -244,6 +243,8 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str) -> Manifest:
                 path=folder.location(),
                 hint="A backup may still be there: `ckpt restore`.",
             )
+        if pin and not manifest.pinned:
+            manifest = manifest.changed(pinned=True)
         _bring_back(folder, held, manifest, "deleted")
     return manifest
 
@@ -468,6 +469,12 @@ def _publish(
     held.sync()
 
 
+def _change(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> Manifest:
+    held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+    held.sync()
+    return manifest
+
+
 def _mark_deleted(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> None:
     marker = folder.marker_path(manifest.checkpoint_id, "deleted")
     try:
@@ -480,7 +487,8 @@ def _bring_back(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, 
     try:
         held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
     except StorageFullError:
-        if mark == "quarantined":  # whose marker holds more than the manifest
+        # A link will do, unless the marker holds more than the manifest, or another one.
+        if mark == "quarantined" or folder.read_marker(manifest.checkpoint_id, mark) != manifest:
             raise
         marker = folder.marker_path(manifest.checkpoint_id, mark)
         held.link(marker, folder.manifest_path(manifest.checkpoint_id))

@@ -936,15 +936,16 @@ class CheckpointManager:
         self._write_snapshot()
         return resolved
 
-    def undelete_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+    def undelete_checkpoint(self, checkpoint_id: str, *, pin: bool = False) -> CheckpointMetadata:
         """Bring a deleted checkpoint back as it was, its place in the order of saving included.
 
-        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. Raises
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. The rules of retention hold for
+        it as before: with ``pin`` it comes back pinned, and no save of a run retires it again. Raises
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when its bytes have been removed.
         """
-        manifest = commit.undelete(self._folder, str(CheckpointId.parse(checkpoint_id)))
+        manifest = commit.undelete(self._folder, str(CheckpointId.parse(checkpoint_id)), pin=pin)
         self._write_snapshot()
-        return self._catalogue.describe(manifest)  # read again, it might be gone: what has lost its pin may be retired
+        return self._catalogue.describe(manifest)
 
     def list_deleted(self) -> list[CheckpointMetadata]:
         """The deleted checkpoints that can still be brought back, oldest first."""

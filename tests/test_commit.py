@@ -32,6 +32,7 @@ from ckpt_lib.integrity import validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import open_store
 from ckpt_lib.store.folder_lock import LocalFolderLock
+from ckpt_lib.testing import FaultPlan, FaultyStore
 from tests.helpers import is_bookkeeping, leave_unfinished
 
 MOMENT = datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC)
@@ -622,6 +623,31 @@ def test_the_steps_of_an_edit(folder: CheckpointFolder, steps: list[str]) -> Non
 
 
 # --- the trash ---
+
+
+def test_what_comes_back_pinned_is_pinned_from_the_first_moment(folder: CheckpointFolder, steps: list[str]) -> None:
+    """No retention can come in between; one that was never away is pinned as well."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    steps.clear()
+    assert commit.undelete(folder, manifest.checkpoint_id, pin=True) == manifest.changed(pinned=True)
+    assert steps.count("* -> manifest") == 1
+    assert Index(folder).manifests() == [manifest.changed(pinned=True)]
+    commit.edit(folder, manifest.checkpoint_id, lambda found: found.changed(pinned=False))
+    assert commit.undelete(folder, manifest.checkpoint_id, pin=True).pinned
+    assert Index(folder).manifests() == [manifest.changed(pinned=True)]
+
+
+def test_a_full_store_takes_no_pin(folder: CheckpointFolder) -> None:
+    """Then it does not come back without one."""
+    manifest = save(folder)
+    commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
+    plan = FaultPlan(fail_at=1, error=StorageFullError, only=frozenset(["put"]))
+    full = CheckpointFolder(FaultyStore(folder.store, plan), folder.path)
+    with pytest.raises(StorageFullError):
+        commit.undelete(full, manifest.checkpoint_id, pin=True)
+    assert Index(folder).manifests() == []
+    assert commit.undelete(folder, manifest.checkpoint_id, pin=True).pinned
 
 
 def test_what_was_deleted_comes_back_as_it_was(tmp_path: Path, folder: CheckpointFolder) -> None:

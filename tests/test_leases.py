@@ -864,8 +864,13 @@ def test_a_folder_that_is_exchanged_under_the_lock_is_not_called_durable(store: 
             held.sync()
 
 
+def _lock_once(store: LocalStore) -> None:
+    with store.lock("e"):
+        pass
+
+
 @pytest.mark.parametrize("call", ["mkdir", "open", "scandir"])
-@pytest.mark.parametrize("begin", [lambda store: store.open_write("e").discard(), lambda store: _lock_once(store)])
+@pytest.mark.parametrize("begin", [lambda store: store.open_write("e").discard(), _lock_once])
 def test_a_folder_that_goes_away_while_it_is_opened_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[LocalStore], None], call: str
 ) -> None:
@@ -886,11 +891,6 @@ def test_a_folder_that_goes_away_while_it_is_opened_is_a_typed_error(
             with contextlib.suppress(StoreUnavailableError):
                 begin(store)
         begin(store)
-
-
-def _lock_once(store: LocalStore) -> None:
-    with store.lock("e"):
-        pass
 
 
 def test_a_file_of_another_folder_is_not_published(store: LocalStore, folder: Path) -> None:

@@ -15,6 +15,7 @@ from ckpt_lib.cli.session import open_manager
 def undelete(
     checkpoint_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids; `ckpt trash` lists them.")],
     *,
+    pin: Annotated[bool, typer.Option("--pin", help="And keep them: no save or cleanup retires them again.")] = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
@@ -22,10 +23,11 @@ def undelete(
 ) -> None:
     """Bring deleted checkpoints back, as they were.
 
-    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default.
+    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default. If the rules
+    of a run that goes on give them up, its next save retires them for good, unless they are pinned.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
-    back = [manager.undelete_checkpoint(checkpoint_id).checkpoint_id for checkpoint_id in checkpoint_ids]
+    back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "undeleted_ids": back})
     else:
