@@ -18,7 +18,12 @@ class Ours:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder / EXPERIMENT
-        defaults = {"checkpoint_dir": str(folder), "max_checkpoints": 1000, "backup_checkpoints": False}
+        defaults = {
+            "checkpoint_dir": str(folder),
+            "max_checkpoints": 1000,
+            "backup_checkpoints": False,
+            "trash_seconds": 0,
+        }
         self.manager = CheckpointManager(CheckpointConfig(**{**defaults, **options}), EXPERIMENT)
         self._epoch = 0
 

@@ -444,10 +444,10 @@ def _publish(
     folder: CheckpointFolder, held: FolderLock, pending: PendingFile, manifest: Manifest, *, replace: bool = False
 ) -> None:
     """Make a durable payload a checkpoint."""
-    marker = folder.marker_path(manifest.checkpoint_id, "saving")
+    marker, content = folder.marker_path(manifest.checkpoint_id, "saving"), manifest.to_bytes()
     is_replaced = replace and folder.payload_entry(manifest) is not None
     # Need not survive power loss: at worst a payload that no one looks at then stays behind.
-    held.put(marker, manifest.to_bytes(), durable=False)
+    held.put(marker, content, durable=False)
     try:
         held.publish(pending, folder.payload_path(manifest), replace=replace)
     except CheckpointError:  # an interrupt leaves the marker: who knows whether the payload has its name by then
@@ -457,7 +457,7 @@ def _publish(
     try:
         # Power loss may keep the later of two new names and lose the earlier: the payload's is made durable first.
         held.sync()
-        held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
+        held.put(folder.manifest_path(manifest.checkpoint_id), content)
     except BaseException:
         with contextlib.suppress(CheckpointError):  # what is left has its marker
             # What was in its place, deleted or in quarantine, may have been as good.

@@ -101,10 +101,12 @@ class Directory:
     def readlink(self, name: str) -> str:
         return os.readlink(self._name(name), **self._at)
 
-    def names(self, name: str = ".") -> list[str]:
+    def names(self, name: str = "") -> list[str]:
         """What is in a folder in here, or in this one."""
         if not self._at:
             return os.listdir(self.path / name)
+        if not name:
+            return os.listdir(self._open_descriptor())
         inner = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, **self._at)
         try:
             return os.listdir(inner)
@@ -113,12 +115,15 @@ class Directory:
 
     def scan(self) -> Iterator[tuple[str, os.stat_result]]:
         """Name and ``lstat`` of all that is in here, but for what vanishes meanwhile."""
-        if self._at and self._descriptor is None:  # of which scandir would make the current folder
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
-        with os.scandir(self.path if self._descriptor is None else self._descriptor) as found:
+        with os.scandir(self._open_descriptor() if self._at else self.path) as found:
             for item in found:
                 with contextlib.suppress(FileNotFoundError):
                     yield item.name, item.stat(follow_symlinks=False)
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor is None:  # of which listings would make the current folder
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
+        return self._descriptor
 
     def sync(self) -> None:
         """Make the names in here durable. Windows does so with the files."""
@@ -141,6 +146,12 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
     """
     if create:
         _make_root(root)
+    elif parts and IS_POSIX:  # one call follows links up to the root, and none at the first part
+        current = _open_without_link(root / parts[0])
+        for part in parts[1:]:
+            with current:
+                current = _open_child(current, part, create)
+        return current
     current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
     if create and current.identity not in _surely_named:
         with contextlib.suppress(OSError):  # the folder above is not ours, and may be one that we cannot open
@@ -162,12 +173,7 @@ def _open_child(parent: Directory, name: str, create: bool) -> Directory:
         if not stat.S_ISDIR(parent.lstat(name).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         return Directory(path, None)
-    try:
-        child = Directory(path, parent.open(name, _FOLDER_FLAGS))
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link
-            raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path)) from error
-        raise
+    child = _open_without_link(path, parent)
     if is_new or (create and child.identity not in _surely_named):
         try:
             parent.sync()
@@ -176,6 +182,18 @@ def _open_child(parent: Directory, name: str, create: bool) -> Directory:
             raise
         _surely_named.add(child.identity)
     return child
+
+
+def _open_without_link(path: Path, parent: Directory | None = None) -> Directory:
+    """Open a folder by its path, or by its name in ``parent``."""
+    try:
+        return Directory(
+            path, parent.open(path.name, _FOLDER_FLAGS) if parent else os.open(path, _FOLDER_FLAGS | FILE_FLAGS)
+        )
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link
+            raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path)) from error
+        raise
 
 
 def _make_root(folder: Path) -> None:

@@ -504,7 +504,7 @@ def is_unchanged_for(seconds: float, directory: Directory, name: str, found: os.
 def living_holds(directory: Directory) -> dict[str, str]:
     """Everything that living owners hold in a folder, with who does and why."""
     found: dict[str, str] = {}
-    for name, _ in directory.scan():
+    for name in directory.names():
         match = _WITH_TOKEN.fullmatch(name)
         if not match or not (token := match["living"]):
             continue
@@ -544,7 +544,7 @@ def bury(directory: Directory, token: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         directory.rename(LEASE_PREFIX + token, f"{BROKEN_PREFIX}{token}-{secrets.token_hex(4)}")
     removed = []
-    for name, _ in directory.scan():
+    for name in directory.names():
         if name.startswith(f"{BROKEN_PREFIX}{token}-"):
             removed += [f"{LEASE_PREFIX}{token}/{inner}" for inner in remove_tree(directory, name)]
     return removed
@@ -552,7 +552,7 @@ def bury(directory: Directory, token: str) -> list[str]:
 
 def remove_new(directory: Directory) -> None:
     """Remove leases that are being written. A living owner writes his again: none of his steps finds its path."""
-    for name, _ in directory.scan():
+    for name in directory.names():
         if name.startswith(NEW_PREFIX):
             broken = f"{BROKEN_PREFIX}{secrets.token_hex(8)}-new"  # under a token that nobody has
             with contextlib.suppress(FileNotFoundError):
@@ -567,7 +567,7 @@ def is_of_leases(name: str) -> bool:
 
 def tokens(directory: Directory) -> set[str]:
     """The token of every lease in a folder, and of those that were taken away."""
-    names = (_WITH_TOKEN.fullmatch(name) for name, _ in directory.scan())
+    names = map(_WITH_TOKEN.fullmatch, directory.names())
     return {found["living"] or found["broken"] for found in names if found}
 
 

@@ -12,7 +12,7 @@ from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PR
 
 def find_leftovers(directory: Directory) -> list[Leftover]:
     """See :meth:`ckpt_lib.store.base.Store.leftovers`."""
-    names = sorted(name for name, _ in directory.scan() if leases.is_of_leases(name))
+    names = sorted(name for name in directory.names() if leases.is_of_leases(name))
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # its owner removes it

@@ -41,11 +41,11 @@ class LocalStore:
         return f"LocalStore({self.url!r})"
 
     def location(self, path: str) -> str:
-        return str(self._path(path))
+        return os.path.join(self._root, *_parts(path))
 
     def entries(self, folder: str) -> list[Entry]:
         try:
-            with typed_errors(self._path(folder)), self._open(folder) as directory:
+            with typed_errors(self.location(folder)), self._open(folder) as directory:
                 entries = [entry for name, found in directory.scan() if (entry := _entry(name, found)) is not None]
         except FileNotFoundError:
             return []
@@ -54,7 +54,7 @@ class LocalStore:
     def stat(self, path: str) -> Entry | None:
         folder, name = _split(path)
         try:
-            with typed_errors(self._path(path)), self._open(folder) as directory:
+            with typed_errors(self.location(path)), self._open(folder) as directory:
                 entry = _entry(name, directory.lstat(name))
         except FileNotFoundError:
             return None
@@ -62,16 +62,16 @@ class LocalStore:
 
     def open_read(self, path: str) -> BinaryIO:
         folder, name = _split(path)
-        with typed_errors(self._path(path)), self._open(folder) as directory:
+        with typed_errors(self.location(path)), self._open(folder) as directory:
             return cast(BinaryIO, LocalReader(directory, name))
 
     def open_write(self, folder: str) -> LocalPendingFile:
-        with errors_of_writing(self._path(folder)), self._open(folder, create=True) as directory:
+        with errors_of_writing(self.location(folder)), self._open(folder, create=True) as directory:
             return LocalPendingFile(directory)
 
     @contextmanager
     def lock(self, folder: str) -> Iterator[LocalFolderLock]:
-        with errors_of_writing(self._path(folder)):
+        with errors_of_writing(self.location(folder)):
             directory = self._open(folder, create=True)
         with directory, locked(directory) as held:
             yield held
@@ -80,43 +80,40 @@ class LocalStore:
     def hold(self, folder: str, name: str, reason: str) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             # A store that is full, read-only or not there can still be read.
-            with contextlib.suppress(FileNotFoundError, StoreError), typed_errors(self._path(folder)):
+            with contextlib.suppress(FileNotFoundError, StoreError), typed_errors(self.location(folder)):
                 directory = stack.enter_context(self._open(folder))
                 stack.enter_context(leases.holding(directory, name, reason))
             yield
 
     def held(self, folder: str) -> dict[str, str]:
         try:
-            with typed_errors(self._path(folder)), self._open(folder) as directory:
+            with typed_errors(self.location(folder)), self._open(folder) as directory:
                 return living_holds(directory)
         except FileNotFoundError:
             return {}
 
     def leftovers(self, folder: str) -> list[Leftover]:
         try:
-            with typed_errors(self._path(folder)), self._open(folder) as directory:
+            with typed_errors(self.location(folder)), self._open(folder) as directory:
                 return find_leftovers(directory)
         except FileNotFoundError:
             return []
 
     def free_bytes(self, folder: str) -> int | None:
-        path = _nearest(self._path(folder))
+        path = _nearest(Path(self.location(folder)))
         with typed_errors(path):
             usage = shutil.disk_usage(path)
         return usage.free if usage.total else None  # some network file systems say that they have no space at all
-
-    def _path(self, path: str) -> Path:
-        return self._root.joinpath(*_parts(path))
 
     def _open(self, folder: str, *, create: bool = False) -> Directory:
         """Open a folder. One that was there before does not begin anew on the disk below its own, which was unmounted.
 
         What was written there would be hidden once the disk is back.
         """
-        path = self._path(folder)
-        if folder in self._devices and not path.exists() and os.stat(_nearest(path)).st_dev != self._devices[folder]:
+        device, path = self._devices.get(folder), self.location(folder)
+        if device is not None and not os.path.exists(path) and os.stat(_nearest(Path(path))).st_dev != device:
             raise StoreUnavailableError(
-                "the file system that the folder was on is no longer there", path=str(path), hint="Mount it again."
+                "the file system that the folder was on is no longer there", path=path, hint="Mount it again."
             )
         directory = open_directory(self._root, _parts(folder), create=create)
         self._devices[folder] = directory.identity[0]

@@ -36,7 +36,7 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def typed_errors(path: Path) -> Iterator[None]:
+def typed_errors(path: Path | str) -> Iterator[None]:
     """Turn what the operating system raises into errors of this library; a missing file stays as it is."""
     try:
         yield
@@ -51,7 +51,7 @@ def typed_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def errors_of_writing(path: Path) -> Iterator[None]:
+def errors_of_writing(path: Path | str) -> Iterator[None]:
     """:func:`typed_errors` where the folder itself is made if it is missing: it may be taken away at any moment."""
     try:
         with typed_errors(path):
