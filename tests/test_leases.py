@@ -869,7 +869,7 @@ def _lock_once(store: LocalStore) -> None:
         pass
 
 
-@pytest.mark.parametrize("call", ["mkdir", "open", "scandir"])
+@pytest.mark.parametrize("call", ["mkdir", "open", "listdir"])
 @pytest.mark.parametrize("begin", [lambda store: store.open_write("e").discard(), _lock_once])
 def test_a_folder_that_goes_away_while_it_is_opened_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[LocalStore], None], call: str
