@@ -22,7 +22,7 @@ class Ours:
             "checkpoint_dir": str(folder),
             "max_checkpoints": 1000,
             "backup_checkpoints": False,
-            "trash_seconds": 0,
+            "trash_seconds": 0,  # what is discarded between the rounds would fill the disk
         }
         self.manager = CheckpointManager(CheckpointConfig(**{**defaults, **options}), EXPERIMENT)
         self._epoch = 0

@@ -168,7 +168,7 @@ def adopt(
 def edit(folder: CheckpointFolder, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
     """Rewrite a manifest atomically; concurrent edits are applied one after the other."""
     with folder.lock() as held:
-        return _change(folder, held, change(folder.read_manifest(checkpoint_id)))
+        return _rewrite(folder, held, change(folder.read_manifest(checkpoint_id)))
 
 
 def mend(
@@ -226,7 +226,7 @@ def delete(
 
 
 def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False) -> Manifest:
-    """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is.
+    """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is, but for the pin.
 
     With ``pin`` it is pinned from the moment it is back, or was there. Raises
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left. Killed on the way, it is back or still
@@ -235,7 +235,7 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False)
     with folder.lock() as held:
         with contextlib.suppress(CheckpointNotFoundError):
             there = folder.read_manifest(checkpoint_id)
-            return _change(folder, held, there.changed(pinned=True)) if pin and not there.pinned else there
+            return _rewrite(folder, held, there.changed(pinned=True)) if pin and not there.pinned else there
         manifest = folder.read_marker(checkpoint_id, "deleted")
         if not folder.is_complete(manifest):
             raise CheckpointNotFoundError(
@@ -322,7 +322,7 @@ def reference(
         manifest_path = folder.manifest_path(manifest.checkpoint_id)
         if entry is None or entry.version != version or folder.store.stat(manifest_path):
             return None
-        # Nobody knows whether its bytes are durable, and its name, which has to be before the manifest's.
+        # Nobody knows whether its bytes and its name are durable. Both have to be, before the manifest's name.
         held.patch(path, (), size_bytes=entry.size_bytes)
         held.sync()
         held.put(manifest_path, manifest.to_bytes())
@@ -469,7 +469,7 @@ def _publish(
     held.sync()
 
 
-def _change(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> Manifest:
+def _rewrite(folder: CheckpointFolder, held: FolderLock, manifest: Manifest) -> Manifest:
     held.put(folder.manifest_path(manifest.checkpoint_id), manifest.to_bytes())
     held.sync()
     return manifest

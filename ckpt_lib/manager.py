@@ -721,7 +721,7 @@ class CheckpointManager:
     def _edit(self, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> CheckpointMetadata:
         manifest = commit.edit(self._folder, self._catalogue.resolve(checkpoint_id).checkpoint_id, change)
         self._write_snapshot()
-        return self._catalogue.describe(manifest)  # read again, it might be gone: what has lost its pin may be retired
+        return self._catalogue.describe(manifest)  # not read again: another process may have retired it by now
 
     # --- copies ---
 
@@ -775,7 +775,7 @@ class CheckpointManager:
         manifest = transfer.restore(self._folder, checkpoint_id, self._backups, progress)
         self._known.remember(self._folder, manifest)
         self._write_snapshot()
-        return self._catalogue.describe(manifest)  # read again, it might be gone: what has lost its pin may be retired
+        return self._catalogue.describe(manifest)
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a checkpoint back from its backup, in place; see :func:`ckpt_lib.repair.repair`.

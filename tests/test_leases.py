@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ def store(folder: Path) -> LocalStore:
 
 @pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases that a test can wait for."""
+    """Leases that a test can wait for, and none of other tests, which would be renewed as often."""
+    leases.leases.end_all()
     monkeypatch.setattr(leases, "LEASE_SECONDS", SHORT_SECONDS)
 
 
@@ -869,28 +871,45 @@ def _lock_once(store: LocalStore) -> None:
         pass
 
 
-@pytest.mark.parametrize("call", ["mkdir", "open", "listdir"])
-@pytest.mark.parametrize("begin", [lambda store: store.open_write("e").discard(), _lock_once])
-def test_a_folder_that_goes_away_while_it_is_opened_is_a_typed_error(
+def _begin_a_file(store: LocalStore) -> None:
+    store.open_write("e").discard()
+
+
+@pytest.mark.parametrize(
+    ("call", "begin"), [("mkdir", _begin_a_file), *((call, _lock_once) for call in ("mkdir", "open", "listdir"))]
+)
+def test_a_folder_that_is_removed_while_it_is_opened_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[LocalStore], None], call: str
 ) -> None:
     """Of the kind that is tried again, which makes the folder anew; at whichever call it goes."""
+    raised = 0
     for position in range(12):
         folder = tmp_path / str(position) / "e"
         folder.mkdir(parents=True)
-        calls, real = itertools.count(), getattr(os, call)
+        store, calls, real = LocalStore(str(folder.parent)), itertools.count(), getattr(os, call)
 
-        def moving(*arguments: Any, **options: Any) -> Any:
+        def removing(*arguments: Any, **options: Any) -> Any:
             if next(calls) == position:  # noqa: B023 - called at once
-                folder.rename(folder.parent / "moved")  # noqa: B023
+                subprocess.run(["rm", "-r", folder], check=True)  # noqa: B023
             return real(*arguments, **options)  # noqa: B023
 
-        store = LocalStore(str(folder.parent))
         with monkeypatch.context() as patched:
-            patched.setattr(os, call, moving)
-            with contextlib.suppress(StoreUnavailableError):
+            patched.setattr(os, call, removing)
+            try:
                 begin(store)
+            except StoreUnavailableError:
+                raised += 1
         begin(store)
+    assert raised
+
+
+def test_a_file_whose_folder_was_removed_is_refused_by_the_next(store: LocalStore, folder: Path) -> None:
+    """It went with its folder: trying again makes it anew."""
+    pending = store.open_write("e")
+    shutil.rmtree(folder)
+    with store.lock("e") as held, pytest.raises(StoreUnavailableError, match="another one now"):
+        held.publish(pending, "e/f")
+    pending.discard()
 
 
 def test_a_file_of_another_folder_is_not_published(store: LocalStore, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -84,13 +85,16 @@ def test_a_test_that_fails_anyway_is_no_proof() -> None:
         run([absent], Console(quiet=True))
 
 
+_WRITTEN = ("removed", "original", "replacement", "tests")
+
+
 def _list(path: Path, *found: Mutant) -> Path:
     lines = [
-        f'[["{mutant.path}"]]\nremoved = "{mutant.removed}"\noriginal = {mutant.original!r}\n'
-        f"replacement = {mutant.replacement!r}\ntests = {list(mutant.tests)}\n"
+        f"[[{json.dumps(mutant.path)}]]\n"
+        + "".join(f"{name} = {json.dumps(getattr(mutant, name))}\n" for name in _WRITTEN)
         for mutant in found
     ]
-    path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 

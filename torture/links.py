@@ -12,15 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.integrity import ValidationReport
+from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import leases
 from torture.planting import EXPERIMENT, PLANTED_ID, contents, open_run, plant, small_payload, torch_file
+from torture.processes import patched
 from torture.rows import Outcome, Row
 from torture.sandbox import run_in_child
 
@@ -35,7 +39,7 @@ _ACTIONS: dict[str, Callable[[CheckpointManager], object]] = {
     "scrub": lambda manager: manager.scrub(),
     "load": lambda manager: manager.load_checkpoint(PLANTED_ID),
 }
-_RETIRING = ("save", "delete")
+_RETIRED = "retired"
 _SPECIAL_NAMES = (f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", ".ckpt-scrub.json", "checkpoint_metadata.json")
 _FOLDERS = ("", "backups")
 _FILES = (
@@ -88,8 +92,9 @@ class _Swapper(threading.Thread):
             _put_back(path, aside)
 
 
-def _place(choice: random.Random, around: Path) -> tuple[Path, Path]:
+def _place(seed: str, around: Path) -> tuple[Path, Path]:
     """What is to be exchanged, and for what."""
+    choice = random.Random(f"{seed} place")
     experiment, outside = around / "store" / EXPERIMENT, around / "outside"
     if choice.random() < 0.6:
         name = choice.choice(_FOLDERS)
@@ -101,7 +106,7 @@ def _place(choice: random.Random, around: Path) -> tuple[Path, Path]:
 def _act(around: Path, action: str, seed: str, is_race: bool) -> None:
     leases.LEASE_SECONDS = 0.5
     logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
-    path, target = _place(random.Random(seed), around)
+    path, target = _place(seed, around)
     aside = around / "aside"
     manager = open_run(around / "store", max_checkpoints=1)
     if not is_race:
@@ -111,13 +116,25 @@ def _act(around: Path, action: str, seed: str, is_race: bool) -> None:
     swapper = _Swapper(seed, path, target, aside)
     swapper.start()
     try:
-        for _ in range(5):
-            with suppress(CheckpointError):
-                _ACTIONS[action](manager)
+        with patched(commit, "delete", partial(_delete_and_note, commit.delete, around / _RETIRED)):
+            for _ in range(5):
+                with suppress(CheckpointError):
+                    _ACTIONS[action](manager)
     finally:
         swapper.is_over.set()
         swapper.join()
         _put_back(path, aside)
+
+
+def _delete_and_note(
+    delete: Callable[..., Manifest | None], noted: Path, *arguments: Any, grace_seconds: float = 0.0, **options: Any
+) -> Manifest | None:
+    """Write down what was removed for good: the swapper may put its manifest back."""
+    gone = delete(*arguments, grace_seconds=grace_seconds, **options)
+    if gone is not None and grace_seconds <= 0:
+        with noted.open("a") as file:
+            file.write(f"{gone.checkpoint_id}\n")
+    return gone
 
 
 def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
@@ -136,9 +153,7 @@ def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
         if contents(around / "outside") != before:
             problem = "changed what is outside"
         elif is_race and not problem:
-            swapped, _ = _place(random.Random(f"{seed} {number}"), around)
-            was_retired = action in _RETIRING and swapped.name == f"{PLANTED_ID}.json"
-            problem = _what_is_broken(around, {PLANTED_ID} if was_retired else set())
+            problem = _what_is_broken(around)
         if problem:
             outcome.violations.append(f"seed {seed!r} {number}, {action}, {'race' if is_race else 'before'}: {problem}")
         shutil.rmtree(around)
@@ -147,11 +162,13 @@ def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
     return outcome
 
 
-def _what_is_broken(around: Path, may_lack_payload: set[str]) -> str | None:
+def _what_is_broken(around: Path) -> str | None:
     """Whatever the race did, every checkpoint that is listed is whole, and the next operation works.
 
-    But for one whose manifest was put back after the operation had retired it.
+    But for one whose manifest was put back after the operation had removed it for good.
     """
+    noted = around / _RETIRED
+    retired = noted.read_text().split() if noted.exists() else []
 
     def act() -> None:
         leases.LEASE_SECONDS = 0.5
@@ -161,8 +178,8 @@ def _what_is_broken(around: Path, may_lack_payload: set[str]) -> str | None:
         saved = manager.save_checkpoint(model=torch.nn.Linear(2, 2), epoch=3)
         assert saved is not None
         broken = [report for report in manager.validate_all() if not report]
-        retired = {item.checkpoint_id for item in broken if item.checkpoint_id in may_lack_payload and _has_none(item)}
-        assert len(broken) == len(retired), [report.message for report in broken]
+        unexplained = [report for report in broken if not (report.checkpoint_id in retired and _has_none(report))]
+        assert not unexplained, [report.message for report in unexplained]
 
     ending = run_in_child(act)
     return f"afterwards: {ending.what}" if ending.kind != "returned" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -219,22 +219,43 @@ def _remove_for_good(machine: Machine, source: random.Random) -> object:
     return machine.manager().delete_quarantined(source.choice(found).checkpoint_id)
 
 
-def _put_back(machine: Machine, source: random.Random) -> object:
-    """A person copies a payload from the backups, as ``cp`` does, and it gets its manifest as the doctor gives it."""
-    lost = sorted({*machine.ids("run/backups")} - {*machine.ids()})
+def _copy_lost(machine: Machine, source: random.Random) -> Orphan:
+    """A person copies a payload from the backups that is lost, as ``cp`` does."""
+    folder, backups = machine.folder("run"), machine.folder("run/backups")
+    entries = folder.store.entries(folder.path)
+    # What is in the trash or in quarantine has its payload still, which he does not overwrite.
+    kept = marker_entries(entries, "deleted").keys() | marker_entries(entries, "quarantined").keys()
+    lost = sorted({*machine.ids("run/backups")} - {*machine.ids(), *kept})
     if not lost:
         raise NothingToDo
-    folder, backups, name = machine.folder("run"), machine.folder("run/backups"), f"{source.choice(lost)}.pt"
+    name = f"{source.choice(lost)}.pt"
     with backups.store.open_read(backups.path_of(name)) as file:
         payload = file.read()
     with folder.lock() as held:
         held.put(folder.path_of(name), payload, durable=False)
     entry = folder.store.stat(folder.path_of(name))
-    orphan = Orphan(folder, name, entry.version if entry else "")
-    manifest = backups.read_manifest(orphan.checkpoint_id)
-    if not is_proven(orphan, manifest):
+    assert entry is not None
+    return Orphan(folder, name, entry.version)
+
+
+def _put_back(machine: Machine, source: random.Random) -> object:
+    """What was copied gets its manifest, as the doctor gives it."""
+    orphan = _copy_lost(machine, source)
+    manifest = machine.folder("run/backups").read_manifest(orphan.checkpoint_id)
+    if not is_proven(orphan, manifest):  # it cannot be read any more
         raise NothingToDo
-    return adopt_proven(orphan, manifest)
+    assert adopt_proven(orphan, manifest)
+    return manifest
+
+
+def _examine(machine: Machine, source: random.Random) -> object:
+    """The doctor treats whatever there is, with something that was copied."""
+    with suppress(NothingToDo):
+        _copy_lost(machine, source)
+    report = machine.manager().doctor(fix=True)
+    if not report.done:
+        raise NothingToDo
+    return report
 
 
 def _clean_up(machine: Machine, source: random.Random) -> object:
@@ -246,6 +267,7 @@ def _clean_up_for_good(machine: Machine, source: random.Random) -> object:
 
 
 ACTIONS: dict[str, Action] = {
+    "doctor": _examine,
     "save": _save,
     "save, back up, retire": _save_with_everything,
     "edit": _edit,

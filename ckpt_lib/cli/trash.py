@@ -15,7 +15,7 @@ from ckpt_lib.cli.session import open_manager
 def undelete(
     checkpoint_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids; `ckpt trash` lists them.")],
     *,
-    pin: Annotated[bool, typer.Option("--pin", help="And keep them: no save or cleanup retires them again.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Pin them too: no save or cleanup retires them again.")] = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,

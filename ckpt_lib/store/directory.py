@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -147,10 +147,11 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
     if create:
         _make_root(root)
     elif parts and IS_POSIX:  # one call follows links up to the root, and none at the first part
-        current = _open_without_link(root / parts[0])
+        first = root / parts[0]
+        current = _open_without_link(first, lambda: os.open(first, _FOLDER_FLAGS | FILE_FLAGS))
         for part in parts[1:]:
             with current:
-                current = _open_child(current, part, create)
+                current = _open_child(current, part, create=False)
         return current
     current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
     if create and current.identity not in _surely_named:
@@ -159,11 +160,11 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
         _surely_named.add(current.identity)
     for part in parts:
         with current:
-            current = _open_child(current, part, create)
+            current = _open_child(current, part, create=create)
     return current
 
 
-def _open_child(parent: Directory, name: str, create: bool) -> Directory:
+def _open_child(parent: Directory, name: str, *, create: bool) -> Directory:
     path = parent.path / name
     is_new = create and not parent.exists(name)
     if is_new:
@@ -173,7 +174,7 @@ def _open_child(parent: Directory, name: str, create: bool) -> Directory:
         if not stat.S_ISDIR(parent.lstat(name).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         return Directory(path, None)
-    child = _open_without_link(path, parent)
+    child = _open_without_link(path, lambda: parent.open(name, _FOLDER_FLAGS))
     if is_new or (create and child.identity not in _surely_named):
         try:
             parent.sync()
@@ -184,12 +185,9 @@ def _open_child(parent: Directory, name: str, create: bool) -> Directory:
     return child
 
 
-def _open_without_link(path: Path, parent: Directory | None = None) -> Directory:
-    """Open a folder by its path, or by its name in ``parent``."""
+def _open_without_link(path: Path, open_folder: Callable[[], int]) -> Directory:
     try:
-        return Directory(
-            path, parent.open(path.name, _FOLDER_FLAGS) if parent else os.open(path, _FOLDER_FLAGS | FILE_FLAGS)
-        )
+        return Directory(path, open_folder())
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link
             raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path)) from error

@@ -217,6 +217,12 @@ class LocalFolderLock:
     def publish(self, pending: PendingFile, path: str, *, replace: bool = False) -> None:
         name = self._name_of(path)
         if not isinstance(pending, LocalPendingFile) or pending.directory.identity != self._directory.identity:
+            if isinstance(pending, LocalPendingFile) and pending.directory.path == self._directory.path:
+                raise StoreUnavailableError(
+                    "the folder was moved or removed while the file was written, and is another one now",
+                    path=str(self._directory.path),
+                    hint="Try again.",
+                )
             raise StoreError("that file was begun in another folder", path=str(self._directory.path / name))
         with self._errors():
             try:

@@ -128,7 +128,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")) if path else ()
+    return tuple(part for part in path.split("/") if part)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -58,7 +58,9 @@ def errors_of_writing(path: Path | str) -> Iterator[None]:
             yield
     except FileNotFoundError as error:
         raise StoreUnavailableError(
-            "the folder was moved or removed while it was written to", path=str(path), hint="Try again."
+            "the folder is not there: it, or one above it, was moved or could not be made",
+            path=str(path),
+            hint="Try again.",
         ) from error
 
 
