@@ -316,6 +316,24 @@ def test_a_number_that_others_have_gone_past_is_not_the_lock(
         assert os.listdir(folder / LOCK_NAME) == ["3"]
 
 
+def test_a_lease_that_is_being_written_to_is_linked_a_moment_later(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux says that a file is missing if another takes its place between its being found and its being linked."""
+    link, failures = Directory.link, list[str]()
+
+    def failing(self: Directory, source: str, target: str) -> None:
+        if target.startswith(f"{LOCK_NAME}/") and source.endswith(f"/{leases.LEASE_FILE}") and not failures:
+            failures.append(target)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+        link(self, source, target)
+
+    monkeypatch.setattr(Directory, "link", failing)
+    with store.lock("e") as held:
+        held.put("e/f", b"x")
+    assert len(failures) == 1
+
+
 def test_a_lock_that_somebody_removes_while_it_is_taken_is_made_again(
     store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

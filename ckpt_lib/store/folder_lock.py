@@ -153,9 +153,9 @@ def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
     except FileExistsError:
         return False
     except FileNotFoundError:
-        if lease.is_there:
-            raise
-        raise _lost(directory) from None
+        if not lease.is_there:
+            raise _lost(directory) from None
+        return False  # Linux links no file that is being replaced: another thread notes what this process holds
     # A listing may miss both of two names if the one takes the other's place meanwhile, so it does not show that others
     # have gone on since the last look. The lock before this one does: whoever goes on removes it, the oldest first.
     numbers = _numbers(directory)
