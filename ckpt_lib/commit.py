@@ -243,7 +243,7 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False)
                 path=folder.location(),
                 hint="A backup may still be there: `ckpt restore`.",
             )
-        if pin and not manifest.pinned:
+        if pin:
             manifest = manifest.changed(pinned=True)
         _bring_back(folder, held, manifest, "deleted")
     return manifest

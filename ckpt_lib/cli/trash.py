@@ -23,8 +23,8 @@ def undelete(
 ) -> None:
     """Bring deleted checkpoints back, as they were.
 
-    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default. If the rules
-    of a run that goes on give them up, its next save retires them for good, unless they are pinned.
+    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default. If the rules of
+    a run that goes on give them up, its next save retires them for good, unless they are pinned.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]

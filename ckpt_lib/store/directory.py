@@ -146,14 +146,11 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
     """
     if create:
         _make_root(root)
-    elif parts and IS_POSIX:  # one call follows links up to the root, and none at the first part
-        first = root / parts[0]
+    if parts and IS_POSIX and not create:  # one call follows links up to the root, and none at the first part
+        first, parts = root / parts[0], parts[1:]
         current = _open_without_link(first, lambda: os.open(first, _FOLDER_FLAGS | FILE_FLAGS))
-        for part in parts[1:]:
-            with current:
-                current = _open_child(current, part, create=False)
-        return current
-    current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
+    else:
+        current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
     if create and current.identity not in _surely_named:
         with contextlib.suppress(OSError):  # the folder above is not ours, and may be one that we cannot open
             _sync_folder(root.parent)

@@ -217,13 +217,7 @@ class LocalFolderLock:
     def publish(self, pending: PendingFile, path: str, *, replace: bool = False) -> None:
         name = self._name_of(path)
         if not isinstance(pending, LocalPendingFile) or pending.directory.identity != self._directory.identity:
-            if isinstance(pending, LocalPendingFile) and pending.directory.path == self._directory.path:
-                raise StoreUnavailableError(
-                    "the folder was moved or removed while the file was written, and is another one now",
-                    path=str(self._directory.path),
-                    hint="Try again.",
-                )
-            raise StoreError("that file was begun in another folder", path=str(self._directory.path / name))
+            raise self._begun_elsewhere(pending, name)
         with self._errors():
             try:
                 staged = self._staged_name()
@@ -289,6 +283,15 @@ class LocalFolderLock:
         with self._errors():
             leases.remove_new(self._directory)
             return _bury_all_that_are_over(self._directory, self._lease.token)
+
+    def _begun_elsewhere(self, pending: PendingFile, name: str) -> StoreError:
+        if isinstance(pending, LocalPendingFile) and pending.directory.path == self._directory.path:
+            return StoreUnavailableError(
+                "the folder was moved or removed while the file was written, and is another one now",
+                path=str(self._directory.path),
+                hint="Try again.",
+            )
+        return StoreError("that file was begun in another folder", path=str(self._directory.path / name))
 
     def _staged_name(self) -> str:
         return self._lease.new_name()

@@ -343,9 +343,8 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     assert run_json("list", store=store)["checkpoints"] == before
     run("delete", ids[2], "--yes", store=store)
     run("undelete", ids[2], "--pin", store=store)
-    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"] if item["pinned"]] == [
-        ids[2]
-    ]
+    found = run_json("list", store=store)["checkpoints"]
+    assert [item["checkpoint_id"] for item in found if item["pinned"]] == [ids[2]]
     run("delete", ids[0], "--yes", store=store)
     assert run_json("trash", "--empty", store=store, code=4)["error"]["type"] == "ConfirmationError"
     assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [f"{ids[0]}.pt"]
