@@ -200,6 +200,24 @@ def test_a_folder_that_a_killed_process_made_is_made_durable(tmp_path: Path, mon
     assert len(synced) == 2
 
 
+def test_a_folder_under_another_name_is_made_durable_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved, or another one that has the number of one that is gone: what was durable was the other name."""
+    store = open_store(tmp_path / "store")
+    store.open_write("run").discard()
+    (tmp_path / "store").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "run").rename(tmp_path / "moved" / "on")
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    open_store(tmp_path / "moved").open_write("on").discard()
+    assert synced == [str(tmp_path), str(tmp_path / "moved")]
+
+
 def test_each_folder_above_a_new_one_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first that was there down to the experiment's, before anything is put in."""
     synced: list[str] = []

@@ -18,8 +18,11 @@ IS_POSIX = os.name == "posix"
 _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-_surely_named: set[tuple[int, int]] = set()
-"""Folders whose own names this process has made durable: one that is there may be that of a process killed before."""
+_surely_named: set[tuple[str, tuple[int, int]]] = set()
+"""Folders whose own names this process has made durable: one that is there may be that of a process killed before.
+
+By path as well: a folder may be moved, and a new one gets the number of one that is gone.
+"""
 
 
 class Directory:
@@ -35,6 +38,11 @@ class Directory:
             self.close()
             raise
         self.identity = (found.st_dev, found.st_ino)
+
+    @property
+    def place(self) -> tuple[str, tuple[int, int]]:
+        """Which folder it is, and under which path it was found."""
+        return str(self.path), self.identity
 
     def __enter__(self) -> Self:
         return self
@@ -151,10 +159,10 @@ def open_directory(root: Path, parts: tuple[str, ...], *, create: bool = False) 
         current = _open_without_link(first, lambda: os.open(first, _FOLDER_FLAGS | FILE_FLAGS))
     else:
         current = Directory(root, os.open(root, _FOLDER_FLAGS) if IS_POSIX else None)
-    if create and current.identity not in _surely_named:
+    if create and current.place not in _surely_named:
         with contextlib.suppress(OSError):  # the folder above is not ours, and may be one that we cannot open
             _sync_folder(root.parent)
-        _surely_named.add(current.identity)
+        _surely_named.add(current.place)
     for part in parts:
         with current:
             current = _open_child(current, part, create=create)
@@ -172,13 +180,13 @@ def _open_child(parent: Directory, name: str, *, create: bool) -> Directory:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         return Directory(path, None)
     child = _open_without_link(path, lambda: parent.open(name, _FOLDER_FLAGS))
-    if is_new or (create and child.identity not in _surely_named):
+    if is_new or (create and child.place not in _surely_named):
         try:
             parent.sync()
         except BaseException:
             child.close()
             raise
-        _surely_named.add(child.identity)
+        _surely_named.add(child.place)
     return child
 
 
