@@ -51,6 +51,8 @@ from ckpt_lib.stream import Damage, Progress, missing_file
 _ROUNDS = 5
 """How often to look again: what one treatment uncovers, such as a payload whose marker was damaged, is another's."""
 _MARGIN_SECONDS = 2.0
+_MOMENT_SECONDS = 0.3
+"""Longer than a living process takes to make a lease, or to end one."""
 _CHANGED = "somebody else changed it meanwhile"
 
 
@@ -438,7 +440,7 @@ def _treated(case: _Case) -> Treatment:
 def _look(folder: CheckpointFolder, index: Index) -> _Look:
     """What is there while nobody changes names; of a folder that cannot be written to, what is there."""
     links = _links(folder.location())
-    leftovers = tuple(folder.store.leftovers(folder.path))  # first: whoever takes the lock of a dead owner clears it
+    leftovers = _lasting_leftovers(folder)  # first: whoever takes the lock of a dead owner clears it
     view = index.view()  # reads what is new, so that little is left to be read under the lock
     if not view.entries:  # locking would create the folder
         return _Look(folder, view, leftovers, {}, 0.0, links)
@@ -447,6 +449,16 @@ def _look(folder: CheckpointFolder, index: Index) -> _Look:
             return _Look(folder, index.view(), leftovers, folder.held(), held.time_seconds, links)
     except StorePermissionError:
         return _Look(folder, index.view(), leftovers, folder.held(), 0.0, links)
+
+
+def _lasting_leftovers(folder: CheckpointFolder) -> tuple[Leftover, ...]:
+    """Those that stay for a moment: what a living process is making or ending now goes by another name after it."""
+    found = folder.store.leftovers(folder.path)
+    if all(leftover.over_in_seconds for leftover in found):  # those are watched anyway
+        return tuple(found)
+    time.sleep(_MOMENT_SECONDS)
+    lasting = {leftover.name for leftover in folder.store.leftovers(folder.path)}
+    return tuple(leftover for leftover in found if leftover.name in lasting)
 
 
 def _links(location: str) -> frozenset[str]:

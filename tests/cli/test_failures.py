@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ckpt_lib.cli.errors import EXIT_CODES, ConfirmationError, exit_code
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.store import open_store
+from ckpt_lib.store.leases import LEASE_PREFIX
 from ckpt_lib.stream import StreamDigest
 from tests.cli.running import CKPT, on_posix, run, run_json, run_program
 from tests.helpers import flip_bit, run_python
@@ -189,18 +191,20 @@ def test_confirmation_error_is_one_of_ours() -> None:
     assert issubclass(ConfirmationError, errors.CheckpointError)
 
 
+def leases_in(folder: Path) -> set[Path]:
+    return set(folder.glob(f"{LEASE_PREFIX}*"))
+
+
 @on_posix
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupt_exits_with_130(store: Path, ids: list[str], as_json: bool) -> None:
-    """Ctrl-C in the middle of reading ends the program with one message."""
-    payload = store / "digits" / f"{ids[2]}.pt"
-    payload.unlink()
-    os.mkfifo(payload)  # whoever reads it waits for as long as this test likes
-    command = [CKPT, "validate", "--store", str(store), *(["--json"] if as_json else [])]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program,
-        payload.open("wb"),  # opens once the program has begun to read
-    ):
+    """Ctrl-C in the middle of its work ends the program with one message."""
+    command = [CKPT, "tag", ids[2], "--add", "x", "--store", str(store), *(["--json"] if as_json else [])]
+    with open_store(store).lock("digits"):  # for which the program waits for as long as this test likes
+        before = leases_in(store / "digits")
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while leases_in(store / "digits") == before and program.poll() is None:
+            time.sleep(0.01)
         program.send_signal(signal.SIGINT)
         output, messages = program.communicate(timeout=60)
     assert program.returncode == 130
