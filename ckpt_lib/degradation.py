@@ -27,6 +27,8 @@ from ckpt_lib.metadata import Manifest
 
 logger = logging.getLogger("ckpt_lib")
 
+_chance = random.SystemRandom()
+"""Not the generator of everybody, from which the training may draw."""
 RETRY_DELAYS_SECONDS = (0.2, 0.8)
 """How long to wait, each give or take a half, before a store that did not answer is asked again."""
 MAX_RETRY_SECONDS = 15.0
@@ -94,7 +96,7 @@ class Target:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
                 emit("save.retried", error.message, experiment_name=draft.experiment_name, **_described(error))
-            time.sleep(delay_seconds * random.uniform(0.5, 1.5))  # noqa: S311  # nobody need not guess it
+            time.sleep(delay_seconds * _chance.uniform(0.5, 1.5))
             is_repeated = True
         return self._attempt(draft, payload_format, payload, is_repeated=is_repeated)
 

@@ -196,11 +196,12 @@ def test_a_file_system_that_says_it_has_no_size_does_not_tell(tmp_path: Path) ->
 @pytest.mark.parametrize("error", [AWAY, LeaseLostError("this process stood still")])
 def test_what_is_transient_is_tried_again(make_manager: MakeManager, seen: list[Event], error: Exception) -> None:
     """A bounded number of times; each is told."""
-    manager = make_manager()
+    manager, drawn = make_manager(), random.getstate()
     with failing(manager, error, "open_write", times=2):
         saved = save(manager, 1)
     assert ids(manager) == [saved]
     assert kinds(seen) == ["save.retried"] * 2
+    assert random.getstate() == drawn, "the training's own random numbers are others now"
 
 
 def test_a_store_that_stays_away_is_given_up(make_manager: MakeManager, seen: list[Event]) -> None:

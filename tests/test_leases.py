@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -314,6 +315,23 @@ def test_a_number_that_others_have_gone_past_is_not_the_lock(
     monkeypatch.setattr(leases.Lease, "sign", late)
     with store.lock("e"):
         assert os.listdir(folder / LOCK_NAME) == ["3"]
+
+
+def test_waiting_for_the_lock_draws_no_random_number_of_the_training(store: LocalStore, folder: Path) -> None:
+    """Or else a run that was resumed would not go on as the first would have."""
+
+    def hold() -> None:
+        with store.lock("e"):
+            (folder / "held").touch()
+            time.sleep(0.2)
+
+    with Child(hold) as owner:
+        eventually((folder / "held").exists)
+        drawn, begun = random.getstate(), time.monotonic()
+        with store.lock("e"):
+            assert time.monotonic() - begun > 0.02  # it had to wait
+        assert random.getstate() == drawn
+        owner.result()
 
 
 def test_a_lease_that_is_being_written_to_is_linked_a_moment_later(

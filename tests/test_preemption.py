@@ -99,7 +99,8 @@ signal.signal(signal.SIGTERM, theirs)
 
 def test_signals_that_come_twice_save_once(store_path: Path) -> None:
     """Launchers forward a signal that the process had already."""
-    child = start(store_path, inside="time.sleep(0.2)")
+    child = start(store_path, inside="time.sleep(1)")
+    threading.Event().wait(0.2)  # it is past the safe point, and far from the next
     child.send_signal(signal.SIGTERM)
     threading.Event().wait(0.05)  # signals that wait at once are delivered by their numbers
     child.send_signal(signal.SIGTERM)

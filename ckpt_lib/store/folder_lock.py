@@ -35,6 +35,8 @@ LOCK_TIMEOUT_SECONDS = 120.0
 """How long to wait for an owner that is alive; more than a lease lasts."""
 _SHORTEST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.02
+_chance = random.SystemRandom()
+"""Not the generator of everybody, from which the training may draw: a resumed run draws what the first would have."""
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -98,7 +100,7 @@ def _take(directory: Directory, lease: Lease) -> int:
         if time.monotonic() > deadline:
             raise _not_given_up(directory)
         # At random, so that waiting processes do not keep step.
-        time.sleep(wait_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+        time.sleep(wait_seconds * _chance.uniform(0.5, 1.0))
         wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
 
