@@ -77,8 +77,9 @@ def repair(
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies;
     nothing was written then, unless ``other`` went bad meanwhile. Raises
-    :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id. A crash
-    leaves sound bytes as they were, and the next call does the rest.
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id, and
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile. A crash leaves sound
+    bytes as they were, and the next call does the rest.
     """
     task = _Repair(folder, other, experiment_name, progress)
     for _ in range(ATTEMPTS):
@@ -115,6 +116,8 @@ class _Repair:
             return RepairReport(checkpoint_id=manifest.checkpoint_id, experiment_name=self.experiment_name)
         _check_same(self.folder, manifest, self.other)
         numbers = _damaged_chunks(self.folder, manifest, found)
+        if entry is None:
+            self.folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile: that is no damage
         if self.folder.payload_entry(manifest) != entry:
             return None
         if entry is None or numbers is None:

@@ -232,6 +232,26 @@ def test_another_checkpoint_of_that_id_is_no_source(copies: Copies) -> None:
     assert copies.both() == before
 
 
+@pytest.mark.parametrize("has_backup", [True, False])
+def test_what_is_deleted_meanwhile_is_neither_damaged_nor_brought_back(
+    copies: Copies, monkeypatch: pytest.MonkeyPatch, has_backup: bool
+) -> None:
+    """Between reading the manifest and looking for the payload."""
+    if not has_backup:
+        shutil.rmtree(copies.backup.parent)
+    read = CheckpointFolder.payload_entry
+
+    def late(self: CheckpointFolder, manifest: Manifest) -> Any:
+        monkeypatch.undo()
+        commit.delete(self, manifest.checkpoint_id, unless=lambda _: None)
+        return read(self, manifest)
+
+    monkeypatch.setattr(CheckpointFolder, "payload_entry", late)
+    with pytest.raises(CheckpointNotFoundError):
+        copies.manager.repair_checkpoint(copies.checkpoint_id)
+    assert copies.manager.checkpoint_ids() == []
+
+
 def test_damage_without_a_second_copy_is_damage(copies: Copies) -> None:
     """The error says where it is, and that there is no other copy."""
     shutil.rmtree(copies.backup.parent)
