@@ -13,6 +13,7 @@ from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.validate import fail_on_damage, validate_mapped
 from prefect_checkpoints.tasks import (
     backup_checkpoint,
@@ -57,6 +58,7 @@ def checkpoint_lifecycle(
         retention: Takes the place of max_checkpoints.
         dry_run: Only plan the cleanup.
     """
+    require_absolute(checkpoints, export_dir=export_dir)
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
     manager = CheckpointManager(checkpoints, experiment_name)
     reports = validate_mapped(

@@ -10,9 +10,10 @@ from typing import Any
 from prefect import Task, flow, get_run_logger, unmapped
 from prefect.futures import as_completed
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
+from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import (
     examine_checkpoints,
     quarantine_checkpoint,
@@ -40,6 +41,7 @@ def validate_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
     max_bytes_per_second: float | None = None,
+    allow_missing: bool = False,
 ) -> Reports:
     """Validate every checkpoint and every backup of every experiment in a store.
 
@@ -47,14 +49,15 @@ def validate_store(
     of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
     and a checkpoint that is lost is set aside; without it, the report says where they are. Then the doctor looks at
     each experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not
-    repaired, so that whoever watches the schedule hears of it.
+    repaired, and when the store is missing, so that whoever watches the schedule hears of it.
 
     Args:
         checkpoints: The store and its options.
         repair: Bring damaged bytes back from the other copy, set aside what is lost, and have the doctor treat.
         max_bytes_per_second: Read each experiment no faster than this.
+        allow_missing: Complete, and report nothing, when there is no store.
     """
-    names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
+    names = experiments_of(checkpoints, allow_missing=allow_missing)
     stored, backups = _scrub_each(checkpoints, names, max_bytes_per_second)
 
     def repair_one(name: str, checkpoint_id: str) -> None:
