@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ckpt_lib.cli import analysing, checking, copying, doctoring, editing, finding, initialising, reconciling, retiring, trash
+from ckpt_lib.cli import (
+    analysing,
+    checking,
+    copying,
+    doctoring,
+    editing,
+    finding,
+    initialising,
+    reconciling,
+    retiring,
+    trash,
+)
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.utilities import schema_tools
 from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager, init_store
 from ckpt_lib.errors import (
     CorruptCheckpointError,
     ExperimentNotFoundError,
@@ -397,9 +397,23 @@ def test_what_is_retired_meanwhile_fails_no_run(
 
 
 def test_scheduled_flows_wait_for_the_first_checkpoint(config: CheckpointConfig) -> None:
-    """On a machine where nothing was saved yet, validation and cleanup have nothing to do, and say so."""
+    """In a store that was initialised and holds nothing yet, validation and cleanup have nothing to do, and say so."""
+    init_store(config.checkpoint_dir)
     assert validate_store(config) == []
     assert cleanup_store(config) == {}
+
+
+@pytest.mark.parametrize("flow", [validate_store, cleanup_store])
+@pytest.mark.parametrize("is_mount_point", [True, False])
+def test_a_missing_store_fails_a_schedule(config: CheckpointConfig, flow: Any, is_mount_point: bool) -> None:
+    """A mistyped store and the empty mount point of a missing disk fail the run, unless that was allowed."""
+    if is_mount_point:
+        Path(config.checkpoint_dir).mkdir()
+    state = flow(config, return_state=True)
+    assert state.is_failed()
+    assert "ckpt init" in state.message
+    assert flow(config, allow_missing=True, return_state=True).is_completed()
+    assert Path(config.checkpoint_dir).exists() == is_mount_point
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
