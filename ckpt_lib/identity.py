@@ -50,7 +50,7 @@ def ensure_identity(store: Store) -> None:
 
 
 def read_identity(store: Store) -> StoreIdentity:
-    """Return the identity of a store. Raises :class:`~ckpt_lib.errors.NotAStoreError` when it has none, or a bad one."""
+    """Return the identity of a store; raise :class:`~ckpt_lib.errors.NotAStoreError` when it has none or a bad one."""
     path = store.location(IDENTITY_NAME)
     try:
         with store.open_read(IDENTITY_NAME) as file:
