@@ -283,7 +283,9 @@ def test_nothing_keeps_the_state_of_a_default_save(make_manager: MakeManager) ->
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_by_default_a_write_after_the_call_is_no_change(make_manager: MakeManager, change: Callable[[Run], None]) -> None:
+def test_by_default_a_write_after_the_call_is_no_change(
+    make_manager: MakeManager, change: Callable[[Run], None]
+) -> None:
     """The state is copied before the call returns."""
     run = Run(make_manager())
     handle, before = run.save(), run.state()
