@@ -1,4 +1,4 @@
-"""Background saves with ``overlap_copy``: what is written to before it is copied fails the save, and nothing else does."""
+"""Overlapped background saves: a write to what is not copied yet fails the save, and nothing else does."""
 
 from __future__ import annotations
 

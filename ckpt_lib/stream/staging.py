@@ -43,7 +43,7 @@ class StagingBuffer:
     """Memory for the copy of one payload at a time. It grows to the largest, and is pinned once that is on a GPU."""
 
     def __init__(self) -> None:
-        self._bytes = _memory(0)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     @property
     def size_bytes(self) -> int:
@@ -54,9 +54,9 @@ class StagingBuffer:
         """Have at least this much memory, and have touched it. Raises ``MemoryError``."""
         if len(self._bytes) >= size_bytes and self._bytes.is_pinned() >= pinned:
             return
-        self._bytes = _memory(0)  # let go of the old first: both may not fit
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")  # the old goes first: both may not fit
         try:
-            self._bytes = _memory(size_bytes, pin_memory=pinned).fill_(0)
+            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned).fill_(0)
         except RuntimeError as error:
             raise MemoryError(
                 f"there is no memory for a copy of {size_bytes} bytes; a blocking save needs none"
@@ -75,11 +75,6 @@ class StagingBuffer:
         """A part of it, as a storage of its own; nothing else keeps tensors of different spans apart."""
         part: torch.UntypedStorage = self._bytes.untyped_storage()[start:stop]
         return part
-
-
-def _memory(size_bytes: int, **options: bool) -> torch.Tensor:
-    """New memory of this machine, whatever device and type are the default."""
-    return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", **options)
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ class Snapshot:
     """A payload as it was at one moment, copied into a buffer.
 
     When the constructor returns, everything is copied, and nothing refers to the payload's tensors any more, but the
-    memory that only tensors in ``deferred`` (by :func:`place`) use: that is copied by :meth:`finish`. Tensors that
-    share memory share it in the copy. ``buffer`` must not be used for anything else before :meth:`abandon` has returned.
+    memory that only tensors in ``deferred`` (by :func:`place`) use: :meth:`finish` copies that. Tensors that share
+    memory share it in the copy. ``buffer`` must not be used for anything else before :meth:`abandon` has returned.
     """
 
     def __init__(self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[Place] = ()) -> None:
@@ -269,7 +264,7 @@ class _Deferred:
         names = list(names_of(self._payload, [watch.span for watch in watches]))
         more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
         self.error = StateChangedError(
-            f"{', '.join(names[:_NAMES_TOLD]) or 'a tensor'}{more} changed before the copy for a background save was complete",
+            f"{', '.join(names[:_NAMES_TOLD]) or 'a tensor'}{more} changed before a background save had copied it",
             expected="no write to parameters and optimizer state before the next optimizer.step()",
             hint="Leave overlap_copy=False, or call the handle's wait_until_copied() before anything writes to them.",
         )
