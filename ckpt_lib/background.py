@@ -49,6 +49,11 @@ class SaveHandle(Future["str | None"]):
         """Let go of the state, which is on disk, or never will be."""
         self._snapshot = None
 
+    def done(self) -> bool:
+        if (snapshot := self._snapshot) is not None:
+            snapshot.note_contact()
+        return super().done()
+
     def result(self, timeout: float | None = None) -> str | None:
         try:
             return super().result(timeout)

@@ -104,9 +104,10 @@ class CheckpointConfig(BaseModel):
         "One more waits.",
     )
     overlap_copy: bool = Field(
-        default=True,
-        description="Let a background save copy parameters and optimizer state while the next forward and backward "
-        "pass run; the optimizer's step waits for what is left. Turn it off if anything else changes parameters.",
+        default=False,
+        description="True says that nothing writes to parameters or optimizer state between a background save and the "
+        "next step of the optimizer: they are then copied while the next forward and backward pass run, and the step "
+        "waits for what is left. A write that PyTorch counts fails the save.",
     )
 
     if not TYPE_CHECKING:  # type checkers know the options from the fields

@@ -8,6 +8,7 @@
     ├── InvalidMetricError (ValueError)           a metric that is neither number, text nor None
     ├── UnknownMetricError (KeyError)             a metric no checkpoint has recorded
     ├── UnsupportedStateError (TypeError)         state that plain ``torch.load`` could not read back
+    ├── StateChangedError (RuntimeError)          state that changed before a background save had copied it
     ├── StateMismatchError (ValueError)           state that does not fit the model, optimizer or scheduler
     ├── CheckpointNotFoundError (FileNotFoundError)
     ├── ExperimentNotFoundError (FileNotFoundError)
@@ -112,6 +113,10 @@ class UnknownMetricError(CheckpointError, KeyError):
 
 class UnsupportedStateError(CheckpointError, TypeError):
     """State holds an object that ``torch.load(weights_only=True)`` could not read back; nothing was written."""
+
+
+class StateChangedError(CheckpointError, RuntimeError):
+    """State changed before a background save with ``overlap_copy`` had copied it; nothing was saved."""
 
 
 class StateMismatchError(CheckpointError, ValueError):

@@ -204,10 +204,11 @@ class CheckpointManager:
         """Save as :meth:`save_checkpoint` does, but return as soon as the state is copied: what training does next
         never reaches the file.
 
-        With ``overlap_copy`` and an ``optimizer``, its parameters and state are copied later, while the next forward
-        and backward pass run; its next step waits for what is left. Anything else that changes them first
-        must call the handle's ``wait_until_copied``. Everything else, such as the statistics of batch normalisation,
-        is copied before this returns.
+        With ``overlap_copy`` the parameters of ``optimizer`` and its state are copied later, while the next forward and
+        backward pass run; its next step waits for what is left. Nothing may write to them before that, unless the
+        handle's ``wait_until_copied`` has returned. A write that PyTorch counts fails the save with
+        :class:`~ckpt_lib.errors.StateChangedError`, and later saves of this manager copy at once. Everything else, such
+        as the statistics of batch normalisation, is copied before this returns.
 
         ``handle.result()`` returns the id once the checkpoint is durable; until then ``"latest"`` is an earlier one. A
         failure is logged, and raised by the handle or else by the next save or :meth:`flush`. With

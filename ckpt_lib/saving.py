@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.degradation import Committer, Saved
 from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, StateChangedError
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import Manifest
@@ -74,6 +75,7 @@ class Saver:
         self._before_commit = before_commit
         self._after_save = after_save
         self._last_save: float | None = None
+        self._may_overlap = config.overlap_copy
         self.background = BackgroundSaves(config.max_pending_saves)
         self.parent_id: str | None = None
 
@@ -83,7 +85,7 @@ class Saver:
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
-        saved = self._commit(planned, planned.payload)
+        saved = self._commit(planned.draft, planned.health, planned.payload)
         if saved is None:
             return None
         self._follow_up(saved)
@@ -100,7 +102,7 @@ class Saver:
         handle = self.background.start(
             planned.draft,
             self._snapshot_of(planned.payload, request.optimizer),
-            lambda snapshot: self._commit(planned, snapshot.payload()),
+            partial(self._commit_copy, planned.draft, planned.health),
             self._follow_up,
         )
         self._last_save = time.monotonic()
@@ -182,19 +184,32 @@ class Saver:
         return None
 
     def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
-        """What copies ``payload`` into a buffer, leaving for later what the optimizer's next step will wait for."""
+        """What copies ``payload`` into a buffer, with ``overlap_copy`` leaving for later what the optimizer's next step
+        waits for.
+        """
         from ckpt_lib.stream.staging import Snapshot, call_before_steps, unchanged_until_step
 
-        deferred = unchanged_until_step(optimizer) if self._config.overlap_copy else set()
-        if deferred:
-            call_before_steps(wait_until_all_copied)
-        return lambda buffer: Snapshot(payload, buffer, deferred)
+        def snapshot_into(buffer: StagingBuffer) -> Snapshot:
+            deferred = unchanged_until_step(optimizer) if self._may_overlap else set()
+            if deferred:
+                call_before_steps(wait_until_all_copied)
+            return Snapshot(payload, buffer, deferred)
 
-    def _commit(self, planned: _PlannedSave, payload: Payload) -> Saved | None:
+        return snapshot_into
+
+    def _commit_copy(self, draft: Draft, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
+        try:
+            payload = snapshot.payload()
+        except StateChangedError:
+            self._may_overlap = False  # the loop does what it said that it would not
+            raise
+        return self._commit(draft, health, payload)
+
+    def _commit(self, draft: Draft, health: HealthCheck | None, payload: Payload) -> Saved | None:
         self._before_commit()
-        draft = replace(planned.draft, parent_id=self.parent_id or self._latest_id())
-        if planned.health:
-            draft = replace(draft, unhealthy=planned.health.find_fault(payload, draft.metrics))
+        draft = replace(draft, parent_id=self.parent_id or self._latest_id())
+        if health:
+            draft = replace(draft, unhealthy=health.find_fault(payload, draft.metrics))
         saved = self._committer.save(draft, format_named(DEFAULT_FORMAT), payload)
         if saved is not None:
             self.parent_id = saved.checkpoint_id

@@ -79,7 +79,7 @@ def test_what_training_does_next_never_reaches_the_file(make_manager: MakeManage
 
 def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> None:
     """With the copying thread held up, the optimizer's step copies the rest itself before it changes anything."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -93,7 +93,7 @@ def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> N
 
 def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -> None:
     """The next forward pass changes the statistics of batch normalisation; no step would wait for that."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -107,7 +107,7 @@ def test_buffers_are_copied_before_the_call_returns(make_manager: MakeManager) -
 
 def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> None:
     """``wait_until_copied`` is for averaging, clipping and the like, which no optimizer announces."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -122,7 +122,7 @@ def test_whoever_else_changes_parameters_can_wait(make_manager: MakeManager) -> 
 
 def test_a_load_waits_for_the_copy(make_manager: MakeManager) -> None:
     """Loading writes into the parameters as a step does."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
     assert first is not None
@@ -135,9 +135,9 @@ def test_a_load_waits_for_the_copy(make_manager: MakeManager) -> None:
     assert stored_state(manager, handle.result()) == before
 
 
-def test_without_overlap_everything_is_copied_at_once(make_manager: MakeManager) -> None:
-    """The option is for loops that write parameters in other ways: nothing is left to wait for."""
-    manager, parts, held = make_manager(overlap_copy=False), build(), threading.Event()
+def test_everything_is_copied_at_once_by_default(make_manager: MakeManager) -> None:
+    """Whatever writes to parameters after the call, nothing is left to wait for."""
+    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -203,7 +203,7 @@ def test_plain_values_are_copied_too(make_manager: MakeManager, gate: Gate) -> N
 
 def test_any_optimizer_s_step_waits(make_manager: MakeManager) -> None:
     """Parameters may have a second optimizer, or get a new one, before the next step."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
@@ -215,7 +215,7 @@ def test_any_optimizer_s_step_waits(make_manager: MakeManager) -> None:
 
 def test_another_manager_s_load_waits(make_manager: MakeManager) -> None:
     """It writes into the same parameters."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     first = manager.save_checkpoint(**parts.kwargs(), epoch=0)
     train(parts, [1])
@@ -234,25 +234,13 @@ def test_a_buffer_beside_a_parameter_is_copied_at_once(make_manager: MakeManager
     model.weight = nn.Parameter(flat[:100_000])
     model.register_buffer("statistics", flat[100_000:])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    manager, held = make_manager(), threading.Event()
+    manager, held = make_manager(overlap_copy=True), threading.Event()
     manager._saver.background._copying.put(held.wait)
     handle = manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=0)
     flat[100_000:] += 1
     held.set()
     payload = manager.load_checkpoint(str(handle.result()))
     assert not payload["model_state_dict"]["statistics"].any()
-
-
-def test_what_moves_before_it_is_copied_is_found(make_manager: MakeManager) -> None:
-    """Sharing a model with other processes moves its tensors to other memory."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
-    train(parts, [0])
-    manager._saver.background._copying.put(held.wait)
-    handle = manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
-    before = state_now(parts)
-    parts.model.share_memory()
-    held.set()
-    assert stored_state(manager, handle.result()) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the device is lost"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
@@ -346,7 +334,7 @@ class Unusual(torch.optim.Optimizer):
 
 def test_an_optimizer_without_hooks_is_copied_at_once(make_manager: MakeManager) -> None:
     """Nothing would wait for the copy: so it is made before the call returns."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     manager._saver.background._copying.put(held.wait)
     options = {**parts.kwargs(), "optimizer": Unusual(parts.optimizer)}
@@ -691,7 +679,7 @@ def test_threads_that_cannot_be_started_are_an_error(make_manager: MakeManager, 
 
 def test_a_save_that_cannot_begin_stops_its_copy(make_manager: MakeManager, monkeypatch: Any) -> None:
     """Nothing writes to the buffer any more once it may be used for the next save."""
-    manager, parts, held = make_manager(), build(width=20_000), threading.Event()
+    manager, parts, held = make_manager(overlap_copy=True), build(width=20_000), threading.Event()
     train(parts, [0])
     background, begin = manager._saver.background, threading.Thread.start
     background._copying.put(held.wait)

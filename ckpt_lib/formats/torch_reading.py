@@ -386,7 +386,7 @@ class _Builder:
 
     def _open(self, storage: _Storage) -> torch.UntypedStorage:
         if not storage.size_bytes:
-            return torch.empty(0, device=self._device).untyped_storage()
+            return torch.empty(0, dtype=torch.uint8, device=self._device).untyped_storage()
         view = self._archive.view(storage.record)[: storage.size_bytes]
         elements = torch.frombuffer(view, dtype=torch.uint8)
         if self._device.type != "cpu":

@@ -96,7 +96,7 @@ def _lay_out(payload: Payload) -> Archive:
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
     try:
-        loaded = torch.load(source, map_location=map_location, weights_only=not trust_pickle)
+        loaded = _load(source, map_location=map_location, weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise UnsafePayloadError(
             f"the payload holds more than tensors and plain values: {_first_line(error)}",
@@ -111,6 +111,12 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
     if not isinstance(loaded, dict):
         raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
     return loaded
+
+
+def _load(source: BinaryIO, **options: Any) -> Any:
+    """``torch.load`` whatever device is the default: it would put sparse tensors there."""
+    with torch._C.DisableTorchFunction():  # by which a default device is put into calls that name none
+        return torch.load(source, **options)
 
 
 def _check_expansion(payload: Payload) -> None:
@@ -178,7 +184,7 @@ def _check_device(map_location: Any) -> None:
             got=type(map_location).__name__,
         )
     try:
-        torch.empty(0, device=map_location)
+        torch.empty(0, dtype=torch.uint8, device=map_location)
     except Exception as error:
         raise ConfigError(
             f"map_location={str(map_location)!r} cannot be used here: {_first_line(error)}",
@@ -198,7 +204,7 @@ def _check_readable(value: Any, place: str) -> None:
     try:
         torch.save(_without_storage(value), buffer)
         buffer.seek(0)
-        torch.load(buffer, weights_only=True)
+        _load(buffer, weights_only=True)
     except Exception as error:
         raise UnsupportedStateError(
             f"{place} cannot be stored so that torch.load(weights_only=True) reads it back",

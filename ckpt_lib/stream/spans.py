@@ -65,7 +65,7 @@ class Span:
     def place_of(self, tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
         """Where ``tensor`` begins in the dense bytes, in its elements, and its strides there."""
         if self.is_gappy:
-            return 0, torch.empty(tensor.shape, device="meta").stride()
+            return 0, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta").stride()
         if tensor.numel() == 0:  # it may begin anywhere, even past the end
             return 0, tensor.stride()
         return int(tensor.storage_offset()) - self.start // tensor.itemsize, tensor.stride()

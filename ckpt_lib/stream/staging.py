@@ -3,9 +3,10 @@
 A first copy into fresh memory costs several times as much as the next one into the same memory: the system has to find
 and clear every page. So a :class:`StagingBuffer` is kept from save to save.
 
-A copy need not be finished at once either. Parameters and optimizer state do not change before the optimizer's next
-step, so their tensors may be copied while the next forward and backward pass run; whoever is about to change them
-first calls :meth:`Snapshot.finish`, which copies what is left.
+A copy need not be finished at once either. Where nothing writes to parameters and optimizer state before the
+optimizer's next step, their tensors may be copied while the next forward and backward pass run; a hook before the step
+calls :meth:`Snapshot.finish`, which copies what is left. What is written to earlier all the same is noticed, and no
+copy is handed out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import copy
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -23,8 +24,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ckpt_lib.errors import StateChangedError
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain, map_leaves, tensors_in
+from ckpt_lib.stream.watching import Caller, SpanWatch, names_of
 
 _ALIGNMENT_BYTES = 64
 _PIECE_BYTES = 16 * 2**20
@@ -33,13 +36,14 @@ _MAX_THREADS = 8
 """More do not copy faster: memory is the limit."""
 _SMALL_BYTES = 2**16
 """What is smaller is copied at once: that takes no longer than remembering to do it."""
+_NAMES_TOLD = 3
 
 
 class StagingBuffer:
     """Memory for the copy of one payload at a time. It grows to the largest, and is pinned once that is on a GPU."""
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     @property
     def size_bytes(self) -> int:
@@ -50,9 +54,9 @@ class StagingBuffer:
         """Have at least this much memory, and have touched it. Raises ``MemoryError``."""
         if len(self._bytes) >= size_bytes and self._bytes.is_pinned() >= pinned:
             return
-        self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old first: both may not fit
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")  # the old goes first: both may not fit
         try:
-            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned).fill_(0)
+            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned).fill_(0)
         except RuntimeError as error:
             raise MemoryError(
                 f"there is no memory for a copy of {size_bytes} bytes; a blocking save needs none"
@@ -75,9 +79,12 @@ class StagingBuffer:
 
 @dataclass(frozen=True)
 class _View:
-    """What a tensor says of itself, and the span it is in; stands for it until the copy is handed out."""
+    """What a tensor says of itself, and where its span begins in the buffer; it stands for the tensor until the copy is
+    handed out.
+    """
 
-    span: Span
+    start: int
+    size_bytes: int
     offset: int
     stride: tuple[int, ...]
     shape: torch.Size
@@ -89,30 +96,25 @@ class _View:
 class Snapshot:
     """A payload as it was at one moment, copied into a buffer.
 
-    When the constructor returns, everything is copied but the memory that only tensors in ``deferred`` (by
-    :func:`place`) use, which :meth:`finish` copies, or has copied. Tensors that share memory share it in the copy.
-    ``buffer`` must not be used for anything else before :meth:`abandon` has returned.
+    When the constructor returns, everything is copied, and nothing refers to the payload's tensors any more, but the
+    memory that only tensors in ``deferred`` (by :func:`place`) use: :meth:`finish` copies that. Tensors that share
+    memory share it in the copy. ``buffer`` must not be used for anything else before :meth:`abandon` has returned.
     """
 
     def __init__(self, payload: dict[str, Any], buffer: StagingBuffer, deferred: Collection[Place] = ()) -> None:
         self._buffer = buffer
-        self._spans = Spans(payload)
-        self._starts, size_bytes = _starts(self._spans)
-        buffer.reserve(size_bytes, pinned=any(span.storage.device.type == "cuda" for span in self._spans))
-        self._pieces: list[_Piece] = []
-        now: list[_Piece] = []
-        self._streams = _copy_streams(self._spans)
-        for span in self._spans:
-            if deferred and _may_wait(span, deferred):
-                self._pieces.extend(self._pieces_of(span))
-            elif span.storage.device.type == "cpu" and span.size_bytes >= _SMALL_BYTES and not span.is_gappy:
-                now.extend(self._pieces_of(span))
-            else:
-                self._copy(span)
-        _copy_together(now)
-        self._synchronize()
-        self._views: dict[int, Any] = {}
-        self._outline = map_leaves(payload, self._outline_of)
+        self._caller = Caller()
+        spans = Spans(payload)
+        starts, size_bytes = _starts(spans)
+        buffer.reserve(size_bytes, pinned=any(span.storage.device.type == "cuda" for span in spans))
+        self._streams = _copy_streams(spans)
+        later = [span for span in spans if deferred and _may_wait(span, deferred)]
+        self._deferred = _Deferred(payload, later)
+        self._pieces = [
+            _Piece(partial(self._deferred.copy, span, copy)) for span in later for copy in self._copies(span, starts)
+        ]
+        self._copy_now([span for span in spans if not self._deferred.holds(span)], starts)
+        self._outline = _outline(payload, spans, starts)
 
     @property
     def is_complete(self) -> bool:
@@ -120,14 +122,21 @@ class Snapshot:
         return all(piece.is_done for piece in self._pieces)
 
     def finish(self) -> None:
-        """Copy what is left, and return when all of it is copied. What is raised leaves the rest to the next call."""
-        for piece in reversed(self._pieces):  # from the end: another thread may be coming from the start
-            piece.copy()
+        """Copy what is left, and return when the payload's tensors may change.
+
+        What is raised leaves the rest to the next call. A tensor that was written to too early raises nothing here:
+        :meth:`payload` does.
+        """
+        self._copy_deferred(reversed(self._pieces))  # from the end: another thread may be coming from the start
+        self._deferred.confirm()
 
     def finish_in_background(self) -> None:
-        """:meth:`finish`, from the start."""
-        for piece in self._pieces:
-            piece.copy()
+        """Copy what is left, from the start, on a thread that knows nothing of what others are doing."""
+        self._copy_deferred(self._pieces)
+
+    def note_contact(self) -> None:
+        """Note that the calling thread is not writing to a tensor."""
+        self._caller.note_contact()
 
     def abandon(self) -> None:
         """Copy nothing more; when this returns, nothing writes to the buffer."""
@@ -135,36 +144,53 @@ class Snapshot:
             piece.skip()
 
     def payload(self) -> dict[str, Any]:
-        """The copy, once all of it is there; its tensors are views of the buffer."""
-        self.finish()
-        storages = {}
-        for span in self._spans:
-            start = self._starts[id(span)]
-            storages[id(span)] = self._buffer.storage(start, start + span.size_bytes)
+        """The copy, once all of it is there; its tensors are views of the buffer.
+
+        Raises :class:`~ckpt_lib.errors.StateChangedError` when a tensor was written to before it was copied.
+        """
+        self._copy_deferred(reversed(self._pieces))
+        if not self._deferred.is_settled:
+            self._caller.wait_until_moved_on()
+        self._deferred.confirm()
+        if self._deferred.error is not None:
+            raise self._deferred.error
+        return self._copied()
+
+    def _copied(self) -> dict[str, Any]:
+        storages: dict[tuple[int, int], torch.UntypedStorage] = {}
         copies: dict[int, torch.Tensor] = {}
 
         def copy_of(value: Any) -> Any:
             if not isinstance(value, _View):
                 return value
+            extent = value.start, value.start + value.size_bytes
+            if extent not in storages:
+                storages[extent] = self._buffer.storage(*extent)
             if id(value) not in copies:
-                copies[id(value)] = _tensor(value, storages[id(value.span)])
+                copies[id(value)] = _tensor(value, storages[extent])
             return copies[id(value)]
 
         copied: dict[str, Any] = map_leaves(self._outline, copy_of)
         return copied
 
-    def _outline_of(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return copy.deepcopy(value)
-        if id(value) not in self._views:  # the spans and the outline hold the originals, so that ids stay their own
-            if is_plain(value):
-                self._views[id(value)] = _view(value, self._spans.of(value))
-            else:
-                self._views[id(value)] = _whole_copy(value)
-        return self._views[id(value)]
+    def _copy_deferred(self, pieces: Iterable[_Piece]) -> None:
+        for piece in pieces:
+            if self._deferred.error is not None:
+                self.abandon()  # which waits for what other threads are copying
+            piece.copy()
 
-    def _copy(self, span: Span) -> None:
-        start = self._starts[id(span)]
+    def _copy_now(self, spans: list[Span], starts: dict[int, int]) -> None:
+        pieces: list[_Piece] = []
+        for span in spans:
+            if span.storage.device.type == "cpu" and span.size_bytes >= _SMALL_BYTES and not span.is_gappy:
+                pieces.extend(map(_Piece, self._copies(span, starts)))
+            else:
+                self._copy(span, starts[id(span)])
+        _copy_together(pieces)
+        for stream in self._streams.values():
+            stream.synchronize()
+
+    def _copy(self, span: Span, start: int) -> None:
         if span.storage.device.type == "cpu" and not span.is_gappy:
             ctypes.memmove(self._buffer.address + start, span.storage.data_ptr() + span.start, span.size_bytes)
             return
@@ -175,18 +201,18 @@ class Snapshot:
         else:
             target.copy_(span.dense())
 
-    def _pieces_of(self, span: Span) -> Iterator[_Piece]:
-        """Copies of a span's parts, each of which one thread makes: those that PyTorch would take are computing."""
-        place = self._starts[id(span)]
+    def _copies(self, span: Span, starts: dict[int, int]) -> Iterator[Callable[[], object]]:
+        """What copies a span's parts, each on one thread: those that PyTorch would take are computing."""
+        place = starts[id(span)]
         for start in range(0, span.size_bytes, _PIECE_BYTES):
             stop = min(start + _PIECE_BYTES, span.size_bytes)
             if span.storage.device.type == "cpu":
                 target = self._buffer.address + place + start
-                yield _Piece(partial(_move, target, span.storage, span.start + start, span.start + stop))
+                yield partial(_move, target, span.storage, span.start + start, span.start + stop)
             else:
                 part = self._buffer.part(place + start, place + stop)
                 piece = byte_view(span.storage, span.start + start, span.start + stop)
-                yield _Piece(partial(self._copy_and_wait, part, piece))
+                yield partial(self._copy_and_wait, part, piece)
 
     def _copy_and_wait(self, target: torch.Tensor, source: torch.Tensor) -> None:
         if (stream := self._streams.get(source.device)) is None:
@@ -196,30 +222,76 @@ class Snapshot:
             target.copy_(source, non_blocking=True)
         stream.synchronize()
 
-    def _synchronize(self) -> None:
-        for stream in self._streams.values():
-            stream.synchronize()
+
+class _Deferred:
+    """Spans that are copied later, and whether their tensors were left alone until then."""
+
+    def __init__(self, payload: dict[str, Any], spans: list[Span]) -> None:
+        self._payload: dict[str, Any] = payload if spans else {}
+        self._watches = {id(span): SpanWatch(span) for span in spans}
+        self._lock = threading.Lock()
+        self.is_settled = not spans
+        """Whether the verdict is in: the tensors may change from then on."""
+        self.error: StateChangedError | None = None
+
+    def holds(self, span: Span) -> bool:
+        """Whether a span is one of these."""
+        return id(span) in self._watches
+
+    def copy(self, span: Span, action: Callable[[], object]) -> None:
+        """Copy a part of a span, unless it has changed, and look whether it has changed by then."""
+        watch = self._watches[id(span)]
+        if not watch.has_changed:  # else its memory may have moved
+            action()
+        if watch.has_changed:
+            self._fail([watch])
+
+    def confirm(self) -> None:
+        """Once all is copied, and no operation on the tensors is under way: compare once more, and for the last time.
+
+        A write is counted when it ends, which may be after the part that it spoiled was copied.
+        """
+        with self._lock:
+            if not self.is_settled:
+                if changed := [watch for watch in self._watches.values() if watch.has_changed]:
+                    self._fail(changed)
+                self.is_settled = True
+                self._watches, self._payload = {}, {}  # nothing keeps the caller's tensors any longer
+
+    def _fail(self, watches: list[SpanWatch]) -> None:
+        if self.error is not None:
+            return
+        names = list(names_of(self._payload, [watch.span for watch in watches]))
+        more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+        self.error = StateChangedError(
+            f"{', '.join(names[:_NAMES_TOLD]) or 'a tensor'}{more} changed before a background save had copied it",
+            expected="no write to parameters and optimizer state before the next optimizer.step()",
+            hint="Leave overlap_copy=False, or call the handle's wait_until_copied() before anything writes to them.",
+        )
 
 
 class _Piece:
-    """A part that is copied once, by whoever comes first; an error leaves it to be copied by the next."""
+    """A part that is copied once, by the first thread that asks; an error leaves it to be copied by the next."""
 
     def __init__(self, action: Callable[[], object]) -> None:
-        self._action = action
+        self._action: Callable[[], object] | None = action
         self._lock = threading.Lock()
-        self.is_done = False
+
+    @property
+    def is_done(self) -> bool:
+        return self._action is None
 
     def copy(self) -> None:
         if self.is_done:
             return
         with self._lock:
-            if not self.is_done:
+            if self._action is not None:
                 self._action()
-                self.is_done = True
+                self._action = None  # and with it what it would copy
 
     def skip(self) -> None:
         with self._lock:
-            self.is_done = True
+            self._action = None
 
 
 def _copy_together(pieces: list[_Piece]) -> None:
@@ -240,18 +312,40 @@ def _copy_together(pieces: list[_Piece]) -> None:
         work()
     finally:
         waiting.clear()
-        for helper in helpers:
-            if helper.ident is not None:
-                helper.join()
+        _join([helper for helper in helpers if helper.ident is not None])
     for piece in pieces:  # one that failed on another thread fails here again
         piece.copy()
 
 
+def _join(threads: list[threading.Thread]) -> None:
+    """Wait for threads, whatever interrupts that: they write to the buffer until they end."""
+    interruption: BaseException | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                interruption = error
+    if interruption is not None:
+        raise interruption
+
+
 def _move(target: int, storage: torch.UntypedStorage, start: int, stop: int) -> None:
-    # Where the storage lies is asked now: it may have been moved, into shared memory for example.
-    if storage.nbytes() < stop:
-        raise RuntimeError("a tensor that is being saved was resized before it was copied")
     ctypes.memmove(target, storage.data_ptr() + start, stop - start)
+
+
+def _outline(payload: dict[str, Any], spans: Spans, starts: dict[int, int]) -> Any:
+    """``payload`` with a :class:`_View` for each plain tensor, and a copy of everything else."""
+    views: dict[int, Any] = {}  # the payload holds the tensors, so that ids stay their own
+
+    def view_or_copy(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return copy.deepcopy(value)
+        if id(value) not in views:
+            views[id(value)] = _view(value, spans.of(value), starts) if is_plain(value) else _whole_copy(value)
+        return views[id(value)]
+
+    return map_leaves(payload, view_or_copy)
 
 
 def _whole_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,20 +358,32 @@ def _whole_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _may_wait(span: Span, deferred: Collection[Place]) -> bool:
-    """Whether nothing but the tensors in ``deferred`` uses a span, and copying it now would take a while."""
+    """Whether nothing but the tensors in ``deferred`` uses a span, and copying it now would take a while.
+
+    Writes to tensors made in inference mode are not counted: these are copied at once.
+    """
     if span.size_bytes < _SMALL_BYTES or span.is_gappy:
         return False
-    return all(place(tensor) in deferred for tensor in span.tensors)
+    return all(place(tensor) in deferred and not tensor.is_inference() for tensor in span.tensors)
 
 
-def _view(tensor: torch.Tensor, span: Span) -> _View:
+def _view(tensor: torch.Tensor, span: Span, starts: dict[int, int]) -> _View:
     offset, stride = span.place_of(tensor)
     is_parameter = type(tensor) is torch.nn.Parameter
-    return _View(span, offset, stride, tensor.shape, tensor.dtype, tensor.requires_grad, is_parameter)
+    return _View(
+        starts[id(span)],
+        span.size_bytes,
+        offset,
+        stride,
+        tensor.shape,
+        tensor.dtype,
+        tensor.requires_grad,
+        is_parameter,
+    )
 
 
 def _tensor(view: _View, storage: torch.UntypedStorage) -> torch.Tensor:
-    copied = torch.empty(0, dtype=view.dtype).set_(storage, view.offset, view.shape, view.stride)
+    copied = torch.empty(0, dtype=view.dtype, device="cpu").set_(storage, view.offset, view.shape, view.stride)
     if view.is_parameter:
         return torch.nn.Parameter(copied, view.requires_grad)
     return copied.requires_grad_() if view.requires_grad else copied
