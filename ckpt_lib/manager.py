@@ -161,6 +161,7 @@ class CheckpointManager:
         config: Mapping[str, Any] | None = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        compare_content: bool = False,
     ) -> str | None:
         """Save, if the save policy says so, and return the new id; ``None`` when it says no.
 
@@ -169,7 +170,9 @@ class CheckpointManager:
         fail the save. Any error raised leaves the experiment as it was.
 
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
-        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
+        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
+        with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
+        what differs is saved.
         """
         request = SaveRequest(
             model=model,
@@ -183,6 +186,7 @@ class CheckpointManager:
             tags=tags,
             description=description,
             idempotency_key=idempotency_key,
+            compare_content=compare_content,
         )
         return self._saver.save(request)
 
@@ -635,12 +639,13 @@ class CheckpointManager:
         )
 
     def payload_version(self, checkpoint_id: str) -> str | None:
-        """A text that changes when the payload file does, without reading it; ``None`` when the file is missing.
+        """Return a text that changes when the payload file or its recorded digest does; ``None`` without the file.
 
-        Together with the digest it makes a key under which the outcome of a validation may be remembered.
+        The file is not read. The outcome of a validation may be remembered by this text.
         """
-        entry = self._folder.payload_entry(self._catalogue.resolve(checkpoint_id))
-        return None if entry is None else entry.version
+        manifest = self._catalogue.resolve(checkpoint_id)
+        entry = self._folder.payload_entry(manifest)
+        return None if entry is None else f"{manifest.payload.sha256}/{entry.version}"
 
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False

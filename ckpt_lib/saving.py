@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy
 from ckpt_lib.state import Stateful, capture, check_parts
+from ckpt_lib.stream import HashingWriter
+from ckpt_lib.stream.digests import Buffer
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
@@ -41,6 +45,7 @@ class SaveRequest:
     config: Mapping[str, Any] | None = None
     extra_state: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
+    compare_content: bool = False
     is_forced: bool = False
     """Save whatever the policy says."""
 
@@ -133,11 +138,25 @@ class Saver:
             with_environment=self._config.save_metadata,
         )
         if earlier := self._committer.earlier(draft):
-            return earlier.checkpoint_id
+            if not request.compare_content:
+                return earlier.checkpoint_id
+            content = self._content(draft, self._payload(draft, request))
+            if content == _content_of(earlier):
+                return earlier.checkpoint_id
+            draft = replace(draft, idempotency_key=f"{draft.idempotency_key}/{content}")
+            if earlier := self._committer.earlier(draft):
+                return earlier.checkpoint_id
         if not request.is_forced and not self._policy.should_save(self._context(draft)):
             return None
         health = HealthCheck.of(request.model, self._config.monitor) if self._config.health_check else None
         return _PlannedSave(draft, self._payload(draft, request), health)
+
+    def _content(self, draft: Draft, payload: Payload) -> str:
+        """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
+        with HashingWriter(_Discard()) as stream:
+            format_named(DEFAULT_FORMAT).write(payload, stream)
+            digests = stream.finish()
+        return _content_digest(digests.sha256, draft.tags, draft.description)
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
@@ -225,3 +244,19 @@ class Saver:
     def _latest_id(self) -> str | None:
         manifests = self._committer.saved()
         return manifests[-1].checkpoint_id if manifests else None
+
+
+class _Discard:
+    """A sink for bytes of which only the digest is wanted."""
+
+    def write(self, data: Buffer, /) -> int:
+        return memoryview(data).nbytes
+
+
+def _content_of(manifest: Manifest) -> str:
+    return _content_digest(manifest.payload.sha256, manifest.tags, manifest.description)
+
+
+def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:
+    """Equal digests mean the same payload, and the same labels; metrics and configuration are in the payload."""
+    return hashlib.sha256(json.dumps([payload_sha256, list(tags), description]).encode()).hexdigest()[:32]

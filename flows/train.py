@@ -64,7 +64,7 @@ def train(
         logger.info("Resumed from %s at epoch %d", resumed["checkpoint_id"], epoch)
 
     remaining = range(epoch + 1, training.epochs + 1)
-    key = artifact_key("training", experiment_name)
+    key = artifact_key("training", checkpoints, experiment_name)
     with progress_artifact(key, f"Training {experiment_name} to epoch {training.epochs}", len(remaining)) as advance:
         for epoch in remaining:
             train_loss, batches = train_epoch(
