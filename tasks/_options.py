@@ -90,15 +90,12 @@ def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> di
 
 
 def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:
-    """The manager of this run: one for each flow run, so that it remembers what it has verified."""
-    return _manager(config, experiment_name, config.says_monitor, flow_run.id or task_run.id)
+    """Return the manager of this flow run, or of this process outside of flows: it remembers what it has verified."""
+    return _manager(config, experiment_name, flow_run.id)
 
 
 @lru_cache(maxsize=16)
-def _manager(
-    config: CheckpointConfig, experiment_name: str, _says_monitor: bool, _run_id: str | None
-) -> CheckpointManager:
-    # says_monitor is part of the key because configurations that differ only in it are equal.
+def _manager(config: CheckpointConfig, experiment_name: str, _run_id: str | None) -> CheckpointManager:
     return CheckpointManager(config, experiment_name)
 
 

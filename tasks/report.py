@@ -198,6 +198,7 @@ def report_cleanup(config: CheckpointConfig, experiment_name: str, report: Clean
         summary = f"moved {size_text(report.trashed_bytes)} to the trash"
     else:
         summary = f"freed {size_text(report.freed_bytes)}"
+    summary += f"; {report.plan.warning}" if report.plan.warning else ""
     leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
     title = f"Retention of {experiment_name} in {store_of(config)}: {summary}{leftovers}"
     _publish(rows, artifact_key("cleanup", config, experiment_name), title)

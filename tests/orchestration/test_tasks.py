@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
@@ -381,13 +382,11 @@ def test_outside_of_a_run_prefect_hears_nothing(degraded: CheckpointConfig, monk
 @pytest.mark.parametrize("how", ["submit", "map", "delay", "apply_async"])
 def test_a_save_is_never_put_off(config: CheckpointConfig, how: str) -> None:
     """Submitted, a save would store later weights: every way to put it off is refused, and nothing is written."""
-    task = tasks.save_checkpoint.with_options(retries=1)
     arguments: dict[str, Any] = {"model": nn.Linear(2, 2), "epoch": 1}
+    put_off = getattr(tasks.save_checkpoint.with_options(retries=1), how)
+    call = partial(put_off, (config, EXPERIMENT), arguments) if how == "apply_async" else partial(put_off, **arguments)
     with pytest.raises(ConfigError, match="save_checkpoint_async"):
-        if how == "apply_async":
-            task.apply_async((config, EXPERIMENT), arguments)
-        else:
-            getattr(task, how)(config, EXPERIMENT, **arguments)
+        call()
     assert CheckpointManager(config, EXPERIMENT).list_checkpoints() == []
 
 
