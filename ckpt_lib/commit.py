@@ -28,12 +28,10 @@ from ckpt_lib.errors import (
     IntegrityError,
     ProtectedCheckpointError,
     StorageFullError,
-    StoreError,
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import CheckpointFolder, Mark, is_marker, manifest_entries, marker_entries
 from ckpt_lib.formats import Format, Payload
-from ckpt_lib.identity import ensure_identity
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
@@ -65,7 +63,6 @@ def save(
     """
     if earlier := index.with_idempotency_key(draft.idempotency_key):
         return earlier
-    _identify(folder)
     pending = folder.store.open_write(folder.path)
     try:
         with HashingWriter(pending) as stream:
@@ -91,12 +88,6 @@ def save(
     finally:
         pending.discard()
     return manifest
-
-
-def _identify(folder: CheckpointFolder) -> None:
-    """Give a new store its identity. A store that fails is left for the commit to report: a root may be read-only."""
-    with contextlib.suppress(StoreError):
-        ensure_identity(folder.store)
 
 
 def copy(
@@ -150,7 +141,6 @@ def adopt(
     adopted meanwhile, by ``uid``, is returned as it is.
     """
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
-    _identify(target)
     pending = target.store.open_write(target.path)
     try:
         _transfer(source, manifest, pending, progress)

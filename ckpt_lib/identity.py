@@ -40,13 +40,15 @@ def init_store(url: str) -> StoreIdentity:
 
 
 def ensure_identity(store: Store) -> None:
-    """Write the identity file unless the store has one; it is durable when this returns."""
+    """Write the identity file unless the store has one.
+
+    Power loss may take the file away; the next save writes it again.
+    """
     if store.stat(IDENTITY_NAME) is not None:
         return
     with store.lock("") as held:
         if store.stat(IDENTITY_NAME) is None:
-            held.put(IDENTITY_NAME, StoreIdentity().model_dump_json(indent=2).encode() + b"\n")
-            held.sync()
+            held.put(IDENTITY_NAME, StoreIdentity().model_dump_json(indent=2).encode() + b"\n", durable=False)
 
 
 def read_identity(store: Store) -> StoreIdentity:

@@ -35,6 +35,7 @@ from ckpt_lib.fallback import Fallback, Reachable, ReconcileReport, StrandedInde
 from ckpt_lib.findings import DoctorReport
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.formats import Payload, check_keys
+from ckpt_lib.identity import ensure_identity
 from ckpt_lib.index import Index, snapshot
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
@@ -68,8 +69,8 @@ class CheckpointManager:
     of processes of one machine, may work on the same experiment.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
-    newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the first
-    save recorded, ``monitor_metric`` of its configuration; :meth:`set_monitor` changes the record.
+    newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
+    first save recorded, ``monitor_metric`` of its configuration; :meth:`set_monitor` changes the record.
 
     A manager stands for one run of a training. A run goes on from the checkpoint that it loads; one that loads nothing
     is a new run, also under an old name.
@@ -320,6 +321,8 @@ class CheckpointManager:
                     self.reconcile()
 
     def _keep_house(self, manifest: Manifest) -> None:
+        with _logged("writing the identity of the store"):  # after the first save, and where that was cut off
+            ensure_identity(self._folder.store)
         # What someone else has deleted by now needs no backup.
         with _logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self.config.backup_checkpoints and not (
@@ -934,6 +937,8 @@ class CheckpointManager:
             self._folder, self._index, source, experiment_name=self.experiment_name, progress=progress
         )
         self._known.remember(self._folder, manifest)
+        with _logged("writing the identity of the store"):
+            ensure_identity(self._folder.store)
         self._write_snapshot()
         return manifest.checkpoint_id
 

@@ -29,7 +29,7 @@ class Catalogue:
     configuration's, answers only where nothing has been saved yet.
     """
 
-    def __init__(self, index: Index, monitor: Monitor) -> None:
+    def __init__(self, index: Index, monitor: Monitor = Monitor()) -> None:  # noqa: B008  frozen
         self._index = index
         self._monitor = monitor
 

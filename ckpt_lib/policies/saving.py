@@ -115,7 +115,7 @@ class EverySeconds:
 class OnImprovement:
     """Save when ``metric`` beats every healthy checkpoint of this run. NaN and infinities never do.
 
-    By default ``metric`` and ``mode`` are what the experiment records as monitored. Raises
+    Without a ``metric``, the one that the experiment records as monitored; a ``mode`` left out is "min". Raises
     :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would otherwise
     mean that nothing is ever saved.
     """
@@ -126,11 +126,11 @@ class OnImprovement:
     def __post_init__(self) -> None:
         if self.mode not in (None, "min", "max"):
             raise ConfigError("mode must be 'min' or 'max'", got=repr(self.mode))
-        if (self.metric is None) != (self.mode is None):
-            raise ConfigError("metric and mode are given together, or neither", got=repr(self))
+        if self.metric is None and self.mode is not None:
+            raise ConfigError("a mode needs its metric", expected='metric="val_loss"', got=repr(self))
 
     def should_save(self, context: SaveContext) -> bool:
-        monitor = Monitor(metric=self.metric, mode=self.mode) if self.metric and self.mode else context.monitor
+        monitor = Monitor(metric=self.metric, mode=self.mode or "min") if self.metric else context.monitor
         if monitor.metric not in context.metrics:
             raise UnknownMetricError(
                 f"saving depends on the metric {monitor.metric!r}, which was not given",
