@@ -66,7 +66,8 @@ class CheckpointManager:
     """Saves, finds, checks, loads and retires the checkpoints of one experiment.
 
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
-    of processes of one machine, may work on the same experiment.
+    of processes of one machine, may work on the same experiment. Pickled, it becomes a manager of the same experiment
+    in another process, without the saves under way.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
     newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
@@ -93,6 +94,7 @@ class CheckpointManager:
             raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
         _check_policies(save_policy, retention_policy)
+        self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
         self.retention_policy = retention_policy
         store = open_store(self.config.checkpoint_dir)
@@ -120,8 +122,8 @@ class CheckpointManager:
             self.config,
             self.save_policy,
             committer=self._committer(),
-            before_commit=self._place_stranded,
-            after_save=self._after_save,
+            before_commit=_weakly(self._place_stranded),
+            after_save=_weakly(self._after_save),
         )
 
     def _catalogue_of(self, index: Index) -> Catalogue:
@@ -136,17 +138,23 @@ class CheckpointManager:
         return StrandedIndex(folder)
 
     def _committer(self) -> Committer:
-        home = Target(self._folder, self._index, self._known, self._make_room, verify=self.config.verify_after_write)
+        home = Target(
+            self._folder, self._index, self._known, _weakly(self._make_room), verify=self.config.verify_after_write
+        )
         if self._fallback is None:
             return Committer(home, None, self.config.on_save_failure)
         fallback = Target(
             self._fallback.folder,
             self._fallback.index,
             self._known,
-            self._make_room_in_fallback,
+            _weakly(self._make_room_in_fallback),
             verify=self.config.verify_after_write,
         )
         return Committer(home, fallback, self.config.on_save_failure)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.
+        return _rebuild, (self.config, self.experiment_name, self._own_save_policy, self.retention_policy)
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -242,7 +250,7 @@ class CheckpointManager:
             idempotency_key=idempotency_key,
             force=force,
         )
-        return self._saver.start(request)
+        return self._saver.start(request, self)
 
     def save_on_signal(
         self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
@@ -1075,6 +1083,23 @@ class CheckpointManager:
 def _check_apart(name: str, folder: CheckpointFolder, option: str, other: CheckpointFolder) -> None:
     if os.path.realpath(folder.location()) == os.path.realpath(other.location()):
         raise ConfigError(f"{name} would lie in the same folder", path=other.location(), hint=f"Change {option}.")
+
+
+def _rebuild(
+    config: CheckpointConfig, name: str, save_policy: SavePolicy | None, retention_policy: RetentionPolicy | None
+) -> CheckpointManager:
+    return CheckpointManager(config, name, save_policy=save_policy, retention_policy=retention_policy)
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A call of a manager's method that does not keep the manager alive: its copies of the state go with it at once."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        if (found := reference()) is not None:
+            found(*arguments)
+
+    return call
 
 
 def _at_most(count: int, monitor: Monitor) -> KeepAtMost:
