@@ -127,6 +127,13 @@ def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
+                if not manifest.epoch_finished:
+                    logger.warning(
+                        "%s was saved in the middle of epoch %d: train it again from its start, range(resumed"
+                        '["next_epoch"], ...)',
+                        manifest.checkpoint_id,
+                        manifest.epoch,
+                    )
                 return {**payload, "passed_over": passed_over}
         if not retired:
             break

@@ -22,7 +22,7 @@ from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measures_improvement
-from ckpt_lib.state import Stateful, capture, check_parts
+from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
 
@@ -52,6 +52,7 @@ class SaveRequest:
     extra_state: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     compare_content: bool = False
+    epoch_finished: bool = True
     force: bool = False
     """Save whatever the policy says."""
 
@@ -148,6 +149,7 @@ class Saver:
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
+        draft = replace(draft, epoch_finished=request.epoch_finished, **_facts_of(request))
         self._check_monitor(draft)
         if earlier := self._committer.earlier(draft):
             if not request.compare_content:
@@ -310,6 +312,15 @@ class Saver:
     def _follow_up(self, saved: Saved, manager: object = None) -> None:  # noqa: ARG002  # it lives until this is done
         if not saved.is_stranded:
             self._after_save(saved.manifest)
+
+
+def _facts_of(request: SaveRequest) -> dict[str, Any]:
+    """What a restore compares: the kinds of objects, and which parameter the optimizer holds in which place."""
+    kinds = kinds_of(model=request.model, optimizer=request.optimizer, scheduler=request.scheduler)
+    names = None if request.optimizer is None else parameter_names(request.optimizer, request.model)
+    if names and sum(len(name) for group in names for name in group) > MAX_NAMES_BYTES:
+        names = None
+    return {"kinds": kinds, "parameter_names": names}
 
 
 class _Discard:

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"store", "formats", "background", "preemption"},
     {"folder", "identity", "testing"},
     {"index"},
-    {"commit", "policies", "integrity", "state", "health", "compare"},
+    {"commit", "policies", "integrity", "restoring", "health", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub", "findings"},
     {"plots", "loading", "repair", "adoption", "fallback", "reclaim", "degradation"},
     {"saving"},
