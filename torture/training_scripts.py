@@ -72,10 +72,9 @@ class Plan:
         habits = {habit for habit, likelihood in HABITS.items() if choice.random() < likelihood}
         if way == "overlapped":
             habits.discard("writes through .data")  # which nothing would notice
-        optimizer = list(MAKERS)[number % len(MAKERS)]
-        if "compile" in habits or optimizer == "LBFGS":
-            habits.discard("interrupted")  # after which these are of no use
-        return cls(number, optimizer, way, frozenset(habits))
+        if "interrupted" in habits:
+            habits.discard("compile")  # an interrupted compiler is of no use afterwards
+        return cls(number, list(MAKERS)[number % len(MAKERS)], way, frozenset(habits))
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -125,9 +124,7 @@ class Script:
         self.forward: Callable[[torch.Tensor], Any] = self.model
         if "compile" in plan.habits:
             self.forward = torch.compile(self.model, backend=choice.choice(["eager", "aot_eager"]))
-        self.optimizer = MAKERS[plan.optimizer](self.model.parameters())
-        is_scaled = "autocast" in plan.habits and plan.optimizer not in {*CLOSED, "lookahead", "plain"}
-        self.scaler = torch.amp.GradScaler("cpu", enabled=is_scaled)
+        self._make_optimizer()
         self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.manager = self._manager("run")
         self.epoch = 0
@@ -136,6 +133,11 @@ class Script:
         self.children: list[int] = []
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
+
+    def _make_optimizer(self) -> None:
+        self.optimizer = MAKERS[self.plan.optimizer](self.model.parameters())
+        is_scaled = "autocast" in self.plan.habits and self.plan.optimizer not in {*CLOSED, "lookahead", "plain"}
+        self.scaler = torch.amp.GradScaler("cpu", enabled=is_scaled)
 
     def _manager(self, name: str) -> CheckpointManager:
         config = CheckpointConfig(
@@ -286,7 +288,7 @@ class Script:
 
     @contextmanager
     def _interrupted(self) -> Iterator[None]:
-        """Let Ctrl-C come at any moment of an iteration; the loop goes on with the next one."""
+        """Let Ctrl-C come at any moment of an iteration; the loop goes on with the next, and a new optimizer."""
         if "interrupted" in self.plan.habits:
             signal.setitimer(signal.ITIMER_REAL, self.choice.uniform(0.0005, 0.03))
         try:
@@ -298,7 +300,8 @@ class Script:
             self.counts["interruptions"] += 1
             torch.set_grad_enabled(True)  # it may have come on the way out of no_grad(), or of autocast
             torch.set_autocast_enabled("cpu", False)
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
+            self._make_optimizer()  # whose state may be half of a step's
 
     # --- what came of it ---
 
