@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_lib.experiments import list_experiments
     from ckpt_lib.fallback import ReconcileReport
     from ckpt_lib.findings import DoctorReport
+    from ckpt_lib.identity import init_store
     from ckpt_lib.integrity import ValidationReport
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata
@@ -38,6 +39,7 @@ _HOMES = {
     "RetentionPlan": "ckpt_lib.policies.retention",
     "ScrubReport": "ckpt_lib.scrub",
     "ValidationReport": "ckpt_lib.integrity",
+    "init_store": "ckpt_lib.identity",
     "list_experiments": "ckpt_lib.experiments",
     "open_store": "ckpt_lib.store",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "RetentionPlan",
     "ScrubReport",
     "ValidationReport",
+    "init_store",
     "list_experiments",
     "open_store",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ckpt_lib.config import Monitor
 from ckpt_lib.metadata import CheckpointMetadata
 from ckpt_lib.policies.ranking import is_rankable
 
@@ -49,7 +50,13 @@ def _statistics(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def summarize(
-    checkpoints: Sequence[CheckpointMetadata], experiment_name: str, *, total_backups: int, unreadable: Sequence[str]
+    checkpoints: Sequence[CheckpointMetadata],
+    experiment_name: str,
+    *,
+    total_backups: int,
+    unreadable: Sequence[str],
+    monitor: Monitor,
+    monitor_warning: str | None,
 ) -> dict[str, Any]:
     """What an experiment holds, as plain values. ``total_size_mb`` counts 1,048,576 bytes as one.
 
@@ -67,5 +74,7 @@ def summarize(
         "last_epoch": max((item.epoch for item in checkpoints), default=None),
         "pinned_checkpoints": [item.checkpoint_id for item in checkpoints if item.pinned],
         "tags": sorted({tag for item in checkpoints for tag in item.tags}),
+        "monitor": monitor.model_dump(),
+        "monitor_warning": monitor_warning,
         "statistics": metric_statistics(checkpoints),
     }

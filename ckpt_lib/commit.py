@@ -156,6 +156,7 @@ def adopt(
                 experiment_name=experiment_name,
                 sequence=manifest.sequence if comes_home and index.has_place_for(manifest) else sequence,
                 parent_id=manifest.parent_id if comes_home else None,
+                monitor=known[-1].monitor if (known := index.manifests()) else manifest.monitor,
                 idempotency_key=manifest.idempotency_key if comes_home else None,  # else it speaks of another's save
                 files=(manifest.payload.model_copy(update={"name": checkpoint_id + suffix}),),
             )

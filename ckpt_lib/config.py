@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ckpt_lib.errors import ConfigError
 
 Mode = Literal["min", "max"]
+OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
 
 
@@ -79,6 +80,11 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    on_missing_metric: OnMissingMetric = Field(
+        default="warn",
+        description="What a save does when monitor_metric is not among its metrics and no checkpoint of the experiment "
+        "has it: warn once, naming the metrics there are, or raise the error and save nothing.",
+    )
     fallback_dir: str | None = Field(
         default=None,
         min_length=1,
@@ -144,11 +150,6 @@ class CheckpointConfig(BaseModel):
     def monitor(self) -> Monitor:
         """``monitor_metric`` and ``monitor_mode`` as one value."""
         return Monitor(metric=self.monitor_metric, mode=self.monitor_mode)
-
-    @property
-    def says_monitor(self) -> bool:
-        """Whether the monitored metric was chosen, and is not just the default."""
-        return not self.model_fields_set.isdisjoint({"monitor_metric", "monitor_mode"})
 
     @classmethod
     def development(cls, **options: Any) -> Self:

@@ -34,6 +34,7 @@ class Draft:
     description: str = ""
     monitor: Monitor = field(default_factory=Monitor)
     parent_id: str | None = None
+    run_id: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
     unhealthy: str | None = None

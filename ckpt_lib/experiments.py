@@ -6,6 +6,7 @@ import difflib
 
 from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
 from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
+from ckpt_lib.identity import IDENTITY_NAME
 from ckpt_lib.names import check_experiment_name, is_checkpoint_id
 from ckpt_lib.store import Store
 
@@ -13,20 +14,20 @@ from ckpt_lib.store import Store
 def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
     """The names of the experiments in ``store``, sorted.
 
-    Raises :class:`NotAStoreError` when there are files but no experiment among them, and, unless ``missing_ok``, when
-    there is nothing at all: a mistyped path must not look like an empty store.
+    A store that was initialised and holds none yet gives an empty list. Raises :class:`NotAStoreError` when there is
+    neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty
+    store; with ``missing_ok``, a folder that is empty or missing gives an empty list as well.
     """
     entries = store.entries("")
-    if missing_ok and not entries:
-        return []
     names = [entry.name for entry in entries if entry.is_folder and _is_experiment(store, entry.name)]
-    if not names:
+    is_store = bool(names) or any(entry.name == IDENTITY_NAME for entry in entries)
+    if not is_store and (entries or not missing_ok):
         raise NotAStoreError(
             "no checkpoints are stored here",
             path=store.location(""),
-            expected="a folder of experiments, each with checkpoints and their manifests",
+            expected=f"a store, with its file {IDENTITY_NAME} or with experiments",
             got=f"{len(entries)} other files and folders" if entries else "nothing",
-            hint="Name the checkpoint_dir that the training used.",
+            hint="Name the checkpoint_dir that the training used, or mount its disk; `ckpt init` creates a new store.",
         )
     return names
 
@@ -40,7 +41,7 @@ def check_experiment_exists(store: Store, name: str) -> str:
         raise ExperimentNotFoundError(
             f"there is no experiment {name!r}",
             path=store.location(""),
-            hint=f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known[:10])}.",
+            hint=f"Did you mean {close[0]!r}?" if close else f"The store holds: {', '.join(known[:10]) or 'none yet'}.",
         )
     return name
 

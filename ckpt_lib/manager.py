@@ -13,9 +13,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from pydantic import ValidationError
+
 from ckpt_lib import commit, quarantine, transfer
 from ckpt_lib.background import SaveHandle, wait_until_all_copied
-from ckpt_lib.config import CheckpointConfig, Mode, Monitor
+from ckpt_lib.config import CheckpointConfig, Mode, Monitor, config_error
 from ckpt_lib.degradation import Committer, Target
 from ckpt_lib.doctor import Doctor
 from ckpt_lib.errors import (
@@ -33,6 +35,7 @@ from ckpt_lib.fallback import Fallback, Reachable, ReconcileReport, StrandedInde
 from ckpt_lib.findings import DoctorReport
 from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.formats import Payload, check_keys
+from ckpt_lib.identity import ensure_identity
 from ckpt_lib.index import Index, snapshot
 from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
@@ -66,8 +69,11 @@ class CheckpointManager:
     of processes of one machine, may work on the same experiment.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
-    newest checkpoint that carries it; the two keywords and ids come before tags. The best is by ``monitor_metric``; a
-    manager whose configuration does not mention that goes by what the newest checkpoint was saved with.
+    newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
+    first save recorded, ``monitor_metric`` of its configuration; :meth:`set_monitor` changes the record.
+
+    A manager stands for one run of a training. A run goes on from the checkpoint that it loads; one that loads nothing
+    is a new run, also under an old name.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class CheckpointManager:
         )
 
     def _catalogue_of(self, index: Index) -> Catalogue:
-        return Catalogue(index, self.config.monitor if self.config.says_monitor else None)
+        return Catalogue(index, self.config.monitor)
 
     def _stranded_index(self) -> StrandedIndex | None:
         if self.config.fallback_dir is None:
@@ -161,15 +167,19 @@ class CheckpointManager:
         config: Mapping[str, Any] | None = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        compare_content: bool = False,
+        force: bool = False,
     ) -> str | None:
-        """Save, if the save policy says so, and return the new id; ``None`` when it says no.
+        """Save, if the save policy says so or with ``force``, and return the new id; ``None`` when it says no.
 
         When this returns, the checkpoint survives a kill and, where the file system honours fsync, power loss. Then
         it is backed up and old ones are retired, as configured; a failure of *that* is logged and does not undo or
         fail the save. Any error raised leaves the experiment as it was.
 
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
-        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id.
+        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
+        with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
+        what differs is saved.
         """
         request = SaveRequest(
             model=model,
@@ -183,6 +193,8 @@ class CheckpointManager:
             tags=tags,
             description=description,
             idempotency_key=idempotency_key,
+            compare_content=compare_content,
+            force=force,
         )
         return self._saver.save(request)
 
@@ -200,6 +212,7 @@ class CheckpointManager:
         config: Mapping[str, Any] | None = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        force: bool = False,
     ) -> SaveHandle:
         """Save as :meth:`save_checkpoint` does, but return as soon as the state is copied: what training does next
         never reaches the file.
@@ -227,6 +240,7 @@ class CheckpointManager:
             tags=tags,
             description=description,
             idempotency_key=idempotency_key,
+            force=force,
         )
         return self._saver.start(request)
 
@@ -251,7 +265,7 @@ class CheckpointManager:
         emit("training.preempted", "a signal asked training to stop", experiment_name=self.experiment_name)
         self._saver.background.settle()
         try:
-            request = SaveRequest(**state(), is_forced=True)
+            request = SaveRequest(**{**state(), "force": True})
         except TypeError as error:
             raise ConfigError(
                 f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
@@ -275,8 +289,13 @@ class CheckpointManager:
         self._saver.background.flush()
         self._catch_up()
 
-    def close(self) -> None:
-        """:meth:`flush`, and let go of the memory for copies. The manager may still be used."""
+    def close(self, final: Mapping[str, Any] | None = None) -> None:
+        """:meth:`flush`, and let go of the memory for copies. The manager may still be used.
+
+        ``final``, the arguments of :meth:`save_checkpoint`, is saved first, whatever the save policy says.
+        """
+        if final is not None:
+            self.save_checkpoint(**{**final, "force": True})
         self._saver.background.close()
         self._catch_up()
 
@@ -302,6 +321,8 @@ class CheckpointManager:
                     self.reconcile()
 
     def _keep_house(self, manifest: Manifest) -> None:
+        with _logged("writing the identity of the store"):  # after the first save, and where that was cut off
+            ensure_identity(self._folder.store)
         # What someone else has deleted by now needs no backup.
         with _logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self.config.backup_checkpoints and not (
@@ -422,7 +443,8 @@ class CheckpointManager:
             folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
             wait_until_all_copied()  # before what is being copied is written over
             restore(payload, **owners)
-            self._saver.parent_id = self._loaded_id = manifest.checkpoint_id
+            self._saver.go_on_from(manifest)
+            self._loaded_id = manifest.checkpoint_id
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
@@ -495,8 +517,37 @@ class CheckpointManager:
 
     @property
     def monitor(self) -> Monitor:
-        """What decides which checkpoint is the best; asks the store unless the configuration says it."""
+        """What decides which checkpoint is the best: the record of the first save, or the configuration before that."""
         return self._catalogue.monitor()
+
+    @property
+    def monitor_warning(self) -> str | None:
+        """Why there is no best checkpoint, where none has recorded the monitored metric; else ``None``."""
+        return self._catalogue.monitor_warning()
+
+    def set_monitor(self, metric: str, mode: Mode) -> Monitor:
+        """Change the recorded metric that decides which checkpoint is the best, for every later question and save.
+
+        The manifests are rewritten, the newest first; a crash leaves the change made, since the newest holds the
+        record. Raises :class:`~ckpt_lib.errors.UnknownMetricError` when no checkpoint has recorded ``metric``, and
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
+        """
+        manifests = self._index.manifests()
+        if not manifests:
+            raise CheckpointNotFoundError(
+                "nothing has been saved yet", hint="The first save records monitor_metric of the configuration."
+            )
+        check_metric_is_known(metric, self._catalogue.describe_all())
+        try:
+            monitor = Monitor(metric=metric, mode=mode)
+        except ValidationError as error:
+            raise config_error(error) from None
+        for manifest in reversed(manifests):
+            if manifest.monitor != monitor:
+                with suppress(CheckpointNotFoundError):  # deleted since it was listed
+                    commit.edit(self._folder, manifest.checkpoint_id, lambda found: found.changed(monitor=monitor))
+        self._write_snapshot()
+        return monitor
 
     def list_checkpoints(
         self,
@@ -635,12 +686,13 @@ class CheckpointManager:
         )
 
     def payload_version(self, checkpoint_id: str) -> str | None:
-        """A text that changes when the payload file does, without reading it; ``None`` when the file is missing.
+        """Return a text that changes when the payload file or its recorded digest does; ``None`` without the file.
 
-        Together with the digest it makes a key under which the outcome of a validation may be remembered.
+        The file is not read. The outcome of a validation may be remembered by this text.
         """
-        entry = self._folder.payload_entry(self._catalogue.resolve(checkpoint_id))
-        return None if entry is None else entry.version
+        manifest = self._catalogue.resolve(checkpoint_id)
+        entry = self._folder.payload_entry(manifest)
+        return None if entry is None else f"{manifest.payload.sha256}/{entry.version}"
 
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
@@ -689,6 +741,8 @@ class CheckpointManager:
             self.experiment_name,
             total_backups=len(self.backup_ids()),
             unreadable=[str(error.checkpoint_id) for error in self._index.unreadable()],
+            monitor=self._catalogue.monitor(),
+            monitor_warning=self._catalogue.monitor_warning(),
         )
 
     # --- editing ---
@@ -883,6 +937,8 @@ class CheckpointManager:
             self._folder, self._index, source, experiment_name=self.experiment_name, progress=progress
         )
         self._known.remember(self._folder, manifest)
+        with _logged("writing the identity of the store"):
+            ensure_identity(self._folder.store)
         self._write_snapshot()
         return manifest.checkpoint_id
 

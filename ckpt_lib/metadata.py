@@ -175,6 +175,7 @@ class _Facts(BaseModel):
     description: str = ""
     sequence: int = Field(ge=1, description="Order within the experiment: later saves have larger ones.")
     parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
+    run_id: str | None = Field(default=None, description="Random; the checkpoints of one run of a training share it.")
     pinned: bool = Field(default=False, description="Retention never removes a pinned checkpoint.")
     unhealthy: str | None = Field(
         default=None, description="What a health check found wrong with the numbers; None when nothing, or not asked."

@@ -12,7 +12,7 @@ from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricE
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_count
 from ckpt_lib.names import check_tags, is_checkpoint_id
-from ckpt_lib.policies.ranking import is_rankable, ranked
+from ckpt_lib.policies.ranking import is_rankable, missing_metric, ranked
 
 ATTEMPTS = 20
 """How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
@@ -25,20 +25,25 @@ logger = logging.getLogger("ckpt_lib")
 class Catalogue:
     """An index, together with the metric that says which checkpoint is the best. Every answer is computed anew.
 
-    Without a ``monitor``, the one that the newest checkpoint was saved with is taken: whoever looks at a run later
-    sees as best what the run saw as best.
+    That metric is recorded with the first save, and the newest checkpoint holds the record. ``monitor``, which is the
+    configuration's, answers only where nothing has been saved yet.
     """
 
-    def __init__(self, index: Index, monitor: Monitor | None = None) -> None:
+    def __init__(self, index: Index, monitor: Monitor = Monitor()) -> None:  # noqa: B008  frozen
         self._index = index
         self._monitor = monitor
 
     def monitor(self) -> Monitor:
-        """The measure of the best."""
-        return self._monitor or self._monitor_of(self._index.manifests())
+        """Return the measure of the best."""
+        return self._monitor_of(self._index.manifests())
 
     def _monitor_of(self, manifests: Sequence[Manifest]) -> Monitor:
-        return self._monitor or (manifests[-1].monitor if manifests else Monitor())
+        return manifests[-1].monitor if manifests else self._monitor
+
+    def monitor_warning(self) -> str | None:
+        """Return why no checkpoint can be the best, where none has recorded the monitored metric; else ``None``."""
+        manifests = self._index.manifests()
+        return missing_metric(self._monitor_of(manifests), manifests)
 
     def best_id(self) -> str | None:
         return self._best_id(self._index.manifests())

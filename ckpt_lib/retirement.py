@@ -14,7 +14,7 @@ from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index, View
 from ckpt_lib.integrity import KnownVersions, validate
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
 
 
@@ -115,6 +115,7 @@ def clean(
     now = datetime.now(UTC)
     while True:
         plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
+        plan = plan.model_copy(update={"warning": missing_metric(monitor, manifests)})
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
             break

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
-from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.config import CheckpointConfig, Monitor
 from ckpt_lib.degradation import Committer, Saved
 from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
-from ckpt_lib.errors import ConfigError, StateChangedError
+from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import Manifest
-from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy
+from ckpt_lib.policies.ranking import missing_metric, ranked
+from ckpt_lib.policies.saving import Refusals, SaveContext, SavedRecord, SavePolicy, measures_improvement
 from ckpt_lib.state import Stateful, capture, check_parts
+from ckpt_lib.stream import HashingWriter
+from ckpt_lib.stream.digests import Buffer
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
@@ -41,7 +47,8 @@ class SaveRequest:
     config: Mapping[str, Any] | None = None
     extra_state: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
-    is_forced: bool = False
+    compare_content: bool = False
+    force: bool = False
     """Save whatever the policy says."""
 
 
@@ -57,7 +64,7 @@ class _PlannedSave:
 class Saver:
     """Saves the checkpoints of one experiment, and calls ``after_save`` with the manifest of each.
 
-    ``parent_id`` is what the process goes on from: the checkpoint that it loaded or saved last.
+    ``parent_id`` is what the run goes on from: the checkpoint that it loaded or saved last.
     """
 
     def __init__(
@@ -78,6 +85,11 @@ class Saver:
         self._may_overlap = config.overlap_copy
         self.background = BackgroundSaves(config.max_pending_saves)
         self.parent_id: str | None = None
+        self._run_id = uuid.uuid4().hex
+        self._refusals = Refusals()
+        self._warned_of: Monitor | None = None
+        self._has_warned_of_metric = False
+        self._has_told_of_older_runs = False
 
     def save(self, request: SaveRequest) -> str | None:
         """Save and return the id, or ``None`` when the policy says no."""
@@ -128,16 +140,31 @@ class Saver:
             config=request.config,
             tags=request.tags,
             description=request.description,
-            monitor=self._config.monitor,
+            monitor=self._monitor(),
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
+        self._check_monitor(draft)
         if earlier := self._committer.earlier(draft):
-            return earlier.checkpoint_id
-        if not request.is_forced and not self._policy.should_save(self._context(draft)):
+            if not request.compare_content:
+                return earlier.checkpoint_id
+            content = self._content(draft, self._payload(draft, request))
+            if content == _content_of(earlier):
+                return earlier.checkpoint_id
+            draft = replace(draft, idempotency_key=f"{draft.idempotency_key}/{content}")
+            if earlier := self._committer.earlier(draft):
+                return earlier.checkpoint_id
+        if not request.force and not self._wants(draft):
             return None
-        health = HealthCheck.of(request.model, self._config.monitor) if self._config.health_check else None
+        health = HealthCheck.of(request.model, draft.monitor) if self._config.health_check else None
         return _PlannedSave(draft, self._payload(draft, request), health)
+
+    def _content(self, draft: Draft, payload: Payload) -> str:
+        """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
+        with HashingWriter(_Discard()) as stream:
+            format_named(DEFAULT_FORMAT).write(payload, stream)
+            digests = stream.finish()
+        return _content_digest(digests.sha256, draft.tags, draft.description)
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
@@ -158,6 +185,63 @@ class Saver:
             scheduler=scheduler if self._config.save_scheduler else None,
         )
 
+    def go_on_from(self, manifest: Manifest) -> None:
+        """Let the next saves descend from this checkpoint, and belong to its run."""
+        self.parent_id, self._run_id = manifest.checkpoint_id, manifest.run_id or self._run_id
+
+    def _monitor(self) -> Monitor:
+        """Return the recorded measure of the best, or the configuration's before there is a record."""
+        saved, configured = self._committer.saved(), self._config.monitor
+        if not saved:
+            return configured
+        if (recorded := saved[-1].monitor) not in (configured, self._warned_of) and configured != Monitor():
+            self._warned_of = recorded
+            logger.warning(
+                "monitor_metric is %s (%s), but the experiment records %s (%s), which goes on to decide what is the "
+                "best; set_monitor() changes the record",
+                configured.metric,
+                configured.mode,
+                recorded.metric,
+                recorded.mode,
+            )
+        return recorded
+
+    def _check_monitor(self, draft: Draft) -> None:
+        """Warn once, or raise, when the monitored metric was never logged: no checkpoint could ever be the best."""
+        if draft.monitor.metric in draft.metrics or not draft.metrics or self._has_warned_of_metric:
+            return
+        if problem := missing_metric(
+            draft.monitor, [*self._committer.saved(), SavedRecord(0, draft.epoch, draft.step, draft.metrics)]
+        ):
+            if self._config.on_missing_metric == "raise":
+                raise UnknownMetricError(problem, got=sorted(draft.metrics))
+            logger.warning(problem)
+        self._has_warned_of_metric = True
+
+    def _wants(self, draft: Draft) -> bool:
+        """Ask the policy; warn once when it has refused for long, and when an older run has a better checkpoint."""
+        context = self._context(draft)
+        self._tell_of_older_runs(context)
+        if self._policy.should_save(context):
+            self._refusals = Refusals()
+            return True
+        if reason := self._refusals.add(self._policy, context):
+            logger.warning(reason)
+        return False
+
+    def _tell_of_older_runs(self, context: SaveContext) -> None:
+        if self._has_told_of_older_runs or not measures_improvement(self._policy):
+            return
+        self._has_told_of_older_runs = True
+        older = [item for item in self._committer.saved() if item.run_id != self._run_id]
+        if best := ranked(older, context.monitor):
+            logger.warning(
+                "this is a new run, measured by its own checkpoints; the best of earlier runs, %s with %s %s, stands",
+                best[0].checkpoint_id,
+                context.monitor.metric,
+                best[0].metrics[context.monitor.metric],
+            )
+
     def _context(self, draft: Draft) -> SaveContext:
         pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
             SavedRecord(
@@ -173,9 +257,10 @@ class Saver:
         saved = tuple(
             SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
             for manifest in self._committer.saved()
+            if manifest.run_id == self._run_id
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
-        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed)
+        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed, draft.monitor)
 
     def _under_way(self, idempotency_key: str) -> SaveHandle | None:
         for handle in self.background.under_way:
@@ -207,7 +292,7 @@ class Saver:
 
     def _commit(self, draft: Draft, health: HealthCheck | None, payload: Payload) -> Saved | None:
         self._before_commit()
-        draft = replace(draft, parent_id=self.parent_id or self._latest_id())
+        draft = replace(draft, parent_id=self.parent_id, run_id=self._run_id)
         if health:
             draft = replace(draft, unhealthy=health.find_fault(payload, draft.metrics))
         saved = self._committer.save(draft, format_named(DEFAULT_FORMAT), payload)
@@ -222,6 +307,18 @@ class Saver:
         if not saved.is_stranded:
             self._after_save(saved.manifest)
 
-    def _latest_id(self) -> str | None:
-        manifests = self._committer.saved()
-        return manifests[-1].checkpoint_id if manifests else None
+
+class _Discard:
+    """A sink for bytes of which only the digest is wanted."""
+
+    def write(self, data: Buffer, /) -> int:
+        return memoryview(data).nbytes
+
+
+def _content_of(manifest: Manifest) -> str:
+    return _content_digest(manifest.payload.sha256, manifest.tags, manifest.description)
+
+
+def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:
+    """Equal digests mean the same payload, and the same labels; metrics and configuration are in the payload."""
+    return hashlib.sha256(json.dumps([payload_sha256, list(tags), description]).encode()).hexdigest()[:32]

@@ -1,68 +1,120 @@
-"""Serve every deployment of ``prefect.yaml`` from this machine, until Ctrl-C, to the Prefect server that is configured.
+"""Deploy everything in ``prefect.yaml`` to the Prefect server that is configured, and run it on this machine.
 
-``make serve`` starts one beside it.
+``make serve`` starts a server beside it. Prefect itself reads the file (``prefect deploy --all``) and runs the flows (a
+process worker), so the file means here what it means anywhere else.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
 
-import yaml
-from prefect import Flow, serve
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
-from prefect.deployments.runner import RunnerDeployment
-from prefect.flows import load_flow_from_entrypoint
-from prefect.schedules import Cron
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
+from ckpt_lib import init_store
+from ckpt_lib.errors import CheckpointError
+
 PROJECT = Path(__file__).resolve().parent.parent
+WORK_POOL = "checkpoints"
+"""The pool that ``prefect.yaml`` names."""
 MAX_RUNS_AT_ONCE = 2
+SECONDS_TO_STOP = 20.0
 
 
-def read_deployments(path: Path = PROJECT / "prefect.yaml") -> list[RunnerDeployment]:
-    """The deployments of ``prefect.yaml``, as ``prefect.serve`` takes them."""
-    declared: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-    return [_deployment(item) for item in declared]
+class DeployError(RuntimeError):
+    """Prefect refused ``prefect.yaml``; the message is what it printed."""
 
 
-def _deployment(item: dict[str, Any]) -> RunnerDeployment:
-    flow: Flow[..., Any] = load_flow_from_entrypoint(item["entrypoint"])
-    limit = item.get("concurrency_limit")
-    deployment = cast(
-        RunnerDeployment,
-        flow.to_deployment(
-            name=item["name"],
-            description=item["description"],
-            tags=item["tags"],
-            parameters=item.get("parameters", {}),
-            paused=False,  # stopping pauses them, so that nothing is missed and made up for all at once
-            schedules=[
-                Cron(schedule["cron"], timezone=schedule["timezone"], slug=schedule["slug"])
-                for schedule in item.get("schedules", [])
-            ],
-            concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
-        ),
-    )
-    deployment.entrypoint = item["entrypoint"]
-    return deployment
-
-
-def main() -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+def main() -> int:
+    """Deploy and run until Ctrl-C or SIGTERM, which end the runs under way as well; return the exit code."""
     address = PREFECT_API_URL.value()
     if not address:
-        raise SystemExit("No Prefect server is configured: set PREFECT_API_URL, or let `make serve` start one.")
+        print("No Prefect server is configured: set PREFECT_API_URL, or let `make serve` start one.", file=sys.stderr)
+        return 1
+    # SIGINT too: a background job of a script ignores it, and so would the worker, which uses it to end itself.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     os.chdir(PROJECT)
-    deployments = read_deployments()
-    page = address.removesuffix("/api")
-    print(f"\nThe page is at {page} (Ctrl-C stops everything). Deployments:")
-    for deployment in deployments:
-        cron = ", ".join(str(schedule.schedule.cron) for schedule in deployment.schedules or [])  # type: ignore[union-attr]
-        print(f"  {deployment.flow_name}/{deployment.name}" + (f", at {cron}" if cron else ""), flush=True)
-    serve(*deployments, limit=MAX_RUNS_AT_ONCE, print_starting_message=False)
+    try:
+        store = _prepare_store()
+        _create_work_pool()
+        _deploy()
+        print(f"\nThe page is at {address.removesuffix('/api')} (Ctrl-C stops everything).")
+        print(f"The store is {store}. Deployments:")
+        _print_deployments()
+        return _work()
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 0
+    except (CheckpointError, DeployError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _prepare_store() -> str:
+    """Create the store that ``prefect.yaml`` takes from the environment; return its path or URL."""
+    for variable, default in (("CKPT_CHECKPOINT_DIR", "checkpoints"), ("CKPT_EXPORT_DIR", "exports")):
+        folder = os.environ.get(variable) or default
+        os.environ[variable] = folder if "://" in folder else str(Path(folder).absolute())
+    store = os.environ["CKPT_CHECKPOINT_DIR"]
+    init_store(store)
+    return store
+
+
+def _create_work_pool() -> None:
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+
+
+def _deploy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DeployError(f"`prefect deploy --all` failed:\n{done.stdout}")
+
+
+def _print_deployments() -> None:
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            flow_name = client.read_flow(deployment.flow_id).name
+            schedules = [item.schedule for item in deployment.schedules if item.active]
+            when = ", ".join(str(getattr(schedule, "cron", schedule)) for schedule in schedules)
+            print(f"  {flow_name}/{deployment.name}" + (f", at {when}" if when else ""), flush=True)
+
+
+def _work() -> int:
+    """Run a worker until it ends or a signal stops it; nothing that it started is left."""
+    command = ["worker", "start", "--pool", WORK_POOL, "--type", "process", "--limit", str(MAX_RUNS_AT_ONCE)]
+    # In a session of its own, so that Ctrl-C reaches this process alone, which then stops the worker and its runs.
+    worker = subprocess.Popen([sys.executable, "-m", "prefect", *command], start_new_session=True)
+    try:
+        return worker.wait()
+    finally:
+        _stop(worker)
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    """Ask the worker and its runs to end, and kill what does not; a training may save once more meanwhile."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(SECONDS_TO_STOP)
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

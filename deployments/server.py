@@ -21,6 +21,7 @@ import httpx
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 HOME = Path(__file__).resolve().parent.parent / ".prefect"
+_SERVER_SETTINGS = ("PREFECT_SERVER_", "PREFECT_API_", "PREFECT_UI_", "PREFECT_CLOUD_", "PREFECT_PROFILE")
 SECONDS_TO_START = 90.0
 SECONDS_TO_STOP = 15.0
 
@@ -41,8 +42,11 @@ def free_port(preferred: int = DEFAULT_PORT) -> int:
 
 
 @contextmanager
-def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[str, str]]:
+def prefect_server(home: Path = HOME, port: int | None = None, **settings: str) -> Iterator[dict[str, str]]:
     """Run a server until the block ends; yield the environment by which other processes find it.
+
+    The server takes none of the caller's own settings of servers (database, authentication, paths); ``settings`` are
+    more of Prefect's environment variables for it.
 
     Processes that use the server should end inside the block: Prefect sends its last logs when they do. The server is
     a child process, stopped by its pid; its log is ``server.log`` in ``home``. Raises :class:`ServerError` when it does
@@ -51,12 +55,13 @@ def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     address = f"http://{HOST}:{port}"
-    environment = {**os.environ, **_settings(home, address, port)}
+    environment = {**_without_server_settings(), **settings, **_settings(home, address, port)}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(
             command,
             env=environment,
+            cwd=home,  # Prefect also reads settings from files in the working directory
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -67,6 +72,11 @@ def prefect_server(home: Path = HOME, port: int | None = None) -> Iterator[dict[
             yield environment
         finally:
             _stop(server)
+
+
+def _without_server_settings() -> dict[str, str]:
+    """The caller's environment without what would lead to another server, or to another server's database."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_SETTINGS)}
 
 
 def _settings(home: Path, address: str, port: int) -> dict[str, str]:
@@ -116,7 +126,7 @@ def main(command: Sequence[str], home: Path = HOME) -> int:
     def end(*_: Any) -> None:
         if child is None:
             raise KeyboardInterrupt
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # a command that began as a background job ignores SIGINT
 
     for name in ("SIGTERM", "SIGHUP"):  # a terminal that is closed sends the latter; nohup has it ignored
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
@@ -127,7 +137,8 @@ def main(command: Sequence[str], home: Path = HOME) -> int:
             child = subprocess.Popen(command, env=environment)
             # Ctrl-C reaches the command by itself; what is sent to this process alone is passed on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return child.wait()
+            code = child.wait()
+            return code if code >= 0 else 128 - code  # ended by a signal: as shells say it
     except KeyboardInterrupt:
         return 130
     except (ServerError, OSError) as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, unmapped
+from collections.abc import Collection
 
-from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport, list_experiments, open_store
+from prefect import flow, unmapped
+
+from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 
@@ -15,22 +19,23 @@ def cleanup_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     retention: RetentionPolicy | None = None,
     dry_run: bool = False,
+    allow_missing: bool = False,
 ) -> dict[str, CleanupReport]:
     """Delete what the retention policy gives up, in every experiment, and what dead processes left behind.
 
     ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
-    that is all that happens. An experiment that fails stops no other one; the run fails at its end. Returns the reports
-    by experiment.
+    that is all that happens. An experiment that fails stops no other one; the run fails at its end. A store that is
+    missing fails the run. Returns the reports by experiment.
 
     Args:
         checkpoints: The store and its options.
         retention: Takes the place of max_checkpoints.
         dry_run: Only plan.
+        allow_missing: Complete, and delete nothing, when there is no store.
     """
-    names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
+    names = experiments_of(checkpoints, allow_missing=allow_missing)
     if not names:
-        get_run_logger().info("Nothing to clean up: no experiments in %s", checkpoints.checkpoint_dir)
-        return {}
+        return completed({}, f"Nothing to clean up: no experiments in {checkpoints.checkpoint_dir}")
     futures = cleanup_checkpoints.map(
         unmapped(checkpoints), names, policy=unmapped(retention), dry_run=unmapped(dry_run)
     )
@@ -42,7 +47,15 @@ def cleanup_store(
         except CheckpointError as error:
             failures.append(error)
         else:
-            report_cleanup(name, reports[name])
+            report_cleanup(checkpoints, name, reports[name])
     if failures:
         raise failures[0]
-    return reports
+    return completed(reports, _found(reports.values()))
+
+
+def _found(reports: Collection[CleanupReport]) -> str:
+    """Return how many checkpoints were, or would be, deleted."""
+    kept = sum(len(report.plan.decisions) - len(report.plan.deleted_ids) for report in reports)
+    if any(report.dry_run for report in reports):
+        return f"{kept} to keep, {sum(len(report.plan.deleted_ids) for report in reports)} to delete"
+    return f"{kept} kept, {sum(len(report.deleted_ids) for report in reports)} deleted"

@@ -12,8 +12,10 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
-from prefect_checkpoints.flows.validate import fail_on_damage, validate_mapped
+from prefect_checkpoints.flows._store import require_absolute
+from prefect_checkpoints.flows.validate import fail_on_damage, validate_batches
 from prefect_checkpoints.tasks import (
     backup_checkpoint,
     cleanup_checkpoints,
@@ -25,8 +27,8 @@ from prefect_checkpoints.tasks import (
     report_metrics,
     report_validation,
     summarize_checkpoints,
-    validate_checkpoint,
 )
+from prefect_checkpoints.tasks.report import count_findings
 
 MAX_COMPARED = 4
 
@@ -57,12 +59,11 @@ def checkpoint_lifecycle(
         retention: Takes the place of max_checkpoints.
         dry_run: Only plan the cleanup.
     """
+    require_absolute(checkpoints, export_dir=export_dir)
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
     manager = CheckpointManager(checkpoints, experiment_name)
-    reports = validate_mapped(
-        validate_checkpoint, checkpoints, {experiment_name: manager.checkpoint_ids()}, experiment_name
-    )
-    report_validation(experiment_name, reports)
+    reports = validate_batches(checkpoints, experiment_name, manager.checkpoint_ids())
+    report_validation(checkpoints, experiment_name, reports)
     intact = [report.checkpoint_id for report in reports if report]
 
     best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()
@@ -76,7 +77,7 @@ def checkpoint_lifecycle(
     copies: list[PrefectFuture[Any]] = [*backups, *exports]
     wait(copies)  # nothing is retired before what the backups should hold is there
     cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
-    report_cleanup(experiment_name, cleanup)
+    report_cleanup(checkpoints, experiment_name, cleanup)
     report_checkpoints(checkpoints, experiment_name)
     report_metrics(checkpoints, experiment_name)
     summary = summarize_checkpoints(checkpoints, experiment_name)
@@ -86,7 +87,8 @@ def checkpoint_lifecycle(
         with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
             backup.result()
     exported = next((export.result() for export in exports), None)
-    return {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
+    outcome = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
+    return completed(outcome, f"{count_findings(reports)}; {summary['total_checkpoints']} kept")
 
 
 def _worth_a_backup(manager: CheckpointManager, best_id: str | None, intact: list[str]) -> list[str]:
@@ -107,5 +109,5 @@ def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str |
         get_run_logger().info("Nothing to compare: %d intact checkpoint", len(compared))
         return None
     comparison = compare_checkpoints(checkpoints, experiment_name, compared)
-    report_comparison(experiment_name, comparison)
+    report_comparison(checkpoints, experiment_name, comparison)
     return comparison

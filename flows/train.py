@@ -9,6 +9,7 @@ from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib import CheckpointConfig
+from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
 from prefect_checkpoints.tasks import (
     report_checkpoints,
@@ -49,6 +50,7 @@ def train(
         checkpoints: The store and its options.
         training: How the model is trained.
     """
+    require_absolute(checkpoints)
     logger = get_run_logger()
     torch.manual_seed(training.seed)
     model = DigitsCNN(training.channels)
@@ -62,7 +64,7 @@ def train(
         logger.info("Resumed from %s at epoch %d", resumed["checkpoint_id"], epoch)
 
     remaining = range(epoch + 1, training.epochs + 1)
-    key = artifact_key("training", experiment_name)
+    key = artifact_key("training", checkpoints, experiment_name)
     with progress_artifact(key, f"Training {experiment_name} to epoch {training.epochs}", len(remaining)) as advance:
         for epoch in remaining:
             train_loss, batches = train_epoch(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
-from prefect import Task, flow, get_run_logger, unmapped
-from prefect.futures import as_completed
+from prefect import flow, get_run_logger
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport, list_experiments, open_store
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import (
     examine_checkpoints,
     quarantine_checkpoint,
@@ -21,14 +22,18 @@ from prefect_checkpoints.tasks import (
     report_doctor,
     report_validation,
     scrub_checkpoints,
+    validate_checkpoints,
 )
 from prefect_checkpoints.tasks._progress import progress_artifact
-from prefect_checkpoints.tasks.report import artifact_key
+from prefect_checkpoints.tasks.report import artifact_key, count_findings
 
 REPAIRED = "repaired from the other copy"
 QUARANTINED = "damaged in both copies, and set aside"
 REPAIRABLE = "the other copy has what is missing: run again with repair"
 LOST = "what is missing is damaged in both copies"
+
+MAX_BATCHES = 16
+"""Few task runs for thousands of checkpoints, and many enough to share a new checkpoint's cost with few others."""
 
 Reports = list[ValidationReport]
 Copy = tuple[str, str]
@@ -40,6 +45,7 @@ def validate_store(
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
     max_bytes_per_second: float | None = None,
+    allow_missing: bool = False,
 ) -> Reports:
     """Validate every checkpoint and every backup of every experiment in a store.
 
@@ -47,14 +53,15 @@ def validate_store(
     of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
     and a checkpoint that is lost is set aside; without it, the report says where they are. Then the doctor looks at
     each experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not
-    repaired, so that whoever watches the schedule hears of it.
+    repaired, and when the store is missing, so that whoever watches the schedule hears of it.
 
     Args:
         checkpoints: The store and its options.
         repair: Bring damaged bytes back from the other copy, set aside what is lost, and have the doctor treat.
         max_bytes_per_second: Read each experiment no faster than this.
+        allow_missing: Complete, and report nothing, when there is no store.
     """
-    names = list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=True)
+    names = experiments_of(checkpoints, allow_missing=allow_missing)
     stored, backups = _scrub_each(checkpoints, names, max_bytes_per_second)
 
     def repair_one(name: str, checkpoint_id: str) -> None:
@@ -68,14 +75,15 @@ def validate_store(
     if repair:
         _set_aside(checkpoints, stored, advice)
     for name in names:
-        report_doctor(name, examine_checkpoints(checkpoints, name, fix=repair))
-    report_validation("store", stored, advice)
-    report_validation("backups", backups, backup_advice)
+        report_doctor(checkpoints, name, examine_checkpoints(checkpoints, name, fix=repair))
+    report_validation(checkpoints, None, stored, advice)
+    report_validation(checkpoints, None, backups, backup_advice, backups=True)
     fail_on_damage(
         [report for report in stored if advice.get(_copy(report)) != REPAIRED]
         + [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED]
     )
-    return stored + backups
+    found = f"checkpoints: {count_findings(stored)}; backups: {count_findings(backups)}"
+    return completed(stored + backups, found + (", repaired" if any(advice | backup_advice) else ""))
 
 
 def _scrub_each(
@@ -94,31 +102,26 @@ def _scrub_each(
     )
 
 
-def validate_mapped(
-    task: Task[..., ValidationReport],
-    checkpoints: CheckpointConfig,
-    ids: Mapping[str, Sequence[str]],
-    what: str,
-) -> Reports:
-    """Run a validation task for every id of every experiment, a few at a time, behind a progress bar.
+def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: Sequence[str]) -> Reports:
+    """Validate checkpoints in a few tasks behind a progress bar, whatever their number; the reports in order of ids.
 
-    What was retired before its turn came is left out: a training may go on meanwhile.
+    Which task validates a checkpoint depends on its id alone, so that a new checkpoint leaves the remembered outcome
+    of most others as it is.
     """
-    pairs = [(name, checkpoint_id) for name in ids for checkpoint_id in ids[name]]
-    if not pairs:
-        get_run_logger().info("Nothing to validate: no checkpoints in the %s", what)
+    if not ids:
+        get_run_logger().info("Nothing to validate: no checkpoints in %s", experiment_name)
         return []
-    futures = task.map(
-        unmapped(checkpoints), [name for name, _ in pairs], [checkpoint_id for _, checkpoint_id in pairs]
-    )
-    with progress_artifact(artifact_key("validating", what), f"Validating {what}", len(futures)) as advance:
-        for _ in as_completed(list(futures)):
-            advance(1)
-    reports = []
-    for future in futures:
-        with suppress(CheckpointNotFoundError):
-            reports.append(future.result())
-    return reports
+    batches: dict[int, list[str]] = {}
+    for checkpoint_id in ids:
+        batches.setdefault(crc32(checkpoint_id.encode()) % MAX_BATCHES, []).append(checkpoint_id)
+    futures = [validate_checkpoints.submit(checkpoints, experiment_name, batch) for batch in batches.values()]
+    key = artifact_key("validating", checkpoints, experiment_name)
+    with progress_artifact(key, f"Validating {experiment_name}", len(ids)) as advance:
+        for future, batch in zip(futures, batches.values(), strict=True):
+            future.wait()
+            advance(len(batch))
+    found = {report.checkpoint_id: report for future in futures for report in future.result()}
+    return [found[checkpoint_id] for checkpoint_id in ids if checkpoint_id in found]
 
 
 def fail_on_damage(reports: Sequence[ValidationReport]) -> None:

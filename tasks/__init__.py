@@ -28,7 +28,7 @@ from prefect_checkpoints.tasks.report import (
 from prefect_checkpoints.tasks.save import save_checkpoint
 from prefect_checkpoints.tasks.scrub import scrub_checkpoints
 from prefect_checkpoints.tasks.summarize import summarize_checkpoints
-from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint
+from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint, validate_checkpoints
 
 __all__ = [
     "backup_checkpoint",
@@ -55,4 +55,5 @@ __all__ = [
     "summarize_checkpoints",
     "validate_backup",
     "validate_checkpoint",
+    "validate_checkpoints",
 ]

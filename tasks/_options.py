@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
-from prefect import Task, task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
@@ -18,6 +18,7 @@ from prefect.tasks import exponential_backoff
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreUnavailableError
 from prefect_checkpoints.tasks import _events  # noqa: F401  # it listens from now on
+from prefect_checkpoints.tasks._kinds import CheckpointTask
 
 TAGS = ["checkpoints"]
 NO_TAGS: list[str] = []
@@ -44,7 +45,9 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     return False
 
 
-def checkpoint_task(run_name: str, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+def checkpoint_task(
+    run_name: str, *, kind: type[CheckpointTask[..., Any]] = CheckpointTask, **options: Any
+) -> Callable[[Callable[P, R]], Task[P, R]]:
     """The ``@task`` of this package. ``run_name`` is filled with the call's parameters.
 
     Parameters are neither hashed for a cache key nor persisted, so that a model passed to a task stays where it is:
@@ -62,7 +65,7 @@ def checkpoint_task(run_name: str, **options: Any) -> Callable[[Callable[P, R]],
     }
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
-        return task(function, **{**common, **options})
+        return cast(Task[P, R], kind(function, **{**common, **options}))
 
     return decorate
 
@@ -87,19 +90,19 @@ def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> di
 
 
 def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:
-    """The manager of this run: one for each flow run, so that it remembers what it has verified."""
-    return _manager(config, experiment_name, config.says_monitor, flow_run.id or task_run.id)
+    """Return the manager of this flow run, or of this process outside of flows: it remembers what it has verified."""
+    return _manager(config, experiment_name, flow_run.id)
 
 
 @lru_cache(maxsize=16)
-def _manager(
-    config: CheckpointConfig, experiment_name: str, _says_monitor: bool, _run_id: str | None
-) -> CheckpointManager:
-    # says_monitor is part of the key because configurations that differ only in it are equal.
+def _manager(config: CheckpointConfig, experiment_name: str, _run_id: str | None) -> CheckpointManager:
     return CheckpointManager(config, experiment_name)
 
 
 def idempotency_key(epoch: int, step: int) -> str | None:
-    """What makes a save of this run the same save when it is repeated; ``None`` outside of any run."""
+    """Return the key under which a save of this run looks for an earlier one; ``None`` outside of any run.
+
+    The flow run and the retry of a task keep it. Saves with the same key are the same save if their content is, too.
+    """
     run_id = flow_run.id or task_run.id
     return None if run_id is None else f"{run_id}/{epoch}/{step}"

@@ -23,9 +23,9 @@ def progress_artifact(key: str, description: str, total: float) -> Iterator[Call
     """Publish a bar and yield a function that advances it, by as much of ``total`` as was done.
 
     The bar is updated at most once a second, and stands at 100 % when the work has ended without an error.
-    A server that does not take an update does not stop the work.
+    A server that takes neither the bar nor an update does not stop the work.
     """
-    artifact_id = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
+    artifact_id = _create(key, description)
     done, last_update = 0.0, time.monotonic()
 
     def advance(amount: float) -> None:
@@ -39,7 +39,17 @@ def progress_artifact(key: str, description: str, total: float) -> Iterator[Call
     _update(artifact_id, 100.0)
 
 
-def _update(artifact_id: UUID, progress: float) -> None:
+def _create(key: str, description: str) -> UUID | None:
+    try:
+        return cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
+    except (httpx.HTTPError, PrefectException) as error:
+        logger.warning("There is no progress bar: %r", error)
+        return None
+
+
+def _update(artifact_id: UUID | None, progress: float) -> None:
+    if artifact_id is None:
+        return
     try:
         update_progress_artifact(artifact_id, progress=progress)
     except (httpx.HTTPError, PrefectException) as error:

@@ -8,10 +8,11 @@ from typing import Any
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
 from ckpt_lib.state import Stateful
+from prefect_checkpoints.tasks._kinds import ImmediateTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 
 
-@checkpoint_task("load {experiment_name} {checkpoint_id}", tags=NO_TAGS)
+@checkpoint_task("load {experiment_name} {checkpoint_id}", kind=ImmediateTask, tags=NO_TAGS)
 def load_checkpoint(
     config: CheckpointConfig,
     experiment_name: str,
@@ -26,7 +27,9 @@ def load_checkpoint(
     """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or what ``keys`` name.
 
     State that was restored is left out of the returned dict: Prefect holds on to a task's result for as long as the
-    flow runs, and the state is in the model already. See :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
+    flow runs, and the state is in the model already. With something to restore into, ``submit`` and ``map`` raise
+    :class:`~ckpt_lib.errors.ConfigError`: another process could not reach it. See
+    :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
     """
     payload = manager_for(config, experiment_name).load_checkpoint(
         checkpoint_id, model, optimizer, scheduler, keys=keys, map_location=map_location
@@ -34,7 +37,7 @@ def load_checkpoint(
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-@checkpoint_task("resume {experiment_name}", tags=NO_TAGS)
+@checkpoint_task("resume {experiment_name}", kind=ImmediateTask, tags=NO_TAGS)
 def resume_training(
     config: CheckpointConfig,
     experiment_name: str,
@@ -46,7 +49,7 @@ def resume_training(
 ) -> Payload | None:
     """Restore from the newest checkpoint that verifies; ``None`` when there is nothing to resume from.
 
-    What is returned leaves out restored state, as :func:`load_checkpoint` does. See
+    What is returned leaves out restored state, as :func:`load_checkpoint` does, and ``submit`` is refused. See
     :meth:`ckpt_lib.CheckpointManager.resume`.
     """
     payload = manager_for(config, experiment_name).resume(model, optimizer, scheduler, map_location=map_location)

@@ -1,28 +1,63 @@
-"""Reports a person reads: every one becomes an artifact, whose key is a timeline over all runs."""
+"""Reports a person reads: every one becomes an artifact, whose key is a timeline over all runs.
+
+A report never fails the run that it reports on: what keeps it from being published is logged as a warning.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
+from prefect import Task
 from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.logging import get_run_logger
 
-from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport, open_store
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
+P = ParamSpec("P")
 
 
-def artifact_key(kind: str, name: str) -> str:
-    """``kind`` and an experiment's name in the letters an artifact key may have."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")
+def artifact_key(kind: str, config: CheckpointConfig, experiment_name: str | None = None) -> str:
+    """Return the key of a timeline: one for each kind of report, store and experiment, or store as a whole.
+
+    An artifact key has few letters, so a digest tells apart what they cannot.
+    """
+    what = json.dumps([kind, store_of(config), experiment_name])
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{kind}-{experiment_name or 'store'}".lower()).strip("-")
+    return f"{readable}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
 
-@checkpoint_task("report checkpoints of {experiment_name}")
+def store_of(config: CheckpointConfig) -> str:
+    """Return the store of a configuration as an absolute path or a URL."""
+    return open_store(config.checkpoint_dir).location("")
+
+
+def report_task(run_name: str) -> Callable[[Callable[P, None]], Task[P, None]]:
+    """A task that publishes a report, and logs a warning instead of failing."""
+
+    def decorate(function: Callable[P, None]) -> Task[P, None]:
+        @wraps(function)
+        def published(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except Exception as error:
+                get_run_logger().warning("No report was published by %s: %r", function.__name__, error)
+
+        return checkpoint_task(run_name)(published)
+
+    return decorate
+
+
+@report_task("report checkpoints of {experiment_name}")
 def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     """Publish the table of an experiment's checkpoints, newest first."""
     checkpoints = manager_for(config, experiment_name).list_checkpoints(descending=True)
@@ -41,10 +76,11 @@ def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
         # Every row has every metric, under a name that hides no other column.
         values = {f"metric {name}" if name in row else name: _cell(item.metrics.get(name)) for name in metrics}
         rows.append({"checkpoint": row.pop("checkpoint"), "mark": row.pop("mark"), **values, **row})
-    _publish(rows, "checkpoints", experiment_name, f"Checkpoints of {experiment_name}, newest first")
+    title = f"Checkpoints of {experiment_name} in {store_of(config)}, newest first"
+    _publish(rows, artifact_key("checkpoints", config, experiment_name), title)
 
 
-@checkpoint_task("plot metrics of {experiment_name}")
+@report_task("plot metrics of {experiment_name}")
 def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
     """Publish a plot of every metric over the epochs."""
     from ckpt_lib.plots import metrics_figure
@@ -55,19 +91,23 @@ def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
     create_image_artifact(
         # Inside the artifact itself, so that the page shows it without reaching for another server.
         image_url="data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode(),
-        key=artifact_key("metrics", experiment_name),
-        description=f"Metrics of {experiment_name}; the star is the best checkpoint",
+        key=artifact_key("metrics", config, experiment_name),
+        description=f"Metrics of {experiment_name} in {store_of(config)}; the star is the best checkpoint",
     )
 
 
-@checkpoint_task("report validation of {name}")
+@report_task("report validation of {experiment_name}")
 def report_validation(
-    name: str, reports: Sequence[ValidationReport], advice: Mapping[tuple[str, str], str] | None = None
+    config: CheckpointConfig,
+    experiment_name: str | None,
+    reports: Sequence[ValidationReport],
+    advice: Mapping[tuple[str, str], str] | None = None,
+    backups: bool = False,
 ) -> None:
-    """Publish the outcome of validating some checkpoints, damaged ones first.
+    """Publish the outcome of validating checkpoints or backups, damaged ones first.
 
-    ``name`` names the timeline; ``advice`` tells, by experiment and id, what was done or can be done about the
-    damaged ones.
+    ``experiment_name`` is ``None`` for those of the whole store. ``advice`` tells, by experiment and id, what was done
+    or can be done about the damaged ones.
     """
     rows: list[Row] = [
         {
@@ -80,13 +120,19 @@ def report_validation(
         }
         for report in sorted(reports, key=bool)
     ]
+    what = f"{'backups' if backups else 'checkpoints'} of {experiment_name or 'every experiment'}"
+    key = artifact_key("validation-of-backups" if backups else "validation", config, experiment_name)
+    _publish(rows, key, f"Validation of the {what} in {store_of(config)}: {count_findings(reports)}")
+
+
+def count_findings(reports: Sequence[ValidationReport]) -> str:
+    """Return how many of ``reports`` are intact, and how many are not."""
     damaged = sum(not report for report in reports)
-    summary = f"{damaged} of {len(reports)} damaged" if damaged else f"all {len(reports)} intact"
-    _publish(rows, "validation", name, f"Validation of {name}: {summary}")
+    return f"{len(reports) - damaged} intact, {damaged} damaged"
 
 
-@checkpoint_task("report comparison in {experiment_name}")
-def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
+@report_task("report comparison in {experiment_name}")
+def report_comparison(config: CheckpointConfig, experiment_name: str, comparison: dict[str, Any]) -> None:
     """Publish metrics and differing configuration side by side, a column for each checkpoint."""
     ids = comparison["checkpoint_ids"]
     rows: list[Row] = [
@@ -98,11 +144,12 @@ def report_comparison(experiment_name: str, comparison: dict[str, Any]) -> None:
         for kind in ("metrics", "config")
         for name, values in comparison[f"{kind}_comparison"].items()
     ]
-    _publish(rows, "comparison", experiment_name, f"Comparison in {experiment_name}")
+    title = f"Comparison in {experiment_name} of {store_of(config)}"
+    _publish(rows, artifact_key("comparison", config, experiment_name), title)
 
 
-@checkpoint_task("report doctor of {experiment_name}")
-def report_doctor(experiment_name: str, report: DoctorReport) -> None:
+@report_task("report doctor of {experiment_name}")
+def report_doctor(config: CheckpointConfig, experiment_name: str, report: DoctorReport) -> None:
     """Publish what the doctor did and what is left, problems first."""
     done: list[Row] = [
         {
@@ -127,11 +174,12 @@ def report_doctor(experiment_name: str, report: DoctorReport) -> None:
         for item in sorted(report.findings, key=lambda item: not item.is_problem)
     ]
     summary = "healthy" if report else f"problems left: {len(report.problems)}"
-    _publish(left + done, "doctor", experiment_name, f"Doctor of {experiment_name}: {summary}")
+    title = f"Doctor of {experiment_name} in {store_of(config)}: {summary}"
+    _publish(left + done, artifact_key("doctor", config, experiment_name), title)
 
 
-@checkpoint_task("report cleanup of {experiment_name}")
-def report_cleanup(experiment_name: str, report: CleanupReport) -> None:
+@report_task("report cleanup of {experiment_name}")
+def report_cleanup(config: CheckpointConfig, experiment_name: str, report: CleanupReport) -> None:
     """Publish the retention plan, a reason for each line, and what became of it."""
     rows: list[Row] = [
         {
@@ -150,8 +198,10 @@ def report_cleanup(experiment_name: str, report: CleanupReport) -> None:
         summary = f"moved {size_text(report.trashed_bytes)} to the trash"
     else:
         summary = f"freed {size_text(report.freed_bytes)}"
+    summary += f"; {report.plan.warning}" if report.plan.warning else ""
     leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
-    _publish(rows, "cleanup", experiment_name, f"Retention of {experiment_name}: {summary}{leftovers}")
+    title = f"Retention of {experiment_name} in {store_of(config)}: {summary}{leftovers}"
+    _publish(rows, artifact_key("cleanup", config, experiment_name), title)
 
 
 def _outcome(keep: bool, checkpoint_id: str, report: CleanupReport) -> str:
@@ -162,8 +212,8 @@ def _outcome(keep: bool, checkpoint_id: str, report: CleanupReport) -> str:
     return "deleted" if checkpoint_id in report.deleted_ids else "spared"
 
 
-def _publish(rows: list[Row], kind: str, name: str, description: str) -> None:
-    create_table_artifact(table=rows, key=artifact_key(kind, name), description=description)
+def _publish(rows: list[Row], key: str, description: str) -> None:
+    create_table_artifact(table=rows, key=key, description=description)
 
 
 def _marks(item: CheckpointMetadata) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.state import Stateful
+from prefect_checkpoints.tasks._kinds import ImmediateTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, idempotency_key, manager_for
 
 
-@checkpoint_task("save {experiment_name} epoch {epoch} step {step}", tags=NO_TAGS)
+@checkpoint_task("save {experiment_name} epoch {epoch} step {step}", kind=ImmediateTask, tags=NO_TAGS)
 def save_checkpoint(
     config: CheckpointConfig,
     experiment_name: str,
@@ -25,12 +26,15 @@ def save_checkpoint(
     description: str = "",
     run_config: Mapping[str, Any] | None = None,
     extra_state: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> str | None:
     """Save a checkpoint and return its id, or ``None`` when the save policy says no.
 
-    One flow run has one checkpoint for each (epoch, step), however often the task or the flow is retried. Model,
-    optimizer and scheduler pass by reference. See :meth:`ckpt_lib.CheckpointManager.save_checkpoint`, whose
-    ``config`` is ``run_config`` here.
+    Within a flow run, a save with the epoch, step and content of an earlier one is the same save, so a retry saves
+    nothing twice; content is the state, metrics, configuration, tags and description. Model, optimizer and scheduler
+    pass by reference, so the task runs at once, on the caller's thread: ``submit`` and ``map`` raise
+    :class:`~ckpt_lib.errors.ConfigError`. See :meth:`ckpt_lib.CheckpointManager.save_checkpoint`, whose ``config`` is
+    ``run_config`` here.
     """
     return manager_for(config, experiment_name).save_checkpoint(
         model=model,
@@ -44,4 +48,6 @@ def save_checkpoint(
         config=run_config,
         extra_state=extra_state,
         idempotency_key=idempotency_key(epoch, step),
+        compare_content=True,
+        force=force,
     )

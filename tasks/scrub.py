@@ -22,6 +22,6 @@ def scrub_checkpoints(
     manager = manager_for(config, experiment_name)
     total_bytes = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
     with progress_artifact(
-        artifact_key("scrubbing", experiment_name), f"Scrubbing {experiment_name}", total_bytes
+        artifact_key("scrubbing", config, experiment_name), f"Scrubbing {experiment_name}", total_bytes
     ) as advance:
         return manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=advance)

@@ -1,10 +1,13 @@
-"""Validation, whose outcome is remembered for as long as the file does not change."""
+"""Validation, whose outcome is remembered for as long as the files do not change."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ckpt_lib import CheckpointConfig, CheckpointError, ValidationReport
+from ckpt_lib.errors import CheckpointNotFoundError
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, remembered
 
 
@@ -14,14 +17,16 @@ def _content(parameters: dict[str, Any]) -> str | None:
     ``None``, which means no cache, for anything that cannot be looked at.
     """
     manager = manager_for(parameters["config"], parameters["experiment_name"])
+    ids = parameters.get("checkpoint_ids") or [parameters["checkpoint_id"]]
     try:
-        checkpoint = manager.get_checkpoint(parameters["checkpoint_id"])
-        version = manager.payload_version(checkpoint.checkpoint_id)
+        versions = [manager.payload_version(checkpoint_id) for checkpoint_id in ids]
     except CheckpointError:
         return None
-    if version is None:
+    if None in versions:
         return None
-    return f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}/{checkpoint.checksum}/{version}"
+    return "/".join(
+        [manager.experiment_name, *(f"{name}/{version}" for name, version in zip(ids, versions, strict=True))]
+    )
 
 
 @checkpoint_task(
@@ -37,6 +42,22 @@ def validate_checkpoint(
     must look again, with ``validate_checkpoint.with_options(refresh_cache=True)``.
     """
     return manager_for(config, experiment_name).validate_checkpoint(checkpoint_id)
+
+
+@checkpoint_task("validate checkpoints of {experiment_name}", **remembered("validate-each", _content))
+def validate_checkpoints(
+    config: CheckpointConfig, experiment_name: str, checkpoint_ids: Sequence[str]
+) -> list[ValidationReport]:
+    """Read every byte of some checkpoints, in one task; a checkpoint that is deleted before its turn is left out.
+
+    The outcome is remembered as by :func:`validate_checkpoint`, for as long as no file of the batch changes.
+    """
+    manager = manager_for(config, experiment_name)
+    reports = []
+    for checkpoint_id in checkpoint_ids:
+        with suppress(CheckpointNotFoundError):
+            reports.append(manager.validate_checkpoint(checkpoint_id))
+    return reports
 
 
 @checkpoint_task("validate backup {experiment_name} {checkpoint_id}")

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"draft"},
     {"stream"},
     {"store", "formats", "background", "preemption"},
-    {"folder", "testing"},
+    {"folder", "identity", "testing"},
     {"index"},
     {"commit", "policies", "integrity", "state", "health", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub", "findings"},

@@ -122,11 +122,11 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_says_only_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty environment is the defaults, and does not count as having chosen a metric."""
+    """An empty environment is the defaults, and only a variable that is there counts as set."""
     assert CheckpointConfig.from_env() == CheckpointConfig()
-    assert not CheckpointConfig.from_env().says_monitor
+    assert not CheckpointConfig.from_env().model_fields_set
     monkeypatch.setenv("CKPT_MONITOR_METRIC", "accuracy")
-    assert CheckpointConfig.from_env().says_monitor
+    assert CheckpointConfig.from_env().model_fields_set == {"monitor_metric"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "true")])

@@ -327,9 +327,10 @@ def test_best_only_saves_improvements_alone(
 
 
 def test_best_only_remembers_across_managers(make_manager: MakeManager) -> None:
-    """A new process does not take its first value for the best: the stored ones count."""
+    """A run that goes on in a new process does not take its first value for the best: the stored ones count."""
     save(make_manager(save_best_only=True), 1, 0.2)
     again = make_manager(save_best_only=True)
+    assert again.resume(nn.Linear(2, 1)) is not None
     assert again.save_checkpoint(model=nn.Linear(2, 1), epoch=2, metrics={"val_loss": 0.3}) is None
 
 

@@ -22,6 +22,7 @@ EXPECTED = [
     "RetentionPlan",
     "ScrubReport",
     "ValidationReport",
+    "init_store",
     "list_experiments",
     "open_store",
 ]

@@ -15,6 +15,7 @@ from ckpt_lib.cli.output import (
     Column,
     as_number,
     as_size,
+    note,
     print_facts,
     print_heading,
     print_json,
@@ -50,11 +51,13 @@ def summary(
             "epochs": f"{found['first_epoch']} to {found['last_epoch']}" if found["total_checkpoints"] else "-",
             "latest": found["latest_checkpoint"] or "-",
             "best": found["best_checkpoint"] or "-",
-            "best by": f"{manager.monitor.metric} ({manager.monitor.mode})",
+            "best by": f"{found['monitor']['metric']} ({found['monitor']['mode']})",
             "pinned": "\n".join(found["pinned_checkpoints"]) or "-",
             "tags": ", ".join(found["tags"]) or "-",
         }
     )
+    if warning := found["monitor_warning"]:
+        note(warning, warning=True)
     if statistics := found["statistics"]:
         print_heading("Metrics")
         columns = (Column("metric"), *(Column(name.replace("_", " "), numeric=True) for name in _STATISTICS))

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ckpt_lib.cli import analysing, checking, copying, doctoring, editing, finding, reconciling, retiring, trash
+from ckpt_lib.cli import (
+    analysing,
+    checking,
+    copying,
+    doctoring,
+    editing,
+    finding,
+    initialising,
+    reconciling,
+    retiring,
+    trash,
+)
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -61,6 +72,7 @@ app.command("show", rich_help_panel="Look")(finding.show)
 app.command("compare", rich_help_panel="Look")(analysing.compare)
 app.command("summary", rich_help_panel="Look")(analysing.summary)
 app.command("experiments", rich_help_panel="Look")(finding.experiments)
+app.command("init", rich_help_panel="Keep safe")(initialising.init)
 app.command("validate", rich_help_panel="Keep safe")(checking.validate)
 app.command("scrub", rich_help_panel="Keep safe")(checking.scrub)
 app.command("repair", rich_help_panel="Keep safe")(checking.repair)
@@ -70,6 +82,7 @@ app.command("backup", rich_help_panel="Keep safe")(copying.backup)
 app.command("restore", rich_help_panel="Keep safe")(copying.restore)
 app.command("reconcile", rich_help_panel="Keep safe")(reconciling.reconcile)
 app.command("pin", rich_help_panel="Keep safe")(editing.pin)
+app.command("monitor", rich_help_panel="Label and move")(editing.monitor)
 app.command("tag", rich_help_panel="Label and move")(editing.tag)
 app.command("export", rich_help_panel="Label and move")(copying.export)
 app.command("import", rich_help_panel="Label and move")(copying.import_checkpoint)

@@ -29,6 +29,34 @@ def pin(
     _print_edited((manager.unpin_checkpoint if off else manager.pin_checkpoint)(checkpoint_id), as_json=as_json)
 
 
+def monitor(
+    metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="The metric. Without it: show it.")] = None,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    mode: Annotated[str | None, typer.Option(metavar="min|max", help="Whether smaller or larger is better.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show or change the metric that decides which checkpoint is the best.
+
+    The first save of an experiment records it. A change holds for every later question, save and cleanup.
+    """
+    manager = open_manager(store, experiment, config)
+    if metric is not None:
+        if mode not in ("min", "max"):
+            raise ConfigError("whether smaller or larger is better was not said", expected="--mode min, or --mode max")
+        manager.set_monitor(metric, mode)  # type: ignore[arg-type]
+    elif mode is not None:
+        raise ConfigError("--mode was given without a metric", expected="ckpt monitor METRIC --mode max")
+    best = manager.get_best_checkpoint()
+    facts = {**manager.monitor.model_dump(), "best_checkpoint": best.checkpoint_id if best else None}
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, **facts})
+    else:
+        print_facts({name.replace("_", " "): value or "-" for name, value in facts.items()})
+
+
 def tag(
     checkpoint_id: options.CheckpointName,
     *,

@@ -85,6 +85,8 @@ def list_checkpoints(
         f"{as_size(sum(item.file_size for item in found))}. "
         f"The best is by {monitor.metric} ({monitor.mode})."
     )
+    if problem := manager.monitor_warning:
+        note(problem, warning=True)
     for report in unreadable:
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
 

@@ -103,6 +103,8 @@ def _print_report(report: CleanupReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
+    if report.plan.warning:
+        note(report.plan.warning, warning=True)
     if report.dry_run:
         going = report.plan.deleted_ids
         note(f"{count_of(len(going), 'checkpoint')} would go and free {as_size(report.plan.freed_bytes)}.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, ExperimentNotFoundError
 
 # The core is imported by the functions that use it, so that `ckpt --help` answers at once.
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str
     if name is not None:
         return check_experiment_name(name) if may_be_new else check_experiment_exists(store, name)
     known = list_experiments(store)
+    if not known:
+        raise ExperimentNotFoundError(
+            "the store holds no experiments yet", path=store.location(""), hint="The first save of a training adds one."
+        )
     if len(known) > 1:
         more = f" and {len(known) - 20} more" if len(known) > 20 else ""
         raise ConfigError(

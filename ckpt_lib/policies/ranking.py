@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeGuard, TypeVar
@@ -21,6 +22,13 @@ class Ranked(Protocol):
 
     @property
     def healthy(self) -> bool: ...
+
+
+class HasMetrics(Protocol):
+    """Anything that has recorded metrics."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
 
 
 R = TypeVar("R", bound=Ranked)
@@ -46,3 +54,16 @@ def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
     healthy = (record for record in records if record.healthy)
     competing = [(value, record) for record in healthy if is_rankable(value := record.metrics.get(monitor.metric))]
     return [record for value, record in sorted(competing, key=lambda pair: (sign * pair[0], pair[1].sequence))]
+
+
+def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics]) -> str | None:
+    """Return a sentence if ``checkpoints`` have recorded metrics, but none the monitored one; else ``None``."""
+    logged = {name for checkpoint in checkpoints for name in checkpoint.metrics}
+    if not logged or monitor.metric in logged:
+        return None
+    close = difflib.get_close_matches(monitor.metric, logged, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(logged)[:10])}"
+    return (
+        f"no checkpoint is the best: the monitored metric {monitor.metric!r} was never logged; {hint} "
+        "`ckpt monitor` and set_monitor() change it."
+    )

@@ -82,6 +82,8 @@ class RetentionPlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     decisions: tuple[Decision, ...]
+    warning: str | None = None
+    """Why no checkpoint is kept as the best, where none has recorded the monitored metric."""
 
     @property
     def kept_ids(self) -> tuple[str, ...]:

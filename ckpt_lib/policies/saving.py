@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
+
+REFUSALS_TO_WARN = 100
+SECONDS_TO_WARN = 1800.0
+"""A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class SavedRecord:
 
 @dataclass(frozen=True)
 class SaveContext:
-    """The moment a policy is asked about. ``saved`` holds what is in the experiment, oldest first."""
+    """The moment a policy is asked about. ``saved`` holds the checkpoints of this run, oldest first."""
 
     epoch: int
     step: int
@@ -34,6 +39,8 @@ class SaveContext:
     saved: tuple[SavedRecord, ...] = ()
     seconds_since_last_save: float | None = None
     """``None`` when this process has saved nothing yet."""
+    monitor: Monitor = field(default_factory=Monitor)
+    """The recorded measure of the best."""
 
 
 class SavePolicy(Protocol):
@@ -60,7 +67,7 @@ def _check_policies(policies: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class EveryEpochs:
-    """Save when the epoch is a multiple of ``epochs``."""
+    """Save when the epoch is a multiple of ``epochs``, or so many epochs have passed since the run's last save."""
 
     epochs: int = 1
 
@@ -68,12 +75,12 @@ class EveryEpochs:
         _check_positive("epochs", self.epochs)
 
     def should_save(self, context: SaveContext) -> bool:
-        return context.epoch % self.epochs == 0
+        return _is_due(context.epoch, self.epochs, [item.epoch for item in context.saved])
 
 
 @dataclass(frozen=True)
 class EverySteps:
-    """Save when the step is a multiple of ``steps``."""
+    """Save when the step is a multiple of ``steps``, or so many steps have passed since the run's last save."""
 
     steps: int
 
@@ -81,7 +88,13 @@ class EverySteps:
         _check_positive("steps", self.steps)
 
     def should_save(self, context: SaveContext) -> bool:
-        return context.step % self.steps == 0
+        return _is_due(context.step, self.steps, [item.step for item in context.saved])
+
+
+def _is_due(now: int, interval: int, saved: Sequence[int]) -> bool:
+    """A count may pass over every multiple, with gradient accumulation for example; a run begins at 0."""
+    last = saved[-1] if saved else 0
+    return now % interval == 0 or now - last >= interval
 
 
 @dataclass(frozen=True)
@@ -100,29 +113,34 @@ class EverySeconds:
 
 @dataclass(frozen=True)
 class OnImprovement:
-    """Save when ``metric`` beats every healthy checkpoint of the experiment. NaN and infinities never do.
+    """Save when ``metric`` beats every healthy checkpoint of this run. NaN and infinities never do.
 
-    Raises :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would
-    otherwise mean that nothing is ever saved.
+    Without a ``metric``, the one that the experiment records as monitored; a ``mode`` left out is "min". Raises
+    :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would otherwise
+    mean that nothing is ever saved.
     """
 
-    metric: str = "val_loss"
-    mode: Mode = "min"
+    metric: str | None = None
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
+        if self.mode not in (None, "min", "max"):
             raise ConfigError("mode must be 'min' or 'max'", got=repr(self.mode))
+        if self.metric is None and self.mode is not None:
+            raise ConfigError("a mode needs its metric", expected='metric="val_loss"', got=repr(self))
 
     def should_save(self, context: SaveContext) -> bool:
-        if self.metric not in context.metrics:
+        monitor = Monitor(metric=self.metric, mode=self.mode or "min") if self.metric else context.monitor
+        if monitor.metric not in context.metrics:
             raise UnknownMetricError(
-                f"saving depends on the metric {self.metric!r}, which was not given",
-                expected=f"metrics={{{self.metric!r}: …}}",
+                f"saving depends on the metric {monitor.metric!r}, which was not given",
+                expected=f"metrics={{{monitor.metric!r}: …}}",
                 got=sorted(context.metrics),
-                hint="Pass it, or set monitor_metric to one you pass.",
+                hint="Pass it, or have one monitored that you pass: `ckpt monitor`, set_monitor().",
             )
-        best = ranked(context.saved, Monitor(metric=self.metric, mode=self.mode))
-        return is_better(context.metrics[self.metric], best[0].metrics[self.metric] if best else None, self.mode)
+        best = ranked(context.saved, monitor)
+        value = context.metrics[monitor.metric]
+        return is_better(value, best[0].metrics[monitor.metric] if best else None, monitor.mode)
 
 
 @dataclass(frozen=True)
@@ -172,4 +190,33 @@ def policy_of(config: CheckpointConfig) -> SavePolicy:
     interval = EveryEpochs(config.save_interval)
     if not config.save_best_only:
         return interval
-    return AllOf(interval, OnImprovement(config.monitor_metric, config.monitor_mode))
+    return AllOf(interval, OnImprovement())
+
+
+def measures_improvement(policy: Any) -> bool:
+    """Return whether a policy compares with earlier checkpoints, itself or in one of those that it combines."""
+    return isinstance(policy, OnImprovement) or any(map(measures_improvement, getattr(policy, "policies", ())))
+
+
+class Refusals:
+    """How often and for how long a policy has said no without a yes in between."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+        self._has_warned = False
+
+    def add(self, policy: SavePolicy, context: SaveContext) -> str | None:
+        """Note a refusal; return the warning that is due, once, when nothing has been saved for long."""
+        self._count += 1
+        seconds = time.monotonic() - self._since
+        if self._has_warned or (self._count < REFUSALS_TO_WARN and seconds < SECONDS_TO_WARN):
+            return None
+        self._has_warned = True
+        best = ranked(context.saved, context.monitor)
+        measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
+        return (
+            f"nothing has been saved for {self._count} calls and {seconds:.0f} s: {policy!r} refuses epoch "
+            f"{context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
+            "save_checkpoint(force=True) saves all the same."
+        )

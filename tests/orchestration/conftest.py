@@ -21,12 +21,9 @@ from deployments.server import free_port, prefect_server
 @pytest.fixture(scope="session")
 def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of processes that use the server; its services look around more often than by default."""
-    with pytest.MonkeyPatch.context() as environment_variables:
-        environment_variables.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS", "5")
-        environment_variables.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "2")
-        environment_variables.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
-        with prefect_server(tmp_path_factory.mktemp("prefect"), free_port(0)) as environment:
-            yield environment
+    settings = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    with prefect_server(tmp_path_factory.mktemp("prefect"), free_port(0), **settings) as environment:
+        yield environment
 
 
 @pytest.fixture

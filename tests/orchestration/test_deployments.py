@@ -55,7 +55,7 @@ class Api:
 
     def artifact_keys(self, run_id: str) -> set[str]:
         found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
-        return {artifact["key"] for artifact in found}
+        return {artifact["key"].rpartition("-")[0] for artifact in found}
 
 
 def _unless_busy(response: httpx.Response) -> httpx.Response | None:
@@ -111,43 +111,61 @@ def prefect(*arguments: str, environment: dict[str, str]) -> str:
 
 def finished(api: Api, run_id: str) -> dict[str, Any]:
     """Wait until the run has ended, and insist that it ended well."""
-
-    def ended() -> dict[str, Any] | None:
-        run = api.run(run_id)
-        return run if run["state_type"] in ENDED else None
-
-    run: dict[str, Any] = wait_for("the run to end", ended)
+    run = ended(api, run_id)
     assert run["state_type"] == "COMPLETED", run["state"]
     return run
 
 
-def store_with_checkpoints(path: Path) -> dict[str, Any]:
-    """A small store, as the parameter of a deployment."""
+def failed(api: Api, run_id: str) -> str:
+    """Wait until the run has ended, and insist that it failed; return the message of its state."""
+    run = ended(api, run_id)
+    assert run["state_type"] == "FAILED", run["state"]
+    return str(run["state"]["message"])
+
+
+def ended(api: Api, run_id: str) -> dict[str, Any]:
+    """Wait until the run has ended."""
+
+    def found() -> dict[str, Any] | None:
+        run = api.run(run_id)
+        return run if run["state_type"] in ENDED else None
+
+    run: dict[str, Any] = wait_for("the run to end", found)
+    return run
+
+
+def with_store(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """The environment from which ``prefect.yaml`` takes its store."""
+    folders = {"CKPT_CHECKPOINT_DIR": str(folder / "store"), "CKPT_EXPORT_DIR": str(folder / "exports")}
+    return {**environment, **folders}
+
+
+def store_with_checkpoints(path: Path) -> None:
+    """Make a small store."""
     config = CheckpointConfig(checkpoint_dir=str(path))
     for epoch in (1, 2):
         parts = build()
         CheckpointManager(config, "digits").save_checkpoint(model=parts.model, epoch=epoch, metrics={"val_loss": 1.0})
-    return {"checkpoint_dir": str(path)}
 
 
 def test_deployed_flows_run_on_a_worker(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
     """`prefect deploy --all` registers every deployment, and a process worker trains by one of them."""
-    prefect("work-pool", "create", "checkpoints", "--type", "process", environment=server_environment)
-    prefect("deploy", "--all", environment=server_environment)
+    environment = with_store(server_environment, tmp_path)
+    prefect("work-pool", "create", "checkpoints", "--type", "process", environment=environment)
+    prefect("deploy", "--all", environment=environment)
     declared = yaml.safe_load((PROJECT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     deployed = api.deployments()
     assert deployed.keys() >= {item["name"] for item in declared}
     assert deployed["nightly"]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-    run_id = api.start(
-        deployed["digits"],
-        {
-            "checkpoints": {"checkpoint_dir": str(tmp_path / "store")},
-            "training": {"epochs": 2, "channels": 4},
-        },
-    )
+    assert deployed["nightly"]["parameters"]["checkpoints"]["checkpoint_dir"] == str(tmp_path / "store")
+    run_id = api.start(deployed["digits"], {"training": {"epochs": 2, "channels": 4}})
+    relative = api.start(deployed["nightly"], {"checkpoints": {"checkpoint_dir": "checkpoints"}})
+    missing = api.start(deployed["hourly"], {"checkpoints": {"checkpoint_dir": str(tmp_path / "unmounted")}})
     worker = ["prefect", "worker", "start", "--pool", "checkpoints", "--type", "process", "--limit", "1"]
-    with process(worker, server_environment, tmp_path / "worker.log"):
+    with process(worker, environment, tmp_path / "worker.log"):
         finished(api, run_id)
+        assert "checkpoint_dir is relative" in failed(api, relative)
+        assert "no checkpoints are stored here" in failed(api, missing)
     store = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"))
     assert len(CheckpointManager(store, "digits").list_checkpoints()) == 2
     assert api.artifact_keys(run_id) == {"training-digits", "checkpoints-digits", "metrics-digits"}
@@ -155,24 +173,23 @@ def test_deployed_flows_run_on_a_worker(server_environment: dict[str, str], api:
 
 def test_served_flows_run_and_schedules_fire(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
     """Served, every flow started from the page completes, a schedule fires by itself, and Ctrl-C ends it all."""
-    checkpoints = store_with_checkpoints(tmp_path / "store")
+    store_with_checkpoints(tmp_path / "store")
     parameters: dict[str, dict[str, Any]] = {
         "digits": {"training": {"epochs": 3, "channels": 4}, "experiment_name": "served"},
-        "on-demand": {"export_dir": str(tmp_path / "exports")},
+        "on-demand": {},
         "nightly": {},
         "hourly": {},
     }
-    with process(["deployments.serve"], server_environment, tmp_path / "serve.log") as server:
+    environment = with_store(server_environment, tmp_path)
+    with process(["deployments.serve"], environment, tmp_path / "serve.log") as server:
         wait_for("the deployments", lambda: "cleanup_store/hourly" in (tmp_path / "serve.log").read_text())
         deployed = wait_for("them to be registered", lambda: _all_ready(api, set(parameters)))
-        runs = {
-            name: api.start(deployed[name], {"checkpoints": checkpoints, **own}) for name, own in parameters.items()
-        }
+        runs = {name: api.start(deployed[name], own) for name, own in parameters.items()}
         for name, run_id in runs.items():
             finished(api, run_id)
             assert api.artifact_keys(run_id), name
         before = {run["id"] for run in api.runs_of(deployed["hourly"])}
-        every_five_seconds = {"active": True, "schedule": {"interval": 5}, "parameters": {"checkpoints": checkpoints}}
+        every_five_seconds = {"active": True, "schedule": {"interval": 5}}
         api.post(f"/deployments/{deployed['hourly']['id']}/schedules", [every_five_seconds])
         wait_for(
             "the schedule to fire",
@@ -184,9 +201,12 @@ def test_served_flows_run_and_schedules_fire(server_environment: dict[str, str],
         os.kill(server.pid, signal.SIGINT)
         assert server.wait(timeout=60) == 0
     assert (tmp_path / "exports").is_dir()
+    log = (tmp_path / "serve.log").read_text()
+    assert log.endswith("\nStopped.\n")
+    assert "Traceback" not in log
 
 
 def _all_ready(api: Api, names: set[str]) -> dict[str, dict[str, Any]] | None:
     found = api.deployments()
-    ready = {name for name in names & found.keys() if found[name]["status"] == "READY" and not found[name]["paused"]}
+    ready = {name for name in names & found.keys() if found[name]["status"] == "READY"}
     return found if ready == names else None

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.utilities import schema_tools
 from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager, init_store
 from ckpt_lib.errors import (
     CorruptCheckpointError,
     ExperimentNotFoundError,
@@ -34,11 +34,12 @@ SMALL = {"batch_size": 256, "channels": 4}
 
 
 def artifacts(state: State[Any]) -> dict[str, Any]:
-    """Key to content of everything the flow run published."""
+    """Content of everything the flow run published, by kind and experiment: the key without its digest."""
     assert state.state_details.flow_run_id is not None
     chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
-        return {str(artifact.key): artifact.data for artifact in client.read_artifacts(artifact_filter=chosen)}
+        found = client.read_artifacts(artifact_filter=chosen)
+    return {str(artifact.key).rpartition("-")[0]: artifact.data for artifact in found}
 
 
 def saved(config: CheckpointConfig, experiment: str = "run", losses: tuple[float, ...] = (3.0, 1.0, 2.0)) -> list[str]:
@@ -197,7 +198,7 @@ def test_tables_show_every_value(config: CheckpointConfig) -> None:
     @flow
     def report() -> None:
         report_checkpoints(config, "run")
-        report_comparison("run", manager.compare_checkpoints(manager.checkpoint_ids()))
+        report_comparison(config, "run", manager.compare_checkpoints(manager.checkpoint_ids()))
 
     published = artifacts(report(return_state=True))
     newest, oldest = json.loads(published["checkpoints-run"])
@@ -227,7 +228,7 @@ def test_validate_store_reads_everything(config: CheckpointConfig) -> None:
     assert state.is_completed()
     published = artifacts(state)
     assert published["validation-store"].count('"intact"') >= 6
-    assert published["validation-backups"].count('"intact"') >= 6
+    assert published["validation-of-backups-store"].count('"intact"') >= 6
 
 
 @pytest.mark.parametrize("copy", ["checkpoint", "backup"])
@@ -236,7 +237,7 @@ def test_validate_store_offers_and_makes_repairs(config: CheckpointConfig, copy:
     first, *_ = saved(config)
     damage(config, first, "backups" if copy == "backup" else "")
     offered = validate_store(config, return_state=True)
-    table = "validation-backups" if copy == "backup" else "validation-store"
+    table = "validation-of-backups-store" if copy == "backup" else "validation-store"
     assert offered.is_failed()
     assert REPAIRABLE in artifacts(offered)[table]
     repaired = validate_store(config, repair=True, return_state=True)
@@ -308,7 +309,7 @@ def test_validate_store_makes_one_whole_of_two_damaged_copies(config: Checkpoint
     backup.write_bytes(backup.read_bytes()[:-1])
     state = validate_store(config, repair=repair, return_state=True)
     published = artifacts(state)
-    for table in ("validation-store", "validation-backups"):
+    for table in ("validation-store", "validation-of-backups-store"):
         assert (REPAIRED if repair else REPAIRABLE) in published[table]
     assert state.is_completed() == repair
     assert validate_store(config, return_state=True).is_completed() == repair
@@ -397,9 +398,23 @@ def test_what_is_retired_meanwhile_fails_no_run(
 
 
 def test_scheduled_flows_wait_for_the_first_checkpoint(config: CheckpointConfig) -> None:
-    """On a machine where nothing was saved yet, validation and cleanup have nothing to do, and say so."""
+    """In a store that was initialised and holds nothing yet, validation and cleanup have nothing to do, and say so."""
+    init_store(config.checkpoint_dir)
     assert validate_store(config) == []
     assert cleanup_store(config) == {}
+
+
+@pytest.mark.parametrize("flow", [validate_store, cleanup_store])
+@pytest.mark.parametrize("is_mount_point", [True, False])
+def test_a_missing_store_fails_a_schedule(config: CheckpointConfig, flow: Any, is_mount_point: bool) -> None:
+    """A mistyped store and the empty mount point of a missing disk fail the run, unless that was allowed."""
+    if is_mount_point:
+        Path(config.checkpoint_dir).mkdir()
+    state = flow(config, return_state=True)
+    assert state.is_failed()
+    assert "ckpt init" in state.message
+    assert flow(config, allow_missing=True, return_state=True).is_completed()
+    assert Path(config.checkpoint_dir).exists() == is_mount_point
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -74,6 +74,45 @@ def test_no_server_stays(tmp_path: Path, name: str, moment: str) -> None:
         assert not is_running(server)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_background_job_of_a_script_is_stopped(tmp_path: Path) -> None:
+    """Where SIGINT is ignored, as in background jobs of scripts, SIGTERM still ends the command and the server."""
+    ignores = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); from pathlib import Path; "
+        "from deployments import server; sys.exit(server.main(sys.argv[2:], Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", ignores, str(tmp_path), sys.executable, "-c", RUNS_ON]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("Starting")
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.stderr.read() == ""
+
+
+def test_the_server_takes_no_settings_of_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database, a password, a base path or a key that the caller's environment names for a server do not reach it."""
+    theirs = tmp_path / "theirs.db"
+    for name, value in {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{theirs}",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{theirs}",
+        "PREFECT_SERVER_API_AUTH_STRING": "admin:secret",
+        "PREFECT_SERVER_API_BASE_PATH": "/other",
+        "PREFECT_SERVER_UI_SERVE_BASE": "/other",
+        "PREFECT_API_AUTH_STRING": "admin:secret",
+        "PREFECT_API_KEY": "pnu_0",
+        "PREFECT_PROFILE": "none-of-this-name",
+    }.items():
+        monkeypatch.setenv(name, value)
+    asks = "from prefect import get_client; get_client(sync_client=True).read_flows()"
+    with prefect_server(tmp_path / "home") as environment:
+        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=60)
+    assert not theirs.exists()
+    assert (tmp_path / "home" / "prefect.db").exists()
+
+
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     """A mistyped command is told of in one line; none at all starts no server."""
     with started(tmp_path, "no-such-command") as (process, server):

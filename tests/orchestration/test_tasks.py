@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
@@ -19,9 +21,11 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.degradation import RETRY_DELAYS_SECONDS
-from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreError, StoreUnavailableError
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError, StateMismatchError, StoreError, StoreUnavailableError
+from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
+from prefect_checkpoints.tasks.report import artifact_key
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 EXPERIMENT = "run"
@@ -373,3 +377,102 @@ def test_outside_of_a_run_prefect_hears_nothing(degraded: CheckpointConfig, monk
     """A manager that is used by itself asks no server for anything."""
     monkeypatch.setattr("prefect_checkpoints.tasks._events.emit_event", lambda **_: pytest.fail("an event"))
     saved(degraded, epochs=1)
+
+
+@pytest.mark.parametrize("how", ["submit", "map", "delay", "apply_async"])
+def test_a_save_is_never_put_off(config: CheckpointConfig, how: str) -> None:
+    """Submitted, a save would store later weights: every way to put it off is refused, and nothing is written."""
+    arguments: dict[str, Any] = {"model": nn.Linear(2, 2), "epoch": 1}
+    put_off = getattr(tasks.save_checkpoint.with_options(retries=1), how)
+    call = partial(put_off, (config, EXPERIMENT), arguments) if how == "apply_async" else partial(put_off, **arguments)
+    with pytest.raises(ConfigError, match="save_checkpoint_async"):
+        call()
+    assert CheckpointManager(config, EXPERIMENT).list_checkpoints() == []
+
+
+@pytest.mark.parametrize("task", [tasks.load_checkpoint, tasks.resume_training])
+def test_nothing_is_restored_elsewhere(config: CheckpointConfig, task: Any) -> None:
+    """A submitted load that restores is refused, since its model may be a copy; one that only reads is not."""
+    CheckpointManager(config, EXPERIMENT).save_checkpoint(model=nn.Linear(2, 2), epoch=3)
+    with pytest.raises(ConfigError, match="direct call"):
+        task.submit(config, EXPERIMENT, model=nn.Linear(2, 2))
+
+    @flow
+    def reads() -> int:
+        return int(tasks.load_checkpoint.submit(config, EXPERIMENT).result()["epoch"])
+
+    assert reads() == 3
+
+
+@pytest.mark.parametrize("difference", ["weights", "metrics", "tags", "description", "run_config", "extra_state"])
+def test_another_state_of_the_same_step_is_saved(config: CheckpointConfig, difference: str) -> None:
+    """In one flow run, whatever differs at the same epoch and step is a save of its own; each repeat is none."""
+    model = nn.Linear(2, 2)
+    others: dict[str, Any] = {
+        "metrics": {"val_loss": 1.0},
+        "tags": ["seed-2"],
+        "description": "again",
+        "run_config": {"seed": 2},
+        "extra_state": {"seed": 2},
+    }
+
+    @flow
+    def saves() -> list[str | None]:
+        ids = [tasks.save_checkpoint(config, EXPERIMENT, model=model, epoch=1) for _ in range(2)]
+        changed = {difference: others[difference]} if difference in others else {}
+        if not changed:
+            nn.init.zeros_(model.weight)
+        ids += [tasks.save_checkpoint(config, EXPERIMENT, model=model, epoch=1, **changed) for _ in range(2)]
+        return ids
+
+    first, repeated, other, other_repeated = saves()
+    assert first == repeated
+    assert other == other_repeated
+    assert first != other
+    assert len(CheckpointManager(config, EXPERIMENT).list_checkpoints()) == 2
+
+
+def test_a_configuration_is_one_value_to_map(config: CheckpointConfig) -> None:
+    """`map` takes a configuration and a policy as they are, also where there are as many ids as options."""
+    manager = CheckpointManager(config.model_copy(update={"max_checkpoints": 99}), EXPERIMENT)
+    count = len(CheckpointConfig.model_fields)
+    ids = [manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch) for epoch in range(count)]
+
+    @flow
+    def maps() -> tuple[int, int]:
+        reports = [future.result() for future in tasks.validate_checkpoint.map(config, EXPERIMENT, ids)]
+        plans = tasks.cleanup_checkpoints.map(config, [EXPERIMENT], policy=KeepNewest(count=2), dry_run=True)
+        return sum(map(bool, reports)), len(plans[0].result().plan.deleted_ids)
+
+    assert maps() == (count, count - 2)
+
+
+def test_timelines_are_of_one_thing(tmp_path: Path) -> None:
+    """Stores, experiments and kinds whose names look alike in an artifact key have keys of their own."""
+    configs = [CheckpointConfig(checkpoint_dir=str(tmp_path / name)) for name in ("a", "b")]
+    names = [None, "store", "run-1", "run.1", "run_1", "RUN.1"]
+    kinds = ["validation", "validation-of-backups", "checkpoints"]
+    keys = {artifact_key(kind, config, name) for kind in kinds for config in configs for name in names}
+    assert len(keys) == len(kinds) * len(configs) * len(names)
+    assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys)
+    assert artifact_key("x", configs[0], "run") == artifact_key("x", configs[0].model_copy(), "run")
+
+
+def test_a_report_never_fails_its_run(config: CheckpointConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """Text that a plot cannot draw, numbers beyond any axis, a store that is gone: a warning, and the run goes on."""
+    manager = CheckpointManager(config, EXPERIMENT)
+    for sign in (1, -1):
+        metrics = {"cost_$_per_$": sign * 1.0, "$x_{$": sign * 2.0, "m": sign * 1e308}
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1, metrics=metrics)
+    nowhere = config.model_copy(update={"checkpoint_dir": "/dev/null/store"})
+
+    @flow
+    def reports() -> str:
+        for store in (config, nowhere):
+            tasks.report_metrics(store, EXPERIMENT)
+            tasks.report_checkpoints(store, EXPERIMENT)
+            tasks.report_comparison(store, EXPERIMENT, {})
+        return "done"
+
+    assert reports() == "done"
+    assert "No report was published" in caplog.text

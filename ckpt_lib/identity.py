@@ -1,0 +1,68 @@
+"""The identity file at the root of a store, which tells a new store from the mount point of a missing disk.
+
+The first save writes it, and so does ``ckpt init``. A scheduled job that finds neither the file nor an experiment fails
+instead of reporting that all of nothing is intact.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from ckpt_lib.errors import NotAStoreError
+from ckpt_lib.store import Store, open_store
+
+IDENTITY_NAME = ".ckpt-store.json"
+_MAX_BYTES = 2**16
+
+
+class StoreIdentity(BaseModel):
+    """What the identity file of a store holds."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = Field(default=1, ge=1)
+    uid: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[0-9a-f]{32}$")
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+
+
+def init_store(url: str) -> StoreIdentity:
+    """Create the store at ``url`` unless it is there; return its identity.
+
+    A crash leaves the store with its identity or without, and the next call finishes. Raises
+    :class:`~ckpt_lib.errors.StoreError` when the store cannot be written to.
+    """
+    store = open_store(url)
+    ensure_identity(store)
+    return read_identity(store)
+
+
+def ensure_identity(store: Store) -> None:
+    """Write the identity file unless the store has one.
+
+    Power loss may take the file away; the next save writes it again.
+    """
+    if store.stat(IDENTITY_NAME) is not None:
+        return
+    with store.lock("") as held:
+        if store.stat(IDENTITY_NAME) is None:
+            held.put(IDENTITY_NAME, StoreIdentity().model_dump_json(indent=2).encode() + b"\n", durable=False)
+
+
+def read_identity(store: Store) -> StoreIdentity:
+    """Return the identity of a store; raise :class:`~ckpt_lib.errors.NotAStoreError` when it has none or a bad one."""
+    path = store.location(IDENTITY_NAME)
+    try:
+        with store.open_read(IDENTITY_NAME) as file:
+            return StoreIdentity.model_validate_json(file.read(_MAX_BYTES))
+    except FileNotFoundError as error:
+        raise NotAStoreError("the store has no identity file", path=path, hint="`ckpt init` writes it.") from error
+    except ValidationError as error:
+        raise NotAStoreError(
+            "the identity file of the store is damaged",
+            path=path,
+            got=f"{error.error_count()} wrong fields",
+            hint="Delete the file and run `ckpt init`; no checkpoint depends on it.",
+        ) from error

@@ -1,0 +1,46 @@
+"""What every flow asks of its store before it begins."""
+
+from __future__ import annotations
+
+import os
+
+from fsspec.core import split_protocol
+from prefect.context import FlowRunContext
+
+from ckpt_lib import CheckpointConfig, list_experiments, open_store
+from ckpt_lib.errors import ConfigError
+
+
+def experiments_of(checkpoints: CheckpointConfig, *, allow_missing: bool = False) -> list[str]:
+    """Return the names of the experiments in a store, sorted.
+
+    Raises :class:`~ckpt_lib.errors.NotAStoreError` when the store is missing, as on an unmounted disk, unless
+    ``allow_missing``; and :class:`~ckpt_lib.errors.ConfigError` as :func:`require_absolute` does.
+    """
+    require_absolute(checkpoints)
+    return list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=allow_missing)
+
+
+def require_absolute(checkpoints: CheckpointConfig, **folders: str | None) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for a relative folder in a run of a deployment.
+
+    A worker resolves it against a folder of its own, so it names another store than the one that was meant.
+    """
+    run = FlowRunContext.get()
+    if run is None or run.flow_run is None or run.flow_run.deployment_id is None:
+        return
+    folders |= {name: getattr(checkpoints, name) for name in ("checkpoint_dir", "backup_dir", "fallback_dir")}
+    for name, folder in folders.items():
+        if folder is not None and not _is_absolute(folder):
+            raise ConfigError(
+                f"{name} is relative, and a deployment may run in any folder",
+                expected="an absolute path or a URL",
+                got=repr(folder),
+                hint=f"Set {name} in the deployment's parameters; prefect.yaml takes the store from "
+                "CKPT_CHECKPOINT_DIR when it is deployed.",
+            )
+
+
+def _is_absolute(folder: str) -> bool:
+    protocol, path = split_protocol(folder)
+    return os.path.isabs(path) if protocol in (None, "file", "local") else True
