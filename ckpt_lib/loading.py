@@ -134,7 +134,8 @@ def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_
                         manifest.checkpoint_id,
                         manifest.epoch,
                     )
-                return {**payload, "passed_over": passed_over}
+                next_epoch = manifest.epoch + manifest.epoch_finished
+                return {**payload, "passed_over": passed_over, "next_epoch": next_epoch}
         if not retired:
             break
     if not passed_over:

@@ -468,15 +468,14 @@ class CheckpointManager:
             folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
             wait_until_all_copied()  # before what is being copied is written over
             facts = Stored(manifest.kinds, manifest.parameter_names)
-            report = restore(payload, facts, **owners, **options)
+            report = restore(payload, facts, **owners, **options)  # type: ignore[arg-type]  # mypy mixes the two up
             self._saver.go_on_from(manifest)
             self._loaded_id = manifest.checkpoint_id
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
         said = {"replaced": report.replaced, "changed_values": report.changed_values} if any(owners.values()) else {}
-        next_epoch = manifest.epoch + manifest.epoch_finished
-        return {**payload, "checkpoint_id": manifest.checkpoint_id, "next_epoch": next_epoch, **said}
+        return {**payload, "checkpoint_id": manifest.checkpoint_id, **said}
 
     def _bring_stranded_home(self) -> None:
         """Before anything is loaded, so that ``"latest"`` is what was saved last; a warning tells what stays away."""

@@ -1,8 +1,8 @@
 """From a verified payload back into models, optimizers and schedulers.
 
-What ``load_state_dict(strict=True)`` of a model takes is taken. An optimizer's state is matched by parameter names where
-both sides have them, else by position. Restored state shares no memory with the payload, and an error leaves everything
-as it was.
+What ``load_state_dict(strict=True)`` of a model takes is taken. An optimizer's state is matched by parameter names
+where both sides have them, else by position. Restored state shares no memory with the payload, and an error leaves
+everything as it was.
 """
 
 from __future__ import annotations
@@ -18,40 +18,15 @@ from ckpt_lib.state import PARTS, Names, Stateful, check_stateful, parameter_nam
 
 logger = logging.getLogger("ckpt_lib")
 
-_SHAPED_LIKE_PARAMETERS = frozenset(
-    [
-        "exp_avg",
-        "exp_avg_sq",
-        "max_exp_avg_sq",
-        "momentum_buffer",
-        "square_avg",
-        "grad_avg",
-        "acc_delta",
-        "sum",
-        "prev",
-        "step_size",
-        "exp_inf",
-        "ax",
-    ]
-)
+_SHAPED_LIKE_PARAMETERS = {
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
+    *("sum", "prev", "step_size", "exp_inf", "ax"),
+}
 """What the optimizers of PyTorch call state that has the shape of its parameter."""
-_PROGRESS = frozenset(
-    [
-        "last_epoch",
-        "_step_count",
-        "_last_lr",
-        "_get_lr_called_within_step",
-        "_initial_step",
-        "_is_initial",
-        "T_cur",
-        "T_i",
-        "best",
-        "num_bad_epochs",
-        "cooldown_counter",
-        "mode_worse",
-        "_get_lr_called_within_step",
-    ]
-)
+_PROGRESS = {
+    *("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_initial_step", "_is_initial"),
+    *("T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter"),
+}
 """What a scheduler's state says of how far it has come, and not of how it was built."""
 _UNCHANGED = "Nothing was changed."
 
@@ -202,12 +177,17 @@ def _hyperparameters(optimizer: Any) -> dict[str, Any]:
         _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
         for number, group in enumerate(groups)
         for name, value in group.items()
-        if name in defaults
+        if name in defaults and not _is_cycled(name, group)
     }
 
 
 def _setting(number: int, count: int, name: str) -> str:
     return name if count == 1 else f"param_groups[{number}].{name}"
+
+
+def _is_cycled(name: str, group: Mapping[str, Any]) -> bool:
+    """Whether a scheduler moves this setting up and down, as it does the learning rate."""
+    return name in ("momentum", "betas") and "max_momentum" in group
 
 
 def _first_rate(group: Mapping[str, Any]) -> Any:
@@ -263,7 +243,7 @@ def _stored_settings(part: str, state: Mapping[str, Any]) -> dict[str, Any]:
         _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
         for number, group in enumerate(groups)
         for name, value in group.items()
-        if name != "params"
+        if name != "params" and not _is_cycled(name, group)
     }
 
 
@@ -307,7 +287,7 @@ def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]
     so that keeping what they had before costs no memory.
     """
     undo: list[Callable[[], object]] = []
-    for part in reversed(wanted):
+    for part in reversed(list(wanted)):
         owner, state = wanted[part], states[part]
         try:
             undo.append(_way_back(part, owner, state))
@@ -409,18 +389,16 @@ def _extra_state(module: Any) -> tuple[Any] | None:
     return (copy.deepcopy(module.get_extra_state()),)
 
 
-def _own(owner: Stateful, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+def _own(owner: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """What an owner may keep: a module copies tensors into its own, but takes extra state over; others take all.
 
     Loading code of others may keep tensors too, so that it gets copies.
     """
-    if not _is_module(owner) or any(map(_has_own_loading, owner.modules())):  # type: ignore[attr-defined]
-        own = copy.deepcopy(stored)
-        if hasattr(stored, "_metadata"):
-            own._metadata = copy.deepcopy(stored._metadata)  # type: ignore[attr-defined]
-        return own
     own: Any = copy.copy(stored)  # with the versions of the modules, which hang on it
-    own.update({key: copy.deepcopy(value) for key, value in stored.items() if key.endswith("_extra_state")})
+    keeps_all = not _is_module(owner) or any(map(_has_own_loading, owner.modules()))
+    own.update(
+        {key: copy.deepcopy(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")}
+    )
     return own  # type: ignore[no-any-return]
 
 
@@ -448,23 +426,25 @@ def _check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -
     if not isinstance(current, Mapping):
         return []
     _refuse_meta(current)
-    if (differences := _differences(current, state)) and _is_module(model):
-        if not any(map(_has_own_loading, model.modules())) and not _is_tolerant(model):
-            raise StateMismatchError(
-                "the checkpoint does not fit the model: " + "; ".join(differences),
-                hint=f"Build the model as it was when the checkpoint was saved. {_UNCHANGED}",
-            )
+    if _is_module(model) and not _decides_itself(model) and (differences := _differences(current, state)):
+        raise StateMismatchError(
+            "the checkpoint does not fit the model: " + "; ".join(differences),
+            hint=f"Build the model as it was when the checkpoint was saved. {_UNCHANGED}",
+        )
     changed = sorted({*_changed_by_type(current, state), *_changed_by_ties(current, state)})
     if changed and require_exact:
         raise StateMismatchError(f"the model cannot hold stored values exactly: {_some(changed)}", hint=_UNCHANGED)
     return changed
 
 
-def _is_tolerant(model: Any) -> bool:
-    """Whether a standard module takes other names than its own: those of older versions, or lazy ones."""
+def _decides_itself(model: Any) -> bool:
+    """Whether other names or shapes than the model's own may load: older versions, hooks, loading code of its own."""
     from torch import nn
 
-    return any(type(module)._load_from_state_dict is not nn.Module._load_from_state_dict for module in model.modules())
+    standard = nn.Module._load_from_state_dict
+    return any(
+        _has_own_loading(module) or type(module)._load_from_state_dict is not standard for module in model.modules()
+    )
 
 
 def _refuse_meta(current: Mapping[str, Any]) -> None:
@@ -495,9 +475,9 @@ def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any]) -> It
         stored = state.get(name)
         if not isinstance(value, torch.Tensor) or not isinstance(stored, torch.Tensor) or _is_lazy(value):
             continue
-        if value.dtype != stored.dtype and not (value.is_quantized or stored.is_quantized):
-            if _loses(stored, value.dtype):
-                yield name
+        is_quantized = value.is_quantized or stored.is_quantized
+        if value.dtype != stored.dtype and not is_quantized and _loses(stored, value.dtype):
+            yield name
 
 
 def _loses(stored: Any, dtype: Any) -> bool:

@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"names", "config"},
     {"metadata"},
     {"draft"},
+    {"state"},
     {"stream"},
     {"store", "formats", "background", "preemption"},
     {"folder", "identity", "testing"},
