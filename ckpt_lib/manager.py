@@ -951,7 +951,7 @@ class CheckpointManager:
         return quarantine.remove(self._folder, str(CheckpointId.parse(checkpoint_id)))
 
     def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
-        """Find everything that is not as it should be; with ``fix``, put right what can be, and say what is left.
+        """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
 
         With ``deep``, every byte is read as well. Nothing is deleted but what a save or a deletion that did not come to
         its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run

@@ -20,8 +20,8 @@ _LARGEST_DRAWN = 1e100
 def metrics_figure(checkpoints: Sequence[CheckpointMetadata]) -> Figure:
     """One panel for each metric with finite values (at most 12), over the epoch; a star marks the best checkpoint.
 
-    Metrics that differ only in a ``train_`` or ``val_`` prefix share a panel. Names are drawn as they are. A value beyond
-    1e100 is left out, and the label of the axis says so.
+    Metrics that differ only in a ``train_`` or ``val_`` prefix share a panel. Names are drawn as they are. Values that
+    exceed 1e100 are left out, and the label of the axis says so.
     """
     with rc_context({"text.parse_math": False, "text.usetex": False}):
         return _figure(checkpoints)

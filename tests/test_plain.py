@@ -69,7 +69,6 @@ class Settings(BaseModel):
         (-math.inf, "-Infinity"),
         (10**30, 10**30),
     ],
-    ids=lambda value: repr(value)[:30],
 )
 def test_values_that_training_scripts_have(make_manager: MakeManager, given_value: Any, stored: Any) -> None:
     """Each is stored as a plain value, and read back as that."""
