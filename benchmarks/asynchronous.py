@@ -31,7 +31,7 @@ _TARGETS = {MEMCPY: 1.25, _FRESH: 0.35, _SHARED: 1.1}
 def rows(settings: Settings) -> Iterator[Row]:
     """The stall of the first save and of later ones, against copying and against others that copy."""
     state = make(ADAM, settings.largest)
-    later = Ours(settings.folder / "later", overlap_copy=False)
+    later = Ours(settings.folder / "later")
     with ExitStack() as stack:
         stack.enter_context(later.manager)
         later.manager.prepare(**state.parts)
@@ -85,7 +85,7 @@ def stall_of(ours: Ours, state: State) -> float:
 
 def _first_save(folder: Path, state: State) -> Measure:
     def measure() -> float:
-        ours = Ours(folder, overlap_copy=False)
+        ours = Ours(folder)
         with ours.manager:
             ours.manager.prepare(**state.parts)
             seconds = stall_of(ours, state)

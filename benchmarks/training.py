@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import limits
-from benchmarks.asynchronous import MEMCPY
 from benchmarks.harness import Measure, Row, Settings, compare, interleave, settle, timed
 from benchmarks.ours import Ours
 from benchmarks.peers import FILE_NAME, make_durable
 from benchmarks.states import ADAM, State, TimedAdamW, make
 
-OVERLAPPED = "stall of an asynchronous save that overlaps with forward and backward"
 STEP = "step time while a save runs in the background"
 LOST = "training time lost to a save in the background"
 UNTIL_DONE = "time until a save in the background is durable, while training goes on"
@@ -33,13 +30,12 @@ _MAX_STEPS = 40
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """The overlapped stall, then whole steps beside a save."""
+    """Whole steps beside a save."""
     state = make(ADAM, settings.largest)
     loop = Loop(state, settings.step_seconds)
     ours = Ours(settings.folder / "ours", overlap_copy=True)
     with ours.manager:
         ours.manager.prepare(**state.parts)
-        yield _stall(settings, loop, ours)
         yield from _steps(settings, loop, ours)
         ours.discard()
 
@@ -68,27 +64,6 @@ class Loop:
     def step(self) -> None:
         self.forward_and_backward()
         self.optimizer.timed_step()
-
-
-def _stall(settings: Settings, loop: Loop, ours: Ours) -> Row:
-    state = loop.state
-    copy = limits.copier(state.tensors)
-
-    def measure() -> float:
-        ours.discard()
-        loop.step()
-        call = timed(lambda: _begin_ours(ours, state))
-        loop.step()  # notes how long the hooks before the optimizer's step waited for the copy
-        ours.manager.flush()
-        return call + loop.optimizer.waited_seconds
-
-    samples = interleave(
-        {_OURS: measure, MEMCPY: partial(limits.warm_seconds, copy)}, rounds=settings.rounds, warm_up=settings.warm_up
-    )
-    target = 0.3 if state.size == "1GB" else None
-    return compare(
-        samples, _OURS, MEMCPY, name=OVERLAPPED, state=state.shape, size_bytes=state.size_bytes, target=target
-    )
 
 
 def _begin_ours(ours: Ours, state: State) -> Any:

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_lib.draft import Draft
+from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
@@ -31,19 +32,77 @@ class SaveHandle(Future["str | None"]):
     """A save under way: a future of the new id, or of ``None`` when the save policy said no.
 
     ``result()`` returns once the checkpoint is durable. An error that no one asks for here is raised by the manager's
-    next call instead.
+    next call instead. It belongs to the process of the save: in a forked child, asking it raises
+    :class:`~ckpt_lib.errors.ConfigError`, and it cannot be pickled.
     """
 
-    def __init__(self, draft: Draft | None = None, snapshot: Snapshot | None = None) -> None:
+    def __init__(self, draft: Draft | None = None, buffer: StagingBuffer | None = None) -> None:
         super().__init__()
         self.draft = draft
+        self.buffer = buffer
+        """The memory of the copy, until the save has ended."""
         self.error_was_seen = False
+        self._snapshot: Snapshot | None = None
+        self._process_id = os.getpid()
+        # Waiting for a Future's own condition, an interrupt can leave the condition's lock held for ever, and with it
+        # the thread that saves. A plain lock, taken and released in C, is never left held.
+        self._ended = threading.Lock()
+        self._ended.acquire()
+        self._has_ended = False
+        self._buffer_is_free = threading.Lock()
+        self._buffer_is_free.acquire()
+        self.set_running_or_notify_cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError("a save under way cannot be sent to another process", hint="Send the id: handle.result().")
+
+    def end(self, outcome: Callable[[], None]) -> None:
+        """Set the outcome, by a method of ``Future``, and wake those who wait for it."""
+        outcome()
+        self._has_ended = True
+        self._ended.release()
+
+    def _wait(self, timeout: float | None) -> None:
+        self._check_process()
+        if self._has_ended:
+            return
+        if timeout is None:
+            with self._ended:
+                return
+        if self._ended.acquire(timeout=max(0.0, timeout)):
+            self._ended.release()
+        else:
+            raise TimeoutError
+
+    def _check_process(self) -> None:
+        if self._process_id != os.getpid():
+            raise ConfigError(
+                "the save belongs to the process that started it",
+                expected=f"process {self._process_id}",
+                got=os.getpid(),
+                hint="A forked child saves with a manager of its own.",
+            )
+
+    def take_snapshot(self, snapshot: Snapshot) -> None:
+        """Say which copy is being made for this save."""
         self._snapshot = snapshot
 
     def wait_until_copied(self) -> None:
         """Return once the state that is being saved may be changed by any means."""
+        self._check_process()
         if (snapshot := self._snapshot) is not None:
             snapshot.finish()
+
+    def wait_for_buffer(self) -> None:
+        """Return once the save needs its buffer no longer."""
+        with self._buffer_is_free:
+            pass
+
+    def release_buffer(self) -> None:
+        """Let another save have the buffer."""
+        if self.buffer is not None:
+            self.buffer = None
+            self._buffer_is_free.release()
 
     def forget_snapshot(self) -> None:
         """Let go of the state, which is on disk, or never will be."""
@@ -52,17 +111,19 @@ class SaveHandle(Future["str | None"]):
     def done(self) -> bool:
         if (snapshot := self._snapshot) is not None:
             snapshot.note_contact()
-        return super().done()
+        return self._has_ended
 
     def result(self, timeout: float | None = None) -> str | None:
         try:
-            return super().result(timeout)
+            self._wait(timeout)
+            return super().result(0)
         finally:
             self.error_was_seen |= self.done()  # a wait that timed out has seen nothing
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         try:
-            return super().exception(timeout)
+            self._wait(timeout)
+            return super().exception(0)
         finally:
             self.error_was_seen |= self.done()
 
@@ -70,7 +131,7 @@ class SaveHandle(Future["str | None"]):
 def finished(checkpoint_id: str | None) -> SaveHandle:
     """The handle of a save that had nothing to do."""
     handle = SaveHandle()
-    handle.set_result(checkpoint_id)
+    handle.end(partial(handle.set_result, checkpoint_id))
     return handle
 
 
@@ -88,9 +149,8 @@ class BackgroundSaves:
 
     def _reset(self) -> None:
         self._buffers: list[StagingBuffer] = []
-        self._free: list[StagingBuffer] = []
         self._handles: list[SaveHandle] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._copying = _Worker("ckpt-copy")
         self._committing = _Worker("ckpt-save", niceness=_NICENESS)
         self._following_up = _Worker("ckpt-after-save", niceness=_NICENESS)
@@ -102,12 +162,12 @@ class BackgroundSaves:
 
     def prepare(self, snapshot_into: Callable[[StagingBuffer], Snapshot]) -> None:
         """Make a copy into each buffer, as saves will, and forget it: the memory is then in place."""
-        taken = self._take_buffers(self._limit)
-        try:
-            for buffer in taken:
-                snapshot_into(buffer).finish()
-        finally:
-            self._give_back(taken)
+        self._committing.wait()
+        with self._lock:
+            self._buffers += self._new_buffers(self._limit - len(self._buffers))
+            buffers = list(self._buffers)
+        for buffer in buffers:
+            snapshot_into(buffer).finish()
 
     def start(
         self,
@@ -118,31 +178,57 @@ class BackgroundSaves:
     ) -> SaveHandle:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
         _flush_at_end()
-        taken = self._take_buffers(1)
+        handle = self._begin(draft)
         snapshot: Snapshot | None = None
         try:
-            snapshot = snapshot_into(taken[0])
-            handle = SaveHandle(draft, snapshot)
-            handle.set_running_or_notify_cancel()
-            with self._changed:
-                self._handles.append(handle)
+            assert handle.buffer is not None
+            snapshot = snapshot_into(handle.buffer)
+            handle.take_snapshot(snapshot)
             if not snapshot.is_complete:
                 self._copying.put(snapshot.finish_in_background)
-            self._committing.put(partial(self._commit, handle, snapshot, taken, commit, follow_up))
+            self._committing.put(partial(self._commit, handle, snapshot, commit, follow_up))
         except BaseException:
             if snapshot is not None:
-                snapshot.abandon()  # the copying may have begun: the buffer is given back only when it is over
-            with self._changed:
-                self._handles = [other for other in self._handles if other.draft is not draft]
-            self._give_back(taken)
+                snapshot.abandon()  # the copying may have begun: the buffer is free only when it is over
+            self._forget(handle)
             raise
         return handle
+
+    def _begin(self, draft: Draft) -> SaveHandle:
+        """Wait for a buffer and note a save that uses it.
+
+        Which buffers are free follows from the saves under way, so that no interrupt can lose one.
+        """
+        while True:
+            with self._lock:
+                used = [handle.buffer for handle in self._handles if handle.buffer is not None]
+                free = [buffer for buffer in self._buffers if not any(buffer is other for other in used)]
+                if not free and len(used) < self._limit:
+                    free = self._new_buffers(1)
+                    self._buffers += free
+                if free:
+                    self._handles.append(SaveHandle(draft, free[0]))
+                    return self._handles[-1]
+                oldest = next(handle for handle in self._handles if handle.buffer is not None)
+            if self._committing.is_current:
+                raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
+            oldest.wait_for_buffer()
+
+    @staticmethod
+    def _new_buffers(count: int) -> list[StagingBuffer]:
+        from ckpt_lib.stream.staging import StagingBuffer
+
+        return [StagingBuffer() for _ in range(count)]
+
+    def _forget(self, handle: SaveHandle) -> None:
+        handle.release_buffer()
+        with self._lock:
+            self._handles = [other for other in self._handles if other is not handle]
 
     def _commit(
         self,
         handle: SaveHandle,
         snapshot: Snapshot,
-        taken: list[StagingBuffer],
         commit: Callable[[Snapshot], Any],
         follow_up: Callable[[Any], object],
     ) -> None:
@@ -158,40 +244,18 @@ class BackgroundSaves:
         # First, so that whoever is called back with the outcome may save again.
         snapshot.abandon()
         handle.forget_snapshot()
-        self._give_back(taken)
-        outcome()
-
-    def _take_buffers(self, count: int) -> list[StagingBuffer]:
-        from ckpt_lib.stream.staging import StagingBuffer
-
-        def is_enough() -> bool:
-            return len(self._free) + self._limit - len(self._buffers) >= count
-
-        with self._changed:
-            if self._committing.is_current and not is_enough():
-                raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
-            self._changed.wait_for(is_enough)
-            while len(self._free) < count:
-                self._buffers.append(StagingBuffer())
-                self._free.append(self._buffers[-1])
-            taken, self._free = self._free[:count], self._free[count:]
-            return taken
-
-    def _give_back(self, taken: list[StagingBuffer]) -> None:
-        with self._changed:
-            # One that is not known any more was let go of by close() meanwhile.
-            self._free += [buffer for buffer in taken if any(buffer is known for known in self._buffers)]
-            self._changed.notify_all()
+        handle.release_buffer()
+        handle.end(outcome)
 
     @property
     def under_way(self) -> list[SaveHandle]:
         """The saves that are not committed yet, oldest first."""
-        with self._changed:
+        with self._lock:
             return [handle for handle in self._handles if not handle.done()]
 
     def raise_failure(self) -> None:
         """Raise the oldest error that no one has seen, once."""
-        with self._changed:
+        with self._lock:
             done: list[SaveHandle] = []
             pending: list[SaveHandle] = []
             for handle in self._handles:  # asked once each: it may come to its end meanwhile
@@ -214,7 +278,7 @@ class BackgroundSaves:
     def settle(self) -> None:
         """:meth:`flush`, but raise nothing: what failed is in the log, and keeps no last save from being made."""
         self._wait()
-        with self._changed:
+        with self._lock:
             self._handles = [handle for handle in self._handles if not handle.done()]
 
     def _wait(self) -> None:
@@ -226,33 +290,37 @@ class BackgroundSaves:
         try:
             self.flush()
         finally:
-            with self._changed:
-                self._buffers, self._free = [], []
-                self._changed.notify_all()
+            with self._lock:
+                self._buffers = []
 
 
 class _Worker:
-    """Does one thing after the other on a thread, which lives for as long as there is something to do."""
+    """Does one thing after the other on a thread, which lives for as long as there is something to do.
+
+    The thread is waited for by joining it, and the lock is a plain one: neither is left held by an interrupt.
+    """
 
     def __init__(self, name: str, niceness: int = 0) -> None:
         self._name = name
         self._niceness = niceness
         self._tasks: deque[Callable[[], object]] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def put(self, task: Callable[[], object]) -> None:
-        with self._changed:
+        with self._lock:
             self._tasks.append(task)
-            if self._thread is None:
-                # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                try:
-                    self._thread.start()
-                except BaseException:
+            if self._thread is not None:
+                return
+            # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                if self._thread.ident is None:  # else it is running, though the start was interrupted
                     self._thread = None
                     self._tasks.pop()
-                    raise
+                raise
 
     @property
     def is_current(self) -> bool:
@@ -261,10 +329,10 @@ class _Worker:
 
     def wait(self) -> None:
         """Return once there is nothing left to do."""
-        with self._changed:
-            if self.is_current:
-                raise RuntimeError("a callback of a save waits for the thread that called it")
-            self._changed.wait_for(lambda: self._thread is None)
+        if self.is_current:
+            raise RuntimeError("a callback of a save waits for the thread that called it")
+        while (thread := self._thread) is not None:
+            thread.join()
 
     def _work(self) -> None:
         _step_back(self._niceness)
@@ -275,11 +343,10 @@ class _Worker:
                 logger.exception("%s failed", self._name)
 
     def _next_task(self) -> Callable[[], object] | None:
-        with self._changed:
+        with self._lock:
             if self._tasks:
                 return self._tasks.popleft()
             self._thread = None
-            self._changed.notify_all()
             return None
 
 

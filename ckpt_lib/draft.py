@@ -32,6 +32,9 @@ class Draft:
     monitor: Monitor = field(default_factory=Monitor)
     parent_id: str | None = None
     run_id: str | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
+    parameter_names: tuple[tuple[str, ...], ...] | None = None
+    epoch_finished: bool = True
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
     unhealthy: str | None = None

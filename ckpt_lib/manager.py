@@ -49,10 +49,11 @@ from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
 from ckpt_lib.reclaim import reclaim
 from ckpt_lib.repair import RepairReport, repair
+from ckpt_lib.restoring import Stored, restore
 from ckpt_lib.retirement import CleanupReport, clean, kept_if_valid
 from ckpt_lib.saving import Saver, SaveRequest
 from ckpt_lib.scrub import ScrubReport, scrub
-from ckpt_lib.state import Stateful, check_stateful, check_wanted, restore
+from ckpt_lib.state import Stateful, check_stateful, check_wanted
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import Progress
 from ckpt_lib.stream.cache import PayloadCache
@@ -66,7 +67,8 @@ class CheckpointManager:
     """Saves, finds, checks, loads and retires the checkpoints of one experiment.
 
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
-    of processes of one machine, may work on the same experiment.
+    of processes of one machine, may work on the same experiment. Pickled, it becomes a manager of the same experiment
+    in another process, without the saves under way.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
     newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
@@ -93,6 +95,7 @@ class CheckpointManager:
             raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
         _check_policies(save_policy, retention_policy)
+        self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
         self.retention_policy = retention_policy
         store = open_store(self.config.checkpoint_dir)
@@ -120,8 +123,8 @@ class CheckpointManager:
             self.config,
             self.save_policy,
             committer=self._committer(),
-            before_commit=self._place_stranded,
-            after_save=self._after_save,
+            before_commit=_weakly(self._place_stranded),
+            after_save=_weakly(self._after_save),
         )
 
     def _catalogue_of(self, index: Index) -> Catalogue:
@@ -136,17 +139,23 @@ class CheckpointManager:
         return StrandedIndex(folder)
 
     def _committer(self) -> Committer:
-        home = Target(self._folder, self._index, self._known, self._make_room, verify=self.config.verify_after_write)
+        home = Target(
+            self._folder, self._index, self._known, _weakly(self._make_room), verify=self.config.verify_after_write
+        )
         if self._fallback is None:
             return Committer(home, None, self.config.on_save_failure)
         fallback = Target(
             self._fallback.folder,
             self._fallback.index,
             self._known,
-            self._make_room_in_fallback,
+            _weakly(self._make_room_in_fallback),
             verify=self.config.verify_after_write,
         )
         return Committer(home, fallback, self.config.on_save_failure)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.
+        return _rebuild, (self.config, self.experiment_name, self._own_save_policy, self.retention_policy)
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -168,6 +177,7 @@ class CheckpointManager:
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         compare_content: bool = False,
+        epoch_finished: bool = True,
         force: bool = False,
     ) -> str | None:
         """Save, if the save policy says so or with ``force``, and return the new id; ``None`` when it says no.
@@ -179,7 +189,8 @@ class CheckpointManager:
         ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
         with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
-        what differs is saved.
+        what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
+        the next one to train.
         """
         request = SaveRequest(
             model=model,
@@ -194,6 +205,7 @@ class CheckpointManager:
             description=description,
             idempotency_key=idempotency_key,
             compare_content=compare_content,
+            epoch_finished=epoch_finished,
             force=force,
         )
         return self._saver.save(request)
@@ -212,6 +224,7 @@ class CheckpointManager:
         config: Mapping[str, Any] | None = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        epoch_finished: bool = True,
         force: bool = False,
     ) -> SaveHandle:
         """Save as :meth:`save_checkpoint` does, but return as soon as the state is copied: what training does next
@@ -240,9 +253,10 @@ class CheckpointManager:
             tags=tags,
             description=description,
             idempotency_key=idempotency_key,
+            epoch_finished=epoch_finished,
             force=force,
         )
-        return self._saver.start(request)
+        return self._saver.start(request, self)
 
     def save_on_signal(
         self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
@@ -265,7 +279,7 @@ class CheckpointManager:
         emit("training.preempted", "a signal asked training to stop", experiment_name=self.experiment_name)
         self._saver.background.settle()
         try:
-            request = SaveRequest(**{**state(), "force": True})
+            request = SaveRequest(**{"epoch_finished": False, **state(), "force": True})
         except TypeError as error:
             raise ConfigError(
                 f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
@@ -394,6 +408,8 @@ class CheckpointManager:
         keys: Collection[str] | None = None,
         map_location: Any = "cpu",
         trust_pickle: bool = False,
+        keep: Mapping[str, Collection[str]] | None = None,
+        require_exact: bool = False,
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
@@ -407,6 +423,13 @@ class CheckpointManager:
         With ``keys``, payload keys or dotted names below them such as ``"model_state_dict.encoder"``, the dict holds
         only those, and only their bytes are read and verified: damage elsewhere does not matter. A name that stands for
         nothing raises :class:`~ckpt_lib.errors.ConfigError`, as does a part to restore that ``keys`` leaves out.
+
+        A model takes what its own ``load_state_dict`` takes. An optimizer's state is matched by parameter names where
+        both sides have them, else by position; another kind of optimizer or scheduler is refused. The dict's
+        ``replaced`` lists settings, such as a learning rate or the length of a schedule, that the stored state has
+        overwritten, as ``{part: {name: (yours, stored)}}``; ``keep={"optimizer": ["lr"]}`` keeps yours.
+        ``changed_values`` names tensors whose stored values the model's types cannot hold; with ``require_exact`` they
+        are refused.
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
@@ -423,9 +446,10 @@ class CheckpointManager:
             cache=self._cache,
         )
         owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        options = {"keep": keep, "require_exact": require_exact}
         self._bring_stranded_home()
         _, payload = self._with_resolved(
-            checkpoint_id, lambda folder, found: self._restored(folder, found, read, owners)
+            checkpoint_id, lambda folder, found: self._restored(folder, found, read, owners, options)
         )
         return payload
 
@@ -435,6 +459,7 @@ class CheckpointManager:
         manifest: Manifest,
         read: Callable[[CheckpointFolder, Manifest], Payload],
         owners: Mapping[str, Stateful | None],
+        options: Mapping[str, Any],
     ) -> Payload:
         with ExitStack() as stack:
             # Whoever cleans up, in whatever process, has to leave it until this manager goes on from another.
@@ -442,13 +467,15 @@ class CheckpointManager:
             payload = read(folder, manifest)
             folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
             wait_until_all_copied()  # before what is being copied is written over
-            restore(payload, **owners)
+            facts = Stored(manifest.kinds, manifest.parameter_names)
+            report = restore(payload, facts, **owners, **options)  # type: ignore[arg-type]  # mypy mixes the two up
             self._saver.go_on_from(manifest)
             self._loaded_id = manifest.checkpoint_id
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
-        return {**payload, "checkpoint_id": manifest.checkpoint_id}
+        said = {"replaced": report.replaced, "changed_values": report.changed_values} if any(owners.values()) else {}
+        return {**payload, "checkpoint_id": manifest.checkpoint_id, **said}
 
     def _bring_stranded_home(self) -> None:
         """Before anything is loaded, so that ``"latest"`` is what was saved last; a warning tells what stays away."""
@@ -489,6 +516,8 @@ class CheckpointManager:
         scheduler: Stateful | None = None,
         *,
         map_location: Any = "cpu",
+        keep: Mapping[str, Collection[str]] | None = None,
+        require_exact: bool = False,
     ) -> Payload | None:
         """Restore from the newest healthy checkpoint whose bytes verify; return what :meth:`load_checkpoint` returns.
 
@@ -496,20 +525,27 @@ class CheckpointManager:
         lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
         it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
+
+        ``next_epoch`` is the epoch to train next: the one after the checkpoint's, or the same if it was saved in the
+        middle of that. Its first batches are then seen again. ``keep`` and ``require_exact`` are those of
+        :meth:`load_checkpoint`.
         """
         check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
 
         read = partial(read_payload, verify=True, map_location=map_location, cache=self._cache)
         owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        options = {"keep": keep, "require_exact": require_exact}
         if self._fallback is None:
             return load_newest(
-                self._index, lambda found: self._restored(self._folder, found, read, owners), self.experiment_name
+                self._index,
+                lambda found: self._restored(self._folder, found, read, owners, options),
+                self.experiment_name,
             )
         self._bring_stranded_home()
         reachable = Reachable(self._folder, self._index, self._fallback)
 
         def load(folder: CheckpointFolder, found: Manifest) -> Payload:
-            return self._restored(folder, found, read, owners)
+            return self._restored(folder, found, read, owners, options)
 
         return load_newest(reachable, partial(reachable.load, load), self.experiment_name)
 
@@ -1076,6 +1112,23 @@ class CheckpointManager:
 def _check_apart(name: str, folder: CheckpointFolder, option: str, other: CheckpointFolder) -> None:
     if os.path.realpath(folder.location()) == os.path.realpath(other.location()):
         raise ConfigError(f"{name} would lie in the same folder", path=other.location(), hint=f"Change {option}.")
+
+
+def _rebuild(
+    config: CheckpointConfig, name: str, save_policy: SavePolicy | None, retention_policy: RetentionPolicy | None
+) -> CheckpointManager:
+    return CheckpointManager(config, name, save_policy=save_policy, retention_policy=retention_policy)
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A call of a manager's method that does not keep the manager alive: its copies of the state go with it at once."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        if (found := reference()) is not None:
+            found(*arguments)
+
+    return call
 
 
 def _at_most(count: int, monitor: Monitor) -> KeepAtMost:

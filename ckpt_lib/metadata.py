@@ -223,6 +223,7 @@ class _Facts(BaseModel):
     description: Annotated[str, BeforeValidator(check_description)] = ""
     sequence: int = Field(ge=1, lt=_LIMIT_64, description="Order within the experiment: later saves have larger ones.")
     parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
+    epoch_finished: bool = Field(default=True, description="Whether the epoch was trained to its end.")
     run_id: str | None = Field(default=None, description="Random; the checkpoints of one run of a training share it.")
     pinned: bool = Field(default=False, description="Retention never removes a pinned checkpoint.")
     unhealthy: str | None = Field(
@@ -253,6 +254,10 @@ class Manifest(_Facts):
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
     uid: str = Field(pattern=r"^[0-9a-f]{32}$", description="Random; a copy elsewhere has the same.")
+    kinds: dict[str, str] = Field(default={}, description="Classes of model, optimizer and scheduler.")
+    parameter_names: tuple[tuple[str, ...], ...] | None = Field(
+        default=None, description="The optimizer's parameters, group by group; None when not known or too many."
+    )
     format: str
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=1)
     monitor: Monitor = Field(default=Monitor(), description="What the run took for its measure of the best.")

@@ -7,9 +7,11 @@ safe.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -35,6 +37,8 @@ class Preemption:
     raises ``KeyboardInterrupt``, among them. Where that would have been the end of the process, it is as well:
     ``SystemExit(128 + signal number)``, so that ``finally`` blocks and exit handlers run. A signal that the process
     ignores, as under ``nohup``, stays ignored.
+
+    It acts in the process that entered the block alone: processes forked inside answer signals as before.
 
     A second Ctrl-C, more than a second after the first, goes to the earlier handler at once.
     """
@@ -80,6 +84,7 @@ class Preemption:
         if foreign := [number.name for number, handler in earlier.items() if handler is None]:
             raise ConfigError(f"{foreign[0]} has a handler that is not Python's, which could not be put back")
         self._earlier = {number: handler for number, handler in earlier.items() if handler is not signal.SIG_IGN}
+        _ACTIVE.add(self)
         for number in self._earlier:
             signal.signal(number, self._note)
         return self
@@ -104,10 +109,28 @@ class Preemption:
             else:
                 raise KeyboardInterrupt
 
+    def _leave_to_parent(self) -> None:
+        """In a forked child, which did not ask for this: answer signals as if it were not there."""
+        self._restore()
+        self._received = None
+
     def _restore(self) -> None:
+        _ACTIVE.discard(self)
         for number, earlier in self._earlier.items():
             if signal.getsignal(number) == self._note:  # else someone took over after us, and is not ours to undo
                 signal.signal(number, earlier)
+
+
+_ACTIVE: weakref.WeakSet[Preemption] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for preemption in list(_ACTIVE):
+        preemption._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _checked(number: int) -> signal.Signals:

@@ -21,8 +21,8 @@ from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import MAX_COUNT, Manifest
 from ckpt_lib.policies.ranking import missing_metric, ranked
-from ckpt_lib.policies.saving import Refusals, SaveContext, SavedRecord, SavePolicy, measures_improvement
-from ckpt_lib.state import Stateful, capture, check_parts
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measures_improvement
+from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
 
 logger = logging.getLogger("ckpt_lib")
+
+REFUSALS_TO_WARN = 100
+SECONDS_TO_WARN = 1800.0
+"""A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class SaveRequest:
     extra_state: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     compare_content: bool = False
+    epoch_finished: bool = True
     force: bool = False
     """Save whatever the policy says."""
 
@@ -86,7 +91,7 @@ class Saver:
         self.background = BackgroundSaves(config.max_pending_saves)
         self.parent_id: str | None = None
         self._run_id = uuid.uuid4().hex
-        self._refusals = Refusals()
+        self._refusals = _Refusals()
         self._warned_of: Monitor | None = None
         self._has_warned_of_metric = False
         self._has_told_of_older_runs = False
@@ -103,8 +108,8 @@ class Saver:
         self._follow_up(saved)
         return saved.checkpoint_id
 
-    def start(self, request: SaveRequest) -> SaveHandle:
-        """Copy the state, and save it in the background."""
+    def start(self, request: SaveRequest, manager: object) -> SaveHandle:
+        """Copy the state, and save it in the background, which keeps ``manager`` alive until it is done."""
         self.background.raise_failure()
         if request.idempotency_key is not None and (handle := self._under_way(request.idempotency_key)):
             return handle
@@ -115,7 +120,7 @@ class Saver:
             planned.draft,
             self._snapshot_of(planned.payload, request.optimizer),
             partial(self._commit_copy, planned.draft, planned.health),
-            self._follow_up,
+            partial(self._follow_up, manager=manager),
         )
         self._last_save = time.monotonic()
         return handle
@@ -144,6 +149,7 @@ class Saver:
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
+        draft = replace(draft, epoch_finished=request.epoch_finished, **_facts_of(request))
         self._check_monitor(draft)
         if earlier := self._committer.earlier(draft):
             if not request.compare_content:
@@ -223,7 +229,7 @@ class Saver:
         context = self._context(draft)
         self._tell_of_older_runs(context)
         if self._policy.should_save(context):
-            self._refusals = Refusals()
+            self._refusals = _Refusals()
             return True
         if reason := self._refusals.add(self._policy, context):
             logger.warning(reason)
@@ -303,9 +309,18 @@ class Saver:
         self._last_save = time.monotonic()  # after a failure, too: the policy says when to try again
         return saved
 
-    def _follow_up(self, saved: Saved) -> None:
+    def _follow_up(self, saved: Saved, manager: object = None) -> None:  # noqa: ARG002  # it lives until this is done
         if not saved.is_stranded:
             self._after_save(saved.manifest)
+
+
+def _facts_of(request: SaveRequest) -> dict[str, Any]:
+    """What a restore compares: the kinds of objects, and which parameter the optimizer holds in which place."""
+    kinds = kinds_of(model=request.model, optimizer=request.optimizer, scheduler=request.scheduler)
+    names = None if request.optimizer is None else parameter_names(request.optimizer, request.model)
+    if names and sum(len(name) for group in names for name in group) > MAX_NAMES_BYTES:
+        names = None
+    return {"kinds": kinds, "parameter_names": names}
 
 
 class _Discard:
@@ -322,3 +337,27 @@ def _content_of(manifest: Manifest) -> str:
 def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:
     """Equal digests mean the same payload, and the same labels; metrics and configuration are in the payload."""
     return hashlib.sha256(json.dumps([payload_sha256, list(tags), description]).encode()).hexdigest()[:32]
+
+
+class _Refusals:
+    """How often and for how long a policy has said no without a yes in between."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+        self._has_warned = False
+
+    def add(self, policy: SavePolicy, context: SaveContext) -> str | None:
+        """Note a refusal; return the warning that is due, once, when nothing has been saved for long."""
+        self._count += 1
+        seconds = time.monotonic() - self._since
+        if self._has_warned or (self._count < REFUSALS_TO_WARN and seconds < SECONDS_TO_WARN):
+            return None
+        self._has_warned = True
+        best = ranked(context.saved, context.monitor)
+        measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
+        return (
+            f"nothing has been saved for {self._count} calls and {seconds:.0f} s: {policy!r} refuses epoch "
+            f"{context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
+            "save_checkpoint(force=True) saves all the same."
+        )

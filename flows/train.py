@@ -59,11 +59,11 @@ def train(
     data = load_digits(training.seed)
 
     resumed = resume_training(checkpoints, experiment_name, model=model, optimizer=optimizer, scheduler=scheduler)
-    epoch, step = (resumed["epoch"], resumed["step"]) if resumed else (0, 0)
+    first, step = (resumed["next_epoch"], resumed["step"]) if resumed else (1, 0)
     if resumed:
-        logger.info("Resumed from %s at epoch %d", resumed["checkpoint_id"], epoch)
+        logger.info("Resumed from %s, going on with epoch %d", resumed["checkpoint_id"], first)
 
-    remaining = range(epoch + 1, training.epochs + 1)
+    remaining = range(first, training.epochs + 1)
     key = artifact_key("training", checkpoints, experiment_name)
     with progress_artifact(key, f"Training {experiment_name} to epoch {training.epochs}", len(remaining)) as advance:
         for epoch in remaining:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_lib import CheckpointConfig
@@ -23,6 +23,8 @@ def load_checkpoint(
     scheduler: Stateful | None = None,
     keys: Collection[str] | None = None,
     map_location: Any = "cpu",
+    keep: Mapping[str, Collection[str]] | None = None,
+    require_exact: bool = False,
 ) -> Payload:
     """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or what ``keys`` name.
 
@@ -32,7 +34,14 @@ def load_checkpoint(
     :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
     """
     payload = manager_for(config, experiment_name).load_checkpoint(
-        checkpoint_id, model, optimizer, scheduler, keys=keys, map_location=map_location
+        checkpoint_id,
+        model,
+        optimizer,
+        scheduler,
+        keys=keys,
+        map_location=map_location,
+        keep=keep,
+        require_exact=require_exact,
     )
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
@@ -46,13 +55,17 @@ def resume_training(
     optimizer: Stateful | None = None,
     scheduler: Stateful | None = None,
     map_location: Any = "cpu",
+    keep: Mapping[str, Collection[str]] | None = None,
+    require_exact: bool = False,
 ) -> Payload | None:
     """Restore from the newest checkpoint that verifies; ``None`` when there is nothing to resume from.
 
     What is returned leaves out restored state, as :func:`load_checkpoint` does, and ``submit`` is refused. See
     :meth:`ckpt_lib.CheckpointManager.resume`.
     """
-    payload = manager_for(config, experiment_name).resume(model, optimizer, scheduler, map_location=map_location)
+    payload = manager_for(config, experiment_name).resume(
+        model, optimizer, scheduler, map_location=map_location, keep=keep, require_exact=require_exact
+    )
     if payload is None:
         return None
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)

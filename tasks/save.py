@@ -26,6 +26,7 @@ def save_checkpoint(
     description: str = "",
     run_config: Mapping[str, Any] | None = None,
     extra_state: Mapping[str, Any] | None = None,
+    epoch_finished: bool = True,
     force: bool = False,
 ) -> str | None:
     """Save a checkpoint and return its id, or ``None`` when the save policy says no.
@@ -49,5 +50,6 @@ def save_checkpoint(
         extra_state=extra_state,
         idempotency_key=idempotency_key(epoch, step),
         compare_content=True,
+        epoch_finished=epoch_finished,
         force=force,
     )

@@ -692,7 +692,7 @@ def test_a_save_that_cannot_begin_stops_its_copy(make_manager: MakeManager, monk
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="can't start"):
         manager.save_checkpoint_async(**parts.kwargs(), epoch=0)
-    (buffer,) = background._free
+    (buffer,) = background._buffers
     before = buffer.part(0, buffer.size_bytes).clone()
     held.set()
     background._copying.wait()

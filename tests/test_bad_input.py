@@ -511,11 +511,12 @@ def test_every_alteration_is_reported_before_anything_is_handed_out(
         report = manager.validate_checkpoint(checkpoint_id)
         assert not report, case.name
         assert report.damages[0].message, case.name
-        with pytest.raises(IntegrityError):
+        refusals = (IntegrityError, UnsupportedSchemaError)  # a flip may make the version's number larger
+        with pytest.raises(refusals):
             manager.load_checkpoint(checkpoint_id, **parts.kwargs())
         with pytest.raises(IntegrityError):
             manager.resume(**parts.kwargs())
-        with pytest.raises(IntegrityError):
+        with pytest.raises(refusals):
             manager.export_checkpoint(checkpoint_id, tmp_path / "exports")
         assert state_of(parts) == before, case.name
         assert without_locks(snapshot(folder)) == present, case.name

@@ -30,7 +30,7 @@ class Run:
         torch.manual_seed(0)
         self.manager = manager
         self.model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
-        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.model.parameters())
         self.go_on = threading.Event()
         self.step()
 
@@ -216,7 +216,7 @@ def test_tensors_without_a_counter_are_copied_at_once(make_manager: MakeManager)
     with torch.inference_mode():
         state.zero_()
     go_on.set()
-    stored = manager.load_checkpoint(handle.result(timeout=30))["optimizer_state_dict"]
+    stored = manager.load_checkpoint(str(handle.result(timeout=30)))["optimizer_state_dict"]
     assert bool((stored["state"][0]["momentum_buffer"] == 1).all())
 
 

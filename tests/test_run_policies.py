@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ckpt_lib import CheckpointManager
-from ckpt_lib.policies import saving
-from ckpt_lib.policies.saving import AllOf, AnyOf, EverySteps, OnImprovement, SaveContext, SavedRecord, When
+from ckpt_lib import CheckpointManager, saving
+from ckpt_lib.policies.saving import (
+    AllOf,
+    AnyOf,
+    EverySteps,
+    OnImprovement,
+    SaveContext,
+    SavedRecord,
+    When,
+    measures_improvement,
+)
 from tests.helpers import MakeManager
 
 
@@ -110,5 +118,5 @@ def test_a_run_that_saves_nothing_says_so_once(
 
 def test_combined_policies_are_looked_into() -> None:
     """Whether improvement is measured is seen through any combination."""
-    assert saving.measures_improvement(AnyOf(EverySteps(5), AllOf(OnImprovement("a"), When(bool))))
-    assert not saving.measures_improvement(AnyOf(EverySteps(5), When(bool)))
+    assert measures_improvement(AnyOf(EverySteps(5), AllOf(OnImprovement("a"), When(bool))))
+    assert not measures_improvement(AnyOf(EverySteps(5), When(bool)))

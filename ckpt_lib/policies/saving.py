@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,10 +10,6 @@ from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
-
-REFUSALS_TO_WARN = 100
-SECONDS_TO_WARN = 1800.0
-"""A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
 
 
 @dataclass(frozen=True)
@@ -196,27 +191,3 @@ def policy_of(config: CheckpointConfig) -> SavePolicy:
 def measures_improvement(policy: Any) -> bool:
     """Return whether a policy compares with earlier checkpoints, itself or in one of those that it combines."""
     return isinstance(policy, OnImprovement) or any(map(measures_improvement, getattr(policy, "policies", ())))
-
-
-class Refusals:
-    """How often and for how long a policy has said no without a yes in between."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._since = time.monotonic()
-        self._has_warned = False
-
-    def add(self, policy: SavePolicy, context: SaveContext) -> str | None:
-        """Note a refusal; return the warning that is due, once, when nothing has been saved for long."""
-        self._count += 1
-        seconds = time.monotonic() - self._since
-        if self._has_warned or (self._count < REFUSALS_TO_WARN and seconds < SECONDS_TO_WARN):
-            return None
-        self._has_warned = True
-        best = ranked(context.saved, context.monitor)
-        measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
-        return (
-            f"nothing has been saved for {self._count} calls and {seconds:.0f} s: {policy!r} refuses epoch "
-            f"{context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
-            "save_checkpoint(force=True) saves all the same."
-        )

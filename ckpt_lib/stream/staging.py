@@ -56,11 +56,13 @@ class StagingBuffer:
             return
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")  # the old goes first: both may not fit
         try:
-            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned).fill_(0)
+            self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         except RuntimeError as error:
             raise MemoryError(
                 f"there is no memory for a copy of {size_bytes} bytes; a blocking save needs none"
             ) from error
+        # Not by PyTorch: in a forked child its threads are missing, and it would wait for them for ever.
+        ctypes.memset(self.address, 0, size_bytes)
 
     @property
     def address(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ckpt_lib.stream.spans import Span
 
 _STANDARD_LIBRARY = os.path.dirname(threading.__file__)
+_SAVE_HANDLES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "background.py")
 _LONGEST_OPERATION_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 
@@ -60,14 +61,14 @@ class Caller:
     def _position(self) -> tuple[int, int, int] | None:
         """The instruction that the thread is at; ``None`` where that is no operation on a tensor."""
         frame = sys._current_frames().get(self._ident)
-        if frame is None or self._ident == threading.get_ident() or _is_standard(frame.f_code.co_filename):
+        if frame is None or self._ident == threading.get_ident() or _only_waits(frame.f_code.co_filename):
             return None
         return self._contacts, id(frame), frame.f_lasti
 
 
-def _is_standard(path: str) -> bool:
-    """Whether code is of the standard library, which waits for others, but writes to no tensor."""
-    return path.startswith(_STANDARD_LIBRARY + os.sep) and "-packages" not in path
+def _only_waits(path: str) -> bool:
+    """Whether code waits for others, but writes to no tensor: the standard library's, and that of save handles."""
+    return path == _SAVE_HANDLES or (path.startswith(_STANDARD_LIBRARY + os.sep) and "-packages" not in path)
 
 
 def names_of(value: Any, spans: list[Span], path: str = "") -> Iterator[str]:

@@ -205,9 +205,10 @@ class _Lane(threading.Thread):
         self._filled.put(buffer)
 
     def end(self) -> None:
-        """Wait until everything put so far is done. May be called twice."""
+        """Wait until everything put so far is done. May be called twice, and before the start."""
         self._filled.put(None)
-        self.join()
+        if self.ident is not None:  # else an interrupt came before the thread began
+            self.join()
 
     def run(self) -> None:
         while (buffer := self._filled.get()) is not None:

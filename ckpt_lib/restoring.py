@@ -1,0 +1,552 @@
+"""From a verified payload back into models, optimizers and schedulers.
+
+What ``load_state_dict(strict=True)`` of a model takes is taken. An optimizer's state is matched by parameter names
+where both sides have them, else by position. Restored state shares no memory with the payload, and an error leaves
+everything as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state import PARTS, Names, Stateful, check_stateful, parameter_names
+
+logger = logging.getLogger("ckpt_lib")
+
+_SHAPED_LIKE_PARAMETERS = {
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
+    *("sum", "prev", "step_size", "exp_inf", "ax"),
+}
+"""What the optimizers of PyTorch call state that has the shape of its parameter."""
+_PROGRESS = {
+    *("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_initial_step", "_is_initial"),
+    *("T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter"),
+}
+"""What a scheduler's state says of how far it has come, and not of how it was built."""
+_UNCHANGED = "Nothing was changed."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a manifest says of the objects whose state its payload holds."""
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    names: Names | None = None
+
+
+@dataclass
+class Restored:
+    """What restoring did that a caller may not expect."""
+
+    replaced: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+    """Part and setting to the caller's value and the stored one that took its place."""
+    changed_values: list[str] = field(default_factory=list)
+    """Tensors whose stored values the model's own types or ties could not hold."""
+
+
+def restore(
+    payload: Mapping[str, Any],
+    stored: Stored = Stored(),
+    *,
+    model: Stateful | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    keep: Mapping[str, Collection[str]] | None = None,
+    require_exact: bool = False,
+) -> Restored:
+    """Load a payload's state into what was passed, and say what that replaced.
+
+    ``keep`` names settings, by part, of which the caller's value stays. With ``require_exact``, a tensor whose values
+    would change is refused. Raises :class:`StateMismatchError`, which leaves all of it unchanged: a model that has load
+    hooks, or loading code of its own, is copied beforehand for that.
+    """
+    check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
+    given = dict(zip(PARTS, (model, optimizer, scheduler), strict=True))
+    wanted = {part: owner for part, owner in given.items() if owner is not None}
+    states = {part: _state_in(payload, part) for part in wanted}
+    _check_kept(keep, wanted)
+    report = Restored()
+    if optimizer is not None:
+        _check_kind("optimizer", optimizer, stored)
+        states["optimizer"] = _matched(optimizer, states["optimizer"], stored.names, model)
+        _settle("optimizer", _hyperparameters(optimizer), states, keep, report)
+    if scheduler is not None:
+        _check_kind("scheduler", scheduler, stored)
+        _settle("scheduler", _settings(scheduler), states, keep, report)
+    if model is not None:
+        report.changed_values = _check_model(model, states["model"], require_exact=require_exact)
+    _load(wanted, states)
+    _tell(report)
+    return report
+
+
+def _state_in(payload: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    found = payload.get(f"{part}_state_dict")
+    if not isinstance(found, Mapping):
+        raise StateMismatchError(
+            f"the checkpoint holds no {part} state",
+            hint=f"Leave out {part}=, or load a checkpoint that was saved with it.",
+        )
+    return found
+
+
+def _check_kind(part: str, owner: Stateful, stored: Stored) -> None:
+    kind, saved = type(owner).__qualname__, stored.kinds.get(part)
+    # Modules move, from a script into a package for example; the class has to be of the same name.
+    if saved is not None and saved.rpartition(".")[2] != kind.rpartition(".")[2]:
+        raise StateMismatchError(
+            f"the checkpoint was saved with another kind of {part}",
+            expected=kind,
+            got=saved,
+            hint=f"{_UNCHANGED} To go on with a new {part}, leave out {part}=.",
+        )
+
+
+def _matched(
+    optimizer: Any, state: Mapping[str, Any], stored_names: Names | None, model: Stateful | None
+) -> Mapping[str, Any]:
+    """Return the stored state in the order of the optimizer's own parameters."""
+    groups, own = state.get("param_groups", ()), getattr(optimizer, "param_groups", ())
+    sizes = [[len(group.get("params", ())) for group in found] for found in (groups, own)]
+    if sizes[0] != sizes[1]:
+        raise StateMismatchError(
+            "the checkpoint does not fit the optimizer",
+            expected=f"parameter groups of {sizes[1]} parameters",
+            got=sizes[0],
+            hint=f"Build the optimizer as it was when the checkpoint was saved. {_UNCHANGED}",
+        )
+    saved = _names_in(groups) or stored_names
+    current = parameter_names(optimizer, model)
+    if saved is not None and current is not None and saved != current and list(map(len, saved)) == sizes[0]:
+        state = _reordered(state, saved, current)
+    _check_shapes(state, own)
+    return state
+
+
+def _names_in(groups: Any) -> Names | None:
+    """The names that an optimizer built from named parameters put into its own state."""
+    if not groups or not all(group.get("param_names") for group in groups):
+        return None
+    return tuple(tuple(group["param_names"]) for group in groups)
+
+
+def _reordered(state: Mapping[str, Any], saved: Names, current: Names) -> dict[str, Any]:
+    groups = []
+    for number, (group, before, now) in enumerate(zip(state["param_groups"], saved, current, strict=True)):
+        if set(before) != set(now):
+            raise StateMismatchError(
+                f"parameter group {number} of the optimizer holds other parameters",
+                expected=_some(sorted(set(now) - set(before))) or "no others",
+                got=_some(sorted(set(before) - set(now))) or "no others",
+                hint=f"Build the optimizer as it was when the checkpoint was saved. {_UNCHANGED}",
+            )
+        places = dict(zip(before, group["params"], strict=True))
+        named = {"param_names": list(now)} if "param_names" in group else {}
+        groups.append({**group, **named, "params": [places[name] for name in now]})
+    return {**state, "param_groups": groups}
+
+
+def _check_shapes(state: Mapping[str, Any], own: Any) -> None:
+    """Refuse momentum of one parameter for another one of a different shape."""
+    entries = state.get("state", {})
+    for group, current in zip(state.get("param_groups", ()), own, strict=True):
+        for place, parameter in zip(group.get("params", ()), current["params"], strict=True):
+            values = entries.get(place)
+            for name, value in values.items() if isinstance(values, Mapping) else ():
+                shape = _shape(value)
+                if name in _SHAPED_LIKE_PARAMETERS and shape not in (None, (), _shape(parameter)):
+                    raise StateMismatchError(
+                        f"the optimizer's {name} of parameter {place} has another shape",
+                        expected=_shape(parameter),
+                        got=shape,
+                        hint="The parameters come in another order, or the model has changed. Save and load with the "
+                        f"model, or build the optimizer from named_parameters(). {_UNCHANGED}",
+                    )
+
+
+def _hyperparameters(optimizer: Any) -> dict[str, Any]:
+    """The settings that an optimizer was built with, by name, with the group where there are several."""
+    groups = getattr(optimizer, "param_groups", ())
+    defaults = getattr(optimizer, "defaults", {})
+    return {
+        _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
+        for number, group in enumerate(groups)
+        for name, value in group.items()
+        if name in defaults and not _is_cycled(name, group)
+    }
+
+
+def _setting(number: int, count: int, name: str) -> str:
+    return name if count == 1 else f"param_groups[{number}].{name}"
+
+
+def _is_cycled(name: str, group: Mapping[str, Any]) -> bool:
+    """Whether a scheduler moves this setting up and down, as it does the learning rate."""
+    return name in ("momentum", "betas") and "max_momentum" in group
+
+
+def _first_rate(group: Mapping[str, Any]) -> Any:
+    """The learning rate before a scheduler moved it."""
+    return group.get("initial_lr", group["lr"])
+
+
+def _settings(scheduler: Stateful) -> dict[str, Any]:
+    state = scheduler.state_dict()
+    return {name: value for name, value in state.items() if name not in _PROGRESS} if isinstance(state, Mapping) else {}
+
+
+def _settle(
+    part: str,
+    current: Mapping[str, Any],
+    states: dict[str, Mapping[str, Any]],
+    keep: Mapping[str, Collection[str]] | None,
+    report: Restored,
+) -> None:
+    """Note which settings of the caller the stored state replaces, and put those to keep into that state."""
+    kept = set((keep or {}).get(part, ()))
+    state = copy.copy(dict(states[part]))
+    stored = _stored_settings(part, state)
+    if unknown := sorted(name for name in kept if name not in current and not _spreads(name, current)):
+        raise ConfigError(
+            f"keep names a setting that the {part} does not have",
+            expected=f"some of {', '.join(sorted(current))}",
+            got=", ".join(unknown),
+        )
+    replaced: dict[str, tuple[Any, Any]] = {}
+    for name, value in current.items():
+        if name not in stored or _is_same(value, stored[name]):
+            continue
+        if name in kept or name.rpartition(".")[2] in kept:
+            _put(part, state, name, value)
+        else:
+            replaced[name] = (value, stored[name])
+    states[part] = state
+    if replaced:
+        report.replaced[part] = replaced
+
+
+def _spreads(name: str, current: Mapping[str, Any]) -> bool:
+    """Whether a name without a group stands for the setting in every group."""
+    return any(other.rpartition(".")[2] == name for other in current)
+
+
+def _stored_settings(part: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    if part == "scheduler":
+        return {name: value for name, value in state.items() if name not in _PROGRESS}
+    groups = state.get("param_groups", ())
+    return {
+        _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
+        for number, group in enumerate(groups)
+        for name, value in group.items()
+        if name != "params" and not _is_cycled(name, group)
+    }
+
+
+def _put(part: str, state: dict[str, Any], name: str, value: Any) -> None:
+    if part == "scheduler":
+        state[name] = value
+        return
+    number, _, key = name.removeprefix("param_groups[").rpartition("].") if "]" in name else ("0", "", name)
+    groups = [dict(group) for group in state["param_groups"]]
+    groups[int(number)][key] = value
+    if key == "lr" and "initial_lr" in groups[int(number)]:
+        groups[int(number)]["initial_lr"] = value
+    state["param_groups"] = groups
+
+
+def _is_same(value: Any, stored: Any) -> bool:
+    """Whether two settings are equal; what cannot be compared is not told of."""
+    plain = (bool, int, float, str, type(None))
+    if isinstance(value, list | tuple) and isinstance(stored, list | tuple):
+        return len(value) == len(stored) and all(map(_is_same, value, stored))
+    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+        names = (value.keys() & stored.keys()) - _PROGRESS
+        return all(_is_same(value[name], stored[name]) for name in names)
+    return not (isinstance(value, plain) and isinstance(stored, plain)) or value == stored
+
+
+def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[str]) -> None:
+    for part, names in (keep or {}).items():
+        if part not in ("optimizer", "scheduler") or part not in wanted or isinstance(names, str):
+            raise ConfigError(
+                "keep lists settings of an optimizer or a scheduler that is passed",
+                expected='keep={"optimizer": ["lr"]}',
+                got=ascii({part: names})[:120],
+            )
+
+
+def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load each part; what one of them refuses is taken back from all.
+
+    The model comes last: its tensors are overwritten in place, while the state of the others is replaced as a whole,
+    so that keeping what they had before costs no memory.
+    """
+    undo: list[Callable[[], object]] = []
+    for part in reversed(list(wanted)):
+        owner, state = wanted[part], states[part]
+        try:
+            undo.append(_way_back(part, owner, state))
+            owner.load_state_dict(_own(owner, state))
+            if part == "optimizer":
+                _keep_types(owner, state)
+        except Exception as error:
+            for back in reversed(undo):
+                back()
+            raise StateMismatchError(
+                f"the {part} refused its stored state: {_reason(error)}", hint=_UNCHANGED
+            ) from error
+
+
+def _way_back(part: str, owner: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
+    """Return what puts an owner back into its present state."""
+    if part != "model":
+        before = owner.state_dict()
+        return lambda: owner.load_state_dict(before)
+    if not _may_fail_midway(owner, state):
+        return lambda: None
+    return _ModuleBackup(owner).restore if _is_module(owner) else _reload(owner)
+
+
+def _reload(owner: Stateful) -> Callable[[], object]:
+    before = copy.deepcopy(owner.state_dict())
+    return lambda: owner.load_state_dict(before)
+
+
+def _may_fail_midway(model: Any, state: Mapping[str, Any]) -> bool:
+    """Whether loading may raise after it has begun: names or shapes differ, or code of others takes part."""
+    if not _is_module(model):
+        return True
+    return bool(_differences(model.state_dict(), state)) or any(map(_has_own_loading, model.modules()))
+
+
+def _has_own_loading(module: Any) -> bool:
+    from torch import nn
+
+    own = type(module)
+    hooks = (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks)
+    is_standard = own.__module__.startswith("torch.nn.modules.")
+    return any(hooks) or not (
+        is_standard
+        or (
+            own._load_from_state_dict is nn.Module._load_from_state_dict
+            and own.load_state_dict is nn.Module.load_state_dict
+            and own.set_extra_state is nn.Module.set_extra_state
+        )
+    )
+
+
+class _ModuleBackup:
+    """A copy of all that loading may change of a module: its tensors, which objects they are, and extra state."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules = [
+            (module, [(store, dict(store)) for store in (module._parameters, module._buffers)], _extra_state(module))
+            for module in model.modules()
+        ]
+        tensors = {
+            id(tensor): tensor
+            for _, stores, _ in self._modules
+            for _, before in stores
+            for tensor in before.values()
+            if tensor is not None
+        }
+        self._tensors = [(tensor, type(tensor), _copy_of(tensor)) for tensor in tensors.values()]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        import torch
+
+        for module, stores, extra_state in self._modules:
+            for store, before in stores:
+                store.clear()
+                store.update(before)
+            if extra_state is not None:
+                module.set_extra_state(extra_state[0])
+        for tensor, kind, values in self._tensors:
+            if values is None:  # it had no memory yet, and may have been given some
+                tensor.data, tensor.__class__ = torch.empty(0, device=tensor.device, dtype=tensor.dtype), kind
+            else:
+                with torch.no_grad():
+                    tensor.data = values
+
+
+def _copy_of(tensor: Any) -> Any:
+    from torch.nn.parameter import is_lazy
+
+    return None if is_lazy(tensor) else tensor.detach().clone()
+
+
+def _extra_state(module: Any) -> tuple[Any] | None:
+    from torch import nn
+
+    if type(module).get_extra_state is nn.Module.get_extra_state:
+        return None
+    return (copy.deepcopy(module.get_extra_state()),)
+
+
+def _own(owner: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an owner may keep: a module copies tensors into its own, but takes extra state over; others take all.
+
+    Loading code of others may keep tensors too, so that it gets copies.
+    """
+    own: Any = copy.copy(stored)  # with the versions of the modules, which hang on it
+    keeps_all = not _is_module(owner) or any(map(_has_own_loading, owner.modules()))
+    own.update(
+        {key: copy.deepcopy(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")}
+    )
+    return own  # type: ignore[no-any-return]
+
+
+def _keep_types(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Give optimizer state its stored type back, which PyTorch turns into that of the parameter."""
+    import torch
+
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        return  # it has its own idea of types
+    for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        for place, parameter in zip(group["params"], current["params"], strict=True):
+            loaded = optimizer.state.get(parameter, {})
+            for name, value in state["state"].get(place, {}).items():
+                found = loaded.get(name)
+                is_cast = isinstance(value, torch.Tensor) and isinstance(found, torch.Tensor)
+                if is_cast and found.dtype != value.dtype:
+                    loaded[name] = value.detach().clone().to(found.device)
+
+
+def _check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -> list[str]:
+    """Refuse what PyTorch would refuse, before anything changes; return the names whose values will change."""
+    current = model.state_dict()
+    if not isinstance(current, Mapping):
+        return []
+    _refuse_meta(current)
+    if _is_module(model) and not _decides_itself(model) and (differences := _differences(current, state)):
+        raise StateMismatchError(
+            "the checkpoint does not fit the model: " + "; ".join(differences),
+            hint=f"Build the model as it was when the checkpoint was saved. {_UNCHANGED}",
+        )
+    changed = sorted({*_changed_by_type(current, state), *_changed_by_ties(current, state)})
+    if changed and require_exact:
+        raise StateMismatchError(f"the model cannot hold stored values exactly: {_some(changed)}", hint=_UNCHANGED)
+    return changed
+
+
+def _decides_itself(model: Any) -> bool:
+    """Whether other names or shapes than the model's own may load: older versions, hooks, loading code of its own."""
+    from torch import nn
+
+    standard = nn.Module._load_from_state_dict
+    return any(
+        _has_own_loading(module) or type(module)._load_from_state_dict is not standard for module in model.modules()
+    )
+
+
+def _refuse_meta(current: Mapping[str, Any]) -> None:
+    if on_meta := [name for name, value in current.items() if getattr(value, "is_meta", False)]:
+        raise StateMismatchError(
+            f"the model has no memory to restore into: {_some(on_meta)} on the meta device",
+            hint=f'Call model.to_empty(device="cpu"), or build the model on a real device. {_UNCHANGED}',
+        )
+
+
+def _differences(current: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """What PyTorch's own strict loading refuses, unless hooks see to it."""
+    missing = sorted(str(name) for name in current.keys() - state.keys())
+    unexpected = sorted(str(name) for name in state.keys() - current.keys())
+    shapes = [
+        f"{name} {_shape(state[name])} instead of {_shape(value)}"
+        for name, value in current.items()
+        if name in state and not _is_lazy(value) and _shape(value) != _shape(state[name])
+    ]
+    kinds = (("not stored", missing), ("not in the model", unexpected), ("other shape", shapes))
+    return [f"{label}: {_some(names)}" for label, names in kinds if names]
+
+
+def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+    import torch
+
+    for name, value in current.items():
+        stored = state.get(name)
+        if not isinstance(value, torch.Tensor) or not isinstance(stored, torch.Tensor) or _is_lazy(value):
+            continue
+        is_quantized = value.is_quantized or stored.is_quantized
+        if value.dtype != stored.dtype and not is_quantized and _loses(stored, value.dtype):
+            yield name
+
+
+def _loses(stored: Any, dtype: Any) -> bool:
+    """Whether a conversion changes more than the last digits of floating numbers."""
+    import torch
+
+    if stored.layout is not torch.strided:
+        return False
+    with torch.no_grad():
+        if stored.is_complex() and not dtype.is_complex and bool(stored.imag.any()):
+            return True
+        real = stored.real if stored.is_complex() and not dtype.is_complex else stored
+        converted = real.to(dtype)
+        if real.is_floating_point() and dtype.is_floating_point:
+            return bool((torch.isfinite(real) & ~torch.isfinite(converted)).any())
+        return bool((converted.to(real.dtype) != real).any())
+
+
+def _changed_by_ties(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+    """The names of one tensor of the model for which different ones were stored: the last of them stays."""
+    import torch
+
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in current.items():
+        if not isinstance(value, torch.Tensor) or _is_lazy(value) or not value.numel() or name not in state:
+            continue
+        if value.layout is not torch.strided:
+            continue
+        place = (value.data_ptr(), value.shape, value.stride(), value.device)
+        first = seen.setdefault(place, name)
+        if first != name and not _equal(state[first], state[name]):
+            yield first
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import torch
+
+    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _tell(report: Restored) -> None:
+    for part, settings in report.replaced.items():
+        changes = ", ".join(f"{name} {old!r} by {new!r}" for name, (old, new) in list(settings.items())[:5])
+        logger.warning("the stored %s replaces settings that were built anew: %s; keep= keeps yours", part, changes)
+    if report.changed_values:
+        logger.warning("the model cannot hold these stored values exactly: %s", _some(report.changed_values))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _is_module(owner: Any) -> bool:
+    from torch.nn import Module  # loaded already, by whoever made the payload
+
+    return isinstance(owner, Module)
+
+
+def _is_lazy(value: Any) -> bool:
+    """Whether it is a parameter that takes its shape from what is loaded; asking it for one is an error."""
+    from torch.nn.parameter import is_lazy
+
+    return bool(is_lazy(value))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)

@@ -1,0 +1,249 @@
+"""Forks, signals and interrupts: no process hangs, no lock stays held, and nothing outlives the last reference."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.policies.saving import EverySteps
+from tests.helpers import MakeManager
+
+SECONDS = 60
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def in_fork(action: Callable[[], object]) -> int:
+    """Run an action in a forked child that an alarm ends if it hangs; return the child's wait status."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        try:
+            action()
+            os._exit(0)
+        except BaseException as error:
+            print("child:", repr(error), flush=True)
+            os._exit(3)
+    return os.waitpid(child, 0)[1]
+
+
+@posix
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_saves_with_a_manager_of_its_own(make_manager: MakeManager) -> None:
+    """While the parent saves in the background, a child does so too, and cannot wait for the parent's save."""
+    model = nn.Sequential(*[nn.Linear(700, 700) for _ in range(3)])
+    parent = make_manager(backup_checkpoints=False)
+    handle = parent.save_checkpoint_async(model=model, epoch=1)
+
+    def child() -> None:
+        own = make_manager(backup_checkpoints=False)
+        assert own.save_checkpoint_async(model=model, epoch=2).result() is not None
+        for ask in (handle.wait_until_copied, handle.result, handle.exception):
+            with pytest.raises(ConfigError, match="belongs to the process"):
+                ask()
+
+    assert in_fork(child) == 0
+    assert handle.result() is not None
+    assert {item.epoch for item in parent.list_checkpoints()} == {1, 2}
+
+
+SIGNALLED = """
+import multiprocessing as mp, sys, time, torch
+from ckpt_lib import CheckpointConfig, CheckpointManager
+def work():
+    while True: time.sleep(0.1)
+if __name__ == "__main__":
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run")
+    model = torch.nn.Linear(2, 2)
+    with manager.save_on_signal(lambda: dict(model=model, epoch=1)) as preemption:
+        children = [mp.get_context("fork").Process(target=work, daemon=True) for _ in range(2)]
+        [child.start() for child in children]
+        print(*[child.pid for child in children], flush=True)
+        while True:
+            time.sleep(0.05); preemption.safe_point()
+"""
+
+
+@posix
+@pytest.mark.parametrize("target", ["parent", "group", "child"])
+def test_children_answer_signals_as_if_nothing_waited(tmp_path: Path, target: str) -> None:
+    """Forked inside the block, children end at once; the parent saves, ends them, and ends with the signal's code."""
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout is not None
+        children = [int(pid) for pid in run.stdout.readline().split()]
+        try:
+            if target == "child":
+                os.kill(children[0], signal.SIGTERM)
+                os.kill(run.pid, signal.SIGTERM)
+            elif target == "group":
+                os.killpg(run.pid, signal.SIGTERM)
+            else:
+                os.kill(run.pid, signal.SIGTERM)
+            assert run.wait(SECONDS) == 128 + signal.SIGTERM
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path)), "run")
+    assert [item.epoch for item in manager.list_checkpoints()] == [1]
+
+
+INTERRUPTED = """
+import os, random, signal, sys, threading, time, torch
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from torch import nn
+kind, seed = sys.argv[2], int(sys.argv[3])
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1], backup_checkpoints=False), "run")
+model = nn.Sequential(*[nn.Linear(600, 600) for _ in range(8)])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+manager.save_checkpoint(model=model, epoch=0)
+def waits():
+    handle = manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=1)
+    {"flush": manager.flush, "result": handle.result, "timeout": lambda: handle.result(30), "close": manager.close,
+     "copied": handle.wait_until_copied, "another": lambda: manager.save_checkpoint_async(model=model, epoch=2),
+     "save": lambda: manager.save_checkpoint(model=model, epoch=2), "load": manager.load_checkpoint,
+     "validate": manager.validate_checkpoint, "resume": lambda: manager.resume(model)}[kind]()
+def interrupt():
+    time.sleep(random.Random(seed).uniform(0, 0.03))
+    os.kill(os.getpid(), signal.SIGINT)
+outcome = "none"
+try:
+    try:
+        killer = threading.Thread(target=interrupt); killer.start()
+        waits()
+    finally:
+        killer.join()
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    outcome = "KeyboardInterrupt"
+try:
+    manager.flush()
+except KeyboardInterrupt:
+    pass
+manager.save_checkpoint_async(model=model, epoch=3).result()
+manager.save_checkpoint(model=model, epoch=4)
+manager.flush()
+print(outcome, manager.load_checkpoint()["epoch"], bool(manager.validate_checkpoint()), flush=True)
+"""
+WAITS = ["flush", "result", "timeout", "close", "copied", "another", "save", "load", "validate", "resume"]
+
+
+@posix
+@pytest.mark.parametrize("kind", WAITS)
+def test_an_interrupt_leaves_everything_usable(tmp_path: Path, kind: str) -> None:
+    """Interrupted in a wait, the run goes on, saves again at once and in the background, and ends by itself."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), kind, str(len(kind))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (0, "KeyboardInterrupt 4 True\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("action", "nth"),  # the later threads of a background save are its own, where no interrupt arrives
+    [*((action, nth) for action in ("save", "load", "validate") for nth in (1, 2, 3)), ("save_async", 1)],
+)
+def test_an_interrupt_arrives_as_itself(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, action: str, nth: int
+) -> None:
+    """Ctrl-C at the start of one of our threads is KeyboardInterrupt, not an error of the thread that never began."""
+    model = nn.Linear(3000, 3000)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(model=model, epoch=0)
+    start, started = threading.Thread.start, [0]
+
+    def interrupted(thread: threading.Thread) -> None:
+        started[0] += 1
+        if started[0] == nth:
+            raise KeyboardInterrupt
+        start(thread)
+
+    calls: dict[str, Callable[[], object]] = {
+        "save": lambda: manager.save_checkpoint(model=model, epoch=1),
+        "load": manager.load_checkpoint,
+        "validate": manager.validate_checkpoint,
+        "save_async": lambda: manager.save_checkpoint_async(model=model, epoch=1).result(),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        try:
+            calls[action]()
+        except KeyboardInterrupt:
+            pass
+        else:
+            assert started[0] < nth
+    manager.save_checkpoint_async(model=model, epoch=2).result()
+    assert manager.load_checkpoint()["epoch"] == 2
+
+
+@pytest.mark.parametrize("use", ["nothing", "save", "save_async", "load", "prepare", "close"])
+def test_a_manager_goes_with_its_last_reference(make_manager: MakeManager, use: str) -> None:
+    """Without the cyclic collector, the manager and its copies of the state are gone when nothing refers to it."""
+    model = nn.Linear(100, 100)
+    gc.collect()
+    gc.disable()
+    try:
+        manager: CheckpointManager | None = make_manager()
+        assert manager is not None
+        if use in ("save", "load"):
+            manager.save_checkpoint(model=model, epoch=1)
+        if use == "load":
+            manager.load_checkpoint(model=model)
+        if use in ("save_async", "close"):
+            manager.save_checkpoint_async(model=model, epoch=1).result()
+            manager.flush()
+        if use == "prepare":
+            manager.prepare(model=model)
+        if use == "close":
+            manager.close()
+        gone, copies = weakref.ref(manager), weakref.ref(manager._saver.background)
+        manager = None
+        assert gone() is None
+        assert copies() is None
+    finally:
+        gc.enable()
+
+
+def test_a_save_outlives_its_manager(make_manager: MakeManager) -> None:
+    """A manager that is dropped at once still commits and backs up what it was given to save."""
+    handle = make_manager().save_checkpoint_async(model=nn.Linear(500, 500), epoch=1)
+    checkpoint_id = handle.result()
+    again = make_manager()
+    for _ in range(200):
+        if again.backup_ids():
+            break
+        threading.Event().wait(0.05)
+    assert again.backup_ids() == [checkpoint_id]
+
+
+def _saved_by_a_worker(manager: CheckpointManager) -> Any:
+    return manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1, step=10), repr(manager)
+
+
+def test_a_manager_travels_to_a_spawned_worker(make_manager: MakeManager) -> None:
+    """Pickled, it works on the same experiment with the same policies, also while a save is under way here."""
+    config = make_manager(backup_checkpoints=False).config
+    policies: dict[str, Any] = {"save_policy": EverySteps(10), "retention_policy": KeepNewest(count=2)}
+    manager = CheckpointManager(config, "run", **policies)
+    handle = manager.save_checkpoint_async(model=nn.Linear(500, 500), epoch=1, step=10)
+    copied = pickle.loads(pickle.dumps(manager))
+    assert (copied.save_policy, copied.retention_policy) == (manager.save_policy, manager.retention_policy)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        saved, shown = pool.apply(_saved_by_a_worker, (manager,))
+    assert shown == repr(manager)
+    assert {handle.result(), saved} == {item.checkpoint_id for item in manager.list_checkpoints()}
+    with pytest.raises(ConfigError, match="another process"):
+        pickle.dumps(handle)
