@@ -190,7 +190,7 @@ def test_tags_that_stand_for_something_else_are_refused(tag: str) -> None:
         check_tag(tag)
 
 
-@pytest.mark.parametrize("values", [{"$x_{$": 1.0}, {"cost_$_per_$": 1.0}, {"m": 1e308}, {"m": 10**300}, {"m": 1e99}])
+@pytest.mark.parametrize("values", [{"$x_{$": 1.0}, {"cost_$_per_$": 1.0}, {"m": 1e308}, {"m": 1e99}])
 def test_any_metric_is_drawn_or_left_out(make_manager: MakeManager, tmp_path: Any, values: dict[str, Any]) -> None:
     """Names are no formulas, and numbers that no axis can hold are left out with a word."""
     manager = make_manager(backup_checkpoints=False)

@@ -260,7 +260,8 @@ def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
 
         def act(around: Path = around, data: bytes = data) -> None:
             manager = plant(around / "store", data)
-            assert manager.validate_checkpoint(PLANTED_ID)
+            found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
+            assert found in ([], ["unloadable"]), "the bytes are as they were planted"
             target = plant(around / "other", torch_file(small_payload()))
             target.import_checkpoint(around / "store" / "run" / f"{PLANTED_ID}.pt")
             manager.export_checkpoint(PLANTED_ID, around / "exported")

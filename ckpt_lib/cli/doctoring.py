@@ -133,8 +133,8 @@ def quarantine(
 ) -> None:
     """Set damaged checkpoints aside, or show those that were.
 
-    One that its backup can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is not listed,
-    not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it does.
+    One that its backup can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is not
+    listed, not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it does.
     """
     manager = open_manager(store, experiment, config)
     if delete:
