@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectHTTPStatusError
 from torch import nn
 
@@ -17,7 +19,9 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, train, validate_store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
 CLEANED = {"checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "trash_seconds"}
+MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store]
 SHOWN = [
     (train, set(CheckpointConfig.model_fields)),
     (checkpoint_lifecycle, CLEANED | {"backup_only_best"}),
@@ -29,7 +33,7 @@ SHOWN = [
 @pytest.fixture
 def deployment_id() -> Iterator[UUID]:
     """A deployment of ``cleanup_store`` that no worker runs."""
-    found = cleanup_store.to_deployment(name="form").apply()
+    found = RunnerDeployment.from_flow(cleanup_store, name="form").apply()
     assert isinstance(found, UUID)
     yield found
     with get_client(sync_client=True) as client:
@@ -52,6 +56,14 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
     assert options.keys() == shown
     assert {name: option["default"] for name, option in options.items()} == defaults
     assert schema["properties"]["checkpoints"]["default"] == defaults
+
+
+@pytest.mark.parametrize("flow", MAINTENANCE)
+def test_the_page_lists_what_a_form_shows(flow: Any) -> None:
+    """The table of forms names the options of each maintenance flow, in the order of its form."""
+    options = flow.parameters.definitions["CheckpointConfig"]["properties"]
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{flow.name}/")]
+    assert ", ".join(f"`{name}`" for name in options) in [row.split("|")[2].strip() for row in rows]
 
 
 def test_a_filled_in_form_cleans_up_as_it_says(config: CheckpointConfig, deployment_id: UUID) -> None:
@@ -82,7 +94,7 @@ def test_a_deployment_refuses_a_misspelt_option(deployment_id: UUID) -> None:
         scheduled(deployment_id, checkpoints={"max_checkpoint": 1})
 
 
-@pytest.mark.parametrize("flow", [checkpoint_lifecycle, validate_store, cleanup_store])
+@pytest.mark.parametrize("flow", MAINTENANCE)
 def test_flows_take_the_configuration_of_the_training(flow: Any, config: CheckpointConfig) -> None:
     """A caller in Python passes the configuration it saves with, or any of its options."""
     config = config.model_copy(update={"save_interval": 7})
