@@ -24,9 +24,9 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.names import MAX_TAG_LENGTH, check_tag, is_checkpoint_id
+from ckpt_lib.plain import plain_mapping
 
 SCHEMA_VERSION = 1
-MAX_CONFIG_LEVELS = 100
 _MAX_MANIFEST_LEVELS = 200  # of what a newer version may add too; the serializer's own limit is 255
 _MAX_MANIFEST_LINES = 1_000_000  # each value has at least one
 _SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # each chunk costs more than the hashing of so few bytes
@@ -106,34 +106,17 @@ def _plain_metric(name: str, value: Any) -> Metric:
     )
 
 
-def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a JSON copy of a run's configuration, or raise :class:`ConfigError` when JSON cannot hold it."""
+def check_run_config(config: Any) -> dict[str, Any]:
+    """Return a run's configuration as JSON holds it (:mod:`ckpt_lib.plain`), or raise :class:`ConfigError`."""
     if config is None:
         return {}
-    if not isinstance(config, Mapping):
-        raise ConfigError("config must be a mapping", expected="{'learning_rate': 0.1}", got=type(config).__name__)
+    plain = plain_mapping(config, "config")
     try:
-        text = json.dumps(dict(config), allow_nan=False, ensure_ascii=False)
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
         text.encode("utf-8")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"the run's config cannot be stored as JSON: {error}",
-            expected="numbers, text, booleans, None, lists and dicts with text keys",
-        ) from error
-    loaded: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repeats)
-    if _is_deeper(loaded, MAX_CONFIG_LEVELS):
-        raise ConfigError(
-            "the run's config cannot be stored: it is nested too deeply", expected=f"at most {MAX_CONFIG_LEVELS} levels"
-        )
-    return loaded
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: ``{1: "a", "1": "b"}`` would lose one of its values."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ConfigError("the run's config cannot be stored: two of its keys are the same text", got=sorted(found))
-    return found
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the run's config cannot be stored as JSON: {error}", expected="text in Unicode") from error
+    return plain
 
 
 def _is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:

@@ -22,7 +22,7 @@ def cleanup_store(
     dry_run: bool = False,
     allow_missing: bool = False,
 ) -> dict[str, CleanupReport]:
-    """Delete what the retention policy gives up, in every experiment, and what dead processes left behind.
+    """Delete what the retention policy does not keep, in every experiment, and what dead processes left behind.
 
     ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
     that is all that happens. An experiment that fails stops no other one; the run fails at its end. A store that is
