@@ -19,7 +19,7 @@ from ckpt_lib.errors import CheckpointError, NotACheckpointError, StoreError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import DEFAULT_FORMAT, format_named
 from ckpt_lib.index import Index
-from ckpt_lib.integrity import is_unreadable, validate
+from ckpt_lib.integrity import compare, is_unreadable
 from ckpt_lib.metadata import FileEntry, Manifest, check_count
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress, VerifiedFile
@@ -49,7 +49,7 @@ class Orphan:
 def is_proven(orphan: Orphan, manifest: Manifest, progress: Progress | None = None) -> bool:
     """Whether the manifest of another copy is this payload's."""
     is_named = manifest.payload.name == orphan.name
-    return is_named and validate(orphan.folder, manifest, manifest.experiment_name, progress).is_valid
+    return is_named and compare(orphan.folder, manifest, manifest.experiment_name, progress).is_valid
 
 
 def adopt_proven(orphan: Orphan, manifest: Manifest) -> bool:

@@ -122,7 +122,7 @@ class Target:
         self._last_size_bytes = manifest.payload.size_bytes
         if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
             with forgiven("looking at what was just saved"):
-                self._known.remember(self.folder, manifest)
+                self._known.remember(self.folder, manifest, is_loadable=True)
         return manifest
 
     def _require_room(self, draft: Draft, payload_format: Format, payload: Payload) -> None:

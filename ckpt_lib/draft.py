@@ -13,11 +13,8 @@ from typing import Any
 
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.metadata import Metric, check_count, check_metrics, check_run_config
+from ckpt_lib.metadata import MAX_COUNT, Metric, check_count, check_metrics, check_run_config
 from ckpt_lib.names import check_description, check_tags
-
-MAX_COUNT = 10**18
-"""Epochs and steps stay below: an id has room for 18 digits."""
 
 
 @dataclass(frozen=True)

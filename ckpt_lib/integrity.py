@@ -1,14 +1,20 @@
-"""Whether stored bytes are the bytes that were saved."""
+"""Whether a checkpoint is valid: its bytes are those that were saved, and they can be loaded without running code."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.errors import CheckpointError, StoreError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    StoreError,
+    UnsafePayloadError,
+    UnsupportedFormatError,
+)
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import format_named
 from ckpt_lib.metadata import Manifest
@@ -16,12 +22,15 @@ from ckpt_lib.stream import Damage, Progress, VerifiedFile, find_damaged_chunks,
 
 TensorRanges = dict[str, list[tuple[int, int]]]
 
+UNLOADABLE = (UnsafePayloadError, CorruptCheckpointError, UnsupportedFormatError)
+"""What reading a payload raises that can never be loaded without running code, or not here."""
+
 _NAMED_IN_MESSAGES = 3
 _UNKNOWN_TENSORS = "which tensors lie there cannot be told, for the structure of the file is damaged"
 
 
 class ValidationReport(BaseModel):
-    """The outcome of validating one checkpoint; true when it is intact."""
+    """The outcome of validating one checkpoint; true when its bytes are those that were saved and can be loaded."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,6 +48,11 @@ class ValidationReport(BaseModel):
         return self.is_valid
 
     @property
+    def is_unloadable(self) -> bool:
+        """Whether its bytes are those that were saved, so that no other copy can help."""
+        return any(damage.kind == "unloadable" for damage in self.damages)
+
+    @property
     def message(self) -> str:
         """One line for a table or a log."""
         return "; ".join(damage.message for damage in self.damages) or "intact"
@@ -54,10 +68,68 @@ def validate(
 ) -> ValidationReport:
     """Read a checkpoint's payload to its end and compare size and SHA-256, or with ``deep=False`` its chunk digests.
 
-    Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
+    Then look at its structure: a payload that cannot be loaded without running code is damaged, whatever its digests
+    say. Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
     """
     find = find_damages if deep else find_damaged_chunks
+
+    def find_all(file: BinaryIO) -> list[Damage]:
+        return find(file, manifest.payload, progress) or find_unloadable(folder, manifest)
+
+    return examine(folder, manifest, experiment_name, find_all)
+
+
+def compare(
+    folder: CheckpointFolder,
+    manifest: Manifest,
+    experiment_name: str,
+    progress: Progress | None = None,
+    *,
+    deep: bool = True,
+) -> ValidationReport:
+    """As :func:`validate`, but of the bytes alone, which say whether a copy is one of this checkpoint."""
+    find = find_damages if deep else find_damaged_chunks
     return examine(folder, manifest, experiment_name, lambda file: find(file, manifest.payload, progress))
+
+
+def find_unloadable(folder: CheckpointFolder, manifest: Manifest) -> list[Damage]:
+    """What keeps a payload whose bytes are those that were saved from being loaded; see :func:`require_loadable`."""
+    try:
+        require_loadable(folder, manifest)
+    except UNLOADABLE as error:
+        message = f"{manifest.payload.name} cannot be loaded: {error.message}"
+        return [Damage(file=manifest.payload.name, kind="unloadable", message=message)]
+    return []
+
+
+def require_loadable(folder: CheckpointFolder, manifest: Manifest) -> None:
+    """Raise unless a payload can be loaded without running code. No tensor is read, and no digest is compared.
+
+    Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` for what is
+    malformed, :class:`~ckpt_lib.errors.UnsupportedFormatError` where its format is not installed, and what the store
+    raises; ``FileNotFoundError`` when there is no payload.
+    """
+    try:
+        stored = format_named(manifest.format)
+        with VerifiedFile(folder.store.open_read(folder.payload_path(manifest)), None) as file:
+            check_parts(stored.inspect(file), manifest)
+    except UNLOADABLE as error:
+        error.checkpoint_id = manifest.checkpoint_id
+        error.path = folder.payload_location(manifest)
+        raise
+
+
+def check_parts(payload: Mapping[str, Any], manifest: Manifest) -> None:
+    """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` for a payload without the parts that every one has."""
+    for name in ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict"):
+        found = payload.get(name)
+        if not isinstance(found, Mapping) and (found is not None or name == "model_state_dict"):
+            reason = f"its {name} is no dict" if name in payload else f"it holds no {name}"
+            raise CorruptCheckpointError(f"the payload is malformed: {reason}")
+    for name, wanted in (("epoch", manifest.epoch), ("step", manifest.step)):
+        if name in payload and payload[name] != wanted:
+            got = ascii(payload[name])[:120]
+            raise CorruptCheckpointError(f"the payload is malformed: it is of another {name}", expected=wanted, got=got)
 
 
 def examine(
@@ -136,7 +208,7 @@ def unreadable_report(error: CheckpointError, checkpoint_id: str, experiment_nam
 
 
 class KnownVersions:
-    """Which file versions this process has seen to be intact, so that it need not read them again.
+    """Which file versions this process has seen to be valid, so that it need not read them again.
 
     A version is what the store tells of a file without reading it. It does not change when bits rot, so this spares
     work after each save and is not asked when someone wants to know.
@@ -145,15 +217,28 @@ class KnownVersions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._intact: dict[str, str] = {}
+        self._loadable: dict[str, bool] = {}  # by SHA-256: copies share the outcome
 
-    def remember(self, folder: CheckpointFolder, manifest: Manifest) -> None:
-        """Note that the payload, as it now lies there, has been written or read and is intact."""
+    def remember(self, folder: CheckpointFolder, manifest: Manifest, *, is_loadable: bool | None = None) -> None:
+        """Note that the payload, as it now lies there, has been written or read, and holds the bytes that were saved.
+
+        ``is_loadable`` is what is known of its structure; when nothing is, :meth:`is_valid` looks at it.
+        """
         if entry := folder.payload_entry(manifest):
             with self._lock:
                 self._intact[folder.payload_location(manifest)] = entry.version
+                if is_loadable is not None:
+                    self._loadable[manifest.payload.sha256] = is_loadable
 
-    def is_intact(self, folder: CheckpointFolder, manifest: Manifest) -> bool:
-        """Whether the payload has not changed since it was remembered."""
+    def is_valid(self, folder: CheckpointFolder, manifest: Manifest) -> bool:
+        """Whether the payload has not changed since it was remembered, and can be loaded."""
         entry = folder.payload_entry(manifest)
         with self._lock:
-            return entry is not None and self._intact.get(folder.payload_location(manifest)) == entry.version
+            is_same = entry is not None and self._intact.get(folder.payload_location(manifest)) == entry.version
+            is_loadable = self._loadable.get(manifest.payload.sha256)
+        if not is_same or is_loadable is not None:
+            return is_same and bool(is_loadable)
+        found = examine(folder, manifest, manifest.experiment_name, lambda _: find_unloadable(folder, manifest))
+        if found or found.is_unloadable:
+            self.remember(folder, manifest, is_loadable=found.is_valid)
+        return found.is_valid

@@ -16,7 +16,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.integrity import is_unreadable
+from ckpt_lib.integrity import UNLOADABLE, check_parts, is_unreadable
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
 from ckpt_lib.stream import VerifiedFile, missing_file
@@ -50,7 +50,10 @@ def read_payload(
             _open_payload(folder, manifest, verify=verify, keys=keys, cache=cache) as file,
         ):
             stored = format_named(manifest.format)
-            return stored.read(file, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
+            payload = stored.read(file, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
+        if keys is None and not trust_pickle:
+            check_parts(payload, manifest)
+        return payload
     except CheckpointError as error:
         error.checkpoint_id = manifest.checkpoint_id
         error.path = folder.payload_location(manifest)
@@ -104,10 +107,11 @@ class Series(Protocol):
 
 
 def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_name: str) -> Payload | None:
-    """``load`` the newest checkpoint that is whole and healthy; ``None`` when the experiment has none, and no backups.
+    """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
     The returned dict's ``passed_over`` lists the others, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are checkpoints and every one is damaged or unhealthy, or backups alone.
+    :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot be
+    loaded without running code, or is unhealthy.
     """
     for _ in range(ATTEMPTS):
         passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in series.unreadable()]
@@ -121,7 +125,7 @@ def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_
                 payload = load(manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
                 retired = True
-            except (IntegrityError, StoreError) as error:
+            except (*UNLOADABLE, IntegrityError, StoreError) as error:
                 if isinstance(error, StoreError) and not is_unreadable(error):
                     raise
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))

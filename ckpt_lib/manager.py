@@ -719,8 +719,9 @@ class CheckpointManager:
         self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None, *, deep: bool
     ) -> ValidationReport:
         report = validate(folder, manifest, self.experiment_name, progress, deep=deep)
+        if report or report.is_unloadable:
+            self._known.remember(folder, manifest, is_loadable=report.is_valid)
         if report:
-            self._known.remember(folder, manifest)
             return report
         if not folder.is_complete(manifest):
             folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
@@ -1000,7 +1001,7 @@ class CheckpointManager:
         manifest = transfer.import_checkpoint(
             self._folder, self._index, source, experiment_name=self.experiment_name, progress=progress
         )
-        self._known.remember(self._folder, manifest)
+        self._known.remember(self._folder, manifest, is_loadable=True)
         with _logged("writing the identity of the store"):
             ensure_identity(self._folder.store)
         self._write_snapshot()

@@ -12,9 +12,19 @@ import math
 import numbers
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, NoReturn, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import (
@@ -23,13 +33,20 @@ from ckpt_lib.errors import (
     InvalidMetricError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.names import MAX_TAG_LENGTH, check_tag, is_checkpoint_id
-from ckpt_lib.plain import plain_mapping
+from ckpt_lib.names import MAX_TAG_LENGTH, MAX_TAGS, check_description, check_tag, is_checkpoint_id
+from ckpt_lib.plain import MAX_LEVELS, plain_mapping
 
 SCHEMA_VERSION = 1
+MAX_CONFIG_VALUES = 10_000
+MAX_CONFIG_BYTES = 2**20
+MAX_METRICS = 10_000
 _MAX_MANIFEST_LEVELS = 200  # of what a newer version may add too; the serializer's own limit is 255
 _MAX_MANIFEST_LINES = 1_000_000  # each value has at least one
 _SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # each chunk costs more than the hashing of so few bytes
+_LIMIT_64 = 2**63
+_MAX_REASON_LENGTH = 1_000
+MAX_COUNT = 10**18
+"""Epochs and steps stay below: an id has room for 18 digits."""
 _DIGEST_FIELD = "manifest_sha256"
 _PAYLOAD_SUFFIX = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9.]{0,31}")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -38,7 +55,13 @@ Metric = float | int | str | None
 
 
 def _metric_from_json(value: Any) -> Any:
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        if not value.isprintable():
+            raise InvalidMetricError("a metric is text with hidden characters", got=ascii(value)[:120])
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, int) and abs(value) >= _LIMIT_64:
+        raise InvalidMetricError("a metric is too large for a whole number", expected="one of 64 bits, or a float")
+    return value
 
 
 def _metric_to_json(value: Metric) -> Metric:
@@ -70,6 +93,8 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
         return {}
     if not isinstance(metrics, Mapping):
         raise InvalidMetricError("metrics must be a mapping", expected="{'val_loss': 0.1}", got=type(metrics).__name__)
+    if len(metrics) > MAX_METRICS:
+        raise InvalidMetricError("there are too many metrics", expected=f"at most {MAX_METRICS}", got=len(metrics))
     return {_metric_name(name): _plain_metric(name, value) for name, value in metrics.items()}
 
 
@@ -96,11 +121,16 @@ def _plain_metric(name: str, value: Any) -> Metric:
             raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=ascii(value)[:120])
         return _NON_FINITE.get(value, str.__str__(value))  # subclasses, such as enumerations, become plain
     if isinstance(value, numbers.Real):
+        if isinstance(value, numbers.Integral):
+            if abs(int(value)) >= _LIMIT_64:
+                raise InvalidMetricError(
+                    f"metric {name!r} is too large for a whole number", expected="one of 64 bits, or a float"
+                )
+            return int(value)
         try:
-            as_float = float(value)
+            return float(value)
         except OverflowError as error:
             raise InvalidMetricError(f"metric {name!r} is too large", expected="a number up to 1.8e308") from error
-        return int(value) if isinstance(value, numbers.Integral) else as_float
     raise InvalidMetricError(
         f"metric {name!r} cannot be stored", expected="a number, a text or None", got=type(value).__name__
     )
@@ -116,7 +146,20 @@ def check_run_config(config: Any) -> dict[str, Any]:
         text.encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the run's config cannot be stored as JSON: {error}", expected="text in Unicode") from error
+    if reason := _config_excess(plain, len(text)):
+        raise ConfigError(f"the run's config cannot be stored: {reason}", hint="Large values belong in extra_state.")
     return plain
+
+
+def _config_excess(config: Any, size_bytes: int) -> str | None:
+    """What is too much about a run's configuration, for writers and readers alike."""
+    if size_bytes > MAX_CONFIG_BYTES:
+        return f"it takes {size_bytes} bytes, more than {MAX_CONFIG_BYTES}"
+    if _is_deeper(config, MAX_LEVELS):
+        return f"it is nested too deeply, more than {MAX_LEVELS} levels"
+    if _is_deeper(config, MAX_LEVELS, most_values=MAX_CONFIG_VALUES):
+        return f"it has more than {MAX_CONFIG_VALUES} values"
+    return None
 
 
 def _is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:
@@ -137,26 +180,35 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, lt=_LIMIT_64)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    chunk_size_bytes: int = Field(gt=0)
+    chunk_size_bytes: int = Field(gt=0, lt=_LIMIT_64)
     chunk_xxh3_128: tuple[str, ...]
+
+
+def _in_utc_range(moment: datetime) -> datetime:
+    """Refuse a moment that another zone's calendar cannot hold: of the year 0 or 10000 there."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("it lies outside of the years 1 to 9999 of UTC") from error
+    return moment
 
 
 class _Facts(BaseModel):
     """What metadata and manifest share: the facts of one checkpoint."""
 
     checkpoint_id: str
-    timestamp: AwareDatetime
-    epoch: int = Field(ge=0)
-    step: int = Field(ge=0)
+    timestamp: Annotated[AwareDatetime, AfterValidator(_in_utc_range)]
+    epoch: int = Field(ge=0, lt=MAX_COUNT)
+    step: int = Field(ge=0, lt=MAX_COUNT)
     model_name: str
     experiment_name: str
-    metrics: dict[str, StoredMetric] = {}
+    metrics: dict[Annotated[str, BeforeValidator(_metric_name)], StoredMetric] = {}
     config: dict[str, Any] = {}
     tags: tuple[Annotated[str, BeforeValidator(check_tag)], ...] = ()
-    description: str = ""
-    sequence: int = Field(ge=1, description="Order within the experiment: later saves have larger ones.")
+    description: Annotated[str, BeforeValidator(check_description)] = ""
+    sequence: int = Field(ge=1, lt=_LIMIT_64, description="Order within the experiment: later saves have larger ones.")
     parent_id: str | None = Field(default=None, description="The checkpoint this one was trained on from.")
     epoch_finished: bool = Field(default=True, description="Whether the epoch was trained to its end.")
     run_id: str | None = Field(default=None, description="Random; the checkpoints of one run of a training share it.")
@@ -259,12 +311,30 @@ class Manifest(_Facts):
         recorded = fields.pop(_DIGEST_FIELD, None)
         if not _is_canonical(fields, data):
             raise _corrupt(path, "its bytes differ from what was written", expected=recorded)
+        if reason := _excess(fields):
+            raise _corrupt(path, reason)
         try:
             manifest = cls.model_validate(fields)
         except ValidationError as error:
-            raise _corrupt(path, f"a field is not as specified: {error}") from error
+            raise _corrupt(path, f"a field is not as specified: {_shortened(str(error))}") from error
         _check_names(manifest, path)
         return manifest
+
+
+def _excess(fields: Mapping[str, Any]) -> str | None:
+    """What a manifest has more of than any writer stores, found before each of its values is looked at."""
+    for name, most in (("tags", MAX_TAGS), ("metrics", MAX_METRICS), ("libraries", MAX_METRICS), ("files", 1)):
+        if isinstance(found := fields.get(name), list | dict) and len(found) > most:
+            return f"it has {len(found)} {name}, more than {most}"
+    config = fields.get("config")
+    if isinstance(config, dict):
+        text = json.dumps(config, ensure_ascii=False)
+        return (reason := _config_excess(config, len(text))) and f"of its config, {reason}"
+    return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_REASON_LENGTH else f"{text[:_MAX_REASON_LENGTH]} …"
 
 
 def _check_names(manifest: Manifest, path: str) -> None:

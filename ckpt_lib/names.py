@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Self
 
 from ckpt_lib.errors import InvalidNameError
 
 MAX_EXPERIMENT_NAME_LENGTH = 100
 MAX_TAG_LENGTH = 100
+MAX_TAGS = 1_000
 MAX_DESCRIPTION_LENGTH = 10_000
 
 _ID = re.compile(
@@ -128,7 +130,10 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Check each tag and drop repeats, keeping the order they were given in."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise InvalidNameError("tags must be a list", expected="['a tag']", got=_shown(tags))
-    return tuple(dict.fromkeys(check_tag(tag) for tag in tags))
+    given = list(islice(tags, MAX_TAGS + 1))
+    if len(given) > MAX_TAGS:
+        raise InvalidNameError("there are too many tags", expected=f"at most {MAX_TAGS}")
+    return tuple(dict.fromkeys(map(check_tag, given)))
 
 
 def check_description(text: str) -> str:

@@ -7,6 +7,7 @@ otherwise is for a person to say.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
@@ -27,7 +28,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder, marker_entries
 from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
-from ckpt_lib.integrity import ValidationReport, unreadable_report, validate
+from ckpt_lib.integrity import UNLOADABLE, ValidationReport, require_loadable, unreadable_report, validate
 from ckpt_lib.metadata import CheckpointMetadata, Manifest
 from ckpt_lib.repair import ATTEMPTS, RepairReport, repair
 from ckpt_lib.stream import Damage, Progress
@@ -171,8 +172,9 @@ def bring_back(
     if release_if_whole(folder, checkpoint_id, experiment_name, progress):
         return RepairReport(checkpoint_id=checkpoint_id, experiment_name=experiment_name)
     try:
+        _require_loadable_copy(other, checkpoint_id)
         manifest = transfer.restore(folder, checkpoint_id, other, progress)
-    except (CheckpointNotFoundError, IntegrityError) as error:
+    except (*UNLOADABLE, CheckpointNotFoundError, IntegrityError) as error:
         raise CorruptCheckpointError(
             f"it stays in quarantine: {found.report.message}. Of the other copy: {error.message}",
             checkpoint_id=checkpoint_id,
@@ -188,6 +190,12 @@ def bring_back(
         chunks_rewritten=len(manifest.payload.chunk_xxh3_128),
         bytes_rewritten=manifest.payload.size_bytes,
     )
+
+
+def _require_loadable_copy(other: CheckpointFolder, checkpoint_id: str) -> None:
+    """Refuse to bring back what would have to be set aside again."""
+    with contextlib.suppress(FileNotFoundError):  # which the restore says better
+        require_loadable(other, other.read_manifest(checkpoint_id))
 
 
 def release_if_whole(

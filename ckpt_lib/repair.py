@@ -75,7 +75,8 @@ def repair(
     are missing or unreadable, the disk refuses the bytes, the chunk table says nothing of the damage), the whole file
     is copied, as in a restore. ``other`` is only read.
 
-    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies;
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies, or
+    when the bytes are those that were saved and cannot be loaded;
     nothing was written then, unless ``other`` went bad meanwhile. Raises
     :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id, and
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile. A crash leaves sound
@@ -114,6 +115,14 @@ class _Repair:
             found = validate(self.folder, manifest, self.experiment_name)
         if found:
             return RepairReport(checkpoint_id=manifest.checkpoint_id, experiment_name=self.experiment_name)
+        if found.is_unloadable:
+            raise CorruptCheckpointError(
+                f"its bytes are those that were saved, and no copy can help: {found.message}",
+                checkpoint_id=manifest.checkpoint_id,
+                path=self.folder.payload_location(manifest),
+                damages=found.damages,
+                hint="`ckpt quarantine` sets it aside.",
+            )
         _check_same(self.folder, manifest, self.other)
         numbers = _damaged_chunks(self.folder, manifest, found)
         if entry is None:

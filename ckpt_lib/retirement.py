@@ -54,12 +54,12 @@ class _Assessment:
         return self._statuses[checkpoint_id] == "valid"
 
     def _verify(self, manifest: Manifest) -> bool:
-        if self._known is not None and self._known.is_intact(self._folder, manifest):
+        if self._known is not None and self._known.is_valid(self._folder, manifest):
             return True
-        intact = validate(self._folder, manifest, manifest.experiment_name).is_valid
-        if self._known is not None and intact:
-            self._known.remember(self._folder, manifest)
-        return intact
+        found = validate(self._folder, manifest, manifest.experiment_name)
+        if self._known is not None and (found or found.is_unloadable):
+            self._known.remember(self._folder, manifest, is_loadable=found.is_valid)
+        return found.is_valid
 
     def find_pillars(self, monitors: Collection[Monitor]) -> None:
         """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""

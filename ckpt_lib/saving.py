@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.config import CheckpointConfig, Monitor
 from ckpt_lib.degradation import Committer, Saved
-from ckpt_lib.draft import MAX_COUNT, Draft, check_draft
+from ckpt_lib.draft import Draft, check_draft
 from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.health import HealthCheck
-from ckpt_lib.metadata import Manifest
+from ckpt_lib.metadata import MAX_COUNT, Manifest
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measures_improvement
 from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names

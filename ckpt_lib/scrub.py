@@ -21,7 +21,7 @@ from ckpt_lib import commit
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
-from ckpt_lib.integrity import ValidationReport, examine, unreadable_report, with_tensors
+from ckpt_lib.integrity import ValidationReport, examine, find_unloadable, unreadable_report, with_tensors
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, Progress, find_damages
 from ckpt_lib.stream.chunks import processor_count
@@ -239,7 +239,8 @@ class _Scrubber:
 
         def find(file: BinaryIO) -> list[Damage]:
             with NeutralReader(file, self.pace) as source:
-                return find_damages(source, item.manifest.payload)
+                # Both within the context, at whose end the page cache forgets what they read.
+                return find_damages(source, item.manifest.payload) or find_unloadable(item.folder, item.manifest)
 
         report = examine(item.folder, item.manifest, self.round.experiment_name, find)
         if not report:

@@ -17,7 +17,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.index import Index
-from ckpt_lib.integrity import validate
+from ckpt_lib.integrity import compare, require_loadable, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
@@ -42,7 +42,7 @@ def backup(
     if existing:
         _same_or_raise(existing, manifest, backups)
         is_whole = backups.is_complete(existing)
-        if is_whole and (not verify_existing or validate(backups, existing, existing.experiment_name)):
+        if is_whole and (not verify_existing or compare(backups, existing, existing.experiment_name)):
             return False
     commit.copy(folder, manifest, backups, replace=True, progress=progress)
     return True
@@ -94,7 +94,7 @@ def export(
     existing = _manifest_or_none(target, manifest.checkpoint_id)
     if existing:
         _same_or_raise(existing, manifest, target)
-    identical = validate(target, manifest, manifest.experiment_name).is_valid
+    identical = compare(target, manifest, manifest.experiment_name).is_valid
     if not (existing or identical) and target.store.stat(target.manifest_path(manifest.checkpoint_id)):
         raise CheckpointExistsError(
             "another file has the name of the manifest there",
@@ -119,14 +119,20 @@ def import_checkpoint(
 ) -> Manifest:
     """Adopt an exported checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
 
-    Every byte is verified on the way. Importing it again returns the checkpoint it became, or raises
-    :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
+    Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
+    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
+
+    Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code; nothing is written
+    then.
     """
     origin, checkpoint_id = _locate(url_text(source))
     manifest = origin.read_manifest(checkpoint_id)
     if earlier := index.with_uid(manifest.uid):
         _intact_or_raise(folder, earlier)
         return earlier
+    with contextlib.suppress(FileNotFoundError):  # which the copy tells from a deletion
+        require_loadable(origin, manifest)
     return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
 
 

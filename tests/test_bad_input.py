@@ -33,6 +33,7 @@ from ckpt_lib.errors import (
     InvalidNameError,
     NotACheckpointError,
     NotAStoreError,
+    NoValidCheckpointError,
     StoreError,
     UnknownMetricError,
     UnsafePayloadError,
@@ -620,22 +621,26 @@ class _Exploit:
 
 
 def test_a_pickle_with_code_runs_only_when_it_is_trusted_by_name(manager: CheckpointManager, tmp_path: Path) -> None:
-    """A malicious payload with a correct manifest is intact, and is refused before its code runs: one door is open."""
+    """A malicious payload with fitting digests is no valid one, and no door but one by its name runs its code."""
     canary = tmp_path / "canary"
     content = io.BytesIO()
     torch.save({"model_state_dict": {}, "extra_state": _Exploit(canary)}, content)
     _write_checkpoint(manager, FORGED_ID, content.getvalue())
-    assert manager.validate_checkpoint(FORGED_ID)
+    assert [damage.kind for damage in manager.validate_checkpoint(FORGED_ID).damages] == ["unloadable"]
+    with pytest.raises(NoValidCheckpointError, match="more than tensors"):
+        manager.resume()
     for call in (
         lambda: manager.load_checkpoint(FORGED_ID),
         lambda: manager.load_checkpoint("latest", model=nn.Linear(2, 1)),
-        manager.resume,
         lambda: manager.compare_checkpoints([FORGED_ID, FORGED_ID], tensors=True),
     ):
         with pytest.raises(UnsafePayloadError, match="trust_pickle=True"):
             call()
     exported = manager.export_checkpoint(FORGED_ID, tmp_path / "exports")
-    manager.import_checkpoint(exported)
+    facts = json.loads(Path(exported).with_suffix(".json").read_text())
+    Path(exported).with_suffix(".json").write_bytes(Manifest.model_validate({**facts, "uid": "1" * 32}).to_bytes())
+    with pytest.raises(UnsafePayloadError, match="trust_pickle=True"):
+        manager.import_checkpoint(exported)
     assert not canary.exists()
     manager.load_checkpoint(FORGED_ID, trust_pickle=True)
     assert canary.exists()

@@ -47,7 +47,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 visible = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=20)
-metric_values = st.none() | st.integers(-(10**300), 10**300) | st.floats() | visible.filter(str.isprintable)
+metric_values = st.none() | st.integers(1 - 2**63, 2**63 - 1) | st.floats() | visible.filter(str.isprintable)
 hex32, hex64 = (st.text("0123456789abcdef", min_size=n, max_size=n) for n in (32, 64))
 
 
@@ -76,7 +76,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         metrics=check_metrics(draw(st.dictionaries(visible.filter(str.isprintable), metric_values, max_size=4))),
         config=draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)),
         tags=tuple(draw(st.lists(visible.filter(_is_tag), max_size=3))),
-        description=draw(st.text(max_size=20)),
+        description=draw(visible | st.just("")),
         sequence=draw(st.integers(1, 10**12)),
         parent_id=draw(st.none() | st.just(ID)),
         pinned=draw(st.booleans()),
@@ -427,7 +427,6 @@ def test_a_chunk_table_of_the_wrong_length_is_refused(size: int, chunks: int) ->
         {"monitor": Monitor(metric="\ud800")},
         {"model_name": "\udfff"},
         {"config": {"a": "\ud800"}},
-        {"metrics": {"a": 10**5000}},
         {"config": {"a": 10**5000}},
     ],
 )
@@ -455,7 +454,8 @@ class _Number(enum.IntEnum):
         (True, 1),
         (False, 0),
         (3, 3),
-        (10**300, 10**300),
+        (2**63 - 1, 2**63 - 1),
+        (1 - 2**63, 1 - 2**63),
         (0.5, 0.5),
         (math.inf, math.inf),
         ("text", "text"),
@@ -466,7 +466,7 @@ class _Number(enum.IntEnum):
         (np.float16(0.5), 0.5),
         (np.longdouble(0.5), 0.5),
         (np.int8(-3), -3),
-        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.uint64(2**63 - 1), 2**63 - 1),
         (np.bool_(True), 1),
         (np.str_("text"), "text"),
         (np.array(2.5), 2.5),
@@ -512,6 +512,10 @@ def test_a_metric_becomes_a_plain_value(given_value: object, stored: object) -> 
         torch.tensor(1j),
         torch.ones((), device="meta"),
         Decimal(1),
+        2**63,
+        -(2**63),
+        np.uint64(2**64 - 1),
+        10**300,
         10**400,
         -(10**5000),
         Fraction(10**400),

@@ -58,6 +58,16 @@ class Format(Protocol):
         """
         ...
 
+    def inspect(self, source: VerifiedFile) -> Payload:
+        """The payload as :meth:`read` would give it, with something else in the place of each tensor.
+
+        It says whether the payload can be read, so no code of the payload runs, and no tensor's bytes are read.
+        ``source`` may be opened without digests. Raises :class:`~ckpt_lib.errors.UnsafePayloadError` for what
+        :meth:`read` refuses unless ``trust_pickle`` is set, and :class:`~ckpt_lib.errors.CorruptCheckpointError` for
+        what is no payload.
+        """
+        ...
+
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file, reading no more than it takes to know; ``{}`` if it cannot.
 

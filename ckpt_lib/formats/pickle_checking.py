@@ -14,7 +14,7 @@ import re
 import struct
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePaylo
 
 MAX_STRUCTURE_BYTES = 64 * 2**20
 """How long a pickle may be: that of some hundred thousand tensors. What tensors hold is not in it."""
+
+MAX_LEVELS = 100
+"""How deep containers may nest below each entry of a payload."""
 
 MAX_STEPS = 6_000_000
 """How many steps it may take: each builds up to 80 bytes. Long lists of numbers are one step for thousands of them."""
@@ -105,6 +108,8 @@ class PickleChecker:
             raise CorruptCheckpointError(f"the payload is not a torch file: {reason}") from error
         if self._has_shared:
             self._check_sharing(loaded)
+        if is_deeper(loaded, MAX_LEVELS + 1):
+            raise refused(f"its structure is nested more than {MAX_LEVELS} levels deep")
         return loaded
 
     def _run(self) -> Any:
@@ -415,12 +420,20 @@ def _is_key(key: Any) -> bool:
     return True
 
 
-def _parts(item: Any) -> list[Any]:
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether containers nest more than ``levels`` deep in ``value``, of which nothing contains itself."""
+    layer = [value] if type(value) in _CONTAINERS else []
+    for _ in range(levels):
+        layer = [part for item in layer for part in _parts(item) if type(part) in _CONTAINERS]
+    return bool(layer)
+
+
+def _parts(item: Any) -> Iterable[Any]:
     if isinstance(item, OrderedDict):
         return [*item.keys(), *item.values(), *vars(item).values()]
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
-    return list(item) if type(item) in _CONTAINERS else []
+    return item if type(item) in _CONTAINERS else ()
 
 
 _STEPS: dict[int, Callable[[PickleChecker, int], int]] = {

@@ -286,6 +286,7 @@ class TorchReader:
             raise refused(f"its structure is longer than {MAX_STRUCTURE_BYTES} bytes")
         self._pickle = self._archive.bytes_of(_PICKLE)
         self._named: list[tuple[str, TensorRecipe]] = []
+        self._size_bytes: dict[str, int] = {}
         describing = _Describing()
         names = _Names(describing)
         checker = PickleChecker(self._pickle, find_name=names.find_class, find_reference=self._find_storage)
@@ -296,7 +297,9 @@ class TorchReader:
     def _find_storage(self, key: Any) -> _Storage:
         storage = _storage_of(key)
         if storage.size_bytes > self._archive.record(storage.record).size_bytes:
-            raise CorruptCheckpointError(f"the record {storage.record!r} is too short for its tensors")
+            raise CorruptCheckpointError(f"the record {ascii(storage.record)[:120]} is too short for its tensors")
+        if storage.size_bytes > self._size_bytes.setdefault(storage.record, storage.size_bytes):
+            raise CorruptCheckpointError(f"the record {ascii(storage.record)[:120]} is described in two ways")
         return storage
 
     def _unusual_part(self) -> str | None:
@@ -317,6 +320,16 @@ class TorchReader:
     def check_all(self) -> None:
         """Verify the whole file and the heads of all records, as must be before ``torch.load`` reads it."""
         self._archive.check_all()
+
+    def check_heads(self) -> None:
+        """Compare the heads of all records with the directory."""
+        self._archive.check_heads()
+
+    def outline(self) -> Payload:
+        """What the payload holds, with a recipe in the place of each tensor. The heads of all records are read."""
+        self._require_usual()
+        self._archive.check_heads()
+        return dict(self._outline)
 
     def _load(self, build: Callable[[], torch.Tensor | None]) -> dict[str, Any]:
         try:
@@ -379,15 +392,13 @@ class _Builder:
     def _storage(self, storage: _Storage) -> torch.UntypedStorage:
         found = self._storages.get(storage.record)
         if found is None:
-            found = self._storages[storage.record] = self._open(storage)
-        if found.nbytes() < storage.size_bytes:
-            raise CorruptCheckpointError(f"the record {storage.record!r} is described in two ways")
+            found = self._storages[storage.record] = self._open(storage.record)
         return found
 
-    def _open(self, storage: _Storage) -> torch.UntypedStorage:
-        if not storage.size_bytes:
+    def _open(self, record: str) -> torch.UntypedStorage:
+        view = self._archive.view(record)
+        if not view:
             return torch.empty(0, dtype=torch.uint8, device=self._device).untyped_storage()
-        view = self._archive.view(storage.record)[: storage.size_bytes]
         elements = torch.frombuffer(view, dtype=torch.uint8)
         if self._device.type != "cpu":
             elements = elements.to(self._device)

@@ -21,7 +21,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.expansion import MAX_EXPANDED_BYTES, expanded_bytes
-from ckpt_lib.formats.pickle_checking import UnusualPayloadError
+from ckpt_lib.formats.pickle_checking import MAX_LEVELS, UnusualPayloadError, is_deeper
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch_reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch_writing import Archive
@@ -45,6 +45,8 @@ class TorchZipFormat:
             prepared = {key: _plain(value, key) for key, value in payload.items()}
         except RecursionError as error:
             raise _too_deep() from error
+        if is_deeper(prepared, MAX_LEVELS + 1):
+            raise _too_deep()
         _check_expansion(prepared)
         return prepared
 
@@ -83,6 +85,18 @@ class TorchZipFormat:
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
+    def inspect(self, source: VerifiedFile) -> Payload:
+        """The outline that every read begins with; ``torch.load`` for the meta device where only torch can tell."""
+        reader = TorchReader(source)
+        with contextlib.suppress(UnusualPayloadError):
+            return reader.outline()
+        reader.check_heads()
+        with contextlib.suppress(CorruptCheckpointError):  # quantized and nested tensors cannot be on that device
+            source.seek(0)
+            return _torch_load(source, map_location="meta", trust_pickle=False)
+        source.seek(0)
+        return _torch_load(source, map_location="cpu", trust_pickle=False)
+
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch_reading.tensor_ranges`."""
         return tensor_ranges(source)
@@ -100,7 +114,7 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
         loaded = _load(source, map_location=map_location, weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise UnsafePayloadError(
-            f"the payload holds more than tensors and plain values: {_first_line(error)}",
+            f"the payload holds more than tensors and plain values: {_refusal(error)}",
             hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
         ) from error
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
@@ -136,7 +150,9 @@ def _check_expansion(payload: Payload) -> None:
 
 def _too_deep() -> UnsupportedStateError:
     return UnsupportedStateError(
-        "the state contains itself, or is nested too deeply", hint="Store a tree of plain values."
+        "the state contains itself, or is nested too deeply",
+        expected=f"at most {MAX_LEVELS} levels",
+        hint="Store a tree of plain values.",
     )
 
 
@@ -236,6 +252,12 @@ def _without_storage(value: Any) -> Any:
 
 def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+
+
+def _refusal(error: pickle.UnpicklingError) -> str:
+    """What torch refuses, out of its advice on how to load it all the same."""
+    _, found, reason = str(error).partition("WeightsUnpickler error: ")
+    return ascii(reason.partition(". Please use")[0].strip().split("\n", 1)[0])[1:-1][:200] if found else "not a pickle"
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,7 +41,7 @@ class Damage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     file: str
-    kind: Literal["missing", "truncated", "extended", "altered", "manifest", "unreadable"]
+    kind: Literal["missing", "truncated", "extended", "altered", "manifest", "unreadable", "unloadable"]
     start: int = Field(default=0, ge=0)
     stop: int = Field(default=0, ge=0)
     message: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -18,8 +18,10 @@ from ckpt_lib.stream.chunks import (
     has_chunk_table,
     size_damage,
 )
-from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Damage
+from ckpt_lib.stream.digests import Damage
 from ckpt_lib.stream.mapping import Memory, memory_of
+
+_PIECE_BYTES = 2**16
 
 
 class VerifiedFile(io.RawIOBase, BinaryIO):
@@ -51,8 +53,8 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
 
     def _grain(self) -> int:
         """What is verified at once."""
-        if self._entry is None:
-            return CHUNK_SIZE_BYTES
+        if self._entry is None:  # nothing is hashed, so that little need be read at once
+            return _PIECE_BYTES
         return self._entry.chunk_size_bytes if has_chunk_table(self._entry) else max(1, self.size_bytes)
 
     def _check_size(self) -> None:
@@ -112,9 +114,9 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         return altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
 
     def _fetch(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            start = number * self._chunk_size_bytes
-            if not self._held.fetch(start, min(start + self._chunk_size_bytes, self.size_bytes)):
+        for first, last in _runs(numbers):
+            start, stop = first * self._chunk_size_bytes, (last + 1) * self._chunk_size_bytes
+            if not self._held.fetch(start, min(stop, self.size_bytes)):
                 raise CorruptCheckpointError("the file became shorter while it was read")
 
     def _verify_whole(self, entry: FileEntry) -> None:
@@ -184,6 +186,20 @@ class _Viewed(io.RawIOBase, BinaryIO):
             target[:count] = self._view[:count]
         self._view = self._view[count:]
         return count
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of consecutive numbers, of ascending ones."""
+    run: tuple[int, int] | None = None
+    for number in numbers:
+        if run is not None and number == run[1] + 1:
+            run = run[0], number
+            continue
+        if run is not None:
+            yield run
+        run = number, number
+    if run is not None:
+        yield run
 
 
 def _read_ahead(source: BinaryIO) -> None:

@@ -23,7 +23,7 @@ from ckpt_lib.errors import (
     UnsupportedStateError,
 )
 from ckpt_lib.formats import Format, Payload
-from ckpt_lib.stream import HashingWriter
+from ckpt_lib.stream import HashingWriter, VerifiedFile
 
 BOUNDED = settings(
     derandomize=True,
@@ -112,6 +112,23 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     # A single element may keep an odd stride, which is contiguous all the same and no bytes to torch.
     flat = whole.as_strided((whole.numel(),), (1,))
     return flat.view(torch.uint8).numpy().tobytes() if whole.numel() else b""
+
+
+def opened(data: bytes) -> VerifiedFile:
+    """A payload as it is opened to be inspected."""
+    return VerifiedFile(io.BytesIO(data), None)
+
+
+class _CountingFile(VerifiedFile):
+    """Counts the bytes that were asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), None)
+        self.viewed_bytes = 0
+
+    def view(self, start: int, stop: int) -> memoryview:
+        self.viewed_bytes += stop - start
+        return super().view(start, stop)
 
 
 @st.composite
@@ -395,6 +412,29 @@ class FormatContract:
         assert_same(found, {"model_state_dict": {"a.weight": torch.ones(2)}, "epoch": 1})
         with pytest.raises(ConfigError, match=r"model_state_dict\.c"):
             payload_format.read(io.BytesIO(data), keys=["model_state_dict.c"])
+
+    @BOUNDED
+    @given(state=states)
+    def test_what_is_written_passes_an_inspection(self, payload_format: Format, state: Any) -> None:
+        """It tells a valid checkpoint from another, and gives the plain values as they were saved."""
+        payload = {"model_state_dict": {"a": torch.ones(2), "b": state}, "epoch": 3, "extra_state": {"c": ["x", 1.5]}}
+        found = payload_format.inspect(opened(encode(payload_format, payload)))
+        assert list(found) == list(payload)
+        assert list(found["model_state_dict"]) == ["a", "b"]
+        assert (found["epoch"], found["extra_state"]) == (3, {"c": ["x", 1.5]})
+
+    def test_an_inspection_reads_no_tensor(self, payload_format: Format) -> None:
+        """It is made before a plan, and after each copy: it costs what the structure does."""
+        file = _CountingFile(encode(payload_format, {"model_state_dict": {"a": torch.zeros(2**20)}, "epoch": 1}))
+        payload_format.inspect(file)
+        assert file.viewed_bytes < 2**16
+
+    def test_what_cannot_be_read_fails_an_inspection(self, payload_format: Format) -> None:
+        """Empty, cut off anywhere, or something else altogether."""
+        whole = encode(payload_format, {"a": torch.arange(100.0), "b": "x"})
+        for data in (b"", b"\0", b"not a payload" * 100, *(whole[: len(whole) * n // 12] for n in range(12))):
+            with pytest.raises(CheckpointError):
+                payload_format.inspect(opened(data))
 
     def test_a_device_that_is_not_there_is_not_damage(self, payload_format: Format) -> None:
         """``resume`` passes over what is corrupt: a mistyped device must not look like it."""
