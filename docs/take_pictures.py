@@ -87,7 +87,7 @@ def _photograph(browser: Browser, address: str, api: httpx.Client, runs: dict[st
         "lifecycle-run": (f"/runs/flow-run/{runs['on-demand']}", 760),
         "retention-artifact": (f"/artifacts/artifact/{artifacts['cleanup-digits']}", 620),
         "metrics-artifact": (f"/artifacts/artifact/{artifacts['metrics-digits']}", 620),
-        "run-form": (f"/deployments/deployment/{_deployment_of(api, runs['on-demand'])}/run", 900),
+        "run-form": (f"/deployments/deployment/{_deployment_of(api, runs['on-demand'])}/run", 1240),
     }
     for name, (path, height) in pages.items():
         page = browser.new_page(viewport={"width": 1320, "height": height})

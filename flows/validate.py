@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
@@ -42,7 +43,7 @@ Copy = tuple[str, str]
 
 @flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
 def validate_store(
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    checkpoints: ConfigForValidation = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
     max_bytes_per_second: float | None = None,
     allow_missing: bool = False,
