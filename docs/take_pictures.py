@@ -40,7 +40,9 @@ def main() -> None:
         checkpoints = {"checkpoint_dir": f"{folder}/served"}
         demo = [sys.executable, "-m", "examples.demo", "--picture", str(IMAGES / "demo.svg")]
         subprocess.run(demo, cwd=folder, env={**environment, "PYTHONPATH": str(PROJECT)}, check=True)
-        serving = subprocess.Popen([sys.executable, "-m", "deployments.serve"], cwd=PROJECT, env=environment)
+        folders = {"CKPT_CHECKPOINT_DIR": f"{folder}/served", "CKPT_EXPORT_DIR": f"{folder}/exports"}
+        served = {**environment, **folders}
+        serving = subprocess.Popen([sys.executable, "-m", "deployments.serve"], cwd=PROJECT, env=served)
         try:
             api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30)
             runs = _run_deployments(api, checkpoints, f"{folder}/exports")

@@ -151,7 +151,7 @@ def test_a_check_refuses_what_a_save_refuses(make_manager: MakeManager, part: An
     assert ids(manager) == []
 
 
-def test_arrays_in_extra_state_become_tensors(make_manager: MakeManager) -> None:
+def test_arrays_in_extra_state_become_tensors(make_manager: MakeManager, tmp_path: pathlib.Path) -> None:
     """The state of NumPy's generator is stored without code, and restores the generator."""
     before = np.random.get_state()  # the global one is what scripts have
     manager = make_manager()
@@ -160,7 +160,7 @@ def test_arrays_in_extra_state_become_tensors(make_manager: MakeManager) -> None
     kind, keys, *rest = manager.load_checkpoint()["extra_state"]["numpy"]
     np.random.set_state((kind, keys.numpy(), *rest))
     assert np.array_equal(np.random.rand(3), drawn)
-    payload = torch.load(manager.export_checkpoint("latest", "exported"), weights_only=True)
+    payload = torch.load(manager.export_checkpoint("latest", tmp_path), weights_only=True)
     assert torch.equal(payload["extra_state"]["numpy"][1], keys)
     with pytest.raises(UnsupportedStateError, match="type without a tensor"):
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1, extra_state={"a": np.array(["x"])})
