@@ -168,7 +168,7 @@ class Saver:
     def _content(self, draft: Draft, payload: Payload) -> str:
         """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
         with HashingWriter(_Discard()) as stream:
-            format_named(DEFAULT_FORMAT).write(payload, stream)
+            format_named(DEFAULT_FORMAT).lay_out(payload).write(stream)
             digests = stream.finish()
         return _content_digest(digests.sha256, draft.tags, draft.description)
 
