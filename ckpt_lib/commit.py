@@ -31,7 +31,7 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.folder import CheckpointFolder, Mark, is_marker, manifest_entries, marker_entries
-from ckpt_lib.formats import Format, Payload
+from ckpt_lib.formats import Format, Layout
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId
@@ -48,11 +48,11 @@ def save(
     index: Index,
     draft: Draft,
     payload_format: Format,
-    payload: Payload,
+    layout: Layout,
     *,
     verify: bool = False,
 ) -> Manifest:
-    """Commit ``payload`` and return its manifest; when this returns, the checkpoint survives a crash.
+    """Commit a payload that was laid out, and return its manifest; when this returns, the checkpoint survives a crash.
 
     With ``verify``, the payload is read back from the disk before it gets its name, and
     :class:`~ckpt_lib.errors.CorruptCheckpointError` is raised when a byte of it is not as it was handed over.
@@ -66,7 +66,7 @@ def save(
     pending = folder.store.open_write(folder.path)
     try:
         with HashingWriter(pending) as stream:
-            payload_format.write(payload, stream)
+            layout.write(stream)
             digests = stream.finish()
         pending.sync()
         if verify:

@@ -20,7 +20,7 @@ from ckpt_lib.draft import Draft
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
 from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.formats import Format, Payload
+from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import KnownVersions
 from ckpt_lib.metadata import Manifest
@@ -83,7 +83,7 @@ class Target:
         self._verify = verify
         self._last_size_bytes: int | None = None
 
-    def save(self, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
+    def save(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
         """Commit; what is transient is tried again, and a full store is given room once.
 
         Each attempt is a save of its own: a file that could not be made durable is never tried again.
@@ -91,46 +91,46 @@ class Target:
         begun, is_repeated = time.monotonic(), False
         for delay_seconds in RETRY_DELAYS_SECONDS:
             try:
-                return self._attempt(draft, payload_format, payload, is_repeated=is_repeated)
+                return self._attempt(draft, payload_format, layout, is_repeated=is_repeated)
             except StoreUnavailableError as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
                 emit("save.retried", error.message, experiment_name=draft.experiment_name, **_described(error))
             time.sleep(delay_seconds * _chance.uniform(0.5, 1.5))
             is_repeated = True
-        return self._attempt(draft, payload_format, payload, is_repeated=is_repeated)
+        return self._attempt(draft, payload_format, layout, is_repeated=is_repeated)
 
-    def _attempt(self, draft: Draft, payload_format: Format, payload: Payload, *, is_repeated: bool) -> Manifest:
+    def _attempt(self, draft: Draft, payload_format: Format, layout: Layout, *, is_repeated: bool) -> Manifest:
         if is_repeated and (left := self._left_behind(draft)):
             return left
-        return self._save(draft, payload_format, payload)
+        return self._save(draft, payload_format, layout)
 
-    def _save(self, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
-        self._require_room(draft, payload_format, payload)
+    def _save(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
+        self._require_room(draft, layout)
         try:
-            return self._commit(draft, payload_format, payload)
+            return self._commit(draft, payload_format, layout)
         except StorageFullError as error:
             # Another program may have been faster, or a quota is smaller than the disk.
             if self.index.with_uid(draft.uid):
                 raise  # committed, but for the last barrier
             emit("store.full", error.message, experiment_name=draft.experiment_name, **_described(error))
             self._make_room(None)
-        return self._commit(draft, payload_format, payload)
+        return self._commit(draft, payload_format, layout)
 
-    def _commit(self, draft: Draft, payload_format: Format, payload: Payload) -> Manifest:
-        manifest = commit.save(self.folder, self.index, draft, payload_format, payload, verify=self._verify)
+    def _commit(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
+        manifest = commit.save(self.folder, self.index, draft, payload_format, layout, verify=self._verify)
         self._last_size_bytes = manifest.payload.size_bytes
         if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
             with forgiven("looking at what was just saved"):
                 self._known.remember(self.folder, manifest, is_loadable=True)
         return manifest
 
-    def _require_room(self, draft: Draft, payload_format: Format, payload: Payload) -> None:
+    def _require_room(self, draft: Draft, layout: Layout) -> None:
         """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
         free_bytes = self._free_bytes()
         if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
             return
-        needed_bytes = payload_format.size_bytes(payload) + commit.OVERHEAD_BYTES
+        needed_bytes = layout.size_bytes + commit.OVERHEAD_BYTES
         if free_bytes >= needed_bytes:
             return
         error = StorageFullError(
@@ -177,8 +177,9 @@ class Committer:
 
     def save(self, draft: Draft, payload_format: Format, payload: Payload) -> Saved | None:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
+        layout = payload_format.lay_out(payload)
         try:
-            return Saved(self.home.save(draft, payload_format, payload), self.home.folder, is_stranded=False)
+            return Saved(self.home.save(draft, payload_format, layout), self.home.folder, is_stranded=False)
         except Exception as error:
             if not _is_degrading(error):
                 raise
@@ -187,7 +188,7 @@ class Committer:
         if self.fallback is not None:
             emit("save.degraded", str(failure), experiment_name=experiment_name, **_described(failure))
             try:
-                return self._strand(self.fallback, draft, payload_format, payload)
+                return self._strand(self.fallback, draft, payload_format, layout)
             except Exception as error:
                 if not _is_degrading(error):
                     raise
@@ -198,8 +199,8 @@ class Committer:
             return None
         raise failure
 
-    def _strand(self, fallback: Target, draft: Draft, payload_format: Format, payload: Payload) -> Saved:
-        manifest = fallback.save(draft, payload_format, payload)
+    def _strand(self, fallback: Target, draft: Draft, payload_format: Format, layout: Layout) -> Saved:
+        manifest = fallback.save(draft, payload_format, layout)
         path = fallback.folder.payload_location(manifest)
         emit(
             "checkpoint.stranded",

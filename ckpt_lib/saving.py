@@ -134,7 +134,7 @@ class Saver:
     def check(self, request: SaveRequest) -> None:
         """Raise what a save would raise before anything is written."""
         draft = self._checked(request)
-        size = format_named(DEFAULT_FORMAT).size_bytes(self._payload(draft, request))
+        size = format_named(DEFAULT_FORMAT).lay_out(self._payload(draft, request)).size_bytes
         logger.debug("a checkpoint would take %d bytes", size)
 
     def _plan(self, request: SaveRequest) -> _PlannedSave | str | None:
@@ -158,7 +158,7 @@ class Saver:
     def _content(self, draft: Draft, payload: Payload) -> str:
         """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
         with HashingWriter(_Discard()) as stream:
-            format_named(DEFAULT_FORMAT).write(payload, stream)
+            format_named(DEFAULT_FORMAT).lay_out(payload).write(stream)
             digests = stream.finish()
         return _content_digest(digests.sha256, draft.tags, draft.description)
 

@@ -83,7 +83,7 @@ def _post(api: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
 def _photograph(browser: Browser, address: str, api: httpx.Client, runs: dict[str, str]) -> None:
     chosen = {"artifacts": {"flow_run_id": {"any_": [runs["on-demand"]]}}}
-    artifacts = {item["key"]: item["id"] for item in _post(api, "/artifacts/filter", chosen)}
+    artifacts = {item["key"].rpartition("-")[0]: item["id"] for item in _post(api, "/artifacts/filter", chosen)}
     pages = {
         "deployments": ("/deployments", 460),
         "lifecycle-run": (f"/runs/flow-run/{runs['on-demand']}", 760),

@@ -46,7 +46,9 @@ def save(folder: CheckpointFolder, epoch: int = 1, *, index: Index | None = None
     """Commit a tiny checkpoint, in the same second each time."""
     fields: dict[str, Any] = {"step": 100, "model_name": "Net", "experiment_name": "e", "timestamp": MOMENT} | facts
     payload = {"model_state_dict": {"w": torch.full((3,), float(epoch))}, "epoch": epoch}
-    return commit.save(folder, index or Index(folder), Draft(epoch, **fields), format_named("torch"), payload)
+    torch_format = format_named("torch")
+    layout = torch_format.lay_out(payload)
+    return commit.save(folder, index or Index(folder), Draft(epoch, **fields), torch_format, layout)
 
 
 def keep(_: Manifest) -> None:
@@ -219,15 +221,15 @@ def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: Checkpoi
     for error in (ValueError("boom"), KeyboardInterrupt(), StorageFullError("full")):
 
         class Failing:
-            name, suffix = "torch", ".pt"
+            size_bytes = 1
 
-            def write(self, payload: Any, stream: Any, error: BaseException = error) -> None:
+            def write(self, stream: Any, error: BaseException = error) -> None:
                 stream.write(b"half of it")
                 raise error
 
         draft = Draft(1, 1, "Net", "e")
         with pytest.raises(type(error)) as raised:
-            commit.save(folder, Index(folder), draft, Failing(), {})  # type: ignore[arg-type]
+            commit.save(folder, Index(folder), draft, format_named("torch"), Failing())
         assert raised.value is error
         assert contents(tmp_path) == {}
 

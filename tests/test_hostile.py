@@ -267,14 +267,13 @@ def test_expansion_is_what_a_copy_takes_beyond_the_extent(size: list[int], strid
 
 def test_a_structure_that_no_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many steps: refused when it is saved. As long as there are few, no save pays for counting them."""
-    monkeypatch.setattr(torch_writing, "MAX_STEPS", 1000)
-    monkeypatch.setattr(pickle_checking, "MAX_STEPS", 1000)
+    monkeypatch.setattr(pickle_checking, "_STEPS_ALLOWED", 1000)
     calls: list[int] = []
     checked = check_structure
 
-    def counted(data: bytes) -> None:
+    def counted(data: bytes, records: int) -> None:
         calls.append(len(data))
-        checked(data)
+        checked(data, records)
 
     monkeypatch.setattr(torch_writing, "check_structure", counted)
     assert round_trip(TorchZipFormat(), {"x": [[]] * 50})["x"] == [[]] * 50

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ckpt_lib.formats.pickle_checking import MAX_STRUCTURE_BYTES
+from ckpt_lib.formats.pickle_checking import max_structure_bytes
 from ckpt_lib.metadata import Manifest
 from torture.pickles import call, name, text
 from torture.planting import PLANTED_ID, archive_of, manifest_for, plant
@@ -142,7 +142,7 @@ PAYLOADS: dict[str, Callable[[random.Random], bytes]] = {
     "marks without end": lambda choice: _payload(b"(" * 2**24),
     "dicts without end": lambda choice: _payload(b"](" + b"ccollections\nOrderedDict\nq\0)R" + b"h\0)R" * 2**22 + b"e"),
     "names without end": lambda choice: _payload(b"](" + name("torch", "float32") * 2**22 + b"e"),
-    "a structure too long": lambda choice: _payload(text("x" * MAX_STRUCTURE_BYTES)),
+    "a structure too long": lambda choice: _payload(text("x" * max_structure_bytes(10))),
     "many records": lambda choice: _crowded_archive(10 ** choice.randint(5, 6)),
     "more records than there are": _lying_count,
 }

@@ -12,6 +12,19 @@ Payload = dict[str, Any]
 ``config`` and ``extra_state``. What was not saved is ``None``."""
 
 
+class Layout(Protocol):
+    """A payload that is ready to be written."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the file will be: never less, and hardly more."""
+        ...
+
+    def write(self, stream: HashingWriter) -> None:
+        """Write it from start to end, without holding a second copy of it. It may be called again."""
+        ...
+
+
 class Format(Protocol):
     """Writes a payload as one stream of bytes and reads it back."""
 
@@ -32,12 +45,11 @@ class Format(Protocol):
         """
         ...
 
-    def size_bytes(self, payload: Payload) -> int:
-        """How large the file of a prepared payload will be: never less, and hardly more."""
-        ...
+    def lay_out(self, payload: Payload) -> Layout:
+        """Settle what the file of a prepared payload will hold, before there is one; no tensor is copied.
 
-    def write(self, payload: Payload, stream: HashingWriter) -> None:
-        """Write a prepared payload from start to end, without holding a second copy of it."""
+        Raises :class:`~ckpt_lib.errors.UnsupportedStateError` for what no reader would take.
+        """
         ...
 
     def read(

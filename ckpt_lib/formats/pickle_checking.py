@@ -8,11 +8,9 @@ its length.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import re
 import struct
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,15 +18,13 @@ from typing import Any
 import torch
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.formats.collection import COLLECTION_PAUSE
 
-MAX_STRUCTURE_BYTES = 64 * 2**20
-"""How long a pickle may be: that of some hundred thousand tensors. What tensors hold is not in it."""
+_STRUCTURE_BYTES, _BYTES_A_RECORD = 64 * 2**20, 400
+_STEPS_ALLOWED, _STEPS_A_RECORD = 6_000_000, 200
 
 MAX_LEVELS = 100
 """How deep containers may nest below each entry of a payload."""
-
-MAX_STEPS = 6_000_000
-"""How many steps it may take: each builds up to 80 bytes. Long lists of numbers are one step for thousands of them."""
 
 _MAX_OPEN = 10_000
 _MAX_NAME_BYTES = 500
@@ -37,6 +33,20 @@ _MAX_KEY_PARTS = 1000  # of a tuple that is a key, with those of the tuples in i
 _MAX_EQUAL_HASHES = 100  # of the keys of one dict: each more is compared with all of these
 # How much longer a structure may get when all that is shared in it is written out.
 _MAX_SHARED_FACTOR, _MAX_UNSHARED = 16, 1_000_000
+
+
+def max_structure_bytes(records: int) -> int:
+    """How long a pickle may be that describes what so many records hold; that is not in it."""
+    return _STRUCTURE_BYTES + _BYTES_A_RECORD * records
+
+
+def max_steps(records: int) -> int:
+    """How many steps it may take: each builds up to 80 bytes. Long lists of numbers are one step for thousands of them.
+
+    A tensor takes forty, and has a record as a rule, so that there is room for as many tensors as there are records.
+    """
+    return _STEPS_ALLOWED + _STEPS_A_RECORD * records
+
 
 _NUMBERS = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){8,50000}", re.DOTALL)
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, torch.dtype, torch.device}
@@ -78,9 +88,16 @@ class PickleChecker:
     """
 
     def __init__(
-        self, data: bytes, *, find_name: Callable[[str, str], Any], find_reference: Callable[[Any], Any]
+        self,
+        data: bytes,
+        *,
+        find_name: Callable[[str, str], Any],
+        find_reference: Callable[[Any], Any],
+        records: int = 0,
     ) -> None:
         self._data = data
+        self._max_steps = max_steps(records)
+        self._max_bytes = max_structure_bytes(records)
         self._find_name = find_name
         self._find_reference = find_reference
         self._stack: list[Any] = []
@@ -96,10 +113,10 @@ class PickleChecker:
 
         Raises :class:`CorruptCheckpointError` when it is none, and :class:`UnsafePayloadError` for what no state needs.
         """
-        if len(self._data) > MAX_STRUCTURE_BYTES:
-            raise refused(f"its structure is longer than {MAX_STRUCTURE_BYTES} bytes")
+        if len(self._data) > self._max_bytes:
+            raise refused(f"its structure is longer than {self._max_bytes} bytes")
         try:
-            with _PAUSE:
+            with COLLECTION_PAUSE:
                 loaded = self._run()
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -114,7 +131,7 @@ class PickleChecker:
 
     def _run(self) -> Any:
         data, steps, position = self._data, _STEPS, 0
-        for _ in range(MAX_STEPS):
+        for _ in range(self._max_steps):
             if (code := data[position]) == _STOP:
                 (loaded,) = self._stack
                 return loaded
@@ -122,7 +139,7 @@ class PickleChecker:
             if step is None:
                 raise refused(f"its structure takes a step that none of ours does: {bytes([code])!r} at {position}")
             position = step(self, position + 1)
-        raise refused(f"its structure takes more than {MAX_STEPS} steps")
+        raise refused(f"its structure takes more than {self._max_steps} steps")
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
@@ -371,31 +388,6 @@ class PickleChecker:
                     raise refused("a container in it contains itself")
         if sizes[id(loaded)] > _MAX_UNSHARED + _MAX_SHARED_FACTOR * len(sizes):
             raise refused("its structure repeats itself without end")
-
-
-class _CollectionPause:
-    """No search for garbage meanwhile, by any thread: there is none, and it would look at all that was built so far."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._was_enabled = False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._was_enabled:
-                gc.enable()
-
-
-_PAUSE = _CollectionPause()
 
 
 def refused(reason: str) -> UnsafePayloadError:

@@ -22,6 +22,11 @@ class TorchArchive:
         self.root = next(iter(self._records)).partition("/")[0]
 
     @property
+    def record_count(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    @property
     def has_native_byte_order(self) -> bool:
         """Whether numbers in it are spelled as this machine spells them."""
         named = f"{self.root}/byteorder" in self._records

@@ -19,8 +19,15 @@ import torch
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.collection import COLLECTION_PAUSE
 from ckpt_lib.formats.expansion import MAX_EXPANDED_BYTES, expanded_bytes, extent
-from ckpt_lib.formats.pickle_checking import MAX_STRUCTURE_BYTES, PickleChecker, Unknown, UnusualPayloadError, refused
+from ckpt_lib.formats.pickle_checking import (
+    PickleChecker,
+    Unknown,
+    UnusualPayloadError,
+    max_structure_bytes,
+    refused,
+)
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch_archive import TorchArchive
 from ckpt_lib.stream import VerifiedFile
@@ -282,14 +289,17 @@ class TorchReader:
 
     def __init__(self, file: VerifiedFile) -> None:
         self._archive = TorchArchive(file)
-        if self._archive.record(_PICKLE).size_bytes > MAX_STRUCTURE_BYTES:
-            raise refused(f"its structure is longer than {MAX_STRUCTURE_BYTES} bytes")
+        records = self._archive.record_count
+        if self._archive.record(_PICKLE).size_bytes > max_structure_bytes(records):
+            raise refused(f"its structure is longer than {max_structure_bytes(records)} bytes")
         self._pickle = self._archive.bytes_of(_PICKLE)
         self._named: list[tuple[str, TensorRecipe]] = []
         self._size_bytes: dict[str, int] = {}
         describing = _Describing()
         names = _Names(describing)
-        checker = PickleChecker(self._pickle, find_name=names.find_class, find_reference=self._find_storage)
+        checker = PickleChecker(
+            self._pickle, records=records, find_name=names.find_class, find_reference=self._find_storage
+        )
         self._outline = checker.load()
         self._recipes = describing.recipes
         self.unusual = checker.unusual or self._unusual_part()
@@ -333,7 +343,8 @@ class TorchReader:
 
     def _load(self, build: Callable[[], torch.Tensor | None]) -> dict[str, Any]:
         try:
-            loaded: dict[str, Any] = _Unpickler(self._pickle, _Building(build)).load()
+            with COLLECTION_PAUSE:
+                loaded: dict[str, Any] = _Unpickler(self._pickle, _Building(build)).load()
         except (CheckpointError, UnusualPayloadError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a pickle that is none runs into: torch says what is wrong with it
@@ -430,9 +441,9 @@ def tensor_ranges(file: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         return {}
 
 
-def check_structure(data: bytes) -> None:
+def check_structure(data: bytes, records: int = 0) -> None:
     """Carry a ``data.pkl`` out as a reader would, before there is a file. Raises what :class:`TorchReader` does."""
-    PickleChecker(data, find_name=_Names(_Describing()).find_class, find_reference=_storage_of).load()
+    PickleChecker(data, records=records, find_name=_Names(_Describing()).find_class, find_reference=_storage_of).load()
 
 
 _LOOKED_INTO = (dict, list, tuple, _Immutable)

@@ -25,7 +25,7 @@ from ckpt_lib.formats.pickle_checking import MAX_LEVELS, UnusualPayloadError, is
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch_reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch_writing import Archive
-from ckpt_lib.stream import HashingWriter, VerifiedFile
+from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.stream.spans import tensors_in
 
 _PLAIN = {type(None), bool, int, float, str}
@@ -50,13 +50,12 @@ class TorchZipFormat:
         _check_expansion(prepared)
         return prepared
 
-    def size_bytes(self, payload: Payload) -> int:
-        """How large the file will be, to the byte."""
-        return _lay_out(payload).size_bytes
-
-    def write(self, payload: Payload, stream: HashingWriter) -> None:
-        """Write what ``torch.save`` would; see :mod:`ckpt_lib.formats.torch_writing`."""
-        _lay_out(payload).write(stream)
+    def lay_out(self, payload: Payload) -> Archive:
+        """What ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch_writing`."""
+        try:
+            return Archive(payload)
+        except RecursionError as error:
+            raise _too_deep() from error
 
     def read(
         self,
@@ -100,13 +99,6 @@ class TorchZipFormat:
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
         """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch_reading.tensor_ranges`."""
         return tensor_ranges(source)
-
-
-def _lay_out(payload: Payload) -> Archive:
-    try:
-        return Archive(payload)
-    except RecursionError as error:
-        raise _too_deep() from error
 
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:

@@ -15,8 +15,8 @@ from typing import NamedTuple, NoReturn
 from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.stream import VerifiedFile
 
-MAX_RECORDS = 300_000
-"""More than the structure of a payload may refer to."""
+MAX_RECORDS = 4_000_000
+"""Of a million parameters with all that an optimizer keeps of each. Each takes seventy bytes of the file, or more."""
 
 _END = struct.Struct("<4s4H2LH")
 _END_ZIP64 = struct.Struct("<4sQ2H2L4Q")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from zlib_ng import zlib_ng
 
@@ -38,61 +37,42 @@ _END_ZIP64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 
 
-@dataclass(frozen=True)
-class _Record:
-    name: bytes
-    start: int
-    size_bytes: int
-    crc: int
-
-    @property
-    def is_large(self) -> bool:
-        return self.size_bytes >= _LIMIT_32
-
-    @property
-    def descriptor(self) -> struct.Struct:
-        """The layout of what follows the bytes."""
-        return _DESCRIPTOR_ZIP64 if self.is_large else _DESCRIPTOR
-
-    def central_header(self) -> bytes:
-        large = [self.size_bytes] * 2 * self.is_large + [self.start] * (self.start >= _LIMIT_32)
-        extra = struct.pack(f"<2H{len(large)}Q", _ZIP64_EXTRA, 8 * len(large), *large) if large else b""
-        version = _VERSION_ZIP64 if large else _VERSION
-        size_bytes, start = min(self.size_bytes, _LIMIT_32), min(self.start, _LIMIT_32)
-        fixed = (version, version, _HAS_DESCRIPTOR, 0, 0, _DATE, self.crc, size_bytes, size_bytes)
-        return (
-            _CENTRAL_HEADER.pack(b"PK\x01\x02", *fixed, len(self.name), len(extra), 0, 0, 0, 0, start)
-            + self.name
-            + extra
-        )
-
-
 class ZipWriter:
     """Appends records to a stream; :meth:`finish` makes an archive of them."""
 
     def __init__(self, stream: HashingWriter) -> None:
         self._stream = stream
         self._start = stream.tell()
-        self._records: list[_Record] = []
+        self._directory: list[bytes] = []
 
     def write(self, name: str, size_bytes: int, blocks: Iterable[bytes | memoryview]) -> None:
         """Append one record, whose bytes begin at a multiple of the alignment. ``blocks`` are ``size_bytes`` in all."""
+        raw = name.encode("ascii")
         start = self._stream.tell() - self._start
-        self._stream.write(_local_header(name.encode("ascii"), start, size_bytes))
+        self._stream.write(_local_header(raw, start, size_bytes))
         crc = 0
         for block in blocks:
             crc = zlib_ng.crc32(block, crc)
             self._stream.write(block)
-        record = _Record(name.encode("ascii"), start, size_bytes, crc)
-        self._stream.write(record.descriptor.pack(b"PK\x07\x08", crc, size_bytes, size_bytes))
-        self._records.append(record)
+        self._end(raw, start, size_bytes, crc)
+
+    def write_small(self, name: str, data: bytes) -> None:
+        """Append one record whose bytes are at hand."""
+        raw = name.encode("ascii")
+        start, size_bytes, crc = self._stream.tell() - self._start, len(data), zlib_ng.crc32(data)
+        self._stream.write(_local_header(raw, start, size_bytes) + data + _descriptor(crc, size_bytes))
+        self._directory.append(_central_header(raw, start, size_bytes, crc))
+
+    def _end(self, name: bytes, start: int, size_bytes: int, crc: int) -> None:
+        self._stream.write(_descriptor(crc, size_bytes))
+        self._directory.append(_central_header(name, start, size_bytes, crc))
 
     def finish(self) -> None:
         """Write the directory."""
         start = self._stream.tell() - self._start
-        directory = b"".join(record.central_header() for record in self._records)
+        directory = b"".join(self._directory)
         end = start + len(directory)
-        count = len(self._records)
+        count = len(self._directory)
         if count >= _LIMIT_16 or end >= _LIMIT_32:
             sizes = (count, count, len(directory), start)
             directory += _END_ZIP64.pack(b"PK\x06\x06", _END_ZIP64.size - 12, *[_VERSION_ZIP64] * 2, 0, 0, *sizes)
@@ -105,13 +85,36 @@ def archive_size_bytes(records: Iterable[tuple[str, int]]) -> int:
     """How large an archive of records of these names and sizes is, which :class:`ZipWriter` would write."""
     end = directory_size_bytes = count = 0
     for name, size_bytes in records:
-        record = _Record(name.encode("ascii"), end, size_bytes, crc=0)
-        end += len(_local_header(record.name, end, size_bytes)) + size_bytes + record.descriptor.size
-        directory_size_bytes += len(record.central_header())
+        is_large, length = size_bytes >= _LIMIT_32, len(name)
+        directory_size_bytes += _CENTRAL_HEADER.size + length + _large_numbers_size_bytes(end, is_large=is_large)
+        end += _LOCAL_HEADER.size + length + _EXTRA_HEADER.size + (_ZIP64_SIZES.size if is_large else 0)
+        end += -end % ALIGNMENT_BYTES + size_bytes + (_DESCRIPTOR_ZIP64 if is_large else _DESCRIPTOR).size
         count += 1
     end += directory_size_bytes
     is_zip64 = count >= _LIMIT_16 or end >= _LIMIT_32
     return end + (_END_ZIP64.size + _LOCATOR.size) * is_zip64 + _END.size
+
+
+def _large_numbers_size_bytes(start: int, *, is_large: bool) -> int:
+    """The field of a directory entry for what does not fit into 32 bits: two sizes, the start, or all three."""
+    count = 2 * is_large + (start >= _LIMIT_32)
+    return _EXTRA_HEADER.size + 8 * count if count else 0
+
+
+def _descriptor(crc: int, size_bytes: int) -> bytes:
+    """What follows the bytes of a record."""
+    layout = _DESCRIPTOR_ZIP64 if size_bytes >= _LIMIT_32 else _DESCRIPTOR
+    return layout.pack(b"PK\x07\x08", crc, size_bytes, size_bytes)
+
+
+def _central_header(name: bytes, start: int, size_bytes: int, crc: int) -> bytes:
+    """The directory's entry of a record."""
+    large = [size_bytes] * 2 * (size_bytes >= _LIMIT_32) + [start] * (start >= _LIMIT_32)
+    extra = struct.pack(f"<2H{len(large)}Q", _ZIP64_EXTRA, 8 * len(large), *large) if large else b""
+    version = _VERSION_ZIP64 if large else _VERSION
+    size_bytes, start = min(size_bytes, _LIMIT_32), min(start, _LIMIT_32)
+    fixed = (version, version, _HAS_DESCRIPTOR, 0, 0, _DATE, crc, size_bytes, size_bytes)
+    return _CENTRAL_HEADER.pack(b"PK\x01\x02", *fixed, len(name), len(extra), 0, 0, 0, 0, start) + name + extra
 
 
 def _local_header(name: bytes, start: int, size_bytes: int) -> bytes:

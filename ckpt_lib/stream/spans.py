@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,31 +28,40 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-@dataclass
 class Span:
     """The bytes ``start`` to ``stop`` of one storage, and who needs them. What is asked of it is settled then."""
 
-    storage: torch.UntypedStorage
-    start: int
-    stop: int
-    tensors: list[torch.Tensor] = field(default_factory=list)
+    __slots__ = ("_size_bytes", "start", "stop", "storage", "tensors")
 
-    @cached_property
+    def __init__(self, storage: torch.UntypedStorage, start: int, stop: int, tensors: list[torch.Tensor]) -> None:
+        self.storage = storage
+        self.start = start
+        self.stop = stop
+        self.tensors = tensors
+        self._size_bytes: int | None = None
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """The type of all tensors in it, or ``None`` when they differ."""
         first = self.tensors[0].dtype
-        return first if all(tensor.dtype is first for tensor in self.tensors) else None
+        if len(self.tensors) == 1 or all(tensor.dtype is first for tensor in self.tensors):
+            return first
+        return None
 
-    @cached_property
+    @property
     def is_gappy(self) -> bool:
         """Whether its only tensor leaves out bytes between the first and the last, as a column of a matrix does."""
-        used = self.tensors[0].nbytes
-        return len(self.tensors) == 1 and used > 0 and used + _ALIGNMENT_BYTES <= self.stop - self.start
+        return self.size_bytes < self.stop - self.start
 
-    @cached_property
+    @property
     def size_bytes(self) -> int:
         """How much has to be stored."""
-        return self.tensors[0].nbytes if self.is_gappy else self.stop - self.start
+        if self._size_bytes is None:
+            self._size_bytes = self.stop - self.start
+            used = self.tensors[0].nbytes if len(self.tensors) == 1 else 0
+            if 0 < used <= self._size_bytes - _ALIGNMENT_BYTES:
+                self._size_bytes = used
+        return self._size_bytes
 
     def dense(self) -> torch.Tensor:
         """The bytes to store, as a one-dimensional tensor; a copy only of a gappy one."""
@@ -92,7 +99,11 @@ class Spans:
     def _add(self, tensor: torch.Tensor) -> Span:
         storage = tensor.untyped_storage()
         start, stop = _extent(tensor)
-        span = self._spans.setdefault(_address(tensor), Span(storage, start, stop))
+        address = _address(storage, tensor.dtype)
+        span = self._spans.get(address)
+        if span is None:
+            span = self._spans[address] = Span(storage, start, stop, [tensor])
+            return span
         span.tensors.append(tensor)
         if start < stop:
             is_empty = span.start == span.stop
@@ -107,7 +118,7 @@ class Spans:
         if found := self._of_tensor.get(id(tensor)):
             return found
         start, stop = _extent(tensor)
-        span = self._spans.get(_address(tensor))
+        span = self._spans.get(_address(tensor.untyped_storage(), tensor.dtype))
         if span is not None and start == stop:  # an empty tensor is anywhere
             return span
         if span is None or start < span.start or stop > span.stop:
@@ -142,20 +153,18 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """First and last byte a tensor uses of its storage; it begins at a multiple of every element size."""
-    if tensor.numel() == 0:
+    nbytes = tensor.nbytes
+    if not nbytes:
         return 0, 0
-    first = int(tensor.storage_offset())
+    offset = int(tensor.storage_offset())
     if tensor.is_contiguous():  # which most are, and which is quicker to say
-        return _aligned(first * tensor.itemsize), first * tensor.itemsize + tensor.nbytes
-    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return _aligned(first * tensor.itemsize), (last + 1) * tensor.itemsize
+        first = offset * tensor.itemsize
+        return first - first % _ALIGNMENT_BYTES, first + nbytes
+    last = offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = offset * tensor.itemsize
+    return first - first % _ALIGNMENT_BYTES, (last + 1) * tensor.itemsize
 
 
-def _aligned(start: int) -> int:
-    return start - start % _ALIGNMENT_BYTES
-
-
-def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _address(storage: torch.UntypedStorage, dtype: torch.dtype) -> tuple[Any, ...]:
     """What tells storages apart: two objects for the same memory are one."""
-    storage = tensor.untyped_storage()
-    return (storage.device, storage.data_ptr()) if storage.nbytes() else (storage.device, 0, tensor.dtype)
+    return (storage.device, storage.data_ptr()) if storage.nbytes() else (storage.device, 0, dtype)

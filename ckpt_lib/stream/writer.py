@@ -67,6 +67,12 @@ class HashingWriter:
 
     def write(self, data: Buffer) -> int:
         """Take in all of ``data``, which may change as soon as this returns."""
+        stop = self._filled_bytes + len(data)
+        if type(data) is bytes and self._filled_bytes > 0 and stop < self._chunk_size_bytes and self._failure is None:
+            self._buffer[self._filled_bytes : stop] = data  # as most are in a state of many small tensors
+            self._filled_bytes = stop
+            self._size_bytes += len(data)
+            return len(data)
         view = memoryview(data).cast("B")
         size_bytes = len(view)
         if self._failure is not None:
