@@ -110,8 +110,8 @@ def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
     The returned dict's ``passed_over`` lists the others, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot be
-    loaded without running code, or is unhealthy.
+    :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot
+    be loaded without running code, or is unhealthy.
     """
     for _ in range(ATTEMPTS):
         passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in series.unreadable()]
