@@ -331,8 +331,12 @@ class _Worker:
         """Return once there is nothing left to do."""
         if self.is_current:
             raise RuntimeError("a callback of a save waits for the thread that called it")
-        while (thread := self._thread) is not None:
+        while (thread := self._current_thread()) is not None:
             thread.join()
+
+    def _current_thread(self) -> threading.Thread | None:
+        with self._lock:  # under which it is started: what has not begun cannot be joined
+            return self._thread
 
     def _work(self) -> None:
         _step_back(self._niceness)

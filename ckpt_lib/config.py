@@ -38,8 +38,8 @@ class CheckpointConfig(BaseModel):
     max_checkpoints: int = Field(
         default=10,
         ge=0,
-        description="How many checkpoints stay: the best and the newest others. Pinned and damaged ones stay "
-        "besides, and the last valid and the best one stay whatever the number.",
+        description="How many checkpoints stay: the best and the newest others. Pinned and damaged checkpoints are "
+        "kept in addition and do not count. The last valid and the best one stay whatever the number.",
     )
     save_best_only: bool = Field(default=False, description="Save only when monitor_metric improves.")
     monitor_metric: str = Field(default="val_loss", min_length=1, description="The metric that decides which is best.")

@@ -49,7 +49,7 @@ def check_draft(
     model_name: str,
     experiment_name: str,
     metrics: Mapping[str, Any] | None,
-    config: Mapping[str, Any] | None,
+    config: Any,
     tags: Collection[str],
     description: str,
     monitor: Monitor,

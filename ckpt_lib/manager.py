@@ -173,7 +173,7 @@ class CheckpointManager:
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
         description: str = "",
-        config: Mapping[str, Any] | None = None,
+        config: Any = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         compare_content: bool = False,
@@ -186,7 +186,8 @@ class CheckpointManager:
         it is backed up and old ones are retired, as configured; a failure of *that* is logged and does not undo or
         fail the save. Any error raised leaves the experiment as it was.
 
-        ``config`` is the run's own configuration, kept for comparisons. ``extra_state`` is anything else to resume
+        ``config`` is the run's own configuration, kept for comparisons: a mapping, a dataclass or a Namespace, whose
+        values are stored as :mod:`ckpt_lib.plain` says. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
         with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
         what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
@@ -210,6 +211,33 @@ class CheckpointManager:
         )
         return self._saver.save(request)
 
+    def check(
+        self,
+        *,
+        model: Stateful,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        tags: Collection[str] = (),
+        description: str = "",
+        config: Any = None,
+        extra_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raise what a save of this would raise, and write nothing: to be called before training begins."""
+        self._saver.check(
+            SaveRequest(
+                model=model,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                extra_state=extra_state,
+                epoch=0,
+                metrics=metrics,
+                config=config,
+                tags=tags,
+                description=description,
+            )
+        )
+
     def save_checkpoint_async(
         self,
         *,
@@ -221,7 +249,7 @@ class CheckpointManager:
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
         description: str = "",
-        config: Mapping[str, Any] | None = None,
+        config: Any = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         epoch_finished: bool = True,
@@ -924,7 +952,7 @@ class CheckpointManager:
         return quarantine.remove(self._folder, str(CheckpointId.parse(checkpoint_id)))
 
     def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
-        """Find everything that is not as it should be; with ``fix``, put right what can be, and say what is left.
+        """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
 
         With ``deep``, every byte is read as well. Nothing is deleted but what a save or a deletion that did not come to
         its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run

@@ -34,9 +34,9 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.names import MAX_TAG_LENGTH, MAX_TAGS, check_description, check_tag, is_checkpoint_id
+from ckpt_lib.plain import MAX_LEVELS, plain_mapping
 
 SCHEMA_VERSION = 1
-MAX_CONFIG_LEVELS = 100
 MAX_CONFIG_VALUES = 10_000
 MAX_CONFIG_BYTES = 2**20
 MAX_METRICS = 10_000
@@ -136,43 +136,30 @@ def _plain_metric(name: str, value: Any) -> Metric:
     )
 
 
-def check_run_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a JSON copy of a run's configuration, or raise :class:`ConfigError` when JSON cannot hold it."""
+def check_run_config(config: Any) -> dict[str, Any]:
+    """Return a run's configuration as JSON holds it (:mod:`ckpt_lib.plain`), or raise :class:`ConfigError`."""
     if config is None:
         return {}
-    if not isinstance(config, Mapping):
-        raise ConfigError("config must be a mapping", expected="{'learning_rate': 0.1}", got=type(config).__name__)
+    plain = plain_mapping(config, "config")
     try:
-        text = json.dumps(dict(config), allow_nan=False, ensure_ascii=False)
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
         text.encode("utf-8")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"the run's config cannot be stored as JSON: {error}",
-            expected="numbers, text, booleans, None, lists and dicts with text keys",
-        ) from error
-    loaded: dict[str, Any] = json.loads(text, object_pairs_hook=_without_repeats)
-    if reason := _config_excess(loaded, len(text)):
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the run's config cannot be stored as JSON: {error}", expected="text in Unicode") from error
+    if reason := _config_excess(plain, len(text)):
         raise ConfigError(f"the run's config cannot be stored: {reason}", hint="Large values belong in extra_state.")
-    return loaded
+    return plain
 
 
 def _config_excess(config: Any, size_bytes: int) -> str | None:
     """What is too much about a run's configuration, for writers and readers alike."""
     if size_bytes > MAX_CONFIG_BYTES:
         return f"it takes {size_bytes} bytes, more than {MAX_CONFIG_BYTES}"
-    if _is_deeper(config, MAX_CONFIG_LEVELS):
-        return f"it is nested too deeply, more than {MAX_CONFIG_LEVELS} levels"
-    if _is_deeper(config, MAX_CONFIG_LEVELS, most_values=MAX_CONFIG_VALUES):
+    if _is_deeper(config, MAX_LEVELS):
+        return f"it is nested too deeply, more than {MAX_LEVELS} levels"
+    if _is_deeper(config, MAX_LEVELS, most_values=MAX_CONFIG_VALUES):
         return f"it has more than {MAX_CONFIG_VALUES} values"
     return None
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: ``{1: "a", "1": "b"}`` would lose one of its values."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ConfigError("the run's config cannot be stored: two of its keys are the same text", got=sorted(found))
-    return found
 
 
 def _is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:

@@ -27,7 +27,8 @@ _ID = re.compile(
     r"_(?P<timestamp>\d{8}_\d{6})(?:_(?P<suffix>[1-9]\d{0,8}))?"
 )
 _TIMESTAMP = "%Y%m%d_%H%M%S"
-_EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EXPERIMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._=,+-]*[A-Za-z0-9_=,+-])?")
+_RESERVED_TAGS = {"best", "latest"}
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 # Control, format (bidirectional overrides among them), surrogate, private and unassigned characters, and the
 # separators that break a line: invisible or able to make text read as what it is not.
@@ -94,13 +95,12 @@ def check_experiment_name(name: str) -> str:
         not isinstance(name, str)
         or len(name) > MAX_EXPERIMENT_NAME_LENGTH
         or not _EXPERIMENT.fullmatch(name)
-        or name.endswith(".")
         or stem in _WINDOWS_DEVICES
     ):
         raise InvalidNameError(
             f"{_shown(name)} cannot be an experiment name",
-            expected=f"1 to {MAX_EXPERIMENT_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ - that start with a "
-            "letter or digit, do not end with a dot and are no Windows device name",
+            expected=f"1 to {MAX_EXPERIMENT_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ - = , + and blanks that "
+            "start with a letter or digit, do not end with a dot or a blank and are no Windows device name",
             hint="Choose another experiment_name.",
         )
     return name
@@ -114,6 +114,14 @@ def check_tag(tag: str) -> str:
         raise InvalidNameError(
             f"{_shown(tag)} cannot be a tag",
             expected=f"1 to {MAX_TAG_LENGTH} visible characters on one line, without blanks at either end",
+        )
+    if normal in _RESERVED_TAGS or is_checkpoint_id(normal):
+        raise InvalidNameError(
+            f"{_shown(tag)} cannot be a tag: it stands for a checkpoint already", hint="Choose another word."
+        )
+    if normal.startswith("@") or "~" in normal or "/" in normal:
+        raise InvalidNameError(
+            f"{_shown(tag)} cannot be a tag", expected="a text that does not begin with @ and holds neither ~ nor /"
         )
     return normal
 

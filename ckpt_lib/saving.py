@@ -48,7 +48,7 @@ class SaveRequest:
     metrics: Mapping[str, Any] | None = None
     tags: Collection[str] = ()
     description: str = ""
-    config: Mapping[str, Any] | None = None
+    config: Any = None
     extra_state: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     compare_content: bool = False
@@ -131,25 +131,15 @@ class Saver:
         payload = format_named(DEFAULT_FORMAT).prepare(self._capture(model, optimizer, scheduler))
         self.background.prepare(self._snapshot_of(payload, optimizer))
 
+    def check(self, request: SaveRequest) -> None:
+        """Raise what a save would raise before anything is written."""
+        draft = self._checked(request)
+        size = format_named(DEFAULT_FORMAT).size_bytes(self._payload(draft, request))
+        logger.debug("a checkpoint would take %d bytes", size)
+
     def _plan(self, request: SaveRequest) -> _PlannedSave | str | None:
         """Check everything that can be checked; what is to be saved, the id it has already, or ``None`` for a no."""
-        check_parts(model=request.model, optimizer=request.optimizer, scheduler=request.scheduler)
-        if request.extra_state is not None and not isinstance(request.extra_state, Mapping):
-            raise ConfigError("extra_state must be a mapping", got=type(request.extra_state).__name__)
-        draft = check_draft(
-            epoch=request.epoch,
-            step=request.step,
-            model_name=type(request.model).__name__,
-            experiment_name=self._committer.home.folder.path,
-            metrics=request.metrics,
-            config=request.config,
-            tags=request.tags,
-            description=request.description,
-            monitor=self._monitor(),
-            idempotency_key=request.idempotency_key,
-            with_environment=self._config.save_metadata,
-        )
-        draft = replace(draft, epoch_finished=request.epoch_finished, **_facts_of(request))
+        draft = self._checked(request)
         self._check_monitor(draft)
         if earlier := self._committer.earlier(draft):
             if not request.compare_content:
@@ -171,6 +161,26 @@ class Saver:
             format_named(DEFAULT_FORMAT).lay_out(payload).write(stream)
             digests = stream.finish()
         return _content_digest(digests.sha256, draft.tags, draft.description)
+
+    def _checked(self, request: SaveRequest) -> Draft:
+        """The facts of a save, or the first error in them."""
+        check_parts(model=request.model, optimizer=request.optimizer, scheduler=request.scheduler)
+        if request.extra_state is not None and not isinstance(request.extra_state, Mapping):
+            raise ConfigError("extra_state must be a mapping", got=type(request.extra_state).__name__)
+        draft = check_draft(
+            epoch=request.epoch,
+            step=request.step,
+            model_name=type(request.model).__name__,
+            experiment_name=self._committer.home.folder.path,
+            metrics=request.metrics,
+            config=request.config,
+            tags=request.tags,
+            description=request.description,
+            monitor=self._monitor(),
+            idempotency_key=request.idempotency_key,
+            with_environment=self._config.save_metadata,
+        )
+        return replace(draft, epoch_finished=request.epoch_finished, **_facts_of(request))
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch

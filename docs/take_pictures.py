@@ -40,7 +40,9 @@ def main() -> None:
         checkpoints = {"checkpoint_dir": f"{folder}/served"}
         demo = [sys.executable, "-m", "examples.demo", "--picture", str(IMAGES / "demo.svg")]
         subprocess.run(demo, cwd=folder, env={**environment, "PYTHONPATH": str(PROJECT)}, check=True)
-        serving = subprocess.Popen([sys.executable, "-m", "deployments.serve"], cwd=PROJECT, env=environment)
+        folders = {"CKPT_CHECKPOINT_DIR": f"{folder}/served", "CKPT_EXPORT_DIR": f"{folder}/exports"}
+        served = {**environment, **folders}
+        serving = subprocess.Popen([sys.executable, "-m", "deployments.serve"], cwd=PROJECT, env=served)
         try:
             api = httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=30)
             runs = _run_deployments(api, checkpoints, f"{folder}/exports")
@@ -87,7 +89,7 @@ def _photograph(browser: Browser, address: str, api: httpx.Client, runs: dict[st
         "lifecycle-run": (f"/runs/flow-run/{runs['on-demand']}", 760),
         "retention-artifact": (f"/artifacts/artifact/{artifacts['cleanup-digits']}", 620),
         "metrics-artifact": (f"/artifacts/artifact/{artifacts['metrics-digits']}", 620),
-        "run-form": (f"/deployments/deployment/{_deployment_of(api, runs['on-demand'])}/run", 900),
+        "run-form": (f"/deployments/deployment/{_deployment_of(api, runs['on-demand'])}/run", 1240),
     }
     for name, (path, height) in pages.items():
         page = browser.new_page(viewport={"width": 1320, "height": height})

@@ -8,6 +8,7 @@ from prefect import flow, unmapped
 
 from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._form import ConfigForCleanup
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
@@ -16,12 +17,12 @@ from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 @flow(name="cleanup_store", flow_run_name="clean up {checkpoints.checkpoint_dir}", task_runner=thread_runner())
 def cleanup_store(
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    checkpoints: ConfigForCleanup = CheckpointConfig(),  # noqa: B008  frozen
     retention: RetentionPolicy | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
 ) -> dict[str, CleanupReport]:
-    """Delete what the retention policy gives up, in every experiment, and what dead processes left behind.
+    """Delete what the retention policy does not keep, in every experiment, and what dead processes left behind.
 
     ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
     that is all that happens. An experiment that fails stops no other one; the run fails at its end. A store that is

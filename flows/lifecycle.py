@@ -12,6 +12,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._form import ConfigForLifecycle
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
@@ -40,7 +41,7 @@ MAX_COMPARED = 4
 )
 def checkpoint_lifecycle(
     experiment_name: str = "digits",
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    checkpoints: ConfigForLifecycle = CheckpointConfig(),  # noqa: B008  frozen
     export_dir: str = "exports",
     retention: RetentionPolicy | None = None,
     dry_run: bool = False,

@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
@@ -28,7 +29,7 @@ from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, count_findings
 
 REPAIRED = "repaired from the other copy"
-QUARANTINED = "damaged in both copies, and set aside"
+QUARANTINED = "damaged in both copies, and quarantined"
 REPAIRABLE = "the other copy has what is missing: run again with repair"
 LOST = "what is missing is damaged in both copies"
 
@@ -42,7 +43,7 @@ Copy = tuple[str, str]
 
 @flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
 def validate_store(
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    checkpoints: ConfigForValidation = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
     max_bytes_per_second: float | None = None,
     allow_missing: bool = False,
@@ -51,13 +52,13 @@ def validate_store(
 
     All bytes are read; a run that was cancelled or killed is continued by the next. With ``repair``, the damaged bytes
     of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
-    and a checkpoint that is lost is set aside; without it, the report says where they are. Then the doctor looks at
+    and a checkpoint that is lost is quarantined; without it, the report says where they are. Then the doctor looks at
     each experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not
     repaired, and when the store is missing, so that whoever watches the schedule hears of it.
 
     Args:
         checkpoints: The store and its options.
-        repair: Bring damaged bytes back from the other copy, set aside what is lost, and have the doctor treat.
+        repair: Bring damaged bytes back from the other copy, quarantine what is lost, and let the doctor fix problems.
         max_bytes_per_second: Read each experiment no faster than this.
         allow_missing: Complete, and report nothing, when there is no store.
     """
@@ -165,7 +166,7 @@ def _set_aside(checkpoints: CheckpointConfig, reports: Reports, advice: dict[Cop
             outcome = quarantine_checkpoint(checkpoints, *copy)
             advice[copy] = QUARANTINED if outcome.is_quarantined else REPAIRED
         except CheckpointError as error:
-            advice[copy] = f"{LOST}; not set aside: {error.message}"
+            advice[copy] = f"{LOST}; not quarantined: {error.message}"
 
 
 def _has_what_is_missing(other: ValidationReport | None, damaged: ValidationReport) -> bool:

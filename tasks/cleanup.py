@@ -11,7 +11,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 def cleanup_checkpoints(
     config: CheckpointConfig, experiment_name: str, policy: RetentionPolicy | None = None, dry_run: bool = False
 ) -> CleanupReport:
-    """Delete what the retention policy gives up and what dead processes left; the report gives every reason.
+    """Delete what the retention policy does not keep and what dead processes left; the report gives every reason.
 
     See :meth:`ckpt_lib.CheckpointManager.cleanup_checkpoints`.
     """

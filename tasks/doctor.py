@@ -1,4 +1,4 @@
-"""The doctor, and what is set aside because of it."""
+"""The doctor and the quarantine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("examine {experiment_name}")
 def examine_checkpoints(config: CheckpointConfig, experiment_name: str, fix: bool = False) -> DoctorReport:
-    """Find everything that is not as it should be and, with ``fix``, put right what can be.
+    """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
 
     See :meth:`ckpt_lib.CheckpointManager.doctor`.
     """

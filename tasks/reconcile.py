@@ -1,4 +1,4 @@
-"""What is stranded in the fallback folder comes home."""
+"""Moving checkpoints from the fallback folder to the store."""
 
 from __future__ import annotations
 

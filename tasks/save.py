@@ -24,7 +24,7 @@ def save_checkpoint(
     metrics: Mapping[str, Any] | None = None,
     tags: Collection[str] = (),
     description: str = "",
-    run_config: Mapping[str, Any] | None = None,
+    run_config: Any = None,
     extra_state: Mapping[str, Any] | None = None,
     epoch_finished: bool = True,
     force: bool = False,

@@ -28,7 +28,6 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.metadata import (
-    MAX_CONFIG_LEVELS,
     SCHEMA_VERSION,
     CheckpointMetadata,
     FileEntry,
@@ -37,6 +36,7 @@ from ckpt_lib.metadata import (
     check_run_config,
 )
 from ckpt_lib.names import CheckpointId, check_tag
+from ckpt_lib.plain import MAX_LEVELS
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 ID = "checkpoint_epoch_0001_step_000100_20231201_143022"
@@ -590,18 +590,13 @@ def _cyclic() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "config",
     [
-        {"a": math.nan},
-        {"a": math.inf},
         {"a": object()},
-        {"a": {1, 2}},
-        {"a": torch.ones(1)},
-        {"a": np.float32(1)},
         {"a": b"x"},
         {"a": "\ud800"},
         {"\udfff": 1},
         {("a",): 1},
         {"a": 10**5000},
-        _nested(MAX_CONFIG_LEVELS + 1),
+        _nested(MAX_LEVELS + 1),
         _nested(900),
         _nested(50_000),
         _cyclic(),
@@ -618,5 +613,5 @@ def test_a_config_json_cannot_hold_is_refused(config: object) -> None:
 
 def test_a_config_may_nest_to_its_limit() -> None:
     """The limit itself is fine, all the way through a manifest."""
-    config = _nested(MAX_CONFIG_LEVELS)
+    config = _nested(MAX_LEVELS)
     assert read(example(config=check_run_config(config)).to_bytes()).config == config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ def test_the_command_shows_and_changes_the_record(make_manager: MakeManager) -> 
     """`ckpt monitor` without a metric shows what decides, and with one changes it."""
     manager = make_manager(**ACCURACY)
     fill(manager)
-    store = manager.config.checkpoint_dir
+    store = Path(manager.config.checkpoint_dir)
     shown = run_json("monitor", store=store)
     assert (shown["metric"], shown["mode"]) == ("accuracy", "max")
     changed = run_json("monitor", "val_loss", "--mode", "min", store=store)

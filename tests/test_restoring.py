@@ -101,14 +101,14 @@ def test_as_torch_does_or_by_name_or_not_at_all(make_manager: MakeManager, seed:
     manager = make_manager(backup_checkpoints=False)
     manager.save_checkpoint(**saved.parts(), epoch=1)
     change = source.choice(["none", "order", "optimizer", "scheduler", "layers"])
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "order": {"layers": source.sample(layers, len(layers))},
         "optimizer": {"optimizer": source.choice([name for name in OPTIMIZERS if name != optimizer])},
         "scheduler": {"scheduler": source.choice([name for name in SCHEDULERS if name != scheduler])},
         "layers": {"layers": [*layers, "more"] if source.random() < 0.5 else [*layers[:-1], "other"]},
     }
-    built = {"layers": layers, "optimizer": optimizer, "scheduler": scheduler, **others.get(change, {})}
-    target = Side(source, **built, named=source.random() < 0.5)  # type: ignore[arg-type]
+    built: dict[str, Any] = {"layers": layers, "optimizer": optimizer, "scheduler": scheduler, **others.get(change, {})}
+    target = Side(source, **built, named=source.random() < 0.5)
     if source.random() < 0.5:
         target.train()
     before = target.state()
@@ -156,6 +156,7 @@ class Growing(nn.Module):
 
     def __init__(self, rows: int) -> None:
         super().__init__()
+        self.bank: torch.Tensor
         self.register_buffer("bank", torch.zeros(rows, 2))
         self.layer = nn.Linear(2, 2)
 
@@ -313,7 +314,7 @@ def test_settings_can_be_kept(make_manager: MakeManager) -> None:
     assert resumed["replaced"]["optimizer"] == {"weight_decay": (0.1, 0.5)}
     for wrong in ({"optimizer": ["rate"]}, {"model": ["weight"]}, {"optimizer": "lr"}):
         with pytest.raises(ConfigError, match="keep"):
-            manager.resume(model, new, keep=wrong)  # type: ignore[arg-type]
+            manager.resume(model, new, keep=wrong)
 
 
 def test_what_only_progressed_is_no_replacement(make_manager: MakeManager) -> None:

@@ -1,4 +1,4 @@
-"""``ckpt doctor`` and ``quarantine``: what is not as it should be, and what was set aside because of it."""
+"""``ckpt doctor`` and ``ckpt quarantine``: find problems, and isolate damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte as well, to find damage.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find everything that is not as it should be.
+    """Check an experiment for leftovers, damage, missing backups and unknown files.
 
     What dead processes left, damaged checkpoints, missing backups, files without their other half, and what is foreign.
     Without --fix nothing is changed. Nothing is deleted but what a save or a deletion that did not come to its end left
@@ -133,8 +133,8 @@ def quarantine(
 ) -> None:
     """Set damaged checkpoints aside, or show those that were.
 
-    One that its backup can repair is repaired instead, and an intact one is refused. What is set aside is not listed,
-    not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it does.
+    One that its backup can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is not
+    listed, not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it does.
     """
     manager = open_manager(store, experiment, config)
     if delete:

@@ -1,4 +1,4 @@
-"""``ckpt reconcile``: what is stranded in the fallback folder comes home."""
+"""``ckpt reconcile``: move checkpoints from the fallback folder to the store."""
 
 from __future__ import annotations
 

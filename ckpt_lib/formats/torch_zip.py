@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from ckpt_lib.errors import (
@@ -158,12 +159,20 @@ def _plain(value: Any, place: str) -> Any:
         return _ordered(value, place)
     if kind in (list, tuple):
         return kind(_plain(item, f"{place}[{number}]") for number, item in enumerate(value))
-    if kind.__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        item = value.item()
-        if type(item) is not kind:  # a long double stays one
-            return _plain(item, place)
+    if kind.__module__ == "numpy" and (found := _from_numpy(value, place)) is not None:
+        return found
     _check_readable(value, place)
     return value
+
+
+def _from_numpy(value: Any, place: str) -> Any:
+    """An array as a tensor, which reads back without running code, and a scalar as a number; else ``None``."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
+            raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
+        return torch.from_numpy(np.array(value, order="C"))
+    item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    return None if type(item) is type(value) else _plain(item, place)  # a long double stays one
 
 
 def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:

@@ -62,7 +62,7 @@ def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics]) -> str |
     if not logged or monitor.metric in logged:
         return None
     close = difflib.get_close_matches(monitor.metric, logged, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(logged)[:10])}"
+    hint = f"did you mean {close[0]!r}?" if close else f"the metrics are {', '.join(sorted(logged)[:10])}."
     return (
         f"no checkpoint is the best: the monitored metric {monitor.metric!r} was never logged; {hint} "
         "`ckpt monitor` and set_monitor() change it."

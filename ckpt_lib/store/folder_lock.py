@@ -194,7 +194,7 @@ def _not_given_up(directory: Directory) -> StoreUnavailableError:
     return StoreUnavailableError(
         f"another process has held the folder's lock for {LOCK_TIMEOUT_SECONDS:.0f} s",
         path=str(directory.path),
-        hint="The lock of a dead process is free at once, of one that hangs when its lease ends: look for a busy one.",
+        hint="Locks of dead processes are released at once. Find the running process that holds this folder.",
     )
 
 

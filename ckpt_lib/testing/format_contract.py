@@ -297,7 +297,7 @@ class FormatContract:
             torch.nn.Linear(1, 1),
             type("Local", (), {})(),
             iter([1]),
-            np.ones(2),
+            np.array(["x"]),
             np.datetime64("2020-01-01"),
             np.array(object()),
             10**700,

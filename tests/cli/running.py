@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from ckpt_lib.cli.app import app
 
 CKPT = str(Path(sys.executable).with_name("ckpt"))
-HOSTILE_TAG = "[red]not red[/red] :boom:"
+HOSTILE_TAG = "[red]not red[red] :boom:"
 on_posix = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals, signals and FIFOs are POSIX")
 
 

@@ -169,7 +169,7 @@ def test_stored_code_exits_with_4(store: Path, ids: list[str], tmp_path: Path) -
     entry = FileEntry(name=manifest.payload.name, **digest.finish().__dict__)
     (store / "digits" / entry.name).write_bytes(data)
     (store / "digits" / f"{ids[0]}.json").write_bytes(manifest.changed(files=(entry,)).to_bytes())
-    run("validate", ids[0], store=store)
+    run("validate", ids[0], store=store, code=1)
     error = run_json("compare", ids[0], ids[1], "--tensors", store=store, code=4)["error"]
     assert error["type"] == "UnsafePayloadError"
     assert not canary.exists()

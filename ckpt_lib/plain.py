@@ -1,0 +1,156 @@
+"""Everyday values of training scripts as values that JSON holds.
+
+==============================================  ==========================================
+given                                           stored
+==============================================  ==========================================
+NumPy scalar, 0-d array or tensor               the number
+array or tensor of at most 1,000 elements       nested lists
+``Path``                                        its text
+``Enum``                                        its value
+dataclass, ``Namespace``, pydantic model        a mapping
+date, time, ``timedelta``, dtype, device, UUID  their text
+``tuple``, ``set``                              a list; sets are sorted by their text
+key that is a number, a boolean or ``None``     its text
+NaN and infinities                              the texts "NaN", "Infinity" and "-Infinity"
+==============================================  ==========================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import enum
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from ckpt_lib.errors import ConfigError
+
+MAX_LEVELS = 100
+MAX_ELEMENTS = 1_000
+_TEXTS = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
+
+
+def plain_mapping(value: Any, name: str) -> dict[str, Any]:
+    """Return a mapping, or what has named fields, with plain values below; ``name`` begins the paths in errors.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` with the path of the first value that cannot be stored.
+    """
+    fields = _fields(value)
+    if fields is None:
+        raise ConfigError(
+            f"{name} must be a mapping, a dataclass or a Namespace",
+            expected="{'learning_rate': 0.1}",
+            got=type(value).__name__,
+        )
+    return _mapping(fields, name, 0)
+
+
+def _plain(value: Any, path: str, level: int) -> Any:
+    if level > MAX_LEVELS:
+        name = path.partition(".")[0].partition("[")[0]
+        raise ConfigError(f"{name} is nested too deeply", expected=f"at most {MAX_LEVELS} levels")
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if value is None or isinstance(value, bool | str | int | float):
+        return _scalar(value)
+    if (fields := _fields(value)) is not None:
+        return _mapping(fields, path, level)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_plain(item, f"{path}[{number}]", level + 1) for number, item in enumerate(value)]
+        return items if isinstance(value, list | tuple) else sorted(items, key=str)
+    return _of_library(value, path, level)
+
+
+def _scalar(value: Any) -> Any:
+    """A number or text without its subclass; JSON has no NaN and no infinities."""
+    if isinstance(value, float):
+        return _number(float(value))
+    for kind in (bool, int):
+        if isinstance(value, kind):
+            return kind(value)
+    return value if value is None else str.__str__(value)
+
+
+def _of_library(value: Any, path: str, level: int) -> Any:
+    """A value of a library, told by what it offers: neither NumPy nor PyTorch is loaded for it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, _TEXTS):
+        return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    kind = type(value)
+    is_tensor = callable(getattr(value, "tolist", None)) and hasattr(value, "shape")
+    if kind.__module__.partition(".")[0] not in ("torch", "numpy") or not (is_tensor or _is_dtype_or_device(kind)):
+        raise _refusal(value, path)
+    return _of_array(value, path, level) if is_tensor else str(value)
+
+
+def _is_dtype_or_device(kind: type) -> bool:
+    return any(base.__name__ in ("dtype", "device") for base in kind.__mro__)
+
+
+def _of_array(value: Any, path: str, level: int) -> Any:
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ConfigError(
+            f"{path} is too large for a configuration",
+            expected=f"at most {MAX_ELEMENTS} elements",
+            got=f"shape {shape}",
+            hint="Tensors and arrays belong in extra_state.",
+        )
+    listed = value.tolist()
+    if type(listed) is type(value):  # a long double has no plain number
+        raise _refusal(value, path)
+    return _plain(listed, path, level + 1)
+
+
+def _fields(value: Any) -> Mapping[Any, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def _mapping(fields: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+        name = _key(key, path)
+        if name in found:
+            raise ConfigError(f"{path} has two keys that are the same text", got=repr(name))
+        found[name] = _plain(value, f"{path}.{name}", level + 1)
+    return found
+
+
+def _key(key: Any, path: str) -> str:
+    if isinstance(key, enum.Enum):
+        key = key.value
+    if isinstance(key, str):
+        return str.__str__(key)
+    if key is None or isinstance(key, bool | int | float):
+        return str(key)
+    raise ConfigError(f"{path} has a key that cannot be stored", expected="text or a number", got=repr(key)[:120])
+
+
+def _number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _refusal(value: Any, path: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be stored",
+        expected="numbers, text, booleans, None, paths, dates, enums, and lists, mappings and dataclasses of them",
+        got=f"{type(value).__module__}.{type(value).__qualname__}",
+        hint="Leave it out, or pass its name. CheckpointManager.check() tells this before training.",
+    )

@@ -1,0 +1,47 @@
+"""Which options the run form of a flow shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
+
+from ckpt_lib import CheckpointConfig
+
+
+@dataclass(frozen=True)
+class _Shows:
+    """Limits the JSON schema of a ``CheckpointConfig`` to the options that the flow uses.
+
+    The other options stay valid: a caller may pass a whole configuration. A misspelt option is refused.
+    """
+
+    options: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        schema["properties"] = {name: schema["properties"][name] for name in self.options}
+        del schema["additionalProperties"]
+        schema["propertyNames"] = {"enum": list(CheckpointConfig.model_fields)}
+        return reference
+
+
+def _default(options: tuple[str, ...]) -> FieldInfo:
+    """The default that the form shows."""
+    default = CheckpointConfig().model_dump(include=set(options))
+    field: FieldInfo = Field(json_schema_extra={"default": default})
+    return field
+
+
+_VALIDATION = ("checkpoint_dir", "backup_dir", "backup_checkpoints", "backup_only_best", "max_backups", "trash_seconds")
+_CLEANUP = ("checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "trash_seconds")
+_LIFECYCLE = ("checkpoint_dir", "max_checkpoints", "backup_dir", "backup_only_best", "max_backups", "trash_seconds")
+
+ConfigForValidation = Annotated[CheckpointConfig, _Shows(_VALIDATION), _default(_VALIDATION)]
+"""The doctor makes missing backups, and so needs to know which there should be."""
+ConfigForCleanup = Annotated[CheckpointConfig, _Shows(_CLEANUP), _default(_CLEANUP)]
+ConfigForLifecycle = Annotated[CheckpointConfig, _Shows(_LIFECYCLE), _default(_LIFECYCLE)]
