@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ckpt_lib.errors import CheckpointError
 from torture.planting import PLANTED_ID, contents, plant, small_payload, torch_file
 from torture.rows import Outcome, Row
 from torture.sandbox import run_in_child
@@ -263,9 +264,15 @@ def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
             found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
             assert found in ([], ["unloadable"]), "the bytes are as they were planted"
             target = plant(around / "other", torch_file(small_payload()))
-            target.import_checkpoint(around / "store" / "run" / f"{PLANTED_ID}.pt")
             manager.export_checkpoint(PLANTED_ID, around / "exported")
-            assert _is_original(manager.load_checkpoint(PLANTED_ID)), "another state was loaded"
+            try:
+                loaded = manager.load_checkpoint(PLANTED_ID)
+                target.import_checkpoint(around / "store" / "run" / f"{PLANTED_ID}.pt")
+            except CheckpointError:
+                assert found, "it counts as valid, and was refused"
+                raise
+            assert not found, "it counts as damaged, and was taken"
+            assert _is_original(loaded), "another state was loaded"
 
         ending = run_in_child(act)
         refused += ending.kind == "refused"
