@@ -629,11 +629,12 @@ def test_a_pickle_with_code_runs_only_when_it_is_trusted_by_name(manager: Checkp
     assert [damage.kind for damage in manager.validate_checkpoint(FORGED_ID).damages] == ["unloadable"]
     with pytest.raises(NoValidCheckpointError, match="more than tensors"):
         manager.resume()
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: manager.load_checkpoint(FORGED_ID),
         lambda: manager.load_checkpoint("latest", model=nn.Linear(2, 1)),
         lambda: manager.compare_checkpoints([FORGED_ID, FORGED_ID], tensors=True),
-    ):
+    )
+    for call in calls:
         with pytest.raises(UnsafePayloadError, match="trust_pickle=True"):
             call()
     exported = manager.export_checkpoint(FORGED_ID, tmp_path / "exports")

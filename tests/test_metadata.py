@@ -608,7 +608,7 @@ def _cyclic() -> dict[str, Any]:
 def test_a_config_json_cannot_hold_is_refused(config: object) -> None:
     """Refused at the door, because a manifest that cannot be written or read comes too late."""
     with pytest.raises(ConfigError):
-        check_run_config(config)  # type: ignore[arg-type]
+        check_run_config(config)
 
 
 def test_a_config_may_nest_to_its_limit() -> None:

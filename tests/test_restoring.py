@@ -226,6 +226,8 @@ def test_optimizer_state_keeps_its_type(make_manager: MakeManager, parameters: t
 
 
 class Holder(nn.Module):
+    n: torch.Tensor
+
     def __init__(self, value: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("n", value)
