@@ -16,8 +16,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.formats import Payload
-from ckpt_lib.formats.torch_zip import TorchZipFormat
+from ckpt_lib.formats.torch_writing import Archive
 from ckpt_lib.index import Index
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
@@ -328,15 +327,15 @@ def test_the_same_save_may_finish_elsewhere_while_this_one_writes(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When another process commits the key first, this one gives up its own file and returns the other's id."""
-    write = TorchZipFormat.write
+    write = Archive.write
     elsewhere: list[str] = []
 
-    def overtaken(self: TorchZipFormat, payload: Payload, stream: HashingWriter) -> None:
+    def overtaken(self: Archive, stream: HashingWriter) -> None:
         monkeypatch.undo()
         elsewhere.append(save(make_manager(), 1, idempotency_key="k"))
-        write(self, payload, stream)
+        write(self, stream)
 
-    monkeypatch.setattr(TorchZipFormat, "write", overtaken)
+    monkeypatch.setattr(Archive, "write", overtaken)
     manager = make_manager()
     assert [save(manager, 1, idempotency_key="k")] == elsewhere == ids(manager)
     assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{elsewhere[0]}.pt"] * 2
@@ -346,19 +345,19 @@ def test_what_another_process_saved_is_not_known_to_be_intact(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same save, faster there: this process has written and read nothing of it."""
-    write = TorchZipFormat.write
+    write = Archive.write
     theirs = make_manager(backup_checkpoints=False)
 
-    def overtaken(self: TorchZipFormat, payload: Payload, stream: HashingWriter) -> None:
+    def overtaken(self: Archive, stream: HashingWriter) -> None:
         monkeypatch.undo()
         save(theirs, 1, idempotency_key="k")
-        write(self, payload, stream)
+        write(self, stream)
 
-    monkeypatch.setattr(TorchZipFormat, "write", overtaken)
+    monkeypatch.setattr(Archive, "write", overtaken)
     ours = make_manager(backup_checkpoints=False)
     (manifest,) = [ours._index.get(save(ours, 1, idempotency_key="k"))]
-    assert theirs._known.is_intact(theirs._folder, manifest)
-    assert not ours._known.is_intact(ours._folder, manifest)
+    assert theirs._known.is_valid(theirs._folder, manifest)
+    assert not ours._known.is_valid(ours._folder, manifest)
 
 
 def test_a_key_whose_checkpoint_lost_its_payload_saves_again(manager: CheckpointManager) -> None:

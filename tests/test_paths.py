@@ -25,7 +25,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 from ckpt_lib.formats.torch_archive import TorchArchive
 from ckpt_lib.formats.torch_reading import TorchReader
 from ckpt_lib.formats.torch_writing import _STORAGE_TYPES, Archive
-from ckpt_lib.formats.zip_writing import ZipWriter, _local_header, _Record
+from ckpt_lib.formats.zip_writing import ZipWriter, _central_header, _local_header
 from ckpt_lib.metadata import FileEntry
 from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile, staging
 from ckpt_lib.stream.digests import Buffer
@@ -485,7 +485,7 @@ def test_places_around_the_limit_of_32_bits(start: int, directory: int) -> None:
 def test_sizes_around_the_limit_of_32_bits(size_bytes: int, start: int) -> None:
     """The headers of a record of any size: both say the same, and exactly the fields that need it are 64 bits wide."""
     header = _local_header(b"name", start, size_bytes)
-    central = _Record(b"name", start, size_bytes, 5).central_header()
+    central = _central_header(b"name", start, size_bytes, 5)
     is_large = size_bytes >= 2**32 - 1
     version, flags, *_, sizes_one, sizes_two, name_bytes, extra_bytes = struct.unpack("<5H3L2H", header[4:30])
     assert (len(header), (start + len(header)) % ALIGNMENT_BYTES) == (30 + name_bytes + extra_bytes, 0)
