@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import asynchronous, checking, loading, memory, peers, report, saving, stalls, training
+from benchmarks import asynchronous, checking, loading, memory, peers, report, saving, stalls, tensors, training
 from benchmarks.harness import Row, Settings, size_bytes_of
 
 SUITES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "save": saving.rows,
     "load": loading.rows,
+    "tensors": tensors.rows,
     "async": asynchronous.rows,
     "stall": stalls.rows,
     "train": training.rows,

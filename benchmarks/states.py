@@ -86,6 +86,16 @@ def make(shape: str, size: str) -> State:
     return State(shape, size, model, _trained_optimizer(model))
 
 
+def experts(count: int) -> State:
+    """So many parameters, tiny and named as those of experts are, and the state of AdamW."""
+    names = [
+        f"layers_{number // 768}_experts_{number % 768 // 3}_{['gate', 'up', 'down'][number % 3]}"
+        for number in range(count)
+    ]
+    model = nn.ParameterDict({name: nn.Parameter(torch.randn(2)) for name in names})
+    return State(f"{count:,} parameters and AdamW", "", model, _trained_optimizer(model))
+
+
 def tensors_in(value: Any, path: str = "") -> dict[str, torch.Tensor]:
     """Every tensor of nested dicts and lists, by its dotted path."""
     return dict(_walk(value, path))

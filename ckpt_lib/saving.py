@@ -134,8 +134,8 @@ class Saver:
     def check(self, request: SaveRequest) -> None:
         """Raise what a save would raise before anything is written."""
         draft = self._checked(request)
-        size = format_named(DEFAULT_FORMAT).lay_out(self._payload(draft, request)).size_bytes
-        logger.debug("a checkpoint would take %d bytes", size)
+        layout = format_named(DEFAULT_FORMAT).lay_out(self._payload(draft, request))
+        logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
 
     def _plan(self, request: SaveRequest) -> _PlannedSave | str | None:
         """Check everything that can be checked; what is to be saved, the id it has already, or ``None`` for a no."""

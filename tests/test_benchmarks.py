@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import asynchronous, checking, loading, memory, report, saving, stalls, training
+from benchmarks import asynchronous, checking, loading, memory, report, saving, stalls, tensors, training
 from benchmarks.harness import Row, compare, interleave, size_bytes_of
 from benchmarks.limits import cached_bytes, drop_cached
 
@@ -39,6 +39,7 @@ def test_every_part_gives_rows(folder: Path) -> None:
     names = {row["name"] for row in rows_in(folder)}
     wanted = {saving.SAVE, saving.BACKUP, loading.WARM, loading.COLD, loading.COLD_MODEL, asynchronous.STALL}
     wanted |= {asynchronous.FIRST, stalls.DEFAULT, stalls.OVERLAPPED, training.STEP}
+    wanted |= {tensors.SAVE, tensors.LOAD}
     wanted |= {checking.SCRUB, checking.REPAIR, memory.PEAK}
 
     assert names >= wanted
