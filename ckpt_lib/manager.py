@@ -547,10 +547,10 @@ class CheckpointManager:
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
     ) -> Payload | None:
-        """Restore from the newest healthy checkpoint whose bytes verify; return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint that is valid; return what :meth:`load_checkpoint` returns.
 
-        Damaged and unhealthy ones are passed over, each with a warning in the log; the returned dict's ``passed_over``
-        lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
+        Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
+        in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
         it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
 
@@ -997,7 +997,11 @@ class CheckpointManager:
         return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
 
     def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
-        """Take in an exported checkpoint as the newest of this experiment; return its id here."""
+        """Take in an exported checkpoint as the newest of this experiment; return its id here.
+
+        Raises :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.CorruptCheckpointError` for one
+        that cannot be loaded without running code, or is damaged; nothing is written then.
+        """
         manifest = transfer.import_checkpoint(
             self._folder, self._index, source, experiment_name=self.experiment_name, progress=progress
         )
