@@ -550,8 +550,8 @@ class CheckpointManager:
         """Restore from the newest healthy checkpoint that is valid; return what :meth:`load_checkpoint` returns.
 
         Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
-        in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None`` when the experiment has no checkpoint yet. When
-        it has some and *none* will do, or only backups are left, raises
+        in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
+        when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
 
         ``next_epoch`` is the epoch to train next: the one after the checkpoint's, or the same if it was saved in the
