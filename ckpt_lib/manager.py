@@ -674,8 +674,9 @@ class CheckpointManager:
     def validate_checkpoint(
         self, checkpoint_id: str = "latest", *, deep: bool = True, progress: Progress | None = None
     ) -> ValidationReport:
-        """Read every byte of a checkpoint; the report is true when it is intact and says what is wrong and where.
+        """Read every byte of a checkpoint; the report is true when it is valid and says what is wrong and where.
 
+        One that cannot be loaded without running code is damaged as well; its structure is read, and no code runs.
         By its SHA-256, or with ``deep=False`` by the digests of its chunks, which all processors share: these find
         every accident, in a fraction of the time. Damage is reported, not raised, with the names of the tensors it
         hits; a checkpoint that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.

@@ -31,7 +31,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.integrity import ValidationReport, is_unreadable, unreadable_report, validate, with_tensors
+from ckpt_lib.integrity import ValidationReport, compare, is_unreadable, unreadable_report, validate, with_tensors
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, Damage, Progress
 from ckpt_lib.stream.chunks import altered_chunks, chunk_range, has_chunk_table
@@ -110,7 +110,7 @@ class _Repair:
     def of_payload(self, manifest: Manifest) -> RepairReport | None:
         """``None`` when someone else replaced or repaired the file meanwhile."""
         entry = self.folder.payload_entry(manifest)
-        found = validate(self.folder, manifest, self.experiment_name, self.progress, deep=False)
+        found = compare(self.folder, manifest, self.experiment_name, self.progress, deep=False)
         if found:  # SHA-256 is what is trusted, should the table ever disagree with it
             found = validate(self.folder, manifest, self.experiment_name)
         if found:
