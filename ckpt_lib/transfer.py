@@ -17,7 +17,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder
 from ckpt_lib.index import Index
-from ckpt_lib.integrity import compare, require_loadable, validate
+from ckpt_lib.integrity import UNLOADABLE, compare, require_loadable, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
@@ -131,8 +131,14 @@ def import_checkpoint(
     if earlier := index.with_uid(manifest.uid):
         _intact_or_raise(folder, earlier)
         return earlier
-    with contextlib.suppress(FileNotFoundError):  # which the copy tells from a deletion
+    try:
         require_loadable(origin, manifest)
+    except FileNotFoundError:  # which the copy tells from a deletion
+        pass
+    except UNLOADABLE:
+        if compare(origin, manifest, experiment_name):
+            raise
+        # The bytes are damaged: the copy says which.
     return commit.adopt(origin, manifest, folder, index, experiment_name=experiment_name, progress=progress)
 
 
