@@ -75,12 +75,13 @@ def test_a_tag_is_the_newest_that_carries_it(folder: CheckpointFolder) -> None:
     assert catalogue.resolve("a").epoch == 1
 
 
-def test_keywords_and_ids_come_before_tags(folder: CheckpointFolder) -> None:
-    """A tag called ``latest`` redirects nobody."""
+def test_keywords_and_ids_are_no_tags(folder: CheckpointFolder) -> None:
+    """No manifest can hold a tag called ``latest``, or one that is an id, which would redirect a question."""
     first = save(folder, 1)
-    save(folder, 2, tags=("best", first.checkpoint_id), metrics={"val_loss": 2.0})
+    for tag in ("best", "latest", first.checkpoint_id):
+        with pytest.raises(ValueError, match="cannot be a tag"):
+            save(folder, 2, tags=(tag,))
     save(folder, 3, metrics={"val_loss": 1.0})
-    save(folder, 4, tags=("latest",))
     save(folder, 5)
     catalogue = Catalogue(Index(folder), LOSS)
     assert catalogue.resolve("latest").epoch == 5
