@@ -502,8 +502,9 @@ class CheckpointManager:
             earlier = self._going_on_from.pop_all()
             self._going_on_from.push(stack.pop_all())
             earlier.close()
-        said = {"replaced": report.replaced, "changed_values": report.changed_values} if any(owners.values()) else {}
-        return {**payload, "checkpoint_id": manifest.checkpoint_id, **said}
+        said = {"replaced": report.replaced, "changed_values": report.changed_values}
+        is_restored = any(owner is not None for owner in owners.values())  # some models cannot be asked for their truth
+        return {**payload, "checkpoint_id": manifest.checkpoint_id, **(said if is_restored else {})}
 
     def _bring_stranded_home(self) -> None:
         """Before anything is loaded, so that ``"latest"`` is what was saved last; a warning tells what stays away."""

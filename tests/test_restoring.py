@@ -348,6 +348,34 @@ def test_a_model_without_memory_is_refused(make_manager: MakeManager) -> None:
         manager.load_checkpoint(model=model)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: torch.compile(layer, backend="eager"),
+        nn.DataParallel,
+        nn.Sequential,
+        lambda layer: nn.ModuleList([layer, layer]),
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: nn.Sequential(layer, nn.BatchNorm1d(4), nn.LSTM(4, 4), nn.MultiheadAttention(4, 2)),
+    ],
+)
+def test_wrapped_models_are_restored(make_manager: MakeManager, wrap: Callable[[nn.Module], Any]) -> None:
+    """Compiled, parallel, shared and composed models go on with their weights and their optimizer's state."""
+    torch.manual_seed(1)
+    saved, target = wrap(nn.Linear(4, 4)), wrap(nn.Linear(4, 4))
+    optimizers = [torch.optim.Adam(model.parameters()) for model in (saved, target)]
+    torch.autograd.backward(sum(item.sum() for item in saved.parameters()))
+    optimizers[0].step()
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(model=saved, optimizer=optimizers[0], epoch=1)
+    for load in (manager.load_checkpoint, manager.resume):
+        payload = load(model=target, optimizer=optimizers[1])
+        assert payload is not None
+        assert (payload["replaced"], payload["changed_values"]) == ({}, [])
+        assert is_equal(dict(target.state_dict()), dict(saved.state_dict()))
+        assert is_equal(optimizers[1].state_dict()["state"], optimizers[0].state_dict()["state"])
+
+
 def test_a_save_in_the_middle_of_an_epoch_is_told(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
     """The epoch to train next is the same one, with a warning; after a finished epoch it is the one after."""
     manager = make_manager()
