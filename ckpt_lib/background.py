@@ -49,6 +49,7 @@ class SaveHandle(Future["str | None"]):
         self._ended = threading.Lock()
         self._ended.acquire()
         self._has_ended = False
+        self._ender: int | None = None
         self._buffer_is_free = threading.Lock()
         self._buffer_is_free.acquire()
         self.set_running_or_notify_cancel()
@@ -58,13 +59,19 @@ class SaveHandle(Future["str | None"]):
 
     def end(self, outcome: Callable[[], None]) -> None:
         """Set the outcome, by a method of ``Future``, and wake those who wait for it."""
+        self._ender = threading.get_ident()
         outcome()
         self._has_ended = True
         self._ended.release()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the outcome is set; on the thread that sets it, where callbacks run, it is."""
+        return self._has_ended or self._ender == threading.get_ident()
+
     def _wait(self, timeout: float | None) -> None:
         self._check_process()
-        if self._has_ended:
+        if self.has_ended:
             return
         if timeout is None:
             with self._ended:
@@ -111,7 +118,7 @@ class SaveHandle(Future["str | None"]):
     def done(self) -> bool:
         if (snapshot := self._snapshot) is not None:
             snapshot.note_contact()
-        return self._has_ended
+        return self.has_ended
 
     def result(self, timeout: float | None = None) -> str | None:
         try:

@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def test_a_save_outlives_its_manager(make_manager: MakeManager) -> None:
             break
         threading.Event().wait(0.05)
     assert again.backup_ids() == [checkpoint_id]
+
+
+def test_a_callback_may_ask_its_own_handle(make_manager: MakeManager) -> None:
+    """In a done callback the outcome is there: asking for it waits for nothing, after success and after failure."""
+    manager = make_manager(backup_checkpoints=False)
+    seen: list[Any] = []
+    handle = manager.save_checkpoint_async(model=nn.Linear(300, 300), epoch=1)
+    handle.add_done_callback(lambda future: seen.append((future.done(), future.result(), future.exception())))
+    saved = handle.result(timeout=SECONDS)
+    manager.flush()
+    assert seen == [(True, saved, None)]
+    assert wait([handle], timeout=SECONDS).done == {handle}
 
 
 def _saved_by_a_worker(manager: CheckpointManager) -> Any:
