@@ -15,7 +15,7 @@ way, but what is left of it stays until somebody decides. Beside a manifest, a m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from ckpt_lib.draft import Draft
@@ -41,6 +41,9 @@ from ckpt_lib.stream.digests import Buffer
 
 OVERHEAD_BYTES = 32 * 2**10
 """Room that a commit takes beside the payload: for the manifest, its marker and leases."""
+
+Check = Callable[[Manifest], CheckpointError | None]
+"""Whether something speaks against deleting a checkpoint, and what."""
 
 
 def save(
@@ -195,35 +198,60 @@ def delete(
     folder: CheckpointFolder,
     checkpoint_id: str,
     *,
-    unless: Callable[[Manifest], CheckpointError | None],
+    unless: Check,
     grace_seconds: float = 0.0,
 ) -> Manifest | None:
-    """Take a checkpoint away and return its manifest, or ``None`` when another process was faster.
+    """Delete one checkpoint, as :func:`delete_all` does; raise the error that ``unless`` answers."""
+    gone, refused = delete_all(folder, [checkpoint_id], look=lambda: unless, grace_seconds=grace_seconds)
+    for error in refused.values():
+        raise error
+    return gone[0] if gone else None
 
-    :func:`undelete` brings it back until its payload is removed: by the first :func:`sweep` after ``grace_seconds``, or
-    at once when that is 0, but not while somebody holds it.
 
-    ``unless`` is asked about the manifest as it now is, under the lock, and may return an error to raise instead. It is
-    asked again when the manifest is gone, and so nobody can begin to use the checkpoint; then an error brings it back.
+def delete_all(
+    folder: CheckpointFolder, checkpoint_ids: Iterable[str], *, look: Callable[[], Check], grace_seconds: float = 0.0
+) -> tuple[list[Manifest], dict[str, CheckpointError]]:
+    """Delete checkpoints under one lock; return the manifests of those that went, and why the others did not.
+
+    Those that another process has deleted are in neither. :func:`undelete` brings one back until its payload is
+    removed: by the first :func:`sweep` after ``grace_seconds``, or at once when that is 0, but not while somebody holds
+    it. Killed on the way, each of them is there, deleted, or gone, and the next sweep does the rest.
+
+    ``look`` sees once, under the lock, what speaks against deleting, and returns what is asked about each manifest as
+    it now is. It looks again when the manifests are gone, and so nobody can begin to use a checkpoint; then what is
+    refused comes back.
     """
+    gone, refused = [], {}
     with folder.lock() as held:
-        try:
-            manifest = folder.read_manifest(checkpoint_id)
-        except CheckpointNotFoundError:
-            return None
-        if error := unless(manifest):
-            raise error
-        _mark_deleted(folder, held, manifest)
-        _drop_other_markers(folder, held, checkpoint_id, "deleted")
+        doomed = []
+        check = look()
+        for checkpoint_id in checkpoint_ids:
+            with contextlib.suppress(CheckpointNotFoundError):
+                manifest = folder.read_manifest(checkpoint_id)
+                if error := check(manifest):
+                    refused[checkpoint_id] = error
+                else:
+                    doomed.append(manifest)
+        if not doomed:
+            return [], refused
+        for manifest in doomed:
+            _mark_deleted(folder, held, manifest)
+            _drop_other_markers(folder, held, manifest.checkpoint_id, "deleted")
         held.sync()
-        held.delete(folder.manifest_path(checkpoint_id))
+        for manifest in doomed:
+            held.delete(folder.manifest_path(manifest.checkpoint_id))
         held.sync()
-        if error := unless(manifest):
-            _bring_back(folder, held, manifest, "deleted")
-            raise error
-        if grace_seconds <= 0 and checkpoint_id not in folder.held():
-            _finish_deletion(folder, held, manifest, "deleted")
-    return manifest
+        check = look()
+        for manifest in doomed:
+            if error := check(manifest):
+                _bring_back(folder, held, manifest, "deleted")
+                refused[manifest.checkpoint_id] = error
+            else:
+                gone.append(manifest)
+        if grace_seconds <= 0:
+            in_use = folder.held()
+            _finish_deletions(folder, held, [item for item in gone if item.checkpoint_id not in in_use], "deleted")
+    return gone, refused
 
 
 def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False) -> Manifest:
@@ -391,7 +419,7 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
             if checkpoint_id in listed or (mark == "saving" and checkpoint_id in set_aside):
                 held.delete(folder.marker_path(checkpoint_id, mark))
             elif manifest := _read_marker(folder, checkpoint_id, mark):
-                _finish_deletion(folder, held, manifest, mark)
+                _finish_deletions(folder, held, [manifest], mark)
                 swept.append(manifest.payload.name)
     return swept
 
@@ -404,15 +432,15 @@ def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[st
     purged = []
     with folder.lock() as held:
         entries = folder.store.entries(folder.path)
-        listed = manifest_entries(entries)
+        listed, in_use = manifest_entries(entries), folder.held()
         markers = sorted(marker_entries(entries, "deleted").items(), key=lambda item: item[1].modified_seconds)
         for checkpoint_id, _ in markers:
             if is_enough():
                 break
-            if checkpoint_id in listed or checkpoint_id in folder.held():
+            if checkpoint_id in listed or checkpoint_id in in_use:
                 continue
             if manifest := _read_marker(folder, checkpoint_id, "deleted"):
-                _finish_deletion(folder, held, manifest, "deleted")
+                _finish_deletions(folder, held, [manifest], "deleted")
                 purged.append(checkpoint_id)
     return purged
 
@@ -421,7 +449,7 @@ def _clear_unfinished(folder: CheckpointFolder, held: FolderLock, checkpoint_id:
     """Free the id of a save that a dead process did not finish: a living one would have the lock."""
     unfinished = _read_marker(folder, checkpoint_id, "saving")
     if unfinished and folder.store.stat(folder.manifest_path(checkpoint_id)) is None:
-        _finish_deletion(folder, held, unfinished, "saving")
+        _finish_deletions(folder, held, [unfinished], "saving")
 
 
 def _read_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> Manifest | None:
@@ -508,10 +536,12 @@ def _refuse_held(folder: CheckpointFolder, checkpoint_id: str) -> None:
         raise ProtectedCheckpointError(f"it was left as it is: {reason}", checkpoint_id=checkpoint_id)
 
 
-def _finish_deletion(folder: CheckpointFolder, held: FolderLock, manifest: Manifest, mark: Mark) -> None:
-    held.delete(folder.payload_path(manifest))
+def _finish_deletions(folder: CheckpointFolder, held: FolderLock, manifests: Sequence[Manifest], mark: Mark) -> None:
+    for manifest in manifests:
+        held.delete(folder.payload_path(manifest))
     held.sync()
-    held.delete(folder.marker_path(manifest.checkpoint_id, mark))
+    for manifest in manifests:
+        held.delete(folder.marker_path(manifest.checkpoint_id, mark))
 
 
 def _read_back(folder: CheckpointFolder, pending: PendingFile, digests: FileDigests) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib import commit
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.folder import MANIFEST_SUFFIX, CheckpointFolder
 from ckpt_lib.index import Index, View
 from ckpt_lib.integrity import KnownVersions, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
+
+_MAX_LOOKS = 64
+_MIN_BATCH = 64
+"""Checkpoints go in batches, and before each one the folder is listed: often enough that no save waits long for the
+lock, and at most so many times that a cleanup takes time in proportion to the folder."""
 
 
 class CleanupReport(BaseModel):
@@ -96,7 +102,7 @@ def clean(
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
 ) -> CleanupReport:
-    """Plan, then delete one by one. Killed at any point, every checkpoint is either whole or gone.
+    """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or gone.
 
     What is deleted can be brought back for ``grace_seconds``; what was deleted more than ``trash_seconds`` ago is
     removed. What any living process is loading, copying or going on from stays.
@@ -126,26 +132,25 @@ def clean(
     swept = commit.sweep(folder, view.entries.values(), grace_seconds=trash_seconds)
     planned = {manifest.checkpoint_id: manifest for manifest in manifests}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
-    deleted, spared, deleted_bytes = [], {}, 0
+    deleted: list[Manifest] = []
+    spared: dict[str, str] = {}
     # Oldest first: whatever stops this, what is left is the newer part.
-    for checkpoint_id in reversed(plan.deleted_ids):
-        try:
-            gone = commit.delete(
-                folder,
-                checkpoint_id,
-                unless=_changed_since(folder, planned[checkpoint_id], relied_on),
-                grace_seconds=grace_seconds,
-            )
-        except ProtectedCheckpointError as error:
-            spared[checkpoint_id] = error.message
-            continue
-        if gone is not None:
-            deleted.append(checkpoint_id)
-            deleted_bytes += gone.payload.size_bytes
+    doomed_ids = plan.deleted_ids[::-1]
+    batch_size = max(_MIN_BATCH, len(manifests) // _MAX_LOOKS)
+    for start in range(0, len(doomed_ids), batch_size):
+        gone, refused = commit.delete_all(
+            folder,
+            doomed_ids[start : start + batch_size],
+            look=partial(_look, folder, planned, relied_on),
+            grace_seconds=grace_seconds,
+        )
+        deleted += gone
+        spared |= {checkpoint_id: error.message for checkpoint_id, error in refused.items()}
+    deleted_bytes = sum(manifest.payload.size_bytes for manifest in deleted)
     return CleanupReport(
         plan=plan,
         dry_run=False,
-        deleted_ids=tuple(deleted),
+        deleted_ids=tuple(manifest.checkpoint_id for manifest in deleted),
         freed_bytes=0 if grace_seconds else deleted_bytes,
         trashed_bytes=deleted_bytes if grace_seconds else 0,
         spared=spared,
@@ -153,29 +158,29 @@ def clean(
     )
 
 
-def _changed_since(
-    folder: CheckpointFolder, planned: Manifest, relied_on: Sequence[Manifest]
-) -> Callable[[Manifest], CheckpointError | None]:
-    """Refuse to delete a checkpoint that someone pinned, tagged or replaced after the plan was made.
+def _look(folder: CheckpointFolder, planned: Mapping[str, Manifest], relied_on: Sequence[Manifest]) -> commit.Check:
+    """Refuse to delete a checkpoint that someone pinned, tagged, replaced or began to use after the plan was made.
 
     And any, when one of the valid ones that were to stay instead has gone since.
     """
-
-    planned_text = planned.model_dump_json()
+    in_use = folder.held()
+    sizes_bytes = {entry.name: entry.size_bytes for entry in folder.store.entries(folder.path) if not entry.is_folder}
+    are_there = all(
+        kept.checkpoint_id + MANIFEST_SUFFIX in sizes_bytes
+        and sizes_bytes.get(kept.payload.name) == kept.payload.size_bytes
+        for kept in relied_on
+    )
 
     def check(current: Manifest) -> CheckpointError | None:
         # Compared as text: a NaN among the metrics would make a manifest differ from itself.
-        if current.model_dump_json() != planned_text:
+        if current.model_dump_json() != planned[current.checkpoint_id].model_dump_json():
             reason = "changed since the plan was made; the next cleanup decides again"
-        elif in_use := folder.held().get(current.checkpoint_id):
-            reason = in_use
-        elif not all(map(is_there, relied_on)):
+        elif current.checkpoint_id in in_use:
+            reason = in_use[current.checkpoint_id]
+        elif not are_there:
             reason = "what the plan meant to keep is gone; the next cleanup decides again"
         else:
             return None
         return ProtectedCheckpointError(reason, checkpoint_id=current.checkpoint_id)
-
-    def is_there(kept: Manifest) -> bool:
-        return folder.store.stat(folder.manifest_path(kept.checkpoint_id)) is not None and folder.is_complete(kept)
 
     return check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import os
 import signal
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointManager, draft
+from ckpt_lib import CheckpointManager, draft, retirement
 from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.integrity import validate
-from ckpt_lib.policies.retention import KeepNewest, plan_retention
+from ckpt_lib.policies.retention import KeepNewest, KeepTagged, plan_retention
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -540,3 +541,26 @@ def test_a_cleanup_that_deletes_nothing_reads_little(
     monkeypatch.setattr("ckpt_lib.retirement.validate", counted)
     assert cleaner(unlimited).cleanup_checkpoints().deleted_ids == ()
     assert read == ids(unlimited)[-1:]
+
+
+@pytest.mark.parametrize(
+    "is_deleted", [lambda number: number % 2 == 0, lambda number: number >= 5], ids=["half", "all but 5"]
+)
+def test_a_cleanup_takes_time_in_proportion_to_what_it_cleans(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, is_deleted: Callable[[int], bool]
+) -> None:
+    """Four times as many checkpoints take four times as many calls, whatever share of them stays."""
+    monkeypatch.setattr(retirement, "_MIN_BATCH", 1)
+    monkeypatch.setattr(retirement, "_MAX_LOOKS", 8)
+
+    def calls_per_deletion(count: int) -> float:
+        manager = make_manager(f"run of {count}", max_checkpoints=1000, backup_checkpoints=False)
+        for number in range(count):
+            save(manager, number, tags=[] if is_deleted(number) else ["stays"])
+        other = cleaner(manager)
+        profile = cProfile.Profile()
+        deleted = profile.runcall(other.cleanup_checkpoints, policy=KeepTagged(tags=("stays",))).deleted_ids
+        assert len(deleted) > count // 3
+        return sum(entry.callcount for entry in profile.getstats()) / len(deleted)
+
+    assert calls_per_deletion(160) < 1.5 * calls_per_deletion(40)

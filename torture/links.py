@@ -116,7 +116,7 @@ def _act(around: Path, action: str, seed: str, is_race: bool) -> None:
     swapper = _Swapper(seed, path, target, aside)
     swapper.start()
     try:
-        with patched(commit, "delete", partial(_delete_and_note, commit.delete, around / _RETIRED)):
+        with patched(commit, "delete_all", partial(_delete_and_note, commit.delete_all, around / _RETIRED)):
             for _ in range(5):
                 with suppress(CheckpointError):
                     _ACTIONS[action](manager)
@@ -127,14 +127,18 @@ def _act(around: Path, action: str, seed: str, is_race: bool) -> None:
 
 
 def _delete_and_note(
-    delete: Callable[..., Manifest | None], noted: Path, *arguments: Any, grace_seconds: float = 0.0, **options: Any
-) -> Manifest | None:
+    delete_all: Callable[..., tuple[list[Manifest], dict[str, CheckpointError]]],
+    noted: Path,
+    *arguments: Any,
+    grace_seconds: float = 0.0,
+    **options: Any,
+) -> tuple[list[Manifest], dict[str, CheckpointError]]:
     """Write down what was removed for good: the swapper may put its manifest back."""
-    gone = delete(*arguments, grace_seconds=grace_seconds, **options)
-    if gone is not None and grace_seconds <= 0:
+    gone, refused = delete_all(*arguments, grace_seconds=grace_seconds, **options)
+    if grace_seconds <= 0:
         with noted.open("a") as file:
-            file.write(f"{gone.checkpoint_id}\n")
-    return gone
+            file.writelines(f"{manifest.checkpoint_id}\n" for manifest in gone)
+    return gone, refused
 
 
 def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
