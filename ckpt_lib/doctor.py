@@ -44,7 +44,6 @@ from ckpt_lib.index import Index, View, snapshot
 from ckpt_lib.integrity import ValidationReport, unreadable_report, validate
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId, is_checkpoint_id
-from ckpt_lib.repair import repair
 from ckpt_lib.store import Entry, Leftover
 from ckpt_lib.stream import Damage, Progress, missing_file
 
@@ -156,11 +155,11 @@ class Doctor:
         for manifest in look.view.manifests:
             explained |= {manifest.checkpoint_id + MANIFEST_SUFFIX, manifest.payload.name}
             if not (report := self._validated(look, manifest)):
-                yield from _unless_gone(partial(self._of_damaged, look, other, manifest, report))
+                yield from _unless_gone(partial(self._of_damaged, look, manifest, report))
         for error in look.view.unreadable:
             checkpoint_id = str(error.checkpoint_id)
             explained |= {checkpoint_id + MANIFEST_SUFFIX, *quarantine.payload_names(checkpoint_id, None)}
-            yield self._of_unreadable(look, other, checkpoint_id, error)
+            yield self._of_unreadable(look, checkpoint_id, error)
         orphans = [name for name in look.entries.keys() - explained if _is_payload(look.entries[name])]
         for name in sorted(orphans, key=_moment, reverse=True):  # each is placed before the next one
             yield from _unless_gone(partial(self._of_orphan, look, other, name))
@@ -222,7 +221,7 @@ class Doctor:
         found = quarantine.read(look.folder, checkpoint_id, self.experiment_name)
         may_return = other is not None and self._is_whole_copy(other, checkpoint_id)
         may_return = may_return or self._is_whole_again(look, checkpoint_id)
-        treat = partial(self._bring_back, checkpoint_id) if may_return else None
+        treat = partial(self._bring_back, *self._pair(look), checkpoint_id) if may_return else None
         return self._case(
             "quarantined",
             self._place(look),
@@ -233,32 +232,31 @@ class Doctor:
             treat=treat,
         )
 
-    def _of_damaged(self, look: _Look, other: _Look | None, manifest: Manifest, report: ValidationReport) -> _Case:
+    def _of_damaged(self, look: _Look, manifest: Manifest, report: ValidationReport) -> _Case:
         look.folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
-        return self._of_damage(look, other, manifest.checkpoint_id, report)
+        return self._of_damage(look, manifest.checkpoint_id, report)
 
-    def _of_damage(self, look: _Look, other: _Look | None, checkpoint_id: str, report: ValidationReport) -> _Case:
+    def _of_damage(self, look: _Look, checkpoint_id: str, report: ValidationReport) -> _Case:
         place = self._place(look)
         if {damage.file for damage in report.damages} & look.links:
             message = f"{report.message}: a link is where it should be, which is never followed"
             return self._case("damaged", place, checkpoint_id, message)
-        fix, treat = None, None
-        if place == "checkpoints":
-            fix, treat = "repair it from its backup, or set it aside", partial(self._set_aside, checkpoint_id)
-        elif other is not None and self._is_whole_copy(other, checkpoint_id):
-            fix, treat = "repair it from its checkpoint", partial(self._repair_backup, checkpoint_id)
         return self._case(
-            "damaged", place, checkpoint_id, report.message, fix=fix, size_bytes=report.size_bytes, treat=treat
+            "damaged",
+            place,
+            checkpoint_id,
+            report.message,
+            fix=f"repair it from its {'backup' if place == 'checkpoints' else 'checkpoint'}, or set it aside",
+            size_bytes=report.size_bytes,
+            treat=partial(self._set_aside, *self._pair(look), checkpoint_id),
         )
 
-    def _of_unreadable(self, look: _Look, other: _Look | None, checkpoint_id: str, error: CheckpointError) -> _Case:
+    def _of_unreadable(self, look: _Look, checkpoint_id: str, error: CheckpointError) -> _Case:
         if isinstance(error, UnsupportedSchemaError):
             return self._case("newer version", self._place(look), checkpoint_id, error.message)
         if not isinstance(error, CorruptManifestError):
             return self._case("damaged", self._place(look), checkpoint_id, error.message)
-        return self._of_damage(
-            look, other, checkpoint_id, unreadable_report(error, checkpoint_id, self.experiment_name)
-        )
+        return self._of_damage(look, checkpoint_id, unreadable_report(error, checkpoint_id, self.experiment_name))
 
     def _of_orphan(self, look: _Look, other: _Look | None, name: str) -> _Case:
         entry = look.entries[name]
@@ -348,6 +346,10 @@ class Doctor:
         finding = Finding(kind=kind, place=place, name=name, message=message, fix=fix, size_bytes=size_bytes)
         return _Case(finding, treat)
 
+    def _pair(self, look: _Look) -> tuple[CheckpointFolder, CheckpointFolder]:
+        """The folder that was looked at, and the one with the other copies."""
+        return look.folder, self.backups if look.folder == self.folder else self.folder
+
     def _place(self, look: _Look) -> Place:
         return "checkpoints" if look.folder == self.folder else "backups"
 
@@ -384,10 +386,8 @@ class Doctor:
         commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=self.trash_seconds)
         return "removed"
 
-    def _set_aside(self, checkpoint_id: str) -> str:
-        return quarantine.set_aside(
-            self.folder, checkpoint_id, self.backups, self.experiment_name, self.progress
-        ).message
+    def _set_aside(self, folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> str:
+        return quarantine.set_aside(folder, checkpoint_id, other, self.experiment_name, self.progress).message
 
     def _set_orphan_aside(self, orphan: Orphan, reason: str) -> str:
         damage = Damage(file=orphan.name, kind="manifest", message=f"there is no manifest; {reason}")
@@ -397,18 +397,15 @@ class Doctor:
         is_done = quarantine.set_aside_orphan(orphan.folder, orphan.name, orphan.version, report)
         return "set aside" if is_done else _CHANGED
 
-    def _bring_back(self, checkpoint_id: str) -> str:
-        found = quarantine.bring_back(self.folder, checkpoint_id, self.backups, self.experiment_name, self.progress)
+    def _bring_back(self, folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> str:
+        found = quarantine.bring_back(folder, checkpoint_id, other, self.experiment_name, self.progress)
         return f"brought back: {found.message}"
-
-    def _repair_backup(self, checkpoint_id: str) -> str:
-        return repair(self.backups, checkpoint_id, self.folder, self.experiment_name, self.progress).message
 
     def _back_up(self, checkpoint_id: str) -> str:
         try:
             self.back_up(checkpoint_id)
         except CorruptCheckpointError:  # which no backup was there to tell
-            return self._set_aside(checkpoint_id)
+            return self._set_aside(self.folder, self.backups, checkpoint_id)
         return "backed up"
 
     def _renew_snapshot(self) -> str:

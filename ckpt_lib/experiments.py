@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
-from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
+from ckpt_lib.folder import BACKUPS_NAME, MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
 from ckpt_lib.identity import IDENTITY_NAME
 from ckpt_lib.names import check_experiment_name, is_checkpoint_id
 from ckpt_lib.store import Store
@@ -53,6 +53,8 @@ def _is_experiment(store: Store, name: str) -> bool:
         return False
     folder = CheckpointFolder(store, name)
     entries = store.entries(folder.path)
+    if any(entry.is_folder and entry.name == BACKUPS_NAME for entry in entries):
+        entries += store.entries(folder.child(BACKUPS_NAME).path)  # all the checkpoints may be gone
     return bool(marker_entries(entries, "quarantined")) or any(
         entry.name == SNAPSHOT_NAME or is_checkpoint_id(entry.name.removesuffix(MANIFEST_SUFFIX)) for entry in entries
     )

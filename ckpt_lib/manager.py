@@ -712,6 +712,10 @@ class CheckpointManager:
         """The checkpoints that :meth:`list_checkpoints` cannot show, because their manifest cannot be read."""
         return self._unreadable(self._index)
 
+    def list_unreadable_backups(self) -> list[ValidationReport]:
+        """The backups that :meth:`list_backups` cannot show, because their manifest cannot be read."""
+        return self._unreadable(self._backup_index)
+
     def _unreadable(self, index: Index) -> list[ValidationReport]:
         return [
             unreadable_report(error, str(error.checkpoint_id), self.experiment_name) for error in index.unreadable()
@@ -907,11 +911,6 @@ class CheckpointManager:
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
-        checkpoint_id = self._id_of(checkpoint_id)
-        if quarantine.is_quarantined(self._folder, checkpoint_id):
-            found = quarantine.bring_back(self._folder, checkpoint_id, self._backups, self.experiment_name, progress)
-            self._write_snapshot()
-            return found
         return self._repair(self._folder, checkpoint_id, self._backups, progress)
 
     def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
@@ -924,9 +923,12 @@ class CheckpointManager:
     def _repair(
         self, folder: CheckpointFolder, name: str, other: CheckpointFolder, progress: Progress | None
     ) -> RepairReport:
-        report = repair(folder, self._id_of(name), other, self.experiment_name, progress)
+        checkpoint_id = self._id_of(name)
+        was_set_aside = quarantine.is_quarantined(folder, checkpoint_id)
+        mend = quarantine.bring_back if was_set_aside else repair
+        report = mend(folder, checkpoint_id, other, self.experiment_name, progress)
         self._known.remember(folder, folder.read_manifest(report.checkpoint_id))
-        if report.method == "file":  # it may have brought a manifest back
+        if was_set_aside or report.method == "file":  # it may have brought a manifest back
             self._write_snapshot()
         return report
 
@@ -942,9 +944,22 @@ class CheckpointManager:
         self._write_snapshot()
         return report
 
+    def quarantine_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
+        """Set a damaged backup aside, as :meth:`quarantine_checkpoint` does of a checkpoint.
+
+        It is repaired instead when its checkpoint can. :meth:`backup_checkpoint` replaces it, :meth:`repair_backup`
+        brings it back and :meth:`delete_backup` removes it.
+        """
+        checkpoint_id = self._id_of(checkpoint_id)
+        return quarantine.set_aside(self._backups, checkpoint_id, self._folder, self.experiment_name, progress)
+
     def list_quarantined(self) -> list[QuarantinedCheckpoint]:
-        """The checkpoints that were set aside, each with the report that says why."""
-        return quarantine.list_quarantined(self._folder, self.experiment_name)
+        """The checkpoints and then the backups that were set aside, each with the report that says why."""
+        backups = quarantine.list_quarantined(self._backups, self.experiment_name)
+        return [
+            *quarantine.list_quarantined(self._folder, self.experiment_name),
+            *(item.model_copy(update={"is_backup": True}) for item in backups),
+        ]
 
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
@@ -1051,6 +1066,35 @@ class CheckpointManager:
 
     # --- retiring ---
 
+    def delete_backup(self, checkpoint_id: str) -> int:
+        """Delete the backup of a checkpoint, sound or in quarantine, for good; return how many bytes that frees.
+
+        Its checkpoint stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is no such backup,
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError` while somebody reads it, and
+        :class:`~ckpt_lib.errors.CorruptManifestError` when its manifest is damaged: set it aside first.
+        """
+        checkpoint_id = self._id_of(checkpoint_id)
+        if quarantine.is_quarantined(self._backups, checkpoint_id):
+            return quarantine.remove(self._backups, checkpoint_id)
+        try:
+            deleted = commit.delete(self._backups, checkpoint_id, unless=self._refuse_held_backup)
+        except CorruptManifestError as error:
+            error.hint = f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`."
+            raise
+        if deleted is None:
+            raise CheckpointNotFoundError(
+                f"there is no backup of {checkpoint_id}",
+                checkpoint_id=checkpoint_id,
+                path=self._backups.location(),
+                hint="`ckpt list --backups` shows what is there.",
+            )
+        return deleted.payload.size_bytes
+
+    def _refuse_held_backup(self, manifest: Manifest) -> CheckpointError | None:
+        if reason := self._backups.held().get(manifest.checkpoint_id):
+            return ProtectedCheckpointError(reason, checkpoint_id=manifest.checkpoint_id)
+        return None
+
     def delete_checkpoint(self, checkpoint_id: str) -> str:
         """Delete one checkpoint and return its id; its backup stays.
 
@@ -1091,14 +1135,26 @@ class CheckpointManager:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
 
         What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
-        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went.
+        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Backups beyond ``max_backups`` go for
+        good; the report's ``backups`` tells which.
         """
         _check_policies(None, policy)
         report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
-        if not dry_run and self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
-            self._clean_backups(known=None)
+        if not self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
+            return report
+        backups = self._clean_backups(known=None, dry_run=dry_run)
+        if not dry_run:
             self._write_snapshot()
-        return report
+        return report.model_copy(update={"backups": backups})
+
+    def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+        """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
+
+        Backups of damaged checkpoints stay, and so do those of checkpoints in quarantine. :meth:`cleanup_checkpoints`
+        and each new backup do this by ``max_backups`` as well.
+        """
+        _check_policies(None, policy)
+        return self._clean_backups(policy, known=None, dry_run=dry_run)
 
     def _clean(
         self,
@@ -1124,22 +1180,30 @@ class CheckpointManager:
             trash_seconds=self.config.trash_seconds,
         )
 
-    def _clean_backups(self, *, known: KnownVersions | None, just_made: str | None = None) -> CleanupReport:
+    def _clean_backups(
+        self,
+        policy: RetentionPolicy | None = None,
+        *,
+        known: KnownVersions | None,
+        dry_run: bool = False,
+        just_made: str | None = None,
+    ) -> CleanupReport:
         monitor = self._catalogue.monitor()
         view = self._index.view()
         damaged = [str(error.checkpoint_id) for error in view.unreadable]
         damaged += [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
-        damaged += [item.checkpoint_id for item in self.list_quarantined()]
+        damaged += [item.checkpoint_id for item in self.list_quarantined() if not item.is_backup]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"
         return clean(
             self._backups,
             self._backup_index,
-            _at_most(self.config.max_backups, monitor),
+            policy or _at_most(self.config.max_backups, monitor),
             monitor=monitor,
             protected=protected,
             known=known,
+            dry_run=dry_run,
         )
 
 

@@ -35,12 +35,13 @@ from ckpt_lib.stream import Damage, Progress
 
 
 class QuarantinedCheckpoint(BaseModel):
-    """A checkpoint that was set aside, why, and what is left of it."""
+    """A checkpoint, or a backup of one, that was set aside, why, and what is left of it."""
 
     model_config = ConfigDict(frozen=True)
 
     checkpoint_id: str
     experiment_name: str
+    is_backup: bool = False
     quarantined_at: AwareDatetime | None = None
     report: ValidationReport
     checkpoint: CheckpointMetadata | None = None
@@ -175,8 +176,9 @@ def bring_back(
         _require_loadable_copy(other, checkpoint_id)
         manifest = transfer.restore(folder, checkpoint_id, other, progress)
     except (*UNLOADABLE, CheckpointNotFoundError, IntegrityError) as error:
+        other_copy = "there is none" if isinstance(error, CheckpointNotFoundError) else error.message
         raise CorruptCheckpointError(
-            f"it stays in quarantine: {found.report.message}. Of the other copy: {error.message}",
+            f"it stays in quarantine: {found.report.message}. Of the other copy: {other_copy}",
             checkpoint_id=checkpoint_id,
             path=folder.location(),
             damages=found.report.damages,

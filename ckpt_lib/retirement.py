@@ -39,6 +39,8 @@ class CleanupReport(BaseModel):
     """Ids that the plan gave up and that were found changed when their turn came."""
     swept: tuple[str, ...] = ()
     """Leftovers of dead processes that were removed."""
+    backups: CleanupReport | None = None
+    """What was decided about the backups, and done, if they were cleaned up as well."""
 
 
 class _Assessment:

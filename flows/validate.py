@@ -11,12 +11,14 @@ from prefect import flow, get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from ckpt_lib.quarantine import QuarantineReport
 from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import (
     examine_checkpoints,
+    quarantine_backup,
     quarantine_checkpoint,
     repair_backup,
     repair_checkpoint,
@@ -29,7 +31,7 @@ from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, count_findings
 
 REPAIRED = "repaired from the other copy"
-QUARANTINED = "damaged in both copies, and quarantined"
+QUARANTINED = "what is missing is damaged in both copies; quarantined"
 REPAIRABLE = "the other copy has what is missing: run again with repair"
 LOST = "what is missing is damaged in both copies"
 
@@ -52,9 +54,10 @@ def validate_store(
 
     All bytes are read; a run that was cancelled or killed is continued by the next. With ``repair``, the damaged bytes
     of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
-    and a checkpoint that is lost is quarantined; without it, the report says where they are. Then the doctor looks at
-    each experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not
-    repaired, and when the store is missing, so that whoever watches the schedule hears of it.
+    and a copy that is lost is quarantined; without it, the report says where they are. Then the doctor looks at each
+    experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not repaired,
+    and when the store is missing, so that whoever watches the schedule hears of it. What is in quarantine is not read:
+    the next run fails only on new damage.
 
     Args:
         checkpoints: The store and its options.
@@ -74,14 +77,15 @@ def validate_store(
     advice = _mend(stored, backups, repair_one if repair else None)
     backup_advice = _mend(backups, stored, repair_one_backup if repair else None)
     if repair:
-        _set_aside(checkpoints, stored, advice)
+        _set_aside(checkpoints, stored, advice, quarantine_checkpoint)
+        _set_aside(checkpoints, backups, backup_advice, quarantine_backup)
     for name in names:
         report_doctor(checkpoints, name, examine_checkpoints(checkpoints, name, fix=repair))
     report_validation(checkpoints, None, stored, advice)
     report_validation(checkpoints, None, backups, backup_advice, backups=True)
     fail_on_damage(
-        [report for report in stored if advice.get(_copy(report)) != REPAIRED]
-        + [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED]
+        [report for report in stored if advice.get(_copy(report)) != REPAIRED],
+        [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED],
     )
     found = f"checkpoints: {count_findings(stored)}; backups: {count_findings(backups)}"
     return completed(stored + backups, found + (", repaired" if any(advice | backup_advice) else ""))
@@ -125,13 +129,16 @@ def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: S
     return [found[checkpoint_id] for checkpoint_id in ids if checkpoint_id in found]
 
 
-def fail_on_damage(reports: Sequence[ValidationReport]) -> None:
-    """Raise :class:`CorruptCheckpointError` when one of ``reports`` tells of damage."""
-    damaged = [report for report in reports if not report]
+def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[ValidationReport] = ()) -> None:
+    """Raise :class:`CorruptCheckpointError` when one of the reports, on checkpoints or on backups, tells of damage."""
+    damaged = [report for report in (*reports, *backups) if not report]
     if damaged:
-        findings = "; ".join(f"{item.experiment_name}/{item.checkpoint_id}: {item.message}" for item in damaged)
+        findings = [f"{item.experiment_name}/{item.checkpoint_id}: {item.message}" for item in reports if not item]
+        findings += [
+            f"the backup of {item.experiment_name}/{item.checkpoint_id}: {item.message}" for item in backups if not item
+        ]
         raise CorruptCheckpointError(
-            f"{len(damaged)} of {len(reports)} are damaged: {findings}",
+            f"{len(damaged)} of {len(reports) + len(backups)} are damaged: {'; '.join(findings)}",
             damages=[damage for report in damaged for damage in report.damages],
             hint="The validation report in the artifacts says what can be repaired.",
         )
@@ -159,11 +166,16 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
     return advice
 
 
-def _set_aside(checkpoints: CheckpointConfig, reports: Reports, advice: dict[Copy, str]) -> None:
-    """Quarantine the checkpoints that are lost, and say so of each."""
+def _set_aside(
+    checkpoints: CheckpointConfig,
+    reports: Reports,
+    advice: dict[Copy, str],
+    quarantine: Callable[[CheckpointConfig, str, str], QuarantineReport],
+) -> None:
+    """Quarantine the copies that are lost, and say so of each."""
     for copy in [_copy(report) for report in reports if advice.get(_copy(report)) == LOST]:
         try:
-            outcome = quarantine_checkpoint(checkpoints, *copy)
+            outcome = quarantine(checkpoints, *copy)
             advice[copy] = QUARANTINED if outcome.is_quarantined else REPAIRED
         except CheckpointError as error:
             advice[copy] = f"{LOST}; not quarantined: {error.message}"

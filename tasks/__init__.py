@@ -9,7 +9,14 @@ is idempotent: running it again, as a retry or by hand, changes nothing more. On
 again, never damage or bad input.
 """
 
-from prefect_checkpoints.tasks.backup import backup_checkpoint, restore_checkpoint
+from prefect_checkpoints.tasks.backup import (
+    backup_checkpoint,
+    cleanup_backups,
+    delete_backup,
+    list_backups,
+    quarantine_backup,
+    restore_checkpoint,
+)
 from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
@@ -18,6 +25,7 @@ from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
 from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
 from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
 from prefect_checkpoints.tasks.report import (
+    report_backups,
     report_checkpoints,
     report_cleanup,
     report_comparison,
@@ -32,16 +40,21 @@ from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpo
 
 __all__ = [
     "backup_checkpoint",
+    "cleanup_backups",
     "cleanup_checkpoints",
     "compare_checkpoints",
+    "delete_backup",
     "examine_checkpoints",
     "export_checkpoint",
     "import_checkpoint",
+    "list_backups",
     "load_checkpoint",
+    "quarantine_backup",
     "quarantine_checkpoint",
     "reconcile_checkpoints",
     "repair_backup",
     "repair_checkpoint",
+    "report_backups",
     "report_checkpoints",
     "report_cleanup",
     "report_comparison",

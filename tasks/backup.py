@@ -1,8 +1,11 @@
-"""Backups and their restoration."""
+"""Backups: making, listing, restoring, setting aside and removing them."""
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, CheckpointMetadata
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport
+from ckpt_lib.errors import CheckpointNotFoundError
+from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.quarantine import QuarantineReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 
@@ -24,3 +27,44 @@ def restore_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoin
     See :meth:`ckpt_lib.CheckpointManager.restore_checkpoint`.
     """
     return manager_for(config, experiment_name).restore_checkpoint(checkpoint_id)
+
+
+@checkpoint_task("list backups of {experiment_name}")
+def list_backups(config: CheckpointConfig, experiment_name: str) -> list[CheckpointMetadata]:
+    """Return what is in the backup location, oldest first.
+
+    See :meth:`ckpt_lib.CheckpointManager.list_backups`.
+    """
+    return manager_for(config, experiment_name).list_backups()
+
+
+@checkpoint_task("quarantine backup {experiment_name} {checkpoint_id}")
+def quarantine_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> QuarantineReport:
+    """Set a damaged backup aside, unless its checkpoint can repair it, which is then done instead.
+
+    See :meth:`ckpt_lib.CheckpointManager.quarantine_backup`.
+    """
+    return manager_for(config, experiment_name).quarantine_backup(checkpoint_id)
+
+
+@checkpoint_task("delete backup {experiment_name} {checkpoint_id}")
+def delete_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> int:
+    """Delete the backup of a checkpoint for good; return how many bytes that frees, 0 when it is gone already.
+
+    See :meth:`ckpt_lib.CheckpointManager.delete_backup`.
+    """
+    try:
+        return manager_for(config, experiment_name).delete_backup(checkpoint_id)
+    except CheckpointNotFoundError:
+        return 0
+
+
+@checkpoint_task("clean up backups of {experiment_name}")
+def cleanup_backups(
+    config: CheckpointConfig, experiment_name: str, policy: RetentionPolicy | None = None, dry_run: bool = False
+) -> CleanupReport:
+    """Delete the backups beyond ``max_backups``, or what ``policy`` gives up; the report gives every reason.
+
+    See :meth:`ckpt_lib.CheckpointManager.cleanup_backups`.
+    """
+    return manager_for(config, experiment_name).cleanup_backups(policy=policy, dry_run=dry_run)

@@ -61,6 +61,19 @@ def report_task(run_name: str) -> Callable[[Callable[P, None]], Task[P, None]]:
 def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
     """Publish the table of an experiment's checkpoints, newest first."""
     checkpoints = manager_for(config, experiment_name).list_checkpoints(descending=True)
+    title = f"Checkpoints of {experiment_name} in {store_of(config)}, newest first"
+    _publish(_rows(checkpoints), artifact_key("checkpoints", config, experiment_name), title)
+
+
+@report_task("report backups of {experiment_name}")
+def report_backups(config: CheckpointConfig, experiment_name: str) -> None:
+    """Publish the table of an experiment's backups, newest first."""
+    backups = manager_for(config, experiment_name).list_backups()[::-1]
+    title = f"Backups of {experiment_name} in {store_of(config)}, newest first"
+    _publish(_rows(backups), artifact_key("backups", config, experiment_name), title)
+
+
+def _rows(checkpoints: Sequence[CheckpointMetadata]) -> list[Row]:
     metrics = dict.fromkeys(name for item in checkpoints for name in item.metrics)
     rows: list[Row] = []
     for item in checkpoints:
@@ -76,8 +89,7 @@ def report_checkpoints(config: CheckpointConfig, experiment_name: str) -> None:
         # Every row has every metric, under a name that hides no other column.
         values = {f"metric {name}" if name in row else name: _cell(item.metrics.get(name)) for name in metrics}
         rows.append({"checkpoint": row.pop("checkpoint"), "mark": row.pop("mark"), **values, **row})
-    title = f"Checkpoints of {experiment_name} in {store_of(config)}, newest first"
-    _publish(rows, artifact_key("checkpoints", config, experiment_name), title)
+    return rows
 
 
 @report_task("plot metrics of {experiment_name}")
@@ -179,8 +191,19 @@ def report_doctor(config: CheckpointConfig, experiment_name: str, report: Doctor
 
 
 @report_task("report cleanup of {experiment_name}")
-def report_cleanup(config: CheckpointConfig, experiment_name: str, report: CleanupReport) -> None:
-    """Publish the retention plan, a reason for each line, and what became of it."""
+def report_cleanup(
+    config: CheckpointConfig, experiment_name: str, report: CleanupReport, backups: bool = False
+) -> None:
+    """Publish the retention plan, a reason for each line, and what became of it.
+
+    ``backups`` says that the report is about backups; one on checkpoints that tells of backups becomes two tables.
+    """
+    _publish_cleanup(config, experiment_name, report, backups)
+    if report.backups and report.backups.plan.decisions:
+        _publish_cleanup(config, experiment_name, report.backups, True)
+
+
+def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: CleanupReport, backups: bool) -> None:
     rows: list[Row] = [
         {
             "decision": _outcome(decision.keep, decision.checkpoint_id, report),
@@ -200,8 +223,9 @@ def report_cleanup(config: CheckpointConfig, experiment_name: str, report: Clean
         summary = f"freed {size_text(report.freed_bytes)}"
     summary += f"; {report.plan.warning}" if report.plan.warning else ""
     leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
-    title = f"Retention of {experiment_name} in {store_of(config)}: {summary}{leftovers}"
-    _publish(rows, artifact_key("cleanup", config, experiment_name), title)
+    what = f"Retention of {'the backups of ' if backups else ''}{experiment_name}"
+    title = f"{what} in {store_of(config)}: {summary}{leftovers}"
+    _publish(rows, artifact_key("cleanup-of-backups" if backups else "cleanup", config, experiment_name), title)
 
 
 def _outcome(keep: bool, checkpoint_id: str, report: CleanupReport) -> str:

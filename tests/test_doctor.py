@@ -325,14 +325,14 @@ def test_a_backup_without_its_checkpoint_is_worth_knowing(manager: CheckpointMan
     assert backup_ids(manager) == [checkpoint_id]
 
 
-def test_a_damaged_backup_of_nothing_is_reported(manager: CheckpointManager) -> None:
-    """There is nothing to repair it from; it stays."""
+def test_a_damaged_backup_of_nothing_is_set_aside(manager: CheckpointManager) -> None:
+    """There is nothing to repair it from; a person decides."""
     checkpoint_id = save(manager, 1)
     manager.delete_checkpoint(checkpoint_id)
     manager.empty_trash()
     flip_bit(experiment_folder(manager) / "backups" / f"{checkpoint_id}.pt", 200)
     report = cured(manager, deep=True)
-    assert [(item.kind, item.place) for item in report.problems] == [("damaged", "backups")]
+    assert [(item.kind, item.place) for item in report.problems] == [("quarantined", "backups")]
 
 
 def test_what_was_set_aside_comes_back_when_a_backup_turns_up(make_manager: MakeManager, tmp_path: Path) -> None:

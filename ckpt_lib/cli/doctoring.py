@@ -125,34 +125,37 @@ def quarantine(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    backups: options.OfBackups = False,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove what is left of checkpoints in quarantine, for good.")
     ] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Set damaged checkpoints aside, or show those that were.
+    """Set damaged checkpoints or, with --backups, damaged backups aside, or show those that were.
 
-    One that its backup can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is not
-    listed, not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it does.
+    One that its other copy can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is
+    not listed, not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it
+    does.
     """
-    manager = open_manager(store, experiment, config)
+    manager = open_manager(store, experiment, config, may_be_new=backups)
     if delete:
-        _delete(manager, checkpoint_ids or [], yes=yes, as_json=as_json)
+        _delete(manager, checkpoint_ids or [], backups=backups, yes=yes, as_json=as_json)
     elif checkpoint_ids:
-        _set_aside(manager, resolve_all(manager, checkpoint_ids), as_json=as_json)
+        _set_aside(manager, resolve_all(manager, checkpoint_ids), backups=backups, as_json=as_json)
     else:
         _list(manager, as_json=as_json)
 
 
-def _set_aside(manager: CheckpointManager, ids: Sequence[str], *, as_json: bool) -> None:
-    reports = [manager.quarantine_checkpoint(checkpoint_id) for checkpoint_id in ids]
+def _set_aside(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, as_json: bool) -> None:
+    set_one_aside = manager.quarantine_backup if backups else manager.quarantine_checkpoint
+    reports = [set_one_aside(checkpoint_id) for checkpoint_id in ids]
     if as_json:
         outcomes = [{**item.model_dump(), "is_quarantined": item.is_quarantined} for item in reports]
         print_json({"experiment_name": manager.experiment_name, "reports": outcomes})
         return
     for report in reports:
-        print_facts({"checkpoint": report.checkpoint_id, "result": report.message})
+        print_facts({"backup" if backups else "checkpoint": report.checkpoint_id, "result": report.message})
 
 
 def _list(manager: CheckpointManager, *, as_json: bool) -> None:
@@ -161,9 +164,13 @@ def _list(manager: CheckpointManager, *, as_json: bool) -> None:
         print_json({"experiment_name": manager.experiment_name, "quarantined": found})
         return
     _print_quarantined(found)
-    note(f"{count_of(len(found), 'checkpoint')} in quarantine, {as_size(sum(item.size_bytes for item in found))}.")
+    backups = sum(item.is_backup for item in found)
+    counts = count_of(len(found) - backups, "checkpoint") + (f" and {count_of(backups, 'backup')}" if backups else "")
+    note(f"{counts} in quarantine, {as_size(sum(item.size_bytes for item in found))}.")
     if found:
         note("`ckpt repair ID` brings one back, `ckpt quarantine --delete ID` removes it for good.")
+    if backups:
+        note("Of a backup: `ckpt repair --backup ID`, `ckpt delete --backups ID`.")
 
 
 def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
@@ -175,7 +182,7 @@ def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
     )
     rows = [
         (
-            item.checkpoint_id,
+            f"backups/{item.checkpoint_id}" if item.is_backup else item.checkpoint_id,
             f"{as_age(item.quarantined_at)} ago" if item.quarantined_at else "-",
             as_size(item.size_bytes),
             item.report.message,
@@ -185,10 +192,10 @@ def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
     print_table(columns, rows)
 
 
-def _delete(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+def _delete(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, yes: bool, as_json: bool) -> None:
     if not ids:
         raise ConfigError("--delete needs to be told what", expected="ids as `ckpt quarantine` shows them")
-    found = {item.checkpoint_id: item for item in manager.list_quarantined()}
+    found = {item.checkpoint_id: item for item in manager.list_quarantined() if item.is_backup == backups}
     for checkpoint_id in ids:
         if checkpoint_id not in found:
             raise CheckpointNotFoundError(
@@ -197,8 +204,9 @@ def _delete(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_jso
     if not yes:
         refuse_to_ask(as_json=as_json)
         _print_quarantined([found[checkpoint_id] for checkpoint_id in ids])
-        confirm(f"Delete {count_of(len(ids), 'checkpoint')} for good?")
-    freed_bytes = sum(manager.delete_quarantined(checkpoint_id) for checkpoint_id in dict.fromkeys(ids))
+        confirm(f"Delete {count_of(len(ids), 'backup' if backups else 'checkpoint')} for good?")
+    delete_one = manager.delete_backup if backups else manager.delete_quarantined
+    freed_bytes = sum(delete_one(checkpoint_id) for checkpoint_id in dict.fromkeys(ids))
     if as_json:
         deleted = list(dict.fromkeys(ids))
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted, "freed_bytes": freed_bytes})

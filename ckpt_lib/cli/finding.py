@@ -72,7 +72,7 @@ def list_checkpoints(
         descending=descending,
         limit=limit,
     )
-    unreadable = [] if backups else manager.list_unreadable()
+    unreadable = manager.list_unreadable_backups() if backups else manager.list_unreadable()
     if as_json:
         reports = [{"checkpoint_id": item.checkpoint_id, "message": item.message} for item in unreadable]
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import ConfirmationError
-from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_json, print_table
+from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_manager, resolve_all
-from ckpt_lib.errors import ConfigError, ProtectedCheckpointError
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, ProtectedCheckpointError
 
 if TYPE_CHECKING:
+    from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata
     from ckpt_lib.policies.retention import Decision, RetentionPolicy
     from ckpt_lib.retirement import CleanupReport
@@ -38,6 +39,7 @@ def cleanup(
         typer.Option(metavar="FILE", help="YAML file of a retention policy, such as {kind: newest, count: 5}."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    backups: options.OfBackups = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -45,27 +47,51 @@ def cleanup(
 
     The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
     What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
-    for trash_seconds, a day by default; afterwards a cleanup frees their bytes.
+    for trash_seconds, a day by default; afterwards a cleanup frees their bytes. With --backups, only backups go, at
+    once and for good.
     """
     rules = _read_policy(policy, keep)
-    manager = open_manager(store, experiment, config, max_checkpoints=keep)
+    manager = open_manager(
+        store,
+        experiment,
+        config,
+        max_backups=keep if backups else None,
+        max_checkpoints=None if backups else keep,
+    )
+    clean_up = manager.cleanup_backups if backups else manager.cleanup_checkpoints
+    kind = "backup" if backups else "checkpoint"
     if not dry_run and not yes:
         refuse_to_ask(as_json=as_json)
     if dry_run or not yes:
-        plan = manager.cleanup_checkpoints(policy=rules, dry_run=True)
+        planned = clean_up(policy=rules, dry_run=True)
         if not as_json:
-            _print_plan(plan.plan.decisions)
+            _print_plans(planned)
         if dry_run:
-            _print_report(plan, as_json=as_json)
+            _print_report(planned, kind, as_json=as_json)
             return
-        confirm(
-            f"Delete {count_of(len(plan.plan.deleted_ids), 'checkpoint')} ({as_size(plan.plan.freed_bytes)}), "
-            f"and backups beyond {manager.config.max_backups}?"
-        )
-    report = manager.cleanup_checkpoints(policy=rules)
+        confirm(f"Delete {_going(planned, kind)}?")
+    report = clean_up(policy=rules)
     if yes and not as_json:
-        _print_plan(report.plan.decisions)
-    _print_report(report, as_json=as_json)
+        _print_plans(report)
+    _print_report(report, kind, as_json=as_json)
+
+
+def _going(report: CleanupReport, kind: str) -> str:
+    """What a plan deletes, such as ``2 checkpoints (3.0 MiB) and 1 backup (1.5 MiB)``."""
+    plans = [(kind, report.plan)] + ([("backup", report.backups.plan)] if report.backups else [])
+    parts = [
+        f"{count_of(len(plan.deleted_ids), what)} ({as_size(plan.freed_bytes)})"
+        for what, plan in plans
+        if plan.deleted_ids or what == kind
+    ]
+    return " and ".join(parts)
+
+
+def _print_plans(report: CleanupReport) -> None:
+    _print_plan(report.plan.decisions)
+    if report.backups and report.backups.plan.deleted_ids:
+        print_heading("Backups")
+        _print_plan(report.backups.plan.decisions)
 
 
 def _read_policy(file: Path | None, keep: int | None) -> RetentionPolicy | None:
@@ -99,20 +125,22 @@ def _print_plan(decisions: Sequence[Decision]) -> None:
     print_table(columns, rows)
 
 
-def _print_report(report: CleanupReport, *, as_json: bool) -> None:
+def _print_report(report: CleanupReport, kind: str, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
     if report.plan.warning:
         note(report.plan.warning, warning=True)
     if report.dry_run:
-        going = report.plan.deleted_ids
-        note(f"{count_of(len(going), 'checkpoint')} would go and free {as_size(report.plan.freed_bytes)}.")
+        note(f"Would delete {_going(report, kind)}.")
         return
     for checkpoint_id, reason in report.spared.items():
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
-    note(f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    note(f"{count_of(len(report.deleted_ids), kind)} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    if report.backups and report.backups.deleted_ids:
+        backups = report.backups
+        note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {as_size(backups.freed_bytes)} freed.")
     if report.trashed_bytes:
         note(f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete`.")
 
@@ -123,27 +151,57 @@ def delete(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    backups: options.OfBackups = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Delete checkpoints by name.
 
     `ckpt undelete` brings them back for trash_seconds, a day by default. Their backups stay. When one of them is pinned
-    or unknown, none is deleted.
+    or unknown, none is deleted. With --backups, the backups of these ids go, for good, and the checkpoints stay.
     """
-    manager = open_manager(store, experiment, config)
+    manager = open_manager(store, experiment, config, may_be_new=backups)
+    if backups:
+        _delete_backups(manager, resolve_all(manager, checkpoint_ids), yes=yes, as_json=as_json)
+        return
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
     _refuse_pinned(chosen)
     if not yes:
         refuse_to_ask(as_json=as_json)
         backed_up = {item.checkpoint_id for item in manager.list_backups()}
-        _print_chosen(chosen, backed_up)
+        rows = [
+            (item.checkpoint_id, item.file_size, item.checkpoint_id in backed_up, ", ".join(item.tags))
+            for item in chosen
+        ]
+        _print_chosen(rows, "backup")
         confirm(f"Delete {count_of(len(chosen), 'checkpoint')}?")
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted})
     else:
         print_facts({"deleted": "\n".join(deleted)})
+
+
+def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
+    sizes |= dict.fromkeys((item.checkpoint_id for item in manager.list_unreadable_backups()), 0)
+    sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined() if item.is_backup}
+    for checkpoint_id in ids:
+        if checkpoint_id not in sizes:
+            raise CheckpointNotFoundError(
+                f"there is no backup of {checkpoint_id}; nothing was deleted",
+                hint="`ckpt list --backups` and `ckpt quarantine` show what is there.",
+            )
+    if not yes:
+        refuse_to_ask(as_json=as_json)
+        there = set(manager.checkpoint_ids())
+        _print_chosen([(name, sizes[name], name in there, "") for name in ids], "checkpoint")
+        confirm(f"Delete {count_of(len(ids), 'backup')} for good?")
+    freed_bytes = sum(manager.delete_backup(checkpoint_id) for checkpoint_id in ids)
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
+    else:
+        print_facts({"deleted": "\n".join(ids), "freed": as_size(freed_bytes)})
 
 
 def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
@@ -156,17 +214,18 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
             )
 
 
-def _print_chosen(checkpoints: Sequence[CheckpointMetadata], backed_up: set[str]) -> None:
+def _print_chosen(chosen: Sequence[tuple[str, int, bool, str]], other_copy: str) -> None:
+    """Show ids with sizes, whether there is another copy, and tags."""
     print_table(
-        (Column("id"), Column("size", numeric=True), Column("backup"), Column("tags", wraps=True, optional=True)),
+        (Column("id"), Column("size", numeric=True), Column(other_copy), Column("tags", wraps=True, optional=True)),
         [
             (
-                item.checkpoint_id,
-                as_size(item.file_size),
-                Text("yes", style="green") if item.checkpoint_id in backed_up else Text("no", style="bold red"),
-                ", ".join(item.tags),
+                checkpoint_id,
+                as_size(size_bytes),
+                Text("yes", style="green") if has_other else Text("no", style="bold red"),
+                tags,
             )
-            for item in checkpoints
+            for checkpoint_id, size_bytes, has_other, tags in chosen
         ],
     )
 

@@ -37,16 +37,17 @@ def open_manager(
     config_file: Path | None,
     *,
     may_be_new: bool = False,
-    max_checkpoints: int | None = None,
+    **options: int | None,
 ) -> CheckpointManager:
     """The manager of the experiment that is meant. Nothing is created.
 
-    ``may_be_new`` allows a named experiment that the store does not hold (yet, or any more).
+    ``may_be_new`` allows a named experiment that the store does not hold (yet, or any more). ``options`` of the
+    configuration that are ``None`` are not set.
     """
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.store import open_store
 
-    config = read_config(store, config_file, max_checkpoints=max_checkpoints)
+    config = read_config(store, config_file, **options)
     name = _experiment_name(open_store(config.checkpoint_dir), experiment, may_be_new=may_be_new)
     return CheckpointManager(config, name)
 

@@ -351,6 +351,28 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
 
 
+def test_backups_are_deleted_and_cleaned_up_by_themselves(store: Path, ids: list[str]) -> None:
+    """--backups leaves the checkpoints, and a plan shows what a cleanup of checkpoints does to backups."""
+
+    def held() -> list[str]:
+        return [item["checkpoint_id"] for item in run_json("list", "--backups", store=store)["checkpoints"]]
+
+    shown = run("cleanup", "--dry-run", store=store, env={"CKPT_MAX_BACKUPS": "0"})
+    assert "Backups" in shown.stdout
+    assert "Would delete 0 checkpoints (0 B) and 1 backup (" in shown.stderr
+    assert "Would delete 1 backup (" in run("cleanup", "--backups", "--keep", "0", "--dry-run", store=store).stderr
+    assert held() == ids
+    assert "1 backup deleted" in run("cleanup", "--backups", "--keep", "0", "--yes", store=store).stderr
+    assert held() == ids[1:]
+    assert "no backup of" in run("delete", "--backups", "--yes", ids[0], ids[1], store=store, code=2).stderr
+    assert held() == ids[1:]
+    freed = run_json("delete", "--backups", "--yes", "best", store=store)
+    assert freed["deleted_ids"] == [ids[1]]
+    assert freed["freed_bytes"] > 0
+    assert held() == ids[2:]
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids
+
+
 @pytest.mark.parametrize("command", [["delete", "latest"], ["cleanup", "--keep", "0"]])
 def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> None:
     """Where nobody can be asked, nothing is deleted without --yes, and the exit code is 4."""

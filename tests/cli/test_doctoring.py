@@ -51,12 +51,29 @@ def test_doctor_tells_of_damage_when_it_reads_everything(store: Path, lost: str)
     assert "damaged" in run("doctor", "--deep", store=store, code=1).stdout
     document = run_json("doctor", "--deep", "--fix", store=store, code=1)
     assert [item["outcome"].partition(":")[0] for item in document["done"] if item["finding"]["kind"] == "damaged"] == [
-        "set aside"
+        "set aside",
+        "set aside",
     ]
-    assert {item["kind"] for item in document["findings"]} == {"damaged", "quarantined"}
+    left = [("quarantined", "checkpoints"), ("quarantined", "backups")]
+    assert [(item["kind"], item["place"]) for item in document["findings"]] == left
     run("quarantine", "--delete", "--yes", lost, store=store)
-    left = run_json("doctor", "--deep", store=store, code=1)["findings"]
-    assert [(item["kind"], item["place"]) for item in left] == [("damaged", "backups"), ("backup only", "backups")]
+    findings = run_json("doctor", "--deep", store=store, code=1)["findings"]
+    assert [(item["kind"], item["place"]) for item in findings] == left[1:]
+    run("delete", "--backups", "--yes", lost, store=store)
+    run("doctor", "--deep", store=store)
+
+
+def test_quarantine_of_backups(store: Path, ids: list[str], lost: str) -> None:
+    """They are told apart from checkpoints, and only --backups acts on them."""
+    run("delete", "--yes", lost, store=store, env={"CKPT_TRASH_SECONDS": "0"})
+    assert "set aside" in run("quarantine", "--backups", lost, store=store).stdout
+    shown = run("quarantine", store=store)
+    assert f"backups/{lost}" in shown.stdout
+    assert "0 checkpoints and 1 backup in quarantine" in shown.stderr
+    assert f"ckpt delete --backups {lost}" not in run("list", "--backups", store=store).stdout
+    assert "not in quarantine" in run("quarantine", "--delete", "--yes", lost, store=store, code=2).stderr
+    assert run_json("quarantine", "--delete", "--backups", "--yes", lost, store=store)["deleted_ids"] == [lost]
+    run("doctor", "--deep", store=store)
 
 
 def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:

@@ -25,7 +25,14 @@ from ckpt_lib.errors import (
     StorePermissionError,
 )
 from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy
-from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, cleanup_store, train, validate_store
+from prefect_checkpoints.flows import (
+    TrainingParameters,
+    checkpoint_lifecycle,
+    cleanup_store,
+    manage_backups,
+    train,
+    validate_store,
+)
 from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
 from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 
@@ -281,7 +288,43 @@ def test_validate_store_sets_aside_what_is_lost(config: CheckpointConfig) -> Non
     assert QUARANTINED in published["validation-store"]
     assert '"quarantined"' in published["doctor-run"]
     assert saved_ids(config) == others
-    assert [item.checkpoint_id for item in CheckpointManager(config, "run").list_quarantined()] == [first]
+    aside = CheckpointManager(config, "run").list_quarantined()
+    assert [(item.checkpoint_id, item.is_backup) for item in aside] == [(first, False), (first, True)]
+    assert validate_store(config, repair=True, return_state=True).is_completed()
+
+
+def test_a_damaged_backup_of_nothing_fails_one_night(config: CheckpointConfig) -> None:
+    """It is told as a backup and set aside; the next run is green, and the report names what is in quarantine."""
+    first, *_ = saved(config)
+    damage(config, first, "backups")
+    manager = CheckpointManager(config.model_copy(update={"trash_seconds": 0}), "run")
+    manager.delete_checkpoint(first)
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_failed()
+    assert f"the backup of run/{first}" in state.message
+    assert QUARANTINED in artifacts(state)["validation-of-backups-store"]
+    state = validate_store(config, repair=True, return_state=True)
+    assert state.is_completed()
+    assert '"quarantined"' in artifacts(state)["doctor-run"]
+    assert manage_backups("run", config, (first,), dry_run=False)
+    assert manager.list_quarantined() == []
+
+
+def test_manage_backups_lists_plans_and_deletes(config: CheckpointConfig) -> None:
+    """By default nothing is deleted; then what was named goes, and what is beyond the limit."""
+    config = config.model_copy(update={"max_backups": 0})
+    _first, best, latest = ids = saved(config.model_copy(update={"max_backups": 10}))
+    state = manage_backups("run", config, (latest,), return_state=True)
+    published = artifacts(state)
+    assert "would delete" in published["cleanup-of-backups-run"]
+    assert all(checkpoint_id in published["backups-run"] for checkpoint_id in ids)
+    manager = CheckpointManager(config, "run")
+    assert manager.backup_ids() == ids
+    left = manage_backups("run", config, (latest,), dry_run=False)
+    assert [item.checkpoint_id for item in left] == [best] == manager.backup_ids()
+    assert manager.checkpoint_ids() == ids
+    state = manage_backups("run", config, (latest,), dry_run=False, return_state=True)
+    assert state.message == "1 backup; 0 B freed"
 
 
 def test_validate_store_has_the_doctor_look(config: CheckpointConfig) -> None:
@@ -431,6 +474,8 @@ def test_cleanup_store_plans_and_deletes(config: CheckpointConfig) -> None:
     planned = cleanup_store(config, KeepNewest(count=1), dry_run=True, return_state=True)
     assert "would delete" in artifacts(planned)["cleanup-one"]
     assert CheckpointManager(config, "one").checkpoint_ids() == ids["one"]
+    published = artifacts(cleanup_store(config.model_copy(update={"max_backups": 0}), dry_run=True, return_state=True))
+    assert "would delete" in published["cleanup-of-backups-one"]
     reports = cleanup_store(config, KeepNewest(count=1))
     for name, (first, best, latest) in ids.items():
         assert reports[name].deleted_ids == (first,)
@@ -484,7 +529,7 @@ def test_cleanup_store_serves_the_other_experiments(config: CheckpointConfig, mo
     assert len(CheckpointManager(config, "two").checkpoint_ids()) == 2
 
 
-@pytest.mark.parametrize("flow", [train, checkpoint_lifecycle, validate_store, cleanup_store])
+@pytest.mark.parametrize("flow", [train, checkpoint_lifecycle, validate_store, cleanup_store, manage_backups])
 def test_forms_describe_every_option(flow: Any) -> None:
     """The form of a flow describes every parameter, and every option of the configuration and the training."""
     schema = flow.parameters.model_dump()

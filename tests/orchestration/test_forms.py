@@ -16,17 +16,18 @@ from prefect.exceptions import PrefectHTTPStatusError
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, train, validate_store
+from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
 CLEANED = {"checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "trash_seconds"}
-MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store]
+MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store, manage_backups]
 SHOWN = [
     (train, set(CheckpointConfig.model_fields)),
     (checkpoint_lifecycle, CLEANED | {"backup_only_best"}),
     (validate_store, CLEANED - {"max_checkpoints"} | {"backup_checkpoints", "backup_only_best"}),
     (cleanup_store, CLEANED),
+    (manage_backups, CLEANED - {"max_checkpoints", "trash_seconds"}),
 ]
 
 

@@ -1,0 +1,50 @@
+"""``manage_backups``: show the backups of an experiment, and remove some."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
+from ckpt_lib.experiments import check_experiment_exists
+from ckpt_lib.policies.retention import RetentionPolicy
+from prefect_checkpoints.flows._form import ConfigForBackups
+from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._runner import thread_runner
+from prefect_checkpoints.flows._store import require_absolute
+from prefect_checkpoints.tasks import cleanup_backups, delete_backup, list_backups, report_backups, report_cleanup
+from prefect_checkpoints.tasks.report import size_text
+
+
+@flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner())
+def manage_backups(
+    experiment_name: str = "digits",
+    checkpoints: ConfigForBackups = CheckpointConfig(),  # noqa: B008  frozen
+    delete_ids: tuple[str, ...] = (),
+    retention: RetentionPolicy | None = None,
+    dry_run: bool = True,
+) -> list[CheckpointMetadata]:
+    """List the backups of an experiment in an artifact, after deleting some.
+
+    By default nothing is deleted: the retention plan is published. Without ``dry_run``, ``delete_ids`` go first, and
+    then what ``retention`` gives up or, by default, what is beyond ``max_backups``. Checkpoints stay. Returns the
+    backups that are left, oldest first.
+
+    Args:
+        experiment_name: An existing experiment.
+        checkpoints: The store and its options.
+        delete_ids: Backups to delete for good, sound or in quarantine.
+        retention: Takes the place of max_backups.
+        dry_run: Only list, and plan.
+    """
+    require_absolute(checkpoints)
+    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
+    freed_bytes = 0
+    if not dry_run:
+        freed_bytes = sum(delete_backup(checkpoints, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)
+    report = cleanup_backups(checkpoints, experiment_name, retention, dry_run)
+    report_cleanup(checkpoints, experiment_name, report, backups=True)
+    report_backups(checkpoints, experiment_name)
+    left = list_backups(checkpoints, experiment_name)
+    return completed(
+        left, f"{len(left)} backup{'' if len(left) == 1 else 's'}; {size_text(freed_bytes + report.freed_bytes)} freed"
+    )

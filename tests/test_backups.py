@@ -1,0 +1,177 @@
+"""Backups as things of their own: listed, found damaged, set aside, deleted and cleaned up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckpt_lib import CheckpointManager, list_experiments, open_store
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    CorruptManifestError,
+    ProtectedCheckpointError,
+)
+from ckpt_lib.policies.retention import KeepNewest
+from tests.helpers import MakeManager, backup_ids, experiment_folder, flip_bit, ids, payload_path, save
+
+
+def backup_path(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    return experiment_folder(manager) / "backups" / f"{checkpoint_id}.pt"
+
+
+@pytest.fixture
+def orphaned(make_manager: MakeManager) -> tuple[CheckpointManager, str]:
+    """A damaged backup whose checkpoint is gone, beside a sound pair."""
+    manager = make_manager(trash_seconds=0)
+    gone, _ = save(manager, 1, 0.5), save(manager, 2, 0.4)
+    flip_bit(backup_path(manager, gone), 500)
+    manager.delete_checkpoint(gone)
+    return manager, gone
+
+
+def test_a_damaged_backup_of_nothing_is_set_aside_and_deleted(orphaned: tuple[CheckpointManager, str]) -> None:
+    manager, gone = orphaned
+    assert not manager.validate_backup(gone)
+    found = manager.quarantine_backup(gone)
+    assert found.is_quarantined
+    assert gone not in backup_ids(manager)
+    [aside] = manager.list_quarantined()
+    assert aside.is_backup
+    assert aside.checkpoint_id == gone
+    assert manager.scrub().is_intact
+    with pytest.raises(CorruptCheckpointError, match="Of the other copy: there is none"):
+        manager.repair_backup(gone)
+    assert manager.delete_backup(gone) == aside.size_bytes > 0
+    assert manager.list_quarantined() == []
+    assert not backup_path(manager, gone).exists()
+
+
+def test_the_doctor_sets_it_aside(orphaned: tuple[CheckpointManager, str]) -> None:
+    manager, gone = orphaned
+    [finding] = manager.doctor(deep=True).problems
+    assert (finding.kind, finding.place, finding.name) == ("damaged", "backups", gone)
+    left = manager.doctor(fix=True, deep=True)
+    assert [(item.kind, item.place) for item in left.problems] == [("quarantined", "backups")]
+    assert left.problems[0].fix is None
+    manager.delete_backup(gone)
+    assert manager.doctor(deep=True).is_healthy
+
+
+def test_a_backup_that_its_checkpoint_can_repair_is_repaired_instead(manager: CheckpointManager) -> None:
+    saved = save(manager, 1)
+    flip_bit(backup_path(manager, saved), 500)
+    assert not manager.quarantine_backup(saved).is_quarantined
+    assert manager.validate_backup(saved)
+
+
+def test_an_intact_backup_is_not_set_aside(manager: CheckpointManager) -> None:
+    saved = save(manager, 1)
+    with pytest.raises(ProtectedCheckpointError, match="intact"):
+        manager.quarantine_backup(saved)
+    assert backup_ids(manager) == [saved]
+
+
+def test_a_backup_in_quarantine_comes_back_with_its_checkpoint(make_manager: MakeManager, tmp_path: Path) -> None:
+    manager = make_manager(trash_seconds=0)
+    saved = save(manager, 1)
+    exported = manager.export_checkpoint(saved, tmp_path / "exported")
+    flip_bit(backup_path(manager, saved), 500)
+    save(manager, 2)
+    manager.delete_checkpoint(saved)
+    manager.quarantine_backup(saved)
+    assert manager.import_checkpoint(exported) == saved
+    assert manager.doctor(fix=True).done[0].succeeded
+    assert manager.validate_backup(saved)
+    assert manager.list_quarantined() == []
+
+
+def test_a_new_backup_replaces_one_in_quarantine(make_manager: MakeManager, tmp_path: Path) -> None:
+    manager = make_manager(trash_seconds=0)
+    saved = save(manager, 1)
+    exported = manager.export_checkpoint(saved, tmp_path / "exported")
+    flip_bit(backup_path(manager, saved), 500)
+    save(manager, 2)
+    manager.delete_checkpoint(saved)
+    manager.quarantine_backup(saved)
+    manager.import_checkpoint(exported)
+    assert manager.backup_checkpoint(saved)
+    assert manager.validate_backup(saved)
+    assert manager.list_quarantined() == []
+
+
+def test_a_backup_in_quarantine_protects_no_backup(make_manager: MakeManager) -> None:
+    """Only what is wrong with checkpoints keeps backups from being retired."""
+    manager = make_manager(trash_seconds=0)
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
+    flip_bit(backup_path(manager, saved[0]), 500)
+    payload_path(manager, saved[0]).unlink()
+    manager.quarantine_backup(saved[0])
+    assert manager.cleanup_backups(policy=KeepNewest(count=1)).deleted_ids == (saved[1],)
+
+
+def test_deleting_a_backup_leaves_its_checkpoint(manager: CheckpointManager) -> None:
+    saved = save(manager, 1)
+    size_bytes = payload_path(manager, saved).stat().st_size
+    assert manager.delete_backup(saved) == size_bytes
+    assert backup_ids(manager) == []
+    assert ids(manager) == [saved]
+    with pytest.raises(CheckpointNotFoundError, match="no backup"):
+        manager.delete_backup(saved)
+
+
+def test_a_backup_that_is_being_read_is_not_deleted(manager: CheckpointManager) -> None:
+    saved = save(manager, 1)
+    with manager._backups.hold(saved, "in use: read"), pytest.raises(ProtectedCheckpointError, match="in use"):
+        manager.delete_backup(saved)
+    assert backup_ids(manager) == [saved]
+
+
+def test_a_backup_with_a_damaged_manifest_is_set_aside_before_it_is_deleted(make_manager: MakeManager) -> None:
+    manager = make_manager(trash_seconds=0)
+    saved = save(manager, 1)
+    save(manager, 2)
+    manager.delete_checkpoint(saved)
+    backup_path(manager, saved).with_suffix(".json").write_text("{")
+    assert [report.checkpoint_id for report in manager.list_unreadable_backups()] == [saved]
+    with pytest.raises(CorruptManifestError, match="ckpt quarantine --backups"):
+        manager.delete_backup(saved)
+    assert manager.quarantine_backup(saved).is_quarantined
+    assert manager.delete_backup(saved) > 0
+    assert manager.doctor(deep=True).is_healthy
+
+
+def test_backups_are_cleaned_up_by_any_policy(make_manager: MakeManager) -> None:
+    manager = make_manager(max_backups=5)
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
+    plan = manager.cleanup_backups(policy=KeepNewest(count=1), dry_run=True)
+    assert plan.plan.deleted_ids == tuple(saved[1::-1])
+    assert backup_ids(manager) == saved
+    report = manager.cleanup_backups(policy=KeepNewest(count=1))
+    assert report.deleted_ids == tuple(saved[:2])
+    assert report.freed_bytes > 0
+    assert backup_ids(manager) == saved[2:]
+    assert ids(manager) == saved
+    assert manager.cleanup_backups().deleted_ids == ()
+
+
+def test_a_plan_of_a_cleanup_tells_of_the_backups_that_would_go(make_manager: MakeManager) -> None:
+    saved = [save(make_manager(), epoch, 1 / epoch) for epoch in (1, 2, 3)]
+    manager = make_manager(max_backups=1)
+    planned = manager.cleanup_checkpoints(dry_run=True)
+    assert planned.backups is not None
+    assert planned.backups.plan.deleted_ids == tuple(saved[1::-1])
+    assert backup_ids(manager) == saved
+    done = manager.cleanup_checkpoints()
+    assert done.backups is not None
+    assert set(done.backups.deleted_ids) == set(saved[:2])
+    assert backup_ids(manager) == saved[2:]
+
+
+def test_an_experiment_of_nothing_but_backups_is_found(make_manager: MakeManager, store_path: Path) -> None:
+    manager = make_manager(save_metadata=False, trash_seconds=0)
+    saved = save(manager, 1)
+    manager.delete_checkpoint(saved)
+    assert list_experiments(open_store(store_path)) == ["run"]
+    assert manager.restore_checkpoint(saved).checkpoint_id == saved
