@@ -8,6 +8,7 @@ treatment, nothing is found that another would change.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -102,7 +103,10 @@ class Doctor:
     _intact: set[tuple[str, str]] = field(default_factory=set)
 
     def diagnose(self) -> DoctorReport:
-        """Look at everything and change nothing."""
+        """Look at everything and change nothing.
+
+        Raises :class:`~ckpt_lib.errors.NotACheckpointError` where nothing is of this library, which is not healthy.
+        """
         cases = self._cases()
         return DoctorReport(experiment_name=self.experiment_name, findings=tuple(case.finding for case in cases))
 
@@ -125,6 +129,7 @@ class Doctor:
     # --- looking ---
 
     def _cases(self) -> list[_Case]:
+        _require_ours(self.folder, self.backups)
         here = _look(self.folder, self.index)
         try:
             there = _look(self.backups, self.backup_index)
@@ -432,6 +437,26 @@ def _treated(case: _Case) -> Treatment:
         return Treatment(finding=case.finding, outcome=case.treat(), succeeded=True)
     except CheckpointError as error:
         return Treatment(finding=case.finding, outcome=error.message, succeeded=False)
+
+
+def _require_ours(folder: CheckpointFolder, backups: CheckpointFolder) -> None:
+    """Raise where neither folder has a file of this library; a look would leave a lock there."""
+    entries = folder.store.entries(folder.path)
+    if any(map(_is_ours, entries)):
+        return
+    with contextlib.suppress(CheckpointError):  # which are told of as a finding, where there is something else
+        if any(map(_is_ours, backups.store.entries(backups.path))):
+            return
+    raise NotACheckpointError(
+        "there are no checkpoints, and nothing that a save or a deletion left",
+        path=folder.location(),
+        got=f"{len(entries)} other files and folders" if entries else "nothing",
+        hint="`ckpt experiments` lists the experiments of a store.",
+    )
+
+
+def _is_ours(entry: Entry) -> bool:
+    return entry.name == SNAPSHOT_NAME or entry.name.startswith(OWN_PREFIX) or is_checkpoint_id(_id_in(entry.name))
 
 
 def _look(folder: CheckpointFolder, index: Index) -> _Look:

@@ -875,6 +875,32 @@ print(manager.save_checkpoint(model=small, epoch=3) is not None)
 """
 )
 
+_CLOSED = (
+    _CHILD
+    + """
+first_save()
+root.parent.chmod(0)
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+other = CheckpointManager(manager.config, "other")
+names = (
+    "list_checkpoints", "get_latest_checkpoint", "get_best_checkpoint", "checkpoint_ids", "list_backups", "scrub",
+    "doctor", "cleanup_checkpoints", "list_quarantined",
+)
+calls = [getattr(one, name) for one in (manager, other) for name in names]
+calls += [save_large, lambda: other.save_checkpoint(model=small, epoch=1), lambda: manager.resume(model=small)]
+for call in calls:
+    try:
+        call()
+    except CheckpointError as error:
+        print(type(error).__name__)
+    else:
+        print("nothing was raised")
+"""
+)
+
 _READ_ONLY = (
     _CHILD
     + """
@@ -934,16 +960,21 @@ def test_a_full_disk(open_folder: Path) -> None:
     """A save that does not fit is one typed error; what was there stays, no leftover takes space, small saves go on."""
     prefix = _mount_prefix(open_folder, "2m")
     if prefix is None:  # the other real way to run out of space
-        output = run_python(_SIZE_LIMIT, open_folder)
+        assert run_python(_SIZE_LIMIT, open_folder).split() == ["StoreError", "True"]
     else:
-        output = run_python(_FULL_DISK, open_folder, prefix=prefix)
-    assert output.split() == ["StorageFullError", "True"]
+        assert run_python(_FULL_DISK, open_folder, prefix=prefix).split() == ["StorageFullError", "True"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 def test_a_file_size_limit(open_folder: Path) -> None:
-    """The limit of a quota is a full store, and ends like one."""
-    assert run_python(_SIZE_LIMIT, open_folder).split() == ["StorageFullError", "True"]
+    """It is no full store: freeing space would not help, so no room is made."""
+    assert run_python(_SIZE_LIMIT, open_folder).split() == ["StoreError", "True"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows folders are not closed by their mode")
+def test_a_store_in_a_folder_that_one_may_not_enter(open_folder: Path) -> None:
+    """It is refused by every call, and is no empty store."""
+    assert set(run_python(_CLOSED, open_folder).split()) == {"StorePermissionError"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows folders are not made read-only by their mode")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -93,9 +94,23 @@ def test_a_sound_experiment_is_healthy(manager: CheckpointManager) -> None:
 
 
 def test_nothing_is_created_where_nothing_is(manager: CheckpointManager, store_path: Path) -> None:
-    """A mistyped name stays a mistyped name."""
-    assert manager.doctor(fix=True, deep=True).is_healthy
+    """A mistyped name stays a mistyped name, and is not healthy."""
+    with pytest.raises(NotACheckpointError, match="nothing"):
+        manager.doctor(fix=True, deep=True)
     assert not store_path.exists()
+
+
+def test_a_foreign_folder_is_left_as_it_is(make_manager: MakeManager, store_path: Path) -> None:
+    """Not even a lock is made there, and it is not called healthy; one file of ours is enough to look."""
+    folder = store_path / "thesis"
+    (folder / "backups").mkdir(parents=True)
+    (folder / "chapter.tex").write_text("mine")
+    before = snapshot(store_path)
+    with pytest.raises(NotACheckpointError, match="2 other files and folders"):
+        make_manager("thesis").doctor(fix=True, deep=True)
+    assert snapshot(store_path) == before
+    (folder / "checkpoint_epoch_0001_step_000000_20250101_120000.pt").write_bytes(b"x")
+    assert [item.kind for item in make_manager("thesis").doctor().problems] == ["no manifest"]
 
 
 def test_more_checkpoints_than_backups_is_as_configured(make_manager: MakeManager) -> None:
@@ -104,7 +119,9 @@ def test_more_checkpoints_than_backups_is_as_configured(make_manager: MakeManage
     for epoch in range(1, 6):
         save(manager, epoch, 1 / epoch)
     assert looked_at(manager).is_healthy
-    assert make_manager("other", backup_checkpoints=False).doctor().is_healthy
+    without_backups = make_manager("other", backup_checkpoints=False)
+    save(without_backups, 1)
+    assert without_backups.doctor().is_healthy
     best_only = make_manager("best", backup_only_best=True)
     for epoch, loss in enumerate([0.5, 0.4, 0.6], start=1):
         save(best_only, epoch, loss)
@@ -690,7 +707,8 @@ def test_it_runs_beside_a_training(make_manager: MakeManager) -> None:
     child = start_python(SAVES, manager.config.checkpoint_dir)
     done: list[Treatment] = []
     while child.poll() is None:
-        done += manager.doctor(fix=True, deep=True).done
+        with contextlib.suppress(NotACheckpointError):  # before the first save
+            done += manager.doctor(fix=True, deep=True).done
     output, errors = child.communicate(timeout=60)
     assert child.returncode == 0, errors
     saved = output.split()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, init_store, list_experiments, open_store
 from ckpt_lib.errors import ConfigError, ExperimentNotFoundError, NotAStoreError
@@ -79,3 +82,35 @@ def test_a_scheme_that_no_store_serves(tmp_path: Path) -> None:
     """A URL that no store serves is refused, as everywhere."""
     with pytest.raises(ConfigError, match="no store serves"):
         init_store("nosuch://bucket")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX links")
+@pytest.mark.parametrize("place", ["dangling", "dangling/below", "loop", "file", "file/below"])
+def test_a_store_that_cannot_be_there_is_no_empty_store(tmp_path: Path, place: str) -> None:
+    """A link that leads nowhere, as to an unmounted disk, and a file: every call says so, and nothing is made."""
+    (tmp_path / "dangling").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("mine")
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / place)), "run")
+    model = nn.Linear(1, 1)
+    calls: list[Callable[[], object]] = [
+        manager.list_checkpoints,
+        manager.get_latest_checkpoint,
+        manager.get_best_checkpoint,
+        manager.checkpoint_ids,
+        manager.list_backups,
+        manager.list_quarantined,
+        manager.get_checkpoint_summary,
+        manager.scrub,
+        manager.doctor,
+        manager.cleanup_checkpoints,
+        manager.cleanup_backups,
+        lambda: list(manager.validate_all()),
+        lambda: manager.resume(model=model),
+        lambda: manager.save_checkpoint(model=model, epoch=1, metrics={"val_loss": 1.0}),
+        lambda: list_experiments(open_store(tmp_path / place), missing_ok=True),
+    ]
+    for call in calls:
+        with pytest.raises(NotAStoreError):
+            call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "loop"]

@@ -202,7 +202,7 @@ def limit_file_size(count: int, seed: str, folder: Path) -> Outcome:
 
 def _with_limit(limit_bytes: int, name: str, machine: Machine) -> list[str]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-    return _typed(name, machine, StorageFullError)
+    return _typed(name, machine, StoreError)
 
 
 def _with_short_writes(source: random.Random, name: str, machine: Machine) -> list[str]:

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from ckpt_lib.errors import StoreError, StoreUnavailableError
+from ckpt_lib.errors import NotAStoreError, StoreError, StoreUnavailableError
 from ckpt_lib.store.base import Entry, Leftover
 from ckpt_lib.store.directory import Directory, open_directory
 from ckpt_lib.store.folder_lock import LocalFolderLock, locked
@@ -100,9 +100,9 @@ class LocalStore:
             return []
 
     def free_bytes(self, folder: str) -> int | None:
-        path = _nearest(Path(self.location(folder)))
+        path = Path(self.location(folder))
         with typed_errors(path):
-            usage = shutil.disk_usage(path)
+            usage = shutil.disk_usage(_nearest(path))
         return usage.free if usage.total else None  # some network file systems say that they have no space at all
 
     def _open(self, folder: str, *, create: bool = False) -> Directory:
@@ -115,7 +115,11 @@ class LocalStore:
             raise StoreUnavailableError(
                 "the file system that the folder was on is no longer there", path=path, hint="Mount it again."
             )
-        directory = open_directory(self._root, _parts(folder), create=create)
+        try:
+            directory = open_directory(self._root, _parts(folder), create=create)
+        except OSError:
+            _refuse_dangling_link(self._root)
+            raise
         self._devices[folder] = directory.identity[0]
         return directory
 
@@ -125,6 +129,17 @@ def _nearest(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
+
+
+def _refuse_dangling_link(root: Path) -> None:
+    """Tell a store behind a link that leads nowhere, as to an unmounted disk, from a store that is not there yet."""
+    for path in (root, *root.parents):
+        if path.is_symlink() and not path.exists():
+            raise NotAStoreError(
+                f"it is a link that leads nowhere: to {os.readlink(path)}",
+                path=str(path),
+                hint="Mount the disk that it leads to, or choose another checkpoint_dir.",
+            )
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ def _codes(*names: str) -> frozenset[int]:
     return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
 
 
-_FULL = _codes("ENOSPC", "EDQUOT", "EFBIG")
+_FULL = _codes("ENOSPC", "EDQUOT")
+_TOO_LARGE = _codes("EFBIG")
 _FORBIDDEN = _codes("EACCES", "EPERM", "EROFS")
 _TRANSIENT = _codes(
     *("EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOLCK", "ESTALE", "ETIMEDOUT"),
@@ -69,6 +70,12 @@ def _store_error(error: OSError, path: str) -> StoreError:
     if error.errno in _FULL:
         return StorageFullError(
             f"the store is full: {reason}", path=path, hint="Free some space: `ckpt cleanup` shows what may go."
+        )
+    if error.errno in _TOO_LARGE:
+        return StoreError(
+            f"the file is larger than is allowed: {reason}",
+            path=path,
+            hint="Raise the limit of the process, `ulimit -f`, or use a file system that takes larger files.",
         )
     if error.errno in _FORBIDDEN:
         return StorePermissionError(f"the store refuses access: {reason}", path=path)
