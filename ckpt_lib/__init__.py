@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ckpt_lib.scrub import ScrubReport
     from ckpt_lib.store import open_store
 
+    __version__: str
+
 _HOMES = {
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
@@ -63,6 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("prefect-checkpoints")
     if name not in _HOMES:
         raise AttributeError(f"module 'ckpt_lib' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -127,6 +127,29 @@ def copy(
     return published
 
 
+def copy_payload(
+    source: CheckpointFolder,
+    manifest: Manifest,
+    target: CheckpointFolder,
+    name: str,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write a verified copy of a payload as a file of its own, without a manifest; a crash leaves it whole or not.
+
+    Raises what :func:`copy` does.
+    """
+    pending = target.store.open_write(target.path)
+    try:
+        _transfer(source, manifest, pending, progress)
+        pending.sync()
+        with target.lock() as held:
+            held.publish(pending, target.path_of(name))
+            held.sync()
+    finally:
+        pending.discard()
+
+
 def adopt(
     source: CheckpointFolder,
     manifest: Manifest,

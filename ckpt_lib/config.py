@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -123,7 +125,7 @@ class CheckpointConfig(BaseModel):
             try:
                 super().__init__(**options)
             except ValidationError as error:
-                raise config_error(error, hint=_OPTIONS_HINT) from None
+                raise config_error(error, hint=_OPTIONS_HINT, options=type(self).model_fields) from None
 
     @field_validator("checkpoint_dir", "backup_dir", "fallback_dir", mode="before")
     @classmethod
@@ -208,9 +210,13 @@ class _Environment(BaseSettings, CheckpointConfig):
 _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."
 
 
-def config_error(error: ValidationError, *, hint: str | None = None) -> ConfigError:
-    """pydantic's error about some options, as ours."""
+def config_error(error: ValidationError, *, hint: str | None = None, options: Iterable[str] = ()) -> ConfigError:
+    """pydantic's error about some of ``options``, as ours."""
     found = [(item, item["msg"].removeprefix("Value error, ")) for item in error.errors(include_url=False)]
+    for number, (item, _) in enumerate(found):
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(item["loc"][0]), list(options), n=1)
+            found[number] = (item, "there is no such option" + (f" (did you mean {close[0]}?)" if close else ""))
     # What is wrong with the options together has no place among them.
     problems = (f"{item['loc'][0]}={item['input']!r}: {text}" if item["loc"] else text for item, text in found)
     return ConfigError("; ".join(problems), hint=hint)

@@ -1009,7 +1009,8 @@ class CheckpointManager:
     ) -> str:
         """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
 
-        Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back.
+        Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back. A
+        ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest.
         """
         return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
 

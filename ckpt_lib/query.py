@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import unicodedata
 from collections.abc import Collection, Sequence
 
@@ -104,6 +105,8 @@ class Catalogue:
         names = {tag for item in manifests for tag in item.tags} | {item.checkpoint_id for item in manifests}
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"The experiment has {len(manifests)} checkpoints."
+        if "/" in name or os.sep in name:
+            hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
         if name == "best" and manifests:
             hint = f"No healthy checkpoint has a finite {self._monitor_of(manifests).metric!r}."
         return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)

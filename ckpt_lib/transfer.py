@@ -16,13 +16,17 @@ from ckpt_lib.errors import (
     NotAStoreError,
 )
 from ckpt_lib.folder import MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder
+from ckpt_lib.foreign import kind_of
 from ckpt_lib.index import Index
 from ckpt_lib.integrity import UNLOADABLE, compare, require_loadable, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream import Progress
+from ckpt_lib.stream import Progress, find_damages
+
+FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
+"""A path that ends so names a file to export to."""
 
 
 def backup(
@@ -81,16 +85,15 @@ def export(
 ) -> str:
     """Copy a checkpoint and its manifest into another folder; return where the payload lies.
 
-    Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when another file
-    has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
+    A ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` and is no folder becomes the payload itself, without
+    a manifest. Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when
+    another file has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
     """
+    text = url_text(destination)
+    if text.endswith(FILE_SUFFIXES) and not os.path.isdir(text):
+        return _export_file(folder, manifest, *_folder_and_name(text), progress)
     target = CheckpointFolder(open_store(destination), "")
-    if target.store.stat(SNAPSHOT_NAME):  # where it would be listed, be the latest and retire others
-        raise ConfigError(
-            "the folder is that of an experiment",
-            path=target.location(),
-            hint="Export to a folder of its own; `ckpt import` takes it into another experiment.",
-        )
+    _refuse_experiment(target)
     existing = _manifest_or_none(target, manifest.checkpoint_id)
     if existing:
         _same_or_raise(existing, manifest, target)
@@ -107,6 +110,31 @@ def export(
         # A payload without manifest is what an interrupted export leaves; one with other bytes is not ours to replace.
         commit.copy(folder, manifest, target, replace=identical or existing is not None, progress=progress)
     return target.payload_location(manifest)
+
+
+def _export_file(
+    folder: CheckpointFolder, manifest: Manifest, target: CheckpointFolder, name: str, progress: Progress | None
+) -> str:
+    _refuse_experiment(target)
+    if target.store.stat(target.path_of(name)):
+        wanted = manifest.payload.model_copy(update={"name": name})
+        with target.store.open_read(target.path_of(name)) as file:
+            if find_damages(file, wanted):
+                raise CheckpointExistsError(
+                    "another file has that name there", path=target.location(name), hint="It was left as it is."
+                )
+    else:
+        commit.copy_payload(folder, manifest, target, name, progress=progress)
+    return target.location(name)
+
+
+def _refuse_experiment(target: CheckpointFolder) -> None:
+    if target.store.stat(SNAPSHOT_NAME):  # where it would be listed, be the latest and retire others
+        raise ConfigError(
+            "the folder is that of an experiment",
+            path=target.location(),
+            hint="Export to a folder of its own; `ckpt import` takes it into another experiment.",
+        )
 
 
 def import_checkpoint(
@@ -166,16 +194,35 @@ def _locate(source: str) -> tuple[CheckpointFolder, str]:
         raise NotACheckpointError(
             f"the folder holds {len(found)} checkpoints", path=source, hint="Name one of its payload files."
         )
-    parent, _, name = source.replace(os.sep, "/").rstrip("/").rpartition("/")
+    origin, name = _folder_and_name(source)
     checkpoint_id = name.partition(".")[0]
-    origin = CheckpointFolder(open_store(parent or ("/" if source.startswith("/") else ".")), "")
     if is_checkpoint_id(checkpoint_id) and checkpoint_id in origin.manifest_entries():
         return origin, checkpoint_id
     raise NotACheckpointError(
-        "there is no checkpoint with its manifest",
+        _why_not(as_folder, origin, name),
         path=source,
         expected=f"<checkpoint id>.pt with <checkpoint id>{MANIFEST_SUFFIX} beside it, as `ckpt export` makes them",
     )
+
+
+def _folder_and_name(path: str) -> tuple[CheckpointFolder, str]:
+    parent, _, name = path.replace(os.sep, "/").rstrip("/").rpartition("/")
+    return CheckpointFolder(open_store(parent or ("/" if path.startswith("/") else ".")), ""), name
+
+
+def _why_not(as_folder: CheckpointFolder, origin: CheckpointFolder, name: str) -> str:
+    """Why there is nothing to import."""
+    with contextlib.suppress(NotAStoreError):  # it is a file
+        if as_folder.store.entries("") or os.path.isdir(as_folder.location()):
+            return "the folder holds no checkpoint with its manifest"
+    try:
+        with origin.store.open_read(name) as file:
+            kind = kind_of(file)
+    except FileNotFoundError:
+        return "there is nothing at this path"
+    if is_checkpoint_id(name.partition(".")[0]):
+        return "the manifest of this payload is not beside it"
+    return f"it is {kind}, not an exported checkpoint"
 
 
 def _names_a_file(source: str) -> bool:

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"state"},
     {"stream"},
     {"store", "formats", "background", "preemption"},
-    {"folder", "identity", "testing"},
+    {"folder", "foreign", "identity", "testing"},
     {"index"},
     {"commit", "policies", "integrity", "restoring", "health", "compare"},
     {"analysis", "query", "experiments", "transfer", "retirement", "scrub", "findings"},

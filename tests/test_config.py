@@ -180,3 +180,9 @@ def test_a_config_is_frozen_and_takes_paths(tmp_path: Path) -> None:
     assert (config.checkpoint_dir, config.backup_dir) == (str(tmp_path), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="frozen"):
         config.save_interval = 5
+
+
+def test_a_misspelt_option_is_told_which_is_meant() -> None:
+    misspelt: Any = {"max_checkpoint": 3}
+    with pytest.raises(ConfigError, match=r"there is no such option \(did you mean max_checkpoints\?\)"):
+        CheckpointConfig(**misspelt)

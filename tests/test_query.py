@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_lib import commit
+from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, CorruptManifestError, UnknownMetricError
 from ckpt_lib.folder import CheckpointFolder
@@ -251,3 +251,8 @@ def test_an_unknown_metric_names_those_there_are(folder: CheckpointFolder) -> No
     with pytest.raises(UnknownMetricError, match="val_loss"):
         select(Catalogue(Index(folder)).describe_all(), sort_by="val_los")
     assert select([], sort_by="anything") == []
+
+
+def test_a_path_is_told_from_an_id(manager: CheckpointManager) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"looks like a path.*ckpt import"):
+        manager.get_checkpoint("exports/model.pt")

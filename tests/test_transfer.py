@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +35,7 @@ from tests.helpers import (
     experiment_folder,
     flip_bit,
     ids,
+    is_bookkeeping,
     manifest_path,
     payload_path,
     save,
@@ -540,3 +544,69 @@ def test_a_restore_keeps_what_was_edited_while_it_copied(
     monkeypatch.setattr(commit, "_transfer", slow)
     assert manager.restore_checkpoint(checkpoint_id).tags == ("meanwhile",)
     assert manager.validate_checkpoint(checkpoint_id)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("name", ["out.pt", "model.pth", "deep/best.ckpt"])
+def test_an_export_to_a_file_name_is_that_file(manager: CheckpointManager, tmp_path: Path, name: str) -> None:
+    """It is the payload alone, as plain torch reads it; a second export changes nothing."""
+    saved = save(manager, 3)
+    target = tmp_path / "exports" / name
+    for _ in range(2):
+        assert manager.export_checkpoint(saved, target) == str(target)
+        assert [path.name for path in target.parent.iterdir() if not is_bookkeeping(path.name)] == [target.name]
+    assert torch.load(target, weights_only=True)["epoch"] == 3
+    assert target.read_bytes() == payload_path(manager, saved).read_bytes()
+
+
+def test_an_export_replaces_no_other_file(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Neither what is there, nor anything in the folder of an experiment; damage is not exported."""
+    saved = save(manager, 3)
+    (tmp_path / "out.pt").write_bytes(b"mine")
+    with pytest.raises(CheckpointExistsError):
+        manager.export_checkpoint(saved, tmp_path / "out.pt")
+    assert (tmp_path / "out.pt").read_bytes() == b"mine"
+    with pytest.raises(ConfigError, match="experiment"):
+        manager.export_checkpoint(saved, experiment_folder(manager) / "out.pt")
+    flip_bit(payload_path(manager, saved), 200)
+    with pytest.raises(CorruptCheckpointError):
+        manager.export_checkpoint(saved, tmp_path / "other.pt")
+    assert not (tmp_path / "other.pt").exists()
+
+
+def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path) -> None:
+    """A missing path, a payload without manifest, a folder and each kind of foreign file have their own sentences."""
+    exported = Path(manager.export_checkpoint(save(manager, 1), tmp_path / "exported"))
+    (tmp_path / "lone").mkdir()
+    lone = exported.rename(tmp_path / "lone" / exported.name)
+    weights = {"a": torch.ones(2)}
+    torch.save(weights, tmp_path / "foreign.pt")
+    torch.save(weights, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"a": 1}))
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as script:
+        script.writestr("model/data.pkl", b"")
+        script.writestr("model/constants.pkl", b"")
+    np.savez(tmp_path / "arrays.npz", a=np.ones(2))
+    (tmp_path / "weights.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    (tmp_path / "junk.pt").write_bytes(b"junk" * 10)
+    (tmp_path / "nothing.pt").write_bytes(b"")
+    reasons = {
+        "missing.pt": "there is nothing at this path",
+        "lone": "the folder holds no checkpoint",
+        f"lone/{lone.name}": "the manifest of this payload is not beside it",
+        "foreign.pt": "a file of torch.save,",
+        "legacy.pt": "legacy format",
+        "pickle.pt": "a pickle",
+        "script.pt": "a TorchScript archive",
+        "arrays.npz": "a NumPy archive",
+        "weights.safetensors": "a safetensors file",
+        "cut.pt": "a damaged zip archive",
+        "junk.pt": "an unknown kind",
+        "nothing.pt": "an empty file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(NotACheckpointError, match=reason):
+            manager.import_checkpoint(tmp_path / name)

@@ -48,9 +48,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from ckpt_lib import __version__
 
-        typer.echo(f"ckpt {version('prefect-checkpoints')}")
+        typer.echo(f"ckpt {__version__}")
         raise typer.Exit
 
 

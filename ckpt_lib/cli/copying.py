@@ -115,16 +115,18 @@ def restore(
 
 def export(
     checkpoint_id: options.CheckpointName,
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="The folder to copy it to.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DEST", help="The folder to copy it to, or a file: .pt, .pth or .ckpt.")
+    ],
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Copy a checkpoint and its manifest into another folder.
+    """Copy a checkpoint and its manifest into another folder, or the payload alone into a file.
 
-    Plain torch.load reads the payload there, and `ckpt import` takes it back.
+    Plain torch.load reads the payload there, and `ckpt import` takes it back from a folder.
     """
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)

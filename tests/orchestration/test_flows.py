@@ -301,7 +301,7 @@ def test_a_damaged_backup_of_nothing_fails_one_night(config: CheckpointConfig) -
     manager.delete_checkpoint(first)
     state = validate_store(config, repair=True, return_state=True)
     assert state.is_failed()
-    assert f"the backup of run/{first}" in state.message
+    assert f"the backup of run/{first}" in str(state.message)
     assert QUARANTINED in artifacts(state)["validation-of-backups-store"]
     state = validate_store(config, repair=True, return_state=True)
     assert state.is_completed()
