@@ -119,6 +119,8 @@ class Doctor:
             due = [case for case in cases if case.treat and _key(case.finding) not in tried]
             if not due:
                 break
+            # The snapshot last: the others change what it should show.
+            due = [case for case in due if case.finding.kind != "stale snapshot"] or due
             for case in due:
                 tried.add(_key(case.finding))
                 done.append(_treated(case))

@@ -40,4 +40,4 @@ def _kind_of_zip(file: BinaryIO) -> str:
         return "a TorchScript archive"
     if any(name.endswith("/data.pkl") for name in names):
         return "a file of torch.save"
-    return "a NumPy archive" if all(name.endswith(".npy") for name in names) else "a zip archive"
+    return "a NumPy archive" if names and all(name.endswith(".npy") for name in names) else "a zip archive"

@@ -1143,10 +1143,12 @@ class CheckpointManager:
         report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
         if not self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
             return report
-        backups = self._clean_backups(known=None, dry_run=dry_run)
+        with _logged("cleaning up the backups"):  # what became of the checkpoints is to be told all the same
+            backups = self._clean_backups(known=None, dry_run=dry_run)
+            report = report.model_copy(update={"backups": backups})
         if not dry_run:
             self._write_snapshot()
-        return report.model_copy(update={"backups": backups})
+        return report
 
     def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.

@@ -89,10 +89,9 @@ def export(
     a manifest. Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when
     another file has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
     """
-    text = url_text(destination)
-    if text.endswith(FILE_SUFFIXES) and not os.path.isdir(text):
-        return _export_file(folder, manifest, *_folder_and_name(text), progress)
     target = CheckpointFolder(open_store(destination), "")
+    if target.location().endswith(FILE_SUFFIXES) and not os.path.isdir(target.location()):
+        return _export_file(folder, manifest, *_folder_and_name(target.location()), progress)
     _refuse_experiment(target)
     existing = _manifest_or_none(target, manifest.checkpoint_id)
     if existing:
@@ -219,7 +218,8 @@ def _why_not(as_folder: CheckpointFolder, origin: CheckpointFolder, name: str) -
         with origin.store.open_read(name) as file:
             kind = kind_of(file)
     except FileNotFoundError:
-        return "there is nothing at this path"
+        is_there = os.path.lexists(origin.location(name))
+        return "a link or a device is at this path" if is_there else "there is nothing at this path"
     if is_checkpoint_id(name.partition(".")[0]):
         return "the manifest of this payload is not beside it"
     return f"it is {kind}, not an exported checkpoint"

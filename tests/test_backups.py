@@ -175,3 +175,29 @@ def test_an_experiment_of_nothing_but_backups_is_found(make_manager: MakeManager
     manager.delete_checkpoint(saved)
     assert list_experiments(open_store(store_path)) == ["run"]
     assert manager.restore_checkpoint(saved).checkpoint_id == saved
+
+
+@pytest.mark.parametrize("what", ["a file", "a dangling link"])
+def test_a_cleanup_reports_what_it_deleted_though_the_backups_are_away(
+    make_manager: MakeManager, tmp_path: Path, what: str
+) -> None:
+    manager = make_manager(backup_checkpoints=False, backup_dir=str(tmp_path / "backups"))
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
+    if what == "a file":
+        (tmp_path / "backups").write_text("mine")
+    else:
+        (tmp_path / "backups").symlink_to(tmp_path / "unmounted")
+    planned = manager.cleanup_checkpoints(policy=KeepNewest(count=1), dry_run=True)
+    assert planned.plan.deleted_ids == tuple(saved[1::-1])
+    done = manager.cleanup_checkpoints(policy=KeepNewest(count=1))
+    assert done.deleted_ids == tuple(saved[:2])
+    assert done.backups is None
+
+
+def test_one_treatment_is_enough_for_damage_in_both_copies(make_manager: MakeManager) -> None:
+    """The snapshot is written last, when the others have changed what it shows."""
+    manager = make_manager()
+    saved = save(manager, 1)
+    experiment_folder(manager).joinpath(f"{saved}.json").write_text("{")
+    assert manager.doctor(fix=True, deep=True).is_healthy
+    assert manager.doctor(fix=True, deep=True) == manager.doctor(deep=True)

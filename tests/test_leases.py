@@ -1476,3 +1476,14 @@ def test_a_fork_at_any_moment_can_work(store: LocalStore, folder: Path) -> None:
         go_on.set()
         thread.join()
     assert names(folder) == ["f"]
+
+
+def test_a_folder_that_takes_no_names_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems, such as that of processes, answer that the folder is not there while it is."""
+
+    def refuse(self: Directory, name: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    monkeypatch.setattr(Directory, "mkdir", refuse)
+    with pytest.raises(StoreUnavailableError):
+        LocalStore(str(tmp_path)).open_write("")

@@ -610,3 +610,13 @@ def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path
     for name, reason in reasons.items():
         with pytest.raises(NotACheckpointError, match=reason):
             manager.import_checkpoint(tmp_path / name)
+
+
+def test_a_url_and_a_folder_with_such_a_name(manager: CheckpointManager, tmp_path: Path) -> None:
+    """A URL is resolved as everywhere, and a folder that is there is a folder, however it is written."""
+    saved = save(manager, 1)
+    assert manager.export_checkpoint(saved, f"file://{tmp_path}/out.pt") == str(tmp_path / "out.pt")
+    (tmp_path / "folder.pt").mkdir()
+    assert manager.export_checkpoint(saved, f"file://{tmp_path}/folder.pt") == str(tmp_path / f"folder.pt/{saved}.pt")
+    with pytest.raises(ConfigError, match="s3"):
+        manager.export_checkpoint(saved, "s3://model.pt")

@@ -98,8 +98,8 @@ class Lease:
         """
         new = NEW_PREFIX + self.token
         while True:
+            self.directory.mkdir(new)
             with contextlib.suppress(FileNotFoundError):  # a sweep removed it
-                self.directory.mkdir(new)
                 self._fill(new)
                 self.directory.rename(new, self.name)
                 return

@@ -138,7 +138,7 @@ def _refuse_dangling_link(root: Path) -> None:
             raise NotAStoreError(
                 f"it is a link that leads nowhere: to {os.readlink(path)}",
                 path=str(path),
-                hint="Mount the disk that it leads to, or choose another checkpoint_dir.",
+                hint="Mount the disk that it leads to, or choose another folder.",
             )
 
 
