@@ -116,7 +116,7 @@ def copy(
         )
     pending = target.store.open_write(target.path)
     try:
-        _transfer(source, manifest, pending, progress)
+        copy_bytes(source, manifest, pending, progress)
         pending.sync()
         with target.lock() as held:
             published = choose_manifest() if choose_manifest else manifest
@@ -125,29 +125,6 @@ def copy(
     finally:
         pending.discard()
     return published
-
-
-def copy_payload(
-    source: CheckpointFolder,
-    manifest: Manifest,
-    target: CheckpointFolder,
-    name: str,
-    *,
-    progress: Progress | None = None,
-) -> None:
-    """Write a verified copy of a payload as a file of its own, without a manifest; a crash leaves it whole or not.
-
-    Raises what :func:`copy` does.
-    """
-    pending = target.store.open_write(target.path)
-    try:
-        _transfer(source, manifest, pending, progress)
-        pending.sync()
-        with target.lock() as held:
-            held.publish(pending, target.path_of(name))
-            held.sync()
-    finally:
-        pending.discard()
 
 
 def adopt(
@@ -169,7 +146,7 @@ def adopt(
     suffix = manifest.payload.name.removeprefix(manifest.checkpoint_id)
     pending = target.store.open_write(target.path)
     try:
-        _transfer(source, manifest, pending, progress)
+        copy_bytes(source, manifest, pending, progress)
         pending.sync()
         with target.lock() as held:
             if earlier := index.with_uid(manifest.uid):
@@ -583,7 +560,7 @@ def _file_entry(name: str, digests: FileDigests) -> FileEntry:
     return FileEntry(name=name, **digests.__dict__)
 
 
-def _transfer(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
+def copy_bytes(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
     """Stream a payload into ``target`` and refuse it at the end if a byte was not as it was saved."""
     try:
         with (

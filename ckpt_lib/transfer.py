@@ -123,7 +123,15 @@ def _export_file(
                     "another file has that name there", path=target.location(name), hint="It was left as it is."
                 )
     else:
-        commit.copy_payload(folder, manifest, target, name, progress=progress)
+        pending = target.store.open_write(target.path)
+        try:
+            commit.copy_bytes(folder, manifest, pending, progress)
+            pending.sync()
+            with target.lock() as held:
+                held.publish(pending, target.path_of(name))
+                held.sync()
+        finally:
+            pending.discard()
     return target.location(name)
 
 

@@ -535,13 +535,13 @@ def test_a_restore_keeps_what_was_edited_while_it_copied(
     """A tag that someone adds while the backup is being copied back is there afterwards."""
     checkpoint_id = save(manager, 1, 1.0)
     flip_bit(payload_path(manager, checkpoint_id), 100)
-    transfer = commit._transfer
+    transfer = commit.copy_bytes
 
     def slow(*arguments: Any) -> None:
         transfer(*arguments)
         manager.edit_checkpoint(checkpoint_id, add_tags=["meanwhile"])
 
-    monkeypatch.setattr(commit, "_transfer", slow)
+    monkeypatch.setattr(commit, "copy_bytes", slow)
     assert manager.restore_checkpoint(checkpoint_id).tags == ("meanwhile",)
     assert manager.validate_checkpoint(checkpoint_id)
 
