@@ -1,4 +1,4 @@
-"""What a file that is not a checkpoint of this library is, by its first bytes; nothing in it is run or loaded."""
+"""Name the kind of a foreign file, from its first bytes or its zip directory. Nothing is unpickled."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, Retentio
 
 _MAX_LOOKS = 64
 _MIN_BATCH = 64
-"""Checkpoints go in batches, and before each one the folder is listed: often enough that no save waits long for the
-lock, and at most so many times that a cleanup takes time in proportion to the folder."""
+"""Each batch lists the folder twice, so a cleanup takes at most ``_MAX_LOOKS`` batches or so. Saves wait while a batch
+holds the lock: longer in a larger folder."""
 
 
 class CleanupReport(BaseModel):

@@ -90,7 +90,7 @@ def export(
     another file has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
     """
     target = CheckpointFolder(open_store(destination), "")
-    if target.location().endswith(FILE_SUFFIXES) and not os.path.isdir(target.location()):
+    if target.location().lower().endswith(FILE_SUFFIXES) and not os.path.isdir(target.location()):
         return _export_file(folder, manifest, *_folder_and_name(target.location()), progress)
     _refuse_experiment(target)
     existing = _manifest_or_none(target, manifest.checkpoint_id)

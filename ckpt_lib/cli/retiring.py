@@ -14,7 +14,7 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import ConfirmationError
 from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_manager, resolve_all
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, ProtectedCheckpointError
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, CorruptManifestError, ProtectedCheckpointError
 
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
@@ -184,9 +184,14 @@ def delete(
 
 def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
-    sizes |= dict.fromkeys((item.checkpoint_id for item in manager.list_unreadable_backups()), 0)
     sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined() if item.is_backup}
+    unreadable = {item.checkpoint_id for item in manager.list_unreadable_backups()}
     for checkpoint_id in ids:
+        if checkpoint_id in unreadable:
+            raise CorruptManifestError(
+                f"the manifest of the backup of {checkpoint_id} is damaged; nothing was deleted",
+                hint=f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`.",
+            )
         if checkpoint_id not in sizes:
             raise CheckpointNotFoundError(
                 f"there is no backup of {checkpoint_id}; nothing was deleted",
