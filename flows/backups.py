@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForBackups
@@ -23,7 +24,7 @@ def manage_backups(
     retention: RetentionPolicy | None = None,
     dry_run: bool = True,
 ) -> list[CheckpointMetadata]:
-    """List the backups of an experiment in an artifact, after deleting some.
+    """List the backups of an experiment in an artifact and, without ``dry_run``, delete some first.
 
     By default nothing is deleted: the retention plan is published. Without ``dry_run``, ``delete_ids`` go first, and
     then what ``retention`` gives up or, by default, what is beyond ``max_backups``. Checkpoints stay. Returns the
@@ -38,9 +39,9 @@ def manage_backups(
     """
     require_absolute(checkpoints)
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
-    freed_bytes = 0
-    if not dry_run:
-        freed_bytes = sum(delete_backup(checkpoints, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)
+    if dry_run and delete_ids:
+        raise ConfigError("delete_ids were given, but dry_run is on", expected="dry_run=False", got=str(delete_ids))
+    freed_bytes = sum(delete_backup(checkpoints, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)
     report = cleanup_backups(checkpoints, experiment_name, retention, dry_run)
     report_cleanup(checkpoints, experiment_name, report, backups=True)
     report_backups(checkpoints, experiment_name)

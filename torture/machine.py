@@ -213,7 +213,7 @@ def _set_aside(machine: Machine, source: random.Random) -> object:
 
 
 def _remove_for_good(machine: Machine, source: random.Random) -> object:
-    found = machine.manager().list_quarantined()
+    found = [item for item in machine.manager().list_quarantined() if not item.is_backup]
     if not found:
         raise NothingToDo
     return machine.manager().delete_quarantined(source.choice(found).checkpoint_id)

@@ -314,8 +314,8 @@ def test_manage_backups_lists_plans_and_deletes(config: CheckpointConfig) -> Non
     """By default nothing is deleted; then what was named goes, and what is beyond the limit."""
     config = config.model_copy(update={"max_backups": 0})
     _first, best, latest = ids = saved(config.model_copy(update={"max_backups": 10}))
-    state = manage_backups("run", config, (latest,), return_state=True)
-    published = artifacts(state)
+    assert manage_backups("run", config, (latest,), return_state=True).is_failed()
+    published = artifacts(manage_backups("run", config, return_state=True))
     assert "would delete" in published["cleanup-of-backups-run"]
     assert all(checkpoint_id in published["backups-run"] for checkpoint_id in ids)
     manager = CheckpointManager(config, "run")
