@@ -199,7 +199,8 @@ def _delete(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, ye
     for checkpoint_id in ids:
         if checkpoint_id not in found:
             raise CheckpointNotFoundError(
-                f"{checkpoint_id} is not in quarantine; nothing was deleted", hint="`ckpt quarantine` shows what is."
+                f"{checkpoint_id} is not in quarantine; nothing was deleted",
+                hint="`ckpt quarantine` shows what is; with --backups, backups are deleted.",
             )
     if not yes:
         refuse_to_ask(as_json=as_json)

@@ -137,7 +137,7 @@ def print_error(facts: dict[str, Any]) -> None:
             console.print(f"  {visible_lines(damage.message)}", soft_wrap=True)
     for key in ("checkpoint_id", "path", "expected", "got"):
         if facts[key] is not None:
-            console.print(f"  {key.partition('_')[0]:<10}", style="dim", end="")
+            console.print(f"  {key.partition('_')[0]:<12}", style="dim", end="")
             console.print(visible(str(facts[key])), soft_wrap=True)
     if facts["hint"]:
         console.print(visible_lines(facts["hint"]), style="cyan", soft_wrap=True)
