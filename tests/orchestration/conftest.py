@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.events.worker import EventsWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -24,6 +25,13 @@ def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     settings = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5", "PREFECT_WORKER_QUERY_SECONDS": "2"}
     with prefect_server(tmp_path_factory.mktemp("prefect"), free_port(0), **settings) as environment:
         yield environment
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_events_afterwards() -> Iterator[None]:
+    """End the threads that send events to the server: their websockets draw from ``random``, which Hypothesis watches."""
+    yield
+    EventsWorker.drain_all(timeout=30)
 
 
 @pytest.fixture
