@@ -12,7 +12,7 @@ endif
 
 # The editable install links each module by itself, so that type checkers see it too: the stamp's name changes with
 # the set of modules, the requirements and the pins.
-MODULES := $(shell find ckpt_lib tasks flows -name '*.py' | LC_ALL=C sort)
+MODULES := $(shell find ckpt_lib src tasks flows -name '*.py' | LC_ALL=C sort)
 STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 
 .PHONY: install demo test torture mutants check serve bench format clean
@@ -50,7 +50,7 @@ bench: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints.tasks -p prefect_checkpoints.flows
+	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints
 	$(BIN)/mypy deployments docs examples benchmarks tests torture
 
 format: $(STAMP)

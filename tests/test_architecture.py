@@ -55,9 +55,9 @@ class Import:
 def sources() -> dict[str, Path]:
     """Dotted name to file of every module of the project's packages."""
     found = {}
-    for package in ("ckpt_lib", "tasks", "flows", "deployments"):
+    for package in ("ckpt_lib", "src/prefect_checkpoints", "tasks", "flows", "deployments"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = path.relative_to((ROOT / package).parent).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((PROJECT / name).read_bytes())
-    for package in ("ckpt_lib", "tasks", "flows"):
+    for package in ("ckpt_lib", "src", "tasks", "flows"):
         for path in sorted((PROJECT / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 target = source / path.relative_to(PROJECT)
@@ -111,6 +112,7 @@ def test_the_wheel_holds_no_top_level_tasks_or_flows(wheel: Path) -> None:
         prefix + path.relative_to(PROJECT / package).as_posix()
         for package, prefix in (
             ("ckpt_lib", "ckpt_lib/"),
+            ("src/prefect_checkpoints", "prefect_checkpoints/"),
             ("tasks", "prefect_checkpoints/tasks/"),
             ("flows", "prefect_checkpoints/flows/"),
         )
@@ -136,6 +138,19 @@ def test_the_command_is_installed(python: Path, user_project: Path) -> None:
     done = run([str(python), "-c", script], user_project)
     assert done.returncode == 0, done.stderr
     assert "validate" in done.stdout
+
+
+@pytest.mark.parametrize("installed", ["wheel", "editable"])
+def test_the_packages_know_the_version(installed: str, python: Path, user_project: Path) -> None:
+    """Both say the version of `pyproject.toml`, and importing the one with tasks does not yet load Prefect."""
+    script = (
+        "import sys, ckpt_lib, prefect_checkpoints as ours; print(ckpt_lib.__version__, ours.__version__);"
+        "assert 'prefect' not in sys.modules"
+    )
+    done = run([str(python) if installed == "wheel" else sys.executable, "-c", script], user_project)
+    assert done.returncode == 0, done.stderr
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert done.stdout.split() == [version, version]
 
 
 @pytest.mark.parametrize("installed", ["wheel", "editable"])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 
 from ckpt_lib.cli.output import diagnostics, print_json, visible, visible_lines
+from ckpt_lib.cli.streams import is_flushed, silence_broken_streams
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -79,13 +79,12 @@ def reported(*, as_json: bool) -> Iterator[None]:
 def _report(error: BaseException, *, as_json: bool) -> None:
     code = exit_code(error)
     facts = describe(error)
-    if code == BUG:
-        traceback.print_exception(error, file=sys.stderr)
-    if code != OUTPUT_CLOSED and not (as_json and _is_printed(facts)):
-        print_error(facts)
-    if not _is_flushed():
-        # Python flushes stdout once more as it ends, and would complain about what cannot be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):  # stderr may be what fails; the exit code says it as well
+        if code == BUG:
+            traceback.print_exception(error, file=sys.stderr)
+        if code != OUTPUT_CLOSED and not (as_json and _is_printed(facts)):
+            print_error(facts)
+    silence_broken_streams()
 
 
 def _is_printed(facts: dict[str, Any]) -> bool:
@@ -94,15 +93,7 @@ def _is_printed(facts: dict[str, Any]) -> bool:
         print_json({"error": facts})
     except OSError:
         return False
-    return _is_flushed()
-
-
-def _is_flushed() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
+    return is_flushed(sys.stdout)
 
 
 def describe(error: BaseException) -> dict[str, Any]:

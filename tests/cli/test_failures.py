@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -237,6 +239,61 @@ def test_full_output_is_reported(store: Path, options: list[str]) -> None:
     assert ended.returncode == 3
     assert "No space left" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+STREAMS = {
+    "closed stdout": ">&-",
+    "closed stderr": "2>&-",
+    "all closed": "<&- >&- 2>&-",
+    "full stdout": ">/dev/full",
+    "full stderr": "2>/dev/full",
+    "full stdout and stderr": ">/dev/full 2>/dev/full",
+}
+ANSWERING = ("--version", "--help", "list", "show latest --json", "summary", "validate --all", "doctor", "backup --all")
+REFUSED = {"show nosuch": 2, "nosuch --json": 2, "delete baseline": 4}
+
+
+def run_in_shell(store: Path, command: str, redirections: str) -> tuple[int, str]:
+    """The exit code of a command whose streams are bent so, and what came through those that are not."""
+    ended = subprocess.run(
+        ["bash", "-c", f'"$0" {command} {redirections}', CKPT],
+        env={**os.environ, "CKPT_CHECKPOINT_DIR": str(store)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists() or not shutil.which("bash"), reason="needs /dev/full and bash")
+@pytest.mark.parametrize("redirections", STREAMS.values(), ids=STREAMS)
+def test_streams_that_cannot_be_written(store: Path, redirections: str) -> None:
+    """An answer or a remark that could not be printed is no success, an error keeps its code, and neither is a bug."""
+    for command in ANSWERING:
+        code, output = run_in_shell(store, command, redirections)
+        assert code in (0, 3), (command, output)
+        assert code == 3 or output, command
+        assert "Traceback" not in output
+        assert "Exception" not in output
+    for command, intended in REFUSED.items():
+        code, output = run_in_shell(store, command, redirections)
+        assert code == intended, (command, output)
+        assert "Traceback" not in output
+
+
+@on_posix
+def test_a_closed_stream_is_no_place_for_files(store: Path, tmp_path: Path) -> None:
+    """The number of a closed stream goes to no file: what a library prints must not land in a checkpoint."""
+    script = (
+        "import os; from ckpt_lib.cli.streams import open_streams; open_streams();"
+        "file = os.open('payload', os.O_CREAT | os.O_WRONLY); os.write(file, b'payload');"
+        "print('printed'); raise SystemExit(0 if file > 2 else 1)"
+    )
+    command = ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, script]
+    subprocess.run(command, cwd=tmp_path, check=False, timeout=60)
+    assert (tmp_path / "payload").read_bytes() == b"payload"
 
 
 def test_program_passes_on_the_exit_code(store: Path, ids: list[str]) -> None:
