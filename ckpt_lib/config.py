@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.yaml_files import read_yaml
 
 Mode = Literal["min", "max"]
 OnMissingMetric = Literal["warn", "raise"]
@@ -176,10 +177,7 @@ class CheckpointConfig(BaseModel):
 
         Raises :class:`ConfigError` for a missing or unreadable file, anything but a mapping, or a wrong option.
         """
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"the configuration file cannot be read: {error}", path=str(path)) from error
+        loaded = read_yaml(path, "the configuration file")
         if loaded is None:
             loaded = {}
         if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
@@ -207,16 +205,29 @@ class _Environment(BaseSettings, CheckpointConfig):
     model_config = SettingsConfigDict(env_prefix="CKPT_", extra="ignore", frozen=True)
 
 
+_MAX_PROBLEMS = 10
+# A value may be any amount of text, or hold itself.
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxstring = _BRIEFLY.maxother = 100
+_BRIEFLY.maxlevel = 2
 _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."
 
 
 def config_error(error: ValidationError, *, hint: str | None = None, options: Iterable[str] = ()) -> ConfigError:
     """pydantic's error about some of ``options``, as ours."""
-    found = [(item, item["msg"].removeprefix("Value error, ")) for item in error.errors(include_url=False)]
-    for number, (item, _) in enumerate(found):
-        if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(item["loc"][0]), list(options), n=1)
-            found[number] = (item, "there is no such option" + (f" (did you mean {close[0]}?)" if close else ""))
-    # What is wrong with the options together has no place among them.
-    problems = (f"{item['loc'][0]}={item['input']!r}: {text}" if item["loc"] else text for item, text in found)
+    found = error.errors(include_url=False)
+    problems = [_problem(item, options) for item in found[:_MAX_PROBLEMS]]
+    if len(found) > _MAX_PROBLEMS:
+        problems.append(f"and {len(found) - _MAX_PROBLEMS} more")
     return ConfigError("; ".join(problems), hint=hint)
+
+
+def _problem(item: ErrorDetails, options: Iterable[str]) -> str:
+    text = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:  # what is wrong with the options together has no place among them
+        return text
+    name = str(item["loc"][0])
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name[:100], list(options), n=1)
+        text = "there is no such option" + (f" (did you mean {close[0]}?)" if close else "")
+    return f"{name[:100]}={_BRIEFLY.repr(item['input'])}: {text}"

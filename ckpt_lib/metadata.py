@@ -34,10 +34,9 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.names import MAX_TAG_LENGTH, MAX_TAGS, check_description, check_tag, is_checkpoint_id
-from ckpt_lib.plain import MAX_LEVELS, plain_mapping
+from ckpt_lib.plain import MAX_LEVELS, MAX_VALUES, plain_mapping
 
 SCHEMA_VERSION = 1
-MAX_CONFIG_VALUES = 10_000
 MAX_CONFIG_BYTES = 2**20
 MAX_METRICS = 10_000
 _MAX_MANIFEST_LEVELS = 200  # of what a newer version may add too; the serializer's own limit is 255
@@ -157,8 +156,8 @@ def _config_excess(config: Any, size_bytes: int) -> str | None:
         return f"it takes {size_bytes} bytes, more than {MAX_CONFIG_BYTES}"
     if _is_deeper(config, MAX_LEVELS):
         return f"it is nested too deeply, more than {MAX_LEVELS} levels"
-    if _is_deeper(config, MAX_LEVELS, most_values=MAX_CONFIG_VALUES):
-        return f"it has more than {MAX_CONFIG_VALUES} values"
+    if _is_deeper(config, MAX_LEVELS, most_values=MAX_VALUES):
+        return f"it has more than {MAX_VALUES} values"
     return None
 
 

@@ -24,7 +24,7 @@ import enum
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -33,6 +33,7 @@ from ckpt_lib.errors import ConfigError
 
 MAX_LEVELS = 100
 MAX_ELEMENTS = 1_000
+MAX_VALUES = 10_000
 _TEXTS = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 
 
@@ -48,23 +49,97 @@ def plain_mapping(value: Any, name: str) -> dict[str, Any]:
             expected="{'learning_rate': 0.1}",
             got=type(value).__name__,
         )
-    return _mapping(fields, name, 0)
+    return _Conversion(name).mapping(fields, name, 0)
 
 
-def _plain(value: Any, path: str, level: int) -> Any:
-    if level > MAX_LEVELS:
-        name = path.partition(".")[0].partition("[")[0]
-        raise ConfigError(f"{name} is nested too deeply", expected=f"at most {MAX_LEVELS} levels")
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if value is None or isinstance(value, bool | str | int | float):
-        return _scalar(value)
-    if (fields := _fields(value)) is not None:
-        return _mapping(fields, path, level)
-    if isinstance(value, list | tuple | set | frozenset):
-        items = [_plain(item, f"{path}[{number}]", level + 1) for number, item in enumerate(value)]
-        return items if isinstance(value, list | tuple) else sorted(items, key=str)
-    return _of_library(value, path, level)
+def changed_values(given: Any, stored: Any, path: str) -> Iterator[str]:
+    """Name each value whose kind :func:`plain_mapping` changed, such as "config.betas: tuple as list".
+
+    Numbers that stay numbers, and fields that become a mapping, are left out.
+    """
+    fields = _fields(given)
+    if fields is not None and isinstance(stored, dict):
+        for (key, value), (name, plain) in zip(fields.items(), stored.items(), strict=True):
+            place = f"{path}.{name}"
+            if not isinstance(key, str):
+                yield f"{place}: key of type {type(key).__name__} as str"
+            yield from changed_values(value, plain, place)
+        return
+    if isinstance(given, list | tuple) and isinstance(stored, list):
+        for number, (value, plain) in enumerate(zip(given, stored, strict=True)):
+            yield from changed_values(value, plain, f"{path}[{number}]")
+    if (isinstance(stored, str | list) and not isinstance(given, type(stored))) or isinstance(given, enum.Enum):
+        yield f"{path}: {_kind(given)} as {type(stored).__name__}"
+
+
+def _kind(value: Any) -> str:
+    return repr(float(value)) if isinstance(value, float) else type(value).__name__
+
+
+class _Conversion:
+    """One call of :func:`plain_mapping`: it counts what it has converted, for a few lists may hold each other often."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count = 0
+
+    def plain(self, value: Any, path: str, level: int) -> Any:
+        if level > MAX_LEVELS:
+            raise ConfigError(f"{self._name} is nested too deeply", expected=f"at most {MAX_LEVELS} levels")
+        if isinstance(value, enum.Enum):
+            value = value.value
+        if value is None or isinstance(value, bool | str | int | float):
+            return _scalar(value)
+        if (fields := _fields(value)) is not None:
+            return self.mapping(fields, path, level)
+        if isinstance(value, list | tuple | set | frozenset):
+            self._add(len(value))
+            items = [self.plain(item, f"{path}[{number}]", level + 1) for number, item in enumerate(value)]
+            return items if isinstance(value, list | tuple) else sorted(items, key=str)
+        return self._of_library(value, path, level)
+
+    def mapping(self, fields: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
+        self._add(len(fields))
+        found: dict[str, Any] = {}
+        for key, value in fields.items():
+            name = _key(key, path)
+            if name in found:
+                raise ConfigError(f"{path} has two keys that are the same text", got=repr(name))
+            found[name] = self.plain(value, f"{path}.{name}", level + 1)
+        return found
+
+    def _add(self, count: int) -> None:
+        self._count += count
+        if self._count > MAX_VALUES:
+            raise ConfigError(
+                f"{self._name} has more than {MAX_VALUES} values", hint="Large values belong in extra_state."
+            )
+
+    def _of_library(self, value: Any, path: str, level: int) -> Any:
+        """A value of a library, told by what it offers: neither NumPy nor PyTorch is loaded for it."""
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, _TEXTS):
+            return value.isoformat() if hasattr(value, "isoformat") else str(value)
+        kind = type(value)
+        is_tensor = callable(getattr(value, "tolist", None)) and hasattr(value, "shape")
+        if kind.__module__.partition(".")[0] not in ("torch", "numpy") or not (is_tensor or _is_dtype_or_device(kind)):
+            raise _refusal(value, path)
+        return self._of_array(value, path, level) if is_tensor else str(value)
+
+    def _of_array(self, value: Any, path: str, level: int) -> Any:
+        shape = tuple(getattr(value, "shape", ()))
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise ConfigError(
+                f"{path} is too large for a configuration",
+                expected=f"at most {MAX_ELEMENTS} elements",
+                got=f"shape {shape}",
+                hint="Tensors and arrays belong in extra_state.",
+            )
+        listed = value.tolist()
+        if type(listed) is type(value):  # a long double has no plain number
+            raise _refusal(value, path)
+        return self.plain(listed, path, level + 1)
 
 
 def _scalar(value: Any) -> Any:
@@ -77,36 +152,8 @@ def _scalar(value: Any) -> Any:
     return value if value is None else str.__str__(value)
 
 
-def _of_library(value: Any, path: str, level: int) -> Any:
-    """A value of a library, told by what it offers: neither NumPy nor PyTorch is loaded for it."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, _TEXTS):
-        return value.isoformat() if hasattr(value, "isoformat") else str(value)
-    kind = type(value)
-    is_tensor = callable(getattr(value, "tolist", None)) and hasattr(value, "shape")
-    if kind.__module__.partition(".")[0] not in ("torch", "numpy") or not (is_tensor or _is_dtype_or_device(kind)):
-        raise _refusal(value, path)
-    return _of_array(value, path, level) if is_tensor else str(value)
-
-
 def _is_dtype_or_device(kind: type) -> bool:
     return any(base.__name__ in ("dtype", "device") for base in kind.__mro__)
-
-
-def _of_array(value: Any, path: str, level: int) -> Any:
-    shape = tuple(getattr(value, "shape", ()))
-    if math.prod(shape) > MAX_ELEMENTS:
-        raise ConfigError(
-            f"{path} is too large for a configuration",
-            expected=f"at most {MAX_ELEMENTS} elements",
-            got=f"shape {shape}",
-            hint="Tensors and arrays belong in extra_state.",
-        )
-    listed = value.tolist()
-    if type(listed) is type(value):  # a long double has no plain number
-        raise _refusal(value, path)
-    return _plain(listed, path, level + 1)
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
@@ -119,16 +166,6 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return None
-
-
-def _mapping(fields: Mapping[Any, Any], path: str, level: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in fields.items():
-        name = _key(key, path)
-        if name in found:
-            raise ConfigError(f"{path} has two keys that are the same text", got=repr(name))
-        found[name] = _plain(value, f"{path}.{name}", level + 1)
-    return found
 
 
 def _key(key: Any, path: str) -> str:

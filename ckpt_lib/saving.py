@@ -20,6 +20,7 @@ from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import MAX_COUNT, Manifest
+from ckpt_lib.plain import changed_values
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measures_improvement
 from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ckpt_lib")
 
+CHANGES_TOLD = 3
 REFUSALS_TO_WARN = 100
 SECONDS_TO_WARN = 1800.0
 """A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
@@ -94,6 +96,7 @@ class Saver:
         self._refusals = _Refusals()
         self._warned_of: Monitor | None = None
         self._has_warned_of_metric = False
+        self._has_told_of_changes = False
         self._has_told_of_older_runs = False
 
     def save(self, request: SaveRequest) -> str | None:
@@ -180,7 +183,18 @@ class Saver:
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
+        self._tell_of_changes(request.config, draft.config)
         return replace(draft, epoch_finished=request.epoch_finished, **_facts_of(request))
+
+    def _tell_of_changes(self, given: Any, stored: dict[str, Any]) -> None:
+        """Warn once when the run's configuration is stored as something else than was given."""
+        if self._has_told_of_changes or not stored:
+            return
+        changes = list(changed_values(given, stored, "config"))
+        if changes:
+            more = f", and {len(changes) - CHANGES_TOLD} more" if len(changes) > CHANGES_TOLD else ""
+            logger.warning("stored as JSON holds it: %s%s", ", ".join(changes[:CHANGES_TOLD]), more)
+            self._has_told_of_changes = True
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:
         return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import pytest
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.policies.retention import policy_from_yaml
 
 ASKED_FOR: dict[str, tuple[Any, Any]] = {
     "checkpoint_dir": (str, "checkpoints"),
@@ -89,6 +92,60 @@ def test_bad_yaml_is_one_typed_error(tmp_path: Path, content: bytes, monkeypatch
     with pytest.raises(ConfigError):
         CheckpointConfig.from_yaml(path)
     assert [item.name for item in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def doubling(pieces: int) -> str:
+    """Lists that hold each other ten times: a page of text for ten to the power of ``pieces`` values."""
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{number}: &a{number} [{','.join([f'*a{number - 1}'] * 10)}]" for number in range(1, pieces)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("".join(f"key{number}: 1\n" for number in range(160_000)), "too large"),
+        (f"checkpoint_dir: {'x' * 2**24}", "too large"),
+        (f"save_interval: [{'1,' * 20_000}]", "save_interval"),
+        ("".join(f"key{number}: 1\n" for number in range(4_000)), "and 3990 more"),
+        (f"a: {'[' * 10_000}", "nested too deeply"),
+        (f"save_interval: {'9' * 10_000}", "cannot be read"),
+        (doubling(9), "aliases"),
+        ("save_interval: 5\nsave_interval: 7\n", "'save_interval' is there twice"),
+        ("a: &a {x: 1}\n<<: *a\n", "aliases"),
+    ],
+    ids=["keys", "size", "list", "unknown", "depth", "number", "doubling", "twice", "merged"],
+)
+def test_any_yaml_costs_little(tmp_path: Path, content: str, words: str) -> None:
+    """Whatever a file holds, the error is a short one, at once; an option that is there twice is not guessed."""
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=words) as caught:
+        CheckpointConfig.from_yaml(path)
+    assert time.monotonic() - started < 10
+    assert len(str(caught.value)) < 2_500
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_only_a_regular_file_configures(tmp_path: Path) -> None:
+    """A FIFO is not waited for, and a device that never ends is not read."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="no regular file"):
+            CheckpointConfig.from_yaml(path)
+        with pytest.raises(ConfigError, match="no regular file"):
+            policy_from_yaml(path)
+
+
+def test_wrong_values_are_shown_briefly() -> None:
+    """A value of any size, or one that holds itself, makes no long message."""
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in ("x" * 10**6, [[1] * 1000] * 1000, itself):
+        with pytest.raises(ConfigError, match="save_interval=") as caught:
+            CheckpointConfig(save_interval=value)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("path", ["missing.yaml", "", ".", "a\0b", None, 5])

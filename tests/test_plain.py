@@ -22,7 +22,7 @@ from torch import nn
 
 from ckpt_lib.errors import CheckpointError, ConfigError, InvalidNameError, UnsupportedStateError
 from ckpt_lib.names import check_experiment_name, check_tag
-from ckpt_lib.plain import MAX_ELEMENTS, MAX_LEVELS, plain_mapping
+from ckpt_lib.plain import MAX_ELEMENTS, MAX_LEVELS, MAX_VALUES, plain_mapping
 from ckpt_lib.plots import metrics_figure
 from tests.helpers import MakeManager, ids
 
@@ -110,6 +110,29 @@ def test_what_cannot_be_stored_is_named_before_training(make_manager: MakeManage
     assert ids(manager) == []
     manager.check(model=model, config={"fine": 1})
     assert ids(manager) == []
+
+
+def test_values_that_change_are_named_once(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """What is stored as something else than was given is told at the first save, and what stays is not."""
+    manager, model = make_manager(), nn.Linear(1, 1)
+    manager.save_checkpoint(model=model, epoch=1, config={"lr": 0.1, "layers": [1, 2], "seed": np.int64(3), "deep": {}})
+    assert caplog.messages == []
+    changing = {"betas": (0.9, 0.99), "limit": float("nan"), "ids": {3: "a"}, "seen": {1}}
+    for epoch in (2, 3):
+        manager.save_checkpoint(model=model, epoch=epoch, config=changing)
+    assert caplog.messages == [
+        "stored as JSON holds it: config.betas: tuple as list, config.limit: nan as str, "
+        "config.ids.3: key of type int as str, and 1 more"
+    ]
+
+
+def test_lists_that_hold_each_other_are_refused_at_once(make_manager: MakeManager) -> None:
+    """A few lists may stand for a thousand million values."""
+    value: Any = [1] * 10
+    for _ in range(8):
+        value = [value] * 10
+    with pytest.raises(ConfigError, match=f"more than {MAX_VALUES} values"):
+        make_manager().check(model=nn.Linear(1, 1), config={"lists": value})
 
 
 @given(

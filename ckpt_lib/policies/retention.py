@@ -12,9 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ckpt_lib.config import Monitor
@@ -38,6 +36,7 @@ from ckpt_lib.policies.keeping import (
     Status,
 )
 from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.yaml_files import read_yaml
 
 __all__ = [
     "Decision",
@@ -179,10 +178,7 @@ def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for a missing or unreadable file, or for anything but a policy.
     """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"the policy file cannot be read: {error}", path=str(path)) from error
+    loaded = read_yaml(path, "the policy file")
     try:
         return _ADAPTER.validate_python(loaded)
     except ValidationError as error:
