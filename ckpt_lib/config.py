@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import reprlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,11 +11,14 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.wording import briefly, closest
 from ckpt_lib.yaml_files import read_yaml
 
 Mode = Literal["min", "max"]
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
+
+_LIMIT_64 = 2**63  # the pages and events of Prefect carry no larger numbers
 
 
 class Monitor(BaseModel):
@@ -37,10 +38,11 @@ class CheckpointConfig(BaseModel):
     checkpoint_dir: str = Field(
         default="checkpoints", min_length=1, description="Root of the store: a path or file:// URL."
     )
-    save_interval: int = Field(default=1, ge=1, description="Save when the epoch is a multiple of this.")
+    save_interval: int = Field(default=1, ge=1, lt=_LIMIT_64, description="Save when the epoch is a multiple of this.")
     max_checkpoints: int = Field(
         default=10,
         ge=0,
+        lt=_LIMIT_64,
         description="How many checkpoints stay: the best and the newest others. Pinned and damaged checkpoints are "
         "kept in addition and do not count. The last valid and the best one stay whatever the number.",
     )
@@ -72,6 +74,7 @@ class CheckpointConfig(BaseModel):
     cache_size_bytes: int = Field(
         default=0,
         ge=0,
+        lt=_LIMIT_64,
         description="How much memory may keep whole verified payloads for loading them again; 0 keeps none.",
     )
     backup_dir: str | None = Field(
@@ -82,7 +85,9 @@ class CheckpointConfig(BaseModel):
     backup_only_best: bool = Field(
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
-    max_backups: int = Field(default=10, ge=0, description="Like max_checkpoints, for the backup location.")
+    max_backups: int = Field(
+        default=10, ge=0, lt=_LIMIT_64, description="Like max_checkpoints, for the backup location."
+    )
     on_missing_metric: OnMissingMetric = Field(
         default="warn",
         description="What a save does when monitor_metric is not among its metrics and no checkpoint of the experiment "
@@ -109,6 +114,7 @@ class CheckpointConfig(BaseModel):
     max_pending_saves: int = Field(
         default=1,
         ge=1,
+        lt=_LIMIT_64,
         description="How many background saves may be under way; each takes memory for a copy of the state. "
         "One more waits.",
     )
@@ -206,10 +212,6 @@ class _Environment(BaseSettings, CheckpointConfig):
 
 
 _MAX_PROBLEMS = 10
-# A value may be any amount of text, or hold itself.
-_BRIEFLY = reprlib.Repr()
-_BRIEFLY.maxstring = _BRIEFLY.maxother = 100
-_BRIEFLY.maxlevel = 2
 _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."
 
 
@@ -228,6 +230,6 @@ def _problem(item: ErrorDetails, options: Iterable[str]) -> str:
         return text
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name[:100], list(options), n=1)
-        text = "there is no such option" + (f" (did you mean {close[0]}?)" if close else "")
-    return f"{name[:100]}={_BRIEFLY.repr(item['input'])}: {text}"
+        close = closest(name, options)
+        text = "there is no such option" + (f" (did you mean {close}?)" if close else "")
+    return f"{name[:100]}={briefly(item['input'])}: {text}"

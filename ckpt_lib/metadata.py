@@ -35,6 +35,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.names import MAX_TAG_LENGTH, MAX_TAGS, check_description, check_tag, is_checkpoint_id
 from ckpt_lib.plain import MAX_LEVELS, MAX_VALUES, plain_mapping
+from ckpt_lib.wording import briefly
 
 SCHEMA_VERSION = 1
 MAX_CONFIG_BYTES = 2**20
@@ -78,7 +79,8 @@ StoredMetric = Annotated[
 def check_count(name: str, value: Any, *, below: int | None = None) -> int:
     """Return ``value`` if it is a whole number from 0 and under the limit, else raise :class:`ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (below is not None and value >= below):
-        raise ConfigError(f"{name} must be a whole number from 0", got=repr(value))
+        bound = "" if below is None else f" to {below - 1:,}"
+        raise ConfigError(f"{name} must be a whole number from 0{bound}", got=briefly(value))
     return value
 
 

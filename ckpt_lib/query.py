@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import unicodedata
@@ -14,6 +13,7 @@ from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_count
 from ckpt_lib.names import check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import is_rankable, missing_metric, ranked
+from ckpt_lib.wording import did_you_mean
 
 ATTEMPTS = 20
 """How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
@@ -74,7 +74,7 @@ class Catalogue:
         if not isinstance(name, str):
             raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
         if is_checkpoint_id(name):
-            return self._index.get(name)
+            return self._get_id(name)
         for attempt in range(ATTEMPTS):
             manifests = self._index.manifests()
             found = self._named(name, manifests)
@@ -86,6 +86,16 @@ class Catalogue:
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError
+
+    def _get_id(self, name: str) -> Manifest:
+        try:
+            return self._index.get(name)
+        except CheckpointNotFoundError as error:
+            if close := did_you_mean(name, (item.checkpoint_id for item in self._index.manifests())):
+                raise CheckpointNotFoundError(
+                    error.message, checkpoint_id=name, path=error.path, hint=f"{close} {error.hint or ''}".rstrip()
+                ) from None
+            raise
 
     def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
         if name == "latest":
@@ -102,14 +112,19 @@ class Catalogue:
         return best[0].checkpoint_id if best else None
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
-        names = {tag for item in manifests for tag in item.tags} | {item.checkpoint_id for item in manifests}
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"The experiment has {len(manifests)} checkpoints."
+        count = f"{len(manifests)} checkpoint" if len(manifests) == 1 else f"{len(manifests)} checkpoints"
+        hint = did_you_mean(name, _names_of(manifests), otherwise=f"The experiment has {count}.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
         if name == "best" and manifests:
             hint = f"No healthy checkpoint has a finite {self._monitor_of(manifests).metric!r}."
         return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
+
+
+def _names_of(manifests: Sequence[Manifest]) -> list[str]:
+    """All that a checkpoint can be asked for by."""
+    tags = {tag for item in manifests for tag in item.tags}
+    return ["latest", "best", *sorted(tags), *(item.checkpoint_id for item in manifests)] if manifests else []
 
 
 def _latest_id(manifests: Sequence[Manifest]) -> str | None:
@@ -173,5 +188,7 @@ def check_metric_is_known(metric: str, known: Sequence[CheckpointMetadata]) -> N
     names = {name for checkpoint in known for name in checkpoint.metrics}
     if known and metric not in names:
         raise UnknownMetricError(
-            f"no checkpoint has recorded a metric {metric!r}", expected=", ".join(sorted(names)) or "none was recorded"
+            f"no checkpoint has recorded a metric {metric!r}",
+            expected=", ".join(sorted(names)) or "none was recorded",
+            hint=did_you_mean(metric, names) or None,
         )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. A module may import those of lower layers, and a package's modules each other.
 LAYERS: list[set[str]] = [
     {"errors", "events"},
-    {"yaml_files"},
+    {"yaml_files", "wording"},
     {"names", "config", "plain"},
     {"metadata"},
     {"draft"},

@@ -133,7 +133,7 @@ def test_a_metric_that_is_never_logged_is_told(make_manager: MakeManager, caplog
     told = [record for record in caplog.records if "'acuracy'" in record.message]
     assert len(told) == 1
     assert told[0].levelno == logging.WARNING
-    assert "did you mean 'accuracy'?" in told[0].message
+    assert "Did you mean 'accuracy'?" in told[0].message
     assert "accuracy" in manager.get_checkpoint_summary()["monitor_warning"]
     assert "accuracy" in str(manager.cleanup_checkpoints(dry_run=True).plan.warning)
     assert manager.monitor_warning is not None
@@ -156,7 +156,7 @@ def test_a_metric_that_is_logged_now_and_then_is_no_reason_to_warn(
 def test_a_missing_metric_is_an_error_on_request(make_manager: MakeManager) -> None:
     """With on_missing_metric="raise", nothing is saved that could never be the best."""
     manager = make_manager(monitor_metric="acuracy", on_missing_metric="raise")
-    with pytest.raises(UnknownMetricError, match="did you mean 'accuracy'"):
+    with pytest.raises(UnknownMetricError, match="Did you mean 'accuracy'"):
         fill(manager)
     assert manager.list_checkpoints() == []
 

@@ -10,15 +10,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.config import Monitor
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, CorruptManifestError, UnknownMetricError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptManifestError,
+    UnknownMetricError,
+)
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata
 from ckpt_lib.names import CheckpointId
 from ckpt_lib.query import SORTABLE, Catalogue, select
+from tests.helpers import MakeManager
 from tests.test_commit import folder_at, keep, save
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
@@ -256,3 +264,47 @@ def test_an_unknown_metric_names_those_there_are(folder: CheckpointFolder) -> No
 def test_a_path_is_told_from_an_id(manager: CheckpointManager) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"looks like a path.*ckpt import"):
         manager.get_checkpoint("exports/model.pt")
+
+
+@pytest.mark.parametrize(
+    ("ask", "meant"),
+    [
+        (lambda manager: manager.get_checkpoint("latst"), "latest"),
+        (lambda manager: manager.get_checkpoint("bset"), "best"),
+        (lambda manager: manager.get_checkpoint("basline"), "baseline"),
+        (lambda manager: manager.get_best_checkpoint("val_los"), "val_loss"),
+        (lambda manager: manager.set_monitor("val_los", "min"), "val_loss"),
+        (lambda manager: manager.compare_checkpoints(["latest", "best"], metrics=["val_los"]), "val_loss"),
+    ],
+)
+def test_a_misspelt_name_is_told_which_is_meant(make_manager: MakeManager, ask: Any, meant: str) -> None:
+    """Keywords, tags and metrics: the hint names what comes close."""
+    manager = make_manager()
+    for epoch in (1, 2):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": 1.0}, tags=["baseline"])
+    with pytest.raises(CheckpointError, match=f"Did you mean '{meant}'"):
+        ask(manager)
+
+
+def test_a_misspelt_id_is_told_which_is_meant(make_manager: MakeManager) -> None:
+    """An id that no checkpoint has gets the nearest that one has, and stays in the error."""
+    manager = make_manager()
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    (saved,) = manager.checkpoint_ids()
+    with pytest.raises(CheckpointNotFoundError, match=f"Did you mean '{saved}'") as caught:
+        manager.get_checkpoint(saved.replace("epoch_0001", "epoch_0002"))
+    assert caught.value.checkpoint_id == saved.replace("epoch_0001", "epoch_0002")
+
+
+@pytest.mark.parametrize("count", [-(10**5000), 10**30, 10**5000], ids=["negative", "large", "huge"])
+def test_counts_beyond_range(make_manager: MakeManager, count: int) -> None:
+    """A number that Python does not even write is an error of ours, or as good as no limit."""
+    manager = make_manager()
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    with pytest.raises(ConfigError, match="epoch must be a whole number from 0 to 999,999,999,999,999,999"):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=count)
+    if count < 0:
+        with pytest.raises(ConfigError, match="limit must be a whole number"):
+            manager.list_checkpoints(limit=count)
+    else:
+        assert len(manager.list_checkpoints(limit=count)) == 1

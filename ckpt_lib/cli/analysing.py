@@ -24,6 +24,7 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.session import open_manager
 
 _STATISTICS = ("count", "min", "max", "mean", "std", "first", "last", "not_comparable")
+_ALWAYS = ("count", "min", "max")
 
 
 def summary(
@@ -60,7 +61,10 @@ def summary(
         note(warning, warning=True)
     if statistics := found["statistics"]:
         print_heading("Metrics")
-        columns = (Column("metric"), *(Column(name.replace("_", " "), numeric=True) for name in _STATISTICS))
+        columns = (
+            Column("metric"),
+            *(Column(name.replace("_", " "), numeric=True, optional=name not in _ALWAYS) for name in _STATISTICS),
+        )
         print_table(
             columns,
             [(name, *(as_number(values.get(key)) for key in _STATISTICS)) for name, values in statistics.items()],

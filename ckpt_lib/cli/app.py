@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -67,26 +69,32 @@ def ckpt(
         raise typer.Exit(BAD_INPUT)
 
 
-app.command("list", rich_help_panel="Look")(finding.list_checkpoints)
-app.command("show", rich_help_panel="Look")(finding.show)
-app.command("compare", rich_help_panel="Look")(analysing.compare)
-app.command("summary", rich_help_panel="Look")(analysing.summary)
-app.command("experiments", rich_help_panel="Look")(finding.experiments)
-app.command("init", rich_help_panel="Keep safe")(initialising.init)
-app.command("validate", rich_help_panel="Keep safe")(checking.validate)
-app.command("scrub", rich_help_panel="Keep safe")(checking.scrub)
-app.command("repair", rich_help_panel="Keep safe")(checking.repair)
-app.command("doctor", rich_help_panel="Keep safe")(doctoring.doctor)
-app.command("quarantine", rich_help_panel="Keep safe")(doctoring.quarantine)
-app.command("backup", rich_help_panel="Keep safe")(copying.backup)
-app.command("restore", rich_help_panel="Keep safe")(copying.restore)
-app.command("reconcile", rich_help_panel="Keep safe")(reconciling.reconcile)
-app.command("pin", rich_help_panel="Keep safe")(editing.pin)
-app.command("monitor", rich_help_panel="Label and move")(editing.monitor)
-app.command("tag", rich_help_panel="Label and move")(editing.tag)
-app.command("export", rich_help_panel="Label and move")(copying.export)
-app.command("import", rich_help_panel="Label and move")(copying.import_checkpoint)
-app.command("cleanup", rich_help_panel="Retire")(retiring.cleanup)
-app.command("delete", rich_help_panel="Retire")(retiring.delete)
-app.command("undelete", rich_help_panel="Retire")(trash.undelete)
-app.command("trash", rich_help_panel="Retire")(trash.trash)
+def _add(name: str, command: Callable[..., None], panel: str) -> None:
+    # Typer keeps the line breaks of a docstring, which would break lines of a narrow terminal once more.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    app.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs), rich_help_panel=panel)(command)
+
+
+_add("list", finding.list_checkpoints, "Look")
+_add("show", finding.show, "Look")
+_add("compare", analysing.compare, "Look")
+_add("summary", analysing.summary, "Look")
+_add("experiments", finding.experiments, "Look")
+_add("init", initialising.init, "Keep safe")
+_add("validate", checking.validate, "Keep safe")
+_add("scrub", checking.scrub, "Keep safe")
+_add("repair", checking.repair, "Keep safe")
+_add("doctor", doctoring.doctor, "Keep safe")
+_add("quarantine", doctoring.quarantine, "Keep safe")
+_add("backup", copying.backup, "Keep safe")
+_add("restore", copying.restore, "Keep safe")
+_add("reconcile", reconciling.reconcile, "Keep safe")
+_add("pin", editing.pin, "Keep safe")
+_add("monitor", editing.monitor, "Label and move")
+_add("tag", editing.tag, "Label and move")
+_add("export", copying.export, "Label and move")
+_add("import", copying.import_checkpoint, "Label and move")
+_add("cleanup", retiring.cleanup, "Retire")
+_add("delete", retiring.delete, "Retire")
+_add("undelete", trash.undelete, "Retire")
+_add("trash", trash.trash, "Retire")

@@ -58,7 +58,9 @@ def list_checkpoints(
     as_json: options.AsJson = False,
 ) -> None:
     """List checkpoints, in the order in which they were saved."""
+    from ckpt_lib.names import check_tags
     from ckpt_lib.query import select
+    from ckpt_lib.wording import did_you_mean
 
     manager = open_manager(store, experiment, config)
     everything = manager.list_backups() if backups else manager.list_checkpoints()
@@ -85,6 +87,9 @@ def list_checkpoints(
         f"{as_size(sum(item.file_size for item in found))}. "
         f"The best is by {monitor.metric} ({monitor.mode})."
     )
+    known = {name for item in everything for name in item.tags}
+    for unknown in sorted(set(check_tags(tags or ())) - known):
+        note(f"No {kind} has the tag {unknown!r}. {did_you_mean(unknown, known)}".rstrip(), warning=True)
     if problem := manager.monitor_warning:
         note(problem, warning=True)
     for report in unreadable:

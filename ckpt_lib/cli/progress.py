@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from ckpt_lib.cli.output import diagnostics
 
+_WIDTH_OF_ALL = 80
+
 
 @contextmanager
 def byte_progress(doing: str, total_bytes: int | None) -> Iterator[Callable[[int], object]]:
@@ -15,15 +17,23 @@ def byte_progress(doing: str, total_bytes: int | None) -> Iterator[Callable[[int
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
-    with Progress(*columns, console=diagnostics(), transient=True) as bar:
+
+    console = diagnostics()
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
+    if console.width >= _WIDTH_OF_ALL:  # what does not fit would wrap, and leave lines behind
+        columns += [BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()]
+    else:
+        columns += [BarColumn(bar_width=None), TaskProgressColumn()]
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(doing, total=total_bytes)
         yield lambda count: bar.advance(task, count)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeGuard, TypeVar
 
 from ckpt_lib.config import Mode, Monitor
 from ckpt_lib.metadata import Metric
+from ckpt_lib.wording import did_you_mean
 
 
 class Ranked(Protocol):
@@ -61,9 +61,8 @@ def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics]) -> str |
     logged = {name for checkpoint in checkpoints for name in checkpoint.metrics}
     if not logged or monitor.metric in logged:
         return None
-    close = difflib.get_close_matches(monitor.metric, logged, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the metrics are {', '.join(sorted(logged)[:10])}."
+    hint = did_you_mean(monitor.metric, logged, otherwise=f"The metrics are {', '.join(sorted(logged)[:10])}.")
     return (
-        f"no checkpoint is the best: the monitored metric {monitor.metric!r} was never logged; {hint} "
+        f"no checkpoint is the best: the monitored metric {monitor.metric!r} was never logged. {hint} "
         "`ckpt monitor` and set_monitor() change it."
     )

@@ -10,6 +10,7 @@ from ckpt_lib.config import CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
+from ckpt_lib.wording import briefly
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SavePolicy(Protocol):
 def _check_positive(name: str, number: Any, kind: type[float] = int) -> None:
     if isinstance(number, bool) or not isinstance(number, int | kind) or not number > 0:
         wanted = "whole number" if kind is int else "number"
-        raise ConfigError(f"{name} must be a positive {wanted}", got=repr(number))
+        raise ConfigError(f"{name} must be a positive {wanted}", got=briefly(number))
 
 
 def _check_policies(policies: Sequence[Any]) -> None:

@@ -85,7 +85,7 @@ def test_exit_codes_are_in_the_help() -> None:
         (["scrub", "--rate", "0"], "more than 0"),
         (["repair", "checkpoint_epoch_0009_step_000009_20200101_000000"], "ckpt list"),
         (["restore", "checkpoint_epoch_0009_step_000009_20200101_000000"], "no backup"),
-        (["import", "nosuch.pt"], "ckpt export"),
+        (["import", "nosuch.pt"], "with its manifest"),
         (["export", "latest", __file__], "a file or a link is where a folder should be"),
         (["tag", "latest"], "--add"),
         (["tag", "latest", "--add", "two\nlines"], "visible characters"),

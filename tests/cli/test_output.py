@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -73,6 +74,31 @@ def test_terminal_output_keeps_ids_whole(store: Path, ids: list[str], columns: i
     assert "\x1b[1;32mbest" in output
     assert (f"Not shown in {columns} columns: " in output) == (columns < 200)
     assert (HOSTILE_TAG in output) == (columns == 200)
+
+
+@on_posix
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_fills_its_lines(columns: int) -> None:
+    """The description of a command is broken where the terminal ends, not where its source does as well."""
+    _, output = run_on_terminal("cleanup", "--help", columns=columns)
+    text = re.sub(r"\x1b\[[\d;]*m", "", output)
+    described = text.partition("cleanup [OPTIONS]")[2].partition("╭")[0]
+    lines = [line.strip() for line in described.splitlines() if line.strip()]
+    for line, following in itertools.pairwise(lines):
+        assert line.endswith("policy.") or len(f"{line} {following.split()[0]}") > columns - 2, line
+
+
+@on_posix
+def test_progress_takes_one_line(store: Path) -> None:
+    """On a narrow terminal the bar leaves out what would wrap, for no one takes the second line away."""
+    _, output = run_on_terminal("validate", "--all", "--store", store, columns=40)
+    assert not [line for line in output.split("\n") if line.strip().startswith(("KiB", "kB/s"))]
+
+
+def test_unknown_tags_are_told(store: Path) -> None:
+    """A list that is empty for a misspelt tag says so."""
+    assert "Did you mean 'baseline'?" in run("list", "--tag", "basline", store=store).stderr
+    assert "has the tag" not in run("list", "--tag", "baseline", store=store).stderr
 
 
 @on_posix
