@@ -47,6 +47,7 @@ from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.store import Entry, Leftover
 from ckpt_lib.stream import Damage, Progress, missing_file
+from ckpt_lib.wording import duration
 
 _ROUNDS = 5
 """How often to look again: what one treatment uncovers, such as a payload whose marker was damaged, is another's."""
@@ -181,7 +182,7 @@ class Doctor:
         kind: Kind = "stale lease" if leftover.over_in_seconds else "leftover"
         fix = "remove it"
         if leftover.over_in_seconds:
-            fix = f"remove it when it has been watched for {leftover.over_in_seconds:.0f} s"
+            fix = f"remove it when it has been watched for {duration(leftover.over_in_seconds)}"
         return self._case(
             kind,
             self._place(look),
@@ -217,7 +218,7 @@ class Doctor:
         if left_seconds <= 0 and checkpoint_id not in look.held:
             message = "deleted, and its bytes are still there"
             return self._swept("half deletion", look, checkpoint_id, message, payload)
-        message = f"deleted; `ckpt undelete` brings it back for {max(left_seconds, 0.0):.0f} s more"
+        message = f"deleted; `ckpt undelete` brings it back for another {duration(left_seconds)}"
         return self._case("deleted", self._place(look), checkpoint_id, message, entry=payload)
 
     def _swept(self, kind: Kind, look: _Look, name: str, message: str, payload: Entry | None = None) -> _Case:

@@ -21,6 +21,7 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.query import ATTEMPTS
 from ckpt_lib.stream import VerifiedFile, missing_file
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
+from ckpt_lib.wording import count_of
 
 logger = logging.getLogger("ckpt_lib")
 
@@ -147,7 +148,7 @@ def load_newest(series: Series, load: Callable[[Manifest], Payload], experiment_
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
-        f"none of the {len(passed_over)} checkpoints of {experiment_name!r} can be resumed from: {reasons}",
+        f"none of {count_of(len(passed_over), 'checkpoint')} of {experiment_name!r} can be resumed from: {reasons}",
         hint=f"{_taken_on_purpose(unhealthy_id)}`ckpt restore` brings back backups. "
         "To begin again, choose another experiment name.",
     )
@@ -162,7 +163,7 @@ def _refuse_to_forget(series: Series, experiment_name: str) -> None:
         )
     if backups := series.backed_up():
         raise NoValidCheckpointError(
-            f"{experiment_name!r} has no checkpoint, but {len(backups)} backups of some that it had",
+            f"{experiment_name!r} has no checkpoint, but {count_of(len(backups), 'backup')} of what it had",
             hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "
             "To begin again, choose another experiment name.",
         )

@@ -13,7 +13,7 @@ from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_count
 from ckpt_lib.names import check_tags, is_checkpoint_id
 from ckpt_lib.policies.ranking import is_rankable, missing_metric, ranked
-from ckpt_lib.wording import did_you_mean
+from ckpt_lib.wording import count_of, did_you_mean
 
 ATTEMPTS = 20
 """How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
@@ -112,7 +112,7 @@ class Catalogue:
         return best[0].checkpoint_id if best else None
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
-        count = f"{len(manifests)} checkpoint" if len(manifests) == 1 else f"{len(manifests)} checkpoints"
+        count = count_of(len(manifests), "checkpoint")
         hint = did_you_mean(name, _names_of(manifests), otherwise=f"The experiment has {count}.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."

@@ -26,6 +26,7 @@ from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measu
 from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.wording import count_of, duration
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
@@ -381,7 +382,7 @@ class _Refusals:
         best = ranked(context.saved, context.monitor)
         measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
         return (
-            f"nothing has been saved for {self._count} calls and {seconds:.0f} s: {policy!r} refuses epoch "
-            f"{context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
+            f"nothing has been saved for {count_of(self._count, 'call')} and {duration(seconds)}: {policy!r} refuses "
+            f"epoch {context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
             "save_checkpoint(force=True) saves all the same."
         )

@@ -1,4 +1,4 @@
-"""How errors show a value, and which name was probably meant."""
+"""How messages show values, counts and durations, and which name was probably meant."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Iterable
 
 MAX_NAME_LENGTH = 200
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+_YEARS_SHOWN = 100
 
 # A value may be any amount of text, or hold itself.
 _BRIEFLY = reprlib.Repr()
@@ -32,3 +34,24 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str
     """Return the question for a hint, or ``otherwise`` where no name comes close."""
     close = closest(name, known)
     return otherwise if close is None else f"Did you mean {close!r}?"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return ``1 checkpoint`` or ``2 checkpoints``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in units that people count in: ``42 s``, ``35 min``, ``23 h 55 min``, ``6 d 3 h``."""
+    if not seconds < _YEARS_SHOWN * 365 * _DAY:
+        return f"more than {_YEARS_SHOWN} years"
+    whole = max(0, round(seconds))
+    if whole >= _DAY:
+        return _of_two(whole // _DAY, "d", whole % _DAY // _HOUR, "h")
+    if whole >= _HOUR:
+        return _of_two(whole // _HOUR, "h", whole % _HOUR // _MINUTE, "min")
+    return f"{whole // _MINUTE} min" if whole >= 2 * _MINUTE else f"{whole} s"
+
+
+def _of_two(large: int, unit: str, small: int, smaller_unit: str) -> str:
+    return f"{large} {unit} {small} {smaller_unit}" if small else f"{large} {unit}"

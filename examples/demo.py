@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, CleanupReport
+from ckpt_lib.wording import count_of
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 
 EXPERIMENT = "digits"
 EPOCHS_PER_RUN = 8
+KEPT_BY_TRAINING, KEPT_BY_LIFECYCLE = 5, 3
 WIDTH_OUTSIDE_A_TERMINAL = 120
 
 
@@ -35,7 +38,11 @@ def main() -> None:
     if not console.is_terminal:
         console.width = WIDTH_OUTSIDE_A_TERMINAL
 
-    config = CheckpointConfig(checkpoint_dir=arguments.checkpoint_dir, max_checkpoints=5, max_backups=5)
+    config = CheckpointConfig(
+        checkpoint_dir=arguments.checkpoint_dir,
+        max_checkpoints=KEPT_BY_TRAINING,
+        max_backups=KEPT_BY_TRAINING + EPOCHS_PER_RUN,  # among them that of the one which the training went on from
+    )
     manager = CheckpointManager(config, EXPERIMENT)
     latest = manager.get_latest_checkpoint()
     first = latest.epoch + 1 if latest else 1
@@ -45,11 +52,12 @@ def main() -> None:
     _say(console, f"[bold]Training a CNN on 1,797 handwritten digits[/bold]: epochs {first} to {last}, {beginning}")
     started = time.monotonic()
     train(EXPERIMENT, config, TrainingParameters(epochs=last))
-    _say(console, f"Trained in {time.monotonic() - started:.1f} s.\n")
+    _say(console, f"Trained and saved {EPOCHS_PER_RUN} epochs in {time.monotonic() - started:.1f} seconds.\n")
 
     _say(console, "[bold]The lifecycle[/bold]: validate, back up, compare, export the best, clean up")
     # Fewer are kept than the training kept, so that the plan has something to say.
-    lifecycle = checkpoint_lifecycle(EXPERIMENT, config.model_copy(update={"max_checkpoints": 3}), arguments.export_dir)
+    fewer = config.model_copy(update={"max_checkpoints": KEPT_BY_LIFECYCLE})
+    lifecycle = checkpoint_lifecycle(EXPERIMENT, fewer, arguments.export_dir)
     _show(console, manager, lifecycle)
     if arguments.picture:
         console.save_svg(str(arguments.picture), title="make demo")
@@ -68,8 +76,9 @@ def _show(console: Console, manager: CheckpointManager, lifecycle: dict[str, Any
     epoch = torch.load(exported, weights_only=True)["epoch"]
     _say(
         console,
-        f"\n{lifecycle['total_checkpoints']} checkpoints ({lifecycle['total_size_mb']:.1f} MiB) and "
-        f"{lifecycle['total_backups']} backups. The best one was exported; plain PyTorch reads it:\n"
+        f"\n{count_of(lifecycle['total_checkpoints'], 'checkpoint')} are left in the store, "
+        f"{lifecycle['total_size_mb']:.1f} MiB together, and {count_of(lifecycle['total_backups'], 'backup')}. "
+        "What was deleted can be\nbrought back for a day. The best checkpoint was exported; plain PyTorch reads it:\n"
         f'  torch.load("{exported}", weights_only=True)["epoch"] -> {epoch}\n\n'
         "[bold]Where to look[/bold]: `make serve` opens the Prefect page with these runs, their tasks and their "
         "artifacts\n  (tables and a plot); `.venv/bin/ckpt list` shows the checkpoints here. `make demo` once more "
@@ -81,43 +90,68 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    # Ids are never cut: they are what one copies.
-    heads = [Column(name, overflow="fold", min_width=min(len(name), 10)) for name in columns]
-    return Table(*heads, title=title, title_justify="left", title_style="bold")
+def _table(title: str, explanation: str, *columns: str) -> Table:
+    # Ids are neither cut nor broken: they are what one copies.
+    heads = [Column(name, no_wrap=name == "checkpoint", overflow="fold") for name in columns]
+    return Table(*heads, title=f"[bold]{title}[/bold]\n{explanation}", title_justify="left", title_style="", box=SIMPLE)
 
 
 def _checkpoint_table(manager: CheckpointManager) -> Table:
-    table = _table("Checkpoints", "checkpoint", "epoch", "val_loss", "val_accuracy", "")
+    table = _table(
+        "Checkpoints in the store",
+        "Loss and accuracy (1 is perfect) on images that the training has not seen.",
+        "checkpoint",
+        "loss",
+        "accuracy",
+        "",
+    )
     for item in manager.list_checkpoints():
         marks = [mark for mark, is_set in (("best", item.is_best), ("latest", item.is_latest)) if is_set]
         metrics = (f"{item.metrics[name]:.4f}" for name in ("val_loss", "val_accuracy"))
-        table.add_row(item.checkpoint_id, str(item.epoch), *metrics, " ".join(marks))
+        table.add_row(item.checkpoint_id, *metrics, " ".join(marks))
     return table
 
 
 def _validation_table(manager: CheckpointManager) -> Table:
-    table = _table("Validation and backups", "checkpoint", "result", "SHA-256", "backup")
+    table = _table(
+        "Validation",
+        "Every byte was read again and compared with the SHA-256 of what was saved.",
+        "checkpoint",
+        "result",
+        "backup",
+    )
     backups = {item.checkpoint_id for item in manager.list_backups()}
     for report in manager.validate_all():
         backup = manager.validate_backup(report.checkpoint_id).message if report.checkpoint_id in backups else "none"
-        table.add_row(report.checkpoint_id, report.message, f"{report.sha256[:16]}…", backup)
+        table.add_row(report.checkpoint_id, report.message, backup)
     return table
 
 
 def _comparison_table(comparison: dict[str, Any]) -> Table:
     epochs = comparison["metadata_comparison"]["epoch"]
-    table = _table("Comparison", "metric", *(f"epoch {epoch}" for epoch in epochs))
+    table = _table(
+        "Comparison",
+        "The metrics of the newest checkpoints side by side; train_ is measured on images trained on, val_ on others.",
+        "metric",
+        *(f"epoch {epoch}" for epoch in epochs),
+    )
     for metric, values in comparison["metrics_comparison"].items():
         table.add_row(metric, *(f"{value:.4f}" for value in values))
     return table
 
 
 def _retention_table(report: CleanupReport) -> Table:
-    table = _table("Retention", "decision", "checkpoint", "reason")
+    table = _table(
+        "Retention",
+        f"What the cleanup decided: the training kept {KEPT_BY_TRAINING} checkpoints, the lifecycle keeps "
+        f"{KEPT_BY_LIFECYCLE}.",
+        "checkpoint",
+        "decision",
+        "reason",
+    )
     for decision in report.plan.decisions:
         action = "[green]keep[/green]" if decision.keep else "[red]delete[/red]"
-        table.add_row(action, decision.checkpoint_id, decision.reason)
+        table.add_row(decision.checkpoint_id, action, decision.reason)
     return table
 
 

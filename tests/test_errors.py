@@ -13,6 +13,7 @@ import pytest
 from ckpt_lib import errors
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.stream import Damage
+from ckpt_lib.wording import briefly, count_of, duration
 
 CLASSES: list[type[CheckpointError]] = [
     item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, CheckpointError)
@@ -132,3 +133,41 @@ def test_damages_travel_with_the_error() -> None:
     damage = Damage(file="x.pt", kind="missing", message="x.pt is missing")
     assert CorruptCheckpointError("m", damages=[damage]).damages == (damage,)
     assert CorruptCheckpointError("m").damages == ()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 s"),
+        (42.4, "42 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (3600, "1 h"),
+        (86_113, "23 h 55 min"),
+        (86_400, "1 d"),
+        (530_000, "6 d 3 h"),
+        (1e300, "more than 100 years"),
+        (float("nan"), "more than 100 years"),
+    ],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    """No message says 86113 s."""
+    assert duration(seconds) == text
+
+
+def test_counts_are_readable() -> None:
+    """No message says 1 chunks."""
+    assert [count_of(number, "chunk") for number in (0, 1, 2, 12_000)] == [
+        "0 chunks",
+        "1 chunk",
+        "2 chunks",
+        "12,000 chunks",
+    ]
+
+
+def test_any_value_is_shown_briefly() -> None:
+    """Text of any length, what holds itself, and numbers that Python does not write."""
+    itself: list[object] = []
+    itself.append(itself)
+    for value in ("x" * 10**6, itself, 10**5000, [[[1] * 1000] * 1000] * 1000, float("nan")):
+        assert len(briefly(value)) < 300

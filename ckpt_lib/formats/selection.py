@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.wording import did_you_mean
 
 _MAX_CANDIDATES = 20_000  # an error is not worth waiting for
 
@@ -65,11 +65,10 @@ def _starts(name: str) -> Iterator[str]:
 
 
 def _unknown(key: str, payload: Mapping[str, Any]) -> ConfigError:
-    like = difflib.get_close_matches(key, list(_names(payload)))
     return ConfigError(
         f"the checkpoint holds no {key!r}",
         expected=f"one of {', '.join(map(str, payload))}, or what is in them",
-        hint=f"Did you mean {' or '.join(map(repr, like))}?" if like else None,
+        hint=did_you_mean(key, _names(payload)) or None,
     )
 
 

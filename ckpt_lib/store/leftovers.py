@@ -8,6 +8,7 @@ from ckpt_lib.store import leases
 from ckpt_lib.store.base import Leftover
 from ckpt_lib.store.directory import Directory
 from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PREFIX, NEW_PREFIX
+from ckpt_lib.wording import duration
 
 
 def find_leftovers(directory: Directory) -> list[Leftover]:
@@ -33,7 +34,7 @@ def _examine(directory: Directory, name: str) -> Leftover | None:
     if age_seconds <= ttl_seconds:
         return None
     owner = "an unknown process" if content is None else str(content.owner)
-    message = f"the lease of {owner} was not renewed for {age_seconds:.0f} s"
+    message = f"the lease of {owner} was not renewed for {duration(age_seconds)}"
     return Leftover(name, 0, message, over_in_seconds=ttl_seconds)
 
 
