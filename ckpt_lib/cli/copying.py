@@ -153,9 +153,23 @@ def import_checkpoint(
     Every byte is verified on the way. The experiment may be a new one, if --experiment names it.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
+    others, held = _experiments(manager), manager.checkpoint_ids()
     with byte_progress("Importing", None) as progress:
         checkpoint_id = manager.import_checkpoint(source, progress=progress)
+    result = "already there" if checkpoint_id in held else "imported"
+    name = manager.experiment_name
     if as_json:
-        print_json({"experiment_name": manager.experiment_name, "checkpoint_id": checkpoint_id})
-    else:
-        print_facts({"imported": checkpoint_id, "into": manager.experiment_name})
+        print_json({"experiment_name": name, "checkpoint_id": checkpoint_id, "result": result})
+        return
+    print_facts({result: checkpoint_id, "experiment": name})
+    if name not in others:
+        from ckpt_lib.wording import did_you_mean
+
+        note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+
+
+def _experiments(manager: CheckpointManager) -> list[str]:
+    from ckpt_lib.experiments import list_experiments
+    from ckpt_lib.store import open_store
+
+    return list_experiments(open_store(manager.config.checkpoint_dir), missing_ok=True)

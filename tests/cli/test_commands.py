@@ -266,7 +266,7 @@ def test_export_and_import(store: Path, ids: list[str], tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True)["epoch"] == 2
     assert str(tmp_path / "out") in run("export", "best", tmp_path / "out", store=store).stdout
     imported = run_json("import", path, "-s", tmp_path / "elsewhere", "-e", "new")
-    assert imported == {"experiment_name": "new", "checkpoint_id": ids[1]}
+    assert imported == {"experiment_name": "new", "checkpoint_id": ids[1], "result": "imported"}
     run("validate", "-s", tmp_path / "elsewhere")
     assert ids[1] in run("import", path, store=store).stdout
 
@@ -432,3 +432,15 @@ def test_reconcile_without_a_fallback_folder(store: Path, tmp_path: Path) -> Non
     assert run_json("reconcile", store=store, code=2)["error"]["type"] == "ConfigError"
     assert run_json("reconcile", "--fallback", tmp_path / "none", store=store) == {"experiments": []}
     assert not (tmp_path / "none").exists()
+
+
+def test_import_says_what_is_new(store: Path, tmp_path: Path) -> None:
+    """An experiment that was not there is named as new, with the one that was perhaps meant; a repeat is told."""
+    run("export", "best", tmp_path / "out", store=store)
+    command = ("import", tmp_path / "out", "--experiment", "digit")
+    first, again = run(*command, store=store), run(*command, store=store)
+    assert first.stdout.startswith("imported")
+    assert "'digit' is a new experiment. Did you mean 'digits'?" in first.stderr
+    assert again.stdout.startswith("already there")
+    assert again.stderr == ""
+    assert run_json(*command, store=store)["result"] == "already there"
