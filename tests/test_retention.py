@@ -725,8 +725,9 @@ LAUGHS = "\n".join(f"x{n}: &x{n} {{kind: any_of, policies: [{', '.join([f'*x{n -
         ("kind: latest", "latest"),
         ("kind: newest\ncount: -3", "count=-3: Input should be greater"),
         ("kind: every", "exactly one of epochs, steps, hours"),
-        ("&a {kind: not, policy: *a}", "levels deep"),
-        (f"x0: &x0 {{kind: pinned}}\n{LAUGHS}\nkind: any_of\npolicies: [*x11]", "levels deep"),
+        ("&a {kind: not, policy: *a}", "aliases"),
+        (f"x0: &x0 {{kind: pinned}}\n{LAUGHS}\nkind: any_of\npolicies: [*x11]", "aliases"),
+        ("{kind: not, policy: " * 60 + "{kind: pinned}" + "}" * 60, "levels deep"),
     ],
 )
 def test_a_wrong_policy_file_is_our_error(text: str | None, problem: str, tmp_path: Path) -> None:
