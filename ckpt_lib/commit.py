@@ -38,12 +38,13 @@ from ckpt_lib.names import CheckpointId
 from ckpt_lib.store import Entry, FolderLock, PendingFile
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.writer import Sink
 
 OVERHEAD_BYTES = 32 * 2**10
 """Room that a commit takes beside the payload: for the manifest, its marker and leases."""
 
 Check = Callable[[Manifest], CheckpointError | None]
-"""Whether something speaks against deleting a checkpoint, and what."""
+"""Returns the error to raise instead of deleting the checkpoint of a manifest; ``None`` when it may be deleted."""
 
 
 def save(
@@ -110,10 +111,7 @@ def copy(
     :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify; then, as after any error, the
     target is as it was.
     """
-    if not replace and target.payload_entry(manifest):  # which publishing would show after the copying
-        raise CheckpointExistsError(
-            "another file has that name there", path=target.payload_location(manifest), hint="It was left as it is."
-        )
+    _refuse_what_is_in_the_way(target, manifest, replace=replace)
     pending = target.store.open_write(target.path)
     try:
         copy_bytes(source, manifest, pending, progress)
@@ -125,6 +123,22 @@ def copy(
     finally:
         pending.discard()
     return published
+
+
+def _refuse_what_is_in_the_way(target: CheckpointFolder, manifest: Manifest, *, replace: bool) -> None:
+    """Raise early what publishing would show after the copying."""
+    if target.payload_entry(manifest):
+        if not replace:
+            raise CheckpointExistsError(
+                "another file has that name there", path=target.payload_location(manifest), hint="It was left as it is."
+            )
+    elif any(entry.name == manifest.payload.name for entry in target.store.entries(target.path)):
+        raise CheckpointExistsError(
+            "a folder is where the payload should be",
+            checkpoint_id=manifest.checkpoint_id,
+            path=target.payload_location(manifest),
+            hint="It was left as it is: move it away, and try again.",
+        )
 
 
 def adopt(
@@ -201,30 +215,38 @@ def delete(
     unless: Check,
     grace_seconds: float = 0.0,
 ) -> Manifest | None:
-    """Delete one checkpoint, as :func:`delete_all` does; raise the error that ``unless`` answers."""
-    gone, refused = delete_all(folder, [checkpoint_id], look=lambda: unless, grace_seconds=grace_seconds)
+    """Delete one checkpoint, as :func:`delete_all` does, or raise the error that ``unless`` returns.
+
+    Returns its manifest, or ``None`` when another process has deleted it already.
+    """
+    gone, refused = delete_all(folder, [checkpoint_id], make_check=lambda: unless, grace_seconds=grace_seconds)
     for error in refused.values():
         raise error
     return gone[0] if gone else None
 
 
 def delete_all(
-    folder: CheckpointFolder, checkpoint_ids: Iterable[str], *, look: Callable[[], Check], grace_seconds: float = 0.0
+    folder: CheckpointFolder,
+    checkpoint_ids: Iterable[str],
+    *,
+    make_check: Callable[[], Check],
+    grace_seconds: float = 0.0,
 ) -> tuple[list[Manifest], dict[str, CheckpointError]]:
-    """Delete checkpoints under one lock; return the manifests of those that went, and why the others did not.
+    """Delete checkpoints under one lock; return the manifests of those that were deleted, and the errors of the others.
 
-    Those that another process has deleted are in neither. :func:`undelete` brings one back until its payload is
-    removed: by the first :func:`sweep` after ``grace_seconds``, or at once when that is 0, but not while somebody holds
-    it. Killed on the way, each of them is there, deleted, or gone, and the next sweep does the rest.
+    What another process has deleted already is in neither. :func:`undelete` brings a checkpoint back until its payload
+    is removed. The first :func:`sweep` after ``grace_seconds`` removes it, or this call when that is 0, but not while
+    somebody holds the checkpoint. Killed on the way, each checkpoint is there, deleted, or gone, and the next sweep
+    does the rest.
 
-    ``look`` sees once, under the lock, what speaks against deleting, and returns what is asked about each manifest as
-    it now is. It looks again when the manifests are gone, and so nobody can begin to use a checkpoint; then what is
-    refused comes back.
+    ``make_check`` is called under the lock, twice. First the check that it returns says for each manifest whether it
+    may be deleted. When the manifests are gone, nobody can begin to use a checkpoint any more: a new check is made,
+    and what it refuses is brought back.
     """
     gone, refused = [], {}
     with folder.lock() as held:
         doomed = []
-        check = look()
+        check = make_check()
         for checkpoint_id in checkpoint_ids:
             with contextlib.suppress(CheckpointNotFoundError):
                 manifest = folder.read_manifest(checkpoint_id)
@@ -241,7 +263,7 @@ def delete_all(
         for manifest in doomed:
             held.delete(folder.manifest_path(manifest.checkpoint_id))
         held.sync()
-        check = look()
+        check = make_check()
         for manifest in doomed:
             if error := check(manifest):
                 _bring_back(folder, held, manifest, "deleted")
@@ -328,9 +350,9 @@ def remove_quarantined(folder: CheckpointFolder, checkpoint_id: str, payload_nam
         _refuse_held(folder, checkpoint_id)
         freed_bytes = 0
         for path in map(folder.path_of, payload_names):
-            entry = folder.store.stat(path)
-            freed_bytes += entry.size_bytes if entry else 0
-            held.delete(path)
+            if entry := folder.store.stat(path):  # a folder of that name is not ours
+                freed_bytes += entry.size_bytes
+                held.delete(path)
         held.sync()
         held.delete(marker)
         held.sync()
@@ -537,7 +559,7 @@ def _refuse_held(folder: CheckpointFolder, checkpoint_id: str) -> None:
 
 
 def _finish_deletions(folder: CheckpointFolder, held: FolderLock, manifests: Sequence[Manifest], mark: Mark) -> None:
-    for manifest in manifests:
+    for manifest in filter(folder.payload_entry, manifests):  # a folder of that name is not ours
         held.delete(folder.payload_path(manifest))
     held.sync()
     for manifest in manifests:
@@ -560,7 +582,7 @@ def _file_entry(name: str, digests: FileDigests) -> FileEntry:
     return FileEntry(name=name, **digests.__dict__)
 
 
-def copy_bytes(source: CheckpointFolder, manifest: Manifest, target: PendingFile, progress: Progress | None) -> None:
+def copy_bytes(source: CheckpointFolder, manifest: Manifest, target: Sink, progress: Progress | None) -> None:
     """Stream a payload into ``target`` and refuse it at the end if a byte was not as it was saved."""
     try:
         with (

@@ -32,10 +32,15 @@ def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
     return names
 
 
-def check_experiment_exists(store: Store, name: str) -> str:
-    """Return ``name`` if the store holds that experiment, else raise, naming what is there."""
+def check_experiment_exists(store: Store, name: str, *, backups: Store | None = None) -> str:
+    """Return ``name`` if the store holds that experiment, or the store of its ``backups``; else raise.
+
+    The error names what is there.
+    """
     check_experiment_name(name)
-    known = list_experiments(store)
+    known = list_experiments(store, missing_ok=backups is not None)
+    if name not in known and backups is not None:  # all the checkpoints may be gone
+        known = sorted({*known, *list_experiments(backups, missing_ok=True)}) or list_experiments(store)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         raise ExperimentNotFoundError(

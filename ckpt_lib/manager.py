@@ -25,6 +25,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptManifestError,
+    IntegrityError,
     ProtectedCheckpointError,
     StoreError,
     UnsupportedSchemaError,
@@ -112,6 +113,7 @@ class CheckpointManager:
         self._fallback = None if stranded is None else Fallback(stranded, self._folder, self._index)
         self._reconciling = threading.Lock()
         self._catalogue = self._catalogue_of(self._index)
+        self._backup_catalogue = self._catalogue_of(self._backup_index)
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
         self._saves_to_snapshot = 0
@@ -874,31 +876,55 @@ class CheckpointManager:
         return readable + [str(error.checkpoint_id) for error in self._backup_index.unreadable()]
 
     def list_backups(self) -> list[CheckpointMetadata]:
-        """What is in the backup location, oldest first."""
-        return [manifest.describe() for manifest in self._backup_index.manifests()]
+        """What is in the backup location, oldest first; ``is_best`` and ``is_latest`` are among the backups."""
+        return self._backup_catalogue.describe_all()
+
+    def get_backup(self, checkpoint_id: str) -> CheckpointMetadata:
+        """The metadata of one backup; ``"latest"``, ``"best"`` and tags stand for one of the backups."""
+        return self._backup_catalogue.describe(self._backups.read_manifest(self._backup_id_of(checkpoint_id)))
 
     def validate_backup(
         self, checkpoint_id: str, *, deep: bool = True, progress: Progress | None = None
     ) -> ValidationReport:
         """Read every byte of a backup, as :meth:`validate_checkpoint` does of a checkpoint."""
-        checkpoint_id = self._id_of(checkpoint_id)
-        try:
-            manifest = self._backups.read_manifest(checkpoint_id)
-        except (CorruptManifestError, UnsupportedSchemaError) as error:
-            return unreadable_report(error, checkpoint_id, self.experiment_name)
-        return self._validate(self._backups, manifest, progress, deep=deep)
+        checkpoint_id = self._backup_id_of(checkpoint_id)
+        with self._naming_backups(checkpoint_id):
+            try:
+                manifest = self._backups.read_manifest(checkpoint_id)
+            except (CorruptManifestError, UnsupportedSchemaError) as error:
+                return unreadable_report(error, checkpoint_id, self.experiment_name)
+            return self._validate(self._backups, manifest, progress, deep=deep)
 
     def _id_of(self, name: str) -> str:
         """An id as it is, even of a checkpoint that is gone; anything else as the experiment knows it."""
         return name if is_checkpoint_id(name) else self._catalogue.resolve(name).checkpoint_id
 
+    def _backup_id_of(self, name: str) -> str:
+        """The same among the backups."""
+        return name if is_checkpoint_id(name) else self._backup_catalogue.resolve(name).checkpoint_id
+
+    @contextmanager
+    def _naming_backups(self, checkpoint_id: str) -> Iterator[None]:
+        """Say that it is the backup that there is not."""
+        try:
+            yield
+        except CheckpointNotFoundError as error:
+            raise transfer.no_backup(self._backups, checkpoint_id) from error
+
     def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
         """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
 
-        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else.
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. When there is no backup or it is
+        damaged, the error says what else may help.
         """
         checkpoint_id = self._id_of(checkpoint_id)
-        manifest = transfer.restore(self._folder, checkpoint_id, self._backups, progress)
+        try:
+            manifest = transfer.restore(self._folder, checkpoint_id, self._backups, progress)
+        except (CheckpointNotFoundError, IntegrityError) as error:
+            if isinstance(error, IntegrityError):
+                error.message = f"its backup cannot be restored: {error.message}"
+            error.hint = transfer.other_ways(self._folder, self._backups, checkpoint_id)
+            raise
         self._known.remember(self._folder, manifest)
         self._write_snapshot()
         return self._catalogue.describe(manifest)
@@ -911,22 +937,28 @@ class CheckpointManager:
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
-        return self._repair(self._folder, checkpoint_id, self._backups, progress)
+        return self._repair(self._folder, self._id_of(checkpoint_id), self._backups, progress)
 
     def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a backup back from its checkpoint, as :meth:`repair_checkpoint` does the reverse.
 
         A backup that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        return self._repair(self._backups, checkpoint_id, self._folder, progress)
+        checkpoint_id = self._backup_id_of(checkpoint_id)
+        with self._naming_backups(checkpoint_id):
+            return self._repair(self._backups, checkpoint_id, self._folder, progress)
 
     def _repair(
-        self, folder: CheckpointFolder, name: str, other: CheckpointFolder, progress: Progress | None
+        self, folder: CheckpointFolder, checkpoint_id: str, other: CheckpointFolder, progress: Progress | None
     ) -> RepairReport:
-        checkpoint_id = self._id_of(name)
         was_set_aside = quarantine.is_quarantined(folder, checkpoint_id)
-        mend = quarantine.bring_back if was_set_aside else repair
-        report = mend(folder, checkpoint_id, other, self.experiment_name, progress)
+        if was_set_aside:
+            is_backup = folder is self._backups
+            report = quarantine.bring_back(
+                folder, checkpoint_id, other, self.experiment_name, progress, is_backup=is_backup
+            )
+        else:
+            report = repair(folder, checkpoint_id, other, self.experiment_name, progress)
         self._known.remember(folder, folder.read_manifest(report.checkpoint_id))
         if was_set_aside or report.method == "file":  # it may have brought a manifest back
             self._write_snapshot()
@@ -950,23 +982,37 @@ class CheckpointManager:
         It is repaired instead when its checkpoint can. :meth:`backup_checkpoint` replaces it, :meth:`repair_backup`
         brings it back and :meth:`delete_backup` removes it.
         """
-        checkpoint_id = self._id_of(checkpoint_id)
-        return quarantine.set_aside(self._backups, checkpoint_id, self._folder, self.experiment_name, progress)
+        checkpoint_id = self._backup_id_of(checkpoint_id)
+        with self._naming_backups(checkpoint_id):
+            return quarantine.set_aside(self._backups, checkpoint_id, self._folder, self.experiment_name, progress)
 
     def list_quarantined(self) -> list[QuarantinedCheckpoint]:
-        """The checkpoints and then the backups that were set aside, each with the report that says why."""
-        backups = quarantine.list_quarantined(self._backups, self.experiment_name)
-        return [
-            *quarantine.list_quarantined(self._folder, self.experiment_name),
-            *(item.model_copy(update={"is_backup": True}) for item in backups),
-        ]
+        """The checkpoints that were set aside, each with the report that says why."""
+        return quarantine.list_quarantined(self._folder, self.experiment_name)
+
+    def list_quarantined_backups(self) -> list[QuarantinedCheckpoint]:
+        """The backups that were set aside, as :meth:`list_quarantined` does the checkpoints."""
+        found = quarantine.list_quarantined(self._backups, self.experiment_name)
+        return [item.model_copy(update={"is_backup": True}) for item in found]
 
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
 
-        Its backup stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
+        Its backup stays: :meth:`delete_backup` removes that. Raises
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint is not in quarantine.
         """
-        return quarantine.remove(self._folder, str(CheckpointId.parse(checkpoint_id)))
+        checkpoint_id = str(CheckpointId.parse(checkpoint_id))
+        try:
+            return quarantine.remove(self._folder, checkpoint_id)
+        except CheckpointNotFoundError as error:
+            error.hint = self._where_it_is_set_aside(checkpoint_id)
+            raise
+
+    def _where_it_is_set_aside(self, checkpoint_id: str) -> str:
+        with suppress(CheckpointError):  # backups that cannot be reached
+            if quarantine.is_quarantined(self._backups, checkpoint_id):
+                return f"Its backup is: `delete_backup` removes it, or `ckpt delete --backups {checkpoint_id}`."
+        return "`list_quarantined` and `ckpt quarantine` show what is."
 
     def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
         """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
@@ -1010,7 +1056,8 @@ class CheckpointManager:
         """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
 
         Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back. A
-        ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest.
+        ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
+        is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
         """
         return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
 
@@ -1074,7 +1121,7 @@ class CheckpointManager:
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` while somebody reads it, and
         :class:`~ckpt_lib.errors.CorruptManifestError` when its manifest is damaged: set it aside first.
         """
-        checkpoint_id = self._id_of(checkpoint_id)
+        checkpoint_id = self._backup_id_of(checkpoint_id)
         if quarantine.is_quarantined(self._backups, checkpoint_id):
             return quarantine.remove(self._backups, checkpoint_id)
         try:
@@ -1083,12 +1130,7 @@ class CheckpointManager:
             error.hint = f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`."
             raise
         if deleted is None:
-            raise CheckpointNotFoundError(
-                f"there is no backup of {checkpoint_id}",
-                checkpoint_id=checkpoint_id,
-                path=self._backups.location(),
-                hint="`ckpt list --backups` shows what is there.",
-            )
+            raise transfer.no_backup(self._backups, checkpoint_id)
         return deleted.payload.size_bytes
 
     def _refuse_held_backup(self, manifest: Manifest) -> CheckpointError | None:
@@ -1137,18 +1179,21 @@ class CheckpointManager:
 
         What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
         ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Backups beyond ``max_backups`` go for
-        good; the report's ``backups`` tells which.
+        good; the report's ``backups`` tells which. When only they cannot be cleaned up, nothing is raised: the report's
+        ``backups_error`` says why.
         """
         _check_policies(None, policy)
         report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
         if not self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
             return report
-        with _logged("cleaning up the backups"):  # what became of the checkpoints is to be told all the same
-            backups = self._clean_backups(known=None, dry_run=dry_run)
-            report = report.model_copy(update={"backups": backups})
+        try:
+            outcome: dict[str, Any] = {"backups": self._clean_backups(known=None, dry_run=dry_run)}
+        except (CheckpointError, OSError) as error:  # what became of the checkpoints is to be told all the same
+            logger.error("cleaning up the backups failed: %s", error)
+            outcome = {"backups_error": str(error)}
         if not dry_run:
             self._write_snapshot()
-        return report
+        return report.model_copy(update=outcome)
 
     def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
@@ -1195,7 +1240,7 @@ class CheckpointManager:
         view = self._index.view()
         damaged = [str(error.checkpoint_id) for error in view.unreadable]
         damaged += [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
-        damaged += [item.checkpoint_id for item in self.list_quarantined() if not item.is_backup]
+        damaged += [item.checkpoint_id for item in self.list_quarantined()]
         protected = dict.fromkeys(damaged, "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"

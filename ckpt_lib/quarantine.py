@@ -164,6 +164,8 @@ def bring_back(
     other: CheckpointFolder,
     experiment_name: str,
     progress: Progress | None = None,
+    *,
+    is_backup: bool = False,
 ) -> RepairReport:
     """Take a checkpoint out of quarantine: as it is if it verifies by now, else as a copy of ``other``, which must.
 
@@ -182,7 +184,7 @@ def bring_back(
             checkpoint_id=checkpoint_id,
             path=folder.location(),
             damages=found.report.damages,
-            hint="`ckpt quarantine --delete` removes it for good.",
+            hint=_what_is_left_to_do(checkpoint_id, is_backup=is_backup),
         ) from error
     return RepairReport(
         checkpoint_id=checkpoint_id,
@@ -191,6 +193,14 @@ def bring_back(
         method="file",
         chunks_rewritten=len(manifest.payload.chunk_xxh3_128),
         bytes_rewritten=manifest.payload.size_bytes,
+    )
+
+
+def _what_is_left_to_do(checkpoint_id: str, *, is_backup: bool) -> str:
+    removal = f"ckpt delete --backups {checkpoint_id}" if is_backup else f"ckpt quarantine --delete {checkpoint_id}"
+    return (
+        "An export may be another copy; `ckpt list` shows older checkpoints, `ckpt list --backups` other backups. "
+        f"`{removal}` removes it for good."
     )
 
 

@@ -188,9 +188,18 @@ class _Repair:
             checkpoint_id=found.checkpoint_id,
             path=self.folder.location(),
             damages=damages,
-            hint=f"Nothing was written. The other copy was looked for in {self.other.location()}; "
-            "an export may be a third one.",
+            hint=f"Nothing was written. The other copy was looked for in {self.other.location()}"
+            f"{self._whereabouts(found)}. An export may be a third one; `ckpt list` shows older checkpoints, "
+            "`ckpt list --backups` other backups.",
         )
+
+    def _whereabouts(self, found: ValidationReport) -> str:
+        """Where the other copy is, if it was deleted or set aside."""
+        if self.other.store.stat(self.other.marker_path(found.checkpoint_id, "deleted")):
+            return f", where it is in the trash: `ckpt undelete {found.checkpoint_id}`"
+        if self.other.store.stat(self.other.marker_path(found.checkpoint_id, "quarantined")):
+            return ", where it was set aside: `ckpt quarantine`"
+        return ""
 
 
 def _report(

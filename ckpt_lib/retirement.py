@@ -41,6 +41,8 @@ class CleanupReport(BaseModel):
     """Leftovers of dead processes that were removed."""
     backups: CleanupReport | None = None
     """What was decided about the backups, and done, if they were cleaned up as well."""
+    backups_error: str | None = None
+    """Why the backups were not cleaned up, though they should have been."""
 
 
 class _Assessment:
@@ -143,7 +145,7 @@ def clean(
         gone, refused = commit.delete_all(
             folder,
             doomed_ids[start : start + batch_size],
-            look=partial(_look, folder, planned, relied_on),
+            make_check=partial(_check_of_plan, folder, planned, relied_on),
             grace_seconds=grace_seconds,
         )
         deleted += gone
@@ -160,14 +162,16 @@ def clean(
     )
 
 
-def _look(folder: CheckpointFolder, planned: Mapping[str, Manifest], relied_on: Sequence[Manifest]) -> commit.Check:
-    """Refuse to delete a checkpoint that someone pinned, tagged, replaced or began to use after the plan was made.
+def _check_of_plan(
+    folder: CheckpointFolder, planned: Mapping[str, Manifest], relied_on: Sequence[Manifest]
+) -> commit.Check:
+    """Make a check that refuses a checkpoint which someone pinned, tagged, replaced or began to use since the plan.
 
-    And any, when one of the valid ones that were to stay instead has gone since.
+    It refuses every checkpoint when one of the valid ones that were to stay instead has gone since.
     """
     in_use = folder.held()
     sizes_bytes = {entry.name: entry.size_bytes for entry in folder.store.entries(folder.path) if not entry.is_folder}
-    are_there = all(
+    kept_are_complete = all(
         kept.checkpoint_id + MANIFEST_SUFFIX in sizes_bytes
         and sizes_bytes.get(kept.payload.name) == kept.payload.size_bytes
         for kept in relied_on
@@ -179,7 +183,7 @@ def _look(folder: CheckpointFolder, planned: Mapping[str, Manifest], relied_on: 
             reason = "changed since the plan was made; the next cleanup decides again"
         elif current.checkpoint_id in in_use:
             reason = in_use[current.checkpoint_id]
-        elif not are_there:
+        elif not kept_are_complete:
             reason = "what the plan meant to keep is gone; the next cleanup decides again"
         else:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 from ckpt_lib import commit
 from ckpt_lib.errors import (
@@ -22,11 +23,13 @@ from ckpt_lib.integrity import UNLOADABLE, compare, require_loadable, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.names import is_checkpoint_id
 from ckpt_lib.store import open_store
+from ckpt_lib.store.pending import new_file
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import Progress, find_damages
 
 FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
 """A path that ends so names a file to export to."""
+_SET_ASIDE = "set aside: `ckpt quarantine --backups` tells why"
 
 
 def backup(
@@ -63,9 +66,7 @@ def restore(
     try:
         saved = backups.read_manifest(checkpoint_id)
     except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"there is no backup of {checkpoint_id}", checkpoint_id=checkpoint_id, path=backups.location()
-        ) from error
+        raise no_backup(backups, checkpoint_id) from error
 
     def current_or_saved() -> Manifest:
         current = _manifest_or_none(folder, checkpoint_id) or _quarantined_or_none(folder, checkpoint_id)
@@ -77,6 +78,28 @@ def restore(
     return commit.copy(backups, saved, folder, choose_manifest=current_or_saved, replace=True, progress=progress)
 
 
+def no_backup(backups: CheckpointFolder, checkpoint_id: str) -> CheckpointNotFoundError:
+    """The error for a backup that is not there, or was set aside."""
+    is_aside = backups.store.stat(backups.marker_path(checkpoint_id, "quarantined"))
+    return CheckpointNotFoundError(
+        f"there is no backup of {checkpoint_id}",
+        checkpoint_id=checkpoint_id,
+        path=backups.location(),
+        hint=f"It is damaged and was {_SET_ASIDE}." if is_aside else "`ckpt list --backups` shows what is there.",
+    )
+
+
+def other_ways(folder: CheckpointFolder, backups: CheckpointFolder, checkpoint_id: str) -> str:
+    """What is left to do about a checkpoint that its backup cannot bring back."""
+    ways = []
+    if folder.store.stat(folder.marker_path(checkpoint_id, "deleted")):
+        ways.append(f"It is in the trash: `ckpt undelete {checkpoint_id}` brings it back.")
+    if backups.store.stat(backups.marker_path(checkpoint_id, "quarantined")):
+        ways.append(f"Its backup was {_SET_ASIDE}.")
+    ways.append("`ckpt list` shows older checkpoints, `ckpt list --backups` other backups; an export may be a copy.")
+    return " ".join(ways)
+
+
 def export(
     folder: CheckpointFolder,
     manifest: Manifest,
@@ -86,11 +109,12 @@ def export(
     """Copy a checkpoint and its manifest into another folder; return where the payload lies.
 
     A ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` and is no folder becomes the payload itself, without
-    a manifest. Exporting it there again changes nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when
-    another file has its name, and :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
+    a manifest; a path that ends with a slash is a folder. Exporting it there again changes nothing. Raises
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when another file has its name, and
+    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment.
     """
     target = CheckpointFolder(open_store(destination), "")
-    if target.location().lower().endswith(FILE_SUFFIXES) and not os.path.isdir(target.location()):
+    if _is_file_name(destination, target.location()):
         return _export_file(folder, manifest, *_folder_and_name(target.location()), progress)
     _refuse_experiment(target)
     existing = _manifest_or_none(target, manifest.checkpoint_id)
@@ -111,6 +135,11 @@ def export(
     return target.payload_location(manifest)
 
 
+def _is_file_name(destination: str | os.PathLike[str], location: str) -> bool:
+    is_named_a_folder = url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(location)
+    return location.lower().endswith(FILE_SUFFIXES) and not is_named_a_folder
+
+
 def _export_file(
     folder: CheckpointFolder, manifest: Manifest, target: CheckpointFolder, name: str, progress: Progress | None
 ) -> str:
@@ -123,15 +152,8 @@ def _export_file(
                     "another file has that name there", path=target.location(name), hint="It was left as it is."
                 )
     else:
-        pending = target.store.open_write(target.path)
-        try:
-            commit.copy_bytes(folder, manifest, pending, progress)
-            pending.sync()
-            with target.lock() as held:
-                held.publish(pending, target.path_of(name))
-                held.sync()
-        finally:
-            pending.discard()
+        with new_file(Path(target.location(name))) as file:
+            commit.copy_bytes(folder, manifest, file, progress)
     return target.location(name)
 
 
@@ -208,7 +230,8 @@ def _locate(source: str) -> tuple[CheckpointFolder, str]:
     raise NotACheckpointError(
         _why_not(as_folder, origin, name),
         path=source,
-        expected=f"<checkpoint id>.pt with <checkpoint id>{MANIFEST_SUFFIX} beside it, as `ckpt export` makes them",
+        expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it",
+        hint="An export to a folder keeps the manifest; one to a file name leaves it out.",
     )
 
 
@@ -229,8 +252,8 @@ def _why_not(as_folder: CheckpointFolder, origin: CheckpointFolder, name: str) -
         is_there = os.path.lexists(origin.location(name))
         return "a link or a device is at this path" if is_there else "there is nothing at this path"
     if is_checkpoint_id(name.partition(".")[0]):
-        return "the manifest of this payload is not beside it"
-    return f"it is {kind}, not an exported checkpoint"
+        return "the manifest of this payload is missing"
+    return f"it is {kind}, and no checkpoint with its manifest"
 
 
 def _names_a_file(source: str) -> bool:

@@ -31,14 +31,15 @@ def manage_backups(
     backups that are left, oldest first.
 
     Args:
-        experiment_name: An existing experiment.
+        experiment_name: An existing experiment; its backups may be all that is left of it.
         checkpoints: The store and its options.
         delete_ids: Backups to delete for good, sound or in quarantine.
         retention: Takes the place of max_backups.
         dry_run: Only list, and plan.
     """
     require_absolute(checkpoints)
-    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
+    backups = open_store(checkpoints.backup_dir) if checkpoints.backup_dir else None
+    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name, backups=backups)
     if dry_run and delete_ids:
         raise ConfigError("delete_ids were given, but dry_run is on", expected="dry_run=False", got=str(delete_ids))
     freed_bytes = sum(delete_backup(checkpoints, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)

@@ -9,7 +9,7 @@ from prefect import flow, unmapped
 from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForCleanup
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
@@ -25,8 +25,8 @@ def cleanup_store(
     """Delete what the retention policy does not keep, in every experiment, and what dead processes left behind.
 
     ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
-    that is all that happens. An experiment that fails stops no other one; the run fails at its end. A store that is
-    missing fails the run. Returns the reports by experiment.
+    that is all that happens. An experiment that fails, or whose backups do, stops no other one; the run fails at its
+    end. A store that is missing fails the run. Returns the reports by experiment.
 
     Args:
         checkpoints: The store and its options.
@@ -51,6 +51,7 @@ def cleanup_store(
             report_cleanup(checkpoints, name, reports[name])
     if failures:
         raise failures[0]
+    fail_on_backups(reports)
     return completed(reports, _found(reports.values()))
 
 

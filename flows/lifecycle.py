@@ -13,7 +13,7 @@ from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForLifecycle
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.validate import fail_on_damage, validate_batches
@@ -88,6 +88,7 @@ def checkpoint_lifecycle(
         with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
             backup.result()
     exported = next((export.result() for export in exports), None)
+    fail_on_backups({experiment_name: cleanup})
     outcome = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
     return completed(outcome, f"{count_findings(reports)}; {summary['total_checkpoints']} kept")
 

@@ -222,6 +222,7 @@ def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: Cle
     else:
         summary = f"freed {size_text(report.freed_bytes)}"
     summary += f"; {report.plan.warning}" if report.plan.warning else ""
+    summary += f"; THE BACKUPS WERE NOT CLEANED UP: {report.backups_error}" if report.backups_error else ""
     leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
     what = f"Retention of {'the backups of ' if backups else ''}{experiment_name}"
     title = f"{what} in {store_of(config)}: {summary}{leftovers}"

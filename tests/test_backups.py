@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     CorruptManifestError,
+    ExperimentNotFoundError,
+    NotAStoreError,
     ProtectedCheckpointError,
 )
+from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import KeepNewest
 from tests.helpers import MakeManager, backup_ids, experiment_folder, flip_bit, ids, payload_path, save
 
@@ -37,14 +41,15 @@ def test_a_damaged_backup_of_nothing_is_set_aside_and_deleted(orphaned: tuple[Ch
     found = manager.quarantine_backup(gone)
     assert found.is_quarantined
     assert gone not in backup_ids(manager)
-    [aside] = manager.list_quarantined()
+    assert manager.list_quarantined() == []
+    [aside] = manager.list_quarantined_backups()
     assert aside.is_backup
     assert aside.checkpoint_id == gone
     assert manager.scrub().is_intact
     with pytest.raises(CorruptCheckpointError, match="Of the other copy: there is none"):
         manager.repair_backup(gone)
     assert manager.delete_backup(gone) == aside.size_bytes > 0
-    assert manager.list_quarantined() == []
+    assert manager.list_quarantined_backups() == []
     assert not backup_path(manager, gone).exists()
 
 
@@ -84,7 +89,7 @@ def test_a_backup_in_quarantine_comes_back_with_its_checkpoint(make_manager: Mak
     assert manager.import_checkpoint(exported) == saved
     assert manager.doctor(fix=True).done[0].succeeded
     assert manager.validate_backup(saved)
-    assert manager.list_quarantined() == []
+    assert manager.list_quarantined_backups() == []
 
 
 def test_a_new_backup_replaces_one_in_quarantine(make_manager: MakeManager, tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_a_new_backup_replaces_one_in_quarantine(make_manager: MakeManager, tmp_
     manager.import_checkpoint(exported)
     assert manager.backup_checkpoint(saved)
     assert manager.validate_backup(saved)
-    assert manager.list_quarantined() == []
+    assert manager.list_quarantined_backups() == []
 
 
 def test_a_backup_in_quarantine_protects_no_backup(make_manager: MakeManager) -> None:
@@ -191,7 +196,40 @@ def test_a_cleanup_reports_what_it_deleted_though_the_backups_are_away(
     assert planned.plan.deleted_ids == tuple(saved[1::-1])
     done = manager.cleanup_checkpoints(policy=KeepNewest(count=1))
     assert done.deleted_ids == tuple(saved[:2])
-    assert done.backups is None
+    for report in (planned, done):
+        assert report.backups is None
+        assert report.backups_error is not None
+        assert str(tmp_path / "backups") in report.backups_error
+
+
+def test_checkpoints_in_quarantine_are_seen_though_the_backups_are_away(
+    make_manager: MakeManager, tmp_path: Path
+) -> None:
+    """What is asked about checkpoints does not look at the backups."""
+    manager = make_manager(backup_checkpoints=False, backup_dir=str(tmp_path / "backups"))
+    saved = save(manager, 1)
+    flip_bit(payload_path(manager, saved), 500)
+    assert manager.quarantine_checkpoint(saved).is_quarantined
+    (tmp_path / "backups").write_text("mine")
+    assert [item.checkpoint_id for item in manager.list_quarantined()] == [saved]
+    with pytest.raises(NotAStoreError):
+        manager.list_quarantined_backups()
+    assert manager.delete_quarantined(saved) > 0
+
+
+def test_an_experiment_is_known_by_its_backups_alone(make_manager: MakeManager, tmp_path: Path) -> None:
+    manager = make_manager("gone", backup_dir=str(tmp_path / "backups"))
+    save(manager, 1)
+    shutil.rmtree(experiment_folder(manager))
+    store, backups = open_store(manager.config.checkpoint_dir), open_store(tmp_path / "backups")
+    assert check_experiment_exists(store, "gone", backups=backups) == "gone"
+    with pytest.raises(ExperimentNotFoundError, match="Did you mean 'gone'"):
+        check_experiment_exists(store, "goen", backups=backups)
+    with pytest.raises(ExperimentNotFoundError):
+        check_experiment_exists(store, "gone")
+    nothing = open_store(tmp_path / "nothing")
+    with pytest.raises(NotAStoreError):
+        check_experiment_exists(nothing, "gone", backups=nothing)
 
 
 def test_one_treatment_is_enough_for_damage_in_both_copies(make_manager: MakeManager) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit, list_experiments, open_store, quarantine
 from ckpt_lib.errors import (
+    CheckpointExistsError,
     CheckpointNotFoundError,
     ConfigError,
     CorruptCheckpointError,
@@ -428,3 +429,47 @@ def test_bad_input_is_refused(alone: CheckpointManager) -> None:
     with pytest.raises(ConfigError):
         alone.quarantine_checkpoint(3)  # type: ignore[arg-type]
     assert CheckpointManager(CheckpointConfig(checkpoint_dir="nowhere"), "run").list_quarantined() == []
+
+
+def put_folder(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    """Put a folder of somebody else where a payload was."""
+    path = payload_path(manager, checkpoint_id)
+    path.unlink()
+    path.mkdir()
+    (path / "mine").write_text("mine")
+    return path
+
+
+def test_a_folder_in_the_place_of_a_payload_is_damage_like_any_other(make_manager: MakeManager) -> None:
+    """It is set aside though there is a backup, stays as it is, and comes back once the folder is moved away."""
+    manager = make_manager()
+    saved = save(manager, 1)
+    save(manager, 2)
+    path = put_folder(manager, saved)
+    with pytest.raises(CheckpointExistsError, match="a folder is where the payload should be"):
+        manager.restore_checkpoint(saved)
+    assert manager.quarantine_checkpoint(saved).is_quarantined
+    with pytest.raises(CheckpointExistsError, match="move it away"):
+        manager.repair_checkpoint(saved)
+    assert (path / "mine").read_text() == "mine"
+    path.rename(path.with_name("elsewhere"))
+    assert manager.repair_checkpoint(saved).method == "file"
+    assert manager.validate_checkpoint(saved)
+
+
+@pytest.mark.parametrize("trash_seconds", [0, 60])
+def test_a_checkpoint_with_a_folder_in_the_place_of_its_payload_can_be_deleted(
+    make_manager: MakeManager, trash_seconds: float
+) -> None:
+    """And no later cleanup stumbles over it."""
+    manager = make_manager(trash_seconds=trash_seconds, backup_checkpoints=False)
+    saved, aside, _ = (save(manager, epoch) for epoch in (1, 2, 3))
+    paths = [put_folder(manager, checkpoint_id) for checkpoint_id in (saved, aside)]
+    manager.delete_checkpoint(saved)
+    manager.quarantine_checkpoint(aside)
+    assert manager.delete_quarantined(aside) == 0
+    manager.empty_trash()
+    assert manager.cleanup_checkpoints().spared == {}
+    assert manager.list_deleted() == manager.list_quarantined() == []
+    assert all((path / "mine").read_text() == "mine" for path in paths)
+    assert manager.doctor(fix=True, deep=True).is_healthy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.metadata import Manifest
+from ckpt_lib.store.directory import Directory
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from tests.helpers import (
     MakeManager,
@@ -35,7 +37,6 @@ from tests.helpers import (
     experiment_folder,
     flip_bit,
     ids,
-    is_bookkeeping,
     manifest_path,
     payload_path,
     save,
@@ -556,7 +557,7 @@ def test_an_export_to_a_file_name_is_that_file(manager: CheckpointManager, tmp_p
     target = tmp_path / "exports" / name
     for _ in range(2):
         assert manager.export_checkpoint(saved, target) == str(target)
-        assert [path.name for path in target.parent.iterdir() if not is_bookkeeping(path.name)] == [target.name]
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert torch.load(target, weights_only=True)["epoch"] == 3
     assert target.read_bytes() == payload_path(manager, saved).read_bytes()
 
@@ -573,7 +574,29 @@ def test_an_export_replaces_no_other_file(manager: CheckpointManager, tmp_path: 
     flip_bit(payload_path(manager, saved), 200)
     with pytest.raises(CorruptCheckpointError):
         manager.export_checkpoint(saved, tmp_path / "other.pt")
-    assert not (tmp_path / "other.pt").exists()
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["out.pt"]
+    assert list(tmp_path.glob(".ckpt-*")) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_export_takes_no_name_that_was_given_meanwhile(
+    manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Whether the file system has hard links or not."""
+
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    saved = save(manager, 3)
+    if not has_links:
+        monkeypatch.setattr(Directory, "link", no_links)
+    assert Path(manager.export_checkpoint(saved, tmp_path / "free.pt")).is_file()
+    with pytest.raises(CheckpointExistsError):
+        manager.export_checkpoint(
+            saved, tmp_path / "out.pt", progress=lambda _: (tmp_path / "out.pt").write_bytes(b"mine")
+        )
+    assert (tmp_path / "out.pt").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["free.pt", "out.pt"]
 
 
 def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path) -> None:
@@ -596,7 +619,7 @@ def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path
     reasons = {
         "missing.pt": "there is nothing at this path",
         "lone": "the folder holds no checkpoint",
-        f"lone/{lone.name}": "the manifest of this payload is not beside it",
+        f"lone/{lone.name}": "the manifest of this payload is missing",
         "foreign.pt": "a file of torch.save,",
         "legacy.pt": "legacy format",
         "pickle.pt": "a pickle",
@@ -616,6 +639,8 @@ def test_a_url_and_a_folder_with_such_a_name(manager: CheckpointManager, tmp_pat
     """A URL is resolved as everywhere, and a folder that is there is a folder, however it is written."""
     saved = save(manager, 1)
     assert manager.export_checkpoint(saved, f"file://{tmp_path}/out.pt") == str(tmp_path / "out.pt")
+    assert manager.export_checkpoint(saved, f"{tmp_path}/new.pt/") == str(tmp_path / f"new.pt/{saved}.pt")
+    assert manager.export_checkpoint(saved, tmp_path / "out.bin") == str(tmp_path / f"out.bin/{saved}.pt")
     (tmp_path / "folder.pt").mkdir()
     assert manager.export_checkpoint(saved, f"file://{tmp_path}/folder.pt") == str(tmp_path / f"folder.pt/{saved}.pt")
     with pytest.raises(ConfigError, match="s3"):

@@ -184,7 +184,7 @@ def delete(
 
 def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
-    sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined() if item.is_backup}
+    sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined_backups()}
     unreadable = {item.checkpoint_id for item in manager.list_unreadable_backups()}
     for checkpoint_id in ids:
         if checkpoint_id in unreadable:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO, cast
 
+from ckpt_lib.errors import CheckpointExistsError
 from ckpt_lib.store.direct import Output
-from ckpt_lib.store.directory import IS_POSIX, Directory
+from ckpt_lib.store.directory import IS_POSIX, Directory, open_directory
 from ckpt_lib.store.leases import Lease, leases
-from ckpt_lib.store.os_errors import typed_errors
+from ckpt_lib.store.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.store.reading import LocalReader
 from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.stream.page_cache import forget
@@ -98,6 +103,62 @@ class LocalPendingFile:
             descriptor, self._descriptor = self._descriptor, None
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+class _Writer:
+    """Appends to a file; what the operating system raises becomes an error of this library."""
+
+    def __init__(self, path: Path, output: Output) -> None:
+        self._path = path
+        self._output = output
+
+    def write(self, data: Buffer) -> int:
+        view = memoryview(data).cast("B")
+        with typed_errors(self._path):
+            self._output.write(view)
+        return len(view)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[_Writer]:
+    """Write a file in a folder that is not ours, where neither a lease nor a lock should be.
+
+    It gets its name, durably, when the context has come to its end. Until then, and after an error, there is none;
+    killed on the way, a file ``.ckpt-export-*`` is left. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when
+    the name is taken.
+    """
+    staged = f".ckpt-export-{secrets.token_hex(8)}"
+    with errors_of_writing(path.parent):
+        directory = open_directory(path.parent, (), create=True)
+    with directory:
+        with errors_of_writing(path.parent):
+            descriptor = directory.open(staged, _NEW_FILE)
+        try:
+            try:
+                output = Output(descriptor)
+                yield _Writer(path, output)
+                with typed_errors(path):
+                    output.sync()
+            finally:
+                os.close(descriptor)
+            with errors_of_writing(path.parent):
+                _give_free_name(directory, staged, path)
+                directory.sync()
+        finally:
+            with contextlib.suppress(OSError):
+                directory.unlink(staged)
+
+
+def _give_free_name(directory: Directory, staged: str, path: Path) -> None:
+    taken = CheckpointExistsError("another file has that name there", path=str(path), hint="It was left as it is.")
+    try:
+        directory.link(staged, path.name)
+    except FileExistsError:
+        raise taken from None
+    except OSError:  # no hard links here
+        if directory.exists(path.name):
+            raise taken from None
+        directory.rename(staged, path.name)
 
 
 def write_all(directory: Directory, name: str, content: bytes, *, durable: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import Artifact, State
 from prefect.utilities import schema_tools
 from torch import nn
 
@@ -42,11 +43,21 @@ SMALL = {"batch_size": 256, "channels": 4}
 
 def artifacts(state: State[Any]) -> dict[str, Any]:
     """Content of everything the flow run published, by kind and experiment: the key without its digest."""
+    return {key: artifact.data for key, artifact in found_artifacts(state).items()}
+
+
+def descriptions(state: State[Any]) -> dict[str, str]:
+    """The titles of the same."""
+    return {key: str(artifact.description) for key, artifact in found_artifacts(state).items()}
+
+
+def found_artifacts(state: State[Any]) -> dict[str, Artifact]:
+    """What the flow run published, by kind and experiment."""
     assert state.state_details.flow_run_id is not None
     chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=chosen)
-    return {str(artifact.key).rpartition("-")[0]: artifact.data for artifact in found}
+    return {str(artifact.key).rpartition("-")[0]: artifact for artifact in found}
 
 
 def saved(config: CheckpointConfig, experiment: str = "run", losses: tuple[float, ...] = (3.0, 1.0, 2.0)) -> list[str]:
@@ -288,7 +299,8 @@ def test_validate_store_sets_aside_what_is_lost(config: CheckpointConfig) -> Non
     assert QUARANTINED in published["validation-store"]
     assert '"quarantined"' in published["doctor-run"]
     assert saved_ids(config) == others
-    aside = CheckpointManager(config, "run").list_quarantined()
+    manager = CheckpointManager(config, "run")
+    aside = [*manager.list_quarantined(), *manager.list_quarantined_backups()]
     assert [(item.checkpoint_id, item.is_backup) for item in aside] == [(first, False), (first, True)]
     assert validate_store(config, repair=True, return_state=True).is_completed()
 
@@ -307,7 +319,7 @@ def test_a_damaged_backup_of_nothing_fails_one_night(config: CheckpointConfig) -
     assert state.is_completed()
     assert '"quarantined"' in artifacts(state)["doctor-run"]
     assert manage_backups("run", config, (first,), dry_run=False)
-    assert manager.list_quarantined() == []
+    assert manager.list_quarantined_backups() == []
 
 
 def test_manage_backups_lists_plans_and_deletes(config: CheckpointConfig) -> None:
@@ -325,6 +337,38 @@ def test_manage_backups_lists_plans_and_deletes(config: CheckpointConfig) -> Non
     assert manager.checkpoint_ids() == ids
     state = manage_backups("run", config, (latest,), dry_run=False, return_state=True)
     assert state.message == "1 backup; 0 B freed"
+
+
+def test_manage_backups_of_an_experiment_that_has_nothing_else(config: CheckpointConfig, tmp_path: Path) -> None:
+    """It lists and deletes them; a name without checkpoints and backups is refused with the closest one."""
+    config = config.model_copy(update={"backup_dir": str(tmp_path / "backups")})
+    ids = saved(config)
+    shutil.rmtree(Path(config.checkpoint_dir) / "run")
+    assert [item.checkpoint_id for item in manage_backups("run", config)] == ids
+    assert manage_backups("run", config, tuple(ids), dry_run=False) == []
+    saved(config, "other")
+    with pytest.raises(ExperimentNotFoundError, match="Did you mean 'other'"):
+        manage_backups("othr", config)
+    with pytest.raises(ExperimentNotFoundError):
+        manage_backups("run", config)
+
+
+@pytest.mark.parametrize("flow", [cleanup_store, checkpoint_lifecycle])
+def test_backups_that_cannot_be_cleaned_up_fail_the_run_at_its_end(
+    config: CheckpointConfig, tmp_path: Path, flow: Any
+) -> None:
+    """The checkpoints are cleaned up all the same, and the table says what was not done."""
+    config = config.model_copy(update={"backup_checkpoints": False, "backup_dir": str(tmp_path / "backups")})
+    first, *others = saved(config)
+    (tmp_path / "backups").write_text("mine")
+    arguments = {"experiment_name": "run", "export_dir": str(tmp_path / "exports")} if flow != cleanup_store else {}
+    state = flow(checkpoints=config, retention=KeepNewest(count=1), **arguments, return_state=True)
+    assert state.is_failed()
+    assert CheckpointManager(config, "run").checkpoint_ids() == others
+    assert first in artifacts(state)["cleanup-run"]
+    if flow == cleanup_store:
+        assert "the backups of 1 of 1 experiments were not cleaned up" in str(state.message)
+        assert "THE BACKUPS WERE NOT CLEANED UP" in descriptions(state)["cleanup-run"]
 
 
 def test_validate_store_has_the_doctor_look(config: CheckpointConfig) -> None:
