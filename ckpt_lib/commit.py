@@ -603,7 +603,7 @@ def copy_bytes(source: CheckpointFolder, manifest: Manifest, target: Sink, progr
         source.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
         damages = [missing_file(manifest.payload.name)]
     raise CorruptCheckpointError(
-        "the checkpoint is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
         checkpoint_id=manifest.checkpoint_id,
         path=source.payload_location(manifest),
         damages=damages,

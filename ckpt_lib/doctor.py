@@ -101,7 +101,7 @@ class Doctor:
     renew_snapshot: Callable[[], object]
     deep: bool = False
     progress: Progress | None = None
-    _intact: set[tuple[str, str]] = field(default_factory=set)
+    _read: dict[tuple[str, str], ValidationReport] = field(default_factory=dict)
 
     def diagnose(self) -> DoctorReport:
         """Look at everything and change nothing.
@@ -246,18 +246,32 @@ class Doctor:
 
     def _of_damage(self, look: _Look, checkpoint_id: str, report: ValidationReport) -> _Case:
         place = self._place(look)
-        if {damage.file for damage in report.damages} & look.links:
+        damaged = {damage.file for damage in report.damages}
+        if damaged & look.links:
             message = f"{report.message}: a link is where it should be, which is never followed"
             return self._case("damaged", place, checkpoint_id, message)
+        message, fix = report.message, "set it aside"
+        if any(look.entries[name].is_folder for name in damaged & look.entries.keys()):
+            message += ": a folder is where it should be, which stays as it is"
+        elif place == "checkpoints":
+            fix = "repair it from its backup, or set it aside"
+        elif self._is_gone(checkpoint_id):
+            message += "; its checkpoint is gone, so that nothing can repair it"
+        else:
+            fix = "repair it from its checkpoint, or set it aside"
         return self._case(
             "damaged",
             place,
             checkpoint_id,
-            report.message,
-            fix=f"repair it from its {'backup' if place == 'checkpoints' else 'checkpoint'}, or set it aside",
+            message,
+            fix=fix,
             size_bytes=report.size_bytes,
             treat=partial(self._set_aside, *self._pair(look), checkpoint_id),
         )
+
+    def _is_gone(self, checkpoint_id: str) -> bool:
+        """Whether nothing of a checkpoint is left but its backup."""
+        return checkpoint_id not in map(_id_in, (entry.name for entry in self.folder.store.entries(self.folder.path)))
 
     def _of_unreadable(self, look: _Look, checkpoint_id: str, error: CheckpointError) -> _Case:
         if isinstance(error, UnsupportedSchemaError):
@@ -305,12 +319,14 @@ class Doctor:
                     "no backup",
                     "checkpoints",
                     checkpoint_id,
-                    "it has no backup",
+                    "it has no backup, and the configuration asks for one",
                     fix="back it up",
                     size_bytes=checkpoints[checkpoint_id].payload.size_bytes,
                     treat=partial(self._back_up, checkpoint_id),
                 )
         for checkpoint_id in sorted(backups.keys() - set(map(_id_in, here.entries))):
+            if not self._validated(there, backups[checkpoint_id]):
+                continue  # told of as damaged: nothing can be restored from it
             yield self._case(
                 "backup only",
                 "backups",
@@ -367,14 +383,14 @@ class Doctor:
         intact = ValidationReport(checkpoint_id=manifest.checkpoint_id, experiment_name=self.experiment_name)
         key = (look.folder.payload_location(manifest), entry.version if entry else "")
         if look.view.is_complete(manifest):
-            if not self.deep or key in self._intact:
+            if not self.deep:
                 return intact
+            if key in self._read:
+                return self._read[key]
         elif entry is None:
             damage = missing_file(manifest.payload.name)
             return intact.model_copy(update={"damages": (damage,)})
-        report = validate(look.folder, manifest, self.experiment_name, self.progress)
-        if report:
-            self._intact.add(key)
+        report = self._read[key] = validate(look.folder, manifest, self.experiment_name, self.progress)
         return report
 
     def _is_whole_copy(self, look: _Look, checkpoint_id: str) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
 from ckpt_lib.folder import BACKUPS_NAME, MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
 from ckpt_lib.identity import IDENTITY_NAME
 from ckpt_lib.names import check_experiment_name, is_checkpoint_id
 from ckpt_lib.store import Store
+from ckpt_lib.wording import did_you_mean
 
 
 def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
@@ -42,11 +41,10 @@ def check_experiment_exists(store: Store, name: str, *, backups: Store | None = 
     if name not in known and backups is not None:  # all the checkpoints may be gone
         known = sorted({*known, *list_experiments(backups, missing_ok=True)}) or list_experiments(store)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
         raise ExperimentNotFoundError(
             f"there is no experiment {name!r}",
             path=store.location(""),
-            hint=f"Did you mean {close[0]!r}?" if close else f"The store holds: {', '.join(known[:10]) or 'none yet'}.",
+            hint=did_you_mean(name, known, otherwise=f"The store holds: {', '.join(known[:10]) or 'none yet'}."),
         )
     return name
 

@@ -20,6 +20,8 @@ from ckpt_lib.experiments import check_experiment_exists
 from ckpt_lib.policies.retention import KeepNewest
 from tests.helpers import MakeManager, backup_ids, experiment_folder, flip_bit, ids, payload_path, save
 
+UNKNOWN = "checkpoint_epoch_0009_step_000000_20250101_120000"
+
 
 def backup_path(manager: CheckpointManager, checkpoint_id: str) -> Path:
     return experiment_folder(manager) / "backups" / f"{checkpoint_id}.pt"
@@ -239,3 +241,62 @@ def test_one_treatment_is_enough_for_damage_in_both_copies(make_manager: MakeMan
     experiment_folder(manager).joinpath(f"{saved}.json").write_text("{")
     assert manager.doctor(fix=True, deep=True).is_healthy
     assert manager.doctor(fix=True, deep=True) == manager.doctor(deep=True)
+
+
+def test_names_resolve_among_the_backups(make_manager: MakeManager) -> None:
+    manager = make_manager(trash_seconds=0)
+    saved = [save(manager, epoch, loss, tags=[f"e{epoch}"]) for epoch, loss in ((1, 0.5), (2, 0.1), (3, 0.4))]
+    for checkpoint_id in saved[1:]:
+        manager.delete_backup(checkpoint_id)
+    assert {manager.get_backup(name).checkpoint_id for name in ("latest", "best", "e1")} == {saved[0]}
+    [found] = manager.list_backups()
+    assert found.is_best
+    assert found.is_latest
+    manager.delete_checkpoint(saved[0])
+    assert manager.validate_backup("e1")
+    with pytest.raises(CheckpointNotFoundError):
+        manager.validate_backup("e2")
+    assert manager.delete_backup("best") > 0
+
+
+def test_whoever_has_no_good_copy_left_is_told_what_may_help(make_manager: MakeManager) -> None:
+    """The trash, older checkpoints, and the command that removes what is in quarantine."""
+    manager = make_manager(trash_seconds=60)
+    saved, other = save(manager, 1), save(manager, 2)
+    with pytest.raises(CheckpointNotFoundError, match=r"there is no backup of .*`ckpt list --backups` shows"):
+        manager.validate_backup(UNKNOWN)
+    for action in (manager.repair_backup, manager.quarantine_backup, manager.delete_backup):
+        with pytest.raises(CheckpointNotFoundError, match="there is no backup of"):
+            action(UNKNOWN)
+    flip_bit(backup_path(manager, saved), 500)
+    manager.delete_checkpoint(saved)
+    flip_bit(payload_path(manager, saved), 500)
+    told = f"`ckpt undelete {saved}`.*`ckpt list` shows older"
+    with pytest.raises(CorruptCheckpointError, match=told):
+        manager.restore_checkpoint(saved)
+    with pytest.raises(CorruptCheckpointError, match=told):
+        manager.repair_backup(saved)
+    manager.quarantine_backup(saved)
+    with pytest.raises(CheckpointNotFoundError, match=r"`ckpt undelete .*`ckpt quarantine --backups` tells why"):
+        manager.restore_checkpoint(saved)
+    with pytest.raises(CorruptCheckpointError, match=f"`ckpt delete --backups {saved}` removes it"):
+        manager.repair_backup(saved)
+    with pytest.raises(CheckpointNotFoundError, match=f"`delete_backup` removes it, or `ckpt delete --backups {saved}"):
+        manager.delete_quarantined(saved)
+    flip_bit(payload_path(manager, other), 500)
+    flip_bit(backup_path(manager, other), 500)
+    with pytest.raises(CorruptCheckpointError, match=r"its backup cannot be restored: .*`ckpt list` shows older"):
+        manager.restore_checkpoint(other)
+
+
+def test_the_doctor_advises_nothing_that_a_damaged_backup_cannot_give(make_manager: MakeManager) -> None:
+    """A damaged backup that is all that is left is one finding, and reads the file once."""
+    manager = make_manager(trash_seconds=0)
+    saved = save(manager, 1)
+    save(manager, 2)
+    manager.delete_checkpoint(saved)
+    assert [item.kind for item in manager.doctor(deep=True).findings] == ["backup only"]
+    flip_bit(backup_path(manager, saved), 500)
+    [finding] = manager.doctor(deep=True).findings
+    assert (finding.kind, finding.fix) == ("damaged", "set it aside")
+    assert "its checkpoint is gone" in finding.message

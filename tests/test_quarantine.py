@@ -470,6 +470,7 @@ def test_a_checkpoint_with_a_folder_in_the_place_of_its_payload_can_be_deleted(
     assert manager.delete_quarantined(aside) == 0
     manager.empty_trash()
     assert manager.cleanup_checkpoints().spared == {}
-    assert manager.list_deleted() == manager.list_quarantined() == []
+    assert manager.list_deleted() == []
+    assert manager.list_quarantined() == []
     assert all((path / "mine").read_text() == "mine" for path in paths)
     assert manager.doctor(fix=True, deep=True).is_healthy

@@ -114,6 +114,21 @@ def test_an_unknown_scheme_is_refused_by_name(url: str) -> None:
 # --- what else lies in a folder ---
 
 
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_disk_that_is_gone_behind_a_link_is_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    """Whether it was there before or not: one situation, one class."""
+    disk = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    (tmp_path / "link").symlink_to(disk)
+    store = open_store(tmp_path / "link")
+    put(store, "e/x", b"1")
+    shutil.rmtree(disk)
+    for one in (store, open_store(tmp_path / "link")):
+        with pytest.raises(NotAStoreError, match="leads nowhere"):
+            one.entries("e")
+        with pytest.raises(NotAStoreError, match="leads nowhere"):
+            one.open_write("e")
+
+
 def test_links_and_devices_are_not_seen(store: Store, root: Path) -> None:
     """Only regular files and folders are: a planted link cannot make a foreign file look like a checkpoint."""
     put(store, "e/x", b"1")

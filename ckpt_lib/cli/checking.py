@@ -10,9 +10,20 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_heading, print_json, print_table
+from ckpt_lib.cli.output import (
+    Column,
+    as_size,
+    count_of,
+    note,
+    print_entry,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+    without_names,
+)
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve, resolve_all
+from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
 from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,8 +53,8 @@ def validate(
     Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
-    manager = open_manager(store, experiment, config)
-    ids = None if everything else resolve_all(manager, checkpoint_ids or ["latest"])
+    manager = open_copies(store, experiment, config, backups=backups)
+    ids = None if everything else resolve_all(manager, checkpoint_ids or ["latest"], backups=backups)
     held = manager.list_backups() if backups else manager.list_checkpoints()
     total = sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
     with byte_progress("Validating", total) as progress:
@@ -58,7 +69,7 @@ def validate(
             }
         )
     else:
-        _print_reports(reports)
+        _print_reports(reports, backups=backups)
         kind = "backup" if backups else "checkpoint"
         note(f"{count_of(len(reports), kind)} validated, {len(damaged)} damaged.", warning=bool(damaged or not reports))
     if damaged:
@@ -101,16 +112,15 @@ def scrub(
     total = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
     with byte_progress("Scrubbing", total) as progress:
         report = manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
-    damaged = [item for item in (*report.checkpoints, *report.backups) if not item]
     if as_json:
         print_json({**report.model_dump(), "is_intact": report.is_intact})
     else:
-        _print_scrub(report, damaged)
-    if damaged:
+        _print_scrub(report)
+    if not report:
         raise typer.Exit(DAMAGE)
 
 
-def _print_scrub(report: ScrubReport, damaged: Sequence[ValidationReport]) -> None:
+def _print_scrub(report: ScrubReport) -> None:
     files = len(report.checkpoints) + len(report.backups)
     print_facts(
         {
@@ -121,7 +131,7 @@ def _print_scrub(report: ScrubReport, damaged: Sequence[ValidationReport]) -> No
     )
     if report.files_resumed:
         note(f"{report.files_resumed} of {files} had been read by an earlier scrub that did not come to its end.")
-    _print_damages(damaged)
+    _print_damages(report.checkpoints, report.backups)
 
 
 def _bytes(text: str) -> int:
@@ -140,8 +150,9 @@ def repair(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    backup: Annotated[
-        bool, typer.Option("--backup", help="Repair the backup from the checkpoint, instead of the reverse.")
+    backups: Annotated[
+        bool,
+        typer.Option("--backups", "--backup", help="Repair the backup from the checkpoint, instead of the reverse."),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -149,47 +160,54 @@ def repair(
 
     Only what is damaged is copied, into the file where it lies. Exits with 1 when both copies are damaged there.
     """
-    manager = open_manager(store, experiment, config)
-    wanted = resolve(manager, checkpoint_id)
-    sizes = {item.checkpoint_id: item.file_size for item in manager.list_checkpoints()}
+    manager = open_copies(store, experiment, config, backups=backups)
+    wanted = resolve(manager, checkpoint_id, backups=backups)
+    held = manager.list_backups() if backups else manager.list_checkpoints()
+    sizes = {item.checkpoint_id: item.file_size for item in held}
     with byte_progress("Repairing", sizes.get(wanted)) as progress:
-        report = (manager.repair_backup if backup else manager.repair_checkpoint)(wanted, progress=progress)
+        report = (manager.repair_backup if backups else manager.repair_checkpoint)(wanted, progress=progress)
     if as_json:
         print_json(report)
         return
-    facts = {"backup" if backup else "checkpoint": report.checkpoint_id}
+    facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
     facts |= {"rewritten": as_size(report.bytes_rewritten)} if report.damages else {"result": report.message}
     for damage in report.damages:
         facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
     print_facts(facts)
 
 
-def _print_reports(reports: Sequence[ValidationReport]) -> None:
+def _print_reports(reports: Sequence[ValidationReport], *, backups: bool) -> None:
     intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
         [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
     )
-    _print_damages(reports)
+    _print_damages(*((), reports) if backups else (reports, ()))
 
 
-def _print_damages(reports: Sequence[ValidationReport]) -> None:
-    damages = [damage for report in reports for damage in report.damages]
-    if not damages:
+def _print_damages(checkpoints: Sequence[ValidationReport], backups: Sequence[ValidationReport]) -> None:
+    damaged = [("checkpoint", item) for item in checkpoints if not item]
+    damaged += [("backup", item) for item in backups if not item]
+    if not damaged:
         return
     print_heading("Damage")
-    print_table(
-        (Column("file"), Column("kind"), Column("bytes", numeric=True), Column("detail", wraps=True)),
-        [
-            (damage.file, damage.kind, f"{damage.start}-{damage.stop}", _tensors(damage))
-            if damage.stop
-            else (damage.file, damage.kind, "-", damage.message)
-            for damage in damages
-        ],
-    )
-    note(
-        "`ckpt repair ID` brings the damaged bytes back from the backup, `ckpt repair ID --backup` those of the backup."
-    )
+    for copy, report in damaged:
+        lines = [f"{copy}: {_described(damage, report.checkpoint_id)}" for damage in report.damages]
+        print_entry(report.checkpoint_id, *lines, f"fix: {_advice(copy, report)}")
+
+
+def _described(damage: Damage, checkpoint_id: str) -> str:
+    if not damage.stop:
+        return without_names(damage.message, checkpoint_id)
+    tensors = _tensors(damage)
+    return f"{damage.kind}, bytes {damage.start}-{damage.stop}" + (f": {tensors}" if tensors else "")
+
+
+def _advice(copy: str, report: ValidationReport) -> str:
+    """The command that helps this copy."""
+    of_backups = "--backups " if copy == "backup" else ""
+    command = "quarantine" if report.is_unloadable else "repair"
+    return f"ckpt {command} {of_backups}{report.checkpoint_id}"
 
 
 def _tensors(damage: Damage) -> str:

@@ -126,6 +126,7 @@ def export(
 ) -> None:
     """Copy a checkpoint and its manifest into another folder, or the payload alone into a file.
 
+    DEST is a file when it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
     Plain torch.load reads the payload there, and `ckpt import` takes it back from a folder.
     """
     manager = open_manager(store, experiment, config)

@@ -11,20 +11,22 @@ from rich.text import Text
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
-    Column,
     as_age,
     as_size,
     count_of,
     note,
+    print_entry,
     print_facts,
     print_heading,
     print_json,
-    print_table,
+    visible,
+    without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.retiring import confirm, refuse_to_ask
-from ckpt_lib.cli.session import open_manager, resolve_all
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
+from ckpt_lib.cli.session import open_copies, open_manager, resolve_all
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, NotAStoreError, StoreError
+from ckpt_lib.names import is_checkpoint_id
 
 if TYPE_CHECKING:
     from ckpt_lib.findings import DoctorReport, Finding, Treatment
@@ -73,48 +75,38 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
             _print_findings(findings)
     fixable = sum(item.fix is not None for item in report.findings)
     hint = f" `ckpt doctor --fix` sees to {fixable}." if fixable and not fix else ""
+    if any(item.kind == "quarantined" for item in report.findings):
+        note("`ckpt quarantine` says how to bring back, or remove, what is in quarantine.")
     problems = count_of(len(report.problems), "problem")
     note(f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}", warning=not report)
 
 
 def _print_done(done: Sequence[Treatment]) -> None:
-    print_table(
-        (Column("kind"), Column("name"), Column("outcome", wraps=True)),
-        [
-            (
-                item.finding.kind,
-                _name(item.finding),
-                item.outcome if item.succeeded else Text(f"not done: {item.outcome}", style="bold red"),
-            )
-            for item in done
-        ],
-    )
+    for item in done:
+        outcome = without_names(item.outcome, item.finding.name)
+        print_entry(
+            item.finding.name,
+            _summary(item.finding),
+            outcome if item.succeeded else Text(f"not done: {visible(outcome)}", style="bold red"),
+        )
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    print_table(
-        (
-            Column("kind"),
-            Column("name"),
-            Column("size", numeric=True, optional=True),
-            Column("finding", wraps=True),
-            Column("fix", wraps=True),
-        ),
-        [
-            (
-                item.kind,
-                _name(item),
-                as_size(item.size_bytes) if item.size_bytes else "-",
-                item.message,
-                item.fix or "-",
-            )
-            for item in findings
-        ],
-    )
+    for item in findings:
+        print_entry(
+            item.name,
+            _summary(item),
+            without_names(item.message, item.name),
+            f"fix: {item.fix}" if item.fix else "",
+        )
 
 
-def _name(finding: Finding) -> str:
-    return f"{finding.place}/{finding.name}" if finding.place == "backups" else finding.name
+def _summary(finding: Finding) -> str:
+    """What it is, of which copy, and its size, such as ``damaged (backup, 1.5 MiB)``."""
+    copy = "backup" if finding.place == "backups" else "checkpoint"
+    facts = [copy if is_checkpoint_id(finding.name) else f"among the {finding.place}"]
+    facts += [as_size(finding.size_bytes)] if finding.size_bytes else []
+    return f"{finding.kind} ({', '.join(facts)})"
 
 
 def quarantine(
@@ -126,25 +118,24 @@ def quarantine(
     experiment: options.Experiment = None,
     config: options.Config = None,
     backups: options.OfBackups = False,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Remove what is left of checkpoints in quarantine, for good.")
-    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is in quarantine, for good.")] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Set damaged checkpoints or, with --backups, damaged backups aside, or show those that were.
+    """Set damaged checkpoints aside, or list what was set aside.
 
-    One that its other copy can repair is repaired instead, and an intact one is refused. A quarantined checkpoint is
-    not listed, not loaded and never deleted by itself; `ckpt repair` brings it back when its backup verifies, or it
-    does.
+    With --backups, set damaged backups aside, or list those alone. What the other copy can repair is repaired instead,
+    and what is intact is refused. What is in quarantine is not listed elsewhere, not loaded, and never deleted by
+    itself. `ckpt repair` brings it back when its other copy verifies, or it verifies itself by then.
     """
-    manager = open_manager(store, experiment, config, may_be_new=backups)
+    manager = open_copies(store, experiment, config, backups=backups)
+    ids = resolve_all(manager, checkpoint_ids or [], backups=backups)
     if delete:
-        _delete(manager, checkpoint_ids or [], backups=backups, yes=yes, as_json=as_json)
-    elif checkpoint_ids:
-        _set_aside(manager, resolve_all(manager, checkpoint_ids), backups=backups, as_json=as_json)
+        _delete(manager, ids, backups=backups, yes=yes, as_json=as_json)
+    elif ids:
+        _set_aside(manager, ids, backups=backups, as_json=as_json)
     else:
-        _list(manager, as_json=as_json)
+        _list(manager, backups=backups, as_json=as_json)
 
 
 def _set_aside(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, as_json: bool) -> None:
@@ -158,58 +149,57 @@ def _set_aside(manager: CheckpointManager, ids: Sequence[str], *, backups: bool,
         print_facts({"backup" if backups else "checkpoint": report.checkpoint_id, "result": report.message})
 
 
-def _list(manager: CheckpointManager, *, as_json: bool) -> None:
-    found = manager.list_quarantined()
+def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
+    found = [] if backups else manager.list_quarantined()
+    try:
+        found += manager.list_quarantined_backups()
+    except (StoreError, NotAStoreError) as error:
+        if backups:
+            raise
+        note(f"The backups cannot be looked at: {error}", warning=True)
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "quarantined": found})
         return
     _print_quarantined(found)
-    backups = sum(item.is_backup for item in found)
-    counts = count_of(len(found) - backups, "checkpoint") + (f" and {count_of(backups, 'backup')}" if backups else "")
-    note(f"{counts} in quarantine, {as_size(sum(item.size_bytes for item in found))}.")
-    if found:
-        note("`ckpt repair ID` brings one back, `ckpt quarantine --delete ID` removes it for good.")
-    if backups:
-        note("Of a backup: `ckpt repair --backup ID`, `ckpt delete --backups ID`.")
+    of_backups = sum(item.is_backup for item in found)
+    counts = [] if backups else [count_of(len(found) - of_backups, "checkpoint")]
+    counts += [count_of(of_backups, "backup")] if backups or of_backups else []
+    note(f"{' and '.join(counts)} in quarantine, {as_size(sum(item.size_bytes for item in found))}.")
+    if len(found) > of_backups:
+        note("`ckpt repair ID` brings a checkpoint back, `ckpt quarantine --delete ID` removes it for good.")
+    if of_backups:
+        note("`ckpt repair --backups ID` brings a backup back, `ckpt delete --backups ID` removes it for good.")
 
 
 def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
-    columns = (
-        Column("id"),
-        Column("since", numeric=True, optional=True),
-        Column("size", numeric=True),
-        Column("reason", wraps=True),
-    )
-    rows = [
-        (
-            f"backups/{item.checkpoint_id}" if item.is_backup else item.checkpoint_id,
-            f"{as_age(item.quarantined_at)} ago" if item.quarantined_at else "-",
-            as_size(item.size_bytes),
-            item.report.message,
+    for item in found:
+        since = f", {as_age(item.quarantined_at)} ago" if item.quarantined_at else ""
+        print_entry(
+            item.checkpoint_id,
+            f"{'backup' if item.is_backup else 'checkpoint'}, {as_size(item.size_bytes)}{since}",
+            without_names(item.report.message, item.checkpoint_id),
         )
-        for item in found
-    ]
-    print_table(columns, rows)
 
 
 def _delete(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, yes: bool, as_json: bool) -> None:
     if not ids:
         raise ConfigError("--delete needs to be told what", expected="ids as `ckpt quarantine` shows them")
-    found = {item.checkpoint_id: item for item in manager.list_quarantined() if item.is_backup == backups}
+    listed = manager.list_quarantined_backups() if backups else manager.list_quarantined()
+    found = {item.checkpoint_id: item for item in listed}
     for checkpoint_id in ids:
         if checkpoint_id not in found:
+            what = f"the backup of {checkpoint_id}" if backups else checkpoint_id
             raise CheckpointNotFoundError(
-                f"{checkpoint_id} is not in quarantine; nothing was deleted",
-                hint="`ckpt quarantine` shows what is; with --backups, backups are deleted.",
+                f"{what} is not in quarantine; nothing was deleted",
+                hint="`ckpt quarantine` shows what is; `ckpt delete --backups ID` deletes backups that are.",
             )
     if not yes:
         refuse_to_ask(as_json=as_json)
         _print_quarantined([found[checkpoint_id] for checkpoint_id in ids])
         confirm(f"Delete {count_of(len(ids), 'backup' if backups else 'checkpoint')} for good?")
     delete_one = manager.delete_backup if backups else manager.delete_quarantined
-    freed_bytes = sum(delete_one(checkpoint_id) for checkpoint_id in dict.fromkeys(ids))
+    freed_bytes = sum(delete_one(checkpoint_id) for checkpoint_id in ids)
     if as_json:
-        deleted = list(dict.fromkeys(ids))
-        print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted, "freed_bytes": freed_bytes})
+        print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
     else:
-        print_facts({"deleted": "\n".join(dict.fromkeys(ids)), "freed": as_size(freed_bytes)})
+        print_facts({"deleted": "\n".join(ids), "freed": as_size(freed_bytes)})

@@ -48,4 +48,4 @@ SomeCheckpointNames = Annotated[
     typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: latest."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
-OfBackups = Annotated[bool, typer.Option("--backups", help="The backups instead of the checkpoints.")]
+OfBackups = Annotated[bool, typer.Option("--backups", "--backup", help="The backups instead of the checkpoints.")]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -130,6 +132,21 @@ def print_facts(facts: Mapping[str, str | Text]) -> None:
         for line in lines:
             console.print(Text.assemble((label.ljust(margin), "bold blue"), line), soft_wrap=True)
             label = ""
+
+
+def print_entry(name: str, *lines: str | Text) -> None:
+    """Print a name on a line of its own, so that it can be copied whole, and what is to say of it below."""
+    console = results()
+    console.print(visible(name), style="bold", soft_wrap=True)
+    width = max(console.width - _GAP, _WRAPPED_WIDTH)
+    for line in map(visible_text, lines):
+        for piece in textwrap.wrap(line.plain, width, break_long_words=False, break_on_hyphens=False):
+            console.print(Text(" " * _GAP + piece, style=line.style), soft_wrap=True)
+
+
+def without_names(message: str, checkpoint_id: str) -> str:
+    """A message without the names of the checkpoint's own files, where its id stands above."""
+    return re.sub(rf"\.?{re.escape(checkpoint_id)}\.\w+", "it", message)
 
 
 def print_heading(text: str) -> None:

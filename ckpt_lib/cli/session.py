@@ -52,6 +52,23 @@ def open_manager(
     return CheckpointManager(config, name)
 
 
+def open_copies(
+    store: str | None, experiment: str | None, config_file: Path | None, *, backups: bool, **options: int | None
+) -> CheckpointManager:
+    """The manager for a command that is about checkpoints or, with ``backups``, about these.
+
+    They may be all that is left of an experiment.
+    """
+    from ckpt_lib.experiments import check_experiment_exists
+    from ckpt_lib.store import open_store
+
+    manager = open_manager(store, experiment, config_file, may_be_new=backups, **options)
+    if backups:
+        elsewhere = open_store(manager.config.backup_dir) if manager.config.backup_dir else None
+        check_experiment_exists(open_store(manager.config.checkpoint_dir), manager.experiment_name, backups=elsewhere)
+    return manager
+
+
 def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str:
     from ckpt_lib.experiments import check_experiment_exists, list_experiments
     from ckpt_lib.names import check_experiment_name
@@ -73,16 +90,21 @@ def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str
     return known[0]
 
 
-def resolve(manager: CheckpointManager, name: str) -> str:
-    """The id that ``name`` stands for. An id stands for itself: its checkpoint may be damaged or gone."""
+def resolve(manager: CheckpointManager, name: str, *, backups: bool = False) -> str:
+    """The id that ``name`` stands for, among the checkpoints or the backups.
+
+    An id stands for itself: its checkpoint may be damaged or gone.
+    """
     from ckpt_lib.names import is_checkpoint_id
 
-    return name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id
+    if is_checkpoint_id(name):
+        return name
+    return (manager.get_backup if backups else manager.get_checkpoint)(name).checkpoint_id
 
 
-def resolve_all(manager: CheckpointManager, names: Sequence[str]) -> list[str]:
+def resolve_all(manager: CheckpointManager, names: Sequence[str], *, backups: bool = False) -> list[str]:
     """The ids that ``names`` stand for, each once."""
-    return list(dict.fromkeys(resolve(manager, name) for name in names))
+    return list(dict.fromkeys(resolve(manager, name, backups=backups) for name in names))
 
 
 def check_ids_or_all(names: Sequence[str] | None, *, everything: bool) -> None:

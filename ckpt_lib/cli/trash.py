@@ -43,7 +43,7 @@ def trash(
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the deleted checkpoints that can still be brought back, or remove them for good.
+    """List the deleted checkpoints that `ckpt undelete` can bring back, or remove them for good with --empty.
 
     What somebody is reading stays until that has ended.
     """
@@ -51,7 +51,7 @@ def trash(
     deleted = manager.list_deleted()
     if empty and not yes:
         refuse_to_ask(as_json=as_json)
-        confirm(f"Remove {count_of(len(deleted), 'deleted checkpoint')} for good?")
+        confirm(f"Remove {count_of(len(deleted), 'checkpoint')} in the trash for good?")
     removed = manager.empty_trash() if empty and deleted else []
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted": deleted, "removed": removed})
@@ -63,4 +63,7 @@ def trash(
             for item in deleted
         ],
     )
-    note(f"{count_of(len(removed), 'file')} removed." if empty else f"{count_of(len(deleted), 'deleted checkpoint')}.")
+    if empty:
+        note(f"{count_of(len(removed), 'checkpoint')} removed for good.")
+    else:
+        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")

@@ -112,6 +112,7 @@ class LocalStore:
         """
         device, path = self._devices.get(folder), self.location(folder)
         if device is not None and not os.path.exists(path) and os.stat(_nearest(Path(path))).st_dev != device:
+            _refuse_dangling_link(self._root)
             raise StoreUnavailableError(
                 "the file system that the folder was on is no longer there", path=path, hint="Mount it again."
             )

@@ -150,8 +150,10 @@ def test_validate_locates_damage(store: Path, ids: list[str], backups: bool) -> 
     flip_bit(folder / f"{ids[1]}.json", 100)
     size_bytes = (folder / f"{ids[0]}.pt").stat().st_size
     text = run("validate", *options, store=store, code=1).stdout
-    assert re.search(rf"{ids[0]}\.pt +altered +0-{size_bytes}\b", text)
-    assert re.search(rf"{ids[1]}\.json +manifest", text)
+    copy, option = ("backup", "--backups ") if backups else ("checkpoint", "")
+    assert f"{ids[0]}\n  {copy}: altered, bytes 0-{size_bytes}" in text
+    assert f"{ids[1]}\n  {copy}: the manifest" in text
+    assert f"fix: ckpt repair {option}{ids[0]}\n" in text
     found = run_json("validate", *options, store=store, code=1)
     assert not found["is_valid"]
     damages = {report["checkpoint_id"]: report["damages"] for report in found["reports"]}
@@ -173,7 +175,8 @@ def test_scrub(store: Path, ids: list[str]) -> None:
     flip_bit(store / "digits" / "backups" / f"{ids[0]}.pt", 100)
     text = run("scrub", "--rate", "1GiB", "--restart", store=store, code=1).stdout
     assert re.search(r"backups +3, 1 damaged", text)
-    assert re.search(rf"{ids[0]}\.pt +altered +0-\d+ +model_state_dict\.", text)
+    assert re.search(rf"\n{ids[0]}\n  backup: altered, bytes 0-\d+: model_state_dict\.", text)
+    assert f"fix: ckpt repair --backups {ids[0]}\n" in text
     found = run_json("scrub", store=store, code=1)
     assert (found["is_intact"], len(found["checkpoints"]), len(found["backups"])) == (False, 3, 3)
 
@@ -359,7 +362,7 @@ def test_backups_are_deleted_and_cleaned_up_by_themselves(store: Path, ids: list
 
     shown = run("cleanup", "--dry-run", store=store, env={"CKPT_MAX_BACKUPS": "0"})
     assert "Backups" in shown.stdout
-    assert "Would delete 0 checkpoints (0 B) and 1 backup (" in shown.stderr
+    assert "Would delete 0 checkpoints (0 B) and, for good, 1 backup (" in shown.stderr
     assert "Would delete 1 backup (" in run("cleanup", "--backups", "--keep", "0", "--dry-run", store=store).stderr
     assert held() == ids
     assert "1 backup deleted" in run("cleanup", "--backups", "--keep", "0", "--yes", store=store).stderr
@@ -371,6 +374,41 @@ def test_backups_are_deleted_and_cleaned_up_by_themselves(store: Path, ids: list
     assert freed["freed_bytes"] > 0
     assert held() == ids[2:]
     assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids
+
+
+def test_backups_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """What is about backups works without a checkpoint, and names resolve among the backups; a typing error is told."""
+    elsewhere = {"CKPT_BACKUP_DIR": str(tmp_path / "backups")}
+    (tmp_path / "backups").mkdir()
+    (store / "digits/backups").rename(tmp_path / "backups/digits")
+    shutil.rmtree(store / "digits")
+    run("validate", "--backup", "--all", "-e", "digits", store=store, env=elsewhere)
+    validated = run_json("validate", "--backups", "best", "latest", "-e", "digits", store=store, env=elsewhere)
+    assert [item["checkpoint_id"] for item in validated["reports"]] == ids[1:]
+    run("quarantine", "--backups", "-e", "digits", store=store, env=elsewhere)
+    for command in (["cleanup", "--backups", "--dry-run"], ["quarantine", "--backups"], ["validate", "--backups"]):
+        error = run_json(*command, "-e", "digist", store=store, env=elsewhere, code=2)["error"]
+        assert error["type"] == "ExperimentNotFoundError"
+        assert "'digits'" in error["hint"]
+    cleaned = run_json("cleanup", "--backups", "--keep", "0", "-e", "digits", "-y", store=store, env=elsewhere)
+    assert cleaned["deleted_ids"] == ids[:1]
+    deleted = run_json("delete", "--backups", "best", "-e", "digits", "-y", store=store, env=elsewhere)
+    assert deleted["deleted_ids"] == [ids[1]]
+
+
+def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """It is done and told, and a cleanup that left the backups ends with 1."""
+    (tmp_path / "backups").write_text("mine")
+    away = {"CKPT_BACKUP_DIR": str(tmp_path / "backups"), "CKPT_TRASH_SECONDS": "0"}
+    planned = run("cleanup", "--keep", "0", "--dry-run", store=store, env=away, code=1)
+    assert "The backups cannot be cleaned up: " in planned.stderr
+    done = run("cleanup", "--keep", "0", "--yes", store=store, env=away, code=1)
+    assert "1 checkpoint deleted" in done.stderr
+    assert "The backups were not cleaned up: " in done.stderr
+    assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=1)["backups_error"]
+    assert "The backups cannot be looked at" in run("quarantine", store=store, env=away).stderr
+    run("quarantine", "--backups", store=store, env=away, code=2)
+    assert run_json("delete", ids[1], "-y", store=store, env=away)["deleted_ids"] == [ids[1]]
 
 
 @pytest.mark.parametrize("command", [["delete", "latest"], ["cleanup", "--keep", "0"]])
@@ -422,7 +460,7 @@ def test_reconcile_reports_what_stays(store: Path, fallback: Path) -> None:
     damaged, *_ = sorted((fallback / "digits").glob("*.pt"))
     flip_bit(damaged, 300)
     result = run("reconcile", "--fallback", fallback, "-e", "digits", store=store, code=1)
-    assert "stays: the checkpoint is damaged" in result.stdout
+    assert "stays: it is damaged" in result.stdout
     assert damaged.exists()
     assert "1 checkpoint moved" in result.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,15 @@ def test_quarantine_of_backups(store: Path, ids: list[str], lost: str) -> None:
     run("delete", "--yes", lost, store=store, env={"CKPT_TRASH_SECONDS": "0"})
     assert "set aside" in run("quarantine", "--backups", lost, store=store).stdout
     shown = run("quarantine", store=store)
-    assert f"backups/{lost}" in shown.stdout
+    assert f"{lost}\n  backup, " in shown.stdout
     assert "0 checkpoints and 1 backup in quarantine" in shown.stderr
-    assert f"ckpt delete --backups {lost}" not in run("list", "--backups", store=store).stdout
-    assert "not in quarantine" in run("quarantine", "--delete", "--yes", lost, store=store, code=2).stderr
+    assert "`ckpt quarantine --delete ID`" not in shown.stderr
+    assert "`ckpt delete --backups ID`" in shown.stderr
+    assert "1 backup in quarantine" in run("quarantine", "--backups", store=store).stderr
+    assert f"ckpt delete --backups {lost}" in run("repair", "--backups", lost, store=store, code=1).stderr
+    refused = run("quarantine", "--delete", "--yes", lost, store=store, code=2).stderr
+    assert "not in quarantine" in refused
+    assert "`ckpt delete --backups ID`" in refused
     assert run_json("quarantine", "--delete", "--backups", "--yes", lost, store=store)["deleted_ids"] == [lost]
     run("doctor", "--deep", store=store)
 
@@ -80,8 +86,33 @@ def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:
     """A table that people can go by."""
     (store / "digits/backups" / f"{ids[0]}.pt").unlink()
     shown = run("doctor", store=store, code=1).stdout
-    assert f"backups/{ids[0]}" in shown
-    assert "repair it from its checkpoint" in shown
+    assert f"\n{ids[0]}\n  damaged (backup)\n  it is missing\n  fix: repair it from its checkpoint" in shown
+
+
+@on_posix
+@pytest.mark.parametrize("command", [("doctor", "--deep"), ("quarantine",), ("scrub",), ("validate", "--all")])
+def test_what_is_damaged_fits_a_narrow_terminal(
+    store: Path, ids: list[str], lost: str, command: tuple[str, ...]
+) -> None:
+    """Each id can be copied whole, and no line is wider than 80 columns."""
+    if command == ("quarantine",):
+        run("quarantine", lost, store=store)
+    _, output = run_on_terminal(*command, "--store", store, columns=80)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in output.split("\n")]
+    assert lost in lines
+    assert [line for line in lines if len(line) > 80 and "`" not in line and "\u2501" not in line] == []
+
+
+def test_doctor_advises_no_restore_from_a_damaged_backup(store: Path, ids: list[str]) -> None:
+    """A backup that is all that is left, and damaged, is one finding."""
+    for name in (f"{ids[0]}.pt", f"{ids[0]}.json"):
+        (store / "digits" / name).unlink()
+    assert "`ckpt restore` brings it back" in run("doctor", store=store).stdout
+    flip_bit(store / "digits/backups" / f"{ids[0]}.pt", 300)
+    shown = run("doctor", "--deep", store=store, code=1).stdout
+    assert "ckpt restore" not in shown
+    assert shown.count(ids[0]) == 1
+    assert "its checkpoint is gone, so that nothing can repair it\n  fix: set it aside" in shown
 
 
 def test_quarantine_lists_sets_aside_and_deletes(store: Path, ids: list[str], lost: str) -> None:
