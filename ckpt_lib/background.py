@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.stream.threads import Helper
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
@@ -304,7 +305,7 @@ class BackgroundSaves:
 class _Worker:
     """Does one thing after the other on a thread, which lives for as long as there is something to do.
 
-    The thread is waited for by joining it, and the lock is a plain one: neither is left held by an interrupt.
+    Neither what waits for the thread nor the lock, a plain one, is left held by an interrupt.
     """
 
     def __init__(self, name: str, niceness: int = 0) -> None:
@@ -312,7 +313,7 @@ class _Worker:
         self._niceness = niceness
         self._tasks: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread: Helper | None = None
 
     def put(self, task: Callable[[], object]) -> None:
         with self._lock:
@@ -320,7 +321,7 @@ class _Worker:
             if self._thread is not None:
                 return
             # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread = Helper(self._work, self._name)
             try:
                 self._thread.start()
             except BaseException:
@@ -339,10 +340,10 @@ class _Worker:
         if self.is_current:
             raise RuntimeError("a callback of a save waits for the thread that called it")
         while (thread := self._current_thread()) is not None:
-            thread.join()
+            thread.wait()
 
-    def _current_thread(self) -> threading.Thread | None:
-        with self._lock:  # under which it is started: what has not begun cannot be joined
+    def _current_thread(self) -> Helper | None:
+        with self._lock:  # under which it is started: what has not begun cannot be waited for
             return self._thread
 
     def _work(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
-from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
+from ckpt_lib.stream.chunks import processor_count
+from ckpt_lib.stream.staging import Snapshot, StagingBuffer, _copy_together, _Piece, unchanged_until_step
 from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
 
 
@@ -241,6 +243,41 @@ def test_a_buffer_beside_a_parameter_is_copied_at_once(make_manager: MakeManager
     held.set()
     payload = manager.load_checkpoint(str(handle.result()))
     assert not payload["model_state_dict"]["statistics"].any()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself Ctrl-C here")
+def test_an_interrupted_flush_waits_again_and_takes_no_processor(make_manager: MakeManager, gate: Gate) -> None:
+    """After Ctrl-C in one flush the next one waits for the save, and does not ask for it over and over."""
+    manager = make_manager(backup_checkpoints=False)
+    gate.open.clear()
+    start(manager, 1)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        manager.flush()
+    threading.Timer(1.0, gate.open.set).start()
+    began = time.process_time()
+    manager.flush()
+    assert time.process_time() - began < 0.5
+    assert [item.epoch for item in manager.list_checkpoints()] == [1]
+
+
+@pytest.mark.skipif(os.name != "posix" or processor_count() < 2, reason="nobody helps, or there is no Ctrl-C")
+def test_an_interrupt_does_not_part_the_copy_from_its_helpers() -> None:
+    """Ctrl-C while a helper still writes to the buffer comes out when it does no longer."""
+    helping, done = threading.Event(), list[str]()
+
+    def copy() -> None:
+        if threading.current_thread() is threading.main_thread():
+            helping.wait(10)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            helping.set()
+            time.sleep(1)
+            done.append("helper")
+
+    with pytest.raises(KeyboardInterrupt):
+        _copy_together([_Piece(copy), _Piece(copy)])
+    assert done == ["helper"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the device is lost"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
@@ -756,7 +793,8 @@ import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
-from ckpt_lib.stream.staging import Snapshot, StagingBuffer, unchanged_until_step
+from ckpt_lib.stream.chunks import processor_count
+from ckpt_lib.stream.staging import Snapshot, StagingBuffer, _copy_together, _Piece, unchanged_until_step
 
 def full(*arguments, **options):
     raise StorageFullError("the store is full")

@@ -397,16 +397,35 @@ def _is_lock_free(store: LocalStore) -> bool:
         return True
 
 
-def test_an_interrupt_while_the_lock_is_given_up_costs_this_process_nothing(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lock stays this process's, under a lease that is renewed; it need not wait for itself."""
-    monkeypatch.setattr(folder_lock, "LOCK_TIMEOUT_SECONDS", 1.0)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_while_the_lock_is_given_up_leaves_it_free(store: LocalStore, folder: Path, moment: str) -> None:
+    """Though this process lives on and holds something, others need not wait for it."""
+    sign_off, calls = leases.Lease.sign_off, list[str]()
+
+    def interrupted(self: leases.Lease, name: str) -> None:
+        calls.append(name)
+        if moment == "after" or len(calls) > 1:
+            sign_off(self, name)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    assert _is_lock_free(store)
+    with store.hold("e", "x", "read"):
+        with patched(leases.Lease, "sign_off", interrupted), pytest.raises(KeyboardInterrupt), store.lock("e"):
+            pass
+        assert lock_token(folder) == ""
+        assert in_child(_is_lock_free, store, timeout_seconds=20)
+        assert list(store.held("e")) == ["x"]
+    assert names(folder) == []
+
+
+def test_interrupts_that_keep_the_lock_from_being_given_up_end_the_lease(store: LocalStore) -> None:
+    """One after the other: the lock goes with the lease, for others and for this process."""
     assert _is_lock_free(store)
     with patched(leases.Lease, "sign_off", _interrupted), pytest.raises(KeyboardInterrupt), store.lock("e"):
         pass
-    assert _is_lock_free(store)
     assert in_child(_is_lock_free, store, timeout_seconds=20)
+    assert _is_lock_free(store)
 
 
 def _interrupted(*_: object) -> None:

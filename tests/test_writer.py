@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -195,6 +198,30 @@ def test_a_writer_never_seeks(arguments: tuple[int, ...]) -> None:
         with pytest.raises(UnsupportedFormatError):
             stream.finish()
     assert sink.calls == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process cannot send itself Ctrl-C here")
+def test_an_interrupted_wait_ends_no_sooner_than_the_writing() -> None:
+    """Ctrl-C while a slow disk is waited for: when the writer is left, nobody writes to its file any more."""
+    writing, written = threading.Event(), list[int]()
+
+    class Slow(Sink):
+        def write(self, data: Any) -> int:
+            if data[0] == 2:
+                writing.set()
+                time.sleep(0.5)
+                written.append(2)
+            return len(data)
+
+    def interrupt() -> None:
+        writing.wait()
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        write_all(HashingWriter(Slow(), chunk_size_bytes=1), [b"\1\2"])
+    assert written == [2]
 
 
 @pytest.mark.parametrize("size_bytes", [2, 4_000])

@@ -83,7 +83,19 @@ def locked(directory: Directory) -> Iterator[LocalFolderLock]:
         try:
             yield held
         finally:
-            leases.leases.give_back(lease, is_spoilt=not _give_up(lease, number))
+            _leave(directory, lease, number)
+
+
+def _leave(directory: Directory, lease: Lease, number: int) -> None:
+    """Give up the lock and this use of the lease, also when an interrupt comes in between."""
+    is_given_up = False
+    try:
+        is_given_up = _give_up(lease, number)
+    except BaseException:  # the interrupt: the lock may be free by then, and another's
+        is_given_up = _give_up_the_last(directory, lease)
+        raise
+    finally:
+        leases.leases.give_back(lease, is_spoilt=not is_given_up)
 
 
 def _take(directory: Directory, lease: Lease) -> int:
@@ -169,7 +181,7 @@ def _is_made(directory: Directory, lease: Lease, number: int) -> bool:
 
 
 def _give_up(lease: Lease, number: int) -> bool:
-    """Let others have the lock; never raises. ``False`` when only the end of the lease can do that."""
+    """Let others have the lock; only an interrupt is raised. ``False`` when only the end of the lease can do that."""
     try:
         if lease.is_ours:  # and not of a fork that unwinds what its parent was doing
             lease.sign_off(f"{LOCK_NAME}/{number}")
@@ -179,7 +191,7 @@ def _give_up(lease: Lease, number: int) -> bool:
 
 
 def _give_up_the_last(directory: Directory, lease: Lease) -> bool:
-    """As :func:`_give_up`, when an interrupt may have come between having the lock and knowing its number."""
+    """As :func:`_give_up`, when an interrupt came and it is not known whether this process has the lock."""
     try:
         last = max(_numbers(directory), default=0)
         is_own = last > 0 and leases.read_signature(directory, f"{LOCK_NAME}/{last}") == lease.token

@@ -27,6 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ckpt_lib.errors import StateChangedError
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain, map_leaves, tensors_in
+from ckpt_lib.stream.threads import Helper
 from ckpt_lib.stream.watching import Caller, SpanWatch, names_of
 
 _ALIGNMENT_BYTES = 64
@@ -305,29 +306,28 @@ def _copy_together(pieces: list[_Piece]) -> None:
             while True:
                 waiting.popleft().copy()
 
-    helpers = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(_MAX_THREADS, processor_count(), len(pieces)) - 1)
-    ]
+    helpers = [Helper(work) for _ in range(min(_MAX_THREADS, processor_count(), len(pieces)) - 1)]
     try:
         for helper in helpers:
             helper.start()
         work()
     finally:
         waiting.clear()
-        _join([helper for helper in helpers if helper.ident is not None])
+        _wait_for(helpers)
     for piece in pieces:  # one that failed on another thread fails here again
         piece.copy()
 
 
-def _join(threads: list[threading.Thread]) -> None:
+def _wait_for(helpers: list[Helper]) -> None:
     """Wait for threads, whatever interrupts that: they write to the buffer until they end."""
     interruption: BaseException | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except BaseException as error:
-                interruption = error
+    waiting = deque(helpers)
+    while waiting:
+        try:
+            waiting[0].wait()
+            waiting.popleft()
+        except BaseException as error:
+            interruption = error
     if interruption is not None:
         raise interruption
 

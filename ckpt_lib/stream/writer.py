@@ -20,6 +20,7 @@ import xxhash
 
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Buffer, FileDigests
+from ckpt_lib.stream.threads import Helper
 
 BUFFER_COUNT = 6
 """Enough for the disk to pause for some 20 ms without the hashing having to wait; 48 MiB in all."""
@@ -196,12 +197,12 @@ def _give_back(buffers: list[memoryview]) -> None:
             _idle_buffers.append(buffer)
 
 
-class _Lane(threading.Thread):
+class _Lane:
     """Does one thing to each buffer, in order; after a failure it only gives the buffers back."""
 
     def __init__(self, work: Callable[[memoryview], None], name: str) -> None:
-        super().__init__(name=name, daemon=True)
         self._work = work
+        self._thread = Helper(self._run, name)
         self._filled: SimpleQueue[memoryview | None] = SimpleQueue()
         # The first buffer of each lane is filled before there is one.
         self.free_buffers = threading.Semaphore(BUFFER_COUNT - 1)
@@ -213,10 +214,12 @@ class _Lane(threading.Thread):
     def end(self) -> None:
         """Wait until everything put so far is done. May be called twice, and before the start."""
         self._filled.put(None)
-        if self.ident is not None:  # else an interrupt came before the thread began
-            self.join()
+        self._thread.wait()
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
         while (buffer := self._filled.get()) is not None:
             try:
                 if self.failure is None:
