@@ -16,7 +16,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import asynchronous, checking, loading, memory, peers, report, saving, stalls, tensors, training
+from benchmarks import (
+    asynchronous,
+    checking,
+    loading,
+    memory,
+    peers,
+    report,
+    retiring,
+    saving,
+    stalls,
+    tensors,
+    training,
+)
 from benchmarks.harness import Row, Settings, size_bytes_of
 
 SUITES: dict[str, Callable[[Settings], Iterator[Row]]] = {
@@ -27,6 +39,7 @@ SUITES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "stall": stalls.rows,
     "train": training.rows,
     "check": checking.rows,
+    "clean": retiring.rows,
     "memory": memory.rows,
 }
 _QUIET_LOAD = 0.5

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import asynchronous, checking, loading, memory, report, saving, stalls, tensors, training
+from benchmarks import asynchronous, checking, loading, memory, report, retiring, saving, stalls, tensors, training
 from benchmarks.harness import Row, compare, interleave, size_bytes_of
 from benchmarks.limits import cached_bytes, drop_cached
 
@@ -41,6 +41,7 @@ def test_every_part_gives_rows(folder: Path) -> None:
     wanted |= {asynchronous.FIRST, stalls.DEFAULT, stalls.OVERLAPPED, training.STEP}
     wanted |= {tensors.SAVE, tensors.LOAD}
     wanted |= {checking.SCRUB, checking.REPAIR, memory.PEAK}
+    wanted |= {retiring.CLEANUP.format(count=6, kept=kept) for kept in (1, 3)}
 
     assert names >= wanted
 
