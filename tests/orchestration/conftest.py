@@ -29,7 +29,7 @@ def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_events_afterwards() -> Iterator[None]:
-    """End the threads that send events to the server: their websockets draw from ``random``, which Hypothesis watches."""
+    """End the threads that send events: their websockets draw from ``random``, which Hypothesis watches."""
     yield
     EventsWorker.drain_all(timeout=30)
 
