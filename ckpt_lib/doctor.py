@@ -8,7 +8,6 @@ treatment, nothing is found that another would change.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -459,13 +458,13 @@ def _treated(case: _Case) -> Treatment:
 
 
 def _require_ours(folder: CheckpointFolder, backups: CheckpointFolder) -> None:
-    """Raise where neither folder has a file of this library; a look would leave a lock there."""
+    """Raise where neither folder has a file of this library, or only the other one could tell and cannot be read.
+
+    A look would leave a lock there.
+    """
     entries = folder.store.entries(folder.path)
-    if any(map(_is_ours, entries)):
+    if any(map(_is_ours, entries)) or any(map(_is_ours, backups.store.entries(backups.path))):
         return
-    with contextlib.suppress(CheckpointError):  # which are told of as a finding, where there is something else
-        if any(map(_is_ours, backups.store.entries(backups.path))):
-            return
     raise NotACheckpointError(
         "there are no checkpoints, and nothing that a save or a deletion left",
         path=folder.location(),

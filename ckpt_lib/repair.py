@@ -35,6 +35,7 @@ from ckpt_lib.integrity import ValidationReport, compare, is_unreadable, unreada
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, Damage, Progress
 from ckpt_lib.stream.chunks import altered_chunks, chunk_range, has_chunk_table
+from ckpt_lib.wording import count_of
 
 ATTEMPTS = 3
 CHUNKS_PER_LOCK = 32
@@ -58,7 +59,7 @@ class RepairReport(BaseModel):
         """One line for a table or a log."""
         if self.method == "none":
             return "intact, nothing to repair"
-        how = "replaced by a copy" if self.method == "file" else f"{self.chunks_rewritten} chunks rewritten"
+        how = "replaced by a copy" if self.method == "file" else f"{count_of(self.chunks_rewritten, 'chunk')} rewritten"
         return f"{how} ({self.bytes_rewritten} bytes): " + "; ".join(damage.message for damage in self.damages)
 
 

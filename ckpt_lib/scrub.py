@@ -26,6 +26,7 @@ from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, Progress, find_damages
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.page_cache import NeutralReader
+from ckpt_lib.wording import briefly
 
 logger = logging.getLogger("ckpt_lib")
 
@@ -143,7 +144,7 @@ def scrub(
     answer.
     """
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
-        raise ConfigError("max_bytes_per_second must be more than 0", got=repr(max_bytes_per_second))
+        raise ConfigError("max_bytes_per_second must be more than 0", got=briefly(max_bytes_per_second))
     items = [
         *(_Item("checkpoints", folder, backups, manifest) for manifest in index.manifests()),
         *(_Item("backups", backups, folder, manifest) for manifest in backup_index.manifests()),

@@ -17,7 +17,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager, DoctorReport, adoption
 from ckpt_lib.adoption import ADOPTED_TAG
-from ckpt_lib.errors import NotACheckpointError, UnsupportedSchemaError
+from ckpt_lib.errors import NotACheckpointError, NotAStoreError, UnsupportedSchemaError
 from ckpt_lib.findings import Treatment
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.store import folder_lock, leases
@@ -98,6 +98,14 @@ def test_nothing_is_created_where_nothing_is(manager: CheckpointManager, store_p
     with pytest.raises(NotACheckpointError, match="nothing"):
         manager.doctor(fix=True, deep=True)
     assert not store_path.exists()
+
+
+def test_backups_that_cannot_be_reached_are_not_missed(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Without checkpoints, only the backup location could tell what there was: its error is the answer."""
+    elsewhere = tmp_path / "disk"
+    elsewhere.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(NotAStoreError, match="link"):
+        make_manager(backup_dir=str(elsewhere)).doctor()
 
 
 def test_a_foreign_folder_is_left_as_it_is(make_manager: MakeManager, store_path: Path) -> None:

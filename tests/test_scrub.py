@@ -278,7 +278,7 @@ def test_a_slow_scrub_ends_at_once_when_it_is_interrupted(manager: CheckpointMan
     assert time.monotonic() - started < 30  # a single file would take 20 minutes
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), -(10**5000)], ids=["zero", "negative", "nan", "huge"])
 def test_a_pace_that_is_none_is_refused(manager: CheckpointManager, rate: float) -> None:
     """Before anything is read or written."""
     save(manager, 1)

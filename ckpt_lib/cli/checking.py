@@ -13,7 +13,6 @@ from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
     as_size,
-    count_of,
     note,
     print_entry,
     print_facts,
@@ -25,6 +24,7 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.wording import count_of
 
 if TYPE_CHECKING:
     from ckpt_lib.integrity import ValidationReport

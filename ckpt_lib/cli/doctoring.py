@@ -13,7 +13,6 @@ from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     as_age,
     as_size,
-    count_of,
     note,
     print_entry,
     print_facts,
@@ -27,6 +26,7 @@ from ckpt_lib.cli.retiring import confirm, refuse_to_ask
 from ckpt_lib.cli.session import open_copies, open_manager, resolve_all
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, NotAStoreError, StoreError
 from ckpt_lib.names import is_checkpoint_id
+from ckpt_lib.wording import count_of
 
 if TYPE_CHECKING:
     from ckpt_lib.findings import DoctorReport, Finding, Treatment

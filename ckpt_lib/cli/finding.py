@@ -16,14 +16,14 @@ from ckpt_lib.cli.output import (
     as_number,
     as_size,
     as_time,
-    count_of,
     note,
     print_facts,
     print_heading,
     print_json,
     print_table,
 )
-from ckpt_lib.cli.session import open_manager, read_config
+from ckpt_lib.cli.session import open_copies, open_manager, read_config
+from ckpt_lib.wording import count_of
 
 if TYPE_CHECKING:
     from ckpt_lib.config import Monitor
@@ -62,7 +62,7 @@ def list_checkpoints(
     from ckpt_lib.query import select
     from ckpt_lib.wording import did_you_mean
 
-    manager = open_manager(store, experiment, config)
+    manager = open_copies(store, experiment, config, backups=backups)
     everything = manager.list_backups() if backups else manager.list_checkpoints()
     found = select(
         everything,

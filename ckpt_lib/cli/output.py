@@ -200,8 +200,3 @@ def as_age(moment: datetime) -> str:
 def as_time(moment: datetime) -> str:
     """A moment in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def count_of(number: int, noun: str) -> str:
-    """``1 checkpoint``, ``2 checkpoints``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

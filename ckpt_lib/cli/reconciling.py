@@ -9,10 +9,11 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.output import Column, as_size, count_of, note, print_json, print_table
+from ckpt_lib.cli.output import Column, as_size, note, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import read_config
 from ckpt_lib.errors import ConfigError, NotAStoreError
+from ckpt_lib.wording import count_of
 
 if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig

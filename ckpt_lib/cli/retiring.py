@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE, ConfirmationError
-from ckpt_lib.cli.output import Column, as_size, count_of, note, print_facts, print_heading, print_json, print_table
+from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_copies, resolve_all
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
@@ -22,7 +22,7 @@ from ckpt_lib.errors import (
     ProtectedCheckpointError,
     StoreError,
 )
-from ckpt_lib.wording import duration
+from ckpt_lib.wording import count_of, duration
 
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager

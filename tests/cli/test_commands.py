@@ -246,6 +246,16 @@ def test_backup_verifies_and_retires(store: Path, ids: list[str], monkeypatch: p
     assert "max_backups=1" in result.stderr
 
 
+def test_list_shows_backups_that_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """Also where they lie in a place of their own, beside a store that has lost the experiment."""
+    shutil.copytree(store / "digits" / "backups", tmp_path / "elsewhere" / "digits")
+    shutil.rmtree(store / "digits")
+    env = {"CKPT_BACKUP_DIR": str(tmp_path / "elsewhere")}
+    listed = run_json("list", "--backups", "--experiment", "digits", store=store, env=env)
+    assert [item["checkpoint_id"] for item in listed["checkpoints"]] == ids
+    assert run("list", "--backups", "--experiment", "gone", store=store, env=env, code=2).stdout == ""
+
+
 def test_pin_protects_and_lets_go(store: Path, ids: list[str]) -> None:
     """A pinned checkpoint is refused by delete, together with everything named beside it, until it is unpinned."""
     assert "yes" in run("pin", "baseline", store=store).stdout
