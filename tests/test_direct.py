@@ -125,11 +125,11 @@ def test_what_is_read_back_is_what_the_disk_has(tmp_path: Path) -> None:
     try:
         for _ in range(20):  # the kernel keeps a page that something else looks at just then
             overwrite(descriptor, [(0, b"SMALL")], 5)
-            if _is_cached(tmp_path / "file") == lives_in_memory:
+            if (is_cached := _is_cached(tmp_path / "file")) == lives_in_memory:
                 break
     finally:
         os.close(descriptor)
-    assert _is_cached(tmp_path / "file") == lives_in_memory
+    assert is_cached == lives_in_memory
     assert (tmp_path / "file").read_bytes() == b"SMALL"
 
 
