@@ -255,9 +255,9 @@ def test_an_interrupted_flush_waits_again_and_takes_no_processor(make_manager: M
     with pytest.raises(KeyboardInterrupt):
         manager.flush()
     threading.Timer(1.0, gate.open.set).start()
-    began = time.process_time()
+    began = time.thread_time()
     manager.flush()
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
     assert [item.epoch for item in manager.list_checkpoints()] == [1]
 
 
@@ -917,7 +917,7 @@ commit.save = noting
 os.nice(15)
 if os.getuid() == 0:
     os.setuid(65534)
-with tempfile.TemporaryDirectory() as folder:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     with CheckpointManager(CheckpointConfig(checkpoint_dir=folder), "run") as manager:
         manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0).result(timeout=60)
 print(*found)

@@ -76,10 +76,10 @@ def fields() -> dict[str, Any]:
 def test_a_reader_refuses_it_at_once(what: str) -> None:
     """The digests fit, so only the bounds stand between such a file and whatever would be made of it."""
     data = _canonical({**fields(), **TOO_MUCH[what]})
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(CorruptManifestError) as refused:
         Manifest.from_bytes(data, path="x.json")
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 10  # without bounds, nested lists took 33 s
     assert len(str(refused.value)) < 2_000
 
 

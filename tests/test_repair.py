@@ -314,7 +314,7 @@ HARMS = st.builds(Harm, flipped=CHUNKS, size_change=st.integers(min_value=-2500,
 @given(here=HARMS, there=HARMS)
 def test_two_copies_are_one_whole_or_nothing_changes(template: Copies, here: Harm, there: Harm) -> None:
     """Whatever happened to both: bit-equal if no chunk is damaged twice, and then the other way; else untouched."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its lease is at work
         copies = fresh(template, Path(folder) / "store")
         original = template.payload.read_bytes()
         here.inflict(copies.payload)
