@@ -18,6 +18,7 @@ from ckpt_lib.degradation import Committer, Saved
 from ckpt_lib.draft import Draft, check_draft
 from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
+from ckpt_lib.formats.collection import CollectionPause
 from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import MAX_COUNT, Manifest
 from ckpt_lib.plain import changed_values
@@ -117,7 +118,8 @@ class Saver:
         self.background.raise_failure()
         if request.idempotency_key is not None and (handle := self._under_way(request.idempotency_key)):
             return handle
-        planned = self._plan(request)
+        with CollectionPause():  # training waits
+            planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return finished(planned)
         handle = self.background.start(
@@ -306,10 +308,11 @@ class Saver:
         from ckpt_lib.stream.staging import Snapshot, call_before_steps, unchanged_until_step
 
         def snapshot_into(buffer: StagingBuffer) -> Snapshot:
-            deferred = unchanged_until_step(optimizer) if self._may_overlap else set()
-            if deferred:
-                call_before_steps(wait_until_all_copied)
-            return Snapshot(payload, buffer, deferred)
+            with CollectionPause():
+                deferred = unchanged_until_step(optimizer) if self._may_overlap else set()
+                if deferred:
+                    call_before_steps(wait_until_all_copied)
+                return Snapshot(payload, buffer, deferred)
 
         return snapshot_into
 

@@ -15,7 +15,7 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats import pickle_checking
-from ckpt_lib.formats.collection import COLLECTION_PAUSE
+from ckpt_lib.formats.collection import CollectionPause
 from ckpt_lib.formats.pickle_checking import PickleChecker
 from ckpt_lib.formats.torch_writing import Archive
 from ckpt_lib.formats.torch_zip import TorchZipFormat
@@ -116,7 +116,7 @@ def test_the_size_is_known_to_the_byte() -> None:
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python warns of forks beside threads")
 def test_a_child_that_is_forked_meanwhile_collects_garbage() -> None:
     """A worker of a data loader may be forked while a save in the background is laid out."""
-    with COLLECTION_PAUSE:
+    with CollectionPause():
         assert not gc.isenabled()
         child = os.fork()
         if not child:

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
+from typing import ClassVar
 
 
-class _CollectionPause:
-    """A context without a search for garbage, by any thread; any number of threads may be in it."""
+class CollectionPause:
+    """A context without a search for garbage, by any thread; any number of threads may be in one.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._was_enabled = False
+    An interrupt may come before ``with`` knows of the context: then the search goes on when the object is gone.
+    """
+
+    _open: ClassVar[set[int]] = set()
+    _was_enabled: ClassVar[bool] = False
 
     def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._was_enabled = gc.isenabled()
-                gc.disable()
-            self._users += 1
+        self._open.add(id(self))
+        if gc.isenabled():
+            CollectionPause._was_enabled = True
+            gc.disable()
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._was_enabled:
-                gc.enable()
+        self._open.discard(id(self))
+        self._resume()
 
-    def end_in_child(self) -> None:
-        """In a forked process, where the threads that are in it do not go on."""
-        self._lock = threading.Lock()
-        if self._users and self._was_enabled:
+    def __del__(self) -> None:
+        if id(self) in self._open:
+            self.__exit__()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End the pauses of threads that are gone, as those of the parent are in a forked child."""
+        cls._open.clear()
+        cls._resume()
+
+    @classmethod
+    def _resume(cls) -> None:
+        if cls._was_enabled and not cls._open:
+            cls._was_enabled = False
             gc.enable()
-        self._users = 0
 
-
-COLLECTION_PAUSE = _CollectionPause()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=COLLECTION_PAUSE.end_in_child)
+    os.register_at_fork(after_in_child=CollectionPause.end_all)

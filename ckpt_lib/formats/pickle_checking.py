@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePayloadError
-from ckpt_lib.formats.collection import COLLECTION_PAUSE
+from ckpt_lib.formats.collection import CollectionPause
 
 _STRUCTURE_BYTES, _BYTES_A_RECORD = 64 * 2**20, 400
 _STEPS_ALLOWED, _STEPS_A_RECORD = 6_000_000, 200
@@ -116,7 +116,7 @@ class PickleChecker:
         if len(self._data) > self._max_bytes:
             raise refused(f"its structure is longer than {self._max_bytes} bytes")
         try:
-            with COLLECTION_PAUSE:
+            with CollectionPause():
                 loaded = self._run()
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise

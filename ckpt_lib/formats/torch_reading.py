@@ -19,7 +19,7 @@ import torch
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.base import Payload
-from ckpt_lib.formats.collection import COLLECTION_PAUSE
+from ckpt_lib.formats.collection import CollectionPause
 from ckpt_lib.formats.expansion import MAX_EXPANDED_BYTES, expanded_bytes, extent
 from ckpt_lib.formats.pickle_checking import (
     PickleChecker,
@@ -343,7 +343,7 @@ class TorchReader:
 
     def _load(self, build: Callable[[], torch.Tensor | None]) -> dict[str, Any]:
         try:
-            with COLLECTION_PAUSE:
+            with CollectionPause():
                 loaded: dict[str, Any] = _Unpickler(self._pickle, _Building(build)).load()
         except (CheckpointError, UnusualPayloadError, torch.OutOfMemoryError):
             raise

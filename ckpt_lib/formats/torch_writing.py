@@ -23,7 +23,7 @@ import torch
 
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload
-from ckpt_lib.formats.collection import COLLECTION_PAUSE
+from ckpt_lib.formats.collection import CollectionPause
 from ckpt_lib.formats.pickle_checking import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch_reading import check_structure
 from ckpt_lib.formats.zip_writing import ZipWriter, archive_size_bytes
@@ -55,7 +55,7 @@ class Archive:
 
     def __init__(self, payload: Payload) -> None:
         structure = io.BytesIO()
-        with COLLECTION_PAUSE:
+        with CollectionPause():
             pickler = _Pickler(structure, Spans(payload))
             pickler.dump(payload)
         _check_length(structure, len(pickler.records))

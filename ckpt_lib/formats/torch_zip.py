@@ -6,7 +6,7 @@ import contextlib
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -154,7 +154,7 @@ def _plain(value: Any, place: str) -> Any:
     if _is_plain(value):
         return value
     if kind is dict:
-        return {_plain(key, f"a key of {place}"): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+        return dict(_plain_items(value, place))
     if kind is OrderedDict:
         return _ordered(value, place)
     if kind in (list, tuple):
@@ -163,6 +163,13 @@ def _plain(value: Any, place: str) -> Any:
         return found
     _check_readable(value, place)
     return value
+
+
+def _plain_items(value: Mapping[Any, Any], place: str) -> Iterator[tuple[Any, Any]]:
+    for key, item in value.items():
+        # Most are plain, and a place takes longer to name than that to see.
+        plain_key = key if _is_plain(key) else _plain(key, f"a key of {place}")
+        yield plain_key, item if _is_plain(item) else _plain(item, f"{place}[{key!r}]")
 
 
 def _from_numpy(value: Any, place: str) -> Any:
@@ -176,7 +183,7 @@ def _from_numpy(value: Any, place: str) -> Any:
 
 
 def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
-    rebuilt = OrderedDict((key, _plain(item, f"{place}[{key!r}]")) for key, item in value.items())
+    rebuilt = OrderedDict(_plain_items(value, place))
     # state_dict() keeps the version of each module here, which load_state_dict() uses to migrate old state.
     rebuilt.__dict__.update(_plain(value.__dict__, f"the attributes of {place}"))
     return rebuilt

@@ -7,7 +7,7 @@ file, so here a storage counts from the first to the last byte that some tensor 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -126,17 +126,26 @@ class Spans:
         return span
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested dicts, lists, tuples and sets."""
+    found: list[torch.Tensor] = []
+    _add_tensors(value, found)
+    return found
+
+
+def _add_tensors(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in (*value.values(), *getattr(value, "__dict__", {}).values()):
-            yield from tensors_in(item)
+        found.append(value)
+        return
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = (*value.values(), *getattr(value, "__dict__", {}).values())
     elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            if type(item) not in _NUMBERS:  # of which lists may be long
-                yield from tensors_in(item)
+        items = value
+    else:
+        return
+    for item in items:
+        if type(item) not in _NUMBERS:  # of which lists may be long
+            _add_tensors(item, found)
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
