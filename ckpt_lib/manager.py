@@ -858,8 +858,9 @@ class CheckpointManager:
     ) -> bool:
         """Make a verified copy in the backup location; ``False`` when there is one already.
 
-        A copy that is there counts if its size is right; ``verify_existing`` reads it, and replaces it if damaged.
-        Afterwards old backups are retired down to ``max_backups``.
+        A copy that is there counts if its size is right, and so does the checkpoint then. ``verify_existing`` reads every
+        byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``. Raises
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found damaged; it is never copied.
         """
         manifest = self._catalogue.resolve(checkpoint_id)
         copied = transfer.backup(

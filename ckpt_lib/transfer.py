@@ -42,7 +42,10 @@ def backup(
 ) -> bool:
     """Copy a checkpoint to the backup location; ``False`` when a whole copy is there already.
 
-    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint itself is damaged: damage is never
+    A copy that is there is judged by its manifest and its size, and so is the checkpoint then. With
+    ``verify_existing``, every byte of both is read, and a damaged copy is replaced.
+
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint itself is found damaged: damage is never
     copied over a backup. Killed on the way, the next call begins again.
     """
     existing = _manifest_or_none(backups, manifest.checkpoint_id)
@@ -50,9 +53,25 @@ def backup(
         _same_or_raise(existing, manifest, backups)
         is_whole = backups.is_complete(existing)
         if is_whole and (not verify_existing or compare(backups, existing, existing.experiment_name)):
+            if verify_existing or not folder.is_complete(manifest):
+                _require_intact(folder, manifest, progress)
             return False
     commit.copy(folder, manifest, backups, replace=True, progress=progress)
     return True
+
+
+def _require_intact(folder: CheckpointFolder, manifest: Manifest, progress: Progress | None) -> None:
+    """Raise when a checkpoint that has its backup is damaged itself."""
+    report = compare(folder, manifest, manifest.experiment_name, progress)
+    if not report:
+        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        raise CorruptCheckpointError(
+            f"it is damaged, and its backup is there already: {report.message}",
+            checkpoint_id=manifest.checkpoint_id,
+            path=folder.payload_location(manifest),
+            damages=report.damages,
+            hint=f"`ckpt repair {manifest.checkpoint_id}` brings back what is damaged.",
+        )
 
 
 def restore(

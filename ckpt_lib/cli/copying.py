@@ -29,23 +29,28 @@ def backup(
     config: options.Config = None,
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the backups that are there already, and replace damaged ones.")
+        bool, typer.Option("--verify", help="With --all: read every byte of both copies, as of those that are named.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy checkpoints to the backup location.
 
-    A damaged checkpoint is reported and never copied; the others are, and the exit code is 1.
+    A damaged checkpoint is reported and never copied; the others are, and the exit code is 1. Where there is a backup
+    already, every byte of both copies is read, and a damaged backup is replaced; with --all their sizes are compared,
+    unless --verify is given as well.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_manager(store, experiment, config)
     ids = manager.checkpoint_ids() if everything else resolve_all(manager, checkpoint_ids or ["latest"])
+    verify = verify or not everything
     outcomes = _back_up(manager, ids, verify=verify)
     damaged = any(outcome["result"] == "damaged" for outcome in outcomes)
     if as_json:
-        print_json({"experiment_name": manager.experiment_name, "backups": outcomes})
+        print_json({"experiment_name": manager.experiment_name, "verified": verify, "backups": outcomes})
     else:
         _print_outcomes(outcomes)
+        if not verify and any(outcome["result"] == "already there" for outcome in outcomes):
+            note("Of those that were already there, only the sizes were compared: `--verify` reads every byte.")
         if any(outcome["result"] == "retired" for outcome in outcomes):
             note(f"Retired: more than max_backups={manager.config.max_backups} allows; the best and the newest stay.")
     if damaged:

@@ -232,11 +232,34 @@ def test_backup_reports_each_outcome(store: Path, ids: list[str]) -> None:
     assert "was altered" in run("backup", ids[0], store=store, code=1).stderr
 
 
+@pytest.mark.parametrize("is_backup_damaged", [False, True])
+def test_backup_is_not_silent_about_damage(store: Path, ids: list[str], is_backup_damaged: bool) -> None:
+    """A damaged checkpoint is no success because a file of its size is among the backups."""
+    flip_bit(payload(store, ids[0]), 100)
+    backup = store / "digits" / "backups" / f"{ids[0]}.pt"
+    if is_backup_damaged:
+        flip_bit(backup, 100)
+    before = backup.read_bytes()
+    for options in ([ids[0]], ["--all", "--verify"]):
+        found = run_json("backup", *options, store=store, code=1)
+        assert found["verified"]
+        assert found["backups"][0]["result"] == "damaged"
+    assert backup.read_bytes() == before
+    payload(store, ids[0]).unlink()  # which shows without reading a byte
+    assert run_json("backup", "--all", store=store, code=1)["backups"][0]["result"] == "damaged"
+
+
 def test_backup_verifies_and_retires(store: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """--verify replaces a damaged backup; a copy that max_backups does not keep is not reported as kept."""
+    """A damaged backup is replaced; a copy that max_backups does not keep is not reported as kept."""
     flip_bit(store / "digits" / "backups" / f"{ids[0]}.pt", 100)
-    assert run_json("backup", ids[0], store=store)["backups"][0]["result"] == "already there"
-    assert run_json("backup", ids[0], "--verify", store=store)["backups"][0]["result"] == "copied"
+    quick = run("backup", "--all", store=store)
+    assert "already there" in quick.stdout
+    assert "only the sizes were compared" in quick.stderr
+    assert run_json("backup", "--all", "--verify", store=store)["backups"][0]["result"] == "copied"
+    flip_bit(store / "digits" / "backups" / f"{ids[0]}.pt", 100)
+    named = run("backup", ids[0], store=store)
+    assert "copied" in named.stdout
+    assert named.stderr == ""
     shutil.rmtree(store / "digits" / "backups")
     monkeypatch.setenv("CKPT_MAX_BACKUPS", "1")
     result = run("backup", "--all", store=store)
