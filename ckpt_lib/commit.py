@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from ckpt_lib.draft import Draft
 from ckpt_lib.errors import (
@@ -405,17 +405,26 @@ def drop_damaged_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark
     return False
 
 
-def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: float = 0.0) -> list[str]:
+class Swept(NamedTuple):
+    """What a sweep removed."""
+
+    expired: list[Manifest]
+    """Checkpoints that had been deleted, and whose payload was still there or on its way out."""
+    leftovers: list[str]
+    """Names of files that dead processes left unfinished."""
+
+
+def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: float = 0.0) -> Swept:
     """Clear what dead processes left unfinished, and what was deleted more than ``grace_seconds`` ago.
 
-    No lock is taken when no marker is ``seen`` in a listing of the folder, and the store knows of no leftovers. Returns
-    the names that went. A payload that somebody holds stays. Ages are the store's own: the time of the marker against
-    that of the lock.
+    No lock is taken when no marker is ``seen`` in a listing of the folder, and the store knows of no leftovers. A
+    payload that somebody holds stays. Ages are the store's own: the time of the marker against that of the lock.
     """
+    expired: list[Manifest] = []
     if not (any(is_marker(entry.name) for entry in seen) or folder.store.leftovers(folder.path)):
-        return []
+        return Swept(expired, [])
     with folder.lock() as held:
-        swept = held.sweep()
+        leftovers = held.sweep()
         entries = folder.store.entries(folder.path)
         listed, in_use = manifest_entries(entries), folder.held()
         marked = {mark: marker_entries(entries, mark) for mark in get_args(Mark)}
@@ -442,8 +451,11 @@ def sweep(folder: CheckpointFolder, seen: Iterable[Entry], *, grace_seconds: flo
                 held.delete(folder.marker_path(checkpoint_id, mark))
             elif manifest := _read_marker(folder, checkpoint_id, mark):
                 _finish_deletions(folder, held, [manifest], mark)
-                swept.append(manifest.payload.name)
-    return swept
+                if mark == "deleted":
+                    expired.append(manifest)
+                else:
+                    leftovers.append(manifest.payload.name)
+    return Swept(expired, leftovers)
 
 
 def purge(folder: CheckpointFolder, *, is_enough: Callable[[], bool]) -> list[str]:

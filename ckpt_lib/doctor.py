@@ -53,7 +53,10 @@ _ROUNDS = 5
 _MARGIN_SECONDS = 2.0
 _MOMENT_SECONDS = 0.3
 """Longer than a living process takes to make a lease, or to end one."""
-_CHANGED = "somebody else changed it meanwhile"
+
+
+class _NotDoneError(CheckpointError):
+    """A treatment that did not happen; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,8 @@ class Doctor:
     def _of_marker(self, look: _Look, other: _Look | None, checkpoint_id: str, mark: Mark) -> _Case:
         entry = look.entries[look.folder.marker_name(checkpoint_id, mark)]
         if checkpoint_id in manifest_entries(look.entries.values()):
-            return self._swept("leftover", look, entry.name, f"{entry.name} means nothing beside the manifest")
+            message = f"{entry.name} means nothing beside the manifest"
+            return self._swept("leftover", look, entry.name, message, entry.name)
         if mark == "quarantined":
             return self._of_quarantined(look, other, checkpoint_id)
         try:
@@ -209,19 +213,21 @@ class Doctor:
         payload = look.entries.get(manifest.payload.name)
         if mark == "saving":
             message = "a save that did not come to its end, and was not acknowledged"
-            return self._swept("half save", look, checkpoint_id, message, payload)
+            return self._swept("half save", look, checkpoint_id, message, entry.name, payload)
         return self._of_deleted(look, checkpoint_id, entry, payload)
 
     def _of_deleted(self, look: _Look, checkpoint_id: str, marker: Entry, payload: Entry | None) -> _Case:
         left_seconds = self.trash_seconds - (look.now_seconds - marker.modified_seconds)
         if left_seconds <= 0 and checkpoint_id not in look.held:
             message = "deleted, and its bytes are still there"
-            return self._swept("half deletion", look, checkpoint_id, message, payload)
+            return self._swept("half deletion", look, checkpoint_id, message, marker.name, payload)
         message = f"deleted; `ckpt undelete` brings it back for another {duration(left_seconds)}"
         return self._case("deleted", self._place(look), checkpoint_id, message, entry=payload)
 
-    def _swept(self, kind: Kind, look: _Look, name: str, message: str, payload: Entry | None = None) -> _Case:
-        sweep = partial(self._sweep, look.folder)
+    def _swept(
+        self, kind: Kind, look: _Look, name: str, message: str, marker: str, payload: Entry | None = None
+    ) -> _Case:
+        sweep = partial(_sweep, look.folder, self.trash_seconds, marker)
         return self._case(kind, self._place(look), name, message, fix="remove it", entry=payload, treat=sweep)
 
     def _of_quarantined(self, look: _Look, other: _Look | None, checkpoint_id: str) -> _Case:
@@ -405,10 +411,6 @@ class Doctor:
 
     # --- treating ---
 
-    def _sweep(self, folder: CheckpointFolder) -> str:
-        commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=self.trash_seconds)
-        return "removed"
-
     def _set_aside(self, folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> str:
         return quarantine.set_aside(folder, checkpoint_id, other, self.experiment_name, self.progress).message
 
@@ -417,8 +419,9 @@ class Doctor:
         report = ValidationReport(
             checkpoint_id=orphan.checkpoint_id, experiment_name=self.experiment_name, damages=(damage,)
         )
-        is_done = quarantine.set_aside_orphan(orphan.folder, orphan.name, orphan.version, report)
-        return "set aside" if is_done else _CHANGED
+        if not quarantine.set_aside_orphan(orphan.folder, orphan.name, orphan.version, report):
+            raise _changed()
+        return "set aside"
 
     def _bring_back(self, folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> str:
         found = quarantine.bring_back(folder, checkpoint_id, other, self.experiment_name, self.progress)
@@ -541,19 +544,35 @@ def _sweep_patiently(folder: CheckpointFolder, trash_seconds: float, leftover: L
         if found is None or not found.over_in_seconds:
             break
         time.sleep(min(1.0, leftover.over_in_seconds / 10))
+    return _sweep(folder, trash_seconds, leftover.name)
+
+
+def _sweep(folder: CheckpointFolder, trash_seconds: float, name: str) -> str:
+    """Sweep, and see that ``name`` is gone."""
     commit.sweep(folder, folder.store.entries(folder.path), grace_seconds=trash_seconds)
-    is_left = any(entry.name == leftover.name for entry in folder.store.entries(folder.path))
-    return _CHANGED if is_left else "removed"
+    if any(entry.name == name for entry in folder.store.entries(folder.path)):
+        raise _NotDoneError("it is still there: somebody is at work on it, or holds it")
+    return "removed"
 
 
 def _drop_marker(folder: CheckpointFolder, checkpoint_id: str, mark: Mark) -> str:
-    return "removed" if commit.drop_damaged_marker(folder, checkpoint_id, mark) else _CHANGED
+    if not commit.drop_damaged_marker(folder, checkpoint_id, mark):
+        raise _changed()
+    return "removed"
 
 
 def _adopt_proven(orphan: Orphan, manifest: Manifest) -> str:
-    return "it has its manifest again" if adoption.adopt_proven(orphan, manifest) else _CHANGED
+    if not adoption.adopt_proven(orphan, manifest):
+        raise _changed()
+    return "it has its manifest again"
 
 
 def _adopt_unproven(orphan: Orphan, index: Index, draft: Draft, entry: FileEntry) -> str:
     adopted = adoption.adopt_unproven(orphan, index, draft, entry)
-    return f"adopted without proof, as number {adopted.sequence} in the order of saving" if adopted else _CHANGED
+    if adopted is None:
+        raise _changed()
+    return f"adopted without proof, as number {adopted.sequence} in the order of saving"
+
+
+def _changed() -> _NotDoneError:
+    return _NotDoneError("somebody else changed it meanwhile")

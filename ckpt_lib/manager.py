@@ -1146,7 +1146,13 @@ class CheckpointManager:
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
         """
         resolved = self._catalogue.resolve(checkpoint_id).checkpoint_id
-        deleted = commit.delete(self._folder, resolved, unless=_refuse_pinned, grace_seconds=self.config.trash_seconds)
+        try:
+            deleted = commit.delete(
+                self._folder, resolved, unless=_refuse_pinned, grace_seconds=self.config.trash_seconds
+            )
+        except StoreError:  # it may be gone all the same
+            self._write_snapshot()
+            raise
         if deleted is None:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
         self._write_snapshot()
@@ -1171,9 +1177,10 @@ class CheckpointManager:
     def empty_trash(self) -> list[str]:
         """Remove the bytes of everything deleted, whatever ``trash_seconds`` says, unless somebody is reading it.
 
-        Returns the names of the files that went.
+        Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
-        return commit.sweep(self._folder, self._index.view().entries.values())
+        swept = commit.sweep(self._folder, self._index.view().entries.values())
+        return [manifest.checkpoint_id for manifest in swept.expired]
 
     def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
@@ -1181,19 +1188,22 @@ class CheckpointManager:
         What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
         ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Backups beyond ``max_backups`` go for
         good; the report's ``backups`` tells which. When only they cannot be cleaned up, nothing is raised: the report's
-        ``backups_error`` says why.
+        ``backups_error`` says why. What the store raises when it fails on the way says which checkpoints are gone;
+        batches deleted before stay deleted.
         """
         _check_policies(None, policy)
-        report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
         if not self._folder.store.entries(self._folder.path):  # a mistyped name creates no experiment
-            return report
+            return self._clean(policy, dry_run=dry_run, known=None)
+        try:
+            report = self._clean(policy, dry_run=dry_run, known=None, grace_seconds=self.config.trash_seconds)
+        finally:
+            if not dry_run:
+                self._write_snapshot()
         try:
             outcome: dict[str, Any] = {"backups": self._clean_backups(known=None, dry_run=dry_run)}
         except (CheckpointError, OSError) as error:  # what became of the checkpoints is to be told all the same
             logger.error("cleaning up the backups failed: %s", error)
             outcome = {"backups_error": str(error)}
-        if not dry_run:
-            self._write_snapshot()
         return report.model_copy(update=outcome)
 
     def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -17,11 +18,13 @@ from ckpt_lib.integrity import KnownVersions, validate
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
+from ckpt_lib.wording import count_of
 
 _MAX_LOOKS = 64
 _MIN_BATCH = 64
 """Each batch lists the folder twice, so a cleanup takes at most ``_MAX_LOOKS`` batches or so. Saves wait while a batch
 holds the lock: longer in a larger folder."""
+_MAX_NAMED = 10
 
 
 class CleanupReport(BaseModel):
@@ -35,6 +38,9 @@ class CleanupReport(BaseModel):
     freed_bytes: int = 0
     trashed_bytes: int = 0
     """What is freed later: those of ``deleted_ids`` can be brought back until then."""
+    expired_ids: tuple[str, ...] = ()
+    """What had been deleted before, and whose time in the trash was over: removed for good."""
+    expired_bytes: int = 0
     spared: dict[str, str] = {}
     """Ids that the plan gave up and that were found changed when their turn came."""
     swept: tuple[str, ...] = ()
@@ -108,6 +114,8 @@ def clean(
 ) -> CleanupReport:
     """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or gone.
 
+    When the store fails on the way, the batches deleted before stay deleted, and the error says what is gone.
+
     What is deleted can be brought back for ``grace_seconds``; what was deleted more than ``trash_seconds`` ago is
     removed. What any living process is loading, copying or going on from stays.
 
@@ -141,15 +149,16 @@ def clean(
     # Oldest first: whatever stops this, what is left is the newer part.
     doomed_ids = plan.deleted_ids[::-1]
     batch_size = max(_MIN_BATCH, len(manifests) // _MAX_LOOKS)
-    for start in range(0, len(doomed_ids), batch_size):
-        gone, refused = commit.delete_all(
-            folder,
-            doomed_ids[start : start + batch_size],
-            make_check=partial(_check_of_plan, folder, planned, relied_on),
-            grace_seconds=grace_seconds,
-        )
-        deleted += gone
-        spared |= {checkpoint_id: error.message for checkpoint_id, error in refused.items()}
+    with _telling_what_is_gone(folder, doomed_ids):
+        for start in range(0, len(doomed_ids), batch_size):
+            gone, refused = commit.delete_all(
+                folder,
+                doomed_ids[start : start + batch_size],
+                make_check=partial(_check_of_plan, folder, planned, relied_on),
+                grace_seconds=grace_seconds,
+            )
+            deleted += gone
+            spared |= {checkpoint_id: error.message for checkpoint_id, error in refused.items()}
     deleted_bytes = sum(manifest.payload.size_bytes for manifest in deleted)
     return CleanupReport(
         plan=plan,
@@ -158,8 +167,28 @@ def clean(
         freed_bytes=0 if grace_seconds else deleted_bytes,
         trashed_bytes=deleted_bytes if grace_seconds else 0,
         spared=spared,
-        swept=tuple(swept),
+        swept=tuple(swept.leftovers),
+        expired_ids=tuple(manifest.checkpoint_id for manifest in swept.expired),
+        expired_bytes=sum(manifest.payload.size_bytes for manifest in swept.expired),
     )
+
+
+@contextmanager
+def _telling_what_is_gone(folder: CheckpointFolder, doomed_ids: Sequence[str]) -> Iterator[None]:
+    """Add to an error which of the checkpoints are deleted all the same."""
+    try:
+        yield
+    except CheckpointError as error:
+        with suppress(CheckpointError):  # the store that failed may not even list them
+            listed = folder.manifest_entries()
+            gone = [checkpoint_id for checkpoint_id in doomed_ids if checkpoint_id not in listed]
+            more = f" and {len(gone) - _MAX_NAMED} more" if len(gone) > _MAX_NAMED else ""
+            named = f": {', '.join(gone[:_MAX_NAMED])}{more}" if gone else ""
+            error.message = (
+                f"{error.message.rstrip('.')}; of {count_of(len(doomed_ids), 'checkpoint')} to delete, "
+                f"{len(gone)} {'is' if len(gone) == 1 else 'are'} gone{named}"
+            )
+        raise
 
 
 def _check_of_plan(

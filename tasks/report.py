@@ -216,14 +216,18 @@ def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: Cle
         for decision in report.plan.decisions
     ]
     if report.dry_run:
-        summary = f"would free {size_text(report.plan.freed_bytes)}"
+        summary = f"would delete {size_text(report.plan.freed_bytes)}"
     elif report.trashed_bytes:
         summary = f"moved {size_text(report.trashed_bytes)} to the trash"
     else:
         summary = f"freed {size_text(report.freed_bytes)}"
     summary += f"; {report.plan.warning}" if report.plan.warning else ""
     summary += f"; THE BACKUPS WERE NOT CLEANED UP: {report.backups_error}" if report.backups_error else ""
-    leftovers = f"; leftovers of dead processes removed: {len(report.swept)}" if report.swept else ""
+    leftovers = ""
+    if report.expired_ids:
+        leftovers += f"; deleted earlier and now gone: {len(report.expired_ids)} ({size_text(report.expired_bytes)})"
+    if report.swept:
+        leftovers += f"; leftovers of dead processes removed: {len(report.swept)}"
     what = f"Retention of {'the backups of ' if backups else ''}{experiment_name}"
     title = f"{what} in {store_of(config)}: {summary}{leftovers}"
     _publish(rows, artifact_key("cleanup-of-backups" if backups else "cleanup", config, experiment_name), title)

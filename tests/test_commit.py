@@ -64,7 +64,7 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-def sweep(folder: CheckpointFolder, **options: float) -> list[str]:
+def sweep(folder: CheckpointFolder, **options: float) -> commit.Swept:
     return commit.sweep(folder, folder.store.entries(folder.path), **options)
 
 
@@ -307,7 +307,7 @@ def test_a_tombstone_that_is_not_whole_deletes_nothing(tmp_path: Path, folder: C
     for mark in ("saving", "deleted"):
         (e / f".{missing}.{mark}").write_bytes(planted)
     leftover = leave_unfinished(e)
-    assert sweep(folder) == [leftover]
+    assert sweep(folder) == ([], [leftover])
     assert all(is_whole(folder, manifest) for manifest in (first, second))
     assert [manifest.uid for manifest in Index(folder).manifests()] == [first.uid, second.uid]
 
@@ -439,12 +439,12 @@ def test_what_is_being_copied_is_not_removed(tmp_path: Path, folder: CheckpointF
 
     def delete(_: int) -> None:
         commit.delete(folder, manifest.checkpoint_id, unless=keep)
-        assert sweep(folder) == []
+        assert sweep(folder) == ([], [])
         assert folder.is_complete(manifest)
 
     commit.copy(folder, manifest, target, progress=delete)
     assert is_whole(target, manifest)
-    assert sweep(folder) == [manifest.payload.name]
+    assert sweep(folder) == ([manifest], [])
 
 
 def test_what_is_deleted_before_it_is_copied_is_gone_and_not_damaged(tmp_path: Path, folder: CheckpointFolder) -> None:
@@ -661,7 +661,7 @@ def test_what_was_deleted_comes_back_as_it_was(tmp_path: Path, folder: Checkpoin
     assert [item.uid for item in Index(folder).view().deleted] == [second.uid]
     third = save(folder)
     assert (third.checkpoint_id, third.sequence) == (f"{first.checkpoint_id}_3", 3)
-    assert sweep(folder, grace_seconds=60) == []
+    assert sweep(folder, grace_seconds=60) == ([], [])
     assert commit.undelete(folder, second.checkpoint_id) == second
     assert {name: data for name, data in contents(tmp_path).items() if third.checkpoint_id not in name} == before
     assert commit.undelete(folder, second.checkpoint_id) == second
@@ -683,7 +683,7 @@ def test_the_trash_of_a_full_disk_is_as_young_as_any(
     with monkeypatch.context() as patch:
         patch.setattr(LocalFolderLock, "put", full)
         commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=60)
-    assert sweep(folder, grace_seconds=60) == []
+    assert sweep(folder, grace_seconds=60) == ([], [])
     assert commit.undelete(folder, manifest.checkpoint_id) == manifest
 
 
@@ -719,7 +719,7 @@ def test_the_trash_is_emptied_when_its_time_is_over(tmp_path: Path, folder: Chec
         commit.delete(folder, manifest.checkpoint_id, unless=keep, grace_seconds=3600)
     old = time.time() - 3601
     os.utime(tmp_path / "e" / f".{first.checkpoint_id}.deleted", (old, old))
-    assert sweep(folder, grace_seconds=3600) == [first.payload.name]
+    assert sweep(folder, grace_seconds=3600) == ([first], [])
     with pytest.raises(CheckpointNotFoundError):
         commit.undelete(folder, first.checkpoint_id)
     os.unlink(tmp_path / "e" / second.payload.name)
@@ -732,9 +732,9 @@ def test_what_is_held_is_not_removed(tmp_path: Path, folder: CheckpointFolder) -
     manifest = save(folder)
     with folder.hold(manifest.checkpoint_id, "being read"):
         commit.delete(folder, manifest.checkpoint_id, unless=keep)
-        assert sweep(folder) == []
+        assert sweep(folder) == ([], [])
         assert is_whole(folder, manifest)
-    assert sweep(folder) == [manifest.payload.name]
+    assert sweep(folder) == ([manifest], [])
     assert contents(tmp_path) == {}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_lib import CheckpointManager, DoctorReport, adoption
+from ckpt_lib import CheckpointManager, DoctorReport, adoption, doctor
 from ckpt_lib.adoption import ADOPTED_TAG
 from ckpt_lib.errors import NotACheckpointError, NotAStoreError, UnsupportedSchemaError
 from ckpt_lib.findings import Treatment
@@ -724,6 +724,39 @@ def test_it_runs_beside_a_training(make_manager: MakeManager) -> None:
     assert ids(manager)[-1] == saved[-1]
     assert {item.finding.kind for item in done} <= {"no backup", "stale snapshot"}
     assert cured(manager, deep=True).is_healthy
+
+
+@pytest.mark.parametrize("way", ["held", "changed"])
+def test_a_treatment_that_did_not_happen_has_not_succeeded(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What somebody holds by then is still there; what somebody else has adopted is not adopted again."""
+    manager = make_manager(backup_checkpoints=False, trash_seconds=0)
+    saved = save(manager, 1)
+    kept = manifest_path(manager, saved).read_bytes()
+    if way == "held":
+        with manager._folder.hold(saved, "being read"):
+            manager.delete_checkpoint(saved)
+    else:
+        manifest_path(manager, saved).unlink()
+    treated = doctor._treated
+
+    def after_somebody_came(case: Any) -> Treatment:
+        if way == "changed":
+            manifest_path(manager, saved).write_bytes(kept)
+            return treated(case)
+        with manager._folder.hold(saved, "being read"):
+            return treated(case)
+
+    monkeypatch.setattr(doctor, "_treated", after_somebody_came)
+    first = manager.doctor(fix=True).done[0]
+    assert not first.succeeded
+    assert first.outcome in {
+        "it is still there: somebody is at work on it, or holds it",
+        "somebody else changed it meanwhile",
+    }
+    monkeypatch.undo()
+    assert manager.doctor(fix=True).is_healthy
 
 
 def test_a_treatment_that_fails_stops_no_other(alone: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:

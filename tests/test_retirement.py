@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 
 from ckpt_lib import CheckpointManager, draft, retirement
-from ckpt_lib.errors import ProtectedCheckpointError
+from ckpt_lib.errors import ProtectedCheckpointError, StoreError
+from ckpt_lib.folder import SNAPSHOT_NAME
 from ckpt_lib.integrity import validate
 from ckpt_lib.policies.retention import KeepNewest, KeepTagged, plan_retention
+from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -319,6 +322,36 @@ def test_what_a_plan_relies_on_is_still_there_when_it_deletes(
     assert unlimited.resume() is not None
 
 
+def test_a_store_that_fails_half_way_says_what_is_gone(
+    unlimited: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches deleted before stay deleted; the error names them, and the snapshot shows what is left."""
+    saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 8)]
+    monkeypatch.setattr(retirement, "_MIN_BATCH", 2)
+    plan = FaultPlan(only=frozenset({"put"}), fail_at=3)
+    with faults_injected(plan):
+        other = cleaner(unlimited)
+    with pytest.raises(StoreError) as caught:
+        other.cleanup_checkpoints(policy=NOTHING)
+    assert "6 checkpoints to delete, 2 are gone: " in caught.value.message
+    assert all(name in str(caught.value) for name in saved[:2])
+    assert ids(unlimited) == saved[2:]
+    shown = json.loads((experiment_folder(unlimited) / SNAPSHOT_NAME).read_text())
+    assert [item["checkpoint_id"] for item in shown["checkpoints"]] == saved[2:]
+
+
+def test_a_deletion_that_fails_half_way_leaves_a_true_snapshot(unlimited: CheckpointManager) -> None:
+    """Its manifest is gone, and so is its entry."""
+    saved = [save(unlimited, epoch) for epoch in (1, 2)]
+    with faults_injected(FaultPlan(only=frozenset({"sync_names"}), fail_at=2)):
+        other = cleaner(unlimited, trash_seconds=0)
+    with pytest.raises(StoreError):
+        other.delete_checkpoint(saved[0])
+    assert ids(unlimited) == saved[1:]
+    shown = json.loads((experiment_folder(unlimited) / SNAPSHOT_NAME).read_text())
+    assert [item["checkpoint_id"] for item in shown["checkpoints"]] == saved[1:]
+
+
 def test_another_cleanup_may_be_faster(unlimited: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cleanups with one plan delete each checkpoint once, and neither fails."""
     saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 5)]
@@ -458,7 +491,8 @@ def test_a_deletion_that_was_cut_off_is_finished(unlimited: CheckpointManager) -
     os.utime(folder / f".{saved[0]}.deleted", (0, 0))
     assert ids(unlimited) == saved[1:]
     report = unlimited.cleanup_checkpoints()
-    assert report.swept == (f"{saved[0]}.pt",)
+    assert (report.expired_ids, report.swept) == ((saved[0],), ())
+    assert report.expired_bytes > 0
     names = {name for name in without_locks(snapshot(folder)) if "metadata" not in name}
     assert names == {f"{saved[1]}.pt", f"{saved[1]}.json"}
 
@@ -489,7 +523,9 @@ def test_deletion_is_complete(unlimited: CheckpointManager) -> None:
     saved = save(unlimited, 1)
     unlimited.backup_checkpoint(saved)
     assert unlimited.delete_checkpoint("latest") == saved
-    assert unlimited.empty_trash() == [f"{saved}.pt"]
+    leftover = experiment_folder(unlimited) / leave_unfinished(experiment_folder(unlimited))
+    assert unlimited.empty_trash() == [saved]
+    assert not leftover.exists()
     names = [path.name for path in experiment_folder(unlimited).iterdir() if saved in path.name]
     assert names == []
     assert backup_ids(unlimited) == [saved]

@@ -73,7 +73,7 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
         if findings:
             print_heading(heading)
             _print_findings(findings)
-    fixable = sum(item.fix is not None for item in report.findings)
+    fixable = sum(item.fix is not None for item in report.problems)
     hint = f" `ckpt doctor --fix` sees to {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
         note("`ckpt quarantine` says how to bring back, or remove, what is in quarantine.")

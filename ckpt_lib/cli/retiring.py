@@ -173,6 +173,9 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
     note(f"{count_of(len(report.deleted_ids), kind)} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    if report.expired_ids:
+        expired = count_of(len(report.expired_ids), kind)
+        note(f"{expired} deleted earlier removed for good, {as_size(report.expired_bytes)} freed.")
     if report.backups and report.backups.deleted_ids:
         backups = report.backups
         note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {as_size(backups.freed_bytes)} freed.")

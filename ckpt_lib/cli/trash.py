@@ -65,6 +65,7 @@ def trash(
         ],
     )
     if empty:
-        note(f"{count_of(len(removed), 'checkpoint')} removed for good.")
+        freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
+        note(f"{count_of(len(removed), 'checkpoint')} removed for good, {as_size(freed_bytes)} freed.")
     else:
         note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")

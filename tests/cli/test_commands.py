@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -12,7 +13,7 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.cli.running import HOSTILE_TAG, run, run_json
-from tests.helpers import flip_bit
+from tests.helpers import flip_bit, leave_unfinished
 
 
 def payload(store: Path, checkpoint_id: str) -> Path:
@@ -383,8 +384,21 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     assert [item["checkpoint_id"] for item in found if item["pinned"]] == [ids[2]]
     run("delete", ids[0], "--yes", store=store)
     assert run_json("trash", "--empty", store=store, code=4)["error"]["type"] == "ConfirmationError"
-    assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [f"{ids[0]}.pt"]
+    assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [ids[0]]
     assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
+
+
+def test_what_expired_is_told_from_leftovers(store: Path, ids: list[str]) -> None:
+    """Neither the trash nor a cleanup counts what a killed writer left for a checkpoint, or the reverse."""
+    run("delete", ids[0], "-y", store=store)
+    leave_unfinished(store / "digits")
+    assert "1 checkpoint removed for good, " in run("trash", "--empty", "--yes", store=store).stderr
+    run("delete", ids[1], "-y", store=store)
+    os.utime(store / "digits" / f".{ids[1]}.deleted", (0, 0))
+    shown = run("cleanup", "--yes", store=store).stderr
+    assert "0 checkpoints deleted, 0 B freed.\n" in shown
+    assert re.search(r"1 checkpoint deleted earlier removed for good, \d+\.\d KiB freed\.", shown)
+    assert "leftover" not in shown
 
 
 def test_backups_are_deleted_and_cleaned_up_by_themselves(store: Path, ids: list[str]) -> None:
