@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from fsspec.core import split_protocol, strip_protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,7 +19,7 @@ Mode = Literal["min", "max"]
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
 
-_LIMIT_64 = 2**63  # the pages and events of Prefect carry no larger numbers
+LIMIT_64 = 2**63  # the pages and events of Prefect carry no larger numbers
 
 
 class Monitor(BaseModel):
@@ -38,11 +39,11 @@ class CheckpointConfig(BaseModel):
     checkpoint_dir: str = Field(
         default="checkpoints", min_length=1, description="Root of the store: a path or file:// URL."
     )
-    save_interval: int = Field(default=1, ge=1, lt=_LIMIT_64, description="Save when the epoch is a multiple of this.")
+    save_interval: int = Field(default=1, ge=1, lt=LIMIT_64, description="Save when the epoch is a multiple of this.")
     max_checkpoints: int = Field(
         default=10,
         ge=0,
-        lt=_LIMIT_64,
+        lt=LIMIT_64,
         description="How many checkpoints stay: the best and the newest others. Pinned and damaged checkpoints are "
         "kept in addition and do not count. The last valid and the best one stay whatever the number.",
     )
@@ -74,7 +75,7 @@ class CheckpointConfig(BaseModel):
     cache_size_bytes: int = Field(
         default=0,
         ge=0,
-        lt=_LIMIT_64,
+        lt=LIMIT_64,
         description="How much memory may keep whole verified payloads for loading them again; 0 keeps none.",
     )
     backup_dir: str | None = Field(
@@ -86,7 +87,7 @@ class CheckpointConfig(BaseModel):
         default=False, description="Back up only checkpoints that are the best so far, instead of each one."
     )
     max_backups: int = Field(
-        default=10, ge=0, lt=_LIMIT_64, description="Like max_checkpoints, for the backup location."
+        default=10, ge=0, lt=LIMIT_64, description="Like max_checkpoints, for the backup location."
     )
     on_missing_metric: OnMissingMetric = Field(
         default="warn",
@@ -114,7 +115,7 @@ class CheckpointConfig(BaseModel):
     max_pending_saves: int = Field(
         default=1,
         ge=1,
-        lt=_LIMIT_64,
+        lt=LIMIT_64,
         description="How many background saves may be under way; each takes memory for a copy of the state. "
         "One more waits.",
     )
@@ -154,6 +155,11 @@ class CheckpointConfig(BaseModel):
         if value:
             raise ValueError("this version writes no compressed payloads; leave compression=False")
         return value
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # Whoever unpickles it may have another working directory, and is to find the same folders.
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], **_places(self)}}
 
     @property
     def monitor(self) -> Monitor:
@@ -211,6 +217,27 @@ class _Environment(BaseSettings, CheckpointConfig):
     model_config = SettingsConfigDict(env_prefix="CKPT_", extra="ignore", frozen=True)
 
 
+def located(config: CheckpointConfig) -> CheckpointConfig:
+    """Return the same options with absolute paths, which mean the same in every working directory."""
+    return config.model_copy(update=_places(config))
+
+
+def _places(config: CheckpointConfig) -> dict[str, str]:
+    places = ((option, getattr(config, option)) for option in _PLACES)
+    return {option: _absolute(place) for option, place in places if place is not None}
+
+
+def _absolute(place: str) -> str:
+    """A path as the store at it reads it; a URL that is not of this machine's files stays as it is."""
+    return strip_protocol(place) if split_protocol(place)[0] in (None, "file", "local") else place
+
+
+def is_monitor_given(config: CheckpointConfig) -> bool:
+    """Return whether the monitor was chosen, if only by writing the defaults out."""
+    return not {"monitor_metric", "monitor_mode"}.isdisjoint(config.model_fields_set)
+
+
+_PLACES = ("checkpoint_dir", "backup_dir", "fallback_dir")
 _MAX_PROBLEMS = 10
 _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ckpt_lib import commit, quarantine, transfer
 from ckpt_lib.background import SaveHandle, wait_until_all_copied
-from ckpt_lib.config import CheckpointConfig, Mode, Monitor, config_error
+from ckpt_lib.config import CheckpointConfig, Mode, Monitor, config_error, is_monitor_given, located
 from ckpt_lib.degradation import Committer, Target
 from ckpt_lib.doctor import Doctor
 from ckpt_lib.errors import (
@@ -47,7 +47,7 @@ from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.preemption import Preemption
 from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
-from ckpt_lib.query import ATTEMPTS, Catalogue, check_metric_is_known, select
+from ckpt_lib.query import ATTEMPTS, Catalogue, MonitorRecord, check_metric_is_known, select
 from ckpt_lib.reclaim import reclaim
 from ckpt_lib.repair import RepairReport, repair
 from ckpt_lib.restoring import Stored, restore
@@ -68,8 +68,8 @@ class CheckpointManager:
     """Saves, finds, checks, loads and retires the checkpoints of one experiment.
 
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
-    of processes of one machine, may work on the same experiment. Pickled, it becomes a manager of the same experiment
-    in another process, without the saves under way.
+    of processes of one machine, may work on the same experiment. Pickled or copied, it becomes a manager of the same
+    folders, also in another working directory, without the saves under way.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
     newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
@@ -96,6 +96,7 @@ class CheckpointManager:
             raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
         _check_policies(save_policy, retention_policy)
+        self._located_config = located(self.config)  # now: the working directory may be another later
         self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
         self.retention_policy = retention_policy
@@ -112,7 +113,8 @@ class CheckpointManager:
         self._index = Index(self._folder, self._backup_index, stranded=stranded)
         self._fallback = None if stranded is None else Fallback(stranded, self._folder, self._index)
         self._reconciling = threading.Lock()
-        self._catalogue = self._catalogue_of(self._index)
+        self._monitor_record = MonitorRecord(self.config.monitor, is_given=is_monitor_given(self.config))
+        self._catalogue = Catalogue(self._index, self._monitor_record)
         self._backup_catalogue = self._catalogue_of(self._backup_index)
         self._known = KnownVersions()
         self._cache = PayloadCache(self.config.cache_size_bytes) if self.config.cache_size_bytes else None
@@ -125,12 +127,13 @@ class CheckpointManager:
             self.config,
             self.save_policy,
             committer=self._committer(),
+            monitor_record=self._monitor_record,
             before_commit=_weakly(self._place_stranded),
-            after_save=_weakly(self._after_save),
         )
 
     def _catalogue_of(self, index: Index) -> Catalogue:
-        return Catalogue(index, self.config.monitor)
+        """A catalogue of copies, whose record is not what the configuration is compared with."""
+        return Catalogue(index, MonitorRecord(self.config.monitor))
 
     def _stranded_index(self) -> StrandedIndex | None:
         if self.config.fallback_dir is None:
@@ -157,7 +160,7 @@ class CheckpointManager:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.
-        return _rebuild, (self.config, self.experiment_name, self._own_save_policy, self.retention_policy)
+        return _rebuild, (self._located_config, self.experiment_name, self._own_save_policy, self.retention_policy)
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._folder.location()!r})"
@@ -211,7 +214,7 @@ class CheckpointManager:
             epoch_finished=epoch_finished,
             force=force,
         )
-        return self._saver.save(request)
+        return self._saver.save(request, self._after_save)
 
     def check(
         self,
@@ -225,7 +228,11 @@ class CheckpointManager:
         config: Any = None,
         extra_state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Raise what a save of this would raise, and write nothing: to be called before training begins."""
+        """Raise what a save of this would raise, and write nothing: to be called before training begins.
+
+        Pass ``metrics`` as training will, whatever their values: with ``save_best_only`` or
+        ``on_missing_metric="raise"``, a save without the monitored metric is refused.
+        """
         self._saver.check(
             SaveRequest(
                 model=model,
@@ -286,7 +293,7 @@ class CheckpointManager:
             epoch_finished=epoch_finished,
             force=force,
         )
-        return self._saver.start(request, self)
+        return self._saver.start(request, self._after_save)
 
     def save_on_signal(
         self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
@@ -314,7 +321,7 @@ class CheckpointManager:
             raise ConfigError(
                 f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
             ) from error
-        self._saver.save(request)
+        self._saver.save(request, self._after_save)
         self._catch_up()
 
     def prepare(self, *, model: Stateful, optimizer: Stateful | None = None, scheduler: Stateful | None = None) -> None:
@@ -566,18 +573,16 @@ class CheckpointManager:
         read = partial(read_payload, verify=True, map_location=map_location, cache=self._cache)
         owners = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         options = {"keep": keep, "require_exact": require_exact}
-        if self._fallback is None:
-            return load_newest(
-                self._index,
-                lambda found: self._restored(self._folder, found, read, owners, options),
-                self.experiment_name,
-            )
-        self._bring_stranded_home()
-        reachable = Reachable(self._folder, self._index, self._fallback)
 
         def load(folder: CheckpointFolder, found: Manifest) -> Payload:
-            return self._restored(folder, found, read, owners, options)
+            payload = self._restored(folder, found, read, owners, options)
+            self._monitor_record.tell_if_other(found.monitor)
+            return payload
 
+        if self._fallback is None:
+            return load_newest(self._index, partial(load, self._folder), self.experiment_name)
+        self._bring_stranded_home()
+        reachable = Reachable(self._folder, self._index, self._fallback)
         return load_newest(reachable, partial(reachable.load, load), self.experiment_name)
 
     # --- finding ---
@@ -602,13 +607,15 @@ class CheckpointManager:
         manifests = self._index.manifests()
         if not manifests:
             raise CheckpointNotFoundError(
-                "nothing has been saved yet", hint="The first save records monitor_metric of the configuration."
+                "nothing has been saved yet",
+                hint="Change monitor_metric of the configuration, which the first save records.",
             )
-        check_metric_is_known(metric, self._catalogue.describe_all())
+        check_metric_is_known(metric, manifests)
         try:
             monitor = Monitor(metric=metric, mode=mode)
         except ValidationError as error:
             raise config_error(error) from None
+        self._monitor_record.settle()
         for manifest in reversed(manifests):
             if manifest.monitor != monitor:
                 with suppress(CheckpointNotFoundError):  # deleted since it was listed

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import numbers
+import operator
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -77,11 +78,24 @@ StoredMetric = Annotated[
 
 
 def check_count(name: str, value: Any, *, below: int | None = None) -> int:
-    """Return ``value`` if it is a whole number from 0 and under the limit, else raise :class:`ConfigError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (below is not None and value >= below):
+    """Return ``value`` as an ``int`` if it is a whole number from 0 and under the limit.
+
+    NumPy integers and integer tensors of one element are whole numbers too. Raises :class:`ConfigError`.
+    """
+    count = _whole_number(value)
+    if count is None or count < 0 or (below is not None and count >= below):
         bound = "" if below is None else f" to {below - 1:,}"
         raise ConfigError(f"{name} must be a whole number from 0{bound}", got=briefly(value))
-    return value
+    return count
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last is what a tensor without data raises
+        return None
 
 
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:

@@ -12,7 +12,7 @@ from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricE
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata, Manifest, check_count
 from ckpt_lib.names import check_tags, is_checkpoint_id
-from ckpt_lib.policies.ranking import is_rankable, missing_metric, ranked
+from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
 from ckpt_lib.wording import count_of, did_you_mean
 
 ATTEMPTS = 20
@@ -23,23 +23,54 @@ SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_siz
 logger = logging.getLogger("ckpt_lib")
 
 
-class Catalogue:
-    """An index, together with the metric that says which checkpoint is the best. Every answer is computed anew.
+class MonitorRecord:
+    """The measure of the best: what the newest checkpoint records or, before the first save, what is configured.
 
-    That metric is recorded with the first save, and the newest checkpoint holds the record. ``monitor``, which is the
-    configuration's, answers only where nothing has been saved yet.
+    A configured one that was given on purpose and differs from the record is told in the log, once.
     """
 
-    def __init__(self, index: Index, monitor: Monitor = Monitor()) -> None:  # noqa: B008  frozen
+    def __init__(self, configured: Monitor, *, is_given: bool = False) -> None:
+        self._configured = configured
+        self._is_to_be_told = is_given
+
+    def of(self, manifests: Sequence[Manifest]) -> Monitor:
+        """Return the measure for an experiment of these checkpoints, which are in the order of saving."""
+        if not manifests:
+            return self._configured
+        recorded = manifests[-1].monitor
+        self.tell_if_other(recorded)
+        return recorded
+
+    def tell_if_other(self, recorded: Monitor) -> None:
+        """Warn when ``recorded`` is not what was configured."""
+        configured = self._configured
+        if not self._is_to_be_told or (recorded.metric, recorded.mode) == (configured.metric, configured.mode):
+            return
+        self.settle()
+        logger.warning(
+            "monitor_metric is %s (%s), but the experiment records %s (%s), which goes on to decide what is the best; "
+            "`ckpt monitor` and set_monitor() change the record",
+            configured.metric,
+            configured.mode,
+            recorded.metric,
+            recorded.mode,
+        )
+
+    def settle(self) -> None:
+        """Say no more of a difference: it is known."""
+        self._is_to_be_told = False
+
+
+class Catalogue:
+    """An index, together with the record that says which checkpoint is the best. Every answer is computed anew."""
+
+    def __init__(self, index: Index, record: MonitorRecord | None = None) -> None:
         self._index = index
-        self._monitor = monitor
+        self._monitor_of = (record or MonitorRecord(Monitor())).of
 
     def monitor(self) -> Monitor:
         """Return the measure of the best."""
         return self._monitor_of(self._index.manifests())
-
-    def _monitor_of(self, manifests: Sequence[Manifest]) -> Monitor:
-        return manifests[-1].monitor if manifests else self._monitor
 
     def monitor_warning(self) -> str | None:
         """Return why no checkpoint can be the best, where none has recorded the monitored metric; else ``None``."""
@@ -181,7 +212,7 @@ def _sorted(
     return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
 
 
-def check_metric_is_known(metric: str, known: Sequence[CheckpointMetadata]) -> None:
+def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
     """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
     if not isinstance(metric, str):
         raise ConfigError("a metric is named by text", got=type(metric).__name__)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
-from ckpt_lib.config import CheckpointConfig, Monitor
+from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.degradation import Committer, Saved
 from ckpt_lib.draft import Draft, check_draft
 from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
@@ -23,7 +23,8 @@ from ckpt_lib.health import HealthCheck
 from ckpt_lib.metadata import MAX_COUNT, Manifest
 from ckpt_lib.plain import changed_values
 from ckpt_lib.policies.ranking import missing_metric, ranked
-from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, measures_improvement
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in
+from ckpt_lib.query import MonitorRecord
 from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
@@ -71,7 +72,7 @@ class _PlannedSave:
 
 
 class Saver:
-    """Saves the checkpoints of one experiment, and calls ``after_save`` with the manifest of each.
+    """Saves the checkpoints of one experiment.
 
     ``parent_id`` is what the run goes on from: the checkpoint that it loaded or saved last.
     """
@@ -82,27 +83,26 @@ class Saver:
         policy: SavePolicy,
         *,
         committer: Committer,
+        monitor_record: MonitorRecord,
         before_commit: Callable[[], None],
-        after_save: Callable[[Manifest], None],
     ) -> None:
         self._config = config
         self._policy = policy
         self._committer = committer
+        self._monitor_record = monitor_record
         self._before_commit = before_commit
-        self._after_save = after_save
         self._last_save: float | None = None
         self._may_overlap = config.overlap_copy
         self.background = BackgroundSaves(config.max_pending_saves)
         self.parent_id: str | None = None
         self._run_id = uuid.uuid4().hex
         self._refusals = _Refusals()
-        self._warned_of: Monitor | None = None
         self._has_warned_of_metric = False
         self._has_told_of_changes = False
         self._has_told_of_older_runs = False
 
-    def save(self, request: SaveRequest) -> str | None:
-        """Save and return the id, or ``None`` when the policy says no."""
+    def save(self, request: SaveRequest, after_save: Callable[[Manifest], None]) -> str | None:
+        """Save and return the id, or ``None`` when the policy says no; call ``after_save`` with the manifest."""
         self.background.flush()  # earlier ones come first, and what became of them is told first
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
@@ -110,11 +110,11 @@ class Saver:
         saved = self._commit(planned.draft, planned.health, planned.payload)
         if saved is None:
             return None
-        self._follow_up(saved)
+        _follow_up(after_save, saved)
         return saved.checkpoint_id
 
-    def start(self, request: SaveRequest, manager: object) -> SaveHandle:
-        """Copy the state, and save it in the background, which keeps ``manager`` alive until it is done."""
+    def start(self, request: SaveRequest, after_save: Callable[[Manifest], None]) -> SaveHandle:
+        """Copy the state, and save it in the background; ``after_save`` keeps the object that it is bound to alive."""
         self.background.raise_failure()
         if request.idempotency_key is not None and (handle := self._under_way(request.idempotency_key)):
             return handle
@@ -126,7 +126,7 @@ class Saver:
             planned.draft,
             self._snapshot_of(planned.payload, request.optimizer),
             partial(self._commit_copy, planned.draft, planned.health),
-            partial(self._follow_up, manager=manager),
+            partial(_follow_up, after_save),
         )
         self._last_save = time.monotonic()
         return handle
@@ -140,6 +140,10 @@ class Saver:
     def check(self, request: SaveRequest) -> None:
         """Raise what a save would raise before anything is written."""
         draft = self._checked(request)
+        self._check_monitor(draft)
+        context = self._context(draft)
+        for rule in improvements_in(self._policy):
+            rule.check(context)
         layout = format_named(DEFAULT_FORMAT).lay_out(self._payload(draft, request))
         logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
 
@@ -182,7 +186,7 @@ class Saver:
             config=request.config,
             tags=request.tags,
             description=request.description,
-            monitor=self._monitor(),
+            monitor=self._monitor_record.of(self._committer.saved()),
             idempotency_key=request.idempotency_key,
             with_environment=self._config.save_metadata,
         )
@@ -222,30 +226,13 @@ class Saver:
         """Let the next saves descend from this checkpoint, and belong to its run."""
         self.parent_id, self._run_id = manifest.checkpoint_id, manifest.run_id or self._run_id
 
-    def _monitor(self) -> Monitor:
-        """Return the recorded measure of the best, or the configuration's before there is a record."""
-        saved, configured = self._committer.saved(), self._config.monitor
-        if not saved:
-            return configured
-        if (recorded := saved[-1].monitor) not in (configured, self._warned_of) and configured != Monitor():
-            self._warned_of = recorded
-            logger.warning(
-                "monitor_metric is %s (%s), but the experiment records %s (%s), which goes on to decide what is the "
-                "best; set_monitor() changes the record",
-                configured.metric,
-                configured.mode,
-                recorded.metric,
-                recorded.mode,
-            )
-        return recorded
-
     def _check_monitor(self, draft: Draft) -> None:
         """Warn once, or raise, when the monitored metric was never logged: no checkpoint could ever be the best."""
         if draft.monitor.metric in draft.metrics or not draft.metrics or self._has_warned_of_metric:
             return
-        if problem := missing_metric(
-            draft.monitor, [*self._committer.saved(), SavedRecord(0, draft.epoch, draft.step, draft.metrics)]
-        ):
+        saved = self._committer.saved()
+        this = SavedRecord(0, draft.epoch, draft.step, draft.metrics)
+        if problem := missing_metric(draft.monitor, [*saved, this], is_recorded=bool(saved)):
             if self._config.on_missing_metric == "raise":
                 raise UnknownMetricError(problem, got=sorted(draft.metrics))
             logger.warning(problem)
@@ -263,7 +250,7 @@ class Saver:
         return False
 
     def _tell_of_older_runs(self, context: SaveContext) -> None:
-        if self._has_told_of_older_runs or not measures_improvement(self._policy):
+        if self._has_told_of_older_runs or not any(improvements_in(self._policy)):
             return
         self._has_told_of_older_runs = True
         older = [item for item in self._committer.saved() if item.run_id != self._run_id]
@@ -287,13 +274,22 @@ class Saver:
             for number, handle in enumerate(self.background.under_way)
             if handle.draft is not None
         )
+        manifests = self._committer.saved()
         saved = tuple(
             SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
-            for manifest in self._committer.saved()
+            for manifest in manifests
             if manifest.run_id == self._run_id
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
-        return SaveContext(draft.epoch, draft.step, draft.metrics, saved + pending, elapsed, draft.monitor)
+        return SaveContext(
+            draft.epoch,
+            draft.step,
+            draft.metrics,
+            saved + pending,
+            elapsed,
+            draft.monitor,
+            is_monitor_recorded=bool(manifests),
+        )
 
     def _under_way(self, idempotency_key: str) -> SaveHandle | None:
         for handle in self.background.under_way:
@@ -337,9 +333,10 @@ class Saver:
         self._last_save = time.monotonic()  # after a failure, too: the policy says when to try again
         return saved
 
-    def _follow_up(self, saved: Saved, manager: object = None) -> None:  # noqa: ARG002  # it lives until this is done
-        if not saved.is_stranded:
-            self._after_save(saved.manifest)
+
+def _follow_up(after_save: Callable[[Manifest], None], saved: Saved) -> None:
+    if not saved.is_stranded:
+        after_save(saved.manifest)
 
 
 def _facts_of(request: SaveRequest) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class ImmediateTask(CheckpointTask[P, R]):
     """
 
     parts = ("model", "optimizer", "scheduler")
+    refusal = "would run later, and not with the {part} as it is now"
+    hint = "CheckpointManager.save_checkpoint_async saves in the background, from a copy that it makes at once."
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse("submit", kwargs)
@@ -56,8 +58,14 @@ class ImmediateTask(CheckpointTask[P, R]):
         passed = [part for part in self.parts if parameters.get(part) is not None]
         if passed:
             raise ConfigError(
-                f"{self.name}.{how}() would run later, and not with the {passed[0]} as it is now",
+                f"{self.name}.{how}() {self.refusal.format(part=passed[0])}",
                 expected=f"a direct call, {self.name}(...)",
-                hint="CheckpointManager.save_checkpoint_async saves in the background, from a copy that it makes at "
-                "once.",
+                hint=self.hint,
             )
+
+
+class RestoringTask(ImmediateTask[P, R]):
+    """An immediate task that restores into the caller's model."""
+
+    refusal = "would restore later or in another process, and not into the {part} that training goes on with"
+    hint = "Call it in the flow's own process, and go on when it returns."

@@ -8,11 +8,11 @@ from typing import Any
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
 from ckpt_lib.state import Stateful
-from prefect_checkpoints.tasks._kinds import ImmediateTask
+from prefect_checkpoints.tasks._kinds import RestoringTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 
 
-@checkpoint_task("load {experiment_name} {checkpoint_id}", kind=ImmediateTask, tags=NO_TAGS)
+@checkpoint_task("load {experiment_name} {checkpoint_id}", kind=RestoringTask, tags=NO_TAGS)
 def load_checkpoint(
     config: CheckpointConfig,
     experiment_name: str,
@@ -46,7 +46,7 @@ def load_checkpoint(
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-@checkpoint_task("resume {experiment_name}", kind=ImmediateTask, tags=NO_TAGS)
+@checkpoint_task("resume {experiment_name}", kind=RestoringTask, tags=NO_TAGS)
 def resume_training(
     config: CheckpointConfig,
     experiment_name: str,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from torch import nn
 
-from ckpt_lib import CheckpointConfig
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.retention import policy_from_yaml
 
@@ -243,3 +247,47 @@ def test_a_misspelt_option_is_told_which_is_meant() -> None:
     misspelt: Any = {"max_checkpoint": 3}
     with pytest.raises(ConfigError, match=r"there is no such option \(did you mean max_checkpoints\?\)"):
         CheckpointConfig(**misspelt)
+
+
+@pytest.mark.parametrize("place", ["runs", "./runs/", "file://runs", "~/runs", "/data/runs", "s3://bucket/runs"])
+def test_a_configuration_means_the_same_folders_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Pickled in one working directory and read in another, it names the places of the first; the rest is as it was."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = CheckpointConfig(checkpoint_dir=place, backup_dir="copies", save_interval=3)
+    handed_over = pickle.dumps(config)
+    monkeypatch.chdir(there)
+    found = pickle.loads(handed_over)
+    expected = {"~/runs": tmp_path / "runs", "/data/runs": "/data/runs", "s3://bucket/runs": place}
+    assert found.checkpoint_dir == str(expected.get(place, here / "runs"))
+    assert (found.backup_dir, found.fallback_dir) == (str(here / "copies"), None)
+    assert found.save_interval == 3
+    assert "monitor_metric" not in found.model_fields_set
+    assert config.checkpoint_dir == place
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda manager: pickle.loads(pickle.dumps(manager))])
+def test_a_copy_of_a_manager_is_one_of_the_same_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: Callable[[CheckpointManager], CheckpointManager]
+) -> None:
+    """A working directory that has changed since does not make a run begin anew."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = CheckpointConfig(checkpoint_dir="store", backup_dir="copies", fallback_dir="reserve")
+    manager = CheckpointManager(config, "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=4, metrics={"val_loss": 1.0})
+    found = copied(copied(manager))
+    resumed = found.resume(nn.Linear(1, 1))
+    assert resumed is not None
+    assert resumed["epoch"] == 4
+    assert repr(found) == repr(manager)
+    assert found.backup_ids() == manager.backup_ids() != []
+    assert found.list_stranded() == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert manager.config is config

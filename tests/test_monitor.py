@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.config import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.policies.saving import AnyOf, EveryEpochs, OnImprovement
 from tests.cli.running import run_json
 from tests.helpers import MakeManager
 
@@ -78,6 +80,123 @@ def test_another_configuration_warns_and_changes_nothing(
     caplog.clear()
     fill(make_manager())
     assert "records" not in caplog.text
+
+
+def ask_for_best(manager: CheckpointManager) -> None:
+    manager.get_best_checkpoint()
+
+
+def ask_for_loading(manager: CheckpointManager) -> None:
+    manager.load_checkpoint("best")
+
+
+def ask_for_resuming(manager: CheckpointManager) -> None:
+    manager.resume(nn.Linear(1, 1))
+
+
+def ask_for_a_plan(manager: CheckpointManager) -> None:
+    manager.cleanup_checkpoints(dry_run=True)
+
+
+def ask_for_a_summary(manager: CheckpointManager) -> None:
+    manager.get_checkpoint_summary()
+
+
+QUESTIONS = [fill, ask_for_best, ask_for_loading, ask_for_resuming, ask_for_a_plan, ask_for_a_summary]
+
+
+@pytest.mark.parametrize("ask", QUESTIONS)
+def test_written_out_defaults_are_a_choice_too(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture, ask: Callable[[CheckpointManager], None]
+) -> None:
+    """Whatever uses the monitor first tells once that the configuration asks for another; a default asks for none."""
+    fill(make_manager(**ACCURACY))
+    caplog.clear()
+    for config in ({}, ACCURACY):
+        ask(make_manager(**config))
+    assert "records" not in caplog.text
+    manager = make_manager(monitor_metric="val_loss", monitor_mode="min")
+    for question in (ask, *QUESTIONS):
+        question(manager)
+    warnings = [record.message for record in caplog.records if "records" in record.message]
+    assert len(warnings) == 1
+    assert "val_loss (min)" in warnings[0]
+    assert "accuracy (max)" in warnings[0]
+
+
+def test_who_changes_the_record_is_not_told_of_it(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """After set_monitor the difference is known, whichever of the two the configuration asked for."""
+    fill(make_manager(**ACCURACY))
+    make_manager(monitor_metric="val_loss").set_monitor("val_loss", "min")
+    manager = make_manager(monitor_metric="val_loss")
+    manager.set_monitor(metric="accuracy", mode="max")
+    ask_for_best(manager)
+    assert "records" not in caplog.text
+
+
+def test_the_record_of_backups_is_not_compared(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Backups made before the record was changed are no reason to warn."""
+    manager = make_manager(**ACCURACY)
+    fill(manager)
+    manager.set_monitor("val_loss", "min")
+    caplog.clear()
+    other = make_manager(monitor_metric="val_loss")
+    other.get_backup("best")
+    other.cleanup_backups(dry_run=True)
+    assert "records" not in caplog.text
+
+
+def test_the_command_line_tells_of_another_choice(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables choose no other best: `ckpt` warns, and answers by the record."""
+    manager = make_manager(**ACCURACY)
+    fill(manager)
+    monkeypatch.setenv("CKPT_MONITOR_METRIC", "val_loss")
+    shown = run_json("monitor", store=Path(manager.config.checkpoint_dir))
+    assert shown["metric"] == "accuracy"
+    assert "monitor_metric is val_loss (min), but the experiment records accuracy (max)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"save_best_only": True}, {"save_interval": 10, "save_best_only": True}, {"on_missing_metric": "raise"}]
+)
+def test_a_check_refuses_a_metric_as_a_save_does(make_manager: MakeManager, options: dict[str, Any]) -> None:
+    """What a save would refuse for want of the monitored metric is refused before training, with the same words."""
+    manager = make_manager(monitor_metric="acuracy", **options)
+    asked: dict[str, Any] = {"model": nn.Linear(1, 1), "metrics": {"accuracy": 0.5}}
+    with pytest.raises(UnknownMetricError) as of_check:
+        manager.check(**asked)
+    with pytest.raises(UnknownMetricError) as of_save:
+        manager.save_checkpoint(**asked, epoch=10)
+    assert str(of_check.value) == str(of_save.value)
+    assert "monitor_metric of the configuration" in str(of_check.value)
+    manager.check(model=nn.Linear(1, 1), metrics={"acuracy": 0.5})
+
+
+def test_a_check_looks_into_combined_policies(tmp_path: Path) -> None:
+    """Whichever rule a save asks first, the check finds the metric that another one will want."""
+    policy = AnyOf(EveryEpochs(5), OnImprovement("f1", "max"))
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path)), save_policy=policy)
+    with pytest.raises(UnknownMetricError, match="in OnImprovement"):
+        manager.check(model=nn.Linear(1, 1), metrics={"accuracy": 0.5})
+    manager.check(model=nn.Linear(1, 1), metrics={"accuracy": 0.5, "f1": 0.5})
+
+
+def test_the_advice_can_be_followed(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Before the first save the configuration decides what is monitored, and then the record; errors say which."""
+    manager = make_manager(monitor_metric="acuracy", save_best_only=True)
+    model = nn.Linear(1, 1)
+    with pytest.raises(UnknownMetricError, match="as monitor_metric of the configuration"):
+        manager.save_checkpoint(model=model, epoch=1, metrics={"accuracy": 0.5})
+    assert "Nothing has been saved yet, so monitor_metric of the configuration changes" in caplog.text
+    with pytest.raises(CheckpointNotFoundError, match="Change monitor_metric of the configuration"):
+        manager.set_monitor("accuracy", "max")
+    manager.save_checkpoint(model=model, epoch=1, metrics={"accuracy": 0.5}, force=True)
+    with pytest.raises(UnknownMetricError, match="set_monitor"):
+        manager.save_checkpoint(model=model, epoch=2, metrics={"accuracy": 0.6})
+    manager.set_monitor("accuracy", "max")
+    assert manager.save_checkpoint(model=model, epoch=2, metrics={"accuracy": 0.6})
 
 
 def test_the_record_can_be_changed(make_manager: MakeManager) -> None:

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -25,12 +27,12 @@ from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.index import Index
 from ckpt_lib.metadata import CheckpointMetadata
 from ckpt_lib.names import CheckpointId
-from ckpt_lib.query import SORTABLE, Catalogue, select
+from ckpt_lib.query import SORTABLE, Catalogue, MonitorRecord, select
 from tests.helpers import MakeManager
 from tests.test_commit import folder_at, keep, save
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
-LOSS = Monitor(metric="val_loss", mode="min")
+LOSS_RECORD = MonitorRecord(Monitor(metric="val_loss", mode="min"))
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_best_is_by_what_the_run_monitored(folder: CheckpointFolder) -> None:
     for epoch, accuracy in enumerate((0.1, 0.9, 0.5)):
         save(folder, epoch, metrics={"acc": accuracy, "val_loss": accuracy}, monitor=Monitor(metric="acc", mode="max"))
     assert Catalogue(Index(folder)).resolve("best").epoch == 1
-    assert Catalogue(Index(folder), LOSS).resolve("best").epoch == 1
+    assert Catalogue(Index(folder), LOSS_RECORD).resolve("best").epoch == 1
 
 
 def test_a_tag_is_the_newest_that_carries_it(folder: CheckpointFolder) -> None:
@@ -91,7 +93,7 @@ def test_keywords_and_ids_are_no_tags(folder: CheckpointFolder) -> None:
             save(folder, 2, tags=(tag,))
     save(folder, 3, metrics={"val_loss": 1.0})
     save(folder, 5)
-    catalogue = Catalogue(Index(folder), LOSS)
+    catalogue = Catalogue(Index(folder), LOSS_RECORD)
     assert catalogue.resolve("latest").epoch == 5
     assert catalogue.resolve("best").epoch == 3
     assert catalogue.resolve(first.checkpoint_id).epoch == 1
@@ -120,7 +122,7 @@ def test_no_best_is_explained(folder: CheckpointFolder) -> None:
     """By the metric that has no finite value."""
     losses(folder, math.nan)
     with pytest.raises(CheckpointNotFoundError, match="val_loss"):
-        Catalogue(Index(folder), LOSS).resolve("best")
+        Catalogue(Index(folder), LOSS_RECORD).resolve("best")
 
 
 def test_a_near_miss_is_suggested(folder: CheckpointFolder) -> None:
@@ -150,7 +152,7 @@ def test_a_damaged_manifest_is_no_latest_but_answers_to_its_id(folder: Checkpoin
 def test_one_is_marked_best_and_one_latest(folder: CheckpointFolder) -> None:
     """Never two, and they are the ones that the names mean."""
     losses(folder, 3.0, 1.0, 2.0)
-    catalogue = Catalogue(Index(folder), LOSS)
+    catalogue = Catalogue(Index(folder), LOSS_RECORD)
     described = catalogue.describe_all()
     assert [(item.is_best, item.is_latest) for item in described] == [(False, False), (True, False), (False, True)]
     assert [catalogue.describe(catalogue.resolve(item.checkpoint_id)) for item in described] == described
@@ -308,3 +310,23 @@ def test_counts_beyond_range(make_manager: MakeManager, count: int) -> None:
             manager.list_checkpoints(limit=count)
     else:
         assert len(manager.list_checkpoints(limit=count)) == 1
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3), torch.tensor([3])], ids=repr)
+def test_whole_numbers_of_libraries_count(make_manager: MakeManager, number: Any) -> None:
+    """What Python takes as an index is an epoch and a step, as a plain number."""
+    manager = make_manager()
+    saved = manager.get_checkpoint(manager.save_checkpoint(model=nn.Linear(1, 1), epoch=number, step=number) or "")
+    assert (type(saved.epoch), saved.epoch, saved.step) == (int, 3, 3)
+    assert manager.load_checkpoint(saved.checkpoint_id)["epoch"] == 3
+    assert len(manager.list_checkpoints(min_epoch=number)) == 1
+
+
+NO_COUNTS = [True, np.True_, torch.tensor(True), torch.tensor([1, 2]), torch.empty((), device="meta"), 3.0, "3", None]
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS, np.float64(3), np.int64(-3)], ids=repr)
+def test_what_is_no_whole_number_is_no_epoch(make_manager: MakeManager, value: Any) -> None:
+    """Yes and no are no epochs, nor is what would have to be rounded or read."""
+    with pytest.raises(ConfigError, match="epoch must be a whole number"):
+        make_manager().save_checkpoint(model=nn.Linear(1, 1), epoch=value)

@@ -541,6 +541,27 @@ def test_a_wrong_option_of_a_policy_is_our_error(options: dict[str, Any]) -> Non
         KeepAtMost(**options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (KeepNewest, ["count"]),
+        (KeepBest, ["count"]),
+        (KeepAtMost, ["count"]),
+        (KeepWithin, ["budget_bytes"]),
+        (KeepEvery, ["epochs", "steps", "hours"]),
+        (KeepPeriods, ["hourly", "daily", "weekly", "monthly", "yearly"]),
+        (KeepNewerThan, ["seconds", "hours", "days"]),
+    ],
+)
+def test_a_number_that_cannot_be_written_is_refused(kind: Any, options: list[str]) -> None:
+    """A policy says what it does in words and in reports, so its numbers are ones that can be shown."""
+    for option in options:
+        for number in (2**63, 10**5000):
+            with pytest.raises(ConfigError, match=option):
+                kind(**{option: number})
+        assert str(2**63 - 1) in str(kind(**{option: 2**63 - 1})).replace(",", "")
+
+
 # --- each rule ---
 
 
@@ -674,7 +695,7 @@ def test_time_stamps_from_the_ends_of_time(moment: datetime, hours: int) -> None
     for policy in (
         KeepEvery(hours=10**15),
         KeepPeriods(hourly=1, daily=1, weekly=1, monthly=1, yearly=1),
-        KeepNewerThan(days=10**30),
+        KeepNewerThan(days=2**63 - 1),
     ):
         assert plan_of([odd, record(2)], policy).decisions
 

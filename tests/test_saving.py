@@ -53,10 +53,12 @@ def test_time_since_the_last_save(elapsed: float | None, wanted: bool) -> None:
     assert EverySeconds(10).should_save(context(seconds_since_last_save=elapsed)) == wanted
 
 
-@pytest.mark.parametrize("number", [0, -1, -0.5, math.nan])
+@pytest.mark.parametrize(
+    "number", [0, -1, -0.5, math.nan, 2**63, 10**5000], ids=["zero", "negative", "fraction", "nan", "large", "huge"]
+)
 @pytest.mark.parametrize("policy", [EveryEpochs, EverySteps, EverySeconds])
 def test_an_interval_is_positive(policy: Callable[[Any], object], number: float) -> None:
-    """Zero would divide, NaN would never fire: refused when the policy is made."""
+    """Zero would divide, NaN would never fire, and the warning of long silence could not show a huge one."""
     with pytest.raises(ConfigError):
         policy(number)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ckpt_lib.config import Mode, Monitor, config_error
+from ckpt_lib.config import LIMIT_64, Mode, Monitor, config_error
 from ckpt_lib.metadata import StoredMetric
 from ckpt_lib.policies.ranking import ranked
 
@@ -81,7 +81,7 @@ class KeepNewest(_Policy):
     """Keep the ``count`` newest."""
 
     kind: Literal["newest"] = "newest"
-    count: int = Field(default=10, ge=0, description="How many of the newest stay.")
+    count: int = Field(default=10, ge=0, lt=LIMIT_64, description="How many of the newest stay.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         return {
@@ -101,7 +101,7 @@ class KeepBest(_Policy):
     kind: Literal["best"] = "best"
     metric: str = Field(default="val_loss", description="The metric that decides.")
     mode: Mode = Field(default="min", description="Whether a smaller or a larger metric is better.")
-    count: int = Field(default=1, ge=0, description="How many of the best stay.")
+    count: int = Field(default=1, ge=0, lt=LIMIT_64, description="How many of the best stay.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         healthy = [record for record in records if record.healthy]
@@ -122,7 +122,7 @@ class KeepAtMost(_Policy):
     """
 
     kind: Literal["at_most"] = "at_most"
-    count: int = Field(default=10, ge=0, description="How many stay in all.")
+    count: int = Field(default=10, ge=0, lt=LIMIT_64, description="How many stay in all.")
     metric: str = Field(default="val_loss", description="The metric that decides which is the best.")
     mode: Mode = Field(default="min", description="Whether a smaller or a larger metric is better.")
 
@@ -145,7 +145,7 @@ class KeepWithin(_Policy):
     """
 
     kind: Literal["within"] = "within"
-    budget_bytes: int = Field(ge=0, description="How many bytes the newest checkpoints may take.")
+    budget_bytes: int = Field(ge=0, lt=LIMIT_64, description="How many bytes the newest checkpoints may take.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         kept, left_bytes = [], self.budget_bytes
@@ -194,9 +194,9 @@ class KeepEvery(_OneLength):
     """
 
     kind: Literal["every"] = "every"
-    epochs: int | None = Field(default=None, ge=1, description="One for every so many epochs.")
-    steps: int | None = Field(default=None, ge=1, description="One for every so many steps.")
-    hours: int | None = Field(default=None, ge=1, description="One for every so many hours.")
+    epochs: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many epochs.")
+    steps: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many steps.")
+    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many hours.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         unit, length = self._length
@@ -219,11 +219,11 @@ class KeepPeriods(_Policy):
     """
 
     kind: Literal["periods"] = "periods"
-    hourly: int = Field(default=0, ge=0, description="Keep the newest of so many hours.")
-    daily: int = Field(default=0, ge=0, description="Keep the newest of so many days.")
-    weekly: int = Field(default=0, ge=0, description="Keep the newest of so many weeks.")
-    monthly: int = Field(default=0, ge=0, description="Keep the newest of so many months.")
-    yearly: int = Field(default=0, ge=0, description="Keep the newest of so many years.")
+    hourly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many hours.")
+    daily: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many days.")
+    weekly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many weeks.")
+    monthly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many months.")
+    yearly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many years.")
 
     @model_validator(mode="after")
     def _some_period(self) -> Self:
@@ -260,9 +260,9 @@ class KeepNewerThan(_OneLength):
 
     kind: Literal["newer_than"] = "newer_than"
     judges_alone: ClassVar[bool] = True
-    seconds: int | None = Field(default=None, ge=1, description="The age up to which all stay, in seconds.")
-    hours: int | None = Field(default=None, ge=1, description="The age up to which all stay, in hours.")
-    days: int | None = Field(default=None, ge=1, description="The age up to which all stay, in days.")
+    seconds: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in seconds up to which all stay.")
+    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in hours up to which all stay.")
+    days: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in days up to which all stay.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         unit, count = self._length

@@ -33,6 +33,12 @@ class HasMetrics(Protocol):
 
 R = TypeVar("R", bound=Ranked)
 
+AFTER_FIRST_SAVE = "`ckpt monitor` and set_monitor() change what is monitored."
+BEFORE_FIRST_SAVE = (
+    "Nothing has been saved yet, so monitor_metric of the configuration changes what is monitored; after the first "
+    "save, `ckpt monitor` and set_monitor() do."
+)
+
 
 def is_rankable(value: Metric) -> TypeGuard[float]:
     """Whether ``value`` can be compared at all."""
@@ -56,13 +62,16 @@ def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
     return [record for value, record in sorted(competing, key=lambda pair: (sign * pair[0], pair[1].sequence))]
 
 
-def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics]) -> str | None:
-    """Return a sentence if ``checkpoints`` have recorded metrics, but none the monitored one; else ``None``."""
+def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics], *, is_recorded: bool = True) -> str | None:
+    """Return what to say if ``checkpoints`` have recorded metrics, but none the monitored one; else ``None``.
+
+    ``is_recorded`` says whether an experiment records the monitor already.
+    """
     logged = {name for checkpoint in checkpoints for name in checkpoint.metrics}
     if not logged or monitor.metric in logged:
         return None
     hint = did_you_mean(monitor.metric, logged, otherwise=f"The metrics are {', '.join(sorted(logged)[:10])}.")
     return (
         f"no checkpoint is the best: the monitored metric {monitor.metric!r} was never logged. {hint} "
-        "`ckpt monitor` and set_monitor() change it."
+        f"{AFTER_FIRST_SAVE if is_recorded else BEFORE_FIRST_SAVE}"
     )

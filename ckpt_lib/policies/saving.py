@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ckpt_lib.config import CheckpointConfig, Mode, Monitor
+from ckpt_lib.config import LIMIT_64, CheckpointConfig, Mode, Monitor
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
@@ -36,7 +36,8 @@ class SaveContext:
     seconds_since_last_save: float | None = None
     """``None`` when this process has saved nothing yet."""
     monitor: Monitor = field(default_factory=Monitor)
-    """The recorded measure of the best."""
+    """The recorded measure of the best or, before the first save of the experiment, the configured one."""
+    is_monitor_recorded: bool = True
 
 
 class SavePolicy(Protocol):
@@ -48,9 +49,10 @@ class SavePolicy(Protocol):
 
 
 def _check_positive(name: str, number: Any, kind: type[float] = int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | kind) or not number > 0:
+    is_number = isinstance(number, int | kind) and not isinstance(number, bool)
+    if not is_number or not number > 0 or (isinstance(number, int) and number >= LIMIT_64):
         wanted = "whole number" if kind is int else "number"
-        raise ConfigError(f"{name} must be a positive {wanted}", got=briefly(number))
+        raise ConfigError(f"{name} must be a positive {wanted} under 2**63", got=briefly(number))
 
 
 def _check_policies(policies: Sequence[Any]) -> None:
@@ -126,17 +128,29 @@ class OnImprovement:
             raise ConfigError("a mode needs its metric", expected='metric="val_loss"', got=repr(self))
 
     def should_save(self, context: SaveContext) -> bool:
+        monitor = self.check(context)
+        best = ranked(context.saved, monitor)
+        value = context.metrics[monitor.metric]
+        return is_better(value, best[0].metrics[monitor.metric] if best else None, monitor.mode)
+
+    def check(self, context: SaveContext) -> Monitor:
+        """Return what is compared; raise :class:`~ckpt_lib.errors.UnknownMetricError` when it was not given."""
         monitor = Monitor(metric=self.metric, mode=self.mode or "min") if self.metric else context.monitor
         if monitor.metric not in context.metrics:
             raise UnknownMetricError(
                 f"saving depends on the metric {monitor.metric!r}, which was not given",
                 expected=f"metrics={{{monitor.metric!r}: …}}",
                 got=sorted(context.metrics),
-                hint="Pass it, or have one monitored that you pass: `ckpt monitor`, set_monitor().",
+                hint=self._hint(context),
             )
-        best = ranked(context.saved, monitor)
-        value = context.metrics[monitor.metric]
-        return is_better(value, best[0].metrics[monitor.metric] if best else None, monitor.mode)
+        return monitor
+
+    def _hint(self, context: SaveContext) -> str:
+        if self.metric:
+            return "Pass it, or name one that you pass in OnImprovement."
+        if not context.is_monitor_recorded:
+            return "Pass it, or name one that you pass as monitor_metric of the configuration."
+        return "Pass it, or have one monitored that you pass: `ckpt monitor`, set_monitor()."
 
 
 @dataclass(frozen=True)
@@ -189,6 +203,9 @@ def policy_of(config: CheckpointConfig) -> SavePolicy:
     return AllOf(interval, OnImprovement())
 
 
-def measures_improvement(policy: Any) -> bool:
-    """Return whether a policy compares with earlier checkpoints, itself or in one of those that it combines."""
-    return isinstance(policy, OnImprovement) or any(map(measures_improvement, getattr(policy, "policies", ())))
+def improvements_in(policy: Any) -> Iterator[OnImprovement]:
+    """What in a policy compares with earlier checkpoints: itself, or those that it combines."""
+    if isinstance(policy, OnImprovement):
+        yield policy
+    for part in getattr(policy, "policies", ()):
+        yield from improvements_in(part)
