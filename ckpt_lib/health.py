@@ -106,7 +106,7 @@ def _stored(tensor: Tensor) -> Tensor:
     """The numbers that a tensor of whatever layout stores."""
     import torch
 
-    if tensor.layout is torch.strided:
+    if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor.resolve_conj()
     if tensor.layout is torch.sparse_coo:
         return tensor._values()

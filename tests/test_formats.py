@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,6 +31,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named
 from ckpt_lib.formats.torch_zip import TorchZipFormat
 from ckpt_lib.testing.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
+from tests.helpers import MakeManager
 
 
 class TestTorch(FormatContract):
@@ -104,6 +106,36 @@ def test_every_kind_of_tensor_comes_back_or_is_refused() -> None:
                 dense = [t.dequantize() if t.is_quantized else t.to_dense() for t in (found.detach(), tensor.detach())]
                 assert torch.equal(*dense), name
     assert {"meta"} <= refused <= {"meta", "mkldnn", "jagged"}  # a meta tensor has no data to write
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("mode", ["blocking", "background", "overlapped"])
+@pytest.mark.parametrize("zero_points", [torch.tensor([0, 3, 5]), torch.tensor([0.0, 0.5, 1.5])], ids=["int", "float"])
+def test_a_tensor_quantized_by_channel_comes_back(
+    make_manager: MakeManager, mode: str, zero_points: torch.Tensor
+) -> None:
+    """As the weights of a converted model, and those of quantized embeddings, are."""
+    scales = torch.tensor([0.1, 0.2, 0.3])
+    tensor = torch.quantize_per_channel(torch.randn(4, 3), scales, zero_points, 1, torch.quint8)
+    manager = make_manager(overlap_copy=mode == "overlapped", backup_checkpoints=False)
+    state: dict[str, Any] = {"model": torch.nn.Linear(2, 2), "epoch": 1, "extra_state": {"tensor": tensor}}
+    if mode == "blocking":
+        manager.save_checkpoint(**state)
+    else:
+        manager.save_checkpoint_async(**state).result()
+    assert manager.validate_checkpoint("latest")
+    found = manager.load_checkpoint()["extra_state"]["tensor"]
+    assert torch.equal(found.int_repr(), tensor.int_repr())
+    assert torch.equal(found.q_per_channel_scales(), tensor.q_per_channel_scales())
+    assert torch.equal(found.q_per_channel_zero_points(), tensor.q_per_channel_zero_points())
+    assert (found.q_per_channel_axis(), found.qscheme()) == (1, tensor.qscheme())
+
+
+@pytest.mark.parametrize("kind", [">f8", ">i4", ">c8", "<f8", ">u2"])
+def test_an_array_of_any_byte_order_comes_back(kind: str) -> None:
+    """As files from other machines hold them; a tensor has the byte order of this one."""
+    array = np.arange(6).astype(kind).reshape(2, 3)
+    assert round_trip(TorchZipFormat(), {"array": array})["array"].tolist() == array.tolist()
 
 
 class Odd(torch.Tensor):

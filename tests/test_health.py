@@ -125,6 +125,21 @@ def test_bad_numbers_are_found_in_compressed_layouts() -> None:
             assert (fault_in(tensor) is None) == (number == 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_bad_numbers_are_found_in_nested_tensors(make_manager: MakeManager, layout: torch.layout) -> None:
+    """And a model that has them is saved."""
+    for number in (1.0, math.nan):
+        tensor = torch.nested.nested_tensor([torch.ones(2, 3), torch.full((3, 3), number)], layout=layout)
+        for nested in (tensor, tensor.transpose(1, 2)):
+            assert (fault_in(nested) is None) == (number == 1.0)
+    model = torch.nn.Module()
+    model.register_buffer("nested", tensor)
+    manager = make_manager(health_check=True)
+    saved = manager.save_checkpoint(model=model, epoch=1)
+    assert not manager.get_checkpoint(str(saved)).healthy
+
+
 def test_tensors_are_found_in_whatever_holds_them() -> None:
     """Dicts, lists and tuples, in model and optimizer; extra state and the scheduler are the caller's own affair."""
     bad = torch.tensor([math.nan])

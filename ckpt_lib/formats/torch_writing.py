@@ -28,7 +28,7 @@ from ckpt_lib.formats.pickle_checking import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch_reading import check_structure
 from ckpt_lib.formats.zip_writing import ZipWriter, archive_size_bytes
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
-from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain
+from ckpt_lib.stream.spans import Span, Spans, address_of, byte_view, check_memory, is_plain
 
 _PICKLE_PROTOCOL = 2  # the one that torch.load(weights_only=True) reads
 
@@ -79,7 +79,9 @@ class Archive:
             archive.write(name, len(data), [data])
         for name, span in self._spans.items():
             if _is_small(span):
-                archive.write_small(name, ctypes.string_at(span.storage.data_ptr() + span.start, span.size_bytes))
+                archive.write_small(
+                    name, ctypes.string_at(address_of(span.storage, span.start, span.stop), span.size_bytes)
+                )
             else:
                 archive.write(name, span.size_bytes, _blocks(span.dense()))
         for name, data in self._tail.items():
@@ -193,5 +195,6 @@ def _is_small(span: Span) -> bool:
 def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
     """The bytes of a one-dimensional tensor, a block at a time: a device has no second copy of it in our memory."""
     for start in range(0, len(data), BLOCK_SIZE_BYTES):
+        check_memory(data)  # another thread may have freed it since
         # Not Tensor.numpy(), after which the memory, training's own, could never be resized again.
         yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data

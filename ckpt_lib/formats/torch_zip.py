@@ -26,7 +26,7 @@ from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch_reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch_writing import Archive
 from ckpt_lib.stream import VerifiedFile
-from ckpt_lib.stream.spans import tensors_in
+from ckpt_lib.stream.spans import check_memory, has_memory, is_per_channel, tensors_in
 
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -177,7 +177,7 @@ def _from_numpy(value: Any, place: str) -> Any:
     if isinstance(value, np.ndarray) and value.ndim:
         if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
             raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
-        return torch.from_numpy(np.array(value, order="C"))
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
     return None if type(item) is type(value) else _plain(item, place)  # a long double stays one
 
@@ -193,7 +193,11 @@ def _is_plain(value: Any) -> bool:
     """Whether a leaf is sure to be read back: a number, a text, or a tensor on which nothing hangs."""
     kind = type(value)
     if kind in _TENSORS:
-        return value.layout is torch.strided and not (value.is_quantized or value.is_meta or value.__dict__)
+        return (
+            value.layout is torch.strided
+            and not (value.is_quantized or value.is_nested or value.is_meta or value.__dict__)
+            and has_memory(value)
+        )
     return kind in _PLAIN and not (kind is int and value.bit_length() > _MAX_INT_BITS)
 
 
@@ -226,9 +230,13 @@ def _check_readable(value: Any, place: str) -> None:
         )
     buffer = io.BytesIO()
     try:
+        if isinstance(value, torch.Tensor):
+            check_memory(value, place)
         torch.save(_without_storage(value), buffer)
         buffer.seek(0)
         _load(buffer, weights_only=True)
+    except UnsupportedStateError:
+        raise
     except Exception as error:
         raise UnsupportedStateError(
             f"{place} cannot be stored so that torch.load(weights_only=True) reads it back",
@@ -242,8 +250,8 @@ def _without_storage(value: Any) -> Any:
     """A tensor subclass stands for its class here: an empty slice of it is enough to be asked about."""
     if not isinstance(value, torch.Tensor):
         return value
-    if value.layout is not torch.strided:
-        return value
+    if value.layout is not torch.strided or value.is_nested or (value.is_quantized and is_per_channel(value)):
+        return value  # torch takes no slice of it
     nothing: torch.Tensor = value.detach().reshape(-1)[:0].clone()
     nothing.__dict__.update(value.__dict__)
     return nothing

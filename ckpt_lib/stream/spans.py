@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ckpt_lib.errors import UnsupportedStateError
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = {int, float, bool}
@@ -66,6 +69,7 @@ class Span:
     def dense(self) -> torch.Tensor:
         """The bytes to store, as a one-dimensional tensor; a copy only of a gappy one."""
         if self.is_gappy:
+            check_memory(self.tensors[0])
             return byte_view(self.tensors[0].detach().contiguous().untyped_storage(), 0, self.size_bytes)
         return byte_view(self.storage, self.start, self.stop)
 
@@ -79,12 +83,76 @@ class Span:
 
 
 def byte_view(storage: torch.UntypedStorage, start: int, stop: int) -> torch.Tensor:
-    """Bytes of a storage as a tensor that shares them."""
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (stop - start,), (1,))
+    """Bytes of a storage as a tensor that shares them. Raises as :func:`check_memory` does."""
+    # All of it first: told of more than there is, set_() would make the caller's storage larger.
+    view = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[start:stop]
+    if len(view) < stop - start:
+        raise _lost_memory("a tensor", stop, storage)
+    return view
+
+
+def address_of(storage: torch.UntypedStorage, start: int, stop: int) -> int:
+    """Where bytes of a storage lie that is in this process's memory. Raises as :func:`check_memory` does."""
+    if stop > storage.nbytes():
+        raise _lost_memory("a tensor", stop, storage)
+    return storage.data_ptr() + start
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether the storage of a strided tensor holds all of it: ``resize_`` frees storages, or cuts them short."""
+    return _extent(tensor)[1] <= tensor.untyped_storage().nbytes()
+
+
+def check_memory(tensor: torch.Tensor, name: str = "a tensor") -> None:
+    """Raise :class:`~ckpt_lib.errors.UnsupportedStateError` for a tensor that lies beyond the end of its storage.
+
+    PyTorch would read there whatever the heap holds.
+    """
+    for part in _strided_parts(tensor):
+        if not has_memory(part):
+            raise _lost_memory(name, _extent(part)[1], part.untyped_storage())
+
+
+def _lost_memory(name: str, size_bytes: int, storage: torch.UntypedStorage) -> UnsupportedStateError:
+    return UnsupportedStateError(
+        f"{name} has lost its memory: its storage was freed or shortened",
+        expected=f"a storage of at least {size_bytes} bytes",
+        got=f"{storage.nbytes()} bytes",
+        hint="Sharded and offloaded weights have to be brought back before they are saved.",
+    )
+
+
+def _strided_parts(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
+    """The tensors with a storage of their own that one of whatever kind consists of; none if it has no such memory."""
+    parts: Iterable[torch.Tensor] = (tensor,)
+    if is_traceable_wrapper_subclass(tensor):
+        inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        parts = [part for item in inner for part in _strided_parts(item)]
+    elif tensor.is_meta or tensor.is_mkldnn:
+        parts = ()
+    elif tensor.layout is torch.sparse_coo:
+        parts = tensor._indices(), tensor._values()
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    elif tensor.is_nested:
+        parts = tensor.unbind()
+    elif tensor.is_quantized and is_per_channel(tensor):
+        parts = tensor, tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return parts
+
+
+def is_per_channel(tensor: torch.Tensor) -> bool:
+    """Whether a quantized tensor has a scale for each channel, and not one for all."""
+    return tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
 class Spans:
-    """The spans of one payload. Storages are told apart by where they lie, tensors by identity."""
+    """The spans of one payload. Storages are told apart by where they lie, tensors by identity.
+
+    Raises as :func:`check_memory` does.
+    """
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
         self._spans: dict[tuple[Any, ...], Span] = {}
@@ -97,8 +165,7 @@ class Spans:
         return iter(self._spans.values())
 
     def _add(self, tensor: torch.Tensor) -> Span:
-        storage = tensor.untyped_storage()
-        start, stop = _extent(tensor)
+        storage, start, stop = _used(tensor)
         address = _address(storage, tensor.dtype)
         span = self._spans.get(address)
         if span is None:
@@ -117,12 +184,12 @@ class Spans:
         """The span of a plain tensor; one of its own when no span covers it, as with one that hides in an object."""
         if found := self._of_tensor.get(id(tensor)):
             return found
-        start, stop = _extent(tensor)
-        span = self._spans.get(_address(tensor.untyped_storage(), tensor.dtype))
+        storage, start, stop = _used(tensor)
+        span = self._spans.get(_address(storage, tensor.dtype))
         if span is not None and start == stop:  # an empty tensor is anywhere
             return span
         if span is None or start < span.start or stop > span.stop:
-            return Span(tensor.untyped_storage(), start, stop, [tensor])
+            return Span(storage, start, stop, [tensor])
         return span
 
 
@@ -172,6 +239,15 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     last = offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = offset * tensor.itemsize
     return first - first % _ALIGNMENT_BYTES, (last + 1) * tensor.itemsize
+
+
+def _used(tensor: torch.Tensor) -> tuple[torch.UntypedStorage, int, int]:
+    """The storage of a plain tensor, and the first and last byte that it uses of that."""
+    storage = tensor.untyped_storage()
+    start, stop = _extent(tensor)
+    if stop > storage.nbytes():
+        raise _lost_memory("a tensor", stop, storage)
+    return storage, start, stop
 
 
 def _address(storage: torch.UntypedStorage, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ckpt_lib.errors import StateChangedError
 from ckpt_lib.stream.chunks import processor_count
-from ckpt_lib.stream.spans import Span, Spans, byte_view, is_plain, map_leaves, tensors_in
+from ckpt_lib.stream.spans import Span, Spans, address_of, byte_view, is_plain, map_leaves, tensors_in
 from ckpt_lib.stream.threads import Helper
 from ckpt_lib.stream.watching import Caller, SpanWatch, names_of
 
@@ -195,7 +195,7 @@ class Snapshot:
 
     def _copy(self, span: Span, start: int) -> None:
         if span.storage.device.type == "cpu" and not span.is_gappy:
-            ctypes.memmove(self._buffer.address + start, span.storage.data_ptr() + span.start, span.size_bytes)
+            _move(self._buffer.address + start, span.storage, span.start, span.stop)
             return
         target = self._buffer.part(start, start + span.size_bytes)
         if stream := self._streams.get(span.storage.device):
@@ -214,10 +214,10 @@ class Snapshot:
                 yield partial(_move, target, span.storage, span.start + start, span.start + stop)
             else:
                 part = self._buffer.part(place + start, place + stop)
-                piece = byte_view(span.storage, span.start + start, span.start + stop)
-                yield partial(self._copy_and_wait, part, piece)
+                yield partial(self._copy_and_wait, part, span.storage, span.start + start, span.start + stop)
 
-    def _copy_and_wait(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def _copy_and_wait(self, target: torch.Tensor, storage: torch.UntypedStorage, start: int, stop: int) -> None:
+        source = byte_view(storage, start, stop)  # only now: it may have been freed since
         if (stream := self._streams.get(source.device)) is None:
             target.copy_(source)
             return
@@ -333,7 +333,7 @@ def _wait_for(helpers: list[Helper]) -> None:
 
 
 def _move(target: int, storage: torch.UntypedStorage, start: int, stop: int) -> None:
-    ctypes.memmove(target, storage.data_ptr() + start, stop - start)
+    ctypes.memmove(target, address_of(storage, start, stop), stop - start)
 
 
 def _outline(payload: dict[str, Any], spans: Spans, starts: dict[int, int]) -> Any:
