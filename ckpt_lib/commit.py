@@ -292,7 +292,7 @@ def undelete(folder: CheckpointFolder, checkpoint_id: str, *, pin: bool = False)
             raise CheckpointNotFoundError(
                 f"the payload of {checkpoint_id} has been removed already",
                 path=folder.location(),
-                hint="A backup may still be there: `ckpt restore`.",
+                hint=f"A backup may still be there: `ckpt restore {checkpoint_id}`.",
             )
         if pin:
             manifest = manifest.changed(pinned=True)

@@ -199,7 +199,7 @@ class Doctor:
         entry = look.entries[look.folder.marker_name(checkpoint_id, mark)]
         if checkpoint_id in manifest_entries(look.entries.values()):
             message = f"{entry.name} means nothing beside the manifest"
-            return self._swept("leftover", look, entry.name, message, entry.name)
+            return self._swept("leftover", look, entry.name, message, marker=entry.name)
         if mark == "quarantined":
             return self._of_quarantined(look, other, checkpoint_id)
         try:
@@ -213,19 +213,19 @@ class Doctor:
         payload = look.entries.get(manifest.payload.name)
         if mark == "saving":
             message = "a save that did not come to its end, and was not acknowledged"
-            return self._swept("half save", look, checkpoint_id, message, entry.name, payload)
+            return self._swept("half save", look, checkpoint_id, message, marker=entry.name, payload=payload)
         return self._of_deleted(look, checkpoint_id, entry, payload)
 
     def _of_deleted(self, look: _Look, checkpoint_id: str, marker: Entry, payload: Entry | None) -> _Case:
         left_seconds = self.trash_seconds - (look.now_seconds - marker.modified_seconds)
         if left_seconds <= 0 and checkpoint_id not in look.held:
             message = "deleted, and its bytes are still there"
-            return self._swept("half deletion", look, checkpoint_id, message, marker.name, payload)
-        message = f"deleted; `ckpt undelete` brings it back for another {duration(left_seconds)}"
+            return self._swept("half deletion", look, checkpoint_id, message, marker=marker.name, payload=payload)
+        message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back for another {duration(left_seconds)}"
         return self._case("deleted", self._place(look), checkpoint_id, message, entry=payload)
 
     def _swept(
-        self, kind: Kind, look: _Look, name: str, message: str, marker: str, payload: Entry | None = None
+        self, kind: Kind, look: _Look, name: str, message: str, *, marker: str, payload: Entry | None = None
     ) -> _Case:
         sweep = partial(_sweep, look.folder, self.trash_seconds, marker)
         return self._case(kind, self._place(look), name, message, fix="remove it", entry=payload, treat=sweep)
@@ -297,7 +297,7 @@ class Doctor:
                 message += "; its other copy has it"
                 fix, treat = "give it its manifest again", partial(_adopt_proven, orphan, twin)
             else:
-                message += ", and not what its other copy is: `ckpt restore` replaces it"
+                message += f", and not what its other copy is: `ckpt restore {orphan.checkpoint_id}` replaces it"
         elif place == "checkpoints":
             try:
                 facts = adoption.examine(orphan, self.experiment_name, self.monitor)
@@ -336,7 +336,7 @@ class Doctor:
                 "backup only",
                 "backups",
                 checkpoint_id,
-                "its checkpoint is gone: `ckpt restore` brings it back",
+                f"its checkpoint is gone: `ckpt restore {checkpoint_id}` brings it back",
                 size_bytes=backups[checkpoint_id].payload.size_bytes,
             )
         if self.has_snapshot and (checkpoints or SNAPSHOT_NAME in here.entries):

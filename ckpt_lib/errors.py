@@ -144,7 +144,7 @@ class CheckpointExistsError(CheckpointError, FileExistsError):
 
 
 class ProtectedCheckpointError(CheckpointError, PermissionError):
-    """The checkpoint is pinned and was not deleted."""
+    """The checkpoint is pinned, in use or intact; it was left as it is."""
 
 
 class UnsafePayloadError(CheckpointError, ValueError):

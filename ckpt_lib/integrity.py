@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
@@ -194,6 +195,24 @@ def _named(damage: Damage, ranges: TensorRanges | None) -> Damage:
     more = f" and {len(hit) - _NAMED_IN_MESSAGES} more" if len(hit) > _NAMED_IN_MESSAGES else ""
     message = f"{damage.message}; it hits {', '.join(hit[:_NAMED_IN_MESSAGES])}{more}"
     return damage.model_copy(update={"message": message, "tensors": hit})
+
+
+def can_repair(other: ValidationReport | None, damaged: ValidationReport) -> bool:
+    """Whether the ``other`` copy has what is ``damaged``: it is intact, or damaged in other places.
+
+    Of one whose manifest cannot be read nothing is known; a repair compares its chunks with the manifest that there is.
+    """
+    if damaged.is_unloadable or other is None or other.is_valid:
+        return other is not None and not damaged.is_unloadable
+    if any(damage.kind not in ("altered", "truncated", "extended") for damage in damaged.damages):
+        return False
+    if all(damage.kind == "manifest" for damage in other.damages):
+        return True
+    damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind != "extended"]
+    if any(damage.kind not in ("altered", "truncated") for damage in damages):
+        return False
+    ranges = sorted((damage.start, damage.stop) for damage in damages)
+    return all(before[1] <= after[0] for before, after in pairwise(ranges))
 
 
 def is_unreadable(error: CheckpointError) -> bool:

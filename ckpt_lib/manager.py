@@ -49,7 +49,7 @@ from ckpt_lib.preemption import Preemption
 from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.query import ATTEMPTS, Catalogue, MonitorRecord, check_metric_is_known, select
 from ckpt_lib.reclaim import reclaim
-from ckpt_lib.repair import RepairReport, repair
+from ckpt_lib.repair import Remedy, RepairReport, remedy, repair
 from ckpt_lib.restoring import Stored, restore
 from ckpt_lib.retirement import CleanupReport, clean, kept_if_valid
 from ckpt_lib.saving import Saver, SaveRequest
@@ -972,6 +972,17 @@ class CheckpointManager:
             self._write_snapshot()
         return report
 
+    def remedy(
+        self, report: ValidationReport, *, of_backup: bool = False, other: ValidationReport | None = None
+    ) -> Remedy:
+        """What helps a checkpoint, or a backup, that a report tells to be damaged.
+
+        ``"repair"`` where its other copy has what is missing, ``"doctor"`` where that has lost its manifest, and else
+        ``"quarantine"``. The other copy is read, unless its report is given as ``other``.
+        """
+        pair = (self._backups, self._folder) if of_backup else (self._folder, self._backups)
+        return remedy(*pair, report, other)
+
     def quarantine_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
         """Set a damaged checkpoint aside, with the report, unless its backup can repair it, which is then done instead.
 
@@ -1318,5 +1329,7 @@ def _refuse_pinned(manifest: Manifest) -> CheckpointError | None:
     if not manifest.pinned:
         return None
     return ProtectedCheckpointError(
-        "the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint="Unpin it first: `ckpt pin --off`."
+        "the checkpoint is pinned",
+        checkpoint_id=manifest.checkpoint_id,
+        hint=f"Unpin it first: `ckpt pin {manifest.checkpoint_id} --off`.",
     )

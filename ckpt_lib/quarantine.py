@@ -101,7 +101,10 @@ def set_aside(
         report = _examine(folder, checkpoint_id, experiment_name, progress)
         if report:
             raise ProtectedCheckpointError(
-                "the checkpoint is intact and stays where it is", checkpoint_id=checkpoint_id, path=folder.location()
+                "the checkpoint is intact and stays where it is",
+                checkpoint_id=checkpoint_id,
+                path=folder.location(),
+                hint=f"An intact one needs no quarantine: to have it gone, `ckpt delete {checkpoint_id}`.",
             )
         try:
             repaired = repair(folder, checkpoint_id, other, experiment_name, progress)

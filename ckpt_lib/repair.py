@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, get_args
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
@@ -30,12 +30,23 @@ from ckpt_lib.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ckpt_lib.folder import CheckpointFolder
-from ckpt_lib.integrity import ValidationReport, compare, is_unreadable, unreadable_report, validate, with_tensors
+from ckpt_lib.folder import CheckpointFolder, Mark
+from ckpt_lib.integrity import (
+    ValidationReport,
+    can_repair,
+    compare,
+    is_unreadable,
+    unreadable_report,
+    validate,
+    with_tensors,
+)
 from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, Damage, Progress
 from ckpt_lib.stream.chunks import altered_chunks, chunk_range, has_chunk_table
 from ckpt_lib.wording import count_of
+
+Remedy = Literal["repair", "doctor", "quarantine"]
+"""Which command helps a damaged copy."""
 
 ATTEMPTS = 3
 CHUNKS_PER_LOCK = 32
@@ -99,6 +110,38 @@ def repair(
     )
 
 
+def remedy(
+    folder: CheckpointFolder,
+    other: CheckpointFolder,
+    report: ValidationReport,
+    other_report: ValidationReport | None = None,
+) -> Remedy:
+    """Return what helps a damaged copy in ``folder``; the ``other`` one is read, unless its report is known.
+
+    ``"doctor"`` where the other copy has lost its manifest, which this one still has; ``"quarantine"`` where nothing
+    can bring the bytes back.
+    """
+    checkpoint_id = report.checkpoint_id
+    if report.is_unloadable:
+        return "quarantine"
+    if other_report is None:
+        try:
+            manifest = other.read_manifest(checkpoint_id)
+            other_report = compare(other, manifest, report.experiment_name, deep=False)
+        except CorruptManifestError as error:
+            other_report = unreadable_report(error, checkpoint_id, report.experiment_name)
+        except CheckpointNotFoundError:
+            has_manifest = all(damage.kind != "manifest" for damage in report.damages)
+            return "doctor" if has_manifest and _has_payload(folder, other, checkpoint_id) else "quarantine"
+    return "repair" if can_repair(other_report, report) else "quarantine"
+
+
+def _has_payload(folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> bool:
+    """Whether the payload lies in ``other`` without a manifest, and not because it was deleted or set aside."""
+    is_marked = any(other.store.stat(other.marker_path(checkpoint_id, mark)) for mark in get_args(Mark))
+    return not is_marked and other.payload_entry(folder.read_manifest(checkpoint_id)) is not None
+
+
 @dataclass(frozen=True)
 class _Repair:
     """One repair of what lies in ``folder`` from what lies in ``other``."""
@@ -122,7 +165,7 @@ class _Repair:
                 checkpoint_id=manifest.checkpoint_id,
                 path=self.folder.payload_location(manifest),
                 damages=found.damages,
-                hint="`ckpt quarantine` sets it aside.",
+                hint=f"`ckpt quarantine {manifest.checkpoint_id}` sets it aside; a backup, with --backups.",
             )
         _check_same(self.folder, manifest, self.other)
         numbers = _damaged_chunks(self.folder, manifest, found)

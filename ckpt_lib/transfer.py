@@ -226,7 +226,7 @@ def _intact_or_raise(folder: CheckpointFolder, manifest: Manifest) -> None:
             checkpoint_id=manifest.checkpoint_id,
             path=folder.payload_location(manifest),
             damages=report.damages,
-            hint="`ckpt restore` brings back a backup; or delete it and import it again.",
+            hint=f"`ckpt restore {manifest.checkpoint_id}` brings back a backup; or delete it and import it again.",
         )
 
 

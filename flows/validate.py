@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -11,6 +10,7 @@ from prefect import flow, get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from ckpt_lib.integrity import can_repair
 from ckpt_lib.quarantine import QuarantineReport
 from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
@@ -153,7 +153,7 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
     advice = {}
     for report in (report for report in reports if not report):
         copy = _copy(report)
-        if not _has_what_is_missing(others.get(copy), report):
+        if not can_repair(others.get(copy), report):
             advice[copy] = LOST
         elif repair is None:
             advice[copy] = REPAIRABLE
@@ -179,19 +179,6 @@ def _set_aside(
             advice[copy] = QUARANTINED if outcome.is_quarantined else REPAIRED
         except CheckpointError as error:
             advice[copy] = f"{LOST}; not quarantined: {error.message}"
-
-
-def _has_what_is_missing(other: ValidationReport | None, damaged: ValidationReport) -> bool:
-    """Whether the other copy is intact, damaged in other places only, or has lost just its manifest."""
-    if other is None or other.is_valid:
-        return other is not None
-    if all(damage.kind == "manifest" for damage in other.damages):
-        return True  # of what it holds nothing is known; a repair compares it with the manifest that there is
-    damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind != "extended"]
-    if any(damage.kind not in ("altered", "truncated") for damage in damages):
-        return False
-    ranges = sorted((damage.start, damage.stop) for damage in damages)
-    return all(before[1] <= after[0] for before, after in pairwise(ranges))
 
 
 def _copy(report: ValidationReport) -> Copy:

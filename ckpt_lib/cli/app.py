@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ckpt_lib.cli import (
     analysing,
@@ -17,6 +17,7 @@ from ckpt_lib.cli import (
     editing,
     finding,
     initialising,
+    options,
     reconciling,
     retiring,
     trash,
@@ -37,6 +38,15 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with reported(as_json=ctx.obj):
+            return super().invoke(ctx)
+
+
+class _Command(TyperCommand):
+    """Reports its errors while it is known which options were typed: commands in messages repeat these."""
+
+    def invoke(self, ctx: Any) -> Any:
+        given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+        with options.typed({name: ctx.params[name] for name in given}), reported(as_json=ctx.obj):
             return super().invoke(ctx)
 
 
@@ -72,7 +82,8 @@ def ckpt(
 def _add(name: str, command: Callable[..., None], panel: str) -> None:
     # Typer keeps the line breaks of a docstring, which would break lines of a narrow terminal once more.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    app.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs), rich_help_panel=panel)(command)
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)
 
 
 _add("list", finding.list_checkpoints, "Look")

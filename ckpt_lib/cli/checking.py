@@ -19,11 +19,13 @@ from ckpt_lib.cli.output import (
     print_heading,
     print_json,
     print_table,
+    results,
+    visible,
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.wording import count_of
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def validate(
     config: options.Config = None,
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
     backups: options.OfBackups = False,
+    allow_missing: options.AllowMissing = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="By the digests of chunks on all processors, instead of SHA-256.")
     ] = False,
@@ -50,11 +53,14 @@ def validate(
 ) -> None:
     """Read every byte of checkpoints and report damage.
 
-    Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do.
+    Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do. With --all, it
+    exits with 2 when there is nothing to read, unless --allow-missing is given.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_copies(store, experiment, config, backups=backups)
     ids = None if everything else resolve_all(manager, checkpoint_ids or ["latest"], backups=backups)
+    if everything and not allow_missing:
+        _require_some(manager, backups=backups)
     held = manager.list_backups() if backups else manager.list_checkpoints()
     total = sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
     with byte_progress("Validating", total) as progress:
@@ -69,11 +75,30 @@ def validate(
             }
         )
     else:
-        _print_reports(reports, backups=backups)
+        _print_reports(manager, reports, backups=backups)
         kind = "backup" if backups else "checkpoint"
         note(f"{count_of(len(reports), kind)} validated, {len(damaged)} damaged.", warning=bool(damaged or not reports))
     if damaged:
         raise typer.Exit(DAMAGE)
+
+
+def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
+    """Raise where there is nothing to read, which is not intact."""
+    if manager.backup_ids() if backups else manager.checkpoint_ids():
+        return
+    what, hints = "backups" if backups else "checkpoints", []
+    if not backups:
+        if held := manager.backup_ids():
+            hints.append(
+                f"There {'is' if len(held) == 1 else 'are'} {count_of(len(held), 'backup')}: "
+                "`ckpt list --backups` shows what there is, `ckpt restore ID` brings one back."
+            )
+        if aside := manager.list_quarantined():
+            hints.append(f"In quarantine: {count_of(len(aside), 'checkpoint')}, see `ckpt quarantine`.")
+    raise CheckpointNotFoundError(
+        f"{manager.experiment_name!r} has no {what} that could be read",
+        hint=" ".join([*hints, "With --allow-missing, that is no error."]),
+    )
 
 
 def _reports(
@@ -101,26 +126,30 @@ def scrub(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, even if an earlier scrub did not come to its end.")
     ] = False,
+    allow_missing: options.AllowMissing = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Read every byte of every checkpoint and backup, with all processors.
 
-    Interrupted, the next call goes on where this one stopped. Exits with 1 when there is damage.
+    Interrupted, the next call goes on where this one stopped. Exits with 1 when there is damage, and with 2 when there
+    are no checkpoints, unless --allow-missing is given.
     """
     max_bytes_per_second = None if rate is None else _bytes(rate)
     manager = open_manager(store, experiment, config)
+    if not allow_missing:
+        _require_some(manager)
     total = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
     with byte_progress("Scrubbing", total) as progress:
         report = manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
     if as_json:
         print_json({**report.model_dump(), "is_intact": report.is_intact})
     else:
-        _print_scrub(report)
+        _print_scrub(manager, report)
     if not report:
         raise typer.Exit(DAMAGE)
 
 
-def _print_scrub(report: ScrubReport) -> None:
+def _print_scrub(manager: CheckpointManager, report: ScrubReport) -> None:
     files = len(report.checkpoints) + len(report.backups)
     print_facts(
         {
@@ -131,7 +160,7 @@ def _print_scrub(report: ScrubReport) -> None:
     )
     if report.files_resumed:
         note(f"{report.files_resumed} of {files} had been read by an earlier scrub that did not come to its end.")
-    _print_damages(report.checkpoints, report.backups)
+    _print_damages(manager, report.checkpoints, report.backups)
 
 
 def _bytes(text: str) -> int:
@@ -176,24 +205,30 @@ def repair(
     print_facts(facts)
 
 
-def _print_reports(reports: Sequence[ValidationReport], *, backups: bool) -> None:
+def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationReport], *, backups: bool) -> None:
     intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
         [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
     )
-    _print_damages(*((), reports) if backups else (reports, ()))
+    _print_damages(manager, *((), reports) if backups else (reports, ()))
 
 
-def _print_damages(checkpoints: Sequence[ValidationReport], backups: Sequence[ValidationReport]) -> None:
-    damaged = [("checkpoint", item) for item in checkpoints if not item]
-    damaged += [("backup", item) for item in backups if not item]
+def _print_damages(
+    manager: CheckpointManager, checkpoints: Sequence[ValidationReport], backups: Sequence[ValidationReport]
+) -> None:
+    damaged = [("checkpoint", item, backups) for item in checkpoints if not item]
+    damaged += [("backup", item, checkpoints) for item in backups if not item]
     if not damaged:
         return
     print_heading("Damage")
-    for copy, report in damaged:
+    for copy, report, others in damaged:
         lines = [f"{copy}: {_described(damage, report.checkpoint_id)}" for damage in report.damages]
-        print_entry(report.checkpoint_id, *lines, f"fix: {_advice(copy, report)}")
+        other = next((item for item in others if item.checkpoint_id == report.checkpoint_id), None)
+        print_entry(report.checkpoint_id, *lines)
+        # Not wrapped, so that it can be copied whole.
+        advice = options.to_type(_advice(manager, copy, report, other))
+        results().print(Text(f"  fix: {visible(advice)}"), soft_wrap=True)
 
 
 def _described(damage: Damage, checkpoint_id: str) -> str:
@@ -203,11 +238,15 @@ def _described(damage: Damage, checkpoint_id: str) -> str:
     return f"{damage.kind}, bytes {damage.start}-{damage.stop}" + (f": {tensors}" if tensors else "")
 
 
-def _advice(copy: str, report: ValidationReport) -> str:
+def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, other: ValidationReport | None) -> str:
     """The command that helps this copy."""
-    of_backups = "--backups " if copy == "backup" else ""
-    command = "quarantine" if report.is_unloadable else "repair"
-    return f"ckpt {command} {of_backups}{report.checkpoint_id}"
+    try:
+        command = manager.remedy(report, of_backup=copy == "backup", other=other)
+    except CheckpointError:  # the other copy cannot be looked at now
+        command = "repair"
+    if command == "doctor":
+        return "ckpt doctor --fix --deep"
+    return f"ckpt {command} {'--backups ' if copy == 'backup' else ''}{report.checkpoint_id}"
 
 
 def _tensors(damage: Damage) -> str:

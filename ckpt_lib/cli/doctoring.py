@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
     as_age,
     as_size,
@@ -76,9 +77,10 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
     fixable = sum(item.fix is not None for item in report.problems)
     hint = f" `ckpt doctor --fix` sees to {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
-        note("`ckpt quarantine` says how to bring back, or remove, what is in quarantine.")
+        note(with_options("`ckpt quarantine` says how to bring back, or remove, what is in quarantine."))
     problems = count_of(len(report.problems), "problem")
-    note(f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}", warning=not report)
+    text = f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}"
+    note(with_options(text), warning=not report)
 
 
 def _print_done(done: Sequence[Treatment]) -> None:
@@ -96,7 +98,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         print_entry(
             item.name,
             _summary(item),
-            without_names(item.message, item.name),
+            with_options(without_names(item.message, item.name)),
             f"fix: {item.fix}" if item.fix else "",
         )
 

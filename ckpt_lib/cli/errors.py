@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import diagnostics, print_json, visible, visible_lines
 from ckpt_lib.cli.streams import is_flushed, silence_broken_streams
 from ckpt_lib.errors import (
@@ -25,7 +26,7 @@ OK, DAMAGE, BAD_INPUT, STORE_FAILURE, REFUSED, BUG, INTERRUPTED, OUTPUT_CLOSED =
 
 EXIT_CODES = {
     OK: "done; what was checked is intact",
-    DAMAGE: "damage was found",
+    DAMAGE: "a problem was found: damage, or a finding of `ckpt doctor`",
     BAD_INPUT: "bad usage, or no such checkpoint, experiment, metric or store",
     STORE_FAILURE: "the store failed: no space, no permission, no answer",
     REFUSED: "refused: it is pinned, the name is taken, or nobody confirmed",
@@ -122,7 +123,7 @@ def print_error(facts: dict[str, Any]) -> None:
     """Print what :func:`describe` says for people, on stderr."""
     console = diagnostics()
     console.print("Error: ", style="bold red", end="")
-    console.print(visible_lines(facts["message"]), soft_wrap=True)
+    console.print(visible_lines(with_options(facts["message"])), soft_wrap=True)
     for damage in facts["damages"]:
         if damage.message not in facts["message"]:
             console.print(f"  {visible_lines(damage.message)}", soft_wrap=True)
@@ -131,4 +132,4 @@ def print_error(facts: dict[str, Any]) -> None:
             console.print(f"  {key.partition('_')[0]:<12}", style="dim", end="")
             console.print(visible(str(facts[key])), soft_wrap=True)
     if facts["hint"]:
-        console.print(visible_lines(facts["hint"]), style="cyan", soft_wrap=True)
+        console.print(visible_lines(with_options(facts["hint"])), style="cyan", soft_wrap=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,3 +54,33 @@ SomeCheckpointNames = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
 OfBackups = Annotated[bool, typer.Option("--backups", "--backup", help="The backups instead of the checkpoints.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="That there are no checkpoints is no error.")]
+
+_WHICH_STORE = ("store", "experiment", "config")
+_COMMAND = re.compile(r"`(ckpt [a-z][^`]*)`")
+_typed: ContextVar[str] = ContextVar("typed", default="")
+
+
+@contextmanager
+def typed(given: Mapping[str, Any]) -> Iterator[None]:
+    """Remember the options that chose the store, as they were typed, for the commands that are printed meanwhile."""
+    words = [f"--{name} {shlex.quote(str(given[name]))}" for name in _WHICH_STORE if given.get(name) is not None]
+    token = _typed.set("".join(f" {word}" for word in words))
+    try:
+        yield
+    finally:
+        _typed.reset(token)
+
+
+def to_type(command: str) -> str:
+    """Return a command as it works here: with the options that chose the store, where these were typed."""
+    knows_none = command.startswith("ckpt init") or "--help" in command
+    options = "" if knows_none else _typed.get()
+    if command.startswith("ckpt experiments"):
+        options = re.sub(r" --experiment \S+", "", options)
+    return command + options
+
+
+def with_options(text: str) -> str:
+    """Return a message in which every command of ours is one :func:`to_type`."""
+    return _COMMAND.sub(lambda found: f"`{to_type(found[1])}`", text)

@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.errors import DAMAGE, ConfirmationError
+from ckpt_lib.cli.errors import STORE_FAILURE, ConfirmationError
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_copies, resolve_all
 from ckpt_lib.errors import (
@@ -60,7 +61,7 @@ def cleanup(
     The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
     What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
     for trash_seconds, a day by default; afterwards a cleanup frees their bytes. With --backups, only backups go, at
-    once and for good. Exits with 1 when the checkpoints were cleaned up and the backups could not be.
+    once and for good. Exits with 3 when the checkpoints were cleaned up and the backups could not be.
     """
     rules = _read_policy(policy, keep)
     manager = open_copies(
@@ -97,16 +98,17 @@ def cleanup(
 def _end_with_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_json: bool) -> None:
     _print_report(report, kind, trash_seconds, as_json=as_json)
     if report.backups_error:
-        raise typer.Exit(DAMAGE)
+        raise typer.Exit(STORE_FAILURE)
 
 
 def _warn_of_new_backups(manager: CheckpointManager, report: CleanupReport, *, is_about_backups: bool) -> None:
     """Whoever keeps fewer backups than the configuration says gets new ones."""
     if is_about_backups and report.plan.deleted_ids and manager.config.backup_checkpoints:
-        note(
+        text = (
             "Later saves and `ckpt doctor --fix` make backups again, as backup_checkpoints and max_backups of the "
             "configuration say: to keep fewer, change these."
         )
+        note(with_options(text))
 
 
 def _describe_deletions(report: CleanupReport, kind: str, trash_seconds: float) -> str:
@@ -180,7 +182,8 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
         backups = report.backups
         note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {as_size(backups.freed_bytes)} freed.")
     if report.trashed_bytes:
-        note(f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete`.")
+        text = f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete ID`."
+        note(with_options(text))
     if report.backups_error:
         note(f"The backups were not cleaned up: {report.backups_error}", warning=True)
 
@@ -238,7 +241,8 @@ def _backed_up(manager: CheckpointManager) -> set[str] | None:
 
 def _tell_of_trash(trash_seconds: float) -> None:
     if trash_seconds > 0:
-        note(f"What is deleted goes into the trash: `ckpt undelete` brings it back for {duration(trash_seconds)}.")
+        text = f"What is deleted goes into the trash: `ckpt undelete ID` brings it back for {duration(trash_seconds)}."
+        note(with_options(text))
 
 
 def _confirm_deletion(count: int, trash_seconds: float) -> None:
@@ -279,7 +283,7 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
             raise ProtectedCheckpointError(
                 "the checkpoint is pinned; nothing was deleted",
                 checkpoint_id=item.checkpoint_id,
-                hint="Unpin it first: `ckpt pin --off`.",
+                hint=f"Unpin it first: `ckpt pin {item.checkpoint_id} --off`.",
             )
 
 

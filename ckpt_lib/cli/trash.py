@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import Column, as_number, as_size, note, print_facts, print_json, print_table
 from ckpt_lib.cli.retiring import confirm, refuse_to_ask
 from ckpt_lib.cli.session import open_manager
@@ -68,4 +69,5 @@ def trash(
         freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
         note(f"{count_of(len(removed), 'checkpoint')} removed for good, {as_size(freed_bytes)} freed.")
     else:
-        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")
+        text = f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back."
+        note(with_options(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -180,6 +181,48 @@ def test_scrub(store: Path, ids: list[str]) -> None:
     assert f"fix: ckpt repair --backups {ids[0]}\n" in text
     found = run_json("scrub", store=store, code=1)
     assert (found["is_intact"], len(found["checkpoints"]), len(found["backups"])) == (False, 3, 3)
+
+
+def test_damage_names_what_works(store: Path, ids: list[str]) -> None:
+    """Where neither copy has the bytes, no repair is advised; each command that is printed does what it says."""
+    backups = store / "digits" / "backups"
+    for folder in (store / "digits", backups):
+        flip_bit(folder / f"{ids[0]}.pt", 100)
+    payload(store, ids[1]).unlink()
+    (backups / f"{ids[1]}.json").unlink()
+    for command in (["scrub"], ["validate", "--all"]):
+        shown = run(*command, "-s", store, "-e", "digits", code=1).stdout
+        fixes = re.findall("fix: (.*)", shown)
+        options = f" --store {store} --experiment digits"
+        assert f"ckpt quarantine {ids[0]}{options}" in fixes
+        assert f"ckpt doctor --fix --deep{options}" in fixes
+        assert (f"ckpt quarantine --backups {ids[0]}{options}" in fixes) == (command == ["scrub"])
+    for line in fixes:
+        run(*shlex.split(line)[1:], code=1 if "doctor" in line else 0)
+    run("validate", "--all", store=store)
+
+
+def test_commands_in_messages_repeat_what_was_typed(store: Path, ids: list[str]) -> None:
+    """The options that chose the store, quoted where a shell needs it; those of the environment are there anyway."""
+    elsewhere = store.rename(store.with_name("my store"))
+    run("pin", ids[0], "--store", elsewhere)
+    refused = run("delete", ids[0], "--store", elsewhere, "--yes", code=4).stderr
+    assert f"`ckpt pin {ids[0]} --off --store '{elsewhere}'`" in refused
+    assert f"`ckpt pin {ids[0]} --off`" in run("delete", ids[0], "--yes", store=elsewhere, code=4).stderr
+    assert "store" not in run_json("delete", ids[0], "--store", elsewhere, "--yes", code=4)["error"]["hint"]
+
+
+@pytest.mark.parametrize("command", [["validate", "--all"], ["scrub"]])
+def test_nothing_is_not_intact(store: Path, ids: list[str], command: list[str]) -> None:
+    """An experiment without checkpoints is an error that names its backups, unless that was asked for."""
+    for file in (store / "digits").glob("checkpoint_epoch*"):
+        file.unlink()
+    refused = run(*command, "-e", "digits", store=store, code=2).stderr
+    assert "'digits' has no checkpoints" in refused
+    assert "There are 3 backups: `ckpt list --backups --experiment digits`" in refused
+    run(*command, "--allow-missing", "-e", "digits", store=store)
+    shutil.rmtree(store / "digits" / "backups")
+    assert "backups" not in run(*command, "-e", "digits", store=store, code=2).stderr
 
 
 def test_scrub_goes_on(store: Path, ids: list[str]) -> None:
@@ -444,15 +487,15 @@ def test_backups_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Pat
 
 
 def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: list[str], tmp_path: Path) -> None:
-    """It is done and told, and a cleanup that left the backups ends with 1."""
+    """It is done and told, and a cleanup that left the backups ends with 3."""
     (tmp_path / "backups").write_text("mine")
     away = {"CKPT_BACKUP_DIR": str(tmp_path / "backups"), "CKPT_TRASH_SECONDS": "0"}
-    planned = run("cleanup", "--keep", "0", "--dry-run", store=store, env=away, code=1)
+    planned = run("cleanup", "--keep", "0", "--dry-run", store=store, env=away, code=3)
     assert "The backups cannot be cleaned up: " in planned.stderr
-    done = run("cleanup", "--keep", "0", "--yes", store=store, env=away, code=1)
+    done = run("cleanup", "--keep", "0", "--yes", store=store, env=away, code=3)
     assert "1 checkpoint deleted" in done.stderr
     assert "The backups were not cleaned up: " in done.stderr
-    assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=1)["backups_error"]
+    assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=3)["backups_error"]
     assert "The backups cannot be looked at" in run("quarantine", store=store, env=away).stderr
     run("quarantine", "--backups", store=store, env=away, code=2)
     assert run_json("delete", ids[1], "-y", store=store, env=away)["deleted_ids"] == [ids[1]]
