@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.exactness import changed_values, is_held, is_lazy
+from ckpt_lib.settings import Changes, Settled, settle_optimizer, settle_scheduler, shown
 from ckpt_lib.state import PARTS, Names, Stateful, check_stateful, parameter_names
 
 logger = logging.getLogger("ckpt_lib")
@@ -23,12 +25,10 @@ _SHAPED_LIKE_PARAMETERS = {
     *("sum", "prev", "step_size", "exp_inf", "ax"),
 }
 """What the optimizers of PyTorch call state that has the shape of its parameter."""
-_PROGRESS = {
-    *("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_initial_step", "_is_initial"),
-    *("T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter"),
-}
-"""What a scheduler's state says of how far it has come, and not of how it was built."""
 _UNCHANGED = "Nothing was changed."
+
+SavedTypes = dict[Any, Any]
+"""The type that each parameter was saved with, by its place in the optimizer's state; ``None`` where unknown."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stored:
 class Restored:
     """What restoring did that a caller may not expect."""
 
-    replaced: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+    replaced: dict[str, Changes] = field(default_factory=dict)
     """Part and setting to the caller's value and the stored one that took its place."""
     changed_values: list[str] = field(default_factory=list)
     """Tensors whose stored values the model's own types or ties could not hold."""
@@ -61,9 +61,9 @@ def restore(
 ) -> Restored:
     """Load a payload's state into what was passed, and say what that replaced.
 
-    ``keep`` names settings, by part, of which the caller's value stays. With ``require_exact``, a tensor whose values
-    would change is refused. Raises :class:`StateMismatchError`, which leaves all of it unchanged: a model that has load
-    hooks, or loading code of its own, is copied beforehand for that.
+    ``keep`` names settings, by part, of which the caller's value stays, as :mod:`ckpt_lib.settings` says. With
+    ``require_exact``, a tensor is refused of which any value would differ. Raises :class:`StateMismatchError`, which
+    leaves all of it unchanged: a model that has load hooks, or loading code of its own, is copied beforehand for that.
     """
     check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
     given = dict(zip(PARTS, (model, optimizer, scheduler), strict=True))
@@ -71,16 +71,20 @@ def restore(
     states = {part: _state_in(payload, part) for part in wanted}
     _check_kept(keep, wanted)
     report = Restored()
+    saved_types: SavedTypes = {}
     if optimizer is not None:
         _check_kind("optimizer", optimizer, stored)
         states["optimizer"] = _matched(optimizer, states["optimizer"], stored.names, model)
-        _settle("optimizer", _hyperparameters(optimizer), states, keep, report)
+        names = parameter_names(optimizer, model) or stored.names
+        saved_types = _saved_types(states["optimizer"], names, payload.get("model_state_dict"))
+        if require_exact:
+            _refuse_rounded_state(optimizer, states["optimizer"], saved_types)
     if scheduler is not None:
         _check_kind("scheduler", scheduler, stored)
-        _settle("scheduler", _settings(scheduler), states, keep, report)
+    _settle(payload, states, wanted, keep or {}, report)
     if model is not None:
         report.changed_values = _check_model(model, states["model"], require_exact=require_exact)
-    _load(wanted, states)
+    _load(wanted, states, saved_types)
     _tell(report)
     return report
 
@@ -169,105 +173,25 @@ def _check_shapes(state: Mapping[str, Any], own: Any) -> None:
                     )
 
 
-def _hyperparameters(optimizer: Any) -> dict[str, Any]:
-    """The settings that an optimizer was built with, by name, with the group where there are several."""
-    groups = getattr(optimizer, "param_groups", ())
-    defaults = getattr(optimizer, "defaults", {})
-    return {
-        _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
-        for number, group in enumerate(groups)
-        for name, value in group.items()
-        if name in defaults and not _is_cycled(name, group)
-    }
-
-
-def _setting(number: int, count: int, name: str) -> str:
-    return name if count == 1 else f"param_groups[{number}].{name}"
-
-
-def _is_cycled(name: str, group: Mapping[str, Any]) -> bool:
-    """Whether a scheduler moves this setting up and down, as it does the learning rate."""
-    return name in ("momentum", "betas") and "max_momentum" in group
-
-
-def _first_rate(group: Mapping[str, Any]) -> Any:
-    """The learning rate before a scheduler moved it."""
-    return group.get("initial_lr", group["lr"])
-
-
-def _settings(scheduler: Stateful) -> dict[str, Any]:
-    state = scheduler.state_dict()
-    return {name: value for name, value in state.items() if name not in _PROGRESS} if isinstance(state, Mapping) else {}
-
-
 def _settle(
-    part: str,
-    current: Mapping[str, Any],
+    payload: Mapping[str, Any],
     states: dict[str, Mapping[str, Any]],
-    keep: Mapping[str, Collection[str]] | None,
+    wanted: Mapping[str, Stateful],
+    keep: Mapping[str, Collection[str]],
     report: Restored,
 ) -> None:
-    """Note which settings of the caller the stored state replaces, and put those to keep into that state."""
-    kept = set((keep or {}).get(part, ()))
-    state = copy.copy(dict(states[part]))
-    stored = _stored_settings(part, state)
-    if unknown := sorted(name for name in kept if name not in current and not _spreads(name, current)):
-        raise ConfigError(
-            f"keep names a setting that the {part} does not have",
-            expected=f"some of {', '.join(sorted(current))}",
-            got=", ".join(unknown),
-        )
-    replaced: dict[str, tuple[Any, Any]] = {}
-    for name, value in current.items():
-        if name not in stored or _is_same(value, stored[name]):
-            continue
-        if name in kept or name.rpartition(".")[2] in kept:
-            _put(part, state, name, value)
-        else:
-            replaced[name] = (value, stored[name])
-    states[part] = state
-    if replaced:
-        report.replaced[part] = replaced
-
-
-def _spreads(name: str, current: Mapping[str, Any]) -> bool:
-    """Whether a name without a group stands for the setting in every group."""
-    return any(other.rpartition(".")[2] == name for other in current)
-
-
-def _stored_settings(part: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    if part == "scheduler":
-        return {name: value for name, value in state.items() if name not in _PROGRESS}
-    groups = state.get("param_groups", ())
-    return {
-        _setting(number, len(groups), name): _first_rate(group) if name == "lr" else value
-        for number, group in enumerate(groups)
-        for name, value in group.items()
-        if name != "params" and not _is_cycled(name, group)
-    }
-
-
-def _put(part: str, state: dict[str, Any], name: str, value: Any) -> None:
-    if part == "scheduler":
-        state[name] = value
-        return
-    number, _, key = name.removeprefix("param_groups[").rpartition("].") if "]" in name else ("0", "", name)
-    groups = [dict(group) for group in state["param_groups"]]
-    groups[int(number)][key] = value
-    if key == "lr" and "initial_lr" in groups[int(number)]:
-        groups[int(number)]["initial_lr"] = value
-    state["param_groups"] = groups
-
-
-def _is_same(value: Any, stored: Any) -> bool:
-    """Whether two settings are equal; what cannot be compared is not told of."""
-    plain = (bool, int, float, str, type(None))
-    if isinstance(value, list | tuple) and isinstance(stored, list | tuple):
-        return len(value) == len(stored) and all(map(_is_same, value, stored))
-    if isinstance(value, Mapping) and isinstance(stored, Mapping):
-        names = (value.keys() & stored.keys()) - _PROGRESS
-        return all(_is_same(value[name], stored[name]) for name in names)
-    return not (isinstance(value, plain) and isinstance(stored, plain)) or value == stored
+    """Put the settings to keep into the states, and note those that the states replace."""
+    settled: dict[str, Settled] = {}
+    if (owner := wanted.get("optimizer")) is not None:
+        schedule = payload.get("scheduler_state_dict")
+        settled["optimizer"] = settle_optimizer(owner, states["optimizer"], keep.get("optimizer", ()), schedule)
+    if (owner := wanted.get("scheduler")) is not None:
+        rates_kept = settled["optimizer"].rates_kept if "optimizer" in settled else ()
+        settled["scheduler"] = settle_scheduler(owner, states["scheduler"], keep.get("scheduler", ()), rates_kept)
+    for part, result in settled.items():
+        states[part] = result.state
+        if result.replaced:
+            report.replaced[part] = result.replaced
 
 
 def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[str]) -> None:
@@ -280,7 +204,7 @@ def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[s
             )
 
 
-def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]]) -> None:
+def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]], saved_types: SavedTypes) -> None:
     """Load each part; what one of them refuses is taken back from all.
 
     The model comes last: its tensors are overwritten in place, while the state of the others is replaced as a whole,
@@ -293,7 +217,7 @@ def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]
             undo.append(_way_back(part, owner, state))
             owner.load_state_dict(_own(owner, state))
             if part == "optimizer":
-                _keep_types(owner, state)
+                _keep_types(owner, state, saved_types)
         except Exception as error:
             for back in reversed(undo):
                 back()
@@ -313,7 +237,7 @@ def _way_back(part: str, owner: Stateful, state: Mapping[str, Any]) -> Callable[
 
 
 def _reload(owner: Stateful) -> Callable[[], object]:
-    before = copy.deepcopy(owner.state_dict())
+    before = _copied(owner.state_dict())
     return lambda: owner.load_state_dict(before)
 
 
@@ -376,8 +300,6 @@ class _ModuleBackup:
 
 
 def _copy_of(tensor: Any) -> Any:
-    from torch.nn.parameter import is_lazy
-
     return None if is_lazy(tensor) else tensor.detach().clone()
 
 
@@ -396,28 +318,88 @@ def _own(owner: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     own: Any = copy.copy(stored)  # with the versions of the modules, which hang on it
     keeps_all = not _is_module(owner) or any(map(_has_own_loading, owner.modules()))
-    own.update(
-        {key: copy.deepcopy(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")}
-    )
+    own.update({key: _copied(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")})
     return own  # type: ignore[no-any-return]
 
 
-def _keep_types(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Give optimizer state its stored type back, which PyTorch turns into that of the parameter."""
+def _copied(value: Any) -> Any:
+    """Copy a state deeply; ``deepcopy`` alone refuses sparse and nested tensors."""
+    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in _sparse_or_nested(value)})
+
+
+def _sparse_or_nested(value: Any) -> Iterator[Any]:
     import torch
 
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return
-    if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
-        return  # it has its own idea of types
-    for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True):
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_nested:
+            yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _sparse_or_nested(item)
+
+
+def _saved_types(state: Mapping[str, Any], names: Names | None, model_state: Any) -> SavedTypes:
+    """The types that the optimizer's parameters were saved with, by their place in its state.
+
+    They stand in the stored state of the model, under the parameter's name. Where that does not lead to one, the type
+    is known if all that is floating there has the same.
+    """
+    import torch
+
+    types = {
+        name: value.dtype
+        for name, value in (model_state if isinstance(model_state, Mapping) else {}).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    common = next(iter(types.values())) if len(set(types.values())) == 1 else None
+    saved: SavedTypes = {}
+    for number, group in enumerate(state.get("param_groups", ())):
+        known = names[number] if names and number < len(names) else ()
+        for index, place in enumerate(group["params"]):
+            saved[place] = types.get(known[index] if index < len(known) else None, common)
+    return saved
+
+
+def _tensors_to_load(optimizer: Any, state: Mapping[str, Any]) -> Iterator[tuple[Any, Any, str, Any]]:
+    """Yield the place, the parameter, the name and the stored value of each tensor that PyTorch gives another type."""
+    import torch
+
+    is_standard = isinstance(optimizer, torch.optim.Optimizer) and (
+        type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict
+    )
+    for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True) if is_standard else ():
         for place, parameter in zip(group["params"], current["params"], strict=True):
-            loaded = optimizer.state.get(parameter, {})
-            for name, value in state["state"].get(place, {}).items():
-                found = loaded.get(name)
-                is_cast = isinstance(value, torch.Tensor) and isinstance(found, torch.Tensor)
-                if is_cast and found.dtype != value.dtype:
-                    loaded[name] = value.detach().clone().to(found.device)
+            entry = state["state"].get(place)
+            for name, value in entry.items() if isinstance(entry, Mapping) else ():
+                is_cast = isinstance(value, torch.Tensor) and name != "step" and parameter.is_floating_point()
+                if is_cast and value.dtype != parameter.dtype:
+                    yield place, parameter, name, value
+
+
+def _keeps_type(value: Any, parameter: Any, saved: Any) -> bool:
+    """Whether a tensor was saved in another type than its parameter on purpose, and the parameter is as it was then."""
+    return bool(saved == parameter.dtype != value.dtype)
+
+
+def _keep_types(optimizer: Any, state: Mapping[str, Any], saved_types: SavedTypes) -> None:
+    """Give state its stored type back that differed from its parameter's on purpose, as masters and 8-bit state do.
+
+    PyTorch casts state to the type of its parameter. That stands where the parameter's type has changed since the save.
+    """
+    for place, parameter, name, value in _tensors_to_load(optimizer, state):
+        if _keeps_type(value, parameter, saved_types.get(place)):
+            loaded = optimizer.state[parameter]
+            loaded[name] = value.detach().clone().to(loaded[name].device)
+
+
+def _refuse_rounded_state(optimizer: Any, state: Mapping[str, Any], saved_types: SavedTypes) -> None:
+    rounded = [
+        f"{name} of parameter {place}"
+        for place, parameter, name, value in _tensors_to_load(optimizer, state)
+        if not _keeps_type(value, parameter, saved_types.get(place)) and not is_held(value, parameter.dtype)
+    ]
+    if rounded:
+        raise StateMismatchError(f"the optimizer cannot hold stored values exactly: {_some(rounded)}", hint=_UNCHANGED)
 
 
 def _check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -> list[str]:
@@ -426,15 +408,15 @@ def _check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -
     if not isinstance(current, Mapping):
         return []
     _refuse_meta(current)
+    _refuse_nested(model, current)
     if _is_module(model) and not _decides_itself(model) and (differences := _differences(current, state)):
         raise StateMismatchError(
             "the checkpoint does not fit the model: " + "; ".join(differences),
             hint=f"Build the model as it was when the checkpoint was saved. {_UNCHANGED}",
         )
-    changed = sorted({*_changed_by_type(current, state), *_changed_by_ties(current, state)})
-    if changed and require_exact:
-        raise StateMismatchError(f"the model cannot hold stored values exactly: {_some(changed)}", hint=_UNCHANGED)
-    return changed
+    if require_exact and (differing := changed_values(current, state, exactly=True)):
+        raise StateMismatchError(f"the model cannot hold stored values exactly: {_some(differing)}", hint=_UNCHANGED)
+    return changed_values(current, state, exactly=False)
 
 
 def _decides_itself(model: Any) -> bool:
@@ -462,66 +444,32 @@ def _differences(current: Mapping[str, Any], state: Mapping[str, Any]) -> list[s
     shapes = [
         f"{name} {_shape(state[name])} instead of {_shape(value)}"
         for name, value in current.items()
-        if name in state and not _is_lazy(value) and _shape(value) != _shape(state[name])
+        if name in state and not is_lazy(value) and _shape(value) != _shape(state[name])
     ]
     kinds = (("not stored", missing), ("not in the model", unexpected), ("other shape", shapes))
     return [f"{label}: {_some(names)}" for label, names in kinds if names]
 
 
-def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+def _refuse_nested(model: Any, current: Mapping[str, Any]) -> None:
     import torch
 
-    for name, value in current.items():
-        stored = state.get(name)
-        if not isinstance(value, torch.Tensor) or not isinstance(stored, torch.Tensor) or _is_lazy(value):
-            continue
-        is_quantized = value.is_quantized or stored.is_quantized
-        if value.dtype != stored.dtype and not is_quantized and _loses(stored, value.dtype):
-            yield name
-
-
-def _loses(stored: Any, dtype: Any) -> bool:
-    """Whether a conversion changes more than the last digits of floating numbers."""
-    import torch
-
-    if stored.layout is not torch.strided:
-        return False
-    with torch.no_grad():
-        if stored.is_complex() and not dtype.is_complex and bool(stored.imag.any()):
-            return True
-        real = stored.real if stored.is_complex() and not dtype.is_complex else stored
-        converted = real.to(dtype)
-        if real.is_floating_point() and dtype.is_floating_point:
-            return bool((torch.isfinite(real) & ~torch.isfinite(converted)).any())
-        return bool((converted.to(real.dtype) != real).any())
-
-
-def _changed_by_ties(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    """The names of one tensor of the model for which different ones were stored: the last of them stays."""
-    import torch
-
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, value in current.items():
-        if not isinstance(value, torch.Tensor) or _is_lazy(value) or not value.numel() or name not in state:
-            continue
-        if value.layout is not torch.strided:
-            continue
-        place = (value.data_ptr(), value.shape, value.stride(), value.device)
-        first = seen.setdefault(place, name)
-        if first != name and not _equal(state[first], state[name]):
-            yield first
-
-
-def _equal(one: Any, other: Any) -> bool:
-    import torch
-
-    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    nested = [
+        name
+        for name, value in current.items()
+        if isinstance(value, torch.Tensor) and value.is_nested and value.layout is torch.strided
+    ]
+    if nested and _is_module(model) and not _decides_itself(model):
+        raise StateMismatchError(
+            f"PyTorch loads no strided nested tensor: {_some(nested)}",
+            hint=f"Give the module a load_state_dict of its own, or hold the tensors one by one. {_UNCHANGED}",
+        )
 
 
 def _tell(report: Restored) -> None:
-    for part, settings in report.replaced.items():
-        changes = ", ".join(f"{name} {old!r} by {new!r}" for name, (old, new) in list(settings.items())[:5])
-        logger.warning("the stored %s replaces settings that were built anew: %s; keep= keeps yours", part, changes)
+    for part, changes in report.replaced.items():
+        logger.warning(
+            "the stored %s replaces settings that were built anew: %s; keep= keeps yours", part, shown(changes)
+        )
     if report.changed_values:
         logger.warning("the model cannot hold these stored values exactly: %s", _some(report.changed_values))
 
@@ -540,13 +488,9 @@ def _is_module(owner: Any) -> bool:
     return isinstance(owner, Module)
 
 
-def _is_lazy(value: Any) -> bool:
-    """Whether it is a parameter that takes its shape from what is loaded; asking it for one is an error."""
-    from torch.nn.parameter import is_lazy
-
-    return bool(is_lazy(value))
-
-
 def _shape(value: Any) -> tuple[int, ...] | None:
-    shape = getattr(value, "shape", None)
-    return None if shape is None else tuple(shape)
+    """``None`` for what has no shape, as strided nested tensors have none."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError):
+        return None

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"names", "config", "plain"},
     {"metadata"},
     {"draft"},
-    {"state"},
+    {"state", "settings", "exactness"},
     {"stream"},
     {"store", "formats", "background", "preemption"},
     {"folder", "foreign", "identity", "testing"},

@@ -212,17 +212,36 @@ class Own(torch.optim.Optimizer):
     [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.uint8)],
 )
 def test_optimizer_state_keeps_its_type(make_manager: MakeManager, parameters: torch.dtype, state: torch.dtype) -> None:
-    """Masters of half-precision parameters and 8-bit state come back bit for bit."""
+    """Masters of half-precision parameters and 8-bit state come back bit for bit, with and without the model."""
     model = nn.Linear(8, 8).to(parameters)
     optimizer = Own(model.parameters(), state)
     optimizer.step()
     manager = make_manager()
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
-    again = Own(model.parameters(), state)
-    manager.resume(model, again)
-    assert is_equal(again.state[model.weight], optimizer.state[model.weight])
-    again.state[model.weight]["s"].zero_()
-    assert optimizer.state[model.weight]["s"].any()
+    for given in (model, None):
+        again = Own(model.parameters(), state)
+        manager.resume(given, again)
+        assert is_equal(again.state[model.weight], optimizer.state[model.weight])
+        again.state[model.weight]["s"].zero_()
+        assert optimizer.state[model.weight]["s"].any()
+
+
+def test_masters_of_some_parameters_keep_their_type(make_manager: MakeManager) -> None:
+    """In a model of two types each parameter's own type decides; where that has changed, PyTorch's rule holds."""
+    model = nn.ModuleDict({"wide": nn.Linear(2, 2), "narrow": nn.Linear(2, 2).to(torch.bfloat16)})
+    optimizer = Own(model.parameters(), torch.float32)
+    optimizer.step()
+    manager = make_manager()
+    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
+    for types, expected in [
+        ((torch.float32, torch.bfloat16), (torch.float32, torch.float32)),
+        ((torch.bfloat16, torch.float16), (torch.bfloat16, torch.float16)),
+    ]:
+        target = nn.ModuleDict({"wide": nn.Linear(2, 2).to(types[0]), "narrow": nn.Linear(2, 2).to(types[1])})
+        again = Own(target.parameters(), torch.float32)
+        manager.load_checkpoint(model=target, optimizer=again)
+        found = {name: again.state[item]["s"].dtype for name, item in target.named_parameters()}
+        assert (found["wide.weight"], found["narrow.weight"]) == expected
 
 
 class Holder(nn.Module):
@@ -234,35 +253,125 @@ class Holder(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("stored", "into", "changes"),
+    ("stored", "into", "changes", "differs"),
     [
-        (torch.tensor([1e6]), torch.float16, True),
-        (torch.tensor([2**40 + 1]), torch.int32, True),
-        (torch.tensor([2.7]), torch.int64, True),
-        (torch.tensor([2**40 + 1]), torch.float32, True),
-        (torch.tensor([1 + 2j]), torch.float32, True),
-        (torch.tensor([float("inf")]), torch.float16, False),
-        (torch.tensor([0.1]), torch.bfloat16, False),
-        (torch.tensor([3.0]), torch.int64, False),
-        (torch.tensor([True]), torch.float32, False),
+        (torch.tensor([1e6]), torch.float16, True, True),
+        (torch.tensor([2**40 + 1]), torch.int32, True, True),
+        (torch.tensor([2.7]), torch.int64, True, True),
+        (torch.tensor([2**40 + 1]), torch.float32, True, True),
+        (torch.tensor([1 + 2j]), torch.float32, True, True),
+        (torch.tensor([float("inf")]), torch.float16, False, False),
+        (torch.tensor([float("nan")]), torch.float16, False, False),
+        (torch.tensor([0.1]), torch.bfloat16, False, True),
+        (torch.tensor([1e-30]), torch.float16, False, True),
+        (torch.tensor([0.1], dtype=torch.float64), torch.float32, False, True),
+        (torch.tensor([0.1], dtype=torch.bfloat16), torch.float64, False, False),
+        (torch.tensor([0.1]).to(torch.float8_e4m3fn), torch.float32, False, False),
+        (torch.tensor([0.1]).to(torch.float8_e4m3fn), torch.float8_e5m2, False, True),
+        (torch.tensor([0.5]), torch.bfloat16, False, False),
+        (torch.tensor([3.0]), torch.int64, False, False),
+        (torch.tensor([True]), torch.float32, False, False),
+        (torch.tensor([0.1]).to_sparse(), torch.float16, False, True),
+        (torch.tensor([0.5]).to_sparse(), torch.float16, False, False),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Casting complex values:UserWarning")  # PyTorch says that one by itself
 def test_values_that_do_not_fit_are_told(
-    make_manager: MakeManager, caplog: pytest.LogCaptureFixture, stored: torch.Tensor, into: torch.dtype, changes: bool
+    make_manager: MakeManager,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    stored: torch.Tensor,
+    into: torch.dtype,
+    changes: bool,
+    differs: bool,
 ) -> None:
-    """An overflow, a wrapped number, a lost fraction: named in a warning and in the result, or refused on request."""
+    """An overflow, a wrapped number, a lost fraction is warned of; on request, rounding is refused as well."""
     manager = make_manager()
     manager.save_checkpoint(model=Holder(stored), epoch=1)
-    target = Holder(torch.zeros(1, dtype=into))
-    if changes:
+    empty = torch.zeros(1, dtype=into)
+    target = Holder(empty if stored.layout is torch.strided else empty.to_sparse())
+    if differs:
         with pytest.raises(StateMismatchError, match=r"exactly: n\."):
             manager.resume(target, require_exact=True)
-        assert not target.n.any()
+        assert not target.n.to_dense().to(torch.float64).any()
+    else:
+        manager.resume(target, require_exact=True)
     resumed = manager.resume(target)
     assert resumed is not None
     assert resumed["changed_values"] == (["n"] if changes else [])
     assert ("exactly: n" in caplog.text) == changes
+
+
+@pytest.mark.parametrize("number", [0.1, 0.5])
+def test_rounded_optimizer_state_is_refused_too(make_manager: MakeManager, number: float) -> None:
+    """With require_exact, also in what PyTorch casts to the type of a parameter."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"momentum_buffer": torch.full_like(parameter, number)}
+    manager = make_manager()
+    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
+    narrow = torch.optim.SGD(nn.Linear(2, 2).to(torch.bfloat16).parameters(), lr=0.1, momentum=0.9)
+    if number == 0.1:
+        with pytest.raises(StateMismatchError, match="momentum_buffer of parameter 0, momentum_buffer of parameter 1"):
+            manager.load_checkpoint(optimizer=narrow, require_exact=True)
+        assert not narrow.state
+    else:
+        manager.load_checkpoint(optimizer=narrow, require_exact=True)
+        assert narrow.state
+
+
+class Holding:
+    """Keeps what it is given, as an owner may that has loading code of its own."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested).*:UserWarning")  # PyTorch calls them experimental
+@pytest.mark.parametrize("layout", ["csr", "bsr", "coo", "strided", "jagged"])
+def test_sparse_and_nested_tensors_are_restored(make_manager: MakeManager, layout: str) -> None:
+    """An owner with loading code of its own gets a copy of any tensor that can be saved."""
+    make: dict[str, Callable[[], torch.Tensor]] = {
+        "csr": lambda: torch.eye(4).to_sparse_csr(),
+        "bsr": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+        "coo": lambda: torch.eye(4).to_sparse(),
+        "strided": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    }
+    manager = make_manager()
+    manager.save_checkpoint(model=Holding([make[layout]()]), epoch=1)
+    target, again = Holding(torch.zeros(1)), Holding(make[layout]())
+    for owner in (target, again):
+        manager.load_checkpoint(model=owner)
+    (found,), (other,) = target.value, again.value
+    assert found.layout == make[layout]().layout
+    assert sum(part.sum() for part in (found.unbind() if found.is_nested else [found.to_dense()])) in (4, 5)
+    assert found is not other
+
+
+@pytest.mark.filterwarnings("ignore:.*nested.*:UserWarning")
+def test_a_strided_nested_buffer_is_refused(make_manager: MakeManager) -> None:
+    """PyTorch cannot load it: one typed error, and what stands before it in the model is not changed."""
+
+    def build(value: float) -> nn.Module:
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, value)
+        model.register_buffer("b", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+        return model
+
+    manager = make_manager()
+    manager.save_checkpoint(model=build(1.0), epoch=1)
+    target = build(0.0)
+    with pytest.raises(StateMismatchError, match="strided nested tensor: b"):
+        manager.load_checkpoint(model=target)
+    assert not next(iter(target.parameters())).any()
 
 
 def test_two_values_for_a_tied_parameter_are_told(make_manager: MakeManager) -> None:

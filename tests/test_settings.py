@@ -1,0 +1,573 @@
+"""Settings on a resume: each that differs is listed, what is kept is in force, and anything else is refused."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler, swa_utils
+
+from ckpt_lib.errors import ConfigError, StateMismatchError
+from tests.helpers import MakeManager
+
+STEPS = 4
+NEXT_STEPS = 5
+
+
+def half(epoch: int) -> float:
+    return 0.5**epoch
+
+
+def slower(epoch: int) -> float:
+    return 0.9**epoch
+
+
+def steady(position: float) -> float:
+    return 1.0
+
+
+def falling(position: float) -> float:
+    return 0.5
+
+
+STEPPED = {"step_size": 2, "gamma": 0.5}
+SCHEDULERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "LambdaLR": ({"lr_lambda": half}, {"lr_lambda": slower}),
+    "MultiplicativeLR": ({"lr_lambda": half}, {"lr_lambda": slower}),
+    "StepLR": (STEPPED, {"step_size": 3, "gamma": 0.9}),
+    "MultiStepLR": ({"milestones": [2, 6]}, {"milestones": [5, 7], "gamma": 0.7}),
+    "ConstantLR": ({"total_iters": 6}, {"factor": 0.5, "total_iters": 8}),
+    "LinearLR": ({"total_iters": 6}, {"start_factor": 0.5, "end_factor": 0.8, "total_iters": 8}),
+    "ExponentialLR": ({"gamma": 0.9}, {"gamma": 0.5}),
+    "PolynomialLR": ({"total_iters": 10}, {"total_iters": 20, "power": 2.0}),
+    "CosineAnnealingLR": ({"T_max": 10}, {"T_max": 20, "eta_min": 0.01}),
+    "CosineAnnealingWarmRestarts": ({"T_0": 3, "T_mult": 2}, {"T_0": 5, "T_mult": 3, "eta_min": 0.01}),
+    "ReduceLROnPlateau": (
+        {"patience": 1, "factor": 0.5},
+        {
+            "mode": "max",
+            "factor": 0.3,
+            "patience": 2,
+            "threshold": 0.5,
+            "threshold_mode": "abs",
+            "cooldown": 2,
+            "min_lr": 0.03,
+            "eps": 0.2,
+        },
+    ),
+    "CyclicLR": (
+        {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "step_size_down": 5, "scale_fn": steady},
+        {
+            "base_lr": 0.2,
+            "max_lr": 2.0,
+            "step_size_up": 4,
+            "step_size_down": 2,
+            "mode": "exp_range",
+            "gamma": 0.5,
+            "scale_fn": falling,
+            "scale_mode": "iterations",
+            "cycle_momentum": False,
+            "base_momentum": 0.5,
+            "max_momentum": 0.99,
+        },
+    ),
+    "OneCycleLR": (
+        {"max_lr": 1.0, "total_steps": 20},
+        {
+            "max_lr": 2.0,
+            "total_steps": 40,
+            "pct_start": 0.5,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+            "base_momentum": 0.5,
+            "max_momentum": 0.99,
+            "div_factor": 5.0,
+            "final_div_factor": 10.0,
+            "three_phase": True,
+        },
+    ),
+    "SWALR": (
+        {"swa_lr": 0.05},
+        {"swa_lr": 0.5, "anneal_epochs": 5, "anneal_strategy": "linear"},
+    ),
+}
+OTHERWISE_TESTED = {"SequentialLR", "ChainedScheduler", "LRScheduler"}
+FUNCTIONS = {"lr_lambda", "scale_fn"}
+"""Functions are in no state: the caller's is in force with and without keep."""
+ALTERNATIVES = {"epochs", "steps_per_epoch", "last_epoch", "verbose"}
+"""Other ways to say what total_steps says, and how far the schedule has come."""
+SCHEDULER_CASES = [(name, changed) for name, (_, changes) in SCHEDULERS.items() for changed in changes]
+
+
+class Run:
+    """A model with its optimizer and scheduler."""
+
+    def __init__(self, name: str, arguments: dict[str, Any], lr: float = 0.1) -> None:
+        self.model = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
+        kind = getattr(lr_scheduler, name, None) or getattr(swa_utils, name)
+        self.scheduler = kind(self.optimizer, **arguments)
+
+    def step(self, count: int) -> list[Any]:
+        """The learning rate and the momentum after each of the next steps, with a metric that gets no better."""
+        seen = []
+        for _ in range(count):
+            self.optimizer.step()
+            is_plateau = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
+            self.scheduler.step(*((1.0,) if is_plateau else ()))
+            group = self.optimizer.param_groups[0]
+            seen.append((float(group["lr"]), group["momentum"]))
+        return seen
+
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+
+def set_on(scheduler: Any, name: str, value: Any) -> None:
+    """Change a setting of a scheduler by hand, with what its constructor computes from it."""
+    if name == "T_0":
+        scheduler.T_i = scheduler.T_i // scheduler.T_0 * value
+    setattr(scheduler, name, value)
+    if name == "mode" and isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler._init_is_better(value, scheduler.threshold, scheduler.threshold_mode)
+        scheduler.best = scheduler.mode_worse
+    if isinstance(scheduler, lr_scheduler.CyclicLR):
+        scheduler._init_scale_fn()
+    if isinstance(scheduler, swa_utils.SWALR):
+        scheduler._set_anneal_func(scheduler._anneal_strategy)
+
+
+def changed_by_hand(run: Run, stored: list[Any], replaced: dict[str, Any]) -> Run:
+    """Load with PyTorch alone, then set what was replaced on the restored objects."""
+    states = copy.deepcopy(stored)
+    run.optimizer.load_state_dict(states[0])
+    run.scheduler.load_state_dict(states[1])
+    group = run.optimizer.param_groups[0]
+    for name, (mine, _) in replaced.get("optimizer", {}).items():
+        if name == "lr":
+            group["lr"] = mine * (group["lr"] / group["initial_lr"])
+            group["initial_lr"], run.scheduler.base_lrs = mine, [mine]
+        else:
+            group[name] = mine
+    for name, (mine, _) in replaced.get("scheduler", {}).items():
+        set_on(run.scheduler, name, mine)
+    return run
+
+
+@pytest.mark.parametrize(("name", "changed"), SCHEDULER_CASES)
+def test_each_argument_of_a_scheduler_is_listed_and_can_be_kept(
+    make_manager: MakeManager, name: str, changed: str
+) -> None:
+    """Kept, it gives the learning rates of a restored object on which it was changed; listed, its change is undone."""
+    arguments, changes = SCHEDULERS[name]
+    saved, built = Run(name, arguments), {**arguments, changed: changes[changed]}
+    saved.step(STEPS)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    stored = [saved.optimizer.state_dict(), saved.scheduler.state_dict()]
+
+    plain = Run(name, built)
+    replaced = manager.load_checkpoint(**plain.parts())["replaced"]
+    if changed in FUNCTIONS:
+        assert replaced == {}
+        assert plain.step(NEXT_STEPS) == changed_by_hand(Run(name, built), stored, {}).step(NEXT_STEPS)
+        return
+    assert replaced
+
+    expected = changed_by_hand(Run(name, built), stored, replaced)
+    kept = Run(name, built)
+    again = manager.load_checkpoint(**kept.parts(), keep={part: list(names) for part, names in replaced.items()})
+    assert again["replaced"] == {}
+    assert kept.step(NEXT_STEPS) == expected.step(NEXT_STEPS)
+    assert plain.step(NEXT_STEPS) == saved.step(NEXT_STEPS)
+
+
+def test_every_scheduler_and_each_of_its_arguments_is_walked_through() -> None:
+    """A new PyTorch with a new one fails here."""
+    kinds = {name for name in lr_scheduler.__all__ if name not in OTHERWISE_TESTED} | {"SWALR"}
+    assert kinds == set(SCHEDULERS)
+    for name, (_, changes) in SCHEDULERS.items():
+        kind = getattr(lr_scheduler, name, None) or getattr(swa_utils, name)
+        assert set(inspect.signature(kind).parameters) - {"optimizer"} - ALTERNATIVES == set(changes), name
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_plain_resume_replaces_nothing(make_manager: MakeManager, name: str) -> None:
+    """What the schedule itself has moved is progress: the learning rate, momentum, the best value so far."""
+    arguments, _ = SCHEDULERS[name]
+    saved, target = Run(name, arguments), Run(name, arguments)
+    saved.step(9)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    assert manager.load_checkpoint(**target.parts())["replaced"] == {}
+    assert target.step(NEXT_STEPS) == saved.step(NEXT_STEPS)
+
+
+def test_a_rate_that_no_plateau_explains_is_listed(make_manager: MakeManager) -> None:
+    """ReduceLROnPlateau does not note where it began; only what its reductions lead to is progress."""
+    saved = Run("ReduceLROnPlateau", {"patience": 1, "factor": 0.5})
+    saved.step(9)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    rate = saved.optimizer.param_groups[0]["lr"]
+    assert rate < 0.1
+    other = Run("ReduceLROnPlateau", {"patience": 1, "factor": 0.5}, lr=0.3)
+    assert manager.load_checkpoint(**other.parts())["replaced"] == {"optimizer": {"lr": (0.3, rate)}}
+
+
+def nested(optimizer: torch.optim.Optimizer, step_size: int, *, chained: bool) -> Any:
+    """A schedule of a schedule: the inner settings are two names deep."""
+    inner = [lr_scheduler.ConstantLR(optimizer, 0.5), lr_scheduler.MultiStepLR(optimizer, [step_size, 30])]
+    if chained:
+        return lr_scheduler.ChainedScheduler([*inner, lr_scheduler.StepLR(optimizer, step_size)])
+    return lr_scheduler.SequentialLR(optimizer, [*inner, lr_scheduler.StepLR(optimizer, step_size)], [3, 7])
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_settings_within_schedulers_are_kept_one_by_one(make_manager: MakeManager, chained: bool) -> None:
+    """By a dotted name, or a short one for all of them; the progress of each stays."""
+    manager = make_manager(backup_checkpoints=False)
+    parts = []
+    for step_size in (5, 6):
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        parts.append((model, optimizer, nested(optimizer, step_size, chained=chained)))
+    model, optimizer, scheduler = parts[0]
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    manager.save_checkpoint(model=model, optimizer=optimizer, scheduler=scheduler, epoch=1)
+    progress = [inner.last_epoch for inner in scheduler._schedulers]
+    mine = parts[1][2]
+    with pytest.raises(
+        ConfigError, match=r"_schedulers, which holds progress besides settings.*_schedulers\.1\.milest"
+    ):
+        manager.load_checkpoint("latest", *parts[1], keep={"scheduler": ["_schedulers"]})
+    assert mine._schedulers[1].milestones == {6: 1, 30: 1}
+    loaded = manager.load_checkpoint("latest", *parts[1], keep={"scheduler": ["_schedulers.1.milestones"]})
+    assert loaded["replaced"] == {"scheduler": {"_schedulers.2.step_size": (6, 5)}}
+    assert (mine._schedulers[1].milestones, mine._schedulers[2].step_size) == ({6: 1, 30: 1}, 5)
+    assert [inner.last_epoch for inner in mine._schedulers] == progress
+
+
+def test_other_schedulers_within_a_schedule_are_refused(make_manager: MakeManager) -> None:
+    """Another number of them or another kind: PyTorch would mix the two without a word."""
+
+    def build(*kinds: Callable[[Any], Any]) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        return model, optimizer, lr_scheduler.ChainedScheduler([kind(optimizer) for kind in kinds])
+
+    def steps(optimizer: Any) -> Any:
+        return lr_scheduler.StepLR(optimizer, 3)
+
+    manager = make_manager(backup_checkpoints=False)
+    model, optimizer, scheduler = build(lr_scheduler.ConstantLR, steps)
+    manager.save_checkpoint(model=model, optimizer=optimizer, scheduler=scheduler, epoch=1)
+    for kinds in [(steps,), (lr_scheduler.ConstantLR, lr_scheduler.LinearLR), (steps, steps, steps)]:
+        target = build(*kinds)
+        before = copy.deepcopy(target[2].state_dict())
+        with pytest.raises(StateMismatchError, match="with other schedulers in _schedulers"):
+            manager.load_checkpoint("latest", *target)
+        assert target[2].state_dict() == before
+
+
+def test_a_longer_one_cycle_has_its_own_phases(make_manager: MakeManager) -> None:
+    """With total_steps its phases are kept: after the old end the learning rate goes on falling."""
+    saved, target = (Run("OneCycleLR", {"max_lr": 1.0, "total_steps": steps}) for steps in (100, 200))
+    saved.step(50)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    manager.load_checkpoint(**target.parts(), keep={"scheduler": ["total_steps"]})
+    rates = [rate for rate, _ in target.step(149)]
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_a_kept_rate_goes_through_the_whole_schedule(make_manager: MakeManager) -> None:
+    """It is the rate that the schedule began with: the next rates are those of a run that began with it."""
+    for name in ("StepLR", "ExponentialLR", "LinearLR", "LambdaLR", "CosineAnnealingWarmRestarts"):
+        arguments, _ = SCHEDULERS[name]
+        saved, whole, target = Run(name, arguments), Run(name, arguments, lr=0.3), Run(name, arguments, lr=0.3)
+        for run in (saved, whole):
+            run.step(STEPS)
+        manager = make_manager(backup_checkpoints=False)
+        manager.save_checkpoint(**saved.parts(), epoch=1)
+        assert manager.load_checkpoint(**target.parts(), keep={"optimizer": ["initial_lr"]})["replaced"] == {}
+        assert [rate for rate, _ in target.step(9)] == pytest.approx([rate for rate, _ in whole.step(9)])
+
+
+@pytest.mark.parametrize("wanted", ["last_epoch", "_last_lr", "milestone"])
+def test_what_is_no_setting_cannot_be_kept(make_manager: MakeManager, wanted: str) -> None:
+    """Progress and unknown names are refused, and a name that comes close is suggested."""
+    run = Run("MultiStepLR", {"milestones": [3]})
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**run.parts(), epoch=1)
+    reason = "'milestones'" if wanted == "milestone" else "has reached and no setting"
+    with pytest.raises(ConfigError, match=reason):
+        manager.load_checkpoint(**run.parts(), keep={"scheduler": [wanted]})
+
+
+def test_a_warning_stays_readable(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Large settings are shortened, and of many only the first are shown."""
+    manager = make_manager(backup_checkpoints=False)
+    saved, target = (Run("MultiStepLR", {"milestones": range(start, 500)}) for start in (1, 2))
+    target.optimizer.param_groups[0].update({f"own_{number}": number for number in range(9)})
+    saved.optimizer.param_groups[0].update({f"own_{number}": number + 1 for number in range(9)})
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="ckpt_lib"):
+        assert len(manager.load_checkpoint(**target.parts())["replaced"]["optimizer"]) == 9
+    assert "and 4 more" in caplog.text
+    assert all(len(message) < 500 for message in caplog.messages)
+
+
+@pytest.mark.parametrize("mine", [0.5, torch.tensor(0.5), torch.tensor([0.5])])
+@pytest.mark.parametrize("stored", [0.1, torch.tensor(0.1)])
+def test_rates_are_compared_by_value(make_manager: MakeManager, mine: Any, stored: Any) -> None:
+    """A tensor or a number, on either side."""
+    manager = make_manager(backup_checkpoints=False)
+    model = nn.Linear(2, 1)
+    manager.save_checkpoint(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=stored), epoch=1)
+    same = torch.optim.AdamW(model.parameters(), lr=0.1)
+    assert manager.load_checkpoint(model=model, optimizer=same)["replaced"] == {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=copy.deepcopy(mine))
+    payload = manager.load_checkpoint(model=model, optimizer=optimizer, keep={"optimizer": ["lr"]})
+    assert payload["replaced"] == {}
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=copy.deepcopy(mine))
+    assert list(manager.load_checkpoint(model=model, optimizer=optimizer)["replaced"]["optimizer"]) == ["lr"]
+
+
+def test_settings_of_ones_own_in_parameter_groups(make_manager: MakeManager) -> None:
+    """They are listed and kept like any other; one that the checkpoint lacks stays."""
+
+    def build(scale: float, **more: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Linear(2, 1)
+        groups = [{"params": [model.weight], "lr_scale": scale, **more}, {"params": [model.bias], "lr_scale": 1.0}]
+        return model, torch.optim.SGD(groups, lr=1.0)
+
+    manager = make_manager(backup_checkpoints=False)
+    model, optimizer = build(0.1)
+    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
+    target = build(0.7, layer="first")
+    assert manager.load_checkpoint("latest", *target)["replaced"] == {
+        "optimizer": {"param_groups[0].lr_scale": (0.7, 0.1)}
+    }
+    assert target[1].param_groups[0]["layer"] == "first"
+    target = build(0.7)
+    manager.load_checkpoint("latest", *target, keep={"optimizer": ["lr_scale"]})
+    assert target[1].param_groups[0]["lr_scale"] == 0.7
+
+
+ADAM = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3, "maximize": True, "foreach": True, "capturable": True}
+ADAM_LIKE = {"lr": 0.05, **ADAM, "differentiable": True}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "Adadelta": {
+        "lr": 0.5,
+        "rho": 0.5,
+        "eps": 1e-3,
+        "weight_decay": 0.3,
+        "maximize": True,
+        "foreach": True,
+        "capturable": True,
+        "differentiable": True,
+    },
+    "Adafactor": {
+        "lr": 0.05,
+        "beta2_decay": -0.5,
+        "eps": (1e-3, 1e-2),
+        "d": 2.0,
+        "weight_decay": 0.3,
+        "foreach": True,
+        "maximize": True,
+    },
+    "Adagrad": {
+        "lr": 0.05,
+        "lr_decay": 0.1,
+        "weight_decay": 0.3,
+        "initial_accumulator_value": 0.5,
+        "eps": 1e-3,
+        "foreach": True,
+        "maximize": True,
+        "differentiable": True,
+        "fused": True,
+    },
+    "Adam": {**ADAM_LIKE, "amsgrad": True, "fused": True, "decoupled_weight_decay": True},
+    "AdamW": {**ADAM_LIKE, "amsgrad": True, "fused": True},
+    "Adamax": ADAM_LIKE,
+    "ASGD": {
+        "lr": 0.05,
+        "lambd": 0.1,
+        "alpha": 0.5,
+        "t0": 1.0,
+        "weight_decay": 0.3,
+        "foreach": True,
+        "maximize": True,
+        "differentiable": True,
+        "capturable": True,
+    },
+    "LBFGS": {
+        "lr": 0.5,
+        "max_iter": 2,
+        "max_eval": 3,
+        "tolerance_grad": 1e-3,
+        "tolerance_change": 1e-3,
+        "history_size": 1,
+        "line_search_fn": "strong_wolfe",
+    },
+    "Muon": {
+        "lr": 0.05,
+        "weight_decay": 0.3,
+        "momentum": 0.5,
+        "nesterov": False,
+        "ns_coefficients": (3.0, -4.0, 2.0),
+        "eps": 1e-3,
+        "ns_steps": 2,
+        "adjust_lr_fn": "match_rms_adamw",
+    },
+    "NAdam": {**ADAM_LIKE, "momentum_decay": 0.1, "decoupled_weight_decay": True},
+    "RAdam": {**ADAM_LIKE, "decoupled_weight_decay": True},
+    "RMSprop": {
+        "lr": 0.05,
+        "alpha": 0.5,
+        "eps": 1e-3,
+        "weight_decay": 0.3,
+        "momentum": 0.5,
+        "centered": True,
+        "capturable": True,
+        "foreach": True,
+        "maximize": True,
+        "differentiable": True,
+    },
+    "Rprop": {
+        "lr": 0.05,
+        "etas": (0.3, 1.5),
+        "step_sizes": (1e-5, 1.0),
+        "capturable": True,
+        "foreach": True,
+        "maximize": True,
+        "differentiable": True,
+    },
+    "SGD": {
+        "lr": 0.05,
+        "momentum": 0.5,
+        "dampening": 0.1,
+        "weight_decay": 0.3,
+        "nesterov": True,
+        "maximize": True,
+        "foreach": True,
+        "differentiable": True,
+        "fused": True,
+    },
+    "SparseAdam": {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-3, "maximize": True},
+}
+WORKS_ON_NEW_STATE = {("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("RMSprop", "momentum"), ("RMSprop", "centered")}
+BUILT_WITH = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+
+
+class Trained:
+    """A matrix and its optimizer."""
+
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> None:
+        torch.manual_seed(0)
+        self.name, self.model = name, nn.Linear(3, 3, bias=False).to(dtype)
+        self.optimizer = getattr(torch.optim, name)(
+            self.model.parameters(), **{**BUILT_WITH.get(name, {}), **arguments}
+        )
+
+    def _closure(self) -> float:
+        self.optimizer.zero_grad()
+        loss = self.model(torch.ones(2, 3, dtype=self.model.weight.dtype)).square().sum()
+        torch.autograd.backward(loss)
+        if self.name == "SparseAdam":
+            assert self.model.weight.grad is not None
+            self.model.weight.grad = self.model.weight.grad.to_sparse()
+        return float(loss.detach())
+
+    def step(self, count: int) -> Any:
+        """The weights after some steps, or why there are none."""
+        try:
+            for _ in range(count):
+                self._closure()
+                self.optimizer.step(self._closure)
+        except (RuntimeError, AssertionError, KeyError) as error:
+            return type(error), str(error)
+        return self.model.weight.detach().tolist()
+
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer}
+
+
+@pytest.mark.parametrize(("name", "changed"), [(name, key) for name, keys in OPTIMIZERS.items() for key in keys])
+def test_each_argument_of_an_optimizer_is_listed_and_can_be_kept(
+    make_manager: MakeManager, name: str, changed: str
+) -> None:
+    """Kept, it is in force as on a restored optimizer on which it was changed; what lacks its state is refused."""
+    saved, value = Trained(name), OPTIMIZERS[name][changed]
+    saved.step(3)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    plain, kept, expected = (Trained(name, **{changed: value}) for _ in range(3))
+    replaced = manager.load_checkpoint(**plain.parts())["replaced"]
+    assert changed in replaced["optimizer"]
+    if (name, changed) in WORKS_ON_NEW_STATE:
+        before = copy.deepcopy(kept.optimizer.state_dict())
+        with pytest.raises(StateMismatchError, match=f"keep names {changed}, which works on"):
+            manager.load_checkpoint(**kept.parts(), keep={"optimizer": [changed]})
+        assert kept.optimizer.state_dict() == before
+        return
+    expected.model.load_state_dict(saved.model.state_dict())
+    expected.optimizer.load_state_dict(saved.optimizer.state_dict())
+    for key, (mine, _) in replaced["optimizer"].items():  # LBFGS computes max_eval from max_iter
+        expected.optimizer.param_groups[0][key] = mine
+    assert manager.load_checkpoint(**kept.parts(), keep={"optimizer": list(replaced["optimizer"])})["replaced"] == {}
+    assert kept.optimizer.param_groups[0][changed] == value
+    assert kept.step(5) == expected.step(5)
+
+
+def test_every_optimizer_and_each_of_its_arguments_is_walked_through() -> None:
+    """A new PyTorch with a new one fails here."""
+    kinds = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    known = {name for name, kind in kinds.items() if issubclass(kind, torch.optim.Optimizer)} - {"Optimizer"}
+    assert known == set(OPTIMIZERS)
+    for name, changes in OPTIMIZERS.items():
+        assert set(inspect.signature(kinds[name]).parameters) - {"params"} == set(changes), name
+
+
+TYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("restored", TYPES)
+@pytest.mark.parametrize("stored", TYPES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_follows_a_new_type_of_parameters(
+    make_manager: MakeManager, name: str, stored: torch.dtype, restored: torch.dtype
+) -> None:
+    """In another type training goes on as after PyTorch's own loading, in the same type as if it had never stopped."""
+    saved = Trained(name, stored)
+    saved.step(2)
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    ours, theirs = Trained(name, restored), Trained(name, restored)
+    manager.load_checkpoint(**ours.parts())
+    theirs.model.load_state_dict(saved.model.state_dict())
+    theirs.optimizer.load_state_dict(saved.optimizer.state_dict())
+    expected = saved if stored == restored else theirs
+    assert types_of(ours.optimizer) == types_of(expected.optimizer)
+    assert ours.step(3) == expected.step(3)
+
+
+def types_of(optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.dtype]]:
+    return [
+        (name, value.dtype)
+        for entry in optimizer.state.values()
+        for name, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    ]
