@@ -792,9 +792,7 @@ _FAILING = """
 import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, commit
-from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
-from ckpt_lib.stream.chunks import processor_count
-from ckpt_lib.stream.staging import Snapshot, StagingBuffer, _copy_together, _Piece, unchanged_until_step
+from ckpt_lib.errors import StorageFullError
 
 def full(*arguments, **options):
     raise StorageFullError("the store is full")

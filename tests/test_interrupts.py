@@ -109,12 +109,14 @@ def test_children_answer_signals_as_if_nothing_waited(tmp_path: Path, target: st
 
 @pytest.mark.parametrize(
     ("action", "nth"),  # the later threads of a background save are its own, where no interrupt arrives
-    [*((action, nth) for action in ("save", "load", "validate") for nth in (1, 2, 3)), ("save_async", 1)],
+    [*((action, nth) for action in ("save", "load", "quick check") for nth in (1, 2)), ("save_async", 1)],
 )
 def test_an_interrupt_arrives_as_itself(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, action: str, nth: int
 ) -> None:
     """Ctrl-C at the start of one of our threads is KeyboardInterrupt, not an error of the thread that never began."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     model = nn.Linear(3000, 3000)
     manager = make_manager(backup_checkpoints=False)
     manager.save_checkpoint(model=model, epoch=0)
@@ -129,7 +131,7 @@ def test_an_interrupt_arrives_as_itself(
     calls: dict[str, Callable[[], object]] = {
         "save": lambda: manager.save_checkpoint(model=model, epoch=1),
         "load": manager.load_checkpoint,
-        "validate": manager.validate_checkpoint,
+        "quick check": lambda: manager.validate_checkpoint(deep=False),
         "save_async": lambda: manager.save_checkpoint_async(model=model, epoch=1).result(),
     }
     with monkeypatch.context() as patched:
@@ -139,7 +141,7 @@ def test_an_interrupt_arrives_as_itself(
         except KeyboardInterrupt:
             pass
         else:
-            assert started[0] < nth
+            pytest.fail("nothing was interrupted")
     manager.save_checkpoint_async(model=model, epoch=2).result()
     assert manager.load_checkpoint()["epoch"] == 2
 

@@ -223,7 +223,7 @@ def test_an_accepted_experiment_name_is_a_folder(name: str) -> None:
         assert check_experiment_name(name) == name
     except InvalidNameError:
         return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:  # its lease is at work
+    with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / name
         folder.mkdir()
         assert os.listdir(root) == [name]
@@ -289,7 +289,7 @@ def test_an_accepted_description_survives_a_file(text: str) -> None:
         assert check_description(text) == text
     except InvalidNameError:
         return
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:  # its lease is at work
+    with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "description"
         path.write_bytes(text.encode("utf-8"))
         assert path.read_bytes().decode("utf-8") == text

@@ -361,7 +361,7 @@ def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(extra=states())
 def test_every_path_gives_back_what_was_saved(extra: dict[str, Any]) -> None:
     """Bits, types, order and sharing by each way in and each way out; what is loaded can be written to, alone."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its lease is at work
+    with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), extra)
         for way_in, save in SAVES.items():
             expected = known(run.payload())
@@ -464,7 +464,7 @@ NEAR_32_BITS = st.integers(2**32 - 200, 2**32 + 200) | st.sampled_from([2**32 - 
 @given(start=NEAR_32_BITS, directory=NEAR_32_BITS)
 def test_places_around_the_limit_of_32_bits(start: int, directory: int) -> None:
     """Records and directories that begin just before, at and behind it, as Python's zipfile understands them."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its lease is at work
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.zip"
         with SparseFile(path) as sink:
             writer = ZipWriter(sink)  # type: ignore[arg-type]  # it writes and tells, which is all that is asked for

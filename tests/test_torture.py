@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torture import report
+from torture import interrupts, report
 from torture.__main__ import PAGE, RESULTS, main
 from torture.rows import Row
 from torture.runner import discover, memory_folder
@@ -30,6 +31,25 @@ def test_row(row: Row) -> None:
         outcome = row.run(row.sample, SEED, Path(folder))
     assert outcome.violations == []
     assert outcome.injected >= row.sample
+
+
+@pytest.mark.parametrize("kind", ["save", "repair"])
+def test_a_lost_checkpoint_is_a_violation(tmp_path: Path, kind: str) -> None:
+    """The worst that an interrupt may do is told like any other harm, and ends no row by an error of its own."""
+    assert list(interrupts._check_store(tmp_path, kind, is_saved=True)) == ["the first checkpoint is gone"]
+
+
+def test_an_interrupted_row_leaves_no_program(tmp_path: Path) -> None:
+    """Whatever ends the row, Ctrl-C included, the program that it was about to strike is killed."""
+    with interrupts.Server(tmp_path) as server:
+        place = tmp_path / "place"
+        place.mkdir()
+        with pytest.raises(KeyboardInterrupt), server.program(place, "save", "SIGTERM, and it dies"):
+            server.wait_until("waiting")
+            pid = server.pid
+            raise KeyboardInterrupt
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_rows_are_of_the_matrix() -> None:

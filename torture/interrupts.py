@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -95,9 +95,11 @@ class Server:
         self.pid, self._answer = int(self._line()), ""
         try:
             yield
-        except HungError:
-            os.kill(self.pid, signal.SIGKILL)
-            self._line()
+        except BaseException:
+            if self.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                self.status()
             raise
 
     def _line(self) -> str:
@@ -130,7 +132,8 @@ class Server:
 
     def status(self) -> int:
         """Wait for the end of the program; its exit code, or the negative number of a signal."""
-        return int(self._line())
+        status, self.pid = int(self._line()), 0
+        return status
 
 
 @dataclass
@@ -219,13 +222,13 @@ def _check_store(place: Path, kind: str, *, is_saved: bool) -> Iterator[str]:
         CheckpointConfig(checkpoint_dir=str(place / "store"), backup_checkpoints=False), EXPERIMENT
     )
     try:
-        if kind == "repair":
-            manager.repair_checkpoint(manager.list_checkpoints()[0].checkpoint_id)  # what was begun is ended
         there = manager.list_checkpoints()
-        if is_saved and there[-1].epoch != 5:
-            yield f"the newest is of epoch {there[-1].epoch}, not the one that the signal asked for"
         if not there:
             yield "the first checkpoint is gone"
+        elif kind == "repair":
+            manager.repair_checkpoint(there[0].checkpoint_id)  # what was begun is ended
+        if there and is_saved and there[-1].epoch != 5:
+            yield f"the newest is of epoch {there[-1].epoch}, not the one that the signal asked for"
         manager.save_checkpoint(model=_small_model(), epoch=9)
         yield from (str(report) for report in (*manager.validate_all(), *manager.validate_all_backups()) if not report)
         yield from (f"{left} was left behind" for left in leftovers(place / "store" / EXPERIMENT))
