@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Crashed
 
 from ckpt_lib import init_store
 from ckpt_lib.errors import CheckpointError
@@ -24,6 +35,8 @@ from ckpt_lib.errors import CheckpointError
 PROJECT = Path(__file__).resolve().parent.parent
 WORK_POOL = "checkpoints"
 """The pool that ``prefect.yaml`` names."""
+MACHINE = f"serve on {socket.gethostname()}, process "
+"""What the names of this machine's workers begin with; the process id of this module follows."""
 MAX_RUNS_AT_ONCE = 2
 SECONDS_TO_STOP = 20.0
 
@@ -45,6 +58,7 @@ def main() -> int:
     try:
         store = _prepare_store()
         _create_work_pool()
+        _mark_runs_that_died()
         _deploy()
         print(f"\nThe page is at {address.removesuffix('/api')} (Ctrl-C stops everything).")
         print(f"The store is {store}. Deployments:")
@@ -95,18 +109,23 @@ def _print_deployments() -> None:
 
 
 def _work() -> int:
-    """Run a worker until it ends or a signal stops it; nothing that it started is left."""
-    command = ["worker", "start", "--pool", WORK_POOL, "--type", "process", "--limit", str(MAX_RUNS_AT_ONCE)]
+    """Run a worker until it ends or a signal stops it; neither it nor a run that it started is left."""
+    name = f"{MACHINE}{os.getpid()}"
+    command = ["worker", "start", "--name", name, "--pool", WORK_POOL, "--type", "process"]
+    command += ["--limit", str(MAX_RUNS_AT_ONCE)]
     # In a session of its own, so that Ctrl-C reaches this process alone, which then stops the worker and its runs.
     worker = subprocess.Popen([sys.executable, "-m", "prefect", *command], start_new_session=True)
     try:
         return worker.wait()
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave half of it
         _stop(worker)
+        _cancel_runs_of(name)
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """Ask the worker and its runs to end, and kill what does not; a training may save once more meanwhile."""
+    """Ask the worker to end, which kills its runs; kill it if it does not."""
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
@@ -114,6 +133,59 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
+
+
+def _cancel_runs_of(worker: str) -> None:
+    """Tell the server of the runs that a worker took with it, which could not do so themselves."""
+    try:
+        for run in _unfinished_runs():
+            if _worker_of(run) == worker:
+                if run.infrastructure_pid:
+                    with suppress(OSError):
+                        os.killpg(int(run.infrastructure_pid), signal.SIGKILL)  # each leads a group of its own
+                _end(run, Cancelled(message="The worker was stopped while this ran."))
+    except httpx.HTTPError as error:
+        print(f"The server did not learn that the runs under way were stopped: {error}", file=sys.stderr)
+
+
+def _mark_runs_that_died() -> None:
+    """Mark what was under way when this program was killed, here, as crashed: it would count as running for ever."""
+    for run in _unfinished_runs():
+        name = _worker_of(run)
+        if name.startswith(MACHINE) and not _is_alive(name.removeprefix(MACHINE), run.infrastructure_pid):
+            _end(run, Crashed(message="Its process ended and did not say so."))
+
+
+def _unfinished_runs() -> list[FlowRun]:
+    under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way)),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[WORK_POOL])),
+        )
+
+
+def _worker_of(run: FlowRun) -> str:
+    return str(run.labels.get("prefect.worker.name", ""))
+
+
+def _is_alive(*pids: str | None) -> bool:
+    """Whether any of these is the id of a process; one that another process has taken over counts as well."""
+    for pid in filter(None, pids):
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            pass
+        return True
+    return False
+
+
+def _end(run: FlowRun, state: State) -> None:
+    """Bring a run to its last state, by which its place under the deployment's limit is free again."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, state)
 
 
 if __name__ == "__main__":

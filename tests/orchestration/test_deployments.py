@@ -53,6 +53,11 @@ class Api:
         )
         return runs
 
+    def places_taken(self, deployment_id: str) -> int:
+        """How many runs count under the deployment's limit."""
+        limits = {item["name"]: item for item in self.post("/v2/concurrency_limits/filter")}
+        return int(limits[f"deployment:{deployment_id}"]["active_slots"])
+
     def artifact_keys(self, run_id: str) -> set[str]:
         found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
         return {artifact["key"].rpartition("-")[0] for artifact in found}
@@ -204,6 +209,70 @@ def test_served_flows_run_and_schedules_fire(server_environment: dict[str, str],
     log = (tmp_path / "serve.log").read_text()
     assert log.endswith("\nStopped.\n")
     assert "Traceback" not in log
+
+
+@contextmanager
+def training_under_way(
+    environment: dict[str, str], api: Api, log: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """Serve, and start a training that would take for ever; yields the server and the run, which is at work."""
+    with process(["deployments.serve"], environment, log) as server:
+        wait_for("the worker", lambda: "started!" in log.read_text())
+        run_id = api.start(api.deployments()["digits"], {"training": {"epochs": 100_000, "channels": 4}})
+        wait_for("the run to begin", lambda: api.run(run_id)["state_type"] == "RUNNING")
+        wait_for("its process to be known", lambda: api.run(run_id)["infrastructure_pid"])
+        yield server, api.run(run_id)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_runs_under_way_end_with_the_server(
+    server_environment: dict[str, str], api: Api, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Stopped while a run is under way, serving ends with a cancelled run, whose process and place are gone."""
+    environment = with_store(server_environment, tmp_path)
+    with training_under_way(environment, api, tmp_path / "serve.log") as (server, run):
+        server.send_signal(number)
+        assert server.wait(timeout=60) == 0
+    assert api.run(run["id"])["state_type"] == "CANCELLED"
+    assert not is_running(int(run["infrastructure_pid"]))
+    assert api.places_taken(run["deployment_id"]) == 0
+
+
+def test_runs_that_died_are_marked(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """What was killed with its worker is marked as crashed when serving begins again, and the next run may run."""
+    environment = with_store(server_environment, tmp_path)
+    with training_under_way(environment, api, tmp_path / "killed.log") as (server, run):
+        worker = worker_of(server.pid)
+        for pid in (server.pid, worker, int(run["infrastructure_pid"])):
+            os.kill(pid, signal.SIGKILL)
+        server.wait(timeout=60)
+    assert api.run(run["id"])["state_type"] == "RUNNING"
+    assert api.places_taken(run["deployment_id"]) == 1
+    with process(["deployments.serve"], environment, tmp_path / "serve.log"):
+        wait_for("the worker", lambda: "started!" in (tmp_path / "serve.log").read_text())
+        assert api.run(run["id"])["state_type"] == "CRASHED"
+        finished(api, api.start(api.deployments()["digits"], {"training": {"epochs": 1, "channels": 4}}))
+
+
+def test_places_of_dead_runs_outlive_the_server(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """The next server finds on disk until when a run holds its place, and frees it then."""
+    environment = with_store(server_environment, tmp_path)
+    with training_under_way(environment, api, tmp_path / "serve.log") as (_, run):
+        lease = run["state"]["state_details"]["deployment_concurrency_lease_id"]
+        assert (Path(environment["PREFECT_HOME"]) / "concurrency_leases" / f"{lease}.json").exists()
+
+
+def worker_of(pid: int) -> int:
+    """The only child of a process."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _all_ready(api: Api, names: set[str]) -> dict[str, dict[str, Any]] | None:
