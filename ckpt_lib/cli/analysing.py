@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from ckpt_lib.cli.output import (
     Column,
     as_number,
     as_size,
+    as_time,
     note,
     print_facts,
     print_heading,
@@ -101,7 +103,9 @@ def compare(
     _print_metrics(labels, comparison["metrics_comparison"])
     _print_lines("Configuration that differs", labels, comparison["config_comparison"])
     _print_lines("Tags", labels, comparison["tags_comparison"])
-    _print_lines("Facts", labels, comparison["metadata_comparison"])
+    facts = comparison["metadata_comparison"]
+    moments = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
+    _print_lines("Facts", labels, {**facts, "timestamp": moments})
     for other, differences in comparison.get("tensors_comparison", {}).items():
         _print_tensors(labels[ids.index(other)], differences)
 
@@ -112,7 +116,7 @@ def _print_metrics(labels: Sequence[str], lined_up: Mapping[str, Sequence[Any]])
     print_heading("Metrics")
     columns = (
         Column("metric"),
-        *(Column(label, numeric=True) for label in labels),
+        *(Column(label, numeric=True, wraps=True) for label in labels),
         Column(f"{labels[0]} to {labels[-1]}", numeric=True),
     )
     rows = [(name, *map(as_number, values), _change(values[0], values[-1])) for name, values in lined_up.items()]

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.metadata import CheckpointMetadata, Manifest
 
-_METRIC_COLUMNS = 4
-
 
 def list_checkpoints(
     *,
@@ -80,7 +78,7 @@ def list_checkpoints(
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
         return
     monitor = manager.monitor
-    _print_checkpoints(found, _chosen_metrics(everything, monitor, sort_by))
+    _print_checkpoints(found, _ordered_metrics(everything, monitor, sort_by))
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
@@ -96,11 +94,11 @@ def list_checkpoints(
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
 
 
-def _chosen_metrics(checkpoints: Sequence[CheckpointMetadata], monitor: Monitor, sort_by: str) -> list[str]:
-    """A few metrics for columns: the monitored one, the one sorted by, and then as they were recorded."""
+def _ordered_metrics(checkpoints: Sequence[CheckpointMetadata], monitor: Monitor, sort_by: str) -> list[str]:
+    """Return all metrics: the monitored one, the one sorted by, and then as they were recorded."""
     recorded = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
     preferred = [name for name in (monitor.metric, sort_by) if name in recorded]
-    return list(dict.fromkeys((*preferred, *recorded)))[:_METRIC_COLUMNS]
+    return list(dict.fromkeys((*preferred, *recorded)))
 
 
 def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Sequence[str]) -> None:

@@ -21,9 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ckpt_lib.wording import duration
+
 _UNLIMITED_WIDTH = 1_000_000
 _GAP = 2
 _WRAPPED_WIDTH = 24
+_NARROW_WIDTH = 12
+"""Of a column, where there is no room for more: enough for any number."""
 
 
 class _Console(Console):
@@ -47,8 +51,15 @@ def diagnostics() -> Console:
 
 
 def note(text: str, *, warning: bool = False) -> None:
-    """A remark beside the answer."""
-    diagnostics().print(visible_lines(text), style="yellow" if warning else "dim", soft_wrap=True)
+    """A remark beside the answer; its lines break between words, so that ids and paths can be copied whole."""
+    console = diagnostics()
+    for line in visible_lines(text).split("\n"):
+        for piece in _wrapped(line, console.width) or [""]:
+            console.print(piece, style="yellow" if warning else "dim", soft_wrap=True)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_json(value: Any) -> None:
@@ -69,7 +80,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Column:
-    """``optional`` columns are left out, last first, where a terminal is too narrow for all."""
+    """Where a terminal is too narrow, ``optional`` columns are left out, and cells of those that ``wraps`` fold."""
 
     header: str
     numeric: bool = False
@@ -78,48 +89,83 @@ class Column:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
-    """A table without lines; cells are never cut."""
+    """Print a table without lines, or one block a row where the terminal is too narrow; no cell is ever cut."""
     console = results()
     cells = [[visible_text(cell) for cell in row] for row in rows]
-    widths = [_width(column, [row[number] for row in cells]) for number, column in enumerate(columns)]
-    shown = _fitting(columns, widths, console.width)
-    hidden = [column.header for number, column in enumerate(columns) if number not in shown]
-    remark = f"Not shown in {console.width} columns: {', '.join(hidden)}."
+    widths = _widths(columns, cells, console.width)
+    if not widths:
+        _print_blocks(columns, cells)
+        return
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold blue")
-    for number in shown:
+    for number, width in widths.items():
         column = columns[number]
         table.add_column(
-            visible(column.header),
+            Text(visible(column.header)),
             justify="right" if column.numeric else "left",
-            min_width=widths[number],
-            overflow="fold",
+            width=width,
+            overflow="fold" if column.wraps else "ellipsis",  # no cell is wider than its column; a header may be
             no_wrap=not column.wraps,
         )
     for row in cells:
-        table.add_row(*(row[number] for number in shown))
-    console.width = max(console.width, _total(widths, shown))  # rather let the terminal wrap a line than cut an id
+        table.add_row(*(row[number] for number in widths))
     console.print(table)
-    if hidden:
-        note(remark)
+    if hidden := [column.header for number, column in enumerate(columns) if number not in widths]:
+        note(f"Not shown in {console.width} columns: {', '.join(hidden)}.")
 
 
-def _width(column: Column, cells: Sequence[Text]) -> int:
-    """The room a column needs; one that wraps makes do with less."""
-    widest = max((cell.cell_len for cell in cells), default=0)
-    return max(Text(column.header).cell_len, min(widest, _WRAPPED_WIDTH) if column.wraps else widest)
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], available: int) -> dict[int, int]:
+    """Return number and width of each column to show; none where even the narrowest table is too wide."""
+    headers = [Text(visible(column.header)).cell_len for column in columns]
+    widest = [max((row[number].cell_len for row in cells), default=0) for number in range(len(columns))]
+    whole = [max(pair) for pair in zip(headers, widest, strict=True)]
+    shown = _required(columns, headers, widest, available, _WRAPPED_WIDTH)
+    if _total(shown) > available:
+        shown = _required(columns, headers, widest, _NARROW_WIDTH, _NARROW_WIDTH)
+        return {} if _total(shown) > available else _widened(shown, whole, available)
+    for number, column in enumerate(columns):
+        width = min(whole[number], max(headers[number], _WRAPPED_WIDTH)) if column.wraps else whole[number]
+        if column.optional and _total(shown) + _GAP + width <= available:
+            shown[number] = width
+    return _widened(dict(sorted(shown.items())), whole, available)
 
 
-def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
-    return sum(widths[number] for number in shown) + _GAP * (len(shown) - 1)
+def _required(
+    columns: Sequence[Column], headers: Sequence[int], cells: Sequence[int], most_header: int, most_cell: int
+) -> dict[int, int]:
+    """Return number and least width of each column that is never left out."""
+    return {
+        number: max(min(headers[number], most_header), min(cells[number], most_cell) if column.wraps else cells[number])
+        for number, column in enumerate(columns)
+        if not column.optional
+    }
 
 
-def _fitting(columns: Sequence[Column], widths: Sequence[int], available: int) -> list[int]:
-    """The numbers of the columns to show."""
-    shown = list(range(len(columns)))
-    for number in reversed(range(len(columns))):
-        if columns[number].optional and _total(widths, shown) > available:
-            shown.remove(number)
-    return shown
+def _total(widths: Mapping[int, int]) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1)
+
+
+def _widened(widths: Mapping[int, int], whole: Sequence[int], available: int) -> dict[int, int]:
+    """Share the room that is left among the columns that could use it."""
+    wider = dict(widths)
+    while growing := [number for number, width in wider.items() if width < whole[number]]:
+        share = (available - _total(wider)) // len(growing)
+        if share == 0:
+            break
+        for number in growing:
+            wider[number] = min(whole[number], wider[number] + share)
+    return wider
+
+
+def _print_blocks(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> None:
+    """Print each row as its first cell, and below that a line for each of the others that says something."""
+    console = results()
+    width = max(console.width - _GAP, _NARROW_WIDTH)
+    for first, *others in cells:
+        console.print(first, style="bold", soft_wrap=True)
+        for column, cell in zip(columns[1:], others, strict=True):
+            if cell.plain:
+                for line in Text.assemble(f"{visible(column.header)}: ", cell).wrap(console, width):
+                    console.print(Text(" " * _GAP) + line, soft_wrap=True)
 
 
 def print_facts(facts: Mapping[str, str | Text]) -> None:
@@ -140,7 +186,7 @@ def print_entry(name: str, *lines: str | Text) -> None:
     console.print(visible(name), style="bold", soft_wrap=True)
     width = max(console.width - _GAP, _WRAPPED_WIDTH)
     for line in map(visible_text, lines):
-        for piece in textwrap.wrap(line.plain, width, break_long_words=False, break_on_hyphens=False):
+        for piece in _wrapped(line.plain, width):
             console.print(Text(" " * _GAP + piece, style=line.style), soft_wrap=True)
 
 
@@ -189,12 +235,8 @@ def as_number(value: Any) -> str:
 
 
 def as_age(moment: datetime) -> str:
-    """How long ago that was, in one unit."""
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+    """How long ago that was."""
+    return duration((datetime.now(UTC) - moment).total_seconds())
 
 
 def as_time(moment: datetime) -> str:

@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.cli.output import as_size, visible
 from tests.cli.running import HOSTILE_TAG, on_posix, run, run_json, run_on_terminal, run_program, strict_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 GENERATE = [sys.executable, "-m", "typer", "ckpt_lib.cli.app", "utils", "docs", "--name", "ckpt"]
+LONG_NAME = "validation/top1_accuracy_ema_smoothed"
+METRICS = ("accuracy", "f1", "grad_norm", "lr", "train/loss")
 LIGHT = ["--help", "list --help", "list", "list --json", "experiments", "show latest", "pin best"]
 LIGHT += ["backup --all", "export best out", "delete latest --yes"]
 LISTED_MODULES = """
@@ -70,10 +74,51 @@ def test_terminal_output_keeps_ids_whole(store: Path, ids: list[str], columns: i
     """On a terminal, columns that do not fit are left out and named; ids stay whole, and there are colours."""
     code, output = run_on_terminal("list", "--store", store, columns=columns)
     assert code == 0
-    assert all(f"{checkpoint_id} " in output for checkpoint_id in ids)
+    assert all(checkpoint_id in output for checkpoint_id in ids)
     assert "\x1b[1;32mbest" in output
-    assert (f"Not shown in {columns} columns: " in output) == (columns < 200)
+    assert (f"Not shown in {columns} columns: " in output) == (columns == 80)
     assert (HOSTILE_TAG in output) == (columns == 200)
+
+
+@pytest.fixture
+def wide_store(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A store and its ids: many metrics, one with a long name and one of text, and steps of eight digits."""
+    config = CheckpointConfig(checkpoint_dir=str(tmp_path / "wide"), monitor_metric=LONG_NAME)
+    manager = CheckpointManager(config, "run")
+    ids = []
+    for epoch in (1, 2, 3, 4):
+        metrics = {LONG_NAME: 1 / epoch, **dict.fromkeys(METRICS, 0.123456), "note": "a long text " * 20}
+        saved = manager.save_checkpoint(
+            model=nn.Linear(1, 1),
+            epoch=epoch,
+            step=12_345_678,
+            metrics=metrics,
+            config={"name": "adamw" * epoch * 9},
+        )
+        assert saved is not None
+        ids.append(saved)
+    return tmp_path / "wide", ids
+
+
+def test_a_pipe_shows_every_metric(wide_store: tuple[Path, list[str]]) -> None:
+    """Where nothing is cut, no metric is left out."""
+    headers = run("list", store=wide_store[0]).stdout.splitlines()[0].split()
+    assert headers[-len(METRICS) - 1 :] == sorted((*METRICS, "note"))
+    assert headers[1] == LONG_NAME
+
+
+@on_posix
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_line_is_wider_than_the_terminal(wide_store: tuple[Path, list[str]], columns: int) -> None:
+    """Long names, texts and many checkpoints fold, or stand one below the other; each id stays whole."""
+    store, ids = wide_store
+    for command in (["list"], ["compare", *ids[:2]], ["compare", *ids], ["cleanup", "--dry-run", "--keep", "2"]):
+        code, output = run_on_terminal(*command, "--store", store, columns=columns)
+        lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output).splitlines()
+        assert code == 0
+        assert [line for line in lines if len(line) > columns] == []
+        assert all(any(checkpoint_id in line for line in lines) for checkpoint_id in ids if checkpoint_id in command)
+        assert command != ["list"] or all(name in output for name in METRICS)
 
 
 @on_posix
