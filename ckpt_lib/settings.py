@@ -6,7 +6,7 @@ those of a restored object on which the setting was changed. Where one setting a
 kept:
 
 - ``lr`` of an optimizer under a schedule is the rate that the schedule began with. The present rate changes by the same
-  factor, and the ``base_lrs`` of the scheduler follow.
+  factor, and the ``base_lrs`` of the scheduler follow. Without a schedule, it is the present rate.
 - ``total_steps`` and ``_schedule_phases`` of ``OneCycleLR`` are one thing, as are the two spellings of ``min_lr``.
 - ``T_0`` of ``CosineAnnealingWarmRestarts`` changes the length of the present cycle by the same factor.
 - ``mode`` of ``ReduceLROnPlateau`` begins with a new ``best``: the old one was found in the other direction.
@@ -80,14 +80,14 @@ def settle_optimizer(
         place = _Place(own[number], groups[number], key)
         if key not in place.stored:
             place.stored[key] = place.mine[key]
-        elif _is_settled(place, schedule, number):
             continue
-        elif name not in kept:
-            settled.replaced[name] = (_setting(key, place.mine), _setting(key, place.stored))
-        else:
+        is_settled = _is_settled(place, schedule, number)
+        if name in kept and (not is_settled or _is_rate_without_schedule(place)):
             _check_needed_state(place, state)
             _keep_in_group(place)
             settled.rates_kept.update({number} if key == "lr" else ())
+        elif not is_settled:
+            settled.replaced[name] = (_setting(key, place.mine), _setting(key, place.stored))
     for mine, stored in zip(own, groups, strict=True):
         if "initial_lr" in mine:
             stored.setdefault("initial_lr", mine["initial_lr"])
@@ -211,6 +211,11 @@ def _is_reduced(mine: Any, stored: Any, schedule: Mapping[str, Any] | None, numb
         if math.isclose(rate, float(stored), rel_tol=1e-6):
             return True
     return False
+
+
+def _is_rate_without_schedule(place: _Place) -> bool:
+    """Whether the learning rate comes from a schedule that the caller has given up."""
+    return place.key == "lr" and "initial_lr" in place.stored and "initial_lr" not in place.mine
 
 
 def _check_needed_state(place: _Place, state: Mapping[str, Any]) -> None:

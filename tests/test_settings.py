@@ -303,6 +303,39 @@ def test_a_kept_rate_goes_through_the_whole_schedule(make_manager: MakeManager) 
         assert [rate for rate, _ in target.step(9)] == pytest.approx([rate for rate, _ in whole.step(9)])
 
 
+def test_a_kept_rate_without_a_schedule_is_the_present_one(make_manager: MakeManager) -> None:
+    """Saved under a schedule and restored without: the rate is the caller's, also where the schedule began with it."""
+    manager = make_manager(backup_checkpoints=False)
+    saved = Run("StepLR", STEPPED)
+    saved.step(STEPS)
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    for rate in (0.1, 0.3):
+        optimizer = torch.optim.SGD(saved.model.parameters(), lr=rate, momentum=0.9)
+        assert manager.load_checkpoint(optimizer=optimizer, keep={"optimizer": ["lr"]})["replaced"] == {}
+        assert optimizer.param_groups[0]["lr"] == rate
+
+
+def test_the_rate_of_one_group_is_kept(make_manager: MakeManager) -> None:
+    """The scheduler's base rate of that group follows, and the others stay as stored."""
+
+    def build(rate: float) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = nn.Linear(2, 1)
+        groups = [{"params": [model.weight], "lr": rate}, {"params": [model.bias], "lr": rate}]
+        optimizer = torch.optim.SGD(groups)
+        return model, optimizer, lr_scheduler.LambdaLR(optimizer, half)
+
+    manager = make_manager(backup_checkpoints=False)
+    saved, target = build(0.1), build(0.3)
+    manager.save_checkpoint(model=saved[0], optimizer=saved[1], scheduler=saved[2], epoch=1)
+    kept = {"optimizer": ["param_groups[1].lr"]}
+    replaced = manager.load_checkpoint("latest", *target, keep=kept)["replaced"]
+    assert replaced == {
+        "optimizer": {"param_groups[0].lr": (0.3, 0.1)},
+        "scheduler": {"base_lrs": ([0.3, 0.3], [0.1, 0.3])},
+    }
+    assert [group["lr"] for group in target[1].param_groups] == [0.1, 0.3]
+
+
 @pytest.mark.parametrize("wanted", ["last_epoch", "_last_lr", "milestone"])
 def test_what_is_no_setting_cannot_be_kept(make_manager: MakeManager, wanted: str) -> None:
     """Progress and unknown names are refused, and a name that comes close is suggested."""
