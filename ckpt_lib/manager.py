@@ -465,8 +465,8 @@ class CheckpointManager:
         both sides have them, else by position; another kind of optimizer or scheduler is refused. The dict's
         ``replaced`` lists settings, such as a learning rate or the length of a schedule, that the stored state has
         overwritten, as ``{part: {name: (yours, stored)}}``; ``keep={"optimizer": ["lr"]}`` keeps yours.
-        ``changed_values`` names tensors whose stored values the model's types cannot hold; with ``require_exact`` they
-        are refused.
+        ``changed_values`` names tensors whose stored values the model's types cannot hold. With ``require_exact``, any
+        value of model or optimizer that would differ is refused, if only by rounding.
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
