@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ def test_every_module_has_a_place() -> None:
     """A new module is put into a layer here, and by that into the design."""
     unplaced = {module for module in sources() if (layer := layer_of(module)) is not None and layer not in RANKS}
     assert unplaced == set()
+
+
+def test_the_page_draws_the_same_layers() -> None:
+    """docs/ARCHITECTURE.md shows the layers of the core as they are here, and says of every module what it is for."""
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = [set(re.findall(r"`(\w+)(?:\.py|/)` ", row)) for row in re.findall(r"^\| \d+ \| (.*)", page, re.MULTILINE)]
+    assert drawn == [names for names in LAYERS if names.isdisjoint({"tasks", "flows", "deployments"})]
+    for folder, row in re.findall(r"^\| `(\w+)/` \| (.*)", page, re.MULTILINE):
+        there = {path.stem for path in (ROOT / "ckpt_lib" / folder).glob("*.py")} - {"__init__"}
+        assert set(re.findall(r"`(\w+)\.py` ", row)) == there, folder
+    described = set(re.findall(r"^\| `(\w+)/` ", page, re.MULTILINE))
+    assert described | {"testing"} == {path.parent.name for path in (ROOT / "ckpt_lib").glob("*/__init__.py")}
 
 
 def test_no_arrow_runs_backwards() -> None:
