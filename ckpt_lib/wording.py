@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_NAME_LENGTH = 200
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
@@ -39,6 +39,12 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str
 def count_of(number: int, noun: str) -> str:
     """Return ``1 checkpoint`` or ``2 checkpoints``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are: ``a, b, c and 2 more``."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def duration(seconds: float) -> str:

@@ -72,6 +72,7 @@ def open_copies(
 def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str:
     from ckpt_lib.experiments import check_experiment_exists, list_experiments
     from ckpt_lib.names import check_experiment_name
+    from ckpt_lib.wording import listed
 
     if name is not None:
         return check_experiment_name(name) if may_be_new else check_experiment_exists(store, name)
@@ -81,11 +82,10 @@ def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str
             "the store holds no experiments yet", path=store.location(""), hint="The first save of a training adds one."
         )
     if len(known) > 1:
-        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
         raise ConfigError(
             f"the store holds {len(known)} experiments, and none was named",
             path=store.location(""),
-            expected=f"--experiment with one of {', '.join(known[:20])}{more}",
+            expected=f"--experiment with one of {listed(known, most=20)}",
         )
     return known[0]
 
