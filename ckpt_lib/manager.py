@@ -61,6 +61,8 @@ from ckpt_lib.stream.cache import PayloadCache
 
 logger = logging.getLogger("ckpt_lib")
 
+_ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "max_backups"}
+
 T = TypeVar("T")
 
 
@@ -865,9 +867,10 @@ class CheckpointManager:
     ) -> bool:
         """Make a verified copy in the backup location; ``False`` when there is one already.
 
-        A copy that is there counts if its size is right, and so does the checkpoint then. ``verify_existing`` reads every
-        byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``. Raises
-        :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found damaged; it is never copied.
+        A copy that is there counts if its size is right, and so does the checkpoint then. ``verify_existing`` reads
+        every byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``.
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found damaged, which is never
+        copied.
         """
         manifest = self._catalogue.resolve(checkpoint_id)
         copied = transfer.backup(
@@ -1058,13 +1061,20 @@ class CheckpointManager:
         return ward.treat() if fix else ward.diagnose()
 
     def _wanted_backups(self) -> set[str]:
-        """What should have a backup: as the configuration says, and as many as the backup location keeps."""
+        """What should have a backup: as the configuration says, and as many as the backup location keeps.
+
+        Where it says nothing, there may be a training whose own says otherwise: then only where there are backups at
+        all, the best and the newest, which each of these trainings backs up.
+        """
         if not self.config.backup_checkpoints:
             return set()
         checkpoints = {manifest.checkpoint_id: manifest for manifest in self._index.manifests()}
-        if self.config.backup_only_best:
-            return {best} if (best := self._catalogue.best_id()) else set()
         backups = {manifest.checkpoint_id: manifest for manifest in self._backup_index.manifests()}
+        best = {best_id} if (best_id := self._catalogue.best_id()) else set()
+        if self.config.backup_only_best:
+            return best
+        if not self.config.model_fields_set & _ABOUT_BACKUPS:
+            return best | set(list(checkpoints)[-1:]) if backups else set()
         monitor = self._catalogue.monitor()
         kept = kept_if_valid((backups | checkpoints).values(), _at_most(self.config.max_backups, monitor), [monitor])
         return kept & checkpoints.keys()
@@ -1160,7 +1170,8 @@ class CheckpointManager:
     def delete_checkpoint(self, checkpoint_id: str) -> str:
         """Delete one checkpoint and return its id; its backup stays.
 
-        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. Raises
+        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. One that another process has loaded is
+        deleted as well, which retention and cleanups never do; its bytes stay until that process lets go. Raises
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
         """
         resolved = self._catalogue.resolve(checkpoint_id).checkpoint_id

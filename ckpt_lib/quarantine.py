@@ -89,8 +89,10 @@ def set_aside(
 ) -> QuarantineReport:
     """Repair a damaged checkpoint from its ``other`` copy, or else set it aside; one that is stays so.
 
-    Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is intact, or somebody has it in use, and
-    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none. Killed on the way, it is as it was, repaired
+    Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is intact, or somebody has it in use,
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none,
+    :class:`~ckpt_lib.errors.UnsupportedSchemaError` for one that a newer version wrote, and
+    :class:`~ckpt_lib.errors.StoreError`. Killed on the way, it is as it was, repaired
     in part, or set aside.
     """
     for _ in range(ATTEMPTS):
@@ -104,7 +106,7 @@ def set_aside(
                 "the checkpoint is intact and stays where it is",
                 checkpoint_id=checkpoint_id,
                 path=folder.location(),
-                hint=f"An intact one needs no quarantine: to have it gone, `ckpt delete {checkpoint_id}`.",
+                hint="An intact one needs no quarantine; deleting is another thing.",
             )
         try:
             repaired = repair(folder, checkpoint_id, other, experiment_name, progress)
@@ -140,7 +142,7 @@ def list_quarantined(folder: CheckpointFolder, experiment_name: str) -> list[Qua
 def read(folder: CheckpointFolder, checkpoint_id: str, experiment_name: str) -> QuarantinedCheckpoint:
     """One checkpoint in quarantine. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
     try:
-        manifest = _manifest_or_none(folder, checkpoint_id)
+        manifest = transfer.quarantined_or_none(folder, checkpoint_id)
     except UnsupportedSchemaError:  # set aside by a newer version, which alone can tell more
         manifest = None
     record = _record_or_none(folder, checkpoint_id)
@@ -172,7 +174,10 @@ def bring_back(
 ) -> RepairReport:
     """Take a checkpoint out of quarantine: as it is if it verifies by now, else as a copy of ``other``, which must.
 
-    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when neither does; then nothing has changed.
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when neither does; then nothing has changed. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine, and
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when the other copy is of a different checkpoint. Killed on the way,
+    it is in quarantine or back.
     """
     found = read(folder, checkpoint_id, experiment_name)
     if release_if_whole(folder, checkpoint_id, experiment_name, progress):
@@ -217,7 +222,7 @@ def release_if_whole(
     folder: CheckpointFolder, checkpoint_id: str, experiment_name: str, progress: Progress | None = None
 ) -> bool:
     """Bring a checkpoint back that verifies where it lies; whether it does."""
-    manifest = _manifest_or_none(folder, checkpoint_id)
+    manifest = transfer.quarantined_or_none(folder, checkpoint_id)
     entry = folder.payload_entry(manifest) if manifest else None
     if manifest is None or entry is None or not validate(folder, manifest, experiment_name, progress):
         return False
@@ -226,7 +231,7 @@ def release_if_whole(
 
 def remove(folder: CheckpointFolder, checkpoint_id: str) -> int:
     """Remove a checkpoint in quarantine for good; see :func:`ckpt_lib.commit.remove_quarantined`."""
-    names = payload_names(checkpoint_id, _manifest_or_none(folder, checkpoint_id))
+    names = payload_names(checkpoint_id, transfer.quarantined_or_none(folder, checkpoint_id))
     return commit.remove_quarantined(folder, checkpoint_id, names)
 
 
@@ -253,13 +258,6 @@ def _watch(folder: CheckpointFolder, checkpoint_id: str) -> Callable[[], bool]:
 
     before = versions()
     return lambda: versions() == before
-
-
-def _manifest_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
-    try:
-        return folder.read_marker(checkpoint_id, "quarantined")
-    except (CheckpointNotFoundError, CorruptManifestError):
-        return None
 
 
 def _record_or_none(folder: CheckpointFolder, checkpoint_id: str) -> _Record | None:

@@ -122,11 +122,21 @@ class Catalogue:
         try:
             return self._index.get(name)
         except CheckpointNotFoundError as error:
-            if close := did_you_mean(name, (item.checkpoint_id for item in self._index.manifests())):
-                raise CheckpointNotFoundError(
-                    error.message, checkpoint_id=name, path=error.path, hint=f"{close} {error.hint or ''}".rstrip()
-                ) from None
-            raise
+            raise CheckpointNotFoundError(
+                error.message, checkpoint_id=name, path=error.path, hint=self._where_it_is(name, error.hint or "")
+            ) from None
+
+    def _where_it_is(self, checkpoint_id: str, otherwise: str) -> str:
+        """Where to find a checkpoint without a manifest, or what may have been meant by its id."""
+        view = self._index.view()
+        left = [name for name in view.entries if name.removeprefix(".").partition(".")[0] == checkpoint_id]
+        if any(name.startswith(".") for name in left):  # in the trash, or set aside
+            return otherwise
+        if left:
+            return "Its payload is there without a manifest: `ckpt doctor --fix` gives it one again."
+        if any(item.checkpoint_id == checkpoint_id for item in self._index.backed_up()):
+            return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
+        return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.manifests))} {otherwise}".strip()
 
     def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
         if name == "latest":

@@ -80,7 +80,10 @@ def restore(
     """Put the backup of a checkpoint in its place, whether that is damaged, half gone or deleted.
 
     Tags and description stay as the experiment has them, if its manifest can still be read. Raises
-    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the backup is damaged too; the experiment is then unchanged.
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.CorruptManifestError` when the backup
+    is damaged too, :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none, and
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when a checkpoint with another ``uid`` has the id, or a folder the
+    payload's name; the experiment is then unchanged. Killed on the way, call it again.
     """
     try:
         saved = backups.read_manifest(checkpoint_id)
@@ -88,7 +91,7 @@ def restore(
         raise no_backup(backups, checkpoint_id) from error
 
     def current_or_saved() -> Manifest:
-        current = _manifest_or_none(folder, checkpoint_id) or _quarantined_or_none(folder, checkpoint_id)
+        current = _manifest_or_none(folder, checkpoint_id) or quarantined_or_none(folder, checkpoint_id)
         if current:
             _same_or_raise(current, saved, folder)
         return current or saved
@@ -199,8 +202,10 @@ def import_checkpoint(
     it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
 
     Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
-    :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code; nothing is written
-    then.
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code,
+    :class:`~ckpt_lib.errors.CorruptManifestError` or :class:`~ckpt_lib.errors.UnsupportedSchemaError` for a manifest
+    that cannot be read, and :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing to import; nothing is
+    written then. Killed on the way, call it again.
     """
     origin, checkpoint_id = _locate(url_text(source))
     manifest = origin.read_manifest(checkpoint_id)
@@ -287,7 +292,7 @@ def _manifest_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest 
         return None
 
 
-def _quarantined_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
+def quarantined_or_none(folder: CheckpointFolder, checkpoint_id: str) -> Manifest | None:
     """The manifest of a checkpoint that was set aside, if it has one that can be read."""
     try:
         return folder.read_marker(checkpoint_id, "quarantined")

@@ -16,7 +16,7 @@ from prefect_checkpoints.flows._form import ConfigForLifecycle
 from prefect_checkpoints.flows._outcome import completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
-from prefect_checkpoints.flows.validate import fail_on_damage, validate_batches
+from prefect_checkpoints.flows.validate import advise, fail_on_damage, validate_batches
 from prefect_checkpoints.tasks import (
     backup_checkpoint,
     cleanup_checkpoints,
@@ -64,7 +64,7 @@ def checkpoint_lifecycle(
     check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
     manager = CheckpointManager(checkpoints, experiment_name)
     reports = validate_batches(checkpoints, experiment_name, manager.checkpoint_ids())
-    report_validation(checkpoints, experiment_name, reports)
+    report_validation(checkpoints, experiment_name, reports, advise(manager, reports))
     intact = [report.checkpoint_id for report in reports if report]
 
     best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()

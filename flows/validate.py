@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
@@ -12,6 +13,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.integrity import can_repair
 from ckpt_lib.quarantine import QuarantineReport
+from ckpt_lib.repair import Remedy
 from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
@@ -31,9 +33,14 @@ from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, count_findings
 
 REPAIRED = "repaired from the other copy"
-QUARANTINED = "what is missing is damaged in both copies; quarantined"
-REPAIRABLE = "the other copy has what is missing: run again with repair"
-LOST = "what is missing is damaged in both copies"
+REPAIRABLE = "the other copy has what is missing: validate_store with repair brings it back"
+LOST = "no other copy can help"
+QUARANTINED = f"{LOST}; quarantined"
+_ADVICE: dict[Remedy, str] = {
+    "repair": REPAIRABLE,
+    "doctor": "its backup has lost its manifest: `ckpt doctor --fix --deep` brings both back",
+    "quarantine": f"{LOST}: `ckpt quarantine` sets it aside",
+}
 
 MAX_BATCHES = 16
 """Few task runs for thousands of checkpoints, and many enough to share a new checkpoint's cost with few others."""
@@ -142,6 +149,15 @@ def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[Valida
             damages=[damage for report in damaged for damage in report.damages],
             hint="The validation report in the artifacts says what can be repaired.",
         )
+
+
+def advise(manager: CheckpointManager, reports: Reports) -> dict[Copy, str]:
+    """What can be done about each damaged checkpoint, as far as its backup can be looked at."""
+    advice = {}
+    for report in (report for report in reports if not report):
+        with suppress(CheckpointError):
+            advice[_copy(report)] = _ADVICE[manager.remedy(report)]
+    return advice
 
 
 def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:

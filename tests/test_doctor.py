@@ -136,6 +136,28 @@ def test_more_checkpoints_than_backups_is_as_configured(make_manager: MakeManage
     assert best_only.doctor().is_healthy
 
 
+@pytest.mark.parametrize("trained", [{"backup_checkpoints": False}, {"max_backups": 2}])
+def test_a_default_is_no_wish_for_backups(make_manager: MakeManager, trained: dict[str, Any]) -> None:
+    """Whoever asks without the training's configuration is not told that backups are missing, and gets none made."""
+    manager = make_manager(max_checkpoints=6, **trained)
+    saved = [save(manager, epoch, 1 / epoch) for epoch in range(1, 6)]
+    manager.pin_checkpoint(saved[1])
+    held = backup_ids(manager)
+    assert looked_at(make_manager()).is_healthy
+    assert cured(make_manager()).is_healthy
+    assert backup_ids(manager) == held
+    assert "no backup" in kinds(make_manager(backup_checkpoints=True).doctor())
+
+
+def test_where_there_are_backups_the_newest_should_have_one(make_manager: MakeManager) -> None:
+    """Each training that makes backups makes that."""
+    manager = make_manager(max_backups=2)
+    saved = [save(manager, epoch, epoch) for epoch in range(1, 5)]
+    manager.delete_backup(saved[3])
+    assert [(item.kind, item.name) for item in looked_at(make_manager()).problems] == [("no backup", saved[3])]
+    assert cured(make_manager()).is_healthy
+
+
 # --- what dead processes leave ---
 
 
@@ -320,8 +342,9 @@ def inflict(damage: str, payload: Path) -> None:
             flip_bit(payload.with_suffix(".json"), 40)
 
 
-def test_a_missing_backup_is_made(manager: CheckpointManager) -> None:
+def test_a_missing_backup_is_made(make_manager: MakeManager) -> None:
     """Of a checkpoint that is whole."""
+    manager = make_manager(backup_checkpoints=True)
     checkpoint_id = save(manager, 1)
     for suffix in (".pt", ".json"):
         (experiment_folder(manager) / "backups" / f"{checkpoint_id}{suffix}").unlink()

@@ -181,7 +181,7 @@ def repair(
     config: options.Config = None,
     backups: Annotated[
         bool,
-        typer.Option("--backups", "--backup", help="Repair the backup from the checkpoint, instead of the reverse."),
+        typer.Option("--backups", help="Repair the backup from the checkpoint, instead of the reverse."),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -53,7 +53,7 @@ SomeCheckpointNames = Annotated[
     typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: latest."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
-OfBackups = Annotated[bool, typer.Option("--backups", "--backup", help="The backups instead of the checkpoints.")]
+OfBackups = Annotated[bool, typer.Option("--backups", help="The backups instead of the checkpoints.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="That there are no checkpoints is no error.")]
 
 _WHICH_STORE = ("store", "experiment", "config")

@@ -83,6 +83,21 @@ def test_show_tells_everything(store: Path, ids: list[str]) -> None:
     assert run_json("show", "best", store=store)["checkpoint_id"] == ids[1]
 
 
+def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
+    """Another epoch's id is no answer where something of this one is left."""
+    (store / "digits" / f"{ids[0]}.json").unlink()
+    shown = run("show", ids[0], store=store, code=2).stderr
+    assert "`ckpt doctor --fix`" in shown
+    payload(store, ids[0]).unlink()
+    shown += run("show", ids[0], store=store, code=2).stderr
+    assert f"`ckpt restore {ids[0]}`" in shown
+    run("delete", ids[1], "-y", store=store)
+    shown += run("show", ids[1], store=store, code=2).stderr
+    assert "`ckpt undelete" in shown
+    assert "Did you mean" not in shown
+    assert "Did you mean" in run("show", ids[1][:-1], store=store, code=2).stderr
+
+
 def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
     """A manifest without its payload is shown, and the damage and the remedy with it."""
     payload(store, ids[0]).unlink()
@@ -237,7 +252,7 @@ def test_scrub_goes_on(store: Path, ids: list[str]) -> None:
 
 
 def test_repair(store: Path, ids: list[str]) -> None:
-    """`repair` says what was damaged and how much was rewritten; --backup goes the other way; damage in both is 1."""
+    """`repair` says what was damaged and how much was rewritten; --backups goes the other way; damage in both is 1."""
     backup = store / "digits" / "backups" / f"{ids[0]}.pt"
     assert "nothing to repair" in run("repair", ids[0], store=store).stdout
     flip_bit(payload(store, ids[0]), 100)
@@ -245,7 +260,7 @@ def test_repair(store: Path, ids: list[str]) -> None:
     assert re.search(r"rewritten +\d+\.\d KiB\n", text)
     assert "was altered between bytes 0 and" in text
     flip_bit(backup, 100)
-    assert run_json("repair", ids[0], "--backup", store=store)["method"] == "chunks"
+    assert run_json("repair", ids[0], "--backups", store=store)["method"] == "chunks"
     run("validate", "--all", store=store)
     run("validate", "--all", "--backups", store=store)
     for path in (payload(store, ids[0]), backup):
@@ -472,7 +487,7 @@ def test_backups_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Pat
     (tmp_path / "backups").mkdir()
     (store / "digits/backups").rename(tmp_path / "backups/digits")
     shutil.rmtree(store / "digits")
-    run("validate", "--backup", "--all", "-e", "digits", store=store, env=elsewhere)
+    run("validate", "--backups", "--all", "-e", "digits", store=store, env=elsewhere)
     validated = run_json("validate", "--backups", "best", "latest", "-e", "digits", store=store, env=elsewhere)
     assert [item["checkpoint_id"] for item in validated["reports"]] == ids[1:]
     run("quarantine", "--backups", "-e", "digits", store=store, env=elsewhere)
@@ -550,7 +565,7 @@ def test_reconcile_reports_what_stays(store: Path, fallback: Path) -> None:
     damaged, *_ = sorted((fallback / "digits").glob("*.pt"))
     flip_bit(damaged, 300)
     result = run("reconcile", "--fallback", fallback, "-e", "digits", store=store, code=1)
-    assert "stays: it is damaged" in result.stdout
+    assert "stays: the payload is damaged" in result.stdout
     assert damaged.exists()
     assert "1 checkpoint moved" in result.stderr
 

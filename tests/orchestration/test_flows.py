@@ -155,7 +155,9 @@ def test_lifecycle_serves_the_rest_and_fails_on_damage(config: CheckpointConfig,
     assert [item.checkpoint_id for item in manager.list_backups()] == [first, latest]
     assert manager.checkpoint_ids() == [first, best, latest]
     assert not (tmp_path / "out").exists()
-    assert "DAMAGED" in artifacts(state)["validation-run"]
+    published = artifacts(state)["validation-run"]
+    assert "DAMAGED" in published
+    assert LOST in published
 
 
 @pytest.mark.parametrize(("only_best", "epochs"), [(False, [1, 2, 5]), (True, [1, 2])])
@@ -373,6 +375,7 @@ def test_backups_that_cannot_be_cleaned_up_fail_the_run_at_its_end(
 
 def test_validate_store_has_the_doctor_look(config: CheckpointConfig) -> None:
     """What no validation sees, such as a missing backup, is told of and, with repair, put right."""
+    config = config.model_copy(update={"backup_checkpoints": True})
     first, *_ = saved(config)
     for suffix in (".pt", ".json"):
         Path(config.checkpoint_dir, "run", "backups", f"{first}{suffix}").unlink()
