@@ -191,8 +191,12 @@ def print_entry(name: str, *lines: str | Text) -> None:
 
 
 def without_names(message: str, checkpoint_id: str) -> str:
-    """A message without the names of the checkpoint's own files, where its id stands above."""
-    return re.sub(rf"\.?{re.escape(checkpoint_id)}\.\w+", "it", message)
+    """Return a message that says which of the checkpoint's own files it means, where the id stands above."""
+    return re.sub(
+        rf"\.?{re.escape(checkpoint_id)}\.(\w+)",
+        lambda name: "the manifest" if name[1] == "json" else "the payload",
+        message,
+    )
 
 
 def print_heading(text: str) -> None:

@@ -86,7 +86,7 @@ def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:
     """A table that people can go by."""
     (store / "digits/backups" / f"{ids[0]}.pt").unlink()
     shown = run("doctor", store=store, code=1).stdout
-    assert f"\n{ids[0]}\n  damaged (backup)\n  it is missing\n  fix: repair it from its checkpoint" in shown
+    assert f"\n{ids[0]}\n  damaged (backup)\n  the payload is missing\n  fix: repair it from its checkpoint" in shown
 
 
 @on_posix
