@@ -37,10 +37,10 @@ class SaveHandle(Future["str | None"]):
     :class:`~ckpt_lib.errors.ConfigError`, and it cannot be pickled.
     """
 
-    def __init__(self, draft: Draft | None = None, buffer: StagingBuffer | None = None) -> None:
+    def __init__(self, draft: Draft | None = None) -> None:
         super().__init__()
         self.draft = draft
-        self.buffer = buffer
+        self.buffer: StagingBuffer | None = None
         """The memory of the copy, until the save has ended."""
         self.error_was_seen = False
         self._snapshot: Snapshot | None = None
@@ -53,10 +53,18 @@ class SaveHandle(Future["str | None"]):
         self._ender: int | None = None
         self._buffer_is_free = threading.Lock()
         self._buffer_is_free.acquire()
+        self._unclaimed = deque([True])
         self.set_running_or_notify_cancel()
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError("a save under way cannot be sent to another process", hint="Send the id: handle.result().")
+
+    def claim(self) -> bool:
+        """Whether the caller is the first to say what becomes of this save: a commit, or an end before it began."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
 
     def end(self, outcome: Callable[[], None]) -> None:
         """Set the outcome, by a method of ``Future``, and wake those who wait for it."""
@@ -153,7 +161,7 @@ class BackgroundSaves:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._reset()
-        _LIVING.add(self)
+        _LIVING.add(weakref.ref(self, _LIVING.discard))
 
     def _reset(self) -> None:
         self._buffers: list[StagingBuffer] = []
@@ -186,9 +194,10 @@ class BackgroundSaves:
     ) -> SaveHandle:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
         _flush_at_end()
-        handle = self._begin(draft)
+        handle = SaveHandle(draft)
         snapshot: Snapshot | None = None
         try:
+            self._begin(handle)
             assert handle.buffer is not None
             snapshot = snapshot_into(handle.buffer)
             handle.take_snapshot(snapshot)
@@ -196,13 +205,14 @@ class BackgroundSaves:
                 self._copying.put(snapshot.finish_in_background)
             self._committing.put(partial(self._commit, handle, snapshot, commit, follow_up))
         except BaseException:
-            if snapshot is not None:
-                snapshot.abandon()  # the copying may have begun: the buffer is free only when it is over
-            self._forget(handle)
+            if handle.claim():  # else it is being committed: the interrupt came when all was said
+                if snapshot is not None:
+                    snapshot.abandon()  # the copying may have begun: the buffer is free only when it is over
+                self._forget(handle)
             raise
         return handle
 
-    def _begin(self, draft: Draft) -> SaveHandle:
+    def _begin(self, handle: SaveHandle) -> None:
         """Wait for a buffer and note a save that uses it.
 
         Which buffers are free follows from the saves under way, so that no interrupt can lose one.
@@ -215,8 +225,9 @@ class BackgroundSaves:
                     free = self._new_buffers(1)
                     self._buffers += free
                 if free:
-                    self._handles.append(SaveHandle(draft, free[0]))
-                    return self._handles[-1]
+                    handle.buffer = free[0]
+                    self._handles.append(handle)
+                    return
                 oldest = next(handle for handle in self._handles if handle.buffer is not None)
             if self._committing.is_current:
                 raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
@@ -240,6 +251,8 @@ class BackgroundSaves:
         commit: Callable[[Snapshot], Any],
         follow_up: Callable[[Any], object],
     ) -> None:
+        if not handle.claim():
+            return  # its start was interrupted
         try:
             saved = commit(snapshot)
             if saved is not None:
@@ -324,10 +337,9 @@ class _Worker:
             self._thread = Helper(self._work, self._name)
             try:
                 self._thread.start()
-            except BaseException:
-                if self._thread.ident is None:  # else it is running, though the start was interrupted
-                    self._thread = None
-                    self._tasks.pop()
+            except BaseException:  # it may begin later all the same, and ends when it finds that it is not this one
+                self._thread = None
+                self._tasks.pop()
                 raise
 
     @property
@@ -356,6 +368,8 @@ class _Worker:
 
     def _next_task(self) -> Callable[[], object] | None:
         with self._lock:
+            if not self.is_current:  # its start was interrupted
+                return None
             if self._tasks:
                 return self._tasks.popleft()
             self._thread = None
@@ -370,17 +384,22 @@ def _step_back(niceness: int) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-_LIVING: weakref.WeakSet[BackgroundSaves] = weakref.WeakSet()
+_LIVING: set[weakref.ref[BackgroundSaves]] = set()
+"""A plain set, which is listed in one step while other threads add to it."""
+
+
+def _living() -> list[BackgroundSaves]:
+    return [saves for reference in list(_LIVING) if (saves := reference()) is not None]
 
 
 def wait_until_all_copied() -> None:
     """Return once nothing that is being saved in this process is still to be copied from where it is used."""
-    for saves in list(_LIVING):
+    for saves in _living():
         saves.wait_until_copied()
 
 
 def _flush_all() -> None:
-    for saves in list(_LIVING):
+    for saves in _living():
         try:
             saves.flush()
         except Exception as error:  # it was logged when it happened; nothing is left that could catch it
@@ -397,7 +416,7 @@ def _flush_at_end() -> None:
 def _forget_all() -> None:
     """A forked child has none of the threads, and the saves are its parent's."""
     _flush_at_end.cache_clear()
-    for saves in list(_LIVING):
+    for saves in _living():
         saves._reset()
 
 

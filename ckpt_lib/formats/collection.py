@@ -17,14 +17,21 @@ class CollectionPause:
     _was_enabled: ClassVar[bool] = False
 
     def __enter__(self) -> None:
-        self._open.add(id(self))
-        if gc.isenabled():
-            CollectionPause._was_enabled = True
-            gc.disable()
+        try:
+            self._open.add(id(self))
+            if gc.isenabled():
+                CollectionPause._was_enabled = True
+                gc.disable()
+        except BaseException:  # an interrupt, after which no __exit__ is called
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        self._open.discard(id(self))
-        self._resume()
+        if self._open == {id(self)}:
+            self._resume()
+        self._open.discard(id(self))  # only now: interrupted before it, this is called again when the object is gone
+        if not self._open:  # another thread's came to its end at the same moment
+            self._resume()
 
     def __del__(self) -> None:
         if id(self) in self._open:
@@ -33,12 +40,12 @@ class CollectionPause:
     @classmethod
     def end_all(cls) -> None:
         """End the pauses of threads that are gone, as those of the parent are in a forked child."""
-        cls._open.clear()
         cls._resume()
+        cls._open.clear()
 
     @classmethod
     def _resume(cls) -> None:
-        if cls._was_enabled and not cls._open:
+        if cls._was_enabled:
             cls._was_enabled = False
             gc.enable()
 

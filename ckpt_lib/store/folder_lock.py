@@ -15,10 +15,13 @@ import os
 import random
 import re
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import CO_GENERATOR
+from types import FrameType
 
 from ckpt_lib.errors import CheckpointExistsError, LeaseLostError, StoreError, StoreUnavailableError
 from ckpt_lib.store import leases
@@ -33,6 +36,12 @@ from ckpt_lib.stream.digests import Buffer
 LOCK_NAME = ".ckpt-lock"
 LOCK_TIMEOUT_SECONDS = 120.0
 """How long to wait for an owner that is alive; more than a lease lasts."""
+_LOOK_SECONDS = 0.1
+_LOOKS = 10
+"""How a thread that waits for another looks whether that one has left without giving up its lock.
+
+More than once, since what it looks at is moving: a frame that is left meanwhile may not say who called it.
+"""
 _SHORTEST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.02
 _chance = random.SystemRandom()
@@ -40,27 +49,93 @@ _chance = random.SystemRandom()
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+class _Claim:
+    """A thread has a folder's lock, for as long as the function goes on that asked for it."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self._function = _asking_function()
+        self._ended = threading.Lock()
+        self._ended.acquire()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether an interrupt ended that function before its ``with`` knew of the lock, or could give it up."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self._function:
+            frame = frame.f_back
+        return frame is None
+
+    def end(self) -> None:
+        self._function = None
+        with contextlib.suppress(RuntimeError):  # it was interrupted, and is called again
+            self._ended.release()
+
+    def wait(self, seconds: float) -> None:
+        """Return once it has ended, or after a while."""
+        if self._ended.acquire(timeout=seconds):
+            self._ended.release()
+
+
+def _asking_function() -> FrameType | None:
+    """The function that runs a ``with`` block of :func:`locked`, through whatever context managers."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (
+        frame.f_globals.get("__name__") in (__name__, contextlib.__name__) or frame.f_code.co_flags & CO_GENERATOR
+    ):
+        frame = frame.f_back
+    return frame
+
+
 class _Mutexes:
-    """One lock a folder among the threads of this process, which thus never wait for each other on the disk."""
+    """One lock a folder among the threads of this process, which thus never wait for each other on the disk.
+
+    An interrupt comes between any two calls, so none of them can be relied upon to give a lock up. What an interrupt
+    left behind is found by whoever comes next.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._owners: dict[tuple[int, int], tuple[threading.Lock, list[int]]] = {}
+        self._claims: dict[tuple[int, int], _Claim] = {}
 
     @contextmanager
-    def holding(self, directory: Directory) -> Iterator[None]:
-        with self._guard:
-            mutex, owner = self._owners.setdefault(directory.identity, (threading.Lock(), []))
-        if owner == [threading.get_ident()]:
-            raise StoreError("this thread has the folder's lock already", path=str(directory.path))
-        if not mutex.acquire(timeout=LOCK_TIMEOUT_SECONDS):
-            raise _not_given_up(directory)
-        owner.append(threading.get_ident())
+    def holding(self, directory: Directory) -> Iterator[_Claim]:
+        claim = _Claim()
         try:
-            yield
+            self._wait_for(directory, claim)
+            yield claim
         finally:
-            owner.clear()
-            mutex.release()
+            with self._guard:
+                if self._claims.get(directory.identity) is claim:
+                    del self._claims[directory.identity]
+            claim.end()
+
+    def _wait_for(self, directory: Directory, claim: _Claim) -> None:
+        deadline, looks, abandoned = time.monotonic() + LOCK_TIMEOUT_SECONDS, 0, None
+        while (other := self._other(directory, claim, abandoned)) is not None:
+            is_own = other.thread == claim.thread
+            looks = looks + 1 if other.is_abandoned else 0
+            if looks >= (1 if is_own else _LOOKS):
+                abandoned = other
+            elif is_own:
+                raise StoreError("this thread has the folder's lock already", path=str(directory.path))
+            elif time.monotonic() > deadline:
+                raise _not_given_up(directory)
+            else:
+                other.wait(_LOOK_SECONDS)
+
+    def _other(self, directory: Directory, claim: _Claim, abandoned: _Claim | None) -> _Claim | None:
+        """Whoever has the lock; ``None`` once it is ``claim`` that does, also in the place of ``abandoned``."""
+        with self._guard:
+            other = self._claims.get(directory.identity)
+            if other is not None and other is not abandoned:
+                return other
+            self._claims[directory.identity] = claim
+            return None
+
+    def has(self, directory: Directory, claim: _Claim) -> bool:
+        """Whether nobody took the lock over from ``claim``."""
+        return self._claims.get(directory.identity) is claim
 
 
 _mutexes = _Mutexes()
@@ -71,7 +146,7 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def locked(directory: Directory) -> Iterator[LocalFolderLock]:
     """Have the lock of a folder while the context lasts."""
-    with _mutexes.holding(directory):
+    with _mutexes.holding(directory) as claim:
         with errors_of_writing(directory.path):
             lease = leases.leases.take(directory)
             try:
@@ -83,7 +158,10 @@ def locked(directory: Directory) -> Iterator[LocalFolderLock]:
         try:
             yield held
         finally:
-            _leave(directory, lease, number)
+            if _mutexes.has(directory, claim):
+                _leave(directory, lease, number)
+            else:  # the interrupted function is gone, and others went on: the lock is theirs
+                leases.leases.give_back(lease)
 
 
 def _leave(directory: Directory, lease: Lease, number: int) -> None:

@@ -238,13 +238,16 @@ class _Leases:
 
     Leases and holds may end in a finalizer, which runs in the middle of anything, of what is done here as well, and
     must wait for nothing. So ending them is left to whoever has the lock at that moment, this thread or another.
+
+    An interrupt comes between any two calls, also in one of Python's own context managers and events. So the lock is
+    taken by ``with`` itself, which nothing comes in between.
     """
 
     def __init__(self) -> None:
         self._leases: dict[tuple[int, int], Lease] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # not to be taken twice, but it knows whose it is
         self._endings: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._begun = threading.Event()
+        self._wakes: SimpleQueue[None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -260,15 +263,16 @@ class _Leases:
     def holding(self, directory: Directory, name: str, reason: str) -> Iterator[None]:
         """Hold a name in a folder for as long as the context lasts."""
         with self.using(directory) as lease:
-            with self._changing():
+            with self._lock:
                 lease.add_hold(name, reason)
+            self._run_endings()
             try:
                 yield
             finally:
                 self._end(partial(lease.remove_hold, name, reason))
 
     def take(self, directory: Directory) -> Lease:
-        with self._changing():
+        with self._lock:
             lease = self._leases.get(directory.identity)
             if lease is None:
                 lease = self._leases[directory.identity] = Lease(directory)
@@ -276,7 +280,8 @@ class _Leases:
                 lease = self._replace(lease)
             self._start_renewing()
             lease.users += 1
-            return lease
+        self._run_endings()
+        return lease
 
     def give_back(self, lease: Lease, *, is_spoilt: bool = False) -> None:
         """Say that this use is over; a lease that ``is_spoilt`` is not used again."""
@@ -305,31 +310,34 @@ class _Leases:
         lost.heir.users += 1  # the lost one
         return lost.heir
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self._lock:
-            yield
-        self._run_endings()
-
     def _end(self, ending: Callable[[], None]) -> None:
         self._endings.put(ending)
         self._run_endings()
 
     def _run_endings(self) -> None:
-        while not self._endings.empty() and self._lock.acquire(blocking=False):  # else whoever has it looks here next
+        while not self._endings.empty():
+            if self._lock._is_owned():  # type: ignore[attr-defined]  # this is a finalizer: whoever it broke into goes on
+                return
             try:
+                if not self._lock.acquire(blocking=False):  # whoever has it looks here next
+                    return
                 with contextlib.suppress(Empty):
                     while True:
                         self._endings.get_nowait()()
             finally:
-                self._lock.release()
+                # The first call from here, and without asking whether it was taken: an interrupt might come in between.
+                try:  # noqa: SIM105
+                    self._lock.release()
+                except RuntimeError:
+                    pass
 
     def end_all(self) -> None:
         """What the end of the process leaves to do."""
-        with self._changing():
+        with self._lock:
             for lease in self._leases.values():
                 lease.end()
             self._leases.clear()
+        self._run_endings()
 
     def _start_renewing(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -337,18 +345,18 @@ class _Leases:
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, or there are too many: it lasts anyway
                 thread.start()
                 self._thread = thread
-        self._begun.set()
+        if self._wakes.empty():
+            self._wakes.put(None)
 
     def _renew_for_ever(self) -> None:
         while True:
-            self._begun.wait()
-            time.sleep(min(LEASE_SECONDS / 4, _MAX_SLEEP_SECONDS))
-            self._renew_due()
+            self._wakes.get()
+            while self._leases:
+                time.sleep(min(LEASE_SECONDS / 4, _MAX_SLEEP_SECONDS))
+                self._renew_due()
 
     def _renew_due(self) -> None:
-        with self._changing():
-            if not self._leases:
-                self._begun.clear()
+        with self._lock:
             now = time.monotonic()
             for lease in list(self._leases.values()):
                 if lease.users == 0 and now - lease.idle_since >= _IDLE_SECONDS:
@@ -357,6 +365,7 @@ class _Leases:
             due = [lease for lease in self._leases.values() if now - lease.renewed_at >= LEASE_SECONDS / 4]
             for lease in due:
                 lease.users += 1  # so that it does not end meanwhile
+        self._run_endings()
         for lease in due:
             if not lease.renew():  # without the lock: a store may take its time
                 self._take_again(lease)
@@ -367,7 +376,7 @@ class _Leases:
         lease.idle_since = idle_since  # renewing is no use of it
 
     def _take_again(self, lost: Lease) -> None:
-        with self._changing():
+        with self._lock:
             if self._leases.get(lost.directory.identity) is not lost:
                 return
             logger.warning("the lease on %s was lost: it was not renewed in time", lost.directory.path)
@@ -375,6 +384,7 @@ class _Leases:
                 self._replace(lost)
             except OSError as error:
                 logger.warning("and could not be taken again: %s", error)
+        self._run_endings()
 
 
 leases = _Leases()
