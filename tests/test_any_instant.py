@@ -18,6 +18,7 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
@@ -260,3 +261,22 @@ def test_steps_go_on_while_managers_are_made() -> None:
         for maker in makers:
             maker.join()
     assert not failed
+
+
+def test_a_save_is_begun_whole_or_not_at_all(make_manager: MakeManager) -> None:
+    """After each interrupt in starting one, the next is saved, and what was saved is what was to be."""
+    saving = make_manager(backup_checkpoints=False, save_metadata=False, max_checkpoints=2)
+    model = nn.Linear(8, 8)
+    codes = {vars(kind)[name].__code__ for kind, name in ((BackgroundSaves, "start"), (BackgroundSaves, "_begin"))}
+    codes |= {_Worker.put.__code__, vars(BackgroundSaves)["_forget"].__code__}
+
+    def use() -> None:
+        saving.save_checkpoint_async(model=model, epoch=1)
+
+    for number, _ in enumerate(at_every_instant(codes, use), 2):
+        with torch.no_grad():
+            model.weight.fill_(number)
+        handle = saving.save_checkpoint_async(model=model, epoch=number)
+        assert handle.result(timeout=SECONDS) is not None
+        saving.flush()
+        assert saving.load_checkpoint()["model_state_dict"]["weight"].unique().tolist() == [number]
