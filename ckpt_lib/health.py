@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.config import Monitor
 from ckpt_lib.metadata import Metric
+from ckpt_lib.wording import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _CHECKED = ("model_state_dict", "optimizer_state_dict")
-_NAMES_TOLD = 3
 _MAX_NAME_LENGTH = 120
 _PIECE_ELEMENTS = 2**20
 """How much of a tensor is widened at a time whose type has no arithmetic of its own."""
@@ -49,8 +49,7 @@ class HealthCheck:
         faults = [] if (fault := self._fault_of_metric(metrics)) is None else [fault]
         names = [name for name, tensor in self._tensors(payload) if not self._is_sound(name, tensor)]
         if names:
-            more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-            faults.append(f"NaN or infinity in {', '.join(map(_shown, names[:_NAMES_TOLD]))}{more}")
+            faults.append(f"NaN or infinity in {listed([_shown(name) for name in names])}")
         return "; ".join(faults) or None
 
     def _fault_of_metric(self, metrics: Mapping[str, Metric]) -> str | None:

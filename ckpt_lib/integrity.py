@@ -20,6 +20,7 @@ from ckpt_lib.folder import CheckpointFolder
 from ckpt_lib.formats import format_named
 from ckpt_lib.metadata import Manifest
 from ckpt_lib.stream import Damage, Progress, VerifiedFile, find_damaged_chunks, find_damages, missing_file
+from ckpt_lib.wording import listed
 
 TensorRanges = dict[str, list[tuple[int, int]]]
 
@@ -192,8 +193,7 @@ def _named(damage: Damage, ranges: TensorRanges | None) -> Damage:
     )
     if not hit:
         return damage
-    more = f" and {len(hit) - _NAMED_IN_MESSAGES} more" if len(hit) > _NAMED_IN_MESSAGES else ""
-    message = f"{damage.message}; it hits {', '.join(hit[:_NAMED_IN_MESSAGES])}{more}"
+    message = f"{damage.message}; it hits {listed(hit, _NAMED_IN_MESSAGES)}"
     return damage.model_copy(update={"message": message, "tensors": hit})
 
 

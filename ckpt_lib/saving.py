@@ -28,14 +28,13 @@ from ckpt_lib.query import MonitorRecord
 from ckpt_lib.state import MAX_NAMES_BYTES, Stateful, capture, check_parts, kinds_of, parameter_names
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
-from ckpt_lib.wording import count_of, duration
+from ckpt_lib.wording import count_of, duration, listed
 
 if TYPE_CHECKING:
     from ckpt_lib.stream.staging import Snapshot, StagingBuffer
 
 logger = logging.getLogger("ckpt_lib")
 
-CHANGES_TOLD = 3
 REFUSALS_TO_WARN = 100
 SECONDS_TO_WARN = 1800.0
 """A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
@@ -199,8 +198,7 @@ class Saver:
             return
         changes = list(changed_values(given, stored, "config"))
         if changes:
-            more = f", and {len(changes) - CHANGES_TOLD} more" if len(changes) > CHANGES_TOLD else ""
-            logger.warning("stored as JSON holds it: %s%s", ", ".join(changes[:CHANGES_TOLD]), more)
+            logger.warning("stored as JSON holds it: %s", listed(changes))
             self._has_told_of_changes = True
 
     def _payload(self, draft: Draft, request: SaveRequest) -> Payload:

@@ -211,3 +211,15 @@ def test_every_package_is_shipped() -> None:
     assert shipped == present
     with_code = {module.rpartition(".")[0] for module in sources() if "." in module and "deploy" not in module}
     assert with_code <= shipped
+
+
+def test_every_test_says_what_it_proves() -> None:
+    """A docstring; the name says what is tried, not why it matters."""
+    tests = [
+        (path.name, node)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(tests) > 1000
+    assert [f"{name}: {node.name}" for name, node in tests if not ast.get_docstring(node)] == []

@@ -38,6 +38,7 @@ def orphaned(make_manager: MakeManager) -> tuple[CheckpointManager, str]:
 
 
 def test_a_damaged_backup_of_nothing_is_set_aside_and_deleted(orphaned: tuple[CheckpointManager, str]) -> None:
+    """What can be copied from nowhere does not stay among the backups."""
     manager, gone = orphaned
     assert not manager.validate_backup(gone)
     found = manager.quarantine_backup(gone)
@@ -56,6 +57,7 @@ def test_a_damaged_backup_of_nothing_is_set_aside_and_deleted(orphaned: tuple[Ch
 
 
 def test_the_doctor_sets_it_aside(orphaned: tuple[CheckpointManager, str]) -> None:
+    """A damaged backup whose checkpoint is gone is found, and handled."""
     manager, gone = orphaned
     [finding] = manager.doctor(deep=True).problems
     assert (finding.kind, finding.place, finding.name) == ("damaged", "backups", gone)
@@ -67,6 +69,7 @@ def test_the_doctor_sets_it_aside(orphaned: tuple[CheckpointManager, str]) -> No
 
 
 def test_a_backup_that_its_checkpoint_can_repair_is_repaired_instead(manager: CheckpointManager) -> None:
+    """Quarantine is for what has no good copy."""
     saved = save(manager, 1)
     flip_bit(backup_path(manager, saved), 500)
     assert not manager.quarantine_backup(saved).is_quarantined
@@ -74,6 +77,7 @@ def test_a_backup_that_its_checkpoint_can_repair_is_repaired_instead(manager: Ch
 
 
 def test_an_intact_backup_is_not_set_aside(manager: CheckpointManager) -> None:
+    """It is refused, and stays in its place."""
     saved = save(manager, 1)
     with pytest.raises(ProtectedCheckpointError, match="intact"):
         manager.quarantine_backup(saved)
@@ -81,6 +85,7 @@ def test_an_intact_backup_is_not_set_aside(manager: CheckpointManager) -> None:
 
 
 def test_a_backup_in_quarantine_comes_back_with_its_checkpoint(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Once the checkpoint is there again, its chunks repair the backup."""
     manager = make_manager(trash_seconds=0)
     saved = save(manager, 1)
     exported = manager.export_checkpoint(saved, tmp_path / "exported")
@@ -95,6 +100,7 @@ def test_a_backup_in_quarantine_comes_back_with_its_checkpoint(make_manager: Mak
 
 
 def test_a_new_backup_replaces_one_in_quarantine(make_manager: MakeManager, tmp_path: Path) -> None:
+    """A checkpoint has one backup, and that is the good one."""
     manager = make_manager(trash_seconds=0)
     saved = save(manager, 1)
     exported = manager.export_checkpoint(saved, tmp_path / "exported")
@@ -119,6 +125,7 @@ def test_a_backup_in_quarantine_protects_no_backup(make_manager: MakeManager) ->
 
 
 def test_deleting_a_backup_leaves_its_checkpoint(manager: CheckpointManager) -> None:
+    """The bytes freed are those of the backup."""
     saved = save(manager, 1)
     size_bytes = payload_path(manager, saved).stat().st_size
     assert manager.delete_backup(saved) == size_bytes
@@ -129,6 +136,7 @@ def test_deleting_a_backup_leaves_its_checkpoint(manager: CheckpointManager) -> 
 
 
 def test_a_backup_that_is_being_read_is_not_deleted(manager: CheckpointManager) -> None:
+    """A reader keeps what it reads."""
     saved = save(manager, 1)
     with manager._backups.hold(saved, "in use: read"), pytest.raises(ProtectedCheckpointError, match="in use"):
         manager.delete_backup(saved)
@@ -136,6 +144,7 @@ def test_a_backup_that_is_being_read_is_not_deleted(manager: CheckpointManager) 
 
 
 def test_a_backup_with_a_damaged_manifest_is_set_aside_before_it_is_deleted(make_manager: MakeManager) -> None:
+    """Nobody can say what such a file is, so one call does not destroy it."""
     manager = make_manager(trash_seconds=0)
     saved = save(manager, 1)
     save(manager, 2)
@@ -150,6 +159,7 @@ def test_a_backup_with_a_damaged_manifest_is_set_aside_before_it_is_deleted(make
 
 
 def test_backups_are_cleaned_up_by_any_policy(make_manager: MakeManager) -> None:
+    """Backups are ranked and kept as checkpoints are."""
     manager = make_manager(max_backups=5)
     saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
     plan = manager.cleanup_backups(policy=KeepNewest(count=1), dry_run=True)
@@ -164,6 +174,7 @@ def test_backups_are_cleaned_up_by_any_policy(make_manager: MakeManager) -> None
 
 
 def test_a_plan_of_a_cleanup_tells_of_the_backups_that_would_go(make_manager: MakeManager) -> None:
+    """A dry run shows all that a run would delete."""
     saved = [save(make_manager(), epoch, 1 / epoch) for epoch in (1, 2, 3)]
     manager = make_manager(max_backups=1)
     planned = manager.cleanup_checkpoints(dry_run=True)
@@ -177,6 +188,7 @@ def test_a_plan_of_a_cleanup_tells_of_the_backups_that_would_go(make_manager: Ma
 
 
 def test_an_experiment_of_nothing_but_backups_is_found(make_manager: MakeManager, store_path: Path) -> None:
+    """It can be listed, though no checkpoint is left."""
     manager = make_manager(save_metadata=False, trash_seconds=0)
     saved = save(manager, 1)
     manager.delete_checkpoint(saved)
@@ -188,6 +200,7 @@ def test_an_experiment_of_nothing_but_backups_is_found(make_manager: MakeManager
 def test_a_cleanup_reports_what_it_deleted_though_the_backups_are_away(
     make_manager: MakeManager, tmp_path: Path, what: str
 ) -> None:
+    """The report tells both: what went, and why the backups stayed."""
     manager = make_manager(backup_checkpoints=False, backup_dir=str(tmp_path / "backups"))
     saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
     if what == "a file":
@@ -220,6 +233,7 @@ def test_checkpoints_in_quarantine_are_seen_though_the_backups_are_away(
 
 
 def test_an_experiment_is_known_by_its_backups_alone(make_manager: MakeManager, tmp_path: Path) -> None:
+    """No name is called unknown that backups bear."""
     manager = make_manager("gone", backup_dir=str(tmp_path / "backups"))
     save(manager, 1)
     shutil.rmtree(experiment_folder(manager))
@@ -244,6 +258,7 @@ def test_one_treatment_is_enough_for_damage_in_both_copies(make_manager: MakeMan
 
 
 def test_names_resolve_among_the_backups(make_manager: MakeManager) -> None:
+    """latest, best and tags mean the backups, where these are asked for."""
     manager = make_manager(trash_seconds=0)
     saved = [save(manager, epoch, loss, tags=[f"e{epoch}"]) for epoch, loss in ((1, 0.5), (2, 0.1), (3, 0.4))]
     for checkpoint_id in saved[1:]:

@@ -244,6 +244,7 @@ def test_a_config_is_frozen_and_takes_paths(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_option_is_told_which_is_meant() -> None:
+    """The error names the closest option."""
     misspelt: Any = {"max_checkpoint": 3}
     with pytest.raises(ConfigError, match=r"there is no such option \(did you mean max_checkpoints\?\)"):
         CheckpointConfig(**misspelt)

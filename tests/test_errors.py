@@ -13,7 +13,7 @@ import pytest
 from ckpt_lib import errors
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.stream import Damage
-from ckpt_lib.wording import briefly, count_of, duration
+from ckpt_lib.wording import briefly, count_of, duration, listed
 
 CLASSES: list[type[CheckpointError]] = [
     item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, CheckpointError)
@@ -171,3 +171,12 @@ def test_any_value_is_shown_briefly() -> None:
     itself.append(itself)
     for value in ("x" * 10**6, itself, 10**5000, [[[1] * 1000] * 1000] * 1000, float("nan")):
         assert len(briefly(value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d", "e"], "a, b, c and 2 more")],
+)
+def test_lists_are_as_long_as_they_can_be_read(names: list[str], expected: str) -> None:
+    """What is left out is counted."""
+    assert listed(names) == expected

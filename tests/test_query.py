@@ -264,6 +264,7 @@ def test_an_unknown_metric_names_those_there_are(folder: CheckpointFolder) -> No
 
 
 def test_a_path_is_told_from_an_id(manager: CheckpointManager) -> None:
+    """A path in place of an id is called a path."""
     with pytest.raises(CheckpointNotFoundError, match=r"looks like a path.*ckpt import"):
         manager.get_checkpoint("exports/model.pt")
 

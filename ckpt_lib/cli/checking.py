@@ -26,7 +26,7 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from ckpt_lib.wording import count_of
+from ckpt_lib.wording import count_of, listed
 
 if TYPE_CHECKING:
     from ckpt_lib.integrity import ValidationReport
@@ -250,5 +250,4 @@ def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, oth
 
 
 def _tensors(damage: Damage) -> str:
-    more = len(damage.tensors) - _TENSORS_SHOWN
-    return ", ".join(damage.tensors[:_TENSORS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return listed(damage.tensors, _TENSORS_SHOWN)

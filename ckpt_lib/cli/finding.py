@@ -169,10 +169,13 @@ def show(
         )
         return
     _print_checkpoint(checkpoint, manifest, path)
+    identifier = checkpoint.checkpoint_id
     if not is_complete:
-        note("The payload is missing or has another size than was saved: `ckpt restore`.", warning=True)
-    if not has_backup:
-        note("It has no backup: `ckpt backup`.")
+        advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
+        said = f"The payload is missing or has another size than was saved: {advice}"
+        note(options.with_options(said), warning=True)
+    elif not has_backup:
+        note(options.with_options(f"It has no backup: `ckpt backup {identifier}`."))
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:

@@ -29,6 +29,7 @@ from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.spans import Span, Spans, address_of, byte_view, is_plain, map_leaves, tensors_in
 from ckpt_lib.stream.threads import Helper
 from ckpt_lib.stream.watching import Caller, SpanWatch, names_of
+from ckpt_lib.wording import listed
 
 _ALIGNMENT_BYTES = 64
 _PIECE_BYTES = 16 * 2**20
@@ -37,7 +38,6 @@ _MAX_THREADS = 8
 """More do not copy faster: memory is the limit."""
 _SMALL_BYTES = 2**16
 """What is smaller is copied at once: that takes no longer than remembering to do it."""
-_NAMES_TOLD = 3
 
 
 class StagingBuffer:
@@ -265,9 +265,8 @@ class _Deferred:
         if self.error is not None:
             return
         names = list(names_of(self._payload, [watch.span for watch in watches]))
-        more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
         self.error = StateChangedError(
-            f"{', '.join(names[:_NAMES_TOLD]) or 'a tensor'}{more} changed before a background save had copied it",
+            f"{listed(names) or 'a tensor'} changed before a background save had copied it",
             expected="no write to parameters and optimizer state before the next optimizer.step()",
             hint="Leave overlap_copy=False, or call the handle's wait_until_copied() before anything writes to them.",
         )
