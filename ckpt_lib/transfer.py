@@ -255,7 +255,7 @@ def _locate(source: str) -> tuple[CheckpointFolder, str]:
         _why_not(as_folder, origin, name),
         path=source,
         expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it",
-        hint="An export to a folder keeps the manifest; one to a file name leaves it out. Load what another program wrote "
+        hint="An export to a folder keeps the manifest, one to a file name does not. Load what another program wrote "
         "with torch.load, and save it with CheckpointManager.save_checkpoint (docs/how-to/move-checkpoints.md).",
     )
 
