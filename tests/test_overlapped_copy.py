@@ -241,6 +241,21 @@ def test_a_caller_that_polls_is_not_waited_for(run: Run) -> None:
     assert handle.result() in ids(run.manager)
 
 
+@pytest.mark.parametrize("wait", ["flush", "close", "a blocking save", "prepare"])
+def test_a_caller_that_waits_is_not_waited_for(run: Run, wait: str) -> None:
+    """Each would else take half a minute, the time after which a caller is taken for one that sleeps."""
+    begun = time.monotonic()
+    handle = run.save(held=False)
+    if wait == "a blocking save":
+        run.manager.save_checkpoint(model=run.model, optimizer=run.optimizer, epoch=99)
+    elif wait == "prepare":
+        run.manager.prepare(model=run.model, optimizer=run.optimizer)
+    else:
+        getattr(run.manager, wait)()
+    assert handle.result() in ids(run.manager)
+    assert time.monotonic() - begun < 15
+
+
 def test_where_a_caller_is(tmp_path: Path) -> None:
     """One in the middle of an operation is waited for until it is elsewhere; one that has ended or waits, is not."""
     callers: list[Caller] = []

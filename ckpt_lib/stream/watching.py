@@ -16,7 +16,11 @@ from typing import Any
 from ckpt_lib.stream.spans import Span
 
 _STANDARD_LIBRARY = os.path.dirname(threading.__file__)
-_SAVE_HANDLES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "background.py")
+_WAITING = (
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), "background.py"),
+    os.path.join(os.path.dirname(__file__), "threads.py"),
+)
+"""Where callers of ours wait for saves."""
 _LONGEST_OPERATION_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 
@@ -67,8 +71,8 @@ class Caller:
 
 
 def _only_waits(path: str) -> bool:
-    """Whether code waits for others, but writes to no tensor: the standard library's, and that of save handles."""
-    return path == _SAVE_HANDLES or (path.startswith(_STANDARD_LIBRARY + os.sep) and "-packages" not in path)
+    """Whether code waits for others, but writes to no tensor: the standard library's, and ours of saves and threads."""
+    return path in _WAITING or (path.startswith(_STANDARD_LIBRARY + os.sep) and "-packages" not in path)
 
 
 def names_of(value: Any, spans: list[Span], path: str = "") -> Iterator[str]:
