@@ -355,7 +355,8 @@ def test_a_missing_backup_is_made(make_manager: MakeManager) -> None:
 
 def test_a_checkpoint_that_turns_out_damaged_while_it_is_backed_up(manager: CheckpointManager) -> None:
     """Is set aside: nobody has what it lacks."""
-    checkpoint_id = save(manager, 1)
+    save(manager, 1)
+    checkpoint_id = save(manager, 2)
     for suffix in (".pt", ".json"):
         (experiment_folder(manager) / "backups" / f"{checkpoint_id}{suffix}").unlink()
     flip_bit(payload_path(manager, checkpoint_id), 200)
