@@ -267,12 +267,13 @@ def test_what_is_made_from_its_bytes_is_valid(manager: CheckpointManager, make: 
     assert manager.validate_checkpoint(saved)
 
 
-def test_a_record_that_is_not_what_the_directory_says_is_found(manager: CheckpointManager) -> None:
-    """A load would fail there, whatever the digests say."""
+@pytest.mark.parametrize("record", [b"/data/1", b"/version"])
+def test_a_record_that_is_not_what_the_directory_says_is_found(manager: CheckpointManager, record: bytes) -> None:
+    """A load fails there, whatever the digests say, also where no tensor needs the record: ``torch.load`` would."""
     saved = save(manager, 1, 1.0)
     content = bytearray(payload_path(manager, saved).read_bytes())
-    at = content.index(b"PK\3\4", content.index(b"archive/data/0"))
-    content[at + 30 : at + 37] = b"brchive"
+    at = content.index(record, content.index(b"PK\3\4"))
+    content[at : at + len(record)] = record[::-1]
     forge(experiment_folder(manager), saved, bytes(content))
     assert [damage.kind for damage in manager.validate_checkpoint(saved).damages] == ["unloadable"]
     with pytest.raises(CheckpointError):

@@ -354,6 +354,8 @@ class TorchReader:
     def read(self, keys: Collection[str] | None, device: torch.device | None) -> Payload:
         """Verify and build what is named. Tensors on the processor are views of the file's memory."""
         self._require_usual()
+        if keys is None:
+            self._archive.check_heads()  # as validation does: what counts as damaged is not loaded
         named = self._named if keys is None else _named_recipes(select(self._outline, keys))
         wanted = {id(recipe): recipe for _, recipe in named}
         self._archive.require({recipe.storage.record for recipe in wanted.values()})
