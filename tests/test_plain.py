@@ -122,7 +122,7 @@ def test_values_that_change_are_named_once(make_manager: MakeManager, caplog: py
         manager.save_checkpoint(model=model, epoch=epoch, config=changing)
     assert caplog.messages == [
         "stored as JSON holds it: config.betas: tuple as list, config.limit: nan as str, "
-        "config.ids.3: key of type int as str, and 1 more"
+        "config.ids.3: key of type int as str and 1 more"
     ]
 
 
