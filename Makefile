@@ -37,11 +37,11 @@ test: $(STAMP)
 
 # The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
 torture: $(STAMP)
-	@$(BIN)/python -m torture
+	@$(BIN)/python -m tests.torture
 
 # Without any one of its safeguards a test fails: each is taken out of a copy; the list goes into docs/DURABILITY.md.
 mutants: $(STAMP)
-	@$(BIN)/python -m torture.mutants
+	@$(BIN)/python -m tests.torture.mutants
 
 bench: $(STAMP)
 	@$(INSTALL) --config-settings editable_mode=strict --editable '.[bench]'
@@ -51,7 +51,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ckpt_lib -p prefect_checkpoints
-	$(BIN)/mypy deployments docs examples benchmarks tests torture
+	$(BIN)/mypy deployments docs examples benchmarks tests
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

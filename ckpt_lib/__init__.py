@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
+    from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.errors import CheckpointError
-    from ckpt_lib.experiments import list_experiments
-    from ckpt_lib.fallback import ReconcileReport
-    from ckpt_lib.findings import DoctorReport
-    from ckpt_lib.identity import init_store
-    from ckpt_lib.integrity import ValidationReport
+    from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.maintenance.cleanup import CleanupReport
+    from ckpt_lib.maintenance.findings import DoctorReport
+    from ckpt_lib.maintenance.repair import RepairReport
+    from ckpt_lib.maintenance.scrub import ScrubReport
+    from ckpt_lib.maintenance.validate import ValidationReport
     from ckpt_lib.manager import CheckpointManager
-    from ckpt_lib.metadata import CheckpointMetadata
     from ckpt_lib.policies.retention import RetentionPlan
-    from ckpt_lib.repair import RepairReport
-    from ckpt_lib.retirement import CleanupReport
-    from ckpt_lib.scrub import ScrubReport
+    from ckpt_lib.saving.fallback import ReconcileReport
     from ckpt_lib.store import open_store
+    from ckpt_lib.store.identity import init_store
 
     __version__: str
 
@@ -33,16 +33,16 @@ _HOMES = {
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
     "CheckpointManager": "ckpt_lib.manager",
-    "CheckpointMetadata": "ckpt_lib.metadata",
-    "CleanupReport": "ckpt_lib.retirement",
-    "DoctorReport": "ckpt_lib.findings",
-    "ReconcileReport": "ckpt_lib.fallback",
-    "RepairReport": "ckpt_lib.repair",
+    "CheckpointMetadata": "ckpt_lib.core.metadata",
+    "CleanupReport": "ckpt_lib.maintenance.cleanup",
+    "DoctorReport": "ckpt_lib.maintenance.findings",
+    "ReconcileReport": "ckpt_lib.saving.fallback",
+    "RepairReport": "ckpt_lib.maintenance.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
-    "ScrubReport": "ckpt_lib.scrub",
-    "ValidationReport": "ckpt_lib.integrity",
-    "init_store": "ckpt_lib.identity",
-    "list_experiments": "ckpt_lib.experiments",
+    "ScrubReport": "ckpt_lib.maintenance.scrub",
+    "ValidationReport": "ckpt_lib.maintenance.validate",
+    "init_store": "ckpt_lib.store.identity",
+    "list_experiments": "ckpt_lib.experiment.listing",
     "open_store": "ckpt_lib.store",
 }
 

@@ -11,24 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.wording import briefly, closest
+from ckpt_lib.core.yaml_files import read_yaml
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.wording import briefly, closest
-from ckpt_lib.yaml_files import read_yaml
 
-Mode = Literal["min", "max"]
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
 
 LIMIT_64 = 2**63  # the pages and events of Prefect carry no larger numbers
-
-
-class Monitor(BaseModel):
-    """The metric that decides which checkpoint is the best, and which way."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")  # what a newer version adds survives a manifest's rewrite
-
-    metric: str = "val_loss"
-    mode: Mode = "min"
 
 
 class CheckpointConfig(BaseModel):

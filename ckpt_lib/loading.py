@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -14,14 +16,12 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StoreError,
 )
-from ckpt_lib.folder import CheckpointFolder
+from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.query import ATTEMPTS
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.integrity import UNLOADABLE, check_parts, is_unreadable
-from ckpt_lib.metadata import Manifest
-from ckpt_lib.query import ATTEMPTS
+from ckpt_lib.maintenance.validate import UNLOADABLE, check_parts, is_unreadable
 from ckpt_lib.stream import VerifiedFile, missing_file
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
-from ckpt_lib.wording import count_of
 
 logger = logging.getLogger("ckpt_lib")
 

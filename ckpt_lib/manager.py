@@ -15,11 +15,10 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from ckpt_lib import commit, quarantine, transfer
-from ckpt_lib.background import SaveHandle, wait_until_all_copied
-from ckpt_lib.config import CheckpointConfig, Mode, Monitor, config_error, is_monitor_given, located
-from ckpt_lib.degradation import Committer, Target
-from ckpt_lib.doctor import Doctor
+from ckpt_lib.config import CheckpointConfig, config_error, is_monitor_given, located
+from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.names import CheckpointId, check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -32,30 +31,33 @@ from ckpt_lib.errors import (
     is_store_failure,
 )
 from ckpt_lib.events import emit
-from ckpt_lib.fallback import Fallback, Reachable, ReconcileReport, StrandedIndex
-from ckpt_lib.findings import DoctorReport
-from ckpt_lib.folder import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.index import Index, snapshot
+from ckpt_lib.experiment.layout import BACKUPS_NAME, SNAPSHOT_NAME, CheckpointFolder
+from ckpt_lib.experiment.query import ATTEMPTS, Catalogue, MonitorRecord, check_metric_is_known, select
 from ckpt_lib.formats import Payload, check_keys
-from ckpt_lib.identity import ensure_identity
-from ckpt_lib.index import Index, snapshot
-from ckpt_lib.integrity import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.loading import load_newest, read_payload
-from ckpt_lib.metadata import CheckpointMetadata, Manifest
-from ckpt_lib.names import CheckpointId, check_description, check_experiment_name, check_tags, is_checkpoint_id
+from ckpt_lib.maintenance import quarantine, transfer
+from ckpt_lib.maintenance.cleanup import CleanupReport, clean, kept_if_valid
+from ckpt_lib.maintenance.doctor import Doctor
+from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
+from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy, repair
+from ckpt_lib.maintenance.scrub import ScrubReport, scrub
+from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
-from ckpt_lib.preemption import Preemption
-from ckpt_lib.quarantine import QuarantinedCheckpoint, QuarantineReport
-from ckpt_lib.query import ATTEMPTS, Catalogue, MonitorRecord, check_metric_is_known, select
-from ckpt_lib.reclaim import reclaim
-from ckpt_lib.repair import Remedy, RepairReport, remedy, repair
-from ckpt_lib.restoring import Stored, restore
-from ckpt_lib.retirement import CleanupReport, clean, kept_if_valid
-from ckpt_lib.saving import Saver, SaveRequest
-from ckpt_lib.scrub import ScrubReport, scrub
-from ckpt_lib.state import Stateful, check_stateful, check_wanted
+from ckpt_lib.saving.background import SaveHandle, wait_until_all_copied
+from ckpt_lib.saving.failover import Committer, Target
+from ckpt_lib.saving.fallback import Fallback, Reachable, ReconcileReport, StrandedIndex
+from ckpt_lib.saving.free_space import reclaim
+from ckpt_lib.saving.preemption import Preemption
+from ckpt_lib.saving.saver import Saver, SaveRequest
+from ckpt_lib.state.restoring import Stored, restore
+from ckpt_lib.state.stateful import Stateful, check_stateful, check_wanted
 from ckpt_lib.store import open_store
+from ckpt_lib.store.identity import ensure_identity
 from ckpt_lib.stream import Progress
 from ckpt_lib.stream.cache import PayloadCache
 
@@ -194,7 +196,7 @@ class CheckpointManager:
         fail the save. Any error raised leaves the experiment as it was.
 
         ``config`` is the run's own configuration, kept for comparisons: a mapping, a dataclass or a Namespace, whose
-        values are stored as :mod:`ckpt_lib.plain` says. ``extra_state`` is anything else to resume
+        values are stored as :mod:`ckpt_lib.core.plain` says. ``extra_state`` is anything else to resume
         from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
         with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
         what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
@@ -304,7 +306,8 @@ class CheckpointManager:
 
         ``state`` is called then, and returns the arguments for :meth:`save_checkpoint`. It is called at the next safe
         point that the loop declares, for only the loop knows when the state is whole; see
-        :class:`ckpt_lib.preemption.Preemption`. The save policy is not asked, and background saves are waited for.
+        :class:`ckpt_lib.saving.preemption.Preemption`. The save policy is not asked, and background saves are waited
+        for.
 
         Use it as a context manager, in the main thread: anywhere else it raises
         :class:`~ckpt_lib.errors.ConfigError`, as it does for what is no signal.
@@ -636,7 +639,7 @@ class CheckpointManager:
         descending: bool = False,
         limit: int | None = None,
     ) -> list[CheckpointMetadata]:
-        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.query.select`."""
+        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.experiment.query.select`."""
         return select(
             self._catalogue.describe_all(),
             tags=tags,
@@ -751,10 +754,11 @@ class CheckpointManager:
         restart: bool = False,
         progress: Progress | None = None,
     ) -> ScrubReport:
-        """Read every byte of every checkpoint and backup, by all processors; see :func:`ckpt_lib.scrub.scrub`.
+        """Read every byte of every checkpoint and backup, by all processors.
 
-        Killed or interrupted, the next call goes on where this one stopped; ``restart`` begins anew. All threads
-        together read no faster than ``max_bytes_per_second``, and leave the page cache as they found it.
+        See :func:`ckpt_lib.maintenance.scrub.scrub`. Killed or interrupted, the next call goes on where this one
+        stopped; ``restart`` begins anew. All threads together read no faster than ``max_bytes_per_second``, and leave
+        the page cache as they found it.
         """
         return scrub(
             self._index,
@@ -779,12 +783,12 @@ class CheckpointManager:
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
     ) -> dict[str, Any]:
-        """Line up checkpoints; see :func:`ckpt_lib.compare.compare` for the keys.
+        """Line up checkpoints; see :func:`ckpt_lib.analysis.compare.compare` for the keys.
 
         ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
         how its tensors differ from the first one's; that loads them, two at a time.
         """
-        from ckpt_lib.compare import compare, compare_tensors  # pandas and torch, only where they are used
+        from ckpt_lib.analysis.compare import compare, compare_tensors  # pandas and torch, only where they are used
 
         for name, value in (("checkpoint_ids", checkpoint_ids), ("metrics", () if metrics is None else metrics)):
             if isinstance(value, str) or not isinstance(value, Collection):
@@ -815,8 +819,8 @@ class CheckpointManager:
         return comparison
 
     def get_checkpoint_summary(self) -> dict[str, Any]:
-        """Totals, the best and the latest id, and statistics of every metric; see :mod:`ckpt_lib.analysis`."""
-        from ckpt_lib.analysis import summarize
+        """Totals, the best and the latest id, and statistics of every metric."""
+        from ckpt_lib.analysis.statistics import summarize
 
         return summarize(
             self._catalogue.describe_all(),
@@ -941,10 +945,11 @@ class CheckpointManager:
         return self._catalogue.describe(manifest)
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
-        """Bring the damaged bytes of a checkpoint back from its backup, in place; see :func:`ckpt_lib.repair.repair`.
+        """Bring the damaged bytes of a checkpoint back from its backup, in place.
 
-        The cost grows with the damage, and the backup need not be whole: its chunks that are needed have to be. One
-        that is in quarantine comes back if it verifies by now, or its backup does.
+        See :func:`ckpt_lib.maintenance.repair.repair`. The cost grows with the damage, and the backup need not be
+        whole: its chunks that are needed have to be. One that is in quarantine comes back if it verifies by now, or its
+        backup does.
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
@@ -1112,7 +1117,7 @@ class CheckpointManager:
         return [manifest.describe() for manifest in self._fallback.stranded()] if self._fallback else []
 
     def reconcile(self, *, progress: Progress | None = None) -> ReconcileReport:
-        """Move what is stranded in the fallback folder home; see :meth:`ckpt_lib.fallback.Fallback.reconcile`.
+        """Move what is stranded in the fallback folder home; see :meth:`ckpt_lib.saving.fallback.Fallback.reconcile`.
 
         Then back it up and retire old ones, as after a save. Each save that does not fail does this by itself, and so
         does :meth:`resume`. It may run beside training. Raises :class:`~ckpt_lib.errors.ConfigError` without a

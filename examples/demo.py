@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, CleanupReport
-from ckpt_lib.wording import count_of
+from ckpt_lib.core.wording import count_of
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 
 EXPERIMENT = "digits"

@@ -6,7 +6,7 @@ from prefect import flow
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.experiments import check_experiment_exists
+from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForBackups
 from prefect_checkpoints.flows._outcome import completed

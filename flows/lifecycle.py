@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture, wait
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, open_store
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiments import check_experiment_exists
+from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForLifecycle
 from prefect_checkpoints.flows._outcome import completed, fail_on_backups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_lib import CheckpointConfig, DoctorReport
-from ckpt_lib.quarantine import QuarantineReport
+from ckpt_lib.maintenance.quarantine import QuarantineReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
-from ckpt_lib.state import Stateful
+from ckpt_lib.state.stateful import Stateful
 from prefect_checkpoints.tasks._kinds import RestoringTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 

@@ -95,7 +95,7 @@ def _rows(checkpoints: Sequence[CheckpointMetadata]) -> list[Row]:
 @report_task("plot metrics of {experiment_name}")
 def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
     """Publish a plot of every metric over the epochs."""
-    from ckpt_lib.plots import metrics_figure
+    from ckpt_lib.analysis.plots import metrics_figure
 
     checkpoints = manager_for(config, experiment_name).list_checkpoints()
     picture = io.BytesIO()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_lib import CheckpointConfig
-from ckpt_lib.state import Stateful
+from ckpt_lib.state.stateful import Stateful
 from prefect_checkpoints.tasks._kinds import ImmediateTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, idempotency_key, manager_for
 

@@ -17,7 +17,7 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.store.leases import LeaseContent
 from ckpt_lib.store.owners import this_process
-from torture import fingerprints
+from tests.torture import fingerprints
 
 fingerprint = fingerprints.fingerprint
 

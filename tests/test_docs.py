@@ -32,8 +32,8 @@ import prefect_checkpoints.flows
 import prefect_checkpoints.tasks
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.cli.app import app
+from ckpt_lib.core.metadata import FileEntry, Manifest
 from ckpt_lib.errors import CheckpointError
-from ckpt_lib.metadata import FileEntry, Manifest
 from ckpt_lib.policies.retention import RetentionPolicy
 
 ROOT = Path(__file__).resolve().parent.parent

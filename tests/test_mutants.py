@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from torture import mutants
-from torture.mutants import BEGIN, END, PAGE, Mutant, UnsoundListError, check, load, main, run
-from torture.runner import ROOT
+from tests.torture import mutants
+from tests.torture.mutants import BEGIN, END, PAGE, Mutant, UnsoundListError, check, load, main, run
+from tests.torture.runner import ROOT
 
 MUTANTS = load()
 QUICK = next(mutant for mutant in MUTANTS if mutant.removed == "refusing the manifest of a newer version")
@@ -71,7 +71,9 @@ def test_one_whose_tests_do_not_end_is_not_caught(monkeypatch: pytest.MonkeyPatc
     assert result.verdict == "HUNG"
 
 
-@pytest.mark.parametrize(("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/metadata")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/core/metadata")]
+)
 def test_a_list_that_is_old_is_refused(text: str, told: str) -> None:
     """Before anything is run."""
     with pytest.raises(UnsoundListError, match=told):
@@ -80,7 +82,7 @@ def test_a_list_that_is_old_is_refused(text: str, told: str) -> None:
 
 def test_a_test_that_fails_anyway_is_no_proof() -> None:
     """Nor one that is not there."""
-    absent = replace(QUICK, tests=("tests/test_metadata.py::test_that_was_renamed",))
+    absent = replace(QUICK, tests=("tests/core/test_metadata.py::test_that_was_renamed",))
     with pytest.raises(UnsoundListError, match="without any mutant"):
         run([absent], Console(quiet=True))
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from torture import interrupts, report
-from torture.__main__ import PAGE, RESULTS, main
-from torture.rows import Row
-from torture.runner import discover, memory_folder
+from tests.torture import interrupts, report
+from tests.torture.__main__ import PAGE, RESULTS, main
+from tests.torture.rows import Row
+from tests.torture.runner import discover, memory_folder
 
 SEED = "sample"
 ROWS = discover()
@@ -68,7 +68,7 @@ def test_rows_are_of_the_matrix() -> None:
 
 _PACKAGE = """
 import os, random
-from torture.rows import Outcome, Row
+from tests.torture.rows import Outcome, Row
 
 def good(count, seed, folder):
     assert not list(folder.iterdir())
@@ -134,7 +134,7 @@ def test_a_violation_ends_in_1(runner: Runner, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "violation 9" in said
     assert "violation 10" not in said
-    assert '-m torture --only 2 --seed "nothing lost"' in said
+    assert '-m tests.torture --only 2 --seed "nothing lost"' in said
     assert "| 2 | fault 2 | it / holds | 1,000 faults | 12 |" in runner.page.read_text()
 
 
@@ -211,7 +211,7 @@ def test_the_page_shows_the_stored_results() -> None:
 
 
 def test_the_page_names_functions_that_exist() -> None:
-    """The results and the prose name functions of ``ckpt_lib.commit`` alone, as they are called today."""
+    """The results and the prose name functions of ``ckpt_lib.experiment.commit`` alone, as they are called today."""
     names = set(re.findall(r"\bcommit\.(_?[a-z]\w*)", PAGE.read_text(encoding="utf-8"))) - {"py"}
-    module = importlib.import_module("ckpt_lib.commit")
+    module = importlib.import_module("ckpt_lib.experiment.commit")
     assert [name for name in sorted(names) if not hasattr(module, name)] == []

@@ -9,19 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ckpt_lib.cli import (
-    analysing,
-    checking,
-    copying,
-    doctoring,
-    editing,
-    finding,
-    initialising,
-    options,
-    reconciling,
-    retiring,
-    trash,
-)
+from ckpt_lib.cli import backup, cleanup, compare, doctor, edit, init, options, reconcile, show, trash, validate
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -86,26 +74,26 @@ def _add(name: str, command: Callable[..., None], panel: str) -> None:
     app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)
 
 
-_add("list", finding.list_checkpoints, "Look")
-_add("show", finding.show, "Look")
-_add("compare", analysing.compare, "Look")
-_add("summary", analysing.summary, "Look")
-_add("experiments", finding.experiments, "Look")
-_add("init", initialising.init, "Keep safe")
-_add("validate", checking.validate, "Keep safe")
-_add("scrub", checking.scrub, "Keep safe")
-_add("repair", checking.repair, "Keep safe")
-_add("doctor", doctoring.doctor, "Keep safe")
-_add("quarantine", doctoring.quarantine, "Keep safe")
-_add("backup", copying.backup, "Keep safe")
-_add("restore", copying.restore, "Keep safe")
-_add("reconcile", reconciling.reconcile, "Keep safe")
-_add("pin", editing.pin, "Keep safe")
-_add("monitor", editing.monitor, "Label and move")
-_add("tag", editing.tag, "Label and move")
-_add("export", copying.export, "Label and move")
-_add("import", copying.import_checkpoint, "Label and move")
-_add("cleanup", retiring.cleanup, "Retire")
-_add("delete", retiring.delete, "Retire")
+_add("list", show.list_checkpoints, "Look")
+_add("show", show.show, "Look")
+_add("compare", compare.compare, "Look")
+_add("summary", compare.summary, "Look")
+_add("experiments", show.experiments, "Look")
+_add("init", init.init, "Keep safe")
+_add("validate", validate.validate, "Keep safe")
+_add("scrub", validate.scrub, "Keep safe")
+_add("repair", validate.repair, "Keep safe")
+_add("doctor", doctor.doctor, "Keep safe")
+_add("quarantine", doctor.quarantine, "Keep safe")
+_add("backup", backup.backup, "Keep safe")
+_add("restore", backup.restore, "Keep safe")
+_add("reconcile", reconcile.reconcile, "Keep safe")
+_add("pin", edit.pin, "Keep safe")
+_add("monitor", edit.monitor, "Label and move")
+_add("tag", edit.tag, "Label and move")
+_add("export", backup.export, "Label and move")
+_add("import", backup.import_checkpoint, "Label and move")
+_add("cleanup", cleanup.cleanup, "Retire")
+_add("delete", cleanup.delete, "Retire")
 _add("undelete", trash.undelete, "Retire")
 _add("trash", trash.trash, "Retire")

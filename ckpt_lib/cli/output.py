@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_lib.wording import duration
+from ckpt_lib.core.wording import duration
 
 _UNLIMITED_WIDTH = 1_000_000
 _GAP = 2

@@ -59,7 +59,7 @@ def open_copies(
 
     They may be all that is left of an experiment.
     """
-    from ckpt_lib.experiments import check_experiment_exists
+    from ckpt_lib.experiment.listing import check_experiment_exists
     from ckpt_lib.store import open_store
 
     manager = open_manager(store, experiment, config_file, may_be_new=backups, **options)
@@ -70,9 +70,9 @@ def open_copies(
 
 
 def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str:
-    from ckpt_lib.experiments import check_experiment_exists, list_experiments
-    from ckpt_lib.names import check_experiment_name
-    from ckpt_lib.wording import listed
+    from ckpt_lib.core.names import check_experiment_name
+    from ckpt_lib.core.wording import listed
+    from ckpt_lib.experiment.listing import check_experiment_exists, list_experiments
 
     if name is not None:
         return check_experiment_name(name) if may_be_new else check_experiment_exists(store, name)
@@ -95,7 +95,7 @@ def resolve(manager: CheckpointManager, name: str, *, backups: bool = False) -> 
 
     An id stands for itself: its checkpoint may be damaged or gone.
     """
-    from ckpt_lib.names import is_checkpoint_id
+    from ckpt_lib.core.names import is_checkpoint_id
 
     if is_checkpoint_id(name):
         return name

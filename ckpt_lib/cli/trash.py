@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import Column, as_number, as_size, note, print_facts, print_json, print_table
-from ckpt_lib.cli.retiring import confirm, refuse_to_ask
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.wording import count_of
+from ckpt_lib.core.wording import count_of
 
 
 def undelete(

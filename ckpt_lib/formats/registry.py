@@ -16,7 +16,7 @@ ENTRY_POINT_GROUP = "ckpt_lib.formats"
 PAYLOAD_SUFFIXES = (".pt",)
 """Of the built-in formats, to know a payload by its name without loading what reads it."""
 
-_BUILT_IN = {"torch": "ckpt_lib.formats.torch_zip:TorchZipFormat"}
+_BUILT_IN = {"torch": "ckpt_lib.formats.torch.format:TorchZipFormat"}
 
 
 @cache

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ckpt_lib.core.wording import did_you_mean
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.wording import did_you_mean
 
 _MAX_CANDIDATES = 20_000  # an error is not worth waiting for
 

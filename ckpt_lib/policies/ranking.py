@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeGuard, TypeVar
 
-from ckpt_lib.config import Mode, Monitor
-from ckpt_lib.metadata import Metric
-from ckpt_lib.wording import did_you_mean
+from ckpt_lib.core.metadata import Metric
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.wording import did_you_mean
 
 
 class Ranked(Protocol):

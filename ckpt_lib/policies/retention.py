@@ -15,9 +15,11 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ckpt_lib.config import Monitor
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.yaml_files import read_yaml
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.policies.keeping import (
+from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.policies.rules import (
     KeepAllOf,
     KeepAnyOf,
     KeepAtMost,
@@ -35,8 +37,6 @@ from ckpt_lib.policies.keeping import (
     RetentionRecord,
     Status,
 )
-from ckpt_lib.policies.ranking import ranked
-from ckpt_lib.yaml_files import read_yaml
 
 __all__ = [
     "Decision",

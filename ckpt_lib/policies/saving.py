@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ckpt_lib.config import LIMIT_64, CheckpointConfig, Mode, Monitor
+from ckpt_lib.config import LIMIT_64, CheckpointConfig
+from ckpt_lib.core.metadata import Metric
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import ConfigError, UnknownMetricError
-from ckpt_lib.metadata import Metric
 from ckpt_lib.policies.ranking import is_better, ranked
-from ckpt_lib.wording import briefly
 
 
 @dataclass(frozen=True)

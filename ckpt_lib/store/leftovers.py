@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
+from ckpt_lib.core.wording import duration
 from ckpt_lib.store import leases
 from ckpt_lib.store.base import Leftover
 from ckpt_lib.store.directory import Directory
 from ckpt_lib.store.leases import BROKEN_PREFIX, FREE_FILE, LEASE_FILE, LEASE_PREFIX, NEW_PREFIX
-from ckpt_lib.wording import duration
 
 
 def find_leftovers(directory: Directory) -> list[Leftover]:

@@ -20,9 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.degradation import RETRY_DELAYS_SECONDS
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, StateMismatchError, StoreError, StoreUnavailableError
 from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.saving.failover import RETRY_DELAYS_SECONDS
 from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
 from prefect_checkpoints.tasks.report import artifact_key

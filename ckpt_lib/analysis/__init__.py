@@ -1,0 +1,1 @@
+"""Comparisons, statistics and plots of checkpoints."""

@@ -1,0 +1,181 @@
+"""``ckpt backup``, ``restore``, ``export`` and ``import``: verified copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.errors import DAMAGE, print_error
+from ckpt_lib.cli.errors import describe as describe_error
+from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_json, print_table
+from ckpt_lib.cli.progress import byte_progress
+from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve, resolve_all
+
+if TYPE_CHECKING:
+    from ckpt_lib.manager import CheckpointManager
+
+_STYLES = {"copied": "green", "damaged": "bold red", "retired": "yellow"}
+
+
+def backup(
+    checkpoint_ids: options.SomeCheckpointNames = None,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --all: read every byte of both copies, as of those that are named.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy checkpoints to the backup location.
+
+    A damaged checkpoint is reported and never copied; the others are, and the exit code is 1. Where there is a backup
+    already, every byte of both copies is read, and a damaged backup is replaced; with --all their sizes are compared,
+    unless --verify is given as well.
+    """
+    check_ids_or_all(checkpoint_ids, everything=everything)
+    manager = open_manager(store, experiment, config)
+    ids = manager.checkpoint_ids() if everything else resolve_all(manager, checkpoint_ids or ["latest"])
+    verify = verify or not everything
+    outcomes = _back_up(manager, ids, verify=verify)
+    damaged = any(outcome["result"] == "damaged" for outcome in outcomes)
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "verified": verify, "backups": outcomes})
+    else:
+        _print_outcomes(outcomes)
+        if not verify and any(outcome["result"] == "already there" for outcome in outcomes):
+            note("Of those that were already there, only the sizes were compared: `--verify` reads every byte.")
+        if any(outcome["result"] == "retired" for outcome in outcomes):
+            note(f"Retired: more than max_backups={manager.config.max_backups} allows; the best and the newest stay.")
+    if damaged:
+        raise typer.Exit(DAMAGE)
+
+
+def _back_up(manager: CheckpointManager, ids: Sequence[str], *, verify: bool) -> list[dict[str, Any]]:
+    from ckpt_lib.errors import IntegrityError
+
+    sizes = {item.checkpoint_id: item.file_size for item in manager.list_checkpoints()}
+    outcomes: list[dict[str, Any]] = []
+    with byte_progress("Backing up", sum(sizes.get(checkpoint_id, 0) for checkpoint_id in ids)) as progress:
+        for checkpoint_id in ids:
+            outcome: dict[str, Any] = {"checkpoint_id": checkpoint_id, "size_bytes": sizes.get(checkpoint_id, 0)}
+            try:
+                copied = manager.backup_checkpoint(checkpoint_id, verify_existing=verify, progress=progress)
+                outcome |= {"result": "copied" if copied else "already there", "error": None}
+            except IntegrityError as error:
+                outcome |= {"result": "damaged", "error": describe_error(error)}
+            outcomes.append(outcome)
+    held = {item.checkpoint_id for item in manager.list_backups()}
+    for outcome in outcomes:
+        if outcome["result"] == "copied" and outcome["checkpoint_id"] not in held:
+            outcome["result"] = "retired"
+    return outcomes
+
+
+def _print_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        (Column("id"), Column("result"), Column("size", numeric=True)),
+        [
+            (
+                outcome["checkpoint_id"],
+                Text(outcome["result"], style=_STYLES.get(outcome["result"], "")),
+                as_size(outcome["size_bytes"]),
+            )
+            for outcome in outcomes
+        ],
+    )
+    for outcome in outcomes:
+        if outcome["error"]:
+            print_error(outcome["error"])
+
+
+def restore(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Put the backup of a checkpoint back in its place.
+
+    Whether the checkpoint is damaged or deleted: `ckpt list --backups` shows what can be restored.
+    """
+    manager = open_manager(store, experiment, config, may_be_new=True)
+    wanted = resolve(manager, checkpoint_id)
+    sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
+    with byte_progress("Restoring", sizes.get(wanted)) as progress:
+        checkpoint = manager.restore_checkpoint(wanted, progress=progress)
+    if as_json:
+        print_json(checkpoint)
+    else:
+        print_facts({"restored": checkpoint.checkpoint_id})
+
+
+def export(
+    checkpoint_id: options.CheckpointName,
+    destination: Annotated[
+        str, typer.Argument(metavar="DEST", help="The folder to copy it to, or a file: .pt, .pth or .ckpt.")
+    ],
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a checkpoint and its manifest into another folder, or the payload alone into a file.
+
+    DEST is a file when it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
+    Plain torch.load reads the payload there, and `ckpt import` takes it back from a folder.
+    """
+    manager = open_manager(store, experiment, config)
+    checkpoint = manager.get_checkpoint(checkpoint_id)
+    with byte_progress("Exporting", checkpoint.file_size) as progress:
+        path = manager.export_checkpoint(checkpoint.checkpoint_id, destination, progress=progress)
+    if as_json:
+        print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})
+    else:
+        print_facts({"exported": checkpoint.checkpoint_id, "to": path})
+
+
+def import_checkpoint(
+    source: Annotated[
+        str, typer.Argument(metavar="PATH", help="An exported payload or manifest, or a folder that holds just one.")
+    ],
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Take in an exported checkpoint as the newest of an experiment.
+
+    Every byte is verified on the way. The experiment may be a new one, if --experiment names it.
+    """
+    manager = open_manager(store, experiment, config, may_be_new=True)
+    others, held = _experiments(manager), manager.checkpoint_ids()
+    with byte_progress("Importing", None) as progress:
+        checkpoint_id = manager.import_checkpoint(source, progress=progress)
+    result = "already there" if checkpoint_id in held else "imported"
+    name = manager.experiment_name
+    if as_json:
+        print_json({"experiment_name": name, "checkpoint_id": checkpoint_id, "result": result})
+        return
+    print_facts({result: checkpoint_id, "experiment": name})
+    if name not in others:
+        from ckpt_lib.core.wording import did_you_mean
+
+        note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+
+
+def _experiments(manager: CheckpointManager) -> list[str]:
+    from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.store import open_store
+
+    return list_experiments(open_store(manager.config.checkpoint_dir), missing_ok=True)

@@ -1,0 +1,320 @@
+"""``ckpt cleanup`` and ``delete``: what takes checkpoints away."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+from rich.text import Text
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.errors import STORE_FAILURE, ConfirmationError
+from ckpt_lib.cli.options import with_options
+from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_heading, print_json, print_table
+from ckpt_lib.cli.session import open_copies, resolve_all
+from ckpt_lib.core.wording import count_of, duration
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptManifestError,
+    NotAStoreError,
+    ProtectedCheckpointError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from ckpt_lib.core.metadata import CheckpointMetadata
+    from ckpt_lib.maintenance.cleanup import CleanupReport
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.policies.retention import Decision, RetentionPolicy
+
+_STATUS_STYLES = {"valid": "green", "damaged": "bold red"}
+
+
+def cleanup(
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How many stay: the best and the newest. Default: max_checkpoints, or max_backups with --backups.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file of a retention policy, such as {kind: newest, count: 5}."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    backups: options.OfBackups = False,
+    yes: options.Yes = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Delete old checkpoints by a number or by a retention policy.
+
+    The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
+    What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
+    for trash_seconds, a day by default; afterwards a cleanup frees their bytes. With --backups, only backups go, at
+    once and for good. Exits with 3 when the checkpoints were cleaned up and the backups could not be.
+    """
+    rules = _read_policy(policy, keep)
+    manager = open_copies(
+        store,
+        experiment,
+        config,
+        backups=backups,
+        max_backups=keep if backups else None,
+        max_checkpoints=None if backups else keep,
+    )
+    clean_up = manager.cleanup_backups if backups else manager.cleanup_checkpoints
+    kind = "backup" if backups else "checkpoint"
+    trash_seconds = 0.0 if backups else manager.config.trash_seconds
+    if not dry_run and not yes:
+        refuse_to_ask(as_json=as_json)
+    if dry_run or not yes:
+        planned = clean_up(policy=rules, dry_run=True)
+        if not as_json:
+            _print_plans(planned)
+            _warn_of_new_backups(manager, planned, is_about_backups=backups)
+        if dry_run:
+            _end_with_report(planned, kind, trash_seconds, as_json=as_json)
+            return
+        if planned.plan.deleted_ids:
+            _tell_of_trash(trash_seconds)
+        confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}?")
+    report = clean_up(policy=rules)
+    if yes and not as_json:
+        _print_plans(report)
+        _warn_of_new_backups(manager, report, is_about_backups=backups)
+    _end_with_report(report, kind, trash_seconds, as_json=as_json)
+
+
+def _end_with_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_json: bool) -> None:
+    _print_report(report, kind, trash_seconds, as_json=as_json)
+    if report.backups_error:
+        raise typer.Exit(STORE_FAILURE)
+
+
+def _warn_of_new_backups(manager: CheckpointManager, report: CleanupReport, *, is_about_backups: bool) -> None:
+    """Whoever keeps fewer backups than the configuration says gets new ones."""
+    if is_about_backups and report.plan.deleted_ids and manager.config.backup_checkpoints:
+        text = (
+            "Later saves and `ckpt doctor --fix` make backups again, as backup_checkpoints and max_backups of the "
+            "configuration say: to keep fewer, change these."
+        )
+        note(with_options(text))
+
+
+def _describe_deletions(report: CleanupReport, kind: str, trash_seconds: float) -> str:
+    """What a plan deletes, such as ``2 checkpoints (3.0 MiB) and, for good, 1 backup (1.5 MiB)``."""
+    text = f"{count_of(len(report.plan.deleted_ids), kind)} ({as_size(report.plan.freed_bytes)})"
+    if trash_seconds <= 0 and report.plan.deleted_ids:
+        text += " for good"
+    if report.backups and report.backups.plan.deleted_ids:
+        backups = report.backups.plan
+        text += f" and, for good, {count_of(len(backups.deleted_ids), 'backup')} ({as_size(backups.freed_bytes)})"
+    return text
+
+
+def _print_plans(report: CleanupReport) -> None:
+    _print_plan(report.plan.decisions)
+    if report.backups and report.backups.plan.deleted_ids:
+        print_heading("Backups")
+        _print_plan(report.backups.plan.decisions)
+    if report.backups_error and report.dry_run:
+        note(f"The backups cannot be cleaned up: {report.backups_error}", warning=True)
+
+
+def _read_policy(file: Path | None, keep: int | None) -> RetentionPolicy | None:
+    if file is None:
+        return None
+    if keep is not None:
+        raise ConfigError("either --keep or --policy says what stays, not both", path=str(file))
+    from ckpt_lib.policies.retention import policy_from_yaml
+
+    return policy_from_yaml(file)
+
+
+def _print_plan(decisions: Sequence[Decision]) -> None:
+    columns = (
+        Column("id"),
+        Column("plan"),
+        Column("reason", wraps=True),
+        Column("bytes", optional=True),
+        Column("size", numeric=True, optional=True),
+    )
+    rows = [
+        (
+            decision.checkpoint_id,
+            Text("keep", style="green") if decision.keep else Text("delete", style="bold red"),
+            decision.reason,
+            Text(decision.status, style=_STATUS_STYLES.get(decision.status, "dim")),
+            as_size(decision.size_bytes),
+        )
+        for decision in decisions
+    ]
+    print_table(columns, rows)
+
+
+def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    if report.plan.warning:
+        note(report.plan.warning, warning=True)
+    if report.dry_run:
+        note(f"Would delete {_describe_deletions(report, kind, trash_seconds)}.")
+        return
+    for checkpoint_id, reason in report.spared.items():
+        note(f"Spared {checkpoint_id}: {reason}", warning=True)
+    leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
+    note(f"{count_of(len(report.deleted_ids), kind)} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    if report.expired_ids:
+        expired = count_of(len(report.expired_ids), kind)
+        note(f"{expired} deleted earlier removed for good, {as_size(report.expired_bytes)} freed.")
+    if report.backups and report.backups.deleted_ids:
+        backups = report.backups
+        note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {as_size(backups.freed_bytes)} freed.")
+    if report.trashed_bytes:
+        text = f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete ID`."
+        note(with_options(text))
+    if report.backups_error:
+        note(f"The backups were not cleaned up: {report.backups_error}", warning=True)
+
+
+def delete(
+    checkpoint_ids: options.CheckpointNames,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    backups: options.OfBackups = False,
+    yes: options.Yes = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Delete checkpoints by name.
+
+    `ckpt undelete` brings them back for trash_seconds, a day by default. Their backups stay. When one of them is pinned
+    or unknown, none is deleted. With --backups, the backups of these ids go, for good, and the checkpoints stay.
+    """
+    manager = open_copies(store, experiment, config, backups=backups)
+    if backups:
+        _delete_backups(manager, resolve_all(manager, checkpoint_ids, backups=True), yes=yes, as_json=as_json)
+        return
+    chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
+    _refuse_pinned(chosen)
+    if not yes:
+        refuse_to_ask(as_json=as_json)
+        backed_up = _backed_up(manager)
+        rows = [
+            _Chosen(
+                item.checkpoint_id,
+                item.file_size,
+                None if backed_up is None else item.checkpoint_id in backed_up,
+                ", ".join(item.tags),
+            )
+            for item in chosen
+        ]
+        _print_chosen(rows, "backup")
+        _confirm_deletion(len(chosen), manager.config.trash_seconds)
+    deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted})
+    else:
+        print_facts({"deleted": "\n".join(deleted)})
+
+
+def _backed_up(manager: CheckpointManager) -> set[str] | None:
+    """The ids that have a backup; ``None`` when the backup location cannot be reached."""
+    try:
+        return {item.checkpoint_id for item in manager.list_backups()}
+    except (StoreError, NotAStoreError) as error:
+        note(f"Whether there are backups cannot be told: {error}", warning=True)
+        return None
+
+
+def _tell_of_trash(trash_seconds: float) -> None:
+    if trash_seconds > 0:
+        text = f"What is deleted goes into the trash: `ckpt undelete ID` brings it back for {duration(trash_seconds)}."
+        note(with_options(text))
+
+
+def _confirm_deletion(count: int, trash_seconds: float) -> None:
+    _tell_of_trash(trash_seconds)
+    confirm(f"Delete {count_of(count, 'checkpoint')}{'' if trash_seconds > 0 else ' for good'}?")
+
+
+def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
+    sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined_backups()}
+    unreadable = {item.checkpoint_id for item in manager.list_unreadable_backups()}
+    for checkpoint_id in ids:
+        if checkpoint_id in unreadable:
+            raise CorruptManifestError(
+                f"the manifest of the backup of {checkpoint_id} is damaged; nothing was deleted",
+                hint=f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`.",
+            )
+        if checkpoint_id not in sizes:
+            raise CheckpointNotFoundError(
+                f"there is no backup of {checkpoint_id}; nothing was deleted",
+                hint="`ckpt list --backups` and `ckpt quarantine --backups` show what is there.",
+            )
+    if not yes:
+        refuse_to_ask(as_json=as_json)
+        there = set(manager.checkpoint_ids())
+        _print_chosen([_Chosen(name, sizes[name], name in there) for name in ids], "checkpoint")
+        confirm(f"Delete {count_of(len(ids), 'backup')} for good?")
+    freed_bytes = sum(manager.delete_backup(checkpoint_id) for checkpoint_id in ids)
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
+    else:
+        print_facts({"deleted": "\n".join(ids), "freed": as_size(freed_bytes)})
+
+
+def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
+    for item in checkpoints:
+        if item.pinned:
+            raise ProtectedCheckpointError(
+                "the checkpoint is pinned; nothing was deleted",
+                checkpoint_id=item.checkpoint_id,
+                hint=f"Unpin it first: `ckpt pin {item.checkpoint_id} --off`.",
+            )
+
+
+class _Chosen(NamedTuple):
+    """What a person is shown of a checkpoint, or a backup, that is to be deleted."""
+
+    checkpoint_id: str
+    size_bytes: int
+    has_other_copy: bool | None
+    tags: str = ""
+
+
+_ANSWERS = {True: Text("yes", style="green"), False: Text("no", style="bold red"), None: Text("?", style="yellow")}
+
+
+def _print_chosen(chosen: Sequence[_Chosen], other_copy: str) -> None:
+    """Show what is to be deleted; the column ``other_copy`` says whether there is one."""
+    print_table(
+        (Column("id"), Column("size", numeric=True), Column(other_copy), Column("tags", wraps=True, optional=True)),
+        [(item.checkpoint_id, as_size(item.size_bytes), _ANSWERS[item.has_other_copy], item.tags) for item in chosen],
+    )
+
+
+def refuse_to_ask(*, as_json: bool) -> None:
+    """Where nobody can answer, say so before any work is done."""
+    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfirmationError(
+            "deleting needs a confirmation, and nobody can be asked here", hint="Add --yes if you are sure."
+        )
+
+
+def confirm(question: str) -> None:
+    if not typer.confirm(question, err=True):
+        raise ConfirmationError("not confirmed; nothing was deleted")

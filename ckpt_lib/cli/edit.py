@@ -1,0 +1,95 @@
+"""``ckpt pin`` and ``tag``: what may change about a saved checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.output import print_facts, print_json
+from ckpt_lib.cli.session import open_manager
+from ckpt_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ckpt_lib.core.metadata import CheckpointMetadata
+
+
+def pin(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the protection away.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Protect a checkpoint from cleanup and deletion."""
+    manager = open_manager(store, experiment, config)
+    _print_edited((manager.unpin_checkpoint if off else manager.pin_checkpoint)(checkpoint_id), as_json=as_json)
+
+
+def monitor(
+    metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="The metric. Without it: show it.")] = None,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    mode: Annotated[str | None, typer.Option(metavar="min|max", help="Whether smaller or larger is better.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show or change the metric that decides which checkpoint is the best.
+
+    The first save of an experiment records it. A change holds for every later question, save and cleanup.
+    """
+    manager = open_manager(store, experiment, config)
+    if metric is not None:
+        if mode not in ("min", "max"):
+            raise ConfigError("whether smaller or larger is better was not said", expected="--mode min, or --mode max")
+        manager.set_monitor(metric, mode)  # type: ignore[arg-type]
+    elif mode is not None:
+        raise ConfigError("--mode was given without a metric", expected="ckpt monitor METRIC --mode max")
+    best = manager.get_best_checkpoint()
+    facts = {**manager.monitor.model_dump(), "best_checkpoint": best.checkpoint_id if best else None}
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, **facts})
+    else:
+        print_facts({name.replace("_", " "): value or "-" for name, value in facts.items()})
+
+
+def tag(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    add: Annotated[list[str] | None, typer.Option("--add", "-a", metavar="TAG", help="Repeat for more.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", "-r", metavar="TAG", help="Repeat for more.")] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help='The new description; "" removes it.')] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Change the tags and the description of a checkpoint.
+
+    The payload stays untouched.
+    """
+    if not (add or remove or description is not None):
+        raise ConfigError("there is nothing to change", expected="--add, --remove or --description")
+    manager = open_manager(store, experiment, config)
+    edited = manager.edit_checkpoint(
+        checkpoint_id, add_tags=add or (), remove_tags=remove or (), description=description
+    )
+    _print_edited(edited, as_json=as_json)
+
+
+def _print_edited(checkpoint: CheckpointMetadata, *, as_json: bool) -> None:
+    if as_json:
+        print_json(checkpoint)
+        return
+    print_facts(
+        {
+            "id": checkpoint.checkpoint_id,
+            "pinned": "yes" if checkpoint.pinned else "no",
+            "tags": ", ".join(checkpoint.tags) or "-",
+            "description": checkpoint.description or "-",
+        }
+    )

@@ -1,0 +1,266 @@
+"""``ckpt list``, ``show`` and ``experiments``: what there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.output import (
+    Column,
+    as_age,
+    as_number,
+    as_size,
+    as_time,
+    note,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+)
+from ckpt_lib.cli.session import open_copies, open_manager, read_config
+from ckpt_lib.core.wording import count_of
+
+if TYPE_CHECKING:
+    from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+    from ckpt_lib.core.monitor import Monitor
+    from ckpt_lib.manager import CheckpointManager
+
+
+def list_checkpoints(
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only those with this tag; repeat for more.")
+    ] = None,
+    search: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only those with this in id, tags or description, in either case.")
+    ] = "",
+    min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those from this epoch on.")] = None,
+    max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those up to this epoch.")] = None,
+    sort_by: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or the name of a metric."
+        ),
+    ] = "sequence",
+    descending: Annotated[bool, typer.Option("--descending", "-d", help="The largest first.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many.")] = None,
+    backups: options.OfBackups = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """List checkpoints, in the order in which they were saved."""
+    from ckpt_lib.core.names import check_tags
+    from ckpt_lib.core.wording import did_you_mean
+    from ckpt_lib.experiment.query import select
+
+    manager = open_copies(store, experiment, config, backups=backups)
+    everything = manager.list_backups() if backups else manager.list_checkpoints()
+    found = select(
+        everything,
+        tags=tags or (),
+        search=search,
+        min_epoch=min_epoch,
+        max_epoch=max_epoch,
+        sort_by=sort_by,
+        descending=descending,
+        limit=limit,
+    )
+    unreadable = manager.list_unreadable_backups() if backups else manager.list_unreadable()
+    if as_json:
+        reports = [{"checkpoint_id": item.checkpoint_id, "message": item.message} for item in unreadable]
+        print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
+        return
+    monitor = manager.monitor
+    _print_checkpoints(found, _ordered_metrics(everything, monitor, sort_by))
+    kind = "backup" if backups else "checkpoint"
+    note(
+        f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
+        f"{as_size(sum(item.file_size for item in found))}. "
+        f"The best is by {monitor.metric} ({monitor.mode})."
+    )
+    known = {name for item in everything for name in item.tags}
+    for unknown in sorted(set(check_tags(tags or ())) - known):
+        note(f"No {kind} has the tag {unknown!r}. {did_you_mean(unknown, known)}".rstrip(), warning=True)
+    if problem := manager.monitor_warning:
+        note(problem, warning=True)
+    for report in unreadable:
+        note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
+
+
+def _ordered_metrics(checkpoints: Sequence[CheckpointMetadata], monitor: Monitor, sort_by: str) -> list[str]:
+    """Return all metrics: the monitored one, the one sorted by, and then as they were recorded."""
+    recorded = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
+    preferred = [name for name in (monitor.metric, sort_by) if name in recorded]
+    return list(dict.fromkeys((*preferred, *recorded)))
+
+
+def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Sequence[str]) -> None:
+    first, others = metrics[:1], metrics[1:]
+    columns = (
+        Column("id"),
+        *(Column(name, numeric=True) for name in first),
+        Column("marks"),
+        Column("age", numeric=True, optional=True),
+        Column("size", numeric=True, optional=True),
+        Column("tags", wraps=True, optional=True),
+        Column("epoch", numeric=True, optional=True),
+        Column("step", numeric=True, optional=True),
+        *(Column(name, numeric=True, optional=True) for name in others),
+    )
+    rows: list[tuple[str | Text, ...]] = [
+        (
+            item.checkpoint_id,
+            *(as_number(item.metrics.get(name)) for name in first),
+            _marks(item),
+            as_age(item.timestamp),
+            as_size(item.file_size),
+            ", ".join(item.tags),
+            str(item.epoch),
+            str(item.step),
+            *(as_number(item.metrics.get(name)) for name in others),
+        )
+        for item in checkpoints
+    ]
+    print_table(columns, rows)
+
+
+def _marks(checkpoint: CheckpointMetadata) -> Text:
+    marks = (
+        ("best", "bold green", checkpoint.is_best),
+        ("latest", "bold cyan", checkpoint.is_latest),
+        ("pinned", "bold yellow", checkpoint.pinned),
+        ("unhealthy", "bold red", not checkpoint.healthy),
+    )
+    return Text(" ").join(Text(word, style=style) for word, style, holds in marks if holds)
+
+
+def show(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show everything that is known about one checkpoint.
+
+    Its payload is not read; `ckpt validate` does that.
+    """
+    manager = open_manager(store, experiment, config)
+    checkpoint = manager.get_checkpoint(checkpoint_id)
+    manifest, path, is_complete = _stored(manager, checkpoint.checkpoint_id)
+    has_backup = any(item.checkpoint_id == checkpoint.checkpoint_id for item in manager.list_backups())
+    if as_json:
+        print_json(
+            {
+                **checkpoint.model_dump(),
+                **manifest.model_dump(include={"uid", "format", "files", "libraries", "schema_version"}),
+                "path": path,
+                "is_complete": is_complete,
+                "has_backup": has_backup,
+            }
+        )
+        return
+    _print_checkpoint(checkpoint, manifest, path)
+    identifier = checkpoint.checkpoint_id
+    if not is_complete:
+        advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
+        said = f"The payload is missing or has another size than was saved: {advice}"
+        note(options.with_options(said), warning=True)
+    elif not has_backup:
+        note(options.with_options(f"It has no backup: `ckpt backup {identifier}`."))
+
+
+def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
+    """The manifest, where the payload lies, and whether it lies there with the right size."""
+    from ckpt_lib.experiment.layout import CheckpointFolder
+    from ckpt_lib.store import open_store
+
+    folder = CheckpointFolder(open_store(manager.config.checkpoint_dir), manager.experiment_name)
+    manifest = folder.read_manifest(checkpoint_id)
+    return manifest, folder.payload_location(manifest), folder.is_complete(manifest)
+
+
+def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str) -> None:
+    facts: dict[str, str | Text] = {
+        "id": checkpoint.checkpoint_id,
+        "marks": _marks(checkpoint),
+        "unhealthy": checkpoint.unhealthy or "",
+        "experiment": checkpoint.experiment_name,
+        "saved": f"{as_time(checkpoint.timestamp)}, {as_age(checkpoint.timestamp)} ago",
+        "epoch": str(checkpoint.epoch),
+        "step": str(checkpoint.step),
+        "model": checkpoint.model_name,
+        "tags": ", ".join(checkpoint.tags),
+        "description": checkpoint.description,
+        "parent": checkpoint.parent_id or "",
+        "path": path,
+        "size": f"{as_size(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
+        "SHA-256": checkpoint.checksum,
+        "format": manifest.format,
+        "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
+    }
+    print_facts({name: value for name, value in facts.items() if value})
+    for heading, mapping in (("Metrics", checkpoint.metrics), ("Configuration", checkpoint.config)):
+        if mapping:
+            print_heading(heading)
+            print_facts({f"  {name}": _shown(value) for name, value in mapping.items()})
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
+
+
+def experiments(
+    *,
+    store: options.Store = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the experiments of a store."""
+    from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.store import open_store
+
+    settings = read_config(store, config)
+    found = {
+        name: CheckpointManager(settings, name).list_checkpoints()
+        for name in list_experiments(open_store(settings.checkpoint_dir))
+    }
+    if as_json:
+        print_json({"experiments": [_experiment_facts(name, held) for name, held in found.items()]})
+        return
+    columns = (
+        Column("experiment"),
+        Column("checkpoints", numeric=True),
+        Column("size", numeric=True),
+        Column("last saved", numeric=True),
+        Column("latest", optional=True),
+    )
+    rows = [
+        (
+            name,
+            str(len(held)),
+            as_size(sum(item.file_size for item in held)),
+            f"{as_age(held[-1].timestamp)} ago" if held else "-",
+            held[-1].checkpoint_id if held else "-",
+        )
+        for name, held in found.items()
+    ]
+    print_table(columns, rows)
+
+
+def _experiment_facts(name: str, checkpoints: Sequence[CheckpointMetadata]) -> dict[str, Any]:
+    return {
+        "experiment_name": name,
+        "total_checkpoints": len(checkpoints),
+        "total_size_bytes": sum(item.file_size for item in checkpoints),
+        "latest_checkpoint": checkpoints[-1].checkpoint_id if checkpoints else None,
+    }

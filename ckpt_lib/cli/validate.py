@@ -1,0 +1,253 @@
+"""``ckpt validate``, ``scrub`` and ``repair``: whether the stored bytes are those that were saved, and making it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.errors import DAMAGE
+from ckpt_lib.cli.output import (
+    Column,
+    as_size,
+    note,
+    print_entry,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+    results,
+    visible,
+    without_names,
+)
+from ckpt_lib.cli.progress import byte_progress
+from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
+from ckpt_lib.core.wording import count_of, listed
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+
+if TYPE_CHECKING:
+    from ckpt_lib.maintenance.scrub import ScrubReport
+    from ckpt_lib.maintenance.validate import ValidationReport
+    from ckpt_lib.manager import CheckpointManager
+    from ckpt_lib.stream import Damage
+
+_TENSORS_SHOWN = 5
+
+
+def validate(
+    checkpoint_ids: options.SomeCheckpointNames = None,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
+    backups: options.OfBackups = False,
+    allow_missing: options.AllowMissing = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="By the digests of chunks on all processors, instead of SHA-256.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read every byte of checkpoints and report damage.
+
+    Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do. With --all, it
+    exits with 2 when there is nothing to read, unless --allow-missing is given.
+    """
+    check_ids_or_all(checkpoint_ids, everything=everything)
+    manager = open_copies(store, experiment, config, backups=backups)
+    ids = None if everything else resolve_all(manager, checkpoint_ids or ["latest"], backups=backups)
+    if everything and not allow_missing:
+        _require_some(manager, backups=backups)
+    held = manager.list_backups() if backups else manager.list_checkpoints()
+    total = sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
+    with byte_progress("Validating", total) as progress:
+        reports = list(_reports(manager, ids, backups=backups, deep=not quick, progress=progress))
+    damaged = [report for report in reports if not report]
+    if as_json:
+        print_json(
+            {
+                "experiment_name": manager.experiment_name,
+                "is_valid": not damaged,
+                "reports": [{**report.model_dump(), "is_valid": report.is_valid} for report in reports],
+            }
+        )
+    else:
+        _print_reports(manager, reports, backups=backups)
+        kind = "backup" if backups else "checkpoint"
+        note(f"{count_of(len(reports), kind)} validated, {len(damaged)} damaged.", warning=bool(damaged or not reports))
+    if damaged:
+        raise typer.Exit(DAMAGE)
+
+
+def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
+    """Raise where there is nothing to read, which is not intact."""
+    if manager.backup_ids() if backups else manager.checkpoint_ids():
+        return
+    what, hints = "backups" if backups else "checkpoints", []
+    if not backups:
+        if held := manager.backup_ids():
+            hints.append(
+                f"There {'is' if len(held) == 1 else 'are'} {count_of(len(held), 'backup')}: "
+                "`ckpt list --backups` shows what there is, `ckpt restore ID` brings one back."
+            )
+        if aside := manager.list_quarantined():
+            hints.append(f"In quarantine: {count_of(len(aside), 'checkpoint')}, see `ckpt quarantine`.")
+    raise CheckpointNotFoundError(
+        f"{manager.experiment_name!r} has no {what} that could be read",
+        hint=" ".join([*hints, "With --allow-missing, that is no error."]),
+    )
+
+
+def _reports(
+    manager: CheckpointManager,
+    ids: Sequence[str] | None,
+    *,
+    backups: bool,
+    deep: bool,
+    progress: Callable[[int], object],
+) -> Iterator[ValidationReport]:
+    if ids is None:
+        return (manager.validate_all_backups if backups else manager.validate_all)(deep=deep, progress=progress)
+    validate_one = manager.validate_backup if backups else manager.validate_checkpoint
+    return (validate_one(checkpoint_id, deep=deep, progress=progress) for checkpoint_id in ids)
+
+
+def scrub(
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", metavar="SIZE", help="Read at most so much in a second, such as 100MB.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, even if an earlier scrub did not come to its end.")
+    ] = False,
+    allow_missing: options.AllowMissing = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read every byte of every checkpoint and backup, with all processors.
+
+    Interrupted, the next call goes on where this one stopped. Exits with 1 when there is damage, and with 2 when there
+    are no checkpoints, unless --allow-missing is given.
+    """
+    max_bytes_per_second = None if rate is None else _bytes(rate)
+    manager = open_manager(store, experiment, config)
+    if not allow_missing:
+        _require_some(manager)
+    total = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
+    with byte_progress("Scrubbing", total) as progress:
+        report = manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
+    if as_json:
+        print_json({**report.model_dump(), "is_intact": report.is_intact})
+    else:
+        _print_scrub(manager, report)
+    if not report:
+        raise typer.Exit(DAMAGE)
+
+
+def _print_scrub(manager: CheckpointManager, report: ScrubReport) -> None:
+    files = len(report.checkpoints) + len(report.backups)
+    print_facts(
+        {
+            "checkpoints": f"{len(report.checkpoints)}, {sum(not item for item in report.checkpoints)} damaged",
+            "backups": f"{len(report.backups)}, {sum(not item for item in report.backups)} damaged",
+            "read": as_size(report.bytes_read),
+        }
+    )
+    if report.files_resumed:
+        note(f"{report.files_resumed} of {files} had been read by an earlier scrub that did not come to its end.")
+    _print_damages(manager, report.checkpoints, report.backups)
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size_bytes = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise ConfigError("--rate is not a size", expected="such as 100MB or 1GiB", got=text) from error
+    return int(size_bytes)
+
+
+def repair(
+    checkpoint_id: options.CheckpointName,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    backups: Annotated[
+        bool,
+        typer.Option("--backups", help="Repair the backup from the checkpoint, instead of the reverse."),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring the damaged bytes of a checkpoint back from its backup.
+
+    Only what is damaged is copied, into the file where it lies. Exits with 1 when both copies are damaged there.
+    """
+    manager = open_copies(store, experiment, config, backups=backups)
+    wanted = resolve(manager, checkpoint_id, backups=backups)
+    held = manager.list_backups() if backups else manager.list_checkpoints()
+    sizes = {item.checkpoint_id: item.file_size for item in held}
+    with byte_progress("Repairing", sizes.get(wanted)) as progress:
+        report = (manager.repair_backup if backups else manager.repair_checkpoint)(wanted, progress=progress)
+    if as_json:
+        print_json(report)
+        return
+    facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
+    facts |= {"rewritten": as_size(report.bytes_rewritten)} if report.damages else {"result": report.message}
+    for damage in report.damages:
+        facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
+    print_facts(facts)
+
+
+def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationReport], *, backups: bool) -> None:
+    intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
+    print_table(
+        (Column("id"), Column("result"), Column("size", numeric=True)),
+        [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
+    )
+    _print_damages(manager, *((), reports) if backups else (reports, ()))
+
+
+def _print_damages(
+    manager: CheckpointManager, checkpoints: Sequence[ValidationReport], backups: Sequence[ValidationReport]
+) -> None:
+    damaged = [("checkpoint", item, backups) for item in checkpoints if not item]
+    damaged += [("backup", item, checkpoints) for item in backups if not item]
+    if not damaged:
+        return
+    print_heading("Damage")
+    for copy, report, others in damaged:
+        lines = [f"{copy}: {_described(damage, report.checkpoint_id)}" for damage in report.damages]
+        other = next((item for item in others if item.checkpoint_id == report.checkpoint_id), None)
+        print_entry(report.checkpoint_id, *lines)
+        # Not wrapped, so that it can be copied whole.
+        advice = options.to_type(_advice(manager, copy, report, other))
+        results().print(Text(f"  fix: {visible(advice)}"), soft_wrap=True)
+
+
+def _described(damage: Damage, checkpoint_id: str) -> str:
+    if not damage.stop:
+        return without_names(damage.message, checkpoint_id)
+    tensors = _tensors(damage)
+    return f"{damage.kind}, bytes {damage.start}-{damage.stop}" + (f": {tensors}" if tensors else "")
+
+
+def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, other: ValidationReport | None) -> str:
+    """The command that helps this copy."""
+    try:
+        command = manager.remedy(report, of_backup=copy == "backup", other=other)
+    except CheckpointError:  # the other copy cannot be looked at now
+        command = "repair"
+    if command == "doctor":
+        return "ckpt doctor --fix --deep"
+    return f"ckpt {command} {'--backups ' if copy == 'backup' else ''}{report.checkpoint_id}"
+
+
+def _tensors(damage: Damage) -> str:
+    return listed(damage.tensors, _TENSORS_SHOWN)

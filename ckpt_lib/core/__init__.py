@@ -1,0 +1,1 @@
+"""Values: names, manifests, metadata, the facts of a save."""

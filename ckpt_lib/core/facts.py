@@ -1,0 +1,86 @@
+"""``Draft``: the facts of a checkpoint that is about to be saved, each checked before anything is written."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from ckpt_lib.core.metadata import MAX_COUNT, Metric, check_count, check_metrics, check_run_config
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import check_description, check_tags
+from ckpt_lib.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The facts of a checkpoint that is about to be saved."""
+
+    epoch: int
+    step: int
+    model_name: str
+    experiment_name: str
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    monitor: Monitor = field(default_factory=Monitor)
+    parent_id: str | None = None
+    run_id: str | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
+    parameter_names: tuple[tuple[str, ...], ...] | None = None
+    epoch_finished: bool = True
+    libraries: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    unhealthy: str | None = None
+    uid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+
+
+def check_draft(
+    *,
+    epoch: Any,
+    step: Any,
+    model_name: str,
+    experiment_name: str,
+    metrics: Mapping[str, Any] | None,
+    config: Any,
+    tags: Collection[str],
+    description: str,
+    monitor: Monitor,
+    idempotency_key: str | None,
+    with_environment: bool,
+) -> Draft:
+    """A draft of what was given, or the first error in it.
+
+    ``with_environment`` adds the run's configuration and the versions of the libraries.
+    """
+    if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
+        raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
+    return Draft(
+        epoch=check_count("epoch", epoch, below=MAX_COUNT),
+        step=check_count("step", step, below=MAX_COUNT),
+        model_name=model_name,
+        experiment_name=experiment_name,
+        metrics=check_metrics(metrics),
+        config=check_run_config(config) if with_environment else {},
+        tags=check_tags(tags),
+        description=check_description(description),
+        monitor=monitor,
+        libraries=dict(_libraries()) if with_environment else {},
+        idempotency_key=idempotency_key,
+    )
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    return {
+        "prefect-checkpoints": version("prefect-checkpoints"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }

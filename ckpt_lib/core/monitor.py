@@ -1,0 +1,18 @@
+"""``Monitor``: which metric decides what is the best checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Mode = Literal["min", "max"]
+
+
+class Monitor(BaseModel):
+    """The metric that decides which checkpoint is the best, and which way."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # what a newer version adds survives a manifest's rewrite
+
+    metric: str = "val_loss"
+    mode: Mode = "min"

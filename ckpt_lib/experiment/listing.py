@@ -1,0 +1,63 @@
+"""Which experiments a store holds."""
+
+from __future__ import annotations
+
+from ckpt_lib.core.names import check_experiment_name, is_checkpoint_id
+from ckpt_lib.core.wording import did_you_mean
+from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
+from ckpt_lib.experiment.layout import BACKUPS_NAME, MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
+from ckpt_lib.store import Store
+from ckpt_lib.store.identity import IDENTITY_NAME
+
+
+def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
+    """The names of the experiments in ``store``, sorted.
+
+    A store that was initialised and holds none yet gives an empty list. Raises :class:`NotAStoreError` when there is
+    neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty
+    store; with ``missing_ok``, a folder that is empty or missing gives an empty list as well.
+    """
+    entries = store.entries("")
+    names = [entry.name for entry in entries if entry.is_folder and _is_experiment(store, entry.name)]
+    is_store = bool(names) or any(entry.name == IDENTITY_NAME for entry in entries)
+    if not is_store and (entries or not missing_ok):
+        raise NotAStoreError(
+            "no checkpoints are stored here",
+            path=store.location(""),
+            expected=f"a store, with its file {IDENTITY_NAME} or with experiments",
+            got=f"{len(entries)} other files and folders" if entries else "nothing",
+            hint="Name the checkpoint_dir that the training used, or mount its disk; `ckpt init` creates a new store.",
+        )
+    return names
+
+
+def check_experiment_exists(store: Store, name: str, *, backups: Store | None = None) -> str:
+    """Return ``name`` if the store holds that experiment, or the store of its ``backups``; else raise.
+
+    The error names what is there.
+    """
+    check_experiment_name(name)
+    known = list_experiments(store, missing_ok=backups is not None)
+    if name not in known and backups is not None:  # all the checkpoints may be gone
+        known = sorted({*known, *list_experiments(backups, missing_ok=True)}) or list_experiments(store)
+    if name not in known:
+        raise ExperimentNotFoundError(
+            f"there is no experiment {name!r}",
+            path=store.location(""),
+            hint=did_you_mean(name, known, otherwise=f"The store holds: {', '.join(known[:10]) or 'none yet'}."),
+        )
+    return name
+
+
+def _is_experiment(store: Store, name: str) -> bool:
+    try:
+        check_experiment_name(name)
+    except InvalidNameError:
+        return False
+    folder = CheckpointFolder(store, name)
+    entries = store.entries(folder.path)
+    if any(entry.is_folder and entry.name == BACKUPS_NAME for entry in entries):
+        entries += store.entries(folder.child(BACKUPS_NAME).path)  # all the checkpoints may be gone
+    return bool(marker_entries(entries, "quarantined")) or any(
+        entry.name == SNAPSHOT_NAME or is_checkpoint_id(entry.name.removesuffix(MANIFEST_SUFFIX)) for entry in entries
+    )

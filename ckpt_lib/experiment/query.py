@@ -1,0 +1,235 @@
+"""Questions about an experiment's checkpoints: which one is meant, which is the best, which of them in what order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections.abc import Collection, Sequence
+
+from ckpt_lib.core.metadata import CheckpointMetadata, Manifest, check_count
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import check_tags, is_checkpoint_id
+from ckpt_lib.core.wording import count_of, did_you_mean
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.experiment.index import Index
+from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
+
+ATTEMPTS = 20
+"""How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
+
+SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
+
+logger = logging.getLogger("ckpt_lib")
+
+
+class MonitorRecord:
+    """The measure of the best: what the newest checkpoint records or, before the first save, what is configured.
+
+    A configured one that was given on purpose and differs from the record is told in the log, once.
+    """
+
+    def __init__(self, configured: Monitor, *, is_given: bool = False) -> None:
+        self._configured = configured
+        self._is_to_be_told = is_given
+
+    def of(self, manifests: Sequence[Manifest]) -> Monitor:
+        """Return the measure for an experiment of these checkpoints, which are in the order of saving."""
+        if not manifests:
+            return self._configured
+        recorded = manifests[-1].monitor
+        self.tell_if_other(recorded)
+        return recorded
+
+    def tell_if_other(self, recorded: Monitor) -> None:
+        """Warn when ``recorded`` is not what was configured."""
+        configured = self._configured
+        if not self._is_to_be_told or (recorded.metric, recorded.mode) == (configured.metric, configured.mode):
+            return
+        self.settle()
+        logger.warning(
+            "monitor_metric is %s (%s), but the experiment records %s (%s), which goes on to decide what is the best; "
+            "`ckpt monitor` and set_monitor() change the record",
+            configured.metric,
+            configured.mode,
+            recorded.metric,
+            recorded.mode,
+        )
+
+    def settle(self) -> None:
+        """Say no more of a difference: it is known."""
+        self._is_to_be_told = False
+
+
+class Catalogue:
+    """An index, together with the record that says which checkpoint is the best. Every answer is computed anew."""
+
+    def __init__(self, index: Index, record: MonitorRecord | None = None) -> None:
+        self._index = index
+        self._monitor_of = (record or MonitorRecord(Monitor())).of
+
+    def monitor(self) -> Monitor:
+        """Return the measure of the best."""
+        return self._monitor_of(self._index.manifests())
+
+    def monitor_warning(self) -> str | None:
+        """Return why no checkpoint can be the best, where none has recorded the monitored metric; else ``None``."""
+        manifests = self._index.manifests()
+        return missing_metric(self._monitor_of(manifests), manifests)
+
+    def best_id(self) -> str | None:
+        return self._best_id(self._index.manifests())
+
+    def latest_id(self) -> str | None:
+        return _latest_id(self._index.manifests())
+
+    def describe_all(self) -> list[CheckpointMetadata]:
+        """Every readable checkpoint, oldest first."""
+        manifests = self._index.manifests()
+        best, latest = self._best_id(manifests), _latest_id(manifests)
+        return [
+            manifest.describe(is_best=manifest.checkpoint_id == best, is_latest=manifest.checkpoint_id == latest)
+            for manifest in manifests
+        ]
+
+    def describe(self, manifest: Manifest) -> CheckpointMetadata:
+        """One checkpoint."""
+        manifests = self._index.manifests()
+        return manifest.describe(
+            is_best=manifest.checkpoint_id == self._best_id(manifests),
+            is_latest=manifest.checkpoint_id == _latest_id(manifests),
+        )
+
+    def resolve(self, name: str) -> Manifest:
+        """The manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
+        if not isinstance(name, str):
+            raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
+        if is_checkpoint_id(name):
+            return self._get_id(name)
+        for attempt in range(ATTEMPTS):
+            manifests = self._index.manifests()
+            found = self._named(name, manifests)
+            if found is None:
+                raise self._not_found(name, manifests)
+            try:
+                return self._index.get(found)
+            except CheckpointNotFoundError:  # retired since it was listed: another one has the name now
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _get_id(self, name: str) -> Manifest:
+        try:
+            return self._index.get(name)
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(
+                error.message, checkpoint_id=name, path=error.path, hint=self._where_it_is(name, error.hint or "")
+            ) from None
+
+    def _where_it_is(self, checkpoint_id: str, otherwise: str) -> str:
+        """Where to find a checkpoint without a manifest, or what may have been meant by its id."""
+        view = self._index.view()
+        left = [name for name in view.entries if name.removeprefix(".").partition(".")[0] == checkpoint_id]
+        if any(name.startswith(".") for name in left):  # in the trash, or set aside
+            return otherwise
+        if left:
+            return "Its payload is there without a manifest: `ckpt doctor --fix` gives it one again."
+        if any(item.checkpoint_id == checkpoint_id for item in self._index.backed_up()):
+            return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
+        return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.manifests))} {otherwise}".strip()
+
+    def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
+        if name == "latest":
+            for error in self._index.unreadable():
+                logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
+            return _latest_id(manifests)
+        if name == "best":
+            return self._best_id(manifests)
+        tag = unicodedata.normalize("NFC", name)
+        return _latest_id([manifest for manifest in manifests if tag in manifest.tags])
+
+    def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
+        best = ranked(manifests, self._monitor_of(manifests))
+        return best[0].checkpoint_id if best else None
+
+    def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
+        count = count_of(len(manifests), "checkpoint")
+        hint = did_you_mean(name, _names_of(manifests), otherwise=f"The experiment has {count}.")
+        if "/" in name or os.sep in name:
+            hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
+        if name == "best" and manifests:
+            hint = f"No healthy checkpoint has a finite {self._monitor_of(manifests).metric!r}."
+        return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
+
+
+def _names_of(manifests: Sequence[Manifest]) -> list[str]:
+    """All that a checkpoint can be asked for by."""
+    tags = {tag for item in manifests for tag in item.tags}
+    return ["latest", "best", *sorted(tags), *(item.checkpoint_id for item in manifests)] if manifests else []
+
+
+def _latest_id(manifests: Sequence[Manifest]) -> str | None:
+    return manifests[-1].checkpoint_id if manifests else None
+
+
+def select(
+    checkpoints: Sequence[CheckpointMetadata],
+    *,
+    tags: Collection[str] = (),
+    search: str = "",
+    min_epoch: int | None = None,
+    max_epoch: int | None = None,
+    sort_by: str = "sequence",
+    descending: bool = False,
+    limit: int | None = None,
+) -> list[CheckpointMetadata]:
+    """Those that carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range.
+
+    ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
+    """
+    for name, value in (("min_epoch", min_epoch), ("max_epoch", max_epoch), ("limit", limit)):
+        if value is not None:
+            check_count(name, value)
+    if not isinstance(search, str):
+        raise ConfigError("search is a text", got=type(search).__name__)
+    wanted = set(check_tags(tags))
+    text = unicodedata.normalize("NFC", search).casefold()
+    found = [
+        checkpoint
+        for checkpoint in checkpoints
+        if wanted <= set(checkpoint.tags)
+        and text in _searched(checkpoint)
+        and (min_epoch is None or checkpoint.epoch >= min_epoch)
+        and (max_epoch is None or checkpoint.epoch <= max_epoch)
+    ]
+    ordered = _sorted(found, checkpoints, sort_by, descending)
+    return ordered if limit is None else ordered[:limit]
+
+
+def _searched(checkpoint: CheckpointMetadata) -> str:
+    text = "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _sorted(
+    found: list[CheckpointMetadata], known: Sequence[CheckpointMetadata], sort_by: str, descending: bool
+) -> list[CheckpointMetadata]:
+    if sort_by in SORTABLE:
+        return sorted(found, key=lambda item: (getattr(item, sort_by), item.sequence), reverse=descending)
+    check_metric_is_known(sort_by, known)
+    comparable = [item for item in found if is_rankable(item.metrics.get(sort_by))]
+    others = [item for item in found if not is_rankable(item.metrics.get(sort_by))]
+    return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
+
+
+def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
+    """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
+    if not isinstance(metric, str):
+        raise ConfigError("a metric is named by text", got=type(metric).__name__)
+    names = {name for checkpoint in known for name in checkpoint.metrics}
+    if known and metric not in names:
+        raise UnknownMetricError(
+            f"no checkpoint has recorded a metric {metric!r}",
+            expected=", ".join(sorted(names)) or "none was recorded",
+            hint=did_you_mean(metric, names) or None,
+        )

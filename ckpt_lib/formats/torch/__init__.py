@@ -1,0 +1,1 @@
+"""The default format: an ordinary file of ``torch.save``."""

@@ -1,0 +1,271 @@
+"""The ``torch`` format: an ordinary file of ``torch.save``, readable by ``torch.load(path, weights_only=True)``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from ckpt_lib.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    UnsafePayloadError,
+    UnsupportedStateError,
+)
+from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.selection import select
+from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes
+from ckpt_lib.formats.torch.pickle_checking import MAX_LEVELS, UnusualPayloadError, is_deeper
+from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
+from ckpt_lib.formats.torch.writing import Archive
+from ckpt_lib.state.spans import check_memory, has_memory, is_per_channel, tensors_in
+from ckpt_lib.stream import VerifiedFile
+
+_PLAIN = {type(None), bool, int, float, str}
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_MAX_INT_BITS = 2_000  # pickle spells longer ones with an opcode that weights_only loading does not know
+
+
+class TorchZipFormat:
+    """Reads and writes what ``torch.save`` writes."""
+
+    name = "torch"
+    suffix = ".pt"
+
+    def prepare(self, payload: Mapping[str, Any]) -> Payload:
+        """Check that ``weights_only`` loading will take every object; NumPy scalars become Python numbers."""
+        try:
+            prepared = {key: _plain(value, key) for key, value in payload.items()}
+        except RecursionError as error:
+            raise _too_deep() from error
+        if is_deeper(prepared, MAX_LEVELS + 1):
+            raise _too_deep()
+        _check_expansion(prepared)
+        return prepared
+
+    def lay_out(self, payload: Payload) -> Archive:
+        """What ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch.writing`."""
+        try:
+            return Archive(payload)
+        except RecursionError as error:
+            raise _too_deep() from error
+
+    def read(
+        self,
+        source: BinaryIO,
+        *,
+        map_location: Any = "cpu",
+        trust_pickle: bool = False,
+        keys: Collection[str] | None = None,
+    ) -> Payload:
+        """Views of a :class:`~ckpt_lib.stream.VerifiedFile`; ``torch.load`` of what cannot be read that way.
+
+        Raises :class:`~ckpt_lib.errors.ConfigError` for a device that is not there.
+        """
+        _check_device(map_location)
+        file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
+        if trust_pickle:
+            file.require_all()
+        else:
+            if keys is None:
+                file.require_all()
+            reader = TorchReader(file)
+            if map_location is None or isinstance(map_location, str | torch.device):
+                with contextlib.suppress(UnusualPayloadError):
+                    return reader.read(keys, None if map_location is None else torch.device(map_location))
+            reader.check_all()
+        file.seek(0)
+        return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
+
+    def inspect(self, source: VerifiedFile) -> Payload:
+        """The outline that every read begins with; ``torch.load`` for the meta device where only torch can tell."""
+        reader = TorchReader(source)
+        with contextlib.suppress(UnusualPayloadError):
+            return reader.outline()
+        reader.check_heads()
+        with contextlib.suppress(CorruptCheckpointError):  # quantized and nested tensors cannot be on that device
+            source.seek(0)
+            return _torch_load(source, map_location="meta", trust_pickle=False)
+        source.seek(0)
+        return _torch_load(source, map_location="cpu", trust_pickle=False)
+
+    def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
+        """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
+        return tensor_ranges(source)
+
+
+def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
+    try:
+        loaded = _load(source, map_location=map_location, weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        raise UnsafePayloadError(
+            f"the payload holds more than tensors and plain values: {_refusal(error)}",
+            hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
+        ) from error
+    except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if _is_lack_of_memory(error):  # no damage: resume() must not pass it over
+            raise MemoryError(_first_line(error)) from error
+        raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
+    return loaded
+
+
+def _load(source: BinaryIO, **options: Any) -> Any:
+    """``torch.load`` whatever device is the default: it would put sparse tensors there."""
+    with torch._C.DisableTorchFunction():  # by which a default device is put into calls that name none
+        return torch.load(source, **options)
+
+
+def _check_expansion(payload: Payload) -> None:
+    """Refuse what a reader would refuse: see :mod:`ckpt_lib.formats.torch.limits`."""
+    total_bytes = 0
+    for tensor in {id(tensor): tensor for tensor in tensors_in(payload)}.values():
+        if tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
+            total_bytes += expanded_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
+    if total_bytes > MAX_EXPANDED_BYTES:
+        raise UnsupportedStateError(
+            f"expanded tensors of the state are {total_bytes} bytes larger than the memory that they lie in",
+            expected=f"at most {MAX_EXPANDED_BYTES} bytes",
+            hint="Store the tensor that was expanded, and expand it after loading.",
+        )
+
+
+def _too_deep() -> UnsupportedStateError:
+    return UnsupportedStateError(
+        "the state contains itself, or is nested too deeply",
+        expected=f"at most {MAX_LEVELS} levels",
+        hint="Store a tree of plain values.",
+    )
+
+
+def _plain(value: Any, place: str) -> Any:
+    """``value`` with containers rebuilt and every leaf checked; tensors are passed on, not copied."""
+    kind = type(value)
+    if _is_plain(value):
+        return value
+    if kind is dict:
+        return dict(_plain_items(value, place))
+    if kind is OrderedDict:
+        return _ordered(value, place)
+    if kind in (list, tuple):
+        return kind(_plain(item, f"{place}[{number}]") for number, item in enumerate(value))
+    if kind.__module__ == "numpy" and (found := _from_numpy(value, place)) is not None:
+        return found
+    _check_readable(value, place)
+    return value
+
+
+def _plain_items(value: Mapping[Any, Any], place: str) -> Iterator[tuple[Any, Any]]:
+    for key, item in value.items():
+        # Most are plain, and a place takes longer to name than that to see.
+        plain_key = key if _is_plain(key) else _plain(key, f"a key of {place}")
+        yield plain_key, item if _is_plain(item) else _plain(item, f"{place}[{key!r}]")
+
+
+def _from_numpy(value: Any, place: str) -> Any:
+    """An array as a tensor, which reads back without running code, and a scalar as a number; else ``None``."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
+            raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+    item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    return None if type(item) is type(value) else _plain(item, place)  # a long double stays one
+
+
+def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
+    rebuilt = OrderedDict(_plain_items(value, place))
+    # state_dict() keeps the version of each module here, which load_state_dict() uses to migrate old state.
+    rebuilt.__dict__.update(_plain(value.__dict__, f"the attributes of {place}"))
+    return rebuilt
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a leaf is sure to be read back: a number, a text, or a tensor on which nothing hangs."""
+    kind = type(value)
+    if kind in _TENSORS:
+        return (
+            value.layout is torch.strided
+            and not (value.is_quantized or value.is_nested or value.is_meta or value.__dict__)
+            and has_memory(value)
+        )
+    return kind in _PLAIN and not (kind is int and value.bit_length() > _MAX_INT_BITS)
+
+
+def _check_device(map_location: Any) -> None:
+    """Told apart from damage beforehand: a payload is not corrupt because this machine has no such device."""
+    if map_location is None or callable(map_location) or isinstance(map_location, Mapping):
+        return
+    if not isinstance(map_location, str | torch.device):
+        raise ConfigError(
+            "map_location is of the wrong type",
+            expected='a device such as "cpu", a dict or a function, as torch.load takes them',
+            got=type(map_location).__name__,
+        )
+    try:
+        torch.empty(0, dtype=torch.uint8, device=map_location)
+    except Exception as error:
+        raise ConfigError(
+            f"map_location={str(map_location)!r} cannot be used here: {_first_line(error)}",
+            hint='Load with map_location="cpu".',
+        ) from error
+
+
+def _check_readable(value: Any, place: str) -> None:
+    """Ask torch itself, by writing and reading this one object in memory."""
+    if isinstance(value, torch.Tensor) and value.is_meta:  # torch would write its shape, and no data
+        raise UnsupportedStateError(
+            f"{place} has no data: it is on the meta device",
+            expected="tensors with their data",
+            hint="Bring offloaded weights back into memory before saving.",
+        )
+    buffer = io.BytesIO()
+    try:
+        if isinstance(value, torch.Tensor):
+            check_memory(value, place)
+        torch.save(_without_storage(value), buffer)
+        buffer.seek(0)
+        _load(buffer, weights_only=True)
+    except UnsupportedStateError:
+        raise
+    except Exception as error:
+        raise UnsupportedStateError(
+            f"{place} cannot be stored so that torch.load(weights_only=True) reads it back",
+            expected="tensors, numbers, text, None, and dicts, lists, tuples and sets of them",
+            got=f"{type(value).__module__}.{type(value).__qualname__}",
+            hint="Turn it into plain values, or leave it out.",
+        ) from error
+
+
+def _without_storage(value: Any) -> Any:
+    """A tensor subclass stands for its class here: an empty slice of it is enough to be asked about."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.layout is not torch.strided or value.is_nested or (value.is_quantized and is_per_channel(value)):
+        return value  # torch takes no slice of it
+    nothing: torch.Tensor = value.detach().reshape(-1)[:0].clone()
+    nothing.__dict__.update(value.__dict__)
+    return nothing
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+
+
+def _refusal(error: pickle.UnpicklingError) -> str:
+    """What torch refuses, out of its advice on how to load it all the same."""
+    _, found, reason = str(error).partition("WeightsUnpickler error: ")
+    return ascii(reason.partition(". Please use")[0].strip().split("\n", 1)[0])[1:-1][:200] if found else "not a pickle"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,207 @@
+"""Reads the directory of a zip archive of uncompressed records, and takes nothing that can be read in two ways.
+
+Of several programs that read an archive, each trusts another part of it: the first directory or the last, the header
+before a record or the one in the directory. Here there is one directory, the last bytes of the file, without comment,
+gap or overlap, and every record lies before it. The layout is that of APPNOTE 6.3.10, as in
+:mod:`ckpt_lib.formats.torch.zip_writing`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import NamedTuple, NoReturn
+
+from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.stream import VerifiedFile
+
+MAX_RECORDS = 4_000_000
+"""Of a million parameters with all that an optimizer keeps of each. Each takes seventy bytes of the file, or more."""
+
+_END = struct.Struct("<4s4H2LH")
+_END_ZIP64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+_CENTRAL_HEADER = struct.Struct("<4s6H3L5H2L")
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_EXTRA_HEADER = struct.Struct("<2H")
+_ZIP64_EXTRA = 0x0001
+_LIMIT_32 = 0xFFFFFFFF
+_LIMIT_16 = 0xFFFF
+_ENCRYPTED = 0x2041  # the file, its header, or by a stronger method
+_KINDS = {0, 0o100000}  # no link, no device: a file, or nothing said
+
+
+class Record(NamedTuple):
+    """A stored record: its length, and its place in the file with all that belongs to it."""
+
+    name: str
+    size_bytes: int
+    start: int
+    stop: int
+
+
+class _Directory(NamedTuple):
+    start: int
+    stop: int
+    records: int
+
+
+class _Entry(NamedTuple):
+    name: str
+    size_bytes: int
+    start: int
+    least_stop: int
+    """Where the record ends at the earliest."""
+
+
+def read_directory(file: VerifiedFile) -> dict[str, Record]:
+    """Name to record, in the directory's order; only the directory is read, and verified.
+
+    Raises :class:`CorruptCheckpointError` for whatever is not such an archive, in time and memory that its directory
+    justifies.
+    """
+    place = _find_directory(file)
+    with file.view(place.start, place.stop) as view:
+        try:
+            entries = _entries(bytes(view), place.records)
+        except (struct.error, UnicodeDecodeError, IndexError) as error:
+            raise corrupt("its directory is cut off or garbled") from error
+    return _placed(entries, place.start)
+
+
+def start_of(file: VerifiedFile, record: Record) -> int:
+    """Where the bytes of a record begin. Raises :class:`CorruptCheckpointError` when its own header disagrees."""
+    name = record.name.encode()
+    with file.view(record.start, min(record.start + _LOCAL_HEADER.size + len(name), record.stop)) as header:
+        if len(header) < _LOCAL_HEADER.size + len(name):
+            raise corrupt(f"the record {record.name!r} is cut off")
+        magic, _, flags, method, *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(header)
+        is_same = header[_LOCAL_HEADER.size :] == name and name_bytes == len(name)
+    start: int = record.start + _LOCAL_HEADER.size + name_bytes + extra_bytes
+    if magic != b"PK\3\4" or not is_same or method or flags & _ENCRYPTED or start + record.size_bytes > record.stop:
+        raise corrupt(f"the record {record.name!r} is not what the directory says")
+    return start
+
+
+def corrupt(reason: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"the payload is not a torch file: {reason}")
+
+
+def _find_directory(file: VerifiedFile) -> _Directory:
+    end_start = file.size_bytes - _END.size
+    if end_start < 0:
+        _refuse("it is too short for a zip archive")
+    with file.view(0, 1) as first:
+        if bytes(first) == pickle.PROTO:
+            raise UnsafePayloadError(
+                "the payload is a bare pickle, or of a version of torch that wrote one",
+                hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
+            )
+    with file.view(end_start, file.size_bytes) as view:
+        magic, disk, first_disk, here, count, size_bytes, start, comment_bytes = _END.unpack(view)
+    if magic != b"PK\5\6" or comment_bytes:
+        _refuse("it is no zip archive, or one with something behind it")
+    found: tuple[int, ...] = (disk, first_disk, here, count, size_bytes, start)
+    stop, large = _find_zip64(file, end_start)
+    if large:
+        limits = (_LIMIT_16,) * 4 + (_LIMIT_32,) * 2
+        if any(small not in (limit, wide) for small, limit, wide in zip(found, limits, large, strict=True)):
+            _refuse("its two ends contradict each other")
+        found = large
+    disk, first_disk, here, count, size_bytes, start = found
+    if disk or first_disk or here != count or start + size_bytes != stop or not count:
+        _refuse("its directory is not where it says")
+    if count > MAX_RECORDS:
+        _refuse(f"it has {count} records, more than {MAX_RECORDS}")
+    if count * _CENTRAL_HEADER.size > size_bytes:
+        _refuse("its directory is too short")
+    return _Directory(start, stop, count)
+
+
+def _find_zip64(file: VerifiedFile, end_start: int) -> tuple[int, tuple[int, ...]]:
+    """Where the directory ends, and what the larger end record says, if there is one."""
+    locator_start = end_start - _LOCATOR.size
+    if locator_start < _END_ZIP64.size:
+        return end_start, ()
+    with file.view(locator_start, end_start) as view:
+        magic, disk, stop, disks = _LOCATOR.unpack(view)
+    if magic != b"PK\6\7":
+        return end_start, ()
+    if disk or disks != 1 or stop + _END_ZIP64.size != locator_start:
+        _refuse("its end is not where it says")
+    with file.view(stop, locator_start) as view:
+        magic, size_bytes, _, _, *numbers = _END_ZIP64.unpack(view)
+    if magic != b"PK\6\6" or size_bytes != _END_ZIP64.size - 12:
+        _refuse("its end is garbled")
+    return stop, tuple(numbers)
+
+
+def _entries(directory: bytes, count: int) -> list[_Entry]:
+    entries, position = [], 0
+    for _ in range(count):
+        entry, position = _entry(directory, position)
+        entries.append(entry)
+    if position != len(directory):
+        _refuse("its directory holds more than it says")
+    return entries
+
+
+def _entry(directory: bytes, position: int) -> tuple[_Entry, int]:
+    fields = _CENTRAL_HEADER.unpack_from(directory, position)
+    magic, _, _, flags, method, _, _, _, packed_bytes, size_bytes, *lengths, disk, _, attributes, start = fields
+    name_bytes, extra_bytes, comment_bytes = lengths
+    position += _CENTRAL_HEADER.size
+    raw = directory[position : position + name_bytes]
+    extra = directory[position + name_bytes : position + name_bytes + extra_bytes]
+    if _LIMIT_32 in (size_bytes, packed_bytes, start):
+        size_bytes, packed_bytes, start = _zip64_numbers(extra, size_bytes, packed_bytes, start)
+    position += name_bytes + extra_bytes + comment_bytes
+    if magic != b"PK\1\2" or disk or position > len(directory):
+        _refuse("its directory is garbled")
+    name = raw.decode()
+    if method or flags & _ENCRYPTED or packed_bytes != size_bytes or attributes >> 16 & 0o170000 not in _KINDS:
+        _refuse(f"the record {name!a} is compressed, encrypted or no file")
+    return _Entry(name, size_bytes, start, start + _LOCAL_HEADER.size + name_bytes + size_bytes), position
+
+
+def _zip64_numbers(extra: bytes, *numbers: int) -> list[int]:
+    """The numbers that did not fit, from the field that holds just these."""
+    position = 0
+    while position < len(extra):
+        kind, size_bytes = _EXTRA_HEADER.unpack_from(extra, position)
+        position += _EXTRA_HEADER.size
+        if kind == _ZIP64_EXTRA:
+            large = iter(struct.unpack_from(f"<{size_bytes // 8}Q", extra, position))
+            found = [next(large, -1) if number == _LIMIT_32 else number for number in numbers]
+            if -1 not in found:
+                return found
+        position += size_bytes
+    raise corrupt("a number that does not fit is missing")
+
+
+def _placed(entries: list[_Entry], directory_start: int) -> dict[str, Record]:
+    by_start = sorted(entries, key=lambda entry: entry.start)
+    if by_start[0].start:
+        _refuse("something lies before its first record")
+    stops = [entry.start for entry in by_start[1:]] + [directory_start]
+    stop_of = {}
+    for entry, stop in zip(by_start, stops, strict=True):
+        if entry.least_stop > stop:
+            _refuse(f"the record {entry.name!a} overlaps what follows it")
+        stop_of[entry.start] = stop
+    records = {}
+    for name, size_bytes, start, _ in entries:
+        if name in records or not _is_plain(name):
+            _refuse(f"the record {ascii(name)[:120]} is repeated, or leads elsewhere")
+        records[name] = Record(name, size_bytes, start, stop_of[start])
+    return records
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stands for something below the archive's root, wherever it may be unpacked."""
+    parts = name.split("/")
+    return len(parts) > 1 and not {"", ".", ".."}.intersection(parts) and "\\" not in name and name.isprintable()
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise corrupt(reason)

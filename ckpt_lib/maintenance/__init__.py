@@ -1,0 +1,1 @@
+"""What keeps stored checkpoints sound: validation, scrub, repair, cleanup, copies."""

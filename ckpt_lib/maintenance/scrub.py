@@ -1,0 +1,285 @@
+"""Scrub: read all that an experiment holds, copies included, before someone needs it.
+
+Files are hashed on all processors, as fast or as slow as is wished, and the page cache is left as it was found. What
+was done is recorded beside the checkpoints, so that a scrub that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.wording import briefly
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.maintenance.validate import ValidationReport, examine, find_unloadable, unreadable_report, with_tensors
+from ckpt_lib.stream import Damage, Progress, find_damages
+from ckpt_lib.stream.chunks import processor_count
+from ckpt_lib.stream.page_cache import NeutralReader
+
+logger = logging.getLogger("ckpt_lib")
+
+RECORD_NAME = ".ckpt-scrub.json"
+_MAX_RECORD_BYTES = 64 * 2**20
+_SECONDS_BETWEEN_RECORDS = 1.0
+_SECONDS_BETWEEN_PROGRESS = 0.1
+
+Side = Literal["checkpoints", "backups"]
+
+
+class ScrubReport(BaseModel):
+    """The outcome of a whole round over an experiment's checkpoints and backups; true when all are intact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment_name: str
+    started_at: AwareDatetime
+    completed_at: AwareDatetime
+    checkpoints: tuple[ValidationReport, ...] = ()
+    backups: tuple[ValidationReport, ...] = ()
+    bytes_read: int = 0
+    files_resumed: int = 0
+
+    @property
+    def is_intact(self) -> bool:
+        return all(self.checkpoints) and all(self.backups)
+
+    def __bool__(self) -> bool:
+        return self.is_intact
+
+
+class _Outcome(BaseModel):
+    """What was found of one file, which had this version then."""
+
+    version: str
+    sha256: str
+    checked_at: AwareDatetime
+    report: ValidationReport
+
+
+class _Round(BaseModel):
+    """One pass over everything, as it is recorded."""
+
+    schema_version: Literal[1] = 1
+    experiment_name: str
+    started_at: AwareDatetime
+    completed_at: AwareDatetime | None = None
+    outcomes: dict[str, _Outcome] = {}
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One payload to read; ``other`` is where its other copy would be."""
+
+    side: Side
+    folder: CheckpointFolder
+    other: CheckpointFolder
+    manifest: Manifest
+
+    @property
+    def key(self) -> str:
+        return f"{self.side}/{self.manifest.checkpoint_id}"
+
+
+class _StoppedError(Exception):
+    """The scrub ends before this file does."""
+
+
+class _Pace:
+    """Keeps all threads together below a rate, counts what they read, and stops them."""
+
+    def __init__(self, max_bytes_per_second: float | None) -> None:
+        self._rate = max_bytes_per_second
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+        self._stop = threading.Event()
+        self.bytes_read = 0
+
+    def __call__(self, count: int) -> None:
+        """Account for ``count`` bytes, and wait until they were due."""
+        delay = 0.0
+        with self._lock:
+            self.bytes_read += count
+            if self._rate is not None:
+                now = time.monotonic()
+                self._free_at = max(self._free_at, now) + count / self._rate
+                delay = self._free_at - now
+        if self._stop.wait(delay) if delay > 0 else self._stop.is_set():
+            raise _StoppedError
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+def scrub(
+    index: Index,
+    folder: CheckpointFolder,
+    backup_index: Index,
+    backups: CheckpointFolder,
+    experiment_name: str,
+    *,
+    max_bytes_per_second: float | None = None,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> ScrubReport:
+    """Read every payload of an experiment and of its backups to its end, and compare its SHA-256.
+
+    The outcome of each file is recorded in ``.ckpt-scrub.json`` of the experiment's folder. Killed or interrupted, the
+    next call goes on with the files that were not done, and those that changed since; ``restart`` begins anew, as does
+    the call after a round that came to its end. What the page cache holds of the files stays as it was.
+
+    ``progress`` is called by this thread. Damage is reported, not raised. Raises
+    :class:`~ckpt_lib.errors.ConfigError` for a rate that is not positive, and what the store raises when it does not
+    answer.
+    """
+    if max_bytes_per_second is not None and not max_bytes_per_second > 0:
+        raise ConfigError("max_bytes_per_second must be more than 0", got=briefly(max_bytes_per_second))
+    items = [
+        *(_Item("checkpoints", folder, backups, manifest) for manifest in index.manifests()),
+        *(_Item("backups", backups, folder, manifest) for manifest in backup_index.manifests()),
+    ]
+    current = None if restart else _unfinished_round(folder, experiment_name)
+    scrubber = _Scrubber(
+        folder, current or _Round(experiment_name=experiment_name, started_at=datetime.now(UTC)), max_bytes_per_second
+    )
+    done = scrubber.run(items, progress)
+    unreadable = {"checkpoints": index.unreadable(), "backups": backup_index.unreadable()}
+
+    def reports(side: Side) -> tuple[ValidationReport, ...]:
+        found = [done[item.key] for item in items if item.side == side and item.key in done]
+        broken = [unreadable_report(error, str(error.checkpoint_id), experiment_name) for error in unreadable[side]]
+        return (*found, *broken)
+
+    return ScrubReport(
+        experiment_name=experiment_name,
+        started_at=scrubber.round.started_at,
+        completed_at=scrubber.round.completed_at or datetime.now(UTC),
+        checkpoints=reports("checkpoints"),
+        backups=reports("backups"),
+        bytes_read=scrubber.pace.bytes_read,
+        files_resumed=scrubber.files_resumed,
+    )
+
+
+class _Scrubber:
+    """Carries one round on to its end."""
+
+    def __init__(self, folder: CheckpointFolder, current: _Round, max_bytes_per_second: float | None) -> None:
+        self._folder = folder
+        self.round = current
+        self.pace = _Pace(max_bytes_per_second)
+        self.files_resumed = 0
+        self._reported_bytes = 0
+        self._recorded_at = time.monotonic()
+
+    def run(self, items: Sequence[_Item], progress: Progress | None) -> dict[str, ValidationReport]:
+        """Read what was not read in this round, on all processors; return the reports of all files that are there."""
+        earlier = self._still_valid(items)
+        self.files_resumed = len(earlier)
+        self.round.outcomes = earlier
+        if progress and earlier:
+            progress(sum(outcome.report.size_bytes for outcome in earlier.values()))
+        # The large ones first: one that is begun last keeps one processor busy while the others wait.
+        open_items = sorted(
+            (item for item in items if item.key not in earlier), key=lambda item: -item.manifest.payload.size_bytes
+        )
+        try:
+            for item, outcome in self._outcomes(open_items, progress):
+                self.round.outcomes[item.key] = outcome
+                self._record(at_most_every=_SECONDS_BETWEEN_RECORDS)
+            self.round.completed_at = datetime.now(UTC)
+        finally:
+            if items:  # a mistyped name creates no experiment
+                self._record()
+        return {key: outcome.report for key, outcome in self.round.outcomes.items()}
+
+    def _still_valid(self, items: Sequence[_Item]) -> dict[str, _Outcome]:
+        """What this round has found already, of files that are as they were then."""
+        found = {}
+        for item in items:
+            outcome = self.round.outcomes.get(item.key)
+            entry = item.folder.payload_entry(item.manifest) if outcome else None
+            if (
+                outcome
+                and entry
+                and (outcome.version, outcome.sha256) == (entry.version, item.manifest.payload.sha256)
+                and outcome.report.checkpoint_id == item.manifest.checkpoint_id
+            ):
+                found[item.key] = outcome
+        return found
+
+    def _outcomes(self, items: Sequence[_Item], progress: Progress | None) -> Iterator[tuple[_Item, _Outcome]]:
+        """Each file's outcome as it comes; what was deleted meanwhile has none."""
+        with ThreadPoolExecutor(processor_count(), thread_name_prefix="ckpt-scrub") as pool:
+            pending: dict[Future[_Outcome | None], _Item] = {pool.submit(self._examine, item): item for item in items}
+            try:
+                while pending:
+                    done, _ = wait(pending, timeout=_SECONDS_BETWEEN_PROGRESS, return_when=FIRST_COMPLETED)
+                    self._report_progress(progress)
+                    for future in done:
+                        item = pending.pop(future)
+                        if outcome := future.result():
+                            yield item, outcome
+            finally:  # whatever ends this, the threads end at their next piece
+                self.pace.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _examine(self, item: _Item) -> _Outcome | None:
+        entry = item.folder.payload_entry(item.manifest)
+
+        def find(file: BinaryIO) -> list[Damage]:
+            with NeutralReader(file, self.pace) as source:
+                # Both within the context, at whose end the page cache forgets what they read.
+                return find_damages(source, item.manifest.payload) or find_unloadable(item.folder, item.manifest)
+
+        report = examine(item.folder, item.manifest, self.round.experiment_name, find)
+        if not report:
+            try:
+                item.folder.read_manifest(item.manifest.checkpoint_id)
+            except CheckpointNotFoundError:  # deleted meanwhile, which is no damage
+                return None
+            report = with_tensors(report, item.manifest, item.folder, item.other)
+        return _Outcome(
+            version=entry.version if entry else "",
+            sha256=item.manifest.payload.sha256,
+            checked_at=datetime.now(UTC),
+            report=report,
+        )
+
+    def _report_progress(self, progress: Progress | None) -> None:
+        done, self._reported_bytes = self.pace.bytes_read - self._reported_bytes, self.pace.bytes_read
+        if progress and done:
+            progress(done)
+
+    def _record(self, at_most_every: float = 0.0) -> None:
+        """Write the record; it only saves work, so a failure is logged and the scrub goes on."""
+        if time.monotonic() - self._recorded_at < at_most_every:
+            return
+        self._recorded_at = time.monotonic()
+        try:
+            commit.write_snapshot(self._folder, RECORD_NAME, lambda: self.round.model_dump_json().encode())
+        except CheckpointError as error:
+            logger.warning("the scrub's progress was not recorded: %s", error)
+
+
+def _unfinished_round(folder: CheckpointFolder, experiment_name: str) -> _Round | None:
+    """The round that an earlier call did not finish; ``None`` for a finished, missing, damaged or foreign record."""
+    try:
+        with folder.store.open_read(folder.path_of(RECORD_NAME)) as file:
+            found = _Round.model_validate_json(file.read(_MAX_RECORD_BYTES))
+    except (FileNotFoundError, CheckpointError, ValidationError):
+        return None
+    if found.experiment_name != experiment_name or found.completed_at is not None:
+        return None
+    return found

@@ -1,0 +1,424 @@
+"""Saves that go on while training does: who waits for whom, and where their errors come out."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import multiprocessing.util
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ckpt_lib.core.facts import Draft
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.stream.threads import Helper
+
+if TYPE_CHECKING:
+    from ckpt_lib.state.staging import Snapshot, StagingBuffer
+
+logger = logging.getLogger("ckpt_lib")
+
+_NICENESS = 10
+"""Training comes first: where it wants every processor, saving gets a tenth of one, and elsewhere what it needs."""
+
+
+class SaveHandle(Future["str | None"]):
+    """A save under way: a future of the new id, or of ``None`` when the save policy said no.
+
+    ``result()`` returns once the checkpoint is durable. An error that no one asks for here is raised by the manager's
+    next call instead. It belongs to the process of the save: in a forked child, asking it raises
+    :class:`~ckpt_lib.errors.ConfigError`, and it cannot be pickled.
+    """
+
+    def __init__(self, draft: Draft | None = None) -> None:
+        super().__init__()
+        self.draft = draft
+        self.buffer: StagingBuffer | None = None
+        """The memory of the copy, until the save has ended."""
+        self.error_was_seen = False
+        self._snapshot: Snapshot | None = None
+        self._process_id = os.getpid()
+        # Waiting for a Future's own condition, an interrupt can leave the condition's lock held for ever, and with it
+        # the thread that saves. A plain lock, taken and released in C, is never left held.
+        self._ended = threading.Lock()
+        self._ended.acquire()
+        self._has_ended = False
+        self._ender: int | None = None
+        self._buffer_is_free = threading.Lock()
+        self._buffer_is_free.acquire()
+        self._unclaimed = deque([True])
+        self.set_running_or_notify_cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError("a save under way cannot be sent to another process", hint="Send the id: handle.result().")
+
+    def claim(self) -> bool:
+        """Whether the caller is the first to say what becomes of this save: a commit, or an end before it began."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
+
+    def end(self, outcome: Callable[[], None]) -> None:
+        """Set the outcome, by a method of ``Future``, and wake those who wait for it."""
+        self._ender = threading.get_ident()
+        outcome()
+        self._has_ended = True
+        self._ended.release()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the outcome is set; on the thread that sets it, where callbacks run, it is."""
+        return self._has_ended or self._ender == threading.get_ident()
+
+    def _wait(self, timeout: float | None) -> None:
+        self._check_process()
+        if self.has_ended:
+            return
+        if timeout is None:
+            with self._ended:
+                return
+        if self._ended.acquire(timeout=max(0.0, timeout)):
+            self._ended.release()
+        else:
+            raise TimeoutError
+
+    def _check_process(self) -> None:
+        if self._process_id != os.getpid():
+            raise ConfigError(
+                "the save belongs to the process that started it",
+                expected=f"process {self._process_id}",
+                got=os.getpid(),
+                hint="A forked child saves with a manager of its own.",
+            )
+
+    def take_snapshot(self, snapshot: Snapshot) -> None:
+        """Say which copy is being made for this save."""
+        self._snapshot = snapshot
+
+    def wait_until_copied(self) -> None:
+        """Return once the state that is being saved may be changed by any means."""
+        self._check_process()
+        if (snapshot := self._snapshot) is not None:
+            snapshot.finish()
+
+    def wait_for_buffer(self) -> None:
+        """Return once the save needs its buffer no longer."""
+        with self._buffer_is_free:
+            pass
+
+    def release_buffer(self) -> None:
+        """Let another save have the buffer."""
+        if self.buffer is not None:
+            self.buffer = None
+            self._buffer_is_free.release()
+
+    def forget_snapshot(self) -> None:
+        """Let go of the state, which is on disk, or never will be."""
+        self._snapshot = None
+
+    def done(self) -> bool:
+        if (snapshot := self._snapshot) is not None:
+            snapshot.note_contact()
+        return self.has_ended
+
+    def result(self, timeout: float | None = None) -> str | None:
+        try:
+            self._wait(timeout)
+            return super().result(0)
+        finally:
+            self.error_was_seen |= self.done()  # a wait that timed out has seen nothing
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        try:
+            self._wait(timeout)
+            return super().exception(0)
+        finally:
+            self.error_was_seen |= self.done()
+
+
+def finished(checkpoint_id: str | None) -> SaveHandle:
+    """The handle of a save that had nothing to do."""
+    handle = SaveHandle()
+    handle.end(partial(handle.set_result, checkpoint_id))
+    return handle
+
+
+class BackgroundSaves:
+    """Copies, commits and follow-ups, each on a thread of its own, in the order of the calls.
+
+    At most ``limit`` saves are under way; each has a staging buffer, and one more waits for a buffer. What follows a
+    commit (backup, retirement) is waited for by :meth:`flush` alone. The interpreter flushes when it ends.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reset()
+        _LIVING.add(weakref.ref(self, _LIVING.discard))
+
+    def _reset(self) -> None:
+        self._buffers: list[StagingBuffer] = []
+        self._handles: list[SaveHandle] = []
+        self._lock = threading.Lock()
+        self._copying = _Worker("ckpt-copy")
+        self._committing = _Worker("ckpt-save", niceness=_NICENESS)
+        self._following_up = _Worker("ckpt-after-save", niceness=_NICENESS)
+
+    @property
+    def staging_bytes(self) -> int:
+        """How much memory the copies take."""
+        return sum(buffer.size_bytes for buffer in self._buffers)
+
+    def prepare(self, snapshot_into: Callable[[StagingBuffer], Snapshot]) -> None:
+        """Make a copy into each buffer, as saves will, and forget it: the memory is then in place."""
+        self._committing.wait()
+        with self._lock:
+            self._buffers += self._new_buffers(self._limit - len(self._buffers))
+            buffers = list(self._buffers)
+        for buffer in buffers:
+            snapshot_into(buffer).finish()
+
+    def start(
+        self,
+        draft: Draft,
+        snapshot_into: Callable[[StagingBuffer], Snapshot],
+        commit: Callable[[Snapshot], Any],
+        follow_up: Callable[[Any], object],
+    ) -> SaveHandle:
+        """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
+        _flush_at_end()
+        handle = SaveHandle(draft)
+        snapshot: Snapshot | None = None
+        try:
+            self._begin(handle)
+            assert handle.buffer is not None
+            snapshot = snapshot_into(handle.buffer)
+            handle.take_snapshot(snapshot)
+            if not snapshot.is_complete:
+                self._copying.put(snapshot.finish_in_background)
+            self._committing.put(partial(self._commit, handle, snapshot, commit, follow_up))
+        except BaseException:
+            if handle.claim():  # else it is being committed: the interrupt came when all was said
+                if snapshot is not None:
+                    snapshot.abandon()  # the copying may have begun: the buffer is free only when it is over
+                self._forget(handle)
+            raise
+        return handle
+
+    def _begin(self, handle: SaveHandle) -> None:
+        """Wait for a buffer and note a save that uses it.
+
+        Which buffers are free follows from the saves under way, so that no interrupt can lose one.
+        """
+        while True:
+            with self._lock:
+                used = [handle.buffer for handle in self._handles if handle.buffer is not None]
+                free = [buffer for buffer in self._buffers if not any(buffer is other for other in used)]
+                if not free and len(used) < self._limit:
+                    free = self._new_buffers(1)
+                    self._buffers += free
+                if free:
+                    handle.buffer = free[0]
+                    self._handles.append(handle)
+                    return
+                oldest = next(handle for handle in self._handles if handle.buffer is not None)
+            if self._committing.is_current:
+                raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
+            oldest.wait_for_buffer()
+
+    @staticmethod
+    def _new_buffers(count: int) -> list[StagingBuffer]:
+        from ckpt_lib.state.staging import StagingBuffer
+
+        return [StagingBuffer() for _ in range(count)]
+
+    def _forget(self, handle: SaveHandle) -> None:
+        handle.release_buffer()
+        with self._lock:
+            self._handles = [other for other in self._handles if other is not handle]
+
+    def _commit(
+        self,
+        handle: SaveHandle,
+        snapshot: Snapshot,
+        commit: Callable[[Snapshot], Any],
+        follow_up: Callable[[Any], object],
+    ) -> None:
+        if not handle.claim():
+            return  # its start was interrupted
+        try:
+            saved = commit(snapshot)
+            if saved is not None:
+                self._following_up.put(lambda: follow_up(saved))
+        except BaseException as error:
+            logger.error("a background save failed: %s", error)
+            outcome: Callable[[], None] = partial(handle.set_exception, error)
+        else:
+            outcome = partial(handle.set_result, None if saved is None else saved.checkpoint_id)
+        # First, so that whoever is called back with the outcome may save again.
+        snapshot.abandon()
+        handle.forget_snapshot()
+        handle.release_buffer()
+        handle.end(outcome)
+
+    @property
+    def under_way(self) -> list[SaveHandle]:
+        """The saves that are not committed yet, oldest first."""
+        with self._lock:
+            return [handle for handle in self._handles if not handle.done()]
+
+    def raise_failure(self) -> None:
+        """Raise the oldest error that no one has seen, once."""
+        with self._lock:
+            done: list[SaveHandle] = []
+            pending: list[SaveHandle] = []
+            for handle in self._handles:  # asked once each: it may come to its end meanwhile
+                (done if handle.done() else pending).append(handle)
+            failed = [handle for handle in done if not handle.error_was_seen and Future.exception(handle)]
+            self._handles = failed[1:] + pending
+        if failed:
+            failed[0].result()
+
+    def wait_until_copied(self) -> None:
+        """Return once nothing that is being saved is still to be copied from where it is used."""
+        for handle in self.under_way:
+            handle.wait_until_copied()
+
+    def flush(self) -> None:
+        """Return once every save so far is committed, backed up and followed up; raise an error no one has seen."""
+        self._wait()
+        self.raise_failure()
+
+    def settle(self) -> None:
+        """:meth:`flush`, but raise nothing: what failed is in the log, and keeps no last save from being made."""
+        self._wait()
+        with self._lock:
+            self._handles = [handle for handle in self._handles if not handle.done()]
+
+    def _wait(self) -> None:
+        self._committing.wait()
+        self._following_up.wait()
+
+    def close(self) -> None:
+        """:meth:`flush`, and let go of the memory; a later save takes new."""
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._buffers = []
+
+
+class _Worker:
+    """Does one thing after the other on a thread, which lives for as long as there is something to do.
+
+    Neither what waits for the thread nor the lock, a plain one, is left held by an interrupt.
+    """
+
+    def __init__(self, name: str, niceness: int = 0) -> None:
+        self._name = name
+        self._niceness = niceness
+        self._tasks: deque[Callable[[], object]] = deque()
+        self._lock = threading.Lock()
+        self._thread: Helper | None = None
+
+    def put(self, task: Callable[[], object]) -> None:
+        with self._lock:
+            self._tasks.append(task)
+            if self._thread is not None:
+                return
+            # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
+            self._thread = Helper(self._work, self._name)
+            try:
+                self._thread.start()
+            except BaseException:  # it may begin later all the same, and ends when it finds that it is not this one
+                self._thread = None
+                self._tasks.pop()
+                raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on this thread."""
+        return self._thread is threading.current_thread()
+
+    def wait(self) -> None:
+        """Return once there is nothing left to do."""
+        if self.is_current:
+            raise RuntimeError("a callback of a save waits for the thread that called it")
+        while (thread := self._current_thread()) is not None:
+            thread.wait()
+
+    def _current_thread(self) -> Helper | None:
+        with self._lock:  # under which it is started: what has not begun cannot be waited for
+            return self._thread
+
+    def _work(self) -> None:
+        _step_back(self._niceness)
+        while (task := self._next_task()) is not None:
+            try:
+                task()
+            except BaseException:  # whatever it is, others wait for this thread
+                logger.exception("%s failed", self._name)
+
+    def _next_task(self) -> Callable[[], object] | None:
+        with self._lock:
+            if not self.is_current:  # its start was interrupted
+                return None
+            if self._tasks:
+                return self._tasks.popleft()
+            self._thread = None
+            return None
+
+
+def _step_back(niceness: int) -> None:
+    """Lower the priority of this thread, and of those it starts; Linux alone has priorities of threads."""
+    if niceness and sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+_LIVING: set[weakref.ref[BackgroundSaves]] = set()
+"""A plain set, which is listed in one step while other threads add to it."""
+
+
+def _living() -> list[BackgroundSaves]:
+    return [saves for reference in list(_LIVING) if (saves := reference()) is not None]
+
+
+def wait_until_all_copied() -> None:
+    """Return once nothing that is being saved in this process is still to be copied from where it is used."""
+    for saves in _living():
+        saves.wait_until_copied()
+
+
+def _flush_all() -> None:
+    for saves in _living():
+        try:
+            saves.flush()
+        except Exception as error:  # it was logged when it happened; nothing is left that could catch it
+            logger.error("a background save had failed before the end: %s", error)
+
+
+@cache
+def _flush_at_end() -> None:
+    """Have the end of this process wait for its saves; one that multiprocessing started calls no exit handlers."""
+    atexit.register(_flush_all)
+    multiprocessing.util.Finalize(None, _flush_all, exitpriority=0)
+
+
+def _forget_all() -> None:
+    """A forked child has none of the threads, and the saves are its parent's."""
+    _flush_at_end.cache_clear()
+    for saves in _living():
+        saves._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

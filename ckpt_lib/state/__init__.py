@@ -1,0 +1,1 @@
+"""Models and optimizers to state, and back."""

@@ -1,0 +1,120 @@
+"""Whether a state is worth going on from: NaN and infinities in weights, optimizer state or the monitored metric.
+
+A state that has diverged is saved as faithfully as any other, and every digest agrees. So this looks at the numbers
+themselves, once, as they are saved: each tensor is read in one pass, and no copy of it is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_lib.core.metadata import Metric
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.wording import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECKED = ("model_state_dict", "optimizer_state_dict")
+_MAX_NAME_LENGTH = 120
+_PIECE_ELEMENTS = 2**20
+"""How much of a tensor is widened at a time whose type has no arithmetic of its own."""
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """What to look for in one save. ``buffers`` are the names of tensors in the model that no optimizer changes."""
+
+    monitor: Monitor
+    buffers: Collection[str] = ()
+
+    @classmethod
+    def of(cls, model: Any, monitor: Monitor) -> HealthCheck:
+        """The check for ``model``, which need not be a ``torch.nn.Module``."""
+        from torch.nn import Module
+
+        # By all their names: a mask that layers share has one for each.
+        named = model.named_buffers(remove_duplicate=False) if isinstance(model, Module) else ()
+        return cls(monitor, frozenset(name for name, _ in named))
+
+    def find_fault(self, payload: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str | None:
+        """Why the state is unhealthy, in one line; ``None`` when all numbers that were looked at are finite.
+
+        Looked at are the monitored metric and every floating or complex tensor of model and optimizer. A buffer may
+        hold -Infinity, of which masks are made.
+        """
+        faults = [] if (fault := self._fault_of_metric(metrics)) is None else [fault]
+        names = [name for name, tensor in self._tensors(payload) if not self._is_sound(name, tensor)]
+        if names:
+            faults.append(f"NaN or infinity in {listed([_shown(name) for name in names])}")
+        return "; ".join(faults) or None
+
+    def _fault_of_metric(self, metrics: Mapping[str, Metric]) -> str | None:
+        value = metrics.get(self.monitor.metric)
+        if not isinstance(value, float) or math.isfinite(value):
+            return None
+        return f"the monitored metric {self.monitor.metric!r} is {value}"
+
+    def _tensors(self, payload: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        for part in _CHECKED:
+            yield from _named_tensors(payload.get(part), part)
+
+    def _is_sound(self, name: str, tensor: Tensor) -> bool:
+        lowest, highest = _extremes(tensor)
+        if name.removeprefix("model_state_dict.") in self.buffers:
+            return highest < math.inf  # false for NaN as well
+        return math.isfinite(lowest) and math.isfinite(highest)
+
+
+def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that could hold a NaN, by dotted name."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield name, value.detach()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named_tensors(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple | set | frozenset):
+        for number, item in enumerate(value):
+            yield from _named_tensors(item, f"{name}.{number}")
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number in a tensor; both are NaN where one is, and 0 where there are none."""
+    import torch
+
+    numbers = torch.view_as_real(stored) if (stored := _stored(tensor)).is_complex() else stored
+    if numbers.numel() == 0:
+        return 0.0, 0.0
+    if numbers.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        lowest, highest = torch.aminmax(numbers)
+        return float(lowest), float(highest)
+    if "float8" not in str(numbers.dtype):
+        return 0.0, 0.0  # the narrower types have no NaN and no infinity
+    found = [torch.aminmax(piece.to(torch.float32)) for piece in torch.split(numbers.reshape(-1), _PIECE_ELEMENTS)]
+    lowest, highest = torch.stack([low for low, _ in found]).amin(), torch.stack([high for _, high in found]).amax()
+    return float(lowest), float(highest)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor of whatever layout stores."""
+    import torch
+
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return tensor.resolve_conj()
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()
+    if tensor.is_mkldnn:
+        return tensor.to_dense()
+    return tensor.values()
+
+
+def _shown(name: str) -> str:
+    """A name that may come from anywhere, made safe and short enough for a message."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= _MAX_NAME_LENGTH else text[: _MAX_NAME_LENGTH - 1] + "…"

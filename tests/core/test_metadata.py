@@ -1,0 +1,617 @@
+"""Manifests: they come back as they were written, and no alteration of one goes unnoticed."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckpt_lib.core.metadata import (
+    SCHEMA_VERSION,
+    CheckpointMetadata,
+    FileEntry,
+    Manifest,
+    check_metrics,
+    check_run_config,
+)
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import CheckpointId, check_tag
+from ckpt_lib.core.plain import MAX_LEVELS
+from ckpt_lib.errors import (
+    ConfigError,
+    CorruptManifestError,
+    InvalidMetricError,
+    InvalidNameError,
+    UnsupportedSchemaError,
+)
+
+BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+ID = "checkpoint_epoch_0001_step_000100_20231201_143022"
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+visible = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=20)
+metric_values = st.none() | st.integers(1 - 2**63, 2**63 - 1) | st.floats() | visible.filter(str.isprintable)
+hex32, hex64 = (st.text("0123456789abcdef", min_size=n, max_size=n) for n in (32, 64))
+
+
+def _is_tag(text: str) -> bool:
+    try:
+        return check_tag(text) == text
+    except InvalidNameError:
+        return False
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    seconds = draw(st.integers(0, 4_000_000_000))
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    epoch, step = draw(st.integers(0, 10**18 - 1)), draw(st.integers(0, 10**18 - 1))
+    checkpoint_id = str(CheckpointId(epoch, step, moment, draw(st.integers(0, 99))))
+    chunk, chunks = draw(st.integers(1, 2**40)), draw(st.lists(hex32, max_size=3))
+    short = draw(st.integers(0, chunk - 1)) if chunks else 0
+    return Manifest(
+        checkpoint_id=checkpoint_id,
+        timestamp=moment,
+        epoch=epoch,
+        step=step,
+        model_name=draw(visible),
+        experiment_name=draw(visible),
+        metrics=check_metrics(draw(st.dictionaries(visible.filter(str.isprintable), metric_values, max_size=4))),
+        config=draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)),
+        tags=tuple(draw(st.lists(visible.filter(_is_tag), max_size=3))),
+        description=draw(visible | st.just("")),
+        sequence=draw(st.integers(1, 10**12)),
+        parent_id=draw(st.none() | st.just(ID)),
+        pinned=draw(st.booleans()),
+        uid=draw(hex32),
+        format=draw(visible),
+        files=(
+            FileEntry(
+                name=checkpoint_id + draw(st.sampled_from([".pt", ".safetensors", ".pt.zst"])),
+                size_bytes=chunk * len(chunks) - short,
+                sha256=draw(hex64),
+                chunk_size_bytes=chunk,
+                chunk_xxh3_128=tuple(chunks),
+            ),
+        ),
+        monitor=Monitor(metric=draw(visible), mode=draw(st.sampled_from(["min", "max"]))),
+        libraries=draw(st.dictionaries(visible, visible, max_size=2)),
+        idempotency_key=draw(st.none() | st.text(max_size=9)),
+    )
+
+
+def example(**facts: Any) -> Manifest:
+    """A small manifest with every kind of value in it."""
+    fields: dict[str, Any] = {
+        "checkpoint_id": ID,
+        "timestamp": datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC),
+        "epoch": 1,
+        "step": 100,
+        "model_name": "Net",
+        "experiment_name": "e",
+        "metrics": {"loss": 0.5, "nan": math.nan, "note": "é"},
+        "sequence": 1,
+        "uid": "0" * 32,
+        "format": "torch",
+        "files": (
+            FileEntry(name=f"{ID}.pt", size_bytes=3, sha256="a" * 64, chunk_size_bytes=8, chunk_xxh3_128=("b" * 32,)),
+        ),
+    }
+    return Manifest(**(fields | facts))
+
+
+def sealed(fields: Mapping[str, Any]) -> bytes:
+    """A manifest file with a right digest over whatever is in it, as docs/FORMAT.md specifies it."""
+    body = _dumped({key: value for key, value in fields.items() if key != "manifest_sha256"})
+    return _dumped({**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}) + b"\n"
+
+
+def _dumped(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def plain_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(example().to_bytes())
+    return fields
+
+
+def read(data: bytes) -> Manifest:
+    return Manifest.from_bytes(data, path="somewhere.json")
+
+
+def bits(value: object) -> object:
+    """Something by which NaN equals NaN and 1 differs from 1.0."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else struct.pack("<d", value)
+    return (type(value), value)
+
+
+# --- round trips ---
+
+
+@BOUNDED
+@given(manifests())
+def test_a_manifest_comes_back_as_it_was_written(manifest: Manifest) -> None:
+    """Every field, NaN and infinite metrics among them, survives; and the same facts make the same bytes."""
+    data = manifest.to_bytes()
+    found = read(data)
+    assert found.to_bytes() == data
+    assert {name: bits(value) for name, value in found.metrics.items()} == {
+        name: bits(value) for name, value in manifest.metrics.items()
+    }
+    for name in set(Manifest.model_fields) - {"metrics"}:
+        assert getattr(found, name) == getattr(manifest, name), name
+
+
+def test_the_file_is_strict_json_for_everyone_else() -> None:
+    """No NaN or Infinity literal that another JSON reader would refuse is ever written."""
+    metrics = check_metrics({"a": math.nan, "b": math.inf, "c": -math.inf})
+
+    def refuse(literal: str) -> None:
+        raise AssertionError(literal)
+
+    stored = json.loads(example(metrics=metrics).to_bytes(), parse_constant=refuse)
+    assert stored["metrics"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity"}
+
+
+@BOUNDED
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8).map("x_".__add__), json_values, min_size=1, max_size=3), json_values
+)
+def test_fields_of_a_newer_version_survive_a_rewrite(unknown: dict[str, Any], inner: Any) -> None:
+    """What this version does not know, in the manifest or in a part of it, is still there after an edit."""
+    fields = plain_fields() | unknown
+    fields["files"][0]["x_new"] = inner
+    fields["monitor"]["x_new"] = inner
+    edited = json.loads(read(sealed(fields)).changed(tags=("kept",)).to_bytes())
+    assert {name: edited[name] for name in unknown} == unknown
+    assert edited["files"][0]["x_new"] == inner
+    assert edited["monitor"]["x_new"] == inner
+    assert edited["tags"] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["payload", "to_bytes", "model_config", "MAX_BYTES", "_private", "__class__", "uid "])
+def test_an_unknown_field_shadows_nothing(name: str) -> None:
+    """A field named like a method of ours stays data."""
+    manifest = read(sealed(plain_fields() | {name: {"a": 1}}))
+    assert json.loads(manifest.to_bytes())[name] == {"a": 1}
+    assert manifest.payload.name == f"{ID}.pt"
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99, 10**30])
+def test_a_newer_schema_is_refused_by_number(version: int) -> None:
+    """Also when that version spells the rest in a way this one cannot know."""
+    for fields in ({"schema_version": version}, plain_fields() | {"schema_version": version, "files": "elsewhere"}):
+        with pytest.raises(UnsupportedSchemaError, match=str(version)) as refused:
+            read(sealed(fields))
+        assert refused.value.got == version
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.0, 2.0, "1", "2", None, True, [1], math.nan])
+def test_a_schema_version_is_a_positive_whole_number(version: object) -> None:
+    """2.0 and "2" must not pass for schema 2 and be read as schema 1."""
+    with pytest.raises(CorruptManifestError):
+        read(sealed(plain_fields() | {"schema_version": version}))
+
+
+def test_a_manifest_without_schema_version_is_refused() -> None:
+    """Nothing is guessed about a file that does not say what it is."""
+    fields = plain_fields()
+    del fields["schema_version"]
+    with pytest.raises(CorruptManifestError):
+        read(sealed(fields))
+
+
+def test_describe_shows_the_facts_and_nothing_that_could_go_stale() -> None:
+    """The public view takes size and checksum from the payload; best and latest are told, not stored."""
+    described = example(pinned=True).describe(is_best=True)
+    assert isinstance(described, CheckpointMetadata)
+    assert (described.file_size, described.checksum, described.pinned) == (3, "a" * 64, True)
+    assert (described.is_best, described.is_latest) == (True, False)
+    assert not {"is_best", "is_latest"} & plain_fields().keys()
+
+
+# --- alterations ---
+
+
+def _is_noticed(data: bytes) -> bool:
+    try:
+        read(data)
+    except (CorruptManifestError, UnsupportedSchemaError):
+        return True
+    return False
+
+
+def test_every_flipped_byte_is_noticed() -> None:
+    """Exhaustive: each byte of a manifest, changed by each single bit and to each of some telling characters."""
+    data = example().to_bytes()
+    missed = [
+        (at, bytes([new]))
+        for at, old in enumerate(data)
+        for new in {*(old ^ (1 << bit) for bit in range(8)), *b' \t\n\r0123456789eE+-.,:"\\{}[]anNf\x00\xff'} - {old}
+        if not _is_noticed(data[:at] + bytes([new]) + data[at + 1 :])
+    ]
+    assert missed == []
+
+
+def test_every_inserted_byte_is_noticed() -> None:
+    """Exhaustive: white space, digits, quotes and others, put in at each place."""
+    data = example().to_bytes()
+    missed = [
+        (at, piece)
+        for at in range(len(data) + 1)
+        for piece in (
+            b" ",
+            b"\n",
+            b"\t",
+            b"0",
+            b"1",
+            b".",
+            b"e",
+            b'"',
+            b"\\",
+            b",",
+            b"\x00",
+            b"\xef\xbb\xbf",
+            b"\xc3\xa9",
+        )
+        if not _is_noticed(data[:at] + piece + data[at:])
+    ]
+    assert missed == []
+
+
+def test_every_deleted_byte_and_every_truncation_is_noticed() -> None:
+    """Exhaustive: one byte less at each place, and the file cut off at each place, to nothing."""
+    data = example().to_bytes()
+    assert [at for at in range(len(data)) if not _is_noticed(data[:at] + data[at + 1 :])] == []
+    assert [at for at in range(len(data)) if not _is_noticed(data[:at])] == []
+    assert [at for at in range(1, len(data)) if not _is_noticed(data[at:])] == []
+
+
+@BOUNDED
+@given(st.data())
+def test_a_block_of_other_bytes_is_noticed(data: st.DataObject) -> None:
+    """Zeroed, repeated, swapped or random ranges: what a disk or a network does to a file."""
+    original = example().to_bytes()
+    start = data.draw(st.integers(0, len(original) - 1))
+    stop = data.draw(st.integers(start + 1, len(original)))
+    piece = original[start:stop]
+    other = data.draw(st.one_of(st.just(bytes(len(piece))), st.just(piece * 2), st.just(piece[::-1]), st.binary()))
+    altered = original[:start] + other + original[stop:]
+    assert altered == original or _is_noticed(altered)
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "utf-7"])
+def test_the_same_text_in_another_encoding_is_noticed(codec: str) -> None:
+    """JSON readers guess encodings; the digest is of the bytes."""
+    assert _is_noticed(example().to_bytes().decode().encode(codec))
+
+
+def test_duplicate_keys_are_noticed() -> None:
+    """JSON keeps the last of two; a reader that keeps the first would see another checkpoint."""
+    data = example().to_bytes()
+    assert _is_noticed(data.replace(b'{\n  "checkpoint_id"', b'{\n  "epoch": 7,\n  "checkpoint_id"', 1))
+
+
+@BOUNDED
+@given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_garbage_is_refused_with_the_right_error(data: bytes) -> None:
+    """Whatever lies there under a manifest's name, reading it raises nothing else."""
+    with pytest.raises(CorruptManifestError) as refused:
+        read(data)
+    assert refused.value.path == "somewhere.json"
+
+
+@pytest.mark.parametrize("levels", [300, 950, 5_000, 100_000])
+@pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
+def test_deeply_nested_garbage_is_refused(levels: int, bracket: bytes) -> None:
+    """A bomb of brackets ends in our error and not in a crash."""
+    with pytest.raises(CorruptManifestError):
+        read(bracket * levels + b"1" + (b"]" if bracket == b"[" else b"}") * levels)
+
+
+def test_a_giant_is_refused_unread() -> None:
+    """A planted file larger than any manifest is not even parsed."""
+    with pytest.raises(CorruptManifestError, match="too large"):
+        read(b" " * (Manifest.MAX_BYTES + 1))
+
+
+mutants = st.one_of(
+    json_values,
+    st.sampled_from(
+        [10**400, -(10**400), math.nan, math.inf, "", "\ud800", "/", "..", "0" * 32, [], {}, [[]], True, -1, 2**63, ID]
+    ),
+)
+
+
+@settings(BOUNDED, max_examples=1000)
+@given(st.sampled_from(sorted(plain_fields())), st.sampled_from(sorted(plain_fields()["files"][0])), st.data())
+def test_a_forged_manifest_is_refused_or_usable(field: str, file_field: str, data: st.DataObject) -> None:
+    """Any field replaced by anything, with a digest to match: the right error, or a manifest that can be rewritten."""
+    fields = plain_fields()
+    what = data.draw(st.sampled_from(["field", "file", "drop", "drop file field", "add"]))
+    if what == "field":
+        fields[field] = data.draw(mutants)
+    elif what == "file":
+        fields["files"][0][file_field] = data.draw(mutants)
+    elif what == "drop":
+        del fields[field]
+    elif what == "drop file field":
+        del fields["files"][0][file_field]
+    else:
+        fields[data.draw(st.text(max_size=6))] = data.draw(mutants)
+    try:
+        manifest = read(sealed(fields))
+    except (CorruptManifestError, UnsupportedSchemaError):
+        return
+    assert read(manifest.to_bytes()).to_bytes() == manifest.to_bytes()
+    assert manifest.payload.name.startswith(f"{manifest.checkpoint_id}.")
+    manifest.describe(is_best=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..",
+        "",
+        ".",
+        ID,
+        f"{ID}.",
+        f"{ID}.json",
+        f"{ID}.JSON",
+        f"{ID}./../../x.pt",
+        f"{ID}.pt/../../../x",
+        f"{ID}.\\..\\x.pt",
+        f"{ID}.pt\0.x",
+        f"{ID}.pt:stream",
+        f"{ID}.pt\n",
+        f"{ID}.p\u202et",
+        f"{ID}.{'x' * 300}",
+        f"{ID}x.pt",
+        f"{ID}_2.pt",
+        f"./{ID}.pt",
+        f"backups/{ID}.pt",
+        f"{ID.upper()}.pt",
+    ],
+    ids=ascii,
+)
+def test_a_manifest_names_its_own_payload_and_nothing_else(name: str) -> None:
+    """A forged manifest cannot make a deletion or a load reach another file."""
+    fields = plain_fields()
+    fields["files"][0]["name"] = name
+    with pytest.raises(CorruptManifestError):
+        read(sealed(fields))
+
+
+@pytest.mark.parametrize("checkpoint_id", ["latest", "../x", "", ID.replace("0001", "00001")])
+def test_a_manifest_is_of_a_checkpoint(checkpoint_id: str) -> None:
+    """An id outside the grammar is refused even when payload and digest agree with it."""
+    fields = plain_fields() | {"checkpoint_id": checkpoint_id}
+    fields["files"][0]["name"] = f"{checkpoint_id}.pt"
+    with pytest.raises(CorruptManifestError):
+        read(sealed(fields))
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(0, 1), (1, 0), (8, 2), (9, 1), (10**400, 1), (17, 2)])
+def test_a_chunk_table_of_the_wrong_length_is_refused(size: int, chunks: int) -> None:
+    """A missing chunk digest would leave bytes that damage could not be located in."""
+    fields = plain_fields()
+    fields["files"][0] |= {"size_bytes": size, "chunk_xxh3_128": ["b" * 32] * chunks, "chunk_size_bytes": 8}
+    with pytest.raises(CorruptManifestError):
+        read(sealed(fields))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"idempotency_key": "\ud800"},
+        {"monitor": Monitor(metric="\ud800")},
+        {"model_name": "\udfff"},
+        {"config": {"a": "\ud800"}},
+        {"config": {"a": 10**5000}},
+    ],
+)
+def test_a_manifest_that_could_not_be_read_back_is_not_written(facts: dict[str, Any]) -> None:
+    """Better no checkpoint and an error than one that was acknowledged and has an unreadable manifest."""
+    with pytest.raises(ConfigError):
+        example(**facts).to_bytes()
+
+
+# --- what comes in at the door ---
+
+
+class _Word(enum.StrEnum):
+    GOOD = "good"
+
+
+class _Number(enum.IntEnum):
+    TWO = 2
+
+
+@pytest.mark.parametrize(
+    ("given_value", "stored"),
+    [
+        (None, None),
+        (True, 1),
+        (False, 0),
+        (3, 3),
+        (2**63 - 1, 2**63 - 1),
+        (1 - 2**63, 1 - 2**63),
+        (0.5, 0.5),
+        (math.inf, math.inf),
+        ("text", "text"),
+        ("NaN", math.nan),
+        ("-Infinity", -math.inf),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.5), 0.5),
+        (np.float16(0.5), 0.5),
+        (np.longdouble(0.5), 0.5),
+        (np.int8(-3), -3),
+        (np.uint64(2**63 - 1), 2**63 - 1),
+        (np.bool_(True), 1),
+        (np.str_("text"), "text"),
+        (np.array(2.5), 2.5),
+        (np.array([2.5]), 2.5),
+        (torch.tensor(0.5), 0.5),
+        (torch.tensor([0.5]), 0.5),
+        (torch.tensor(3), 3),
+        (torch.tensor(True), 1),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (torch.tensor(math.nan), math.nan),
+        (torch.nn.Parameter(torch.tensor(0.5)), 0.5),
+        (Fraction(1, 2), 0.5),
+        (_Word.GOOD, "good"),
+        (_Number.TWO, 2),
+    ],
+    ids=repr,
+)
+def test_a_metric_becomes_a_plain_value(given_value: object, stored: object) -> None:
+    """Whatever number training code has at hand is stored as a number of Python's own, and nothing else."""
+    found = check_metrics({"m": given_value})["m"]
+    assert (type(found), bits(found)) == (type(stored), bits(stored))
+    assert bits(read(example(metrics={"m": found}).to_bytes()).metrics["m"]) == bits(stored)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        [1.0],
+        (1,),
+        {},
+        {"a": 1},
+        object(),
+        1j,
+        b"1",
+        np.array([1.0, 2.0]),
+        np.array([]),
+        np.datetime64("2020-01-01"),
+        np.complex64(1),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([]),
+        torch.tensor(1j),
+        torch.ones((), device="meta"),
+        Decimal(1),
+        2**63,
+        -(2**63),
+        np.uint64(2**64 - 1),
+        10**300,
+        10**400,
+        -(10**5000),
+        Fraction(10**400),
+        "a\nb",
+        "a\0",
+        "\x1b[31m",
+        "\ud800",
+        lambda: 1,
+        float,
+    ],
+    ids=lambda value: ascii(type(value)),
+)
+def test_what_is_no_metric_is_refused_by_name(value: object) -> None:
+    """The error names the metric, so that a person finds it among twenty."""
+    with pytest.raises(InvalidMetricError, match="val_loss"):
+        check_metrics({"fine": 1.0, "val_loss": value})
+
+
+@pytest.mark.parametrize("name", ["", None, 1, "a\nb", "\ud800", "\u202ea", "x" * 101, ("a",)], ids=ascii)
+def test_a_metric_needs_a_name_that_can_be_stored(name: object) -> None:
+    """Names become columns, table cells and file content."""
+    with pytest.raises(InvalidMetricError):
+        check_metrics({name: 1.0})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("metrics", [[("a", 1)], "a", 1, {"a"}])
+def test_metrics_are_a_mapping(metrics: object) -> None:
+    """And are refused as a whole otherwise."""
+    with pytest.raises(InvalidMetricError):
+        check_metrics(metrics)  # type: ignore[arg-type]
+
+
+def test_no_metrics_and_no_config_are_empty() -> None:
+    """``None`` stands for nothing given."""
+    assert check_metrics(None) == {}
+    assert check_run_config(None) == {}
+
+
+@BOUNDED
+@given(st.dictionaries(visible.filter(str.isprintable), metric_values, max_size=5))
+def test_checked_metrics_survive_the_manifest(metrics: dict[str, Any]) -> None:
+    """Whatever passes the door is the same after a trip through the file."""
+    checked = check_metrics(metrics)
+    found = read(example(metrics=checked).to_bytes()).metrics
+    assert {name: bits(value) for name, value in found.items()} == {name: bits(v) for name, v in checked.items()}
+
+
+@BOUNDED
+@given(st.dictionaries(st.text(max_size=5), json_values, max_size=4))
+def test_a_checked_config_survives_the_manifest(config: dict[str, Any]) -> None:
+    """JSON values pass the door unchanged, as a copy, and are the same after a trip through the file."""
+    checked = check_run_config(config)
+    assert checked == config
+    assert read(example(config=checked).to_bytes()).config == config
+    checked["changed later"] = True
+    assert "changed later" not in config
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    config: dict[str, Any] = {"leaf": 1}
+    for _ in range(levels - 1):
+        config = {"a": config}
+    return config
+
+
+def _cyclic() -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    config["self"] = config
+    return config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"a": object()},
+        {"a": b"x"},
+        {"a": "\ud800"},
+        {"\udfff": 1},
+        {("a",): 1},
+        {"a": 10**5000},
+        _nested(MAX_LEVELS + 1),
+        _nested(900),
+        _nested(50_000),
+        _cyclic(),
+        [("a", 1)],
+        "a: 1",
+    ],
+    ids=lambda config: ascii(config)[:40] if not isinstance(config, dict) or "a" not in config else "nested",
+)
+def test_a_config_json_cannot_hold_is_refused(config: object) -> None:
+    """Refused at the door, because a manifest that cannot be written or read comes too late."""
+    with pytest.raises(ConfigError):
+        check_run_config(config)
+
+
+def test_a_config_may_nest_to_its_limit() -> None:
+    """The limit itself is fine, all the way through a manifest."""
+    config = _nested(MAX_LEVELS)
+    assert read(example(config=check_run_config(config)).to_bytes()).config == config

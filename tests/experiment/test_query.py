@@ -1,0 +1,334 @@
+"""Questions about checkpoints: which one a name means, which is best, and which of them in what order."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ckpt_lib import CheckpointManager
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import CheckpointId
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptManifestError,
+    UnknownMetricError,
+)
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.query import SORTABLE, Catalogue, MonitorRecord, select
+from tests.experiment.test_commit import folder_at, keep, save
+from tests.helpers import MakeManager
+
+BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+LOSS_RECORD = MonitorRecord(Monitor(metric="val_loss", mode="min"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return folder_at(tmp_path)
+
+
+def losses(folder: CheckpointFolder, *values: Any) -> list[str]:
+    return [save(folder, n, metrics={"val_loss": value}).checkpoint_id for n, value in enumerate(values)]
+
+
+# --- names ---
+
+
+def test_latest_is_the_one_saved_last(folder: CheckpointFolder) -> None:
+    """By order of saving, not by epoch, and after a deletion the one before it."""
+    ids = [save(folder, epoch).checkpoint_id for epoch in (1, 9, 2)]
+    catalogue = Catalogue(Index(folder))
+    assert catalogue.resolve("latest").checkpoint_id == catalogue.latest_id() == ids[2]
+    commit.delete(folder, ids[2], unless=keep)
+    assert catalogue.resolve("latest").checkpoint_id == ids[1]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
+def test_best_is_the_best_finite_value(folder: CheckpointFolder, mode: Any, best: int) -> None:
+    """NaN, infinities, text and nothing at all do not compete; of equals the earlier is best."""
+    values = (math.nan, math.inf, 1.0, None, 7.0, "0", -math.inf, 1.0, 7.0)
+    monitor = Monitor(metric="val_loss", mode=mode)
+    ids = [
+        save(folder, n, metrics={"val_loss": value}, monitor=monitor).checkpoint_id for n, value in enumerate(values)
+    ]
+    catalogue = Catalogue(Index(folder))
+    assert catalogue.resolve("best").checkpoint_id == catalogue.best_id() == ids[best]
+
+
+def test_best_is_by_what_the_run_monitored(folder: CheckpointFolder) -> None:
+    """What the newest checkpoint records answers, whatever a configuration says."""
+    for epoch, accuracy in enumerate((0.1, 0.9, 0.5)):
+        save(folder, epoch, metrics={"acc": accuracy, "val_loss": accuracy}, monitor=Monitor(metric="acc", mode="max"))
+    assert Catalogue(Index(folder)).resolve("best").epoch == 1
+    assert Catalogue(Index(folder), LOSS_RECORD).resolve("best").epoch == 1
+
+
+def test_a_tag_is_the_newest_that_carries_it(folder: CheckpointFolder) -> None:
+    """In whatever spelling of its characters."""
+    save(folder, 1, tags=("caf\u00e9", "a"))
+    save(folder, 2, tags=("caf\u00e9",))
+    catalogue = Catalogue(Index(folder))
+    assert catalogue.resolve("caf\u00e9").epoch == catalogue.resolve("cafe\u0301").epoch == 2
+    assert catalogue.resolve("a").epoch == 1
+
+
+def test_keywords_and_ids_are_no_tags(folder: CheckpointFolder) -> None:
+    """No manifest can hold a tag called ``latest``, or one that is an id, which would redirect a question."""
+    first = save(folder, 1)
+    for tag in ("best", "latest", first.checkpoint_id):
+        with pytest.raises(ValueError, match="cannot be a tag"):
+            save(folder, 2, tags=(tag,))
+    save(folder, 3, metrics={"val_loss": 1.0})
+    save(folder, 5)
+    catalogue = Catalogue(Index(folder), LOSS_RECORD)
+    assert catalogue.resolve("latest").epoch == 5
+    assert catalogue.resolve("best").epoch == 3
+    assert catalogue.resolve(first.checkpoint_id).epoch == 1
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "Latest", "../e", "\ud800", "x" * 10_000, "checkpoint_epoch_0001"])
+def test_an_unknown_name_is_not_found(folder: CheckpointFolder, name: str) -> None:
+    """Whatever it is, the error is printable and short."""
+    save(folder)
+    with pytest.raises(CheckpointNotFoundError) as raised:
+        Catalogue(Index(folder)).resolve(name)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
+
+
+def test_an_empty_experiment_has_neither_best_nor_latest(folder: CheckpointFolder) -> None:
+    """Asked for by name it is an error, asked whether there is one it is ``None``."""
+    catalogue = Catalogue(Index(folder))
+    assert (catalogue.best_id(), catalogue.latest_id(), catalogue.describe_all()) == (None, None, [])
+    for name in ("best", "latest"):
+        with pytest.raises(CheckpointNotFoundError):
+            catalogue.resolve(name)
+
+
+def test_no_best_is_explained(folder: CheckpointFolder) -> None:
+    """By the metric that has no finite value."""
+    losses(folder, math.nan)
+    with pytest.raises(CheckpointNotFoundError, match="val_loss"):
+        Catalogue(Index(folder), LOSS_RECORD).resolve("best")
+
+
+def test_a_near_miss_is_suggested(folder: CheckpointFolder) -> None:
+    """A typo in a tag."""
+    save(folder, tags=("release-candidate",))
+    with pytest.raises(CheckpointNotFoundError, match="release-candidate"):
+        Catalogue(Index(folder)).resolve("release-candidat")
+
+
+@pytest.mark.parametrize("name", [None, 3, b"latest", ["latest"]])
+def test_a_name_is_text(folder: CheckpointFolder, name: Any) -> None:
+    """Anything else is a mistake in the call."""
+    with pytest.raises(ConfigError):
+        Catalogue(Index(folder)).resolve(name)
+
+
+def test_a_damaged_manifest_is_no_latest_but_answers_to_its_id(folder: CheckpointFolder, tmp_path: Path) -> None:
+    """With its error, not with "not found"; keywords go to the next that can be read."""
+    first, second = save(folder, 1), save(folder, 2)
+    (tmp_path / "e" / f"{second.checkpoint_id}.json").write_bytes(b"torn")
+    catalogue = Catalogue(Index(folder))
+    assert catalogue.resolve("latest") == first
+    with pytest.raises(CorruptManifestError):
+        catalogue.resolve(second.checkpoint_id)
+
+
+def test_one_is_marked_best_and_one_latest(folder: CheckpointFolder) -> None:
+    """Never two, and they are the ones that the names mean."""
+    losses(folder, 3.0, 1.0, 2.0)
+    catalogue = Catalogue(Index(folder), LOSS_RECORD)
+    described = catalogue.describe_all()
+    assert [(item.is_best, item.is_latest) for item in described] == [(False, False), (True, False), (False, True)]
+    assert [catalogue.describe(catalogue.resolve(item.checkpoint_id)) for item in described] == described
+
+
+# --- selecting ---
+
+values = st.one_of(st.none(), st.floats(), st.integers(-5, 5), st.just("text"))
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> list[CheckpointMetadata]:
+    found = []
+    for sequence in range(1, draw(st.integers(0, 8)) + 1):
+        epoch, step = draw(st.integers(0, 5)), draw(st.integers(0, 5))
+        moment = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=draw(st.integers(0, 100)))
+        found.append(
+            CheckpointMetadata(
+                checkpoint_id=str(CheckpointId(epoch, step, moment, sequence)),
+                timestamp=moment,
+                epoch=epoch,
+                step=step,
+                model_name="Net",
+                experiment_name="e",
+                metrics=draw(st.dictionaries(st.sampled_from(["a", "b"]), values)),
+                tags=draw(st.lists(st.sampled_from(["x", "y", "Stra\u00dfe"]), unique=True).map(tuple)),
+                description=draw(st.sampled_from(["", "Good one", "STRASSE", "cafe\u0301"])),
+                sequence=sequence,
+                file_size=draw(st.integers(0, 3)),
+                checksum="0" * 64,
+            )
+        )
+    return found
+
+
+@BOUNDED
+@given(
+    checkpoints(),
+    st.lists(st.sampled_from(["x", "y"]), unique=True),
+    st.sampled_from(["", "good", "strasse", "STRA\u00dfE", "caf\u00e9", "epoch_0003", "nowhere"]),
+    st.tuples(st.none() | st.integers(0, 5), st.none() | st.integers(0, 5)),
+    st.none() | st.integers(0, 9),
+)
+def test_a_selection_is_all_that_fits(
+    known: list[CheckpointMetadata], tags: list[str], search: str, epochs: tuple[Any, Any], limit: int | None
+) -> None:
+    """All tags, the text anywhere in whatever case, the epochs inclusive; in order, cut at the limit."""
+    low, high = epochs
+    found = select(known, tags=tags, search=search, min_epoch=low, max_epoch=high, limit=limit)
+    folds = {"strasse": ["strasse", "straße"], "straße": ["strasse", "straße"], "café": ["café", "cafe\u0301"]}
+    texts = folds.get(search.lower(), [search.lower()])
+
+    def fits(item: CheckpointMetadata) -> bool:
+        content = [item.checkpoint_id, item.description.lower(), *(tag.lower() for tag in item.tags)]
+        return (
+            set(tags) <= set(item.tags)
+            and any(text in part for text in texts for part in content)
+            and (low is None or item.epoch >= low)
+            and (high is None or item.epoch <= high)
+        )
+
+    assert found == [item for item in known if fits(item)][:limit]
+
+
+@BOUNDED
+@given(checkpoints(), st.sampled_from([*SORTABLE, "a"]), st.booleans())
+def test_sorting_keeps_all_and_puts_what_cannot_be_compared_last(
+    known: list[CheckpointMetadata], by: str, descending: bool
+) -> None:
+    """NaN, text and missing values never get between the numbers, either way round."""
+    if by == "a" and known and not any("a" in item.metrics for item in known):
+        with pytest.raises(UnknownMetricError):
+            select(known, sort_by=by)
+        return
+    found = select(known, sort_by=by, descending=descending)
+    assert sorted(item.sequence for item in found) == [item.sequence for item in known]
+    keys: list[Any] = [item.metrics.get("a") if by == "a" else getattr(item, by) for item in found]
+    numbers = [key for key in keys if by != "a" or (isinstance(key, int | float) and math.isfinite(key))]
+    assert keys[: len(numbers)] == numbers
+    assert numbers == sorted(numbers, reverse=descending)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit": -1},
+        {"limit": 1.5},
+        {"limit": True},
+        {"min_epoch": -1},
+        {"max_epoch": "3"},
+        {"search": None},
+        {"search": 3},
+        {"sort_by": 3},
+        {"sort_by": None},
+    ],
+)
+def test_a_wrong_option_is_refused(options: dict[str, Any]) -> None:
+    """A negative limit would cut from the end, silently."""
+    with pytest.raises(ConfigError):
+        select([], **options)
+
+
+def test_an_unknown_metric_names_those_there_are(folder: CheckpointFolder) -> None:
+    """A misspelt one must not look like a sorted list."""
+    losses(folder, 1.0)
+    with pytest.raises(UnknownMetricError, match="val_loss"):
+        select(Catalogue(Index(folder)).describe_all(), sort_by="val_los")
+    assert select([], sort_by="anything") == []
+
+
+def test_a_path_is_told_from_an_id(manager: CheckpointManager) -> None:
+    """A path in place of an id is called a path."""
+    with pytest.raises(CheckpointNotFoundError, match=r"looks like a path.*ckpt import"):
+        manager.get_checkpoint("exports/model.pt")
+
+
+@pytest.mark.parametrize(
+    ("ask", "meant"),
+    [
+        (lambda manager: manager.get_checkpoint("latst"), "latest"),
+        (lambda manager: manager.get_checkpoint("bset"), "best"),
+        (lambda manager: manager.get_checkpoint("basline"), "baseline"),
+        (lambda manager: manager.get_best_checkpoint("val_los"), "val_loss"),
+        (lambda manager: manager.set_monitor("val_los", "min"), "val_loss"),
+        (lambda manager: manager.compare_checkpoints(["latest", "best"], metrics=["val_los"]), "val_loss"),
+    ],
+)
+def test_a_misspelt_name_is_told_which_is_meant(make_manager: MakeManager, ask: Any, meant: str) -> None:
+    """Keywords, tags and metrics: the hint names what comes close."""
+    manager = make_manager()
+    for epoch in (1, 2):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": 1.0}, tags=["baseline"])
+    with pytest.raises(CheckpointError, match=f"Did you mean '{meant}'"):
+        ask(manager)
+
+
+def test_a_misspelt_id_is_told_which_is_meant(make_manager: MakeManager) -> None:
+    """An id that no checkpoint has gets the nearest that one has, and stays in the error."""
+    manager = make_manager()
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    (saved,) = manager.checkpoint_ids()
+    with pytest.raises(CheckpointNotFoundError, match=f"Did you mean '{saved}'") as caught:
+        manager.get_checkpoint(saved.replace("epoch_0001", "epoch_0002"))
+    assert caught.value.checkpoint_id == saved.replace("epoch_0001", "epoch_0002")
+
+
+@pytest.mark.parametrize("count", [-(10**5000), 10**30, 10**5000], ids=["negative", "large", "huge"])
+def test_counts_beyond_range(make_manager: MakeManager, count: int) -> None:
+    """A number that Python does not even write is an error of ours, or as good as no limit."""
+    manager = make_manager()
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    with pytest.raises(ConfigError, match="epoch must be a whole number from 0 to 999,999,999,999,999,999"):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=count)
+    if count < 0:
+        with pytest.raises(ConfigError, match="limit must be a whole number"):
+            manager.list_checkpoints(limit=count)
+    else:
+        assert len(manager.list_checkpoints(limit=count)) == 1
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3), torch.tensor([3])], ids=repr)
+def test_whole_numbers_of_libraries_count(make_manager: MakeManager, number: Any) -> None:
+    """What Python takes as an index is an epoch and a step, as a plain number."""
+    manager = make_manager()
+    saved = manager.get_checkpoint(manager.save_checkpoint(model=nn.Linear(1, 1), epoch=number, step=number) or "")
+    assert (type(saved.epoch), saved.epoch, saved.step) == (int, 3, 3)
+    assert manager.load_checkpoint(saved.checkpoint_id)["epoch"] == 3
+    assert len(manager.list_checkpoints(min_epoch=number)) == 1
+
+
+NO_COUNTS = [True, np.True_, torch.tensor(True), torch.tensor([1, 2]), torch.empty((), device="meta"), 3.0, "3", None]
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS, np.float64(3), np.int64(-3)], ids=repr)
+def test_what_is_no_whole_number_is_no_epoch(make_manager: MakeManager, value: Any) -> None:
+    """Yes and no are no epochs, nor is what would have to be rounded or read."""
+    with pytest.raises(ConfigError, match="epoch must be a whole number"):
+        make_manager().save_checkpoint(model=nn.Linear(1, 1), epoch=value)

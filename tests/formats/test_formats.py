@@ -1,0 +1,304 @@
+"""The built-in format passes the contract, is readable without this library, and runs no stored code."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from ckpt_lib.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    UnsafePayloadError,
+    UnsupportedFormatError,
+    UnsupportedStateError,
+)
+from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named
+from ckpt_lib.formats.torch.format import TorchZipFormat
+from ckpt_lib.testing.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
+from tests.helpers import MakeManager
+
+
+class TestTorch(FormatContract):
+    """The ``torch`` format."""
+
+    @pytest.fixture
+    def payload_format(self) -> Format:
+        return format_named(DEFAULT_FORMAT)
+
+
+# --- for everyone else ---
+
+
+@BOUNDED
+@given(state=states)
+def test_plain_torch_reads_it(state: Any) -> None:
+    """``torch.load(weights_only=True)`` gives exactly what was saved: nobody is locked in."""
+    loaded = torch.load(io.BytesIO(encode(TorchZipFormat(), {"x": state})), weights_only=True)
+    assert_same(loaded, {"x": state})
+
+
+@pytest.mark.parametrize("size", [1, 10_000_000])
+def test_what_was_saved_can_still_be_resized(size: int) -> None:
+    """As observers of quantization, and modules that give their memory back, do with their tensors in training."""
+    state = {"whole": torch.ones(size), "view": torch.ones(2 * size)[1:]}
+    encode(TorchZipFormat(), state)
+    for tensor in state.values():
+        assert tensor.untyped_storage().resizable()
+        assert tensor.resize_(3 * size).numel() == 3 * size
+
+
+def test_plain_torch_reads_it_with_none_of_our_code(tmp_path: Path) -> None:
+    """In a process that cannot import this library, memory-mapped too."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(encode(TorchZipFormat(), {"w": torch.arange(3.0), "m": torch.nn.Linear(1, 1).state_dict()}))
+    script = (
+        "import sys; sys.modules['ckpt_lib'] = None; import torch\n"
+        f"for mmap in (False, True): print(torch.load({str(path)!r}, weights_only=True, mmap=mmap)['w'].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "[0.0, 1.0, 2.0]\n" * 2, done.stderr
+
+
+def _has_mkldnn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def test_every_kind_of_tensor_comes_back_or_is_refused() -> None:
+    """Sparse, quantized, nested, meta and opaque layouts: never written and then unreadable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kinds = {
+            "coo": torch.eye(3).to_sparse(),
+            "csr": torch.eye(3).to_sparse_csr(),
+            "meta": torch.ones(2, device="meta"),
+            "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+            "mkldnn": torch.ones(3).to_mkldnn() if _has_mkldnn() else torch.ones(3),
+            "conjugate": torch.tensor([1 + 2j]).conj(),
+            "not a leaf": torch.ones(2, requires_grad=True) * 2,
+        }
+        refused = set()
+        for name, tensor in kinds.items():
+            try:
+                found = round_trip(TorchZipFormat(), {"t": tensor})["t"]
+            except UnsupportedStateError:
+                refused.add(name)
+                continue
+            assert (found.dtype, found.layout) == (tensor.dtype, tensor.layout), name
+            if name in {"coo", "csr", "quantized", "conjugate", "not a leaf"}:
+                dense = [t.dequantize() if t.is_quantized else t.to_dense() for t in (found.detach(), tensor.detach())]
+                assert torch.equal(*dense), name
+    assert {"meta"} <= refused <= {"meta", "mkldnn", "jagged"}  # a meta tensor has no data to write
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("mode", ["blocking", "background", "overlapped"])
+@pytest.mark.parametrize("zero_points", [torch.tensor([0, 3, 5]), torch.tensor([0.0, 0.5, 1.5])], ids=["int", "float"])
+def test_a_tensor_quantized_by_channel_comes_back(
+    make_manager: MakeManager, mode: str, zero_points: torch.Tensor
+) -> None:
+    """As the weights of a converted model, and those of quantized embeddings, are."""
+    scales = torch.tensor([0.1, 0.2, 0.3])
+    tensor = torch.quantize_per_channel(torch.randn(4, 3), scales, zero_points, 1, torch.quint8)
+    manager = make_manager(overlap_copy=mode == "overlapped", backup_checkpoints=False)
+    state: dict[str, Any] = {"model": torch.nn.Linear(2, 2), "epoch": 1, "extra_state": {"tensor": tensor}}
+    if mode == "blocking":
+        manager.save_checkpoint(**state)
+    else:
+        manager.save_checkpoint_async(**state).result()
+    assert manager.validate_checkpoint("latest")
+    found = manager.load_checkpoint()["extra_state"]["tensor"]
+    assert torch.equal(found.int_repr(), tensor.int_repr())
+    assert torch.equal(found.q_per_channel_scales(), tensor.q_per_channel_scales())
+    assert torch.equal(found.q_per_channel_zero_points(), tensor.q_per_channel_zero_points())
+    assert (found.q_per_channel_axis(), found.qscheme()) == (1, tensor.qscheme())
+
+
+@pytest.mark.parametrize("kind", [">f8", ">i4", ">c8", "<f8", ">u2"])
+def test_an_array_of_any_byte_order_comes_back(kind: str) -> None:
+    """As files from other machines hold them; a tensor has the byte order of this one."""
+    array = np.arange(6).astype(kind).reshape(2, 3)
+    assert round_trip(TorchZipFormat(), {"array": array})["array"].tolist() == array.tolist()
+
+
+class Odd(torch.Tensor):
+    """A tensor subclass that plain ``torch.load`` has never heard of."""
+
+
+def test_a_tensor_subclass_is_refused_without_copying_it() -> None:
+    """Whether its class can be read back is asked of an empty one."""
+    huge = torch.empty(1).expand(2**40).as_subclass(Odd)
+    with pytest.raises(UnsupportedStateError, match=r"x\['w'\]"):
+        TorchZipFormat().prepare({"x": {"w": huge}})
+
+
+def test_an_attribute_that_can_be_read_back_may_hang_on_a_tensor() -> None:
+    """Frameworks mark parameters with flags; those survive."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.is_expert = True  # type: ignore[attr-defined]
+    assert round_trip(TorchZipFormat(), {"p": parameter})["p"].is_expert
+
+
+# --- no surprise code ---
+
+CANARY = "CKPT_TEST_CANARY"
+
+
+def _fire(*_: object) -> None:
+    os.environ[CANARY] = "fired"
+
+
+class Reduces:
+    """An object whose unpickling calls something with something."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
+
+
+class Sets:
+    """An object whose unpickling runs its own code."""
+
+    def __setstate__(self, state: object) -> None:
+        _fire()
+
+    def __getstate__(self) -> object:
+        return {"a": 1}
+
+
+_ASSIGN = f"__import__('os').environ.update({CANARY}='fired')"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_canary() -> Iterator[None]:
+    os.environ.pop(CANARY, None)
+    yield
+    os.environ.pop(CANARY, None)
+
+
+ATTACKS: dict[str, Any] = {
+    "exec": Reduces(exec, _ASSIGN),
+    "eval": Reduces(eval, _ASSIGN),
+    "system": Reduces(os.system, "true"),
+    "getattr": Reduces(getattr, "text", "upper"),
+    "import": Reduces(builtins.__import__, "antigravity"),
+    "ours": Reduces(_fire),
+    "setstate": Sets(),
+    "hook": Reduces(torch.load, "/nonexistent"),
+    "in a key": {Reduces(eval, _ASSIGN): 1},
+    "beside tensors": {"w": torch.ones(2), "x": [Reduces(exec, _ASSIGN)]},
+    "legacy loader": Reduces(torch.hub.load, "a/b", "c"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_stored_code_does_not_run(attack: Any, legacy: bool) -> None:
+    """Whatever a payload would call, it is refused with our error and the canary stays quiet."""
+    data = io.BytesIO()
+    torch.save({"model_state_dict": attack}, data, _use_new_zipfile_serialization=not legacy)
+    data.seek(0)
+    with pytest.raises(UnsafePayloadError) as refused:
+        TorchZipFormat().read(data)
+    assert CANARY not in os.environ
+    assert "trust_pickle=True" in str(refused.value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_does_not_run(protocol: int) -> None:
+    """A pickle that is no torch file at all, in any protocol."""
+    data = pickle.dumps({"x": Reduces(exec, _ASSIGN)}, protocol=protocol)
+    with pytest.raises(CheckpointError):
+        TorchZipFormat().read(io.BytesIO(data))
+    assert CANARY not in os.environ
+
+
+def test_a_planted_archive_does_not_run() -> None:
+    """Code placed into the archive's other members is not even looked at."""
+    whole = io.BytesIO(encode(TorchZipFormat(), {"a": torch.ones(1)}))
+    with zipfile.ZipFile(whole, "a") as archive:
+        prefix = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{prefix}/code/__torch__.py", _ASSIGN)
+        archive.writestr(f"{prefix}/constants.pkl", pickle.dumps(Reduces(exec, _ASSIGN)))
+    whole.seek(0)
+    with contextlib.suppress(CheckpointError):
+        TorchZipFormat().read(whole)
+    assert CANARY not in os.environ
+
+
+def test_stored_code_runs_for_who_asks_by_name() -> None:
+    """``trust_pickle=True`` is the one door, and it is a door: otherwise the tests above would prove nothing."""
+    data = io.BytesIO()
+    torch.save({"x": Reduces(exec, _ASSIGN)}, data)
+    data.seek(0)
+    assert TorchZipFormat().read(data, trust_pickle=True) == {"x": None}
+    assert os.environ[CANARY] == "fired"
+
+
+def test_refused_state_was_not_run_either() -> None:
+    """Asking whether an object can be read back must not unpickle it for real."""
+    for attack in ATTACKS.values():
+        with pytest.raises(UnsupportedStateError):
+            TorchZipFormat().prepare({"x": attack})
+    assert CANARY not in os.environ
+
+
+@pytest.mark.parametrize("stored", [[1], torch.ones(1), 1, None, "text", ({},)], ids=repr)
+def test_a_payload_is_a_dict(stored: object) -> None:
+    """A torch file that holds something else is no payload of ours."""
+    data = io.BytesIO()
+    torch.save(stored, data)
+    data.seek(0)
+    with pytest.raises(CorruptCheckpointError, match="not a dict"):
+        TorchZipFormat().read(data)
+
+
+# --- the registry ---
+
+
+def test_a_format_is_found_by_the_name_in_a_manifest() -> None:
+    """And it is the same object each time."""
+    assert format_named("torch").name == "torch"
+    assert format_named("torch") is format_named(DEFAULT_FORMAT)
+
+
+def test_an_unknown_format_names_those_there_are() -> None:
+    """So that a person knows what to install."""
+    with pytest.raises(UnsupportedFormatError) as raised:
+        format_named("sefatensors")
+    assert "torch" in str(raised.value.expected)
+    assert "ckpt_lib.formats" in str(raised.value)
+
+
+def test_a_format_of_a_third_party_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package provides one by entry point; it is loaded when it is asked for."""
+    (tmp_path / "plugin_format.py").write_text("class Plugin:\n    name = 'plugin'\n    suffix = '.plug'\n")
+    info = tmp_path / "plugin_format-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-format\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ckpt_lib.formats]\nplugin = plugin_format:Plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert "plugin_format" not in sys.modules
+    assert format_named("plugin").suffix == ".plug"
+    format_named.cache_clear()
+    sys.modules.pop("plugin_format")

@@ -1,0 +1,368 @@
+"""Payloads made to harm: what is refused, by which error, before it costs anything; and what is left to honest ones."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import pickle
+import random
+import struct
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckpt_lib import CheckpointConfig, open_store
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    CorruptManifestError,
+    UnsafePayloadError,
+    UnsupportedStateError,
+)
+from ckpt_lib.formats.torch import limits, pickle_checking, writing
+from ckpt_lib.formats.torch.format import TorchZipFormat
+from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes
+from ckpt_lib.formats.torch.pickle_checking import PickleChecker, Unknown
+from ckpt_lib.formats.torch.reading import check_structure, read_views
+from ckpt_lib.formats.torch.zip_reading import read_directory, start_of
+from ckpt_lib.store import leases
+from ckpt_lib.store.owners import Owner, this_process
+from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.testing.format_contract import BOUNDED, assert_same, encode, round_trip, states
+from tests.torture.bombs import MANIFESTS
+from tests.torture.hostile import ROWS
+from tests.torture.planting import EXPERIMENT, PLANTED_ID, archive_of, plant, small_payload, torch_file
+from tests.torture.rows import Row
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number}-{row.fault.replace(' ', '-')}")
+def test_a_sample_of_the_fault_matrix(row: Row, tmp_path: Path) -> None:
+    """Every row of hostile input, at its sample size."""
+    outcome = row.run(row.sample, "sample", tmp_path)
+    assert outcome.violations == []
+    assert outcome.injected >= row.sample
+
+
+# --- the pickle ---
+
+
+def structure(value: bytes) -> bytes:
+    return b"\x80\x02}X\1\0\0\0x" + value + b"s."
+
+
+def opened(data: bytes) -> VerifiedFile:
+    return VerifiedFile(io.BytesIO(data), None)
+
+
+@BOUNDED
+@given(state=states)
+def test_what_torch_saves_passes(state: Any) -> None:
+    """No honest structure is refused, and carrying it out step by step gives what unpickling gives."""
+    data = encode(TorchZipFormat(), {"x": state})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        check_structure(archive.read("archive/data.pkl"))
+    assert_same(read_views(opened(data), None, CPU), {"x": state})
+
+
+plain_keys = st.integers() | st.text(max_size=3) | st.tuples(st.integers(), st.text(max_size=2))
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=12)
+        | st.tuples(inner, inner)
+        | st.dictionaries(
+            st.integers() | st.text(max_size=3) | st.tuples(st.integers(), st.text(max_size=2)), inner, max_size=9
+        )
+    ),
+    max_leaves=40,
+)
+
+
+@given(value=plain_values)
+def test_the_checker_unpickles_as_python_does(value: Any) -> None:
+    """Compared with the unpickler of the standard library, on what its pickler writes."""
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("a plain value names nothing")
+
+    assert PickleChecker(pickle.dumps(value, 2), find_name=nothing, find_reference=nothing).load() == value
+
+
+@given(data=st.binary(max_size=60), start=st.sampled_from([b"", b"\x80\x02", b"\x80\x02}(", b"\x80\x02](K\1"]))
+def test_any_bytes_are_a_structure_or_a_typed_error(data: bytes, start: bytes) -> None:
+    """Nothing else is ever raised, whatever is read as a pickle."""
+    with contextlib.suppress(CorruptCheckpointError, UnsafePayloadError):
+        check_structure(start + data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (b"K\1r\xff\xff\xff\x7f", "gaps"),
+        (b"]" + b"q\0h\0\x86" * 40 + b"]", "damaged"),
+        (b"}K\1" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b"Ns", "too many parts"),
+        (b"}K\1" + b"\x85" * 5000 + b"Ns", "too many parts"),
+        (b"ccollections\nOrderedDict\n)R}X\5\0\0\0itemsK\1sb", "does not let be set"),
+        (b"ccollections\nOrderedDict\n)RK\1b", "does not let be set"),
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "only names"),
+        (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R", "makes an empty"),
+        (b"ctorch.nn.parameter\nParameter\n)\x81", "makes an empty"),
+        (b"ccollections\nOrderedDict\n](K\1K\2\x86e\x85R", "not looked at"),
+        (b"ccollections\nCounter\n](K\1e\x85R", "not looked at"),
+        (b"(X\6\0\0\0moduleK\1tQ", "no storage"),
+        (b"cos\nsystem\n)R}b", None),
+        (b"2", "a step that none of ours does"),
+        (b"(" * 20_000, "nested too deeply"),
+        (b"]" + b"ctorch\nfloat32\n" * 10_001, "names more things"),
+        (b"]q\0h\0a", None),
+    ],
+)  # fmt: skip
+def test_what_no_state_needs_is_refused(steps: bytes, reason: str | None) -> None:
+    """By a typed error that says what it is, through the door that users take."""
+    with pytest.raises((UnsafePayloadError, CorruptCheckpointError)) as refused:
+        TorchZipFormat().read(io.BytesIO(archive_of(structure(steps))))
+    if reason:
+        assert reason in refused.value.message
+
+
+def test_keys_of_one_hash_are_few() -> None:
+    """Each is compared with all that have its hash; a hundred are taken, and thousands refused."""
+
+    def keys(count: int) -> bytes:
+        numbers = (number * (2**61 - 1) for number in range(1, count + 1))
+        return structure(b"}(" + b"".join(b"\x8a\x09" + n.to_bytes(9, "little") + b"N" for n in numbers) + b"u")
+
+    check_structure(keys(100))
+    with pytest.raises(UnsafePayloadError, match="one hash"):
+        check_structure(keys(2000))
+    check_structure(pickle.dumps({"x": {(number, -number): number for number in range(50_000)}}, 2))
+
+
+def test_repetition_is_bounded_and_sharing_is_not() -> None:
+    """A list in a million places is a list; one that doubles forty times over is no list of anything."""
+    shared = [[1]]
+    check_structure(pickle.dumps({"x": [shared] * 100_000}, 2))
+    value: Any = [1]
+    for _ in range(40):
+        value = [value, value]
+    with pytest.raises(UnsafePayloadError, match="repeats itself"):
+        check_structure(pickle.dumps({"x": value}, 2))
+    value.append(value)
+    with pytest.raises(UnsafePayloadError, match="contains itself"):
+        check_structure(pickle.dumps({"x": value}, 2))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, at its own quantized tensors
+def test_a_storage_that_only_torch_would_read_is_no_longer_than_its_record() -> None:
+    """Torch's reader takes the length at its word, and reads what lies behind the record in memory."""
+    number = b"J" + struct.pack("<i", 4096)
+    storage = b"(X\7\0\0\0storagectorch\nQInt8Storage\nX\1\0\0\x000X\3\0\0\0cpu" + number + b"tQ"
+    parameters = b"(ctorch\nper_tensor_affine\nG" + struct.pack(">d", 1) + b"K\0t"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    call = (
+        b"ctorch._utils\n_rebuild_qtensor\n("
+        + storage
+        + b"K\0"
+        + number
+        + b"\x85K\1\x85"
+        + parameters
+        + b"\x89"
+        + hooks
+        + b"tR"
+    )
+    assert (
+        torch.load(io.BytesIO(archive_of(structure(call), {"data/0": bytes(4096)})), weights_only=True)["x"].numel()
+        == 4096
+    )
+    with pytest.raises(CorruptCheckpointError, match="too short"):
+        TorchZipFormat().read(io.BytesIO(archive_of(structure(call), {"data/0": bytes(32)})))
+
+
+def test_unknown_names_build_no_memory() -> None:
+    """What is not known is passed on by name alone, and a tensor's or storage's name is not called."""
+    assert Unknown("my.Thing")(1).name == "my.Thing()"
+    assert Unknown("my.Thing").made(is_object=True).may_change
+    assert not Unknown("torch._utils._rebuild_x")().may_change
+    with pytest.raises(UnsafePayloadError):
+        Unknown("torch.cuda.FloatTensor")(10**9)
+
+
+def test_garbage_is_collected_again_afterwards() -> None:
+    """Checking pauses the collector for all threads, and leaves it as it was: on, or off."""
+    data = structure(b"](" + b"]" * 2000 + b"e")
+    for is_on in (True, False):
+        (gc.enable if is_on else gc.disable)()
+        try:
+            threads = [threading.Thread(target=check_structure, args=(data,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with pytest.raises(CorruptCheckpointError):
+                check_structure(data[:-5])
+            assert gc.isenabled() is is_on
+        finally:
+            gc.enable()
+
+
+# --- what is saved is read back ---
+
+
+def test_expanded_tensors_round_trip_up_to_the_limit() -> None:
+    """They are stored as small as they are, come back as views, and beyond the limit are refused before anything."""
+    base = torch.arange(4.0)
+    payload = {
+        "a": base.expand(1000, 4),
+        "window": torch.arange(100.0).unfold(0, 50, 1),
+        "b": torch.ones(1).expand(10**8),
+    }
+    found = round_trip(TorchZipFormat(), payload)
+    assert torch.equal(found["a"], payload["a"])
+    assert torch.equal(found["window"], payload["window"])
+    assert (found["b"].stride(), found["b"].untyped_storage().nbytes()) == ((0,), 4)
+    halves = {name: torch.ones(1).expand(MAX_EXPANDED_BYTES // 8 + 2) for name in "ab"}
+    with pytest.raises(UnsupportedStateError, match="expanded"):
+        TorchZipFormat().prepare(halves)
+    TorchZipFormat().prepare({"a": halves["a"], "again": halves["a"]})  # one tensor, however often
+
+
+def test_the_reader_has_the_writers_limit() -> None:
+    """A file that another program wrote is refused beyond it, and one that lies at the limit is taken."""
+    buffer = io.BytesIO()
+    torch.save({"x": torch.ones(1).expand(MAX_EXPANDED_BYTES // 4 + 1)}, buffer)
+    assert TorchZipFormat().read(opened(buffer.getvalue()))["x"].numel() == MAX_EXPANDED_BYTES // 4 + 1
+    torch.save({"x": torch.ones(1).expand(MAX_EXPANDED_BYTES // 4 + 2)}, buffer := io.BytesIO())
+    with pytest.raises(UnsafePayloadError, match="larger than what is stored"):
+        TorchZipFormat().read(opened(buffer.getvalue()))
+
+
+@given(
+    size=st.lists(st.integers(0, 6), max_size=4),
+    strides=st.lists(st.integers(0, 9), min_size=4, max_size=4),
+)
+def test_expansion_is_what_a_copy_takes_beyond_the_extent(size: list[int], strides: list[int]) -> None:
+    """Compared with a count of the elements that are really there."""
+    stride = strides[: len(size)]
+    places = {0} if size == [] else set()
+    for index in torch.cartesian_prod(*[torch.arange(n) for n in size]).reshape(-1, len(size)).tolist() if size else []:
+        places.add(sum(i * s for i, s in zip(index, stride, strict=True)))
+    extent = max(places) + 1 if places else 0
+    elements = torch.Size(size).numel()
+    assert limits.extent(size, stride) == extent
+    assert expanded_bytes(size, stride, 4) == max(0, elements - extent) * 4
+
+
+def test_a_structure_that_no_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many steps: refused when it is saved. As long as there are few, no save pays for counting them."""
+    monkeypatch.setattr(pickle_checking, "_STEPS_ALLOWED", 1000)
+    calls: list[int] = []
+    checked = check_structure
+
+    def counted(data: bytes, records: int) -> None:
+        calls.append(len(data))
+        checked(data, records)
+
+    monkeypatch.setattr(writing, "check_structure", counted)
+    assert round_trip(TorchZipFormat(), {"x": [[]] * 50})["x"] == [[]] * 50
+    assert calls == []
+    assert len(round_trip(TorchZipFormat(), {"x": list(range(900))})["x"]) == 900  # long, and few steps
+    assert len(calls) == 1
+    with pytest.raises(UnsupportedStateError, match="too many parts"):
+        encode(TorchZipFormat(), {"x": [[number] for number in range(500)]})
+
+
+# --- the archive ---
+
+
+def test_the_directory_is_that_of_pythons_own_reader() -> None:
+    """For archives of torch, which are always of the large kind, of ours, and of Python."""
+    payload = {"a": torch.arange(3.0), "b": torch.ones(5)}
+    torch.save(payload, buffer := io.BytesIO())
+    for data in (buffer.getvalue(), encode(TorchZipFormat(), payload), archive_of(structure(b"N"))):
+        file = opened(data)
+        found = read_directory(file)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert list(found) == archive.namelist()
+            for name, record in found.items():
+                start = start_of(file, record)
+                assert data[start : start + record.size_bytes] == archive.read(name)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_any_damage_to_an_archive_is_a_typed_error_or_none(seed: int) -> None:
+    """Up to four changed bytes in the directory, its end, and the heads: nothing else is raised."""
+    choice = random.Random(seed)
+    data = bytearray(archive_of(structure(b"N")))
+    for _ in range(choice.randint(1, 4)):
+        data[choice.randrange(len(data))] = choice.choice([0, 1, 0xFF, choice.randrange(256)])
+    with contextlib.suppress(CheckpointError):
+        TorchZipFormat().read(io.BytesIO(bytes(data)))
+
+
+# --- small files and names ---
+
+
+@pytest.mark.parametrize("kind", sorted(MANIFESTS.keys() - {"many chunks"}))
+def test_a_manifest_that_is_a_bomb_is_corrupt(kind: str) -> None:
+    """By its own error, and not as something that Python or the system did not like."""
+    with pytest.raises(CorruptManifestError):
+        Manifest.from_bytes(MANIFESTS[kind](random.Random(1)), path="x")
+
+
+def test_numbers_that_json_lacks_are_no_manifest() -> None:
+    """Python reads NaN and Infinity, which no other program would."""
+    for name in (b"NaN", b"Infinity", b"-Infinity"):
+        with pytest.raises(CorruptManifestError, match="no number of JSON"):
+            Manifest.from_bytes(b'{"schema_version": 1, "config": {"x": ' + name + b"}}", path="x")
+
+
+@pytest.mark.parametrize("path", ["a\ud800b", "\0", "a\0"])
+def test_half_a_character_is_no_path(path: str) -> None:
+    """Where a path is given: refused there, and not when the system cannot spell it."""
+    with pytest.raises(ConfigError):
+        open_store(path)
+    for option in ("checkpoint_dir", "backup_dir"):
+        with pytest.raises(ConfigError):
+            CheckpointConfig.development(**{option: path})
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 10**30])
+def test_a_lease_of_no_process_is_none(pid: int) -> None:
+    """A number that no process can have would be an error of the system when it is asked about."""
+    with pytest.raises(ValueError, match="pid"):
+        Owner(host="h", system="s", pid=pid, started="")
+
+
+def test_a_token_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted lock may not name the lease of another folder, which would be taken away as that of a dead owner."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.05)
+    manager = plant(tmp_path / "store", torch_file(small_payload()))
+    folder = tmp_path / "store" / EXPERIMENT
+    for name in (".ckpt-lock", ".ckpt-lease-x", ".ckpt-broken-x"):
+        (folder / name).mkdir(exist_ok=True)
+    (tmp_path / "outside").mkdir()
+    owner = {"host": "h", "system": this_process().system, "pid": 2**22 + 7, "started": "1"}
+    content = {"token": "x/../../../outside", "owner": owner, "taken_at": "", "ttl_seconds": 0.01}
+    last = max(int(path.name) for path in [*(folder / ".ckpt-lock").iterdir(), Path("0")])
+    (folder / ".ckpt-lock" / str(last + 1)).write_text(json.dumps(content))
+    assert manager.edit_checkpoint(PLANTED_ID, add_tags=["edited"]).tags == ("edited",)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "store"] == ["outside"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level("CRITICAL", "ckpt_lib"):
+        yield

@@ -1,0 +1,478 @@
+"""Quarantine: what is damaged and cannot be repaired is set aside, never served, and never deleted by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    InvalidNameError,
+    NoValidCheckpointError,
+    ProtectedCheckpointError,
+    UnsupportedSchemaError,
+)
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.maintenance import quarantine
+from ckpt_lib.maintenance.repair import RepairReport, repair
+from tests.helpers import (
+    MakeManager,
+    experiment_folder,
+    flip_bit,
+    ids,
+    manifest_path,
+    payload_path,
+    save,
+    snapshot,
+    truncate,
+)
+from tests.killer import Killer
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """What kills calls of this module's tests."""
+    found = Killer()
+    yield found
+    found.close()
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Everything there but leases and locks, which come and go."""
+    return {name: digest for name, digest in snapshot(folder).items() if ".ckpt-" not in name}
+
+
+def marker_path(manager: CheckpointManager, checkpoint_id: str, mark: str = "quarantined") -> Path:
+    return experiment_folder(manager) / f".{checkpoint_id}.{mark}"
+
+
+@pytest.fixture
+def alone(make_manager: MakeManager) -> CheckpointManager:
+    """A manager that makes no backups."""
+    return make_manager(backup_checkpoints=False)
+
+
+@pytest.fixture
+def lost(alone: CheckpointManager) -> str:
+    """The newer of two checkpoints, in quarantine for a bit that flipped."""
+    save(alone, 1)
+    checkpoint_id = save(alone, 2)
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+    assert alone.quarantine_checkpoint(checkpoint_id).is_quarantined
+    return checkpoint_id
+
+
+def test_it_is_set_aside_with_its_report(alone: CheckpointManager) -> None:
+    """Payload and manifest stay, byte for byte; the report says what is wrong, where, and when that was."""
+    first, second = save(alone, 1), save(alone, 2)
+    flip_bit(payload_path(alone, second), 200)
+    payload, manifest = payload_path(alone, second).read_bytes(), manifest_path(alone, second).read_bytes()
+    report = alone.quarantine_checkpoint(second)
+    assert report.is_quarantined
+    assert report.report.damages[0].kind == "altered"
+    assert payload_path(alone, second).read_bytes() == payload
+    assert not manifest_path(alone, second).exists()
+    found = alone.list_quarantined()
+    assert [item.checkpoint_id for item in found] == [second]
+    assert found[0].report == report.report
+    assert found[0].size_bytes == len(payload)
+    assert found[0].quarantined_at is not None
+    assert found[0].checkpoint is not None
+    assert found[0].checkpoint.epoch == 2
+    kept, line = CheckpointFolder(open_store(alone.config.checkpoint_dir), "run").read_record(second)
+    assert kept == manifest
+    assert b"\n" not in line
+    assert ids(alone) == [first]
+
+
+def test_it_is_never_served(alone: CheckpointManager, lost: str) -> None:
+    """By no door: not by name, by list, as latest or best, in a summary, for retention or a backup."""
+    other = alone.list_checkpoints()[0].checkpoint_id
+    assert lost not in alone.checkpoint_ids()
+    assert alone.get_latest_checkpoint() == alone.get_checkpoint(other)
+    assert alone.load_checkpoint("best")["checkpoint_id"] == other
+    resumed = alone.resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == other
+    for call in (alone.load_checkpoint, alone.get_checkpoint, alone.validate_checkpoint, alone.backup_checkpoint):
+        with pytest.raises(CheckpointNotFoundError, match="quarantine"):
+            call(lost)
+    assert [item.checkpoint_id for item in alone.validate_all()] == [other]
+    assert alone.get_checkpoint_summary()["total_checkpoints"] == 1
+
+
+def test_no_cleanup_removes_it(make_manager: MakeManager, lost: str) -> None:
+    """Whatever the limit, the trash and the grace period are."""
+    manager = make_manager(backup_checkpoints=False, max_checkpoints=0, trash_seconds=0)
+    before = payload_path(manager, lost).read_bytes()
+    save(manager, 3)
+    manager.cleanup_checkpoints()
+    manager.empty_trash()
+    assert payload_path(manager, lost).read_bytes() == before
+    assert [item.checkpoint_id for item in manager.list_quarantined()] == [lost]
+
+
+def test_its_id_and_its_place_are_not_given_out_again(alone: CheckpointManager, lost: str) -> None:
+    """It may come back: what is saved meanwhile is newer, also when its manifest could not tell."""
+    sequence = alone.list_quarantined()[0].checkpoint
+    assert sequence is not None
+    newer = save(alone, 2)
+    assert newer != lost
+    assert alone.get_checkpoint(newer).sequence > sequence.sequence
+
+
+def test_an_intact_one_is_refused(alone: CheckpointManager) -> None:
+    """And left exactly as it was."""
+    checkpoint_id = save(alone, 1)
+    before = files(experiment_folder(alone))
+    with pytest.raises(ProtectedCheckpointError, match="intact"):
+        alone.quarantine_checkpoint("latest")
+    assert files(experiment_folder(alone)) == before
+    with pytest.raises(CheckpointNotFoundError):
+        alone.quarantine_checkpoint(checkpoint_id.replace("0001", "0007"))
+
+
+def test_one_in_use_is_refused(alone: CheckpointManager, make_manager: MakeManager) -> None:
+    """Someone goes on from it; when he is done, it can be set aside."""
+    checkpoint_id, other = save(alone, 1), save(alone, 2)
+    holder = make_manager(backup_checkpoints=False)
+    holder.load_checkpoint(checkpoint_id)
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+    with pytest.raises(ProtectedCheckpointError, match="loaded"):
+        alone.quarantine_checkpoint(checkpoint_id)
+    assert ids(alone) == [checkpoint_id, other]
+    holder.load_checkpoint(other)
+    assert alone.quarantine_checkpoint(checkpoint_id).is_quarantined
+
+
+def test_one_that_is_brought_back_meanwhile_stays(alone: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the report is about is compared again under the lock; then it is found intact."""
+    checkpoint_id = save(alone, 1)
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+
+    def late(*arguments: Any) -> RepairReport:
+        monkeypatch.undo()
+        try:
+            return repair(*arguments)
+        finally:
+            flip_bit(payload_path(alone, checkpoint_id), 200)
+
+    monkeypatch.setattr(quarantine, "repair", late)
+    with pytest.raises(ProtectedCheckpointError, match="intact"):
+        alone.quarantine_checkpoint(checkpoint_id)
+    assert ids(alone) == [checkpoint_id]
+
+
+def test_a_payload_without_manifest_is_set_aside_only_as_it_was_found(alone: CheckpointManager) -> None:
+    """Another file by now, or one with a manifest: nothing is changed."""
+    checkpoint_id = save(alone, 1)
+    folder = alone._folder
+    report = alone.validate_checkpoint(checkpoint_id)
+    entry = folder.store.stat(f"run/{checkpoint_id}.pt")
+    assert entry is not None
+    assert not quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
+    assert ids(alone) == [checkpoint_id]
+    manifest_path(alone, checkpoint_id).unlink()
+    assert not quarantine.set_aside_orphan(folder, entry.name, "another", report)
+    assert alone.list_quarantined() == []
+    assert quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [checkpoint_id]
+
+
+def test_one_of_a_newer_version_is_no_damage(alone: CheckpointManager) -> None:
+    """What this version cannot read is not taken from one that can."""
+    checkpoint_id = save(alone, 1)
+    manifest = Manifest.from_bytes(manifest_path(alone, checkpoint_id).read_bytes(), path="")
+    manifest_path(alone, checkpoint_id).write_bytes(manifest.changed(schema_version=99).to_bytes())
+    with pytest.raises(UnsupportedSchemaError):
+        alone.quarantine_checkpoint(checkpoint_id)
+    assert manifest_path(alone, checkpoint_id).exists()
+
+
+def test_one_with_a_backup_is_repaired_instead(manager: CheckpointManager) -> None:
+    """Nothing is set aside that can be had back."""
+    checkpoint_id = save(manager, 1)
+    flip_bit(payload_path(manager, checkpoint_id), 200)
+    report = manager.quarantine_checkpoint(checkpoint_id)
+    assert not report.is_quarantined
+    assert report.repair is not None
+    assert report.repair.method == "chunks"
+    assert manager.list_quarantined() == []
+    assert manager.validate_checkpoint(checkpoint_id)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
+def test_every_kind_of_damage_comes_back_from_a_later_backup(
+    make_manager: MakeManager, tmp_path: Path, damage: str
+) -> None:
+    """With the tags and the pin that it had, if its manifest still tells; and the marker goes."""
+    manager = make_manager(backup_dir=str(tmp_path / "backups"))
+    checkpoint_id = save(manager, 1)
+    manager.edit_checkpoint(checkpoint_id, add_tags=["later"])
+    away = tmp_path / "away"
+    (tmp_path / "backups").rename(away)
+    payload = payload_path(manager, checkpoint_id)
+    match damage:
+        case "flip":
+            flip_bit(payload, 200)
+        case "truncate":
+            truncate(payload, 100)
+        case "missing":
+            payload.unlink()
+        case "manifest":
+            flip_bit(manifest_path(manager, checkpoint_id), 40)
+    assert manager.quarantine_checkpoint(checkpoint_id).is_quarantined
+    with pytest.raises(CorruptCheckpointError, match="stays in quarantine"):
+        manager.repair_checkpoint(checkpoint_id)
+    away.rename(tmp_path / "backups")
+    assert manager.repair_checkpoint(checkpoint_id).method == "file"
+    assert manager.validate_checkpoint(checkpoint_id)
+    assert manager.list_quarantined() == []
+    assert not marker_path(manager, checkpoint_id).exists()
+    assert manager.get_checkpoint(checkpoint_id).tags == (() if damage == "manifest" else ("later",))
+
+
+def test_a_restore_brings_it_back_too(make_manager: MakeManager, tmp_path: Path) -> None:
+    """It is the same copy."""
+    manager = make_manager(backup_dir=str(tmp_path / "backups"))
+    checkpoint_id = save(manager, 1)
+    (tmp_path / "backups").rename(tmp_path / "away")
+    flip_bit(payload_path(manager, checkpoint_id), 200)
+    manager.quarantine_checkpoint(checkpoint_id)
+    (tmp_path / "away").rename(tmp_path / "backups")
+    assert manager.restore_checkpoint(checkpoint_id).epoch == 1
+    assert not marker_path(manager, checkpoint_id).exists()
+
+
+def test_one_that_verifies_again_is_released(alone: CheckpointManager, lost: str) -> None:
+    """The disk came back, or someone brought the file; nothing is copied then."""
+    flip_bit(payload_path(alone, lost), 200)
+    assert alone.repair_checkpoint(lost).method == "none"
+    assert [item.checkpoint_id for item in alone.list_checkpoints()][-1] == lost
+    assert alone.validate_checkpoint(lost)
+    assert not marker_path(alone, lost).exists()
+
+
+def test_only_what_was_verified_is_released(alone: CheckpointManager, lost: str) -> None:
+    """Another file by now, or one that is not in quarantine any more: nothing is changed."""
+    folder = alone._folder
+    manifest = folder.read_marker(lost, "quarantined")
+    assert not commit.release(folder, manifest, version="another")
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
+    entry = folder.payload_entry(manifest)
+    assert entry is not None
+    assert commit.release(folder, manifest, version=entry.version)
+    alone.delete_checkpoint(lost)
+    assert not commit.release(folder, manifest, version=entry.version)
+    assert lost not in ids(alone)
+
+
+def test_it_stays_when_nothing_helps(alone: CheckpointManager, lost: str) -> None:
+    """The error says why, and nothing has changed."""
+    before = files(experiment_folder(alone))
+    with pytest.raises(CorruptCheckpointError, match="there is none"):
+        alone.repair_checkpoint(lost)
+    assert files(experiment_folder(alone)) == before
+
+
+def test_deleting_it_takes_a_person(alone: CheckpointManager, lost: str) -> None:
+    """Then payload and marker go, and their bytes are told."""
+    size_bytes = payload_path(alone, lost).stat().st_size
+    assert alone.delete_quarantined(lost) == size_bytes
+    assert alone.list_quarantined() == []
+    assert not [name for name in files(experiment_folder(alone)) if lost in name]
+    with pytest.raises(CheckpointNotFoundError, match="not in quarantine"):
+        alone.delete_quarantined(lost)
+
+
+def test_only_what_is_in_quarantine_is_deleted_so(alone: CheckpointManager) -> None:
+    """Neither a checkpoint nor nonsense."""
+    checkpoint_id = save(alone, 1)
+    with pytest.raises(CheckpointNotFoundError):
+        alone.delete_quarantined(checkpoint_id)
+    with pytest.raises(InvalidNameError):
+        alone.delete_quarantined("../run")
+    marker_path(alone, checkpoint_id).write_bytes(manifest_path(alone, checkpoint_id).read_bytes() + b"{}\n")
+    with pytest.raises(CheckpointNotFoundError):  # what a killed restoration leaves
+        alone.delete_quarantined(checkpoint_id)
+    assert alone.validate_checkpoint(checkpoint_id)
+
+
+def test_what_somebody_holds_is_not_deleted(alone: CheckpointManager, lost: str) -> None:
+    """As one that is being verified, to be brought back."""
+    with alone._folder.hold(lost, "being read"), pytest.raises(ProtectedCheckpointError, match="being read"):
+        alone.delete_quarantined(lost)
+    assert alone.delete_quarantined(lost) > 0
+
+
+def test_one_with_a_damaged_manifest_can_be_deleted(alone: CheckpointManager) -> None:
+    """Which has no other way out when there is no backup; files of other names stay."""
+    checkpoint_id = save(alone, 1)
+    flip_bit(manifest_path(alone, checkpoint_id), 40)
+    notes = experiment_folder(alone) / f"{checkpoint_id}.txt"
+    notes.write_text("mine")
+    report = alone.quarantine_checkpoint(checkpoint_id)
+    assert report.report.damages[0].kind == "manifest"
+    assert alone.list_quarantined()[0].checkpoint is None
+    assert alone.delete_quarantined(checkpoint_id) > 0
+    assert [name for name in files(experiment_folder(alone)) if checkpoint_id in name] == [notes.name]
+
+
+def test_resume_does_not_begin_anew(alone: CheckpointManager) -> None:
+    """An experiment whose checkpoints are all set aside is not one that has none."""
+    checkpoint_id = save(alone, 1)
+    truncate(payload_path(alone, checkpoint_id), 10)
+    alone.quarantine_checkpoint(checkpoint_id)
+    with pytest.raises(NoValidCheckpointError, match="set aside"):
+        alone.resume()
+
+
+def test_an_experiment_of_nothing_else_is_still_one(make_manager: MakeManager) -> None:
+    """So that `ckpt` can show what was set aside."""
+    manager = make_manager(backup_checkpoints=False, save_metadata=False)
+    checkpoint_id = save(manager, 1)
+    truncate(payload_path(manager, checkpoint_id), 10)
+    manager.quarantine_checkpoint(checkpoint_id)
+    assert list_experiments(open_store(manager.config.checkpoint_dir)) == ["run"]
+
+
+def test_a_backup_of_it_is_not_retired(make_manager: MakeManager) -> None:
+    """Damaged as well, it may hold what the other lacks."""
+    manager = make_manager(max_backups=1)
+    checkpoint_id = save(manager, 1)
+    for folder in (experiment_folder(manager), experiment_folder(manager) / "backups"):
+        flip_bit(folder / f"{checkpoint_id}.pt", 200)
+    manager.quarantine_checkpoint(checkpoint_id)
+    for epoch in range(2, 5):
+        save(manager, epoch)
+    assert checkpoint_id in manager.backup_ids()
+
+
+def test_a_damaged_record_hides_nothing(alone: CheckpointManager, lost: str) -> None:
+    """The checkpoint is still known to be set aside; why, is lost."""
+    marker_path(alone, lost).write_bytes(b"\xff\xfe")
+    found = alone.list_quarantined()
+    assert [item.checkpoint_id for item in found] == [lost]
+    assert "cannot be read" in found[0].report.message
+    assert lost not in ids(alone)
+    assert save(alone, 2) != lost
+
+
+def test_a_marker_beside_a_manifest_means_nothing(alone: CheckpointManager, lost: str) -> None:
+    """What a killed restoration leaves; the next sweep removes it, and a deletion is not undone by it."""
+    record = marker_path(alone, lost).read_bytes()
+    flip_bit(payload_path(alone, lost), 200)
+    alone.repair_checkpoint(lost)
+    marker_path(alone, lost).write_bytes(record)
+    assert alone.list_quarantined() == []
+    assert lost in ids(alone)
+    alone.delete_checkpoint(lost)
+    assert alone.list_quarantined() == []
+    assert [item.checkpoint_id for item in alone.list_deleted()] == [lost]
+
+
+def test_a_stale_deletion_does_not_take_what_is_set_aside(alone: CheckpointManager) -> None:
+    """A marker that meant nothing beside the manifest means nothing when that is gone."""
+    checkpoint_id = save(alone, 1)
+    for mark in ("deleted", "saving"):
+        marker_path(alone, checkpoint_id, mark).write_bytes(manifest_path(alone, checkpoint_id).read_bytes())
+    flip_bit(payload_path(alone, checkpoint_id), 200)
+    alone.quarantine_checkpoint(checkpoint_id)
+    alone.empty_trash()
+    assert payload_path(alone, checkpoint_id).exists()
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [checkpoint_id]
+
+
+def test_a_killed_restoration_takes_nothing_away(alone: CheckpointManager, lost: str) -> None:
+    """Between the marker of the save and the manifest, the payload belongs to the quarantine as before."""
+    manifest, _, _ = marker_path(alone, lost).read_bytes().rstrip(b"\n").rpartition(b"\n")
+    marker_path(alone, lost, "saving").write_bytes(manifest)
+    alone.empty_trash()
+    assert payload_path(alone, lost).exists()
+    assert not marker_path(alone, lost, "saving").exists()
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
+
+
+@pytest.mark.parametrize("call", ["quarantine_checkpoint", "repair_checkpoint", "delete_quarantined"])
+def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, killer: Killer, call: str) -> None:
+    """Listed or set aside, never both and never neither, its payload in place; the same call then does the rest."""
+    for step in range(1, 20):
+        checkpoint_id = save(alone, step)
+        flip_bit(payload_path(alone, checkpoint_id), 200)
+        if call != "quarantine_checkpoint":
+            alone.quarantine_checkpoint(checkpoint_id)
+        if call == "repair_checkpoint":
+            flip_bit(payload_path(alone, checkpoint_id), 200)
+        was_killed = killer.kills(alone, call, step, checkpoint_id=checkpoint_id)
+        set_aside = checkpoint_id in [item.checkpoint_id for item in alone.list_quarantined()]
+        listed = checkpoint_id in ids(alone)
+        is_gone = call == "delete_quarantined" and not payload_path(alone, checkpoint_id).exists()
+        assert listed != set_aside or is_gone
+        assert payload_path(alone, checkpoint_id).exists() or is_gone
+        if listed or set_aside:
+            getattr(alone, call)(checkpoint_id)
+        if not was_killed:
+            break
+    else:
+        pytest.fail("it never came to its end")
+
+
+def test_bad_input_is_refused(alone: CheckpointManager) -> None:
+    """At the door."""
+    with pytest.raises(ConfigError):
+        alone.quarantine_checkpoint(3)  # type: ignore[arg-type]
+    assert CheckpointManager(CheckpointConfig(checkpoint_dir="nowhere"), "run").list_quarantined() == []
+
+
+def put_folder(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    """Put a folder of somebody else where a payload was."""
+    path = payload_path(manager, checkpoint_id)
+    path.unlink()
+    path.mkdir()
+    (path / "mine").write_text("mine")
+    return path
+
+
+def test_a_folder_in_the_place_of_a_payload_is_damage_like_any_other(make_manager: MakeManager) -> None:
+    """It is set aside though there is a backup, stays as it is, and comes back once the folder is moved away."""
+    manager = make_manager()
+    saved = save(manager, 1)
+    save(manager, 2)
+    path = put_folder(manager, saved)
+    with pytest.raises(CheckpointExistsError, match="a folder is where the payload should be"):
+        manager.restore_checkpoint(saved)
+    assert manager.quarantine_checkpoint(saved).is_quarantined
+    with pytest.raises(CheckpointExistsError, match="move it away"):
+        manager.repair_checkpoint(saved)
+    assert (path / "mine").read_text() == "mine"
+    path.rename(path.with_name("elsewhere"))
+    assert manager.repair_checkpoint(saved).method == "file"
+    assert manager.validate_checkpoint(saved)
+
+
+@pytest.mark.parametrize("trash_seconds", [0, 60])
+def test_a_checkpoint_with_a_folder_in_the_place_of_its_payload_can_be_deleted(
+    make_manager: MakeManager, trash_seconds: float
+) -> None:
+    """And no later cleanup stumbles over it."""
+    manager = make_manager(trash_seconds=trash_seconds, backup_checkpoints=False)
+    saved, aside, _ = (save(manager, epoch) for epoch in (1, 2, 3))
+    paths = [put_folder(manager, checkpoint_id) for checkpoint_id in (saved, aside)]
+    manager.delete_checkpoint(saved)
+    manager.quarantine_checkpoint(aside)
+    assert manager.delete_quarantined(aside) == 0
+    manager.empty_trash()
+    assert manager.cleanup_checkpoints().spared == {}
+    assert manager.list_deleted() == []
+    assert manager.list_quarantined() == []
+    assert all((path / "mine").read_text() == "mine" for path in paths)
+    assert manager.doctor(fix=True, deep=True).is_healthy

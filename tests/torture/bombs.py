@@ -1,0 +1,212 @@
+"""Row 35: small files that ask for much memory or time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.formats.torch.pickle_checking import max_structure_bytes
+from tests.torture.pickles import call, name, text
+from tests.torture.planting import PLANTED_ID, archive_of, manifest_for, plant
+from tests.torture.rows import Outcome, Row
+from tests.torture.sandbox import run_in_child
+
+
+def _int(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def _long(value: int) -> bytes:
+    data = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _sizes(*numbers: int) -> bytes:
+    return b"(" + b"".join(map(_long, numbers)) + b"t"
+
+
+def _storage(count: int, kind: str = "FloatStorage") -> bytes:
+    return b"(" + text("storage") + name("torch", kind) + text("0") + text("cpu") + _long(count) + b"tQ"
+
+
+def _tensor(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    hooks = call("collections", "OrderedDict")
+    arguments = (_storage(count), _long(offset), _sizes(*size), _sizes(*stride), b"\x89", hooks)
+    return call("torch._utils", "_rebuild_tensor_v2", *arguments)
+
+
+def _payload(value: bytes, records: dict[str, bytes] | None = None) -> bytes:
+    return archive_of(b"\x80\x02}" + text("model_state_dict") + value + b"s.", records)
+
+
+def _quantized(choice: random.Random) -> bytes:
+    size, parameters = (
+        10 ** choice.randint(10, 12),
+        b"(" + name("torch", "per_tensor_affine") + b"G" + bytes(8) + b"K\0t",
+    )
+    arguments = (_storage(8, "QInt8Storage"), b"K\0", _sizes(size), _sizes(0), parameters, b"\x89", b"}")
+    return _payload(call("torch._utils", "_rebuild_qtensor", *arguments))
+
+
+def _many_expanded(choice: random.Random) -> bytes:
+    return _payload(b"](" + _tensor(8, 0, (2 * 10**7 + choice.randint(0, 99),), (0,)) * 20 + b"e")
+
+
+def _key_of_tuples(levels: int) -> bytes:
+    """Two bytes for each doubling of the time that its hash takes."""
+    return (
+        b"}K\x01"
+        + b"".join(b"q" + bytes([number]) + b"h" + bytes([number]) + b"\x86" for number in range(levels))
+        + b"Ns"
+    )
+
+
+def _deep_key(levels: int) -> bytes:
+    return b"}K\x01" + b"\x85" * levels + b"Ns"
+
+
+def _shared(levels: int, code: bytes) -> bytes:
+    steps = b"".join(code + b"(h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(levels))
+    return b"](](K\x01eq\0" + steps + b"e"
+
+
+def _colliding(count: int) -> bytes:
+    pairs = b"".join(_long(number * (2**61 - 1)) + b"N" for number in range(1, count))
+    return b"}(" + pairs + b"u"
+
+
+def _swollen_archive(choice: random.Random) -> bytes:
+    data = archive_of(b"\x80\x02}.", {"data/0": bytes(2**26 + choice.randint(0, 999))}, zipfile.ZIP_DEFLATED)
+    assert len(data) < 2**20
+    return data
+
+
+def _crowded_archive(records: int) -> bytes:
+    """One record under many names."""
+    one = archive_of(b"\x80\x02}.", {})
+    end = one.rindex(b"PK\5\6")
+    start = one.index(b"PK\1\2")
+    entry = one[start : one.index(b"PK\1\2", start + 4)]
+    ending = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    directory = entry * records
+    stop = start + len(directory)
+    large = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, records, records, len(directory), start)
+    assert end > start
+    return one[:start] + directory + large + struct.pack("<4sLQL", b"PK\6\7", 0, stop, 1) + ending
+
+
+def _lying_count(choice: random.Random) -> bytes:
+    data = bytearray(archive_of(b"\x80\x02}.", {}))
+    struct.pack_into("<2H", data, len(data) - 14, *[choice.randint(1000, 65534)] * 2)
+    return bytes(data)
+
+
+PAYLOADS: dict[str, Callable[[random.Random], bytes]] = {
+    "810x deflate": _swollen_archive,
+    "stride 0": lambda choice: _payload(_tensor(8, 0, (10**9 + choice.randint(0, 99),), (0,))),
+    "many of stride 0": _many_expanded,
+    "strides of 1 that overlap": lambda choice: _payload(_tensor(8, 0, (4, 4, *[2] * 40), (1, 1, *[0] * 40))),
+    "a product beyond 64 bits": lambda choice: _payload(_tensor(8, 0, (2**31,) * 3, (0, 0, 0))),
+    "a size beyond 64 bits": lambda choice: _payload(_tensor(8, 0, (2 ** choice.randint(63, 200),), (0,))),
+    "negative stride": lambda choice: _payload(_tensor(8, 7, (8,), (-choice.randint(1, 9),))),
+    "negative size": lambda choice: _payload(_tensor(8, 0, (-(10**9),), (1,))),
+    "a storage longer than its record": lambda choice: _payload(_tensor(10 ** choice.randint(3, 15), 0, (1,), (1,))),
+    "a storage of negative length": lambda choice: _payload(_tensor(-8, 0, (1,), (1,))),
+    "a quantized tensor": _quantized,
+    "an empty tensor by size": lambda choice: _payload(call("torch", "FloatTensor", _long(10**10))),
+    "an empty storage by size": lambda choice: _payload(call("torch.storage", "UntypedStorage", _long(10**11))),
+    "bytes by length": lambda choice: _payload(call("builtins", "bytearray", _long(10**11))),
+    "a memo with a gap": lambda choice: _payload(b"K\x01r" + struct.pack("<I", 2 ** choice.randint(20, 31))),
+    "a text by length": lambda choice: _payload(b"X" + struct.pack("<I", 2**32 - 1) + b"x"),
+    "a long text by length": lambda choice: _payload(b"\x8d" + struct.pack("<Q", 2**40) + b"x"),
+    "a byte array by length": lambda choice: _payload(b"\x96" + struct.pack("<Q", 2 ** choice.randint(34, 44))),
+    "a frame by length": lambda choice: _payload(b"\x95" + struct.pack("<Q", 2**44)),
+    "a number by length": lambda choice: _payload(b"\x8b" + struct.pack("<i", 2**31 - 1) + b"\x01"),
+    "a number in digits": lambda choice: _payload(b"I" + b"9" * 10**6 + b"\n"),
+    "a key of tuples of tuples": lambda choice: _payload(_key_of_tuples(choice.randint(40, 200))),
+    "a deep key": lambda choice: _payload(_deep_key(10 ** choice.randint(4, 6))),
+    "a list shared and shared": lambda choice: _payload(_shared(choice.randint(30, 90), b"]")),
+    "a tuple shared and shared": lambda choice: _payload(b"K\x01" + b"2\x86" * 60),
+    "a list in itself": lambda choice: _payload(b"]q\0h\0a"),
+    "keys of one hash": lambda choice: _payload(_colliding(10 ** choice.randint(3, 5))),
+    "lists without end": lambda choice: _payload(b"](" + b"]" * 2**24 + b"e"),
+    "nothings without end": lambda choice: _payload(b"](" + b"NK\x01h\0" * 2**23 + b"e"),
+    "marks without end": lambda choice: _payload(b"(" * 2**24),
+    "dicts without end": lambda choice: _payload(b"](" + b"ccollections\nOrderedDict\nq\0)R" + b"h\0)R" * 2**22 + b"e"),
+    "names without end": lambda choice: _payload(b"](" + name("torch", "float32") * 2**22 + b"e"),
+    "a structure too long": lambda choice: _payload(text("x" * max_structure_bytes(10))),
+    "many records": lambda choice: _crowded_archive(10 ** choice.randint(5, 6)),
+    "more records than there are": _lying_count,
+}
+
+
+def _resigned(fields: dict[str, object]) -> bytes:
+    fields.pop("manifest_sha256", None)
+    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    signed = {**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}
+    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _with_chunks(chunks: int, chunk_size_bytes: int) -> Callable[[random.Random], bytes]:
+    def make(_: random.Random) -> bytes:
+        fields = json.loads(manifest_for(b"x").to_bytes())
+        table = ["0" * 32] * chunks
+        size_bytes = chunks * chunk_size_bytes
+        fields["files"][0] |= {"size_bytes": size_bytes, "chunk_size_bytes": chunk_size_bytes, "chunk_xxh3_128": table}
+        return _resigned(fields)
+
+    return make
+
+
+MANIFESTS: dict[str, Callable[[random.Random], bytes]] = {
+    "deep lists": lambda choice: b"[" * 10 ** choice.randint(3, 7),
+    "deep objects": lambda choice: b'{"x":' * 10 ** choice.randint(3, 6),
+    "deep config": lambda choice: b'{"config": ' + b'{"x": ' * 190 + b"[" * 50 + b"]" * 50 + b"}" * 191,
+    "lists without end": lambda choice: b'{"schema_version": 1, "x": [' + b"[]," * 5_000_000 + b"0]}",
+    "numbers without end": lambda choice: b'{"schema_version": 1, "x": [' + b"1," * 7_000_000 + b"0]}",
+    "a number of digits": lambda choice: b'{"schema_version": ' + b"9" * 10 ** choice.randint(4, 7) + b"}",
+    "a large text": lambda choice: b'{"description": "' + "\U0001f680".encode() * 4_000_000 + b'"}',
+    "many small chunks": _with_chunks(300_000, 1),
+    "many chunks": _with_chunks(350_000, 8 * 2**20),
+    "a giant": lambda choice: b" " * (Manifest.MAX_BYTES * 8),
+}
+BOMBS = [*((kind, False) for kind in PAYLOADS), *((kind, True) for kind in MANIFESTS)]
+
+
+def bombs(count: int, seed: str, folder: Path) -> Outcome:
+    """Load each, by a manifest that vouches for it, or list it where the manifest is the bomb."""
+    outcome = Outcome()
+    for number in range(count):
+        choice = random.Random(f"{seed} {number}")
+        kind, is_manifest = BOMBS[number % len(BOMBS)] if count >= len(BOMBS) else choice.choice(BOMBS)
+        store = folder / str(number)
+        data = (MANIFESTS if is_manifest else PAYLOADS)[kind](choice)
+        manager = plant(store, b"x", data) if is_manifest else plant(store, data)
+        ending = run_in_child(partial(manager.load_checkpoint, PLANTED_ID))
+        outcome.injected += 1
+        problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
+        if problem:
+            outcome.violations.append(f"seed {seed!r} {number}, {kind}: {problem}")
+        shutil.rmtree(store)
+    return outcome
+
+
+ROWS = [
+    Row(
+        number=35,
+        fault="tensor bomb",
+        must_hold="refused in less than 2 s and 1 GB",
+        unit="bombs",
+        count=90,
+        sample=12,
+        run=bombs,
+    )
+]

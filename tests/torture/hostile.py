@@ -1,0 +1,9 @@
+"""Rows 31 to 37 and 39: input by somebody who means harm, and stores that others wrote or copied."""
+
+from tests.torture import archives, bombs, copies, links, manifest_fuzz, names, pickles
+from tests.torture.rows import Row
+
+ROWS: list[Row] = sorted(
+    (row for module in (archives, bombs, copies, links, manifest_fuzz, names, pickles) for row in module.ROWS),
+    key=lambda row: row.number,
+)

@@ -1,0 +1,242 @@
+"""Row 33: links where folders and files of ours should be, from the start or put there in the middle of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckpt_lib import CheckpointManager
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.errors import CheckpointError
+from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.validate import ValidationReport
+from ckpt_lib.store import leases
+from tests.torture.planting import EXPERIMENT, PLANTED_ID, contents, open_run, plant, small_payload, torch_file
+from tests.torture.processes import patched
+from tests.torture.rows import Outcome, Row
+from tests.torture.sandbox import run_in_child
+
+_ACTIONS: dict[str, Callable[[CheckpointManager], object]] = {
+    "save": lambda manager: manager.save_checkpoint(model=torch.nn.Linear(64, 64), epoch=2),
+    "delete": lambda manager: manager.delete_checkpoint(PLANTED_ID),
+    "cleanup": lambda manager: manager.cleanup_checkpoints(),
+    "backup": lambda manager: manager.backup_checkpoint(PLANTED_ID),
+    "restore": lambda manager: manager.restore_checkpoint(PLANTED_ID),
+    "edit": lambda manager: manager.edit_checkpoint(PLANTED_ID, add_tags=["x"]),
+    "repair": lambda manager: manager.repair_checkpoint(PLANTED_ID),
+    "scrub": lambda manager: manager.scrub(),
+    "load": lambda manager: manager.load_checkpoint(PLANTED_ID),
+}
+_RETIRED = "retired"
+_SPECIAL_NAMES = (f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", ".ckpt-scrub.json", "checkpoint_metadata.json")
+_FOLDERS = ("", "backups")
+_FILES = (
+    f"{PLANTED_ID}.pt",
+    f"{PLANTED_ID}.json",
+    "checkpoint_metadata.json",
+    ".ckpt-scrub.json",
+    f"backups/{PLANTED_ID}.pt",
+)
+
+
+def _lay_out(around: Path) -> None:
+    """A store with a backup; outside it a folder that looks just like the experiment's, which nobody may touch."""
+    manager = plant(around / "store", torch_file(small_payload()))
+    manager.backup_checkpoint(PLANTED_ID)
+    shutil.copytree(around / "store" / EXPERIMENT, around / "outside")
+    for name in ("decoy.pt", "checkpoint_metadata.json", ".ckpt-scrub.json"):
+        (around / "outside" / name).write_text("not ours")
+
+
+def _replace_by_link(path: Path, target: Path, aside: Path) -> None:
+    with suppress(OSError):
+        path.rename(aside)
+        path.symlink_to(target)
+
+
+def _put_back(path: Path, aside: Path) -> None:
+    with suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+        if not path.exists():
+            aside.rename(path)
+
+
+class _Swapper(threading.Thread):
+    """Exchanges a folder or file for a link and back, at random moments."""
+
+    def __init__(self, seed: str, path: Path, target: Path, aside: Path) -> None:
+        super().__init__(daemon=True)
+        self._choice = random.Random(seed)
+        self._places = path, target, aside
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        path, target, aside = self._places
+        while not self.is_over.is_set():
+            time.sleep(self._choice.random() * 0.002)
+            _replace_by_link(path, target, aside)
+            time.sleep(self._choice.random() * 0.002)
+            _put_back(path, aside)
+
+
+def _place(seed: str, around: Path) -> tuple[Path, Path]:
+    """What is to be exchanged, and for what."""
+    choice = random.Random(f"{seed} place")
+    experiment, outside = around / "store" / EXPERIMENT, around / "outside"
+    if choice.random() < 0.6:
+        name = choice.choice(_FOLDERS)
+        return experiment / name, outside / name
+    name = choice.choice(_FILES)
+    return experiment / name, outside / name
+
+
+def _act(around: Path, action: str, seed: str, is_race: bool) -> None:
+    leases.LEASE_SECONDS = 0.5
+    logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
+    path, target = _place(seed, around)
+    aside = around / "aside"
+    manager = open_run(around / "store", max_checkpoints=1)
+    if not is_race:
+        _replace_by_link(path, target, aside)
+        _ACTIONS[action](manager)
+        return
+    swapper = _Swapper(seed, path, target, aside)
+    swapper.start()
+    try:
+        with patched(commit, "delete_all", partial(_delete_and_note, commit.delete_all, around / _RETIRED)):
+            for _ in range(5):
+                with suppress(CheckpointError):
+                    _ACTIONS[action](manager)
+    finally:
+        swapper.is_over.set()
+        swapper.join()
+        _put_back(path, aside)
+
+
+def _delete_and_note(
+    delete_all: Callable[..., tuple[list[Manifest], dict[str, CheckpointError]]],
+    noted: Path,
+    *arguments: Any,
+    grace_seconds: float = 0.0,
+    **options: Any,
+) -> tuple[list[Manifest], dict[str, CheckpointError]]:
+    """Write down what was removed for good: the swapper may put its manifest back."""
+    gone, refused = delete_all(*arguments, grace_seconds=grace_seconds, **options)
+    if grace_seconds <= 0:
+        with noted.open("a") as file:
+            file.writelines(f"{manifest.checkpoint_id}\n" for manifest in gone)
+    return gone, refused
+
+
+def symlink_swaps(count: int, seed: str, folder: Path) -> Outcome:
+    """Half of the links are there before the operation, half come and go while it runs."""
+    outcome, raced = Outcome(), 0
+    for number in range(count):
+        choice = random.Random(f"{seed} {number}")
+        around = folder / str(number)
+        _lay_out(around)
+        before = contents(around / "outside")
+        action, is_race = choice.choice(list(_ACTIONS)), choice.random() < 0.5
+        raced += is_race
+        ending = run_in_child(lambda: _act(around, action, f"{seed} {number}", is_race))  # noqa: B023 - called at once
+        outcome.injected += 1
+        problem = ending.broken_promise()
+        if contents(around / "outside") != before:
+            problem = "changed what is outside"
+        elif is_race and not problem:
+            problem = _what_is_broken(around)
+        if problem:
+            outcome.violations.append(f"seed {seed!r} {number}, {action}, {'race' if is_race else 'before'}: {problem}")
+        shutil.rmtree(around)
+    special = _special_files(folder / "special", outcome, every=max(1, 100 // count))
+    outcome.detail = f"{raced} while it ran, {special} with pipes, sockets and devices in the place of files"
+    return outcome
+
+
+def _what_is_broken(around: Path) -> str | None:
+    """Whatever the race did, every checkpoint that is listed is whole, and the next operation works.
+
+    But for one whose manifest was put back after the operation had removed it for good.
+    """
+    noted = around / _RETIRED
+    retired = noted.read_text().split() if noted.exists() else []
+
+    def act() -> None:
+        leases.LEASE_SECONDS = 0.5
+        logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
+        manager = open_run(around / "store")
+        manager.cleanup_checkpoints()
+        saved = manager.save_checkpoint(model=torch.nn.Linear(2, 2), epoch=3)
+        assert saved is not None
+        broken = [report for report in manager.validate_all() if not report]
+        unexplained = [report for report in broken if not (report.checkpoint_id in retired and _has_none(report))]
+        assert not unexplained, [report.message for report in unexplained]
+
+    ending = run_in_child(act)
+    return f"afterwards: {ending.what}" if ending.kind != "returned" else None
+
+
+def _has_none(report: ValidationReport) -> bool:
+    return [damage.kind for damage in report.damages] == ["missing"]
+
+
+def _special_files(folder: Path, outcome: Outcome, every: int) -> int:
+    """A pipe, a socket or a device in the place of a file: told, not waited for. Of all cases, every so many."""
+    makers: dict[str, Callable[[Path], object]] = {
+        "pipe": os.mkfifo,
+        "socket": _make_socket,
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "folder": lambda path: path.mkdir(),
+    }
+    cases = list(itertools.product(makers, _SPECIAL_NAMES, _ACTIONS))[::every]
+    for number, (kind, name, action) in enumerate(cases):
+        around = folder / str(number)
+        _lay_out(around)
+        path = around / "store" / EXPERIMENT / name
+        path.unlink(missing_ok=True)
+        makers[kind](path)
+        ending = run_in_child(lambda: _act_once(around, action))  # noqa: B023 - called at once
+        if problem := ending.broken_promise():
+            outcome.violations.append(f"{kind} as {name}, {action}: {problem}")
+        shutil.rmtree(around)
+    return len(cases)
+
+
+def _make_socket(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{folder}/{path.name}")  # its own path may be too long for one
+    os.close(folder)
+
+
+def _act_once(around: Path, action: str) -> None:
+    leases.LEASE_SECONDS = 0.5
+    logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
+    _ACTIONS[action](open_run(around / "store", max_checkpoints=1))
+
+
+ROWS = [
+    Row(
+        number=33,
+        fault="symlink swap",
+        must_hold="never followed: nothing outside is written, changed or deleted",
+        unit="swaps",
+        count=200,
+        sample=12,
+        run=symlink_swaps,
+    )
+]

@@ -1,0 +1,320 @@
+"""Row 36: manifests, and every other small file of a folder, with anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckpt_lib import CheckpointManager
+from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.errors import CheckpointError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.store import leases
+from ckpt_lib.store.owners import this_process
+from tests.torture.planting import EXPERIMENT, PLANTED_ID, manifest_for, open_run, plant, small_payload, torch_file
+from tests.torture.rows import Outcome, Row
+from tests.torture.sandbox import run_in_child
+
+_VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    math.inf,
+    math.nan,
+    "",
+    " ",
+    "x",
+    "\0",
+    "\u202e",
+    "\ud800",
+    "\U0001f680",
+    "../x",
+    "/etc/passwd",
+    "NaN",
+    "Infinity",
+    "x" * 5000,
+    "\n",
+    "e\u0301",
+    PLANTED_ID,
+    "checkpoint_epoch_0001_step_000001_20260102_030405_2",
+    "2026-01-02T03:04:05Z",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59-23:59",
+    "-262143-01-01T00:00:00Z",
+    "torch",
+    "builtins",
+    "__class__",
+    "0" * 32,
+    "f" * 64,
+    "F" * 64,
+    [],
+    [[]],
+    [None],
+    ["x", "x"],
+    [1] * 100,
+    {},
+    {"": {}},
+    {"x": {"y": [{}]}},
+    {"name": "../x"},
+]
+_KEYS = [
+    "",
+    "x",
+    "name",
+    "files",
+    "schema_version",
+    "__dict__",
+    "model_config",
+    "is_best",
+    "\ud800",
+    "MAX_BYTES",
+    "uid ",
+]
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container in nested JSON with each of its keys."""
+    found: list[tuple[Any, Any]] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        keys = list(item) if isinstance(item, dict) else list(range(len(item)))
+        found += [(item, key) for key in keys]
+        waiting += [item[key] for key in keys if isinstance(item[key], dict | list)]
+    return found
+
+
+def mutate(choice: random.Random, fields: dict[str, Any]) -> dict[str, Any]:
+    """Another type, another name, a part less or more, in one to three places."""
+    for _ in range(choice.randint(1, 3)):
+        container, key = choice.choice(_places(fields) or [(fields, "x")])
+        match choice.randrange(5):
+            case 0 | 1:
+                container[key] = json.loads(json.dumps(choice.choice(_VALUES)))
+            case 2 if key in container or isinstance(container, list):
+                container.pop(key)
+            case 3 if isinstance(container, dict):
+                container[choice.choice(_KEYS)] = choice.choice(_VALUES)
+            case _:
+                old = container.get(key) if isinstance(container, dict) else container[key]
+                if isinstance(old, int):
+                    container[key] = choice.choice([old + 1, -old, old * 2**40, float(old % 2**60), str(old)])
+                elif isinstance(old, str):
+                    at = choice.randint(0, len(old))
+                    container[key] = (
+                        old[:at] + choice.choice(["", "\0", "e\u0301", "x", "\ud800", "/../"]) + old[at + 1 :]
+                    )
+    return fields
+
+
+def spell(choice: random.Random, fields: dict[str, Any]) -> bytes:
+    """As JSON: mostly signed and canonical, as by an attacker who knows how; else in some other spelling, or broken."""
+    fields.pop("manifest_sha256", None)
+    style = choice.random()
+    try:
+        body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError):
+        body = repr(fields).encode("utf-8", "surrogatepass")
+    signed = {**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}
+    try:
+        data = json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    except (TypeError, ValueError):
+        return body
+    if style < 0.75:
+        return data
+    if style < 0.85:
+        return json.dumps(signed, ensure_ascii=choice.random() < 0.5).encode("utf-8", "surrogatepass")
+    broken = bytearray(data)
+    at = choice.randrange(len(broken))
+    match choice.randrange(4):
+        case 0:
+            broken[at] ^= 1 << choice.randrange(8)
+        case 1:
+            del broken[at:]
+        case 2:
+            broken[at:at] = choice.choice([b"1e400", b"\xff\xfe", b"\0", b"NaN", b"[" * 2000, b'"', b"9" * 5000])
+        case _:
+            broken += choice.choice([b"\n", b"{}", b"\0" * 4096])
+    return bytes(broken)
+
+
+def _read_back(data: bytes) -> str | None:
+    """What is wrong with how a manifest is read: a typed error is right, and so is one that rebuilds these bytes."""
+    try:
+        manifest = Manifest.from_bytes(data, path="fuzz")
+        described = manifest.describe()
+        again = manifest.to_bytes()
+    except (IntegrityError, UnsupportedSchemaError):
+        return None
+    except CheckpointError as error:
+        return f"it was read, and then {type(error).__name__}: {error}"
+    if Manifest.from_bytes(again, path="fuzz").to_bytes() != again:
+        return "it is another one after each rewrite"
+    if described.checkpoint_id != manifest.checkpoint_id:
+        return "it is described as another"
+    return None
+
+
+def fuzz(count: int, seed: str, folder: Path) -> Outcome:
+    """Read each manifest; put every fortieth, or another small file, into a folder that is worked with."""
+    outcome = Outcome()
+    base = manifest_for(
+        torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",)
+    ).to_bytes()
+    worked = 0
+    for number in range(count):
+        choice = random.Random(f"{seed} {number}")
+        data = spell(choice, mutate(choice, json.loads(base)))
+        outcome.injected += 1
+        try:
+            problem = _read_back(data)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            outcome.violations.append(f"seed {seed!r} {number}: {ascii(problem)[:500]}")
+        if number % 40 == 0:
+            worked += 1
+            problem = _work_beside(choice, data, folder / str(number))
+            if problem:
+                outcome.violations.append(f"seed {seed!r} {number}: {problem}")
+            shutil.rmtree(folder / str(number), ignore_errors=True)
+    outcome.detail = f"{worked} of them, or other small files, in folders at work"
+    return outcome
+
+
+_OTHER_ID = "checkpoint_epoch_0007_step_000007_20260102_030407"
+_TOKEN = "0123456789abcdef"
+_FILES = {
+    "the manifest": f"{PLANTED_ID}.json",
+    "another manifest": f"{_OTHER_ID}.json",
+    "a backup's": f"backups/{PLANTED_ID}.json",
+    "the snapshot": "checkpoint_metadata.json",
+    "the scrub's record": ".ckpt-scrub.json",
+    "a save's marker": f".{_OTHER_ID}.saving",
+    "a deletion's marker": f".{_OTHER_ID}.deleted",
+    "a quarantine's marker": f".{_OTHER_ID}.quarantined",
+    "a lease": f".ckpt-lease-{_TOKEN}/lease",
+    "a lock": ".ckpt-lock/1",
+    "a lease of no folder": f".ckpt-lease-{_TOKEN}",
+    "an unfinished file": f".ckpt-lease-{_TOKEN}/0",
+    "a broken lease": f".ckpt-broken-{_TOKEN}-00000000",
+}
+
+
+def _lease(choice: random.Random) -> bytes:
+    owner = {"host": "h", "system": "s", "pid": 1, "started": "1"}
+    token = choice.choice([_TOKEN, _TOKEN, "../../outside", f"{_TOKEN}/../../outside", "\0", "", "x" * 5000])
+    fields = {"token": token, "owner": owner, "taken_at": "x", "ttl_seconds": 0.2, "holds": {PLANTED_ID: "r"}}
+    if choice.random() < 0.3:  # a process of this very system, with any number
+        owner |= {"system": _this_system(), "pid": choice.choice([0, -1, 2**31, 2**64, 10**30]), "started": ""}
+    else:
+        mutate(choice, fields)
+    return json.dumps(fields).encode()
+
+
+def _this_system() -> str:
+    return this_process().system
+
+
+def _scrub_record(choice: random.Random) -> bytes:
+    outcome = {
+        "version": "v",
+        "sha256": "0" * 64,
+        "checked_at": "2026-01-02T03:04:05Z",
+        "report": {"checkpoint_id": PLANTED_ID, "experiment_name": EXPERIMENT},
+    }
+    fields = {
+        "schema_version": 1,
+        "experiment_name": EXPERIMENT,
+        "started_at": "2026-01-02T03:04:05Z",
+        "outcomes": {f"checkpoints/{PLANTED_ID}": outcome},
+    }
+    return json.dumps(mutate(choice, fields)).encode()
+
+
+def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
+    kind = choice.choice(list(_FILES))
+    if "lease" in kind or "lock" in kind:
+        data = _lease(choice)
+    elif kind == "the scrub's record":
+        data = _scrub_record(choice)
+    plant(store, torch_file(small_payload()))
+    path = store / EXPERIMENT / _FILES[kind]
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    (store.parent / "outside").mkdir(exist_ok=True)
+    (store / EXPERIMENT / "outside").mkdir()
+    (store / "outside").mkdir()
+    ending = run_in_child(lambda: _work(store))
+    problem = ending.broken_promise()
+    if not all((place / "outside").is_dir() for place in (store.parent, store, store / EXPERIMENT)):
+        problem = "a folder outside was taken away"
+    return f"{kind}: {problem}" if problem else None
+
+
+def _work(store: Path) -> None:
+    """Everything that reads a folder's small files. Each may be refused; the next must work all the same."""
+    leases.LEASE_SECONDS = 0.3
+    logging.getLogger("ckpt_lib").setLevel(logging.ERROR)
+
+    manager = open_run(store)
+    calls: list[Callable[[], object]] = [
+        manager.list_checkpoints,
+        manager.list_unreadable,
+        manager.list_backups,
+        lambda: manager.get_checkpoint(PLANTED_ID),
+        lambda: list(manager.validate_all()),
+        lambda: manager.load_checkpoint("latest"),
+        manager.get_best_checkpoint,
+        lambda: manager.cleanup_checkpoints(dry_run=True),
+        manager.scrub,
+        lambda: manager.edit_checkpoint(PLANTED_ID, add_tags=["b"]),
+        lambda: manager.backup_checkpoint(PLANTED_ID),
+        manager.cleanup_checkpoints,
+    ]
+    for call in calls:
+        with suppress(CheckpointError):
+            call()
+    saved = manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2)
+    assert saved is not None
+    assert manager.validate_checkpoint(saved)
+    assert _is_rebuilt(manager, store), "the snapshot was not rebuilt"
+
+
+def _is_rebuilt(manager: CheckpointManager, store: Path) -> bool:
+    content = json.loads((store / EXPERIMENT / "checkpoint_metadata.json").read_bytes())
+    return [item["checkpoint_id"] for item in content["checkpoints"]] == [
+        checkpoint.checkpoint_id for checkpoint in manager.list_checkpoints()
+    ]
+
+
+ROWS = [
+    Row(
+        number=36,
+        fault="manifest and index fuzz",
+        must_hold="typed error or an identical rebuild",
+        unit="files",
+        count=10_000,
+        sample=200,
+        run=fuzz,
+    )
+]

@@ -1,0 +1,263 @@
+"""Row 34: pickles that would run something, each with a canary that shows whether they did."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.torture.planting import PLANTED_ID, archive_of, plant
+from tests.torture.rows import Outcome, Row
+from tests.torture.sandbox import Ending, run_in_child
+
+Attack = Callable[[str], bytes]
+"""From a line of Python to the steps of a pickle that leave something on the stack and should have run it."""
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def name(module: str, attribute: str) -> bytes:
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def call(module: str, attribute: str, *arguments: bytes) -> bytes:
+    return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
+
+
+def _stack_global(module: str, attribute: str) -> bytes:
+    return (
+        b"\x8c"
+        + bytes([len(module)])
+        + module.encode()
+        + b"\x8c"
+        + bytes([len(attribute)])
+        + attribute.encode()
+        + b"\x93"
+    )
+
+
+def _shell(line: str) -> str:
+    return f"python3 -c '{line}'"
+
+
+_STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x08tQ"
+
+ATTACKS: dict[str, Attack] = {
+    "eval": lambda line: call("builtins", "eval", text(line)),
+    "exec": lambda line: call("builtins", "exec", text(line)),
+    "exec of Python 2": lambda line: call("__builtin__", "exec", text(line)),
+    "compile and eval": lambda line: call(
+        "builtins", "eval", call("builtins", "compile", text(line), text("x"), text("eval"))
+    ),
+    "os.system": lambda line: call("os", "system", text(_shell(line))),
+    "posix.system": lambda line: call("posix", "system", text(_shell(line))),
+    "subprocess": lambda line: call("subprocess", "getoutput", text(_shell(line))),
+    "getattr": lambda line: (
+        call("builtins", "getattr", name("builtins", "__dict__"), text("get"))
+        + call("builtins", "eval", text(line))
+        + b"\x86"
+    ),
+    "timeit": lambda line: call("timeit", "timeit", text(line)),
+    "runpy": lambda line: call(
+        "runpy", "_run_code", call("builtins", "compile", text(line), text("x"), text("exec")), b"}"
+    ),
+    "pdb": lambda line: call("pdb", "run", text(line)),
+    "code": lambda line: call("code", "interact", text(line)),
+    "map": lambda line: call(
+        "builtins", "list", call("builtins", "map", name("builtins", "eval"), b"](" + text(line) + b"e")
+    ),
+    "torch.hub": lambda line: call("torch.hub", "load", text("owner/repository"), text("model")),
+    "torch.load": lambda line: call("torch", "load", text("/proc/self/environ")),
+    "torch.jit": lambda line: call("torch.jit._script", "CompilationUnit", text(line)),
+    "numpy": lambda line: call("numpy.testing._private.utils", "runstring", text(line), b"}"),
+    "a dtype's name": lambda line: call("torch", "os.system", text(_shell(line))),
+    "dotted name": lambda line: call("torch.serialization", "os.system", text(_shell(line))),
+    "ours": lambda line: call("tests.torture.pickles", "fire", text(line)),
+    "inst": lambda line: b"(" + text(line) + b"ibuiltins\neval\n",
+    "obj": lambda line: b"(" + name("builtins", "eval") + text(line) + b"o",
+    "newobj": lambda line: name("builtins", "eval") + b"(" + text(line) + b"t\x81",
+    "newobj ex": lambda line: name("builtins", "eval") + b"(" + text(line) + b"t}\x92",
+    "stack global": lambda line: _stack_global("builtins", "eval") + b"(" + text(line) + b"tR",
+    "extension": lambda line: b"\x82\x01(" + text(line) + b"tR",
+    "build": lambda line: call("collections", "OrderedDict") + b"}" + text("items") + name("builtins", "eval") + b"sb",
+    "build of slots": lambda line: (
+        call("collections", "OrderedDict") + b"N}" + text("items") + name("builtins", "eval") + b"s\x86b"
+    ),
+    "setstate": lambda line: name("tests.torture.pickles", "Fires") + b")\x81" + text(line) + b"b",
+    "a persistent id": lambda line: call("builtins", "eval", text(line)) + b"Q",
+    "another reference": lambda line: b"(" + text("module") + call("builtins", "eval", text(line)) + b"tQ",
+    "a textual id": lambda line: b"P" + line.encode() + b"\n",
+    "a lying storage": lambda line: _tensor(b"J" + struct.pack("<i", 2**30), 2**20),
+    "a lying quantized storage": lambda line: _quantized(2**30),
+    "a storage as a tensor": lambda line: call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        call("builtins", "eval", text(line)),
+        b"K\0",
+        b")",
+        b")",
+        b"\x89",
+        call("collections", "OrderedDict"),
+    ),
+    "backward hooks": lambda line: call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        _STORAGE,
+        b"K\0",
+        b"K\x01\x85",
+        b"K\x01\x85",
+        b"\x89",
+        b"}K\0" + name("builtins", "eval") + b"s",
+    ),
+    "a type's own": lambda line: call(
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        name("builtins", "eval"),
+        name("torch", "Tensor"),
+        b"(" + text(line) + b"t",
+        b"}",
+    ),
+    "a wrapper": lambda line: call(
+        "torch._utils", "_rebuild_wrapper_subclass", name("tests.torture.pickles", "Fires"), text(line)
+    ),
+    "numpy in a tensor": lambda line: call(
+        "torch._utils",
+        "_rebuild_device_tensor_from_numpy",
+        call("builtins", "eval", text(line)),
+        name("torch", "float32"),
+        text("cpu"),
+        b"\x89",
+    ),
+    "a codec": lambda line: call("_codecs", "encode", text(line), text("unknown\0codec")),
+    "a counter": lambda line: call("collections", "Counter", call("builtins", "eval", text(line))),
+    "a set": lambda line: call("builtins", "set", b"](" + call("builtins", "eval", text(line)) + b"e"),
+}
+
+
+def _tensor(count: bytes, elements: int) -> bytes:
+    storage = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + count + b"tQ"
+    size = b"J" + struct.pack("<i", elements) + b"\x85"
+    return call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        storage,
+        b"K\0",
+        size,
+        b"K\x01\x85",
+        b"\x89",
+        call("collections", "OrderedDict"),
+    )
+
+
+def _quantized(count: int) -> bytes:
+    number = b"J" + struct.pack("<i", count)
+    storage = b"(" + text("storage") + name("torch", "QInt8Storage") + text("0") + text("cpu") + number + b"tQ"
+    scale = b"G" + struct.pack(">d", 1.0)
+    parameters = b"(" + name("torch", "per_tensor_affine") + scale + b"K\0t"
+    return call(
+        "torch._utils",
+        "_rebuild_qtensor",
+        storage,
+        b"K\0",
+        number + b"\x85",
+        b"K\x01\x85",
+        parameters,
+        b"\x89",
+        call("collections", "OrderedDict"),
+    )
+
+
+def fire(line: str) -> None:
+    """Reached only when a pickle is trusted."""
+    exec(line)
+
+
+class Fires:
+    """An object whose state is run."""
+
+    def __setstate__(self, line: str) -> None:
+        fire(line)
+
+
+def structure(choice: random.Random, attack: bytes) -> bytes:
+    """The attack somewhere in a payload: as a value, in a list, as a key, or beside what is sound."""
+    places = (
+        b"}" + text("model_state_dict") + attack + b"s",
+        b"}" + text("model_state_dict") + b"](" + attack + b"es",
+        b"}" + attack + b"K\x01s",
+        b"}(" + text("epoch") + b"K\x01" + text("extra_state") + b"}" + text("x") + attack + b"su",
+        attack,
+    )
+    return b"\x80" + bytes([choice.choice((2, 2, 2, 4))]) + choice.choice(places) + b"."
+
+
+def malicious_pickles(count: int, seed: str, folder: Path) -> Outcome:
+    """Each attack through every door that reads a payload, as a torch file and now and then as a bare pickle."""
+    outcome = Outcome()
+    if not _fires_when_trusted(folder / "control"):
+        outcome.violations.append("the canary does not fire for who trusts the pickle: the attacks prove nothing")
+    kinds: dict[str, int] = {}
+    names = list(ATTACKS)
+    for number in range(count):
+        choice = random.Random(f"{seed} {number}")
+        chosen = names[number % len(names)] if count >= len(names) else choice.choice(names)
+        store, canary = folder / str(number), folder / f"canary-{number}"
+        pickled = structure(choice, ATTACKS[chosen](_fire_line(canary)))
+        payload = pickled if choice.random() < 0.1 else archive_of(pickled)
+        outcome.injected += 1
+        ending = _through_every_door(store, payload, choice)
+        kinds[ending.what.partition(":")[0]] = kinds.get(ending.what.partition(":")[0], 0) + 1
+        problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
+        if canary.exists():
+            problem = "ran"
+        if problem:
+            outcome.violations.append(f"seed {seed!r} {number}, {chosen}: {problem}")
+        shutil.rmtree(store)
+    outcome.detail = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return outcome
+
+
+def _fire_line(canary: Path) -> str:
+    return f'open("{canary}", "w").close()'
+
+
+def _through_every_door(store: Path, payload: bytes, choice: random.Random) -> Ending:
+    def act() -> None:
+        manager = plant(store, payload)
+        found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
+        assert found == ["unloadable"], "its manifest vouches for every byte, but no one could load it"
+        keys: dict[str, Any] = {"keys": ["model_state_dict"]} if choice.random() < 0.3 else {}
+        manager.load_checkpoint(PLANTED_ID, **keys)
+
+    return run_in_child(act)
+
+
+def _fires_when_trusted(folder: Path) -> bool:
+    canary = folder / "canary"
+    pickled = pickle.PROTO + b"\x02}" + text("x") + ATTACKS["exec"](_fire_line(canary)) + b"s."
+
+    def act() -> None:
+        plant(folder, archive_of(pickled)).load_checkpoint(PLANTED_ID, trust_pickle=True)
+
+    run_in_child(act)
+    return canary.exists()
+
+
+ROWS = [
+    Row(
+        number=34,
+        fault="malicious pickle",
+        must_hold="no stored code runs; refused without opt-in",
+        unit="pickles",
+        count=126,
+        sample=16,
+        run=malicious_pickles,
+    )
+]

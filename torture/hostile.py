@@ -1,9 +1,0 @@
-"""Rows 31 to 37 and 39: input by somebody who means harm, and stores that others wrote or copied."""
-
-from torture import archives, bombs, copies, links, manifest_fuzz, names, pickles
-from torture.rows import Row
-
-ROWS: list[Row] = sorted(
-    (row for module in (archives, bombs, copies, links, manifest_fuzz, names, pickles) for row in module.ROWS),
-    key=lambda row: row.number,
-)
