@@ -1,0 +1,144 @@
+"""The contract of a store: what the rest of the library may ask of the place where bytes live.
+
+Keys are relative to the store's root and use ``/``. Every method raises errors of ``ckpt_lib.errors``, but for a missing
+key, which is a plain ``FileNotFoundError``. A store knows nothing of checkpoints, and has no lock: whoever needs to be the
+only one writes conditionally, and reads again when that is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal, Protocol, Self
+
+from ckpt_lib.stream.digests import Buffer
+
+
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+ABSENT: Final = _Absent.ABSENT
+"""The condition that a key is not there yet."""
+
+Condition = str | Literal[_Absent.ABSENT] | None
+"""A version, :data:`ABSENT`, or ``None`` for whatever is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a store does beyond plain reads and writes. A store that may not keep its word is asked once, by a probe.
+
+    The conditions are atomic: of any number of writers of one key with the same condition, one succeeds.
+    """
+
+    create_if_absent: bool
+    """``put(if_version=ABSENT)`` refuses a key that is there."""
+    replace_if_version: bool
+    """``put(if_version=version)`` refuses a key of another version."""
+    delete_if_version: bool
+    """``delete(if_version=version)`` refuses a key of another version."""
+    memory_map: bool
+    """Readers have a ``fileno()`` that can be mapped, and what is mapped outlives the key."""
+    free_space: bool
+    """``free_bytes()`` knows how much room there is."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key. ``version`` differs after every write of it, without being read.
+
+    ``modified_seconds`` is when it was written, by the store's own clock: comparable with that of other entries of the
+    same store, and with nothing else.
+    """
+
+    key: str
+    size_bytes: int
+    version: str
+    modified_seconds: float
+
+
+class Upload(Protocol):
+    """An object that is being written: invisible until :meth:`commit`, durable when that returns."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Append all of ``data``, or raise."""
+        ...
+
+    def commit(self) -> Entry:
+        """Make the bytes durable and give them their key, replacing what has it. A failure is final: only abort is left."""
+        ...
+
+    def abort(self) -> None:
+        """Remove what was written, if it was not committed; never raises. Nothing of it ever becomes visible."""
+        ...
+
+
+class RangeReader(Protocol):
+    """An object that is read, whole or in parts, by any number of threads. What it reads was all there when it opened."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read_at(self, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` to ``stop``; fewer only at the end. Raises ``FileNotFoundError`` if it has gone."""
+        ...
+
+    def fileno(self) -> int | None:
+        """A descriptor to map the object by, where the store has ``memory_map``; else ``None``."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Store(Protocol):
+    """A root under which experiments live.
+
+    An answer may be lost: a write that raises :class:`~ckpt_lib.errors.StoreUnavailableError` may have happened, or not,
+    and only reading tells. Any other error says that nothing has changed.
+    """
+
+    @property
+    def url(self) -> str:
+        """The root, as a person would write it."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def list(self, prefix: str) -> list[Entry]:
+        """Every key that begins with ``prefix``, sorted. What was there all the time is in it; what came or went may be."""
+        ...
+
+    def stat(self, key: str) -> Entry | None:
+        """The entry of one key, or ``None``."""
+        ...
+
+    def open_read(self, key: str) -> RangeReader:
+        """Open an object for reading."""
+        ...
+
+    def open_write(self, key: str) -> Upload:
+        """Begin an object."""
+        ...
+
+    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+        """Write a small object: all of it, durable when this returns, or nothing.
+
+        Raises :class:`~ckpt_lib.errors.VersionConflictError` when ``if_version`` does not hold. ``ABSENT`` needs
+        ``create_if_absent``, a version ``replace_if_version``; without, this raises
+        :class:`~ckpt_lib.errors.ConfigError`.
+        """
+        ...
+
+    def delete(self, key: str, *, if_version: str | None = None) -> None:
+        """Remove one object, if it is there. Raises what :meth:`put` does; a key that is not there conflicts with nothing."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """How much more this process may write; ``None`` where ``free_space`` is missing."""
+        ...
