@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointManager, draft, retirement
+from ckpt_lib import CheckpointManager, commit, draft, retirement
+from ckpt_lib.config import Monitor
 from ckpt_lib.errors import ProtectedCheckpointError, StoreError
 from ckpt_lib.folder import SNAPSHOT_NAME
 from ckpt_lib.integrity import validate
@@ -208,6 +209,18 @@ def test_the_best_by_what_a_run_monitored_stays(make_manager: MakeManager) -> No
     report = make_manager(monitor_metric="val_loss").cleanup_checkpoints(policy=NOTHING)
     assert set(report.deleted_ids) == {saved[1], saved[2]}
     assert ids(run) == [saved[0], saved[3]]
+
+
+def test_the_best_stays_when_the_monitor_was_changed_halfway(make_manager: MakeManager) -> None:
+    """A change of the record that was killed has rewritten the newest alone; the others' best stays as well."""
+    run = make_manager(monitor_metric="accuracy", monitor_mode="max", max_checkpoints=100)
+    saved = [
+        save(run, epoch, metrics={"accuracy": accuracy, "val_loss": loss})
+        for epoch, (accuracy, loss) in enumerate(((0.9, 5.0), (0.1, 0.1), (0.5, 3.0), (0.4, 4.0)), start=1)
+    ]
+    commit.edit(run._folder, saved[-1], lambda found: found.changed(monitor=Monitor(metric="val_loss", mode="min")))
+    assert run.cleanup_checkpoints(policy=NOTHING).deleted_ids == (saved[2],)
+    assert ids(run) == [saved[0], saved[1], saved[3]]
 
 
 def test_foreign_files_are_never_touched(unlimited: CheckpointManager) -> None:
