@@ -21,7 +21,7 @@ from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePaylo
 from ckpt_lib.formats.torch.collection import CollectionPause
 
 _STRUCTURE_BYTES, _BYTES_A_RECORD = 64 * 2**20, 400
-_STEPS_ALLOWED, _STEPS_A_RECORD = 6_000_000, 200
+_STEPS_ALLOWED, _STEPS_A_RECORD = 4_000_000, 200
 
 MAX_LEVELS = 100
 """How deep containers may nest below each entry of a payload."""

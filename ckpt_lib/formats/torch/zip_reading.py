@@ -137,9 +137,12 @@ def _find_zip64(file: VerifiedFile, end_start: int) -> tuple[int, tuple[int, ...
 
 
 def _entries(directory: bytes, count: int) -> list[_Entry]:
-    entries, position = [], 0
+    entries, position, names = [], 0, set()
     for _ in range(count):
         entry, position = _entry(directory, position)
+        if entry.name in names or not _is_plain(entry.name):  # now: a million of them would take seconds
+            _refuse(f"the record {ascii(entry.name)[:120]} is repeated, or leads elsewhere")
+        names.add(entry.name)
         entries.append(entry)
     if position != len(directory):
         _refuse("its directory holds more than it says")
@@ -189,12 +192,7 @@ def _placed(entries: list[_Entry], directory_start: int) -> dict[str, Record]:
         if entry.least_stop > stop:
             _refuse(f"the record {entry.name!a} overlaps what follows it")
         stop_of[entry.start] = stop
-    records = {}
-    for name, size_bytes, start, _ in entries:
-        if name in records or not _is_plain(name):
-            _refuse(f"the record {ascii(name)[:120]} is repeated, or leads elsewhere")
-        records[name] = Record(name, size_bytes, start, stop_of[start])
-    return records
+    return {name: Record(name, size_bytes, start, stop_of[start]) for name, size_bytes, start, _ in entries}
 
 
 def _is_plain(name: str) -> bool:
