@@ -26,7 +26,6 @@
     └── StoreError (OSError)
         ├── StorageFullError                      no space, quota or inodes left
         ├── StorePermissionError (PermissionError) read-only or forbidden
-        ├── VersionConflictError                  someone else wrote the key first
         └── StoreUnavailableError                 a transient failure: trying again may help
             └── LeaseLostError                    this process stood still too long, and others went on
 
@@ -190,10 +189,6 @@ class StorageFullError(StoreError):
 
 class StorePermissionError(StoreError, PermissionError):
     """The store is read-only or refuses access."""
-
-
-class VersionConflictError(StoreError):
-    """Another version of the key is there than was expected: someone else was faster. Nothing was written."""
 
 
 class StoreUnavailableError(StoreError):
