@@ -26,6 +26,7 @@
     └── StoreError (OSError)
         ├── StorageFullError                      no space, quota or inodes left
         ├── StorePermissionError (PermissionError) read-only or forbidden
+        ├── VersionConflictError                  someone else wrote the key first
         └── StoreUnavailableError                 a transient failure: trying again may help
             └── LeaseLostError                    this process stood still too long, and others went on
 
@@ -189,6 +190,10 @@ class StorageFullError(StoreError):
 
 class StorePermissionError(StoreError, PermissionError):
     """The store is read-only or refuses access."""
+
+
+class VersionConflictError(StoreError):
+    """Another version of the key is there than was expected: someone else was faster. Nothing was written."""
 
 
 class StoreUnavailableError(StoreError):

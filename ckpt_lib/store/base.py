@@ -1,180 +1,145 @@
 """The contract of a store: what the rest of the library may ask of the place where bytes live.
 
-Paths are relative to the store's root and use ``/``. Every method raises errors of ``ckpt_lib.errors``, but for a
-missing file, which is a plain ``FileNotFoundError``.
-
-Names change only under a folder's lock, through the :class:`FolderLock` that :meth:`Store.lock` gives. A process that
-stands still for longer than its lease loses the lock, and from then on each method of that object raises
-:class:`~ckpt_lib.errors.LeaseLostError` and changes no name.
+Keys are relative to the store's root and use ``/``. Every method raises errors of ``ckpt_lib.errors``, but for a
+missing key, which is a plain ``FileNotFoundError``. A store knows nothing of checkpoints, and has no lock: whoever
+needs to be the only one writes conditionally, and reads again when that is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from enum import Enum
+from typing import Final, Literal, Protocol, Self
 
 from ckpt_lib.stream.digests import Buffer
 
 
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+ABSENT: Final = _Absent.ABSENT
+"""The condition that a key is not there yet."""
+
+Condition = str | Literal[_Absent.ABSENT] | None
+"""A version, :data:`ABSENT`, or ``None`` for whatever is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a store does beyond plain reads and writes. A store that may not keep its word is asked once, by a probe.
+
+    The conditions are atomic: of any number of writers of one key with the same condition, one succeeds.
+    """
+
+    create_if_absent: bool
+    """``put(if_version=ABSENT)`` refuses a key that is there."""
+    replace_if_version: bool
+    """``put(if_version=version)`` refuses a key of another version."""
+    delete_if_version: bool
+    """``delete(if_version=version)`` refuses a key of another version."""
+    memory_map: bool
+    """Readers have a ``fileno()`` that can be mapped, and what is mapped outlives the key."""
+    free_space: bool
+    """``free_bytes()`` knows how much room there is."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One name in a folder. ``version`` changes whenever the file does, without being read.
+    """One key. ``version`` differs after every write of it, without being read.
 
-    ``modified_seconds`` is when its bytes last changed, by the store's own clock: comparable with
-    :attr:`FolderLock.time_seconds` of the same store, and with nothing else.
+    ``modified_seconds`` is when it was written, by the store's own clock: comparable with that of other entries of the
+    same store, and with nothing else.
     """
 
-    name: str
+    key: str
     size_bytes: int
     version: str
-    is_folder: bool
-    modified_seconds: float = 0.0
+    modified_seconds: float
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """Something in a folder whose owner is dead or, with ``over_in_seconds``, seems to be.
-
-    In that case, whoever sees it unchanged for so long may take it for dead.
-    """
-
-    name: str
-    size_bytes: int
-    message: str
-    over_in_seconds: float = 0.0
-
-
-class PendingFile(Protocol):
-    """A file without a name. :meth:`FolderLock.publish` gives it one; :meth:`discard` or, once its owner is dead, a
-    sweep removes it.
-    """
+class Upload(Protocol):
+    """An object that is being written: invisible until :meth:`commit`, durable when that returns."""
 
     def write(self, data: Buffer, /) -> int:
-        """Append all of ``data`` or raise."""
+        """Append all of ``data``, or raise."""
         ...
 
-    def sync(self) -> None:
-        """Make the bytes durable. A failure is final: the file can only be discarded."""
+    def commit(self) -> Entry:
+        """Make the bytes durable and give them their key, replacing what has it. After a failure only abort is left."""
         ...
 
-    def open_read(self) -> BinaryIO:
-        """Open what was synced for reading, from the disk and not from memory where the system can tell the two apart.
-
-        To be closed before the file is published.
-        """
-        ...
-
-    def discard(self) -> None:
-        """Remove it, if it was not published; never raises."""
+    def abort(self) -> None:
+        """Remove what was written, if it was not committed; never raises. Nothing of it ever becomes visible."""
         ...
 
 
-class FolderLock(Protocol):
-    """The right to change the names in one folder, which one holder at a time has."""
+class RangeReader(Protocol):
+    """An object that is read, whole or in parts, by any number of threads. All of it is of one version."""
 
     @property
-    def time_seconds(self) -> float:
-        """When the lock was taken, by the store's own clock."""
+    def size_bytes(self) -> int: ...
+
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Read the bytes from ``start`` to ``stop``, fewer only at the end; ``FileNotFoundError`` once it is gone."""
         ...
 
-    def publish(self, pending: PendingFile, path: str, *, replace: bool = False) -> None:
-        """Give a pending file of this folder its name, atomically.
-
-        Without ``replace``, a name that is there raises :class:`~ckpt_lib.errors.CheckpointExistsError`.
-        """
+    def fileno(self) -> int | None:
+        """A descriptor to map the object by, where the store has ``memory_map``; else ``None``."""
         ...
 
-    def put(self, path: str, content: bytes, *, durable: bool = True) -> None:
-        """Write a small file: all of it under its name, replacing what was there, or nothing.
+    def close(self) -> None: ...
 
-        With ``durable``, its bytes are durable before it has its name; the name is, after :meth:`sync`.
-        """
-        ...
+    def __enter__(self) -> Self: ...
 
-    def link(self, path: str, other: str) -> None:
-        """Give a file of this folder a second name, replacing what had that, without room for a copy.
-
-        The file counts as changed now.
-        """
-        ...
-
-    def delete(self, path: str) -> None:
-        """Remove one file, if it is there."""
-        ...
-
-    def patch(self, path: str, pieces: Iterable[tuple[int, Buffer]], *, size_bytes: int) -> None:
-        """Overwrite bytes of an existing file where it lies, make them durable, and cut what is beyond ``size_bytes``.
-
-        ``pieces`` are offsets, ascending, with the bytes for them; the file grows where they reach past its end. Every
-        other byte stays as it is. Afterwards reads of the pieces ask the disk. Readers see the change as it comes, and
-        a crash or an error leaves some pieces written, one in part, and the others not.
-        """
-        ...
-
-    def sync(self) -> None:
-        """Make the names in the folder durable: publications and deletions so far survive power loss."""
-        ...
-
-    def sweep(self) -> list[str]:
-        """Remove what dead owners left unfinished in the folder; return the names."""
-        ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Store(Protocol):
-    """A root under which experiments live."""
+    """A root under which experiments live.
+
+    An answer may be lost: a write that raises :class:`~ckpt_lib.errors.StoreUnavailableError` may have happened, or
+    not, and only reading tells. Any other error says that nothing has changed.
+    """
 
     @property
     def url(self) -> str:
         """The root, as a person would write it."""
         ...
 
-    def location(self, path: str) -> str:
-        """How a person names ``path``: the file's path on this machine, or its URL."""
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def list(self, prefix: str) -> Sequence[Entry]:
+        """List every key that begins with ``prefix``, sorted; what comes or goes meanwhile may be in it or not."""
         ...
 
-    def entries(self, folder: str) -> list[Entry]:
-        """What is in ``folder``, sorted by name; empty when there is no such folder."""
+    def stat(self, key: str) -> Entry | None:
+        """The entry of one key, or ``None``."""
         ...
 
-    def stat(self, path: str) -> Entry | None:
-        """The entry of one regular file, or ``None``."""
+    def open_read(self, key: str) -> RangeReader:
+        """Open an object for reading."""
         ...
 
-    def open_read(self, path: str) -> BinaryIO:
-        """Open an existing file for reading."""
+    def open_write(self, key: str) -> Upload:
+        """Begin an object."""
         ...
 
-    def open_write(self, folder: str) -> PendingFile:
-        """Begin a file in ``folder``, which is created if need be; nobody sees it before it is published."""
-        ...
+    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+        """Write a small object: all of it, durable when this returns, or nothing.
 
-    def lock(self, folder: str) -> AbstractContextManager[FolderLock]:
-        """Exclude every other holder of this folder's lock, in this process and others, creating the folder.
-
-        The lock of a process that is known to be dead is free at once, that of any other once its lease has expired:
-        when it was not renewed for so long, by the clock of whoever waits. Raises
-        :class:`~ckpt_lib.errors.StoreUnavailableError` when a living owner does not give it up, and
-        :class:`~ckpt_lib.errors.StoreError` when this thread has it already.
+        Raises :class:`~ckpt_lib.errors.VersionConflictError` when ``if_version`` does not hold. ``ABSENT`` needs
+        ``create_if_absent``, a version ``replace_if_version``; without, this raises
+        :class:`~ckpt_lib.errors.ConfigError`.
         """
         ...
 
-    def hold(self, folder: str, name: str, reason: str) -> AbstractContextManager[None]:
-        """Tell every process, while the context lasts, that ``name`` in ``folder`` is in use.
-
-        It ends with the process at the latest. A store that cannot be written to is read without it.
-        """
+    def delete(self, key: str, *, if_version: str | None = None) -> None:
+        """Remove one object, if it is there. A key that is not there conflicts with nothing; else as :meth:`put`."""
         ...
 
-    def held(self, folder: str) -> dict[str, str]:
-        """What living processes, this one included, hold in ``folder``: name to reason."""
-        ...
-
-    def leftovers(self, folder: str) -> list[Leftover]:
-        """What :meth:`FolderLock.sweep` would remove, and what it may remove later; nothing is changed."""
-        ...
-
-    def free_bytes(self, folder: str) -> int | None:
-        """How much more this process may write there; ``None`` when the store does not say."""
+    def free_bytes(self) -> int | None:
+        """How much more this process may write; ``None`` where ``free_space`` is missing."""
         ...
