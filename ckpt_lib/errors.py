@@ -27,8 +27,8 @@
         ├── StorageFullError                      no space, quota or inodes left
         ├── StorePermissionError (PermissionError) read-only or forbidden
         ├── VersionConflictError                  someone else wrote the key first
+        ├── NotDurableError                       written, but power loss may undo it
         └── StoreUnavailableError                 a transient failure: trying again may help
-            └── LeaseLostError                    this process stood still too long, and others went on
 
 Each carries what is known of ``checkpoint_id``, ``path``, ``expected``, ``got`` and ``hint`` (what to do
 next), both as attributes and in its message, and survives pickling.
@@ -196,12 +196,12 @@ class VersionConflictError(StoreError):
     """Another version of the key is there than was expected: someone else was faster. Nothing was written."""
 
 
+class NotDurableError(StoreError):
+    """The write has happened and others see it, but the store could not make it durable: power loss may undo it."""
+
+
 class StoreUnavailableError(StoreError):
     """The store did not answer; the same call may succeed later."""
-
-
-class LeaseLostError(StoreUnavailableError):
-    """This process stood still for longer than its lease, so others went on; it changed nothing since."""
 
 
 def is_store_failure(error: BaseException) -> bool:

@@ -1,6 +1,16 @@
 """Where bytes live."""
 
-from ckpt_lib.store.base import Entry, FolderLock, Leftover, PendingFile, Store
-from ckpt_lib.store.registry import open_store
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry, RangeReader, Store, Upload
+from ckpt_lib.store.registry import location, open_store
 
-__all__ = ["Entry", "FolderLock", "Leftover", "PendingFile", "Store", "open_store"]
+__all__ = [
+    "ABSENT",
+    "Capabilities",
+    "Condition",
+    "Entry",
+    "RangeReader",
+    "Store",
+    "Upload",
+    "location",
+    "open_store",
+]

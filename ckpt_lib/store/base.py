@@ -1,8 +1,10 @@
 """The contract of a store: what the rest of the library may ask of the place where bytes live.
 
-Keys are relative to the store's root and use ``/``. Every method raises errors of ``ckpt_lib.errors``, but for a
-missing key, which is a plain ``FileNotFoundError``. A store knows nothing of checkpoints, and has no lock: whoever
-needs to be the only one writes conditionally, and reads again when that is refused.
+A store knows nothing of checkpoints and has no lock. Whoever needs to be the only writer of a key writes conditionally,
+and reads again when that is refused.
+
+Keys are relative to the store's root: parts joined by ``/`` (:func:`ckpt_lib.store.checks.check_key` has the grammar).
+Every method raises errors of ``ckpt_lib.errors``, except that a missing key is a plain ``FileNotFoundError``.
 """
 
 from __future__ import annotations
@@ -47,16 +49,20 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Entry:
-    """One key. ``version`` differs after every write of it, without being read.
+    """One key, or a folder in a listing: its key ends with ``/``, and its other fields are empty.
 
-    ``modified_seconds`` is when it was written, by the store's own clock: comparable with that of other entries of the
-    same store, and with nothing else.
+    ``version`` differs after every write of the key, and costs no reading of it. ``modified_seconds`` is the time of
+    that write by the store's own clock: comparable with that of other entries of the same store, and with nothing else.
     """
 
     key: str
-    size_bytes: int
-    version: str
-    modified_seconds: float
+    size_bytes: int = 0
+    version: str = ""
+    modified_seconds: float = 0.0
+
+    @property
+    def is_folder(self) -> bool:
+        return self.key.endswith("/")
 
 
 class Upload(Protocol):
@@ -82,11 +88,14 @@ class RangeReader(Protocol):
     def size_bytes(self) -> int: ...
 
     def read_at(self, start: int, stop: int) -> bytes:
-        """Read the bytes from ``start`` to ``stop``, fewer only at the end; ``FileNotFoundError`` once it is gone."""
+        """Read the bytes from ``start`` to ``stop``, fewer only at the end.
+
+        Raises ``FileNotFoundError`` where the store cannot read a key on that was deleted or replaced meanwhile.
+        """
         ...
 
     def fileno(self) -> int | None:
-        """A descriptor to map the object by, where the store has ``memory_map``; else ``None``."""
+        """Return a descriptor to map the object by, where the store has ``memory_map``; else ``None``."""
         ...
 
     def close(self) -> None: ...
@@ -100,23 +109,28 @@ class Store(Protocol):
     """A root under which experiments live.
 
     An answer may be lost: a write that raises :class:`~ckpt_lib.errors.StoreUnavailableError` may have happened, or
-    not, and only reading tells. Any other error says that nothing has changed.
+    not, and only reading tells. One that raises :class:`~ckpt_lib.errors.NotDurableError` has happened, and power loss
+    may undo it. Any other error says that nothing has changed.
     """
 
     @property
     def url(self) -> str:
-        """The root, as a person would write it."""
+        """The root, as a person would write it; :func:`ckpt_lib.store.open_store` opens it again."""
         ...
 
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def list(self, prefix: str) -> Sequence[Entry]:
-        """List every key that begins with ``prefix``, sorted; what comes or goes meanwhile may be in it or not."""
+    def list(self, prefix: str, *, recursive: bool = False) -> Sequence[Entry]:
+        """List the keys directly under the folder ``prefix`` (``""`` is the root), sorted.
+
+        A deeper key is represented by its first folder; with ``recursive``, every key below is listed, and no folder.
+        What comes or goes meanwhile may be in it or not. A folder without keys lists nothing, as one that is not there.
+        """
         ...
 
     def stat(self, key: str) -> Entry | None:
-        """The entry of one key, or ``None``."""
+        """Return the entry of one key, or ``None``."""
         ...
 
     def open_read(self, key: str) -> RangeReader:
@@ -137,9 +151,9 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str, *, if_version: str | None = None) -> None:
-        """Remove one object, if it is there. A key that is not there conflicts with nothing; else as :meth:`put`."""
+        """Remove one object, durably. A key that is not there conflicts with nothing; else as :meth:`put`."""
         ...
 
     def free_bytes(self) -> int | None:
-        """How much more this process may write; ``None`` where ``free_space`` is missing."""
+        """Return how much more this process may write; ``None`` where ``free_space`` is missing."""
         ...

@@ -1,28 +1,35 @@
-"""Which class serves which URL. The registry holds strings, so that a store's libraries load when it is used."""
+"""Which class serves which URL. Built-in classes are named by strings, so that they load when they are used."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, cast
-
-from fsspec.core import split_protocol
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.store.base import Store
 
 StoreFactory = Callable[[str], Store]
 
-_STORES: dict[str, str | StoreFactory] = {
-    "file": "ckpt_lib.store.local:LocalStore",
-    "local": "ckpt_lib.store.local:LocalStore",
-}
+ENTRY_POINT_GROUP = "ckpt_lib.stores"
+"""Where other packages announce their stores: the scheme is the name, the class or function takes the URL."""
+EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}
+"""The extra of this package that installs what a scheme needs."""
+
+_BUILT_IN = {"file": "ckpt_lib.store.local:LocalStore", "memory": "ckpt_lib.store.memory:MemoryStore"}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+_registered: dict[str, StoreFactory] = {}
 
 
 def url_text(url: str | os.PathLike[str]) -> str:
-    """A path or URL as text, or :class:`~ckpt_lib.errors.ConfigError` when it is none that could exist."""
+    """Return a path or URL as text, or raise :class:`~ckpt_lib.errors.ConfigError` when it is none."""
     text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
     if not isinstance(text, str) or not text or not _can_be_a_path(text):
         raise ConfigError("that is neither a path nor a URL", got=ascii(url)[:120])
@@ -36,40 +43,76 @@ def _can_be_a_path(text: str) -> bool:
         return False
 
 
-def open_store(url: str | os.PathLike[str]) -> Store:
-    """The store at ``url``: a path, or an fsspec URL. Nothing is created until something is written.
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL; a plain path has ``file``."""
+    found = _SCHEME.match(url)
+    return found[1].lower() if found else "file"
 
-    Raises :class:`~ckpt_lib.errors.ConfigError` for a scheme no store serves.
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """Open the store at ``url``, a path or a URL. Nothing is created until something is written.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a scheme that no store serves.
     """
     text = url_text(url)
-    scheme = split_protocol(text)[0] or "file"
-    if scheme not in _STORES:
-        raise ConfigError(
-            f"no store serves {scheme}:// URLs",
-            path=text,
-            expected="a path, or a URL that starts with " + ", ".join(f"{name}://" for name in sorted(_STORES)),
-        )
-    return factory_of(scheme)(text)
+    return factory_of(scheme_of(text))(text)
 
 
 def factory_of(scheme: str) -> StoreFactory:
-    """What opens the stores of a scheme; raises ``KeyError`` when nothing does."""
-    found = _STORES[scheme]
-    if not isinstance(found, str):
-        return found
-    module, _, name = found.partition(":")
-    store_class: Any = getattr(import_module(module), name)
-    return cast(StoreFactory, store_class)
+    """Return what opens the stores of a scheme; raise :class:`~ckpt_lib.errors.ConfigError` when nothing does."""
+    if scheme in _registered:
+        return _registered[scheme]
+    if scheme in _BUILT_IN:
+        module, _, name = _BUILT_IN[scheme].partition(":")
+        store_class: Any = getattr(import_module(module), name)
+        return cast(StoreFactory, store_class)
+    if scheme in _installed():
+        return _load(_installed()[scheme])
+    raise _unknown(scheme)
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    """Return the stores of other packages, by scheme."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load(point: EntryPoint) -> StoreFactory:
+    try:
+        return cast(StoreFactory, point.load())
+    except Exception as error:
+        raise ConfigError(
+            f"the store for {point.name}:// URLs cannot be loaded: {error}",
+            got=f"{point.value}, of the entry points {ENTRY_POINT_GROUP}",
+            hint="Install what it needs, or remove the package that announces it.",
+        ) from error
+
+
+def _unknown(scheme: str) -> ConfigError:
+    known = sorted({*_BUILT_IN, *_registered, *_installed()})
+    extra = EXTRAS.get(scheme)
+    return ConfigError(
+        f"no store serves {scheme}:// URLs",
+        expected="a path, or a URL that starts with " + ", ".join(f"{name}://" for name in known),
+        hint=f"Install it: pip install 'prefect-checkpoints[{extra}]'." if extra else None,
+    )
+
+
+def location(store: Store, key: str = "") -> str:
+    """Return where a key is, for a person: a path of this machine, or a URL."""
+    if scheme_of(store.url) == "file":
+        return str(Path(store.url).joinpath(*key.split("/")))
+    return f"{store.url.rstrip('/')}/{key}" if key else store.url
 
 
 @contextmanager
 def registered(scheme: str, factory: StoreFactory) -> Iterator[None]:
     """While the context lasts, let ``factory`` open every store whose URL has this scheme; ``file`` is a plain path."""
-    before = _STORES.get(scheme)
-    _STORES[scheme] = factory
+    before = _registered.get(scheme)
+    _registered[scheme] = factory
     try:
         yield
     finally:
-        del _STORES[scheme]
+        del _registered[scheme]
         if before is not None:
-            _STORES[scheme] = before
+            _registered[scheme] = before

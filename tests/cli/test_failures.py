@@ -24,7 +24,7 @@ from tests.helpers import flip_bit, run_python
 
 INTENDED_CODES = {
     1: "IntegrityError CorruptCheckpointError CorruptManifestError NoValidCheckpointError",
-    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError LeaseLostError",
+    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError NotDurableError",
     4: "CheckpointExistsError ProtectedCheckpointError UnsafePayloadError ConfirmationError",
 }
 LOOKING = (

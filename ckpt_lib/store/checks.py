@@ -1,0 +1,65 @@
+"""Checks of arguments that every store makes before it does anything."""
+
+from __future__ import annotations
+
+from ckpt_lib.core.wording import briefly
+from ckpt_lib.errors import ConfigError, InvalidNameError
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition
+
+OWN_FOLDER = ".ckpt-tmp"
+"""Folders of this name are the store's own: no key may lie in one, and no listing shows one."""
+MAX_PART_BYTES = 255
+"""The longest name that local file systems take."""
+
+
+def check_key(key: str) -> tuple[str, ...]:
+    """Return the parts of a key; raise :class:`~ckpt_lib.errors.InvalidNameError` when it is none."""
+    parts = tuple(key.split("/"))
+    for part in parts:
+        if problem := _problem(part):
+            raise InvalidNameError(
+                f"the key {briefly(key)} {problem}", expected="parts joined by /, such as run/model.pt"
+            )
+    return parts
+
+
+def check_prefix(prefix: str) -> tuple[str, ...]:
+    """Return the parts of a folder, none for the root; it may end with ``/``, as listings show folders."""
+    return check_key(prefix.removesuffix("/")) if prefix else ()
+
+
+def _problem(part: str) -> str | None:
+    if part in {"", ".", ".."}:
+        return "has an empty part, or one that is . or .."
+    if part == OWN_FOLDER:
+        return f"lies in {OWN_FOLDER}, where the store keeps its own files"
+    if "\\" in part or any(ord(character) < ord(" ") for character in part):
+        return "has a backslash or a control character"
+    try:
+        is_too_long = len(part.encode()) > MAX_PART_BYTES
+    except UnicodeEncodeError:
+        return "is not Unicode text"
+    return f"has a part of more than {MAX_PART_BYTES} bytes" if is_too_long else None
+
+
+def check_put(capabilities: Capabilities, if_version: Condition, url: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` when a store cannot write under this condition."""
+    if if_version is ABSENT:
+        _require(capabilities.create_if_absent, "create_if_absent", url)
+    elif if_version is not None:
+        _require(capabilities.replace_if_version, "replace_if_version", url)
+
+
+def check_delete(capabilities: Capabilities, if_version: str | None, url: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` when a store cannot delete under this condition."""
+    if if_version is not None:
+        _require(capabilities.delete_if_version, "delete_if_version", url)
+
+
+def _require(has_it: bool, capability: str, url: str) -> None:
+    if not has_it:
+        raise ConfigError(
+            f"the store has no {capability}",
+            path=url,
+            hint="Write to it from one process at a time, without conditions.",
+        )
