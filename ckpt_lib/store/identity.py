@@ -6,13 +6,14 @@ instead of reporting that all of nothing is intact.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from ckpt_lib.errors import NotAStoreError
-from ckpt_lib.store import Store, open_store
+from ckpt_lib.errors import NotAStoreError, VersionConflictError
+from ckpt_lib.store import ABSENT, Store, location, open_store
 
 IDENTITY_NAME = ".ckpt-store.json"
 _MAX_BYTES = 2**16
@@ -40,23 +41,20 @@ def init_store(url: str) -> StoreIdentity:
 
 
 def ensure_identity(store: Store) -> None:
-    """Write the identity file unless the store has one.
-
-    Power loss may take the file away; the next save writes it again.
-    """
+    """Write the identity file unless the store has one. Of several first writers, one writes it."""
     if store.stat(IDENTITY_NAME) is not None:
         return
-    with store.lock("") as held:
-        if store.stat(IDENTITY_NAME) is None:
-            held.put(IDENTITY_NAME, StoreIdentity().model_dump_json(indent=2).encode() + b"\n", durable=False)
+    text = StoreIdentity().model_dump_json(indent=2).encode() + b"\n"
+    with contextlib.suppress(VersionConflictError):  # somebody else has written it
+        store.put(IDENTITY_NAME, text, if_version=ABSENT if store.capabilities.create_if_absent else None)
 
 
 def read_identity(store: Store) -> StoreIdentity:
     """Return the identity of a store; raise :class:`~ckpt_lib.errors.NotAStoreError` when it has none or a bad one."""
-    path = store.location(IDENTITY_NAME)
+    path = location(store, IDENTITY_NAME)
     try:
-        with store.open_read(IDENTITY_NAME) as file:
-            return StoreIdentity.model_validate_json(file.read(_MAX_BYTES))
+        with store.open_read(IDENTITY_NAME) as reader:
+            return StoreIdentity.model_validate_json(reader.read_at(0, _MAX_BYTES))
     except FileNotFoundError as error:
         raise NotAStoreError("the store has no identity file", path=path, hint="`ckpt init` writes it.") from error
     except ValidationError as error:

@@ -6,633 +6,515 @@ their URL. Both need pytest.
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 import pytest
 
-from ckpt_lib.errors import CheckpointExistsError, NotAStoreError, StoreError
-from ckpt_lib.store import Entry, FolderLock, PendingFile, Store, open_store
+from ckpt_lib.errors import ConfigError, InvalidNameError, StoreError, StoreUnavailableError, VersionConflictError
+from ckpt_lib.store import ABSENT, Condition, Entry, Store, open_store
 
-OWN_PREFIX = ".ckpt-"
-"""How the names begin under which a store keeps what is its own: leases, locks, unfinished files."""
+CONTENTS = [b"", b"1", bytes(range(256)) * 300]
+BAD_KEYS = ["", "/", "/x", "x/", "e//x", ".", "e/..", "../x", "e/./x", "a\\b", "e/\0", "e/a\nb", "e/\ud800", "x" * 256]
 
 
-def begin(store: Store, folder: str, content: bytes) -> PendingFile:
-    """A file that lacks nothing but its name."""
-    pending = store.open_write(folder)
+def get(store: Store, key: str) -> bytes:
+    """Read a whole object."""
+    with store.open_read(key) as reader:
+        return reader.read_at(0, reader.size_bytes)
+
+
+def upload(store: Store, key: str, content: bytes) -> Entry:
+    """Write an object as a stream."""
+    begun = store.open_write(key)
     try:
-        pending.write(content)
-        pending.sync()
-    except BaseException:
-        pending.discard()
-        raise
-    return pending
-
-
-def put(store: Store, path: str, content: bytes, *, replace: bool = False) -> None:
-    """Publish a file, as a commit does."""
-    folder = path.rpartition("/")[0]
-    pending = begin(store, folder, content)
-    try:
-        with store.lock(folder) as held:
-            held.publish(pending, path, replace=replace)
-            held.sync()
+        begun.write(content)
+        return begun.commit()
     finally:
-        pending.discard()
+        begun.abort()
 
 
-def get(store: Store, path: str) -> bytes:
-    with store.open_read(path) as file:
-        return file.read()
+def keys(store: Store, prefix: str = "", *, recursive: bool = False) -> list[str]:
+    """Return the keys of a listing."""
+    return [entry.key for entry in store.list(prefix, recursive=recursive)]
 
 
-def delete(store: Store, path: str) -> None:
-    with store.lock(path.rpartition("/")[0]) as held:
-        held.delete(path)
+def version_of(store: Store, key: str) -> str:
+    """Return the version of a key that is there."""
+    entry = store.stat(key)
+    assert entry is not None, key
+    return entry.version
 
 
-def names(store: Store, folder: str) -> list[str]:
-    """What is in a folder, but for the store's own."""
-    return [entry.name for entry in store.entries(folder) if not entry.name.startswith(OWN_PREFIX)]
+def in_threads(actions: Sequence[Callable[[], object]]) -> list[object]:
+    """Run all at once; return what each returned or raised."""
+    barrier = threading.Barrier(len(actions))
+
+    def run(action: Callable[[], object]) -> object:
+        barrier.wait()
+        try:
+            return action()
+        except StoreError as error:
+            return error
+
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return list(pool.map(run, actions))
+
+
+def add(store: Store, key: str, count: int) -> None:
+    """Add one to a number so many times, whoever else does so at the same time."""
+    while count:
+        version = version_of(store, key)
+        number = int(get(store, key))
+        with suppress(VersionConflictError):
+            store.put(key, b"%d" % (number + 1), if_version=version)
+            count -= 1
 
 
 class StoreContract:
-    """Subclass it, and give it a fixture ``store`` of a store that holds nothing yet, ``other``, and :meth:`plant`."""
+    """Subclass it, and give a ``store`` fixture that makes an empty store.
+
+    ``other`` is another client of the same store; override it if the URL does not open one.
+    """
+
+    rounds = 20
+    """How often each race is run."""
 
     @pytest.fixture
     def store(self) -> Store:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def other(self, store: Store) -> Store:
-        """A second client of the same root."""
-        raise NotImplementedError
-
-    def plant(self, store: Store, path: str, content: bytes) -> None:
-        """Put a file there as a foreign program would, without this library."""
-        raise NotImplementedError
-
-    # --- reading ---
-
-    def test_it_knows_its_url(self, store: Store, other: Store) -> None:
-        """A person recognises the store by it, and clients of one root have the same."""
-        assert store.url
-        assert store.url == other.url
-
-    def test_nothing_is_there_before_something_is_written(self, store: Store) -> None:
-        """A root that does not exist is an empty store, and asking creates nothing."""
-        assert store.entries("") == []
-        assert store.entries("e") == []
-        assert store.entries("e/deep/er") == []
-        assert store.stat("e/x") is None
-        assert store.held("e") == {}
-        with pytest.raises(FileNotFoundError):
-            store.open_read("e/x")
-        with store.hold("e", "x", "reading"):
-            pass
-        assert store.entries("") == []
-
-    @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 9000], ids=["empty", "small", "large"])
-    def test_what_was_published_is_read_back(self, store: Store, other: Store, content: bytes) -> None:
-        """By this client and another; the entry has the size."""
-        put(store, "e/x", content)
-        for client in (store, other):
-            assert get(client, "e/x") == content
-            entry = client.stat("e/x")
-            assert entry is not None
-            assert (entry.name, entry.size_bytes, entry.is_folder) == ("x", len(content), False)
-            assert entry in client.entries("e")
-            assert names(client, "e") == ["x"]
-
-    def test_a_file_is_read_from_any_place(self, store: Store) -> None:
-        """Readers seek, ask for how much they want, and read into their own buffers."""
-        put(store, "e/x", b"0123456789")
-        with store.open_read("e/x") as file:
-            assert file.read(3) == b"012"
-            file.seek(8)
-            assert file.read(100) == b"89"
-            assert file.read(100) == b""
-            file.seek(-4, 2)
-            buffer = bytearray(3)
-            assert file.readinto(buffer) == 3  # type: ignore[attr-defined]
-            assert bytes(buffer) == b"678"
-            assert file.tell() == 9
-
-    def test_entries_are_sorted_and_tell_folders(self, store: Store) -> None:
-        """By name, folders marked, contents of folders not included."""
-        for path in ("e/b", "e/a-1", "e/a/1", "e/a.1", "top"):
-            put(store, path, b"1")
-        shown = [(entry.name, entry.is_folder) for entry in store.entries("e") if entry.name in names(store, "e")]
-        assert shown == [("a", True), ("a-1", False), ("a.1", False), ("b", False)]
-        assert [(entry.name, entry.is_folder) for entry in store.entries("") if entry.name in names(store, "")] == [
-            ("e", True),
-            ("top", False),
-        ]
-
-    def test_a_folder_is_no_file(self, store: Store) -> None:
-        """``stat`` answers for files alone."""
-        put(store, "e/a/x", b"1")
-        assert store.stat("e/a") is None
-
-    def test_a_location_names_the_file(self, store: Store) -> None:
-        """People and messages get something that ends in the path."""
-        assert store.location("e/x").replace("\\", "/").endswith("e/x")
-        assert store.location("e/x") != store.location("e/y")
-
-    def test_free_space_is_a_number_or_unknown(self, store: Store) -> None:
-        """Of a folder that is not there yet too, and asking creates nothing."""
-        free = store.free_bytes("e")
-        assert free is None or free >= 0
-        assert store.entries("") == []
-
-    # --- writing ---
-
-    def test_nobody_sees_a_file_before_it_is_published(self, store: Store, other: Store) -> None:
-        """Not even when all of it has been written and synced."""
-        pending = store.open_write("e")
-        assert pending.write(b"abc") == 3
-        assert pending.write(memoryview(b"de")) == 2
-        pending.sync()
-        for client in (store, other):
-            assert names(client, "e") == []
-        with store.lock("e") as held:
-            held.publish(pending, "e/x")
-        pending.discard()
-        assert get(other, "e/x") == b"abcde"
-        assert names(other, "e") == ["x"]
-
-    def test_any_buffer_is_written_as_its_bytes(self, store: Store) -> None:
-        """Serializers pass byte arrays, and views of wider items."""
-        pending = store.open_write("e")
-        assert pending.write(bytearray(b"ab")) == 2
-        assert pending.write(memoryview(bytearray(8)).cast("I")) == 8
-        assert pending.write(memoryview(b"c-d-e-")[::1]) == 6
-        assert pending.write(b"") == 0
-        with store.lock("e") as held:
-            held.publish(pending, "e/x")
-        assert get(store, "e/x") == b"ab" + bytes(8) + b"c-d-e-"
-
-    def test_what_was_written_is_read_back_before_it_has_a_name(self, store: Store) -> None:
-        """As it will be under its name; reading it changes nothing."""
-        content = bytes(range(256)) * 9000
-        pending = begin(store, "e", content)
-        with pending.open_read() as file:
-            assert file.read() == content
-        with store.lock("e") as held:
-            held.publish(pending, "e/x")
-        assert get(store, "e/x") == content
-
-    def test_a_taken_name_is_refused_and_left_alone(self, store: Store, other: Store) -> None:
-        """Ours or a foreign file's; what was to have it can then be published under another."""
-        put(store, "e/x", b"first")
-        self.plant(store, "e/foreign", b"foreign")
-        pending = begin(other, "e", b"second")
-        with other.lock("e") as held:
-            for name in ("x", "foreign"):
-                with pytest.raises(CheckpointExistsError):
-                    held.publish(pending, f"e/{name}")
-            held.publish(pending, "e/y")
-        assert [get(store, f"e/{name}") for name in names(store, "e")] == [b"foreign", b"first", b"second"]
-
-    def test_replacing_is_whole(self, store: Store, other: Store) -> None:
-        """The old content is there until the new one is, also for whoever has it open."""
-        put(store, "e/x", b"old")
-        pending = begin(store, "e", b"new and longer")
-        assert get(other, "e/x") == b"old"
-        with other.open_read("e/x") as reader:
-            with store.lock("e") as held:
-                held.publish(pending, "e/x", replace=True)
-            assert reader.read() in {b"old", b"new and longer"}
-        assert get(other, "e/x") == b"new and longer"
-        put(store, "e/fresh", b"1", replace=True)
-        assert names(store, "e") == ["fresh", "x"]
-
-    def test_a_discarded_file_leaves_nothing(self, store: Store) -> None:
-        """Discarding is final, may be repeated, and never raises."""
-        pending = begin(store, "e", b"abc")
-        pending.discard()
-        pending.discard()
-        assert names(store, "e") == []
-        with pytest.raises(ValueError, match="discarded"):
-            pending.write(b"more")
-
-    def test_discarding_after_publishing_changes_nothing(self, store: Store) -> None:
-        """So that ``finally: discard()`` is always right."""
-        pending = begin(store, "e", b"abc")
-        with store.lock("e") as held:
-            held.publish(pending, "e/x")
-            pending.discard()
-        pending.discard()
-        assert get(store, "e/x") == b"abc"
-
-    @pytest.mark.parametrize("durable", [True, False])
-    def test_a_small_file_is_put_whole(self, store: Store, other: Store, durable: bool) -> None:
-        """It takes the place of what was there, and other files stay as they are."""
-        put(store, "e/y", b"other")
-        with store.lock("e") as held:
-            held.put("e/x", b"first and longer", durable=durable)
-            assert get(other, "e/x") == b"first and longer"
-            held.put("e/x", b"second", durable=durable)
-            held.put("e/empty", b"", durable=durable)
-        assert [get(other, f"e/{name}") for name in names(store, "e")] == [b"", b"second", b"other"]
-
-    def test_deleting_removes_one_file(self, store: Store) -> None:
-        """That one and no other; what is not there is no error."""
-        put(store, "e/x", b"1")
-        put(store, "e/xy", b"2")
-        delete(store, "e/x")
-        delete(store, "e/x")
-        assert names(store, "e") == ["xy"]
-        put(store, "e/x", b"free again")
-
-    def test_a_deleted_file_stays_with_whoever_has_it_open(self, store: Store) -> None:
-        """Readers of a retired checkpoint finish; or the store says that it is gone, and never gives other bytes."""
-        put(store, "e/x", b"content")
-        with store.open_read("e/x") as file:
-            delete(store, "e/x")
-            try:
-                assert file.read() == b"content"
-            except (StoreError, FileNotFoundError):
-                assert store.stat("e/x") is None
-
-    def test_syncing_a_folder(self, store: Store) -> None:
-        """Works for every folder, the root included, after writing and after deleting."""
-        for folder in ("e", ""):
-            with store.lock(folder) as held:
-                held.put(f"{folder}/x".lstrip("/"), b"1")
-                held.sync()
-                held.delete(f"{folder}/x".lstrip("/"))
-                held.sync()
-        assert names(store, "e") == []
-
-    def test_a_file_in_the_way_of_a_folder_is_an_error_of_ours(self, store: Store) -> None:
-        """A mistyped root must not come out as a bare OSError."""
-        put(store, "e", b"a file")
-        with pytest.raises(NotAStoreError):
-            store.open_write("e")
-        with pytest.raises(NotAStoreError), store.lock("e"):
-            pass
-        with pytest.raises(NotAStoreError):
-            store.entries("e")
-        assert get(store, "e") == b"a file"
-
-    def test_a_folder_in_the_way_of_a_file_is_an_error_of_ours(self, store: Store) -> None:
-        """Whatever is to have or to lose the name, the folder and what is in it stay."""
-        put(store, "e/sub/x", b"1")
-        pending = begin(store, "e", b"2")
-        attempts: list[Callable[[FolderLock], None]] = [
-            lambda held: held.publish(pending, "e/sub"),
-            lambda held: held.publish(pending, "e/sub", replace=True),
-            lambda held: held.put("e/sub", b"3"),
-            lambda held: held.delete("e/sub"),
-        ]
-        for attempt in attempts:
-            with store.lock("e") as held, pytest.raises((StoreError, NotAStoreError, CheckpointExistsError)):
-                attempt(held)
-        pending.discard()
-        assert names(store, "e") == ["sub"]
-        assert get(store, "e/sub/x") == b"1"
-
-    # --- versions and times ---
-
-    def test_a_version_stays_while_the_file_does(self, store: Store, other: Store) -> None:
-        """Reading, listing and other files do not change it, and clients agree on it."""
-        put(store, "e/x", b"1")
-        before = store.stat("e/x")
-        get(store, "e/x")
-        put(store, "e/y", b"2")
-        delete(store, "e/y")
-        assert store.stat("e/x") == before == other.stat("e/x")
-        assert before in other.entries("e")
-
-    def test_a_version_changes_with_every_replacement(self, store: Store) -> None:
-        """Also when size and content are the same."""
-        versions = []
-        for _ in range(20):
-            put(store, "e/x", b"same", replace=True)
-            versions.append(_entry(store, "e/x").version)
-            time.sleep(0.011)  # some kernels' clocks move in steps of 10 ms
-        assert len(set(versions)) == len(versions)
-
-    def test_times_are_of_one_clock(self, store: Store, other: Store) -> None:
-        """A file is as old as the lock's time says, whoever wrote it: grace periods are counted so."""
-        with store.lock("e") as held:
-            before = held.time_seconds
-        time.sleep(0.05)
-        put(store, "e/x", b"1")
-        time.sleep(0.05)
-        with other.lock("e") as held:
-            after = held.time_seconds
-        modified = _entry(store, "e/x").modified_seconds
-        assert before - 0.03 <= modified <= after + 0.03
-        with store.lock("e") as held:
-            held.put("e/y", b"1")
-        assert _entry(other, "e/x").modified_seconds == modified
-
-    # --- the lock ---
-
-    def test_the_lock_creates_its_folder(self, store: Store) -> None:
-        """The first save of an experiment locks before anything is there."""
-        with store.lock("new/er") as held:
-            held.put("new/er/x", b"1")
-        assert get(store, "new/er/x") == b"1"
-
-    def test_the_lock_excludes_threads(self, store: Store, other: Store) -> None:
-        """Eight threads on two clients: never two inside at once."""
-        inside, seen = 0, []
-
-        def enter(client: Store) -> None:
-            nonlocal inside
-            for _ in range(10):
-                with client.lock("e"):
-                    inside += 1
-                    seen.append(inside)
-                    time.sleep(0.0005)
-                    inside -= 1
-
-        _together([lambda: enter(store), lambda: enter(other)] * 4)
-        assert seen == [1] * 80
-
-    def test_the_lock_is_not_taken_twice(self, store: Store, other: Store) -> None:
-        """By one thread, which would wait for itself for ever."""
-        with store.lock("e"):
-            for client in (store, other):
-                with pytest.raises(StoreError), client.lock("e"):
-                    pass
-        with other.lock("e"):
-            pass
-
-    def test_locks_of_other_folders_are_free(self, store: Store) -> None:
-        """Experiments do not wait for each other, nor an experiment for its own backups."""
-        with store.lock("e"), store.lock("e/backups"), store.lock("f"):
-            pass
-
-    def test_an_error_inside_releases_the_lock_and_comes_out(self, store: Store, other: Store) -> None:
-        """As it was: what goes wrong under a lock is not the lock's business."""
-        boom = OSError("not the store's")
-        with pytest.raises(OSError, match="not the store's") as raised, store.lock("e"):
-            raise boom
-        assert raised.value is boom
-        with other.lock("e"):
-            pass
-
-    def test_one_of_many_racers_gets_the_name(self, store: Store, other: Store) -> None:
-        """Eight threads, ten names: one winner each, seven refusals of ours, and nothing left over."""
-        for number in range(10):
-            path, outcomes, barrier = f"e/{number}", list[object](), threading.Barrier(8)
-
-            def race(client: Store, path: str = path, outcomes: list[object] = outcomes) -> None:
-                content = str(threading.get_ident()).encode()
-                barrier.wait()  # noqa: B023  # all are done before the next round
-                try:
-                    put(client, path, content)
-                    outcomes.append(content)
-                except Exception as error:
-                    outcomes.append(error)
-
-            _together([lambda: race(store), lambda: race(other)] * 4)
-            won = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
-            assert won == [get(store, path)]
-            assert [type(lost) for lost in outcomes if lost not in won] == [CheckpointExistsError] * 7
-        assert names(store, "e") == [str(number) for number in range(10)]
-
-    # --- unfinished files ---
-
-    def test_a_sweep_leaves_the_living_alone(self, store: Store, other: Store) -> None:
-        """Published, foreign and unfinished files; what another client has begun as well."""
-        put(store, "e/kept", b"1")
-        self.plant(store, "e/foreign.tmp", b"2")
-        self.plant(store, "e/.hidden", b"3")
-        pending = begin(other, "e", b"4")
-        with store.lock("e") as held:
-            assert held.sweep() == []
-        with other.lock("e") as held:
-            held.publish(pending, "e/living")
-        assert names(store, "e") == [".hidden", "foreign.tmp", "kept", "living"]
-
-    # --- holds ---
-
-    def test_what_is_held_is_known_to_all(self, store: Store, other: Store) -> None:
-        """While it lasts, in that folder alone, as often as it is held."""
-        put(store, "e/x", b"1")
-        with store.hold("e", "x", "loading"):
-            for client in (store, other):
-                assert list(client.held("e")) == ["x"]
-                assert "loading" in client.held("e")["x"]
-                assert client.held("f") == {}
-            with other.hold("e", "x", "loading"), other.hold("e", "y", "exporting"):
-                assert sorted(store.held("e")) == ["x", "y"]
-            assert list(other.held("e")) == ["x"]
-        assert other.held("e") == {}
-
-    def test_a_hold_ends_with_an_error(self, store: Store) -> None:
-        """Which comes out as it was."""
-        put(store, "e/x", b"1")
-        with pytest.raises(KeyError, match="boom"), store.hold("e", "x", "loading"):
-            raise KeyError("boom")
-        assert store.held("e") == {}
-
-    # --- overwriting ---
-
-    @pytest.mark.parametrize(
-        ("pieces", "size_bytes", "content"),
-        [
-            ([], 10, b"0123456789"),
-            ([(2, b"ab"), (7, b"c")], 10, b"01ab456c89"),
-            ([(0, memoryview(b"abcdefghij"))], 10, b"abcdefghij"),
-            ([(8, b"abcd")], 12, b"01234567abcd"),
-            ([(1, b"x")], 4, b"0x23"),
-            ([], 0, b""),
-        ],
-    )
-    def test_a_patch_changes_its_pieces_and_no_other_byte(
-        self, store: Store, other: Store, pieces: list[tuple[int, bytes]], size_bytes: int, content: bytes
-    ) -> None:
-        """It overwrites, lengthens and cuts, and every client reads it so."""
-        put(store, "e/x", b"0123456789")
-        with store.lock("e") as held:
-            held.patch("e/x", iter(pieces), size_bytes=size_bytes)
-        assert get(store, "e/x") == get(other, "e/x") == content
-        assert names(store, "e") == ["x"]
-
-    def test_a_patch_changes_the_version(self, store: Store) -> None:
-        """A file that was looked at before is not taken for that one."""
-        put(store, "e/x", b"0123456789")
-        before = _entry(store, "e/x")
-        time.sleep(0.02)  # more than the clock of a file system needs to tick
-        with store.lock("e") as held:
-            held.patch("e/x", [(0, b"a")], size_bytes=10)
-        assert before.version != _entry(store, "e/x").version
-
-    def test_what_is_not_there_is_not_patched(self, store: Store) -> None:
-        """No file comes of it."""
-        put(store, "e/y", b"1")
-        with store.lock("e") as held, pytest.raises(FileNotFoundError):
-            held.patch("e/x", [(0, b"a")], size_bytes=1)
-        assert store.stat("e/x") is None
-
-    def test_an_error_between_pieces_is_raised_as_it_is(self, store: Store) -> None:
-        """Where the pieces come from may fail; what was written by then stays written."""
-        put(store, "e/x", b"0123456789")
-
-        def pieces() -> Iterator[tuple[int, bytes]]:
-            yield 0, b"ab"
-            raise NotAStoreError("the source is gone")
-
-        with store.lock("e") as held, pytest.raises(NotAStoreError, match="the source is gone"):
-            held.patch("e/x", pieces(), size_bytes=10)
-        assert get(store, "e/x") == b"ab23456789"
-
-
-class SharedStoreContract(StoreContract):
-    """For stores that several processes open by their URL. Give it a fixture ``url``, and a second client follows."""
-
-    dead_owner_seconds = 5.0
-    """How long a killed process of the same machine may keep others waiting."""
-
-    prologue = "from ckpt_lib.store import open_store\nstore = open_store(sys.argv[1])"
-    """How another process opens the store whose URL is its first argument."""
-
-    @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def store(self, url: str) -> Store:
-        return open_store(url)
+        raise NotImplementedError("override this fixture")
 
     @pytest.fixture
     def other(self, store: Store) -> Store:
         return open_store(store.url)
 
-    @contextmanager
-    def process(self, store: Store, script: str) -> Iterator[subprocess.Popen[str]]:
-        """Another process that has run ``script`` up to its ``wait()`` and does what follows when told to."""
-        code = f"import sys\n{self.prologue}\n{_WAIT}\n{script}"
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, store.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-            yield child
-        finally:
-            child.kill()
-            child.communicate()
+    # --- whole objects ---
 
-    def test_its_url_opens_it(self, store: Store, url: str) -> None:
-        """It is as it was given."""
-        assert store.url == url
+    @pytest.mark.parametrize("content", CONTENTS, ids=len)
+    def test_an_object_is_read_back(self, store: Store, other: Store, content: bytes) -> None:
+        """Put or uploaded, to a new key or in the place of an old one, it is seen at once by every client."""
+        for key in ("x", "e/x", "e/deeper/x"):
+            for write in (store.put, partial(upload, store)):
+                entry = write(key, content)
+                assert get(other, key) == get(store, key) == content
+                assert entry == other.stat(key) == store.stat(key)
+                assert entry.size_bytes == len(content)
 
-    def test_another_process_keeps_its_unfinished_file(self, store: Store) -> None:
-        """It is not swept while its owner lives, though that seems idle, and gets its name in the end."""
-        script = (
-            "p = store.open_write('e'); p.write(b'theirs'); wait()\n"
-            "with store.lock('e') as held: held.publish(p, 'e/x')\n"
-            "wait()"
-        )
-        with self.process(store, script) as writer:
-            assert names(store, "e") == []
-            with store.lock("e") as held:
-                assert held.sweep() == []
-            _go_on(writer)
-            assert get(store, "e/x") == b"theirs"
+    @pytest.mark.parametrize("key", ["a b", "ü", "a%20b", "#[b]", "-rf", "~", ".hidden", "x" * 200, "a/b/c/d/e"])
+    def test_keys_of_any_spelling(self, store: Store, key: str) -> None:
+        """No character is taken for a pattern, an escape or a home directory."""
+        store.put(key, b"1")
+        assert keys(store, recursive=True) == [key]
+        assert get(store, key) == b"1"
 
-    def test_leftovers_of_killed_processes_are_swept(self, store: Store) -> None:
-        """All of them, and nothing else."""
-        put(store, "e/kept", b"1")
-        self.plant(store, "e/foreign.tmp", b"2")
-        living = begin(store, "e", b"3")
-        script = "p = [store.open_write('e') for _ in 'ab']; p[0].write(b'dead'); p[1].sync(); wait()"
-        with self.process(store, script) as writer:
-            writer.kill()
-            writer.wait()
-            deadline, swept = time.monotonic() + self.dead_owner_seconds, 0
-            while swept < 2 and time.monotonic() < deadline:
-                with store.lock("e") as held:
-                    swept += len(held.sweep())
-            assert swept == 2
-            with store.lock("e") as held:
-                assert held.sweep() == []
-        with store.lock("e") as held:
-            held.publish(living, "e/living")
-        living.discard()
-        assert names(store, "e") == ["foreign.tmp", "kept", "living"]
+    @pytest.mark.parametrize("key", BAD_KEYS)
+    def test_what_is_no_key_is_refused(self, store: Store, key: str) -> None:
+        """By every operation, before anything is written."""
+        for operation in (store.stat, store.open_read, store.open_write, store.delete):
+            with pytest.raises(InvalidNameError):
+                operation(key)
+        with pytest.raises(InvalidNameError):
+            store.put(key, b"1")
+        assert keys(store, recursive=True) == []
 
-    def test_the_lock_excludes_other_processes(self, store: Store) -> None:
-        """It is theirs until they leave."""
-        entered = threading.Event()
+    def test_a_key_that_is_not_there(self, store: Store) -> None:
+        """It has no entry, cannot be read, and may be deleted."""
+        store.put("e/y", b"1")
+        for key in ("x", "e/x", "f/x", "e"):
+            assert store.stat(key) is None
+            with pytest.raises(FileNotFoundError):
+                store.open_read(key)
+        store.delete("e/x")
+        store.delete("f/x")
+        assert keys(store, recursive=True) == ["e/y"]
 
-        def enter() -> None:
-            with store.lock("e"):
-                entered.set()
+    def test_a_deleted_key_is_gone(self, store: Store, other: Store) -> None:
+        """For every client; the next object of that key is a new one."""
+        before = store.put("e/x", b"1")
+        store.delete("e/x")
+        assert other.stat("e/x") is None
+        assert keys(other, "e") == keys(other) == []
+        assert store.put("e/x", b"1").version != before.version
 
-        with self.process(store, "\nwith store.lock('e'):\n    wait()\nwait()") as holder:
-            thread = threading.Thread(target=enter)
-            thread.start()
-            assert not entered.wait(0.2)
-            _go_on(holder)
-            assert entered.wait(10)
-            thread.join()
+    # --- uploads ---
 
-    def test_the_lock_of_a_killed_process_is_free(self, store: Store) -> None:
-        """Soon: nobody waits for a process that is known to be dead."""
-        with self.process(store, "\nwith store.lock('e') as held:\n    held.put('e/x', b'1'); wait()") as holder:
-            holder.kill()
-            holder.wait()
-            started = time.monotonic()
-            with store.lock("e") as held:
-                assert time.monotonic() - started < self.dead_owner_seconds
-                held.put("e/y", b"2")
-        assert names(store, "e") == ["x", "y"]
+    def test_an_upload_is_invisible_until_it_is_committed(self, store: Store, other: Store) -> None:
+        """Nothing lists it, and the object that has the key is as it was."""
+        store.put("e/x", b"old")
+        begun = store.open_write("e/x")
+        assert begun.write(b"new ") == 4
+        begun.write(bytearray(b"an"))
+        begun.write(memoryview(b"d whole"))
+        assert get(other, "e/x") == b"old"
+        assert keys(other, recursive=True) == ["e/x"]
+        entry = begun.commit()
+        assert get(other, "e/x") == b"new and whole"
+        assert entry == other.stat("e/x")
 
-    def test_what_another_process_holds_is_known(self, store: Store) -> None:
-        """Until it lets go of it, or dies."""
-        put(store, "e/x", b"1")
-        with self.process(store, "\nwith store.hold('e', 'x', 'loading'):\n    wait()\nwait()") as holder:
-            assert "loading" in store.held("e")["x"]
-            _go_on(holder)
-            assert store.held("e") == {}
-        with self.process(store, "\nwith store.hold('e', 'x', 'loading'):\n    wait()") as holder:
-            assert list(store.held("e")) == ["x"]
-            holder.kill()
-            holder.wait()
-            deadline = time.monotonic() + self.dead_owner_seconds
-            while store.held("e") and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert store.held("e") == {}
+    def test_an_aborted_upload_leaves_nothing(self, store: Store) -> None:
+        """Not even when it is aborted more than once; one that was committed stays."""
+        begun = store.open_write("e/x")
+        begun.write(b"1")
+        begun.abort()
+        begun.abort()
+        assert keys(store, recursive=True) == []
+        done = store.open_write("e/x")
+        done.commit()
+        done.abort()
+        assert get(store, "e/x") == b""
+
+    @pytest.mark.parametrize("end", ["commit", "abort"])
+    def test_an_upload_that_has_ended_takes_nothing(self, store: Store, end: str) -> None:
+        """Neither bytes nor another commit."""
+        begun = store.open_write("e/x")
+        getattr(begun, end)()
+        before = keys(store, recursive=True)
+        with pytest.raises(StoreError):
+            begun.write(b"late")
+        with pytest.raises(StoreError):
+            begun.commit()
+        assert keys(store, recursive=True) == before
+
+    def test_uploads_of_one_key_do_not_disturb_each_other(self, store: Store, other: Store) -> None:
+        """The last to be committed has the key."""
+        first, second = store.open_write("e/x"), other.open_write("e/x")
+        first.write(b"first")
+        second.write(b"second")
+        second.commit()
+        first.commit()
+        assert get(store, "e/x") == b"first"
+
+    # --- listing ---
+
+    def test_a_listing_shows_keys_and_folders(self, store: Store) -> None:
+        """Keys directly under the folder, the first folder of deeper ones, or all keys below; sorted."""
+        for key in ("x", "e/b", "e/a", "e/f/c", "e/f/g/d", "ee/x", "f/h/z"):
+            store.put(key, b"1")
+        assert keys(store) == ["e/", "ee/", "f/", "x"]
+        assert keys(store, "e") == keys(store, "e/") == ["e/a", "e/b", "e/f/"]
+        assert keys(store, "e/f") == ["e/f/c", "e/f/g/"]
+        assert keys(store, "e", recursive=True) == ["e/a", "e/b", "e/f/c", "e/f/g/d"]
+        assert len(keys(store, recursive=True)) == 7
+        assert keys(store, "none") == keys(store, "e/none", recursive=True) == []
+
+    def test_entries_of_a_listing_are_those_of_stat(self, store: Store) -> None:
+        """A folder has a key and nothing else."""
+        store.put("e/x", b"123")
+        store.put("e/f/y", b"1")
+        folder, entry = store.list("e")
+        assert (entry, entry.is_folder) == (store.stat("e/x"), False)
+        assert (folder, folder.is_folder) == (Entry("e/f/"), True)
+
+    def test_a_folder_without_keys_is_not_listed(self, store: Store) -> None:
+        """Object stores have no folders; a folder that was emptied is none."""
+        store.put("e/f/x", b"1")
+        store.delete("e/f/x")
+        begun = store.open_write("g/x")
+        begun.abort()
+        assert keys(store) == keys(store, "e") == keys(store, recursive=True) == []
+
+    # --- versions and times ---
+
+    def test_a_version_stays_until_the_next_write(self, store: Store) -> None:
+        """Reading, listing and writing other keys change nothing."""
+        before = store.put("e/x", b"1")
+        get(store, "e/x")
+        store.put("e/y", b"1")
+        assert store.stat("e/x") == before
+        assert before in store.list("e")
+
+    def test_no_two_writes_of_a_key_have_one_version(self, store: Store, other: Store) -> None:
+        """Of the same bytes, in quick succession, by whatever way, and after it was deleted."""
+        seen = []
+        for _ in range(50):
+            seen += [store.put("e/x", b"1").version, upload(other, "e/x", b"1").version]
+            store.delete("e/x")
+        assert len(set(seen)) == len(seen)
+
+    def test_time_does_not_run_backwards(self, store: Store) -> None:
+        """A later write of the same client has no earlier time."""
+        times = [store.put(f"e/{number % 3}", b"1").modified_seconds for number in range(30)]
+        assert times == sorted(times)
+        assert times[0] > 0
+
+    # --- reading ---
+
+    def test_any_range_is_read(self, store: Store) -> None:
+        """Fewer bytes at the end, and none behind it."""
+        content = bytes(range(256)) * 10
+        store.put("e/x", content)
+        with store.open_read("e/x") as reader:
+            assert reader.size_bytes == len(content)
+            for start, stop in [(0, 0), (0, 1), (100, 300), (2500, 9999), (2560, 2561), (9999, 10000), (7, 2560)]:
+                assert reader.read_at(start, stop) == content[start:stop]
+
+    def test_threads_share_a_reader(self, store: Store) -> None:
+        """Each gets the bytes that it asked for."""
+        content = b"".join(number.to_bytes(4, "big") for number in range(10_000))
+        upload(store, "e/x", content)
+        with store.open_read("e/x") as reader, ThreadPoolExecutor(4) as pool:
+            starts = range(0, len(content), 1000)
+            assert b"".join(pool.map(lambda start: reader.read_at(start, start + 1000), starts)) == content
+
+    @pytest.mark.parametrize("change", ["replace", "delete"])
+    def test_a_reader_reads_one_version(self, store: Store, change: str) -> None:
+        """An object that is to be replaced or deleted meanwhile is read as it was, or not any more.
+
+        Where open files stay (Windows), the change is refused for as long as the reader is open.
+        """
+        store.put("e/x", b"old " * 1000)
+        changes = {"replace": partial(store.put, "e/x", b"new " * 1000), "delete": partial(store.delete, "e/x")}
+        with store.open_read("e/x") as reader:
+            try:
+                changes[change]()
+                assert reader.read_at(0, 4000) == b"old " * 1000
+            except FileNotFoundError:
+                assert not store.capabilities.memory_map
+            except StoreUnavailableError:
+                assert not store.capabilities.memory_map
+                assert reader.read_at(0, 4000) == b"old " * 1000
+        changes[change]()
+        assert keys(store, "e") == ([] if change == "delete" else ["e/x"])
+
+    def test_what_is_mapped_outlives_its_key(self, store: Store) -> None:
+        """Where there is something to map; a store without has no descriptor."""
+        store.put("e/x", b"old " * 1000)
+        with store.open_read("e/x") as reader:
+            descriptor = reader.fileno()
+            assert (descriptor is not None) is store.capabilities.memory_map
+            if descriptor is not None:
+                with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapping:
+                    store.put("e/x", b"new " * 1000)
+                    store.delete("e/x")
+                    assert mapping[:] == b"old " * 1000
+
+    # --- conditions ---
+
+    def test_a_free_key_is_created_once(self, store: Store, other: Store) -> None:
+        """And is free again when it was deleted. A store that cannot tell refuses, and writes nothing."""
+        if not store.capabilities.create_if_absent:
+            with pytest.raises(ConfigError, match="create_if_absent"):
+                store.put("e/x", b"1", if_version=ABSENT)
+            assert keys(store, recursive=True) == []
+            return
+        store.put("e/x", b"1", if_version=ABSENT)
+        with pytest.raises(VersionConflictError):
+            other.put("e/x", b"2", if_version=ABSENT)
+        assert get(store, "e/x") == b"1"
+        store.delete("e/x")
+        other.put("e/x", b"3", if_version=ABSENT)
+        assert get(store, "e/x") == b"3"
+
+    def test_a_version_is_replaced_once(self, store: Store, other: Store) -> None:
+        """Nothing is written over another version, or where no key is. A store that cannot tell refuses."""
+        first = store.put("e/x", b"1")
+        if not store.capabilities.replace_if_version:
+            with pytest.raises(ConfigError, match="replace_if_version"):
+                store.put("e/x", b"2", if_version=first.version)
+            assert store.stat("e/x") == first
+            return
+        second = other.put("e/x", b"2", if_version=first.version)
+        self._refused(store, "e/x", first.version, second)
+        store.put("e/x", b"1")
+        self._refused(store, "e/x", first.version, store.stat("e/x"))
+        store.delete("e/x")
+        self._refused(store, "e/x", second.version, None)
+        self._refused(store, "f/x", second.version, None)
+
+    def _refused(self, store: Store, key: str, version: str, after: Entry | None) -> None:
+        with pytest.raises(VersionConflictError):
+            store.put(key, b"late", if_version=version)
+        assert store.stat(key) == after
+
+    def test_a_version_is_deleted(self, store: Store, other: Store) -> None:
+        """No other one is; a key that is not there conflicts with nothing. A store that cannot tell refuses."""
+        first = store.put("e/x", b"1")
+        if not store.capabilities.delete_if_version:
+            with pytest.raises(ConfigError, match="delete_if_version"):
+                store.delete("e/x", if_version=first.version)
+            assert store.stat("e/x") == first
+            return
+        second = other.put("e/x", b"1")
+        with pytest.raises(VersionConflictError):
+            store.delete("e/x", if_version=first.version)
+        assert store.stat("e/x") == second
+        store.delete("e/x", if_version=second.version)
+        store.delete("e/x", if_version=second.version)
+        store.delete("f/x", if_version=second.version)
+        assert store.stat("e/x") is None
+
+    def test_free_space_is_known_or_not(self, store: Store) -> None:
+        """As the capabilities say, before and after the first write."""
+        for _ in range(2):
+            assert (store.free_bytes() is not None) is store.capabilities.free_space
+            store.put("e/x", b"1")
+
+    # --- races ---
+
+    def test_one_of_many_creates_a_key(self, store: Store, other: Store) -> None:
+        """The others are refused, and what is there is the winner's."""
+        if store.capabilities.create_if_absent:
+            for number in range(self.rounds):
+                self._race_for(f"e/{number}", ABSENT, [store, other])
+        else:
+            self.test_a_free_key_is_created_once(store, other)
+
+    def test_one_of_many_replaces_a_version(self, store: Store, other: Store) -> None:
+        """The others are refused, and what is there is the winner's."""
+        if store.capabilities.replace_if_version:
+            for number in range(self.rounds):
+                version = store.put(f"e/{number}", b"before").version
+                self._race_for(f"e/{number}", version, [store, other])
+        else:
+            self.test_a_version_is_replaced_once(store, other)
+
+    def _race_for(self, key: str, condition: Condition, clients: Sequence[Store]) -> None:
+        contents = [b"%d" % number for number in range(6)]
+        puts = [
+            partial(clients[number % 2].put, key, content, if_version=condition)
+            for number, content in enumerate(contents)
+        ]
+        results = in_threads(puts)
+        winners = [content for content, result in zip(contents, results, strict=True) if isinstance(result, Entry)]
+        assert [get(clients[0], key)] == winners
+        assert all(isinstance(result, Entry | VersionConflictError) for result in results)
+
+    def test_a_version_is_replaced_or_deleted(self, store: Store, other: Store) -> None:
+        """Whoever wants either at the same moment, one succeeds."""
+        if not (store.capabilities.replace_if_version and store.capabilities.delete_if_version):
+            self.test_a_version_is_deleted(store, other)
+            return
+        for number in range(self.rounds):
+            key = f"e/{number}"
+            version = store.put(key, b"before").version
+
+            replaced, deleted = in_threads(
+                [
+                    partial(store.put, key, b"after", if_version=version),
+                    partial(other.delete, key, if_version=version),
+                ]
+            )
+            if isinstance(replaced, Entry):
+                assert isinstance(deleted, VersionConflictError)
+                assert store.stat(key) == replaced
+            else:
+                assert (type(replaced), deleted) == (VersionConflictError, None)
+                assert store.stat(key) is None
+
+    def test_no_change_is_lost(self, store: Store, other: Store) -> None:
+        """Numbers that many add to at once are the sum of all."""
+        store.put("e/x", b"0")
+        if not store.capabilities.replace_if_version:
+            self.test_a_version_is_replaced_once(store, other)
+            return
+        in_threads([partial(add, client, "e/x", 10) for client in [store, other] * 2])
+        assert get(store, "e/x") == b"40"
+
+    def test_readers_see_whole_objects_while_writers_race(self, store: Store, other: Store) -> None:
+        """Of whoever wrote last, by whatever way."""
+        size = 20_000
+        store.put("e/x", bytes(size))
+
+        def write(client: Store, fill: int) -> None:
+            for number in range(self.rounds):
+                (client.put if number % 2 else lambda key, data: upload(client, key, data))("e/x", bytes([fill]) * size)
+
+        def read(client: Store) -> bool:
+            seen = {get(client, "e/x") for _ in range(5 * self.rounds)}
+            return all(content == content[:1] * size for content in seen)
+
+        results = in_threads([partial(write, other, 1), partial(write, other, 2), partial(read, store)])
+        assert results == [None, None, True]
+        assert keys(store, recursive=True) == ["e/x"]
 
 
-_WAIT = """
-def wait():
-    print("ready", flush=True)
-    sys.stdin.readline()
+_PROCESS = """
+import sys
+from ckpt_lib.store import ABSENT, open_store
+from ckpt_lib.errors import VersionConflictError
+from ckpt_lib.testing.store_contract import add
+
+store, number = open_store(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+_CREATE = """
+won = []
+for key in range(100):
+    try:
+        store.put(f"e/{key}", number.encode(), if_version=ABSENT)
+        won.append(key)
+    except VersionConflictError:
+        pass
+print(won)
+"""
+_ADD = """
+add(store, "e/x", 50)
+print("done")
+"""
+_KILLED = """
+upload = store.open_write("e/x")
+upload.write(bytes(100_000))
+print("begun", flush=True)
+sys.stdin.readline()
 """
 
 
-def _entry(store: Store, path: str) -> Entry:
-    entry = store.stat(path)
-    assert entry is not None
-    return entry
+class SharedStoreContract(StoreContract):
+    """For stores that other processes open by ``store.url``."""
 
+    processes = 3
 
-def _together(actions: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=action) for action in actions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def start(self, store: Store, code: str, number: int = 0) -> subprocess.Popen[str]:
+        """Start a process that waits for a line, then runs ``code`` with ``store`` and ``number``."""
+        command = [sys.executable, "-c", _PROCESS + code, store.url, str(number)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        return child
 
+    def run(self, store: Store, code: str) -> list[str]:
+        """Run ``code`` in some processes at once; return what each printed."""
+        children = [self.start(store, code, number) for number in range(self.processes)]
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+        outputs = [child.communicate(timeout=60)[0] for child in children]
+        assert [child.returncode for child in children] == [0] * self.processes
+        return outputs
 
-def _go_on(child: subprocess.Popen[str]) -> None:
-    """Let the other process run to its next ``wait()``."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
-    assert child.stdout.readline() == "ready\n"
+    def test_one_of_many_processes_creates_each_key(self, store: Store) -> None:
+        """Each key is created by the one that was told so."""
+        assert store.capabilities.create_if_absent
+        won = [line.strip("[]\n").split(", ") for line in self.run(store, _CREATE)]
+        assert sorted(int(key) for found in won for key in found if key) == list(range(100))
+        for number, found in enumerate(won):
+            assert all(get(store, f"e/{key}") == b"%d" % number for key in found if key)
+
+    def test_no_change_of_a_process_is_lost(self, store: Store) -> None:
+        """Numbers that several processes add to at once are the sum of all."""
+        assert store.capabilities.replace_if_version
+        store.put("e/x", b"0")
+        self.run(store, _ADD)
+        assert get(store, "e/x") == b"%d" % (50 * self.processes)
+
+    def test_an_upload_of_a_killed_process_never_appears(self, store: Store) -> None:
+        """Its key can be written by others."""
+        child = self.start(store, _KILLED)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "begun\n"
+        child.kill()
+        child.communicate()
+        assert keys(store, recursive=True) == []
+        upload(store, "e/x", b"1")
+        assert keys(store, recursive=True) == ["e/x"]

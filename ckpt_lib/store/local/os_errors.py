@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckpt_lib.errors import (
-    CheckpointExistsError,
+    CheckpointError,
     NotAStoreError,
     StorageFullError,
     StoreError,
@@ -31,17 +31,12 @@ _TRANSIENT = _codes(
 )
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the operating system said that there is no room."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
 @contextmanager
 def typed_errors(path: Path | str) -> Iterator[None]:
     """Turn what the operating system raises into errors of this library; a missing file stays as it is."""
     try:
         yield
-    except (FileNotFoundError, CheckpointExistsError, StoreError):
+    except (FileNotFoundError, CheckpointError):
         raise
     except NotADirectoryError as error:
         raise NotAStoreError(
@@ -53,7 +48,7 @@ def typed_errors(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def errors_of_writing(path: Path | str) -> Iterator[None]:
-    """:func:`typed_errors` where the folder itself is made if it is missing: it may be taken away at any moment."""
+    """Do as :func:`typed_errors`, where the folder is made if it is missing: it may be taken away at any moment."""
     try:
         with typed_errors(path):
             yield

@@ -1,0 +1,138 @@
+"""The folders of a local store: found without following links, and made so that power loss does not take them away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ckpt_lib.errors import NotAStoreError, StoreError, StoreUnavailableError
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.system import System
+
+_durable: set[tuple[str, int, int]] = set()
+"""Folders whose entry in the parent this process has synced: an existing one may come from a process that crashed.
+
+By path as well as by number: a folder may be moved, and a new one gets the number of one that is gone.
+"""
+
+
+class Folders:
+    """The folders below one root. ``parts`` are the names on the way; none stand for the root itself."""
+
+    def __init__(self, root: Path, system: System) -> None:
+        self.root = root
+        self._system = system
+        self._devices: dict[Path, int] = {}
+
+    def path(self, parts: tuple[str, ...]) -> Path:
+        return self.root.joinpath(*parts)
+
+    def find(self, parts: tuple[str, ...]) -> Path | None:
+        """Return the folder, or ``None`` when it is not there. Raises ``OSError`` and errors of ``ckpt_lib``."""
+        path = self.path(parts)
+        try:
+            self._check(path, parts)
+        except FileNotFoundError:
+            self._refuse_missing_disk(path)
+            return None
+        except OSError:
+            _refuse_dangling_link(self.root)
+            raise
+        return path
+
+    def make(self, parts: tuple[str, ...]) -> Path:
+        """Return the folder; create it durably, and what is missing above it. Raises as :meth:`find`."""
+        if self.find(parts) is None:
+            _refuse_dangling_link(self.root)
+            self._make_missing(self.root)
+        self._make_durable(self.root, is_root=True)
+        for end in range(1, len(parts) + 1):
+            folder = self.path(parts[:end])
+            with contextlib.suppress(FileExistsError):
+                self._system.mkdir(folder)
+            self._check(folder, parts[:end])
+            self._make_durable(folder)
+        return self.path(parts)
+
+    def own(self, folder: Path) -> Path:
+        """Return the store's own folder in ``folder``; create it."""
+        own = folder / OWN_FOLDER
+        with contextlib.suppress(FileExistsError):
+            self._system.mkdir(own)
+        if not stat.S_ISDIR(self._system.lstat(own).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "a file or a link has the name of the store's own folder", str(own))
+        return own
+
+    def is_spelled_so(self, folder: Path, name: str) -> bool:
+        """Tell whether what ``name`` leads to is called exactly so: some systems find ``x`` under the name ``X``."""
+        with contextlib.suppress(FileNotFoundError):
+            found, other = (self._system.lstat(folder / spelled) for spelled in (name, name.swapcase()))
+            if os.path.samestat(found, other):
+                return name in self._system.names(folder)
+        return True
+
+    def _check(self, path: Path, parts: tuple[str, ...]) -> None:
+        """Raise when something on the way is no folder, is a link below the root, or is spelled otherwise."""
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), *parts):
+            raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path))
+        for number, part in enumerate(parts):
+            parent = self.path(parts[:number])
+            if not self.is_spelled_so(parent, part):
+                raise StoreError("a folder is there whose name differs in case only", path=str(parent / part))
+        self._devices[path] = found.st_dev
+
+    def _refuse_missing_disk(self, path: Path) -> None:
+        """Raise if a folder that was there vanished together with its disk: what is written now would be hidden."""
+        device = self._devices.get(path)
+        if device is not None and os.stat(nearest(path)).st_dev != device:
+            _refuse_dangling_link(self.root)
+            raise StoreUnavailableError(
+                "the file system that the folder was on is no longer there", path=str(path), hint="Mount it again."
+            )
+        _refuse_dangling_link(self.root)
+
+    def _make_missing(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_missing(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            self._system.mkdir(folder)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        self._make_durable(folder)
+
+    def _make_durable(self, folder: Path, *, is_root: bool = False) -> None:
+        found = os.stat(folder)
+        identity = (str(folder), found.st_dev, found.st_ino)
+        if identity in _durable:
+            return
+        try:
+            self._system.fsync_folder(folder.parent)
+        except OSError:
+            if not is_root:  # the folder above the root is not ours, and may be one that we cannot open
+                raise
+        _durable.add(identity)
+
+
+def nearest(path: Path) -> Path:
+    """Return the folder, or the one closest above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _refuse_dangling_link(root: Path) -> None:
+    """Tell a store behind a link that leads nowhere, as to an unmounted disk, from a store that is not there yet."""
+    for path in (root, *root.parents):
+        if path.is_symlink() and not path.exists():
+            raise NotAStoreError(
+                f"it is a link that leads nowhere: to {os.readlink(path)}",
+                path=str(path),
+                hint="Mount the disk that it leads to, or choose another folder.",
+            )

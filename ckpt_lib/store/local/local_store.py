@@ -1,0 +1,212 @@
+"""``LocalStore``: a store in a folder of a POSIX or Windows file system.
+
+A file is written beside its key and made durable before it gets its name, so that a name stands for a whole file or for
+none. :mod:`~ckpt_lib.store.local.publishing` has the order in which names change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckpt_lib.errors import InvalidNameError
+from ckpt_lib.store.base import Capabilities, Condition, Entry
+from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
+from ckpt_lib.store.local.direct import Output
+from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.folders import Folders, nearest
+from ckpt_lib.store.local.os_errors import errors_of_writing, typed_errors
+from ckpt_lib.store.local.probe import USUAL, Abilities, probe
+from ckpt_lib.store.local.publishing import Place, Publisher, entry_of
+from ckpt_lib.store.local.reader import LocalReader
+from ckpt_lib.store.local.system import System
+from ckpt_lib.store.local.temporary import create_temporary, discard, sweep
+from ckpt_lib.store.local.upload import LocalUpload
+
+_DRIVE = re.compile(r"/[A-Za-z]:")
+PATIENCE_SECONDS = 30.0
+"""How long to wait for a lock that is held for microseconds, until its holder is taken for stopped."""
+
+
+class LocalStore:
+    """A store in a local folder, which is created by the first write.
+
+    The folder may be a link; links below it are refused. Paths are not expanded: ``~`` is a folder of that name.
+    """
+
+    def __init__(self, url: str, *, system: System | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        path = url.removeprefix("file://")
+        self._root = Path(os.path.abspath(path[1:] if _DRIVE.match(path) else path))
+        self._system = system or System()
+        self._patience_seconds = patience_seconds
+        self._folders = Folders(self._root, self._system)
+        self._abilities: dict[int, Abilities] = {}
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the file system can do. The first call tries it, in the root or the nearest folder above it."""
+        with typed_errors(self._root):
+            return self._capabilities_at(self._root)
+
+    def _capabilities_at(self, folder: Path) -> Capabilities:
+        abilities = self._probed(nearest(folder))
+        return Capabilities(
+            create_if_absent=abilities.links or abilities.locks,
+            replace_if_version=abilities.has_versions,
+            delete_if_version=abilities.has_versions,
+            memory_map=not self._system.is_windows,
+            free_space=True,
+        )
+
+    def list(self, prefix: str, *, recursive: bool = False) -> list[Entry]:
+        parts = check_prefix(prefix)
+        with typed_errors(self._folders.path(parts)):
+            folder = self._folders.find(parts)
+            start = "".join(f"{part}/" for part in parts)
+            found = [] if folder is None else list(self._entries(folder, start, recursive))
+        return sorted(found, key=lambda entry: entry.key)
+
+    def stat(self, key: str) -> Entry | None:
+        with typed_errors(self._root / key), contextlib.suppress(FileNotFoundError):
+            folder, name = self._found(key)
+            found = self._system.lstat(folder / name)
+            if stat.S_ISREG(found.st_mode):
+                return entry_of(key, found)
+        return None
+
+    def open_read(self, key: str) -> LocalReader:
+        with typed_errors(self._root / key):
+            folder, name = self._found(key)
+            return LocalReader(folder / name, self._system)
+
+    def open_write(self, key: str) -> LocalUpload:
+        with errors_of_writing(self._root / key):
+            place = self._made(key)
+            publisher = self._publisher(place)
+            file = self._begin(place)
+            try:
+                return LocalUpload(file, place, lambda: publisher.publish(file, place, None), self._system)
+            except BaseException:
+                discard(file, self._system)
+                raise
+
+    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+        with errors_of_writing(self._root / key):
+            *parts, _ = check_key(key)
+            check_put(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
+            place = self._made(key)
+            with create_temporary(place.own, self._system, locks=self._probed(place.folder).locks) as file:
+                try:
+                    output = Output(file, self._system)
+                    output.write(data)
+                    output.sync()
+                    return self._publisher(place).publish(file, place, if_version)
+                finally:
+                    discard(file, self._system)
+
+    def delete(self, key: str, *, if_version: str | None = None) -> None:
+        with errors_of_writing(self._root / key):
+            *parts, name = check_key(key)
+            check_delete(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
+            folder = self._folders.find(tuple(parts))
+            if folder is None:
+                return
+            if if_version is not None:
+                self._folders.own(folder)  # for the lock
+            place = Place(key, folder, name)
+            self._publisher(place).delete(place, if_version)
+
+    def free_bytes(self) -> int | None:
+        with typed_errors(self._root):
+            usage = shutil.disk_usage(nearest(self._root))
+        return usage.free if usage.total else None  # some network file systems say that they have no space at all
+
+    def _found(self, key: str) -> tuple[Path, str]:
+        """Return folder and name of a key that may be there; raise ``FileNotFoundError`` when it cannot be."""
+        *parts, name = check_key(key)
+        folder = self._folders.find(tuple(parts))
+        if folder is None or not self._folders.is_spelled_so(folder, name):
+            raise FileNotFoundError(key)
+        return folder, name
+
+    def _made(self, key: str) -> Place:
+        """Return where a key is to be written; make the folders."""
+        *parts, name = check_key(key)
+        for part in (*parts, name):
+            if not self._system.takes_name(part):
+                raise InvalidNameError(f"this system has no file of the name {part!r}", path=key)
+        folder = self._folders.make(tuple(parts))
+        self._folders.own(folder)
+        return Place(key, folder, name)
+
+    def _publisher(self, place: Place) -> Publisher:
+        return Publisher(self._folders, self._probed(place.folder), self._system, self._patience_seconds)
+
+    def _begin(self, place: Place) -> io.FileIO:
+        """Create the file of an upload, and remove what dead processes left there."""
+        locks = self._probed(place.folder).locks
+        if not locks:
+            file = create_temporary(place.own, self._system, locks=False)
+            sweep(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime, locks=False)
+            return file
+        with open_lock(place.own, self._system) as lock_file:
+            lock = FolderLock(lock_file, self._system, self._patience_seconds)
+            try:
+                file = create_temporary(place.own, self._system, locks=True)
+                sweep(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime, locks=True)
+            finally:
+                lock.release()
+        return file
+
+    def _probed(self, folder: Path) -> Abilities:
+        """Return what the file system of a folder can do; what is usual where nothing can be tried."""
+        device = os.stat(folder).st_dev
+        if device not in self._abilities:
+            had_own = os.path.lexists(folder / OWN_FOLDER)
+            try:
+                self._abilities[device] = probe(self._folders.own(folder), self._system)
+            except OSError:
+                return USUAL
+            finally:
+                if not had_own:
+                    with contextlib.suppress(OSError):
+                        self._system.rmdir(folder / OWN_FOLDER)
+        return self._abilities[device]
+
+    def _entries(self, folder: Path, start: str, recursive: bool) -> Iterator[Entry]:
+        for name, found in self._system.scan(folder):
+            if not _may_be_key(name):
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield entry_of(f"{start}{name}", found)
+            elif stat.S_ISDIR(found.st_mode) and recursive:
+                with contextlib.suppress(FileNotFoundError):
+                    yield from self._entries(folder / name, f"{start}{name}/", recursive)
+            elif stat.S_ISDIR(found.st_mode) and self._holds_keys(folder / name):
+                yield Entry(f"{start}{name}/")
+
+    def _holds_keys(self, folder: Path) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return next(self._entries(folder, "", True), None) is not None
+        return False
+
+
+def _may_be_key(name: str) -> bool:
+    try:
+        check_key(name)
+    except InvalidNameError:
+        return False
+    return True

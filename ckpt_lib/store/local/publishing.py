@@ -1,0 +1,176 @@
+"""Giving a whole, durable file its key, and taking keys away: the only code that changes names of keys.
+
+Where the kernel's locks work, all of it happens under the lock of the folder. Where they do not, only what the file
+system does in one step is offered: a link to a free name, and an unconditional rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt_lib.errors import NotDurableError, StoreError, VersionConflictError
+from ckpt_lib.store.base import ABSENT, Condition, Entry
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.folders import Folders
+from ckpt_lib.store.local.probe import Abilities
+from ckpt_lib.store.local.system import System
+from ckpt_lib.store.local.temporary import discard, path_of
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES}
+"""How systems refuse a second name for a file, for lack of links or because of this file."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A key and the folder that holds it."""
+
+    key: str
+    folder: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def own(self) -> Path:
+        return self.folder / OWN_FOLDER
+
+
+class Publisher:
+    """Changes names in one folder. Every method raises ``OSError`` and errors of ``ckpt_lib``."""
+
+    def __init__(self, folders: Folders, abilities: Abilities, system: System, patience_seconds: float) -> None:
+        self._folders = folders
+        self._abilities = abilities
+        self._system = system
+        self._patience_seconds = patience_seconds
+
+    def publish(self, file: io.FileIO, place: Place, condition: Condition) -> Entry:
+        """Give a durable file its key, durably; close it. After a failure it is gone."""
+        try:
+            if self._abilities.locks:
+                with open_lock(place.own, self._system) as lock_file:
+                    lock = FolderLock(lock_file, self._system, self._patience_seconds)
+                    try:
+                        if self._abilities.time_step_nanoseconds is not None:
+                            lock.date(file, self._abilities.time_step_nanoseconds)
+                        self._check_version(place, condition)
+                        found = self._name(file, place, condition)
+                    finally:
+                        lock.release()
+            else:
+                found = self._name(file, place, condition)
+        finally:
+            discard(file, self._system)
+        self._make_durable(place)
+        return entry_of(place.key, found)
+
+    def delete(self, place: Place, expected: str | None) -> None:
+        """Take a key away, durably, if it is there."""
+        if expected is None:
+            self._unlink(place)
+        else:
+            with open_lock(place.own, self._system) as lock_file:
+                lock = FolderLock(lock_file, self._system, self._patience_seconds)
+                try:
+                    if self._current(place) is not None:
+                        self._check_version(place, expected)
+                        self._unlink(place)
+                finally:
+                    lock.release()
+        self._make_durable(place)
+
+    def _check_version(self, place: Place, expected: Condition) -> None:
+        if not self._folders.is_spelled_so(place.folder, place.name) and os.path.lexists(place.path):
+            raise _conflict(place, expected, "a key whose name differs in case only")
+        if expected is None:
+            return
+        current = self._current(place)
+        version = current.version if current else ABSENT
+        if version != expected:
+            raise _conflict(place, expected, "no such key" if version is ABSENT else version)
+
+    def _current(self, place: Place) -> Entry | None:
+        """Return the entry of a key; opened, since a network file system may remember what it was a moment ago."""
+        try:
+            with self._system.open(place.path) as file:
+                return entry_of(place.key, os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return None
+
+    def _name(self, file: io.FileIO, place: Place, condition: Condition) -> os.stat_result:
+        found = os.fstat(file.fileno())
+        if condition is ABSENT:
+            self._name_if_free(file, place)
+        else:
+            self._rename(file, place)
+        return found
+
+    def _name_if_free(self, file: io.FileIO, place: Place) -> None:
+        try:
+            self._system.link(path_of(file), place.path)
+        except FileExistsError:
+            raise _conflict(place, ABSENT, "a key, or something else of that name") from None
+        except OSError as error:
+            if error.errno not in _NO_LINKS or not self._abilities.locks:
+                raise
+            # Under the lock of the folder, looking and renaming are one step for everyone who takes it.
+            if os.path.lexists(place.path):
+                raise _conflict(place, ABSENT, "a key, or something else of that name") from None
+            self._rename(file, place)
+
+    def _rename(self, file: io.FileIO, place: Place) -> None:
+        if self._system.is_windows:
+            file.close()  # under the lock of the folder, so nobody takes it for abandoned
+        try:
+            self._system.replace(path_of(file), place.path)
+        except BaseException:
+            if self._system.is_windows:
+                with contextlib.suppress(OSError):
+                    self._system.unlink(path_of(file))
+            raise
+        with contextlib.suppress(OSError):
+            file.close()  # its name is the key's now, and not to be removed
+
+    def _unlink(self, place: Place) -> None:
+        try:
+            if stat.S_ISDIR(self._system.lstat(place.path).st_mode):
+                raise StoreError("a folder has the name of the key", path=str(place.path))
+            if self._folders.is_spelled_so(place.folder, place.name):
+                self._system.unlink(place.path)
+        except FileNotFoundError:
+            pass
+
+    def _make_durable(self, place: Place) -> None:
+        try:
+            self._system.fsync_folder(place.folder)
+        except OSError as error:
+            raise NotDurableError(
+                f"the name was changed, but not surely on the disk: {error.strerror or error}",
+                path=str(place.path),
+                hint="Check the disk and its messages in the system's log; write elsewhere.",
+            ) from error
+
+
+def _conflict(place: Place, expected: Condition, got: str) -> VersionConflictError:
+    return VersionConflictError(
+        "the key is not as it was expected to be",
+        path=str(place.path),
+        expected="no such key" if expected is ABSENT else expected or "a free name",
+        got=got,
+        hint="Read it again and decide anew.",
+    )
+
+
+def entry_of(key: str, found: os.stat_result) -> Entry:
+    """Return the entry of a regular file."""
+    version = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
+    return Entry(key, found.st_size, version, found.st_mtime)
