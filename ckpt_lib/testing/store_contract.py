@@ -269,7 +269,10 @@ class StoreContract:
         Where open files stay (Windows), the change is refused for as long as the reader is open.
         """
         store.put("e/x", b"old " * 1000)
-        changes = {"replace": partial(store.put, "e/x", b"new " * 1000), "delete": partial(store.delete, "e/x")}
+        changes: dict[str, Callable[[], object]] = {
+            "replace": partial(store.put, "e/x", b"new " * 1000),
+            "delete": partial(store.delete, "e/x"),
+        }
         with store.open_read("e/x") as reader:
             try:
                 changes[change]()

@@ -181,3 +181,58 @@ class Killing(Watched):
     def after(self, name: str, arguments: tuple[Any, ...]) -> None:
         if self._when == "after" and self.count == self._at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Disk(Watched):
+    """Notes what power loss could leave of every file. ``possible`` are the contents that each key might have had.
+
+    Bytes are surely on the disk after the fsync of their file, a name after that of its folder. A change of a name that
+    was not synced may have come to the disk or not, whatever became of others. A file with a name and without its bytes
+    has the content ``b"torn"``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.synced_folders: list[Path] = []
+        self.possible: dict[str, set[bytes | None]] = {}
+        self._written: dict[Path, bytes] = {}
+        self._synced: dict[Path, bytes] = {}
+        self._names: dict[Path, list[bytes | None]] = {}
+        """What each name stands for on the disk, and what it was changed to since; folders are ``b"folder"``."""
+
+    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
+        path = Path(str(arguments[0].name)) if isinstance(arguments[0], io.FileIO) else Path(arguments[0])
+        if name == "create":
+            self._written[path] = b""
+        elif name == "write" and path in self._written:
+            self._written[path] += bytes(arguments[1])
+        elif name == "fsync":
+            self._synced[path] = self._written[path]
+        elif name in ("link", "replace"):
+            whole = self._synced.get(path) == self._written[path]
+            self._change(arguments[1], self._written[path] if whole else b"torn")
+        elif name == "unlink":
+            self._change(path, None)
+        elif name == "mkdir":
+            self._change(path, b"folder")
+        elif name == "fsync_folder":
+            self.synced_folders.append(path)
+            for changed, values in self._names.items():
+                if changed.parent == path:
+                    del values[:-1]
+
+    def _change(self, path: Path, content: bytes | None) -> None:
+        if ".ckpt-tmp" not in path.parts:
+            self._names.setdefault(path, [None]).append(content)
+            if content != b"folder":
+                self.possible.setdefault(str(path), set()).update(self._names[path])
+
+    def check(self, base: Path, expected: dict[str, bytes]) -> None:
+        """Fail unless this, and nothing else, is what power loss leaves now, with all the folders above it."""
+        surely = {path: values[0] for path, values in self._names.items() if len(values) == 1}
+        assert surely == {path: values[-1] for path, values in self._names.items()}, self._names
+        files = {path for path, content in surely.items() if content not in (None, b"folder")}
+        assert {str(path.relative_to(base)): surely[path] for path in files} == expected
+        for path in files:
+            above = [folder for folder in path.parents if folder.is_relative_to(base) and folder != base]
+            assert all(surely.get(folder) == b"folder" for folder in above)

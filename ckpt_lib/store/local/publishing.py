@@ -7,7 +7,6 @@ system does in one step is offered: a link to a free name, and an unconditional 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import stat
@@ -19,12 +18,9 @@ from ckpt_lib.store.base import ABSENT, Condition, Entry
 from ckpt_lib.store.checks import OWN_FOLDER
 from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
 from ckpt_lib.store.local.folders import Folders
-from ckpt_lib.store.local.probe import Abilities
+from ckpt_lib.store.local.probe import IMPOSSIBLE, Abilities
 from ckpt_lib.store.local.system import System
 from ckpt_lib.store.local.temporary import discard, path_of
-
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES}
-"""How systems refuse a second name for a file, for lack of links or because of this file."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Publisher:
         self._make_durable(place)
 
     def _check_version(self, place: Place, expected: Condition) -> None:
-        if not self._folders.is_spelled_so(place.folder, place.name) and os.path.lexists(place.path):
+        if not self._folders.is_spelled_so(place.folder, place.name):
             raise _conflict(place, expected, "a key whose name differs in case only")
         if expected is None:
             return
@@ -120,10 +116,11 @@ class Publisher:
         except FileExistsError:
             raise _conflict(place, ABSENT, "a key, or something else of that name") from None
         except OSError as error:
-            if error.errno not in _NO_LINKS or not self._abilities.locks:
+            if error.errno not in IMPOSSIBLE or not self._abilities.locks:
                 raise
             # Under the lock of the folder, looking and renaming are one step for everyone who takes it.
-            if os.path.lexists(place.path):
+            with contextlib.suppress(FileNotFoundError):
+                self._system.lstat(place.path)
                 raise _conflict(place, ABSENT, "a key, or something else of that name") from None
             self._rename(file, place)
 

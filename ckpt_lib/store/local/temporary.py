@@ -12,17 +12,16 @@ import os
 import secrets
 from pathlib import Path
 
-from ckpt_lib.store.local.probe import PROBE_PREFIX
+from ckpt_lib.store.local.probe import TEMPORARY_SUFFIX
 from ckpt_lib.store.local.system import System
 
-_SUFFIX = ".tmp"
 LEFT_AFTER_SECONDS = 24 * 3600
 
 
 def create_temporary(own: Path, system: System, *, locks: bool) -> io.FileIO:
     """Create an empty file, locked where the kernel's locks work. Raises ``OSError``, and leaves nothing then."""
     while True:
-        file = system.create(own / f"{secrets.token_hex(8)}{_SUFFIX}")
+        file = system.create(own / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             if not locks or (system.try_lock(file) and os.fstat(file.fileno()).st_nlink):
                 return file
@@ -55,11 +54,12 @@ def sweep(own: Path, system: System, *, now_seconds: float, locks: bool) -> None
     """Remove what dead processes left. Never raises ``OSError``: what stays goes another time."""
     with contextlib.suppress(OSError):
         for name, found in system.scan(own):
-            is_old = now_seconds - found.st_mtime > LEFT_AFTER_SECONDS
+            if not name.endswith(TEMPORARY_SUFFIX):
+                continue
             with contextlib.suppress(OSError):
-                if name.endswith(_SUFFIX) and locks:
+                if locks:
                     _remove_if_abandoned(own / name, system)
-                elif is_old and (name.startswith(PROBE_PREFIX) or name.endswith(_SUFFIX)):
+                elif now_seconds - found.st_mtime > LEFT_AFTER_SECONDS:
                     system.unlink(own / name)
 
 
