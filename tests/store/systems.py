@@ -120,17 +120,22 @@ class WithoutTimes(System):
 
 
 class Watched(System):
-    """Tells of every call before it is made: its number, name and arguments. ``armed`` says from when on."""
+    """Counts calls from when it is ``armed``, and tells ``on_call`` the name of each before it is made."""
 
     def __init__(self) -> None:
         self.armed = False
         self.count = 0
+        self.on_call: Callable[[str], object] = lambda _: None
 
     def before(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Do what the test is about; the call is made when this returns."""
+        self.on_call(name)
 
     def after(self, name: str, arguments: tuple[Any, ...]) -> None:
-        """Do what the test is about when the call was made."""
+        """Do what the test is about when the call has succeeded."""
+
+    def finally_(self) -> None:
+        """Do what the test is about when the call was made, however it ended."""
 
 
 def _watched(name: str) -> Callable[..., Any]:
@@ -141,8 +146,11 @@ def _watched(name: str) -> Callable[..., Any]:
             return real(self, *arguments)
         self.count += 1
         self.before(name, arguments)
-        result = real(self, *arguments)
-        self.after(name, arguments)
+        try:
+            result = real(self, *arguments)
+            self.after(name, arguments)
+        finally:
+            self.finally_()
         return result
 
     return call
@@ -178,7 +186,7 @@ class Killing(Watched):
         if self._when == "before" and self.count == self._at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def finally_(self) -> None:
         if self._when == "after" and self.count == self._at:
             os.kill(os.getpid(), signal.SIGKILL)
 

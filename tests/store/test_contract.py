@@ -10,9 +10,10 @@ import pytest
 
 from ckpt_lib.store import Store, open_store
 from ckpt_lib.store.local import LocalStore
+from ckpt_lib.store.local.system import System
 from ckpt_lib.store.memory import ALL, MemoryStore
 from ckpt_lib.testing import FaultPlan, FaultyStore, SharedStoreContract, StoreContract
-from tests.store.systems import MacLike, System, WindowsLike, WithoutLinks, WithoutLocks, WithoutTimes
+from tests.store.systems import MacLike, WindowsLike, WithoutLinks, WithoutLocks, WithoutTimes
 
 
 class TestLocalByPath(SharedStoreContract):

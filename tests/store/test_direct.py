@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import sys
@@ -12,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_lib.store import direct
-from ckpt_lib.store.direct import Output
-from ckpt_lib.store.local import LocalStore
-from ckpt_lib.store.patching import overwrite
+from ckpt_lib.store.local import direct
+from ckpt_lib.store.local.direct import Output
+from ckpt_lib.store.local.system import System
 from ckpt_lib.stream.page_cache import absent_ranges
 
 MIB = 2**20
@@ -38,15 +38,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, pieces: list[memoryview]) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    try:
-        output = Output(descriptor)
+    with io.FileIO(path, "w+") as file:
+        output = Output(file, System())
         for piece in pieces:
-            output.write(piece)
+            assert output.write(piece) == len(piece)
         assert output.size_bytes == sum(map(len, pieces))
         output.sync()
-    finally:
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize(
@@ -109,51 +106,22 @@ def test_neither_is_one_that_went_through_it(tmp_path: Path, monkeypatch: pytest
     assert _is_cached(tmp_path / "large") == (_file_system(tmp_path) in {"tmpfs", "ramfs"})
 
 
-def test_what_is_read_back_is_what_the_disk_has(tmp_path: Path) -> None:
-    """A new file, before it has its name, and bytes that were repaired: not what memory still has of them."""
-    lives_in_memory = _file_system(tmp_path) in {"tmpfs", "ramfs"}
-    pending = LocalStore(str(tmp_path)).open_write("e")
-    pending.write(b"small")
-    pending.sync()
-    (written,) = (tmp_path / "e").glob(".ckpt-lease-*/0")
-    assert _is_cached(written)
-    with pending.open_read() as file:
-        assert _is_cached(written) == lives_in_memory
-        assert file.read() == b"small"
-    pending.discard()
-    (tmp_path / "file").write_bytes(b"small")
-    descriptor = os.open(tmp_path / "file", os.O_RDWR)
-    try:
-        overwrite(descriptor, [(0, b"SMALL")], 5)
-    finally:
-        os.close(descriptor)
-    assert _is_cached(tmp_path / "file") == lives_in_memory
-    assert (tmp_path / "file").read_bytes() == b"SMALL"
-
-
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """A write that the system cuts short goes on until it says why."""
     if not Path("/dev/full").exists():
         pytest.fail("this test needs /dev/full")
-    descriptor = os.open("/dev/full", os.O_WRONLY)
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            Output(descriptor).write(ALIGNED[: 2 * MIB])
-    finally:
-        os.close(descriptor)
+    with io.FileIO("/dev/full", "w") as file, pytest.raises(OSError, match="No space left"):
+        Output(file, System()).write(ALIGNED[: 2 * MIB])
 
 
 def test_a_file_that_lost_bytes_is_an_error(tmp_path: Path) -> None:
     """A file system that keeps less than it was given does not pass for durable."""
-    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    try:
-        output = Output(descriptor)
+    with io.FileIO(tmp_path / "file", "w+") as file:
+        output = Output(file, System())
         output.write(ALIGNED[: 2 * MIB])
-        os.ftruncate(descriptor, 5)
+        os.ftruncate(file.fileno(), 5)
         with pytest.raises(OSError, match="kept 5 of"):
             output.sync()
-    finally:
-        os.close(descriptor)
 
 
 def _is_cached(path: Path) -> bool:

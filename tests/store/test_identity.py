@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+import secrets
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, init_store, list_experiments, open_store
-from ckpt_lib.errors import ConfigError, ExperimentNotFoundError, NotAStoreError
-from ckpt_lib.experiment.listing import check_experiment_exists
-from ckpt_lib.store.identity import IDENTITY_NAME, read_identity
-from tests.helpers import build
+from ckpt_lib.errors import ConfigError, NotAStoreError
+from ckpt_lib.store import open_store
+from ckpt_lib.store.identity import IDENTITY_NAME, ensure_identity, init_store, read_identity
+from ckpt_lib.store.memory import ALL, MemoryStore
 
 
-def save(store: Path, name: str = "run") -> CheckpointManager:
-    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store)), name)
-    manager.save_checkpoint(model=build().model, epoch=1)
-    return manager
-
-
-def test_the_first_save_makes_a_store(tmp_path: Path) -> None:
-    """A first save writes the identity file, and later ones, of any experiment, leave it as it is."""
-    save(tmp_path / "store")
-    identity = read_identity(open_store(tmp_path / "store"))
-    save(tmp_path / "store", "another")
+def test_a_store_is_initialised_once(tmp_path: Path) -> None:
+    """The first call writes the file, and later ones leave it as it is; two stores have two identities."""
+    identity = init_store(str(tmp_path / "store"))
     assert read_identity(open_store(tmp_path / "store")) == identity == init_store(str(tmp_path / "store"))
+    assert init_store(str(tmp_path / "other")).uid != identity.uid
 
 
-def test_an_import_makes_a_store(tmp_path: Path) -> None:
-    """A store whose first checkpoint was imported has an identity; the folder of an export has none."""
-    exported = save(tmp_path / "store").export_checkpoint("latest", tmp_path / "export")
-    CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / "other")), "run").import_checkpoint(exported)
-    assert read_identity(open_store(tmp_path / "other")).uid != read_identity(open_store(tmp_path / "store")).uid
-    assert not (tmp_path / "export" / IDENTITY_NAME).exists()
-
-
-def test_an_initialised_store_may_be_empty(tmp_path: Path) -> None:
-    """A new store holds no experiments, which is no error; a folder without the file is no store."""
-    init_store(str(tmp_path / "store"))
-    assert list_experiments(open_store(tmp_path / "store")) == []
-    with pytest.raises(ExperimentNotFoundError, match="none yet"):
-        check_experiment_exists(open_store(tmp_path / "store"), "run")
-    (tmp_path / "mount-point").mkdir()
-    for missing in ("mount-point", "typo"):
-        with pytest.raises(NotAStoreError, match="ckpt init"):
-            list_experiments(open_store(tmp_path / missing))
-        assert list_experiments(open_store(tmp_path / missing), missing_ok=True) == []
+def test_a_store_without_identity_is_told(tmp_path: Path) -> None:
+    """With what to do about it."""
+    with pytest.raises(NotAStoreError, match="ckpt init"):
+        read_identity(open_store(tmp_path))
 
 
 def test_many_at_once_make_one_identity(tmp_path: Path) -> None:
@@ -60,14 +36,24 @@ def test_many_at_once_make_one_identity(tmp_path: Path) -> None:
     assert len(found) == 1
 
 
+def test_a_store_without_conditions_gets_an_identity() -> None:
+    """Written by the one process that writes there."""
+    store = MemoryStore(secrets.token_hex(8), replace(ALL, create_if_absent=False))
+    ensure_identity(store)
+    before = read_identity(store)
+    ensure_identity(store)
+    assert read_identity(store) == before
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"uid": "x"}', '{"uid": 1}'])
 def test_a_damaged_identity_is_told(tmp_path: Path, content: str) -> None:
-    """A file that is no identity is named with what to do; the experiments beside it are found all the same."""
-    save(tmp_path / "store")
-    (tmp_path / "store" / IDENTITY_NAME).write_text(content)
+    """A file that is no identity is named with what to do, and left as it is."""
+    path = tmp_path / "store" / IDENTITY_NAME
+    path.parent.mkdir()
+    path.write_text(content)
     with pytest.raises(NotAStoreError, match="damaged"):
         init_store(str(tmp_path / "store"))
-    assert list_experiments(open_store(tmp_path / "store")) == ["run"]
+    assert path.read_text() == content
 
 
 def test_a_later_version_is_read(tmp_path: Path) -> None:
@@ -82,35 +68,3 @@ def test_a_scheme_that_no_store_serves(tmp_path: Path) -> None:
     """A URL that no store serves is refused, as everywhere."""
     with pytest.raises(ConfigError, match="no store serves"):
         init_store("nosuch://bucket")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX links")
-@pytest.mark.parametrize("place", ["dangling", "dangling/below", "loop", "file", "file/below"])
-def test_a_store_that_cannot_be_there_is_no_empty_store(tmp_path: Path, place: str) -> None:
-    """A link that leads nowhere, as to an unmounted disk, and a file: every call says so, and nothing is made."""
-    (tmp_path / "dangling").symlink_to(tmp_path / "unmounted")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "file").write_text("mine")
-    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / place)), "run")
-    model = nn.Linear(1, 1)
-    calls: list[Callable[[], object]] = [
-        manager.list_checkpoints,
-        manager.get_latest_checkpoint,
-        manager.get_best_checkpoint,
-        manager.checkpoint_ids,
-        manager.list_backups,
-        manager.list_quarantined,
-        manager.get_checkpoint_summary,
-        manager.scrub,
-        manager.doctor,
-        manager.cleanup_checkpoints,
-        manager.cleanup_backups,
-        lambda: list(manager.validate_all()),
-        lambda: manager.resume(model=model),
-        lambda: manager.save_checkpoint(model=model, epoch=1, metrics={"val_loss": 1.0}),
-        lambda: list_experiments(open_store(tmp_path / place), missing_ok=True),
-    ]
-    for call in calls:
-        with pytest.raises(NotAStoreError):
-            call()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "loop"]

@@ -176,13 +176,13 @@ def test_an_error_of_fsync_is_final(folder: Path, name: str) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     system.armed = True
-    system.before = lambda call, _: fail(call, "fsync")  # type: ignore[method-assign]
+    system.on_call = lambda call: fail(call, "fsync")
     with pytest.raises(StoreError) as raised:
         WRITES[name](store)
     assert not isinstance(raised.value, NotDurableError)
     assert counts == {"fsync": 1, "fsync_folder": 0}
     assert contents(LocalStore(str(folder))) == OLD
-    system.before = lambda call, _: fail(call, "fsync_folder")  # type: ignore[method-assign]
+    system.on_call = lambda call: fail(call, "fsync_folder")
     with pytest.raises(NotDurableError):
         WRITES[name](store)
     assert counts == {"fsync": 2, "fsync_folder": 1}

@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from ckpt_lib.store import ABSENT, Store, open_store
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.local.system import System
 from ckpt_lib.store.local.temporary import LEFT_AFTER_SECONDS
-from ckpt_lib.testing.store_contract import get, in_threads, keys, upload, version_of
+from ckpt_lib.testing.store_contract import get, keys, upload, version_of
 from tests.store.children import Fork, in_fork, run_python
 from tests.store.systems import Failing, MacLike, Watched, WindowsLike, WithoutLinks, WithoutLocks, WithoutTimes
 
@@ -515,8 +516,10 @@ def test_on_windows_an_open_file_is_waited_for_and_left_as_it_is(root: Path) -> 
         assert store.stat("e/x") == first
     assert temporary_files(root / "e") == []
     slow = store.open_read("e/x")
-    closed, _ = in_threads([lambda: (time.sleep(0.1), slow.close()), lambda: store.put("e/x", b"new")])
-    assert closed
+    thread = threading.Timer(0.1, slow.close)
+    thread.start()
+    store.put("e/x", b"new")
+    thread.join()
     assert get(store, "e/x") == b"new"
 
 
@@ -591,13 +594,13 @@ def test_a_failing_probe_proves_nothing(root: Path) -> None:
     system.armed = True
     store = LocalStore(str(root), system=system)
 
-    def fail(name: str, _: object) -> None:
+    def fail(name: str) -> None:
         if name in ("try_lock", "link", "set_modified"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    system.before = fail  # type: ignore[method-assign]
+    system.on_call = fail
     assert store.capabilities.replace_if_version
-    del system.before
+    system.on_call = lambda _: None
     assert store.capabilities.replace_if_version
 
 
@@ -659,7 +662,7 @@ def test_a_fork_has_none_of_its_parents_locks(store: Store, root: Path) -> None:
         begun = own.open_write("e/x")
         begun.write(b"half")
 
-        def fork_and_die(name: str, _: object) -> None:
+        def fork_and_die(name: str) -> None:
             if name == "replace":
                 if os.fork() == 0:
                     tell(str(os.getpid()))
@@ -667,7 +670,7 @@ def test_a_fork_has_none_of_its_parents_locks(store: Store, root: Path) -> None:
                     os._exit(0)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        system.before = fork_and_die  # type: ignore[method-assign]
+        system.on_call = fork_and_die
         system.armed = True
         own.put("e/y", b"1")
 
@@ -710,7 +713,13 @@ def test_a_process_that_stands_still_with_the_lock_makes_others_wait_and_is_name
     def work(tell: Callable[[str], object]) -> None:
         system = Watched()
         own = LocalStore(str(root), system=system)
-        system.before = lambda name, _: (tell("locked"), time.sleep(0.3)) if name == "replace" else None  # type: ignore[method-assign]
+
+        def say_so_and_sleep(name: str) -> None:
+            if name == "replace":
+                tell("locked")
+                time.sleep(0.3)
+
+        system.on_call = say_so_and_sleep
         system.armed = True
         own.put("e/x", b"1", if_version=version)
         tell("done")

@@ -96,11 +96,11 @@ class Publisher:
 
     def _current(self, place: Place) -> Entry | None:
         """Return the entry of a key; opened, since a network file system may remember what it was a moment ago."""
-        try:
-            with self._system.open(place.path) as file:
-                return entry_of(place.key, os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError):
+            if self._folders.is_spelled_so(place.folder, place.name):
+                with self._system.open(place.path) as file:
+                    return entry_of(place.key, os.fstat(file.fileno()))
+        return None
 
     def _name(self, file: io.FileIO, place: Place, condition: Condition) -> os.stat_result:
         found = os.fstat(file.fileno())
