@@ -21,7 +21,24 @@ from ckpt_lib.errors import ConfigError, InvalidNameError, StoreError, StoreUnav
 from ckpt_lib.store import ABSENT, Condition, Entry, Store, open_store
 
 CONTENTS = [b"", b"1", bytes(range(256)) * 300]
-BAD_KEYS = ["", "/", "/x", "x/", "e//x", ".", "e/..", "../x", "e/./x", "a\\b", "e/\0", "e/a\nb", "e/\ud800", "x" * 256]
+BAD_KEYS = [
+    ".ckpt-tmp/x",
+    "e/.ckpt-tmp",
+    "",
+    "/",
+    "/x",
+    "x/",
+    "e//x",
+    ".",
+    "e/..",
+    "../x",
+    "e/./x",
+    "a\\b",
+    "e/\0",
+    "e/a\nb",
+    "e/\ud800",
+    "x" * 256,
+]
 
 
 def get(store: Store, key: str) -> bytes:

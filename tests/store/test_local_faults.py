@@ -7,6 +7,7 @@ import io
 import os
 import random
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -226,6 +227,29 @@ def test_a_folder_that_a_killed_process_made_is_made_durable(folder: Path, monke
     disk.synced_folders.clear()
     store.put("e/y", b"2")
     assert disk.synced_folders == [folder / "root" / "e"]
+
+
+def test_each_barrier_is_an_fsync_of_the_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the file before it has its key, and of the folder after: for a put, a stream and a deletion."""
+    store = prepared(folder)
+    real, seen = os.fsync, list[str]()
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        seen.append(f"{'folder' if is_folder else 'file'} {sorted(keys(store, 'e'))}")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.put("e/y", b"new", if_version=ABSENT)
+    upload(store, "e/z", b"new")
+    store.delete("e/x")
+    assert seen == [
+        "file ['e/x']",
+        "folder ['e/x', 'e/y']",
+        "file ['e/x', 'e/y']",
+        "folder ['e/x', 'e/y', 'e/z']",
+        "folder ['e/y', 'e/z']",
+    ]
 
 
 def test_deleting_what_is_gone_makes_sure_that_it_is(folder: Path) -> None:

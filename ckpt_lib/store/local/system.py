@@ -60,18 +60,9 @@ class System:
 
     def open(self, path: Path, mode: str = "r") -> io.FileIO:
         """Open a regular file. A link or a device is never ours, so it is as if nothing were there."""
-        while True:
-            found = os.lstat(path)
-            if not stat.S_ISREG(found.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(path))
-            file = io.FileIO(path, mode)
-            try:
-                if os.path.samestat(found, os.fstat(file.fileno())):
-                    return file
-            except BaseException:
-                file.close()
-                raise
-            file.close()  # it was replaced in between
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "it is not a regular file", str(path))
+        return io.FileIO(path, mode)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
         """Write some of ``data`` and return how much that was."""
