@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import shutil
 import signal
@@ -49,6 +50,16 @@ def store(root: Path) -> Store:
 
 def temporary_files(folder: Path) -> list[Path]:
     return [path for path in (folder / ".ckpt-tmp").glob("*") if path.name != "lock"]
+
+
+def test_reading_creates_nothing(store: Store, root: Path) -> None:
+    """Neither the root, nor a lock, nor anything that a reader without rights would miss."""
+    assert (keys(store), keys(store, "e", recursive=True), store.stat("e/x")) == ([], [], None)
+    with pytest.raises(FileNotFoundError):
+        store.open_read("e/x")
+    store.delete("e/x")
+    assert store.free_bytes()
+    assert not root.exists()
 
 
 # --- what else lies in a folder ---
@@ -343,6 +354,11 @@ def test_a_folder_that_vanished_under_its_writer_is_an_error_of_the_store(store:
     with pytest.raises(StoreUnavailableError):
         begun.commit()
     assert keys(store, recursive=True) == []
+    begun = store.open_write("e/x")
+    for path in temporary_files(root / "e"):
+        path.unlink()
+    with pytest.raises(StoreUnavailableError):
+        begun.commit()
     store.put("e/x", b"works")
 
 
@@ -554,7 +570,8 @@ def test_without_links_a_free_name_is_given_under_the_lock(root: Path, code: int
     assert store.capabilities.create_if_absent
     store.put("e/x", b"1", if_version=ABSENT)
     (root / "e" / "y").write_bytes(b"foreign")
-    for key in ("e/x", "e/y"):
+    (root / "e" / "z").symlink_to("nowhere")
+    for key in ("e/x", "e/y", "e/z"):
         with pytest.raises(VersionConflictError):
             store.put(key, b"2", if_version=ABSENT)
     assert (get(store, "e/x"), get(store, "e/y")) == (b"1", b"foreign")
@@ -687,6 +704,28 @@ def test_a_fork_has_none_of_its_parents_locks(store: Store, root: Path) -> None:
             os.kill(grandchild, signal.SIGKILL)
 
 
+def test_a_fork_at_any_moment_can_work(store: Store, root: Path) -> None:
+    """Whatever other threads of its parent were doing when it was made, such as holding a lock."""
+    stop = threading.Event()
+
+    def write(number: int) -> None:
+        while not stop.is_set():
+            upload(store, f"e/{number}", b"1")
+            store.put(f"e/{number}", b"2", if_version=version_of(store, f"e/{number}"))
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(15):
+            assert in_fork(lambda number=number: store.put(f"e/fork {number}", b"1", if_version=ABSENT)) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(keys(store, "e")) == 17
+
+
 def test_a_fork_cannot_end_what_its_parent_began(store: Store, root: Path) -> None:
     """It neither commits nor aborts it, and the parent goes on."""
     begun = store.open_write("e/x")
@@ -733,9 +772,11 @@ def test_a_process_that_stands_still_with_the_lock_makes_others_wait_and_is_name
             lambda: store.delete("e/x", if_version=version),
             lambda: upload(store, "e/y", b"2"),
         ]
+        before = random.getstate()
         for operation in operations:
             with pytest.raises(StoreUnavailableError, match=f"process {child.pid} on "):
                 operation()
+        assert random.getstate() == before  # waiting draws none of the training's random numbers
         assert get(store, "e/x") == b"0"
         os.kill(child.pid, signal.SIGCONT)
         assert child.heard() == "done"

@@ -29,6 +29,7 @@ from ckpt_lib.store.local.system import System
 from ckpt_lib.store.local.temporary import create_temporary, discard, sweep
 from ckpt_lib.store.local.upload import LocalUpload
 
+_SCHEME = "file://"
 _DRIVE = re.compile(r"/[A-Za-z]:")
 PATIENCE_SECONDS = 30.0
 """How long to wait for a lock that is held for microseconds, until its holder is taken for stopped."""
@@ -41,7 +42,7 @@ class LocalStore:
     """
 
     def __init__(self, url: str, *, system: System | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        path = url.removeprefix("file://")
+        path = url[len(_SCHEME) :] if url.lower().startswith(_SCHEME) else url
         self._root = Path(os.path.abspath(path[1:] if _DRIVE.match(path) else path))
         self._system = system or System()
         self._patience_seconds = patience_seconds

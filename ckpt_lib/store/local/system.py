@@ -116,7 +116,7 @@ class System:
 
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name, which must be free."""
-        os.link(source, target, follow_symlinks=False)
+        os.link(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename, replacing what has the name."""
