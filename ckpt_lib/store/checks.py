@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import ConfigError, InvalidNameError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition
 
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f]")
 OWN_FOLDER = ".ckpt-tmp"
 """Folders of this name are the store's own: no key may lie in one, and no listing shows one."""
 MAX_PART_BYTES = 255
@@ -33,7 +36,7 @@ def _problem(part: str) -> str | None:
         return "has an empty part, or one that is . or .."
     if part == OWN_FOLDER:
         return f"lies in {OWN_FOLDER}, where the store keeps its own files"
-    if "\\" in part or any(ord(character) < ord(" ") for character in part):
+    if _FORBIDDEN.search(part):
         return "has a backslash or a control character"
     try:
         is_too_long = len(part.encode()) > MAX_PART_BYTES

@@ -62,8 +62,7 @@ class Folders:
         own = folder / OWN_FOLDER
         with contextlib.suppress(FileExistsError):
             self._system.mkdir(own)
-        if not stat.S_ISDIR(self._system.lstat(own).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "a file or a link has the name of the store's own folder", str(own))
+        _check_folder(self._system.lstat(own), own)
         return own
 
     def is_spelled_so(self, folder: Path, name: str) -> bool:
@@ -76,15 +75,15 @@ class Folders:
 
     def _check(self, path: Path, parts: tuple[str, ...]) -> None:
         """Raise when something on the way is no folder, is a link below the root, or is spelled otherwise."""
-        found = os.stat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-        if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), *parts):
-            raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(path))
-        for number, part in enumerate(parts):
-            parent = self.path(parts[:number])
+        found = os.stat(self.root)
+        _check_folder(found, self.root)
+        folder = self.root
+        for part in parts:
+            parent, folder = folder, folder / part
+            found = self._system.lstat(folder)
+            _check_folder(found, folder)
             if not self.is_spelled_so(parent, part):
-                raise StoreError("a folder is there whose name differs in case only", path=str(parent / part))
+                raise StoreError("a folder is there whose name differs in case only", path=str(folder))
         self._devices[path] = found.st_dev
 
     def _refuse_missing_disk(self, path: Path) -> None:
@@ -118,6 +117,12 @@ class Folders:
             if not is_root:  # the folder above the root is not ours, and may be one that we cannot open
                 raise
         _durable.add(identity)
+
+
+def _check_folder(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISDIR(found.st_mode):
+        reason = "it is a link" if stat.S_ISLNK(found.st_mode) else os.strerror(errno.ENOTDIR)
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(path))
 
 
 def nearest(path: Path) -> Path:
