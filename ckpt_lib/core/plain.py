@@ -1,4 +1,4 @@
-"""Everyday values of training scripts as values that JSON holds.
+"""Converts the values of a run's configuration to values that JSON can hold.
 
 ==============================================  ==========================================
 given                                           stored
@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import datetime
 import enum
+import json
 import math
 import os
 import uuid
@@ -31,6 +32,7 @@ from pydantic import BaseModel
 
 from ckpt_lib.errors import ConfigError
 
+MAX_CONFIG_BYTES = 2**20
 MAX_LEVELS = 100
 MAX_ELEMENTS = 1_000
 MAX_VALUES = 10_000
@@ -38,7 +40,7 @@ _TEXTS = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 
 
 def plain_mapping(value: Any, name: str) -> dict[str, Any]:
-    """Return a mapping, or what has named fields, with plain values below; ``name`` begins the paths in errors.
+    """Return a mapping, or an object with named fields, as a dict of plain values. Paths in errors begin with ``name``.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` with the path of the first value that cannot be stored.
     """
@@ -52,18 +54,56 @@ def plain_mapping(value: Any, name: str) -> dict[str, Any]:
     return _Conversion(name).mapping(fields, name, 0)
 
 
-def changed_values(given: Any, stored: Any, path: str) -> Iterator[str]:
-    """Name each value whose kind :func:`plain_mapping` changed, such as "config.betas: tuple as list".
+def check_run_config(config: Any) -> dict[str, Any]:
+    """Return a run's configuration as JSON holds it, or raise :class:`ConfigError` for what a manifest cannot store."""
+    if config is None:
+        return {}
+    plain = plain_mapping(config, "config")
+    try:
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the run's config cannot be stored as JSON: {error}", expected="text in Unicode") from error
+    if reason := config_excess(plain, len(text)):
+        raise ConfigError(f"the run's config cannot be stored: {reason}", hint="Large values belong in extra_state.")
+    return plain
 
-    Numbers that stay numbers, and fields that become a mapping, are left out.
+
+def config_excess(config: Any, size_bytes: int) -> str | None:
+    """Name the limit that a run's configuration exceeds. Writers and readers ask the same."""
+    if size_bytes > MAX_CONFIG_BYTES:
+        return f"it takes {size_bytes} bytes, more than {MAX_CONFIG_BYTES}"
+    if is_deeper(config, MAX_LEVELS):
+        return f"it is nested too deeply, more than {MAX_LEVELS} levels"
+    if is_deeper(config, MAX_LEVELS, most_values=MAX_VALUES):
+        return f"it has more than {MAX_VALUES} values"
+    return None
+
+
+def is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:
+    """Whether JSON containers nest more than ``levels`` deep or hold more than ``most_values``. It does not recurse."""
+    layer, count = [value], 0
+    for _ in range(levels + 1):
+        containers = [item for item in layer if isinstance(item, dict | list)]
+        count += sum(map(len, containers))
+        if most_values is not None and count > most_values:
+            return True
+        layer = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
+    return bool(layer)
+
+
+def changed_values(given: Any, stored: Any, path: str) -> Iterator[str]:
+    """Describe each value whose type :func:`plain_mapping` changed, such as "config.betas: tuple as list".
+
+    Numbers that stay numbers, and objects with fields that become a mapping, are left out.
     """
     fields = _fields(given)
     if fields is not None and isinstance(stored, dict):
         for (key, value), (name, plain) in zip(fields.items(), stored.items(), strict=True):
-            place = f"{path}.{name}"
+            entry_path = f"{path}.{name}"
             if not isinstance(key, str):
-                yield f"{place}: key of type {type(key).__name__} as str"
-            yield from changed_values(value, plain, place)
+                yield f"{entry_path}: key of type {type(key).__name__} as str"
+            yield from changed_values(value, plain, entry_path)
         return
     if isinstance(given, list | tuple) and isinstance(stored, list):
         for number, (value, plain) in enumerate(zip(given, stored, strict=True)):
@@ -77,7 +117,7 @@ def _kind(value: Any) -> str:
 
 
 class _Conversion:
-    """One call of :func:`plain_mapping`: it counts what it has converted, for a few lists may hold each other often."""
+    """One call of :func:`plain_mapping`. It counts values, since a few lists that share parts may stand for many."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -116,7 +156,7 @@ class _Conversion:
             )
 
     def _of_library(self, value: Any, path: str, level: int) -> Any:
-        """A value of a library, told by what it offers: neither NumPy nor PyTorch is loaded for it."""
+        """Convert a value of NumPy, PyTorch or the standard library, without importing either of the first two."""
         if isinstance(value, os.PathLike):
             return os.fspath(value)
         if isinstance(value, _TEXTS):
@@ -143,7 +183,7 @@ class _Conversion:
 
 
 def _scalar(value: Any) -> Any:
-    """A number or text without its subclass; JSON has no NaN and no infinities."""
+    """Convert a number or text of a subclass to the plain type. JSON has neither NaN nor infinities."""
     if isinstance(value, float):
         return _number(float(value))
     for kind in (bool, int):

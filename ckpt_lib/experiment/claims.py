@@ -1,0 +1,198 @@
+"""Claims: how an id becomes one writer's, and how it ends when nothing comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain, count
+
+from ckpt_lib.core.manifest import Claim, Manifest, is_payload_name, new_token
+from ckpt_lib.core.names import CheckpointId
+from ckpt_lib.core.owners import Owner, is_proven_dead
+from ckpt_lib.errors import CheckpointError, UnsupportedFormatError, VersionConflictError
+from ckpt_lib.experiment.experiment import NOTHING, Experiment, Found
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
+
+DAY = timedelta(days=1)
+ABANDONED_AFTER_SECONDS = DAY.total_seconds()
+"""A claim that nobody renewed for so long is given up by anyone."""
+_RENEW_AFTER_SECONDS = ABANDONED_AFTER_SECONDS / 8
+
+
+@dataclass
+class Held:
+    """A claim of this process. Its files are nobody else's, now and ever after."""
+
+    experiment: Experiment
+    claim: Claim
+    found: Found
+    suffix: str
+    renewed_at: float
+
+    @property
+    def checkpoint_id(self) -> str:
+        return self.claim.checkpoint_id
+
+    def file_name(self, name: str) -> str:
+        """Return the name of a payload file in the experiment; ``name`` is ``""`` unless the format writes a folder.
+
+        Raises :class:`~ckpt_lib.errors.UnsupportedFormatError`.
+        """
+        full = self.claim.files[0] + name
+        if bool(name) != (self.suffix == FOLDER_SUFFIX) or not is_payload_name(full, self.checkpoint_id):
+            raise UnsupportedFormatError(
+                f"the format cannot name a file {name!r}",
+                expected="a plain name in a folder, or none where the payload is a single file",
+            )
+        return full
+
+    def confirm(self) -> None:
+        """Take a name that no one had before, if the claim came so late that an earlier one may have ended.
+
+        The time is asked for after the claim: an earlier claim of the id was ``gone`` for a day after its time stamp.
+        """
+        is_plain = self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
+        if is_plain and self.experiment.now() - CheckpointId.parse(self.checkpoint_id).timestamp >= DAY:
+            self._rewrite(files=(payload_name(self.checkpoint_id, self.suffix, self.claim.claim),))
+
+    def renew(self) -> None:
+        """Show that the owner is alive, if it has been a while."""
+        if time.monotonic() - self.renewed_at >= _RENEW_AFTER_SECONDS:
+            self._rewrite()
+
+    def _rewrite(self, **facts: object) -> None:
+        claim = self.claim.changed(**facts)
+        self.found = self.experiment.put_record(claim, self.found.version)
+        self.claim, self.renewed_at = claim, time.monotonic()
+
+
+def claim_new(experiment: Experiment, wanted: CheckpointId, uid: str, suffix: str) -> Held:
+    """Claim an id for a new checkpoint: ``wanted``, or the first suffix that was never given.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` where the store cannot keep two writers apart.
+    """
+    for checkpoint_id in new_ids(wanted):
+        if held := claim_over(experiment, checkpoint_id, uid, suffix):
+            return held
+    raise AssertionError
+
+
+def new_ids(wanted: CheckpointId) -> Iterator[str]:
+    """Yield ``wanted`` and the ids of the same second that follow it."""
+    later = count(max(wanted.suffix, 1) + 1)
+    numbers = chain([wanted.suffix], later)
+    return (str(CheckpointId(wanted.epoch, wanted.step, wanted.timestamp, number)) for number in numbers)
+
+
+def claim_over(
+    experiment: Experiment, checkpoint_id: str, uid: str, suffix: str, over: Found = NOTHING, *, replace: bool = False
+) -> Held | None:
+    """Claim one id, in the place of what was found there; ``None`` when it is another's.
+
+    A file of the payload's name without a record is left alone, and the id with it, unless ``replace`` says otherwise.
+    """
+    experiment.check_writable()
+    plain = payload_name(checkpoint_id, suffix)
+    is_foreign = over is NOTHING and _is_there(experiment, plain)
+    if is_foreign and not replace:
+        return None
+    token = new_token()
+    has_plain_name = over is NOTHING and not is_foreign and experiment.has_conditions
+    name = plain if has_plain_name else payload_name(checkpoint_id, suffix, token)
+    claim = Claim(
+        checkpoint_id=checkpoint_id, uid=uid, claim=token, state="saving", owner=Owner.current(), files=(name,)
+    )
+    try:
+        found = experiment.put_record(claim, over.version)
+    except VersionConflictError:
+        return None
+    return Held(experiment, claim, found, suffix, time.monotonic())
+
+
+def _is_there(experiment: Experiment, name: str) -> bool:
+    key = experiment.key(name)
+    if name.endswith(FOLDER_SUFFIX):
+        return bool(experiment.store.list(key))
+    return experiment.store.stat(key) is not None
+
+
+def give_up(held: Held) -> None:
+    """End a claim that nothing came of, unless it was committed after all; never raises an error of the library.
+
+    What cannot be done now is left to the sweep. The claim is ended before its files go: a commit that is still under
+    way would else publish a checkpoint without them.
+    """
+    with contextlib.suppress(CheckpointError, OSError):
+        found = held.experiment.read(held.checkpoint_id)
+        record = found.record
+        if isinstance(record, Manifest) and record.claim == held.claim.claim:
+            return
+        if isinstance(record, Claim) and record.claim == held.claim.claim and record.state == "saving":
+            abandon(held.experiment, found)
+        else:  # taken for dead: the key is not ours any more, the files still are
+            remove_files(held.experiment, held.claim.files)
+
+
+def abandon(experiment: Experiment, found: Found) -> bool:
+    """End a claim that is ``saving`` or ``abandoned``: its state first, then its files, then its key.
+
+    ``False`` when it went on meanwhile. Killed on the way, the next sweep goes on.
+    """
+    claim = found.record
+    assert isinstance(claim, Claim)
+    try:
+        if claim.state == "saving":
+            found = experiment.put_record(claim.changed(state="abandoned"), found.version)
+    except VersionConflictError:
+        return False
+    remove_files(experiment, claim.files)
+    end(experiment, found)
+    return True
+
+
+def end(experiment: Experiment, found: Found) -> None:
+    """Turn a record without files to ``gone``, and remove its key when it is old enough."""
+    record = found.record
+    assert record is not None
+    gone = Claim(
+        checkpoint_id=record.checkpoint_id,
+        uid=record.uid,
+        claim=record.claim,
+        state="gone",
+        owner=Owner.current(),
+        files=(),
+    )
+    with contextlib.suppress(VersionConflictError):
+        ended = experiment.put_record(gone, found.version)
+        remove_gone(experiment, ended, datetime.fromtimestamp(ended.modified_seconds, UTC))
+
+
+def remove_gone(experiment: Experiment, found: Found, now: datetime) -> None:
+    """Remove the key of a ``gone`` record a day after the id's time: no save with that plain name is under way then."""
+    assert found.record is not None
+    checkpoint_id = found.record.checkpoint_id
+    if now - CheckpointId.parse(checkpoint_id).timestamp >= DAY:
+        with contextlib.suppress(VersionConflictError):
+            experiment.delete_key(manifest_name(checkpoint_id), found.version)
+
+
+def remove_files(experiment: Experiment, names: Iterable[str]) -> None:
+    """Remove payload files; a name that ends with ``/`` means all below."""
+    for name in names:
+        key = experiment.key(name)
+        if name.endswith(FOLDER_SUFFIX):
+            for entry in experiment.store.list(key, recursive=True):
+                experiment.store.delete(entry.key)
+        else:
+            experiment.store.delete(key)
+
+
+def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> bool:
+    """Whether a claim's owner was a process of this host and has ended, or has not renewed it for so long."""
+    assert isinstance(found.record, Claim)
+    if is_proven_dead(found.record.owner):
+        return True
+    return now.timestamp() - found.modified_seconds >= abandoned_after_seconds

@@ -1,0 +1,212 @@
+"""Copies of a checkpoint in another place: backups and restores, imports, and saves that come from a fallback.
+
+Two copies are one checkpoint when their ``uid`` is the same. A pointer under ``uids/`` is claimed before the id, so
+that two copiers at once make one copy, and a checkpoint that was purged does not come back by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
+from ckpt_lib.core.names import CheckpointId
+from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, VersionConflictError
+from ckpt_lib.experiment import pointers
+from ckpt_lib.experiment.claims import Held, abandon, claim_over, give_up, is_dead, new_ids
+from ckpt_lib.experiment.commit import Payload, commit
+from ckpt_lib.experiment.deletion import undelete
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+from ckpt_lib.experiment.files import find_stored_damages
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, missing_file
+
+Progress = Callable[[int], object]
+
+
+def copy(
+    source: Experiment,
+    manifest: Manifest,
+    target: Experiment,
+    *,
+    change: Callable[[Manifest], Manifest] = lambda manifest: manifest,
+    new_id: bool = False,
+    asked: bool = False,
+    replace: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Manifest | None:
+    """Commit a verified copy to ``target`` and return its manifest; one that is there already is returned as it is.
+
+    ``None`` when the checkpoint was deleted there, unless it is ``asked`` for. It keeps its id, or raises
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when another one has it; with ``new_id`` it then gets the next
+    suffix. ``replace`` leaves a stray file of the payload's name to the sweep. ``change`` is given the copy's manifest
+    before it is committed. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify.
+    After any error, the target has no new checkpoint.
+    """
+    for _ in range(ATTEMPTS):
+        place = _find_place(manifest, target, new_id=new_id, asked=asked)
+        if not isinstance(place, _Place):
+            return place
+        held = claim_over(target, place.checkpoint_id, manifest.uid, _suffix(manifest), place.found, replace=replace)
+        if held is None:
+            _refuse_taken(target, place.checkpoint_id, manifest, new_id=new_id)
+            continue
+        try:
+            held.confirm()
+            pointer = pointers.read(target, uid_name(manifest.uid)).pointer
+            if pointer is None or pointer.gone or pointer.checkpoint_id != held.checkpoint_id:
+                give_up(held)
+                continue
+            payload = Payload(held, verify=verify)
+            for file in manifest.files:
+                _copy_file(source, manifest, file, payload, progress)
+            return commit(held, change(_copied(manifest, held, payload.files)))
+        except BaseException:
+            give_up(held)
+            raise
+    raise VersionConflictError("others kept changing the copy", checkpoint_id=manifest.checkpoint_id)
+
+
+class _Place:
+    """An id in the target that is free for a copy, and what its key holds."""
+
+    def __init__(self, checkpoint_id: str, found: Found) -> None:
+        self.checkpoint_id = checkpoint_id
+        self.found = found
+
+
+def _find_place(manifest: Manifest, target: Experiment, *, new_id: bool, asked: bool) -> _Place | Manifest | None:
+    """Point the ``uid`` to an id that is free; or return the copy that is there, ``None`` where it must stay away."""
+    name = uid_name(manifest.uid)
+    pointer, version = pointers.read(target, name)
+    if pointer and pointer.gone and not asked:
+        return None
+    wanted = pointer.checkpoint_id if pointer else manifest.checkpoint_id
+    for checkpoint_id in _ids(wanted, new_id=new_id):
+        found = target.read(checkpoint_id)
+        if found.record is not None and found.record.uid == manifest.uid:
+            if isinstance(found.record, Manifest):
+                return _there(target, found.record, asked=asked)
+            found = _ended(target, found)
+        is_free = found.record is None or found.record.state == "gone"
+        if not is_free or (new_id and found.record is not None and found.record.uid != manifest.uid):
+            continue
+        if pointer is None or pointer.gone or pointer.checkpoint_id != checkpoint_id:
+            mine = pointers.Pointer(checkpoint_id=checkpoint_id, uid=manifest.uid)
+            pointers.put(target, name, mine, version)
+        return _Place(checkpoint_id, found)
+    raise _taken(target, manifest.checkpoint_id)
+
+
+def _ids(wanted: str, *, new_id: bool) -> Iterable[str]:
+    return new_ids(CheckpointId.parse(wanted)) if new_id else [wanted]
+
+
+def _there(target: Experiment, manifest: Manifest, *, asked: bool) -> Manifest | None:
+    if manifest.is_visible:
+        return manifest
+    if manifest.state == "purging":
+        raise _taken(target, manifest.checkpoint_id)
+    return undelete(target, manifest.checkpoint_id) if asked else None
+
+
+def _ended(target: Experiment, found: Found) -> Found:
+    """End what a dead copier left; raise while a living one is at work."""
+    claim = found.record
+    if isinstance(claim, Claim) and claim.state != "gone":
+        if claim.state == "saving" and not is_dead(found, target.now()):
+            raise _taken(target, claim.checkpoint_id)
+        abandon(target, found)
+        return target.read(claim.checkpoint_id)
+    return found
+
+
+def _refuse_taken(target: Experiment, checkpoint_id: str, manifest: Manifest, *, new_id: bool) -> None:
+    """Raise where the id is another's for good; return where a second look may find it free, or the copy there."""
+    record = target.read(checkpoint_id).record
+    if not new_id and (record is None or record.uid != manifest.uid):
+        raise _taken(target, checkpoint_id)
+
+
+def _taken(target: Experiment, checkpoint_id: str) -> CheckpointExistsError:
+    return CheckpointExistsError(
+        "another checkpoint, another copy under way, or a file has that name there",
+        checkpoint_id=checkpoint_id,
+        path=target.location(),
+        hint="It was left as it is: try again later, or move it away.",
+    )
+
+
+def _suffix(manifest: Manifest) -> str:
+    return payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
+
+
+def _copied(manifest: Manifest, held: Held, files: Iterable[FileEntry]) -> Manifest:
+    held.experiment.index.note(manifest.sequence)
+    return manifest.changed(
+        checkpoint_id=held.checkpoint_id,
+        claim=held.claim.claim,
+        files=tuple(files),
+        state="live",
+        deleted_at=None,
+        deleted_with_home=False,
+        in_use_until=None,
+        quarantined=None,
+    )
+
+
+def _copy_file(
+    source: Experiment, manifest: Manifest, file: FileEntry, payload: Payload, progress: Progress | None
+) -> None:
+    """Stream one file into the copy, and refuse it at the end if a byte was not as it was saved."""
+    name = file.name.partition(FOLDER_SUFFIX)[2]
+    try:
+        with source.store.open_read(source.key(file.name)) as reader, payload.open(name) as stream:
+            for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
+                block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+                stream.write(block)
+                if progress:
+                    progress(len(block))
+        copied = payload.files[-1]
+        if (copied.size_bytes, copied.sha256) == (file.size_bytes, file.sha256):
+            return
+        damages = find_stored_damages(source, file)
+    except FileNotFoundError:
+        source.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        damages = [missing_file(file.name)]
+    raise CorruptCheckpointError(
+        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        checkpoint_id=manifest.checkpoint_id,
+        path=source.location(file.name),
+        damages=damages,
+    )
+
+
+def follow_home(home: Experiment, backup: Experiment, checkpoint_id: str) -> None:
+    """Delete a backup whose original was deleted, and bring it back when that came back.
+
+    A backup whose original left no trace stays: its store may have been lost. So does one that was deleted for itself.
+    """
+    for _ in range(ATTEMPTS):
+        original, found = home.read(checkpoint_id).record, backup.read(checkpoint_id)
+        copied = found.record
+        if original is None or not isinstance(copied, Manifest) or copied.uid != original.uid:
+            return
+        is_wanted = isinstance(original, Manifest) and original.is_visible
+        is_own_deletion = copied.state == "deleted" and not copied.deleted_with_home
+        if original.state in ("saving", "abandoned") or copied.state == "purging" or is_own_deletion:
+            return
+        if is_wanted == copied.is_visible:
+            return
+        with contextlib.suppress(VersionConflictError):
+            _follow(backup, copied, found, is_wanted=is_wanted)
+
+
+def _follow(backup: Experiment, copied: Manifest, found: Found, *, is_wanted: bool) -> None:
+    moved = copied.changed(
+        state="live" if is_wanted else "deleted",
+        deleted_at=None if is_wanted else backup.now(),
+        deleted_with_home=not is_wanted,
+    )
+    backup.put_record(moved, found.version)

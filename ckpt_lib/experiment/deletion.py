@@ -1,0 +1,216 @@
+"""Deleting checkpoints, bringing them back, and removing their files for good.
+
+A deletion relies on other checkpoints: the newest, the best. Two deletions may each rely on what the other removes. So
+a victim is ``leaving`` first, for all to see. It goes only if what the deletion relies on is there then, and is not
+leaving itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ProtectedCheckpointError, VersionConflictError
+from ckpt_lib.experiment import claims, pointers
+from ckpt_lib.experiment.edits import edit, keep_one_valid
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+
+Check = Callable[[Manifest], CheckpointError | None]
+"""Returns the error to raise instead of deleting the checkpoint of a manifest; ``None`` when it may be deleted."""
+
+
+def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
+    """Return an error for a pinned checkpoint."""
+    if not manifest.pinned:
+        return None
+    return ProtectedCheckpointError(
+        "the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint="`ckpt pin --off` unpins it."
+    )
+
+
+@dataclass
+class Deletion:
+    """What became of a deletion. What others had deleted already is in neither."""
+
+    deleted: list[Manifest] = field(default_factory=list)
+    refused: dict[str, CheckpointError] = field(default_factory=dict)
+
+
+def delete_all(
+    experiment: Experiment,
+    checkpoint_ids: Iterable[str],
+    *,
+    relied_on: Collection[str] = (),
+    check: Check = refuse_pinned,
+    with_home: bool = False,
+) -> Deletion:
+    """Delete checkpoints, unless one of those ``relied_on`` is not there, not valid, or about to be deleted.
+
+    :func:`undelete` brings one back until :func:`purge` has removed its files. ``check`` judges each manifest as it is
+    when it is replaced, and what a run has resumed from stays for an hour. Killed on the way, each checkpoint is there
+    or deleted.
+    """
+    outcome = Deletion()
+    experiment.check_writable()
+    now = experiment.now()
+    for checkpoint_id in relied_on:
+        _take_back(experiment, checkpoint_id)
+    leaving = [found for item in checkpoint_ids if (found := _leave(experiment, item, check, now, outcome))]
+    if not leaving:
+        return outcome
+    if not _all_valid(experiment, relied_on):
+        _stay(experiment, leaving, outcome)
+        return outcome
+    deleted = []
+    for found in leaving:
+        if moved := _move(experiment, found, state="deleted", deleted_at=now, deleted_with_home=with_home):
+            deleted.append(moved)
+        else:
+            _refuse(found, "it was changed meanwhile", outcome)
+    if not _all_valid(experiment, relied_on):
+        _stay(experiment, deleted, outcome)
+    else:
+        outcome.deleted = [_manifest(found) for found in deleted]
+    return outcome
+
+
+def _take_back(experiment: Experiment, checkpoint_id: str) -> None:
+    """Let a checkpoint stay that someone, dead or alive, wanted to delete: now others rely on it."""
+    found = experiment.read(checkpoint_id)
+    if isinstance(found.record, Manifest) and found.record.state == "leaving":
+        _move(experiment, found, state="live")
+
+
+def _leave(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime, outcome: Deletion) -> Found | None:
+    for _ in range(ATTEMPTS):
+        found = experiment.read(checkpoint_id)
+        manifest = found.record
+        if not (isinstance(manifest, Manifest) and manifest.is_visible):
+            return None
+        if error := _in_use(manifest, now) or check(manifest):
+            outcome.refused[checkpoint_id] = error
+            return None
+        if moved := _move(experiment, found, state="leaving"):
+            return moved
+    outcome.refused[checkpoint_id] = VersionConflictError("others kept changing it", checkpoint_id=checkpoint_id)
+    return None
+
+
+def _in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:
+    if manifest.in_use_until is None or manifest.in_use_until <= now:
+        return None
+    return ProtectedCheckpointError(
+        f"a run has resumed from it: it is kept until {manifest.in_use_until:%Y-%m-%d %H:%M} UTC",
+        checkpoint_id=manifest.checkpoint_id,
+    )
+
+
+def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
+    records = (experiment.read(checkpoint_id).record for checkpoint_id in checkpoint_ids)
+    return all(isinstance(record, Manifest) and record.is_valid for record in records)
+
+
+def _stay(experiment: Experiment, victims: Iterable[Found], outcome: Deletion) -> None:
+    for found in victims:
+        _move(experiment, found, state="live", deleted_at=None, deleted_with_home=False)
+        _refuse(found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
+
+
+def _refuse(found: Found, reason: str, outcome: Deletion) -> None:
+    checkpoint_id = _manifest(found).checkpoint_id
+    outcome.refused[checkpoint_id] = ProtectedCheckpointError(f"it was kept: {reason}", checkpoint_id=checkpoint_id)
+
+
+def _move(experiment: Experiment, found: Found, **facts: object) -> Found | None:
+    """Rewrite what was found; ``None`` when someone else was faster."""
+    try:
+        return experiment.put_record(_manifest(found).changed(**facts), found.version)
+    except VersionConflictError:
+        return None
+
+
+def _manifest(found: Found) -> Manifest:
+    assert isinstance(found.record, Manifest)
+    return found.record
+
+
+def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -> Manifest:
+    """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is, but for the pin.
+
+    With ``pin`` it is pinned from the moment it is back. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left.
+    """
+    for _ in range(ATTEMPTS):
+        found = experiment.read(checkpoint_id)
+        manifest = found.record
+        if not isinstance(manifest, Manifest) or manifest.state == "purging":
+            break
+        if manifest.is_visible:
+            is_done = manifest.state == "live" and (manifest.pinned or not pin)
+            return manifest if is_done else edit(experiment, checkpoint_id, lambda item: _pinned(item, pin))
+        if not experiment.is_complete(manifest):
+            break
+        facts = {"state": "live", "deleted_at": None, "deleted_with_home": False}
+        if moved := _move(experiment, found, **facts, pinned=manifest.pinned or pin):
+            return _manifest(moved)
+    raise CheckpointNotFoundError(
+        f"nothing is left of {checkpoint_id} that could come back",
+        path=experiment.location(),
+        hint=f"A backup may still be there: `ckpt restore {checkpoint_id}`.",
+    )
+
+
+def _pinned(manifest: Manifest, pin: bool) -> Manifest:
+    return manifest.changed(pinned=manifest.pinned or pin)
+
+
+def purge(
+    experiment: Experiment,
+    *,
+    grace_seconds: float,
+    is_enough: Callable[[], bool] = lambda: False,
+    before_files: Callable[[Manifest], object] = lambda _: None,
+) -> list[Manifest]:
+    """Remove the files of checkpoints deleted at least ``grace_seconds`` ago, first deleted first; return them.
+
+    None goes while no valid checkpoint is live: then the newest deleted one comes back. ``before_files`` is called when
+    a checkpoint cannot come back any more and is still there: its backup can follow it. Killed on the way, the next
+    purge goes on.
+    """
+    view, now = experiment.index.view(), experiment.now()
+    purged = [item for item in view.purging if _go_on(experiment, item, before_files)]
+    relied_on: Manifest | None = None
+    for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence)):
+        if is_enough():
+            break
+        if now - (manifest.deleted_at or now) < timedelta(seconds=grace_seconds):
+            continue
+        found = experiment.read(manifest.checkpoint_id)
+        if not (isinstance(found.record, Manifest) and found.record.state == "deleted"):
+            continue
+        if relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id]):
+            relied_on = keep_one_valid(experiment)
+        if relied_on and (moved := _move(experiment, found, state="purging")):
+            _finish(experiment, moved, before_files)
+            purged.append(manifest)
+    return purged
+
+
+def _go_on(experiment: Experiment, manifest: Manifest, before_files: Callable[[Manifest], object]) -> bool:
+    """Finish the purge of one that someone began."""
+    found = experiment.read(manifest.checkpoint_id)
+    if not (isinstance(found.record, Manifest) and found.record.state == "purging"):
+        return False
+    _finish(experiment, found, before_files)
+    return True
+
+
+def _finish(experiment: Experiment, found: Found, before_files: Callable[[Manifest], object]) -> None:
+    """Remove what is left of a checkpoint that is ``purging``; any number of purgers may do so at once."""
+    manifest = _manifest(found)
+    before_files(manifest)
+    pointers.forget(experiment, manifest)
+    claims.remove_files(experiment, [file.name for file in manifest.files])
+    claims.end(experiment, found)

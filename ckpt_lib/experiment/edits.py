@@ -1,0 +1,95 @@
+"""Changes of a checkpoint's mutable facts: each is a conditional rewrite of its manifest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from ckpt_lib.core.manifest import Manifest, Quarantine
+from ckpt_lib.errors import VersionConflictError
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+
+IN_USE_SECONDS = 3600.0
+"""For how long a checkpoint is kept after a run has resumed from it."""
+
+
+def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Rewrite a manifest; edits at once are all applied. ``change`` may be called again, with what others wrote.
+
+    One that was about to leave stays: whoever wanted it gone did not know of the edit. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError`, and what ``change`` does; then nothing has changed.
+    """
+    for _ in range(ATTEMPTS):
+        found = experiment.read(checkpoint_id)
+        manifest = found.record
+        if not (isinstance(manifest, Manifest) and manifest.is_visible):
+            return experiment.get(checkpoint_id)  # raises, unless it came back in this instant
+        changed = change(manifest).changed(state="live")
+        with contextlib.suppress(VersionConflictError):
+            experiment.put_record(changed, found.version)
+            return changed
+    raise VersionConflictError("others kept changing the checkpoint", checkpoint_id=checkpoint_id)
+
+
+def mark_in_use(experiment: Experiment, checkpoint_id: str, seconds: float = IN_USE_SECONDS) -> Manifest:
+    """Keep a checkpoint from being deleted for a while: a run has resumed from it. Raises as :func:`edit`."""
+    until = experiment.now() + timedelta(seconds=seconds)
+    return edit(experiment, checkpoint_id, lambda manifest: manifest.changed(in_use_until=until))
+
+
+def quarantine(experiment: Experiment, found: Found, report: dict[str, Any]) -> Manifest | None:
+    """Set a checkpoint aside that was found damaged: readers pass over it, and nothing of it is removed.
+
+    ``found`` is what :meth:`Experiment.read` gave before the payload was read. ``None``, and nothing is changed, when
+    the manifest is another one by now. If no valid checkpoint is left, the newest that was deleted comes back.
+    """
+    manifest = found.record
+    assert isinstance(manifest, Manifest)
+    aside = manifest.changed(quarantined=Quarantine(report=report, at=experiment.now()), state="live")
+    try:
+        experiment.put_record(aside, found.version)
+    except VersionConflictError:
+        return None
+    keep_one_valid(experiment)
+    return aside
+
+
+def release(experiment: Experiment, found: Found) -> Manifest | None:
+    """Bring a checkpoint back from quarantine, which was found whole; ``None`` when it is another one by now."""
+    manifest = found.record
+    assert isinstance(manifest, Manifest)
+    released = manifest.changed(quarantined=None)
+    try:
+        experiment.put_record(released, found.version)
+    except VersionConflictError:
+        return None
+    return released
+
+
+def keep_one_valid(experiment: Experiment) -> Manifest | None:
+    """Return a valid checkpoint; where none is live, bring the newest back that was deleted or is about to leave."""
+    for _ in range(ATTEMPTS):
+        view = experiment.index.view()
+        if view.valid:
+            return view.valid[-1]
+        leaving = [item for item in view.manifests if item.state == "leaving"]
+        candidates = [item for item in (*leaving, *view.deleted) if item.quarantined is None]
+        if not candidates:
+            return None
+        newest = max(candidates, key=lambda item: (item.sequence, item.timestamp, item.uid))
+        if back := _bring_back(experiment, newest.checkpoint_id):
+            return back
+    raise VersionConflictError("others kept changing the checkpoints", path=experiment.location())
+
+
+def _bring_back(experiment: Experiment, checkpoint_id: str) -> Manifest | None:
+    found = experiment.read(checkpoint_id)
+    manifest = found.record
+    if isinstance(manifest, Manifest) and manifest.state in ("leaving", "deleted") and manifest.quarantined is None:
+        with contextlib.suppress(VersionConflictError):
+            back = manifest.changed(state="live", deleted_at=None, deleted_with_home=False)
+            experiment.put_record(back, found.version)
+            return back
+    return None

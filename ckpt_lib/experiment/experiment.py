@@ -1,0 +1,192 @@
+"""``Experiment``: one folder of checkpoints. Experiments, their backups and exports are all such folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from ckpt_lib.core.manifest import Claim, Manifest, Record, parse_record
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptManifestError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
+from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
+from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
+
+ATTEMPTS = 20
+"""How often a change is tried again when someone else was faster, or no answer came."""
+
+
+class Found(NamedTuple):
+    """What a key holds, and in which version."""
+
+    record: Manifest | Claim | None
+    version: Condition
+    modified_seconds: float = 0.0
+
+
+NOTHING = Found(None, ABSENT)
+
+
+class Experiment:
+    """The checkpoints in one folder of a store.
+
+    ``single_writer`` is the caller's word that no other process writes here. Only with it may a store be written to
+    that lacks ``create_if_absent`` or ``replace_if_version``.
+    """
+
+    def __init__(self, store: Store, path: str, name: str, *, single_writer: bool = False) -> None:
+        self.store = store
+        self.path = path
+        self.name = name
+        self.index = Index(store, path, self.read)
+        self._single_writer = single_writer
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether the store compares versions itself, so that several processes may write."""
+        capabilities = self.store.capabilities
+        return capabilities.create_if_absent and capabilities.replace_if_version
+
+    def key(self, name: str) -> str:
+        """Return the store key of a file here."""
+        return "/".join(part for part in (self.path, name) if part)
+
+    def location(self, name: str = "") -> str:
+        """Return how a person names a file here."""
+        return "/".join(part for part in (self.store.url, self.path, name) if part)
+
+    def read(self, checkpoint_id: str) -> Found:
+        """Read the record of one checkpoint.
+
+        The version may be older than the record, never newer: a change that relies on both is then refused, and reads
+        again. Raises what :func:`~ckpt_lib.core.manifest.parse_record` does.
+        """
+        name = manifest_name(checkpoint_id)
+        found = self.read_small(name, Record.MAX_BYTES + 1)
+        if found is None:
+            return NOTHING
+        data, entry = found
+        record = parse_record(data, path=self.location(name))
+        if record.checkpoint_id != checkpoint_id:
+            raise CorruptManifestError(
+                "the manifest belongs to another checkpoint",
+                path=self.location(name),
+                expected=checkpoint_id,
+                got=record.checkpoint_id,
+            )
+        return Found(record, entry.version, entry.modified_seconds)
+
+    def read_small(self, name: str, limit_bytes: int) -> tuple[bytes, Entry] | None:
+        """Read a small file, or its first ``limit_bytes``; ``None`` where there is none."""
+        entry = self.store.stat(self.key(name))
+        if entry is None:
+            return None
+        try:
+            with self.store.open_read(self.key(name)) as file:
+                return file.read_at(0, limit_bytes), entry
+        except FileNotFoundError:
+            return None
+
+    def get(self, checkpoint_id: str) -> Manifest:
+        """Return the manifest of a checkpoint that readers see, as it is now.
+
+        Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`, and what :meth:`read` does.
+        """
+        record = self.read(checkpoint_id).record
+        if isinstance(record, Manifest) and record.is_visible:
+            return record
+        is_deleted = isinstance(record, Manifest) and record.state == "deleted"
+        raise CheckpointNotFoundError(
+            f"there is no checkpoint {checkpoint_id}",
+            path=self.location(),
+            hint=f"It was deleted: `ckpt undelete {checkpoint_id}` brings it back."
+            if is_deleted
+            else "`ckpt list` shows what is there.",
+        )
+
+    def is_complete(self, manifest: Manifest) -> bool:
+        """Whether each payload file is there with the right size: the cheap part of being valid."""
+        entries = ((file, self.store.stat(self.key(file.name))) for file in manifest.files)
+        return all(entry is not None and entry.size_bytes == file.size_bytes for file, entry in entries)
+
+    def now(self) -> datetime:
+        """Return the time by the store's clock: that of a small file just written."""
+        return datetime.fromtimestamp(self.store.put(self.key(CLOCK_NAME), b"").modified_seconds, UTC)
+
+    def put_record(
+        self,
+        record: Manifest | Claim,
+        if_version: Condition,
+        *,
+        is_mine: Callable[[Manifest | Claim], bool] | None = None,
+    ) -> Found:
+        """Write the record of a key, as :meth:`put_small`; ``is_mine`` says which other record proves that it was."""
+        name, data = manifest_name(record.checkpoint_id), record.to_bytes()
+
+        def proves(found: bytes) -> bool:
+            return found == data or (is_mine is not None and is_mine(parse_record(found, path=self.location(name))))
+
+        entry = self.put_small(name, data, if_version, is_mine=proves)
+        return Found(record, entry.version, entry.modified_seconds)
+
+    def put_small(
+        self, name: str, data: bytes, if_version: Condition, *, is_mine: Callable[[bytes], bool] | None = None
+    ) -> Entry:
+        """Write a small file under a condition; ``data`` is such that nobody else writes the same.
+
+        A write without an answer is looked for: it has happened if the file holds ``data``, or what ``is_mine`` takes
+        for it. Raises :class:`~ckpt_lib.errors.VersionConflictError` when someone else was faster, and
+        :class:`~ckpt_lib.errors.StoreUnavailableError` when no answer came; then it may have happened.
+        """
+        proves = is_mine or data.__eq__
+        lost: StoreUnavailableError | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                return self.put(name, data, if_version)
+            except StoreUnavailableError as error:
+                lost = error
+            except VersionConflictError:
+                if lost is None:
+                    raise
+            found = self.read_small(name, Record.MAX_BYTES + 1)
+            if found and proves(found[0]):
+                return found[1]
+            if (found[1].version if found else ABSENT) != if_version:
+                raise VersionConflictError("someone else wrote the key first", path=self.location(name)) from lost
+        raise lost or AssertionError
+
+    def put(self, name: str, data: bytes, if_version: Condition) -> Entry:
+        """Write a small file under a condition, as :meth:`ckpt_lib.store.base.Store.put`.
+
+        Where the store has no conditions, a single writer compares the version itself; else this raises
+        :class:`~ckpt_lib.errors.ConfigError`.
+        """
+        self.check_writable()
+        key = self.key(name)
+        if self.has_conditions or if_version is None:
+            return self.store.put(key, data, if_version=if_version)
+        there = self.store.stat(key)
+        if (there.version if there else ABSENT) != if_version:
+            raise VersionConflictError("the key has another version", path=self.location(name))
+        return self.store.put(key, data)
+
+    def check_writable(self) -> None:
+        """Raise :class:`~ckpt_lib.errors.ConfigError` where only one process may write, and none said it is alone."""
+        if not (self.has_conditions or self._single_writer):
+            raise ConfigError(
+                "the store cannot keep two writers apart",
+                path=self.location(),
+                expected="a store with create_if_absent and replace_if_version",
+                hint="Pass single_writer=True if no other process writes to this experiment.",
+            )
+
+    def delete_key(self, name: str, version: Condition) -> None:
+        """Remove a small file if it still has this version, where the store can tell; a file that changed stays."""
+        if self.store.capabilities.delete_if_version and isinstance(version, str):
+            self.store.delete(self.key(name), if_version=version)

@@ -1,0 +1,76 @@
+"""Payload files of an experiment, read from start to end and replaced whole."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import BinaryIO, cast
+
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.store.base import RangeReader
+from ckpt_lib.stream.checking import find_damages
+from ckpt_lib.stream.digests import Buffer, Damage, missing_file
+from ckpt_lib.stream.writer import HashingWriter
+
+
+class SequentialFile(io.RawIOBase):
+    """A stored object as a file that is read from start to end."""
+
+    def __init__(self, reader: RangeReader) -> None:
+        self._reader = reader
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read the next bytes into ``buffer``; 0 at the end."""
+        data = self._reader.read_at(self._position, self._position + len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def find_stored_damages(experiment: Experiment, file: FileEntry) -> list[Damage]:
+    """Read a payload file and report every way in which it is not as it was saved."""
+    try:
+        with experiment.store.open_read(experiment.key(file.name)) as reader:
+            return find_damages(cast(BinaryIO, SequentialFile(reader)), file)
+    except FileNotFoundError:
+        return [missing_file(file.name)]
+
+
+def replace_file(experiment: Experiment, manifest: Manifest, file: FileEntry, blocks: Iterable[Buffer]) -> bool:
+    """Give a payload file its bytes again, atomically; ``False`` when its checkpoint went away meanwhile.
+
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and changes nothing, when ``blocks`` are other bytes than
+    were saved.
+    """
+    upload = experiment.store.open_write(experiment.key(file.name))
+    try:
+        with HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream:
+            for block in blocks:
+                stream.write(block)
+            digests = stream.finish()
+        if (digests.size_bytes, digests.sha256) != (file.size_bytes, file.sha256):
+            raise CorruptCheckpointError(
+                f"the repair of {file.name} has other bytes than were saved",
+                checkpoint_id=manifest.checkpoint_id,
+                path=experiment.location(file.name),
+                hint="Nothing was changed: repair it from another backup.",
+            )
+        upload.commit()
+    finally:
+        upload.abort()
+    return _is_still_named(experiment, manifest, file)
+
+
+def _is_still_named(experiment: Experiment, manifest: Manifest, file: FileEntry) -> bool:
+    """Look whether the file is wanted still; a purge may have been faster, and nobody would remove the file again."""
+    record = experiment.read(manifest.checkpoint_id).record
+    if isinstance(record, Manifest) and record.state != "purging" and file.name in {item.name for item in record.files}:
+        return True
+    experiment.store.delete(experiment.key(file.name))
+    return False

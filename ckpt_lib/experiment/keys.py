@@ -1,0 +1,76 @@
+"""Idempotency keys: a save that is tried again finds the checkpoint that its first attempt made."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.errors import CheckpointError, VersionConflictError
+from ckpt_lib.experiment import pointers
+from ckpt_lib.experiment.claims import Held, abandon, is_dead
+from ckpt_lib.experiment.deletion import undelete
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+from ckpt_lib.experiment.layout import key_name
+
+_POLL_SECONDS = 0.5
+
+
+def find(experiment: Experiment, idempotency_key: str) -> Manifest | None:
+    """Return the checkpoint that an earlier save with this key made, if it is there and whole; nothing is changed."""
+    pointer = pointers.read(experiment, key_name(idempotency_key)).pointer
+    record = experiment.read(pointer.checkpoint_id).record if pointer else None
+    if pointer and isinstance(record, Manifest) and record.uid == pointer.uid and _answers(experiment, record):
+        return record
+    return None
+
+
+def _answers(experiment: Experiment, manifest: Manifest) -> bool:
+    return manifest.is_visible and manifest.quarantined is None and experiment.is_complete(manifest)
+
+
+def take(held: Held, idempotency_key: str) -> Manifest | None:
+    """Make the key stand for the claim, or return the checkpoint for which it stands already.
+
+    Another save of the key that is under way is waited for, and given up if its process is dead. A deleted checkpoint
+    comes back: it is what the key's save made.
+    """
+    experiment, name = held.experiment, key_name(idempotency_key)
+    mine = pointers.Pointer(checkpoint_id=held.checkpoint_id, uid=held.claim.uid)
+    attempts = 0
+    while attempts < ATTEMPTS:
+        pointer, version = pointers.read(experiment, name)
+        if pointer is not None:
+            found = experiment.read(pointer.checkpoint_id)
+            if found.record is not None and found.record.uid == pointer.uid:
+                if earlier := _earlier(experiment, found):
+                    return earlier
+                if _is_under_way(held, found):
+                    time.sleep(_POLL_SECONDS)
+                    held.renew()
+                    continue
+        attempts += 1
+        with contextlib.suppress(VersionConflictError):
+            pointers.put(experiment, name, mine, version)
+            return None
+    raise VersionConflictError("others kept changing the idempotency key", path=experiment.location(name))
+
+
+def _earlier(experiment: Experiment, found: Found) -> Manifest | None:
+    record = found.record
+    if not isinstance(record, Manifest):
+        return None
+    if record.state == "deleted" and record.quarantined is None:
+        with contextlib.suppress(CheckpointError):
+            return undelete(experiment, record.checkpoint_id)
+    return record if _answers(experiment, record) else None
+
+
+def _is_under_way(held: Held, found: Found) -> bool:
+    """Whether a living process is saving it; a dead one's claim is ended."""
+    record = found.record
+    if not isinstance(record, Claim) or record.state != "saving" or record.claim == held.claim.claim:
+        return False
+    if not is_dead(found, held.experiment.now()):
+        return True
+    return not abandon(held.experiment, found)

@@ -1,0 +1,88 @@
+"""The sweep: clears what dead processes left unfinished. Any number may run at once, beside anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.errors import IntegrityError, UnsupportedSchemaError
+from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, abandon, is_dead, remove_files, remove_gone
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner
+
+
+@dataclass
+class Swept:
+    """What a sweep removed."""
+
+    claims: list[str] = field(default_factory=list)
+    """Ids of saves that were never finished."""
+    files: list[str] = field(default_factory=list)
+    """Names of files that the manifest of their id does not name."""
+    unnamed: list[str] = field(default_factory=list)
+    """Names of files whose id has no record: they were left as they are."""
+
+
+def sweep(experiment: Experiment, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> Swept:
+    """End the claims of dead processes, and remove files that no manifest names.
+
+    A claim is dead when its owner is a process of this host that has ended, or when nobody has renewed it for
+    ``abandoned_after_seconds`` by the store's clock. Killed on the way, the next sweep goes on.
+    """
+    swept = Swept()
+    view = experiment.index.view()
+    if view.claims:
+        now = experiment.now()
+        for claim in view.claims:
+            if _end_claim(experiment, claim.checkpoint_id, now, abandoned_after_seconds):
+                swept.claims.append(claim.checkpoint_id)
+    for key in view.entries:
+        name = key[len(experiment.path) + 1 :] if experiment.path else key
+        if checkpoint_id := payload_owner(name):
+            _sweep_payload(experiment, checkpoint_id, name, swept)
+    return swept
+
+
+def _end_claim(experiment: Experiment, checkpoint_id: str, now: datetime, abandoned_after_seconds: float) -> bool:
+    found = experiment.read(checkpoint_id)
+    claim = found.record
+    if not isinstance(claim, Claim):
+        return False
+    if claim.state == "gone":
+        remove_gone(experiment, found, now)
+        return False
+    if claim.state == "saving" and not is_dead(found, now, abandoned_after_seconds=abandoned_after_seconds):
+        return False
+    return abandon(experiment, found)
+
+
+def _sweep_payload(experiment: Experiment, checkpoint_id: str, name: str, swept: Swept) -> None:
+    """Remove a payload, or what is in its folder, that the record of its id does not name.
+
+    The record is read after the file was listed: whoever writes a file has named it before.
+    """
+    names = _names_below(experiment, name) if name.endswith(FOLDER_SUFFIX) else [name]
+    try:
+        record = experiment.read(checkpoint_id).record
+    except (IntegrityError, UnsupportedSchemaError):  # it may name anything
+        return
+    if record is None:
+        swept.unnamed.append(name)
+        return
+    needless = [item for item in names if not is_named(record, item)]
+    remove_files(experiment, needless)
+    swept.files += needless
+
+
+def _names_below(experiment: Experiment, name: str) -> list[str]:
+    start = len(experiment.key(""))
+    entries = experiment.store.list(experiment.key(name), recursive=True)
+    return [entry.key[start + 1 if start else 0 :] for entry in entries]
+
+
+def is_named(record: Manifest | Claim, name: str) -> bool:
+    """Whether a record names a payload file, or the folder it lies in."""
+    if isinstance(record, Manifest):
+        return any(file.name == name for file in record.files)
+    return any(name == item or (item.endswith(FOLDER_SUFFIX) and name.startswith(item)) for item in record.files)
