@@ -12,7 +12,8 @@ from ckpt_lib.testing.faulty_store import OPERATIONS, BitFlip, FaultPlan, Faulty
 
 if TYPE_CHECKING:
     from ckpt_lib.testing.format_contract import FormatContract
-    from ckpt_lib.testing.store_contract import SharedStoreContract, StoreContract
+    from ckpt_lib.testing.shared_store_contract import SharedStoreContract
+    from ckpt_lib.testing.store_contract import StoreContract
 
 __all__ = [
     "OPERATIONS",
@@ -27,7 +28,7 @@ __all__ = [
 
 _CONTRACTS = {
     "FormatContract": "format_contract",
-    "SharedStoreContract": "store_contract",
+    "SharedStoreContract": "shared_store_contract",
     "StoreContract": "store_contract",
 }
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ckpt_lib.core import owners
 from ckpt_lib.core.owners import Owner, is_proven_dead
-from tests.store.children import Fork, eventually
+from tests.store.helpers import Fork, eventually
 
 
 def _ended_child() -> Owner:

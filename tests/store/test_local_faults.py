@@ -25,7 +25,7 @@ from ckpt_lib.store import ABSENT, Store
 from ckpt_lib.store.local import LocalStore, folders
 from ckpt_lib.store.local.system import System
 from ckpt_lib.testing.store_contract import get, keys, upload, version_of
-from tests.store.children import in_fork
+from tests.store.helpers import in_fork, temporary_files
 from tests.store.systems import Disk, Failing, Killing, Watched, WithoutLinks
 
 Operation = Callable[[Store], object]
@@ -80,10 +80,6 @@ def prepared(root: Path, system: System | None = None) -> LocalStore:
     store.put("e/x", b"old")
     assert store.capabilities.replace_if_version
     return store
-
-
-def temporary_files(root: Path) -> list[str]:
-    return [str(path) for path in root.rglob(".ckpt-tmp/*") if path.name != "lock"]
 
 
 def open_descriptors() -> int:

@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Self
 
 from ckpt_lib.errors import StoreUnavailableError
 from ckpt_lib.store.local.system import System
@@ -36,40 +37,47 @@ def open_lock(own: Path, system: System) -> io.FileIO:
 
 
 class FolderLock:
-    """A lock that is held; ``file`` is what :func:`open_lock` gave."""
+    """The lock that goes with a file of :func:`open_lock`; used as a context inside of the file's own.
+
+    Raises :class:`~ckpt_lib.errors.StoreUnavailableError` when it takes too long to get it.
+    """
 
     def __init__(self, file: io.FileIO, system: System, patience_seconds: float) -> None:
-        """Wait for the lock. Raises :class:`~ckpt_lib.errors.StoreUnavailableError` when it takes too long."""
         self._file = file
         self._system = system
-        self._wait(patience_seconds)
-        self.last_nanoseconds, holder = self._read()
+        self._patience_seconds = patience_seconds
+        self._last_nanoseconds = 0
+
+    def __enter__(self) -> Self:
+        self._wait()
+        self._last_nanoseconds, holder = self._read()
         if holder != _this_process():
             with contextlib.suppress(OSError):  # on a full disk nobody is told who holds the lock
-                self._write(self.last_nanoseconds)
+                self._write(self._last_nanoseconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing the file releases the lock as well, but where a fork has a copy of its descriptor.
+        with contextlib.suppress(OSError):
+            self._system.unlock(self._file)
 
     def date(self, file: io.FileIO, step_nanoseconds: int) -> None:
         """Give a file a time of writing after that of every other in the folder."""
         written = os.fstat(file.fileno()).st_mtime_ns
-        if written <= self.last_nanoseconds:
-            written = self.last_nanoseconds + step_nanoseconds
+        if written <= self._last_nanoseconds:
+            written = self._last_nanoseconds + step_nanoseconds
             self._system.set_modified(file, written)
         self._write(written)
-        self.last_nanoseconds = written
+        self._last_nanoseconds = written
 
-    def release(self) -> None:
-        """Release the lock, also where a fork has a copy of its descriptor."""
-        with contextlib.suppress(OSError):  # closing the file releases it as well
-            self._system.unlock(self._file)
-
-    def _wait(self, patience_seconds: float) -> None:
-        deadline, pause = time.monotonic() + patience_seconds, _FIRST_PAUSE_SECONDS
+    def _wait(self) -> None:
+        deadline, pause = time.monotonic() + self._patience_seconds, _FIRST_PAUSE_SECONDS
         while not self._system.try_lock(self._file):
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(
                     f"the folder is locked by {self._read()[1] or 'another process'}",
                     path=str(self._file.name),
-                    expected=f"the lock within {patience_seconds:g} s",
+                    expected=f"the lock within {self._patience_seconds:g} s",
                     hint="It is held for microseconds: a process that holds it longer was stopped, or its disk hangs. "
                     "End it, or let it go on.",
                 )

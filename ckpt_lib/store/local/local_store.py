@@ -26,7 +26,7 @@ from ckpt_lib.store.local.probe import USUAL, Abilities, probe
 from ckpt_lib.store.local.publishing import Place, Publisher, entry_of
 from ckpt_lib.store.local.reader import LocalReader
 from ckpt_lib.store.local.system import System
-from ckpt_lib.store.local.temporary import create_temporary, discard, sweep
+from ckpt_lib.store.local.temporary import create_temporary, discard, sweep_abandoned, sweep_old
 from ckpt_lib.store.local.upload import LocalUpload
 
 _SCHEME = "file://"
@@ -158,19 +158,17 @@ class LocalStore:
 
     def _begin(self, place: Place) -> io.FileIO:
         """Create the file of an upload, and remove what dead processes left there."""
-        locks = self._probed(place.folder).locks
-        if not locks:
+        if not self._probed(place.folder).locks:
             file = create_temporary(place.own, self._system, locks=False)
-            sweep(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime, locks=False)
+            sweep_old(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime)
             return file
-        with open_lock(place.own, self._system) as lock_file:
-            lock = FolderLock(lock_file, self._system, self._patience_seconds)
-            try:
-                file = create_temporary(place.own, self._system, locks=True)
-                sweep(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime, locks=True)
-            finally:
-                lock.release()
-        return file
+        # Under the lock of the folder: on Windows, a file is not locked while it gets its name.
+        with (
+            open_lock(place.own, self._system) as lock_file,
+            FolderLock(lock_file, self._system, self._patience_seconds),
+        ):
+            sweep_abandoned(place.own, self._system)
+        return create_temporary(place.own, self._system, locks=True)
 
     def _probed(self, folder: Path) -> Abilities:
         """Return what the file system of a folder can do; what is usual where nothing can be tried."""

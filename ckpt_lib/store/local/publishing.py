@@ -52,18 +52,7 @@ class Publisher:
     def publish(self, file: io.FileIO, place: Place, condition: Condition) -> Entry:
         """Give a durable file its key, durably; close it. After a failure it is gone."""
         try:
-            if self._abilities.locks:
-                with open_lock(place.own, self._system) as lock_file:
-                    lock = FolderLock(lock_file, self._system, self._patience_seconds)
-                    try:
-                        if self._abilities.time_step_nanoseconds is not None:
-                            lock.date(file, self._abilities.time_step_nanoseconds)
-                        self._check_version(place, condition)
-                        found = self._name(file, place, condition)
-                    finally:
-                        lock.release()
-            else:
-                found = self._name(file, place, condition)
+            found = (self._name_locked if self._abilities.locks else self._name)(file, place, condition)
         finally:
             discard(file, self._system)
         self._make_durable(place)
@@ -74,15 +63,24 @@ class Publisher:
         if expected is None:
             self._unlink(place)
         else:
-            with open_lock(place.own, self._system) as lock_file:
-                lock = FolderLock(lock_file, self._system, self._patience_seconds)
-                try:
-                    if self._current(place) is not None:
-                        self._check_version(place, expected)
-                        self._unlink(place)
-                finally:
-                    lock.release()
+            with self._open_lock(place) as lock_file, self._locked(lock_file):
+                if self._current(place) is not None:
+                    self._check_version(place, expected)
+                    self._unlink(place)
         self._make_durable(place)
+
+    def _open_lock(self, place: Place) -> io.FileIO:
+        return open_lock(place.own, self._system)
+
+    def _locked(self, lock_file: io.FileIO) -> FolderLock:
+        return FolderLock(lock_file, self._system, self._patience_seconds)
+
+    def _name_locked(self, file: io.FileIO, place: Place, condition: Condition) -> os.stat_result:
+        with self._open_lock(place) as lock_file, self._locked(lock_file) as lock:
+            if self._abilities.time_step_nanoseconds is not None:
+                lock.date(file, self._abilities.time_step_nanoseconds)
+            self._check_version(place, condition)
+            return self._name(file, place, condition)
 
     def _check_version(self, place: Place, expected: Condition) -> None:
         if not self._folders.is_spelled_so(place.folder, place.name):

@@ -50,17 +50,26 @@ def discard(file: io.FileIO, system: System) -> None:
             system.unlink(path_of(file))
 
 
-def sweep(own: Path, system: System, *, now_seconds: float, locks: bool) -> None:
+def sweep_abandoned(own: Path, system: System) -> None:
     """Remove what dead processes left. Never raises ``OSError``: what stays goes another time."""
-    with contextlib.suppress(OSError):
-        for name, found in system.scan(own):
-            if not name.endswith(TEMPORARY_SUFFIX):
-                continue
+    for path, _ in _temporary_files(own, system):
+        with contextlib.suppress(OSError):
+            _remove_if_abandoned(path, system)
+
+
+def sweep_old(own: Path, system: System, *, now_seconds: float) -> None:
+    """Remove what is so old that nobody writes it any more. Never raises ``OSError``."""
+    for path, found in _temporary_files(own, system):
+        if now_seconds - found.st_mtime > LEFT_AFTER_SECONDS:
             with contextlib.suppress(OSError):
-                if locks:
-                    _remove_if_abandoned(own / name, system)
-                elif now_seconds - found.st_mtime > LEFT_AFTER_SECONDS:
-                    system.unlink(own / name)
+                system.unlink(path)
+
+
+def _temporary_files(own: Path, system: System) -> list[tuple[Path, os.stat_result]]:
+    try:
+        return [(own / name, found) for name, found in system.scan(own) if name.endswith(TEMPORARY_SUFFIX)]
+    except OSError:
+        return []
 
 
 def _remove_if_abandoned(path: Path, system: System) -> None:

@@ -1,4 +1,4 @@
-"""Child processes of the tests of stores: forks, and new interpreters."""
+"""What the tests of stores share: forks, new interpreters, and a look for unfinished files."""
 
 from __future__ import annotations
 
@@ -87,3 +87,8 @@ def eventually(is_so: Callable[[], bool], *, within_seconds: float = 10.0) -> No
     while not is_so():
         assert time.monotonic() < deadline, "it never was so"
         time.sleep(0.005)
+
+
+def temporary_files(root: Path) -> list[str]:
+    """Return the names of the files below a folder that the store keeps for itself, but for its locks."""
+    return sorted(path.name for path in root.rglob(".ckpt-tmp/*") if path.name != "lock")
