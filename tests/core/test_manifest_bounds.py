@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import FileEntry, Manifest, _canonical
+from ckpt_lib.core.manifest import FileEntry, Manifest, _canonical, parse_record
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptManifestError, InvalidMetricError, InvalidNameError
 from tests.helpers import MakeManager, experiment_folder
 
@@ -66,6 +66,7 @@ def fields() -> dict[str, Any]:
         experiment_name="run",
         sequence=1,
         uid="0" * 32,
+        claim="0" * 16,
         format="torch",
         files=(entry,),
     )
@@ -78,7 +79,7 @@ def test_a_reader_refuses_it_at_once(what: str) -> None:
     data = _canonical({**fields(), **TOO_MUCH[what]})
     start = time.thread_time()
     with pytest.raises(CorruptManifestError) as refused:
-        Manifest.from_bytes(data, path="x.json")
+        parse_record(data, path="x.json")
     assert time.thread_time() - start < 10  # without bounds, nested lists took 33 s
     assert len(str(refused.value)) < 2_000
 
@@ -92,7 +93,8 @@ def test_each_of_the_bounds_lets_pass_what_lies_within() -> None:
         "timestamp": "9999-12-31T23:59:59Z",
         "epoch": 10**18 - 1,
     }
-    found = Manifest.from_bytes(_canonical({**fields(), **within}), path="x.json")
+    found = parse_record(_canonical({**fields(), **within}), path="x.json")
+    assert isinstance(found, Manifest)
     assert len(found.metrics) == 10_000
     assert found.metrics["a"] == 2**63 - 1
 

@@ -1,7 +1,7 @@
 """A model checker that runs the real code: every interleaving of a few actors, with crashes, lost answers and days.
 
 An actor is a function of an :class:`Experiment`. Its store replays recorded answers and stops the run at the first
-operation that has none, so a run is a pure function of its answers. The search keeps the content of the store itself and
+operation that has none, so a run is a pure function of its answers. The search keeps the store's content and
 tries each way in which the open operations may go on. Two states are one if stores and histories are equal.
 """
 

@@ -1,4 +1,4 @@
-"""The save protocol: what is acknowledged is whole, no id is shared, and whatever goes wrong needs no repair by hand."""
+"""The save protocol: what is acknowledged is whole, no id is shared, and nothing needs a repair by hand."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptCheckpointError,
+    NotDurableError,
     ProtectedCheckpointError,
     StoreError,
     StoreUnavailableError,
@@ -238,6 +239,15 @@ def test_what_was_written_wrong_is_found(store: MemoryStore, verify: bool) -> No
         assert files.find_stored_damages(experiment, save(experiment).payload)
 
 
+def test_a_commit_that_may_not_be_durable_is_raised_and_stays_whole(store: MemoryStore) -> None:
+    """Others see it already: its files are not taken away any more."""
+    plan = FaultPlan(fail_at=3, when="after", error=NotDurableError, only=frozenset({"put"}))
+    with pytest.raises(NotDurableError):
+        save(Experiment(FaultyStore(store, plan), "e", "e"))
+    experiment = Experiment(store, "e", "e")
+    assert experiment.is_complete(experiment.get(CHECKPOINT_ID))
+
+
 def test_one_that_was_taken_for_dead_is_refused(experiment: Experiment, clock: Clock) -> None:
     """A save that slept for a day while a sweep went by: a typed error, and none of its files is left."""
 
@@ -378,7 +388,7 @@ def _assert_nothing_is_left(store: MemoryStore, step: int) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_one_lost_answer_at_any_step_changes_nothing(clock: Clock, when: Any) -> None:
-    """Of a conditional write: it is looked for, and repeated if it did not happen. Other errors are typed and harmless."""
+    """Of a conditional write: it is looked for, and repeated if it did not happen. Other errors are harmless."""
     steps = _steps(clock)
     for step in range(1, steps + 1):
         store = MemoryStore(f"lost-{next(_numbers)}")
@@ -460,7 +470,7 @@ def test_a_deletion_whose_support_goes_is_undone(store: MemoryStore, moment: int
 
 
 def test_what_was_deleted_comes_back_as_it_was(experiment: Experiment, clock: Clock) -> None:
-    """Within its grace period, pinned from the first moment if so wished; after it nothing does, and the error says so."""
+    """Within its grace period, pinned from the first moment if so wished; after it nothing does, as the error says."""
     made = save(experiment)
     save(experiment, 2)
     deletion.delete_all(experiment, [made.checkpoint_id])

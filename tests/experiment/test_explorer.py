@@ -17,7 +17,7 @@ import pytest
 from ckpt_lib.experiment import claims, commit, copies, deletion, edits, experiment, keys, sweep
 from tests.experiment.worlds import WORLDS
 
-MAX_STATES = int(os.environ.get("CKPT_EXPLORER_STATES", "8000"))  # read before tests clear the variables of CKPT_*
+MAX_STATES = int(os.environ.get("CKPT_EXPLORER_STATES", "30000"))  # read before tests clear the variables of CKPT_*
 MUTANT_STATES = 100_000
 
 
