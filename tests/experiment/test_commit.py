@@ -15,6 +15,7 @@ import pytest
 
 from ckpt_lib.core.facts import Draft
 from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import (
     CheckpointError,
@@ -96,7 +97,7 @@ def read(experiment: Experiment, name: str) -> bytes:
 
 def state_of(experiment: Experiment, checkpoint_id: str) -> str | None:
     record = experiment.read(checkpoint_id).record
-    return record and record.state
+    return record.state if record else None
 
 
 # Saving
@@ -510,7 +511,7 @@ def test_room_is_made_of_what_was_deleted_first(experiment: Experiment, clock: C
 def test_a_sweep_takes_leftovers_alone(experiment: Experiment, clock: Clock) -> None:
     """Not checkpoints, however old; not what people put there; not what a living process is writing."""
     made = save(experiment)
-    held = claims.claim_new(experiment, claims.CheckpointId(2, 0, MOMENT), "a" * 32, ".pt")
+    held = claims.claim_new(experiment, CheckpointId(2, 0, MOMENT), "a" * 32, ".pt")
     kept = ["notes.txt", f"{made.checkpoint_id}-copy.pt", held.claim.files[0]]
     stray = [f"{made.checkpoint_id}.{'0' * 16}.pt", f"{made.checkpoint_id}/part"]
     for name in (*kept, *stray):
@@ -530,7 +531,7 @@ def test_the_claim_of_a_dead_process_ends_at_once(experiment: Experiment) -> Non
         os._exit(0)
     owner = Owner.current().model_copy(update={"pid": child})
     os.waitpid(child, 0)
-    held = claims.claim_new(experiment, claims.CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
+    held = claims.claim_new(experiment, CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
     experiment.put_record(held.claim.changed(owner=owner), held.found.version)
     experiment.store.put(experiment.key(held.claim.files[0]), b"half")
     assert sweep(experiment).claims == [CHECKPOINT_ID]
@@ -652,7 +653,7 @@ def test_a_repair_brings_the_same_bytes(experiment: Experiment) -> None:
 
 def test_a_claim_is_told_from_a_manifest(experiment: Experiment) -> None:
     """Nobody sees a checkpoint that is being saved."""
-    held = claims.claim_new(experiment, claims.CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
+    held = claims.claim_new(experiment, CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
     view = experiment.index.view()
     assert view.manifests == ()
     assert [claim.uid for claim in view.claims] == ["a" * 32]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.core.manifest import Manifest, Record, new_token
+from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptManifestError, StoreError, UnsupportedSchemaError
 from ckpt_lib.experiment import claims, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
@@ -161,7 +162,7 @@ def test_only_what_changed_is_read_again(experiment: Experiment) -> None:
 
 def test_a_claim_is_no_checkpoint(experiment: Experiment) -> None:
     """It is listed apart, and its id is nobody else's."""
-    held = claims.claim_new(experiment, claims.CheckpointId.parse(X), U, ".pt")
+    held = claims.claim_new(experiment, CheckpointId.parse(X), U, ".pt")
     assert experiment.index.manifests() == []
     assert [claim.checkpoint_id for claim in experiment.index.view().claims] == [held.checkpoint_id]
 

@@ -192,7 +192,8 @@ def whole(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
 
 def acknowledged(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
     """Check :func:`whole`, and that each checkpoint is there that was acknowledged, and has an id of its own."""
-    seen, given = live(content), {}
+    seen = live(content)
+    given: dict[str, str] = {}
     for result in results:
         if result and result[0] == "saved":
             _, checkpoint_id, uid = result
