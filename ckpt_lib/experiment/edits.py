@@ -25,7 +25,8 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
         found = experiment.read(checkpoint_id)
         manifest = found.record
         if not (isinstance(manifest, Manifest) and manifest.is_visible):
-            return experiment.get(checkpoint_id)  # raises, unless it came back in this instant
+            experiment.get(checkpoint_id)  # raises, unless it came back in this instant
+            continue
         changed = change(manifest).changed(state="live")
         with contextlib.suppress(VersionConflictError):
             experiment.put_record(changed, found.version)
