@@ -218,7 +218,11 @@ def something_valid(content: dict[str, bytes], _: Sequence[Any]) -> str | None:
 
 
 def none_forgotten(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
-    """Check that the sweep knows each payload file: its id has a record. The first actor may die with one."""
+    """Check that the sweep knows each payload file: its id has a record.
+
+    A save that slept for a day writes its file after its key has ended. If it then dies, or its deletion is not done,
+    the file stays without a record, and the sweep reports it as unnamed.
+    """
     known = records(content)
     files = [key.removeprefix("e/") for key in content if key.startswith("e/checkpoint") and not key.endswith(".json")]
     lost = [name for name in files if name.partition("/")[0].partition(".")[0] not in known]
@@ -307,7 +311,7 @@ WORLDS = named(
         ("save", save(U)), ("sweep", sweeper), ("sweep2", sweeper), always=acknowledged, crash=(0, 1, 2), lost=1
     ),
     a_save_and_a_sweep=_world(
-        ("save", save(U)), ("sweep", sweeper), always=acknowledged, final=none_forgotten, crash=(0, 1), lost=1
+        ("save", save(U)), ("sweep", sweeper), always=acknowledged, final=none_forgotten, crash=(0, 1)
     ),
     a_save_of_two_files_a_read_and_a_sweep=_world(
         ("save", save(U, files=2)), ("read", read), ("sweep", sweeper), always=acknowledged, crash=(0,)
