@@ -40,9 +40,9 @@ from ckpt_lib.store import leases
 from ckpt_lib.store.owners import Owner, this_process
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.testing.format_contract import BOUNDED, assert_same, encode, round_trip, states
-from tests.torture.bombs import MANIFESTS
+from tests.torture.attacker import EXPERIMENT, PLANTED_ID, archive_of, plant, small_payload, torch_file
 from tests.torture.hostile import ROWS
-from tests.torture.planting import EXPERIMENT, PLANTED_ID, archive_of, plant, small_payload, torch_file
+from tests.torture.resource_limits import MANIFESTS
 from tests.torture.rows import Row
 
 CPU = torch.device("cpu")

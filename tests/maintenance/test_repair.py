@@ -32,7 +32,7 @@ from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
-from tests.torture.strikes import Fault, functions_of, injected, struck
+from tests.torture.kill_methods import Fault, functions_of, injected, struck
 
 CHUNK_BYTES = 256
 
