@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.core.metadata import (
@@ -38,7 +38,6 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 ID = "checkpoint_epoch_0001_step_000100_20231201_143022"
 
 json_values = st.recursive(
@@ -146,7 +145,6 @@ def bits(value: object) -> object:
 # --- round trips ---
 
 
-@BOUNDED
 @given(manifests())
 def test_a_manifest_comes_back_as_it_was_written(manifest: Manifest) -> None:
     """Every field, NaN and infinite metrics among them, survives; and the same facts make the same bytes."""
@@ -171,7 +169,6 @@ def test_the_file_is_strict_json_for_everyone_else() -> None:
     assert stored["metrics"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity"}
 
 
-@BOUNDED
 @given(
     st.dictionaries(st.text(min_size=1, max_size=8).map("x_".__add__), json_values, min_size=1, max_size=3), json_values
 )
@@ -285,7 +282,6 @@ def test_every_deleted_byte_and_every_truncation_is_noticed() -> None:
     assert [at for at in range(1, len(data)) if not _is_noticed(data[at:])] == []
 
 
-@BOUNDED
 @given(st.data())
 def test_a_block_of_other_bytes_is_noticed(data: st.DataObject) -> None:
     """Zeroed, repeated, swapped or random ranges: what a disk or a network does to a file."""
@@ -310,7 +306,6 @@ def test_duplicate_keys_are_noticed() -> None:
     assert _is_noticed(data.replace(b'{\n  "checkpoint_id"', b'{\n  "epoch": 7,\n  "checkpoint_id"', 1))
 
 
-@BOUNDED
 @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_garbage_is_refused_with_the_right_error(data: bytes) -> None:
     """Whatever lies there under a manifest's name, reading it raises nothing else."""
@@ -341,7 +336,6 @@ mutants = st.one_of(
 )
 
 
-@settings(BOUNDED, max_examples=1000)
 @given(st.sampled_from(sorted(plain_fields())), st.sampled_from(sorted(plain_fields()["files"][0])), st.data())
 def test_a_forged_manifest_is_refused_or_usable(field: str, file_field: str, data: st.DataObject) -> None:
     """Any field replaced by anything, with a digest to match: the right error, or a manifest that can be rewritten."""
@@ -554,7 +548,6 @@ def test_no_metrics_and_no_config_are_empty() -> None:
     assert check_run_config(None) == {}
 
 
-@BOUNDED
 @given(st.dictionaries(visible.filter(str.isprintable), metric_values, max_size=5))
 def test_checked_metrics_survive_the_manifest(metrics: dict[str, Any]) -> None:
     """Whatever passes the door is the same after a trip through the file."""
@@ -563,7 +556,6 @@ def test_checked_metrics_survive_the_manifest(metrics: dict[str, Any]) -> None:
     assert {name: bits(value) for name, value in found.items()} == {name: bits(v) for name, v in checked.items()}
 
 
-@BOUNDED
 @given(st.dictionaries(st.text(max_size=5), json_values, max_size=4))
 def test_a_checked_config_survives_the_manifest(config: dict[str, Any]) -> None:
     """JSON values pass the door unchanged, as a copy, and are the same after a trip through the file."""

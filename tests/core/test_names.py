@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.core.names import (
@@ -26,7 +26,6 @@ from ckpt_lib.core.names import (
 )
 from ckpt_lib.errors import InvalidNameError
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 EXAMPLE = "checkpoint_epoch_0001_step_000100_20231201_143022"
 
 ids = st.builds(
@@ -121,7 +120,6 @@ HOSTILE_TAGS = [
 ]
 
 
-@BOUNDED
 @given(ids)
 def test_an_id_is_read_back_as_it_was_written(wanted: CheckpointId) -> None:
     """Every combination of epoch, step, second and suffix survives being written and parsed."""
@@ -129,7 +127,6 @@ def test_an_id_is_read_back_as_it_was_written(wanted: CheckpointId) -> None:
     assert is_checkpoint_id(str(wanted))
 
 
-@BOUNDED
 @given(ids, st.integers(-14, 14))
 def test_an_id_is_in_utc_whatever_the_clock_says(wanted: CheckpointId, hours: int) -> None:
     """The same instant in another time zone makes the same id."""
@@ -185,7 +182,6 @@ def test_what_is_nearly_an_id_is_none(text: str) -> None:
     assert refused.value.expected == EXAMPLE
 
 
-@BOUNDED
 @given(ids, st.data())
 def test_a_mutated_id_is_refused_or_canonical(wanted: CheckpointId, data: st.DataObject) -> None:
     """Whatever one edit of an id parses as, it is printed as exactly the same text."""
@@ -197,7 +193,6 @@ def test_a_mutated_id_is_refused_or_canonical(wanted: CheckpointId, data: st.Dat
         assert str(CheckpointId.parse(mutant)) == mutant
 
 
-@BOUNDED
 @given(st.text())
 def test_arbitrary_text_is_refused_with_the_right_error(text: str) -> None:
     """Parsing never raises anything but InvalidNameError, and its message has no control characters."""
@@ -215,7 +210,6 @@ def test_a_hostile_experiment_name_is_refused(name: object) -> None:
     assert str(refused.value).isprintable()
 
 
-@BOUNDED
 @given(st.one_of(st.text(max_size=120), st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")))
 def test_an_accepted_experiment_name_is_a_folder(name: str) -> None:
     """What is accepted can be created below a root, is found there under the same name, and nowhere else."""
@@ -245,7 +239,6 @@ def test_a_hostile_tag_is_refused(tag: object) -> None:
     assert str(refused.value).isprintable()
 
 
-@BOUNDED
 @given(st.one_of(st.text(max_size=110), st.text("\u0958\ufb2a\U0001d160\u0344e\u0301", min_size=1, max_size=100)))
 def test_an_accepted_tag_is_accepted_again(tag: str) -> None:
     """Checking is idempotent, so that a tag which was stored can be read back; and twins become one."""
@@ -281,7 +274,6 @@ def test_a_hostile_description_is_refused(text: object) -> None:
     assert str(refused.value).isprintable()
 
 
-@BOUNDED
 @given(st.text())
 def test_an_accepted_description_survives_a_file(text: str) -> None:
     """What is accepted is written to a UTF-8 file and read back unchanged."""

@@ -23,13 +23,7 @@ from tests.experiment.test_commit import contents, folder_at, keep, save
 
 WANTED = CheckpointId(1, 2, datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC))
 
-BOUNDED = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=30,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -47,7 +41,7 @@ steps = st.lists(
 )
 
 
-@BOUNDED
+@SHARED_FOLDER
 @given(steps=steps)
 def test_an_old_index_answers_like_a_new_one(tmp_path: Path, steps: list[tuple[str, int]]) -> None:
     """After any sequence of changes, by others as well, a cached index and a rebuilt one agree."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -311,7 +311,6 @@ CHUNKS = st.sets(st.integers(min_value=0, max_value=12), max_size=4)
 HARMS = st.builds(Harm, flipped=CHUNKS, size_change=st.integers(min_value=-2500, max_value=700) | st.just(0))
 
 
-@settings(max_examples=60, deadline=None)
 @given(here=HARMS, there=HARMS)
 def test_two_copies_are_one_whole_or_nothing_changes(template: Copies, here: Harm, there: Harm) -> None:
     """Whatever happened to both: bit-equal if no chunk is damaged twice, and then the other way; else untouched."""

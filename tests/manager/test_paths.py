@@ -38,10 +38,6 @@ TORTURE = bool(os.environ.get("CKPT_TORTURE"))
 CHUNK_BYTES = 1024
 ALIGNMENT_BYTES = 64
 PROPERTY = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=1000 if TORTURE else 60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

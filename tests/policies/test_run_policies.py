@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -28,7 +28,6 @@ def save(manager: CheckpointManager, epoch: int, loss: float, **more: object) ->
     return manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss}, **more)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(interval=st.integers(1, 200), stride=st.integers(1, 300), first=st.integers(0, 500), calls=st.integers(1, 300))
 def test_steps_that_skip_multiples_are_saved(interval: int, stride: int, first: int, calls: int) -> None:
     """Whatever the stride, no two saves of a run are further apart than the interval and one stride."""
@@ -42,7 +41,6 @@ def test_steps_that_skip_multiples_are_saved(interval: int, stride: int, first: 
     assert all(gap < interval + stride for gap in gaps)
 
 
-@settings(deadline=None)
 @given(interval=st.integers(1, 50), calls=st.integers(1, 300))
 def test_an_ordinary_loop_saves_on_multiples(interval: int, calls: int) -> None:
     """With a step of one, saves fall on the multiples and on nothing else."""

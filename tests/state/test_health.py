@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,7 +21,6 @@ from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.state.health import HealthCheck
 from tests.helpers import MakeManager, Parts, build, flip_bit, ids, payload_path, save, train
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 FLOATS = [
     torch.float16,
     torch.bfloat16,
@@ -69,7 +68,6 @@ def test_types_without_infinities_have_a_nan(dtype: torch.dtype) -> None:
     assert fault_in(numbers.to(dtype)) is not None
 
 
-@BOUNDED
 @given(
     st.lists(st.floats(width=32), max_size=40),
     st.sampled_from([torch.float32, torch.float64]),
