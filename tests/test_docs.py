@@ -18,8 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from pydantic import BaseModel, TypeAdapter
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -61,16 +60,6 @@ def pages_with(*languages: str) -> list[Any]:
 
 
 # --- what runs ---
-
-
-@pytest.fixture(scope="module")
-def prefect_api() -> Iterator[None]:
-    """A Prefect API for this module's pages, without the heartbeat that each flow would wait for at its end."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        environment.setenv("DO_NOT_TRACK", "1")
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), prefect_test_harness():
-            yield
 
 
 @pytest.mark.parametrize("path", pages_with("python"))
@@ -126,7 +115,7 @@ def _command_lines(path: Path) -> Iterator[list[str]]:
 def test_commands_exist(path: Path) -> None:
     """Every ``ckpt`` command that a page names exists with the options it uses, and every ``make`` target."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
     for program, *words in _command_lines(path):
         if program == "make":
             assert set(words) <= targets, words

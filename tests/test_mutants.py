@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.collecting import collect
 from tests.torture import mutants
 from tests.torture.mutants import BEGIN, END, PAGE, Mutant, UnsoundListError, check, load, main, run
 from tests.torture.runner import ROOT
@@ -38,15 +36,8 @@ def test_the_tests_of_each_are_there() -> None:
     """Each by its name: a test that is gone would not fail."""
     tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
     assert all("::" in test for test in tests)
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    collected = collect(*(str(ROOT / test) for test in tests)).selected
+    assert all(any(name == test or name.startswith((f"{test}[", f"{test}::")) for name in collected) for test in tests)
 
 
 def test_the_page_lists_all() -> None:

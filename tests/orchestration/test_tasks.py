@@ -27,7 +27,7 @@ from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
 from prefect_checkpoints.tasks.report import artifact_key
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = pytest.mark.usefixtures("own_results")
 EXPERIMENT = "run"
 SECONDS_TO_WAIT = 30.0
 
