@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
     CheckpointError,

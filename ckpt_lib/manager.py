@@ -16,7 +16,8 @@ from typing import Any, Self, TypeVar
 from pydantic import ValidationError
 
 from ckpt_lib.config import CheckpointConfig, config_error, is_monitor_given, located
-from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId, check_description, check_experiment_name, check_tags, is_checkpoint_id
 from ckpt_lib.errors import (

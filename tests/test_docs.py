@@ -31,7 +31,7 @@ import prefect_checkpoints.flows
 import prefect_checkpoints.tasks
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.cli.app import app
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.policies.retention import RetentionPolicy
 

@@ -63,7 +63,7 @@ def test_one_whose_tests_do_not_end_is_not_caught(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/core/metadata")]
+    ("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/core/manifest")]
 )
 def test_a_list_that_is_old_is_refused(text: str, told: str) -> None:
     """Before anything is run."""

@@ -26,7 +26,8 @@ from ckpt_lib.cli.session import open_copies, open_manager, read_config
 from ckpt_lib.core.wording import count_of
 
 if TYPE_CHECKING:
-    from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+    from ckpt_lib.core.manifest import Manifest
+    from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.core.monitor import Monitor
     from ckpt_lib.manager import CheckpointManager
 

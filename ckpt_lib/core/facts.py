@@ -11,9 +11,10 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from ckpt_lib.core.metadata import MAX_COUNT, Metric, check_count, check_metrics, check_run_config
+from ckpt_lib.core.metadata import MAX_COUNT, Metric, check_count, check_metrics
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import check_description, check_tags
+from ckpt_lib.core.plain import check_run_config
 from ckpt_lib.errors import ConfigError
 
 

@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import datetime
 import enum
+import json
 import math
 import os
 import uuid
@@ -31,6 +32,7 @@ from pydantic import BaseModel
 
 from ckpt_lib.errors import ConfigError
 
+MAX_CONFIG_BYTES = 2**20
 MAX_LEVELS = 100
 MAX_ELEMENTS = 1_000
 MAX_VALUES = 10_000
@@ -50,6 +52,44 @@ def plain_mapping(value: Any, name: str) -> dict[str, Any]:
             got=type(value).__name__,
         )
     return _Conversion(name).mapping(fields, name, 0)
+
+
+def check_run_config(config: Any) -> dict[str, Any]:
+    """Return a run's configuration as JSON holds it, or raise :class:`ConfigError` for what a manifest cannot store."""
+    if config is None:
+        return {}
+    plain = plain_mapping(config, "config")
+    try:
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the run's config cannot be stored as JSON: {error}", expected="text in Unicode") from error
+    if reason := config_excess(plain, len(text)):
+        raise ConfigError(f"the run's config cannot be stored: {reason}", hint="Large values belong in extra_state.")
+    return plain
+
+
+def config_excess(config: Any, size_bytes: int) -> str | None:
+    """Name the limit that a run's configuration exceeds. Writers and readers ask the same."""
+    if size_bytes > MAX_CONFIG_BYTES:
+        return f"it takes {size_bytes} bytes, more than {MAX_CONFIG_BYTES}"
+    if is_deeper(config, MAX_LEVELS):
+        return f"it is nested too deeply, more than {MAX_LEVELS} levels"
+    if is_deeper(config, MAX_LEVELS, most_values=MAX_VALUES):
+        return f"it has more than {MAX_VALUES} values"
+    return None
+
+
+def is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:
+    """Whether JSON containers nest more than ``levels`` deep or hold more than ``most_values``. It does not recurse."""
+    layer, count = [value], 0
+    for _ in range(levels + 1):
+        containers = [item for item in layer if isinstance(item, dict | list)]
+        count += sum(map(len, containers))
+        if most_values is not None and count > most_values:
+            return True
+        layer = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
+    return bool(layer)
 
 
 def changed_values(given: Any, stored: Any, path: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import (
     CheckpointError,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-from ckpt_lib.core.metadata import SCHEMA_VERSION, Manifest
+from ckpt_lib.core.manifest import SCHEMA_VERSION, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import (
     CheckpointError,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, get_args
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError
 from ckpt_lib.store import Entry, FolderLock, Store

@@ -16,7 +16,7 @@ from functools import partial
 from typing import get_args
 
 from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.core.wording import duration

@@ -14,7 +14,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,

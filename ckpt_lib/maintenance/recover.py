@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from ckpt_lib.core.facts import Draft, check_draft
-from ckpt_lib.core.metadata import FileEntry, Manifest, check_count
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.metadata import check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointError, NotACheckpointError, StoreError

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, get_args
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
     CheckpointExistsError,

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment import commit

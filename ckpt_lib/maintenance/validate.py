@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import (
     CheckpointError,

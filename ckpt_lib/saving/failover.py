@@ -16,7 +16,7 @@ from typing import Any
 
 from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import Draft, check_draft
-from ckpt_lib.core.metadata import MAX_COUNT, Manifest
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import MAX_COUNT
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import count_of, duration, listed
 from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError

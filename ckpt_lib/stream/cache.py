@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from typing import Any, BinaryIO, cast
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.stream.chunks import local_size_bytes
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 from ckpt_lib.stream.reader import VerifiedFile

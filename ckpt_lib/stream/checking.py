@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.stream.chunks import (
     Progress,
     ReadAt,

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Damage
 
 Progress = Callable[[int], object]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.stream.checking import find_damages
 from ckpt_lib.stream.chunks import (

@@ -14,7 +14,7 @@ import pytest
 
 from ckpt_lib import CheckpointManager, errors
 from ckpt_lib.cli.errors import EXIT_CODES, ConfirmationError, exit_code
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.store import open_store
 from ckpt_lib.store.leases import LEASE_PREFIX

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import FileEntry, Manifest, _canonical
+from ckpt_lib.core.manifest import FileEntry, Manifest, _canonical
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptManifestError, InvalidMetricError, InvalidNameError
 from tests.helpers import MakeManager, experiment_folder
 

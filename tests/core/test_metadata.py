@@ -19,17 +19,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_lib.core.metadata import (
-    SCHEMA_VERSION,
-    CheckpointMetadata,
-    FileEntry,
-    Manifest,
-    check_metrics,
-    check_run_config,
-)
+from ckpt_lib.core.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata, check_metrics
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, check_tag
-from ckpt_lib.core.plain import MAX_LEVELS
+from ckpt_lib.core.plain import MAX_LEVELS, check_run_config
 from ckpt_lib.errors import (
     ConfigError,
     CorruptManifestError,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, StoreError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, open_store
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.formats.selection import check_keys, select
 from ckpt_lib.formats.torch.format import TorchZipFormat

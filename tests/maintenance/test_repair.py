@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

@@ -23,7 +23,7 @@ import xxhash
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.experiment import commit
 from ckpt_lib.formats.torch.archive import TorchArchive
 from ckpt_lib.formats.torch.reading import TorchReader

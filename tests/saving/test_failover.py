@@ -16,7 +16,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core import facts
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, NoValidCheckpointError
 from ckpt_lib.policies.retention import KeepNewest

@@ -15,7 +15,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import CorruptCheckpointError, StoreError
 from ckpt_lib.stream import (
     BLOCK_SIZE_BYTES,
@@ -396,7 +396,7 @@ import hashlib, os, sys, xxhash
 from pathlib import Path
 import ckpt_lib.stream.mapping as mapping
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.stream import VerifiedFile
 
 path, older, verified = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.experiment import commit
 from ckpt_lib.maintenance.validate import ValidationReport

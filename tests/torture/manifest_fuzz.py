@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.store import leases
 from ckpt_lib.store.owners import this_process

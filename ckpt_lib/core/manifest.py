@@ -1,0 +1,215 @@
+"""``Manifest``: the small JSON file that makes a payload a checkpoint.
+
+The manifest is the commit: a checkpoint exists when its manifest does. The file holds a digest of its own content, so
+a reader notices any altered byte. docs/FORMAT.md specifies the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ckpt_lib.core.metadata import LIMIT_64_BITS, MAX_METRICS, CheckpointFields, CheckpointMetadata
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import MAX_TAGS, is_checkpoint_id
+from ckpt_lib.core.plain import config_excess, is_deeper
+from ckpt_lib.errors import ConfigError, CorruptManifestError, UnsupportedSchemaError
+
+SCHEMA_VERSION = 1
+_DIGEST_FIELD = "manifest_sha256"
+_MAX_LEVELS = 200  # newer versions may nest deeper than this one; pydantic's serializer stops at 255
+_MAX_LINES = 1_000_000  # each value takes at least one line
+_SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # a chunk costs more than hashing so few bytes
+_MAX_REASON_LENGTH = 1_000
+_PAYLOAD_SUFFIX = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9.]{0,31}")
+
+
+class FileEntry(BaseModel):
+    """One payload file: its name beside the manifest, its size and its digests."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    size_bytes: int = Field(ge=0, lt=LIMIT_64_BITS)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    chunk_size_bytes: int = Field(gt=0, lt=LIMIT_64_BITS)
+    chunk_xxh3_128: tuple[str, ...]
+
+
+class Manifest(CheckpointFields):
+    """The facts of one checkpoint as its manifest file holds them. A rewrite keeps the fields of newer versions."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    uid: str = Field(pattern=r"^[0-9a-f]{32}$", description="Random; a copy elsewhere has the same.")
+    kinds: dict[str, str] = Field(default={}, description="Classes of model, optimizer and scheduler.")
+    parameter_names: tuple[tuple[str, ...], ...] | None = Field(
+        default=None, description="The optimizer's parameters, group by group; None when not known or too many."
+    )
+    format: str
+    files: tuple[FileEntry, ...] = Field(min_length=1, max_length=1)
+    monitor: Monitor = Field(default=Monitor(), description="What the run took for its measure of the best.")
+    libraries: dict[str, str] = Field(default={})
+    idempotency_key: str | None = None
+
+    MAX_BYTES: ClassVar[int] = 16 * 2**20
+
+    @property
+    def payload(self) -> FileEntry:
+        """The payload file. Every format of this schema version writes exactly one."""
+        return self.files[0]
+
+    def describe(self, *, is_best: bool = False, is_latest: bool = False) -> CheckpointMetadata:
+        """Return the public view of this manifest."""
+        shared = {name: getattr(self, name) for name in CheckpointFields.model_fields}
+        return CheckpointMetadata(
+            **shared,
+            file_size=self.payload.size_bytes,
+            checksum=self.payload.sha256,
+            is_best=is_best,
+            is_latest=is_latest,
+        )
+
+    def changed(self, **facts: Any) -> Self:
+        """Return a copy with some fields replaced."""
+        return self.model_copy(update=facts)
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest file: canonical JSON that includes the digest of its other fields.
+
+        Raises :class:`ConfigError` for a manifest that :meth:`from_bytes` would refuse.
+        """
+        try:
+            data = _canonical(self.model_dump(mode="json"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"a fact of the checkpoint cannot be written to its manifest: {error}", checkpoint_id=self.checkpoint_id
+            ) from error
+        if reason := _too_large(data):
+            raise ConfigError(
+                f"the manifest could not be read again: {reason}",
+                checkpoint_id=self.checkpoint_id,
+                hint="Pass a smaller config; large values belong in extra_state.",
+            )
+        return data
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, path: str) -> Self:
+        """Read a manifest file.
+
+        Raises :class:`UnsupportedSchemaError` for the file of a newer version, and :class:`CorruptManifestError` when
+        a byte was altered or a field is invalid.
+        """
+        fields = _parse(data, path)
+        version = fields.get("schema_version")
+        if type(version) is not int:
+            raise _corrupt(path, "its schema version is not a whole number", expected=SCHEMA_VERSION)
+        if version > SCHEMA_VERSION:
+            raise UnsupportedSchemaError(
+                "the manifest was written by a newer version of this library",
+                path=path,
+                expected=f"schema version {SCHEMA_VERSION} or older",
+                got=version,
+                hint="Upgrade prefect-checkpoints to read it.",
+            )
+        recorded = fields.pop(_DIGEST_FIELD, None)
+        if not _is_canonical(fields, data):
+            raise _corrupt(path, "its bytes differ from what was written", expected=recorded)
+        if reason := _excess(fields):
+            raise _corrupt(path, reason)
+        try:
+            manifest = cls.model_validate(fields)
+        except ValidationError as error:
+            raise _corrupt(path, f"a field is not as specified: {_shortened(str(error))}") from error
+        _check_names(manifest, path)
+        return manifest
+
+
+def _excess(fields: Mapping[str, Any]) -> str | None:
+    """Name what a manifest has more of than any writer stores. The counts are cheap, validating each value is not."""
+    for name, most in (("tags", MAX_TAGS), ("metrics", MAX_METRICS), ("libraries", MAX_METRICS), ("files", 1)):
+        if isinstance(found := fields.get(name), list | dict) and len(found) > most:
+            return f"it has {len(found)} {name}, more than {most}"
+    config = fields.get("config")
+    if not isinstance(config, dict):
+        return None
+    reason = config_excess(config, len(json.dumps(config, ensure_ascii=False)))
+    return reason and f"of its config, {reason}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_REASON_LENGTH else f"{text[:_MAX_REASON_LENGTH]} …"
+
+
+def _check_names(manifest: Manifest, path: str) -> None:
+    """Refuse a manifest whose file names lead anywhere but to its own payload."""
+    name = manifest.payload.name
+    suffix = name.removeprefix(manifest.checkpoint_id)
+    if (
+        not is_checkpoint_id(manifest.checkpoint_id)
+        or not name.startswith(manifest.checkpoint_id)
+        or not _PAYLOAD_SUFFIX.fullmatch(suffix)
+        or suffix.lower() == ".json"  # the manifest itself
+    ):
+        raise _corrupt(path, f"it names the payload {name!r}", expected=f"{manifest.checkpoint_id}.<format suffix>")
+    chunks = -(-manifest.payload.size_bytes // manifest.payload.chunk_size_bytes)
+    if len(manifest.payload.chunk_xxh3_128) != chunks:
+        raise _corrupt(path, "its chunk table has the wrong length", expected=chunks)
+    if manifest.payload.chunk_size_bytes < _SMALL_CHUNK_BYTES and chunks > _MAX_SMALL_CHUNKS:
+        raise _corrupt(path, f"it has {chunks} chunks", expected=f"at most {_MAX_SMALL_CHUNKS} of so few bytes")
+
+
+def _too_large(data: bytes) -> str | None:
+    """Name the reason why parsing ``data`` would take long or much memory, found by counting bytes."""
+    if len(data) > Manifest.MAX_BYTES:
+        return f"it is too large for a manifest, with {len(data)} bytes and not {Manifest.MAX_BYTES} at most"
+    if max(data.count(b"\n"), data.count(b"["), data.count(b"{")) > _MAX_LINES:
+        return f"it is too large for a manifest, with more than {_MAX_LINES} lines or brackets"
+    return None
+
+
+def _parse(data: bytes, path: str) -> dict[str, Any]:
+    if reason := _too_large(data):
+        raise _corrupt(path, reason)
+    try:
+        fields = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise _corrupt(path, "it is not a JSON object")
+    if is_deeper(fields, _MAX_LEVELS, most_values=_MAX_LINES):
+        raise _corrupt(path, "it is nested too deeply, or has too many values, for a manifest")
+    return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    """Spell a manifest in the one canonical way. Equal bytes mean equal content; the digest covers all other fields."""
+    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    signed = {**fields, _DIGEST_FIELD: hashlib.sha256(body).hexdigest()}
+    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def _is_canonical(fields: dict[str, Any], data: bytes) -> bool:
+    try:
+        return _canonical(fields) == data
+    except UnicodeEncodeError:  # a lone surrogate, which this library never writes
+        return False
+
+
+def _corrupt(path: str, reason: str, expected: object = None) -> CorruptManifestError:
+    return CorruptManifestError(
+        f"the manifest is damaged: {reason}",
+        path=path,
+        expected=expected,
+        hint="Restore it from a backup: `ckpt restore`.",
+    )
