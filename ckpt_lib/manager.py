@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
+from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
 from ckpt_lib.config import CheckpointConfig, config_error, is_monitor_given, located
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
@@ -783,8 +784,8 @@ class CheckpointManager:
 
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
-    ) -> dict[str, Any]:
-        """Line up checkpoints; see :func:`ckpt_lib.analysis.compare.compare` for the keys.
+    ) -> CheckpointComparison:
+        """Set checkpoints side by side.
 
         ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
         how its tensors differ from the first one's; that loads them, two at a time.
@@ -819,8 +820,8 @@ class CheckpointManager:
             }
         return comparison
 
-    def get_checkpoint_summary(self) -> dict[str, Any]:
-        """Totals, the best and the latest id, and statistics of every metric."""
+    def get_checkpoint_summary(self) -> ExperimentSummary:
+        """Return totals, the best and the latest id, and statistics of every metric."""
         from ckpt_lib.analysis.statistics import summarize
 
         return summarize(

@@ -89,7 +89,7 @@ def checkpoint_lifecycle(
             backup.result()
     exported = next((export.result() for export in exports), None)
     fail_on_backups({experiment_name: cleanup})
-    outcome = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
+    outcome: dict[str, Any] = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
     return completed(outcome, f"{count_findings(reports)}; {summary['total_checkpoints']} kept")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib import CheckpointConfig
+from ckpt_lib.analysis.results import ExperimentSummary
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
 from prefect_checkpoints.tasks import (
@@ -39,7 +38,7 @@ def train(
     experiment_name: str = "digits",
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     training: TrainingParameters = TrainingParameters(),  # noqa: B008  frozen
-) -> dict[str, Any]:
+) -> ExperimentSummary:
     """Train a small CNN on handwritten digits, saving a checkpoint after each epoch that the configuration names.
 
     Killed at any moment, the next run continues from the newest checkpoint that verifies, and ends with the weights

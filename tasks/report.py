@@ -20,6 +20,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport, open_store
+from ckpt_lib.analysis.results import CheckpointComparison
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -144,17 +145,18 @@ def count_findings(reports: Sequence[ValidationReport]) -> str:
 
 
 @report_task("report comparison in {experiment_name}")
-def report_comparison(config: CheckpointConfig, experiment_name: str, comparison: dict[str, Any]) -> None:
+def report_comparison(config: CheckpointConfig, experiment_name: str, comparison: CheckpointComparison) -> None:
     """Publish metrics and differing configuration side by side, a column for each checkpoint."""
     ids = comparison["checkpoint_ids"]
+    tables = {"metrics": comparison["metrics_comparison"], "config": comparison["config_comparison"]}
     rows: list[Row] = [
         {
             "kind": kind,
             "name": name,
             **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)},
         }
-        for kind in ("metrics", "config")
-        for name, values in comparison[f"{kind}_comparison"].items()
+        for kind, table in tables.items()
+        for name, values in table.items()
     ]
     title = f"Comparison in {experiment_name} of {store_of(config)}"
     _publish(rows, artifact_key("comparison", config, experiment_name), title)

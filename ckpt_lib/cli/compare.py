@@ -103,9 +103,9 @@ def compare(
     _print_metrics(labels, comparison["metrics_comparison"])
     _print_lines("Configuration that differs", labels, comparison["config_comparison"])
     _print_lines("Tags", labels, comparison["tags_comparison"])
-    facts = comparison["metadata_comparison"]
-    moments = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
-    _print_lines("Facts", labels, {**facts, "timestamp": moments})
+    facts: dict[str, Any] = {**comparison["metadata_comparison"]}
+    facts["timestamp"] = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
+    _print_lines("Facts", labels, facts)
     for other, differences in comparison.get("tensors_comparison", {}).items():
         _print_tensors(labels[ids.index(other)], differences)
 
