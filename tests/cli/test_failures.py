@@ -268,10 +268,11 @@ def run_in_shell(store: Path, command: str, redirections: str) -> tuple[int, str
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or not shutil.which("bash"), reason="needs /dev/full and bash")
-@pytest.mark.parametrize("redirections", STREAMS.values(), ids=STREAMS)
-def test_streams_that_cannot_be_written(store: Path, redirections: str) -> None:
+@pytest.mark.parametrize("streams", STREAMS)
+def test_streams_that_cannot_be_written(store: Path, streams: str) -> None:
     """An answer or a remark that could not be printed is no success, an error keeps its code, and neither is a bug."""
-    for command in ANSWERING:
+    redirections = STREAMS[streams]
+    for command in ANSWERING[list(STREAMS).index(streams) % 2 :: 2]:  # each is a program that loads everything anew
         code, output = run_in_shell(store, command, redirections)
         assert code in (0, 3), (command, output)
         assert code == 3 or output, command
