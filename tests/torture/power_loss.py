@@ -303,8 +303,8 @@ ROWS = [
         "what was acknowledged is there, all else whole or as before; the next save and cleanup work",
         "states",
         5_000,
-        300,
+        100,
         lose_power,
     ),
-    Row(4, "a missing barrier", "row 3 fails without any one of them", "barriers", 0, 3, remove_barriers),
+    Row(4, "a missing barrier", "row 3 fails without any one of them", "barriers", 0, 1, remove_barriers),
 ]
