@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
+from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
@@ -13,7 +14,6 @@ from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import cleanup_backups, delete_backup, list_backups, report_backups, report_cleanup
-from prefect_checkpoints.tasks.report import size_text
 
 
 @flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner())
@@ -47,6 +47,4 @@ def manage_backups(
     report_cleanup(checkpoints, experiment_name, report, backups=True)
     report_backups(checkpoints, experiment_name)
     left = list_backups(checkpoints, experiment_name)
-    return completed(
-        left, f"{len(left)} backup{'' if len(left) == 1 else 's'}; {size_text(freed_bytes + report.freed_bytes)} freed"
-    )
+    return completed(left, f"{count_of(len(left), 'backup')}; {size_text(freed_bytes + report.freed_bytes)} freed")

@@ -21,6 +21,8 @@ from prefect.logging import get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport, open_store
 from ckpt_lib.analysis.results import CheckpointComparison
+from ckpt_lib.core.metadata import marks_of
+from ckpt_lib.core.wording import size_text
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -80,7 +82,7 @@ def _rows(checkpoints: Sequence[CheckpointMetadata]) -> list[Row]:
     for item in checkpoints:
         row: Row = {
             "checkpoint": item.checkpoint_id,
-            "mark": " ".join(_marks(item)),
+            "mark": " ".join(marks_of(item)),
             "epoch": item.epoch,
             "step": item.step,
             "size": size_text(item.file_size),
@@ -247,16 +249,6 @@ def _publish(rows: list[Row], key: str, description: str) -> None:
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def _marks(item: CheckpointMetadata) -> list[str]:
-    flags = {
-        "best": item.is_best,
-        "latest": item.is_latest,
-        "pinned": item.pinned,
-        "unhealthy": not item.healthy,
-    }
-    return [name for name, is_set in flags.items() if is_set]
-
-
 def _cell(value: Any) -> Any:
     """A value that the artifact's page can show: an infinity would break the whole table."""
     if isinstance(value, float):
@@ -264,12 +256,3 @@ def _cell(value: Any) -> Any:
             return str(value)
         return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)  # 3e-07 is not 0
     return value if isinstance(value, int | None) else str(value)
-
-
-def size_text(size_bytes: float) -> str:
-    """A size as people read it, in steps of 1,024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"

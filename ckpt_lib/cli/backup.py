@@ -11,9 +11,10 @@ from rich.text import Text
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE, print_error
 from ckpt_lib.cli.errors import describe as describe_error
-from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_json, print_table
+from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve, resolve_all
+from ckpt_lib.cli.session import check_ids_or_all, open_manager, require_backup_location, resolve, resolve_all
+from ckpt_lib.core.wording import size_text
 
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
@@ -41,6 +42,7 @@ def backup(
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_manager(store, experiment, config)
+    require_backup_location(manager)
     ids = manager.checkpoint_ids() if everything else resolve_all(manager, checkpoint_ids or ["latest"])
     verify = verify or not everything
     outcomes = _back_up(manager, ids, verify=verify)
@@ -85,7 +87,7 @@ def _print_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
             (
                 outcome["checkpoint_id"],
                 Text(outcome["result"], style=_STYLES.get(outcome["result"], "")),
-                as_size(outcome["size_bytes"]),
+                size_text(outcome["size_bytes"]),
             )
             for outcome in outcomes
         ],
@@ -108,6 +110,7 @@ def restore(
     Whether the checkpoint is damaged or deleted: `ckpt list --backups` shows what can be restored.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
+    require_backup_location(manager)
     wanted = resolve(manager, checkpoint_id)
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
     with byte_progress("Restoring", sizes.get(wanted)) as progress:

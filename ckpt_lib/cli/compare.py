@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,8 +14,8 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.output import (
     Column,
     as_number,
-    as_size,
     as_time,
+    as_value,
     note,
     print_facts,
     print_heading,
@@ -24,6 +23,7 @@ from ckpt_lib.cli.output import (
     print_table,
 )
 from ckpt_lib.cli.session import open_manager
+from ckpt_lib.core.wording import size_text
 
 _STATISTICS = ("count", "min", "max", "mean", "std", "first", "last", "not_comparable")
 _ALWAYS = ("count", "min", "max")
@@ -49,7 +49,7 @@ def summary(
         {
             "experiment": found["experiment_name"],
             "checkpoints": str(found["total_checkpoints"]),
-            "size": as_size(round(found["total_size_mb"] * 2**20)),
+            "size": size_text(round(found["total_size_mb"] * 2**20)),
             "backups": str(found["total_backups"]),
             "epochs": f"{found['first_epoch']} to {found['last_epoch']}" if found["total_checkpoints"] else "-",
             "latest": found["latest_checkpoint"] or "-",
@@ -138,7 +138,7 @@ def _print_lines(heading: str, labels: Sequence[str], lined_up: Mapping[str, Seq
 def _cell(value: Any) -> str | Text:
     if isinstance(value, bool):
         return Text("yes", style="green") if value else Text("no", style="dim")
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
+    return as_value(value)
 
 
 def _print_tensors(label: str, differences: Mapping[str, Mapping[str, Any]]) -> None:

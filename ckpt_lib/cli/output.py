@@ -223,16 +223,13 @@ def visible_lines(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def as_size(size_bytes: int) -> str:
-    """Bytes in the largest unit that leaves at least one of it."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    power = min(int(math.log2(size_bytes) // 10), 5)
-    return f"{size_bytes / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+def as_value(value: Any) -> str:
+    """Return any plain value as text; JSON for what has parts."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
 
 
 def as_number(value: Any) -> str:
-    """A metric, short enough for a table."""
+    """Return a metric that is short enough for a table."""
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.output import Column, as_size, note, print_json, print_table
+from ckpt_lib.cli.output import Column, note, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import read_config
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import ConfigError, NotAStoreError
 
 if TYPE_CHECKING:
@@ -88,4 +88,4 @@ def _print_reports(reports: list[ReconcileReport]) -> None:
     if rows:
         print_table((Column("experiment"), Column("id"), Column("result", wraps=True)), rows)
     moved = sum(len(report.moved) for report in reports)
-    note(f"{count_of(moved, 'checkpoint')} moved, {as_size(sum(report.moved_bytes for report in reports))}.")
+    note(f"{count_of(moved, 'checkpoint')} moved, {size_text(sum(report.moved_bytes for report in reports))}.")

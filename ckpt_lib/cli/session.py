@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_lib.errors import ConfigError, ExperimentNotFoundError
+from ckpt_lib.errors import ConfigError, ExperimentNotFoundError, NotAStoreError, StoreUnavailableError
 
 # The core is imported by the functions that use it, so that `ckpt --help` answers at once.
 if TYPE_CHECKING:
@@ -64,9 +64,23 @@ def open_copies(
 
     manager = open_manager(store, experiment, config_file, may_be_new=backups, **options)
     if backups:
+        require_backup_location(manager)
         elsewhere = open_store(manager.config.backup_dir) if manager.config.backup_dir else None
         check_experiment_exists(open_store(manager.config.checkpoint_dir), manager.experiment_name, backups=elsewhere)
     return manager
+
+
+def require_backup_location(manager: CheckpointManager) -> None:
+    """Raise ``StoreUnavailableError`` if the backup location cannot be listed, whatever the reason."""
+    try:
+        manager.backup_ids()
+    except NotAStoreError as error:
+        raise StoreUnavailableError(
+            "the backup location cannot be read",
+            path=error.path,
+            got=error.message,
+            hint="Mount its disk, or change backup_dir.",
+        ) from error
 
 
 def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str:

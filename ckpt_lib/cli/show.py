@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,8 @@ from ckpt_lib.cli.output import (
     Column,
     as_age,
     as_number,
-    as_size,
     as_time,
+    as_value,
     note,
     print_facts,
     print_heading,
@@ -23,13 +22,16 @@ from ckpt_lib.cli.output import (
     print_table,
 )
 from ckpt_lib.cli.session import open_copies, open_manager, read_config
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.metadata import marks_of
+from ckpt_lib.core.wording import count_of, size_text
 
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.core.monitor import Monitor
     from ckpt_lib.manager import CheckpointManager
+
+_MARK_STYLES = {"best": "bold green", "latest": "bold cyan", "pinned": "bold yellow", "unhealthy": "bold red"}
 
 
 def list_checkpoints(
@@ -83,7 +85,7 @@ def list_checkpoints(
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
-        f"{as_size(sum(item.file_size for item in found))}. "
+        f"{size_text(sum(item.file_size for item in found))}. "
         f"The best is by {monitor.metric} ({monitor.mode})."
     )
     known = {name for item in everything for name in item.tags}
@@ -121,7 +123,7 @@ def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Seque
             *(as_number(item.metrics.get(name)) for name in first),
             _marks(item),
             as_age(item.timestamp),
-            as_size(item.file_size),
+            size_text(item.file_size),
             ", ".join(item.tags),
             str(item.epoch),
             str(item.step),
@@ -133,13 +135,7 @@ def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Seque
 
 
 def _marks(checkpoint: CheckpointMetadata) -> Text:
-    marks = (
-        ("best", "bold green", checkpoint.is_best),
-        ("latest", "bold cyan", checkpoint.is_latest),
-        ("pinned", "bold yellow", checkpoint.pinned),
-        ("unhealthy", "bold red", not checkpoint.healthy),
-    )
-    return Text(" ").join(Text(word, style=style) for word, style, holds in marks if holds)
+    return Text(" ").join(Text(mark, style=_MARK_STYLES[mark]) for mark in marks_of(checkpoint))
 
 
 def show(
@@ -203,7 +199,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "description": checkpoint.description,
         "parent": checkpoint.parent_id or "",
         "path": path,
-        "size": f"{as_size(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
+        "size": f"{size_text(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
         "SHA-256": checkpoint.checksum,
         "format": manifest.format,
         "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
@@ -212,11 +208,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
     for heading, mapping in (("Metrics", checkpoint.metrics), ("Configuration", checkpoint.config)):
         if mapping:
             print_heading(heading)
-            print_facts({f"  {name}": _shown(value) for name, value in mapping.items()})
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
+            print_facts({f"  {name}": as_value(value) for name, value in mapping.items()})
 
 
 def experiments(
@@ -249,7 +241,7 @@ def experiments(
         (
             name,
             str(len(held)),
-            as_size(sum(item.file_size for item in held)),
+            size_text(sum(item.file_size for item in held)),
             f"{as_age(held[-1].timestamp)} ago" if held else "-",
             held[-1].checkpoint_id if held else "-",
         )

@@ -9,9 +9,9 @@ import typer
 from ckpt_lib.cli import options
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.options import with_options
-from ckpt_lib.cli.output import Column, as_number, as_size, note, print_facts, print_json, print_table
+from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 
 
 def undelete(
@@ -61,13 +61,13 @@ def trash(
     print_table(
         (Column("id"), Column("epoch", numeric=True), Column("step", numeric=True), Column("size", numeric=True)),
         [
-            (item.checkpoint_id, as_number(item.epoch), as_number(item.step), as_size(item.file_size))
+            (item.checkpoint_id, as_number(item.epoch), as_number(item.step), size_text(item.file_size))
             for item in deleted
         ],
     )
     if empty:
         freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
-        note(f"{count_of(len(removed), 'checkpoint')} removed for good, {as_size(freed_bytes)} freed.")
+        note(f"{count_of(len(removed), 'checkpoint')} removed for good, {size_text(freed_bytes)} freed.")
     else:
         text = f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back."
         note(with_options(text))

@@ -12,7 +12,6 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
-    as_size,
     note,
     print_entry,
     print_facts,
@@ -25,7 +24,7 @@ from ckpt_lib.cli.output import (
 )
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
-from ckpt_lib.core.wording import count_of, listed
+from ckpt_lib.core.wording import count_of, listed, size_text
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _print_scrub(manager: CheckpointManager, report: ScrubReport) -> None:
         {
             "checkpoints": f"{len(report.checkpoints)}, {sum(not item for item in report.checkpoints)} damaged",
             "backups": f"{len(report.backups)}, {sum(not item for item in report.backups)} damaged",
-            "read": as_size(report.bytes_read),
+            "read": size_text(report.bytes_read),
         }
     )
     if report.files_resumed:
@@ -199,7 +198,7 @@ def repair(
         print_json(report)
         return
     facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
-    facts |= {"rewritten": as_size(report.bytes_rewritten)} if report.damages else {"result": report.message}
+    facts |= {"rewritten": size_text(report.bytes_rewritten)} if report.damages else {"result": report.message}
     for damage in report.damages:
         facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
     print_facts(facts)
@@ -209,7 +208,7 @@ def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationRepor
     intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
-        [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
+        [(item.checkpoint_id, intact if item else damaged, size_text(item.size_bytes)) for item in reports],
     )
     _print_damages(manager, *((), reports) if backups else (reports, ()))
 

@@ -167,3 +167,14 @@ class CheckpointMetadata(CheckpointFields):
     checksum: str = Field(description="SHA-256 of the payload: what `sha256sum` prints.")
     is_best: bool = False
     is_latest: bool = False
+
+
+def marks_of(checkpoint: CheckpointMetadata) -> list[str]:
+    """Return the words that lists show for what sets a checkpoint apart."""
+    marks = {
+        "best": checkpoint.is_best,
+        "latest": checkpoint.is_latest,
+        "pinned": checkpoint.pinned,
+        "unhealthy": not checkpoint.healthy,
+    }
+    return [mark for mark, applies in marks.items() if applies]

@@ -1,8 +1,9 @@
-"""How messages show values, counts and durations, and which name was probably meant."""
+"""Text for people: values, counts, sizes, durations, and guesses at misspelt names."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 from collections.abc import Iterable, Sequence
 
@@ -45,6 +46,14 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """Return the first names, and how many more there are: ``a, b, c and 2 more``."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size in the largest unit that it fills: ``512 B``, ``1.5 MiB``."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    power = min(int(math.log2(size_bytes) // 10), 5)
+    return f"{size_bytes / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
 
 
 def duration(seconds: float) -> str:

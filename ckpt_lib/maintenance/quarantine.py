@@ -207,7 +207,7 @@ def bring_back(
 
 
 def _what_is_left_to_do(checkpoint_id: str, *, is_backup: bool) -> str:
-    removal = f"ckpt delete --backups {checkpoint_id}" if is_backup else f"ckpt quarantine --delete {checkpoint_id}"
+    removal = f"ckpt delete {'--backups ' if is_backup else ''}{checkpoint_id}"
     return (
         "An export may be another copy; `ckpt list` shows older checkpoints, `ckpt list --backups` other backups. "
         f"`{removal}` removes it for good."

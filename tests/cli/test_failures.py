@@ -304,3 +304,28 @@ def test_program_passes_on_the_exit_code(store: Path, ids: list[str]) -> None:
     assert run_program("show", "nosuch", CKPT_CHECKPOINT_DIR=str(store)).returncode == 2
     assert run_program("--version").stdout.startswith("ckpt ")
     assert run_program().returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list", "--backups"),
+        ("quarantine", "--backups"),
+        ("validate", "--all", "--backups"),
+        ("cleanup", "--backups", "--dry-run"),
+        ("delete", "--backups", "--yes", "latest"),
+        ("backup", "--all"),
+        ("restore", "latest"),
+    ],
+    ids=" ".join,
+)
+def test_backup_location_that_cannot_be_read(store: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Commands about backups then end as with a store that does not answer; those about checkpoints go on."""
+    location = tmp_path / "backups"
+    location.write_text("a file")
+    elsewhere = {"CKPT_BACKUP_DIR": str(location)}
+    error = run_json(*command, store=store, code=3, env=elsewhere)["error"]
+    assert error["type"] == "StoreUnavailableError"
+    assert str(location) in error["path"]
+    assert "backup_dir" in error["hint"]
+    run("list", store=store, env=elsewhere)
