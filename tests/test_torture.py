@@ -29,7 +29,7 @@ def sampled(row: Row) -> Any:
     return pytest.param(row, id=f"{row.number}-{row.fault}", marks=marks)
 
 
-@pytest.mark.parametrize("row", map(sampled, ROWS))
+@pytest.mark.parametrize("row", [sampled(row) for row in ROWS])
 def test_row(row: Row) -> None:
     """A seeded sample of each row of the fault matrix, without a violation."""
     if lack := row.lacks():
