@@ -147,6 +147,6 @@ def test_what_is_returned_has_the_declared_keys_and_types(manager: CheckpointMan
 
 
 def assert_declared(declared: type, value: object) -> None:
-    adapter = TypeAdapter(declared)
+    adapter: TypeAdapter[object] = TypeAdapter(declared)
     assert adapter.validate_python(value, strict=True, extra="forbid") == value
     assert set(adapter.json_schema()["required"]) <= set(adapter.json_schema()["properties"])

@@ -253,7 +253,7 @@ def test_a_metric_that_is_never_logged_is_told(make_manager: MakeManager, caplog
     assert len(told) == 1
     assert told[0].levelno == logging.WARNING
     assert "Did you mean 'accuracy'?" in told[0].message
-    assert "accuracy" in manager.get_checkpoint_summary()["monitor_warning"]
+    assert "accuracy" in str(manager.get_checkpoint_summary()["monitor_warning"])
     assert "accuracy" in str(manager.cleanup_checkpoints(dry_run=True).plan.warning)
     assert manager.monitor_warning is not None
     manager.set_monitor("accuracy", "max")

@@ -472,7 +472,7 @@ def test_a_report_never_fails_its_run(config: CheckpointConfig, caplog: pytest.L
         for store in (config, nowhere):
             tasks.report_metrics(store, EXPERIMENT)
             tasks.report_checkpoints(store, EXPERIMENT)
-            tasks.report_comparison(store, EXPERIMENT, {})
+            tasks.report_comparison(store, EXPERIMENT, {})  # type: ignore[call-overload]
         return "done"
 
     assert reports() == "done"
