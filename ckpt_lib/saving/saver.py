@@ -21,7 +21,7 @@ from ckpt_lib.core.wording import count_of, duration, listed
 from ckpt_lib.errors import ConfigError, StateChangedError, UnknownMetricError
 from ckpt_lib.experiment.query import MonitorRecord
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
-from ckpt_lib.formats.torch.collection import CollectionPause
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
@@ -300,7 +300,8 @@ class Saver:
         """What copies ``payload`` into a buffer, with ``overlap_copy`` leaving for later what the optimizer's next step
         waits for.
         """
-        from ckpt_lib.state.staging import Snapshot, call_before_steps, unchanged_until_step
+        from ckpt_lib.state.overlap import call_before_steps, unchanged_until_step
+        from ckpt_lib.state.staging import Snapshot
 
         def snapshot_into(buffer: StagingBuffer) -> Snapshot:
             with CollectionPause():

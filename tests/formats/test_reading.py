@@ -24,13 +24,11 @@ from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.formats.selection import check_keys, select
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
-from ckpt_lib.formats.torch.reading import read_views, tensor_ranges
+from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.stream import StreamDigest, VerifiedFile
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
 from ckpt_lib.testing.format_contract import BOUNDED, assert_same, states
 
-CPU = torch.device("cpu")
 CANARY = "CKPT_TEST_CANARY"
 
 
@@ -53,8 +51,14 @@ def opened(data: bytes, original: bytes | None = None, chunk_size_bytes: int = 6
 
 
 def views(payload: Any, keys: Any = None) -> Any:
-    """A payload read without torch's own reader, which is an error where only that could."""
-    return read_views(opened(saved(payload)), keys, CPU)
+    """A payload read as users read it, which is known not to need torch's own reader."""
+    data = saved(payload)
+    assert TorchReader(opened(data)).unusual is None
+    return read(opened(data), keys)
+
+
+def read(file: VerifiedFile, keys: Any = None) -> Any:
+    return TorchZipFormat().read(file, keys=keys)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -82,7 +86,7 @@ def test_what_is_named_is_read_and_the_rest_is_not(state: Any) -> None:
     data = saved(payload)
     ((start, stop),) = tensor_ranges(opened(data))["other"]
     damaged = data[:start] + bytes(byte ^ 0xFF for byte in data[start:stop]) + data[stop:]
-    assert_same(read_views(opened(damaged, data, chunk_size_bytes=1), ["wanted"], CPU), {"wanted": state})
+    assert_same(read(opened(damaged, data, chunk_size_bytes=1), ["wanted"]), {"wanted": state})
 
 
 def test_tied_tensors_and_views_stay_tied() -> None:
@@ -128,7 +132,7 @@ def test_deep_nesting_needs_no_deep_stack() -> None:
     data = saved({"x": state})
 
     def from_depth(levels: int) -> Any:
-        return from_depth(levels - 1) if levels else read_views(opened(data), ["x"], CPU)["x"]
+        return from_depth(levels - 1) if levels else read(opened(data), ["x"])["x"]
 
     found = from_depth(600)
     for _ in range(98):
@@ -153,8 +157,7 @@ def unusual() -> dict[str, Any]:
 def test_what_is_unusual_is_read_by_torch_itself(name: str) -> None:
     """From the same verified file, with the same selection, and without running more than torch would."""
     data = saved({"x": unusual()[name], "y": torch.ones(3)})
-    with pytest.raises(UnusualPayloadError):
-        read_views(opened(data), None, CPU)
+    assert TorchReader(opened(data)).unusual is not None
     found = TorchZipFormat().read(opened(data), keys=["x"])
     assert list(found) == ["x"]
     assert type(found["x"]) is type(torch.load(io.BytesIO(data), weights_only=True)["x"])
@@ -177,10 +180,9 @@ def test_archives_of_other_programs_are_read() -> None:
     """Not aligned, and then copied; of another byte order, and then read by torch. Others are refused."""
     payload = {"w": torch.arange(5.0), "b": torch.ones(3, dtype=torch.complex128)}
     data = saved(payload)
-    assert_same(read_views(opened(rezipped(data, lambda name, record: record)), None, CPU), payload)
+    assert_same(read(opened(rezipped(data, lambda name, record: record))), payload)
     swapped = rezipped(data, lambda name, record: b"big" if name.endswith("byteorder") else record)
-    with pytest.raises(UnusualPayloadError):
-        read_views(opened(swapped), None, CPU)
+    assert TorchReader(opened(swapped)).unusual == "another byte order"
     assert set(TorchZipFormat().read(opened(swapped))) == {"w", "b"}
     with pytest.raises(CorruptCheckpointError):
         TorchZipFormat().read(opened(rezipped(data, lambda name, record: record, zipfile.ZIP_DEFLATED)))
@@ -222,10 +224,10 @@ def test_damage_of_what_is_wanted_is_told_before_a_tensor_is_built(monkeypatch: 
     data = saved({"a": torch.arange(200.0), "b": torch.arange(200.0), "c": torch.ones(1)})
     ranges = tensor_ranges(opened(data))
     damaged = flipped(flipped(data, ranges["b"][0][1] - 1), ranges["a"][0][0])
-    assert read_views(opened(damaged, data, 8), ["c"], CPU)["c"] == 1
+    assert read(opened(damaged, data, 8), ["c"])["c"] == 1
     monkeypatch.delattr(torch, "frombuffer")
     with pytest.raises(CorruptCheckpointError) as refused:
-        read_views(opened(damaged, data, 8), ["a", "b"], CPU)
+        read(opened(damaged, data, 8), ["a", "b"])
     assert len(refused.value.damages) == 2
 
 
@@ -325,7 +327,7 @@ def test_the_memory_goes_with_the_last_tensor(tmp_path: Path) -> None:
     gc.disable()
     try:
         with VerifiedFile(open(path, "rb", buffering=0), entry_of(data, 4096)) as file:
-            found = read_views(file, ["a"], CPU)
+            found = read(file, ["a"])
         del file
         path.unlink()
         assert torch.equal(found["a"], torch.arange(50_000.0))
@@ -345,7 +347,7 @@ def test_writing_to_a_tensor_changes_no_file(tmp_path: Path) -> None:
 
     def load() -> torch.Tensor:
         with VerifiedFile(open(path, "rb", buffering=0), entry_of(data)) as file:
-            tensor: torch.Tensor = read_views(file, None, CPU)["a"]
+            tensor: torch.Tensor = read(file)["a"]
         return tensor
 
     load().mul_(2)
@@ -433,7 +435,7 @@ def forged(storage: Forged, *shape: Any) -> bytes:
 
 def test_a_forged_tensor_that_fits_is_read() -> None:
     """Otherwise the refusals below would prove nothing."""
-    assert read_views(opened(forged(Forged(8), 2, (3, 2), (2, 1))), None, CPU)["x"].tolist() == [[2, 3], [4, 5], [6, 7]]
+    assert read(opened(forged(Forged(8), 2, (3, 2), (2, 1))))["x"].tolist() == [[2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize(
@@ -455,7 +457,7 @@ def test_a_forged_tensor_that_fits_is_read() -> None:
 def test_a_tensor_never_reaches_out_of_its_record(storage: Forged, shape: tuple[Any, ...]) -> None:
     """Whatever a structure says: a view of other memory would be handed out, so it is damage."""
     with pytest.raises(CorruptCheckpointError):
-        read_views(opened(forged(storage, *shape)), None, CPU)
+        read(opened(forged(storage, *shape)))
 
 
 @pytest.mark.parametrize(
@@ -477,7 +479,7 @@ def test_a_tensor_never_reaches_out_of_its_record(storage: Forged, shape: tuple[
 def test_a_tensor_of_no_sense_is_not_built(storage: Forged, shape: tuple[Any, ...]) -> None:
     """Nor handed to torch, which would take some of them at their word."""
     with pytest.raises((CorruptCheckpointError, UnsafePayloadError)):
-        read_views(opened(forged(storage, *shape)), None, CPU)
+        read(opened(forged(storage, *shape)))
 
 
 def test_a_record_described_twice_is_not_read_beyond_the_first() -> None:
@@ -489,7 +491,7 @@ def test_a_record_described_twice_is_not_read_beyond_the_first() -> None:
     ]
     _Persistent(buffer, protocol=2).dump({"x": tensors})
     with pytest.raises(CorruptCheckpointError):
-        read_views(opened(structured(buffer.getvalue())), None, CPU)
+        read(opened(structured(buffer.getvalue())))
 
 
 @pytest.mark.parametrize("field", ["size", "offset", "name length"])
@@ -504,8 +506,6 @@ def test_a_directory_that_points_elsewhere_is_damage(field: str) -> None:
     else:
         head = data.index(b"PK\3\4", data.index(b"byteorder"))
         struct.pack_into("<H", data, head + 26, 60_000)
-    with pytest.raises((CorruptCheckpointError, UnusualPayloadError)):
-        read_views(opened(bytes(data)), None, CPU)
     with pytest.raises(CorruptCheckpointError):
         TorchZipFormat().read(opened(bytes(data)))
 
@@ -570,13 +570,13 @@ def test_what_was_opened_outlives_the_cache_and_no_writer_reaches_it() -> None:
     first = cache.admit(key("a"), io.BytesIO(data), entry_of(data))
     assert first is not None
     with VerifiedFile(first, None) as file:
-        loaded = read_views(file, None, CPU)
+        loaded = read(file)
     loaded["a"].zero_()
     again = cache.open(key("a"))
     assert again is not None
     cache.clear()
     with VerifiedFile(again, None) as file:
-        assert torch.equal(read_views(file, None, CPU)["a"], torch.arange(20.0))
+        assert torch.equal(read(file)["a"], torch.arange(20.0))
     assert loaded["a"].sum() == 0
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.formats.torch import collection
-from ckpt_lib.formats.torch.collection import CollectionPause
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.saving.background import BackgroundSaves, _Worker, wait_until_all_copied
 from ckpt_lib.store import folder_lock, leases
 from tests.helpers import MakeManager

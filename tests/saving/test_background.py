@@ -19,7 +19,9 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.experiment import commit
-from ckpt_lib.state.staging import Snapshot, StagingBuffer, _copy_together, _Piece, unchanged_until_step
+from ckpt_lib.state.copy_tasks import CopyTask, copy_together
+from ckpt_lib.state.overlap import unchanged_until_step
+from ckpt_lib.state.staging import Snapshot, StagingBuffer
 from ckpt_lib.stream.chunks import processor_count
 from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
 
@@ -277,7 +279,7 @@ def test_an_interrupt_does_not_part_the_copy_from_its_helpers() -> None:
             done.append("helper")
 
     with pytest.raises(KeyboardInterrupt):
-        _copy_together([_Piece(copy), _Piece(copy)])
+        copy_together([CopyTask(copy), CopyTask(copy)])
     assert done == ["helper"]
 
 

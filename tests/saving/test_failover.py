@@ -32,7 +32,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.events import Event, subscribe
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.formats.torch.writing import Archive
+from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.maintenance.validate import ValidationReport, validate
 from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.saving import failover
@@ -166,13 +166,13 @@ def test_where_there_is_plenty_nothing_is_predicted_twice(
 ) -> None:
     """Laying a payload out takes as long as writing a small one: the first save's size is enough to go by."""
     asked: list[int] = []
-    original = Archive.size_bytes
+    original = ArchiveLayout.size_bytes
 
-    def counted(self: Archive) -> int:
+    def counted(self: ArchiveLayout) -> int:
         asked.append(original.__get__(self))
         return asked[-1]
 
-    monkeypatch.setattr(Archive, "size_bytes", property(counted))
+    monkeypatch.setattr(ArchiveLayout, "size_bytes", property(counted))
     manager = make_manager()
     saved = [save(manager, epoch) for epoch in range(3)]
     assert asked == [payload_path(manager, saved[0]).stat().st_size]
@@ -417,7 +417,7 @@ def test_bad_input_and_bugs_are_raised_whatever_is_configured(make_safe: MakeMan
     with pytest.raises(ConfigError):
         manager.save_checkpoint(model=nn.Linear(2, 1), epoch=-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Archive, "write", lambda self, stream: 1 // 0)
+        patch.setattr(ArchiveLayout, "write", lambda self, stream: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1)
         with pytest.raises(ZeroDivisionError):

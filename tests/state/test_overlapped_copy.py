@@ -17,7 +17,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, StateChangedError
-from ckpt_lib.state.watching import Caller
+from ckpt_lib.state.watching import CallingThread
 from tests.helpers import MakeManager, fingerprint, ids, payload_path
 
 WIDTH = 512
@@ -258,12 +258,12 @@ def test_a_caller_that_waits_is_not_waited_for(run: Run, wait: str) -> None:
 
 def test_where_a_caller_is(tmp_path: Path) -> None:
     """One in the middle of an operation is waited for until it is elsewhere; one that has ended or waits, is not."""
-    callers: list[Caller] = []
+    callers: list[CallingThread] = []
     begin, end = threading.Event(), threading.Event()
     matrix = torch.eye(700, device="cpu")
 
     def work() -> None:
-        callers.append(Caller())
+        callers.append(CallingThread())
         begin.set()
         matrix.matrix_power(2**40 + 1)
         end.wait(30)
@@ -277,7 +277,7 @@ def test_where_a_caller_is(tmp_path: Path) -> None:
     end.set()
     thread.join()
     callers[0].wait_until_moved_on()
-    Caller().wait_until_moved_on()
+    CallingThread().wait_until_moved_on()
 
 
 # --- without it ---

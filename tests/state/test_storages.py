@@ -18,8 +18,9 @@ from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import StateChangedError, UnsupportedStateError
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.formats.torch.writing import _blocks
-from ckpt_lib.state.spans import byte_view
-from ckpt_lib.state.staging import Snapshot, StagingBuffer, place
+from ckpt_lib.state.memory import byte_view
+from ckpt_lib.state.overlap import address_key
+from ckpt_lib.state.staging import Snapshot, StagingBuffer
 from ckpt_lib.stream import HashingWriter
 from tests.helpers import MakeManager
 
@@ -170,11 +171,11 @@ def test_what_is_freed_before_it_is_copied_is_not_read(make_manager: MakeManager
 def test_a_copy_of_a_piece_looks_for_itself(begin: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is freed right after the watch has looked."""
     tensor = torch.ones(3_000_000)
-    snapshot = Snapshot({"tensor": tensor}, StagingBuffer(), {place(tensor)})
-    monkeypatch.setattr("ckpt_lib.state.watching.SpanWatch.has_changed", False)
+    snapshot = Snapshot({"tensor": tensor}, StagingBuffer(), {address_key(tensor)})
+    monkeypatch.setattr("ckpt_lib.state.watching.RangeWatch.has_changed", False)
     cut(tensor, 400)
     with pytest.raises(UnsupportedStateError, match="lost its memory"):
-        begin(snapshot._pieces[0])
+        begin(snapshot._tasks[0])
 
 
 def test_a_view_never_makes_a_storage_larger() -> None:
