@@ -16,10 +16,10 @@ _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning
 
 
 class _Commands(TyperGroup):
-    """Reports every error in our one way, those of parsing the command line included."""
+    """Reports all errors in the same way, including those of parsing the command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # Asked of the words themselves: the options have not been parsed yet, and that may be what fails.
+        # The options are not parsed yet, and parsing may fail, so look at the words themselves.
         ctx.obj = "--json" in args
         with reported(as_json=ctx.obj):
             return super().parse_args(ctx, args)
@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Reports its errors while it is known which options were typed: commands in messages repeat these."""
+    """Reports errors while the typed options are known, so that commands in messages can repeat them."""
 
     def invoke(self, ctx: Any) -> Any:
         given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
@@ -61,14 +61,14 @@ def ckpt(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find, check, compare, copy and retire the checkpoints of training runs."""
+    """Find, check, compare, back up and clean up the checkpoints of training runs."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(BAD_INPUT)
 
 
 def _add(name: str, command: Callable[..., None], panel: str) -> None:
-    # Typer keeps the line breaks of a docstring, which would break lines of a narrow terminal once more.
+    # Typer keeps the line breaks of a docstring, and a narrow terminal would wrap the lines a second time.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)

@@ -1,4 +1,4 @@
-"""``ckpt summary`` and ``compare``: what the checkpoints say."""
+"""Commands about what checkpoints recorded: ``ckpt summary`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def summary(
 ) -> None:
     """Summarise an experiment.
 
-    Totals, the best and the latest checkpoint, and statistics of every metric.
+    Shows totals, the best and the latest checkpoint, and statistics of every metric.
     """
     manager = open_manager(store, experiment, config)
     found = manager.get_checkpoint_summary()
@@ -84,13 +84,13 @@ def compare(
         typer.Option("--metric", "-m", metavar="NAME", help="Only this metric; repeat for more."),
     ] = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Load the models and compare every tensor with the first one's.")
+        bool, typer.Option("--tensors", help="Load the models and compare their tensors with those of the first.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two or more checkpoints.
 
-    Lines up metrics, configuration, tags and, on request, tensors.
+    Shows metrics, differing configuration, tags and, with --tensors, tensors side by side.
     """
     manager = open_manager(store, experiment, config)
     comparison = manager.compare_checkpoints(checkpoint_ids, metrics=metrics or None, tensors=tensors)

@@ -1,4 +1,4 @@
-"""``ckpt doctor`` and ``ckpt quarantine``: find problems, and isolate damaged checkpoints."""
+"""Commands that find and isolate problems: ``ckpt doctor`` and ``quarantine``."""
 
 from __future__ import annotations
 
@@ -38,15 +38,14 @@ def doctor(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte as well, to find damage.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Fix the problems that can be fixed.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every byte, to find damage.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Check an experiment for leftovers, damage, missing backups and unknown files.
 
-    What dead processes left, damaged checkpoints, missing backups, files without their other half, and what is foreign.
-    Without --fix nothing is changed. Nothing is deleted but what a save or a deletion that did not come to its end left
-    behind, and nothing that a living process is at work on. Exits with 1 when a problem is left.
+    Without --fix, nothing is changed. --fix deletes nothing but the leftovers of unfinished saves and deletions, and
+    leaves alone what a running process uses. Exits with 1 if a problem is left.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     held = (*manager.list_checkpoints(), *manager.list_backups()) if deep else ()
@@ -73,9 +72,9 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
             print_heading(heading)
             _print_findings(findings)
     fixable = sum(item.fix is not None for item in report.problems)
-    hint = f" `ckpt doctor --fix` sees to {fixable}." if fixable and not fix else ""
+    hint = f" `ckpt doctor --fix` fixes {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
-        note(with_options("`ckpt quarantine` says how to bring back, or remove, what is in quarantine."))
+        note(with_options("`ckpt quarantine` says how to bring back or delete what is in quarantine."))
     problems = count_of(len(report.problems), "problem")
     text = f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}"
     note(with_options(text), warning=not report)
@@ -102,7 +101,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _summary(finding: Finding) -> str:
-    """What it is, of which copy, and its size, such as ``damaged (backup, 1.5 MiB)``."""
+    """Describe a finding by kind, copy and size, such as ``damaged (backup, 1.5 MiB)``."""
     copy = "backup" if finding.place == "backups" else "checkpoint"
     facts = [copy if is_checkpoint_id(finding.name) else f"among the {finding.place}"]
     facts += [size_text(finding.size_bytes)] if finding.size_bytes else []
@@ -111,7 +110,8 @@ def _summary(finding: Finding) -> str:
 
 def quarantine(
     checkpoint_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: list.")
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Omit them to list the quarantine."),
     ] = None,
     *,
     store: options.Store = None,
@@ -120,11 +120,12 @@ def quarantine(
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Set damaged checkpoints aside, or list what was set aside.
+    """Quarantine damaged checkpoints, or list the quarantine.
 
-    With --backups, set damaged backups aside, or list those alone. What the other copy can repair is repaired instead,
-    and what is intact is refused. What is in quarantine is not listed elsewhere, not loaded, and never deleted by
-    itself. `ckpt repair` brings it back when its other copy verifies, or it verifies itself by then.
+    With --backups, quarantine damaged backups, or list only those. A copy that the other copy can repair is repaired
+    instead; an intact one is refused. A checkpoint in quarantine is not listed elsewhere, not loaded, and not deleted
+    by any cleanup. `ckpt repair` brings it back once its other copy or the file itself verifies; `ckpt delete` deletes
+    it.
     """
     manager = open_copies(store, experiment, config, backups=backups)
     ids = resolve_all(manager, checkpoint_ids or [], backups=backups)
@@ -152,7 +153,7 @@ def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
     except (StoreError, NotAStoreError) as error:
         if backups:
             raise
-        note(f"The backups cannot be looked at: {error}", warning=True)
+        note(f"The backups cannot be listed: {error}", warning=True)
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "quarantined": found})
         return

@@ -35,13 +35,13 @@ def reconcile(
 ) -> None:
     """Move checkpoints from the fallback folder to the store.
 
-    Of one experiment, or of all that the fallback folder holds. Each is verified in the store before it is removed from
-    the fallback folder. Killed on the way, the next call goes on; training may run meanwhile. A damaged one stays where
-    it is, and the exit code is 1.
+    Without --experiment, those of all experiments in the fallback folder. Each is verified in the store before it is
+    deleted from the fallback folder. An interrupted move is continued by the next call, and training may run meanwhile.
+    A damaged checkpoint stays where it is, and the exit code is 1.
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:
-        raise ConfigError("no fallback folder is named", expected="--fallback, or fallback_dir in the configuration")
+        raise ConfigError("no fallback folder is given", expected="--fallback, or fallback_dir in the configuration")
     reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment)]
     if as_json:
         print_json({"experiments": reports})
@@ -62,7 +62,7 @@ def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:
             return [check_experiment_exists(fallback, experiment)]
         return list_experiments(fallback, missing_ok=True)
     except NotAStoreError:
-        if all(entry.is_folder for entry in entries):  # which is what a fallback folder is when all has come home
+        if all(entry.is_folder for entry in entries):  # as in a fallback folder from which everything was moved
             return []
         raise
 

@@ -1,4 +1,4 @@
-"""``ckpt list``, ``show`` and ``experiments``: what there is."""
+"""Commands that show what is stored: ``ckpt list``, ``show`` and ``experiments``."""
 
 from __future__ import annotations
 
@@ -40,25 +40,27 @@ def list_checkpoints(
     experiment: options.Experiment = None,
     config: options.Config = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only those with this tag; repeat for more.")
+        list[str] | None,
+        typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
     ] = None,
     search: Annotated[
-        str, typer.Option(metavar="TEXT", help="Only those with this in id, tags or description, in either case.")
-    ] = "",
-    min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those from this epoch on.")] = None,
-    max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those up to this epoch.")] = None,
-    sort_by: Annotated[
         str,
         typer.Option(
-            metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or the name of a metric."
+            metavar="TEXT", help="Only checkpoints with this text in id, tags or description; case is ignored."
         ),
+    ] = "",
+    min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints from this epoch on.")] = None,
+    max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints up to this epoch.")] = None,
+    sort_by: Annotated[
+        str,
+        typer.Option(metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or a metric."),
     ] = "sequence",
-    descending: Annotated[bool, typer.Option("--descending", "-d", help="The largest first.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")] = None,
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List checkpoints, in the order in which they were saved."""
+    """List checkpoints in the order of saving."""
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
     from ckpt_lib.experiment.query import select
@@ -146,9 +148,9 @@ def show(
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show everything that is known about one checkpoint.
+    """Show all facts about a checkpoint.
 
-    Its payload is not read; `ckpt validate` does that.
+    The payload is not read; `ckpt validate` reads it.
     """
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
@@ -169,14 +171,14 @@ def show(
     identifier = checkpoint.checkpoint_id
     if not is_complete:
         advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
-        said = f"The payload is missing or has another size than was saved: {advice}"
+        said = f"The payload is missing or has the wrong size: {advice}"
         note(options.with_options(said), warning=True)
     elif not has_backup:
         note(options.with_options(f"It has no backup: `ckpt backup {identifier}`."))
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
-    """The manifest, where the payload lies, and whether it lies there with the right size."""
+    """Return the manifest, the payload's location, and whether the payload is there with the right size."""
     from ckpt_lib.experiment.layout import CheckpointFolder
     from ckpt_lib.store import open_store
 

@@ -33,7 +33,7 @@ def test_doctor_shows_and_fixes(store: Path, ids: list[str]) -> None:
     shown = run("doctor", store=store, code=1)
     assert "give it its manifest again" in shown.stdout
     assert "notes.txt" in shown.stdout
-    assert "1 problem. `ckpt doctor --fix` sees to 1." in shown.stderr
+    assert "1 problem. `ckpt doctor --fix` fixes 1." in shown.stderr
     document = run_json("doctor", store=store, code=1)
     assert [(item["kind"], item["is_problem"]) for item in document["findings"]] == [
         ("no manifest", True),
