@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 
-from tests.collecting import collect
 from tests.torture.runner import ROOT
 
 
-def pytest_arguments(target: str) -> list[str]:
-    """What a target of the Makefile passes to pytest."""
+def selection(target: str) -> list[str]:
+    """What a target of the Makefile passes to pytest, but for how tests are spread over processes."""
     recipe = re.search(rf"^{target}:.*\n\t@\$\(BIN\)/python -m pytest(.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert recipe
-    return shlex.split(recipe[1])
-
-
-def selection(target: str) -> list[str]:
-    """Those of its arguments that say which tests to run: all but how they are spread over processes."""
-    arguments = pytest_arguments(target)
+    arguments = shlex.split(recipe[1])
     while arguments and arguments[0] in ("-n", "--dist"):
         del arguments[:2]
     return arguments
 
 
 def test_each_test_is_run_by_one_command() -> None:
-    """`make test` and `make test-servers` share no test, and nothing is left out by both."""
-    every = collect(str(ROOT / "tests"))
-    quick, servers = (collect(str(ROOT / "tests"), *selection(target)) for target in ("test", "test-servers"))
-    assert every.deselected == set()
-    assert quick.selected | servers.selected == every.selected
-    assert quick.selected & servers.selected == set()
-    assert every.with_servers <= servers.selected
+    """`make test-servers` selects by one marker and `make test` by its opposite; nothing else is left out."""
+    assert selection("test-servers") == ["-m", "servers"]
+    assert selection("test") == ["-m", "not servers"]
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["testpaths"] == ["tests"]
+    assert not [option for option in options["addopts"] if option.startswith(("-m", "-k", "--ignore", "--deselect"))]
 
 
 def test_continuous_integration_runs_both() -> None:

@@ -12,6 +12,17 @@ from ckpt_lib import CheckpointConfig
 from deployments.server import free_port, prefect_server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test that asks for a server of this project and would run in `make test`."""
+    unmarked = [
+        item.nodeid
+        for item in items
+        if "server_environment" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("servers")
+    ]
+    if unmarked:
+        raise pytest.UsageError(f"these tests need the marker `servers`: {', '.join(unmarked)}")
+
+
 @pytest.fixture(scope="session")
 def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of processes that use a server of this project; it looks around more often than by default.
