@@ -39,7 +39,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_lib.stream.digests import Damage
+    from ckpt_lib.core.damage import Damage
 
 _DETAILS = ("checkpoint_id", "path", "expected", "got", "hint")
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
@@ -20,7 +21,7 @@ from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.experiment.query import ATTEMPTS
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.maintenance.validate import UNLOADABLE, check_parts, is_unreadable
-from ckpt_lib.stream import VerifiedFile, missing_file
+from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
 
 logger = logging.getLogger("ckpt_lib")

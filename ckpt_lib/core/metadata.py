@@ -17,9 +17,9 @@ from ckpt_lib.errors import ConfigError, InvalidMetricError
 
 MAX_METRICS = 10_000
 MAX_COUNT = 10**18
-"""Epochs and steps stay below: an id has room for 18 digits."""
+"""Epochs and steps stay below this limit: an id has room for 18 digits."""
 LIMIT_64_BITS = 2**63
-"""Whole numbers in a manifest stay below, so that every reader can hold them."""
+"""Whole numbers in a manifest stay below this limit, so that every reader can hold them."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Metric = float | int | str | None
@@ -36,7 +36,7 @@ def _metric_from_json(value: Any) -> Any:
 
 
 def _metric_to_json(value: Metric) -> Metric:
-    # JSON has no NaN and no Infinity; these three texts stand for them.
+    # JSON has neither NaN nor Infinity, so their names are stored as text.
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -48,9 +48,9 @@ StoredMetric = Annotated[
 
 
 def check_count(name: str, value: Any, *, below: int | None = None) -> int:
-    """Return ``value`` as an ``int`` if it is a whole number from 0 and under the limit.
+    """Return ``value`` as an ``int`` if it is a whole number of at least 0 and below the limit.
 
-    NumPy integers and integer tensors of one element are whole numbers too. Raises :class:`ConfigError`.
+    NumPy integers and integer tensors with one element are accepted too. Raises :class:`ConfigError` for other values.
     """
     count = _whole_number(value)
     if count is None or count < 0 or (below is not None and count >= below):
@@ -104,7 +104,7 @@ def _plain_metric(name: str, value: Any) -> Metric:
     if isinstance(value, str):
         if not value.isprintable():
             raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=ascii(value)[:120])
-        return _NON_FINITE.get(value, str.__str__(value))  # subclasses, such as enumerations, become plain
+        return _NON_FINITE.get(value, str.__str__(value))  # subclasses, such as enumerations, become plain text
     if isinstance(value, numbers.Real):
         if isinstance(value, numbers.Integral):
             if abs(int(value)) >= LIMIT_64_BITS:

@@ -1,7 +1,7 @@
-"""The grammars of every name that reaches a file system or a person: ids, experiments, tags, descriptions.
+"""The grammars of all names that reach a file system or a person: ids, experiments, tags, descriptions.
 
-They are narrow on purpose. An experiment name becomes a folder on Linux, macOS, Windows and in object stores, so
-only what all of them accept, spelled the same way, is let in.
+The grammars are narrow on purpose. An experiment name becomes a folder on Linux, macOS, Windows and in object stores,
+so it may only contain characters that all of them accept unchanged.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _TIMESTAMP = "%Y%m%d_%H%M%S"
 _EXPERIMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._=,+-]*[A-Za-z0-9_=,+-])?")
 _RESERVED_TAGS = {"best", "latest"}
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
-# Control, format (bidirectional overrides among them), surrogate, private and unassigned characters, and the
-# separators that break a line: invisible or able to make text read as what it is not.
+# Control, format (such as bidirectional overrides), surrogate, private and unassigned characters, and line separators:
+# they are invisible, or can make a text look like another one.
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -39,8 +39,8 @@ _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 class CheckpointId:
     """The parts of an id such as ``checkpoint_epoch_0001_step_000100_20231201_143022``.
 
-    ``timestamp`` is UTC, in whole seconds. ``suffix`` tells apart saves of the same second: the first has none
-    (0), the next ``_2``.
+    ``timestamp`` is UTC, in whole seconds. ``suffix`` distinguishes saves of the same second: the first has none (0),
+    the next has ``_2``.
     """
 
     epoch: int
@@ -75,11 +75,11 @@ class CheckpointId:
 
 
 def is_checkpoint_id(text: str) -> bool:
-    """Whether ``text`` is an id: the test by which files of ours are told from foreign ones."""
+    """Whether ``text`` is a checkpoint id. Files whose name does not begin with one belong to someone else."""
     return isinstance(text, str) and _is_id(text)
 
 
-@lru_cache(maxsize=2**16)  # every look into a folder asks about every name in it
+@lru_cache(maxsize=2**16)  # each listing of a folder asks about every name in it
 def _is_id(text: str) -> bool:
     try:
         CheckpointId.parse(text)
@@ -89,7 +89,7 @@ def _is_id(text: str) -> bool:
 
 
 def check_experiment_name(name: str) -> str:
-    """Return ``name`` if it can be a folder everywhere, else raise :class:`InvalidNameError`."""
+    """Return ``name`` if every supported system accepts it as a folder, else raise :class:`InvalidNameError`."""
     stem = name.partition(".")[0].lower() if isinstance(name, str) else ""
     if (
         not isinstance(name, str)
@@ -108,7 +108,7 @@ def check_experiment_name(name: str) -> str:
 
 def check_tag(tag: str) -> str:
     """Return ``tag`` if it is one line of visible text, else raise :class:`InvalidNameError`."""
-    # Normalized first: that may make it longer, and what is stored must pass when it is read back.
+    # Normalize first: the normalized tag may be longer, and it has to pass this check when it is read back.
     normal = unicodedata.normalize("NFC", tag) if isinstance(tag, str) else ""
     if not normal or normal != normal.strip() or len(normal) > MAX_TAG_LENGTH or _has_hidden(normal):
         raise InvalidNameError(
@@ -127,7 +127,7 @@ def check_tag(tag: str) -> str:
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Check each tag and drop repeats, keeping the order they were given in."""
+    """Check each tag and drop repeated ones, keeping the order. Raises :class:`InvalidNameError`."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise InvalidNameError("tags must be a list", expected="['a tag']", got=_shown(tags))
     given = list(islice(tags, MAX_TAGS + 1))
@@ -156,6 +156,6 @@ def _has_hidden(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A hostile value made safe and short enough for a message."""
+    """Make any value safe and short enough for a message."""
     text = ascii(value)
     return text if len(text) <= 120 else text[:117] + "..."

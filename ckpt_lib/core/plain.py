@@ -1,4 +1,4 @@
-"""Everyday values of training scripts as values that JSON holds.
+"""Converts the values of a run's configuration to values that JSON can hold.
 
 ==============================================  ==========================================
 given                                           stored
@@ -40,7 +40,7 @@ _TEXTS = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 
 
 def plain_mapping(value: Any, name: str) -> dict[str, Any]:
-    """Return a mapping, or what has named fields, with plain values below; ``name`` begins the paths in errors.
+    """Return a mapping, or an object with named fields, as a dict of plain values. Paths in errors begin with ``name``.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` with the path of the first value that cannot be stored.
     """
@@ -93,17 +93,17 @@ def is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> boo
 
 
 def changed_values(given: Any, stored: Any, path: str) -> Iterator[str]:
-    """Name each value whose kind :func:`plain_mapping` changed, such as "config.betas: tuple as list".
+    """Describe each value whose type :func:`plain_mapping` changed, such as "config.betas: tuple as list".
 
-    Numbers that stay numbers, and fields that become a mapping, are left out.
+    Numbers that stay numbers, and objects with fields that become a mapping, are left out.
     """
     fields = _fields(given)
     if fields is not None and isinstance(stored, dict):
         for (key, value), (name, plain) in zip(fields.items(), stored.items(), strict=True):
-            place = f"{path}.{name}"
+            entry_path = f"{path}.{name}"
             if not isinstance(key, str):
-                yield f"{place}: key of type {type(key).__name__} as str"
-            yield from changed_values(value, plain, place)
+                yield f"{entry_path}: key of type {type(key).__name__} as str"
+            yield from changed_values(value, plain, entry_path)
         return
     if isinstance(given, list | tuple) and isinstance(stored, list):
         for number, (value, plain) in enumerate(zip(given, stored, strict=True)):
@@ -117,7 +117,7 @@ def _kind(value: Any) -> str:
 
 
 class _Conversion:
-    """One call of :func:`plain_mapping`: it counts what it has converted, for a few lists may hold each other often."""
+    """One call of :func:`plain_mapping`. It counts values, since a few lists that share parts may stand for many."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -156,7 +156,7 @@ class _Conversion:
             )
 
     def _of_library(self, value: Any, path: str, level: int) -> Any:
-        """A value of a library, told by what it offers: neither NumPy nor PyTorch is loaded for it."""
+        """Convert a value of NumPy, PyTorch or the standard library, without importing either of the first two."""
         if isinstance(value, os.PathLike):
             return os.fspath(value)
         if isinstance(value, _TEXTS):
@@ -183,7 +183,7 @@ class _Conversion:
 
 
 def _scalar(value: Any) -> Any:
-    """A number or text without its subclass; JSON has no NaN and no infinities."""
+    """Convert a number or text of a subclass to the plain type. JSON has neither NaN nor infinities."""
     if isinstance(value, float):
         return _number(float(value))
     for kind in (bool, int):

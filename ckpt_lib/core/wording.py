@@ -11,14 +11,14 @@ MAX_NAME_LENGTH = 200
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _YEARS_SHOWN = 100
 
-# A value may be any amount of text, or hold itself.
+# A value may be arbitrarily long, or contain itself.
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxstring = _BRIEFLY.maxother = _BRIEFLY.maxlong = 100
 _BRIEFLY.maxlevel = 2
 
 
 def briefly(value: object) -> str:
-    """Show any value in a line that is short enough for a message."""
+    """Return any value as text that is short enough for a message."""
     try:
         return _BRIEFLY.repr(value)
     except ValueError:  # Python does not write whole numbers of more than 4,300 digits
@@ -26,13 +26,13 @@ def briefly(value: object) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the one of ``known`` that ``name`` is a misspelling of, if there is one."""
+    """Return the known name that ``name`` probably misspells, if there is one."""
     found = difflib.get_close_matches(name[:MAX_NAME_LENGTH], list(known), n=1)
     return found[0] if found else None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """Return the question for a hint, or ``otherwise`` where no name comes close."""
+    """Return the question for a hint, or ``otherwise`` if no known name is similar."""
     close = closest(name, known)
     return otherwise if close is None else f"Did you mean {close!r}?"
 
@@ -43,7 +43,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names, and how many more there are: ``a, b, c and 2 more``."""
+    """Join the first names, and count the others: ``a, b, c and 2 more``."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -57,7 +57,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in units that people count in: ``42 s``, ``35 min``, ``23 h 55 min``, ``6 d 3 h``."""
+    """Format a length of time: ``42 s``, ``35 min``, ``23 h 55 min``, ``6 d 3 h``."""
     if not seconds < _YEARS_SHOWN * 365 * _DAY:
         return f"more than {_YEARS_SHOWN} years"
     whole = max(0, round(seconds))

@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, get_args
 
+from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.facts import Draft
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
@@ -36,7 +37,7 @@ from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CheckpointFolder, Mark, is_marker, manifest_entries, marker_entries
 from ckpt_lib.formats import Format, Layout
 from ckpt_lib.store import Entry, FolderLock, PendingFile
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages, missing_file
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, FileDigests, HashingWriter, Progress, find_damages
 from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.stream.writer import Sink
 

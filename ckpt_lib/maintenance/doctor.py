@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
 
+from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.facts import Draft
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.monitor import Monitor
@@ -47,7 +48,7 @@ from ckpt_lib.maintenance.findings import DoctorReport, Finding, Kind, Place, Tr
 from ckpt_lib.maintenance.recover import Orphan
 from ckpt_lib.maintenance.validate import ValidationReport, unreadable_report, validate
 from ckpt_lib.store import Entry, Leftover
-from ckpt_lib.stream import Damage, Progress, missing_file
+from ckpt_lib.stream import Progress
 
 _ROUNDS = 5
 """How often to look again: what one treatment uncovers, such as a payload whose marker was damaged, is another's."""

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import (
@@ -33,7 +34,7 @@ from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.repair import ATTEMPTS, RepairReport, repair
 from ckpt_lib.maintenance.validate import UNLOADABLE, ValidationReport, require_loadable, unreadable_report, validate
-from ckpt_lib.stream import Damage, Progress
+from ckpt_lib.stream import Progress
 
 
 class QuarantinedCheckpoint(BaseModel):

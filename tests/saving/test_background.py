@@ -290,7 +290,7 @@ def test_a_copy_that_fails_is_not_taken_for_done(error: BaseException) -> None:
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     snapshot = Snapshot({"a": parameter.detach()}, StagingBuffer(), unchanged_until_step(optimizer))
     assert not snapshot.is_complete
-    (piece,) = snapshot._pieces
+    (piece,) = snapshot._tasks
     action = piece._action
     piece._action = raising(error)
     for call in (snapshot.finish_in_background, snapshot.finish, snapshot.payload):
@@ -794,7 +794,8 @@ def test_a_kill_loses_what_is_not_durable_and_nothing_else(make_manager: MakeMan
 _FAILING = """
 import logging, sys
 from torch import nn
-from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment import commit
 from ckpt_lib.errors import StorageFullError
 
 def full(*arguments, **options):
@@ -905,7 +906,8 @@ def test_a_process_of_multiprocessing_waits_for_its_saves(make_manager: MakeMana
 _NICE = """
 import os, tempfile, threading
 from torch import nn
-from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment import commit
 
 found = []
 save = commit.save

@@ -15,20 +15,19 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import CorruptCheckpointError, StoreError
 from ckpt_lib.stream import (
     BLOCK_SIZE_BYTES,
-    Damage,
     FileDigests,
     StreamDigest,
     VerifiedFile,
     find_damaged_chunks,
     find_damages,
-    missing_file,
 )
 from ckpt_lib.stream.chunks import digest_of_view
-from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, altered_ranges
+from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES
 from tests.helpers import flip_bit, run_python
 
 
@@ -180,12 +179,6 @@ def test_a_short_read_is_not_the_end() -> None:
             return super().readinto(memoryview(buffer)[:3])
 
     assert find_damages(Dripping(b"0123456789"), entry_of(b"0123456789")) == []
-
-
-def test_altered_ranges_ignores_what_lies_beyond_the_size() -> None:
-    """Tables longer than the file point at nothing."""
-    assert altered_ranges(["a", "b", "c"], ["x", "y", "z"], 4, 6) == [(0, 6)]
-    assert altered_ranges(["a", "b", "c"], ["x", "b", "z"], 4, 12) == [(0, 4), (8, 12)]
 
 
 def test_a_missing_file_names_itself() -> None:

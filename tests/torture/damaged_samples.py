@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.errors import CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit
-from ckpt_lib.stream import Damage, HashingWriter
+from ckpt_lib.stream import HashingWriter
 from tests.torture.fingerprints import fingerprint
 
 CHUNK_BYTES = 4096
