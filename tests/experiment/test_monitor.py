@@ -189,7 +189,7 @@ def test_the_advice_can_be_followed(make_manager: MakeManager, caplog: pytest.Lo
     model = nn.Linear(1, 1)
     with pytest.raises(UnknownMetricError, match="as monitor_metric of the configuration"):
         manager.save_checkpoint(model=model, epoch=1, metrics={"accuracy": 0.5})
-    assert "Nothing has been saved yet, so monitor_metric of the configuration changes" in caplog.text
+    assert "Nothing has been saved yet: set monitor_metric in the configuration" in caplog.text
     with pytest.raises(CheckpointNotFoundError, match="Change monitor_metric of the configuration"):
         manager.set_monitor("accuracy", "max")
     manager.save_checkpoint(model=model, epoch=1, metrics={"accuracy": 0.5}, force=True)

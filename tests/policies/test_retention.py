@@ -623,7 +623,7 @@ def test_not_is_refused_where_it_would_eat_away() -> None:
     """All but the newest two: after each cleanup two others are the newest. The policy cannot be made."""
     for pick in (KeepNewest(), KeepBest(), KeepAtMost(), KeepWithin(budget_bytes=1), KeepEvery(hours=1)):
         for inner in (pick, KeepAnyOf(policies=(KeepPinned(), pick)), KeepAllOf(policies=(pick, KeepPinned()))):
-            with pytest.raises(ConfigError, match="each cleanup would give up some more"):
+            with pytest.raises(ConfigError, match="each cleanup would delete more"):
                 KeepNot(policy=inner)
 
 
