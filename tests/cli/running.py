@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from ckpt_lib.cli import main
 from ckpt_lib.cli.app import app
 
 CKPT = str(Path(sys.executable).with_name("ckpt"))
@@ -50,7 +54,7 @@ def run_program(*args: str | Path, **env: str) -> subprocess.CompletedProcess[st
 
 
 def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[int, str]:
-    """Run the console script on a pseudo-terminal, answer its question, and return exit code and output."""
+    """Run ``ckpt`` in a fork of this process on a pseudo-terminal, answer its question; its exit code and output."""
     import fcntl
     import pty
     import struct
@@ -58,13 +62,11 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
 
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    program = subprocess.Popen(
-        [CKPT, *map(str, args)],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, "TERM": "xterm-256color"},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of this process's threads
+        program = os.fork()
+    if not program:
+        _be_the_program(terminal, list(map(str, args)))
     os.close(terminal)
     output = b""
     while piece := _read(controller):
@@ -73,7 +75,28 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
             os.write(controller, answer.encode() + b"\n")
             answer = ""
     os.close(controller)
-    return program.wait(timeout=60), output.decode().replace("\r\n", "\n")
+    return os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]), output.decode().replace("\r\n", "\n")
+
+
+def _be_the_program(terminal: int, args: list[str]) -> NoReturn:
+    """What the console script does, with streams as the interpreter opens them on a terminal."""
+    code = 1
+    try:
+        signal.alarm(60)
+        for number in range(3):
+            os.dup2(terminal, number)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+        os.environ["TERM"] = "xterm-256color"
+        sys.argv = ["ckpt", *args]
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _read(controller: int) -> bytes:
