@@ -1,4 +1,4 @@
-"""``manage_backups``: show the backups of an experiment, and remove some."""
+"""``manage_backups``: list the backups of an experiment, and delete some."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def manage_backups(
     retention: RetentionPolicy | None = None,
     dry_run: bool = True,
 ) -> list[CheckpointMetadata]:
-    """List the backups of an experiment in an artifact and, without ``dry_run``, delete some first.
+    """Publish a list of an experiment's backups; with ``dry_run=False``, delete some first.
 
-    By default nothing is deleted: the retention plan is published. Without ``dry_run``, ``delete_ids`` go first, and
-    then what ``retention`` gives up or, by default, what is beyond ``max_backups``. Checkpoints stay. Returns the
-    backups that are left, oldest first.
+    By default, nothing is deleted and a retention plan is published. With ``dry_run=False``, ``delete_ids`` are
+    deleted, and then the backups that ``retention`` does not keep or, by default, those beyond ``max_backups``.
+    Checkpoints stay. Returns the remaining backups, oldest first.
 
     Args:
-        experiment_name: An existing experiment; its backups may be all that is left of it.
+        experiment_name: An existing experiment; it may consist of backups alone.
         checkpoints: The store and its options.
-        delete_ids: Backups to delete for good, sound or in quarantine.
-        retention: Takes the place of max_backups.
-        dry_run: Only list, and plan.
+        delete_ids: Backups to delete for good, intact or in quarantine.
+        retention: Replaces max_backups.
+        dry_run: Only list and plan.
     """
     require_absolute(checkpoints)
     backups = open_store(checkpoints.backup_dir) if checkpoints.backup_dir else None
