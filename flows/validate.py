@@ -43,7 +43,7 @@ _ADVICE: dict[Remedy, str] = {
 }
 
 MAX_BATCHES = 16
-"""Few task runs for thousands of checkpoints, but small batches: a new checkpoint means that its batch is read again."""
+"""Few task runs for thousands of checkpoints, but small batches: a new checkpoint makes its whole batch read again."""
 
 Reports = list[ValidationReport]
 Copy = tuple[str, str]
