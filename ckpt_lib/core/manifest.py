@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.core.metadata import LIMIT_64_BITS, MAX_METRICS, CheckpointFields, CheckpointMetadata
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.names import MAX_TAGS, is_checkpoint_id
+from ckpt_lib.core.names import MAX_TAGS, id_or_placeholder, is_checkpoint_id
 from ckpt_lib.core.plain import config_excess, is_deeper
 from ckpt_lib.errors import ConfigError, CorruptManifestError, UnsupportedSchemaError
 
@@ -211,5 +211,5 @@ def _corrupt(path: str, reason: str, expected: object = None) -> CorruptManifest
         f"the manifest is damaged: {reason}",
         path=path,
         expected=expected,
-        hint="Restore it from a backup: `ckpt restore`.",
+        hint=f"Restore it from a backup: `ckpt restore {id_or_placeholder(path)}`.",
     )

@@ -79,6 +79,12 @@ def is_checkpoint_id(text: str) -> bool:
     return isinstance(text, str) and _is_id(text)
 
 
+def id_or_placeholder(path: str) -> str:
+    """Return the checkpoint id in the name of a payload or manifest, or ``ID``, for a command in a hint."""
+    name = path.rpartition("/")[2].partition(".")[0]
+    return name if is_checkpoint_id(name) else "ID"
+
+
 @lru_cache(maxsize=2**16)  # each listing of a folder asks about every name in it
 def _is_id(text: str) -> bool:
     try:

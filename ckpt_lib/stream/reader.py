@@ -10,6 +10,7 @@ from typing import BinaryIO, Self
 
 from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import FileEntry
+from ckpt_lib.core.names import id_or_placeholder
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.stream.checking import find_damages
 from ckpt_lib.stream.chunks import (
@@ -213,9 +214,10 @@ def _read_ahead(source: BinaryIO) -> None:
 
 
 def _corrupt(entry: FileEntry, damages: list[Damage]) -> CorruptCheckpointError:
+    found = id_or_placeholder(entry.name)
     return CorruptCheckpointError(
         damages[0].message,
         damages=damages,
         expected=f"SHA-256 {entry.sha256}",
-        hint="Nothing was loaded. `ckpt validate` shows all of it, `ckpt restore` brings back a backup.",
+        hint=f"Nothing was loaded. `ckpt validate {found}` shows all damage, `ckpt restore {found}` restores a backup.",
     )
