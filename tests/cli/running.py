@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,11 +65,7 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
 
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of this process's threads
-        program = os.fork()
-    if not program:
-        _be_the_program(terminal, list(map(str, args)))
+    program = fork_program(args, dict.fromkeys(range(3), terminal), TERM="xterm-256color")
     os.close(terminal)
     output = b""
     while piece := _read(controller):
@@ -78,25 +77,70 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
     return os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]), output.decode().replace("\r\n", "\n")
 
 
-def _be_the_program(terminal: int, args: list[str]) -> NoReturn:
-    """What the console script does, with streams as the interpreter opens them on a terminal."""
-    code = 1
+def run_with_streams(*args: str, bent: Mapping[int, str | None], **env: str) -> tuple[int, str]:
+    """Run ``ckpt`` in a fork of this process, with streams that are closed or lead to a file; exit code and output.
+
+    ``bent`` says for the number of a stream where it leads, ``None`` for nowhere; what others print is returned.
+    """
+    with tempfile.TemporaryFile() as output, ExitStack() as opened:
+        streams: dict[int, int | None] = {0: opened.enter_context(open(os.devnull)).fileno()}
+        streams |= {number: output.fileno() for number in (1, 2)}
+        for number, path in bent.items():
+            streams[number] = path and opened.enter_context(open(path, "w")).fileno()
+        program = fork_program(args, streams, **env)
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        output.seek(0)
+        return code, output.read().decode()
+
+
+def fork_program(args: Iterable[str | Path], streams: Mapping[int, int | None], **env: str) -> int:
+    """Fork a process that does what the console script does; ``streams`` says what its standard streams are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of this process's threads
+        pid = os.fork()
+    if not pid:
+        _be_the_program([str(arg) for arg in args], streams, env)
+    return pid
+
+
+def _be_the_program(args: list[str], streams: Mapping[int, int | None], env: Mapping[str, str]) -> NoReturn:
+    code: Any = 1
     try:
         signal.alarm(60)
-        for number in range(3):
-            os.dup2(terminal, number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        os.environ["TERM"] = "xterm-256color"
+        _open_streams(streams)
+        os.environ.update(env)
         sys.argv = ["ckpt", *args]
         main()
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        code = ended.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
+        os._exit(code if _are_flushed() else 120)  # as the interpreter does
+
+
+def _open_streams(streams: Mapping[int, int | None]) -> None:
+    """As the interpreter does when it starts: a closed stream is ``None``."""
+    for number, descriptor in streams.items():
+        if descriptor is None:
+            os.close(number)
+        else:
+            os.dup2(descriptor, number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = None if streams[number] is None else open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _are_flushed() -> bool:
+    """Whether all that was printed could be written; what was said on a broken stderr is nobody's concern."""
+    with suppress(OSError, AttributeError):
         sys.stderr.flush()
-        os._exit(code)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _read(controller: int) -> bytes:
