@@ -128,24 +128,23 @@ def _differs_on_purpose(value: Any, parameter: Any, saved: Any) -> bool:
     return bool(saved == parameter.dtype != value.dtype)
 
 
-def restore_types(optimizer: Any, state: Mapping[str, Any], saved_types: SavedTypes) -> None:
+def restore_types(optimizer: Any, state: Mapping[str, Any], types: SavedTypes) -> None:
     """Give tensors back the stored type that differed from their parameter's on purpose, such as 8-bit state.
 
     PyTorch casts state to the type of its parameter. The cast stays where the parameter's type changed since the save.
     """
     for parameter_id, parameter, name, value in _tensors_to_load(optimizer, state):
-        if _differs_on_purpose(value, parameter, saved_types.get(parameter_id)):
+        if _differs_on_purpose(value, parameter, types.get(parameter_id)):
             loaded = optimizer.state[parameter]
             loaded[name] = value.detach().clone().to(loaded[name].device)
 
 
-def refuse_rounded_state(optimizer: Any, state: Mapping[str, Any], saved_types: SavedTypes) -> None:
+def refuse_rounded_state(optimizer: Any, state: Mapping[str, Any], types: SavedTypes) -> None:
     """Raise :class:`StateMismatchError` for tensors that the optimizer cannot hold exactly."""
     rounded = [
         f"{name} of parameter {parameter_id}"
         for parameter_id, parameter, name, value in _tensors_to_load(optimizer, state)
-        if not _differs_on_purpose(value, parameter, saved_types.get(parameter_id))
-        and not is_held(value, parameter.dtype)
+        if not _differs_on_purpose(value, parameter, types.get(parameter_id)) and not is_held(value, parameter.dtype)
     ]
     if rounded:
         raise StateMismatchError(

@@ -53,6 +53,11 @@ class StorageRange:
         return self.size_bytes < self.stop - self.start
 
     @property
+    def is_cpu_block(self) -> bool:
+        """Whether the bytes to store are one block of CPU memory, which can be copied without PyTorch."""
+        return not self.is_non_contiguous and self.storage.device.type == "cpu"
+
+    @property
     def size_bytes(self) -> int:
         """How many bytes have to be stored."""
         if self._size_bytes is None:

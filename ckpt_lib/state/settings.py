@@ -61,9 +61,9 @@ def merge_optimizer_settings(
 ) -> MergedState:
     """Put the settings to keep into a copy of an optimizer's stored state, and report the settings that it replaces.
 
-    ``schedule`` is the stored state of the scheduler. What the checkpoint lacks stays as the caller built it. Raises
-    :class:`ConfigError` for a name that is no setting, :class:`StateMismatchError` for one that needs state which was
-    not stored.
+    ``schedule`` is the stored state of the scheduler. Settings that the checkpoint lacks keep the caller's value.
+    Raises :class:`ConfigError` for a name that is no setting, and :class:`StateMismatchError` for a setting that needs
+    state which was not stored.
     """
     own = getattr(optimizer, "param_groups", ())
     groups = [dict(group) for group in state.get("param_groups", ())]
@@ -98,8 +98,8 @@ def merge_scheduler_settings(
 ) -> MergedState:
     """Put the settings to keep into a copy of a scheduler's stored state, and report the settings that it replaces.
 
-    Those of schedulers within it have dotted names, as ``_schedulers.1.milestones``. Raises :class:`ConfigError` for a
-    name that is no setting, :class:`StateMismatchError` where other schedulers are within it.
+    Settings of inner schedulers have dotted names, such as ``_schedulers.1.milestones``. Raises :class:`ConfigError`
+    for a name that is no setting, and :class:`StateMismatchError` where the inner schedulers differ.
     """
     merged = MergedState(dict(state))
     current = scheduler.state_dict()

@@ -177,11 +177,7 @@ class Snapshot:
     def _copy_now(self, ranges: list[StorageRange], starts: dict[int, int]) -> None:
         tasks: list[CopyTask] = []
         for stored in ranges:
-            if (
-                stored.storage.device.type == "cpu"
-                and stored.size_bytes >= overlap.SMALL_BYTES
-                and not stored.is_non_contiguous
-            ):
+            if stored.size_bytes >= overlap.SMALL_BYTES and stored.is_cpu_block:
                 tasks.extend(map(CopyTask, self._copies(stored, starts)))
             else:
                 self._copy(stored, starts[id(stored)])
@@ -190,7 +186,7 @@ class Snapshot:
             stream.synchronize()
 
     def _copy(self, stored: StorageRange, start: int) -> None:
-        if stored.storage.device.type == "cpu" and not stored.is_non_contiguous:
+        if stored.is_cpu_block:
             _move(self._buffer.address + start, stored.storage, stored.start, stored.stop)
             return
         target = self._buffer.part(start, start + stored.size_bytes)
@@ -202,14 +198,14 @@ class Snapshot:
 
     def _copies(self, stored: StorageRange, starts: dict[int, int]) -> Iterator[Callable[[], object]]:
         """Yield the actions that copy a range in parts, each on one thread: PyTorch's own threads are training."""
-        place = starts[id(stored)]
+        begin = starts[id(stored)]
         for start in range(0, stored.size_bytes, _PART_BYTES):
             stop = min(start + _PART_BYTES, stored.size_bytes)
             if stored.storage.device.type == "cpu":
-                target = self._buffer.address + place + start
+                target = self._buffer.address + begin + start
                 yield partial(_move, target, stored.storage, stored.start + start, stored.start + stop)
             else:
-                part = self._buffer.part(place + start, place + stop)
+                part = self._buffer.part(begin + start, begin + stop)
                 yield partial(self._copy_and_wait, part, stored.storage, stored.start + start, stored.start + stop)
 
     def _copy_and_wait(self, target: torch.Tensor, storage: torch.UntypedStorage, start: int, stop: int) -> None:

@@ -57,7 +57,7 @@ def opened(data: bytes) -> VerifiedFile:
 @BOUNDED
 @given(state=states)
 def test_what_torch_saves_passes(state: Any) -> None:
-    """No honest structure is refused, and carrying it out step by step gives what unpickling gives."""
+    """No honest structure is refused, and executing it step by step gives what unpickling gives."""
     data = encode(TorchZipFormat(), {"x": state})
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         check_structure(archive.read("archive/data.pkl"))
@@ -112,14 +112,14 @@ def test_any_bytes_are_a_structure_or_a_typed_error(data: bytes, start: bytes) -
         (b"ccollections\nCounter\n](K\1e\x85R", "not checked"),
         (b"(X\6\0\0\0moduleK\1tQ", "no storage"),
         (b"cos\nsystem\n)R}b", None),
-        (b"2", "a step that none of ours does"),
+        (b"2", "an opcode that torch.save does not write"),
         (b"(" * 20_000, "nested too deeply"),
         (b"]" + b"ctorch\nfloat32\n" * 10_001, "names more things"),
         (b"]q\0h\0a", None),
     ],
 )  # fmt: skip
 def test_what_no_state_needs_is_refused(steps: bytes, reason: str | None) -> None:
-    """By a typed error that says what it is, through the door that users take."""
+    """A structure that no state needs is refused by a typed error, through the method that users call."""
     with pytest.raises((UnsafePayloadError, CorruptCheckpointError)) as refused:
         TorchZipFormat().read(io.BytesIO(archive_of(structure(steps))))
     if reason:
@@ -127,7 +127,7 @@ def test_what_no_state_needs_is_refused(steps: bytes, reason: str | None) -> Non
 
 
 def test_keys_of_one_hash_are_few() -> None:
-    """Each is compared with all that have its hash; a hundred are taken, and thousands refused."""
+    """A hundred keys with one hash are accepted, thousands are refused: each is compared with all the others."""
 
     def keys(count: int) -> bytes:
         numbers = (number * (2**61 - 1) for number in range(1, count + 1))
@@ -140,7 +140,7 @@ def test_keys_of_one_hash_are_few() -> None:
 
 
 def test_repetition_is_bounded_and_sharing_is_not() -> None:
-    """A list in a million places is a list; one that doubles forty times over is no list of anything."""
+    """A list in a million places is accepted; lists that double forty times over are refused."""
     shared = [[1]]
     check_structure(pickle.dumps({"x": [shared] * 100_000}, 2))
     value: Any = [1]
@@ -180,7 +180,7 @@ def test_a_storage_that_only_torch_would_read_is_no_longer_than_its_record() -> 
 
 
 def test_unknown_names_build_no_memory() -> None:
-    """What is not known is passed on by name alone, and a tensor's or storage's name is not called."""
+    """Unknown names are left to torch, except calls that would allocate a tensor or a storage."""
     assert Unknown("my.Thing")(1).name == "my.Thing()"
     assert Unknown("my.Thing").result(is_object=True).may_change
     assert not Unknown("torch._utils._rebuild_x")().may_change
@@ -210,7 +210,7 @@ def test_garbage_is_collected_again_afterwards() -> None:
 
 
 def test_expanded_tensors_round_trip_up_to_the_limit() -> None:
-    """They are stored as small as they are, come back as views, and beyond the limit are refused before anything."""
+    """Expanded tensors are stored small and come back as views; beyond the limit they are refused before a write."""
     base = torch.arange(4.0)
     payload = {
         "a": base.expand(1000, 4),
@@ -228,7 +228,7 @@ def test_expanded_tensors_round_trip_up_to_the_limit() -> None:
 
 
 def test_the_reader_has_the_writers_limit() -> None:
-    """A file that another program wrote is refused beyond it, and one that lies at the limit is taken."""
+    """The reader accepts a file of another program at the limit, and refuses one beyond it."""
     buffer = io.BytesIO()
     torch.save({"x": torch.ones(1).expand(MAX_EXPANDED_BYTES // 4 + 1)}, buffer)
     assert TorchZipFormat().read(opened(buffer.getvalue()))["x"].numel() == MAX_EXPANDED_BYTES // 4 + 1
@@ -242,7 +242,7 @@ def test_the_reader_has_the_writers_limit() -> None:
     strides=st.lists(st.integers(0, 9), min_size=4, max_size=4),
 )
 def test_expansion_is_what_a_copy_takes_beyond_the_extent(size: list[int], strides: list[int]) -> None:
-    """Compared with a count of the elements that are really there."""
+    """Extent and expanded bytes equal a count of the elements in memory."""
     stride = strides[: len(size)]
     places = {0} if size == [] else set()
     for index in torch.cartesian_prod(*[torch.arange(n) for n in size]).reshape(-1, len(size)).tolist() if size else []:
@@ -276,7 +276,7 @@ def test_a_structure_that_no_reader_takes_is_not_written(monkeypatch: pytest.Mon
 
 
 def test_the_directory_is_that_of_pythons_own_reader() -> None:
-    """For archives of torch, which are always of the large kind, of ours, and of Python."""
+    """Names and offsets equal those of Python's reader, for archives by torch, by this library and by Python."""
     payload = {"a": torch.arange(3.0), "b": torch.ones(5)}
     torch.save(payload, buffer := io.BytesIO())
     for data in (buffer.getvalue(), encode(TorchZipFormat(), payload), archive_of(structure(b"N"))):
@@ -291,7 +291,7 @@ def test_the_directory_is_that_of_pythons_own_reader() -> None:
 
 @given(seed=st.integers(0, 2**32))
 def test_any_damage_to_an_archive_is_a_typed_error_or_none(seed: int) -> None:
-    """Up to four changed bytes in the directory, its end, and the heads: nothing else is raised."""
+    """Up to four changed bytes in the directory, its end or the headers raise a typed error or change nothing."""
     choice = random.Random(seed)
     data = bytearray(archive_of(structure(b"N")))
     for _ in range(choice.randint(1, 4)):

@@ -26,7 +26,7 @@ FORMAT = TorchZipFormat()
 
 
 def experts(count: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """So many parameters, and the state of AdamW."""
+    """A model with this many parameters, and the state of AdamW."""
     model = nn.ParameterDict(
         {f"layers_0_experts_{n}_gate": nn.Parameter(torch.full((2,), float(n))) for n in range(count)}
     )
@@ -86,7 +86,7 @@ def test_a_save_lays_the_state_out_once(manager: CheckpointManager, monkeypatch:
 
 @pytest.mark.parametrize("count", [0, 1, 16_383, 16_384, 16_385, 40_000])
 def test_small_and_large_tensors_are_the_same_kind_of_record(count: int) -> None:
-    """Whole, as views that leave much out, and beside each other in one storage."""
+    """Small tensors come back: whole ones, non-contiguous views, and neighbours in one storage."""
     base = torch.arange(2.0 * count)
     payload = {"whole": base[:count].clone(), "gappy": base[::2], "first": base[:count], "second": base[count:]}
     data = encode(FORMAT, payload)
@@ -95,7 +95,7 @@ def test_small_and_large_tensors_are_the_same_kind_of_record(count: int) -> None
 
 
 def test_loaded_tensors_share_no_hooks() -> None:
-    """The file names none, and one that is registered later is of its tensor alone."""
+    """Loaded tensors have no hooks, and a hook that is registered later belongs to its tensor alone."""
     payload = {"a": torch.ones(2).requires_grad_(), "b": torch.ones(2).requires_grad_()}
     data = encode(FORMAT, payload)
     for found in (FORMAT.read(io.BytesIO(data)), torch.load(io.BytesIO(data), weights_only=True)):
@@ -106,7 +106,7 @@ def test_loaded_tensors_share_no_hooks() -> None:
 
 
 def test_the_size_is_known_to_the_byte() -> None:
-    """For records of every length of name and padding."""
+    """The computed size equals the written size, for records with names and padding of every length."""
     for count in (1, 11, 101, 1001):
         layout = FORMAT.lay_out({"x": [torch.zeros(number % 40) for number in range(count)]})
         assert layout.size_bytes == len(encode(FORMAT, {"x": [torch.zeros(number % 40) for number in range(count)]}))

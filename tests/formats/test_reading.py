@@ -177,7 +177,7 @@ def rezipped(data: bytes, change: Callable[[str, bytes], bytes | None], compress
 
 
 def test_archives_of_other_programs_are_read() -> None:
-    """Not aligned, and then copied; of another byte order, and then read by torch. Others are refused."""
+    """Unaligned archives are copied, those of another byte order are read by torch, compressed ones are refused."""
     payload = {"w": torch.arange(5.0), "b": torch.ones(3, dtype=torch.complex128)}
     data = saved(payload)
     assert_same(read(opened(rezipped(data, lambda name, record: record))), payload)
@@ -220,7 +220,7 @@ def test_damage_of_anything_keeps_everything_back() -> None:
 
 
 def test_damage_of_what_is_wanted_is_told_before_a_tensor_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that holds the damage is refused as a whole, and nothing has been made of its bytes by then."""
+    """A damaged part is refused as a whole, before any tensor is made of its bytes."""
     data = saved({"a": torch.arange(200.0), "b": torch.arange(200.0), "c": torch.ones(1)})
     ranges = tensor_ranges(opened(data))
     damaged = flipped(flipped(data, ranges["b"][0][1] - 1), ranges["a"][0][0])
@@ -304,7 +304,7 @@ def test_keys_are_a_collection_of_names(keys: Any) -> None:
 
 @given(keys=st.sets(st.sampled_from(["a", "a.b", "a.b.c", "a.d", "e", "e.f"]), min_size=1))
 def test_selecting_is_keeping_the_leaves_that_are_named(keys: set[str]) -> None:
-    """Compared with its definition, leaf by leaf."""
+    """Selection equals its definition, leaf by leaf."""
     leaves = {"a.b.c": 1, "a.b.x": 2, "a.d": 3, "e.f": 4, "g": 5}
     tree = {"a": {"b": {"c": 1, "x": 2}, "d": 3}, "e": {"f": 4}, "g": 5}
     wanted = {name: value for name, value in leaves.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)}
@@ -320,7 +320,7 @@ def test_selecting_is_keeping_the_leaves_that_are_named(keys: set[str]) -> None:
 
 
 def test_the_memory_goes_with_the_last_tensor(tmp_path: Path) -> None:
-    """Not later: a deleted checkpoint takes space for as long as it is mapped. And a tensor needs no file any more."""
+    """The mapping ends with its last tensor, so that a deleted file frees its space; tensors outlive the file."""
     path = tmp_path / "file.pt"
     path.write_bytes(saved({"a": torch.arange(50_000.0), "b": torch.ones(50_000)}))
     data = path.read_bytes()
@@ -340,7 +340,7 @@ def test_the_memory_goes_with_the_last_tensor(tmp_path: Path) -> None:
 
 
 def test_writing_to_a_tensor_changes_no_file(tmp_path: Path) -> None:
-    """Nor what is loaded from it again."""
+    """Writing to a loaded tensor changes neither the file nor a later load."""
     path = tmp_path / "file.pt"
     path.write_bytes(saved({"a": torch.arange(5000.0)}))
     data = path.read_bytes()
@@ -402,7 +402,7 @@ def test_stored_code_does_not_run(attack: Any, keys: list[str] | None) -> None:
 
 
 def structured(pickled: bytes, **records: bytes) -> bytes:
-    """A torch archive with a structure of our own making."""
+    """A torch archive with the given structure."""
     data = saved({"x": torch.arange(8.0)})
     return rezipped(
         data, lambda name, record: pickled if name.endswith("data.pkl") else records.get(name.split("/")[-1], record)
@@ -477,7 +477,7 @@ def test_a_tensor_never_reaches_out_of_its_record(storage: Forged, shape: tuple[
     ids=str,
 )
 def test_a_tensor_of_no_sense_is_not_built(storage: Forged, shape: tuple[Any, ...]) -> None:
-    """Nor handed to torch, which would take some of them at their word."""
+    """A tensor with an impossible shape is refused, and never handed to torch."""
     with pytest.raises((CorruptCheckpointError, UnsafePayloadError)):
         read(opened(forged(storage, *shape)))
 
@@ -550,7 +550,7 @@ def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
 
 
 def test_damage_is_not_taken_into_the_cache() -> None:
-    """It is told as ever, and nothing stays behind: neither bytes nor descriptors."""
+    """A damaged payload raises the usual error, and leaves neither bytes nor descriptors in the cache."""
     cache = PayloadCache(1000)
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     for damaged in (b"x" * 99 + b"y", b"x" * 99, b"x" * 101):
@@ -581,7 +581,7 @@ def test_what_was_opened_outlives_the_cache_and_no_writer_reaches_it() -> None:
 
 
 def test_threads_share_a_cache() -> None:
-    """Each gets the payload that it asked for, whoever else pushes it out meanwhile."""
+    """Threads that share a small cache each get the payload that they requested."""
     cache = PayloadCache(250)
     wrong: list[str] = []
 

@@ -126,7 +126,9 @@ class PickleChecker:
                 return loaded
             step = steps.get(code)
             if step is None:
-                raise unsafe(f"its structure takes a step that none of ours does: {bytes([code])!r} at {position}")
+                raise unsafe(
+                    f"its structure uses an opcode that torch.save does not write: {bytes([code])!r} at {position}"
+                )
             position = step(self, position + 1)
         raise unsafe(f"its structure takes more than {self._max_steps} steps")
 

@@ -1,4 +1,4 @@
-"""What the names in a torch pickle stand for: a short list of harmless functions and types.
+"""Defines the names that a torch pickle may use: a short list of harmless functions and types.
 
 A pickle is executed twice. The first time, a :class:`SpecPass` returns a :class:`TensorSpec` for each tensor and checks
 that the tensor fits into its record. The second time, a :class:`BuildPass` builds the tensors, in the same order. Any

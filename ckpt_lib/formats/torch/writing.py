@@ -187,17 +187,12 @@ def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
 
 def _is_small(stored: StorageRange) -> bool:
     """Whether reading the memory directly is faster than asking PyTorch for a view of it."""
-    return (
-        stored.size_bytes <= _SMALL_BYTES
-        and not stored.is_non_contiguous
-        and stored.storage.device.type == "cpu"
-        and stored.stop <= stored.storage.nbytes()
-    )
+    return stored.size_bytes <= _SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()
 
 
 def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
     """Yield the bytes of a one-dimensional tensor in blocks, never copying all of a tensor on a device."""
     for start in range(0, len(data), BLOCK_SIZE_BYTES):
-        check_memory(data)  # another thread may have freed it meanwhile
+        check_memory(data)  # another thread may have freed it
         # Tensor.numpy() would make the storage, which belongs to the training, impossible to resize.
         yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data
