@@ -197,9 +197,10 @@ def assert_has_calls(name: str, calls: list[str]) -> None:
 
 
 def public_methods(owner: type) -> dict[str, Callable[..., Any]]:
+    members = {name: item for kind in reversed(owner.__mro__[:-1]) for name, item in vars(kind).items()}
     return {
         name: getattr(owner, name)
-        for name, item in vars(owner).items()
+        for name, item in members.items()
         if not name.startswith("_") and isinstance(item, Callable | classmethod)  # type: ignore[arg-type]
     }
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from ckpt_lib.core.damage import missing_file
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import (
@@ -51,7 +51,7 @@ Check = Callable[[Manifest], CheckpointError | None]
 def save(
     folder: CheckpointFolder,
     index: Index,
-    draft: Draft,
+    facts: CheckpointFacts,
     payload_format: Format,
     layout: Layout,
     *,
@@ -66,7 +66,7 @@ def save(
     leaves the folder as it was, but for one: when all was written and making the folder's names durable fails, the
     checkpoint stays, whole.
     """
-    if earlier := index.with_idempotency_key(draft.idempotency_key):
+    if earlier := index.with_idempotency_key(facts.idempotency_key):
         return earlier
     pending = folder.store.open_write(folder.path)
     try:
@@ -78,16 +78,16 @@ def save(
             _read_back(folder, pending, digests)
         with folder.lock() as held:
             # Another process may have saved the same thing while this one was writing.
-            if earlier := index.with_idempotency_key(draft.idempotency_key):
+            if earlier := index.with_idempotency_key(facts.idempotency_key):
                 return earlier
-            wanted = CheckpointId(draft.epoch, draft.step, draft.timestamp)
+            wanted = CheckpointId(facts.epoch, facts.step, facts.timestamp)
             checkpoint_id, sequence = index.next_place(wanted, payload_format.suffix)
             manifest = Manifest(
                 checkpoint_id=checkpoint_id,
                 sequence=sequence,
                 format=payload_format.name,
                 files=(_file_entry(checkpoint_id + payload_format.suffix, digests),),
-                **draft.__dict__,
+                **facts.__dict__,
             )
             _publish(folder, held, pending, manifest)
     finally:

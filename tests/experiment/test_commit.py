@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
@@ -48,7 +48,7 @@ def save(folder: CheckpointFolder, epoch: int = 1, *, index: Index | None = None
     payload = {"model_state_dict": {"w": torch.full((3,), float(epoch))}, "epoch": epoch}
     torch_format = format_named("torch")
     layout = torch_format.lay_out(payload)
-    return commit.save(folder, index or Index(folder), Draft(epoch, **fields), torch_format, layout)
+    return commit.save(folder, index or Index(folder), CheckpointFacts(epoch, **fields), torch_format, layout)
 
 
 def keep(_: Manifest) -> None:
@@ -227,9 +227,9 @@ def test_a_serializer_that_fails_leaves_nothing(tmp_path: Path, folder: Checkpoi
                 stream.write(b"half of it")
                 raise error
 
-        draft = Draft(1, 1, "Net", "e")
+        facts = CheckpointFacts(1, 1, "Net", "e")
         with pytest.raises(type(error)) as raised:
-            commit.save(folder, Index(folder), draft, format_named("torch"), Failing())
+            commit.save(folder, Index(folder), facts, format_named("torch"), Failing())
         assert raised.value is error
         assert contents(tmp_path) == {}
 

@@ -20,7 +20,7 @@ from ckpt_lib.policies.saving import (
     When,
     improvements_in,
 )
-from ckpt_lib.saving import saver
+from ckpt_lib.saving import policy_check
 from tests.helpers import MakeManager
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_saves_nothing_says_so_once(
     make_manager: MakeManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After many refusals in a row, one warning names the policy, the best so far and the way out."""
-    monkeypatch.setattr(saver, "REFUSALS_TO_WARN", 5)
+    monkeypatch.setattr(policy_check, "REFUSALS_TO_WARN", 5)
     manager = make_manager(save_best_only=True)
     save(manager, 1, 0.1)
     for epoch in range(2, 20):

@@ -36,6 +36,7 @@ from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.maintenance.validate import ValidationReport, validate
 from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.saving import failover
+from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.pending import LocalPendingFile
@@ -333,6 +334,7 @@ def test_room_is_made_as_far_as_needed_and_by_the_rules(
         generous.delete_checkpoint(deleted)
         time.sleep(0.02)
     strict = make_manager(backup_checkpoints=False, max_checkpoints=1)
+    space = FreeSpace(strict.experiment_name, strict._cleaner, strict._backup_cleaner)
     gone = {name: experiment_folder(strict) / f"{name}.pt" for name in saved}
 
     def free_until(count: int) -> None:
@@ -344,14 +346,14 @@ def test_room_is_made_as_far_as_needed_and_by_the_rules(
         monkeypatch.setattr(LocalStore, "free_bytes", free_bytes)
 
     free_until(1)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert [item.checkpoint_id for item in strict.list_deleted()] == [saved[2]]
     free_until(2)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert strict.list_deleted() == []
     assert ids(strict) == [saved[0], saved[1], saved[3], saved[5]]
     free_until(100)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert ids(strict) == [saved[0], saved[1], saved[5]]
 
 
@@ -771,7 +773,7 @@ def test_another_one_of_that_id_is_not_removed_when_it_is_home(make_safe: MakeMa
     other = manifest.changed(uid="0" * 32)
     (fallback_dir / "run" / f"{stranded}.json").write_bytes(other.to_bytes())
     manager._fallback._remove(manifest)
-    assert [item.uid for item in manager._fallback.stranded()] == [other.uid]
+    assert [item.uid for item in manager._fallback.manifests()] == [other.uid]
 
 
 def test_what_was_deleted_at_home_does_not_come_back(make_safe: MakeManager, fallback_dir: Path) -> None:
