@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.saving import background
 from tests.helpers import MakeManager, Parts, build
 
 pytest.register_assert_rewrite("ckpt_lib.testing")
@@ -29,6 +30,21 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own CKPT_* variables configure no test."""
     for name in [name for name in os.environ if name.upper().startswith("CKPT_")]:
         monkeypatch.delenv(name)
+
+
+NICENESS = background._NICENESS
+
+
+@pytest.fixture(autouse=True)
+def _saves_do_not_step_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Background saves have the priority of the test: behind other tests on every core, they would wait for seconds."""
+    monkeypatch.setattr(background, "_NICENESS", 0)
+
+
+@pytest.fixture
+def saves_step_back(_saves_do_not_step_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Background saves have the priority that users give them."""
+    monkeypatch.setattr(background, "_NICENESS", NICENESS)
 
 
 @pytest.fixture(scope="session")

@@ -487,7 +487,7 @@ def test_a_key_is_saved_once(make_manager: MakeManager, gate: Gate) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has priorities of threads")
-def test_saving_steps_back_behind_training(make_manager: MakeManager, gate: Gate) -> None:
+def test_saving_steps_back_behind_training(saves_step_back: None, make_manager: MakeManager, gate: Gate) -> None:
     """The thread that hashes and writes takes little of the processor time that training wants."""
     manager = make_manager()
     gate.open.clear()
