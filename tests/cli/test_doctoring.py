@@ -157,10 +157,10 @@ def test_deleting_from_quarantine_is_asked_about(store: Path, ids: list[str], lo
 def test_one_call_deletes_from_the_list_and_from_quarantine(store: Path, ids: list[str], lost: str) -> None:
     """The one goes to the trash, the other for good."""
     run("quarantine", lost, store=store)
-    document = run_json("delete", "--yes", lost, ids[0], store=store)
-    assert sorted(document["deleted_ids"]) == sorted([lost, ids[0]])
+    document = run_json("delete", "--yes", lost, ids[1], store=store)
+    assert sorted(document["deleted_ids"]) == sorted([lost, ids[1]])
     assert document["freed_bytes"] > 0
-    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == [ids[0]]
+    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == [ids[1]]
     assert run_json("quarantine", store=store)["quarantined"] == []
 
 
