@@ -1,4 +1,4 @@
-"""Checkpoint lifecycle management for PyTorch training: save, verify, back up, compare, export and retire.
+"""Checkpoint lifecycle management for PyTorch training: save, verify, back up, compare, export and clean up.
 
 >>> from ckpt_lib import CheckpointConfig, CheckpointManager
 >>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")

@@ -19,7 +19,7 @@ from ckpt_lib.core.wording import size_text
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
 
-_STYLES = {"copied": "green", "damaged": "bold red", "retired": "yellow"}
+_STYLES = {"copied": "green", "damaged": "bold red", "deleted again": "yellow"}
 
 
 def backup(
@@ -53,7 +53,7 @@ def backup(
         _print_outcomes(outcomes)
         if not verify and any(outcome["result"] == "already there" for outcome in outcomes):
             note("Of backups that existed already, only the sizes were compared; `--verify` reads every byte.")
-        if any(outcome["result"] == "retired" for outcome in outcomes):
+        if any(outcome["result"] == "deleted again" for outcome in outcomes):
             note(f"Deleted again: max_backups={manager.config.max_backups} keeps only the best and the newest.")
     if damaged:
         raise typer.Exit(DAMAGE)
@@ -76,7 +76,7 @@ def _back_up(manager: CheckpointManager, ids: Sequence[str], *, verify: bool) ->
     held = {item.checkpoint_id for item in manager.list_backups()}
     for outcome in outcomes:
         if outcome["result"] == "copied" and outcome["checkpoint_id"] not in held:
-            outcome["result"] = "retired"
+            outcome["result"] = "deleted again"
     return outcomes
 
 
