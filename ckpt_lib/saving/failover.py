@@ -20,7 +20,6 @@ from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnava
 from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.experiment import CheckpointSet
-from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.free_space import FreeSpace
@@ -39,10 +38,9 @@ _ROOMY = 4
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint, and where it is."""
+    """A committed checkpoint, in the primary folder or in the fallback."""
 
     manifest: Manifest
-    folder: CheckpointFolder
     in_fallback: bool
 
     @property
@@ -161,7 +159,7 @@ class FailoverWriter:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
         layout = payload_format.lay_out(payload)
         try:
-            return Saved(self.primary.save(facts, payload_format, layout), self.primary.folder, in_fallback=False)
+            return Saved(self.primary.save(facts, payload_format, layout), in_fallback=False)
         except Exception as error:
             if not _is_degrading(error):
                 raise
@@ -194,7 +192,7 @@ class FailoverWriter:
             path=path,
             size_bytes=manifest.payload.size_bytes,
         )
-        return Saved(manifest, fallback.folder, in_fallback=True)
+        return Saved(manifest, in_fallback=True)
 
     @property
     def targets(self) -> tuple[SaveTarget, ...]:
