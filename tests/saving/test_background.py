@@ -19,6 +19,7 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.state.copy_tasks import CopyTask, copy_together
 from ckpt_lib.state.overlap import unchanged_until_step
 from ckpt_lib.state.staging import Snapshot, StagingBuffer
@@ -451,13 +452,13 @@ def test_staging_memory_is_reported_and_used_again(make_manager: MakeManager, ga
 def test_backups_are_not_in_the_way_of_the_next_save(make_manager: MakeManager, monkeypatch: Any) -> None:
     """A backup location that hangs holds up neither the handle nor a further save; ``flush`` waits for it."""
     manager, gate = make_manager(), threading.Event()
-    original = CheckpointManager.backup_checkpoint
+    original = Copies.back_up
 
     def slow(*arguments: Any, **options: Any) -> bool:
         assert gate.wait(30)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", slow)
+    monkeypatch.setattr(Copies, "back_up", slow)
     handles = [start(manager, epoch) for epoch in range(3)]
     assert [handle.result(timeout=30) for handle in handles] == ids(manager)
     assert manager.backup_ids() == []
@@ -701,7 +702,7 @@ def test_a_callback_does_not_wait_for_a_later_save(make_manager: MakeManager) ->
 def test_what_follows_a_save_may_fail_in_any_way(make_manager: MakeManager, monkeypatch: Any, error: Any) -> None:
     """Nobody hangs, and the save stands."""
     manager = make_manager()
-    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", lambda *_arguments, **_options: raising(error)())
+    monkeypatch.setattr(Copies, "back_up", lambda *_arguments, **_options: raising(error)())
     handle = start(manager, 0)
     manager.flush()
     assert ids(manager) == [handle.result()]
@@ -796,6 +797,7 @@ import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.errors import StorageFullError
 
 def full(*arguments, **options):
@@ -908,6 +910,7 @@ import os, tempfile, threading
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.copies import Copies
 
 found = []
 save = commit.save
