@@ -34,7 +34,7 @@ serve: $(STAMP)
 
 # Everything but what `make test-servers` runs; the only server is Prefect's own test server.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not servers"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers"
 
 # What starts Prefect servers of this project and serves deployments.
 test-servers: $(STAMP)
