@@ -246,7 +246,7 @@ def test_scrub_goes_on(store: Path, ids: list[str]) -> None:
     record = store / "digits" / ".ckpt-scrub.json"
     interrupted = re.sub(r'"completed_at":"[^"]+"', '"completed_at":null', record.read_text())
     record.write_text(interrupted)
-    assert "6 of 6 had been read" in run("scrub", store=store).stderr
+    assert "6 of 6 were already read" in run("scrub", store=store).stderr
     record.write_text(interrupted)
     assert run_json("scrub", "--restart", store=store)["files_resumed"] == 0
 
@@ -512,7 +512,7 @@ def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: lis
     assert "The backups were not cleaned up: " in done.stderr
     assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=3)["backups_error"]
     assert "The backups cannot be listed" in run("quarantine", store=store, env=away).stderr
-    run("quarantine", "--backups", store=store, env=away, code=2)
+    run("quarantine", "--backups", store=store, env=away, code=3)
     assert run_json("delete", ids[1], "-y", store=store, env=away)["deleted_ids"] == [ids[1]]
 
 
