@@ -86,7 +86,7 @@ def run_with_streams(*args: str, bent: Mapping[int, str | None], **env: str) -> 
         streams: dict[int, int | None] = {0: opened.enter_context(open(os.devnull)).fileno()}
         streams |= {number: output.fileno() for number in (1, 2)}
         for number, path in bent.items():
-            streams[number] = path and opened.enter_context(open(path, "w")).fileno()
+            streams[number] = None if path is None else opened.enter_context(open(path, "w")).fileno()
         program = fork_program(args, streams, **env)
         code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
         output.seek(0)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.formats.torch.pickle_checking import max_structure_bytes
+from ckpt_lib.formats.torch.limits import max_structure_bytes
 from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, plant
 from tests.torture.pickles import call, name, text
 from tests.torture.rows import Outcome, Row
