@@ -43,7 +43,7 @@ def _failures(case: ElementTree.Element) -> Iterator[str]:
 ROWS = [
     Row(
         number=42,
-        fault="arbitrary values, states and histories, 500 for each property of the test suite",
+        fault="arbitrary values, states and histories, 1,200 for each property of the test suite",
         must_hold="every property",
         unit="properties",
         count=0,
