@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
@@ -171,21 +172,29 @@ def _worker_of(run: FlowRun) -> str:
 
 def _is_alive(*pids: str | None) -> bool:
     """Return whether any of these process ids is in use, even if another process has taken it over."""
-    for pid in filter(None, pids):
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            pass
+    return any(_is_running(int(pid)) for pid in pids if pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
-    return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file, on this system or by now
+        return True
+    return state not in {"Z", "X"}  # ended, and not yet waited for by its parent
 
 
 def _end(run: FlowRun, state: State) -> None:
     """Set the final state of a run, which frees its slot under the concurrency limit of the deployment."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run.id, state)
+        answer = client.set_flow_run_state(run.id, state)
+    if answer.status is not SetStateStatus.ACCEPT:
+        print(f"The server did not mark {run.name} as {state.name}: {answer.details}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from ckpt_lib.store import open_store
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
 from tests.torture.kill_methods import Fault, functions_of, injected, struck
+from tests.torture.processes import patched
 
 CHUNK_BYTES = 256
 
@@ -199,13 +201,24 @@ def last_in_place(calls: Sequence[str]) -> int:
     return max(at for at, call in enumerate(calls[:last_fsync], start=1) if call == "write")
 
 
-def test_a_disk_that_refuses_the_bytes_gets_a_new_file(copies: Copies, template: Copies, tmp_path: Path) -> None:
+@contextmanager
+def refusing_writes_to(path: Path) -> Iterator[None]:
+    """A disk that refuses every byte that is written to a file which is there."""
+    write = os.write
+
+    def refuse(descriptor: int, data: bytes) -> int:
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(descriptor, data)
+
+    with patched(os, "write", refuse):
+        yield
+
+
+def test_a_disk_that_refuses_the_bytes_gets_a_new_file(copies: Copies, template: Copies) -> None:
     """EIO at the write in place: the whole file is copied to another place of the disk instead."""
     flip_bit(copies.payload, 600)
-    flip_bit(fresh(template, tmp_path / "counted").payload, 600)
-    with injected(counted := Fault()):
-        Copies(tmp_path / "counted", template.checkpoint_id).manager.repair_checkpoint()
-    with injected(Fault(last_in_place(counted.calls), code=errno.EIO)):
+    with refusing_writes_to(copies.payload):
         report = copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert report.method == "file"
     assert copies.both() == template.both()
