@@ -15,7 +15,7 @@ endif
 MODULES := $(shell find ckpt_lib src tasks flows -name '*.py' | LC_ALL=C sort)
 STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 
-.PHONY: install demo test torture mutants check serve bench format clean
+.PHONY: install demo test test-servers torture mutants check serve bench format clean
 
 install: $(STAMP)
 
@@ -32,8 +32,13 @@ demo: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/python -m deployments.server $(BIN)/python -m deployments.serve
 
+# Everything but what `make test-servers` runs; the only server is Prefect's own test server.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers"
+
+# What starts Prefect servers of this project and serves deployments.
+test-servers: $(STAMP)
+	@$(BIN)/python -m pytest -m servers
 
 # The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
 torture: $(STAMP)

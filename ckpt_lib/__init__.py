@@ -1,4 +1,4 @@
-"""Checkpoint lifecycle management for PyTorch training: save, verify, back up, compare, export and retire.
+"""Checkpoint lifecycle management for PyTorch training: save, verify, back up, compare, export and clean up.
 
 >>> from ckpt_lib import CheckpointConfig, CheckpointManager
 >>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.errors import CheckpointError
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "CheckpointComparison": "ckpt_lib.analysis.results",
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.core.metadata",
     "CleanupReport": "ckpt_lib.maintenance.cleanup",
     "DoctorReport": "ckpt_lib.maintenance.findings",
+    "ExperimentSummary": "ckpt_lib.analysis.results",
     "ReconcileReport": "ckpt_lib.saving.fallback",
     "RepairReport": "ckpt_lib.maintenance.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
@@ -47,12 +50,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "CheckpointComparison",
     "CheckpointConfig",
     "CheckpointError",
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
     "DoctorReport",
+    "ExperimentSummary",
     "ReconcileReport",
     "RepairReport",
     "RetentionPlan",

@@ -1,4 +1,4 @@
-"""``CheckpointConfig``: the options of a manager. It is frozen, and refused as a whole when one option is wrong."""
+"""``CheckpointConfig``: the options of a manager."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from ckpt_lib.errors import ConfigError
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
 
-LIMIT_64 = 2**63  # the pages and events of Prefect carry no larger numbers
+LIMIT_64 = 2**63  # Prefect's forms and events hold no larger numbers
 
 
 class CheckpointConfig(BaseModel):
-    """How one experiment's checkpoints are saved, checked, kept and backed up."""
+    """Options for saving, verifying, keeping and backing up the checkpoints of an experiment.
+
+    Frozen. A wrong option raises :class:`~ckpt_lib.errors.ConfigError`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint_dir: str = Field(
         default="checkpoints", min_length=1, description="Root of the store: a path or file:// URL."
     )
-    save_interval: int = Field(default=1, ge=1, lt=LIMIT_64, description="Save when the epoch is a multiple of this.")
+    save_interval: int = Field(default=1, ge=1, lt=LIMIT_64, description="Save if the epoch is a multiple of this.")
     max_checkpoints: int = Field(
         default=10,
         ge=0,
         lt=LIMIT_64,
-        description="How many checkpoints stay: the best and the newest others. Pinned and damaged checkpoints are "
-        "kept in addition and do not count. The last valid and the best one stay whatever the number.",
+        description="How many checkpoints to keep: the best and the newest others. Pinned and damaged checkpoints are "
+        "kept in addition and do not count. The newest valid and the best one are kept whatever the number.",
     )
-    save_best_only: bool = Field(default=False, description="Save only when monitor_metric improves.")
+    save_best_only: bool = Field(default=False, description="Save only if monitor_metric improves.")
     monitor_metric: str = Field(default="val_loss", min_length=1, description="The metric that decides which is best.")
     monitor_mode: Mode = Field(default="min", description="Whether a smaller or a larger monitor_metric is better.")
     save_optimizer: bool = Field(default=True, description="Store the optimizer state.")
@@ -48,79 +51,78 @@ class CheckpointConfig(BaseModel):
         description="Record config and library versions in the manifest, and keep checkpoint_metadata.json. "
         "The manifest itself is always written: it is the commit.",
     )
-    compression: bool = Field(default=False, description="Compress payloads. Not available yet: True is refused.")
+    compression: bool = Field(
+        default=False, description="Compress payloads. Not available in this version: True is refused."
+    )
     backup_checkpoints: bool = Field(default=True, description="Copy each saved checkpoint to the backup location.")
     validate_checkpoints: bool = Field(
-        default=True, description="Verify the bytes of a payload before anything is loaded from them."
+        default=True, description="Verify the bytes of a payload before loading from them."
     )
     verify_after_write: bool = Field(
         default=False,
-        description="Read each payload back from the disk before it is committed, and refuse the save when a byte "
-        "differs.",
+        description="Read each payload back from the disk before committing it, and fail the save if a byte differs.",
     )
     health_check: bool = Field(
         default=False,
-        description="Look for NaN and infinities in the model, the optimizer state and monitor_metric at each save. "
-        "An unhealthy checkpoint is saved and kept, but is never the best, nor what resume() goes on from.",
+        description="Check the model, the optimizer state and monitor_metric for NaN and infinities at each save. "
+        "An unhealthy checkpoint is saved and kept, but is never the best, and resume() does not use it.",
     )
     cache_size_bytes: int = Field(
         default=0,
         ge=0,
         lt=LIMIT_64,
-        description="How much memory may keep whole verified payloads for loading them again; 0 keeps none.",
+        description="Memory for verified payloads that are loaded again; 0 keeps none.",
     )
     backup_dir: str | None = Field(
         default=None,
         min_length=1,
         description="Root of the backups. Default: the folder backups/ inside the experiment.",
     )
-    backup_only_best: bool = Field(
-        default=False, description="Back up only checkpoints that are the best so far, instead of each one."
-    )
+    backup_only_best: bool = Field(default=False, description="Back up only checkpoints that are the best so far.")
     max_backups: int = Field(
         default=10, ge=0, lt=LIMIT_64, description="Like max_checkpoints, for the backup location."
     )
     on_missing_metric: OnMissingMetric = Field(
         default="warn",
-        description="What a save does when monitor_metric is not among its metrics and no checkpoint of the experiment "
-        "has it: warn once, naming the metrics there are, or raise the error and save nothing.",
+        description="What a save does if neither its metrics nor any checkpoint of the experiment has monitor_metric: "
+        "warn once and name the existing metrics, or raise an error and save nothing.",
     )
     fallback_dir: str | None = Field(
         default=None,
         min_length=1,
-        description="Root of a store, best on a disk of this machine, that saves go to when checkpoint_dir fails. They "
-        "come home by the next save that does not fail, or by `ckpt reconcile`.",
+        description="Root of a store, best on a local disk, that saves go to if checkpoint_dir fails. The next "
+        "successful save or `ckpt reconcile` moves them to checkpoint_dir.",
     )
     on_save_failure: OnSaveFailure = Field(
         default="raise",
-        description="What a save does when the store fails, and fallback_dir, if there is one, does too: raise the "
-        "error, or warn and return None, so that training goes on.",
+        description="What a save does if checkpoint_dir and fallback_dir, if set, both fail: raise the error, or warn "
+        "and return None, so that training continues.",
     )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,
         allow_inf_nan=False,
-        description="For how long what was deleted, by name or by a cleanup, can be brought back. Its bytes are freed "
-        "afterwards; 0 frees them at once. What is retired after a save is always freed at once.",
+        description="How long checkpoints deleted by name or by a cleanup can be brought back. Their bytes are freed "
+        "afterwards; 0 frees them at once. Retention after a save always frees bytes at once.",
     )
     max_pending_saves: int = Field(
         default=1,
         ge=1,
         lt=LIMIT_64,
-        description="How many background saves may be under way; each takes memory for a copy of the state. "
-        "One more waits.",
+        description="How many background saves may run at the same time; each needs memory for a copy of the state. "
+        "Further saves wait.",
     )
     overlap_copy: bool = Field(
         default=False,
-        description="True says that nothing writes to parameters or optimizer state between a background save and the "
-        "next step of the optimizer: they are then copied while the next forward and backward pass run, and the step "
-        "waits for what is left. A write that PyTorch counts fails the save.",
+        description="Copy the state for a background save during the next forward and backward pass; the optimizer's "
+        "next step waits for the rest of the copy. Set it only if nothing writes to parameters or optimizer state "
+        "before that step. A write that PyTorch counts fails the save.",
     )
 
     if not TYPE_CHECKING:  # type checkers know the options from the fields
 
         def __init__(self, **options: Any) -> None:
-            # So that a wrong option raises our one error instead of pydantic's, through every door.
+            # So that a wrong option always raises ConfigError instead of pydantic's error.
             try:
                 super().__init__(**options)
             except ValidationError as error:
@@ -129,13 +131,13 @@ class CheckpointConfig(BaseModel):
     @field_validator("checkpoint_dir", "backup_dir", "fallback_dir", mode="before")
     @classmethod
     def _path_to_text(cls, value: Any) -> Any:
-        # Kept as text: a Path would fold the two slashes of a URL into one.
+        # Keep text: a Path would merge the two slashes of a URL.
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("checkpoint_dir", "backup_dir", "fallback_dir")
     @classmethod
     def _without_nul(cls, value: str | None) -> str | None:
-        # Half a character cannot be encoded, which is a ValueError too.
+        # fsencode raises ValueError for a lone surrogate, too.
         if value is not None and b"\0" in os.fsencode(value):
             raise ValueError("a path cannot hold a NUL character")
         return value
@@ -148,7 +150,7 @@ class CheckpointConfig(BaseModel):
         return value
 
     def __getstate__(self) -> dict[Any, Any]:
-        # Whoever unpickles it may have another working directory, and is to find the same folders.
+        # The process that unpickles it may have another working directory, and must find the same folders.
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], **_places(self)}}
 
@@ -203,13 +205,13 @@ class CheckpointConfig(BaseModel):
 
 
 class _Environment(BaseSettings, CheckpointConfig):
-    """The same fields, filled from the environment."""
+    """``CheckpointConfig`` filled from the environment."""
 
     model_config = SettingsConfigDict(env_prefix="CKPT_", extra="ignore", frozen=True)
 
 
 def located(config: CheckpointConfig) -> CheckpointConfig:
-    """Return the same options with absolute paths, which mean the same in every working directory."""
+    """Return the options with absolute paths, which are valid in every working directory."""
     return config.model_copy(update=_places(config))
 
 
@@ -219,12 +221,12 @@ def _places(config: CheckpointConfig) -> dict[str, str]:
 
 
 def _absolute(place: str) -> str:
-    """A path as the store at it reads it; a URL that is not of this machine's files stays as it is."""
+    """Return a path as an absolute one; a URL of anything but local files is returned unchanged."""
     return strip_protocol(place) if split_protocol(place)[0] in (None, "file", "local") else place
 
 
 def is_monitor_given(config: CheckpointConfig) -> bool:
-    """Return whether the monitor was chosen, if only by writing the defaults out."""
+    """Return whether the monitor was set explicitly, even if to the default."""
     return not {"monitor_metric", "monitor_mode"}.isdisjoint(config.model_fields_set)
 
 
@@ -234,7 +236,7 @@ _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their mean
 
 
 def config_error(error: ValidationError, *, hint: str | None = None, options: Iterable[str] = ()) -> ConfigError:
-    """pydantic's error about some of ``options``, as ours."""
+    """Turn pydantic's error about options into a ``ConfigError``; ``options`` are the valid names."""
     found = error.errors(include_url=False)
     problems = [_problem(item, options) for item in found[:_MAX_PROBLEMS]]
     if len(found) > _MAX_PROBLEMS:
@@ -244,7 +246,7 @@ def config_error(error: ValidationError, *, hint: str | None = None, options: It
 
 def _problem(item: ErrorDetails, options: Iterable[str]) -> str:
     text = item["msg"].removeprefix("Value error, ")
-    if not item["loc"]:  # what is wrong with the options together has no place among them
+    if not item["loc"]:  # an error of several options together
         return text
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":

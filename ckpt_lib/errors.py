@@ -30,8 +30,8 @@
         ├── NotDurableError                       written, but power loss may undo it
         └── StoreUnavailableError                 a transient failure: trying again may help
 
-Each carries what is known of ``checkpoint_id``, ``path``, ``expected``, ``got`` and ``hint`` (what to do
-next), both as attributes and in its message, and survives pickling.
+Each has the attributes ``checkpoint_id``, ``path``, ``expected``, ``got`` and ``hint`` (what to do next), as far as
+they are known, and says them in its message. Errors can be pickled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_lib.stream.digests import Damage
+    from ckpt_lib.core.damage import Damage
 
 _DETAILS = ("checkpoint_id", "path", "expected", "got", "hint")
 
@@ -80,7 +80,7 @@ class CheckpointError(Exception):
         return f"{text} {self.hint}" if self.hint else text
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its argument, OSError its errno: the message is ours to print.
+        # KeyError would print the repr of its argument, and OSError its errno.
         return self._text()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,11 +97,11 @@ def _rebuild(
 
 
 class ConfigError(CheckpointError, ValueError):
-    """A configuration that cannot work; nothing was written."""
+    """An option or argument cannot work; nothing was written."""
 
 
 class InvalidNameError(CheckpointError, ValueError):
-    """An experiment name, checkpoint id, tag or description outside its grammar; nothing was written."""
+    """An experiment name, checkpoint id, tag or description is not allowed; nothing was written."""
 
 
 class InvalidMetricError(CheckpointError, ValueError):
@@ -109,7 +109,7 @@ class InvalidMetricError(CheckpointError, ValueError):
 
 
 class UnknownMetricError(CheckpointError, KeyError):
-    """A metric was asked for that none of the checkpoints has recorded."""
+    """No checkpoint has recorded the requested metric."""
 
 
 class UnsupportedStateError(CheckpointError, TypeError):
@@ -121,11 +121,11 @@ class StateChangedError(CheckpointError, RuntimeError):
 
 
 class StateMismatchError(CheckpointError, ValueError):
-    """The stored state does not fit what it was to be restored into; nothing was changed."""
+    """The stored state does not fit the model, optimizer or scheduler; nothing was changed."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """No checkpoint answers to that id, tag or keyword."""
+    """No checkpoint has that id or tag, or is meant by that keyword."""
 
 
 class ExperimentNotFoundError(CheckpointError, FileNotFoundError):
@@ -133,7 +133,7 @@ class ExperimentNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class NotAStoreError(CheckpointError, ValueError):
-    """The path is no folder, is missing or empty, or holds nothing this library wrote."""
+    """The path is not a folder, is missing or empty, or holds nothing that this library wrote."""
 
 
 class NotACheckpointError(CheckpointError, ValueError):
@@ -141,15 +141,15 @@ class NotACheckpointError(CheckpointError, ValueError):
 
 
 class CheckpointExistsError(CheckpointError, FileExistsError):
-    """Something else already has that name; it was left as it was."""
+    """The name is taken by something else, which was left unchanged."""
 
 
 class ProtectedCheckpointError(CheckpointError, PermissionError):
-    """The checkpoint is pinned, in use or intact; it was left as it is."""
+    """The checkpoint is pinned, in use or intact, and was left unchanged."""
 
 
 class UnsafePayloadError(CheckpointError, ValueError):
-    """Reading the payload would run code stored in it, or cost out of proportion; nothing of it was read."""
+    """Loading the payload would run stored code or cost out of proportion; nothing was loaded."""
 
 
 class UnsupportedSchemaError(CheckpointError, ValueError):
@@ -161,11 +161,11 @@ class UnsupportedFormatError(CheckpointError, ValueError):
 
 
 class IntegrityError(CheckpointError, ValueError):
-    """Base of everything that says: these bytes are not the bytes that were saved."""
+    """Base of errors about damage: stored bytes differ from what was saved."""
 
 
 class CorruptCheckpointError(IntegrityError):
-    """The payload is missing or differs from its digests. ``damages`` says where; nothing was handed out."""
+    """The payload is missing or differs from its digests. ``damages`` says where; nothing was loaded."""
 
     def __init__(self, message: str, *, damages: Sequence[Damage] = (), **details: Any) -> None:
         self.damages = tuple(damages)
@@ -177,11 +177,11 @@ class CorruptManifestError(IntegrityError):
 
 
 class NoValidCheckpointError(IntegrityError):
-    """There were checkpoints, but not one is left that verifies."""
+    """There are or were checkpoints, but none verifies."""
 
 
 class StoreError(CheckpointError, OSError):
-    """The store failed; what was there before is unchanged."""
+    """The store failed; what it held before is unchanged."""
 
 
 class StorageFullError(StoreError):
@@ -205,9 +205,9 @@ class StoreUnavailableError(StoreError):
 
 
 def is_store_failure(error: BaseException) -> bool:
-    """Whether the store is to blame, and neither what was passed nor what is stored in it.
+    """Return whether the store caused an error, rather than an argument or a stored checkpoint.
 
-    Its own errors, those of the operating system that came through untyped, and a store whose folder is none any more.
+    That includes errors of the operating system, and a store whose folder is no longer a folder.
     """
     if isinstance(error, CheckpointError):
         return isinstance(error, StoreError | NotAStoreError)

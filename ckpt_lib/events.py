@@ -1,7 +1,7 @@
-"""Events: what happened to checkpoints that a person or a program beside the training may want to react to.
+"""Events about checkpoints, for people and programs that watch a training.
 
-Each goes to the log, as a record of the logger ``ckpt_lib.events`` that carries it as ``record.event``, and to every
-listener. Neither can fail what the event is about.
+Each event is logged by the logger ``ckpt_lib.events``, with the event as ``record.event``, and passed to every
+listener. An error of a listener never fails the save.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ EventKind = Literal[
     "checkpoint.reconciled",
     "training.preempted",
 ]
-"""What can happen.
+"""The kinds of events.
 
-- ``save.retried``: the store did not answer, and is asked again.
+- ``save.retried``: the store did not answer, and the save is retried.
 - ``save.degraded``: the store failed, and the save goes to the fallback folder.
 - ``save.failed``: nothing was saved.
-- ``store.full``, ``store.reclaimed``: there was too little room, and what was deleted to make more.
-- ``checkpoint.stranded``, ``checkpoint.reconciled``: it is in the fallback folder, and now in the store.
+- ``store.full``: there was too little space for a save.
+- ``store.reclaimed``: checkpoints were deleted to free space.
+- ``checkpoint.stranded``: a checkpoint was saved to the fallback folder.
+- ``checkpoint.reconciled``: it was moved to the store.
 - ``training.preempted``: a signal asked training to stop.
 """
 
@@ -39,7 +41,7 @@ _QUIET: set[EventKind] = {"store.reclaimed", "checkpoint.reconciled"}
 
 
 class Event(BaseModel):
-    """Something that happened to the checkpoints of an experiment."""
+    """An event about the checkpoints of an experiment."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +51,7 @@ class Event(BaseModel):
     checkpoint_id: str | None = None
     message: str
     details: dict[str, Any] = {}
-    """Plain values: numbers of bytes, the type and text of an error, paths."""
+    """Plain values, such as numbers of bytes, paths, and the type and text of an error."""
 
 
 Listener = Callable[[Event], object]
@@ -58,9 +60,9 @@ _listeners: list[Listener] = []
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
-    """Have ``listener`` called with every event of this process, on its thread; returns a function that ends that.
+    """Call ``listener`` with every event of this process, on the thread of the event; return a function that stops it.
 
-    It should be quick: a save waits for it. Its errors are logged.
+    The listener should be quick, since a save waits for it. Its errors are logged.
     """
     _listeners.append(listener)
 
@@ -84,5 +86,5 @@ def emit(
     for listener in tuple(_listeners):
         try:
             listener(event)
-        except Exception:  # whatever it is, training must not hear of it
+        except Exception:  # training must not fail because of a listener
             logger.exception("a listener failed at %s", kind)

@@ -1,1 +1,1 @@
-"""How the flows run: on one machine with its own Prefect server, or from work pools (``prefect.yaml``)."""
+"""Serving the flows on one machine with its own Prefect server. ``prefect.yaml`` deploys them elsewhere."""

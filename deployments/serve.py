@@ -1,7 +1,7 @@
-"""Deploy everything in ``prefect.yaml`` to the Prefect server that is configured, and run it on this machine.
+"""Deploys everything in ``prefect.yaml`` to the configured Prefect server, and runs it on this machine.
 
-``make serve`` starts a server beside it. Prefect itself reads the file (``prefect deploy --all``) and runs the flows (a
-process worker), so the file means here what it means anywhere else.
+``make serve`` also starts a server. Prefect itself reads the file (``prefect deploy --all``) and runs the flows (a
+process worker), so the file means the same here as elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
@@ -34,24 +35,24 @@ from ckpt_lib.errors import CheckpointError
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORK_POOL = "checkpoints"
-"""The pool that ``prefect.yaml`` names."""
+"""The work pool in ``prefect.yaml``."""
 MACHINE = f"serve on {socket.gethostname()}, process "
-"""What the names of this machine's workers begin with; the process id of this module follows."""
+"""Prefix of the names of this machine's workers; the process id of this program follows."""
 MAX_RUNS_AT_ONCE = 2
 SECONDS_TO_STOP = 20.0
 
 
 class DeployError(RuntimeError):
-    """Prefect refused ``prefect.yaml``; the message is what it printed."""
+    """Prefect refused ``prefect.yaml``; the message holds its output."""
 
 
 def main() -> int:
-    """Deploy and run until Ctrl-C or SIGTERM, which end the runs under way as well; return the exit code."""
+    """Deploy and run until Ctrl-C or SIGTERM, which also end the current runs; return the exit code."""
     address = PREFECT_API_URL.value()
     if not address:
         print("No Prefect server is configured: set PREFECT_API_URL, or let `make serve` start one.", file=sys.stderr)
         return 1
-    # SIGINT too: a background job of a script ignores it, and so would the worker, which uses it to end itself.
+    # SIGINT too: background jobs of scripts ignore it, and so would the worker, which ends itself by it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     os.chdir(PROJECT)
@@ -73,7 +74,7 @@ def main() -> int:
 
 
 def _prepare_store() -> str:
-    """Create the store that ``prefect.yaml`` takes from the environment; return its path or URL."""
+    """Create the store that the environment names for ``prefect.yaml``; return its path or URL."""
     for variable, default in (("CKPT_CHECKPOINT_DIR", "checkpoints"), ("CKPT_EXPORT_DIR", "exports")):
         folder = os.environ.get(variable) or default
         os.environ[variable] = folder if "://" in folder else str(Path(folder).absolute())
@@ -109,23 +110,23 @@ def _print_deployments() -> None:
 
 
 def _work() -> int:
-    """Run a worker until it ends or a signal stops it; neither it nor a run that it started is left."""
+    """Run a worker until it ends or a signal stops it; stop it and all runs that it started."""
     name = f"{MACHINE}{os.getpid()}"
     command = ["worker", "start", "--name", name, "--pool", WORK_POOL, "--type", "process"]
     command += ["--limit", str(MAX_RUNS_AT_ONCE)]
-    # In a session of its own, so that Ctrl-C reaches this process alone, which then stops the worker and its runs.
+    # In its own session, so that Ctrl-C reaches only this process, which stops the worker and its runs.
     worker = subprocess.Popen([sys.executable, "-m", "prefect", *command], start_new_session=True)
     try:
         return worker.wait()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave half of it
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleanup
         _stop(worker)
         _cancel_runs_of(name)
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """Ask the worker to end, which kills its runs; kill it if it does not."""
+    """Terminate the worker, which kills its runs; kill it if it does not end in time."""
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
@@ -136,24 +137,24 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _cancel_runs_of(worker: str) -> None:
-    """Tell the server of the runs that a worker took with it, which could not do so themselves."""
+    """Mark the unfinished runs of a stopped worker as cancelled."""
     try:
         for run in _unfinished_runs():
             if _worker_of(run) == worker:
                 if run.infrastructure_pid:
                     with suppress(OSError):
-                        os.killpg(int(run.infrastructure_pid), signal.SIGKILL)  # each leads a group of its own
+                        os.killpg(int(run.infrastructure_pid), signal.SIGKILL)  # each leads its own process group
                 _end(run, Cancelled(message="The worker was stopped while this ran."))
     except httpx.HTTPError as error:
-        print(f"The server did not learn that the runs under way were stopped: {error}", file=sys.stderr)
+        print(f"The server could not be told that the current runs were stopped: {error}", file=sys.stderr)
 
 
 def _mark_runs_that_died() -> None:
-    """Mark what was under way when this program was killed, here, as crashed: it would count as running for ever."""
+    """Mark runs as crashed that were unfinished when this program was killed: they would count as running for ever."""
     for run in _unfinished_runs():
         name = _worker_of(run)
         if name.startswith(MACHINE) and not _is_alive(name.removeprefix(MACHINE), run.infrastructure_pid):
-            _end(run, Crashed(message="Its process ended and did not say so."))
+            _end(run, Crashed(message="The process of the run ended without reporting."))
 
 
 def _unfinished_runs() -> list[FlowRun]:
@@ -170,22 +171,30 @@ def _worker_of(run: FlowRun) -> str:
 
 
 def _is_alive(*pids: str | None) -> bool:
-    """Whether any of these is the id of a process; one that another process has taken over counts as well."""
-    for pid in filter(None, pids):
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            pass
+    """Return whether any of these process ids is in use, even if another process has taken it over."""
+    return any(_is_running(int(pid)) for pid in pids if pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
-    return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file, on this system or by now
+        return True
+    return state not in {"Z", "X"}  # ended, and not yet waited for by its parent
 
 
 def _end(run: FlowRun, state: State) -> None:
-    """Bring a run to its last state, by which its place under the deployment's limit is free again."""
+    """Set the final state of a run, which frees its slot under the concurrency limit of the deployment."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run.id, state)
+        answer = client.set_flow_run_state(run.id, state)
+    if answer.status is not SetStateStatus.ACCEPT:
+        print(f"The server did not mark {run.name} as {state.name}: {answer.details}", file=sys.stderr)
 
 
 if __name__ == "__main__":

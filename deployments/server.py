@@ -1,6 +1,6 @@
-"""A Prefect server of this project's own, on this machine, with its database in ``.prefect/``.
+"""A local Prefect server with its own database in ``.prefect/``.
 
-``python -m deployments.server COMMAND ...`` runs a command beside one, and stops it when the command has ended.
+``python -m deployments.server COMMAND ...`` runs a command with such a server, and stops the server afterwards.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SECONDS_TO_STOP = 15.0
 
 
 class ServerError(RuntimeError):
-    """The server did not start; the message says where its log is."""
+    """The server did not start; the message says where the log is."""
 
 
 def free_port(preferred: int = DEFAULT_PORT) -> int:
-    """``preferred`` if nothing listens there, else a port that is free."""
+    """Return ``preferred`` if it is free, else another free port."""
     for port in (preferred, 0):
         with socket.socket() as probe, suppress(OSError):
-            if os.name == "posix":  # as servers do: a port whose last user has just ended is free
+            if os.name == "posix":  # as servers do, so that a port that was just closed counts as free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
             return int(probe.getsockname()[1])
@@ -43,14 +43,14 @@ def free_port(preferred: int = DEFAULT_PORT) -> int:
 
 @contextmanager
 def prefect_server(home: Path = HOME, port: int | None = None, **settings: str) -> Iterator[dict[str, str]]:
-    """Run a server until the block ends; yield the environment by which other processes find it.
+    """Run a server until the block ends; yield the environment variables with which other processes use it.
 
-    The server takes none of the caller's own settings of servers (database, authentication, paths); ``settings`` are
-    more of Prefect's environment variables for it.
+    The server ignores the caller's settings of servers (database, authentication, paths); ``settings`` are additional
+    environment variables for it.
 
-    Processes that use the server should end inside the block: Prefect sends its last logs when they do. The server is
-    a child process, stopped by its pid; its log is ``server.log`` in ``home``. Raises :class:`ServerError` when it does
-    not start.
+    Processes that use the server should end inside the block, because Prefect sends the last logs when they end. The
+    server is a child process, stopped by its pid; its log is ``server.log`` in ``home``. Raises :class:`ServerError` if
+    it does not start.
     """
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -65,7 +65,7 @@ def prefect_server(home: Path = HOME, port: int | None = None, **settings: str) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the block, which stops the server when it has ended
+            start_new_session=True,  # Ctrl-C must end the block first, which then stops the server
         )
         try:
             _wait_until_ready(server, address, Path(log.name))
@@ -75,7 +75,7 @@ def prefect_server(home: Path = HOME, port: int | None = None, **settings: str) 
 
 
 def _without_server_settings() -> dict[str, str]:
-    """The caller's environment without what would lead to another server, or to another server's database."""
+    """Return the caller's environment without settings of another server or its database."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_SETTINGS)}
 
 
@@ -90,7 +90,7 @@ def _settings(home: Path, address: str, port: int) -> dict[str, str]:
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # On disk, so that the next server knows when the places of runs that died are free again.
+        # On disk, so that the next server knows when the slots of dead runs are free again.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "ckpt_lib",
@@ -119,7 +119,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def main(command: Sequence[str], home: Path = HOME) -> int:
-    """Run ``command`` with a server beside it; returns the command's exit code. No way to end it leaves the server."""
+    """Run ``command`` with a server; return its exit code. The server is stopped however the command ends."""
     if not command:
         print("usage: python -m deployments.server COMMAND ...", file=sys.stderr)
         return 2
@@ -130,17 +130,17 @@ def main(command: Sequence[str], home: Path = HOME) -> int:
             raise KeyboardInterrupt
         child.send_signal(signal.SIGTERM)  # a command that began as a background job ignores SIGINT
 
-    for name in ("SIGTERM", "SIGHUP"):  # a terminal that is closed sends the latter; nohup has it ignored
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal sends SIGHUP; nohup ignores it
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
             signal.signal(getattr(signal, name), end)
     print("Starting a Prefect server ...", flush=True)
     try:
         with prefect_server(home) as environment:
             child = subprocess.Popen(command, env=environment)
-            # Ctrl-C reaches the command by itself; what is sent to this process alone is passed on.
+            # Ctrl-C reaches the command directly; signals to this process alone are passed on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             code = child.wait()
-            return code if code >= 0 else 128 - code  # ended by a signal: as shells say it
+            return code if code >= 0 else 128 - code  # the shell's code for a signal
     except KeyboardInterrupt:
         return 130
     except (ServerError, OSError) as error:

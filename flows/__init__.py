@@ -1,5 +1,4 @@
-"""Prefect flows over checkpoints: training, one experiment's lifecycle, validation and
-cleanup of a store, and an experiment's backups.
+"""Prefect flows: training, the lifecycle of an experiment, validation and cleanup of a store, and backups.
 
 Installed, this package is ``prefect_checkpoints.flows``::
 

@@ -1,4 +1,4 @@
-"""Which options the run form of a flow shows."""
+"""Options of the configuration that the run forms of flows show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckpt_lib import CheckpointConfig
 class _Shows:
     """Limits the JSON schema of a ``CheckpointConfig`` to the options that the flow uses.
 
-    The other options stay valid: a caller may pass a whole configuration. A misspelt option is refused.
+    The other options stay valid, so that a caller may pass a whole configuration. Unknown options are refused.
     """
 
     options: tuple[str, ...]
@@ -31,7 +31,7 @@ class _Shows:
 
 
 def _default(options: tuple[str, ...]) -> FieldInfo:
-    """The default that the form shows."""
+    """Return a field with the default that the form shows."""
     default = CheckpointConfig().model_dump(include=set(options))
     field: FieldInfo = Field(json_schema_extra={"default": default})
     return field
@@ -43,7 +43,7 @@ _BACKUPS = ("checkpoint_dir", "backup_dir", "max_backups")
 _LIFECYCLE = ("checkpoint_dir", "max_checkpoints", "backup_dir", "backup_only_best", "max_backups", "trash_seconds")
 
 ConfigForValidation = Annotated[CheckpointConfig, _Shows(_VALIDATION), _default(_VALIDATION)]
-"""The doctor makes missing backups, and so needs to know which there should be."""
+"""The doctor makes missing backups, so it needs the options of backups."""
 ConfigForCleanup = Annotated[CheckpointConfig, _Shows(_CLEANUP), _default(_CLEANUP)]
 ConfigForBackups = Annotated[CheckpointConfig, _Shows(_BACKUPS), _default(_BACKUPS)]
 ConfigForLifecycle = Annotated[CheckpointConfig, _Shows(_LIFECYCLE), _default(_LIFECYCLE)]

@@ -1,4 +1,4 @@
-"""The final state of a flow run, which says what was found."""
+"""Final states of flow runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ R = TypeVar("R")
 
 
 def completed(result: R, message: str) -> R:
-    """Log ``message`` and make it that of the run's final state; what the flow returns to its caller is ``result``."""
+    """Log ``message`` and make it the message of the final state; the flow returns ``result`` to its caller."""
     get_run_logger().info(message)
     return cast(R, Completed(data=result, message=message))
 
 
 def fail_on_backups(reports: Mapping[str, CleanupReport]) -> None:
-    """Raise :class:`~ckpt_lib.errors.StoreError` when a cleanup could not clean up the backups of an experiment."""
+    """Raise :class:`~ckpt_lib.errors.StoreError` if the backups of an experiment could not be cleaned up."""
     failed = [f"{name}: {report.backups_error}" for name, report in reports.items() if report.backups_error]
     if failed:
         raise StoreError(
             f"the backups of {len(failed)} of {len(reports)} experiments were not cleaned up: {'; '.join(failed)}",
-            hint="See to the backup location; the next run cleans up what is left.",
+            hint="Check the backup location; the next run cleans up the rest.",
         )

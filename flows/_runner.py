@@ -1,4 +1,4 @@
-"""How flows run mapped tasks."""
+"""The task runner of flows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 MAX_WORKERS = 4
-"""Hashing and reading release the interpreter's lock, so threads serve; more than this many would wait for the disk."""
+"""Hashing and reading release the interpreter's lock, so threads suffice; more would only wait for the disk."""
 
 
 def thread_runner() -> TaskRunner[PrefectFuture[Any]]:
-    """A few threads: the default runner starts as many as there are tasks."""
+    """Return a runner with a few threads; the default one starts a thread for each task."""
     return cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner[Any](max_workers=MAX_WORKERS))

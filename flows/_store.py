@@ -1,4 +1,4 @@
-"""What every flow asks of its store before it begins."""
+"""Checks of the store that flows make before they begin."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ckpt_lib.errors import ConfigError
 def experiments_of(checkpoints: CheckpointConfig, *, allow_missing: bool = False) -> list[str]:
     """Return the names of the experiments in a store, sorted.
 
-    Raises :class:`~ckpt_lib.errors.NotAStoreError` when the store is missing, as on an unmounted disk, unless
-    ``allow_missing``; and :class:`~ckpt_lib.errors.ConfigError` as :func:`require_absolute` does.
+    Raises :class:`~ckpt_lib.errors.NotAStoreError` if the store is missing, as on an unmounted disk, unless
+    ``allow_missing`` is set, and :class:`~ckpt_lib.errors.ConfigError` as :func:`require_absolute` does.
     """
     require_absolute(checkpoints)
     return list_experiments(open_store(checkpoints.checkpoint_dir), missing_ok=allow_missing)
@@ -24,7 +24,7 @@ def experiments_of(checkpoints: CheckpointConfig, *, allow_missing: bool = False
 def require_absolute(checkpoints: CheckpointConfig, **folders: str | None) -> None:
     """Raise :class:`~ckpt_lib.errors.ConfigError` for a relative folder in a run of a deployment.
 
-    A worker resolves it against a folder of its own, so it names another store than the one that was meant.
+    A worker would resolve it against its own working directory, and use another store.
     """
     run = FlowRunContext.get()
     if run is None or run.flow_run is None or run.flow_run.deployment_id is None:
@@ -33,7 +33,7 @@ def require_absolute(checkpoints: CheckpointConfig, **folders: str | None) -> No
     for name, folder in folders.items():
         if folder is not None and not _is_absolute(folder):
             raise ConfigError(
-                f"{name} is relative, and a deployment may run in any folder",
+                f"{name} is relative, but a deployment may run in any folder",
                 expected="an absolute path or a URL",
                 got=repr(folder),
                 hint=f"Set {name} in the deployment's parameters; prefect.yaml takes the store from "

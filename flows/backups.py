@@ -1,10 +1,11 @@
-"""``manage_backups``: show the backups of an experiment, and remove some."""
+"""``manage_backups``: list the backups of an experiment, and delete some."""
 
 from __future__ import annotations
 
 from prefect import flow
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
+from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
@@ -13,7 +14,6 @@ from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import cleanup_backups, delete_backup, list_backups, report_backups, report_cleanup
-from prefect_checkpoints.tasks.report import size_text
 
 
 @flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner())
@@ -24,18 +24,18 @@ def manage_backups(
     retention: RetentionPolicy | None = None,
     dry_run: bool = True,
 ) -> list[CheckpointMetadata]:
-    """List the backups of an experiment in an artifact and, without ``dry_run``, delete some first.
+    """Publish a list of an experiment's backups; with ``dry_run=False``, delete some first.
 
-    By default nothing is deleted: the retention plan is published. Without ``dry_run``, ``delete_ids`` go first, and
-    then what ``retention`` gives up or, by default, what is beyond ``max_backups``. Checkpoints stay. Returns the
-    backups that are left, oldest first.
+    By default, nothing is deleted and a retention plan is published. With ``dry_run=False``, ``delete_ids`` are
+    deleted, and then the backups that ``retention`` does not keep or, by default, those beyond ``max_backups``.
+    Checkpoints stay. Returns the remaining backups, oldest first.
 
     Args:
-        experiment_name: An existing experiment; its backups may be all that is left of it.
+        experiment_name: An existing experiment; it may consist of backups alone.
         checkpoints: The store and its options.
-        delete_ids: Backups to delete for good, sound or in quarantine.
-        retention: Takes the place of max_backups.
-        dry_run: Only list, and plan.
+        delete_ids: Backups to delete for good, intact or in quarantine.
+        retention: Replaces max_backups.
+        dry_run: Only list and plan.
     """
     require_absolute(checkpoints)
     backups = open_store(checkpoints.backup_dir) if checkpoints.backup_dir else None
@@ -47,6 +47,4 @@ def manage_backups(
     report_cleanup(checkpoints, experiment_name, report, backups=True)
     report_backups(checkpoints, experiment_name)
     left = list_backups(checkpoints, experiment_name)
-    return completed(
-        left, f"{len(left)} backup{'' if len(left) == 1 else 's'}; {size_text(freed_bytes + report.freed_bytes)} freed"
-    )
+    return completed(left, f"{count_of(len(left), 'backup')}; {size_text(freed_bytes + report.freed_bytes)} freed")

@@ -1,4 +1,4 @@
-"""``cleanup_store``: retire old checkpoints of every experiment in a store."""
+"""``cleanup_store``: delete old checkpoints of every experiment in a store."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def cleanup_store(
     dry_run: bool = False,
     allow_missing: bool = False,
 ) -> dict[str, CleanupReport]:
-    """Delete what the retention policy does not keep, in every experiment, and what dead processes left behind.
+    """Delete checkpoints that the retention policy does not keep, and leftovers, in every experiment of a store.
 
-    ``retention`` takes the place of ``max_checkpoints``. Every decision is published with its reason; with ``dry_run``
-    that is all that happens. An experiment that fails, or whose backups do, stops no other one; the run fails at its
-    end. A store that is missing fails the run. Returns the reports by experiment.
+    Every decision is published with its reason; with ``dry_run``, nothing else happens. If an experiment or its
+    backups cannot be cleaned up, the others still are, and the run fails at its end. A missing store fails the run.
+    Returns the reports by experiment.
 
     Args:
         checkpoints: The store and its options.
-        retention: Takes the place of max_checkpoints.
+        retention: Replaces max_checkpoints.
         dry_run: Only plan.
-        allow_missing: Complete, and delete nothing, when there is no store.
+        allow_missing: Complete without doing anything if there is no store.
     """
     names = experiments_of(checkpoints, allow_missing=allow_missing)
     if not names:
@@ -56,7 +56,7 @@ def cleanup_store(
 
 
 def _found(reports: Collection[CleanupReport]) -> str:
-    """Return how many checkpoints were, or would be, deleted."""
+    """Return how many checkpoints stay and how many were, or would be, deleted."""
     kept = sum(len(report.plan.decisions) - len(report.plan.deleted_ids) for report in reports)
     if any(report.dry_run for report in reports):
         return f"{kept} to keep, {sum(len(report.plan.deleted_ids) for report in reports)} to delete"

@@ -1,4 +1,4 @@
-"""``checkpoint_lifecycle``: everything that should happen to an experiment's checkpoints after they are saved."""
+"""``checkpoint_lifecycle``: validate, back up, compare, export and clean up the checkpoints of an experiment."""
 
 from __future__ import annotations
 
@@ -48,16 +48,15 @@ def checkpoint_lifecycle(
 ) -> dict[str, Any]:
     """Validate, back up, compare, export the best, clean up and summarise one experiment.
 
-    ``retention`` takes the place of ``max_checkpoints``; with ``dry_run`` the cleanup is only planned. Damage does not
-    stop the other checkpoints from being served, but the run fails at its end; a damaged best one is not exported.
-    Returns the summary and, besides, the ``comparison``, the path of the ``exported`` payload and the report of the
-    ``cleanup``.
+    If a checkpoint is damaged, all steps are still done for the others, and the run fails at its end. A damaged best
+    checkpoint is not exported. Returns the summary with the additional keys ``comparison``, ``exported`` (the path of
+    the exported payload) and ``cleanup`` (a report).
 
     Args:
         experiment_name: An existing experiment.
         checkpoints: The store and its options.
-        export_dir: The folder for the best checkpoint.
-        retention: Takes the place of max_checkpoints.
+        export_dir: The folder to export the best checkpoint to.
+        retention: Replaces max_checkpoints.
         dry_run: Only plan the cleanup.
     """
     require_absolute(checkpoints, export_dir=export_dir)
@@ -76,25 +75,25 @@ def checkpoint_lifecycle(
     exports = [export_checkpoint.submit(checkpoints, experiment_name, best_id, export_dir)] if best_id else []
 
     copies: list[PrefectFuture[Any]] = [*backups, *exports]
-    wait(copies)  # nothing is retired before what the backups should hold is there
+    wait(copies)  # delete nothing before the backups are made
     cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
     report_cleanup(checkpoints, experiment_name, cleanup)
     report_checkpoints(checkpoints, experiment_name)
     report_metrics(checkpoints, experiment_name)
     summary = summarize_checkpoints(checkpoints, experiment_name)
     fail_on_damage(reports)
-    # Asked last: what failed of copying fails the run, and not the steps that do not depend on it.
+    # Last, so that a failed copy fails the run but not the steps that do not depend on it.
     for backup in backups:
-        with suppress(CheckpointNotFoundError):  # retired meanwhile by a training that goes on
+        with suppress(CheckpointNotFoundError):  # deleted meanwhile by a running training
             backup.result()
     exported = next((export.result() for export in exports), None)
     fail_on_backups({experiment_name: cleanup})
-    outcome = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
+    outcome: dict[str, Any] = {**summary, "comparison": comparison, "exported": exported, "cleanup": cleanup}
     return completed(outcome, f"{count_findings(reports)}; {summary['total_checkpoints']} kept")
 
 
 def _worth_a_backup(manager: CheckpointManager, best_id: str | None, intact: list[str]) -> list[str]:
-    """What stays in the backup location; any other copy would be retired at once, and made again by the next run."""
+    """Return the ids that backup retention keeps: it would delete other backups at once, after each run."""
     always = {item.checkpoint_id for item in manager.list_checkpoints() if item.pinned} | {best_id}
     others = [checkpoint_id for checkpoint_id in intact if checkpoint_id not in always]
     if manager.config.backup_only_best:
@@ -105,10 +104,10 @@ def _worth_a_backup(manager: CheckpointManager, best_id: str | None, intact: lis
 
 
 def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> Any:
-    """Compare the best with the newest others; ``None`` when there is only one."""
+    """Compare the best checkpoint with the newest others; return ``None`` if there are fewer than two."""
     compared = list(dict.fromkeys([*([best_id] if best_id else []), *intact[::-1]]))[:MAX_COMPARED]
     if len(compared) < 2:
-        get_run_logger().info("Nothing to compare: %d intact checkpoint", len(compared))
+        get_run_logger().info("Nothing to compare: intact checkpoints: %d", len(compared))
         return None
     comparison = compare_checkpoints(checkpoints, experiment_name, compared)
     report_comparison(checkpoints, experiment_name, comparison)

@@ -1,14 +1,13 @@
-"""``train``: a real training run whose checkpoints are saved by the save task, and which resumes where it stopped."""
+"""``train``: a training run that saves by the save task and resumes where it stopped."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib import CheckpointConfig
+from ckpt_lib.analysis.results import ExperimentSummary
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
 from prefect_checkpoints.tasks import (
@@ -23,15 +22,15 @@ from prefect_checkpoints.tasks.report import artifact_key
 
 
 class TrainingParameters(BaseModel):
-    """How the model is trained. What is not said here does not influence the result."""
+    """Parameters of the training; nothing else influences its result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=8, ge=1, description="Train until this epoch, wherever the run resumes.")
-    batch_size: int = Field(default=64, ge=1, description="Images in a step.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Of AdamW; it decays by 5 % an epoch.")
+    epochs: int = Field(default=8, ge=1, description="Train up to this epoch, also after a resume.")
+    batch_size: int = Field(default=64, ge=1, description="Images per step.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW; it decays by 5 % per epoch.")
     channels: int = Field(default=32, ge=1, description="Width of the network.")
-    seed: int = Field(default=0, ge=0, description="Decides weights, split and order of the data.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights, and of split and order of the data.")
 
 
 @flow(name="train", flow_run_name="train {experiment_name}")
@@ -39,11 +38,11 @@ def train(
     experiment_name: str = "digits",
     checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     training: TrainingParameters = TrainingParameters(),  # noqa: B008  frozen
-) -> dict[str, Any]:
-    """Train a small CNN on handwritten digits, saving a checkpoint after each epoch that the configuration names.
+) -> ExperimentSummary:
+    """Train a small CNN on handwritten digits, and save checkpoints as the configuration says.
 
-    Killed at any moment, the next run continues from the newest checkpoint that verifies, and ends with the weights
-    of a run that was never interrupted. Returns the summary of the experiment.
+    After a kill at any moment, the next run resumes from the newest checkpoint that verifies, and ends with the weights
+    of an uninterrupted run. Returns the summary of the experiment.
 
     Args:
         experiment_name: The experiment; created by the first save.
@@ -61,7 +60,7 @@ def train(
     resumed = resume_training(checkpoints, experiment_name, model=model, optimizer=optimizer, scheduler=scheduler)
     first, step = (resumed["next_epoch"], resumed["step"]) if resumed else (1, 0)
     if resumed:
-        logger.info("Resumed from %s, going on with epoch %d", resumed["checkpoint_id"], first)
+        logger.info("Resumed from %s, continuing with epoch %d", resumed["checkpoint_id"], first)
 
     remaining = range(first, training.epochs + 1)
     key = artifact_key("training", checkpoints, experiment_name)

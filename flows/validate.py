@@ -1,4 +1,4 @@
-"""``validate_store``: read every byte of every checkpoint, report damage, repair it from the other copy if asked."""
+"""``validate_store``: read every byte in a store, report damage and, if asked, repair it from the other copy."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, count_findings
 
 REPAIRED = "repaired from the other copy"
-REPAIRABLE = "the other copy has what is missing: validate_store with repair brings it back"
-LOST = "no other copy can help"
+REPAIRABLE = "the other copy can repair it: run validate_store with repair"
+LOST = "no other copy can repair it"
 QUARANTINED = f"{LOST}; quarantined"
 _ADVICE: dict[Remedy, str] = {
     "repair": REPAIRABLE,
-    "doctor": "its backup has lost its manifest: `ckpt doctor --fix --deep` brings both back",
-    "quarantine": f"{LOST}: `ckpt quarantine` sets it aside",
+    "doctor": "its backup has lost its manifest: `ckpt doctor --fix --deep` repairs both",
+    "quarantine": f"{LOST}: `ckpt quarantine` isolates it",
 }
 
 MAX_BATCHES = 16
-"""Few task runs for thousands of checkpoints, and many enough to share a new checkpoint's cost with few others."""
+"""Few task runs for thousands of checkpoints, but small batches: a new checkpoint makes its whole batch read again."""
 
 Reports = list[ValidationReport]
 Copy = tuple[str, str]
-"""Experiment and id: checkpoints of two experiments may share an id."""
+"""Experiment name and id: two experiments may have checkpoints with the same id."""
 
 
 @flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
@@ -57,20 +57,19 @@ def validate_store(
     max_bytes_per_second: float | None = None,
     allow_missing: bool = False,
 ) -> Reports:
-    """Validate every checkpoint and every backup of every experiment in a store.
+    """Validate every checkpoint and backup of every experiment in a store.
 
-    All bytes are read; a run that was cancelled or killed is continued by the next. With ``repair``, the damaged bytes
-    of a checkpoint are brought back from its backup and those of a backup from its checkpoint, if they are sound there,
-    and a copy that is lost is quarantined; without it, the report says where they are. Then the doctor looks at each
-    experiment and, with ``repair``, puts right what can be. The run fails when there is damage that was not repaired,
-    and when the store is missing, so that whoever watches the schedule hears of it. What is in quarantine is not read:
-    the next run fails only on new damage.
+    All bytes are read; the next run continues one that was cancelled or killed. With ``repair``, damaged bytes are
+    repaired from the other copy, and a copy that cannot be repaired is quarantined; without it, the report says what
+    can be done. Then the doctor checks each experiment and, with ``repair``, fixes what it can. The run fails if there
+    is damage that was not repaired, or if the store is missing. Copies in quarantine are not read, so the next run
+    fails only on new damage.
 
     Args:
         checkpoints: The store and its options.
-        repair: Bring damaged bytes back from the other copy, quarantine what is lost, and let the doctor fix problems.
+        repair: Repair damage from the other copy, quarantine what cannot be repaired, and let the doctor fix problems.
         max_bytes_per_second: Read each experiment no faster than this.
-        allow_missing: Complete, and report nothing, when there is no store.
+        allow_missing: Complete without doing anything if there is no store.
     """
     names = experiments_of(checkpoints, allow_missing=allow_missing)
     stored, backups = _scrub_each(checkpoints, names, max_bytes_per_second)
@@ -81,11 +80,11 @@ def validate_store(
     def repair_one_backup(name: str, checkpoint_id: str) -> None:
         repair_backup(checkpoints, name, checkpoint_id)
 
-    advice = _mend(stored, backups, repair_one if repair else None)
-    backup_advice = _mend(backups, stored, repair_one_backup if repair else None)
+    advice = _repair(stored, backups, repair_one if repair else None)
+    backup_advice = _repair(backups, stored, repair_one_backup if repair else None)
     if repair:
-        _set_aside(checkpoints, stored, advice, quarantine_checkpoint)
-        _set_aside(checkpoints, backups, backup_advice, quarantine_backup)
+        _quarantine(checkpoints, stored, advice, quarantine_checkpoint)
+        _quarantine(checkpoints, backups, backup_advice, quarantine_backup)
     for name in names:
         report_doctor(checkpoints, name, examine_checkpoints(checkpoints, name, fix=repair))
     report_validation(checkpoints, None, stored, advice)
@@ -115,10 +114,10 @@ def _scrub_each(
 
 
 def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: Sequence[str]) -> Reports:
-    """Validate checkpoints in a few tasks behind a progress bar, whatever their number; the reports in order of ids.
+    """Validate checkpoints in a few tasks with a progress bar; return the reports in the order of ids.
 
-    Which task validates a checkpoint depends on its id alone, so that a new checkpoint leaves the remembered outcome
-    of most others as it is.
+    The id alone decides in which task a checkpoint is validated, so that a new checkpoint leaves the cached results of
+    most others valid.
     """
     if not ids:
         get_run_logger().info("Nothing to validate: no checkpoints in %s", experiment_name)
@@ -137,7 +136,7 @@ def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: S
 
 
 def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[ValidationReport] = ()) -> None:
-    """Raise :class:`CorruptCheckpointError` when one of the reports, on checkpoints or on backups, tells of damage."""
+    """Raise :class:`CorruptCheckpointError` if a report about a checkpoint or backup has found damage."""
     damaged = [report for report in (*reports, *backups) if not report]
     if damaged:
         findings = [f"{item.experiment_name}/{item.checkpoint_id}: {item.message}" for item in reports if not item]
@@ -147,12 +146,12 @@ def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[Valida
         raise CorruptCheckpointError(
             f"{len(damaged)} of {len(reports) + len(backups)} are damaged: {'; '.join(findings)}",
             damages=[damage for report in damaged for damage in report.damages],
-            hint="The validation report in the artifacts says what can be repaired.",
+            hint="The validation report in the artifacts says what can be done.",
         )
 
 
 def advise(manager: CheckpointManager, reports: Reports) -> dict[Copy, str]:
-    """What can be done about each damaged checkpoint, as far as its backup can be looked at."""
+    """Return what can be done about each damaged checkpoint, as far as its backup can be read."""
     advice = {}
     for report in (report for report in reports if not report):
         with suppress(CheckpointError):
@@ -160,10 +159,10 @@ def advise(manager: CheckpointManager, reports: Reports) -> dict[Copy, str]:
     return advice
 
 
-def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:
-    """Repair damaged copies from the other ones, or say that one could; returns what to say about each.
+def _repair(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:
+    """Repair damaged copies from the other ones, if ``repair`` is given; return what was or can be done about each.
 
-    A repair that fails stops no other one, and is told of.
+    A failed repair is reported and does not stop the others.
     """
     others = {_copy(report): report for report in other_copies}
     advice = {}
@@ -182,13 +181,13 @@ def _mend(reports: Reports, other_copies: Reports, repair: Callable[[str, str], 
     return advice
 
 
-def _set_aside(
+def _quarantine(
     checkpoints: CheckpointConfig,
     reports: Reports,
     advice: dict[Copy, str],
     quarantine: Callable[[CheckpointConfig, str, str], QuarantineReport],
 ) -> None:
-    """Quarantine the copies that are lost, and say so of each."""
+    """Quarantine the copies that cannot be repaired, and note it in ``advice``."""
     for copy in [_copy(report) for report in reports if advice.get(_copy(report)) == LOST]:
         try:
             outcome = quarantine(checkpoints, *copy)

@@ -4,9 +4,9 @@ Installed, this package is ``prefect_checkpoints.tasks``::
 
     from prefect_checkpoints.tasks import save_checkpoint
 
-Every task takes a ``CheckpointConfig`` and an experiment name, makes one call of ``CheckpointManager`` with them, and
-is idempotent: running it again, as a retry or by hand, changes nothing more. Only a store that did not answer is tried
-again, never damage or bad input.
+Every task takes a ``CheckpointConfig`` and an experiment name, and makes one call of ``CheckpointManager``. Tasks are
+idempotent: running one again changes nothing more. They are retried only if the store did not answer, and never after
+damage or bad input.
 """
 
 from prefect_checkpoints.tasks.backup import (

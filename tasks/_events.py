@@ -1,4 +1,4 @@
-"""Events of checkpoints as events of Prefect, which automations can react to."""
+"""Forwards events of ``ckpt_lib`` to Prefect, where automations can react to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckpt_lib.events import Event, subscribe
 
 
 def _emit(event: Event) -> None:
-    """Only inside of a run: elsewhere nobody has asked for Prefect."""
+    """Emit a Prefect event, inside a run only: elsewhere there may be no server."""
     if TaskRunContext.get() is None and FlowRunContext.get() is None:
         return
     emit_event(

@@ -1,4 +1,4 @@
-"""The kinds of tasks: what ``submit`` and ``map`` mean for a configuration and for the caller's model."""
+"""Task classes: how ``submit`` and ``map`` treat configurations and the caller's model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ R = TypeVar("R")
 
 
 class CheckpointTask(Task[P, R]):
-    """A task for which a configuration or a policy is one value, also in ``map``."""
+    """A task whose ``map`` treats a configuration or policy as a single value."""
 
     def map(self, *args: Any, **kwargs: Any) -> Any:
-        # Pydantic models are iterable, so Prefect would map over their fields.
+        # Prefect would map over the fields of a pydantic model, which is iterable.
         return super().map(*map(_as_one, args), **{name: _as_one(value) for name, value in kwargs.items()})
 
     def with_options(self, **options: Any) -> Self:
         changed = super().with_options(**options)
-        changed.__class__ = type(self)  # Prefect makes a plain task
+        changed.__class__ = type(self)  # Prefect returns a plain Task
         return cast(Self, changed)
 
 
@@ -32,15 +32,15 @@ def _as_one(value: Any) -> Any:
 
 
 class ImmediateTask(CheckpointTask[P, R]):
-    """A task that runs when it is called, on the caller's thread, because it reads or writes the caller's model.
+    """A task that must run on the caller's thread at once, because it reads or writes the caller's model.
 
-    Submitted, it would start later: a save would store the weights of that moment, and in another process a load would
-    restore nothing that the caller sees. Where no part of the training is passed, any way to run the task is allowed.
+    A submitted save would run later and store the weights of that moment; a load in another process would restore
+    nothing that the caller sees. Without a model, optimizer or scheduler, ``submit`` and ``map`` are allowed.
     """
 
     parts = ("model", "optimizer", "scheduler")
-    refusal = "would run later, and not with the {part} as it is now"
-    hint = "CheckpointManager.save_checkpoint_async saves in the background, from a copy that it makes at once."
+    refusal = "would run later, when the {part} may have changed"
+    hint = "To save in the background, call CheckpointManager.save_checkpoint_async: it copies the state at once."
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse("submit", kwargs)
@@ -65,7 +65,7 @@ class ImmediateTask(CheckpointTask[P, R]):
 
 
 class RestoringTask(ImmediateTask[P, R]):
-    """An immediate task that restores into the caller's model."""
+    """A task that restores into the caller's model."""
 
-    refusal = "would restore later or in another process, and not into the {part} that training goes on with"
-    hint = "Call it in the flow's own process, and go on when it returns."
+    refusal = "would restore later or in another process, not into the {part} that is being trained"
+    hint = "Call the task directly, in the process of the flow."

@@ -1,4 +1,4 @@
-"""What all tasks have in common: options, the retry condition, and the manager they call."""
+"""Options of all tasks, the retry condition, and the manager that tasks call."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from prefect.tasks import exponential_backoff
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreUnavailableError
-from prefect_checkpoints.tasks import _events  # noqa: F401  # it listens from now on
+from prefect_checkpoints.tasks import _events  # noqa: F401  # importing it subscribes it
 from prefect_checkpoints.tasks._kinds import CheckpointTask
 
 TAGS = ["checkpoints"]
 NO_TAGS: list[str] = []
-"""For tasks that a training loop waits for: before a tagged task Prefect asks the server whether the tag's concurrency
-is limited, and a server whose disk is busy with the very checkpoint takes seconds to answer."""
+"""For tasks that a training loop waits for. Before a tagged task, Prefect asks the server for concurrency limits, which
+takes seconds if the server's disk is busy with the checkpoint."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,11 +31,11 @@ R = TypeVar("R")
 REMEMBERED_FOR = timedelta(days=1)
 
 RETRIES = 3
-"""With waits of about 1, 2 and 4 seconds, each off by up to half at random: so long a store may be away."""
+"""Retries wait about 1, 2 and 4 seconds, varied at random by up to half."""
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: only when the store did not answer."""
+    """Return whether a retry may help: only if the store did not answer."""
     try:
         state.result()
     except StoreUnavailableError:
@@ -48,10 +48,10 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 def checkpoint_task(
     run_name: str, *, kind: type[CheckpointTask[..., Any]] = CheckpointTask, **options: Any
 ) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """The ``@task`` of this package. ``run_name`` is filled with the call's parameters.
+    """Return the ``@task`` decorator of this package. ``run_name`` is formatted with the call's parameters.
 
-    Parameters are neither hashed for a cache key nor persisted, so that a model passed to a task stays where it is:
-    the cost of a call does not depend on the model's size.
+    Parameters are neither hashed for a cache key nor persisted, so the cost of a call does not depend on the size of
+    the model.
     """
     common: dict[str, Any] = {
         "task_run_name": run_name,
@@ -71,9 +71,9 @@ def checkpoint_task(
 
 
 def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> dict[str, Any]:
-    """Options of a task whose outcome is remembered for a day, by what ``content`` makes of the call's parameters.
+    """Return options that cache a task's result for a day, under what ``content`` makes of the call's parameters.
 
-    ``content`` returns ``None`` for what must not be remembered. Keys are shared by all tasks of a server, so ``kind``
+    ``content`` returns ``None`` for calls that must not be cached. All tasks of a server share their keys, so ``kind``
     tells them apart.
     """
 
@@ -90,7 +90,7 @@ def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> di
 
 
 def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:
-    """Return the manager of this flow run, or of this process outside of flows: it remembers what it has verified."""
+    """Return the manager of this flow run or, outside of flows, of this process. It caches what it has verified."""
     return _manager(config, experiment_name, flow_run.id)
 
 
@@ -100,9 +100,9 @@ def _manager(config: CheckpointConfig, experiment_name: str, _run_id: str | None
 
 
 def idempotency_key(epoch: int, step: int) -> str | None:
-    """Return the key under which a save of this run looks for an earlier one; ``None`` outside of any run.
+    """Return the idempotency key of a save in this run, or ``None`` outside of runs.
 
-    The flow run and the retry of a task keep it. Saves with the same key are the same save if their content is, too.
+    Retries of a flow run or task have the same key. Saves with the same key and content are the same save.
     """
     run_id = flow_run.id or task_run.id
     return None if run_id is None else f"{run_id}/{epoch}/{step}"

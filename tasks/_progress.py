@@ -1,4 +1,4 @@
-"""Progress of long work as an artifact."""
+"""Progress of long work, as a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SECONDS_BETWEEN_UPDATES = 1.0
 
 @contextmanager
 def progress_artifact(key: str, description: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Publish a bar and yield a function that advances it, by as much of ``total`` as was done.
+    """Publish a progress bar and yield a function that advances it by a part of ``total``.
 
-    The bar is updated at most once a second, and stands at 100 % when the work has ended without an error.
-    A server that takes neither the bar nor an update does not stop the work.
+    The bar is updated at most once a second, and shows 100 % after the work succeeded. Errors of the server are logged
+    and do not stop the work.
     """
     artifact_id = _create(key, description)
     done, last_update = 0.0, time.monotonic()
@@ -43,7 +43,7 @@ def _create(key: str, description: str) -> UUID | None:
     try:
         return cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
     except (httpx.HTTPError, PrefectException) as error:
-        logger.warning("There is no progress bar: %r", error)
+        logger.warning("The progress bar could not be created: %r", error)
         return None
 
 
@@ -53,4 +53,4 @@ def _update(artifact_id: UUID | None, progress: float) -> None:
     try:
         update_progress_artifact(artifact_id, progress=progress)
     except (httpx.HTTPError, PrefectException) as error:
-        logger.warning("The progress bar was not updated: %r", error)
+        logger.warning("The progress bar could not be updated: %r", error)

@@ -1,4 +1,4 @@
-"""Backups: making, listing, restoring, setting aside and removing them."""
+"""Tasks for backups: make, list, restore, quarantine and delete them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 def backup_checkpoint(
     config: CheckpointConfig, experiment_name: str, checkpoint_id: str = "latest", verify_existing: bool = False
 ) -> bool:
-    """Make a verified copy in the backup location; ``False`` when there is one already.
+    """Copy a checkpoint to the backup location and verify the copy; return ``False`` if there is one already.
 
     See :meth:`ckpt_lib.CheckpointManager.backup_checkpoint`.
     """
@@ -22,7 +22,7 @@ def backup_checkpoint(
 
 @checkpoint_task("restore {experiment_name} {checkpoint_id}")
 def restore_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> CheckpointMetadata:
-    """Put the verified backup of a checkpoint in its place.
+    """Restore a checkpoint from its backup, which is verified.
 
     See :meth:`ckpt_lib.CheckpointManager.restore_checkpoint`.
     """
@@ -31,7 +31,7 @@ def restore_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoin
 
 @checkpoint_task("list backups of {experiment_name}")
 def list_backups(config: CheckpointConfig, experiment_name: str) -> list[CheckpointMetadata]:
-    """Return what is in the backup location, oldest first.
+    """Return the backups, oldest first.
 
     See :meth:`ckpt_lib.CheckpointManager.list_backups`.
     """
@@ -40,7 +40,7 @@ def list_backups(config: CheckpointConfig, experiment_name: str) -> list[Checkpo
 
 @checkpoint_task("quarantine backup {experiment_name} {checkpoint_id}")
 def quarantine_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> QuarantineReport:
-    """Set a damaged backup aside, unless its checkpoint can repair it, which is then done instead.
+    """Quarantine a damaged backup, or repair it if its checkpoint can.
 
     See :meth:`ckpt_lib.CheckpointManager.quarantine_backup`.
     """
@@ -49,7 +49,7 @@ def quarantine_backup(config: CheckpointConfig, experiment_name: str, checkpoint
 
 @checkpoint_task("delete backup {experiment_name} {checkpoint_id}")
 def delete_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> int:
-    """Delete the backup of a checkpoint for good; return how many bytes that frees, 0 when it is gone already.
+    """Delete the backup of a checkpoint for good; return the freed bytes, 0 if there is no such backup.
 
     See :meth:`ckpt_lib.CheckpointManager.delete_backup`.
     """
@@ -63,7 +63,7 @@ def delete_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id:
 def cleanup_backups(
     config: CheckpointConfig, experiment_name: str, policy: RetentionPolicy | None = None, dry_run: bool = False
 ) -> CleanupReport:
-    """Delete the backups beyond ``max_backups``, or what ``policy`` gives up; the report gives every reason.
+    """Delete backups beyond ``max_backups``, or those that ``policy`` does not keep; the report gives the reasons.
 
     See :meth:`ckpt_lib.CheckpointManager.cleanup_backups`.
     """

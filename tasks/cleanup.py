@@ -1,4 +1,4 @@
-"""Retiring old checkpoints."""
+"""The task that deletes old checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 def cleanup_checkpoints(
     config: CheckpointConfig, experiment_name: str, policy: RetentionPolicy | None = None, dry_run: bool = False
 ) -> CleanupReport:
-    """Delete what the retention policy does not keep and what dead processes left; the report gives every reason.
+    """Delete checkpoints that the retention policy does not keep, and leftovers; the report gives the reasons.
 
     See :meth:`ckpt_lib.CheckpointManager.cleanup_checkpoints`.
     """

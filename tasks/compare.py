@@ -1,4 +1,4 @@
-"""Comparisons, remembered by what is compared."""
+"""The comparison of checkpoints, cached by everything that it shows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckpt_lib import CheckpointConfig, CheckpointError
+from ckpt_lib.analysis.results import CheckpointComparison
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, remembered
 
 
 def _content(parameters: dict[str, Any]) -> str | None:
-    """A key of everything the comparison shows, so that edited tags or a restored file are compared anew."""
+    """Return a key of everything the comparison shows: edited tags and restored files are compared anew."""
     manager = manager_for(parameters["config"], parameters["experiment_name"])
     content = [repr(parameters["metrics"]), repr(parameters["tensors"])]
     try:
@@ -32,6 +33,6 @@ def compare_checkpoints(
     checkpoint_ids: Sequence[str],
     metrics: Sequence[str] | None = None,
     tensors: bool = False,
-) -> dict[str, Any]:
-    """Line up checkpoints; see :meth:`ckpt_lib.CheckpointManager.compare_checkpoints` for the keys."""
+) -> CheckpointComparison:
+    """Set checkpoints side by side; with ``tensors``, their models are loaded and compared as well."""
     return manager_for(config, experiment_name).compare_checkpoints(checkpoint_ids, metrics=metrics, tensors=tensors)

@@ -1,4 +1,4 @@
-"""The doctor and the quarantine."""
+"""Tasks that find and isolate problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("examine {experiment_name}")
 def examine_checkpoints(config: CheckpointConfig, experiment_name: str, fix: bool = False) -> DoctorReport:
-    """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
+    """Check an experiment for leftovers, damage, missing backups and unknown files; ``fix`` fixes what can be fixed.
 
     See :meth:`ckpt_lib.CheckpointManager.doctor`.
     """
@@ -18,7 +18,7 @@ def examine_checkpoints(config: CheckpointConfig, experiment_name: str, fix: boo
 
 @checkpoint_task("quarantine {experiment_name} {checkpoint_id}")
 def quarantine_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> QuarantineReport:
-    """Set a damaged checkpoint aside, unless its backup can repair it, which is then done instead.
+    """Quarantine a damaged checkpoint, or repair it if its backup can.
 
     See :meth:`ckpt_lib.CheckpointManager.quarantine_checkpoint`.
     """

@@ -1,4 +1,4 @@
-"""Exports and imports."""
+"""Tasks for exports and imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("export {experiment_name} {checkpoint_id}")
 def export_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str, destination: str) -> str:
-    """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
+    """Copy a checkpoint and its manifest to another folder; return the path of the payload there.
 
     See :meth:`ckpt_lib.CheckpointManager.export_checkpoint`.
     """
@@ -17,7 +17,7 @@ def export_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint
 
 @checkpoint_task("import {experiment_name} from {source}")
 def import_checkpoint(config: CheckpointConfig, experiment_name: str, source: str) -> str:
-    """Take in an exported checkpoint as the newest of an experiment; return its id there.
+    """Import an exported checkpoint as the newest of an experiment; return its id there.
 
     See :meth:`ckpt_lib.CheckpointManager.import_checkpoint`.
     """

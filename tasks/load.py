@@ -1,4 +1,4 @@
-"""Loading and resuming, from inside a training flow."""
+"""Tasks that load and resume, inside a training flow."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def load_checkpoint(
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
 ) -> Payload:
-    """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or what ``keys`` name.
+    """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or only ``keys``.
 
-    State that was restored is left out of the returned dict: Prefect holds on to a task's result for as long as the
-    flow runs, and the state is in the model already. With something to restore into, ``submit`` and ``map`` raise
-    :class:`~ckpt_lib.errors.ConfigError`: another process could not reach it. See
+    Restored state is left out of the returned dict, because Prefect keeps a task's result in memory while the flow
+    runs. If there is something to restore into, ``submit`` and ``map`` raise :class:`~ckpt_lib.errors.ConfigError`,
+    because another process could not reach it. See
     :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
     """
     payload = manager_for(config, experiment_name).load_checkpoint(
@@ -58,9 +58,9 @@ def resume_training(
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
 ) -> Payload | None:
-    """Restore from the newest checkpoint that verifies; ``None`` when there is nothing to resume from.
+    """Restore from the newest checkpoint that verifies; return ``None`` if there are no checkpoints.
 
-    What is returned leaves out restored state, as :func:`load_checkpoint` does, and ``submit`` is refused. See
+    As in :func:`load_checkpoint`, restored state is not returned, and ``submit`` is refused. See
     :meth:`ckpt_lib.CheckpointManager.resume`.
     """
     payload = manager_for(config, experiment_name).resume(

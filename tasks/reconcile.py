@@ -1,4 +1,4 @@
-"""Moving checkpoints from the fallback folder to the store."""
+"""The task that moves checkpoints from the fallback folder to the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("reconcile {experiment_name}")
 def reconcile_checkpoints(config: CheckpointConfig, experiment_name: str) -> ReconcileReport:
-    """Move the checkpoints in ``fallback_dir`` to the store; the report says what moved and what stays, and why.
+    """Move the checkpoints in ``fallback_dir`` to the store; the report says what moved and why others did not.
 
     See :meth:`ckpt_lib.CheckpointManager.reconcile`.
     """

@@ -1,4 +1,4 @@
-"""Repairs: damaged bytes of one copy, brought back from the other."""
+"""Tasks that repair damaged bytes of one copy from the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("repair {experiment_name} {checkpoint_id}")
 def repair_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
-    """Bring the damaged bytes of a checkpoint back from its backup, in place.
+    """Repair the damaged bytes of a checkpoint from its backup, in place.
 
     See :meth:`ckpt_lib.CheckpointManager.repair_checkpoint`.
     """
@@ -17,7 +17,7 @@ def repair_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint
 
 @checkpoint_task("repair backup {experiment_name} {checkpoint_id}")
 def repair_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
-    """Bring the damaged bytes of a backup back from its checkpoint, in place.
+    """Repair the damaged bytes of a backup from its checkpoint, in place.
 
     See :meth:`ckpt_lib.CheckpointManager.repair_backup`.
     """

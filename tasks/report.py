@@ -1,6 +1,6 @@
-"""Reports a person reads: every one becomes an artifact, whose key is a timeline over all runs.
+"""Tasks that publish reports as Prefect artifacts, with a key that makes a timeline over all runs.
 
-A report never fails the run that it reports on: what keeps it from being published is logged as a warning.
+A report never fails the run that it reports on: if it cannot be published, a warning is logged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport, open_store
+from ckpt_lib.analysis.results import CheckpointComparison
+from ckpt_lib.core.metadata import marks_of
+from ckpt_lib.core.wording import size_text
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -27,9 +30,9 @@ P = ParamSpec("P")
 
 
 def artifact_key(kind: str, config: CheckpointConfig, experiment_name: str | None = None) -> str:
-    """Return the key of a timeline: one for each kind of report, store and experiment, or store as a whole.
+    """Return an artifact key for a kind of report about an experiment or, without a name, about a whole store.
 
-    An artifact key has few letters, so a digest tells apart what they cannot.
+    Artifact keys allow few characters, so a digest makes the key unique.
     """
     what = json.dumps([kind, store_of(config), experiment_name])
     readable = re.sub(r"[^a-z0-9]+", "-", f"{kind}-{experiment_name or 'store'}".lower()).strip("-")
@@ -42,7 +45,7 @@ def store_of(config: CheckpointConfig) -> str:
 
 
 def report_task(run_name: str) -> Callable[[Callable[P, None]], Task[P, None]]:
-    """A task that publishes a report, and logs a warning instead of failing."""
+    """Return a decorator for tasks that publish a report, and log a warning instead of failing."""
 
     def decorate(function: Callable[P, None]) -> Task[P, None]:
         @wraps(function)
@@ -79,14 +82,14 @@ def _rows(checkpoints: Sequence[CheckpointMetadata]) -> list[Row]:
     for item in checkpoints:
         row: Row = {
             "checkpoint": item.checkpoint_id,
-            "mark": " ".join(_marks(item)),
+            "mark": " ".join(marks_of(item)),
             "epoch": item.epoch,
             "step": item.step,
             "size": size_text(item.file_size),
             "tags": ", ".join(item.tags),
             "sha256": item.checksum[:12],
         }
-        # Every row has every metric, under a name that hides no other column.
+        # Every row has every metric, under a name that differs from the other columns.
         values = {f"metric {name}" if name in row else name: _cell(item.metrics.get(name)) for name in metrics}
         rows.append({"checkpoint": row.pop("checkpoint"), "mark": row.pop("mark"), **values, **row})
     return rows
@@ -94,14 +97,14 @@ def _rows(checkpoints: Sequence[CheckpointMetadata]) -> list[Row]:
 
 @report_task("plot metrics of {experiment_name}")
 def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
-    """Publish a plot of every metric over the epochs."""
+    """Publish a plot of the metrics over the epochs."""
     from ckpt_lib.analysis.plots import metrics_figure
 
     checkpoints = manager_for(config, experiment_name).list_checkpoints()
     picture = io.BytesIO()
     metrics_figure(checkpoints).savefig(picture, format="svg")
     create_image_artifact(
-        # Inside the artifact itself, so that the page shows it without reaching for another server.
+        # A data URL, so that the page needs no other server to show it.
         image_url="data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode(),
         key=artifact_key("metrics", config, experiment_name),
         description=f"Metrics of {experiment_name} in {store_of(config)}; the star is the best checkpoint",
@@ -116,10 +119,10 @@ def report_validation(
     advice: Mapping[tuple[str, str], str] | None = None,
     backups: bool = False,
 ) -> None:
-    """Publish the outcome of validating checkpoints or backups, damaged ones first.
+    """Publish validation reports of checkpoints or backups, damaged ones first.
 
-    ``experiment_name`` is ``None`` for those of the whole store. ``advice`` tells, by experiment and id, what was done
-    or can be done about the damaged ones.
+    ``experiment_name`` is ``None`` for those of a whole store. ``advice`` says, by experiment and id, what was done or
+    can be done about damaged ones.
     """
     rows: list[Row] = [
         {
@@ -144,17 +147,18 @@ def count_findings(reports: Sequence[ValidationReport]) -> str:
 
 
 @report_task("report comparison in {experiment_name}")
-def report_comparison(config: CheckpointConfig, experiment_name: str, comparison: dict[str, Any]) -> None:
+def report_comparison(config: CheckpointConfig, experiment_name: str, comparison: CheckpointComparison) -> None:
     """Publish metrics and differing configuration side by side, a column for each checkpoint."""
     ids = comparison["checkpoint_ids"]
+    tables = {"metrics": comparison["metrics_comparison"], "config": comparison["config_comparison"]}
     rows: list[Row] = [
         {
             "kind": kind,
             "name": name,
             **{checkpoint_id: _cell(value) for checkpoint_id, value in zip(ids, values, strict=True)},
         }
-        for kind in ("metrics", "config")
-        for name, values in comparison[f"{kind}_comparison"].items()
+        for kind, table in tables.items()
+        for name, values in table.items()
     ]
     title = f"Comparison in {experiment_name} of {store_of(config)}"
     _publish(rows, artifact_key("comparison", config, experiment_name), title)
@@ -162,7 +166,7 @@ def report_comparison(config: CheckpointConfig, experiment_name: str, comparison
 
 @report_task("report doctor of {experiment_name}")
 def report_doctor(config: CheckpointConfig, experiment_name: str, report: DoctorReport) -> None:
-    """Publish what the doctor did and what is left, problems first."""
+    """Publish what the doctor fixed and what is left, problems first."""
     done: list[Row] = [
         {
             "state": "done" if item.succeeded else "NOT DONE",
@@ -194,9 +198,9 @@ def report_doctor(config: CheckpointConfig, experiment_name: str, report: Doctor
 def report_cleanup(
     config: CheckpointConfig, experiment_name: str, report: CleanupReport, backups: bool = False
 ) -> None:
-    """Publish the retention plan, a reason for each line, and what became of it.
+    """Publish a retention plan with a reason for each decision, and what was deleted.
 
-    ``backups`` says that the report is about backups; one on checkpoints that tells of backups becomes two tables.
+    ``backups`` marks a report about backups. A report about checkpoints that includes backups becomes two tables.
     """
     _publish_cleanup(config, experiment_name, report, backups)
     if report.backups and report.backups.plan.decisions:
@@ -225,7 +229,7 @@ def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: Cle
     summary += f"; THE BACKUPS WERE NOT CLEANED UP: {report.backups_error}" if report.backups_error else ""
     leftovers = ""
     if report.expired_ids:
-        leftovers += f"; deleted earlier and now gone: {len(report.expired_ids)} ({size_text(report.expired_bytes)})"
+        leftovers += f"; deleted from the trash: {len(report.expired_ids)} ({size_text(report.expired_bytes)})"
     if report.swept:
         leftovers += f"; leftovers of dead processes removed: {len(report.swept)}"
     what = f"Retention of {'the backups of ' if backups else ''}{experiment_name}"
@@ -245,29 +249,10 @@ def _publish(rows: list[Row], key: str, description: str) -> None:
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def _marks(item: CheckpointMetadata) -> list[str]:
-    flags = {
-        "best": item.is_best,
-        "latest": item.is_latest,
-        "pinned": item.pinned,
-        "unhealthy": not item.healthy,
-    }
-    return [name for name, is_set in flags.items() if is_set]
-
-
 def _cell(value: Any) -> Any:
-    """A value that the artifact's page can show: an infinity would break the whole table."""
+    """Return a value that the page can show: an infinity would break the whole table."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
         return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)  # 3e-07 is not 0
     return value if isinstance(value, int | None) else str(value)
-
-
-def size_text(size_bytes: float) -> str:
-    """A size as people read it, in steps of 1,024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"

@@ -1,4 +1,4 @@
-"""Saving, from inside a training flow."""
+"""The task that saves, inside a training flow."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def save_checkpoint(
     epoch_finished: bool = True,
     force: bool = False,
 ) -> str | None:
-    """Save a checkpoint and return its id, or ``None`` when the save policy says no.
+    """Save a checkpoint and return its id, or ``None`` if the save policy says no.
 
-    Within a flow run, a save with the epoch, step and content of an earlier one is the same save, so a retry saves
-    nothing twice; content is the state, metrics, configuration, tags and description. Model, optimizer and scheduler
-    pass by reference, so the task runs at once, on the caller's thread: ``submit`` and ``map`` raise
+    Within a flow run, saves with the same epoch, step and content are the same save, so a retry saves nothing twice.
+    Content is the state, metrics, configuration, tags and description. Model, optimizer and scheduler are passed by
+    reference, so the task must run on the caller's thread: ``submit`` and ``map`` raise
     :class:`~ckpt_lib.errors.ConfigError`. See :meth:`ckpt_lib.CheckpointManager.save_checkpoint`, whose ``config`` is
     ``run_config`` here.
     """

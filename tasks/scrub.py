@@ -1,4 +1,4 @@
-"""Scrubs: all that an experiment holds, read before someone needs it."""
+"""The task that scrubs: it reads every byte of an experiment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def scrub_checkpoints(
     max_bytes_per_second: float | None = None,
     restart: bool = False,
 ) -> ScrubReport:
-    """Read every byte of an experiment's checkpoints and backups with all processors, behind a progress bar.
+    """Read every byte of an experiment's checkpoints and backups on all processors, with a progress bar.
 
-    A run that was cancelled or killed is continued by the next one. See :meth:`ckpt_lib.CheckpointManager.scrub`.
+    The next call continues a scrub that was cancelled or killed. See :meth:`ckpt_lib.CheckpointManager.scrub`.
     """
     manager = manager_for(config, experiment_name)
     total_bytes = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))

@@ -1,4 +1,4 @@
-"""Validation, whose outcome is remembered for as long as the files do not change."""
+"""Tasks that validate. Results are cached for a day, as long as the files do not change."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, rem
 
 
 def _content(parameters: dict[str, Any]) -> str | None:
-    """A key of digest *and* file version: by the digest alone, a file that has rotted would still count as checked.
+    """Return a key of digests *and* file versions: by digest alone, a changed file would count as validated.
 
-    ``None``, which means no cache, for anything that cannot be looked at.
+    Return ``None``, which disables the cache, if something cannot be read.
     """
     manager = manager_for(parameters["config"], parameters["experiment_name"])
     ids = parameters.get("checkpoint_ids") or [parameters["checkpoint_id"]]
@@ -36,10 +36,10 @@ def _content(parameters: dict[str, Any]) -> str | None:
 def validate_checkpoint(
     config: CheckpointConfig, experiment_name: str, checkpoint_id: str = "latest"
 ) -> ValidationReport:
-    """Read every byte of a checkpoint and report what is wrong and where; the report is true when it is intact.
+    """Read every byte of a checkpoint and report damage; the report is true if the checkpoint is intact.
 
-    The outcome is remembered for a day by id, digest and file version. Bits that rot change none of these: a scrub
-    must look again, with ``validate_checkpoint.with_options(refresh_cache=True)``.
+    The result is cached for a day by id, digest and file version. Bit rot changes none of these: to read the file
+    again, call ``validate_checkpoint.with_options(refresh_cache=True)``.
     """
     return manager_for(config, experiment_name).validate_checkpoint(checkpoint_id)
 
@@ -48,9 +48,9 @@ def validate_checkpoint(
 def validate_checkpoints(
     config: CheckpointConfig, experiment_name: str, checkpoint_ids: Sequence[str]
 ) -> list[ValidationReport]:
-    """Read every byte of some checkpoints, in one task; a checkpoint that is deleted before its turn is left out.
+    """Read every byte of several checkpoints; those deleted meanwhile are left out.
 
-    The outcome is remembered as by :func:`validate_checkpoint`, for as long as no file of the batch changes.
+    The result is cached as by :func:`validate_checkpoint`, as long as no file of the batch changes.
     """
     manager = manager_for(config, experiment_name)
     reports = []
@@ -62,5 +62,5 @@ def validate_checkpoints(
 
 @checkpoint_task("validate backup {experiment_name} {checkpoint_id}")
 def validate_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> ValidationReport:
-    """Read every byte of a backup; nothing is remembered."""
+    """Read every byte of a backup and report damage; the result is not cached."""
     return manager_for(config, experiment_name).validate_backup(checkpoint_id)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.saving import background
 from tests.helpers import MakeManager, Parts, build
 
 pytest.register_assert_rewrite("ckpt_lib.testing")
+
+# Row 42 of the fault matrix runs the same properties with the second one.
+settings.register_profile("test", derandomize=True, database=None, deadline=None, max_examples=120)
+settings.register_profile("torture", settings.get_profile("test"), derandomize=False, max_examples=1200)
+settings.load_profile("test")
+
+SECONDS_TO_START_A_SERVER = 120
+"""Prefect's default is 20, too few where other tests keep every core of a slow machine busy."""
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +30,54 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own CKPT_* variables configure no test."""
     for name in [name for name in os.environ if name.upper().startswith("CKPT_")]:
         monkeypatch.delenv(name)
+
+
+NICENESS = background._NICENESS
+
+
+@pytest.fixture(autouse=True)
+def _saves_do_not_step_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Background saves have the priority of the test: behind other tests on every core, they would wait for seconds."""
+    monkeypatch.setattr(background, "_NICENESS", 0)
+
+
+@pytest.fixture
+def saves_step_back(_saves_do_not_step_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Background saves have the priority that users give them."""
+    monkeypatch.setattr(background, "_NICENESS", NICENESS)
+
+
+@pytest.fixture(scope="session")
+def prefect_test_server() -> Iterator[None]:
+    """Prefect's own test server, one for each process that runs tests; no flow waits for its heartbeat to end."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    settings = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: SECONDS_TO_START_A_SERVER,
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        environment.setenv("DO_NOT_TRACK", "1")
+        with temporary_settings(settings), prefect_test_harness(server_startup_timeout=None):
+            yield
+
+
+@pytest.fixture(scope="module")
+def prefect_api(prefect_test_server: None) -> Iterator[None]:
+    """A Prefect API for the flows of one module.
+
+    The threads that send events end with it: their websockets draw from ``random``, which Hypothesis watches.
+    """
+    from prefect.events.worker import EventsWorker
+
+    yield
+    EventsWorker.drain_all(timeout=30)
 
 
 @pytest.fixture

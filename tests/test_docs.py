@@ -18,8 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from pydantic import BaseModel, TypeAdapter
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -32,7 +31,7 @@ import prefect_checkpoints.flows
 import prefect_checkpoints.tasks
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.cli.app import app
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.policies.retention import RetentionPolicy
 
@@ -61,16 +60,6 @@ def pages_with(*languages: str) -> list[Any]:
 
 
 # --- what runs ---
-
-
-@pytest.fixture(scope="module")
-def prefect_api() -> Iterator[None]:
-    """A Prefect API for this module's pages, without the heartbeat that each flow would wait for at its end."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        environment.setenv("DO_NOT_TRACK", "1")
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), prefect_test_harness():
-            yield
 
 
 @pytest.mark.parametrize("path", pages_with("python"))
@@ -126,7 +115,7 @@ def _command_lines(path: Path) -> Iterator[list[str]]:
 def test_commands_exist(path: Path) -> None:
     """Every ``ckpt`` command that a page names exists with the options it uses, and every ``make`` target."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
     for program, *words in _command_lines(path):
         if program == "make":
             assert set(words) <= targets, words
@@ -208,9 +197,10 @@ def assert_has_calls(name: str, calls: list[str]) -> None:
 
 
 def public_methods(owner: type) -> dict[str, Callable[..., Any]]:
+    members = {name: item for kind in reversed(owner.__mro__[:-1]) for name, item in vars(kind).items()}
     return {
         name: getattr(owner, name)
-        for name, item in vars(owner).items()
+        for name, item in members.items()
         if not name.startswith("_") and isinstance(item, Callable | classmethod)  # type: ignore[arg-type]
     }
 

@@ -11,9 +11,9 @@ import re
 import pytest
 
 from ckpt_lib import errors
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.wording import briefly, count_of, duration, listed
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
-from ckpt_lib.stream import Damage
 
 CLASSES: list[type[CheckpointError]] = [
     item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, CheckpointError)

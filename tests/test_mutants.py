@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from rich.console import Console
 
 from tests.torture import mutants
 from tests.torture.mutants import BEGIN, END, PAGE, Mutant, UnsoundListError, check, load, main, run
+from tests.torture.processes import Child
 from tests.torture.runner import ROOT
 
 MUTANTS = load()
@@ -38,15 +36,9 @@ def test_the_tests_of_each_are_there() -> None:
     """Each by its name: a test that is gone would not fail."""
     tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
     assert all("::" in test for test in tests)
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    options = ["--collect-only", "-qq", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
+    with Child(pytest.main, [*options, *(str(ROOT / test) for test in tests)]) as child:
+        assert child.result() == pytest.ExitCode.OK
 
 
 def test_the_page_lists_all() -> None:
@@ -72,7 +64,7 @@ def test_one_whose_tests_do_not_end_is_not_caught(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/core/metadata")]
+    ("text", "told"), [("no such text", "occurs 0 times"), ("def ", "times in ckpt_lib/core/manifest")]
 )
 def test_a_list_that_is_old_is_refused(text: str, told: str) -> None:
     """Before anything is run."""

@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,16 @@ from tests.torture.runner import discover, memory_folder
 
 SEED = "sample"
 ROWS = discover()
-MATRIX = {*range(1, 27), *range(30, 42)}
+MATRIX = {*range(1, 27), *range(30, 43)}
 """The rows that one machine and local stores allow."""
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number}-{row.fault}")
+def sampled(row: Row) -> Any:
+    marks = [pytest.mark.servers] if row.needs_server else []
+    return pytest.param(row, id=f"{row.number}-{row.fault}", marks=marks)
+
+
+@pytest.mark.parametrize("row", [sampled(row) for row in ROWS])
 def test_row(row: Row) -> None:
     """A seeded sample of each row of the fault matrix, without a violation."""
     if lack := row.lacks():

@@ -157,15 +157,7 @@ def test_the_packages_know_the_version(installed: str, python: Path, user_projec
 def test_type_checkers_see_through(installed: str, python: Path, user_project: Path, mypy_cache: Path) -> None:
     """mypy checks a user's calls against our types, from the wheel and from the editable install alike."""
     interpreter = str(python) if installed == "wheel" else sys.executable
-    mypy = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--python-executable",
-        interpreter,
-        "--cache-dir",
-        str(user_project / "cache"),
-    ]
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", interpreter, "--cache-dir", str(mypy_cache)]
     right = run([*mypy, "--strict", "pipeline.py"], user_project)
     assert right.returncode == 0, right.stdout
     wrong = run([*mypy, "wrong.py"], user_project)

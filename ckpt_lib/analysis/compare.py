@@ -1,4 +1,4 @@
-"""Comparing checkpoints: their metrics, configuration, tags and, when asked, their tensors."""
+"""Comparisons of checkpoints: metrics, configuration, tags and tensors."""
 
 from __future__ import annotations
 
@@ -8,38 +8,43 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ckpt_lib.analysis.results import CheckpointComparison, ComparedFacts, TensorDifference
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats import Payload
 
-Comparison = dict[str, Any]
 
-
-def compare(checkpoints: Sequence[CheckpointMetadata]) -> Comparison:
-    """Line up what was recorded; every list is in the order of ``checkpoint_ids``, with ``None`` where nothing was.
-
-    Keys: ``checkpoint_ids``; ``metrics_comparison`` and ``config_comparison``, name to values (configuration only
-    where it differs); ``tags_comparison``, tag to booleans; ``metadata_comparison``, fact to values.
-    """
+def compare(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointComparison:
+    """Set checkpoints side by side, without their tensors; fewer than two are a ``ConfigError``."""
     if len(checkpoints) < 2:
         raise ConfigError("a comparison needs at least two checkpoints", got=len(checkpoints))
-    configs = _lined_up([_flat(checkpoint.config) for checkpoint in checkpoints])
-    facts = ("epoch", "step", "timestamp", "file_size", "model_name", "is_best", "is_latest")
+    configs = _columns([_flat(checkpoint.config) for checkpoint in checkpoints])
     tags = dict.fromkeys(tag for checkpoint in checkpoints for tag in checkpoint.tags)
-    plain = [checkpoint.model_dump(mode="json") for checkpoint in checkpoints]
     return {
         "checkpoint_ids": [checkpoint.checkpoint_id for checkpoint in checkpoints],
-        "metrics_comparison": _lined_up([checkpoint.metrics for checkpoint in checkpoints]),
+        "metrics_comparison": _columns([checkpoint.metrics for checkpoint in checkpoints]),
         "config_comparison": {
             name: values for name, values in configs.items() if any(value != values[0] for value in values)
         },
         "tags_comparison": {tag: [tag in checkpoint.tags for checkpoint in checkpoints] for tag in tags},
-        "metadata_comparison": {fact: [item[fact] for item in plain] for fact in facts},
+        "metadata_comparison": _facts(checkpoints),
     }
 
 
-def metrics_frame(comparison: Comparison) -> pd.DataFrame:
-    """One row a metric, one column a checkpoint, and the change from the first to the last of them."""
+def _facts(checkpoints: Sequence[CheckpointMetadata]) -> ComparedFacts:
+    return {
+        "epoch": [item.epoch for item in checkpoints],
+        "step": [item.step for item in checkpoints],
+        "timestamp": [item.model_dump(mode="json")["timestamp"] for item in checkpoints],
+        "file_size": [item.file_size for item in checkpoints],
+        "model_name": [item.model_name for item in checkpoints],
+        "is_best": [item.is_best for item in checkpoints],
+        "is_latest": [item.is_latest for item in checkpoints],
+    }
+
+
+def metrics_frame(comparison: CheckpointComparison) -> pd.DataFrame:
+    """Return a row for each metric: its value in each checkpoint, and the ``change`` from the first to the last."""
     frame = pd.DataFrame.from_dict(
         comparison["metrics_comparison"], orient="index", columns=comparison["checkpoint_ids"], dtype=object
     )
@@ -47,19 +52,18 @@ def metrics_frame(comparison: Comparison) -> pd.DataFrame:
     return frame.assign(change=numeric.iloc[:, -1] - numeric.iloc[:, 0])
 
 
-def compare_tensors(reference: Payload, other: Payload) -> dict[str, dict[str, Any]]:
-    """How each tensor of the models differs: ``max_abs_difference`` and ``relative_l2``, or else the ``shapes``.
+def compare_tensors(reference: Payload, other: Payload) -> dict[str, TensorDifference]:
+    """Compare the tensors of two models by name.
 
-    ``relative_l2`` is the Euclidean norm of the difference over that of the reference.
-
-    One tensor at a time is converted to float64 (complex ones to complex128), so that memory stays at the two payloads.
+    One tensor at a time is converted to float64 (complex ones to complex128): beyond the two payloads, this takes the
+    memory of a few copies of the largest tensor.
     """
     first, second = reference["model_state_dict"], other["model_state_dict"]
     names = dict.fromkeys((*first, *second))
     return {name: _tensor_difference(first.get(name), second.get(name)) for name in names}
 
 
-def _tensor_difference(first: Any, second: Any) -> dict[str, Any]:
+def _tensor_difference(first: Any, second: Any) -> TensorDifference:
     shapes = [list(item.shape) if isinstance(item, torch.Tensor) else None for item in (first, second)]
     if None in shapes or shapes[0] != shapes[1]:
         return {"shapes": shapes}
@@ -74,7 +78,8 @@ def _tensor_difference(first: Any, second: Any) -> dict[str, Any]:
     }
 
 
-def _lined_up(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _columns(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return for each name its values in all the mappings, ``None`` where it is missing."""
     names = dict.fromkeys(name for mapping in mappings for name in mapping)
     return {name: [mapping.get(name) for mapping in mappings] for name in names}
 

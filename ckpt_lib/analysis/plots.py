@@ -1,4 +1,4 @@
-"""Pictures of a series of checkpoints."""
+"""Plots of the metrics of checkpoints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LARGEST_DRAWN = 1e100
 
 
 def metrics_figure(checkpoints: Sequence[CheckpointMetadata]) -> Figure:
-    """One panel for each metric with finite values (at most 12), over the epoch; a star marks the best checkpoint.
+    """Plot each metric with finite values over the epoch, in at most 12 panels; a star marks the best checkpoint.
 
-    Metrics that differ only in a ``train_`` or ``val_`` prefix share a panel. Names are drawn as they are. Values that
-    exceed 1e100 are left out, and the label of the axis says so.
+    Metrics that differ only in a ``train_`` or ``val_`` prefix share a panel. Names are not parsed as formulas. Values
+    beyond 1e100 are left out, and the axis label says so.
     """
     with rc_context({"text.parse_math": False, "text.usetex": False}):
         return _figure(checkpoints)
@@ -55,7 +55,7 @@ def _figure(checkpoints: Sequence[CheckpointMetadata]) -> Figure:
 
 
 def _can_be_drawn(value: Metric) -> bool:
-    """Whether a number is one that an axis can be scaled to."""
+    """Return whether a number is finite and small enough to scale an axis to it."""
     return is_rankable(value) and abs(value) <= _LARGEST_DRAWN
 
 

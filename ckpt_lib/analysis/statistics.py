@@ -1,4 +1,4 @@
-"""Statistics over a series of checkpoints."""
+"""Tables and statistics of an experiment's checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ckpt_lib.analysis.results import ExperimentSummary, MetricStatistics
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.policies.ranking import is_rankable
@@ -16,7 +17,7 @@ BYTES_PER_MB = 2**20
 
 
 def checkpoint_frame(checkpoints: Sequence[CheckpointMetadata]) -> pd.DataFrame:
-    """One row a checkpoint, indexed by id: its facts, and a column ``metrics.<name>`` for each metric."""
+    """Return a row for each checkpoint, indexed by id: its facts, and a column ``metrics.<name>`` for each metric."""
     rows = [
         {
             **checkpoint.model_dump(exclude={"metrics", "config"}),
@@ -27,26 +28,27 @@ def checkpoint_frame(checkpoints: Sequence[CheckpointMetadata]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("checkpoint_id") if rows else pd.DataFrame()
 
 
-def metric_statistics(checkpoints: Sequence[CheckpointMetadata]) -> dict[str, dict[str, Any]]:
-    """For each metric: ``count``, ``min``, ``max``, ``mean``, ``std``, ``first`` and ``last`` of its finite values,
-    in the order of saving, and ``not_comparable``, how many values were NaN, infinite, text or ``None``.
-    """
+def metric_statistics(checkpoints: Sequence[CheckpointMetadata]) -> dict[str, MetricStatistics]:
+    """Return the statistics of each metric; ``checkpoints`` are in the order of saving."""
     names = sorted({name for checkpoint in checkpoints for name in checkpoint.metrics})
     return {name: _statistics([item.metrics[name] for item in checkpoints if name in item.metrics]) for name in names}
 
 
-def _statistics(values: Sequence[Any]) -> dict[str, Any]:
+def _statistics(values: Sequence[Any]) -> MetricStatistics:
     series = pd.Series([value for value in values if is_rankable(value)], dtype="float64")
-    summary: dict[str, Any] = {"count": len(series), "not_comparable": len(values) - len(series)}
-    if len(series):
-        with np.errstate(over="ignore", invalid="ignore"):  # the statistics of huge values may be infinite
-            summary |= {name: float(getattr(series, name)()) for name in ("min", "max", "mean")}
-            summary |= {
-                "std": float(series.std(ddof=0)),
-                "first": float(series.iloc[0]),
-                "last": float(series.iloc[-1]),
-            }
-    return summary
+    counts: MetricStatistics = {"count": len(series), "not_comparable": len(values) - len(series)}
+    if series.empty:
+        return counts
+    with np.errstate(over="ignore", invalid="ignore"):  # the statistics of huge values may be infinite
+        return {
+            **counts,
+            "min": float(series.min()),
+            "max": float(series.max()),
+            "mean": float(series.mean()),
+            "std": float(series.std(ddof=0)),
+            "first": float(series.iloc[0]),
+            "last": float(series.iloc[-1]),
+        }
 
 
 def summarize(
@@ -57,11 +59,8 @@ def summarize(
     unreadable: Sequence[str],
     monitor: Monitor,
     monitor_warning: str | None,
-) -> dict[str, Any]:
-    """What an experiment holds, as plain values. ``total_size_mb`` counts 1,048,576 bytes as one.
-
-    ``unreadable`` are the ids whose manifest cannot be read; they count nowhere else.
-    """
+) -> ExperimentSummary:
+    """Summarise what an experiment holds; ``unreadable`` are the ids whose manifest cannot be read."""
     return {
         "experiment_name": experiment_name,
         "total_checkpoints": len(checkpoints),
@@ -74,7 +73,7 @@ def summarize(
         "last_epoch": max((item.epoch for item in checkpoints), default=None),
         "pinned_checkpoints": [item.checkpoint_id for item in checkpoints if item.pinned],
         "tags": sorted({tag for item in checkpoints for tag in item.tags}),
-        "monitor": monitor.model_dump(),
+        "monitor": {"metric": monitor.metric, "mode": monitor.mode},
         "monitor_warning": monitor_warning,
         "statistics": metric_statistics(checkpoints),
     }

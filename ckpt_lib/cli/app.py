@@ -16,10 +16,10 @@ _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning
 
 
 class _Commands(TyperGroup):
-    """Reports every error in our one way, those of parsing the command line included."""
+    """Reports all errors in the same way, including those of parsing the command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # Asked of the words themselves: the options have not been parsed yet, and that may be what fails.
+        # The options are not parsed yet, and parsing may fail, so look at the words themselves.
         ctx.obj = "--json" in args
         with reported(as_json=ctx.obj):
             return super().parse_args(ctx, args)
@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Reports its errors while it is known which options were typed: commands in messages repeat these."""
+    """Reports errors while the typed options are known, so that commands in messages can repeat them."""
 
     def invoke(self, ctx: Any) -> Any:
         given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
@@ -61,39 +61,39 @@ def ckpt(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find, check, compare, copy and retire the checkpoints of training runs."""
+    """Find, check, compare, back up and clean up the checkpoints of training runs."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(BAD_INPUT)
 
 
 def _add(name: str, command: Callable[..., None], panel: str) -> None:
-    # Typer keeps the line breaks of a docstring, which would break lines of a narrow terminal once more.
+    # Typer keeps the line breaks of a docstring, and a narrow terminal would wrap the lines a second time.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)
 
 
-_add("list", show.list_checkpoints, "Look")
-_add("show", show.show, "Look")
-_add("compare", compare.compare, "Look")
-_add("summary", compare.summary, "Look")
-_add("experiments", show.experiments, "Look")
-_add("init", init.init, "Keep safe")
-_add("validate", validate.validate, "Keep safe")
-_add("scrub", validate.scrub, "Keep safe")
-_add("repair", validate.repair, "Keep safe")
-_add("doctor", doctor.doctor, "Keep safe")
-_add("quarantine", doctor.quarantine, "Keep safe")
-_add("backup", backup.backup, "Keep safe")
-_add("restore", backup.restore, "Keep safe")
-_add("reconcile", reconcile.reconcile, "Keep safe")
-_add("pin", edit.pin, "Keep safe")
-_add("monitor", edit.monitor, "Label and move")
-_add("tag", edit.tag, "Label and move")
-_add("export", backup.export, "Label and move")
-_add("import", backup.import_checkpoint, "Label and move")
-_add("cleanup", cleanup.cleanup, "Retire")
-_add("delete", cleanup.delete, "Retire")
-_add("undelete", trash.undelete, "Retire")
-_add("trash", trash.trash, "Retire")
+_add("list", show.list_checkpoints, "Show")
+_add("show", show.show, "Show")
+_add("compare", compare.compare, "Show")
+_add("summary", compare.summary, "Show")
+_add("experiments", show.experiments, "Show")
+_add("init", init.init, "Protect")
+_add("validate", validate.validate, "Protect")
+_add("scrub", validate.scrub, "Protect")
+_add("repair", validate.repair, "Protect")
+_add("doctor", doctor.doctor, "Protect")
+_add("quarantine", doctor.quarantine, "Protect")
+_add("backup", backup.backup, "Protect")
+_add("restore", backup.restore, "Protect")
+_add("reconcile", reconcile.reconcile, "Protect")
+_add("pin", edit.pin, "Protect")
+_add("monitor", edit.monitor, "Edit and move")
+_add("tag", edit.tag, "Edit and move")
+_add("export", backup.export, "Edit and move")
+_add("import", backup.import_checkpoint, "Edit and move")
+_add("cleanup", cleanup.cleanup, "Delete")
+_add("delete", cleanup.delete, "Delete")
+_add("undelete", trash.undelete, "Delete")
+_add("trash", trash.trash, "Delete")

@@ -1,4 +1,4 @@
-"""``ckpt backup``, ``restore``, ``export`` and ``import``: verified copies."""
+"""Commands that copy checkpoints: ``ckpt backup``, ``restore``, ``export`` and ``import``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from rich.text import Text
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE, print_error
 from ckpt_lib.cli.errors import describe as describe_error
-from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_json, print_table
+from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_manager, resolve, resolve_all
+from ckpt_lib.cli.session import check_ids_or_all, open_manager, require_backup_location, resolve, resolve_all
+from ckpt_lib.core.wording import size_text
 
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
 
-_STYLES = {"copied": "green", "damaged": "bold red", "retired": "yellow"}
+_STYLES = {"copied": "green", "damaged": "bold red", "deleted again": "yellow"}
 
 
 def backup(
@@ -27,20 +28,21 @@ def backup(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Back up every checkpoint of the experiment.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="With --all: read every byte of both copies, as of those that are named.")
+        bool, typer.Option("--verify", help="With --all: also read every byte of existing backups.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy checkpoints to the backup location.
 
-    A damaged checkpoint is reported and never copied; the others are, and the exit code is 1. Where there is a backup
-    already, every byte of both copies is read, and a damaged backup is replaced; with --all their sizes are compared,
-    unless --verify is given as well.
+    A damaged checkpoint is reported and never copied; the others are copied, and the exit code is 1. If a backup
+    exists, both copies are read in full and a damaged backup is replaced. With --all, only their sizes are compared
+    unless --verify is given.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_manager(store, experiment, config)
+    require_backup_location(manager)
     ids = manager.checkpoint_ids() if everything else resolve_all(manager, checkpoint_ids or ["latest"])
     verify = verify or not everything
     outcomes = _back_up(manager, ids, verify=verify)
@@ -50,9 +52,9 @@ def backup(
     else:
         _print_outcomes(outcomes)
         if not verify and any(outcome["result"] == "already there" for outcome in outcomes):
-            note("Of those that were already there, only the sizes were compared: `--verify` reads every byte.")
-        if any(outcome["result"] == "retired" for outcome in outcomes):
-            note(f"Retired: more than max_backups={manager.config.max_backups} allows; the best and the newest stay.")
+            note("Of backups that existed already, only the sizes were compared; `--verify` reads every byte.")
+        if any(outcome["result"] == "deleted again" for outcome in outcomes):
+            note(f"Deleted again: max_backups={manager.config.max_backups} keeps only the best and the newest.")
     if damaged:
         raise typer.Exit(DAMAGE)
 
@@ -74,7 +76,7 @@ def _back_up(manager: CheckpointManager, ids: Sequence[str], *, verify: bool) ->
     held = {item.checkpoint_id for item in manager.list_backups()}
     for outcome in outcomes:
         if outcome["result"] == "copied" and outcome["checkpoint_id"] not in held:
-            outcome["result"] = "retired"
+            outcome["result"] = "deleted again"
     return outcomes
 
 
@@ -85,7 +87,7 @@ def _print_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
             (
                 outcome["checkpoint_id"],
                 Text(outcome["result"], style=_STYLES.get(outcome["result"], "")),
-                as_size(outcome["size_bytes"]),
+                size_text(outcome["size_bytes"]),
             )
             for outcome in outcomes
         ],
@@ -103,11 +105,12 @@ def restore(
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Put the backup of a checkpoint back in its place.
+    """Restore a damaged or deleted checkpoint from its backup.
 
-    Whether the checkpoint is damaged or deleted: `ckpt list --backups` shows what can be restored.
+    `ckpt list --backups` shows which backups exist.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
+    require_backup_location(manager)
     wanted = resolve(manager, checkpoint_id)
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
     with byte_progress("Restoring", sizes.get(wanted)) as progress:
@@ -121,7 +124,7 @@ def restore(
 def export(
     checkpoint_id: options.CheckpointName,
     destination: Annotated[
-        str, typer.Argument(metavar="DEST", help="The folder to copy it to, or a file: .pt, .pth or .ckpt.")
+        str, typer.Argument(metavar="DEST", help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt.")
     ],
     *,
     store: options.Store = None,
@@ -129,10 +132,10 @@ def export(
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Copy a checkpoint and its manifest into another folder, or the payload alone into a file.
+    """Copy a checkpoint to another folder with its manifest, or its payload alone to a file.
 
-    DEST is a file when it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
-    Plain torch.load reads the payload there, and `ckpt import` takes it back from a folder.
+    DEST is a file if it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
+    torch.load reads the exported payload. `ckpt import` imports it from a folder.
     """
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
@@ -146,7 +149,7 @@ def export(
 
 def import_checkpoint(
     source: Annotated[
-        str, typer.Argument(metavar="PATH", help="An exported payload or manifest, or a folder that holds just one.")
+        str, typer.Argument(metavar="PATH", help="An exported payload or manifest, or a folder with a single one.")
     ],
     *,
     store: options.Store = None,
@@ -154,9 +157,9 @@ def import_checkpoint(
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take in an exported checkpoint as the newest of an experiment.
+    """Import an exported checkpoint as the newest of an experiment.
 
-    Every byte is verified on the way. The experiment may be a new one, if --experiment names it.
+    Every byte is verified while it is copied. --experiment may name a new experiment.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     others, held = _experiments(manager), manager.checkpoint_ids()

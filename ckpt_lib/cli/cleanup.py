@@ -1,4 +1,4 @@
-"""``ckpt cleanup`` and ``delete``: what takes checkpoints away."""
+"""Commands that delete checkpoints: ``ckpt cleanup`` and ``delete``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.text import Text
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import STORE_FAILURE, ConfirmationError
 from ckpt_lib.cli.options import with_options
-from ckpt_lib.cli.output import Column, as_size, note, print_facts, print_heading, print_json, print_table
+from ckpt_lib.cli.output import Column, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_copies, resolve_all
-from ckpt_lib.core.wording import count_of, duration
+from ckpt_lib.core.wording import count_of, duration, size_text
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -28,6 +28,7 @@ from ckpt_lib.errors import (
 if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.maintenance.cleanup import CleanupReport
+    from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import Decision, RetentionPolicy
 
@@ -44,24 +45,24 @@ def cleanup(
         typer.Option(
             metavar="N",
             min=0,
-            help="How many stay: the best and the newest. Default: max_checkpoints, or max_backups with --backups.",
+            help="Keep the best and the newest, N in all. Default: max_checkpoints, or max_backups with --backups.",
         ),
     ] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML file of a retention policy, such as {kind: newest, count: 5}."),
+        typer.Option(metavar="FILE", help="YAML file with a retention policy, such as {kind: newest, count: 5}."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     backups: options.OfBackups = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Delete old checkpoints by a number or by a retention policy.
+    """Delete old checkpoints by number or by a retention policy.
 
-    The newest and the best valid checkpoint, pinned ones, and damaged ones, which wait for repair, always stay.
-    What dead processes left behind goes too, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
-    for trash_seconds, a day by default; afterwards a cleanup frees their bytes. With --backups, only backups go, at
-    once and for good. Exits with 3 when the checkpoints were cleaned up and the backups could not be.
+    Always keeps the newest and the best valid checkpoint, pinned ones, and damaged ones, which may still be repaired.
+    Also deletes leftovers of dead processes, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
+    for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only backups are deleted,
+    at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not be.
     """
     rules = _read_policy(policy, keep)
     manager = open_copies(
@@ -102,23 +103,23 @@ def _end_with_report(report: CleanupReport, kind: str, trash_seconds: float, *, 
 
 
 def _warn_of_new_backups(manager: CheckpointManager, report: CleanupReport, *, is_about_backups: bool) -> None:
-    """Whoever keeps fewer backups than the configuration says gets new ones."""
+    """Warn that backups come back if the configuration asks for more than are kept."""
     if is_about_backups and report.plan.deleted_ids and manager.config.backup_checkpoints:
         text = (
-            "Later saves and `ckpt doctor --fix` make backups again, as backup_checkpoints and max_backups of the "
-            "configuration say: to keep fewer, change these."
+            "Later saves and `ckpt doctor --fix` make new backups, as backup_checkpoints and max_backups say. "
+            "To keep fewer, change these options."
         )
         note(with_options(text))
 
 
 def _describe_deletions(report: CleanupReport, kind: str, trash_seconds: float) -> str:
-    """What a plan deletes, such as ``2 checkpoints (3.0 MiB) and, for good, 1 backup (1.5 MiB)``."""
-    text = f"{count_of(len(report.plan.deleted_ids), kind)} ({as_size(report.plan.freed_bytes)})"
+    """Describe what a plan deletes, such as ``2 checkpoints (3.0 MiB) and, for good, 1 backup (1.5 MiB)``."""
+    text = f"{count_of(len(report.plan.deleted_ids), kind)} ({size_text(report.plan.freed_bytes)})"
     if trash_seconds <= 0 and report.plan.deleted_ids:
         text += " for good"
     if report.backups and report.backups.plan.deleted_ids:
         backups = report.backups.plan
-        text += f" and, for good, {count_of(len(backups.deleted_ids), 'backup')} ({as_size(backups.freed_bytes)})"
+        text += f" and, for good, {count_of(len(backups.deleted_ids), 'backup')} ({size_text(backups.freed_bytes)})"
     return text
 
 
@@ -135,7 +136,7 @@ def _read_policy(file: Path | None, keep: int | None) -> RetentionPolicy | None:
     if file is None:
         return None
     if keep is not None:
-        raise ConfigError("either --keep or --policy says what stays, not both", path=str(file))
+        raise ConfigError("--keep and --policy cannot be combined", expected="one of them", path=str(file))
     from ckpt_lib.policies.retention import policy_from_yaml
 
     return policy_from_yaml(file)
@@ -155,7 +156,7 @@ def _print_plan(decisions: Sequence[Decision]) -> None:
             Text("keep", style="green") if decision.keep else Text("delete", style="bold red"),
             decision.reason,
             Text(decision.status, style=_STATUS_STYLES.get(decision.status, "dim")),
-            as_size(decision.size_bytes),
+            size_text(decision.size_bytes),
         )
         for decision in decisions
     ]
@@ -174,15 +175,15 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
     for checkpoint_id, reason in report.spared.items():
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
-    note(f"{count_of(len(report.deleted_ids), kind)} deleted, {as_size(report.freed_bytes)} freed{leftovers}.")
+    note(f"{count_of(len(report.deleted_ids), kind)} deleted, {size_text(report.freed_bytes)} freed{leftovers}.")
     if report.expired_ids:
         expired = count_of(len(report.expired_ids), kind)
-        note(f"{expired} deleted earlier removed for good, {as_size(report.expired_bytes)} freed.")
+        note(f"{expired} from the trash deleted for good, {size_text(report.expired_bytes)} freed.")
     if report.backups and report.backups.deleted_ids:
         backups = report.backups
-        note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {as_size(backups.freed_bytes)} freed.")
+        note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {size_text(backups.freed_bytes)} freed.")
     if report.trashed_bytes:
-        text = f"{as_size(report.trashed_bytes)} are in the trash: see `ckpt trash` and `ckpt undelete ID`."
+        text = f"{size_text(report.trashed_bytes)} moved to the trash: see `ckpt trash` and `ckpt undelete ID`."
         note(with_options(text))
     if report.backups_error:
         note(f"The backups were not cleaned up: {report.backups_error}", warning=True)
@@ -200,54 +201,75 @@ def delete(
 ) -> None:
     """Delete checkpoints by name.
 
-    `ckpt undelete` brings them back for trash_seconds, a day by default. Their backups stay. When one of them is pinned
-    or unknown, none is deleted. With --backups, the backups of these ids go, for good, and the checkpoints stay.
+    `ckpt undelete` brings them back for trash_seconds, a day by default; those in quarantine are deleted for good.
+    Backups stay. If one of the checkpoints is pinned or unknown, none is deleted. With --backups, only the backups of
+    these ids are deleted, for good.
     """
     manager = open_copies(store, experiment, config, backups=backups)
+    ids = resolve_all(manager, checkpoint_ids, backups=backups)
     if backups:
-        _delete_backups(manager, resolve_all(manager, checkpoint_ids, backups=True), yes=yes, as_json=as_json)
-        return
-    chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in resolve_all(manager, checkpoint_ids)]
+        _delete_backups(manager, ids, yes=yes, as_json=as_json)
+    else:
+        _delete_checkpoints(manager, ids, yes=yes, as_json=as_json)
+
+
+def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    quarantined = {item.checkpoint_id: item for item in manager.list_quarantined()}
+    chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in ids if checkpoint_id not in quarantined]
+    isolated = [quarantined[checkpoint_id] for checkpoint_id in ids if checkpoint_id in quarantined]
     _refuse_pinned(chosen)
     if not yes:
         refuse_to_ask(as_json=as_json)
-        backed_up = _backed_up(manager)
-        rows = [
-            _Chosen(
-                item.checkpoint_id,
-                item.file_size,
-                None if backed_up is None else item.checkpoint_id in backed_up,
-                ", ".join(item.tags),
-            )
-            for item in chosen
-        ]
-        _print_chosen(rows, "backup")
-        _confirm_deletion(len(chosen), manager.config.trash_seconds)
+        _print_chosen(_described(manager, chosen, isolated), "backup")
+        _confirm_deletion(len(chosen), len(isolated), manager.config.trash_seconds)
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
+    freed_bytes = sum(manager.delete_quarantined(item.checkpoint_id) for item in isolated)
+    deleted += [item.checkpoint_id for item in isolated]
     if as_json:
-        print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted})
-    else:
-        print_facts({"deleted": "\n".join(deleted)})
+        print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted, "freed_bytes": freed_bytes})
+        return
+    freed = {"freed": size_text(freed_bytes)} if isolated else {}
+    print_facts({"deleted": "\n".join(deleted), **freed})
+
+
+def _described(
+    manager: CheckpointManager, chosen: Sequence[CheckpointMetadata], isolated: Sequence[QuarantinedCheckpoint]
+) -> list[_Chosen]:
+    backed_up = _backed_up(manager)
+    facts = [(item.checkpoint_id, item.file_size, ", ".join(item.tags)) for item in chosen]
+    facts += [(item.checkpoint_id, item.size_bytes, "(in quarantine)") for item in isolated]
+    return [
+        _Chosen(name, size_bytes, None if backed_up is None else name in backed_up, tags)
+        for name, size_bytes, tags in facts
+    ]
 
 
 def _backed_up(manager: CheckpointManager) -> set[str] | None:
-    """The ids that have a backup; ``None`` when the backup location cannot be reached."""
+    """Return the ids that have a backup, or ``None`` if the backup location cannot be read."""
     try:
         return {item.checkpoint_id for item in manager.list_backups()}
     except (StoreError, NotAStoreError) as error:
-        note(f"Whether there are backups cannot be told: {error}", warning=True)
+        note(f"The backups cannot be listed: {error}", warning=True)
         return None
 
 
 def _tell_of_trash(trash_seconds: float) -> None:
     if trash_seconds > 0:
-        text = f"What is deleted goes into the trash: `ckpt undelete ID` brings it back for {duration(trash_seconds)}."
+        text = (
+            f"Deleted checkpoints stay in the trash for {duration(trash_seconds)}: `ckpt undelete ID` brings them back."
+        )
         note(with_options(text))
 
 
-def _confirm_deletion(count: int, trash_seconds: float) -> None:
-    _tell_of_trash(trash_seconds)
-    confirm(f"Delete {count_of(count, 'checkpoint')}{'' if trash_seconds > 0 else ' for good'}?")
+def _confirm_deletion(trashed: int, isolated: int, trash_seconds: float) -> None:
+    """Ask whether to delete checkpoints, and those in quarantine, which do not go to the trash."""
+    parts = []
+    if trashed:
+        _tell_of_trash(trash_seconds)
+        parts.append(f"{count_of(trashed, 'checkpoint')}{'' if trash_seconds > 0 else ' for good'}")
+    if isolated:
+        parts.append(f"{count_of(isolated, 'checkpoint')} in quarantine for good")
+    confirm(f"Delete {' and '.join(parts)}?")
 
 
 def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
@@ -258,12 +280,12 @@ def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool
         if checkpoint_id in unreadable:
             raise CorruptManifestError(
                 f"the manifest of the backup of {checkpoint_id} is damaged; nothing was deleted",
-                hint=f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`.",
+                hint=f"Quarantine it first: `ckpt quarantine --backups {checkpoint_id}`.",
             )
         if checkpoint_id not in sizes:
             raise CheckpointNotFoundError(
                 f"there is no backup of {checkpoint_id}; nothing was deleted",
-                hint="`ckpt list --backups` and `ckpt quarantine --backups` show what is there.",
+                hint="`ckpt list --backups` and `ckpt quarantine --backups` list the backups.",
             )
     if not yes:
         refuse_to_ask(as_json=as_json)
@@ -274,7 +296,7 @@ def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
     else:
-        print_facts({"deleted": "\n".join(ids), "freed": as_size(freed_bytes)})
+        print_facts({"deleted": "\n".join(ids), "freed": size_text(freed_bytes)})
 
 
 def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
@@ -288,7 +310,7 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
 
 
 class _Chosen(NamedTuple):
-    """What a person is shown of a checkpoint, or a backup, that is to be deleted."""
+    """What the confirmation shows of a checkpoint or backup that is to be deleted."""
 
     checkpoint_id: str
     size_bytes: int
@@ -300,18 +322,18 @@ _ANSWERS = {True: Text("yes", style="green"), False: Text("no", style="bold red"
 
 
 def _print_chosen(chosen: Sequence[_Chosen], other_copy: str) -> None:
-    """Show what is to be deleted; the column ``other_copy`` says whether there is one."""
+    """Print what is to be deleted; the column named ``other_copy`` says whether another copy exists."""
     print_table(
         (Column("id"), Column("size", numeric=True), Column(other_copy), Column("tags", wraps=True, optional=True)),
-        [(item.checkpoint_id, as_size(item.size_bytes), _ANSWERS[item.has_other_copy], item.tags) for item in chosen],
+        [(item.checkpoint_id, size_text(item.size_bytes), _ANSWERS[item.has_other_copy], item.tags) for item in chosen],
     )
 
 
 def refuse_to_ask(*, as_json: bool) -> None:
-    """Where nobody can answer, say so before any work is done."""
+    """Raise ``ConfirmationError`` where nobody can answer, before any work is done."""
     if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfirmationError(
-            "deleting needs a confirmation, and nobody can be asked here", hint="Add --yes if you are sure."
+            "deleting needs a confirmation, and there is no terminal to ask on", hint="Add --yes to confirm."
         )
 
 

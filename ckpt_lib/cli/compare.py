@@ -1,8 +1,7 @@
-"""``ckpt summary`` and ``compare``: what the checkpoints say."""
+"""Commands about what checkpoints recorded: ``ckpt summary`` and ``compare``."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,8 +14,8 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.output import (
     Column,
     as_number,
-    as_size,
     as_time,
+    as_value,
     note,
     print_facts,
     print_heading,
@@ -24,6 +23,7 @@ from ckpt_lib.cli.output import (
     print_table,
 )
 from ckpt_lib.cli.session import open_manager
+from ckpt_lib.core.wording import size_text
 
 _STATISTICS = ("count", "min", "max", "mean", "std", "first", "last", "not_comparable")
 _ALWAYS = ("count", "min", "max")
@@ -38,7 +38,7 @@ def summary(
 ) -> None:
     """Summarise an experiment.
 
-    Totals, the best and the latest checkpoint, and statistics of every metric.
+    Shows totals, the best and the latest checkpoint, and statistics of every metric.
     """
     manager = open_manager(store, experiment, config)
     found = manager.get_checkpoint_summary()
@@ -49,7 +49,7 @@ def summary(
         {
             "experiment": found["experiment_name"],
             "checkpoints": str(found["total_checkpoints"]),
-            "size": as_size(round(found["total_size_mb"] * 2**20)),
+            "size": size_text(round(found["total_size_mb"] * 2**20)),
             "backups": str(found["total_backups"]),
             "epochs": f"{found['first_epoch']} to {found['last_epoch']}" if found["total_checkpoints"] else "-",
             "latest": found["latest_checkpoint"] or "-",
@@ -84,13 +84,13 @@ def compare(
         typer.Option("--metric", "-m", metavar="NAME", help="Only this metric; repeat for more."),
     ] = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Load the models and compare every tensor with the first one's.")
+        bool, typer.Option("--tensors", help="Load the models and compare their tensors with those of the first.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare two or more checkpoints.
 
-    Lines up metrics, configuration, tags and, on request, tensors.
+    Shows metrics, differing configuration, tags and, with --tensors, tensors side by side.
     """
     manager = open_manager(store, experiment, config)
     comparison = manager.compare_checkpoints(checkpoint_ids, metrics=metrics or None, tensors=tensors)
@@ -103,9 +103,9 @@ def compare(
     _print_metrics(labels, comparison["metrics_comparison"])
     _print_lines("Configuration that differs", labels, comparison["config_comparison"])
     _print_lines("Tags", labels, comparison["tags_comparison"])
-    facts = comparison["metadata_comparison"]
-    moments = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
-    _print_lines("Facts", labels, {**facts, "timestamp": moments})
+    facts: dict[str, Any] = {**comparison["metadata_comparison"]}
+    facts["timestamp"] = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
+    _print_lines("Facts", labels, facts)
     for other, differences in comparison.get("tensors_comparison", {}).items():
         _print_tensors(labels[ids.index(other)], differences)
 
@@ -138,7 +138,7 @@ def _print_lines(heading: str, labels: Sequence[str], lined_up: Mapping[str, Seq
 def _cell(value: Any) -> str | Text:
     if isinstance(value, bool):
         return Text("yes", style="green") if value else Text("no", style="dim")
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
+    return as_value(value)
 
 
 def _print_tensors(label: str, differences: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""``ckpt doctor`` and ``ckpt quarantine``: find problems, and isolate damaged checkpoints."""
+"""Commands that find and isolate problems: ``ckpt doctor`` and ``quarantine``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
     as_age,
-    as_size,
     note,
     print_entry,
     print_facts,
@@ -26,8 +24,8 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import open_copies, open_manager, resolve_all
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import count_of
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, NotAStoreError, StoreError
+from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.errors import NotAStoreError, StoreError
 
 if TYPE_CHECKING:
     from ckpt_lib.maintenance.findings import DoctorReport, Finding, Treatment
@@ -40,15 +38,14 @@ def doctor(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte as well, to find damage.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Fix the problems that can be fixed.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every byte, to find damage.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Check an experiment for leftovers, damage, missing backups and unknown files.
 
-    What dead processes left, damaged checkpoints, missing backups, files without their other half, and what is foreign.
-    Without --fix nothing is changed. Nothing is deleted but what a save or a deletion that did not come to its end left
-    behind, and nothing that a living process is at work on. Exits with 1 when a problem is left.
+    Without --fix, nothing is changed. --fix deletes nothing but the leftovers of unfinished saves and deletions, and
+    leaves alone what a running process uses. Exits with 1 if a problem is left.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     held = (*manager.list_checkpoints(), *manager.list_backups()) if deep else ()
@@ -75,9 +72,9 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
             print_heading(heading)
             _print_findings(findings)
     fixable = sum(item.fix is not None for item in report.problems)
-    hint = f" `ckpt doctor --fix` sees to {fixable}." if fixable and not fix else ""
+    hint = f" `ckpt doctor --fix` fixes {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
-        note(with_options("`ckpt quarantine` says how to bring back, or remove, what is in quarantine."))
+        note(with_options("`ckpt quarantine` says how to bring back or delete what is in quarantine."))
     problems = count_of(len(report.problems), "problem")
     text = f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}"
     note(with_options(text), warning=not report)
@@ -104,37 +101,35 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _summary(finding: Finding) -> str:
-    """What it is, of which copy, and its size, such as ``damaged (backup, 1.5 MiB)``."""
+    """Describe a finding by kind, copy and size, such as ``damaged (backup, 1.5 MiB)``."""
     copy = "backup" if finding.place == "backups" else "checkpoint"
     facts = [copy if is_checkpoint_id(finding.name) else f"among the {finding.place}"]
-    facts += [as_size(finding.size_bytes)] if finding.size_bytes else []
+    facts += [size_text(finding.size_bytes)] if finding.size_bytes else []
     return f"{finding.kind} ({', '.join(facts)})"
 
 
 def quarantine(
     checkpoint_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: list.")
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Omit them to list the quarantine."),
     ] = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     backups: options.OfBackups = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is in quarantine, for good.")] = False,
-    yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Set damaged checkpoints aside, or list what was set aside.
+    """Quarantine damaged checkpoints, or list the quarantine.
 
-    With --backups, set damaged backups aside, or list those alone. What the other copy can repair is repaired instead,
-    and what is intact is refused. What is in quarantine is not listed elsewhere, not loaded, and never deleted by
-    itself. `ckpt repair` brings it back when its other copy verifies, or it verifies itself by then.
+    With --backups, quarantine damaged backups, or list only those. A copy that the other copy can repair is repaired
+    instead; an intact one is refused. A checkpoint in quarantine is not listed elsewhere, not loaded, and not deleted
+    by any cleanup. `ckpt repair` brings it back once its other copy or the file itself verifies; `ckpt delete` deletes
+    it.
     """
     manager = open_copies(store, experiment, config, backups=backups)
     ids = resolve_all(manager, checkpoint_ids or [], backups=backups)
-    if delete:
-        _delete(manager, ids, backups=backups, yes=yes, as_json=as_json)
-    elif ids:
+    if ids:
         _set_aside(manager, ids, backups=backups, as_json=as_json)
     else:
         _list(manager, backups=backups, as_json=as_json)
@@ -158,7 +153,7 @@ def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
     except (StoreError, NotAStoreError) as error:
         if backups:
             raise
-        note(f"The backups cannot be looked at: {error}", warning=True)
+        note(f"The backups cannot be listed: {error}", warning=True)
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "quarantined": found})
         return
@@ -166,11 +161,11 @@ def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
     of_backups = sum(item.is_backup for item in found)
     counts = [] if backups else [count_of(len(found) - of_backups, "checkpoint")]
     counts += [count_of(of_backups, "backup")] if backups or of_backups else []
-    note(f"{' and '.join(counts)} in quarantine, {as_size(sum(item.size_bytes for item in found))}.")
+    note(f"{' and '.join(counts)} in quarantine, {size_text(sum(item.size_bytes for item in found))}.")
     if len(found) > of_backups:
-        note("`ckpt repair ID` brings a checkpoint back, `ckpt quarantine --delete ID` removes it for good.")
+        note("`ckpt repair ID` brings a checkpoint back, `ckpt delete ID` deletes it for good.")
     if of_backups:
-        note("`ckpt repair --backups ID` brings a backup back, `ckpt delete --backups ID` removes it for good.")
+        note("`ckpt repair --backups ID` brings a backup back, `ckpt delete --backups ID` deletes it for good.")
 
 
 def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
@@ -178,30 +173,6 @@ def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
         since = f", {as_age(item.quarantined_at)} ago" if item.quarantined_at else ""
         print_entry(
             item.checkpoint_id,
-            f"{'backup' if item.is_backup else 'checkpoint'}, {as_size(item.size_bytes)}{since}",
+            f"{'backup' if item.is_backup else 'checkpoint'}, {size_text(item.size_bytes)}{since}",
             without_names(item.report.message, item.checkpoint_id),
         )
-
-
-def _delete(manager: CheckpointManager, ids: Sequence[str], *, backups: bool, yes: bool, as_json: bool) -> None:
-    if not ids:
-        raise ConfigError("--delete needs to be told what", expected="ids as `ckpt quarantine` shows them")
-    listed = manager.list_quarantined_backups() if backups else manager.list_quarantined()
-    found = {item.checkpoint_id: item for item in listed}
-    for checkpoint_id in ids:
-        if checkpoint_id not in found:
-            what = f"the backup of {checkpoint_id}" if backups else checkpoint_id
-            raise CheckpointNotFoundError(
-                f"{what} is not in quarantine; nothing was deleted",
-                hint="`ckpt quarantine` shows what is; `ckpt delete --backups ID` deletes backups that are.",
-            )
-    if not yes:
-        refuse_to_ask(as_json=as_json)
-        _print_quarantined([found[checkpoint_id] for checkpoint_id in ids])
-        confirm(f"Delete {count_of(len(ids), 'backup' if backups else 'checkpoint')} for good?")
-    delete_one = manager.delete_backup if backups else manager.delete_quarantined
-    freed_bytes = sum(delete_one(checkpoint_id) for checkpoint_id in ids)
-    if as_json:
-        print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
-    else:
-        print_facts({"deleted": "\n".join(ids), "freed": as_size(freed_bytes)})

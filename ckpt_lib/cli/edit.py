@@ -1,4 +1,4 @@
-"""``ckpt pin`` and ``tag``: what may change about a saved checkpoint."""
+"""Commands that change facts about checkpoints: ``ckpt pin``, ``tag`` and ``monitor``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pin(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    off: Annotated[bool, typer.Option("--off", help="Take the protection away.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Protect a checkpoint from cleanup and deletion."""
@@ -30,7 +30,9 @@ def pin(
 
 
 def monitor(
-    metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="The metric. Without it: show it.")] = None,
+    metric: Annotated[
+        str | None, typer.Argument(metavar="METRIC", help="The new metric. Omit it to show the present one.")
+    ] = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
@@ -40,12 +42,14 @@ def monitor(
 ) -> None:
     """Show or change the metric that decides which checkpoint is the best.
 
-    The first save of an experiment records it. A change holds for every later question, save and cleanup.
+    The first save of an experiment records it. A change applies to all later commands, saves and cleanups.
     """
     manager = open_manager(store, experiment, config)
     if metric is not None:
         if mode not in ("min", "max"):
-            raise ConfigError("whether smaller or larger is better was not said", expected="--mode min, or --mode max")
+            raise ConfigError(
+                "--mode is missing: it says whether smaller or larger is better", expected="--mode min or --mode max"
+            )
         manager.set_monitor(metric, mode)  # type: ignore[arg-type]
     elif mode is not None:
         raise ConfigError("--mode was given without a metric", expected="ckpt monitor METRIC --mode max")
@@ -63,9 +67,13 @@ def tag(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    add: Annotated[list[str] | None, typer.Option("--add", "-a", metavar="TAG", help="Repeat for more.")] = None,
-    remove: Annotated[list[str] | None, typer.Option("--remove", "-r", metavar="TAG", help="Repeat for more.")] = None,
-    description: Annotated[str | None, typer.Option(metavar="TEXT", help='The new description; "" removes it.')] = None,
+    add: Annotated[
+        list[str] | None, typer.Option("--add", "-a", metavar="TAG", help="Add this tag; repeat for more.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", "-r", metavar="TAG", help="Remove this tag; repeat for more.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help='Set the description; "" removes it.')] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Change the tags and the description of a checkpoint.

@@ -1,4 +1,4 @@
-"""How a command ends: the exit code of each kind of error, and the one message that is printed about it."""
+"""Exit codes and error messages of commands."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ckpt_lib.errors import (
 OK, DAMAGE, BAD_INPUT, STORE_FAILURE, REFUSED, BUG, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 3, 4, 70, 130, 141
 
 EXIT_CODES = {
-    OK: "done; what was checked is intact",
-    DAMAGE: "a problem was found: damage, or a finding of `ckpt doctor`",
+    OK: "success; everything that was checked is intact",
+    DAMAGE: "a problem was found: damage, or a problem that `ckpt doctor` reports",
     BAD_INPUT: "bad usage, or no such checkpoint, experiment, metric or store",
-    STORE_FAILURE: "the store failed: no space, no permission, no answer",
-    REFUSED: "refused: it is pinned, the name is taken, or nobody confirmed",
+    STORE_FAILURE: "the store or backup location failed: no space, no permission, or no answer",
+    REFUSED: "refused: the checkpoint is pinned, the name is taken, or nobody confirmed",
     BUG: "a bug in ckpt",
     INTERRUPTED: "interrupted with Ctrl-C",
-    OUTPUT_CLOSED: "the reader of the output went away",
+    OUTPUT_CLOSED: "the reader closed the output",
 }
 
 
@@ -41,7 +41,7 @@ class ConfirmationError(CheckpointError):
 
 
 _CODE_OF_CLASS: tuple[tuple[type[BaseException], int], ...] = (
-    # The first that fits counts: most of our errors are builtins as well, a missing checkpoint even an OSError.
+    # The first match counts. Most errors are builtins too: CheckpointNotFoundError, for example, is an OSError.
     (IntegrityError, DAMAGE),
     (ProtectedCheckpointError, REFUSED),
     (UnsafePayloadError, REFUSED),
@@ -58,18 +58,18 @@ _CODE_OF_CLASS: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def exit_code(error: BaseException) -> int:
-    """What ``ckpt`` exits with because of ``error``."""
+    """Return the exit code for ``error``."""
     return next((code for kind, code in _CODE_OF_CLASS if isinstance(error, kind)), BUG)
 
 
 @contextmanager
 def reported(*, as_json: bool) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one message and the exit code that belongs to it."""
+    """Turn any error inside into one message and its exit code."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, where a closed pipe can still be told from success
+            sys.stdout.flush()  # here, where a closed pipe can still be reported
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -80,7 +80,7 @@ def reported(*, as_json: bool) -> Iterator[None]:
 def _report(error: BaseException, *, as_json: bool) -> None:
     code = exit_code(error)
     facts = describe(error)
-    with suppress(OSError):  # stderr may be what fails; the exit code says it as well
+    with suppress(OSError):  # stderr may be what fails; the exit code still tells
         if code == BUG:
             traceback.print_exception(error, file=sys.stderr)
         if code != OUTPUT_CLOSED and not (as_json and _is_printed(facts)):
@@ -89,7 +89,7 @@ def _report(error: BaseException, *, as_json: bool) -> None:
 
 
 def _is_printed(facts: dict[str, Any]) -> bool:
-    """Print an error as JSON; ``False`` when it is stdout itself that fails."""
+    """Print an error as JSON; return ``False`` if stdout itself fails."""
     try:
         print_json({"error": facts})
     except OSError:
@@ -98,7 +98,7 @@ def _is_printed(facts: dict[str, Any]) -> bool:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """What is known of an error, with the same keys for every kind of it."""
+    """Return the facts of an error, with the same keys for every kind."""
     facts: dict[str, Any] = dict.fromkeys(("checkpoint_id", "path", "expected", "got", "hint"))
     damages: tuple[Any, ...] = ()
     name, message = type(error).__name__, str(error)
@@ -109,10 +109,10 @@ def describe(error: BaseException) -> dict[str, Any]:
     elif isinstance(error, typer.TyperException):
         name, message = "UsageError", error.format_message()
         context = getattr(error, "ctx", None)
-        facts["hint"] = f"`{context.command_path if context else 'ckpt'} --help` shows what there is."
+        facts["hint"] = f"`{context.command_path if context else 'ckpt'} --help` lists commands and options."
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         name, message = "Interrupted", "interrupted"
-        facts["hint"] = "Each checkpoint is as it was, or done."
+        facts["hint"] = "No checkpoint is left half changed."
     elif isinstance(error, OSError):
         message = error.strerror or message
         facts["path"] = error.filename
@@ -120,7 +120,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def print_error(facts: dict[str, Any]) -> None:
-    """Print what :func:`describe` says for people, on stderr."""
+    """Print the facts of :func:`describe` for people, on stderr."""
     console = diagnostics()
     console.print("Error: ", style="bold red", end="")
     console.print(visible_lines(with_options(facts["message"])), soft_wrap=True)

@@ -8,10 +8,10 @@ from ckpt_lib.cli.session import read_config
 
 
 def init(*, store: options.Store = None, config: options.Config = None, as_json: options.AsJson = False) -> None:
-    """Create a store, and show its identity.
+    """Create a store and show its identity.
 
-    Scheduled flows refuse a folder that is no store, such as the mount point of a missing disk. A store that is there
-    stays as it is.
+    Scheduled flows refuse a folder that is not a store, such as the mount point of a missing disk. An existing store is
+    left unchanged.
     """
     from ckpt_lib.store import open_store
     from ckpt_lib.store.identity import init_store

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Experiment = Annotated[
         "-e",
         envvar="CKPT_EXPERIMENT",
         metavar="NAME",
-        help="The experiment; may be left out where the store holds just one.",
+        help="The experiment; optional if the store holds only one.",
         rich_help_panel="Which checkpoints",
     ),
 ]
@@ -40,7 +40,7 @@ Config = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="YAML file of options such as monitor_metric and backup_dir. CKPT_* variables override it.",
+        help="YAML file with options such as monitor_metric and backup_dir. CKPT_* variables override it.",
         rich_help_panel="Which checkpoints",
     ),
 ]
@@ -50,11 +50,11 @@ CheckpointName = Annotated[str, typer.Argument(metavar="ID", help="A checkpoint 
 CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags.")]
 SomeCheckpointNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Without any: latest."),
+    typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Default: latest."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
-OfBackups = Annotated[bool, typer.Option("--backups", help="The backups instead of the checkpoints.")]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="That there are no checkpoints is no error.")]
+OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Succeed if there are no checkpoints.")]
 
 _WHICH_STORE = ("store", "experiment", "config")
 _COMMAND = re.compile(r"`(ckpt [a-z][^`]*)`")
@@ -63,7 +63,7 @@ _typed: ContextVar[str] = ContextVar("typed", default="")
 
 @contextmanager
 def typed(given: Mapping[str, Any]) -> Iterator[None]:
-    """Remember the options that chose the store, as they were typed, for the commands that are printed meanwhile."""
+    """Remember the typed options that select the store, for commands printed inside the block."""
     words = [f"--{name} {shlex.quote(str(given[name]))}" for name in _WHICH_STORE if given.get(name) is not None]
     token = _typed.set("".join(f" {word}" for word in words))
     try:
@@ -73,7 +73,7 @@ def typed(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def to_type(command: str) -> str:
-    """Return a command as it works here: with the options that chose the store, where these were typed."""
+    """Return a command with the typed options that select the store, so that it works when copied."""
     knows_none = command.startswith("ckpt init") or "--help" in command
     options = "" if knows_none else _typed.get()
     if command.startswith("ckpt experiments"):
@@ -82,5 +82,5 @@ def to_type(command: str) -> str:
 
 
 def with_options(text: str) -> str:
-    """Return a message in which every command of ours is one :func:`to_type`."""
+    """Return a message with :func:`to_type` applied to each ``ckpt`` command in it."""
     return _COMMAND.sub(lambda found: f"`{to_type(found[1])}`", text)

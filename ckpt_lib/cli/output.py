@@ -1,7 +1,7 @@
-"""What commands print: tables for people, JSON for programs.
+"""Output of commands: tables for people, JSON for programs.
 
-Text that comes from files is never taken for markup, and characters that could steer a terminal are shown as escapes.
-Where stdout is not a terminal there are no colours and nothing is ever cut or wrapped.
+Text from files is never interpreted as markup, and control characters are shown as escapes. If stdout is not a
+terminal, there are no colours, and nothing is cut or wrapped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _UNLIMITED_WIDTH = 1_000_000
 _GAP = 2
 _WRAPPED_WIDTH = 24
 _NARROW_WIDTH = 12
-"""Of a column, where there is no room for more: enough for any number."""
+"""Width of a column if there is no room for more: enough for any number."""
 
 
 class _Console(Console):
     def __init__(self, file: TextIO) -> None:
-        # FORCE_COLOR makes rich take a pipe for a terminal; that may bring colours, but must not cut lines.
+        # FORCE_COLOR makes rich treat a pipe as a terminal, which may add colours but must not cut lines.
         width = None if file.isatty() else _UNLIMITED_WIDTH
         super().__init__(file=file, markup=False, emoji=False, highlight=False, width=width)
 
@@ -41,17 +41,17 @@ class _Console(Console):
 
 
 def results() -> Console:
-    """Where the answer goes: stdout."""
+    """Return a console for the answer, on stdout."""
     return _Console(sys.stdout)
 
 
 def diagnostics() -> Console:
-    """Where everything else goes: stderr."""
+    """Return a console for everything but the answer, on stderr."""
     return _Console(sys.stderr)
 
 
 def note(text: str, *, warning: bool = False) -> None:
-    """A remark beside the answer; its lines break between words, so that ids and paths can be copied whole."""
+    """Print a remark on stderr. Lines break only between words, so that ids and paths stay in one piece."""
     console = diagnostics()
     for line in visible_lines(text).split("\n"):
         for piece in _wrapped(line, console.width) or [""]:
@@ -63,7 +63,7 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One strict JSON document on stdout, in ASCII; "NaN", "Infinity" and "-Infinity" are texts, as in manifests."""
+    """Print one strict JSON document in ASCII, with the strings "NaN", "Infinity" and "-Infinity" as in manifests."""
     plain = _finite(to_jsonable_python(value, fallback=str))
     sys.stdout.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
@@ -80,7 +80,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Column:
-    """Where a terminal is too narrow, ``optional`` columns are left out, and cells of those that ``wraps`` fold."""
+    """A table column. On a narrow terminal, ``optional`` ones are left out, and cells fold if ``wraps`` is set."""
 
     header: str
     numeric: bool = False
@@ -89,7 +89,7 @@ class Column:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table without lines, or one block a row where the terminal is too narrow; no cell is ever cut."""
+    """Print a table without lines, or a block for each row if the terminal is too narrow. No cell is cut."""
     console = results()
     cells = [[visible_text(cell) for cell in row] for row in rows]
     widths = _widths(columns, cells, console.width)
@@ -114,7 +114,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]])
 
 
 def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], available: int) -> dict[int, int]:
-    """Return number and width of each column to show; none where even the narrowest table is too wide."""
+    """Return number and width of each column to show; none if even the narrowest table is too wide."""
     headers = [Text(visible(column.header)).cell_len for column in columns]
     widest = [max((row[number].cell_len for row in cells), default=0) for number in range(len(columns))]
     whole = [max(pair) for pair in zip(headers, widest, strict=True)]
@@ -132,7 +132,7 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], availabl
 def _required(
     columns: Sequence[Column], headers: Sequence[int], cells: Sequence[int], most_header: int, most_cell: int
 ) -> dict[int, int]:
-    """Return number and least width of each column that is never left out."""
+    """Return number and minimum width of each column that is always shown."""
     return {
         number: max(min(headers[number], most_header), min(cells[number], most_cell) if column.wraps else cells[number])
         for number, column in enumerate(columns)
@@ -145,7 +145,7 @@ def _total(widths: Mapping[int, int]) -> int:
 
 
 def _widened(widths: Mapping[int, int], whole: Sequence[int], available: int) -> dict[int, int]:
-    """Share the room that is left among the columns that could use it."""
+    """Share the remaining room among the columns that can use it."""
     wider = dict(widths)
     while growing := [number for number, width in wider.items() if width < whole[number]]:
         share = (available - _total(wider)) // len(growing)
@@ -157,7 +157,7 @@ def _widened(widths: Mapping[int, int], whole: Sequence[int], available: int) ->
 
 
 def _print_blocks(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> None:
-    """Print each row as its first cell, and below that a line for each of the others that says something."""
+    """Print the first cell of each row, and below it a line for each other cell that is not empty."""
     console = results()
     width = max(console.width - _GAP, _NARROW_WIDTH)
     for first, *others in cells:
@@ -169,7 +169,7 @@ def _print_blocks(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) ->
 
 
 def print_facts(facts: Mapping[str, str | Text]) -> None:
-    """Names and values, one a line; a long value is left to the terminal to wrap, so that it can be copied whole."""
+    """Print names and values, one a line. The terminal wraps long values, so that they can be copied whole."""
     console = results()
     margin = max(len(visible(name)) for name in facts) + _GAP
     for name, value in facts.items():
@@ -181,7 +181,7 @@ def print_facts(facts: Mapping[str, str | Text]) -> None:
 
 
 def print_entry(name: str, *lines: str | Text) -> None:
-    """Print a name on a line of its own, so that it can be copied whole, and what is to say of it below."""
+    """Print a name on a line of its own, so that it can be copied whole, and details below it."""
     console = results()
     console.print(visible(name), style="bold", soft_wrap=True)
     width = max(console.width - _GAP, _WRAPPED_WIDTH)
@@ -191,7 +191,7 @@ def print_entry(name: str, *lines: str | Text) -> None:
 
 
 def without_names(message: str, checkpoint_id: str) -> str:
-    """Return a message that says which of the checkpoint's own files it means, where the id stands above."""
+    """Return a message with the checkpoint's file names replaced by what they are, for use below its id."""
     return re.sub(
         rf"\.?{re.escape(checkpoint_id)}\.(\w+)",
         lambda name: "the manifest" if name[1] == "json" else "the payload",
@@ -200,49 +200,46 @@ def without_names(message: str, checkpoint_id: str) -> str:
 
 
 def print_heading(text: str) -> None:
-    """A line above a part of the answer."""
+    """Print a heading above a part of the answer."""
     console = results()
     console.print()
     console.print(visible(text), style="bold", soft_wrap=True)
 
 
 def visible(text: str) -> str:
-    """``text`` on one line, with an escape for every character that would not be seen as itself."""
+    """Return ``text`` on one line, with an escape for every character that is not printable."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def visible_text(cell: str | Text) -> Text:
-    """A cell of a table; what is styled already was made by us."""
+    """Return a cell made visible; text that is styled already comes from this package."""
     return cell if isinstance(cell, Text) else Text(visible(cell))
 
 
 def visible_lines(text: str) -> str:
-    """The same, with line breaks left as they are."""
+    """Return :func:`visible` text with its line breaks."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def as_size(size_bytes: int) -> str:
-    """Bytes in the largest unit that leaves at least one of it."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    power = min(int(math.log2(size_bytes) // 10), 5)
-    return f"{size_bytes / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+def as_value(value: Any) -> str:
+    """Return any plain value as text; JSON for what has parts."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
 
 
 def as_number(value: Any) -> str:
-    """A metric, short enough for a table."""
+    """Return a metric that is short enough for a table."""
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def as_age(moment: datetime) -> str:
-    """How long ago that was."""
+    """Return how long ago a moment was."""
     return duration((datetime.now(UTC) - moment).total_seconds())
 
 
 def as_time(moment: datetime) -> str:
-    """A moment in UTC."""
+    """Return a moment in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

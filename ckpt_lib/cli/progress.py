@@ -1,4 +1,4 @@
-"""A progress bar in bytes, for people who wait."""
+"""A progress bar that counts bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDTH_OF_ALL = 80
 
 @contextmanager
 def byte_progress(doing: str, total_bytes: int | None) -> Iterator[Callable[[int], object]]:
-    """Hand out what takes the bytes done since the last call; shows a bar only where stderr is a terminal."""
+    """Show a bar if stderr is a terminal; yield a function that takes the bytes done since its last call."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -30,7 +30,7 @@ def byte_progress(doing: str, total_bytes: int | None) -> Iterator[Callable[[int
 
     console = diagnostics()
     columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
-    if console.width >= _WIDTH_OF_ALL:  # what does not fit would wrap, and leave lines behind
+    if console.width >= _WIDTH_OF_ALL:  # a bar that wraps would leave lines behind
         columns += [BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()]
     else:
         columns += [BarColumn(bar_width=None), TaskProgressColumn()]

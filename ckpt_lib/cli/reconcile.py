@@ -9,10 +9,10 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.output import Column, as_size, note, print_json, print_table
+from ckpt_lib.cli.output import Column, note, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import read_config
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import ConfigError, NotAStoreError
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def reconcile(
 ) -> None:
     """Move checkpoints from the fallback folder to the store.
 
-    Of one experiment, or of all that the fallback folder holds. Each is verified in the store before it is removed from
-    the fallback folder. Killed on the way, the next call goes on; training may run meanwhile. A damaged one stays where
-    it is, and the exit code is 1.
+    Without --experiment, those of all experiments in the fallback folder. Each is verified in the store before it is
+    deleted from the fallback folder. An interrupted move is continued by the next call, and training may run meanwhile.
+    A damaged checkpoint stays where it is, and the exit code is 1.
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:
-        raise ConfigError("no fallback folder is named", expected="--fallback, or fallback_dir in the configuration")
+        raise ConfigError("no fallback folder is given", expected="--fallback, or fallback_dir in the configuration")
     reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment)]
     if as_json:
         print_json({"experiments": reports})
@@ -62,7 +62,7 @@ def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:
             return [check_experiment_exists(fallback, experiment)]
         return list_experiments(fallback, missing_ok=True)
     except NotAStoreError:
-        if all(entry.is_folder for entry in entries):  # which is what a fallback folder is when all has come home
+        if all(entry.is_folder for entry in entries):  # as in a fallback folder from which everything was moved
             return []
         raise
 
@@ -88,4 +88,4 @@ def _print_reports(reports: list[ReconcileReport]) -> None:
     if rows:
         print_table((Column("experiment"), Column("id"), Column("result", wraps=True)), rows)
     moved = sum(len(report.moved) for report in reports)
-    note(f"{count_of(moved, 'checkpoint')} moved, {as_size(sum(report.moved_bytes for report in reports))}.")
+    note(f"{count_of(moved, 'checkpoint')} moved, {size_text(sum(report.moved_bytes for report in reports))}.")

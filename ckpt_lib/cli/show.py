@@ -1,8 +1,7 @@
-"""``ckpt list``, ``show`` and ``experiments``: what there is."""
+"""Commands that show what is stored: ``ckpt list``, ``show`` and ``experiments``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,8 @@ from ckpt_lib.cli.output import (
     Column,
     as_age,
     as_number,
-    as_size,
     as_time,
+    as_value,
     note,
     print_facts,
     print_heading,
@@ -23,12 +22,16 @@ from ckpt_lib.cli.output import (
     print_table,
 )
 from ckpt_lib.cli.session import open_copies, open_manager, read_config
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.metadata import marks_of
+from ckpt_lib.core.wording import count_of, size_text
 
 if TYPE_CHECKING:
-    from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+    from ckpt_lib.core.manifest import Manifest
+    from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.core.monitor import Monitor
     from ckpt_lib.manager import CheckpointManager
+
+_MARK_STYLES = {"best": "bold green", "latest": "bold cyan", "pinned": "bold yellow", "unhealthy": "bold red"}
 
 
 def list_checkpoints(
@@ -37,25 +40,27 @@ def list_checkpoints(
     experiment: options.Experiment = None,
     config: options.Config = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="Only those with this tag; repeat for more.")
+        list[str] | None,
+        typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
     ] = None,
     search: Annotated[
-        str, typer.Option(metavar="TEXT", help="Only those with this in id, tags or description, in either case.")
-    ] = "",
-    min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those from this epoch on.")] = None,
-    max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only those up to this epoch.")] = None,
-    sort_by: Annotated[
         str,
         typer.Option(
-            metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or the name of a metric."
+            metavar="TEXT", help="Only checkpoints with this text in id, tags or description; case is ignored."
         ),
+    ] = "",
+    min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints from this epoch on.")] = None,
+    max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints up to this epoch.")] = None,
+    sort_by: Annotated[
+        str,
+        typer.Option(metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or a metric."),
     ] = "sequence",
-    descending: Annotated[bool, typer.Option("--descending", "-d", help="The largest first.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")] = None,
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List checkpoints, in the order in which they were saved."""
+    """List checkpoints in the order of saving."""
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
     from ckpt_lib.experiment.query import select
@@ -82,7 +87,7 @@ def list_checkpoints(
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
-        f"{as_size(sum(item.file_size for item in found))}. "
+        f"{size_text(sum(item.file_size for item in found))}. "
         f"The best is by {monitor.metric} ({monitor.mode})."
     )
     known = {name for item in everything for name in item.tags}
@@ -120,7 +125,7 @@ def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Seque
             *(as_number(item.metrics.get(name)) for name in first),
             _marks(item),
             as_age(item.timestamp),
-            as_size(item.file_size),
+            size_text(item.file_size),
             ", ".join(item.tags),
             str(item.epoch),
             str(item.step),
@@ -132,13 +137,7 @@ def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Seque
 
 
 def _marks(checkpoint: CheckpointMetadata) -> Text:
-    marks = (
-        ("best", "bold green", checkpoint.is_best),
-        ("latest", "bold cyan", checkpoint.is_latest),
-        ("pinned", "bold yellow", checkpoint.pinned),
-        ("unhealthy", "bold red", not checkpoint.healthy),
-    )
-    return Text(" ").join(Text(word, style=style) for word, style, holds in marks if holds)
+    return Text(" ").join(Text(mark, style=_MARK_STYLES[mark]) for mark in marks_of(checkpoint))
 
 
 def show(
@@ -149,9 +148,9 @@ def show(
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show everything that is known about one checkpoint.
+    """Show all facts about a checkpoint.
 
-    Its payload is not read; `ckpt validate` does that.
+    The payload is not read; `ckpt validate` reads it.
     """
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
@@ -172,14 +171,14 @@ def show(
     identifier = checkpoint.checkpoint_id
     if not is_complete:
         advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
-        said = f"The payload is missing or has another size than was saved: {advice}"
+        said = f"The payload is missing or has the wrong size: {advice}"
         note(options.with_options(said), warning=True)
     elif not has_backup:
         note(options.with_options(f"It has no backup: `ckpt backup {identifier}`."))
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
-    """The manifest, where the payload lies, and whether it lies there with the right size."""
+    """Return the manifest, the payload's location, and whether the payload is there with the right size."""
     from ckpt_lib.experiment.layout import CheckpointFolder
     from ckpt_lib.store import open_store
 
@@ -202,7 +201,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "description": checkpoint.description,
         "parent": checkpoint.parent_id or "",
         "path": path,
-        "size": f"{as_size(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
+        "size": f"{size_text(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
         "SHA-256": checkpoint.checksum,
         "format": manifest.format,
         "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
@@ -211,11 +210,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
     for heading, mapping in (("Metrics", checkpoint.metrics), ("Configuration", checkpoint.config)):
         if mapping:
             print_heading(heading)
-            print_facts({f"  {name}": _shown(value) for name, value in mapping.items()})
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_number(value)
+            print_facts({f"  {name}": as_value(value) for name, value in mapping.items()})
 
 
 def experiments(
@@ -248,7 +243,7 @@ def experiments(
         (
             name,
             str(len(held)),
-            as_size(sum(item.file_size for item in held)),
+            size_text(sum(item.file_size for item in held)),
             f"{as_age(held[-1].timestamp)} ago" if held else "-",
             held[-1].checkpoint_id if held else "-",
         )

@@ -1,7 +1,7 @@
-"""The standard streams, whatever the caller left of them.
+"""Standard streams that work even if the caller closed some of them.
 
-A closed stream is ``None`` in Python, and its number goes to the next file that is opened: what a library prints would
-land in a checkpoint.
+Python represents a closed stream by ``None``, and its file descriptor goes to the next file that is opened: what a
+library prints to that descriptor would end up in a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def open_streams() -> None:
-    """Put a stream in the place of each one that is closed, and let none fail for want of a letter.
+    """Replace closed streams, and make stdout and stderr escape characters that they cannot encode.
 
-    What is written to a closed stream fails as it does on a full disk; what is read from one has ended.
+    Writing to a replaced stream fails like writing to a full disk; reading from one finds its end.
     """
     for number, (name, mode) in enumerate(zip(_NAMES, _MODES, strict=True)):
         if getattr(sys, name) is None:
@@ -28,11 +28,11 @@ def open_streams() -> None:
             setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a tag must not fail a terminal that lacks its letters
+            stream.reconfigure(errors="backslashreplace")  # no tag may fail because of the terminal's encoding
 
 
 def is_flushed(stream: TextIO) -> bool:
-    """Return whether all that was printed has left the process."""
+    """Return whether everything that was printed could be written."""
     try:
         stream.flush()
     except OSError:
@@ -41,7 +41,7 @@ def is_flushed(stream: TextIO) -> bool:
 
 
 def silence_broken_streams() -> None:
-    """Turn those that cannot be written away, for Python flushes them as it ends, and would fail in its own way."""
+    """Redirect streams that cannot be written to the null device, so that Python's flush at exit does not fail."""
     for stream in (sys.stdout, sys.stderr):
         if not is_flushed(stream):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -50,7 +50,7 @@ def silence_broken_streams() -> None:
 
 
 def _occupy(number: int) -> None:
-    """Open the null device under this number, for reading: writing to it is an error."""
+    """Open the null device under this descriptor, for reading only, so that writing to it is an error."""
     opened = os.open(os.devnull, os.O_RDONLY)
     if opened != number:
         os.dup2(opened, number)

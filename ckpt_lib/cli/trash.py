@@ -1,4 +1,4 @@
-"""``ckpt undelete`` and ``trash``: what was deleted lately."""
+"""Commands for deleted checkpoints: ``ckpt undelete`` and ``trash``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ import typer
 from ckpt_lib.cli import options
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.options import with_options
-from ckpt_lib.cli.output import Column, as_number, as_size, note, print_facts, print_json, print_table
+from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 
 
 def undelete(
-    checkpoint_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids; `ckpt trash` lists them.")],
+    checkpoint_ids: Annotated[
+        list[str], typer.Argument(metavar="ID", help="Ids of deleted checkpoints; `ckpt trash` lists them.")
+    ],
     *,
-    pin: Annotated[bool, typer.Option("--pin", help="Pin them too: no save or cleanup retires them again.")] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Also pin them, so that no save or cleanup deletes them again.")
+    ] = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Bring deleted checkpoints back, as they were.
+    """Bring deleted checkpoints back.
 
-    What was deleted by name or by a cleanup stays in the trash for trash_seconds, a day by default. If the rules of
-    a run that goes on give them up, its next save retires them for good, unless they are pinned.
+    Checkpoints deleted by name or by a cleanup stay in the trash for trash_seconds, a day by default. If a run is still
+    saving and its retention rules do not keep them, its next save deletes them for good, unless they are pinned.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
@@ -41,19 +45,19 @@ def trash(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    empty: Annotated[bool, typer.Option("--empty", help="Remove their bytes now.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Delete them for good.")] = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the deleted checkpoints that `ckpt undelete` can bring back, or remove them for good with --empty.
+    """List the deleted checkpoints that `ckpt undelete` can bring back.
 
-    What somebody is reading stays until that has ended.
+    With --empty, delete them for good. A checkpoint that is being read stays until the reader is done.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     deleted = manager.list_deleted()
     if empty and not yes:
         refuse_to_ask(as_json=as_json)
-        confirm(f"Remove {count_of(len(deleted), 'checkpoint')} in the trash for good?")
+        confirm(f"Delete {count_of(len(deleted), 'checkpoint')} in the trash for good?")
     removed = manager.empty_trash() if empty and deleted else []
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted": deleted, "removed": removed})
@@ -61,13 +65,13 @@ def trash(
     print_table(
         (Column("id"), Column("epoch", numeric=True), Column("step", numeric=True), Column("size", numeric=True)),
         [
-            (item.checkpoint_id, as_number(item.epoch), as_number(item.step), as_size(item.file_size))
+            (item.checkpoint_id, as_number(item.epoch), as_number(item.step), size_text(item.file_size))
             for item in deleted
         ],
     )
     if empty:
         freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
-        note(f"{count_of(len(removed), 'checkpoint')} removed for good, {as_size(freed_bytes)} freed.")
+        note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
     else:
         text = f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back."
         note(with_options(text))

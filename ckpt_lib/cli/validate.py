@@ -1,4 +1,4 @@
-"""``ckpt validate``, ``scrub`` and ``repair``: whether the stored bytes are those that were saved, and making it so."""
+"""Commands that find and repair damage: ``ckpt validate``, ``scrub`` and ``repair``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
-    as_size,
     note,
     print_entry,
     print_facts,
@@ -25,14 +24,14 @@ from ckpt_lib.cli.output import (
 )
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
-from ckpt_lib.core.wording import count_of, listed
+from ckpt_lib.core.wording import count_of, listed, size_text
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
+    from ckpt_lib.core.damage import Damage
     from ckpt_lib.maintenance.scrub import ScrubReport
     from ckpt_lib.maintenance.validate import ValidationReport
     from ckpt_lib.manager import CheckpointManager
-    from ckpt_lib.stream import Damage
 
 _TENSORS_SHOWN = 5
 
@@ -43,18 +42,18 @@ def validate(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the experiment.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Validate every checkpoint of the experiment.")] = False,
     backups: options.OfBackups = False,
     allow_missing: options.AllowMissing = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="By the digests of chunks on all processors, instead of SHA-256.")
+        bool, typer.Option("--quick", help="Verify the digests of chunks on all processors, instead of SHA-256.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Read every byte of checkpoints and report damage.
 
-    Says which bytes and tensors of which file differ from what was saved, and exits with 1 when some do. With --all, it
-    exits with 2 when there is nothing to read, unless --allow-missing is given.
+    Reports damaged bytes and tensors by file, and exits with 1 if there are any. With --all, exits with 2 if there is
+    nothing to read, unless --allow-missing is given.
     """
     check_ids_or_all(checkpoint_ids, everything=everything)
     manager = open_copies(store, experiment, config, backups=backups)
@@ -83,7 +82,7 @@ def validate(
 
 
 def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
-    """Raise where there is nothing to read, which is not intact."""
+    """Raise ``CheckpointNotFoundError`` if there is nothing to read."""
     if manager.backup_ids() if backups else manager.checkpoint_ids():
         return
     what, hints = "backups" if backups else "checkpoints", []
@@ -91,13 +90,13 @@ def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
         if held := manager.backup_ids():
             hints.append(
                 f"There {'is' if len(held) == 1 else 'are'} {count_of(len(held), 'backup')}: "
-                "`ckpt list --backups` shows what there is, `ckpt restore ID` brings one back."
+                "`ckpt list --backups` lists them, `ckpt restore ID` restores a checkpoint from one."
             )
         if aside := manager.list_quarantined():
             hints.append(f"In quarantine: {count_of(len(aside), 'checkpoint')}, see `ckpt quarantine`.")
     raise CheckpointNotFoundError(
-        f"{manager.experiment_name!r} has no {what} that could be read",
-        hint=" ".join([*hints, "With --allow-missing, that is no error."]),
+        f"{manager.experiment_name!r} has no {what} to read",
+        hint=" ".join([*hints, "With --allow-missing, this is not an error."]),
     )
 
 
@@ -121,18 +120,18 @@ def scrub(
     experiment: options.Experiment = None,
     config: options.Config = None,
     rate: Annotated[
-        str | None, typer.Option("--rate", metavar="SIZE", help="Read at most so much in a second, such as 100MB.")
+        str | None, typer.Option("--rate", metavar="SIZE", help="Read at most this much per second, such as 100MB.")
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, even if an earlier scrub did not come to its end.")
+        bool, typer.Option("--restart", help="Start again, even if an earlier scrub was interrupted.")
     ] = False,
     allow_missing: options.AllowMissing = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read every byte of every checkpoint and backup, with all processors.
+    """Read every byte of every checkpoint and backup, on all processors.
 
-    Interrupted, the next call goes on where this one stopped. Exits with 1 when there is damage, and with 2 when there
-    are no checkpoints, unless --allow-missing is given.
+    After an interruption, the next call continues where this one stopped. Exits with 1 if there is damage, and with 2
+    if there are no checkpoints, unless --allow-missing is given.
     """
     max_bytes_per_second = None if rate is None else _bytes(rate)
     manager = open_manager(store, experiment, config)
@@ -155,11 +154,11 @@ def _print_scrub(manager: CheckpointManager, report: ScrubReport) -> None:
         {
             "checkpoints": f"{len(report.checkpoints)}, {sum(not item for item in report.checkpoints)} damaged",
             "backups": f"{len(report.backups)}, {sum(not item for item in report.backups)} damaged",
-            "read": as_size(report.bytes_read),
+            "read": size_text(report.bytes_read),
         }
     )
     if report.files_resumed:
-        note(f"{report.files_resumed} of {files} had been read by an earlier scrub that did not come to its end.")
+        note(f"{report.files_resumed} of {files} were already read by an earlier scrub that was interrupted.")
     _print_damages(manager, report.checkpoints, report.backups)
 
 
@@ -181,13 +180,13 @@ def repair(
     config: options.Config = None,
     backups: Annotated[
         bool,
-        typer.Option("--backups", help="Repair the backup from the checkpoint, instead of the reverse."),
+        typer.Option("--backups", help="Repair the backup from the checkpoint instead."),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Bring the damaged bytes of a checkpoint back from its backup.
+    """Repair the damaged bytes of a checkpoint from its backup.
 
-    Only what is damaged is copied, into the file where it lies. Exits with 1 when both copies are damaged there.
+    Only damaged chunks are copied, in place. Exits with 1 if both copies of a chunk are damaged.
     """
     manager = open_copies(store, experiment, config, backups=backups)
     wanted = resolve(manager, checkpoint_id, backups=backups)
@@ -199,7 +198,7 @@ def repair(
         print_json(report)
         return
     facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
-    facts |= {"rewritten": as_size(report.bytes_rewritten)} if report.damages else {"result": report.message}
+    facts |= {"rewritten": size_text(report.bytes_rewritten)} if report.damages else {"result": report.message}
     for damage in report.damages:
         facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
     print_facts(facts)
@@ -209,7 +208,7 @@ def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationRepor
     intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
-        [(item.checkpoint_id, intact if item else damaged, as_size(item.size_bytes)) for item in reports],
+        [(item.checkpoint_id, intact if item else damaged, size_text(item.size_bytes)) for item in reports],
     )
     _print_damages(manager, *((), reports) if backups else (reports, ()))
 
@@ -226,7 +225,7 @@ def _print_damages(
         lines = [f"{copy}: {_described(damage, report.checkpoint_id)}" for damage in report.damages]
         other = next((item for item in others if item.checkpoint_id == report.checkpoint_id), None)
         print_entry(report.checkpoint_id, *lines)
-        # Not wrapped, so that it can be copied whole.
+        # Not wrapped, so that the command can be copied.
         advice = options.to_type(_advice(manager, copy, report, other))
         results().print(Text(f"  fix: {visible(advice)}"), soft_wrap=True)
 
@@ -239,10 +238,10 @@ def _described(damage: Damage, checkpoint_id: str) -> str:
 
 
 def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, other: ValidationReport | None) -> str:
-    """The command that helps this copy."""
+    """Return the command that helps this copy."""
     try:
         command = manager.remedy(report, of_backup=copy == "backup", other=other)
-    except CheckpointError:  # the other copy cannot be looked at now
+    except CheckpointError:  # the other copy cannot be read now
         command = "repair"
     if command == "doctor":
         return "ckpt doctor --fix --deep"

@@ -1,1 +1,1 @@
-"""Values: names, manifests, metadata, the facts of a save."""
+"""Values: names, manifests, metadata, damage, the facts of a save."""

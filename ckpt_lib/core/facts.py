@@ -1,4 +1,4 @@
-"""``Draft``: the facts of a checkpoint that is about to be saved, each checked before anything is written."""
+"""``CheckpointFacts``: what a manifest will say of a checkpoint, each fact checked before anything is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckpt_lib.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Draft:
+class CheckpointFacts:
     """The facts of a checkpoint that is about to be saved."""
 
     epoch: int
@@ -43,39 +43,43 @@ class Draft:
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 
 
-def check_draft(
-    *,
-    epoch: Any,
-    step: Any,
-    model_name: str,
-    experiment_name: str,
-    metrics: Mapping[str, Any] | None,
-    config: Any,
-    tags: Collection[str],
-    description: str,
-    monitor: Monitor,
-    idempotency_key: str | None,
-    with_environment: bool,
-) -> Draft:
-    """A draft of what was given, or the first error in it.
+@dataclass(frozen=True)
+class GivenFacts:
+    """What a caller says of a save, not checked yet; ``CheckpointManager.save_checkpoint`` says what it means."""
 
-    ``with_environment`` adds the run's configuration and the versions of the libraries.
-    """
-    if idempotency_key is not None and not (isinstance(idempotency_key, str) and idempotency_key.isprintable()):
-        raise ConfigError("idempotency_key must be a visible text", got=ascii(idempotency_key)[:120])
-    return Draft(
-        epoch=check_count("epoch", epoch, below=MAX_COUNT),
-        step=check_count("step", step, below=MAX_COUNT),
-        model_name=model_name,
-        experiment_name=experiment_name,
-        metrics=check_metrics(metrics),
-        config=check_run_config(config) if with_environment else {},
-        tags=check_tags(tags),
-        description=check_description(description),
-        monitor=monitor,
-        libraries=dict(_libraries()) if with_environment else {},
-        idempotency_key=idempotency_key,
-    )
+    epoch: Any
+    step: Any = 0
+    metrics: Mapping[str, Any] | None = None
+    tags: Collection[str] = ()
+    description: str = ""
+    config: Any = None
+    idempotency_key: str | None = None
+    epoch_finished: bool = True
+
+    def checked(
+        self, *, model_name: str, experiment_name: str, monitor: Monitor, with_environment: bool
+    ) -> CheckpointFacts:
+        """The facts of a checkpoint. Raises :class:`~ckpt_lib.errors.ConfigError` or the like for the first wrong one.
+
+        ``with_environment`` adds the run's configuration and the versions of the libraries.
+        """
+        key = self.idempotency_key
+        if key is not None and not (isinstance(key, str) and key.isprintable()):
+            raise ConfigError("idempotency_key must be a visible text", got=ascii(key)[:120])
+        return CheckpointFacts(
+            epoch=check_count("epoch", self.epoch, below=MAX_COUNT),
+            step=check_count("step", self.step, below=MAX_COUNT),
+            model_name=model_name,
+            experiment_name=experiment_name,
+            metrics=check_metrics(self.metrics),
+            config=check_run_config(self.config) if with_environment else {},
+            tags=check_tags(self.tags),
+            description=check_description(self.description),
+            monitor=monitor,
+            epoch_finished=self.epoch_finished,
+            libraries=dict(_libraries()) if with_environment else {},
+            idempotency_key=key,
+        )
 
 
 @cache

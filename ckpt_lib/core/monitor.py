@@ -10,9 +10,9 @@ Mode = Literal["min", "max"]
 
 
 class Monitor(BaseModel):
-    """The metric that decides which checkpoint is the best, and which way."""
+    """The metric that decides which checkpoint is the best, and whether lower or higher is better."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")  # what a newer version adds survives a manifest's rewrite
+    model_config = ConfigDict(frozen=True, extra="allow")  # a manifest's rewrite keeps fields of newer versions
 
     metric: str = "val_loss"
     mode: Mode = "min"

@@ -1,4 +1,4 @@
-"""Reading the small YAML files that people write: a configuration, a retention policy."""
+"""Reads the small YAML files that people write: a configuration, a retention policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 65_536
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone: no alias, which may stand for any amount of text, and no key twice."""
+    """Accepts only plain values. It refuses aliases, which could stand for any amount of text, and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -34,9 +34,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike[str], what: str) -> Any:
-    """Return what a file holds, or raise :class:`ConfigError`; ``what`` is its name in the error.
+    """Return the content of a YAML file. ``what`` names the file in errors.
 
-    The file is a regular one of at most 64 KiB.
+    Raises :class:`ConfigError` unless the file is a regular one of at most 64 KiB with plain values.
     """
     try:
         with open(Path(path), "rb", opener=_open_at_once) as file:
@@ -56,5 +56,5 @@ def read_yaml(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for anyone: a FIFO would wait for its other end."""
+    """Open without blocking, as a FIFO would until another process opens its other end."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

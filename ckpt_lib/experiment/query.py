@@ -7,7 +7,8 @@ import os
 import unicodedata
 from collections.abc import Collection, Sequence
 
-from ckpt_lib.core.metadata import CheckpointMetadata, Manifest, check_count
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import check_tags, is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean

@@ -1,4 +1,4 @@
-"""How state becomes a payload, and a payload state."""
+"""Payload formats: from state to a file, and back."""
 
 from ckpt_lib.formats.base import Format, Layout, Payload
 from ckpt_lib.formats.registry import DEFAULT_FORMAT, format_named

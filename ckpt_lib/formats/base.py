@@ -9,7 +9,7 @@ from ckpt_lib.stream import HashingWriter, VerifiedFile
 
 Payload = dict[str, Any]
 """``model_state_dict``, ``optimizer_state_dict``, ``scheduler_state_dict``, ``epoch``, ``step``, ``metrics``,
-``config`` and ``extra_state``. What was not saved is ``None``."""
+``config`` and ``extra_state``. A part that was not saved is ``None``."""
 
 
 class Layout(Protocol):
@@ -17,11 +17,11 @@ class Layout(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How large the file will be: never less, and hardly more."""
+        """An upper bound of the file's size, as close as the format can tell."""
         ...
 
     def write(self, stream: HashingWriter) -> None:
-        """Write it from start to end, without holding a second copy of it. It may be called again."""
+        """Write the file from start to end, without a second copy of the payload in memory. May be called again."""
         ...
 
 
@@ -30,7 +30,7 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """What a manifest calls this format."""
+        """The name of this format in manifests."""
         ...
 
     @property
@@ -39,16 +39,17 @@ class Format(Protocol):
         ...
 
     def prepare(self, payload: Mapping[str, Any]) -> Payload:
-        """Refuse, before anything is written, what could not be read back.
+        """Return the payload with values in the types that this format stores. Tensors pass by reference.
 
-        Tensors pass by reference. Raises :class:`~ckpt_lib.errors.UnsupportedStateError` naming the place.
+        Raises :class:`~ckpt_lib.errors.UnsupportedStateError`, which names the place, for a value that could not be
+        read back.
         """
         ...
 
     def lay_out(self, payload: Payload) -> Layout:
-        """Settle what the file of a prepared payload will hold, before there is one; no tensor is copied.
+        """Decide what the file of a prepared payload will hold. No tensor is copied, and no file is needed yet.
 
-        Raises :class:`~ckpt_lib.errors.UnsupportedStateError` for what no reader would take.
+        Raises :class:`~ckpt_lib.errors.UnsupportedStateError` for a payload that no reader would accept.
         """
         ...
 
@@ -60,30 +61,29 @@ class Format(Protocol):
         trust_pickle: bool = False,
         keys: Collection[str] | None = None,
     ) -> Payload:
-        """Read a payload, or what ``keys`` name of it, from a file that verifies its bytes before it gives them out.
+        """Read a payload, or the parts of it that ``keys`` name, from a file that verifies its bytes before use.
 
-        That is a :class:`~ckpt_lib.stream.VerifiedFile`, of which a format may also take views; with ``keys``, it need
-        read and verify no more than these need. :func:`ckpt_lib.formats.select` takes them out of a whole payload.
+        ``source`` is a :class:`~ckpt_lib.stream.VerifiedFile`, whose memory tensors may share. With ``keys``, a format
+        may read and verify only what they need; :func:`ckpt_lib.formats.select` takes them out of a whole payload.
 
-        Raises :class:`~ckpt_lib.errors.UnsafePayloadError` when that would run stored code and ``trust_pickle`` is
-        false, and :class:`~ckpt_lib.errors.ConfigError` for a key that stands for nothing.
+        Raises :class:`~ckpt_lib.errors.UnsafePayloadError` when reading would run stored code and ``trust_pickle`` is
+        false, and :class:`~ckpt_lib.errors.ConfigError` for a key that names nothing.
         """
         ...
 
     def inspect(self, source: VerifiedFile) -> Payload:
-        """The payload as :meth:`read` would give it, with something else in the place of each tensor.
+        """Return the payload of :meth:`read` with a placeholder for each tensor, to tell whether it can be read.
 
-        It says whether the payload can be read, so no code of the payload runs, and no tensor's bytes are read.
-        ``source`` may be opened without digests. Raises :class:`~ckpt_lib.errors.UnsafePayloadError` for what
-        :meth:`read` refuses unless ``trust_pickle`` is set, and :class:`~ckpt_lib.errors.CorruptCheckpointError` for
-        what is no payload.
+        No stored code runs, and no tensor's bytes are read. ``source`` may be opened without digests. Raises
+        :class:`~ckpt_lib.errors.UnsafePayloadError` for a payload that :meth:`read` takes only with ``trust_pickle``,
+        and :class:`~ckpt_lib.errors.CorruptCheckpointError` for a file that is no payload.
         """
         ...
 
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
-        """Name of each tensor to its bytes in the file, reading no more than it takes to know; ``{}`` if it cannot.
+        """Map the dotted name of each tensor to its byte ranges in the file; ``{}`` if the format cannot tell.
 
-        A name is dotted: ``model_state_dict.layer.weight``. Raises
-        :class:`~ckpt_lib.errors.CorruptCheckpointError` when what says so is damaged.
+        Only the structure is read. A name is ``model_state_dict.layer.weight``, for example. Raises
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` when the structure is damaged.
         """
         ...

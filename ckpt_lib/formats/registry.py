@@ -1,4 +1,4 @@
-"""Formats by name. Third parties add theirs by the entry point group ``ckpt_lib.formats``; all load when first used."""
+"""Finds formats by name and loads them on first use. Other packages add theirs by the entry point group."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DEFAULT_FORMAT = "torch"
 ENTRY_POINT_GROUP = "ckpt_lib.formats"
 
 PAYLOAD_SUFFIXES = (".pt",)
-"""Of the built-in formats, to know a payload by its name without loading what reads it."""
+"""The suffixes of the built-in formats, to recognise a payload by name without loading its format."""
 
 _BUILT_IN = {"torch": "ckpt_lib.formats.torch.format:TorchZipFormat"}
 
 
 @cache
 def format_named(name: str) -> Format:
-    """The format a manifest calls ``name``. Raises :class:`UnsupportedFormatError` naming those there are."""
+    """Return the format with this name in manifests. Raises :class:`UnsupportedFormatError` with all names."""
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         found: Any = getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Parts of a payload by name: ``model_state_dict``, or ``model_state_dict.encoder`` for all that is below it."""
+"""Selects parts of a payload by name: ``model_state_dict``, or ``model_state_dict.encoder`` for all entries below."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ckpt_lib.core.wording import did_you_mean
 from ckpt_lib.errors import ConfigError
 
-_MAX_CANDIDATES = 20_000  # an error is not worth waiting for
+_MAX_CANDIDATES = 20_000  # for the hint of an error, which should not take seconds
 
 
 def check_keys(keys: Collection[str] | None) -> frozenset[str] | None:
-    """``keys`` as a set. Raises :class:`ConfigError` for what is no collection of names."""
+    """Return ``keys`` as a set. Raises :class:`ConfigError` unless they are a collection of names."""
     if keys is None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Collection) or not all(isinstance(key, str) for key in keys):
@@ -25,10 +25,10 @@ def check_keys(keys: Collection[str] | None) -> frozenset[str] | None:
 
 
 def select(payload: Mapping[str, Any], keys: Collection[str] | None) -> dict[str, Any]:
-    """What ``keys`` name of ``payload``, within the dicts that hold it; everything when there are none.
+    """Return the entries of ``payload`` that ``keys`` name, inside the dicts around them; all of it for ``None``.
 
-    A name is the key of an entry behind those of the dicts around it, joined by dots. Raises :class:`ConfigError` for
-    a name that stands for nothing, and says which are like it.
+    A name joins the keys that lead to an entry by dots. Raises :class:`ConfigError` for a name without an entry, with
+    a similar name as a hint.
     """
     if keys is None:
         return dict(payload)
@@ -43,7 +43,7 @@ def select(payload: Mapping[str, Any], keys: Collection[str] | None) -> dict[str
 
 def _keep(mapping: Mapping[Any, Any], prefix: str, wanted: set[str], ancestors: set[str], found: set[str]) -> Any:
     kept: dict[Any, Any] = {}
-    if isinstance(mapping, OrderedDict):  # which may have attributes, such as the versions of modules
+    if isinstance(mapping, OrderedDict):  # state_dict() keeps the versions of modules in its attributes
         kept = OrderedDict()
         kept.__dict__.update(mapping.__dict__)
     for key, value in mapping.items():
@@ -60,7 +60,7 @@ def _keep(mapping: Mapping[Any, Any], prefix: str, wanted: set[str], ancestors: 
 
 
 def _starts(name: str) -> Iterator[str]:
-    """``a`` and ``a.b`` of ``a.b.c``."""
+    """Yield ``a`` and ``a.b`` for ``a.b.c``."""
     return (name[: dot.start()] for dot in re.finditer(r"\.", name))
 
 
@@ -73,7 +73,7 @@ def _unknown(key: str, payload: Mapping[str, Any]) -> ConfigError:
 
 
 def _names(payload: Mapping[Any, Any]) -> Iterator[str]:
-    """The names of all entries, those that are further out first."""
+    """Yield the names of all entries, outer ones first."""
     level: list[tuple[str, Mapping[Any, Any]]] = [("", payload)]
     count = 0
     while level:

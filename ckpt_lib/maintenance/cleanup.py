@@ -9,7 +9,7 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
 
-from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.damage import Damage, missing_file
+from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.core.wording import duration
@@ -47,7 +48,7 @@ from ckpt_lib.maintenance.findings import DoctorReport, Finding, Kind, Place, Tr
 from ckpt_lib.maintenance.recover import Orphan
 from ckpt_lib.maintenance.validate import ValidationReport, unreadable_report, validate
 from ckpt_lib.store import Entry, Leftover
-from ckpt_lib.stream import Damage, Progress, missing_file
+from ckpt_lib.stream import Progress
 
 _ROUNDS = 5
 """How often to look again: what one treatment uncovers, such as a payload whose marker was damaged, is another's."""
@@ -568,8 +569,8 @@ def _adopt_proven(orphan: Orphan, manifest: Manifest) -> str:
     return "it has its manifest again"
 
 
-def _adopt_unproven(orphan: Orphan, index: Index, draft: Draft, entry: FileEntry) -> str:
-    adopted = recover.adopt_unproven(orphan, index, draft, entry)
+def _adopt_unproven(orphan: Orphan, index: Index, facts: CheckpointFacts, entry: FileEntry) -> str:
+    adopted = recover.adopt_unproven(orphan, index, facts, entry)
     if adopted is None:
         raise _changed()
     return f"adopted without proof, as number {adopted.sequence} in the order of saving"

@@ -14,7 +14,9 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ckpt_lib.core.metadata import CheckpointMetadata, Manifest
+from ckpt_lib.core.damage import Damage
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -32,7 +34,7 @@ from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.repair import ATTEMPTS, RepairReport, repair
 from ckpt_lib.maintenance.validate import UNLOADABLE, ValidationReport, require_loadable, unreadable_report, validate
-from ckpt_lib.stream import Damage, Progress
+from ckpt_lib.stream import Progress
 
 
 class QuarantinedCheckpoint(BaseModel):
@@ -206,7 +208,7 @@ def bring_back(
 
 
 def _what_is_left_to_do(checkpoint_id: str, *, is_backup: bool) -> str:
-    removal = f"ckpt delete --backups {checkpoint_id}" if is_backup else f"ckpt quarantine --delete {checkpoint_id}"
+    removal = f"ckpt delete {'--backups ' if is_backup else ''}{checkpoint_id}"
     return (
         "An export may be another copy; `ckpt list` shows older checkpoints, `ckpt list --backups` other backups. "
         f"`{removal}` removes it for good."

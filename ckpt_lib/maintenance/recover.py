@@ -12,8 +12,9 @@ import zipfile
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from ckpt_lib.core.facts import Draft, check_draft
-from ckpt_lib.core.metadata import FileEntry, Manifest, check_count
+from ckpt_lib.core.facts import CheckpointFacts, GivenFacts
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.metadata import check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointError, NotACheckpointError, StoreError
@@ -57,7 +58,7 @@ def adopt_proven(orphan: Orphan, manifest: Manifest) -> bool:
     return commit.reference(orphan.folder, orphan.name, lambda: manifest, version=orphan.version) is not None
 
 
-def examine(orphan: Orphan, experiment_name: str, monitor: Monitor) -> tuple[Draft, FileEntry]:
+def examine(orphan: Orphan, experiment_name: str, monitor: Monitor) -> tuple[CheckpointFacts, FileEntry]:
     """The facts and digests of a payload that has no manifest anywhere; it is read to its end, and runs no code.
 
     Raises :class:`~ckpt_lib.errors.NotACheckpointError` when it is damaged, or nothing that this library saved.
@@ -66,7 +67,7 @@ def examine(orphan: Orphan, experiment_name: str, monitor: Monitor) -> tuple[Dra
         with orphan.folder.hold(orphan.checkpoint_id, "being examined"):
             entry = _digest(orphan)
             _check_archive(orphan)
-            return _draft(orphan, _read(orphan, entry), experiment_name, monitor), entry
+            return _facts(orphan, _read(orphan, entry), experiment_name, monitor), entry
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
             raise
@@ -74,7 +75,7 @@ def examine(orphan: Orphan, experiment_name: str, monitor: Monitor) -> tuple[Dra
         raise NotACheckpointError(f"it cannot be adopted: {error.message}", path=path) from error
 
 
-def adopt_unproven(orphan: Orphan, index: Index, draft: Draft, entry: FileEntry) -> Manifest | None:
+def adopt_unproven(orphan: Orphan, index: Index, facts: CheckpointFacts, entry: FileEntry) -> Manifest | None:
     """Make a payload a checkpoint, by what :func:`examine` said of it; ``None`` when it is one by now, or changed.
 
     It takes the place in the order of saving that its time tells, and is never newer than what was saved after it.
@@ -86,7 +87,7 @@ def adopt_unproven(orphan: Orphan, index: Index, draft: Draft, entry: FileEntry)
             sequence=_sequence(index, CheckpointId.parse(orphan.checkpoint_id), entry.name),
             format=DEFAULT_FORMAT,
             files=(entry,),
-            **draft.__dict__,
+            **facts.__dict__,
         )
 
     return commit.reference(orphan.folder, orphan.name, make_manifest, version=orphan.version)
@@ -128,24 +129,20 @@ def _read(orphan: Orphan, entry: FileEntry) -> dict[str, Any]:
     return payload
 
 
-def _draft(orphan: Orphan, payload: dict[str, Any], experiment_name: str, monitor: Monitor) -> Draft:
+def _facts(orphan: Orphan, payload: dict[str, Any], experiment_name: str, monitor: Monitor) -> CheckpointFacts:
     found = CheckpointId.parse(orphan.checkpoint_id)
     for name, expected in (("epoch", found.epoch), ("step", found.step)):
         if check_count(name, payload[name]) != expected:
             raise NotACheckpointError(f"it is of {name} {payload[name]}")
-    facts = check_draft(
+    given = GivenFacts(
         epoch=found.epoch,
         step=found.step,
-        model_name="unknown",
-        experiment_name=experiment_name,
         metrics=payload["metrics"],
         config=payload["config"],
         tags=[ADOPTED_TAG],
         description=_DESCRIPTION,
-        monitor=monitor,
-        idempotency_key=None,
-        with_environment=True,
     )
+    facts = given.checked(model_name="unknown", experiment_name=experiment_name, monitor=monitor, with_environment=True)
     return replace(facts, timestamp=found.timestamp, libraries={})
 
 

@@ -19,7 +19,8 @@ from typing import BinaryIO, Literal, get_args
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.damage import Damage
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
     CheckpointExistsError,
@@ -43,7 +44,7 @@ from ckpt_lib.maintenance.validate import (
     validate,
     with_tensors,
 )
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, Damage, Progress
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress
 from ckpt_lib.stream.chunks import altered_chunks, chunk_range, has_chunk_table
 
 Remedy = Literal["repair", "doctor", "quarantine"]

@@ -17,14 +17,15 @@ from typing import BinaryIO, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.damage import Damage
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.maintenance.validate import ValidationReport, examine, find_unloadable, unreadable_report, with_tensors
-from ckpt_lib.stream import Damage, Progress, find_damages
+from ckpt_lib.stream import Progress, find_damages
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.page_cache import NeutralReader
 

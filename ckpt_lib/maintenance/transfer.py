@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import (
     CheckpointExistsError,

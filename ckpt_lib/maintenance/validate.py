@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.damage import Damage, missing_file
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import (
     CheckpointError,
@@ -20,7 +21,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.formats import format_named
-from ckpt_lib.stream import Damage, Progress, VerifiedFile, find_damaged_chunks, find_damages, missing_file
+from ckpt_lib.stream import Progress, VerifiedFile, find_damaged_chunks, find_damages
 
 TensorRanges = dict[str, list[tuple[int, int]]]
 

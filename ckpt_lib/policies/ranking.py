@@ -1,4 +1,4 @@
-"""Which value of a metric is better. Only finite numbers compete: NaN, infinities, text and ``None`` are never best."""
+"""Ranking of checkpoints by a metric. Only finite numbers compete, so NaN, text and ``None`` are never the best."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckpt_lib.core.wording import did_you_mean
 
 
 class Ranked(Protocol):
-    """What ranking needs to know of a checkpoint."""
+    """A checkpoint as far as ranking needs it."""
 
     @property
     def sequence(self) -> int: ...
@@ -25,7 +25,7 @@ class Ranked(Protocol):
 
 
 class HasMetrics(Protocol):
-    """Anything that has recorded metrics."""
+    """Anything with metrics."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]: ...
@@ -33,20 +33,20 @@ class HasMetrics(Protocol):
 
 R = TypeVar("R", bound=Ranked)
 
-AFTER_FIRST_SAVE = "`ckpt monitor` and set_monitor() change what is monitored."
+AFTER_FIRST_SAVE = "`ckpt monitor` or set_monitor() changes the monitored metric."
 BEFORE_FIRST_SAVE = (
-    "Nothing has been saved yet, so monitor_metric of the configuration changes what is monitored; after the first "
-    "save, `ckpt monitor` and set_monitor() do."
+    "Nothing has been saved yet: set monitor_metric in the configuration. After the first save, use `ckpt monitor` or "
+    "set_monitor()."
 )
 
 
 def is_rankable(value: Metric) -> TypeGuard[float]:
-    """Whether ``value`` can be compared at all."""
+    """Return whether ``value`` competes: whether it is a finite number."""
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_better(value: Metric, than: Metric, mode: Mode) -> bool:
-    """Whether ``value`` beats ``than``; any finite number beats one that does not compete, and a tie beats nothing."""
+    """Return whether ``value`` beats ``than``. A tie does not; a finite number beats what does not compete."""
     if not is_rankable(value):
         return False
     if not is_rankable(than):
@@ -55,7 +55,7 @@ def is_better(value: Metric, than: Metric, mode: Mode) -> bool:
 
 
 def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
-    """The records that compete, best first; of equals, the earlier saved comes first. Unhealthy ones do not compete."""
+    """Return the healthy records with a finite value, best first, and earlier ones first among equals."""
     sign = 1 if monitor.mode == "min" else -1
     healthy = (record for record in records if record.healthy)
     competing = [(value, record) for record in healthy if is_rankable(value := record.metrics.get(monitor.metric))]
@@ -63,9 +63,9 @@ def ranked(records: Iterable[R], monitor: Monitor) -> list[R]:
 
 
 def missing_metric(monitor: Monitor, checkpoints: Iterable[HasMetrics], *, is_recorded: bool = True) -> str | None:
-    """Return what to say if ``checkpoints`` have recorded metrics, but none the monitored one; else ``None``.
+    """Return a warning if ``checkpoints`` have metrics, but none has the monitored one; else ``None``.
 
-    ``is_recorded`` says whether an experiment records the monitor already.
+    ``is_recorded`` says whether a save has recorded the monitor already.
     """
     logged = {name for checkpoint in checkpoints for name in checkpoint.metrics}
     if not logged or monitor.metric in logged:

@@ -1,10 +1,10 @@
-"""What stays: a pure planner that gives a reason for every checkpoint. The rules themselves are in ``keeping``.
+"""Retention plans: which checkpoints stay, and why. The rules are in ``rules``; deleting is done elsewhere.
 
-The planner deletes nothing. Whatever the policy says, a plan keeps the newest valid checkpoint, the best valid one,
-pinned ones, those in use (``protected``), and damaged ones, which wait for repair and count towards no limit.
+Whatever the policy says, a plan keeps the newest valid checkpoint, the best valid one, pinned ones, those in use
+(``protected``), and damaged ones, which may still be repaired and count towards no limit.
 
-Unhealthy ones, of a run that went to NaN, never stand for the newest or the best while there is a healthy one, and take
-no healthy one's place: the policy judges the healthy and the unhealthy ones separately.
+The policy judges healthy and unhealthy checkpoints separately, so that those of a run with NaN displace no healthy one.
+While there is a healthy checkpoint, no unhealthy one is kept as the newest or the best.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 
 
 class Decision(BaseModel):
-    """Keep or delete one checkpoint, and why."""
+    """Whether to keep one checkpoint, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +82,7 @@ class RetentionPlan(BaseModel):
 
     decisions: tuple[Decision, ...]
     warning: str | None = None
-    """Why no checkpoint is kept as the best, where none has recorded the monitored metric."""
+    """Why no checkpoint is kept as the best, if none has the monitored metric."""
 
     @property
     def kept_ids(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class RetentionPlan(BaseModel):
 
     @property
     def freed_bytes(self) -> int:
-        """What carrying the plan out frees."""
+        """Bytes that carrying out the plan frees."""
         return sum(decision.size_bytes for decision in self.decisions if not decision.keep)
 
 
@@ -106,10 +106,11 @@ def plan_retention(
     monitors: Collection[Monitor],
     protected: Mapping[str, str] | None = None,
 ) -> RetentionPlan:
-    """Decide about every record. Each of ``monitors`` says what a best one is; ``protected`` maps ids to reasons.
+    """Decide about every record. ``protected`` maps ids in use to reasons for keeping them.
 
-    Order is by sequence alone: no clock, and no time stamp of a file, has a say in it. ``now`` is for rules about age;
-    whatever it is, what always stays does stay. Raises :class:`~ckpt_lib.errors.ConfigError` when it has no time zone.
+    The best by each of ``monitors`` is kept. Checkpoints are ordered by sequence, never by time stamps. ``now`` is used
+    by rules about age, and cannot affect what every plan keeps. Raises :class:`~ckpt_lib.errors.ConfigError` if it has
+    no time zone.
     """
     if now.tzinfo is None:
         raise ConfigError("now must have a time zone", got=repr(now), hint="datetime.now(UTC)")
@@ -133,7 +134,7 @@ def plan_retention(
 
 
 def _wanted(policy: RetentionPolicy, whole: Sequence[RetentionRecord], now: datetime) -> Reasons:
-    """What the policy itself keeps: asked about the healthy ones, and then about the others."""
+    """Return what the policy keeps of the healthy records, and of the others."""
     reasons: Reasons = {}
     for healthy in (True, False):
         alike = [record for record in whole if record.healthy is healthy]
@@ -161,10 +162,10 @@ def _always_kept(
 
     keep((record for record in records if record.pinned), "pinned")
     keep((record for record in records if record.status == "damaged"), "damaged: waits for repair")
-    # Both: an unverified checkpoint may turn out damaged, and then the newest valid one is what is left.
+    # Both, because an unverified checkpoint may turn out to be damaged.
     for candidates in (whole, [record for record in whole if record.status == "valid"]):
         healthy = [record for record in candidates if record.healthy]
-        # Better an unhealthy one than none at all.
+        # An unhealthy checkpoint is better than none.
         for record in (healthy or candidates)[:1]:
             keep([record], _said_of(record, f"newest {record.status}"))
         for monitor in monitors:
@@ -176,13 +177,13 @@ def _always_kept(
 def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:
     """Read a policy from a YAML file, such as ``{kind: newest, count: 5}``.
 
-    Raises :class:`~ckpt_lib.errors.ConfigError` for a missing or unreadable file, or for anything but a policy.
+    Raises :class:`~ckpt_lib.errors.ConfigError` if the file is missing or unreadable, or holds no policy.
     """
     loaded = read_yaml(path, "the policy file")
     try:
         return _ADAPTER.validate_python(loaded)
     except ValidationError as error:
-        # Without what was given, which may be any amount of text.
+        # Omit the input, which may be any amount of text.
         problems = (item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False))
         raise ConfigError(
             f"the policy file holds no retention policy: {'; '.join(problems)}",

@@ -1,8 +1,8 @@
-"""The rules of retention: frozen values that say which checkpoints they keep, and why.
+"""Retention rules: frozen values that say which checkpoints they keep, and why.
 
-Each rule but :class:`KeepNot` keeps what it kept when others have gone, so that a cleanup straight after a cleanup
-finds nothing to do, however rules are combined. Order is by sequence alone. Time stamps count only for rules about
-time, and no rule trusts a clock with more than its own checkpoints: what a plan always keeps is not theirs to decide.
+Rules are stable: deleting what a rule rejects never changes what it keeps, so a second cleanup finds nothing to do.
+:class:`KeepNot` is restricted to rules for which that holds. Checkpoints are ordered by sequence. Time stamps affect
+only rules about time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ckpt_lib.policies.ranking import ranked
 
 MAX_POLICY_LEVELS = 8
 MAX_POLICY_PARTS = 100
-"""How deep any_of, all_of and not may nest, and of how many policies they may be made."""
+"""How deep any_of, all_of and not may nest, and how many policies they may contain."""
 
 Status = Literal["valid", "unverified", "damaged"]
 
@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RetentionRecord(BaseModel):
-    """One checkpoint as far as retention may ask."""
+    """A checkpoint as retention rules see it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,23 +44,23 @@ class RetentionRecord(BaseModel):
     pinned: bool = False
     status: Status = "unverified"
     healthy: bool = True
-    """Whether the run itself was sound: not so with NaN among the weights."""
+    """``False`` if the health check found NaN or infinities."""
 
 
 Reasons = dict[str, str]
-"""Checkpoint id to the reason why it stays, for each that does."""
+"""For each checkpoint that stays, its id and the reason."""
 
 
 class _Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     judges_alone: ClassVar[bool] = False
-    """Whether the verdict on a checkpoint is the same whatever others there are."""
+    """Whether the rule judges each checkpoint independently of the others."""
 
     if not TYPE_CHECKING:  # type checkers know the options from the fields
 
         def __init__(self, **options: Any) -> None:
-            # As in CheckpointConfig: a wrong option raises our one error.
+            # As in CheckpointConfig, a wrong option raises ConfigError.
             try:
                 super().__init__(**options)
             except ValidationError as error:
@@ -68,11 +68,11 @@ class _Policy(BaseModel):
 
     @abstractmethod
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
-        """What this policy keeps. ``records`` are undamaged and newest first; all are healthy, or none is."""
+        """Return what this policy keeps of undamaged ``records``, newest first. All are healthy, or none is."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """What the policy keeps, in a few words."""
+        """Describe in a few words what the policy keeps."""
 
 
 # --- by order and rank ---
@@ -95,8 +95,9 @@ class KeepNewest(_Policy):
 
 
 class KeepBest(_Policy):
-    """Keep the ``count`` best by ``metric``; NaN, infinities, text and missing values never compete, nor do unhealthy
-    checkpoints.
+    """Keep the ``count`` best by ``metric``.
+
+    NaN, infinities, text and missing values do not compete, nor do unhealthy checkpoints.
     """
 
     kind: Literal["best"] = "best"
@@ -117,9 +118,9 @@ class KeepBest(_Policy):
 
 
 class KeepAtMost(_Policy):
-    """Keep ``count`` in all: the best by ``metric``, and the newest others. ``max_checkpoints`` stands for this.
+    """Keep ``count`` in all: the best by ``metric``, and the newest others. ``max_checkpoints`` stands for this rule.
 
-    Pinned checkpoints stay besides and do not use up the number.
+    Pinned checkpoints are kept in addition and do not count.
     """
 
     kind: Literal["at_most"] = "at_most"
@@ -141,8 +142,8 @@ class KeepAtMost(_Policy):
 class KeepWithin(_Policy):
     """Keep as many of the newest as ``budget_bytes`` hold.
 
-    It ends with the first that does not fit; one larger than the whole budget is passed over. Pinned checkpoints stay
-    besides and do not use up the budget.
+    The rule stops at the first that does not fit, and skips any that is larger than the whole budget. Pinned
+    checkpoints are kept in addition and do not count.
     """
 
     kind: Literal["within"] = "within"
@@ -153,7 +154,7 @@ class KeepWithin(_Policy):
         for record in records:
             if record.pinned or record.size_bytes > self.budget_bytes:
                 continue
-            # Going on to smaller, older ones would let what is kept change when others go.
+            # Keeping smaller, older ones instead would change what is kept when others are deleted.
             if record.size_bytes > left_bytes:
                 break
             left_bytes -= record.size_bytes
@@ -168,7 +169,7 @@ class KeepWithin(_Policy):
 
 
 class _OneLength(_Policy):
-    """A rule whose only option is a length, in one of several units."""
+    """A rule with a single option: a length in one of several units."""
 
     @property
     def _given(self) -> list[tuple[str, int]]:
@@ -183,21 +184,21 @@ class _OneLength(_Policy):
 
     @property
     def _length(self) -> tuple[str, int]:
-        """The unit that was given, and how many of it."""
+        """The given unit and number."""
         return self._given[0]
 
 
 class KeepEvery(_OneLength):
-    """Keep one for every so many ``epochs``, ``steps`` or ``hours``: the first saved in each such interval.
+    """Keep the first checkpoint of each interval of so many ``epochs``, ``steps`` or ``hours``.
 
-    Intervals begin at epoch 0, at step 0, or with the year 1970 in UTC: neither newer checkpoints nor the time of the
-    cleanup change which one of an interval stays. Hours are those of the checkpoints' time stamps.
+    Intervals are counted from epoch 0, step 0, or the start of 1970 in UTC, so neither newer checkpoints nor the time
+    of the cleanup change which one stays. Hours are taken from time stamps.
     """
 
     kind: Literal["every"] = "every"
-    epochs: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many epochs.")
-    steps: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many steps.")
-    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="One for every so many hours.")
+    epochs: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep one per this many epochs.")
+    steps: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep one per this many steps.")
+    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep one per this many hours.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         unit, length = self._length
@@ -212,19 +213,18 @@ class KeepEvery(_OneLength):
 
 
 class KeepPeriods(_Policy):
-    """Grandfather, father, son: keep the newest of each of the last so many hours, days, weeks, months and years *that
-    have one*. Gaps use up nothing.
+    """Keep the newest checkpoint of each of the last hours, days, weeks, months and years (grandfather-father-son).
 
-    Periods are those of the calendar in UTC, by the checkpoints' time stamps; weeks begin on Monday. The last ones are
-    the last that were saved into, so that a clock that once ran ahead displaces nothing for long.
+    Periods without a checkpoint do not count. Periods are those of the calendar in UTC, by time stamps; weeks begin on
+    Monday. The last periods are those saved into last, so a clock that once ran ahead displaces nothing for long.
     """
 
     kind: Literal["periods"] = "periods"
-    hourly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many hours.")
-    daily: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many days.")
-    weekly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many weeks.")
-    monthly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many months.")
-    yearly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of so many years.")
+    hourly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of this many hours.")
+    daily: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of this many days.")
+    weekly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of this many weeks.")
+    monthly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of this many months.")
+    yearly: int = Field(default=0, ge=0, lt=LIMIT_64, description="Keep the newest of this many years.")
 
     @model_validator(mode="after")
     def _some_period(self) -> Self:
@@ -255,15 +255,13 @@ class KeepPeriods(_Policy):
 
 
 class KeepNewerThan(_OneLength):
-    """Keep what is not older than so many ``seconds``, ``hours`` or ``days``, by its time stamp and the time of the
-    cleanup.
-    """
+    """Keep what is at most so many ``seconds``, ``hours`` or ``days`` old at the time of the cleanup."""
 
     kind: Literal["newer_than"] = "newer_than"
     judges_alone: ClassVar[bool] = True
-    seconds: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in seconds up to which all stay.")
-    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in hours up to which all stay.")
-    days: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="The age in days up to which all stay.")
+    seconds: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep all up to this age in seconds.")
+    hours: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep all up to this age in hours.")
+    days: int | None = Field(default=None, ge=1, lt=LIMIT_64, description="Keep all up to this age in days.")
 
     def reasons(self, records: Sequence[RetentionRecord], now: datetime) -> Reasons:
         unit, count = self._length
@@ -277,7 +275,7 @@ class KeepNewerThan(_OneLength):
 
 
 class KeepTagged(_Policy):
-    """Keep what carries one of ``tags``."""
+    """Keep checkpoints with at least one of ``tags``."""
 
     kind: Literal["tagged"] = "tagged"
     judges_alone: ClassVar[bool] = True
@@ -292,7 +290,7 @@ class KeepTagged(_Policy):
 
 
 class KeepPinned(_Policy):
-    """Keep what is pinned, which stays anyway: to keep nothing else, or as a part of other rules."""
+    """Keep pinned checkpoints, which stay anyway: to keep nothing else, or as a part of other rules."""
 
     kind: Literal["pinned"] = "pinned"
     judges_alone: ClassVar[bool] = True
@@ -311,7 +309,7 @@ class _Combination(_Policy):
     @model_validator(mode="before")
     @classmethod
     def _not_too_large(cls, options: Any) -> Any:
-        # Before its parts are looked at one by one: a file may nest as deep, and repeat as often, as it likes.
+        # Before the parts are validated: a file may nest and repeat them without limit.
         layer, count = [options], 0
         for _ in range(MAX_POLICY_LEVELS):
             layer = [part for item in layer for part in _parts_of(item)]
@@ -342,7 +340,7 @@ class KeepAnyOf(_Combination):
 
 
 class KeepAllOf(_Combination):
-    """Keep what each of ``policies`` keeps; each judges all checkpoints, not only those that another one keeps."""
+    """Keep what all ``policies`` keep. Each judges all checkpoints, not only those that another one keeps."""
 
     kind: Literal["all_of"] = "all_of"
     policies: tuple[RetentionPolicy, ...] = Field(min_length=1, description="All of them must agree.")
@@ -359,13 +357,13 @@ class KeepAllOf(_Combination):
 class KeepNot(_Combination):
     """Keep what ``policy`` does not keep.
 
-    ``policy`` must judge each checkpoint by itself: by tag, pin or age. All but the newest ten, say, are others after
-    every cleanup; repeated, it would give up everything bit by bit.
+    ``policy`` must judge each checkpoint independently: by tag, pin or age. "All but the newest ten", for example,
+    would delete ten others at each cleanup.
     """
 
     kind: Literal["not"] = "not"
     policy: RetentionPolicy = Field(
-        description="What it keeps is given up: tagged, pinned, newer_than, or made of these."
+        description="What this policy keeps is deleted: tagged, pinned, newer_than, or a combination of these."
     )
 
     @model_validator(mode="after")
@@ -373,8 +371,8 @@ class KeepNot(_Combination):
         for rule in _rules_in(self.policy):
             if not rule.judges_alone:
                 raise ValueError(
-                    f"not cannot be applied to `{rule}`, which depends on what other checkpoints there are: "
-                    "each cleanup would give up some more"
+                    f"not cannot be applied to `{rule}`, which depends on the other checkpoints: "
+                    "each cleanup would delete more"
                 )
         return self
 
@@ -407,14 +405,14 @@ for _combination in (KeepAnyOf, KeepAllOf, KeepNot):
 
 
 def _parts_of(policy: Any) -> list[Any]:
-    """What a policy combines, whether it is one already or still the options of one."""
+    """Return the parts of a policy, or of the options of one."""
     options = dict(policy) if isinstance(policy, _Policy | Mapping) else {}
     many = options.get("policies")
     return [*(many if isinstance(many, list | tuple) else ()), *([options["policy"]] if "policy" in options else ())]
 
 
 def _rules_in(policy: _Policy) -> Iterator[_Policy]:
-    """The rules that a policy is made of, without what combines them."""
+    """Yield the rules in a policy, without combinations."""
     parts = _parts_of(policy)
     if not parts:
         yield policy
@@ -425,7 +423,7 @@ def _rules_in(policy: _Policy) -> Iterator[_Policy]:
 def _in_utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
-    except OverflowError:  # at either end of time, where hours do not matter
+    except OverflowError:  # at the first or last representable day, where hours do not matter
         return moment.replace(tzinfo=UTC)
 
 

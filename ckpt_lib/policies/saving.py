@@ -1,4 +1,4 @@
-"""When to save: frozen values that answer one question, combined by ``AllOf`` and ``AnyOf``."""
+"""Save policies: frozen values that decide when to save. ``AllOf`` and ``AnyOf`` combine them."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from ckpt_lib.policies.ranking import is_better, ranked
 
 @dataclass(frozen=True)
 class SavedRecord:
-    """A checkpoint saved before, as far as a policy may ask."""
+    """An earlier checkpoint of the run, as policies see it."""
 
     sequence: int
     epoch: int
     step: int
     metrics: Mapping[str, Metric]
     healthy: bool = True
-    """``False`` for what a health check marked, or has not looked at yet."""
+    """``False`` if the health check marked it or has not checked it yet."""
 
 
 @dataclass(frozen=True)
 class SaveContext:
-    """The moment a policy is asked about. ``saved`` holds the checkpoints of this run, oldest first."""
+    """What a policy decides by. ``saved`` holds the checkpoints of this run, oldest first."""
 
     epoch: int
     step: int
     metrics: Mapping[str, Metric]
     saved: tuple[SavedRecord, ...] = ()
     seconds_since_last_save: float | None = None
-    """``None`` when this process has saved nothing yet."""
+    """``None`` if this process has saved nothing yet."""
     monitor: Monitor = field(default_factory=Monitor)
-    """The recorded measure of the best or, before the first save of the experiment, the configured one."""
+    """The recorded monitor or, before the first save of the experiment, the configured one."""
     is_monitor_recorded: bool = True
 
 
 class SavePolicy(Protocol):
-    """Anything with this method is a policy."""
+    """An object that decides when to save."""
 
     def should_save(self, context: SaveContext) -> bool:
-        """Whether to save now."""
+        """Return whether to save now."""
         ...
 
 
@@ -56,17 +56,17 @@ def _check_positive(name: str, number: Any, kind: type[float] = int) -> None:
         raise ConfigError(f"{name} must be a positive {wanted} under 2**63", got=briefly(number))
 
 
-def _check_policies(policies: Sequence[Any]) -> None:
+def _check_parts(policies: Sequence[Any]) -> None:
     if not policies:
-        raise ConfigError("there is no policy to combine")
+        raise ConfigError("there is no policy to combine", expected="at least one policy")
     for policy in policies:
         if not callable(getattr(policy, "should_save", None)):
-            raise ConfigError("a policy has a method should_save", got=type(policy).__name__)
+            raise ConfigError("this is not a save policy", expected="a method should_save", got=type(policy).__name__)
 
 
 @dataclass(frozen=True)
 class EveryEpochs:
-    """Save when the epoch is a multiple of ``epochs``, or so many epochs have passed since the run's last save."""
+    """Save if the epoch is a multiple of ``epochs``, or that many epochs have passed since the run's last save."""
 
     epochs: int = 1
 
@@ -79,7 +79,7 @@ class EveryEpochs:
 
 @dataclass(frozen=True)
 class EverySteps:
-    """Save when the step is a multiple of ``steps``, or so many steps have passed since the run's last save."""
+    """Save if the step is a multiple of ``steps``, or that many steps have passed since the run's last save."""
 
     steps: int
 
@@ -91,14 +91,14 @@ class EverySteps:
 
 
 def _is_due(now: int, interval: int, saved: Sequence[int]) -> bool:
-    """A count may pass over every multiple, with gradient accumulation for example; a run begins at 0."""
+    """Return whether ``interval`` has passed. Counts may skip multiples, as with gradient accumulation."""
     last = saved[-1] if saved else 0
     return now % interval == 0 or now - last >= interval
 
 
 @dataclass(frozen=True)
 class EverySeconds:
-    """Save when this process has not saved for ``seconds``; its first chance counts."""
+    """Save if this process has not saved for ``seconds``; the first call always saves."""
 
     seconds: float
 
@@ -112,11 +112,11 @@ class EverySeconds:
 
 @dataclass(frozen=True)
 class OnImprovement:
-    """Save when ``metric`` beats every healthy checkpoint of this run. NaN and infinities never do.
+    """Save if ``metric`` beats every healthy checkpoint of this run. NaN and infinities never do.
 
-    Without a ``metric``, the one that the experiment records as monitored; a ``mode`` left out is "min". Raises
-    :class:`~ckpt_lib.errors.UnknownMetricError` when the metric was not given at all: a misspelt name would otherwise
-    mean that nothing is ever saved.
+    The default metric is the monitored one, the default mode "min". Raises
+    :class:`~ckpt_lib.errors.UnknownMetricError` if a save passes no such metric: because of a misspelt name, nothing
+    would ever be saved.
     """
 
     metric: str | None = None
@@ -135,7 +135,7 @@ class OnImprovement:
         return is_better(value, best[0].metrics[monitor.metric] if best else None, monitor.mode)
 
     def check(self, context: SaveContext) -> Monitor:
-        """Return what is compared; raise :class:`~ckpt_lib.errors.UnknownMetricError` when it was not given."""
+        """Return what is compared; raise :class:`~ckpt_lib.errors.UnknownMetricError` if the save does not pass it."""
         monitor = Monitor(metric=self.metric, mode=self.mode or "min") if self.metric else context.monitor
         if monitor.metric not in context.metrics:
             raise UnknownMetricError(
@@ -148,15 +148,15 @@ class OnImprovement:
 
     def _hint(self, context: SaveContext) -> str:
         if self.metric:
-            return "Pass it, or name one that you pass in OnImprovement."
+            return "Pass it in metrics, or give OnImprovement a metric that you pass."
         if not context.is_monitor_recorded:
-            return "Pass it, or name one that you pass as monitor_metric of the configuration."
-        return "Pass it, or have one monitored that you pass: `ckpt monitor`, set_monitor()."
+            return "Pass it in metrics, or set monitor_metric in the configuration to one that you pass."
+        return "Pass it in metrics, or monitor one that you pass: `ckpt monitor` or set_monitor()."
 
 
 @dataclass(frozen=True)
 class When:
-    """Save when ``predicate(context)`` is true."""
+    """Save if ``predicate(context)`` is true."""
 
     predicate: Callable[[SaveContext], bool]
 
@@ -170,12 +170,12 @@ class When:
 
 @dataclass(frozen=True, init=False)
 class AllOf:
-    """Save when every policy says so."""
+    """Save if every policy says so."""
 
     policies: tuple[SavePolicy, ...]
 
     def __init__(self, *policies: SavePolicy) -> None:
-        _check_policies(policies)
+        _check_parts(policies)
         object.__setattr__(self, "policies", policies)
 
     def should_save(self, context: SaveContext) -> bool:
@@ -184,12 +184,12 @@ class AllOf:
 
 @dataclass(frozen=True, init=False)
 class AnyOf:
-    """Save when at least one policy says so."""
+    """Save if at least one policy says so."""
 
     policies: tuple[SavePolicy, ...]
 
     def __init__(self, *policies: SavePolicy) -> None:
-        _check_policies(policies)
+        _check_parts(policies)
         object.__setattr__(self, "policies", policies)
 
     def should_save(self, context: SaveContext) -> bool:
@@ -197,7 +197,7 @@ class AnyOf:
 
 
 def policy_of(config: CheckpointConfig) -> SavePolicy:
-    """The policy that ``save_interval`` and ``save_best_only`` spell."""
+    """Return the policy that ``save_interval`` and ``save_best_only`` stand for."""
     interval = EveryEpochs(config.save_interval)
     if not config.save_best_only:
         return interval
@@ -205,7 +205,7 @@ def policy_of(config: CheckpointConfig) -> SavePolicy:
 
 
 def improvements_in(policy: Any) -> Iterator[OnImprovement]:
-    """What in a policy compares with earlier checkpoints: itself, or those that it combines."""
+    """Yield every ``OnImprovement`` in a policy, itself included."""
     if isinstance(policy, OnImprovement):
         yield policy
     for part in getattr(policy, "policies", ()):

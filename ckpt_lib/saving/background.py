@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.stream.threads import Helper
 
@@ -37,9 +37,9 @@ class SaveHandle(Future["str | None"]):
     :class:`~ckpt_lib.errors.ConfigError`, and it cannot be pickled.
     """
 
-    def __init__(self, draft: Draft | None = None) -> None:
+    def __init__(self, facts: CheckpointFacts | None = None) -> None:
         super().__init__()
-        self.draft = draft
+        self.facts = facts
         self.buffer: StagingBuffer | None = None
         """The memory of the copy, until the save has ended."""
         self.error_was_seen = False
@@ -187,14 +187,14 @@ class BackgroundSaves:
 
     def start(
         self,
-        draft: Draft,
+        facts: CheckpointFacts,
         snapshot_into: Callable[[StagingBuffer], Snapshot],
         commit: Callable[[Snapshot], Any],
         follow_up: Callable[[Any], object],
     ) -> SaveHandle:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
         _flush_at_end()
-        handle = SaveHandle(draft)
+        handle = SaveHandle(facts)
         snapshot: Snapshot | None = None
         try:
             self._begin(handle)
@@ -296,7 +296,7 @@ class BackgroundSaves:
         self._wait()
         self.raise_failure()
 
-    def settle(self) -> None:
+    def wait_all(self) -> None:
         """:meth:`flush`, but raise nothing: what failed is in the log, and keeps no last save from being made."""
         self._wait()
         with self._lock:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ckpt_lib.config import OnSaveFailure
-from ckpt_lib.core.facts import Draft
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.logs import store_failures_logged
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.index import Index
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import CheckpointSet
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
+from ckpt_lib.saving.free_space import FreeSpace
 
 logger = logging.getLogger("ckpt_lib")
 
@@ -37,53 +36,32 @@ _ROOMY = 4
 """With free space for so many saves like the last, the size of the next is not worth computing."""
 
 
-@contextmanager
-def forgiven(what: str) -> Iterator[None]:
-    """Log a failure of the store, in something that training can do without."""
-    try:
-        yield
-    except Exception as error:
-        if not is_store_failure(error):
-            raise
-        logger.warning("%s failed: %s", what, error)
-
-
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint, and where it is."""
+    """A committed checkpoint, in the primary folder or in the fallback."""
 
     manifest: Manifest
-    folder: CheckpointFolder
-    is_stranded: bool
+    in_fallback: bool
 
     @property
     def checkpoint_id(self) -> str:
         return self.manifest.checkpoint_id
 
 
-class Target:
-    """A folder that saves go to. ``make_room(bytes)`` deletes what may go until there is so much room.
-
-    ``None`` stands for all that may go. With ``verify``, payloads are read back before they are committed.
-    """
+class SaveTarget:
+    """A folder that saves go to. With ``verify``, payloads are read back before they are committed."""
 
     def __init__(
-        self,
-        folder: CheckpointFolder,
-        index: Index,
-        known: KnownVersions,
-        make_room: Callable[[int | None], None],
-        *,
-        verify: bool = False,
+        self, checkpoints: CheckpointSet, known: KnownVersions, free_space: FreeSpace, *, verify: bool = False
     ) -> None:
-        self.folder = folder
-        self.index = index
+        self.folder = checkpoints.folder
+        self.index = checkpoints.index
         self._known = known
-        self._make_room = make_room
+        self._free_space = free_space
         self._verify = verify
         self._last_size_bytes: int | None = None
 
-    def save(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
+    def save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
         """Commit; what is transient is tried again, and a full store is given room once.
 
         Each attempt is a save of its own: a file that could not be made durable is never tried again.
@@ -91,41 +69,43 @@ class Target:
         begun, is_repeated = time.monotonic(), False
         for delay_seconds in RETRY_DELAYS_SECONDS:
             try:
-                return self._attempt(draft, payload_format, layout, is_repeated=is_repeated)
+                return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
             except StoreUnavailableError as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
-                emit("save.retried", error.message, experiment_name=draft.experiment_name, **_described(error))
+                emit("save.retried", error.message, experiment_name=facts.experiment_name, **_described(error))
             time.sleep(delay_seconds * _chance.uniform(0.5, 1.5))
             is_repeated = True
-        return self._attempt(draft, payload_format, layout, is_repeated=is_repeated)
+        return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
 
-    def _attempt(self, draft: Draft, payload_format: Format, layout: Layout, *, is_repeated: bool) -> Manifest:
-        if is_repeated and (left := self._left_behind(draft)):
+    def _attempt(
+        self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, is_repeated: bool
+    ) -> Manifest:
+        if is_repeated and (left := self._left_behind(facts)):
             return left
-        return self._save(draft, payload_format, layout)
+        return self._save(facts, payload_format, layout)
 
-    def _save(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
-        self._require_room(draft, layout)
+    def _save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
+        self._require_room(facts, layout)
         try:
-            return self._commit(draft, payload_format, layout)
+            return self._commit(facts, payload_format, layout)
         except StorageFullError as error:
             # Another program may have been faster, or a quota is smaller than the disk.
-            if self.index.with_uid(draft.uid):
+            if self.index.with_uid(facts.uid):
                 raise  # committed, but for the last barrier
-            emit("store.full", error.message, experiment_name=draft.experiment_name, **_described(error))
-            self._make_room(None)
-        return self._commit(draft, payload_format, layout)
+            emit("store.full", error.message, experiment_name=facts.experiment_name, **_described(error))
+            self._free_space.make(None)
+        return self._commit(facts, payload_format, layout)
 
-    def _commit(self, draft: Draft, payload_format: Format, layout: Layout) -> Manifest:
-        manifest = commit.save(self.folder, self.index, draft, payload_format, layout, verify=self._verify)
+    def _commit(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
+        manifest = commit.save(self.folder, self.index, facts, payload_format, layout, verify=self._verify)
         self._last_size_bytes = manifest.payload.size_bytes
-        if manifest.uid == draft.uid:  # else another process was faster with the same save, and this one read nothing
-            with forgiven("looking at what was just saved"):
+        if manifest.uid == facts.uid:  # else another process was faster with the same save, and this one read nothing
+            with store_failures_logged("looking at what was just saved"):
                 self._known.remember(self.folder, manifest, is_loadable=True)
         return manifest
 
-    def _require_room(self, draft: Draft, layout: Layout) -> None:
+    def _require_room(self, facts: CheckpointFacts, layout: Layout) -> None:
         """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
         free_bytes = self._free_bytes()
         if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
@@ -143,12 +123,12 @@ class Target:
         emit(
             "store.full",
             error.message,
-            experiment_name=draft.experiment_name,
+            experiment_name=facts.experiment_name,
             needed_bytes=needed_bytes,
             free_bytes=int(free_bytes),
             **_described(error),
         )
-        self._make_room(needed_bytes)
+        self._free_space.make(needed_bytes)
         free_bytes = self._free_bytes()
         if free_bytes < needed_bytes:
             error.got = f"{int(free_bytes)} bytes free"
@@ -158,37 +138,37 @@ class Target:
         found = self.folder.store.free_bytes(self.folder.path)
         return float("inf") if found is None else found
 
-    def _left_behind(self, draft: Draft) -> Manifest | None:
+    def _left_behind(self, facts: CheckpointFacts) -> Manifest | None:
         """What an attempt committed whose acknowledgement was lost, made durable."""
-        found = self.index.with_uid(draft.uid)
+        found = self.index.with_uid(facts.uid)
         if found is not None:
             with self.folder.lock() as held:
                 held.sync()
         return found
 
 
-class Committer:
+class FailoverWriter:
     """Commits to the store, or else to the fallback folder, or else does what ``on_failure`` says."""
 
-    def __init__(self, home: Target, fallback: Target | None, on_failure: OnSaveFailure) -> None:
-        self.home = home
+    def __init__(self, primary: SaveTarget, fallback: SaveTarget | None, on_failure: OnSaveFailure) -> None:
+        self.primary = primary
         self.fallback = fallback
         self._on_failure = on_failure
 
-    def save(self, draft: Draft, payload_format: Format, payload: Payload) -> Saved | None:
+    def save(self, facts: CheckpointFacts, payload_format: Format, payload: Payload) -> Saved | None:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
         layout = payload_format.lay_out(payload)
         try:
-            return Saved(self.home.save(draft, payload_format, layout), self.home.folder, is_stranded=False)
+            return Saved(self.primary.save(facts, payload_format, layout), in_fallback=False)
         except Exception as error:
             if not _is_degrading(error):
                 raise
             failure = error
-        experiment_name = draft.experiment_name
+        experiment_name = facts.experiment_name
         if self.fallback is not None:
             emit("save.degraded", str(failure), experiment_name=experiment_name, **_described(failure))
             try:
-                return self._strand(self.fallback, draft, payload_format, layout)
+                return self._save_in_fallback(self.fallback, facts, payload_format, layout)
             except Exception as error:
                 if not _is_degrading(error):
                     raise
@@ -199,29 +179,31 @@ class Committer:
             return None
         raise failure
 
-    def _strand(self, fallback: Target, draft: Draft, payload_format: Format, layout: Layout) -> Saved:
-        manifest = fallback.save(draft, payload_format, layout)
+    def _save_in_fallback(
+        self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout
+    ) -> Saved:
+        manifest = fallback.save(facts, payload_format, layout)
         path = fallback.folder.payload_location(manifest)
         emit(
             "checkpoint.stranded",
             f"saved in the fallback folder, {path}; `ckpt reconcile` moves it to the store",
-            experiment_name=draft.experiment_name,
+            experiment_name=facts.experiment_name,
             checkpoint_id=manifest.checkpoint_id,
             path=path,
             size_bytes=manifest.payload.size_bytes,
         )
-        return Saved(manifest, fallback.folder, is_stranded=True)
+        return Saved(manifest, in_fallback=True)
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        return (self.home,) if self.fallback is None else (self.home, self.fallback)
+    def targets(self) -> tuple[SaveTarget, ...]:
+        return (self.primary,) if self.fallback is None else (self.primary, self.fallback)
 
-    def earlier(self, draft: Draft) -> Manifest | None:
-        """The whole checkpoint, wherever it is, that an earlier save with the draft's key made."""
-        if draft.idempotency_key is not None:
+    def earlier(self, facts: CheckpointFacts) -> Manifest | None:
+        """The whole checkpoint, wherever it is, that an earlier save with the facts's key made."""
+        if facts.idempotency_key is not None:
             for target in self.targets:
-                with forgiven(f"looking for an earlier save in {target.folder.location()}"):
-                    if found := target.index.with_idempotency_key(draft.idempotency_key):
+                with store_failures_logged(f"looking for an earlier save in {target.folder.location()}"):
+                    if found := target.index.with_idempotency_key(facts.idempotency_key):
                         return found
         return None
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.maintenance.cleaners import Cleaner
 
 
-def reclaim(
-    folder: CheckpointFolder, needed_bytes: int | None, retire: Callable[[], CleanupReport], *, experiment_name: str
-) -> None:
-    """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what retention gives up.
+class FreeSpace:
+    """Makes room for a save of an experiment, in the folders of ``cleaners``, one after the other."""
+
+    def __init__(self, experiment_name: str, *cleaners: Cleaner) -> None:
+        self._experiment_name = experiment_name
+        self._cleaners = cleaners
+
+    def make(self, needed_bytes: int | None) -> None:
+        """Delete what may go until ``needed_bytes`` are free, or all that may go if ``None``. A failure is logged."""
+        for cleaner in self._cleaners:
+            with failures_logged(f"making room in {cleaner.folder.location()}"):
+                reclaim(cleaner, needed_bytes, experiment_name=self._experiment_name)
+
+
+def reclaim(cleaner: Cleaner, needed_bytes: int | None, *, experiment_name: str) -> None:
+    """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what retention deletes.
 
     ``None`` stands for a store that was full although it told of free space, as one with a quota does: then all goes
     that may. No guarantee of retention is weaker here, and nothing goes that someone holds. Killed on the way, every
     checkpoint is whole or gone. Raises :class:`~ckpt_lib.errors.StoreError`.
     """
+
+    folder = cleaner.folder
 
     def is_enough() -> bool:
         free_bytes = folder.store.free_bytes(folder.path)
@@ -27,13 +39,13 @@ def reclaim(
     if not folder.store.entries(folder.path):  # a folder that is not there is not created either
         return
     purged = commit.purge(folder, is_enough=is_enough)
-    retired = () if is_enough() else retire().deleted_ids
-    if purged or retired:
+    deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
+    if purged or deleted:
         emit(
             "store.reclaimed",
-            f"removed {len(purged)} deleted checkpoints for good and retired {len(retired)} to make room",
+            f"removed {len(purged)} deleted checkpoints for good and retired {len(deleted)} to make room",
             experiment_name=experiment_name,
             path=folder.location(),
             purged_ids=purged,
-            retired_ids=list(retired),
+            retired_ids=list(deleted),
         )

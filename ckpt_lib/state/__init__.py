@@ -1,1 +1,1 @@
-"""Models and optimizers to state, and back."""
+"""Collects state from models and optimizers, copies it for background saves, and restores it."""

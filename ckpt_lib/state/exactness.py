@@ -1,4 +1,4 @@
-"""Whether tensors hold the values that were stored for them: in other types, and under several names for one."""
+"""Tells whether a model can hold stored values exactly, with its own types and tied tensors."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def changed_values(current: Mapping[str, Any], state: Mapping[str, Any], *, exactly: bool) -> list[str]:
-    """Return the names of a model's tensors that cannot hold what is stored for them.
+    """Return the names of a model's tensors that cannot hold the values stored for them.
 
-    Overflows, lost fractions, wrapped numbers and different values for one tied tensor always count; with ``exactly``
-    so does any rounding.
+    Overflows, lost fractions, wrapped numbers and different values for one tied tensor always count. With ``exactly``,
+    any rounding counts too.
     """
     by_type = _differing(current, state) if exactly else _changed_by_type(current, state)
     return sorted({*by_type, *_changed_by_ties(current, state)})
 
 
 def _casts(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the model's tensor and the stored one, of each that loading gives another type."""
+    """Yield name, model tensor and stored tensor where loading changes the type."""
     import torch
 
     for name, value in current.items():
@@ -36,14 +36,14 @@ def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any]) -> It
 
 
 def _differing(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    """The names of tensors of which any value would differ, if only by rounding."""
+    """Yield the names of tensors with any value that would differ, if only by rounding."""
     for name, value, stored in _casts(current, state):
         if value.is_quantized or stored.is_quantized or not is_held(stored, value.dtype):
             yield name
 
 
 def is_held(stored: Any, dtype: Any) -> bool:
-    """Whether every value of a tensor is the same in another type."""
+    """Whether another type can hold every value of a tensor exactly."""
     import torch
 
     values = _comparable(stored.detach())
@@ -55,7 +55,7 @@ def is_held(stored: Any, dtype: Any) -> bool:
 
 
 def _comparable(tensor: Any) -> Any:
-    """What a tensor stores, without the places of a sparse one, and wider where its type has no comparisons."""
+    """Return the stored values of a tensor, without sparse indices, in a wider type if its own has no comparison."""
     import torch
 
     if tensor.layout is not torch.strided:
@@ -65,7 +65,7 @@ def _comparable(tensor: Any) -> Any:
 
 
 def _loses(stored: Any, dtype: Any) -> bool:
-    """Whether a conversion changes more than the last digits of floating numbers."""
+    """Whether a conversion changes values by more than rounding."""
     import torch
 
     if stored.layout is not torch.strided:
@@ -82,7 +82,7 @@ def _loses(stored: Any, dtype: Any) -> bool:
 
 
 def _changed_by_ties(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    """The names of one tensor of the model for which different ones were stored: the last of them stays."""
+    """Yield the names of tied tensors for which different values were stored. Loading keeps the last of these."""
     import torch
 
     seen: dict[tuple[Any, ...], str] = {}
@@ -91,8 +91,8 @@ def _changed_by_ties(current: Mapping[str, Any], state: Mapping[str, Any]) -> It
             continue
         if value.layout is not torch.strided or value.is_nested:
             continue
-        place = (value.data_ptr(), value.shape, value.stride(), value.device)
-        first = seen.setdefault(place, name)
+        key = (value.data_ptr(), value.shape, value.stride(), value.device)
+        first = seen.setdefault(key, name)
         if first != name and not _equal(state[first], state[name]):
             yield first
 
@@ -104,7 +104,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def is_lazy(value: Any) -> bool:
-    """Whether it is a parameter that takes its shape from what is loaded; asking it for one is an error."""
+    """Whether ``value`` is a lazy parameter, which takes its shape from the loaded tensor and has none before."""
     from torch.nn import parameter
 
     return bool(parameter.is_lazy(value))

@@ -1,7 +1,7 @@
-"""Whether a state is worth going on from: NaN and infinities in weights, optimizer state or the monitored metric.
+"""Finds NaN and infinities in weights, optimizer state and the monitored metric.
 
-A state that has diverged is saved as faithfully as any other, and every digest agrees. So this looks at the numbers
-themselves, once, as they are saved: each tensor is read in one pass, and no copy of it is made.
+A diverged state is saved like any other, and its digests agree. So the health check reads the numbers themselves, once
+for each save: one pass over each tensor, without a copy.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 _CHECKED = ("model_state_dict", "optimizer_state_dict")
 _MAX_NAME_LENGTH = 120
 _PIECE_ELEMENTS = 2**20
-"""How much of a tensor is widened at a time whose type has no arithmetic of its own."""
+"""How many elements are widened at a time, of tensors whose type has no arithmetic."""
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """What to look for in one save. ``buffers`` are the names of tensors in the model that no optimizer changes."""
+    """The health check of one save. ``buffers`` names the model's tensors that no optimizer changes."""
 
     monitor: Monitor
     buffers: Collection[str] = ()
 
     @classmethod
     def of(cls, model: Any, monitor: Monitor) -> HealthCheck:
-        """The check for ``model``, which need not be a ``torch.nn.Module``."""
+        """Return the check for ``model``, which need not be a ``torch.nn.Module``."""
         from torch.nn import Module
 
-        # By all their names: a mask that layers share has one for each.
+        # All names count: a mask that layers share has one in each of them.
         named = model.named_buffers(remove_duplicate=False) if isinstance(model, Module) else ()
         return cls(monitor, frozenset(name for name, _ in named))
 
     def find_fault(self, payload: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str | None:
-        """Why the state is unhealthy, in one line; ``None`` when all numbers that were looked at are finite.
+        """Return why the state is unhealthy, in one line; ``None`` if all checked numbers are finite.
 
-        Looked at are the monitored metric and every floating or complex tensor of model and optimizer. A buffer may
-        hold -Infinity, of which masks are made.
+        The check covers the monitored metric and every floating-point or complex tensor of model and optimizer. A
+        buffer may hold -Infinity, which attention masks do.
         """
         faults = [] if (fault := self._fault_of_metric(metrics)) is None else [fault]
         names = [name for name, tensor in self._tensors(payload) if not self._is_sound(name, tensor)]
@@ -70,7 +70,7 @@ class HealthCheck:
 
 
 def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that could hold a NaN, by dotted name."""
+    """Yield every tensor that could hold a NaN, with its dotted name."""
     from torch import Tensor
 
     if isinstance(value, Tensor):
@@ -85,7 +85,7 @@ def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _extremes(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest number in a tensor; both are NaN where one is, and 0 where there are none."""
+    """Return the smallest and the largest number in a tensor: NaN if it has any, 0 if it has no numbers."""
     import torch
 
     numbers = torch.view_as_real(stored) if (stored := _stored(tensor)).is_complex() else stored
@@ -95,14 +95,14 @@ def _extremes(tensor: Tensor) -> tuple[float, float]:
         lowest, highest = torch.aminmax(numbers)
         return float(lowest), float(highest)
     if "float8" not in str(numbers.dtype):
-        return 0.0, 0.0  # the narrower types have no NaN and no infinity
+        return 0.0, 0.0  # narrower types hold neither NaN nor infinity
     found = [torch.aminmax(piece.to(torch.float32)) for piece in torch.split(numbers.reshape(-1), _PIECE_ELEMENTS)]
     lowest, highest = torch.stack([low for low, _ in found]).amin(), torch.stack([high for _, high in found]).amax()
     return float(lowest), float(highest)
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor of whatever layout stores."""
+    """Return the numbers that a tensor of any layout stores."""
     import torch
 
     if tensor.layout is torch.strided and not tensor.is_nested:
@@ -115,6 +115,6 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def _shown(name: str) -> str:
-    """A name that may come from anywhere, made safe and short enough for a message."""
+    """Make a name safe and short enough for a message."""
     text = name if name.isprintable() else ascii(name)
     return text if len(text) <= _MAX_NAME_LENGTH else text[: _MAX_NAME_LENGTH - 1] + "…"

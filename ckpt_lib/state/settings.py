@@ -1,15 +1,14 @@
-"""Settings that a caller built anew and a stored state would replace: which differ, and how the caller's are kept.
+"""Finds settings of optimizers and schedulers that a stored state would replace, and keeps those that a caller names.
 
-A setting is what an optimizer or a scheduler was built with; what it has reached since is progress. To keep a setting
-is to load the stored state with the caller's value in it, so that all that was reached stays and the next steps are
-those of a restored object on which the setting was changed. Where one setting alone would contradict another, both are
-kept:
+A setting is a value that an optimizer or a scheduler was built with. Progress is what changed since. To keep a setting,
+the stored state is loaded with the caller's value in it: progress stays, and the next steps are those of a restored
+object whose setting was then changed. Settings that depend on each other are kept together:
 
-- ``lr`` of an optimizer under a schedule is the rate that the schedule began with. The present rate changes by the same
-  factor, and the ``base_lrs`` of the scheduler follow. Without a schedule, it is the present rate.
-- ``total_steps`` and ``_schedule_phases`` of ``OneCycleLR`` are one thing, as are the two spellings of ``min_lr``.
-- ``T_0`` of ``CosineAnnealingWarmRestarts`` changes the length of the present cycle by the same factor.
-- ``mode`` of ``ReduceLROnPlateau`` begins with a new ``best``: the old one was found in the other direction.
+- ``lr`` of an optimizer under a schedule is the rate at which the schedule began. The current rate changes by the same
+  factor, and so do the ``base_lrs`` of the scheduler. Without a schedule, ``lr`` is the current rate.
+- ``total_steps`` and ``_schedule_phases`` of ``OneCycleLR`` come from one argument, as do both fields for ``min_lr``.
+- ``T_0`` of ``CosineAnnealingWarmRestarts`` changes the length of the current cycle by the same factor.
+- ``mode`` of ``ReduceLROnPlateau`` resets ``best``, which was found in the other direction.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from ckpt_lib.core.wording import briefly, did_you_mean
 from ckpt_lib.errors import ConfigError, StateMismatchError
 
 Changes = dict[str, tuple[Any, Any]]
-"""Setting to the caller's value and the stored one that takes its place."""
+"""Maps a setting to the caller's value and the stored value that replaces it."""
 
 _PROGRESS = {
     *("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_initial_step", "_is_initial"),
     *("T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter"),
-    "mode_worse",  # which ReduceLROnPlateau computes from its mode
+    "mode_worse",  # ReduceLROnPlateau computes it from its mode
 }
-"""What a scheduler's state says of how far it has come, and not of how it was built."""
-_NOT_A_SETTING = {"params", "param_names", "initial_lr"}  # the last one is what lr began with, and compared as lr
+"""The entries of a scheduler's state that record progress instead of settings."""
+_NOT_A_SETTING = {"params", "param_names", "initial_lr"}  # initial_lr is compared as lr
 _ONLY_WITH_MOMENTUM = {"use_beta1", "base_momentums", "max_momentums"}
 _SAME_ARGUMENT = [{"total_steps", "_schedule_phases"}, {"min_lrs", "default_min_lr"}]
 _NEEDED_STATE = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg"}
@@ -40,93 +39,93 @@ _SHOWN = 20
 
 
 @dataclass
-class Settled:
-    """A state to load, and what it replaces."""
+class MergedState:
+    """A state to load, with the settings to keep in it, and the settings that it replaces."""
 
     state: dict[str, Any]
     replaced: Changes = field(default_factory=dict)
-    rates_kept: set[int] = field(default_factory=set)
-    """The parameter groups whose learning rate is the caller's."""
+    kept_rates: set[int] = field(default_factory=set)
+    """The numbers of the parameter groups that keep the caller's learning rate."""
 
 
-class _Place(NamedTuple):
-    """Where a setting stands on both sides."""
+class _Setting(NamedTuple):
+    """One setting: the caller's state, the stored state, and its key in both."""
 
     mine: Mapping[str, Any]
     stored: dict[str, Any]
     key: str
 
 
-def settle_optimizer(
+def merge_optimizer_settings(
     optimizer: Any, state: Mapping[str, Any], keep: Collection[str], schedule: Mapping[str, Any] | None
-) -> Settled:
-    """Put the settings to keep into a copy of an optimizer's stored state, and say which others it replaces.
+) -> MergedState:
+    """Put the settings to keep into a copy of an optimizer's stored state, and report the settings that it replaces.
 
-    ``schedule`` is the stored state of the scheduler. What the checkpoint lacks stays as the caller built it. Raises
-    :class:`ConfigError` for a name that is no setting, :class:`StateMismatchError` for one that needs state which was
-    not stored.
+    ``schedule`` is the stored state of the scheduler. Settings that the checkpoint lacks keep the caller's value.
+    Raises :class:`ConfigError` for a name that is no setting, and :class:`StateMismatchError` for a setting that needs
+    state which was not stored.
     """
     own = getattr(optimizer, "param_groups", ())
     groups = [dict(group) for group in state.get("param_groups", ())]
-    settled = Settled({**state, "param_groups": groups} if groups else dict(state))
+    merged = MergedState({**state, "param_groups": groups} if groups else dict(state))
     names = {
         _in_group(number, len(own), key): (number, key)
         for number, group in enumerate(own)
         for key in group
         if key not in _NOT_A_SETTING and not (key == "momentum" and _is_cycled(group))
     }
-    kept = _kept("optimizer", [_as_rate(name) for name in keep], names)
+    kept = _full_names("optimizer", [_as_rate(name) for name in keep], names)
     for name, (number, key) in names.items():
-        place = _Place(own[number], groups[number], key)
-        if key not in place.stored:
-            place.stored[key] = place.mine[key]
+        setting = _Setting(own[number], groups[number], key)
+        if key not in setting.stored:
+            setting.stored[key] = setting.mine[key]
             continue
-        is_settled = _is_settled(place, schedule, number)
-        if name in kept and (not is_settled or _is_rate_without_schedule(place)):
-            _check_needed_state(place, state)
-            _keep_in_group(place)
-            settled.rates_kept.update({number} if key == "lr" else ())
-        elif not is_settled:
-            settled.replaced[name] = (_setting(key, place.mine), _setting(key, place.stored))
+        is_unchanged = _is_unchanged(setting, schedule, number)
+        if name in kept and (not is_unchanged or _is_rate_without_schedule(setting)):
+            _check_needed_state(setting, state)
+            _keep_in_group(setting)
+            merged.kept_rates.update({number} if key == "lr" else ())
+        elif not is_unchanged:
+            merged.replaced[name] = (_built_value(key, setting.mine), _built_value(key, setting.stored))
     for mine, stored in zip(own, groups, strict=True):
         if "initial_lr" in mine:
             stored.setdefault("initial_lr", mine["initial_lr"])
-    return settled
+    return merged
 
 
-def settle_scheduler(
-    scheduler: Any, state: Mapping[str, Any], keep: Collection[str], rates_kept: Collection[int]
-) -> Settled:
-    """Put the settings to keep into a copy of a scheduler's stored state, and say which others it replaces.
+def merge_scheduler_settings(
+    scheduler: Any, state: Mapping[str, Any], keep: Collection[str], kept_rates: Collection[int]
+) -> MergedState:
+    """Put the settings to keep into a copy of a scheduler's stored state, and report the settings that it replaces.
 
-    Those of schedulers within it have dotted names, as ``_schedulers.1.milestones``. Raises :class:`ConfigError` for a
-    name that is no setting, :class:`StateMismatchError` where other schedulers are within it.
+    Settings of inner schedulers have dotted names, such as ``_schedulers.1.milestones``. Raises :class:`ConfigError`
+    for a name that is no setting, and :class:`StateMismatchError` where the inner schedulers differ.
     """
-    settled = Settled(dict(state))
+    merged = MergedState(dict(state))
     current = scheduler.state_dict()
-    places = dict(_places(scheduler, current, settled.state)) if isinstance(current, Mapping) else {}
-    kept = _with_same_argument(_kept("scheduler", keep, places))
-    for name, place in places.items():
-        if place.key == "base_lrs":
-            _follow_rates(place, rates_kept)
-        if place.key not in place.stored or is_same(place.mine[place.key], place.stored[place.key]):
+    settings = dict(_settings(scheduler, current, merged.state)) if isinstance(current, Mapping) else {}
+    kept = _with_same_argument(_full_names("scheduler", keep, settings))
+    for name, setting in settings.items():
+        if setting.key == "base_lrs":
+            _update_base_rates(setting, kept_rates)
+        if setting.key not in setting.stored or is_same(setting.mine[setting.key], setting.stored[setting.key]):
             continue
         if name in kept:
-            _keep_in_schedule(place)
+            _keep_in_schedule(setting)
         else:
-            settled.replaced[name] = (place.mine[place.key], place.stored[place.key])
-    return settled
+            merged.replaced[name] = (setting.mine[setting.key], setting.stored[setting.key])
+    return merged
 
 
-def shown(changes: Changes) -> str:
-    """Return a line that names the first of some changes."""
+def describe_changes(changes: Changes) -> str:
+    """Describe the first five changes in one line."""
     first = [f"{name} {_in_short(mine)} by {_in_short(stored)}" for name, (mine, stored) in list(changes.items())[:5]]
     more = len(changes) - len(first)
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def is_same(mine: Any, stored: Any) -> bool:
-    """Whether two settings are equal; an object that compares by identity is not told from another."""
+    """Whether two settings are equal. Objects that compare by identity count as equal to any other."""
     import torch
 
     if isinstance(mine, torch.Tensor) or isinstance(stored, torch.Tensor):
@@ -178,12 +177,12 @@ def _as_rate(name: str) -> str:
 
 
 def _is_cycled(group: Mapping[str, Any]) -> bool:
-    """Whether a scheduler moves the momentum up and down, as it does the learning rate."""
+    """Whether a scheduler cycles the momentum of this group, as it cycles the learning rate."""
     return "max_momentum" in group
 
 
-def _setting(key: str, group: Mapping[str, Any]) -> Any:
-    """What a group was built with: the learning rate before a scheduler moved it, of cycled betas the other ones."""
+def _built_value(key: str, group: Mapping[str, Any]) -> Any:
+    """Return the value that a group was built with: the initial learning rate, or cycled betas without the first."""
     if key == "lr":
         return group.get("initial_lr", group["lr"])
     if key == "betas" and _is_cycled(group):
@@ -191,16 +190,16 @@ def _setting(key: str, group: Mapping[str, Any]) -> Any:
     return group[key]
 
 
-def _is_settled(place: _Place, schedule: Mapping[str, Any] | None, number: int) -> bool:
-    key = place.key
-    if key == "betas" and _is_cycled(place.mine):
-        return is_same(place.mine[key][1:], place.stored[key][1:])
-    mine, stored = _setting(key, place.mine), _setting(key, place.stored)
+def _is_unchanged(setting: _Setting, schedule: Mapping[str, Any] | None, number: int) -> bool:
+    key = setting.key
+    if key == "betas" and _is_cycled(setting.mine):
+        return is_same(setting.mine[key][1:], setting.stored[key][1:])
+    mine, stored = _built_value(key, setting.mine), _built_value(key, setting.stored)
     return is_same(mine, stored) or (key == "lr" and _is_reduced(mine, stored, schedule, number))
 
 
 def _is_reduced(mine: Any, stored: Any, schedule: Mapping[str, Any] | None, number: int) -> bool:
-    """Whether ``ReduceLROnPlateau`` leads from one learning rate to the other: it does not note where it began."""
+    """Whether ``ReduceLROnPlateau``, which stores no initial rate, leads from one learning rate to the other."""
     names = ("factor", "min_lrs", "patience", "last_epoch")
     if not isinstance(schedule, Mapping) or any(name not in schedule for name in names):
         return False
@@ -213,28 +212,28 @@ def _is_reduced(mine: Any, stored: Any, schedule: Mapping[str, Any] | None, numb
     return False
 
 
-def _is_rate_without_schedule(place: _Place) -> bool:
-    """Whether the learning rate comes from a schedule that the caller has given up."""
-    return place.key == "lr" and "initial_lr" in place.stored and "initial_lr" not in place.mine
+def _is_rate_without_schedule(setting: _Setting) -> bool:
+    """Whether the stored learning rate comes from a schedule that the caller no longer uses."""
+    return setting.key == "lr" and "initial_lr" in setting.stored and "initial_lr" not in setting.mine
 
 
-def _check_needed_state(place: _Place, state: Mapping[str, Any]) -> None:
-    """Refuse what PyTorch would stumble over in the next step."""
-    entries = [state.get("state", {}).get(number) for number in place.stored.get("params", ())]
+def _check_needed_state(setting: _Setting, state: Mapping[str, Any]) -> None:
+    """Refuse to keep a setting whose next step would fail in PyTorch, for lack of state that was not stored."""
+    entries = [state.get("state", {}).get(number) for number in setting.stored.get("params", ())]
     for entry in entries:
-        needed = _NEEDED_STATE.get(place.key)
-        if place.key == "momentum" and isinstance(entry, Mapping) and "square_avg" in entry:  # RMSprop
+        needed = _NEEDED_STATE.get(setting.key)
+        if setting.key == "momentum" and isinstance(entry, Mapping) and "square_avg" in entry:  # RMSprop
             needed = "momentum_buffer"
-        if needed and entry and place.mine[place.key] and needed not in entry:
+        if needed and entry and setting.mine[setting.key] and needed not in entry:
             raise StateMismatchError(
-                f"keep names {place.key}, which works on {needed}, and the checkpoint holds none",
-                hint=f"Leave {place.key} out of keep, or leave out optimizer= to begin with a new one. "
+                f"keep names {setting.key}, which works on {needed}, and the checkpoint holds none",
+                hint=f"Leave {setting.key} out of keep, or leave out optimizer= to begin with a new one. "
                 "Nothing was changed.",
             )
 
 
-def _keep_in_group(place: _Place) -> None:
-    mine, stored, key = place
+def _keep_in_group(setting: _Setting) -> None:
+    mine, stored, key = setting
     if key == "betas" and _is_cycled(mine):
         stored[key] = (stored[key][0], *mine[key][1:])
     elif key == "lr" and "initial_lr" in stored:
@@ -243,27 +242,27 @@ def _keep_in_group(place: _Place) -> None:
         factor = float(stored["lr"]) / float(stored["initial_lr"]) if under_schedule else 1
         stored["lr"], stored["initial_lr"] = first * factor, copy.deepcopy(first)
     else:
-        stored[key] = copy.deepcopy(_setting(key, mine))
+        stored[key] = copy.deepcopy(_built_value(key, mine))
 
 
 # --- schedulers ---
 
 
-def _places(owner: Any, current: Mapping[str, Any], stored: dict[str, Any], prefix: str = "") -> Iterator[Any]:
-    """Yield the name and the place of each setting of a scheduler and of those within it, whose states it copies."""
+def _settings(outer: Any, current: Mapping[str, Any], stored: dict[str, Any], prefix: str = "") -> Iterator[Any]:
+    """Yield name and :class:`_Setting` for a scheduler and the schedulers within it, whose stored states are copied."""
     for key, value in current.items():
-        within = _schedulers_within(owner, key, value)
+        within = _schedulers_within(outer, key, value)
         if within:
             theirs = stored[key] = _states_within(prefix + key, within, value, stored.get(key))
             for number, scheduler in enumerate(within):
-                yield from _places(scheduler, value[number], theirs[number], f"{prefix}{key}.{number}.")
+                yield from _settings(scheduler, value[number], theirs[number], f"{prefix}{key}.{number}.")
         elif key not in _PROGRESS:
-            yield f"{prefix}{key}", _Place(current, stored, key)
+            yield f"{prefix}{key}", _Setting(current, stored, key)
 
 
-def _schedulers_within(owner: Any, key: str, value: Any) -> Sequence[Any]:
-    """The schedulers of which a value of the state holds the states."""
-    found = getattr(owner, "__dict__", {}).get(key)
+def _schedulers_within(outer: Any, key: str, value: Any) -> Sequence[Any]:
+    """Return the inner schedulers whose states are the entries of ``value``."""
+    found = getattr(outer, "__dict__", {}).get(key)
     if not isinstance(found, list | tuple) or not isinstance(value, list | tuple) or len(found) != len(value):
         return ()
     is_state = all(hasattr(one, "load_state_dict") for one in found) and all(isinstance(one, Mapping) for one in value)
@@ -284,7 +283,7 @@ def _states_within(name: str, within: Sequence[Any], current: Sequence[Any], sto
 
 
 def _is_state_of(scheduler: Any, current: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Whether a state has the settings of this scheduler; its class is not stored, and others may add theirs late."""
+    """Whether a state has the settings of this scheduler. Classes that are not PyTorch's are not compared."""
     if not type(scheduler).__module__.startswith("torch.optim."):
         return True
     return not (current.keys() ^ stored.keys()) - _PROGRESS - _ONLY_WITH_MOMENTUM - {"verbose"}
@@ -296,7 +295,7 @@ def _described(state: Mapping[str, Any]) -> str:
 
 
 def _with_same_argument(kept: set[str]) -> set[str]:
-    """Add the settings that come from the same argument as those to keep."""
+    """Add the settings that come from the same constructor argument as those to keep."""
     added: set[str] = set()
     for name in kept:
         prefix, dot, key = name.rpartition(".")
@@ -304,15 +303,15 @@ def _with_same_argument(kept: set[str]) -> set[str]:
     return kept | added
 
 
-def _follow_rates(place: _Place, rates_kept: Collection[int]) -> None:
-    mine, stored = place.mine["base_lrs"], place.stored.get("base_lrs")
+def _update_base_rates(setting: _Setting, kept_rates: Collection[int]) -> None:
+    mine, stored = setting.mine["base_lrs"], setting.stored.get("base_lrs")
     if isinstance(stored, list) and len(stored) == len(mine):
-        rates = [mine[number] if number in rates_kept else rate for number, rate in enumerate(stored)]
-        place.stored["base_lrs"] = copy.deepcopy(rates)
+        rates = [mine[number] if number in kept_rates else rate for number, rate in enumerate(stored)]
+        setting.stored["base_lrs"] = copy.deepcopy(rates)
 
 
-def _keep_in_schedule(place: _Place) -> None:
-    mine, stored, key = place
+def _keep_in_schedule(setting: _Setting) -> None:
+    mine, stored, key = setting
     if key == "T_0" and "T_i" in stored:
         stored["T_i"] = stored["T_i"] // stored[key] * mine[key]
     if key == "mode" and "best" in stored:
@@ -323,8 +322,8 @@ def _keep_in_schedule(place: _Place) -> None:
 # --- names ---
 
 
-def _kept(part: str, keep: Collection[str], names: Collection[str]) -> set[str]:
-    """Return the full names of what is to be kept; a short one stands for every group and scheduler that has it."""
+def _full_names(part: str, keep: Collection[str], names: Collection[str]) -> set[str]:
+    """Return the full names of the settings to keep. A short name stands for every group and scheduler that has it."""
     kept: set[str] = set()
     for wanted in keep:
         found = {name for name in names if wanted in (name, name.rpartition(".")[2])}

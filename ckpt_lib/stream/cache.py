@@ -1,4 +1,4 @@
-"""Verified payloads kept in memory, so that loading one again neither reads nor verifies it again."""
+"""Keeps verified payloads in memory, so that loading one again neither reads nor verifies it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 from ckpt_lib.stream.reader import VerifiedFile
 
 CacheKey = tuple[str, str, str]
-"""Where a payload lies, the version that the store tells of it, and its SHA-256."""
+"""The location of a payload, its version in the store, and its SHA-256."""
 
 
 class PayloadCache:
-    """Copies of whole payloads, of at most ``limit_bytes`` together; the one not asked for the longest goes first.
+    """Copies of whole payloads, of at most ``limit_bytes`` together. The least recently used copy is dropped first.
 
-    The copies are this process's own, verified when they are taken in, and never written to: neither rot on the disk
-    nor a caller who changes what he loaded reaches the next who loads. Threads may share it. What was opened stays
-    readable when it is dropped.
+    The copies are private to this process, verified when they are admitted, and never written to. So neither damage on
+    the disk nor a caller who changes loaded tensors affects later loads. Threads may share the cache. An open copy
+    stays readable after it is dropped.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -34,7 +34,7 @@ class PayloadCache:
         self._kept: OrderedDict[CacheKey, tuple[int, int]] = OrderedDict()  # key to descriptor and size
 
     def open(self, key: CacheKey) -> BinaryIO | None:
-        """Open the copy that is kept under ``key``; ``None`` when there is none."""
+        """Open the copy with this key; ``None`` if the cache has none."""
         with self._lock:
             if key not in self._kept:
                 return None
@@ -42,12 +42,12 @@ class PayloadCache:
             return _opened(self._kept[key][0])
 
     def admit(self, key: CacheKey, source: BinaryIO, entry: FileEntry) -> BinaryIO | None:
-        """Take in ``source``, close it, and open the copy; ``None``, and nothing done, when it is of the wrong size
-        or too large to keep.
+        """Copy ``source`` into the cache, close it, and open the copy.
 
-        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and what the source raises; nothing is kept then.
+        Returns ``None``, and leaves ``source`` open, if it has the wrong size or is too large for the cache. Raises
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` and the errors of the source. Nothing is kept then.
         """
-        if not hasattr(os, "preadv"):  # openings of one file could not have positions of their own
+        if not hasattr(os, "preadv"):  # two readers of one copy would share their position
             return None
         if entry.size_bytes > self.limit_bytes or local_size_bytes(source) not in {None, entry.size_bytes}:
             return None
@@ -78,7 +78,7 @@ class PayloadCache:
             self.size_bytes -= size_bytes
 
     def clear(self) -> None:
-        """Give all memory back, but for what is still open or lives on in tensors."""
+        """Free all memory, except copies that are open or used by tensors."""
         with self._lock:
             for key in list(self._kept):
                 self._drop(key)
@@ -106,27 +106,27 @@ if sys.platform == "linux":
     import fcntl
 
     def _private_file() -> int:
-        """A file in memory, without a name."""
+        """Create a file in memory, without a name."""
         return os.memfd_create("ckpt-cache", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
     def _seal(descriptor: int) -> None:
-        """Let nobody change the file any more; who maps it privately still writes to pages of his own."""
+        """Make the file immutable. Private mappings of it stay writable."""
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
 
 else:
 
     def _private_file() -> int:
-        """A file without a name, where temporary files go."""
+        """Create a temporary file without a name."""
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
 
     def _seal(_descriptor: int) -> None:
-        """Nothing to do: no one else can open it."""
+        """Do nothing: no other process can open the file."""
 
 
-class _Opened(io.FileIO):
-    """An opening that lives as long as it is needed, and has a position of its own, as duplicates have not."""
+class _Reader(io.FileIO):
+    """Reads a copy with a position of its own, which a duplicated descriptor would share. Outlives the cached copy."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(os.dup(descriptor), "rb")
@@ -152,4 +152,4 @@ class _Opened(io.FileIO):
 
 
 def _opened(descriptor: int) -> BinaryIO:
-    return cast(BinaryIO, _Opened(descriptor))
+    return cast(BinaryIO, _Reader(descriptor))

@@ -1,14 +1,15 @@
-"""Whether a file is the one that was saved: the thorough check and the quick one."""
+"""Checks whether a file is the one that was saved: thoroughly by SHA-256, or quickly by its chunk table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import BinaryIO
 
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.stream.chunks import (
     Progress,
     ReadAt,
-    altered,
     altered_chunks,
     comparable_chunks,
     differing_chunks,
@@ -17,14 +18,14 @@ from ckpt_lib.stream.chunks import (
     size_damage,
     streamed_chunks,
 )
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Damage, FileDigests, StreamDigest, altered_ranges
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, FileDigests, StreamDigest
 
 
 def find_damages(source: BinaryIO, entry: FileEntry, progress: Progress | None = None) -> list[Damage]:
-    """Read ``source`` to its end and report every way in which it is not the file that ``entry`` describes.
+    """Read ``source`` to its end, and return all differences from the file that ``entry`` describes.
 
-    An empty list means: size, SHA-256 and every chunk digest agree. Memory use does not depend on the file's size.
-    Raises what the source raises.
+    An empty list means that size, SHA-256 and every chunk digest agree. Memory use does not depend on the file's size.
+    Raises the errors of the source.
     """
     digest = StreamDigest(entry.chunk_size_bytes)
     buffer = bytearray(BLOCK_SIZE_BYTES)
@@ -37,23 +38,26 @@ def find_damages(source: BinaryIO, entry: FileEntry, progress: Progress | None =
 
 def _compare(found: FileDigests, entry: FileEntry) -> list[Damage]:
     damages = size_damage(entry, found.size_bytes)
-    whole = min(found.size_bytes, entry.size_bytes)
-    if damages:  # the chunk in which a file ends early or late differs for that reason alone
-        whole -= whole % entry.chunk_size_bytes
-    ranges = altered_ranges(entry.chunk_xxh3_128, found.chunk_xxh3_128, entry.chunk_size_bytes, whole)
-    damages += [altered(entry, start, stop) for start, stop in ranges]
+    damages += altered_chunks(entry, _differing(entry, found.chunk_xxh3_128, found.size_bytes))
     if not damages and found.sha256 != entry.sha256:
         message = f"{entry.name} has SHA-256 {found.sha256}, not {entry.sha256}"
         damages.append(Damage(file=entry.name, kind="altered", start=0, stop=found.size_bytes, message=message))
     return damages
 
 
-def find_damaged_chunks(source: BinaryIO, entry: FileEntry, progress: Progress | None = None) -> list[Damage]:
-    """The quick check: compare size and the XXH3-128 of every chunk, of a local file on several processors.
+def _differing(entry: FileEntry, found: Sequence[str], size_bytes: int) -> list[int]:
+    """Return the numbers of the chunks whose digest differs. A chunk table of a third party may be empty."""
+    known = range(min(len(entry.chunk_xxh3_128), len(found)))
+    comparable = comparable_chunks(entry, size_bytes)
+    return [number for number in known if number in comparable and found[number] != entry.chunk_xxh3_128[number]]
 
-    It finds what :func:`find_damages` finds of accidents, and says it in the same words; only SHA-256 also withstands
-    someone who makes another file with the same chunk digests. ``source`` is read from its start. Where ``entry`` has
-    no chunk table, its SHA-256 is computed instead. Raises what the source raises.
+
+def find_damaged_chunks(source: BinaryIO, entry: FileEntry, progress: Progress | None = None) -> list[Damage]:
+    """Compare the size and the XXH3-128 of every chunk, on several processors for a local file.
+
+    This quick check finds the same accidents as :func:`find_damages` and returns the same findings. Only SHA-256 also
+    detects a file that was forged to have the same chunk digests. ``source`` is read from its start. Where ``entry``
+    has no chunk table, the SHA-256 is compared instead. Raises the errors of the source.
     """
     if not has_chunk_table(entry):
         return find_damages(source, entry, progress)
@@ -72,6 +76,5 @@ def _check_stream(source: BinaryIO, entry: FileEntry, progress: Progress | None)
         total_bytes += size_bytes
         if progress:
             progress(size_bytes)
-    wanted = entry.chunk_xxh3_128
-    differing = [number for number in comparable_chunks(entry, total_bytes) if found[number] != wanted[number]]
+    differing = _differing(entry, found, total_bytes)
     return [*size_damage(entry, total_bytes), *altered_chunks(entry, differing)]

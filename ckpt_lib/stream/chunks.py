@@ -1,6 +1,6 @@
-"""The chunk table at work: which chunks of a file differ, established on as many threads as pay.
+"""Compares the chunks of a file with its chunk table, on several threads.
 
-Chunks are independent of each other, so one file keeps all processors busy, as its one SHA-256 cannot.
+Chunks are independent of each other, so one file keeps all processors busy. Its SHA-256 can keep only one busy.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from typing import BinaryIO
 
 import xxhash
 
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import FileEntry
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Damage
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 
 Progress = Callable[[int], object]
-"""Called with the number of bytes done since the last call, by the thread that asked for the work."""
+"""A callback that receives the number of bytes done since its last call, on the thread that requested the work."""
 
 MAX_WORKERS = 8
-"""More threads than this read no disk faster, and memory sooner."""
+"""More threads read a disk no faster."""
 
 
 def has_chunk_table(entry: FileEntry) -> bool:
-    """Whether there is a digest for every chunk; a manifest of a third party may have none."""
+    """Whether the entry has a digest for every chunk. A manifest of a third party may have none."""
     return len(entry.chunk_xxh3_128) == -(-entry.size_bytes // entry.chunk_size_bytes)
 
 
 def chunk_range(entry: FileEntry, number: int) -> tuple[int, int]:
-    """The bytes of one chunk; the last one may be short."""
+    """Return first and last byte of a chunk, the last exclusive. The last chunk may be short."""
     start = number * entry.chunk_size_bytes
     return start, min(start + entry.chunk_size_bytes, entry.size_bytes)
 
@@ -43,9 +44,9 @@ def differing_chunks(
     digest_of: Callable[[int, int], str],
     progress: Progress | None = None,
 ) -> list[int]:
-    """Those of the chunks ``numbers`` for which ``digest_of(start, stop)`` is not what the table says.
+    """Return those of the chunks ``numbers`` for which ``digest_of(start, stop)`` differs from the chunk table.
 
-    ``digest_of`` is called from several threads; what it raises is raised here, and nothing more is begun then.
+    ``digest_of`` is called from several threads. Its first error is raised here, and no further chunk is started.
     """
     numbers = list(numbers)
     differing = []
@@ -61,7 +62,7 @@ def differing_chunks(
 
 @contextmanager
 def _digests(ranges: list[tuple[int, int]], digest_of: Callable[[int, int], str]) -> Iterator[Iterator[str]]:
-    """The digests of ranges, in their order, from as many threads as pay."""
+    """Yield an iterator over the digests of ranges, in order, computed on several threads."""
     workers = min(MAX_WORKERS, max(2, processor_count()), len(ranges))
     if workers < 2:
         yield (digest_of(start, stop) for start, stop in ranges)
@@ -74,12 +75,12 @@ def _digests(ranges: list[tuple[int, int]], digest_of: Callable[[int, int], str]
 
 
 def processor_count() -> int:
-    """How many this process may use, which in a container are fewer than there are."""
+    """Return how many processors this process may use. In a container these are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ReadAt:
-    """Reads a local file at offsets from several threads, each through one buffer that stays in its cache."""
+    """Reads a local file at any offset, from several threads. Each thread has one buffer, which stays in the cache."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
@@ -88,14 +89,14 @@ class ReadAt:
         self._lock = threading.Lock()
 
     def digest(self, start: int, stop: int) -> str:
-        """The XXH3-128 of a range. Raises what the source raises, and ends early where the file does."""
+        """Return the XXH3-128 of a range, or of the part of it that the file has. Raises the errors of the source."""
         digest = xxhash.xxh3_128()
         for block in self.blocks(start, stop):
             digest.update(block)
         return digest.hexdigest()
 
     def blocks(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The bytes of a range in pieces; each is gone when the next is asked for."""
+        """Yield the bytes of a range in pieces. Each piece is valid until the next is requested."""
         buffer = self._buffer()
         while start < stop:
             view = buffer[: stop - start]
@@ -115,16 +116,16 @@ class ReadAt:
         try:
             return os.preadv(self._descriptor, [view], start)
         except OSError:
-            # The store knows what its failures mean: let it read the same bytes, and say so.
+            # Read the same bytes through the store, which raises its own typed errors.
             with self._lock:
                 self._source.seek(start)
                 return self._source.readinto(view) or 0  # type: ignore[attr-defined]  # every binary file has it
 
 
 def local_size_bytes(source: BinaryIO) -> int | None:
-    """The size of a file that can be read at any offset by its descriptor; ``None`` where that is not so.
+    """Return the size of a file that its descriptor can read at any offset; ``None`` for any other file.
 
-    Files that the kernel makes up, as in ``/proc``, say that they are empty; only reading them tells.
+    Files of the kernel, as in ``/proc``, report a size of 0 and can only be read from the start.
     """
     if not hasattr(os, "preadv"):
         return None
@@ -136,7 +137,7 @@ def local_size_bytes(source: BinaryIO) -> int | None:
 
 
 def size_damage(entry: FileEntry, size_bytes: int) -> list[Damage]:
-    """The damage of a file of ``size_bytes`` that is shorter or longer than the one saved."""
+    """Return the damage of a file with ``size_bytes`` that is shorter or longer than the saved one."""
     name = entry.name
     if size_bytes < entry.size_bytes:
         message = f"{name} ends after {size_bytes} of {entry.size_bytes} bytes"
@@ -148,15 +149,14 @@ def size_damage(entry: FileEntry, size_bytes: int) -> list[Damage]:
 
 
 def comparable_chunks(entry: FileEntry, size_bytes: int) -> range:
-    """The chunks that a file of ``size_bytes`` can be asked for: the one in which it ends early or late differs for
-    that reason alone."""
+    """Return the chunks worth comparing in a file of ``size_bytes``, without the chunk in which a wrong size ends."""
     if size_bytes == entry.size_bytes:
         return range(len(entry.chunk_xxh3_128))
     return range(min(size_bytes, entry.size_bytes) // entry.chunk_size_bytes)
 
 
 def altered_chunks(entry: FileEntry, numbers: Iterable[int]) -> list[Damage]:
-    """The damage of these chunks, neighbours joined into one."""
+    """Return the damage of these chunks, with neighbours joined into one range."""
     numbers = sorted(numbers)
     if not numbers:
         return []
@@ -170,19 +170,19 @@ def altered_chunks(entry: FileEntry, numbers: Iterable[int]) -> list[Damage]:
 
 
 def altered(entry: FileEntry, start: int, stop: int) -> Damage:
-    """The damage of one range of bytes."""
+    """Return the damage of one range of bytes."""
     message = f"{entry.name} was altered between bytes {start} and {stop}"
     return Damage(file=entry.name, kind="altered", start=start, stop=stop, message=message)
 
 
 def digest_of_view(view: memoryview, start: int, stop: int) -> str:
-    """The XXH3-128 of a range of bytes in memory."""
+    """Return the XXH3-128 of a range of bytes in memory."""
     with view[start:stop] as piece:
         return xxhash.xxh3_128_hexdigest(piece)
 
 
 def streamed_chunks(source: BinaryIO, entry: FileEntry) -> Iterator[tuple[int, str]]:
-    """Size and digest of one chunk after the other, to the end of any source, whatever its length."""
+    """Yield size and digest of each chunk of a source, to its end."""
     buffer = memoryview(bytearray(BLOCK_SIZE_BYTES))
     digest, size_bytes = xxhash.xxh3_128(), 0
     while count := source.readinto(buffer[: entry.chunk_size_bytes - size_bytes]):  # type: ignore[attr-defined]  # has it

@@ -1,4 +1,4 @@
-"""A file's bytes as memory that belongs to this process alone: writing to it changes no file and no other process."""
+"""Maps a file as private memory: writing to the memory changes neither the file nor another process."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ class Memory(Protocol):
     """The bytes of one file."""
 
     view: memoryview
-    """All of them, writable. What is made of it keeps the memory alive."""
+    """All bytes, writable. Objects made from this view keep the memory alive."""
 
     def fetch(self, start: int, stop: int) -> bool:
-        """Make sure that the range can be touched; false when the file has become shorter than that.
+        """Make the range safe to access. Returns false when the file has become too short for it.
 
-        Raises what the source raises for bytes that cannot be read.
+        Raises the errors of the source for bytes that cannot be read.
         """
         ...
 
     def digest(self, start: int, stop: int) -> str:
-        """The XXH3-128 of a range, as the memory holds it; empty when the file has become shorter than that."""
+        """Return the XXH3-128 of a range of the memory; empty when the file has become too short for it."""
         ...
 
 
 def memory_of(source: BinaryIO, expected_size_bytes: int) -> Memory:
-    """Map a file of this machine; hold everything else in memory, of which at least that size is expected."""
+    """Map a local file. Read any other source into memory, which is allocated for the expected size at first."""
     size_bytes = local_size_bytes(source)
     # On Windows, a file that is mapped cannot be deleted: retention would fail for as long as a tensor lives.
     if size_bytes is not None and os.name != "nt":
         try:
             return MappedFile(source, size_bytes)
-        except (OSError, ValueError):  # a file system, or an address space, that cannot
+        except (OSError, ValueError):  # the file system or the address space does not allow it
             source.seek(0)
     return HeldFile(source, expected_size_bytes)
 
 
 class MappedFile:
-    """A private mapping. Its pages are those of the system's cache until they are written to.
+    """A private mapping. Its pages are shared with the page cache until they are written to.
 
-    A mapping has no errors: where the disk cannot give a page back, or the file has become shorter, touching it kills
-    the process. So every range is fetched by a call that can fail before it is touched.
+    A mapping cannot report errors: accessing a page that the disk cannot read, or that the file no longer has, kills
+    the process. So every range is first fetched by a call that can fail.
     """
 
     def __init__(self, source: BinaryIO, size_bytes: int) -> None:
@@ -64,7 +64,7 @@ class MappedFile:
     def fetch(self, start: int, stop: int) -> bool:
         if _populate(self._address, start, stop):
             return True
-        # An older kernel, or a page that cannot be had: reading says which, and leaves the page for the mapping.
+        # The kernel is older or the page is unreadable. Reading tells which, and brings the page into the cache.
         return sum(len(block) for block in self._reader.blocks(start, stop)) == stop - start
 
     def digest(self, start: int, stop: int) -> str:
@@ -72,7 +72,7 @@ class MappedFile:
 
 
 class HeldFile:
-    """A copy in memory, of what has no descriptor or cannot be mapped."""
+    """A copy in memory, for sources without a descriptor or that cannot be mapped."""
 
     def __init__(self, source: BinaryIO, expected_size_bytes: int) -> None:
         held = bytearray(expected_size_bytes)
@@ -92,7 +92,7 @@ class HeldFile:
 
 
 def _fill(source: BinaryIO, view: memoryview) -> int:
-    """Read until ``view`` is full or the source at its end; return how much was read."""
+    """Read until ``view`` is full or the source ends, and return how many bytes were read."""
     size_bytes = 0
     while count := source.readinto(view[size_bytes : size_bytes + BLOCK_SIZE_BYTES]):  # type: ignore[attr-defined]
         size_bytes += count
@@ -102,14 +102,14 @@ def _fill(source: BinaryIO, view: memoryview) -> int:
 def _map(descriptor: int, size_bytes: int) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY)
-    # Without a reservation: a file larger than the memory can be mapped, since hardly a page of it is written to.
+    # Without a reservation, a file larger than the memory can be mapped. Few of its pages are ever written to.
     flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
     return mmap.mmap(descriptor, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 @functools.cache
 def _madvise() -> Callable[[int, int, int], int] | None:
-    """The system's ``madvise``. Python's own holds the interpreter's lock while the disk works."""
+    """Return the system's ``madvise``. Python's own holds the interpreter lock while the disk reads."""
     if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None).madvise
@@ -123,7 +123,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _populate(address: int, start: int, stop: int) -> bool:
-    """Bring the pages of a range into the mapping at ``address``; false where that did not work."""
+    """Load the pages of a range into the mapping at ``address``. Returns false if that failed."""
     madvise = _madvise()
     if madvise is None:
         return False

@@ -1,4 +1,4 @@
-"""Reading files without changing what the page cache holds: old checkpoints must not push out what is in use."""
+"""Reads files without changing the page cache, so that old checkpoints do not evict data in use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESIDENT_BIT = bytes(value & 1 for value in range(256))
 
 
 def absent_ranges(source: BinaryIO) -> list[tuple[int, int]]:
-    """The byte ranges of a local file that are not in the page cache; none where the system does not tell."""
+    """Return the byte ranges of a local file that are not in the page cache; none if the system cannot tell."""
     if sys.platform != "linux":
         return []
     try:
@@ -34,7 +34,7 @@ def absent_ranges(source: BinaryIO) -> list[tuple[int, int]]:
 
 def _absent(descriptor: int, start: int, stop: int) -> list[tuple[int, int]]:
     pages = ctypes.create_string_buffer(-(-(stop - start) // mmap.PAGESIZE))
-    # A private mapping, since the address of a read-only one is not to be had; no page of it is ever touched.
+    # Private, since Python gives no address of a read-only mapping. No page of it is accessed.
     with mmap.mmap(descriptor, stop - start, access=mmap.ACCESS_COPY, offset=start) as mapping:
         first = ctypes.c_char.from_buffer(mapping)
         address = ctypes.c_void_p(ctypes.addressof(first))
@@ -42,15 +42,15 @@ def _absent(descriptor: int, start: int, stop: int) -> list[tuple[int, int]]:
         del first
     if failed:
         return []
-    # Of a file that is someone else's, the kernel says that all pages are resident: then all of them are left alone.
+    # For files of other users the kernel reports all pages as resident. Then no page is evicted.
     runs = _ABSENT.finditer(pages.raw.translate(_RESIDENT_BIT))
     return [(start + run.start() * mmap.PAGESIZE, start + run.end() * mmap.PAGESIZE) for run in runs]
 
 
 class NeutralReader(io.RawIOBase, BinaryIO):
-    """Reads a file from start to end, and lets the page cache forget what it did not hold before.
+    """Reads a file from start to end, and evicts the pages that were not in the page cache before.
 
-    ``on_read`` is called with the size of each piece read, before the next, and may wait or raise. The file stays open.
+    ``on_read`` receives the size of each piece after it is read. It may wait or raise. ``source`` stays open.
     """
 
     def __init__(self, source: BinaryIO, on_read: Callable[[int], None]) -> None:
@@ -83,7 +83,7 @@ class NeutralReader(io.RawIOBase, BinaryIO):
         return count
 
     def _forget_read(self) -> None:
-        """Forget what was read since the last call; the page at hand waits for its end."""
+        """Evict the pages read since the last call, except the one that is not read to its end."""
         whole = self._position - self._position % mmap.PAGESIZE
         while self._to_forget and self._to_forget[-1][0] < whole:
             start, stop = self._to_forget.pop()
@@ -92,7 +92,7 @@ class NeutralReader(io.RawIOBase, BinaryIO):
                 self._to_forget.append((whole, stop))
 
     def close(self) -> None:
-        """Forget the rest: what was read ahead, and what lay across the borders of pieces."""
+        """Evict the rest: pages that the system read ahead, and pages across the borders of pieces."""
         if not self.closed:
             for start, stop in self._absent:
                 forget(self._source.fileno(), start, stop - start)
@@ -100,10 +100,10 @@ class NeutralReader(io.RawIOBase, BinaryIO):
 
 
 def forget(descriptor: int, start: int, size_bytes: int) -> None:
-    """Let the page cache forget a range, or all from ``start`` on if ``size_bytes`` is 0.
+    """Evict a range from the page cache, or everything from ``start`` on if ``size_bytes`` is 0.
 
-    What is on the disk goes at once; what is not, the system begins to write there.
+    Pages that are on the disk go at once. For any other, the system begins to write them.
     """
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is advice
+        with contextlib.suppress(OSError):  # it is only advice
             os.posix_fadvise(descriptor, start, size_bytes, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""The reading half of the stream: nothing is handed out before it has been verified."""
+"""The reading half of the stream: verifies bytes before it returns them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import FileEntry
+from ckpt_lib.core.names import id_or_placeholder
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.stream.checking import find_damages
 from ckpt_lib.stream.chunks import (
@@ -18,22 +20,21 @@ from ckpt_lib.stream.chunks import (
     has_chunk_table,
     size_damage,
 )
-from ckpt_lib.stream.digests import Damage
 from ckpt_lib.stream.mapping import Memory, memory_of
 
 _PIECE_BYTES = 2**16
 
 
 class VerifiedFile(io.RawIOBase, BinaryIO):
-    """A payload, opened once and mapped once: what is read from it is what was verified, as long as nobody writes to
-    the file in place and its pages stay in memory.
+    """A payload that is opened once, mapped once, and verified before use.
 
-    Its size is compared when it is opened, each chunk before the first of its bytes is handed out, by whatever way:
-    :meth:`require` verifies many at once, on several processors. Raises :class:`CorruptCheckpointError` with every
-    damage found. Without an ``entry`` nothing is compared. Without a chunk table, the first access verifies the
-    SHA-256 of the whole.
+    The constructor compares the size. Each chunk is compared before any of its bytes is returned; :meth:`require`
+    verifies many chunks at once, on several processors. Every method that returns bytes raises
+    :class:`CorruptCheckpointError` with all damage found. Without a chunk table, the first access verifies the SHA-256
+    of the whole file. Without an ``entry``, nothing is compared.
 
-    ``source`` is closed with it, and is not to be used until then.
+    The bytes returned are the bytes verified, unless the file is overwritten in place after its pages left the memory.
+    The file takes over ``source`` and closes it.
     """
 
     def __init__(self, source: BinaryIO, entry: FileEntry | None) -> None:
@@ -44,16 +45,16 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         try:
             self._memory = memory_of(source, entry.size_bytes if entry else 0)
             self.size_bytes = len(self._memory.view)
-            self._chunk_size_bytes = self._grain()
+            self._chunk_size_bytes = self._unit_bytes()
             self._unverified = set(range(-(-self.size_bytes // self._chunk_size_bytes)))
             self._check_size()
         except BaseException:
             self.close()
             raise
 
-    def _grain(self) -> int:
-        """What is verified at once."""
-        if self._entry is None:  # nothing is hashed, so that little need be read at once
+    def _unit_bytes(self) -> int:
+        """Return how many bytes are verified at once."""
+        if self._entry is None:  # nothing is hashed, so small reads are enough
             return _PIECE_BYTES
         return self._entry.chunk_size_bytes if has_chunk_table(self._entry) else max(1, self.size_bytes)
 
@@ -65,13 +66,14 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
             if has_chunk_table(entry):
                 damages += self._damages_of(entry, comparable_chunks(entry, self.size_bytes))
             raise _corrupt(entry, damages)
-        if not self.size_bytes:  # nothing will ever be asked for
+        if not self.size_bytes:  # no later access would verify it
             self._verify_whole(entry)
 
     def require(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Verify every chunk that these byte ranges touch, each once, and raise all damage found among them.
+        """Verify every chunk that these byte ranges touch, unless that was done before.
 
-        Raises :class:`CorruptCheckpointError`, or what the source raises for bytes that cannot be read.
+        Raises :class:`CorruptCheckpointError` with all damage among them, or the errors of the source for bytes that
+        cannot be read.
         """
         if not self._unverified:
             return
@@ -92,13 +94,13 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         self._unverified.difference_update(numbers)
 
     def require_all(self) -> None:
-        """Verify what has not been verified yet."""
+        """Verify all chunks that were not verified yet."""
         self.require([(0, self.size_bytes)])
 
     def view(self, start: int, stop: int) -> memoryview:
-        """These bytes, verified, as memory that may be written to: neither the file nor another reader will change.
+        """Return verified bytes as private memory. Writing to it changes neither the file nor another reader.
 
-        It stays valid when the file is closed or deleted. Raises what :meth:`require` does.
+        The memory stays valid when the file is closed or deleted. Raises as :meth:`require` does.
         """
         self.require([(start, stop)])
         return self._held.view[start:stop]
@@ -122,7 +124,7 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     def _verify_whole(self, entry: FileEntry) -> None:
         if not self._held.fetch(0, self.size_bytes):
             raise CorruptCheckpointError("the file became shorter while it was read")
-        if damages := find_damages(_Viewed(self._held.view), entry):
+        if damages := find_damages(_MemoryFile(self._held.view), entry):
             raise _corrupt(entry, damages)
 
     # --- as a file ---
@@ -167,15 +169,15 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         self.close()
 
     def close(self) -> None:
-        """Close it. The memory is given back when the last view of it is gone."""
+        """Close the file. Its memory is freed with the last view of it."""
         if not self.closed:
             self._memory = None
             self._source.close()
         super().close()
 
 
-class _Viewed(io.RawIOBase, BinaryIO):
-    """A file over memory that is not copied."""
+class _MemoryFile(io.RawIOBase, BinaryIO):
+    """Reads memory as a file, without copying it first."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -189,7 +191,7 @@ class _Viewed(io.RawIOBase, BinaryIO):
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each run of consecutive numbers, of ascending ones."""
+    """Yield first and last of each run of consecutive numbers. ``numbers`` must ascend."""
     run: tuple[int, int] | None = None
     for number in numbers:
         if run is not None and number == run[1] + 1:
@@ -203,18 +205,19 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _read_ahead(source: BinaryIO) -> None:
-    """Tell the system to read further ahead than it otherwise would."""
+    """Ask the system to read further ahead than by default."""
     if hasattr(os, "posix_fadvise"):
         try:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        except (OSError, AttributeError):  # no file of this machine, or none that takes advice
+        except (OSError, AttributeError):  # not a local file, or one that takes no advice
             return
 
 
 def _corrupt(entry: FileEntry, damages: list[Damage]) -> CorruptCheckpointError:
+    found = id_or_placeholder(entry.name)
     return CorruptCheckpointError(
         damages[0].message,
         damages=damages,
         expected=f"SHA-256 {entry.sha256}",
-        hint="Nothing was loaded. `ckpt validate` shows all of it, `ckpt restore` brings back a backup.",
+        hint=f"Nothing was loaded. `ckpt validate {found}` shows all damage, `ckpt restore {found}` restores a backup.",
     )

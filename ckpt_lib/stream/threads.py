@@ -1,4 +1,4 @@
-"""Threads that an interrupt does not part from whoever waits for them."""
+"""Threads whose end can be awaited reliably in spite of interrupts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class Helper(threading.Thread):
-    """A daemon thread whose end can be waited for again when a wait was interrupted.
+    """A daemon thread. A wait for its end that was interrupted can be repeated.
 
-    Python's own ``join`` may take a thread for ended once an interrupt came in between, though it goes on working.
+    After an interrupted ``join``, Python may consider a thread as ended that is still working.
     """
 
     def __init__(self, work: Callable[[], object], name: str | None = None) -> None:
         super().__init__(target=work, name=name, daemon=True)
-        self._working = threading.Lock()  # taken and released in C: an interrupt never leaves it held
+        self._working = threading.Lock()  # ``with`` takes and releases it in C, so no interrupt leaves it held
         self._working.acquire()
 
     def run(self) -> None:
@@ -24,7 +24,7 @@ class Helper(threading.Thread):
             self._working.release()
 
     def wait(self) -> None:
-        """Return once it has done its work; at once where an interrupt came before it began."""
+        """Return when the work is done, or at once if an interrupt prevented the start."""
         if self.ident is not None:
             with self._working:
                 pass

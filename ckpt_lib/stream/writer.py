@@ -1,8 +1,8 @@
-"""The writing half of the stream: bytes go once through the digests and into the store.
+"""The writing half of the stream: hashes bytes in the same pass that writes them to the store.
 
-A serializer's bytes are gathered in buffers of one chunk. Two threads take each full buffer at once: one feeds it to
-SHA-256, which is the slowest part, the other computes its chunk digest and passes it on to the store. The serializer
-meanwhile fills the next buffer. There are a few buffers, used in turn, so memory does not grow with the file.
+A serializer's bytes are collected in buffers of one chunk. Two threads process each full buffer at the same time: one
+computes its SHA-256, which is the slowest part, the other its chunk digest, and writes it to the store. Meanwhile the
+serializer fills the next buffer. The buffers are used in turn, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Buffer, FileDigests
 from ckpt_lib.stream.threads import Helper
 
 BUFFER_COUNT = 6
-"""Enough for the disk to pause for some 20 ms without the hashing having to wait; 48 MiB in all."""
+"""Enough for the disk to pause for about 20 ms without delaying the hashing. All buffers together take 48 MiB."""
 
 
 class Sink(Protocol):
-    """Where bytes go: anything with a ``write`` that takes all of them or raises."""
+    """The target of the bytes: an object with a ``write`` that takes all of them or raises."""
 
     def write(self, data: Buffer, /) -> int: ...
 
 
 class HashingWriter:
-    """A write-only, append-only file for serializers, which hashes what it passes on. It is used as a context.
+    """A write-only, append-only file for serializers that hashes all bytes on their way to a sink. Used as a context.
 
-    Every buffer that reaches the sink but the last has the size of a chunk and begins at a page of memory, so that the
-    store may hand it to the disk as it is. After a failure nothing more reaches the sink; the next calls raise it, and
-    so does the end of the context in the place of any other exception: serializers written in C replace errors that
-    are raised under them by their own. A serializer that seeks would make digests of a stream that never existed, so
-    seeking is such a failure. No thread outlives the context.
+    Every buffer that reaches the sink has the size of a chunk, except the last, and begins at a page of memory, so that
+    the store can write it with direct I/O. After a failure, nothing more reaches the sink. The first error is raised
+    again by every later call and by ``__exit__``, because C serializers replace exceptions raised in ``write``. Seeking
+    is such a failure: the digests would belong to a stream that never existed. No thread outlives the context.
     """
 
     def __init__(self, sink: Sink, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> None:
@@ -51,7 +50,7 @@ class HashingWriter:
         self._filled_bytes = 0
         self._buffers: list[memoryview] = []
         self._buffer = memoryview(b"")
-        self._lanes: tuple[_Lane, ...] = ()
+        self._threads: tuple[PipelineThread, ...] = ()
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -67,10 +66,10 @@ class HashingWriter:
             raise self._failure from error
 
     def write(self, data: Buffer) -> int:
-        """Take in all of ``data``, which may change as soon as this returns."""
+        """Take all of ``data``, which the caller may change after the call."""
         stop = self._filled_bytes + len(data)
         if type(data) is bytes and self._filled_bytes > 0 and stop < self._chunk_size_bytes and self._failure is None:
-            self._buffer[self._filled_bytes : stop] = data  # as most are in a state of many small tensors
+            self._buffer[self._filled_bytes : stop] = data  # the fast path for many small tensors
             self._filled_bytes = stop
             self._size_bytes += len(data)
             return len(data)
@@ -97,11 +96,11 @@ class HashingWriter:
         return size_bytes
 
     def tell(self) -> int:
-        """How many bytes have been written."""
+        """Return how many bytes were written."""
         return self._size_bytes
 
     def flush(self) -> None:
-        """Nothing to do: durability is the commit's business."""
+        """Do nothing: the commit makes the file durable."""
 
     def readable(self) -> bool:
         return False
@@ -113,18 +112,18 @@ class HashingWriter:
         return False
 
     def seek(self, *_position: int) -> NoReturn:
-        """Refuse: see the class."""
+        """Raise :class:`UnsupportedFormatError`, as described for the class."""
         self._failure = self._failure or UnsupportedFormatError(
             "the format tried to seek in a stream", hint="A format must write its payload from start to end."
         )
         raise self._failure
 
     def finish(self) -> FileDigests:
-        """Pass on what is left, wait until everything is hashed and written, and return the digests."""
+        """Write the rest, wait until everything is hashed and written, and return the digests."""
         rest = self._buffer[: self._filled_bytes]
         try:
             self._raise_failure()
-            if rest and not self._lanes:  # all there is: not worth two threads
+            if rest and not self._threads:  # a file of less than one chunk is not worth two threads
                 self._hash(rest)
                 self._pass_on(rest)
             elif rest:
@@ -139,9 +138,9 @@ class HashingWriter:
         )
 
     def _next_buffer(self) -> memoryview:
-        """A buffer that both threads are done with."""
-        for lane in self._lanes:
-            lane.free_buffers.acquire()
+        """Return a buffer that both threads have finished."""
+        for thread in self._threads:
+            thread.free_buffers.acquire()
         self._raise_failure()
         number = self._size_bytes // self._chunk_size_bytes
         if number < BUFFER_COUNT:
@@ -149,12 +148,12 @@ class HashingWriter:
         return self._buffers[number % BUFFER_COUNT]
 
     def _hand_over(self, buffer: memoryview) -> None:
-        if not self._lanes:
-            self._lanes = (_Lane(self._hash, "ckpt-hash"), _Lane(self._pass_on, "ckpt-write"))
-            for lane in self._lanes:
-                lane.start()
-        for lane in self._lanes:
-            lane.put(buffer)
+        if not self._threads:
+            self._threads = (PipelineThread(self._hash, "ckpt-hash"), PipelineThread(self._pass_on, "ckpt-write"))
+            for thread in self._threads:
+                thread.start()
+        for thread in self._threads:
+            thread.put(buffer)
 
     def _hash(self, buffer: memoryview) -> None:
         self._sha256.update(buffer)
@@ -164,29 +163,29 @@ class HashingWriter:
         self._sink.write(buffer)
 
     def _join(self) -> None:
-        for lane in self._lanes:
-            lane.end()
+        for thread in self._threads:
+            thread.end()
 
     def _raise_failure(self) -> None:
-        failures = (self._failure, *(lane.failure for lane in self._lanes))
+        failures = (self._failure, *(thread.failure for thread in self._threads))
         if failure := next(filter(None, failures), None):
             raise failure
 
 
 _idle_buffers: list[memoryview] = []
-"""Kept for the next save, since the system takes longer to find and clear fresh memory than we to fill it."""
+"""Buffers for the next save. Fresh memory takes the system longer to find and clear than it takes to fill."""
 
 if hasattr(os, "register_at_fork"):
-    # They are shared with a forked child: direct I/O from private memory is not safe beside a fork (open(2)).
+    # A forked child shares them, and direct I/O from memory shared with a fork is not safe (open(2)).
     os.register_at_fork(after_in_child=_idle_buffers.clear)
 
 
 def _take_buffer(size_bytes: int) -> memoryview:
-    """One that begins at a page, as direct I/O wants it, and costs memory only as far as it is used."""
+    """Return a buffer that begins at a page, as direct I/O requires. Its pages take memory once they are written to."""
     try:
         if size_bytes == CHUNK_SIZE_BYTES:
             return _idle_buffers.pop()
-    except IndexError:  # others may take the last one at any moment
+    except IndexError:  # another thread may take the last one at any moment
         pass
     return memoryview(mmap.mmap(-1, size_bytes))
 
@@ -197,14 +196,14 @@ def _give_back(buffers: list[memoryview]) -> None:
             _idle_buffers.append(buffer)
 
 
-class _Lane:
-    """Does one thing to each buffer, in order; after a failure it only gives the buffers back."""
+class PipelineThread:
+    """Processes each buffer in order, on a thread of its own. After a failure it only releases the buffers."""
 
     def __init__(self, work: Callable[[memoryview], None], name: str) -> None:
         self._work = work
         self._thread = Helper(self._run, name)
         self._filled: SimpleQueue[memoryview | None] = SimpleQueue()
-        # The first buffer of each lane is filled before there is one.
+        # The first buffer is filled before the thread exists.
         self.free_buffers = threading.Semaphore(BUFFER_COUNT - 1)
         self.failure: BaseException | None = None
 
@@ -212,7 +211,7 @@ class _Lane:
         self._filled.put(buffer)
 
     def end(self) -> None:
-        """Wait until everything put so far is done. May be called twice, and before the start."""
+        """Wait until all buffers put so far are processed. May be called twice, and before the start."""
         self._filled.put(None)
         self._thread.wait()
 

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointComparison, CheckpointManager, ExperimentSummary
 from ckpt_lib.analysis.compare import compare_tensors, metrics_frame
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError, UnknownMetricError
 from tests.helpers import flip_bit, payload_path, save
@@ -131,3 +132,21 @@ def test_the_same_checkpoint_may_be_named_twice(manager: CheckpointManager) -> N
     comparison = manager.compare_checkpoints(["latest", "best"], tensors=True)
     assert comparison["checkpoint_ids"] == [saved, saved]
     assert all(item["max_abs_difference"] == 0 for item in comparison["tensors_comparison"][saved].values())
+
+
+def test_what_is_returned_has_the_declared_keys_and_types(manager: CheckpointManager) -> None:
+    """Comparison and summary validate strictly against their types, which know every key, and give a JSON schema."""
+    assert_declared(ExperimentSummary, manager.get_checkpoint_summary())
+    save(manager, 1, metrics={"val_loss": 0.5, "note": "text"}, tags=["a"], config={"lr": 0.1})
+    manager.save_checkpoint(model=nn.Linear(4, 4), epoch=2, metrics={"val_loss": None})
+    assert_declared(ExperimentSummary, manager.get_checkpoint_summary())
+    found = manager.list_checkpoints()
+    for tensors in (False, True):
+        comparison = manager.compare_checkpoints([item.checkpoint_id for item in found], tensors=tensors)
+        assert_declared(CheckpointComparison, comparison)
+
+
+def assert_declared(declared: type, value: object) -> None:
+    adapter: TypeAdapter[object] = TypeAdapter(declared)
+    assert adapter.validate_python(value, strict=True, extra="forbid") == value
+    assert set(adapter.json_schema()["required"]) <= set(adapter.json_schema()["properties"])

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from ckpt_lib.cli import main
 from ckpt_lib.cli.app import app
 
 CKPT = str(Path(sys.executable).with_name("ckpt"))
@@ -50,7 +57,7 @@ def run_program(*args: str | Path, **env: str) -> subprocess.CompletedProcess[st
 
 
 def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[int, str]:
-    """Run the console script on a pseudo-terminal, answer its question, and return exit code and output."""
+    """Run ``ckpt`` in a fork of this process on a pseudo-terminal, answer its question; its exit code and output."""
     import fcntl
     import pty
     import struct
@@ -58,13 +65,7 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
 
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    program = subprocess.Popen(
-        [CKPT, *map(str, args)],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, "TERM": "xterm-256color"},
-    )
+    program = fork_program(args, dict.fromkeys(range(3), terminal), TERM="xterm-256color")
     os.close(terminal)
     output = b""
     while piece := _read(controller):
@@ -73,7 +74,73 @@ def run_on_terminal(*args: str | Path, columns: int, answer: str = "") -> tuple[
             os.write(controller, answer.encode() + b"\n")
             answer = ""
     os.close(controller)
-    return program.wait(timeout=60), output.decode().replace("\r\n", "\n")
+    return os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]), output.decode().replace("\r\n", "\n")
+
+
+def run_with_streams(*args: str, bent: Mapping[int, str | None], **env: str) -> tuple[int, str]:
+    """Run ``ckpt`` in a fork of this process, with streams that are closed or lead to a file; exit code and output.
+
+    ``bent`` says for the number of a stream where it leads, ``None`` for nowhere; what others print is returned.
+    """
+    with tempfile.TemporaryFile() as output, ExitStack() as opened:
+        streams: dict[int, int | None] = {0: opened.enter_context(open(os.devnull)).fileno()}
+        streams |= {number: output.fileno() for number in (1, 2)}
+        for number, path in bent.items():
+            streams[number] = None if path is None else opened.enter_context(open(path, "w")).fileno()
+        program = fork_program(args, streams, **env)
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        output.seek(0)
+        return code, output.read().decode()
+
+
+def fork_program(args: Iterable[str | Path], streams: Mapping[int, int | None], **env: str) -> int:
+    """Fork a process that does what the console script does; ``streams`` says what its standard streams are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of this process's threads
+        pid = os.fork()
+    if not pid:
+        _be_the_program([str(arg) for arg in args], streams, env)
+    return pid
+
+
+def _be_the_program(args: list[str], streams: Mapping[int, int | None], env: Mapping[str, str]) -> NoReturn:
+    code: Any = 1
+    try:
+        signal.alarm(60)
+        _open_streams(streams)
+        os.environ.update(env)
+        sys.argv = ["ckpt", *args]
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code if _are_flushed() else 120)  # as the interpreter does
+
+
+def _open_streams(streams: Mapping[int, int | None]) -> None:
+    """As the interpreter does when it starts: a closed stream is ``None``."""
+    for number, descriptor in streams.items():
+        if descriptor is None:
+            os.close(number)
+        else:
+            os.dup2(descriptor, number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = None if streams[number] is None else open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _are_flushed() -> bool:
+    """Whether all that was printed could be written; what was said on a broken stderr is nobody's concern."""
+    with suppress(OSError, AttributeError):
+        sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _read(controller: int) -> bytes:

@@ -246,7 +246,7 @@ def test_scrub_goes_on(store: Path, ids: list[str]) -> None:
     record = store / "digits" / ".ckpt-scrub.json"
     interrupted = re.sub(r'"completed_at":"[^"]+"', '"completed_at":null', record.read_text())
     record.write_text(interrupted)
-    assert "6 of 6 had been read" in run("scrub", store=store).stderr
+    assert "6 of 6 were already read" in run("scrub", store=store).stderr
     record.write_text(interrupted)
     assert run_json("scrub", "--restart", store=store)["files_resumed"] == 0
 
@@ -412,7 +412,7 @@ def test_cleanup_by_a_policy_file(store: Path, ids: list[str], tmp_path: Path) -
     ]
     file.write_text("kind: newer_than\nseconds: 1\n")
     before = tree(store)
-    assert "not both" in run("cleanup", "--policy", file, "--keep", "1", "--yes", store=store, code=2).stderr
+    assert "cannot be combined" in run("cleanup", "--policy", file, "--keep", "1", "--yes", store=store, code=2).stderr
     broken = run_json("cleanup", "--policy", tmp_path / "missing.yaml", "--yes", store=store, code=2)
     assert broken["error"]["type"] == "ConfigError"
     assert tree(store) == before
@@ -450,12 +450,12 @@ def test_what_expired_is_told_from_leftovers(store: Path, ids: list[str]) -> Non
     """Neither the trash nor a cleanup counts what a killed writer left for a checkpoint, or the reverse."""
     run("delete", ids[0], "-y", store=store)
     leave_unfinished(store / "digits")
-    assert "1 checkpoint removed for good, " in run("trash", "--empty", "--yes", store=store).stderr
+    assert "1 checkpoint deleted for good, " in run("trash", "--empty", "--yes", store=store).stderr
     run("delete", ids[1], "-y", store=store)
     os.utime(store / "digits" / f".{ids[1]}.deleted", (0, 0))
     shown = run("cleanup", "--yes", store=store).stderr
     assert "0 checkpoints deleted, 0 B freed.\n" in shown
-    assert re.search(r"1 checkpoint deleted earlier removed for good, \d+\.\d KiB freed\.", shown)
+    assert re.search(r"1 checkpoint from the trash deleted for good, \d+\.\d KiB freed\.", shown)
     assert "leftover" not in shown
 
 
@@ -511,8 +511,8 @@ def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: lis
     assert "1 checkpoint deleted" in done.stderr
     assert "The backups were not cleaned up: " in done.stderr
     assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=3)["backups_error"]
-    assert "The backups cannot be looked at" in run("quarantine", store=store, env=away).stderr
-    run("quarantine", "--backups", store=store, env=away, code=2)
+    assert "The backups cannot be listed" in run("quarantine", store=store, env=away).stderr
+    run("quarantine", "--backups", store=store, env=away, code=3)
     assert run_json("delete", ids[1], "-y", store=store, env=away)["deleted_ids"] == [ids[1]]
 
 

@@ -33,7 +33,7 @@ def test_doctor_shows_and_fixes(store: Path, ids: list[str]) -> None:
     shown = run("doctor", store=store, code=1)
     assert "give it its manifest again" in shown.stdout
     assert "notes.txt" in shown.stdout
-    assert "1 problem. `ckpt doctor --fix` sees to 1." in shown.stderr
+    assert "1 problem. `ckpt doctor --fix` fixes 1." in shown.stderr
     document = run_json("doctor", store=store, code=1)
     assert [(item["kind"], item["is_problem"]) for item in document["findings"]] == [
         ("no manifest", True),
@@ -57,7 +57,7 @@ def test_doctor_tells_of_damage_when_it_reads_everything(store: Path, lost: str)
     ]
     left = [("quarantined", "checkpoints"), ("quarantined", "backups")]
     assert [(item["kind"], item["place"]) for item in document["findings"]] == left
-    run("quarantine", "--delete", "--yes", lost, store=store)
+    run("delete", "--yes", lost, store=store)
     findings = run_json("doctor", "--deep", store=store, code=1)["findings"]
     assert [(item["kind"], item["place"]) for item in findings] == left[1:]
     run("delete", "--backups", "--yes", lost, store=store)
@@ -71,14 +71,12 @@ def test_quarantine_of_backups(store: Path, ids: list[str], lost: str) -> None:
     shown = run("quarantine", store=store)
     assert f"{lost}\n  backup, " in shown.stdout
     assert "0 checkpoints and 1 backup in quarantine" in shown.stderr
-    assert "`ckpt quarantine --delete ID`" not in shown.stderr
+    assert "`ckpt delete ID`" not in shown.stderr
     assert "`ckpt delete --backups ID`" in shown.stderr
     assert "1 backup in quarantine" in run("quarantine", "--backups", store=store).stderr
     assert f"ckpt delete --backups {lost}" in run("repair", "--backups", lost, store=store, code=1).stderr
-    refused = run("quarantine", "--delete", "--yes", lost, store=store, code=2).stderr
-    assert "not in quarantine" in refused
-    assert "`ckpt delete --backups ID`" in refused
-    assert run_json("quarantine", "--delete", "--backups", "--yes", lost, store=store)["deleted_ids"] == [lost]
+    run("delete", "--yes", lost, store=store, code=2)
+    assert run_json("delete", "--backups", "--yes", lost, store=store)["deleted_ids"] == [lost]
     run("doctor", "--deep", store=store)
 
 
@@ -133,7 +131,7 @@ def test_quarantine_lists_sets_aside_and_deletes(store: Path, ids: list[str], lo
     assert lost not in run("list", store=store).stdout
     assert "quarantine" in run("show", lost, store=store, code=2).stderr
     assert run_json("repair", lost, store=store, code=1)["error"]["type"] == "CorruptCheckpointError"
-    document = run_json("quarantine", "--delete", "--yes", lost, store=store)
+    document = run_json("delete", "--yes", lost, store=store)
     assert document["deleted_ids"] == [lost]
     assert document["freed_bytes"] > 0
     assert run_json("quarantine", store=store)["quarantined"] == []
@@ -147,23 +145,33 @@ def test_quarantine_repairs_what_can_be(store: Path, ids: list[str]) -> None:
 
 
 def test_deleting_from_quarantine_is_asked_about(store: Path, ids: list[str], lost: str) -> None:
-    """Nothing is deleted without an answer, nor when one of the ids is not in quarantine."""
+    """Nothing is deleted without an answer, nor when one of the ids is pinned or unknown."""
     run("quarantine", lost, store=store)
-    assert run_json("quarantine", "--delete", lost, store=store, code=4)["error"]["type"] == "ConfirmationError"
-    error = run_json("quarantine", "--delete", "--yes", lost, ids[1], store=store, code=2)["error"]
-    assert "not in quarantine" in error["message"]
-    assert run_json("quarantine", "--delete", "--yes", store=store, code=2)["error"]["type"] == "ConfigError"
+    run("pin", ids[1], store=store)
+    assert run_json("delete", lost, store=store, code=4)["error"]["type"] == "ConfirmationError"
+    run("delete", "--yes", lost, ids[1], store=store, code=4)
+    run("delete", "--yes", lost, ids[0][:-1] + "9", store=store, code=2)
     assert [item["checkpoint_id"] for item in run_json("quarantine", store=store)["quarantined"]] == [lost]
+
+
+def test_one_call_deletes_from_the_list_and_from_quarantine(store: Path, ids: list[str], lost: str) -> None:
+    """The one goes to the trash, the other for good."""
+    run("quarantine", lost, store=store)
+    document = run_json("delete", "--yes", lost, ids[1], store=store)
+    assert sorted(document["deleted_ids"]) == sorted([lost, ids[1]])
+    assert document["freed_bytes"] > 0
+    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == [ids[1]]
+    assert run_json("quarantine", store=store)["quarantined"] == []
 
 
 @on_posix
 def test_deleting_from_quarantine_on_a_terminal(store: Path, lost: str) -> None:
     """A no is a no, a yes a yes."""
     run("quarantine", lost, store=store)
-    arguments = ("quarantine", "--delete", lost, "--store", store)
+    arguments = ("delete", lost, "--store", store)
     code, output = run_on_terminal(*arguments, columns=200, answer="n")
     assert code == 4
-    assert "for good?" in output
+    assert "1 checkpoint in quarantine for good?" in output
     code, _ = run_on_terminal(*arguments, columns=200, answer="y")
     assert code == 0
     assert not (store / "digits" / f"{lost}.pt").exists()

@@ -14,12 +14,12 @@ import pytest
 
 from ckpt_lib import CheckpointManager, errors
 from ckpt_lib.cli.errors import EXIT_CODES, ConfirmationError, exit_code
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.store import open_store
 from ckpt_lib.store.leases import LEASE_PREFIX
 from ckpt_lib.stream import StreamDigest
-from tests.cli.running import CKPT, on_posix, run, run_json, run_program
+from tests.cli.running import CKPT, on_posix, run, run_json, run_program, run_with_streams
 from tests.helpers import flip_bit, run_python
 
 INTENDED_CODES = {
@@ -241,46 +241,53 @@ def test_full_output_is_reported(store: Path, options: list[str]) -> None:
     assert "Traceback" not in ended.stderr
 
 
-STREAMS = {
-    "closed stdout": ">&-",
-    "closed stderr": "2>&-",
-    "all closed": "<&- >&- 2>&-",
-    "full stdout": ">/dev/full",
-    "full stderr": "2>/dev/full",
-    "full stdout and stderr": ">/dev/full 2>/dev/full",
+STREAMS: dict[str, dict[int, str | None]] = {
+    "closed stdout": {1: None},
+    "closed stderr": {2: None},
+    "all closed": {0: None, 1: None, 2: None},
+    "full stdout": {1: "/dev/full"},
+    "full stderr": {2: "/dev/full"},
+    "full stdout and stderr": {1: "/dev/full", 2: "/dev/full"},
 }
 ANSWERING = ("--version", "--help", "list", "show latest --json", "summary", "validate --all", "doctor", "backup --all")
 REFUSED = {"show nosuch": 2, "nosuch --json": 2, "delete baseline": 4}
+has_full = pytest.mark.skipif(
+    not Path("/dev/full").exists() or not shutil.which("bash"), reason="needs /dev/full, bash"
+)
 
 
-def run_in_shell(store: Path, command: str, redirections: str) -> tuple[int, str]:
-    """The exit code of a command whose streams are bent so, and what came through those that are not."""
-    ended = subprocess.run(
-        ["bash", "-c", f'"$0" {command} {redirections}', CKPT],
-        env={**os.environ, "CKPT_CHECKPOINT_DIR": str(store)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return ended.returncode, ended.stdout + ended.stderr
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists() or not shutil.which("bash"), reason="needs /dev/full and bash")
-@pytest.mark.parametrize("redirections", STREAMS.values(), ids=STREAMS)
-def test_streams_that_cannot_be_written(store: Path, redirections: str) -> None:
+@has_full
+@pytest.mark.parametrize("streams", STREAMS)
+def test_streams_that_cannot_be_written(store: Path, streams: str) -> None:
     """An answer or a remark that could not be printed is no success, an error keeps its code, and neither is a bug."""
     for command in ANSWERING:
-        code, output = run_in_shell(store, command, redirections)
+        code, output = run_with_streams(*command.split(), bent=STREAMS[streams], CKPT_CHECKPOINT_DIR=str(store))
         assert code in (0, 3), (command, output)
         assert code == 3 or output, command
         assert "Traceback" not in output
         assert "Exception" not in output
     for command, intended in REFUSED.items():
-        code, output = run_in_shell(store, command, redirections)
+        code, output = run_with_streams(*command.split(), bent=STREAMS[streams], CKPT_CHECKPOINT_DIR=str(store))
         assert code == intended, (command, output)
         assert "Traceback" not in output
+
+
+@has_full
+@pytest.mark.parametrize("streams", STREAMS)
+def test_the_program_meets_such_streams_as_its_fork_does(streams: str) -> None:
+    """Started by a shell, the installed program ends and prints as what the test above runs in its place."""
+    redirections = [f"{number}>{path or '&-'}" for number, path in STREAMS[streams].items()]
+    ended = subprocess.run(
+        ["bash", "-c", f'"$0" --version {" ".join(redirections)}', CKPT],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    forked = run_with_streams("--version", bent=STREAMS[streams])
+    assert (ended.returncode, ended.stdout) == forked
 
 
 @on_posix
@@ -303,3 +310,28 @@ def test_program_passes_on_the_exit_code(store: Path, ids: list[str]) -> None:
     assert run_program("show", "nosuch", CKPT_CHECKPOINT_DIR=str(store)).returncode == 2
     assert run_program("--version").stdout.startswith("ckpt ")
     assert run_program().returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list", "--backups"),
+        ("quarantine", "--backups"),
+        ("validate", "--all", "--backups"),
+        ("cleanup", "--backups", "--dry-run"),
+        ("delete", "--backups", "--yes", "latest"),
+        ("backup", "--all"),
+        ("restore", "latest"),
+    ],
+    ids=" ".join,
+)
+def test_backup_location_that_cannot_be_read(store: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Commands about backups then end as with a store that does not answer; those about checkpoints go on."""
+    location = tmp_path / "backups"
+    location.write_text("a file")
+    elsewhere = {"CKPT_BACKUP_DIR": str(location)}
+    error = run_json(*command, store=store, code=3, env=elsewhere)["error"]
+    assert error["type"] == "StoreUnavailableError"
+    assert str(location) in error["path"]
+    assert "backup_dir" in error["hint"]
+    run("list", store=store, env=elsewhere)

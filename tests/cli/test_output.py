@@ -14,7 +14,8 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.cli.output import as_size, visible
+from ckpt_lib.cli.output import visible
+from ckpt_lib.core.wording import size_text
 from tests.cli.running import HOSTILE_TAG, on_posix, run, run_json, run_on_terminal, run_program, strict_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
@@ -197,4 +198,4 @@ def test_ascii_terminal_shows_escapes(store: Path, ids: list[str]) -> None:
 )
 def test_sizes(size_bytes: int, text: str) -> None:
     """Sizes are in binary units, and named so."""
-    assert as_size(size_bytes) == text
+    assert size_text(size_bytes) == text

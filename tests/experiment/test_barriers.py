@@ -287,7 +287,7 @@ def test_a_disk_that_gives_other_bytes_back_is_a_store_that_fails(make_manager: 
         failing = make_manager(verify_after_write=True, on_save_failure="warn")
         assert failing.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1) is None
     manager = make_manager(verify_after_write=True, fallback_dir=str(tmp_path / "fallback"))
-    target = manager._saver._committer.home
+    target = manager._saver._writer.primary
     target.folder = replace(target.folder, store=home)
     saved = manager.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1)
     assert [item.checkpoint_id for item in manager.list_stranded()] == [saved]

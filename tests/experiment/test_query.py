@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,7 +32,6 @@ from ckpt_lib.experiment.query import SORTABLE, Catalogue, MonitorRecord, select
 from tests.experiment.test_commit import folder_at, keep, save
 from tests.helpers import MakeManager
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 LOSS_RECORD = MonitorRecord(Monitor(metric="val_loss", mode="min"))
 
 
@@ -189,7 +188,6 @@ def checkpoints(draw: st.DrawFn) -> list[CheckpointMetadata]:
     return found
 
 
-@BOUNDED
 @given(
     checkpoints(),
     st.lists(st.sampled_from(["x", "y"]), unique=True),
@@ -218,7 +216,6 @@ def test_a_selection_is_all_that_fits(
     assert found == [item for item in known if fits(item)][:limit]
 
 
-@BOUNDED
 @given(checkpoints(), st.sampled_from([*SORTABLE, "a"]), st.booleans())
 def test_sorting_keeps_all_and_puts_what_cannot_be_compared_last(
     known: list[CheckpointMetadata], by: str, descending: bool

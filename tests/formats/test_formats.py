@@ -55,7 +55,7 @@ def test_plain_torch_reads_it(state: Any) -> None:
 
 @pytest.mark.parametrize("size", [1, 10_000_000])
 def test_what_was_saved_can_still_be_resized(size: int) -> None:
-    """As observers of quantization, and modules that give their memory back, do with their tensors in training."""
+    """After a save, a tensor's storage can still be resized, as quantization observers do in training."""
     state = {"whole": torch.ones(size), "view": torch.ones(2 * size)[1:]}
     encode(TorchZipFormat(), state)
     for tensor in state.values():
@@ -114,7 +114,7 @@ def test_every_kind_of_tensor_comes_back_or_is_refused() -> None:
 def test_a_tensor_quantized_by_channel_comes_back(
     make_manager: MakeManager, mode: str, zero_points: torch.Tensor
 ) -> None:
-    """As the weights of a converted model, and those of quantized embeddings, are."""
+    """A quantized tensor with one scale for each channel comes back as it was."""
     scales = torch.tensor([0.1, 0.2, 0.3])
     tensor = torch.quantize_per_channel(torch.randn(4, 3), scales, zero_points, 1, torch.quint8)
     manager = make_manager(overlap_copy=mode == "overlapped", backup_checkpoints=False)
@@ -133,7 +133,7 @@ def test_a_tensor_quantized_by_channel_comes_back(
 
 @pytest.mark.parametrize("kind", [">f8", ">i4", ">c8", "<f8", ">u2"])
 def test_an_array_of_any_byte_order_comes_back(kind: str) -> None:
-    """As files from other machines hold them; a tensor has the byte order of this one."""
+    """Arrays of another byte order become tensors of this machine's byte order."""
     array = np.arange(6).astype(kind).reshape(2, 3)
     assert round_trip(TorchZipFormat(), {"array": array})["array"].tolist() == array.tolist()
 
@@ -143,7 +143,7 @@ class Odd(torch.Tensor):
 
 
 def test_a_tensor_subclass_is_refused_without_copying_it() -> None:
-    """Whether its class can be read back is asked of an empty one."""
+    """Checking whether a tensor subclass can be read back does not copy its memory."""
     huge = torch.empty(1).expand(2**40).as_subclass(Odd)
     with pytest.raises(UnsupportedStateError, match=r"x\['w'\]"):
         TorchZipFormat().prepare({"x": {"w": huge}})
@@ -264,7 +264,7 @@ def test_refused_state_was_not_run_either() -> None:
 
 @pytest.mark.parametrize("stored", [[1], torch.ones(1), 1, None, "text", ({},)], ids=repr)
 def test_a_payload_is_a_dict(stored: object) -> None:
-    """A torch file that holds something else is no payload of ours."""
+    """A torch file that does not hold a dict is refused."""
     data = io.BytesIO()
     torch.save(stored, data)
     data.seek(0)
@@ -276,13 +276,13 @@ def test_a_payload_is_a_dict(stored: object) -> None:
 
 
 def test_a_format_is_found_by_the_name_in_a_manifest() -> None:
-    """And it is the same object each time."""
+    """A format is found by its name, as the same object each time."""
     assert format_named("torch").name == "torch"
     assert format_named("torch") is format_named(DEFAULT_FORMAT)
 
 
 def test_an_unknown_format_names_those_there_are() -> None:
-    """So that a person knows what to install."""
+    """The error for an unknown format lists the formats that are installed."""
     with pytest.raises(UnsupportedFormatError) as raised:
         format_named("sefatensors")
     assert "torch" in str(raised.value.expected)

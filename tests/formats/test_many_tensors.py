@@ -14,11 +14,11 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
-from ckpt_lib.formats.torch import pickle_checking
-from ckpt_lib.formats.torch.collection import CollectionPause
+from ckpt_lib.formats.torch import limits
 from ckpt_lib.formats.torch.format import TorchZipFormat
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker
-from ckpt_lib.formats.torch.writing import Archive
+from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.testing.format_contract import assert_same, encode
 from tests.helpers import payload_path
 
@@ -26,7 +26,7 @@ FORMAT = TorchZipFormat()
 
 
 def experts(count: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """So many parameters, and the state of AdamW."""
+    """A model with this many parameters, and the state of AdamW."""
     model = nn.ParameterDict(
         {f"layers_0_experts_{n}_gate": nn.Parameter(torch.full((2,), float(n))) for n in range(count)}
     )
@@ -39,8 +39,8 @@ def experts(count: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def test_room_grows_with_the_records(manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each tensor of a model and its optimizer takes is less than each record gives, so a million fit as well."""
-    monkeypatch.setattr(pickle_checking, "_STEPS_ALLOWED", 2_000)
-    monkeypatch.setattr(pickle_checking, "_STRUCTURE_BYTES", 20_000)
+    monkeypatch.setattr(limits, "_STEPS_ALLOWED", 2_000)
+    monkeypatch.setattr(limits, "_STRUCTURE_BYTES", 20_000)
     model, optimizer = experts(2_000)
     saved = manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
     assert saved is not None
@@ -54,8 +54,8 @@ def test_room_grows_with_the_records(manager: CheckpointManager, monkeypatch: py
 
 def test_the_room_for_tensors_is_for_tensors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without their records, a structure of as many steps is refused; a million tensors take forty million."""
-    assert pickle_checking.max_steps(10**6) > 40 * 10**6
-    monkeypatch.setattr(pickle_checking, "_STEPS_ALLOWED", 1_000)
+    assert limits.max_steps(10**6) > 40 * 10**6
+    monkeypatch.setattr(limits, "_STEPS_ALLOWED", 1_000)
     steps = b"\x80\x02(" + b"]" * 1_500 + b"t."
     with pytest.raises(UnsafePayloadError, match="more than 1000 steps"):
         PickleChecker(steps, find_name=print, find_reference=print).load()
@@ -64,7 +64,7 @@ def test_the_room_for_tensors_is_for_tensors_alone(monkeypatch: pytest.MonkeyPat
 
 def test_too_many_parts_are_refused_for_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error counts what there is, and says how much there may be."""
-    monkeypatch.setattr(pickle_checking, "_STEPS_ALLOWED", 1_000)
+    monkeypatch.setattr(limits, "_STEPS_ALLOWED", 1_000)
     with pytest.raises(UnsupportedStateError, match="bytes describe them, beside 1 tensors") as refused:
         encode(FORMAT, {"x": [[number] for number in range(900)], "t": torch.ones(1)})
     assert "1200 steps" in str(refused.value)
@@ -73,20 +73,20 @@ def test_too_many_parts_are_refused_for_what_they_are(monkeypatch: pytest.Monkey
 def test_a_save_lays_the_state_out_once(manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first save asks how large the file will be as well, which takes no second pass."""
     built = []
-    original = Archive.__init__
+    original = ArchiveLayout.__init__
 
-    def counted(self: Archive, payload: dict[str, Any]) -> None:
+    def counted(self: ArchiveLayout, payload: dict[str, Any]) -> None:
         built.append(payload)
         original(self, payload)
 
-    monkeypatch.setattr(Archive, "__init__", counted)
+    monkeypatch.setattr(ArchiveLayout, "__init__", counted)
     manager.save_checkpoint(model=nn.Linear(2, 2), epoch=1)
     assert len(built) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 16_383, 16_384, 16_385, 40_000])
 def test_small_and_large_tensors_are_the_same_kind_of_record(count: int) -> None:
-    """Whole, as views that leave much out, and beside each other in one storage."""
+    """Small tensors come back: whole ones, non-contiguous views, and neighbours in one storage."""
     base = torch.arange(2.0 * count)
     payload = {"whole": base[:count].clone(), "gappy": base[::2], "first": base[:count], "second": base[count:]}
     data = encode(FORMAT, payload)
@@ -95,7 +95,7 @@ def test_small_and_large_tensors_are_the_same_kind_of_record(count: int) -> None
 
 
 def test_loaded_tensors_share_no_hooks() -> None:
-    """The file names none, and one that is registered later is of its tensor alone."""
+    """Loaded tensors have no hooks, and a hook that is registered later belongs to its tensor alone."""
     payload = {"a": torch.ones(2).requires_grad_(), "b": torch.ones(2).requires_grad_()}
     data = encode(FORMAT, payload)
     for found in (FORMAT.read(io.BytesIO(data)), torch.load(io.BytesIO(data), weights_only=True)):
@@ -106,7 +106,7 @@ def test_loaded_tensors_share_no_hooks() -> None:
 
 
 def test_the_size_is_known_to_the_byte() -> None:
-    """For records of every length of name and padding."""
+    """The computed size equals the written size, for records with names and padding of every length."""
     for count in (1, 11, 101, 1001):
         layout = FORMAT.lay_out({"x": [torch.zeros(number % 40) for number in range(count)]})
         assert layout.size_bytes == len(encode(FORMAT, {"x": [torch.zeros(number % 40) for number in range(count)]}))

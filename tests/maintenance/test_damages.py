@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.damaged_samples import Copy, Shelf, build_shelf, inflicted, linear, missed
 from tests.torture.damages import DAMAGES, flip_a_bit, inflict_many
 from tests.torture.fingerprints import fingerprint
-from tests.torture.specimens import Copy, Shelf, build_shelf, inflicted, linear, missed
 
 SEED = "20261124"
 
@@ -28,8 +28,8 @@ def test_no_damage_is_missed(shelf: Shelf, kind: str) -> None:
 
 def test_what_is_not_damaged_is_loaded(shelf: Shelf) -> None:
     """The other side: nothing is reported of files that are as they were saved, and loading does change the model."""
-    for number, specimen in enumerate(shelf.specimens):
-        manager, checkpoint_id = shelf.manager(), specimen.original.checkpoint_id
+    for number, sample in enumerate(shelf.samples):
+        manager, checkpoint_id = shelf.manager(), sample.original.checkpoint_id
         assert manager.validate_checkpoint(checkpoint_id)
         assert manager.validate_checkpoint(checkpoint_id, deep=False)
         assert shelf.manager_of_backups().validate_backup(checkpoint_id)
@@ -42,25 +42,25 @@ def test_what_is_not_damaged_is_loaded(shelf: Shelf) -> None:
 def test_the_judge_sees_what_is_missed(tmp_path: Path) -> None:
     """Told of a damage that is not there, it complains at every door: each of them is asked."""
     shelf = build_shelf(tmp_path)
-    specimen = shelf.specimens[0]
+    sample = shelf.samples[0]
 
     def complaints(copy: Copy, path: Path) -> str:
         return "\n".join(missed(shelf, {path: b"altered" + copy.files()[path]}))
 
-    for path in specimen.original.files():
-        said = complaints(specimen.original, path)
+    for path in sample.original.files():
+        said = complaints(sample.original, path)
         for door in ("validate_checkpoint(deep=True)", "validate_checkpoint(deep=False)"):
             assert f"{door} finds it intact" in said
         assert "load_checkpoint() takes it" in said
-    for path in specimen.backup.files():
-        said = complaints(specimen.backup, path)
+    for path in sample.backup.files():
+        said = complaints(sample.backup, path)
         assert "validate_backup(deep=True) finds it intact" in said
         assert "restore_checkpoint takes it" in said
 
 
 def test_the_judge_wants_the_right_place(shelf: Shelf) -> None:
     """A damage in one chunk that is taken for one in another is a miss."""
-    copy = shelf.specimens[3].original
+    copy = shelf.samples[3].original
     altered, expected = bytearray(copy.payload_bytes), bytearray(copy.payload_bytes)
     altered[100] ^= 1
     expected[-100] ^= 1

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager, DoctorReport
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import NotACheckpointError, NotAStoreError, UnsupportedSchemaError
 from ckpt_lib.maintenance import doctor, recover
 from ckpt_lib.maintenance.findings import Treatment

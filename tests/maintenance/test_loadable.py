@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,

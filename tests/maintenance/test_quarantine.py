@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager, open_store
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,

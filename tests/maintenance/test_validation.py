@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from tests.helpers import experiment_folder, flip_bit, manifest_path, payload_path, truncate
 from tests.maintenance.test_repair import rechunked
 

@@ -23,7 +23,7 @@ import xxhash
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -1077,7 +1077,7 @@ def test_a_policy_that_fails_does_not_fail_the_save(store_path: Path, caplog: py
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store_path)), "run", retention_policy=policy)
     saved = save(manager, 1)
     assert ids(manager) == [saved]
-    assert "retiring old checkpoints failed" in caplog.text
+    assert "deleting old checkpoints failed" in caplog.text
 
 
 def test_a_manifest_that_could_not_be_read_again_is_not_written(

@@ -18,7 +18,7 @@ from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.index import Index
-from ckpt_lib.formats.torch.writing import Archive
+from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream import HashingWriter
@@ -328,15 +328,15 @@ def test_the_same_save_may_finish_elsewhere_while_this_one_writes(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When another process commits the key first, this one gives up its own file and returns the other's id."""
-    write = Archive.write
+    write = ArchiveLayout.write
     elsewhere: list[str] = []
 
-    def overtaken(self: Archive, stream: HashingWriter) -> None:
+    def overtaken(self: ArchiveLayout, stream: HashingWriter) -> None:
         monkeypatch.undo()
         elsewhere.append(save(make_manager(), 1, idempotency_key="k"))
         write(self, stream)
 
-    monkeypatch.setattr(Archive, "write", overtaken)
+    monkeypatch.setattr(ArchiveLayout, "write", overtaken)
     manager = make_manager()
     assert [save(manager, 1, idempotency_key="k")] == elsewhere == ids(manager)
     assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{elsewhere[0]}.pt"] * 2
@@ -346,15 +346,15 @@ def test_what_another_process_saved_is_not_known_to_be_intact(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same save, faster there: this process has written and read nothing of it."""
-    write = Archive.write
+    write = ArchiveLayout.write
     theirs = make_manager(backup_checkpoints=False)
 
-    def overtaken(self: Archive, stream: HashingWriter) -> None:
+    def overtaken(self: ArchiveLayout, stream: HashingWriter) -> None:
         monkeypatch.undo()
         save(theirs, 1, idempotency_key="k")
         write(self, stream)
 
-    monkeypatch.setattr(Archive, "write", overtaken)
+    monkeypatch.setattr(ArchiveLayout, "write", overtaken)
     ours = make_manager(backup_checkpoints=False)
     (manifest,) = [ours._index.get(save(ours, 1, idempotency_key="k"))]
     assert theirs._known.is_valid(theirs._folder, manifest)

@@ -16,11 +16,11 @@ import pytest
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, StorageFullError, StoreError, StorePermissionError
-from tests.torture import strikes
+from tests.torture import kill_methods
+from tests.torture.kill_methods import Fault, injected
 from tests.torture.kills import Campaign
 from tests.torture.runner import memory_folder
-from tests.torture.strikes import Fault, injected
-from tests.torture.worlds import MODEL, OPERATIONS, PLAIN, World, broken_promises, build_world
+from tests.torture.scenario import MODEL, OPERATIONS, PLAIN, Scenario, broken_promises, build_scenario
 
 SAMPLE = 6
 REASONS = {errno.ENOSPC: StorageFullError, errno.EIO: StoreError, errno.EACCES: StorePermissionError}
@@ -29,7 +29,7 @@ REASONS = {errno.ENOSPC: StorageFullError, errno.EIO: StoreError, errno.EACCES: 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     """A folder in memory, where there is one: a kill does not depend on a disk, and syncing to one takes its time."""
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, strikes.one_thread():
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, kill_methods.one_thread():
         yield Path(folder)
 
 
@@ -48,14 +48,17 @@ def points(every: list[int], seed: str) -> list[int]:
 def test_a_torn_write_harms_nothing(campaign: Campaign, name: str) -> None:
     """SIGKILL halfway through a write, of every operation; then everything goes on."""
     operation = OPERATIONS[name]
-    called = strikes.functions_of(partial(operation.act, campaign.world()))
+    called = kill_methods.functions_of(partial(operation.act, campaign.scenario()))
     every = [at for at, function in enumerate(called, start=1) if function in ("write", "pwrite")]
     assert every
     for at in points(every, name):
-        world = campaign.world()
+        scenario = campaign.scenario()
         fault = Fault(at, kill=True, torn=True)
         campaign.strike(
-            f"at {at} of {len(called)}", operation, world, partial(strikes.struck, partial(operation.act, world), fault)
+            f"at {at} of {len(called)}",
+            operation,
+            scenario,
+            partial(kill_methods.struck, partial(operation.act, scenario), fault),
         )
     assert campaign.outcome.violations == []
     assert campaign.outcome.injected >= 1
@@ -67,11 +70,11 @@ def test_an_error_at_any_system_call_harms_nothing(campaign: Campaign, name: str
     """ENOSPC, EIO, EACCES: the error of ours for it and no other; what came before is as it was, and all goes on."""
     operation, counted = OPERATIONS[name], Fault()
     with injected(counted):
-        operation.act(campaign.world())
+        operation.act(campaign.scenario())
     for number, at in enumerate(points(list(range(1, len(counted.calls) + 1)), f"{name} {persistent}")):
-        world, code = campaign.world(), list(REASONS)[number % len(REASONS)]
+        scenario, code = campaign.scenario(), list(REASONS)[number % len(REASONS)]
         fault = Fault(at, code=code, persistent=persistent)
-        error = outcome(partial(operation.act, world), fault)
+        error = outcome(partial(operation.act, scenario), fault)
         where = (os.strerror(code), fault.hit, at, len(counted.calls))
         expected: list[type[CheckpointError]] = [REASONS[code]]
         if name.startswith("repair") and code == errno.EIO:
@@ -79,7 +82,7 @@ def test_an_error_at_any_system_call_harms_nothing(campaign: Campaign, name: str
         assert error is None or isinstance(error, tuple(expected)), where
         # What follows a save may fail and is logged.
         is_acknowledged = error is None and name != "save, back up, retire"
-        assert broken_promises(world, campaign.before, operation, is_acknowledged=is_acknowledged) == [], where
+        assert broken_promises(scenario, campaign.before, operation, is_acknowledged=is_acknowledged) == [], where
 
 
 def outcome(action: Any, fault: Fault) -> CheckpointError | None:
@@ -94,7 +97,7 @@ def outcome(action: Any, fault: Fault) -> CheckpointError | None:
 
 def test_an_fsync_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second fsync of the same bytes may succeed without having written them."""
-    manager = build_world(tmp_path).manager()
+    manager = build_scenario(tmp_path).manager()
     real, failed = os.fsync, []
 
     def fsync(descriptor: int) -> None:
@@ -115,8 +118,8 @@ def test_an_fsync_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def world(campaign: Campaign) -> World:
-    return campaign.world()
+def scenario(campaign: Campaign) -> Scenario:
+    return campaign.scenario()
 
 
 def _alter(path: Path) -> None:
@@ -127,43 +130,48 @@ def _alter(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda world: _alter(world.folder / f"{world.ids[PLAIN]}.pt"), "listed and broken"),
-        (lambda world: (world.folder / f"{world.ids[PLAIN]}.json").unlink(), "^gone: checkpoint"),
-        (lambda world: (world.folder / "notes.txt").unlink(), "gone: store/run/notes.txt"),
-        (lambda world: _alter(world.folder / "backups" / f"{world.ids[-1]}.pt"), "a broken backup"),
-        (lambda world: _alter(world.root / "exported" / f"{world.ids[PLAIN]}.pt"), "a broken copy"),
-        (lambda world: _alter(world.folder / f".{world.trashed[0]}.deleted"), "changed: store/run/"),
-        (lambda world: (world.folder / "checkpoint_epoch_0007_step_000000_20200101_000000.pt").touch(), "left over"),
+        (lambda scenario: _alter(scenario.folder / f"{scenario.ids[PLAIN]}.pt"), "listed and broken"),
+        (lambda scenario: (scenario.folder / f"{scenario.ids[PLAIN]}.json").unlink(), "^gone: checkpoint"),
+        (lambda scenario: (scenario.folder / "notes.txt").unlink(), "gone: store/run/notes.txt"),
+        (lambda scenario: _alter(scenario.folder / "backups" / f"{scenario.ids[-1]}.pt"), "a broken backup"),
+        (lambda scenario: _alter(scenario.root / "exported" / f"{scenario.ids[PLAIN]}.pt"), "a broken copy"),
+        (lambda scenario: _alter(scenario.folder / f".{scenario.trashed[0]}.deleted"), "changed: store/run/"),
+        (
+            lambda scenario: (scenario.folder / "checkpoint_epoch_0007_step_000000_20200101_000000.pt").touch(),
+            "left over",
+        ),
     ],
 )
-def test_harm_is_seen(campaign: Campaign, world: World, harm: Any, told: str) -> None:
+def test_harm_is_seen(campaign: Campaign, scenario: Scenario, harm: Any, told: str) -> None:
     """Each thing that no kill may do is told by the judgement, here of a save that was not acknowledged."""
     save = OPERATIONS["save"]
-    assert broken_promises(campaign.world(), campaign.before, save, is_acknowledged=False) == []
-    harm(world)
-    found = broken_promises(world, campaign.before, save, is_acknowledged=False)
+    assert broken_promises(campaign.scenario(), campaign.before, save, is_acknowledged=False) == []
+    harm(scenario)
+    found = broken_promises(scenario, campaign.before, save, is_acknowledged=False)
     assert any(re.search(told, promise) for promise in found), found
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_false_acknowledgement_is_seen(campaign: Campaign, world: World, name: str) -> None:
+def test_a_false_acknowledgement_is_seen(campaign: Campaign, scenario: Scenario, name: str) -> None:
     """Of an operation that never began, the judgement says that it is not done."""
-    found = broken_promises(world, campaign.before, OPERATIONS[name], is_acknowledged=True)
+    found = broken_promises(scenario, campaign.before, OPERATIONS[name], is_acknowledged=True)
     assert any(re.search("acknowledged and not done|listed and broken|a check ended", promise) for promise in found)
 
 
-def test_waiting_for_a_dead_owner_is_seen(campaign: Campaign, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_dead_owner_is_seen(
+    campaign: Campaign, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A recovery that takes longer than nobody's lease should cost is told."""
-    monkeypatch.setattr("tests.torture.worlds.PROMPT_SECONDS", 0.0)
-    found = broken_promises(world, campaign.before, OPERATIONS["save"], is_acknowledged=False)
+    monkeypatch.setattr("tests.torture.scenario.PROMPT_SECONDS", 0.0)
+    found = broken_promises(scenario, campaign.before, OPERATIONS["save"], is_acknowledged=False)
     assert any("what came next took" in promise for promise in found)
 
 
 def test_a_child_that_fails_by_itself_is_a_violation(campaign: Campaign) -> None:
     """An exception in a child is not taken for a kill."""
-    world = campaign.world()
-    missing = partial(CheckpointManager.delete_checkpoint, world.manager(), "no-such")
-    campaign.strike("delete", OPERATIONS["delete"], world, partial(strikes.killed_after, missing, 1.0))
+    scenario = campaign.scenario()
+    missing = partial(CheckpointManager.delete_checkpoint, scenario.manager(), "no-such")
+    campaign.strike("delete", OPERATIONS["delete"], scenario, partial(kill_methods.killed_after, missing, 1.0))
     (violation,) = campaign.outcome.violations
     assert "CheckpointNotFoundError" in violation
     assert campaign.outcome.injected == 0

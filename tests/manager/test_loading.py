@@ -141,7 +141,7 @@ def test_a_payload_in_memory_is_not_read_again(caching: CheckpointManager, monke
     saved = save(caching, 1)
     first = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     wanted = first.clone()
-    monkeypatch.delattr("ckpt_lib.loading._open_source")
+    monkeypatch.delattr("ckpt_lib.loading.payload._open_source")
     first.zero_()
     second = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     assert torch.equal(second, wanted)
@@ -162,7 +162,7 @@ def test_rot_after_verifying_does_not_reach_what_is_in_memory(
     caching: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version of a file says nothing of bits that rot; the bytes in memory are those that were verified."""
-    monkeypatch.setattr("ckpt_lib.loading._cache_key", lambda *_: ("a file", "whose version stays", "as it is"))
+    monkeypatch.setattr("ckpt_lib.loading.payload._cache_key", lambda *_: ("a file", "whose version stays", "as it is"))
     saved = save(caching, 1)
     wanted = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     flip_bit(payload_path(caching, saved), 1000)
@@ -193,8 +193,8 @@ def test_without_verification_nothing_is_kept(make_manager: MakeManager) -> None
     manager = make_manager(cache_size_bytes=2**20, validate_checkpoints=False)
     saved = save(manager, 1)
     manager.load_checkpoint(saved)
-    assert manager._cache is not None
-    assert manager._cache.size_bytes == 0
+    assert manager._loader.cache is not None
+    assert manager._loader.cache.size_bytes == 0
 
 
 class Counting(nn.Module):

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.metadata import FileEntry
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.experiment import commit
 from ckpt_lib.formats.torch.archive import TorchArchive
 from ckpt_lib.formats.torch.reading import TorchReader
-from ckpt_lib.formats.torch.writing import _STORAGE_TYPES, Archive
+from ckpt_lib.formats.torch.writing import _STORAGE_TYPES, ArchiveLayout
 from ckpt_lib.formats.torch.zip_writing import ZipWriter, _central_header, _local_header
-from ckpt_lib.state import staging
+from ckpt_lib.state import overlap
 from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile
 from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.testing.format_contract import DTYPES
@@ -38,10 +38,6 @@ TORTURE = bool(os.environ.get("CKPT_TORTURE"))
 CHUNK_BYTES = 1024
 ALIGNMENT_BYTES = 64
 PROPERTY = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=1000 if TORTURE else 60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -353,7 +349,7 @@ def data_start(file: Any, header_offset: int) -> int:
 @pytest.fixture
 def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repair has less than everything to do, and a background save leaves also small tensors for later."""
-    monkeypatch.setattr(staging, "_SMALL_BYTES", 1)
+    monkeypatch.setattr(overlap, "SMALL_BYTES", 1)
     monkeypatch.setattr(commit, "HashingWriter", partial(HashingWriter, chunk_size_bytes=CHUNK_BYTES))
 
 
@@ -417,9 +413,9 @@ def test_more_records_than_16_bits_can_count() -> None:
     payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
     sink = io.BytesIO()
     with HashingWriter(sink) as stream:
-        Archive(payload).write(stream)
+        ArchiveLayout(payload).write(stream)
         entry = entry_of(stream.finish())
-    assert Archive(payload).size_bytes == entry.size_bytes
+    assert ArchiveLayout(payload).size_bytes == entry.size_bytes
     last = struct.pack("<q", 65_999)
     with zipfile.ZipFile(sink) as archive:
         assert len(archive.namelist()) == 66_003
@@ -440,9 +436,9 @@ def test_a_tensor_larger_than_32_bits_can_tell(tmp_path: Path) -> None:
     small = torch.arange(5.0)
     payload = {"large": torch.from_numpy(np.zeros(size_bytes, np.uint8)), "small": small}
     with SparseFile(path) as sink, HashingWriter(sink) as stream:
-        Archive(payload).write(stream)
+        ArchiveLayout(payload).write(stream)
         entry = entry_of(stream.finish())
-    assert path.stat().st_size == entry.size_bytes == Archive(payload).size_bytes > size_bytes
+    assert path.stat().st_size == entry.size_bytes == ArchiveLayout(payload).size_bytes > size_bytes
     assert path.stat().st_blocks * 512 < 100 * 2**20
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         assert archive.read("archive/data/1") == small.numpy().tobytes()

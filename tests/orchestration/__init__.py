@@ -1,1 +1,1 @@
-"""Tests that need a Prefect server: a real one, started once for each test process."""
+"""Tests of tasks, flows and deployments, on real Prefect servers."""

@@ -20,6 +20,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from deployments.serve import PROJECT
 from tests.helpers import build
 
+pytestmark = pytest.mark.servers
 SECONDS_TO_WAIT = 120.0
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 

@@ -1,4 +1,4 @@
-"""Flows, run to their end on a real server."""
+"""Flows, run to their end on Prefect's test server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from prefect_checkpoints.flows import (
 from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
 from prefect_checkpoints.tasks import _progress, report_checkpoints, report_comparison
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = pytest.mark.usefixtures("own_results")
 SMALL = {"batch_size": 256, "channels": 4}
 
 

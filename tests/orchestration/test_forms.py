@@ -18,7 +18,7 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = pytest.mark.usefixtures("own_results")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
 CLEANED = {"checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "trash_seconds"}
 MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store, manage_backups]

@@ -17,6 +17,7 @@ import pytest
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.orchestration import training_run
 
+pytestmark = pytest.mark.servers
 KILLS = int(os.environ.get("CKPT_TEST_KILLS", "20"))
 SEED = int(os.environ.get("CKPT_TEST_SEED", "20261124"))
 

@@ -14,6 +14,7 @@ import pytest
 
 from deployments.server import HOME, prefect_server
 
+pytestmark = pytest.mark.servers
 PROJECT = HOME.parent
 ANNOUNCED = """
 import sys

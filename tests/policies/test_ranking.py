@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.policies.ranking import is_better, is_rankable, ranked
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 MISSING: Any = object()
 VALUES: list[Any] = [1.0, 2.0, math.nan, math.inf, -math.inf, None, "text", MISSING]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -76,7 +75,6 @@ def test_of_equals_the_earlier_is_better(mode: Mode, equals: tuple[Any, ...]) ->
     assert [record.sequence for record in ranked(records(equals), by(mode))] == [1, 2, 3]
 
 
-@BOUNDED
 @given(st.lists(st.one_of(st.floats(), st.integers(), st.none(), st.text(max_size=3))), st.sampled_from(MODES))
 def test_the_best_is_what_nothing_beats(values: list[Any], mode: Mode) -> None:
     """``ranked`` and ``is_better`` agree, for numbers of any size and kind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,7 +20,7 @@ from ckpt_lib.policies.saving import (
     When,
     improvements_in,
 )
-from ckpt_lib.saving import saver
+from ckpt_lib.saving import policy_check
 from tests.helpers import MakeManager
 
 
@@ -28,7 +28,6 @@ def save(manager: CheckpointManager, epoch: int, loss: float, **more: object) ->
     return manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss}, **more)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(interval=st.integers(1, 200), stride=st.integers(1, 300), first=st.integers(0, 500), calls=st.integers(1, 300))
 def test_steps_that_skip_multiples_are_saved(interval: int, stride: int, first: int, calls: int) -> None:
     """Whatever the stride, no two saves of a run are further apart than the interval and one stride."""
@@ -42,7 +41,6 @@ def test_steps_that_skip_multiples_are_saved(interval: int, stride: int, first: 
     assert all(gap < interval + stride for gap in gaps)
 
 
-@settings(deadline=None)
 @given(interval=st.integers(1, 50), calls=st.integers(1, 300))
 def test_an_ordinary_loop_saves_on_multiples(interval: int, calls: int) -> None:
     """With a step of one, saves fall on the multiples and on nothing else."""
@@ -107,7 +105,7 @@ def test_a_run_that_saves_nothing_says_so_once(
     make_manager: MakeManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After many refusals in a row, one warning names the policy, the best so far and the way out."""
-    monkeypatch.setattr(saver, "REFUSALS_TO_WARN", 5)
+    monkeypatch.setattr(policy_check, "REFUSALS_TO_WARN", 5)
     manager = make_manager(save_best_only=True)
     save(manager, 1, 0.1)
     for epoch in range(2, 20):

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.config import CheckpointConfig
@@ -29,7 +29,6 @@ from ckpt_lib.policies.saving import (
     policy_of,
 )
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 YES, NO = When(lambda _: True), When(lambda _: False)
 
 
@@ -38,7 +37,6 @@ def context(epoch: int = 0, step: int = 0, past: list[Any] | None = None, **fact
     return SaveContext(epoch, step, facts.pop("metrics", {}), saved, **facts)
 
 
-@BOUNDED
 @given(st.integers(0, 10**6), st.integers(1, 1000))
 def test_intervals_are_multiples(now: int, every: int) -> None:
     """In a run that has saved nothing, intervals fire on their multiples, zero included, and when one has passed."""
@@ -139,7 +137,6 @@ def test_a_policy_is_a_frozen_value(policy: Any) -> None:
         policy.epochs = 1
 
 
-@BOUNDED
 @given(st.integers(0, 100), st.floats(), st.lists(st.floats(), max_size=4), st.booleans(), st.integers(1, 12))
 def test_a_policy_is_a_pure_function(epoch: int, now: float, past: list[float], best_only: bool, every: int) -> None:
     """What the configuration spells is the interval and, if asked for, improvement; asked twice, the same."""

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.formats.torch import collection
-from ckpt_lib.formats.torch.collection import CollectionPause
+from ckpt_lib.formats.torch import gc_pause
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.saving.background import BackgroundSaves, _Worker, wait_until_all_copied
 from ckpt_lib.store import folder_lock, leases
 from tests.helpers import MakeManager
@@ -192,7 +192,7 @@ def test_the_search_for_garbage_goes_on() -> None:
                 pass
 
     assert gc.isenabled()
-    for interrupt in at_every_instant(codes_of(collection), pause):
+    for interrupt in at_every_instant(codes_of(gc_pause), pause):
         if interrupt is not None:
             interrupt.__traceback__ = None
         assert gc.isenabled()

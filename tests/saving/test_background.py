@@ -19,7 +19,10 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, StorageFullError, UnsupportedStateError
 from ckpt_lib.experiment import commit
-from ckpt_lib.state.staging import Snapshot, StagingBuffer, _copy_together, _Piece, unchanged_until_step
+from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.state.copy_tasks import CopyTask, copy_together
+from ckpt_lib.state.overlap import unchanged_until_step
+from ckpt_lib.state.staging import Snapshot, StagingBuffer
 from ckpt_lib.stream.chunks import processor_count
 from tests.helpers import MakeManager, build, fingerprint, ids, payload_path, run_python, save, start_python, train
 
@@ -277,7 +280,7 @@ def test_an_interrupt_does_not_part_the_copy_from_its_helpers() -> None:
             done.append("helper")
 
     with pytest.raises(KeyboardInterrupt):
-        _copy_together([_Piece(copy), _Piece(copy)])
+        copy_together([CopyTask(copy), CopyTask(copy)])
     assert done == ["helper"]
 
 
@@ -288,7 +291,7 @@ def test_a_copy_that_fails_is_not_taken_for_done(error: BaseException) -> None:
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     snapshot = Snapshot({"a": parameter.detach()}, StagingBuffer(), unchanged_until_step(optimizer))
     assert not snapshot.is_complete
-    (piece,) = snapshot._pieces
+    (piece,) = snapshot._tasks
     action = piece._action
     piece._action = raising(error)
     for call in (snapshot.finish_in_background, snapshot.finish, snapshot.payload):
@@ -449,13 +452,13 @@ def test_staging_memory_is_reported_and_used_again(make_manager: MakeManager, ga
 def test_backups_are_not_in_the_way_of_the_next_save(make_manager: MakeManager, monkeypatch: Any) -> None:
     """A backup location that hangs holds up neither the handle nor a further save; ``flush`` waits for it."""
     manager, gate = make_manager(), threading.Event()
-    original = CheckpointManager.backup_checkpoint
+    original = Copies.back_up
 
     def slow(*arguments: Any, **options: Any) -> bool:
         assert gate.wait(30)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", slow)
+    monkeypatch.setattr(Copies, "back_up", slow)
     handles = [start(manager, epoch) for epoch in range(3)]
     assert [handle.result(timeout=30) for handle in handles] == ids(manager)
     assert manager.backup_ids() == []
@@ -485,7 +488,7 @@ def test_a_key_is_saved_once(make_manager: MakeManager, gate: Gate) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has priorities of threads")
-def test_saving_steps_back_behind_training(make_manager: MakeManager, gate: Gate) -> None:
+def test_saving_steps_back_behind_training(saves_step_back: None, make_manager: MakeManager, gate: Gate) -> None:
     """The thread that hashes and writes takes little of the processor time that training wants."""
     manager = make_manager()
     gate.open.clear()
@@ -699,7 +702,7 @@ def test_a_callback_does_not_wait_for_a_later_save(make_manager: MakeManager) ->
 def test_what_follows_a_save_may_fail_in_any_way(make_manager: MakeManager, monkeypatch: Any, error: Any) -> None:
     """Nobody hangs, and the save stands."""
     manager = make_manager()
-    monkeypatch.setattr(CheckpointManager, "backup_checkpoint", lambda *_arguments, **_options: raising(error)())
+    monkeypatch.setattr(Copies, "back_up", lambda *_arguments, **_options: raising(error)())
     handle = start(manager, 0)
     manager.flush()
     assert ids(manager) == [handle.result()]
@@ -792,7 +795,9 @@ def test_a_kill_loses_what_is_not_durable_and_nothing_else(make_manager: MakeMan
 _FAILING = """
 import logging, sys
 from torch import nn
-from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.errors import StorageFullError
 
 def full(*arguments, **options):
@@ -903,7 +908,9 @@ def test_a_process_of_multiprocessing_waits_for_its_saves(make_manager: MakeMana
 _NICE = """
 import os, tempfile, threading
 from torch import nn
-from ckpt_lib import CheckpointConfig, CheckpointManager, commit
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment import commit
+from ckpt_lib.maintenance.copies import Copies
 
 found = []
 save = commit.save

@@ -16,7 +16,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core import facts
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,
@@ -32,10 +32,11 @@ from ckpt_lib.errors import (
 from ckpt_lib.events import Event, subscribe
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.formats.torch.writing import Archive
+from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.maintenance.validate import ValidationReport, validate
 from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.saving import failover
+from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.pending import LocalPendingFile
@@ -166,13 +167,13 @@ def test_where_there_is_plenty_nothing_is_predicted_twice(
 ) -> None:
     """Laying a payload out takes as long as writing a small one: the first save's size is enough to go by."""
     asked: list[int] = []
-    original = Archive.size_bytes
+    original = ArchiveLayout.size_bytes
 
-    def counted(self: Archive) -> int:
+    def counted(self: ArchiveLayout) -> int:
         asked.append(original.__get__(self))
         return asked[-1]
 
-    monkeypatch.setattr(Archive, "size_bytes", property(counted))
+    monkeypatch.setattr(ArchiveLayout, "size_bytes", property(counted))
     manager = make_manager()
     saved = [save(manager, epoch) for epoch in range(3)]
     assert asked == [payload_path(manager, saved[0]).stat().st_size]
@@ -333,6 +334,7 @@ def test_room_is_made_as_far_as_needed_and_by_the_rules(
         generous.delete_checkpoint(deleted)
         time.sleep(0.02)
     strict = make_manager(backup_checkpoints=False, max_checkpoints=1)
+    space = FreeSpace(strict.experiment_name, strict._cleaner, strict._backup_cleaner)
     gone = {name: experiment_folder(strict) / f"{name}.pt" for name in saved}
 
     def free_until(count: int) -> None:
@@ -344,14 +346,14 @@ def test_room_is_made_as_far_as_needed_and_by_the_rules(
         monkeypatch.setattr(LocalStore, "free_bytes", free_bytes)
 
     free_until(1)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert [item.checkpoint_id for item in strict.list_deleted()] == [saved[2]]
     free_until(2)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert strict.list_deleted() == []
     assert ids(strict) == [saved[0], saved[1], saved[3], saved[5]]
     free_until(100)
-    strict._make_room(10**6)
+    space.make(10**6)
     assert ids(strict) == [saved[0], saved[1], saved[5]]
 
 
@@ -417,7 +419,7 @@ def test_bad_input_and_bugs_are_raised_whatever_is_configured(make_safe: MakeMan
     with pytest.raises(ConfigError):
         manager.save_checkpoint(model=nn.Linear(2, 1), epoch=-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Archive, "write", lambda self, stream: 1 // 0)
+        patch.setattr(ArchiveLayout, "write", lambda self, stream: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1)
         with pytest.raises(ZeroDivisionError):
@@ -771,7 +773,7 @@ def test_another_one_of_that_id_is_not_removed_when_it_is_home(make_safe: MakeMa
     other = manifest.changed(uid="0" * 32)
     (fallback_dir / "run" / f"{stranded}.json").write_bytes(other.to_bytes())
     manager._fallback._remove(manifest)
-    assert [item.uid for item in manager._fallback.stranded()] == [other.uid]
+    assert [item.uid for item in manager._fallback.manifests()] == [other.uid]
 
 
 def test_what_was_deleted_at_home_does_not_come_back(make_safe: MakeManager, fallback_dir: Path) -> None:

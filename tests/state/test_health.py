@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, NoValidCheckpointError
 from ckpt_lib.policies.retention import KeepNewest
@@ -21,7 +21,6 @@ from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.state.health import HealthCheck
 from tests.helpers import MakeManager, Parts, build, flip_bit, ids, payload_path, save, train
 
-BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 FLOATS = [
     torch.float16,
     torch.bfloat16,
@@ -62,14 +61,13 @@ def test_one_bad_number_is_found_wherever_it_lies(dtype: torch.dtype, bad: float
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e8m0fnu], ids=str)
 def test_types_without_infinities_have_a_nan(dtype: torch.dtype) -> None:
-    """Which is found in them too."""
+    """NaN is found in types that have no infinity."""
     numbers = torch.ones(1000)
     assert fault_in(numbers.to(dtype)) is None
     numbers[517] = math.nan
     assert fault_in(numbers.to(dtype)) is not None
 
 
-@BOUNDED
 @given(
     st.lists(st.floats(width=32), max_size=40),
     st.sampled_from([torch.float32, torch.float64]),
@@ -112,13 +110,13 @@ def test_every_kind_of_tensor_is_looked_at(whole: torch.Tensor) -> None:
     ids=lambda tensor: str(tensor.layout),
 )
 def test_bad_numbers_are_found_in_every_layout(bad: torch.Tensor) -> None:
-    """Sparse ones in what they store."""
+    """Of a sparse tensor, the stored values are checked."""
     assert fault_in(bad) is not None
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_bad_numbers_are_found_in_compressed_layouts() -> None:
-    """Rows or columns, whichever are compressed."""
+    """Of a tensor with compressed rows or columns, the stored values are checked."""
     for number in (1.0, math.nan):
         dense = torch.diag(torch.tensor([1.0, number]))
         for tensor in (dense.to_sparse_csr(), dense.to_sparse_csc()):
@@ -128,7 +126,7 @@ def test_bad_numbers_are_found_in_compressed_layouts() -> None:
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_bad_numbers_are_found_in_nested_tensors(make_manager: MakeManager, layout: torch.layout) -> None:
-    """And a model that has them is saved."""
+    """Bad numbers in nested tensors are found, and a model with nested tensors is saved."""
     for number in (1.0, math.nan):
         tensor = torch.nested.nested_tensor([torch.ones(2, 3), torch.full((3, 3), number)], layout=layout)
         for nested in (tensor, tensor.transpose(1, 2)):
@@ -170,14 +168,14 @@ def test_a_few_names_are_told_and_the_others_counted() -> None:
 
 @pytest.mark.parametrize(("value", "is_sound"), [(-math.inf, True), (math.inf, False), (math.nan, False)])
 def test_a_mask_in_a_buffer_is_no_fault(value: float, is_sound: bool) -> None:
-    """Attention masks hold -Infinity for good; of a parameter it would be the end."""
+    """-Infinity is healthy in a buffer, as in attention masks, and unhealthy in a parameter."""
     tensor = torch.tensor([0.0, value])
     assert (fault_in(tensor, buffers=("layer.weight",)) is None) == is_sound
     assert fault_in(tensor) is not None
 
 
 def test_buffers_are_known_from_the_model(make_manager: MakeManager) -> None:
-    """So that a model with a mask is healthy, and one whose running variance overflowed is not."""
+    """A model with a mask is healthy, and one whose running variance overflowed is not."""
     manager = make_manager(health_check=True)
     norm = nn.BatchNorm1d(2)
     model = nn.Sequential(nn.Linear(2, 2), norm)
@@ -193,7 +191,7 @@ def test_buffers_are_known_from_the_model(make_manager: MakeManager) -> None:
 
 
 def test_a_mask_that_layers_share_is_a_buffer_by_each_of_its_names(make_manager: MakeManager) -> None:
-    """The state has all of them."""
+    """A buffer that modules share is recognised under each of its names."""
     mask, layers = torch.full((2, 2), -math.inf).triu(1), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     for layer in layers:
         layer.register_buffer("mask", mask)
@@ -203,7 +201,7 @@ def test_a_mask_that_layers_share_is_a_buffer_by_each_of_its_names(make_manager:
 
 @pytest.mark.parametrize("value", BAD)
 def test_a_monitored_metric_that_is_not_finite(make_manager: MakeManager, value: float) -> None:
-    """The reason names it; another metric may be what it wants."""
+    """Only the monitored metric is checked, and the reason names it."""
     manager = make_manager(health_check=True, monitor_metric="acc", monitor_mode="max")
     sound = save(manager, 1, value, metrics={"val_loss": value, "acc": 0.5})
     marked = save(manager, 2, value, metrics={"val_loss": 0.1, "acc": value})
@@ -213,7 +211,7 @@ def test_a_monitored_metric_that_is_not_finite(make_manager: MakeManager, value:
 
 @pytest.mark.parametrize("metrics", [{}, {"val_loss": None}, {"val_loss": "text"}, {"val_loss": 3}])
 def test_a_monitored_metric_that_is_no_float_says_nothing(make_manager: MakeManager, metrics: dict[str, Any]) -> None:
-    """Missing, text or whole: that is no sign of divergence."""
+    """A monitored metric that is missing, text or a whole number is healthy."""
     manager = make_manager(health_check=True)
     assert manager.get_checkpoint(save(manager, 1, metrics=metrics)).healthy
 
@@ -222,7 +220,7 @@ def test_a_monitored_metric_that_is_no_float_says_nothing(make_manager: MakeMana
 
 
 def test_without_the_option_nothing_is_looked_at(manager: CheckpointManager) -> None:
-    """It is opt-in: what is saved then is as before."""
+    """Without the option, nothing is checked or marked."""
     found = manager.save_checkpoint(model=poisoned(), epoch=1, metrics={"val_loss": math.nan})
     assert found is not None
     assert manager.get_checkpoint(found).unhealthy is None
@@ -275,7 +273,7 @@ def test_the_background_check_is_of_the_copy(make_manager: MakeManager, parts: P
 
 
 def test_optimizer_state_is_looked_at(make_manager: MakeManager, parts: Parts) -> None:
-    """The next step would spoil the weights."""
+    """NaN in the optimizer's state alone makes a checkpoint unhealthy."""
     manager = make_manager(health_check=True)
     train(parts, [1])
     next(iter(parts.optimizer.state.values()))["exp_avg_sq"][0] = math.inf
@@ -292,7 +290,7 @@ def test_a_mark_is_logged(make_manager: MakeManager, caplog: pytest.LogCaptureFi
 
 
 def test_resume_passes_over_unhealthy_ones(make_manager: MakeManager) -> None:
-    """And says so, as of damaged ones."""
+    """Resuming skips unhealthy checkpoints, and logs that as for damaged ones."""
     manager = make_manager(health_check=True)
     good = save(manager, 1)
     damaged = save(manager, 2)
@@ -329,7 +327,7 @@ def test_an_unhealthy_one_is_nothing_to_be_measured_by(make_manager: MakeManager
 
 
 def test_policies_see_the_mark(make_manager: MakeManager) -> None:
-    """A policy of one's own may go by it."""
+    """A custom save policy can read whether checkpoints are healthy."""
     seen: list[tuple[bool, ...]] = []
 
     class Watching(OnImprovement):
@@ -374,7 +372,7 @@ def test_a_damaged_healthy_one_is_not_the_last_healthy_one(make_manager: MakeMan
 
 
 def test_there_may_be_no_best(make_manager: MakeManager) -> None:
-    """As where no metric is finite."""
+    """Without a healthy checkpoint there is no best one."""
     manager = make_manager(health_check=True)
     manager.save_checkpoint(model=poisoned(), epoch=1, metrics={"val_loss": 0.1})
     assert manager.get_best_checkpoint() is None
@@ -394,7 +392,7 @@ def test_copies_keep_the_mark(make_manager: MakeManager, tmp_path: Any) -> None:
 
 
 def test_a_manifest_of_before_is_healthy(manager: CheckpointManager) -> None:
-    """One without the field was saved unchecked."""
+    """A manifest without the field counts as healthy."""
     manifest = Manifest.from_bytes(payload_path(manager, save(manager, 1)).with_suffix(".json").read_bytes(), path="")
     fields = manifest.model_dump(mode="json", exclude={"unhealthy"})
     assert Manifest.model_validate(fields).healthy

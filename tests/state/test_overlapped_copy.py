@@ -17,7 +17,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, StateChangedError
-from ckpt_lib.state.watching import Caller
+from ckpt_lib.state.watching import CallingThread
 from tests.helpers import MakeManager, fingerprint, ids, payload_path
 
 WIDTH = 512
@@ -131,7 +131,7 @@ def test_a_write_before_the_copy_fails_the_save(run: Run, change: Callable[[Run]
 
 
 def test_the_error_names_the_tensors(run: Run) -> None:
-    """By the place in the state, the first three of them."""
+    """The error names the first three changed tensors by their path in the state."""
     handle = run.save()
     swap_all(run)
     handle.wait_until_copied()
@@ -160,7 +160,7 @@ def test_the_step_is_no_change(run: Run) -> None:
 
 
 def test_after_the_wait_anything_may_change(run: Run) -> None:
-    """``wait_until_copied`` settles the save."""
+    """After ``wait_until_copied``, later writes do not fail the save."""
     handle, before = run.save(), run.state()
     handle.wait_until_copied()
     swap_all(run)
@@ -191,7 +191,7 @@ def test_a_write_through_other_memory_is_a_change(make_manager: MakeManager) -> 
 
 
 def test_memory_that_was_given_back_is_not_read(run: Run) -> None:
-    """A storage that was emptied and filled again is another one."""
+    """A storage that was resized to nothing and back counts as changed."""
     handle = run.save()
     storage = weight(run).untyped_storage()
     size_bytes = storage.nbytes()
@@ -232,7 +232,7 @@ def test_an_operation_under_way_is_waited_for(run: Run) -> None:
 
 
 def test_a_caller_that_polls_is_not_waited_for(run: Run) -> None:
-    """Who asks for the outcome between two sleeps is writing to nothing."""
+    """A caller that asks for the outcome is known not to be writing to a tensor."""
     begun = time.monotonic()
     handle = run.save(held=False)
     while not handle.done():
@@ -243,7 +243,7 @@ def test_a_caller_that_polls_is_not_waited_for(run: Run) -> None:
 
 @pytest.mark.parametrize("wait", ["flush", "close", "a blocking save", "prepare"])
 def test_a_caller_that_waits_is_not_waited_for(run: Run, wait: str) -> None:
-    """Each would else take half a minute, the time after which a caller is taken for one that sleeps."""
+    """A caller that waits for saves is recognised at once, instead of after the half minute for a sleeping thread."""
     begun = time.monotonic()
     handle = run.save(held=False)
     if wait == "a blocking save":
@@ -257,13 +257,13 @@ def test_a_caller_that_waits_is_not_waited_for(run: Run, wait: str) -> None:
 
 
 def test_where_a_caller_is(tmp_path: Path) -> None:
-    """One in the middle of an operation is waited for until it is elsewhere; one that has ended or waits, is not."""
-    callers: list[Caller] = []
+    """A thread in an operation is waited for until it moves on; a thread that waits or has ended is not."""
+    callers: list[CallingThread] = []
     begin, end = threading.Event(), threading.Event()
     matrix = torch.eye(700, device="cpu")
 
     def work() -> None:
-        callers.append(Caller())
+        callers.append(CallingThread())
         begin.set()
         matrix.matrix_power(2**40 + 1)
         end.wait(30)
@@ -277,7 +277,7 @@ def test_where_a_caller_is(tmp_path: Path) -> None:
     end.set()
     thread.join()
     callers[0].wait_until_moved_on()
-    Caller().wait_until_moved_on()
+    CallingThread().wait_until_moved_on()
 
 
 # --- without it ---

@@ -195,7 +195,7 @@ def test_what_loading_code_takes_shares_no_memory(make_manager: MakeManager) -> 
 
 
 class Own(torch.optim.Optimizer):
-    """State in a type of its own."""
+    """An optimizer whose state has another type than its parameters."""
 
     def __init__(self, parameters: Any, dtype: torch.dtype) -> None:
         super().__init__(parameters, {"lr": 0.1})
@@ -304,7 +304,7 @@ def test_values_that_do_not_fit_are_told(
 
 @pytest.mark.parametrize("number", [0.1, 0.5])
 def test_rounded_optimizer_state_is_refused_too(make_manager: MakeManager, number: float) -> None:
-    """With require_exact, also in what PyTorch casts to the type of a parameter."""
+    """With require_exact, rounding is also refused in optimizer state that PyTorch casts to a parameter's type."""
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -322,7 +322,7 @@ def test_rounded_optimizer_state_is_refused_too(make_manager: MakeManager, numbe
 
 
 class Holding:
-    """Keeps what it is given, as an owner may that has loading code of its own."""
+    """An object whose loading code keeps the tensors that it is given."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -337,7 +337,7 @@ class Holding:
 @pytest.mark.filterwarnings("ignore:.*(Sparse|nested).*:UserWarning")  # PyTorch calls them experimental
 @pytest.mark.parametrize("layout", ["csr", "bsr", "coo", "strided", "jagged"])
 def test_sparse_and_nested_tensors_are_restored(make_manager: MakeManager, layout: str) -> None:
-    """An owner with loading code of its own gets a copy of any tensor that can be saved."""
+    """An object with loading code of its own gets a copy of any tensor that can be saved."""
     make: dict[str, Callable[[], torch.Tensor]] = {
         "csr": lambda: torch.eye(4).to_sparse_csr(),
         "bsr": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
@@ -358,7 +358,7 @@ def test_sparse_and_nested_tensors_are_restored(make_manager: MakeManager, layou
 
 @pytest.mark.filterwarnings("ignore:.*nested.*:UserWarning")
 def test_a_strided_nested_buffer_is_refused(make_manager: MakeManager) -> None:
-    """PyTorch cannot load it: one typed error, and what stands before it in the model is not changed."""
+    """A tensor that PyTorch cannot load raises one typed error, and no other tensor of the model is changed."""
 
     def build(value: float) -> nn.Module:
         model = nn.Linear(2, 2)
@@ -375,7 +375,7 @@ def test_a_strided_nested_buffer_is_refused(make_manager: MakeManager) -> None:
 
 
 def test_two_values_for_a_tied_parameter_are_told(make_manager: MakeManager) -> None:
-    """Stored apart, loaded into one: PyTorch keeps the last of them without a word."""
+    """Different values stored for tied tensors are reported, where PyTorch silently keeps the last ones."""
     manager = make_manager()
     manager.save_checkpoint(model=nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), epoch=1)
     layer = nn.Linear(2, 2)

@@ -222,7 +222,7 @@ def test_a_rate_that_no_plateau_explains_is_listed(make_manager: MakeManager) ->
 
 
 def nested(optimizer: torch.optim.Optimizer, step_size: int, *, chained: bool) -> Any:
-    """A schedule of a schedule: the inner settings are two names deep."""
+    """Settings of a scheduler inside a scheduler have names of two parts."""
     inner = [lr_scheduler.ConstantLR(optimizer, 0.5), lr_scheduler.MultiStepLR(optimizer, [step_size, 30])]
     if chained:
         return lr_scheduler.ChainedScheduler([*inner, lr_scheduler.StepLR(optimizer, step_size)])
@@ -231,7 +231,7 @@ def nested(optimizer: torch.optim.Optimizer, step_size: int, *, chained: bool) -
 
 @pytest.mark.parametrize("chained", [True, False])
 def test_settings_within_schedulers_are_kept_one_by_one(make_manager: MakeManager, chained: bool) -> None:
-    """By a dotted name, or a short one for all of them; the progress of each stays."""
+    """Settings of inner schedulers are kept by a dotted name, or by a short name for all of them."""
     manager = make_manager(backup_checkpoints=False)
     parts = []
     for step_size in (5, 6):
@@ -364,7 +364,7 @@ def test_a_warning_stays_readable(make_manager: MakeManager, caplog: pytest.LogC
 @pytest.mark.parametrize("mine", [0.5, torch.tensor(0.5), torch.tensor([0.5])])
 @pytest.mark.parametrize("stored", [0.1, torch.tensor(0.1)])
 def test_rates_are_compared_by_value(make_manager: MakeManager, mine: Any, stored: Any) -> None:
-    """A tensor or a number, on either side."""
+    """A learning rate may be a tensor or a number, on either side."""
     manager = make_manager(backup_checkpoints=False)
     model = nn.Linear(2, 1)
     manager.save_checkpoint(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=stored), epoch=1)

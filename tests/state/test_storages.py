@@ -18,8 +18,9 @@ from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import StateChangedError, UnsupportedStateError
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.formats.torch.writing import _blocks
-from ckpt_lib.state.spans import byte_view
-from ckpt_lib.state.staging import Snapshot, StagingBuffer, place
+from ckpt_lib.state.memory import byte_view
+from ckpt_lib.state.overlap import address_key
+from ckpt_lib.state.staging import Snapshot, StagingBuffer
 from ckpt_lib.stream import HashingWriter
 from tests.helpers import MakeManager
 
@@ -43,7 +44,7 @@ def cut(tensor: torch.Tensor, size_bytes: int) -> torch.Tensor:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("elements", "left"), [(1000, 0), (1000, 400), (3_000_000, 0), (3_000_000, 400_000)])
 def test_lost_memory_is_refused_by_name(make_manager: MakeManager, mode: str, elements: int, left: int) -> None:
-    """Small and large, freed and shortened, one that the optimizer waits for: nothing is written, nothing grows."""
+    """A tensor that lost its memory is refused by every kind of save: nothing is written, and no storage grows."""
     model = nn.Module()
     model.weight = nn.Parameter(torch.ones(elements))
     storage = cut(model.weight, left).untyped_storage()
@@ -91,7 +92,7 @@ STRANGE: dict[str, tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], to
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", STRANGE)
 def test_every_kind_of_tensor_can_lose_its_memory(make_manager: MakeManager, mode: str, kind: str) -> None:
-    """Of one that consists of several, each counts."""
+    """A tensor that consists of several tensors is refused if any of them lost its memory."""
     make, part_of = STRANGE[kind]
     tensor = make()
     cut(part_of(tensor), 8)
@@ -109,14 +110,14 @@ def test_a_tensor_with_an_attribute_can_lose_its_memory(make_manager: MakeManage
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_nested_tensor_can_lose_its_memory(make_manager: MakeManager) -> None:
-    """PyTorch itself refuses to take it apart."""
+    """A nested tensor that lost its memory is refused."""
     nested = torch.nested.nested_tensor([torch.ones(200), torch.ones(300)])
     with pytest.raises(UnsupportedStateError, match="nested"):
         save(make_manager, "blocking", model=nn.Linear(2, 2), extra_state={"nested": cut(nested, 8)})
 
 
 def test_check_tells_of_it_before_training(manager: CheckpointManager) -> None:
-    """Without a save."""
+    """``check`` refuses a state that lost its memory, without a save."""
     with pytest.raises(UnsupportedStateError, match=r"\['freed'\]"):
         manager.check(model=nn.Linear(2, 2), extra_state={"freed": cut(torch.ones(10), 0)})
 
@@ -129,7 +130,7 @@ class _Discard:
 @pytest.mark.parametrize("elements", [1000, 3_000_000])
 @pytest.mark.parametrize("column", [False, True])
 def test_what_is_freed_before_it_is_written_is_not_read(elements: int, column: bool) -> None:
-    """By another thread, once the file is laid out."""
+    """Memory that another thread frees while the file is written is not read."""
     tensor = torch.ones(elements, 2)
     payload: Payload = {"tensor": tensor[:, 0] if column else tensor}
     layout = format_named("torch").lay_out(payload)
@@ -140,7 +141,7 @@ def test_what_is_freed_before_it_is_written_is_not_read(elements: int, column: b
 
 
 def test_what_is_freed_while_it_is_written_is_not_read() -> None:
-    """Each block looks again."""
+    """The memory is checked again before each block is read."""
     tensor = torch.ones(3_000_000)
     blocks = _blocks(byte_view(tensor.untyped_storage(), 0, tensor.nbytes))
     next(blocks)
@@ -168,17 +169,17 @@ def test_what_is_freed_before_it_is_copied_is_not_read(make_manager: MakeManager
 
 @pytest.mark.parametrize("begin", [lambda piece: piece.copy(), lambda piece: piece.copy() or piece.copy()])
 def test_a_copy_of_a_piece_looks_for_itself(begin: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is freed right after the watch has looked."""
+    """A copy checks the memory itself, even if it is freed right after the watch was asked."""
     tensor = torch.ones(3_000_000)
-    snapshot = Snapshot({"tensor": tensor}, StagingBuffer(), {place(tensor)})
-    monkeypatch.setattr("ckpt_lib.state.watching.SpanWatch.has_changed", False)
+    snapshot = Snapshot({"tensor": tensor}, StagingBuffer(), {address_key(tensor)})
+    monkeypatch.setattr("ckpt_lib.state.watching.RangeWatch.has_changed", False)
     cut(tensor, 400)
     with pytest.raises(UnsupportedStateError, match="lost its memory"):
-        begin(snapshot._pieces[0])
+        begin(snapshot._tasks[0])
 
 
 def test_a_view_never_makes_a_storage_larger() -> None:
-    """As set_() does when it is told of more than there is."""
+    """A view beyond the end of a storage is refused, where set_() would enlarge the storage."""
     storage = torch.ones(4).untyped_storage()
     assert byte_view(storage, 4, 16).tolist() == [0, 0, 128, 63] * 3
     with pytest.raises(UnsupportedStateError, match="at least 17 bytes; got 16 bytes"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.store.local import direct
@@ -68,7 +68,6 @@ def test_what_is_written_is_in_the_file(folder: Path, sizes: list[int]) -> None:
     assert (folder / "file").read_bytes() == b"".join(ALIGNED[:size] for size in sizes)
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 8192), st.integers(0, 3 * MIB)), max_size=4))
 def test_memory_may_begin_anywhere(tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]]) -> None:
     """A buffer that does not begin at a block is one the kernel may refuse; the bytes are right all the same."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ckpt_lib.errors import StorageFullError, UnsupportedFormatError
 from ckpt_lib.stream import FileDigests, HashingWriter
 from ckpt_lib.stream.writer import BUFFER_COUNT
-from tests.stream.test_stream import BOUNDED, expected_digests, pieces
+from tests.stream.test_stream import expected_digests, pieces
 
 FULL = StorageFullError("the store is full")
 
@@ -56,7 +56,6 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name in ("ckpt-hash", "ckpt-write")]
 
 
-@BOUNDED
 @given(pieces(), st.integers(1, 40))
 def test_what_is_hashed_is_what_is_written(parts: list[bytes], chunk: int) -> None:
     """For any bytes in any pieces the sink has each in order, and the digests are of exactly those."""

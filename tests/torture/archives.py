@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ckpt_lib.errors import CheckpointError
-from tests.torture.planting import PLANTED_ID, contents, plant, small_payload, torch_file
+from tests.torture.attacker import PLANTED_ID, contents, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
 

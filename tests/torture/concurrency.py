@@ -338,7 +338,7 @@ ROWS = [
         must_hold="as many records as saves, ids and sequences unique, all valid, nothing left behind",
         unit="saves",
         count=20 * SAVES_A_RUN,
-        sample=160,
+        sample=80,
         run=eight_writers,
     ),
     Row(
@@ -347,7 +347,7 @@ ROWS = [
         must_hold="one winner and seven who get its id, a suffix or a typed refusal",
         unit="races",
         count=1_000,
-        sample=30,
+        sample=10,
         run=one_name,
     ),
     Row(

@@ -17,7 +17,7 @@ import torch
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, UnsupportedSchemaError
-from tests.torture.planting import EXPERIMENT, contents, open_run
+from tests.torture.attacker import EXPERIMENT, contents, open_run
 from tests.torture.rows import Outcome, Row
 
 GOLDEN = Path(__file__).parent / "golden"

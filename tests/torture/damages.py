@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError
+from tests.torture.damaged_samples import CHUNK_BYTES, Copy, Harm, Shelf, build_shelf, inflicted, missed
 from tests.torture.rows import Outcome, Row
-from tests.torture.specimens import CHUNK_BYTES, Copy, Harm, Shelf, build_shelf, inflicted, missed
 
 SECTOR_BYTES = 4096
 
@@ -159,8 +159,8 @@ ADDITIONS: dict[str, Inflict] = {
 
 def missed_loss_of_manifest(shelf: Shelf, path: Path) -> Iterator[str]:
     """A checkpoint without manifest is none: each call says so by its id, and what is left of it stays."""
-    specimen = shelf.specimen_of(path)
-    is_backup = path == specimen.backup.manifest
+    sample = shelf.sample_of(path)
+    is_backup = path == sample.backup.manifest
     manager = shelf.manager_of_backups() if is_backup else shelf.manager()
     listed = manager.backup_ids() if is_backup else manager.checkpoint_ids()
     doors: list[Callable[[str], object]] = [manager.validate_backup, manager.restore_checkpoint]

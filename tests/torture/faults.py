@@ -269,7 +269,7 @@ ROWS = [
         "a typed error; each checkpoint as before or complete; the next attempt works",
         "errors",
         0,
-        150,
+        60,
         fail_operations,
     ),
     Row(

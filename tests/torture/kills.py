@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 
 from ckpt_lib.errors import CheckpointError
-from tests.torture import strikes
+from tests.torture import kill_methods
+from tests.torture.kill_methods import Call, End, Fault
 from tests.torture.rows import Outcome, Row
-from tests.torture.strikes import Call, End, Fault
-from tests.torture.worlds import (
+from tests.torture.scenario import (
     COPIES,
     DELETIONS,
     OPERATIONS,
     RECOVERIES,
     SAVES,
     Operation,
-    World,
+    Scenario,
     broken_promises,
-    build_world,
+    build_scenario,
 )
 
 _MEASUREMENTS = 3
@@ -37,27 +37,27 @@ ACKNOWLEDGED, DONE, HALFWAY, UNTOUCHED = "acknowledged", "done but not acknowled
 
 @dataclass
 class Campaign:
-    """Kills in copies of one world, and what came of them."""
+    """Kills in copies of one scenario, and what came of them."""
 
     folder: Path
-    original: World = field(init=False)
+    original: Scenario = field(init=False)
     before: dict[str, str] = field(init=False)
     outcome: Outcome = field(default_factory=Outcome)
     moments: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.original = build_world(self.folder / "original")
+        self.original = build_scenario(self.folder / "original")
         self.before = self.original.contents()
 
     @property
     def trace(self) -> Path:
         return self.folder / "trace"
 
-    def world(self) -> World:
+    def scenario(self) -> Scenario:
         """A fresh copy, which takes the place of the last one."""
-        return self.original.copied_to(self.folder / "world")
+        return self.original.copied_to(self.folder / "scenario")
 
-    def strike(self, label: str, operation: Operation, world: World, kill: Callable[[], End]) -> bool:
+    def strike(self, label: str, operation: Operation, scenario: Scenario, kill: Callable[[], End]) -> bool:
         """``kill`` someone at an operation, and judge what he left; whether there was someone left to kill."""
         try:
             end = kill()
@@ -66,20 +66,20 @@ class Campaign:
             return False
         if end.is_killed:
             self.outcome.injected += 1
-            self.moments[self._moment(operation, world, end.is_acknowledged)] += 1
-        broken = broken_promises(world, self.before, operation, is_acknowledged=end.is_acknowledged)
+            self.moments[self._moment(operation, scenario, end.is_acknowledged)] += 1
+        broken = broken_promises(scenario, self.before, operation, is_acknowledged=end.is_acknowledged)
         self.outcome.violations += [f"{label}: {promise}" for promise in broken]
         return end.is_killed
 
-    def _moment(self, operation: Operation, world: World, is_acknowledged: bool) -> str:
+    def _moment(self, operation: Operation, scenario: Scenario, is_acknowledged: bool) -> str:
         if is_acknowledged:
             return ACKNOWLEDGED
         try:
-            if operation.is_done(world):
+            if operation.is_done(scenario):
                 return DONE
         except CheckpointError:
             return HALFWAY
-        return UNTOUCHED if world.contents() == self.before and not world.unfinished() else HALFWAY
+        return UNTOUCHED if scenario.contents() == self.before and not scenario.unfinished() else HALFWAY
 
     def finish(self, *details: str) -> Outcome:
         counted = [f"{self.moments[name]} {name}" for name in (UNTOUCHED, HALFWAY, DONE, ACKNOWLEDGED)]
@@ -87,8 +87,8 @@ class Campaign:
         return self.outcome
 
 
-def _act(operation: Operation, world: World) -> Callable[[], object]:
-    return partial(operation.act, world)
+def _act(operation: Operation, scenario: Scenario) -> Callable[[], object]:
+    return partial(operation.act, scenario)
 
 
 # --- by time ---
@@ -104,7 +104,9 @@ class Timing:
     def delay_seconds(self, name: str, operation: Operation, rng: random.Random) -> float:
         """A random moment of the operation, or just after its usual end."""
         if name not in self.known:
-            durations = [strikes.duration_seconds(_act(operation, self.campaign.world())) for _ in range(_MEASUREMENTS)]
+            durations = [
+                kill_methods.duration_seconds(_act(operation, self.campaign.scenario())) for _ in range(_MEASUREMENTS)
+            ]
             self.known[name] = sorted(durations)[_MEASUREMENTS // 2]
         return rng.uniform(0, _LATEST * self.known[name])
 
@@ -120,18 +122,18 @@ def _kills_by_time(
         rng = random.Random(f"{seed} time {number}")
         (name,) = rng.choices(list(operations), weights)
         delay_seconds = timing.delay_seconds(name, operations[name], rng)
-        world, late = campaign.world(), campaign.moments[ACKNOWLEDGED]
+        scenario, late = campaign.scenario(), campaign.moments[ACKNOWLEDGED]
         campaign.strike(
             f"{number}, {name} killed after {delay_seconds * 1000:.1f} ms",
             operations[name],
-            world,
-            partial(strikes.killed_after, _act(operations[name], world), delay_seconds),
+            scenario,
+            partial(kill_methods.killed_after, _act(operations[name], scenario), delay_seconds),
         )
         timing.learn(name, was_late=campaign.moments[ACKNOWLEDGED] > late)
 
 
 def _row_1(count: int, seed: str, folder: Path) -> Outcome:
-    with strikes.one_thread():
+    with kill_methods.one_thread():
         campaign = Campaign(folder)
         _kills_by_time(campaign, SAVES, count, seed, weights=[2, 5, 4, 2])
         return campaign.finish()
@@ -141,17 +143,17 @@ def _row_1(count: int, seed: str, folder: Path) -> Outcome:
 
 
 def _calls(campaign: Campaign, operation: Operation) -> list[Call]:
-    world = campaign.world()
-    return strikes.calls_of(_act(operation, world), campaign.trace)
+    scenario = campaign.scenario()
+    return kill_methods.calls_of(_act(operation, scenario), campaign.trace)
 
 
 def _kill_at(campaign: Campaign, name: str, operation: Operation, call: Call) -> bool:
-    world = campaign.world()
+    scenario = campaign.scenario()
     return campaign.strike(
         f"{name} killed at {call.name} {call.number}",
         operation,
-        world,
-        partial(strikes.killed_at, _act(operation, world), call, campaign.trace),
+        scenario,
+        partial(kill_methods.killed_at, _act(operation, scenario), call, campaign.trace),
     )
 
 
@@ -181,7 +183,7 @@ def _kills_at_calls(campaign: Campaign, operations: dict[str, Operation], count:
 
 
 def _row_2(count: int, seed: str, folder: Path) -> Outcome:
-    with strikes.one_thread():
+    with kill_methods.one_thread():
         campaign = Campaign(folder)
         if count:
             _kills_at_calls(campaign, OPERATIONS, count, seed)
@@ -196,9 +198,9 @@ def _row_2(count: int, seed: str, folder: Path) -> Outcome:
 def _row_of(operations: dict[str, Operation]) -> Callable[[int, str, Path], Outcome]:
     def run(count: int, seed: str, folder: Path) -> Outcome:
         """Half of them by time and half at system calls; all of them by time where there is no ``strace``."""
-        with strikes.one_thread():
+        with kill_methods.one_thread():
             campaign = Campaign(folder)
-            if not strikes.strace_is_lacking():
+            if not kill_methods.strace_is_lacking():
                 _kills_at_calls(campaign, operations, count // 2, seed)
             at_calls = campaign.outcome.injected
             _kills_by_time(campaign, operations, count - at_calls, seed)
@@ -211,23 +213,25 @@ def _row_of(operations: dict[str, Operation]) -> Callable[[int, str, Path], Outc
 
 
 def _row_7(count: int, seed: str, folder: Path) -> Outcome:
-    with strikes.one_thread():
+    with kill_methods.one_thread():
         campaign = Campaign(folder)
         timing = Timing(campaign)
-        functions = {name: strikes.functions_of(_act(item, campaign.world())) for name, item in OPERATIONS.items()}
+        functions = {
+            name: kill_methods.functions_of(_act(item, campaign.scenario())) for name, item in OPERATIONS.items()
+        }
         for number in range(count):
             rng = random.Random(f"{seed} {number}")
             crashed = rng.choice(list(OPERATIONS))
             recovery = rng.choice([name for name in RECOVERIES if _can_follow(RECOVERIES[name], OPERATIONS[crashed])])
-            world = campaign.world()
+            scenario = campaign.scenario()
             at = rng.randrange(1, len(functions[crashed]) + 1)
-            strikes.struck(_act(OPERATIONS[crashed], world), Fault(at, kill=True, torn=rng.random() < 0.5))
+            kill_methods.struck(_act(OPERATIONS[crashed], scenario), Fault(at, kill=True, torn=rng.random() < 0.5))
             delay_seconds = timing.delay_seconds(recovery, RECOVERIES[recovery], rng)
             campaign.strike(
                 f"{number}, {crashed} killed at call {at}, {recovery} after {delay_seconds * 1000:.1f} ms",
                 _after(OPERATIONS[crashed], RECOVERIES[recovery]),
-                world,
-                partial(strikes.killed_after, _act(RECOVERIES[recovery], world), delay_seconds),
+                scenario,
+                partial(kill_methods.killed_after, _act(RECOVERIES[recovery], scenario), delay_seconds),
             )
         return campaign.finish(f"of {len(RECOVERIES)} kinds, each after one of {len(OPERATIONS)} operations was killed")
 
@@ -238,11 +242,11 @@ def _can_follow(recovery: Operation, crashed: Operation) -> bool:
 
 
 def _after(crashed: Operation, recovery: Operation) -> Operation:
-    """A recovery in a world in which something else was left halfway."""
+    """A recovery in a scenario in which something else was left halfway."""
     return replace(
         recovery,
         gives_up=crashed.gives_up | recovery.gives_up,
-        touches=lambda world: (*crashed.touches(world), *recovery.touches(world)),
+        touches=lambda scenario: (*crashed.touches(scenario), *recovery.touches(scenario)),
     )
 
 
@@ -266,7 +270,7 @@ ROWS = [
         count=0,
         sample=16,
         run=_row_2,
-        lacks=strikes.strace_is_lacking,
+        lacks=kill_methods.strace_is_lacking,
     ),
     Row(
         number=5,

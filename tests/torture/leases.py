@@ -425,7 +425,7 @@ ROWS = [
         must_hold="it is told so, and writes nothing",
         unit="pauses",
         count=50,
-        sample=5,
+        sample=2,
         run=paused_owners,
     ),
 ]

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.experiment import commit
 from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.store import leases
-from tests.torture.planting import EXPERIMENT, PLANTED_ID, contents, open_run, plant, small_payload, torch_file
+from tests.torture.attacker import EXPERIMENT, PLANTED_ID, contents, open_run, plant, small_payload, torch_file
 from tests.torture.processes import patched
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptManifestError
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CheckpointFolder, marker_entries

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.metadata import Manifest
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.store import leases
 from ckpt_lib.store.owners import this_process
-from tests.torture.planting import EXPERIMENT, PLANTED_ID, manifest_for, open_run, plant, small_payload, torch_file
+from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for, open_run, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
 

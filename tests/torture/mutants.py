@@ -164,9 +164,8 @@ def _copy_tree(root: Path, target: Path) -> None:
 def _check_tests(mutants: Sequence[Mutant], tree: Path) -> None:
     """The tests pass as long as nothing is changed. Their compiled code is kept for the runs to come."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    code, output = _pytest(
-        tree, ["-n", str(AT_ONCE), "--dist", "loadfile", *tests], timeout_seconds=None, compiles=True
-    )
+    spread = ["-n", str(AT_ONCE), "--dist", "loadfile"] if len(tests) > 1 else []
+    code, output = _pytest(tree, [*spread, *tests], timeout_seconds=None, compiles=True)
     if code != 0:
         raise UnsoundListError(f"the tests fail without any mutant:\n{output}")
 

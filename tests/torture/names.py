@@ -15,7 +15,7 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
 from ckpt_lib.errors import CheckpointError
-from tests.torture.planting import PLANTED_ID, contents, plant, small_payload, torch_file
+from tests.torture.attacker import PLANTED_ID, contents, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 
 _SEEDS = [

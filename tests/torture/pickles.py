@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.torture.planting import PLANTED_ID, archive_of, plant
+from tests.torture.attacker import PLANTED_ID, archive_of, plant
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import Ending, run_in_child
 

@@ -170,10 +170,13 @@ def _said(facts: object) -> str:
 
 
 def lose_power(count: int, seed: str, folder: Path) -> Outcome:
-    """Row 3: every moment of each scenario, and then of random histories, until enough states were seen."""
+    """Row 3: every moment of each scenario, or of half of them for a sample, and then of random histories."""
     outcome, per_action, number = Outcome(), dict[str, int](), 0
     with quiet():
-        for names, start in _scenarios():
+        scenarios = _scenarios()
+        if count < ROWS[0].count:
+            scenarios = random.Random(seed).sample(scenarios, len(scenarios) // 2)
+        for names, start in scenarios:
             watch = Watch(Disk(start), f"{seed} {names}", max(2, count // 200))
             for name in names:
                 watch.run(name)
@@ -303,8 +306,8 @@ ROWS = [
         "what was acknowledged is there, all else whole or as before; the next save and cleanup work",
         "states",
         5_000,
-        300,
+        100,
         lose_power,
     ),
-    Row(4, "a missing barrier", "row 3 fails without any one of them", "barriers", 0, 3, remove_barriers),
+    Row(4, "a missing barrier", "row 3 fails without any one of them", "barriers", 0, 1, remove_barriers),
 ]

@@ -1,1 +1,1 @@
-"""The default format: an ordinary file of ``torch.save``."""
+"""The default format: an ordinary ``torch.save`` file."""

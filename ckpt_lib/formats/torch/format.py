@@ -21,11 +21,12 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes
-from ckpt_lib.formats.torch.pickle_checking import MAX_LEVELS, UnusualPayloadError, is_deeper
+from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, is_deeper
+from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
-from ckpt_lib.formats.torch.writing import Archive
-from ckpt_lib.state.spans import check_memory, has_memory, is_per_channel, tensors_in
+from ckpt_lib.formats.torch.writing import ArchiveLayout
+from ckpt_lib.state.memory import check_memory, has_memory, is_per_channel
+from ckpt_lib.state.tree import tensors_in
 from ckpt_lib.stream import VerifiedFile
 
 _PLAIN = {type(None), bool, int, float, str}
@@ -34,13 +35,13 @@ _MAX_INT_BITS = 2_000  # pickle spells longer ones with an opcode that weights_o
 
 
 class TorchZipFormat:
-    """Reads and writes what ``torch.save`` writes."""
+    """Reads and writes the files of ``torch.save``."""
 
     name = "torch"
     suffix = ".pt"
 
     def prepare(self, payload: Mapping[str, Any]) -> Payload:
-        """Check that ``weights_only`` loading will take every object; NumPy scalars become Python numbers."""
+        """Check that ``weights_only`` loading will accept every object. NumPy scalars become Python numbers."""
         try:
             prepared = {key: _plain(value, key) for key, value in payload.items()}
         except RecursionError as error:
@@ -50,10 +51,10 @@ class TorchZipFormat:
         _check_expansion(prepared)
         return prepared
 
-    def lay_out(self, payload: Payload) -> Archive:
-        """What ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch.writing`."""
+    def lay_out(self, payload: Payload) -> ArchiveLayout:
+        """Lay out the archive that ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch.writing`."""
         try:
-            return Archive(payload)
+            return ArchiveLayout(payload)
         except RecursionError as error:
             raise _too_deep() from error
 
@@ -65,9 +66,9 @@ class TorchZipFormat:
         trust_pickle: bool = False,
         keys: Collection[str] | None = None,
     ) -> Payload:
-        """Views of a :class:`~ckpt_lib.stream.VerifiedFile`; ``torch.load`` of what cannot be read that way.
+        """Read a payload as views of the verified file, or through ``torch.load`` where only that can read it.
 
-        Raises :class:`~ckpt_lib.errors.ConfigError` for a device that is not there.
+        Raises :class:`~ckpt_lib.errors.ConfigError` for a device that this machine does not have.
         """
         _check_device(map_location)
         file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
@@ -85,19 +86,19 @@ class TorchZipFormat:
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
     def inspect(self, source: VerifiedFile) -> Payload:
-        """The outline that every read begins with; ``torch.load`` for the meta device where only torch can tell."""
+        """Return the outline that every read begins with. For unusual payloads, ask ``torch.load``."""
         reader = TorchReader(source)
         with contextlib.suppress(UnusualPayloadError):
             return reader.outline()
         reader.check_heads()
-        with contextlib.suppress(CorruptCheckpointError):  # quantized and nested tensors cannot be on that device
+        with contextlib.suppress(CorruptCheckpointError):  # the meta device holds no quantized or nested tensors
             source.seek(0)
             return _torch_load(source, map_location="meta", trust_pickle=False)
         source.seek(0)
         return _torch_load(source, map_location="cpu", trust_pickle=False)
 
     def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
-        """Name of each tensor to its bytes in the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
+        """Map tensor names to bytes of the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
         return tensor_ranges(source)
 
 
@@ -112,7 +113,7 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if _is_lack_of_memory(error):  # no damage: resume() must not pass it over
+        if _is_lack_of_memory(error):  # not damage: resume() must not skip this checkpoint for it
             raise MemoryError(_first_line(error)) from error
         raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
@@ -121,13 +122,13 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
 
 
 def _load(source: BinaryIO, **options: Any) -> Any:
-    """``torch.load`` whatever device is the default: it would put sparse tensors there."""
-    with torch._C.DisableTorchFunction():  # by which a default device is put into calls that name none
+    """Call ``torch.load`` without a default device, to which it would move sparse tensors."""
+    with torch._C.DisableTorchFunction():  # a default device is a torch function mode
         return torch.load(source, **options)
 
 
 def _check_expansion(payload: Payload) -> None:
-    """Refuse what a reader would refuse: see :mod:`ckpt_lib.formats.torch.limits`."""
+    """Refuse expanded tensors that a reader would refuse; see :mod:`ckpt_lib.formats.torch.limits`."""
     total_bytes = 0
     for tensor in {id(tensor): tensor for tensor in tensors_in(payload)}.values():
         if tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
@@ -149,7 +150,7 @@ def _too_deep() -> UnsupportedStateError:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """``value`` with containers rebuilt and every leaf checked; tensors are passed on, not copied."""
+    """Rebuild the containers of ``value`` and check every leaf. Tensors pass by reference."""
     kind = type(value)
     if _is_plain(value):
         return value
@@ -167,30 +168,30 @@ def _plain(value: Any, place: str) -> Any:
 
 def _plain_items(value: Mapping[Any, Any], place: str) -> Iterator[tuple[Any, Any]]:
     for key, item in value.items():
-        # Most are plain, and a place takes longer to name than that to see.
+        # Most items are plain, and this check is faster than naming their place.
         plain_key = key if _is_plain(key) else _plain(key, f"a key of {place}")
         yield plain_key, item if _is_plain(item) else _plain(item, f"{place}[{key!r}]")
 
 
 def _from_numpy(value: Any, place: str) -> Any:
-    """An array as a tensor, which reads back without running code, and a scalar as a number; else ``None``."""
+    """Convert an array to a tensor and a scalar to a number. Return ``None`` for other values."""
     if isinstance(value, np.ndarray) and value.ndim:
         if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
             raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
-    return None if type(item) is type(value) else _plain(item, place)  # a long double stays one
+    return None if type(item) is type(value) else _plain(item, place)  # a long double has no plain number
 
 
 def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
     rebuilt = OrderedDict(_plain_items(value, place))
-    # state_dict() keeps the version of each module here, which load_state_dict() uses to migrate old state.
+    # state_dict() keeps the version of each module here; load_state_dict() migrates old state by it.
     rebuilt.__dict__.update(_plain(value.__dict__, f"the attributes of {place}"))
     return rebuilt
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a leaf is sure to be read back: a number, a text, or a tensor on which nothing hangs."""
+    """Whether a leaf can surely be read back: a number, a text, or a tensor without attributes of its own."""
     kind = type(value)
     if kind in _TENSORS:
         return (
@@ -202,7 +203,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_device(map_location: Any) -> None:
-    """Told apart from damage beforehand: a payload is not corrupt because this machine has no such device."""
+    """Refuse a device that cannot be used here. Later, the failure would look like a damaged payload."""
     if map_location is None or callable(map_location) or isinstance(map_location, Mapping):
         return
     if not isinstance(map_location, str | torch.device):
@@ -221,8 +222,8 @@ def _check_device(map_location: Any) -> None:
 
 
 def _check_readable(value: Any, place: str) -> None:
-    """Ask torch itself, by writing and reading this one object in memory."""
-    if isinstance(value, torch.Tensor) and value.is_meta:  # torch would write its shape, and no data
+    """Ask torch whether this object can be read back, by saving and loading it in memory."""
+    if isinstance(value, torch.Tensor) and value.is_meta:  # torch would save its shape without data
         raise UnsupportedStateError(
             f"{place} has no data: it is on the meta device",
             expected="tensors with their data",
@@ -247,22 +248,22 @@ def _check_readable(value: Any, place: str) -> None:
 
 
 def _without_storage(value: Any) -> Any:
-    """A tensor subclass stands for its class here: an empty slice of it is enough to be asked about."""
+    """Return an empty slice of a tensor, which is read back if and only if the tensor is."""
     if not isinstance(value, torch.Tensor):
         return value
     if value.layout is not torch.strided or value.is_nested or (value.is_quantized and is_per_channel(value)):
-        return value  # torch takes no slice of it
+        return value  # torch cannot slice it
     nothing: torch.Tensor = value.detach().reshape(-1)[:0].clone()
     nothing.__dict__.update(value.__dict__)
     return nothing
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no error class for it
 
 
 def _refusal(error: pickle.UnpicklingError) -> str:
-    """What torch refuses, out of its advice on how to load it all the same."""
+    """Return what torch refuses, without its advice on how to load the file anyway."""
     _, found, reason = str(error).partition("WeightsUnpickler error: ")
     return ascii(reason.partition(". Please use")[0].strip().split("\n", 1)[0])[1:-1][:200] if found else "not a pickle"
 

@@ -1,9 +1,8 @@
-"""Carries the pickle of a torch file out step by step, before a faster unpickler, or torch's own, sees it.
+"""Executes the pickle of a torch file step by step, before a faster unpickler, or torch's own, reads it.
 
-No unpickler asks what a pickle will cost. One number can make it reserve gigabytes, and a key of nested tuples, which
-takes a hundred bytes to write, years to hash. So here every step is one of the few that ``torch.save`` writes, no
-length is taken on trust, and what is built is counted. A pickle that passes costs time and memory in proportion to
-its length.
+No unpickler limits what a pickle costs. One number can make it reserve gigabytes. A key of nested tuples takes a
+hundred bytes to write and years to hash. So this one accepts only the opcodes that ``torch.save`` writes, trusts no
+length, and counts what it builds. A pickle that passes costs time and memory in proportion to its length.
 """
 
 from __future__ import annotations
@@ -12,55 +11,44 @@ import pickle
 import re
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePayloadError
-from ckpt_lib.formats.torch.collection import CollectionPause
-
-_STRUCTURE_BYTES, _BYTES_A_RECORD = 64 * 2**20, 400
-_STEPS_ALLOWED, _STEPS_A_RECORD = 4_000_000, 200
-
-MAX_LEVELS = 100
-"""How deep containers may nest below each entry of a payload."""
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
+from ckpt_lib.formats.torch.limits import (
+    CONTAINERS,
+    MAX_LEVELS,
+    check_sharing,
+    is_deeper,
+    max_steps,
+    max_structure_bytes,
+    unsafe,
+)
 
 _MAX_OPEN = 10_000
 _MAX_NAME_BYTES = 500
-_MAX_NAMES = 10_000  # each is looked up; a pickler names a thing once, and then remembers it
-_MAX_KEY_PARTS = 1000  # of a tuple that is a key, with those of the tuples in it
-_MAX_EQUAL_HASHES = 100  # of the keys of one dict: each more is compared with all of these
-# How much longer a structure may get when all that is shared in it is written out.
-_MAX_SHARED_FACTOR, _MAX_UNSHARED = 16, 1_000_000
-
-
-def max_structure_bytes(records: int) -> int:
-    """How long a pickle may be that describes what so many records hold; that is not in it."""
-    return _STRUCTURE_BYTES + _BYTES_A_RECORD * records
-
-
-def max_steps(records: int) -> int:
-    """How many steps it may take: each builds up to 80 bytes. Long lists of numbers are one step for thousands of them.
-
-    A tensor takes forty, and has a record as a rule, so that there is room for as many tensors as there are records.
-    """
-    return _STEPS_ALLOWED + _STEPS_A_RECORD * records
-
+_MAX_NAMES = 10_000  # each costs a look-up; a pickler writes a name once and then refers to it
+_MAX_KEY_PARTS = 1000  # of a tuple used as a key, with all tuples nested in it
+_MAX_EQUAL_HASHES = 100  # among the keys of one dict: each further key is compared with all of these
 
 _NUMBERS = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){8,50000}", re.DOTALL)
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, torch.dtype, torch.device}
-_CONTAINERS = {dict, list, tuple, OrderedDict, set}
 _METHODS = frozenset(dir(OrderedDict))
 _STOP = ord(pickle.STOP)
 
 
 class UnusualPayloadError(Exception):
-    """Nothing wrong, but something that only ``torch.load`` reads. Never leaves this package."""
+    """The payload is valid, but only ``torch.load`` can read it. Never leaves this package."""
 
 
 class Unknown:
-    """What a name stands for that is not looked up here, or what came of it: torch may know, or refuse, it."""
+    """The placeholder for a name that is not on our list, or for the result of calling it.
+
+    Whether such a name is safe is left to ``torch.load``.
+    """
 
     def __init__(self, name: str, *, is_object: bool = False) -> None:
         self.name = name
@@ -68,23 +56,23 @@ class Unknown:
 
     @property
     def may_change(self) -> bool:
-        """Whether torch may be told to change it: no tensor, whose memory would be exchanged."""
+        """Whether a pickle may set its state. That of a tensor would exchange its memory."""
         return self.is_object or not self.name.startswith("torch.")
 
     def __call__(self, *_: Any) -> Unknown:
-        return self.made(is_object=False)
+        return self.result(is_object=False)
 
-    def made(self, *, is_object: bool) -> Unknown:
-        """What torch may make of it, but no memory of a size that a pickle only names."""
+    def result(self, *, is_object: bool) -> Unknown:
+        """Return the placeholder for the result of a call. Refuse to allocate memory of a size named in the pickle."""
         if self.name.startswith("torch.") and self.name.endswith(("Tensor", "Storage", "Parameter")):
-            raise refused(f"it makes an empty {self.name}")
+            raise unsafe(f"it makes an empty {self.name}")
         return Unknown(f"{self.name}()", is_object=is_object)
 
 
 class PickleChecker:
-    """Carries one pickle out, and calls nothing but what ``find_name`` gives for the names in it.
+    """Executes one pickle, and calls nothing but what ``find_name`` returns for the names in it.
 
-    ``unusual`` tells afterwards why only torch can read it; ``None`` when all was understood.
+    After :meth:`load`, ``unusual`` tells why only torch can read the pickle. It is ``None`` for any other.
     """
 
     def __init__(
@@ -109,24 +97,25 @@ class PickleChecker:
         self.unusual: str | None = None
 
     def load(self) -> Any:
-        """What the pickle describes.
+        """Return the object that the pickle describes.
 
-        Raises :class:`CorruptCheckpointError` when it is none, and :class:`UnsafePayloadError` for what no state needs.
+        Raises :class:`CorruptCheckpointError` for bytes that are no pickle, and
+        :class:`~ckpt_lib.errors.UnsafePayloadError` for opcodes that no state needs, or too many of them.
         """
         if len(self._data) > self._max_bytes:
-            raise refused(f"its structure is longer than {self._max_bytes} bytes")
+            raise unsafe(f"its structure is longer than {self._max_bytes} bytes")
         try:
             with CollectionPause():
                 loaded = self._run()
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # of many kinds, when the bytes are something else
+        except Exception as error:  # bytes that are no pickle raise errors of many types
             reason = f"its structure is damaged: {ascii(error)[:120]}"
             raise CorruptCheckpointError(f"the payload is not a torch file: {reason}") from error
         if self._has_shared:
-            self._check_sharing(loaded)
+            check_sharing(loaded)
         if is_deeper(loaded, MAX_LEVELS + 1):
-            raise refused(f"its structure is nested more than {MAX_LEVELS} levels deep")
+            raise unsafe(f"its structure is nested more than {MAX_LEVELS} levels deep")
         return loaded
 
     def _run(self) -> Any:
@@ -137,9 +126,11 @@ class PickleChecker:
                 return loaded
             step = steps.get(code)
             if step is None:
-                raise refused(f"its structure takes a step that none of ours does: {bytes([code])!r} at {position}")
+                raise unsafe(
+                    f"its structure uses an opcode that torch.save does not write: {bytes([code])!r} at {position}"
+                )
             position = step(self, position + 1)
-        raise refused(f"its structure takes more than {self._max_steps} steps")
+        raise unsafe(f"its structure takes more than {self._max_steps} steps")
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
@@ -147,19 +138,19 @@ class PickleChecker:
         del self._stack[start:]
         return items
 
-    # --- the steps: each takes the position behind its code, and returns that of the next ---
+    # --- the steps: each takes the position after its opcode, and returns the position of the next opcode ---
 
     def _protocol(self, position: int) -> int:
         if self._data[position] != 2:
-            raise refused("its structure is no pickle of protocol 2")
+            raise unsafe("its structure is no pickle of protocol 2")
         return position + 1
 
     def _mark(self, position: int) -> int:
         if len(self._marks) >= _MAX_OPEN:
-            raise refused("its structure is nested too deeply")
+            raise unsafe("its structure is nested too deeply")
         self._marks.append(len(self._stack))
-        while found := _NUMBERS.match(self._data, position):  # which is quicker by the million
-            self._stack += pickle.loads(b"(" + found[0] + b"t.")  # noqa: S301 - only steps that push a number
+        while found := _NUMBERS.match(self._data, position):  # many numbers at once, in C
+            self._stack += pickle.loads(b"(" + found[0] + b"t.")  # noqa: S301 - the pattern matches only numbers
             position = found.end()
         return position
 
@@ -253,7 +244,7 @@ class PickleChecker:
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise TypeError("something is appended to what is no list")
+            raise TypeError("an item is appended to an object that is no list")
         target += items
 
     def _set_item(self, position: int) -> int:
@@ -268,7 +259,7 @@ class PickleChecker:
     def _set_all(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict | Unknown) or len(items) % 2:
-            raise TypeError("an entry is put into what is no dict")
+            raise TypeError("an entry is set in an object that is no dict")
         keys = items[::2]
         if self._are_keys(target, keys) and isinstance(target, dict):
             target.update(zip(keys, items[1::2], strict=True))
@@ -282,8 +273,8 @@ class PickleChecker:
         return position + 4
 
     def _remember(self, number: int) -> None:
-        if number > len(self._memo):  # an unpickler makes room for all below it
-            raise refused("its structure numbers what it remembers with gaps")
+        if number > len(self._memo):  # an unpickler would allocate all numbers below
+            raise unsafe("its structure numbers what it remembers with gaps")
         self._memo[number : number + 1] = [self._stack[-1]]
 
     def _get1(self, position: int) -> int:
@@ -297,7 +288,7 @@ class PickleChecker:
     def _recall(self, number: int) -> None:
         value = self._memo[number]
         self._stack.append(value)
-        if type(value) in _CONTAINERS:
+        if type(value) in CONTAINERS:
             self._has_shared = True
 
     def _name(self, position: int) -> int:
@@ -305,7 +296,7 @@ class PickleChecker:
         stop = self._data.index(b"\n", middle + 1, middle + _MAX_NAME_BYTES)
         self._names += 1
         if self._names > _MAX_NAMES:
-            raise refused("its structure names more things than there are")
+            raise unsafe("its structure names more things than there are")
         found = self._find_name(self._data[position:middle].decode(), self._data[middle + 1 : stop].decode())
         self._note(found)
         self._stack.append(found)
@@ -325,15 +316,15 @@ class PickleChecker:
     def _new(self, position: int) -> int:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, Unknown) or type(arguments) is not tuple:
-            raise refused("it makes an object without calling its type")
-        self._stack.append(function.made(is_object=True))
+            raise unsafe("it makes an object without calling its type")
+        self._stack.append(function.result(is_object=True))
         return position
 
     def _call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         if function is set:
             return set(*arguments) if self._are_keys(arguments, *arguments) else Unknown("set()")
         if function is OrderedDict and arguments:
-            raise refused("it makes a dict of what was not looked at")
+            raise unsafe("it makes a dict of values that were not checked")
         if type(function) is type and function not in (set, OrderedDict, complex):
             raise TypeError(f"a call of {function!r}")
         try:
@@ -346,20 +337,20 @@ class PickleChecker:
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is OrderedDict:
             if type(state) is not dict or not all(type(name) is str for name in state) or _METHODS & state.keys():
-                raise refused("it sets what a dict does not let be set")
+                raise unsafe("it sets attributes that a dict does not have")
             vars(target).update(state)
         elif not isinstance(target, Unknown) or not target.may_change:
-            raise refused("it changes what it has built")
+            raise unsafe("it changes an object that it has built")
         return position
 
     def _note(self, value: Any) -> None:
         if isinstance(value, Unknown):
             self.unusual = self.unusual or value.name
 
-    # --- what would cost out of proportion ---
+    # --- the cost of keys ---
 
     def _are_keys(self, target: Any, keys: Any) -> bool:
-        """Whether all can be hashed here. Refuses what takes long to hash, and too many that hash to the same."""
+        """Whether all ``keys`` can be hashed here. Refuses keys that take long to hash, and too many equal hashes."""
         odd = [key for key in keys if type(key) is not str]
         if not all(map(_is_key, odd)):
             self.unusual = self.unusual or "a key that is no plain value"
@@ -368,64 +359,23 @@ class PickleChecker:
             identity = (id(target), hash(key))
             self._hashes[identity] += 1
             if self._hashes[identity] > _MAX_EQUAL_HASHES:
-                raise refused("too many keys of a dict have one hash")
+                raise unsafe("too many keys of a dict have one hash")
         return True
-
-    def _check_sharing(self, loaded: Any) -> None:
-        """Refuse what is as long as its pickle only until someone walks through it."""
-        sizes: dict[int, int] = {}
-        waiting: list[tuple[Any, bool]] = [(loaded, False)]
-        while waiting:
-            item, is_done = waiting.pop()
-            parts = [part for part in _parts(item) if type(part) in _CONTAINERS]
-            if is_done:
-                sizes[id(item)] = 1 + sum(sizes[id(part)] for part in parts)
-            elif id(item) not in sizes:
-                sizes[id(item)] = -1
-                waiting.append((item, True))
-                waiting += [(part, False) for part in parts if id(part) not in sizes]
-                if any(sizes.get(id(part)) == -1 for part in parts):
-                    raise refused("a container in it contains itself")
-        if sizes[id(loaded)] > _MAX_UNSHARED + _MAX_SHARED_FACTOR * len(sizes):
-            raise refused("its structure repeats itself without end")
-
-
-def refused(reason: str) -> UnsafePayloadError:
-    return UnsafePayloadError(
-        f"the payload was not read: {reason}",
-        hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
-    )
 
 
 def _is_key(key: Any) -> bool:
-    """Whether it can be hashed. Refuses a tuple that takes long to, for it is hashed with all that it repeats."""
+    """Whether ``key`` can be hashed here. Refuses a large tuple: it is hashed with every part that it repeats."""
     waiting, count = [key], 0
     while waiting:
         part = waiting.pop()
         if isinstance(part, tuple):
             count += len(part) + 1
             if count > _MAX_KEY_PARTS:
-                raise refused("a key in it has too many parts")
+                raise unsafe("a key in it has too many parts")
             waiting += part
         elif type(part) not in _LEAVES and not isinstance(part, Unknown):
             return False
     return True
-
-
-def is_deeper(value: Any, levels: int) -> bool:
-    """Whether containers nest more than ``levels`` deep in ``value``, of which nothing contains itself."""
-    layer = [value] if type(value) in _CONTAINERS else []
-    for _ in range(levels):
-        layer = [part for item in layer for part in _parts(item) if type(part) in _CONTAINERS]
-    return bool(layer)
-
-
-def _parts(item: Any) -> Iterable[Any]:
-    if isinstance(item, OrderedDict):
-        return [*item.keys(), *item.values(), *vars(item).values()]
-    if isinstance(item, dict):
-        return [*item.keys(), *item.values()]
-    return item if type(item) in _CONTAINERS else ()
 
 
 _STEPS: dict[int, Callable[[PickleChecker, int], int]] = {

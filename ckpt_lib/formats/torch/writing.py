@@ -1,11 +1,10 @@
 """Writes the file that ``torch.save`` writes, as one stream.
 
-``torch.save`` takes each tensor's checksum before it hands out the first byte of it, so that nothing else can go on
-meanwhile, and stores the whole memory around a view. Here a tensor goes out block by block, and only the bytes that
-some tensor uses. The file is of the same kind: a zip archive of uncompressed records, of which ``data.pkl`` says what
-there is and ``data/0``, ``data/1``, … hold the bytes of one storage each, aligned for mapping (PyTorch's
-"Serialization semantics" and ``torch/serialization.py``). Storages are marked as the processor's, whichever device
-they were on, so that the file loads on any machine.
+``torch.save`` computes the checksum of a whole tensor before it writes the tensor's first byte, and stores all the
+memory around a view. This writer emits a tensor block by block, and only the bytes that some tensor uses. The file is
+of the same kind: a zip archive of uncompressed records. ``data.pkl`` describes the payload. ``data/0``, ``data/1``, …
+hold the bytes of one storage each, aligned for mapping (PyTorch's "Serialization semantics" and
+``torch/serialization.py``). All storages are marked as CPU storages, so that the file loads on any machine.
 """
 
 from __future__ import annotations
@@ -23,14 +22,15 @@ import torch
 
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload
-from ckpt_lib.formats.torch.collection import CollectionPause
-from ckpt_lib.formats.torch.pickle_checking import max_steps, max_structure_bytes
+from ckpt_lib.formats.torch.gc_pause import CollectionPause
+from ckpt_lib.formats.torch.limits import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch.reading import check_structure
 from ckpt_lib.formats.torch.zip_writing import ZipWriter, archive_size_bytes
-from ckpt_lib.state.spans import Span, Spans, address_of, byte_view, check_memory, is_plain
+from ckpt_lib.state.memory import address_of, byte_view, check_memory
+from ckpt_lib.state.ranges import StorageRange, StorageRanges, is_plain
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 
-_PICKLE_PROTOCOL = 2  # the one that torch.load(weights_only=True) reads
+_PICKLE_PROTOCOL = 2  # torch.load(weights_only=True) reads no other
 
 _SMALL_BYTES = 2**16
 
@@ -50,47 +50,50 @@ _STORAGE_TYPES = {
 }
 
 
-class Archive:
-    """A payload laid out as the records of an archive, before any of it is written."""
+class ArchiveLayout:
+    """A payload laid out as the records of an archive, before any of it is written.
+
+    The constructor raises :class:`UnsupportedStateError` for a state with too many parts to be read back.
+    """
 
     def __init__(self, payload: Payload) -> None:
         structure = io.BytesIO()
         with CollectionPause():
-            pickler = _Pickler(structure, Spans(payload))
+            pickler = _Pickler(structure, StorageRanges(payload))
             pickler.dump(payload)
         _check_length(structure, len(pickler.records))
         self._head: dict[str, bytes | memoryview] = {
             "archive/data.pkl": structure.getbuffer(),
             "archive/byteorder": sys.byteorder.encode(),
         }
-        self._spans = {f"archive/data/{number}": span for number, span in enumerate(pickler.records)}
+        self._ranges = {f"archive/data/{number}": stored for number, stored in enumerate(pickler.records)}
         self._tail: dict[str, bytes | memoryview] = {"archive/version": b"3\n"}
 
     @property
     def size_bytes(self) -> int:
-        """How large the file will be, to the byte."""
+        """The exact size of the file."""
         head, tail = ([(name, len(data)) for name, data in part.items()] for part in (self._head, self._tail))
-        return archive_size_bytes([*head, *((name, span.size_bytes) for name, span in self._spans.items()), *tail])
+        return archive_size_bytes([*head, *((name, stored.size_bytes) for name, stored in self._ranges.items()), *tail])
 
     def write(self, stream: HashingWriter) -> None:
-        """Write it to ``stream`` from start to end; no tensor is copied as a whole, but for gappy views."""
+        """Write the file to ``stream`` from start to end. Only non-contiguous views are copied as a whole."""
         archive = ZipWriter(stream)
         for name, data in self._head.items():
             archive.write(name, len(data), [data])
-        for name, span in self._spans.items():
-            if _is_small(span):
+        for name, stored in self._ranges.items():
+            if _is_small(stored):
                 archive.write_small(
-                    name, ctypes.string_at(address_of(span.storage, span.start, span.stop), span.size_bytes)
+                    name, ctypes.string_at(address_of(stored.storage, stored.start, stored.stop), stored.size_bytes)
                 )
             else:
-                archive.write(name, span.size_bytes, _blocks(span.dense()))
+                archive.write(name, stored.size_bytes, _blocks(stored.dense()))
         for name, data in self._tail.items():
             archive.write(name, len(data), [data])
         archive.finish()
 
 
 def _check_length(structure: io.BytesIO, records: int) -> None:
-    """Refuse what no reader would take: a structure shorter than the number of steps allowed cannot be too long."""
+    """Refuse a structure that no reader would accept. One with fewer bytes than steps allowed needs no check."""
     size_bytes = len(structure.getbuffer())
     if size_bytes <= max_steps(records):
         return
@@ -106,7 +109,7 @@ def _check_length(structure: io.BytesIO, records: int) -> None:
 
 @dataclass(frozen=True)
 class _StorageReference:
-    """Stands for a record where a pickle of PyTorch's has a storage."""
+    """The reference to a record that stands in the pickle instead of a storage."""
 
     key: str
     dtype: torch.dtype | None
@@ -122,39 +125,39 @@ _STORAGES = (_StorageReference, torch.storage.TypedStorage, torch.UntypedStorage
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles the structure, with a reference to a record in the place of each storage."""
+    """Pickles the structure of a payload, with a reference to a record instead of each storage."""
 
-    def __init__(self, file: io.BytesIO, spans: Spans) -> None:
+    def __init__(self, file: io.BytesIO, ranges: StorageRanges) -> None:
         super().__init__(file, _PICKLE_PROTOCOL)
-        self._spans = spans
+        self._ranges = ranges
         self._keys: dict[Any, str] = {}
-        self.records: list[Span] = []
+        self.records: list[StorageRange] = []
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not is_plain(value):
             return NotImplemented
         if type(value) is torch.nn.Parameter:
             return torch._utils._rebuild_parameter, (value.data, value.requires_grad, None)
-        span = self._spans.of(value)
-        offset, stride = span.place_of(value)
-        dtype = span.dtype
+        stored = self._ranges.of(value)
+        offset, stride = stored.view_of(value)
+        dtype = stored.dtype
         if dtype not in _STORAGE_TYPES:
             dtype = None
-        reference = _StorageReference(self._key(id(span), span), dtype, span.size_bytes)
-        # None stands for the hooks, which are never saved: an OrderedDict, as of torch.save, takes a tenth of the file.
+        reference = _StorageReference(self._key(id(stored), stored), dtype, stored.size_bytes)
+        # Hooks are never saved. torch.save writes an empty OrderedDict for them, a tenth of a file of small tensors.
         arguments: tuple[Any, ...] = (reference, offset, tuple(value.shape), stride, value.requires_grad, None)
-        if dtype is None:  # of no one type, or of one that has no storage class
+        if dtype is None:  # tensors of several types share the storage, or the type has no storage class
             if value.requires_grad:
                 raise UnsupportedStateError(
                     f"a {value.dtype} tensor that requires grad cannot be read back by torch.load",
-                    expected="one of a classic type whose memory is seen as no other type",
+                    expected="one of a classic type that shares no memory with tensors of another type",
                     hint="Store its detach().",
                 )
             return torch._utils._rebuild_tensor_v3, (*arguments, value.dtype)
         return torch._utils._rebuild_tensor_v2, arguments
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-        if not isinstance(value, _STORAGES):  # asked of every number and text, too
+        if not isinstance(value, _STORAGES):  # first, since the pickler asks for every number and text
             return None
         if isinstance(value, _StorageReference):
             return value.persistent_id()
@@ -163,38 +166,33 @@ class _Pickler(pickle.Pickler):
         return self._whole(value, None)
 
     def _whole(self, storage: torch.UntypedStorage, dtype: torch.dtype | None) -> tuple[Any, ...]:
-        """The storage of a tensor that PyTorch itself takes apart: a quantized one, say."""
-        key = self._key((storage.data_ptr(), storage.nbytes(), dtype), _whole_span(storage))
+        """Return the reference to a whole storage, of a tensor that PyTorch itself reduces, such as a quantized one."""
+        key = self._key((storage.data_ptr(), storage.nbytes(), dtype), _whole_range(storage))
         if dtype in _STORAGE_TYPES or dtype is None:
             return _StorageReference(key, dtype, storage.nbytes()).persistent_id()
-        # torch has no public name for these: the storages of quantized tensors.
+        # torch has no public name for the storages of quantized tensors.
         typed: Any = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
         return ("storage", getattr(torch, typed._pickle_storage_type()), key, "cpu", storage.nbytes() // dtype.itemsize)
 
-    def _key(self, identity: Any, span: Span) -> str:
+    def _key(self, identity: Any, stored: StorageRange) -> str:
         if identity not in self._keys:
             self._keys[identity] = str(len(self.records))
-            self.records.append(span)
+            self.records.append(stored)
         return self._keys[identity]
 
 
-def _whole_span(storage: torch.UntypedStorage) -> Span:
-    return Span(storage, 0, storage.nbytes(), [byte_view(storage, 0, storage.nbytes())])
+def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
+    return StorageRange(storage, 0, storage.nbytes(), [byte_view(storage, 0, storage.nbytes())])
 
 
-def _is_small(span: Span) -> bool:
-    """Whether reading its memory directly costs less than asking PyTorch for a view of it."""
-    return (
-        span.size_bytes <= _SMALL_BYTES
-        and not span.is_gappy
-        and span.storage.device.type == "cpu"
-        and span.stop <= span.storage.nbytes()
-    )
+def _is_small(stored: StorageRange) -> bool:
+    """Whether reading the memory directly is faster than asking PyTorch for a view of it."""
+    return stored.size_bytes <= _SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()
 
 
 def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
-    """The bytes of a one-dimensional tensor, a block at a time: a device has no second copy of it in our memory."""
+    """Yield the bytes of a one-dimensional tensor in blocks, never copying all of a tensor on a device."""
     for start in range(0, len(data), BLOCK_SIZE_BYTES):
-        check_memory(data)  # another thread may have freed it since
-        # Not Tensor.numpy(), after which the memory, training's own, could never be resized again.
+        check_memory(data)  # another thread may have freed it
+        # Tensor.numpy() would make the storage, which belongs to the training, impossible to resize.
         yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data

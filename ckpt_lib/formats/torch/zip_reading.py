@@ -1,9 +1,8 @@
-"""Reads the directory of a zip archive of uncompressed records, and takes nothing that can be read in two ways.
+"""Reads the directory of a zip archive of uncompressed records, and refuses archives that could be read in two ways.
 
-Of several programs that read an archive, each trusts another part of it: the first directory or the last, the header
-before a record or the one in the directory. Here there is one directory, the last bytes of the file, without comment,
-gap or overlap, and every record lies before it. The layout is that of APPNOTE 6.3.10, as in
-:mod:`ckpt_lib.formats.torch.zip_writing`.
+Programs differ in which part of an archive they trust: the first directory or the last, a record's own header or its
+directory entry. So this reader requires one directory, at the very end of the file, without comment, gap or overlap,
+and every record before it. The layout is that of APPNOTE 6.3.10, as in :mod:`ckpt_lib.formats.torch.zip_writing`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.stream import VerifiedFile
 
 MAX_RECORDS = 4_000_000
-"""Of a million parameters with all that an optimizer keeps of each. Each takes seventy bytes of the file, or more."""
+"""Enough for a million parameters with three tensors of optimizer state each. A record takes 70 bytes or more."""
 
 _END = struct.Struct("<4s4H2LH")
 _END_ZIP64 = struct.Struct("<4sQ2H2L4Q")
@@ -27,12 +26,12 @@ _EXTRA_HEADER = struct.Struct("<2H")
 _ZIP64_EXTRA = 0x0001
 _LIMIT_32 = 0xFFFFFFFF
 _LIMIT_16 = 0xFFFF
-_ENCRYPTED = 0x2041  # the file, its header, or by a stronger method
-_KINDS = {0, 0o100000}  # no link, no device: a file, or nothing said
+_ENCRYPTED = 0x2041  # flags: the file, the directory, or strong encryption
+_KINDS = {0, 0o100000}  # a regular file, or unspecified; no link, no device
 
 
 class Record(NamedTuple):
-    """A stored record: its length, and its place in the file with all that belongs to it."""
+    """A stored record: its length, and the bytes of the file that it takes with its header and descriptor."""
 
     name: str
     size_bytes: int
@@ -51,14 +50,13 @@ class _Entry(NamedTuple):
     size_bytes: int
     start: int
     least_stop: int
-    """Where the record ends at the earliest."""
+    """The first byte at which the record could end."""
 
 
 def read_directory(file: VerifiedFile) -> dict[str, Record]:
-    """Name to record, in the directory's order; only the directory is read, and verified.
+    """Map names to records, in the directory's order. Only the directory is read and verified.
 
-    Raises :class:`CorruptCheckpointError` for whatever is not such an archive, in time and memory that its directory
-    justifies.
+    Raises :class:`CorruptCheckpointError` for any other file, in time and memory proportional to its directory.
     """
     place = _find_directory(file)
     with file.view(place.start, place.stop) as view:
@@ -70,7 +68,7 @@ def read_directory(file: VerifiedFile) -> dict[str, Record]:
 
 
 def start_of(file: VerifiedFile, record: Record) -> int:
-    """Where the bytes of a record begin. Raises :class:`CorruptCheckpointError` when its own header disagrees."""
+    """Return where the bytes of a record begin. Raises :class:`CorruptCheckpointError` if its own header disagrees."""
     name = record.name.encode()
     with file.view(record.start, min(record.start + _LOCAL_HEADER.size + len(name), record.stop)) as header:
         if len(header) < _LOCAL_HEADER.size + len(name):
@@ -84,6 +82,7 @@ def start_of(file: VerifiedFile, record: Record) -> int:
 
 
 def corrupt(reason: str) -> CorruptCheckpointError:
+    """Return the error for a file that is no torch file."""
     return CorruptCheckpointError(f"the payload is not a torch file: {reason}")
 
 
@@ -119,7 +118,7 @@ def _find_directory(file: VerifiedFile) -> _Directory:
 
 
 def _find_zip64(file: VerifiedFile, end_start: int) -> tuple[int, tuple[int, ...]]:
-    """Where the directory ends, and what the larger end record says, if there is one."""
+    """Return where the directory ends, and the numbers of the zip64 end record, if there is one."""
     locator_start = end_start - _LOCATOR.size
     if locator_start < _END_ZIP64.size:
         return end_start, ()
@@ -140,7 +139,7 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
     entries, position, names = [], 0, set()
     for _ in range(count):
         entry, position = _entry(directory, position)
-        if entry.name in names or not _is_plain(entry.name):  # now: a million of them would take seconds
+        if entry.name in names or not _is_plain(entry.name):  # at the first one: a million would take seconds
             _refuse(f"the record {ascii(entry.name)[:120]} is repeated, or leads elsewhere")
         names.add(entry.name)
         entries.append(entry)
@@ -168,7 +167,7 @@ def _entry(directory: bytes, position: int) -> tuple[_Entry, int]:
 
 
 def _zip64_numbers(extra: bytes, *numbers: int) -> list[int]:
-    """The numbers that did not fit, from the field that holds just these."""
+    """Return the numbers, with those that do not fit into 32 bits taken from the zip64 field."""
     position = 0
     while position < len(extra):
         kind, size_bytes = _EXTRA_HEADER.unpack_from(extra, position)
@@ -196,7 +195,7 @@ def _placed(entries: list[_Entry], directory_start: int) -> dict[str, Record]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stands for something below the archive's root, wherever it may be unpacked."""
+    """Whether a name stays below the archive's root wherever the archive is unpacked."""
     parts = name.split("/")
     return len(parts) > 1 and not {"", ".", ".."}.intersection(parts) and "\\" not in name and name.isprintable()
 

@@ -1,9 +1,8 @@
 """Writes a zip archive of uncompressed records from start to end, each in blocks and aligned for mapping.
 
-Python's own ``zipfile`` does that as well and costs several times as much for each record, which a state of thousands
-of tensors feels. The layout is that of APPNOTE 6.3.10 (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT):
-checksums follow the bytes in data descriptors, since nothing is known of them before. They are computed by zlib-ng,
-which is several times faster than zlib.
+Python's ``zipfile`` takes several times as long for each record, which matters for a state of thousands of tensors. The
+layout is that of APPNOTE 6.3.10 (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT). Checksums follow the
+bytes in data descriptors, since they are not known before. zlib-ng computes them several times faster than zlib.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _LIMIT_16 = 0xFFFF
 _VERSION = 20
 _VERSION_ZIP64 = 45
 _HAS_DESCRIPTOR = 0x08
-_DATE = 0x21  # the first day that zip knows: the same state makes the same bytes at any time
+_DATE = 0x21  # zip's first day: a constant, so that equal states make equal files
 _ZIP64_EXTRA = 0x0001
-_PADDING_EXTRA = 0x4246  # "FB", as torch.save calls it
+_PADDING_EXTRA = 0x4246  # "FB", as torch.save marks padding
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _EXTRA_HEADER = struct.Struct("<2H")
@@ -38,7 +37,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 
 
 class ZipWriter:
-    """Appends records to a stream; :meth:`finish` makes an archive of them."""
+    """Appends records to a stream. :meth:`finish` completes the archive."""
 
     def __init__(self, stream: HashingWriter) -> None:
         self._stream = stream
@@ -46,7 +45,7 @@ class ZipWriter:
         self._directory: list[bytes] = []
 
     def write(self, name: str, size_bytes: int, blocks: Iterable[bytes | memoryview]) -> None:
-        """Append one record, whose bytes begin at a multiple of the alignment. ``blocks`` are ``size_bytes`` in all."""
+        """Append one record, with its bytes aligned. ``blocks`` together must have ``size_bytes``."""
         raw = name.encode("ascii")
         start = self._stream.tell() - self._start
         self._stream.write(_local_header(raw, start, size_bytes))
@@ -57,7 +56,7 @@ class ZipWriter:
         self._end(raw, start, size_bytes, crc)
 
     def write_small(self, name: str, data: bytes) -> None:
-        """Append one record whose bytes are at hand."""
+        """Append one record in a single write."""
         raw = name.encode("ascii")
         start, size_bytes, crc = self._stream.tell() - self._start, len(data), zlib_ng.crc32(data)
         self._stream.write(_local_header(raw, start, size_bytes) + data + _descriptor(crc, size_bytes))
@@ -68,7 +67,7 @@ class ZipWriter:
         self._directory.append(_central_header(name, start, size_bytes, crc))
 
     def finish(self) -> None:
-        """Write the directory."""
+        """Write the directory, which completes the archive."""
         start = self._stream.tell() - self._start
         directory = b"".join(self._directory)
         end = start + len(directory)
@@ -82,7 +81,7 @@ class ZipWriter:
 
 
 def archive_size_bytes(records: Iterable[tuple[str, int]]) -> int:
-    """How large an archive of records of these names and sizes is, which :class:`ZipWriter` would write."""
+    """Return the exact size of the archive that :class:`ZipWriter` writes for records of these names and sizes."""
     end = directory_size_bytes = count = 0
     for name, size_bytes in records:
         is_large, length = size_bytes >= _LIMIT_32, len(name)
@@ -96,19 +95,19 @@ def archive_size_bytes(records: Iterable[tuple[str, int]]) -> int:
 
 
 def _large_numbers_size_bytes(start: int, *, is_large: bool) -> int:
-    """The field of a directory entry for what does not fit into 32 bits: two sizes, the start, or all three."""
+    """Return the size of the directory field for numbers above 32 bits: two sizes, the start, or all three."""
     count = 2 * is_large + (start >= _LIMIT_32)
     return _EXTRA_HEADER.size + 8 * count if count else 0
 
 
 def _descriptor(crc: int, size_bytes: int) -> bytes:
-    """What follows the bytes of a record."""
+    """Return the data descriptor, which follows the bytes of a record."""
     layout = _DESCRIPTOR_ZIP64 if size_bytes >= _LIMIT_32 else _DESCRIPTOR
     return layout.pack(b"PK\x07\x08", crc, size_bytes, size_bytes)
 
 
 def _central_header(name: bytes, start: int, size_bytes: int, crc: int) -> bytes:
-    """The directory's entry of a record."""
+    """Return the directory's entry for a record."""
     large = [size_bytes] * 2 * (size_bytes >= _LIMIT_32) + [start] * (start >= _LIMIT_32)
     extra = struct.pack(f"<2H{len(large)}Q", _ZIP64_EXTRA, 8 * len(large), *large) if large else b""
     version = _VERSION_ZIP64 if large else _VERSION

@@ -38,5 +38,6 @@ ROWS = [
         count=100,
         sample=2,
         run=flow_crashes,
+        needs_server=True,
     )
 ]

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ckpt_lib.core.metadata import Manifest
-from ckpt_lib.formats.torch.pickle_checking import max_structure_bytes
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.formats.torch.limits import max_structure_bytes
+from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, plant
 from tests.torture.pickles import call, name, text
-from tests.torture.planting import PLANTED_ID, archive_of, manifest_for, plant
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
 
@@ -181,7 +181,7 @@ MANIFESTS: dict[str, Callable[[random.Random], bytes]] = {
 BOMBS = [*((kind, False) for kind in PAYLOADS), *((kind, True) for kind in MANIFESTS)]
 
 
-def bombs(count: int, seed: str, folder: Path) -> Outcome:
+def ask_for_too_much(count: int, seed: str, folder: Path) -> Outcome:
     """Load each, by a manifest that vouches for it, or list it where the manifest is the bomb."""
     outcome = Outcome()
     for number in range(count):
@@ -207,6 +207,6 @@ ROWS = [
         unit="bombs",
         count=90,
         sample=12,
-        run=bombs,
+        run=ask_for_too_much,
     )
 ]

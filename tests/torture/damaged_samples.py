@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.errors import CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit
-from ckpt_lib.stream import Damage, HashingWriter
+from ckpt_lib.stream import HashingWriter
 from tests.torture.fingerprints import fingerprint
 
 CHUNK_BYTES = 4096
@@ -48,7 +49,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Sample:
     """A checkpoint, its backup, and what it would be loaded into."""
 
     original: Copy
@@ -68,7 +69,7 @@ class Shelf:
     """Checkpoints of several shapes in one experiment. Their backups lie where no check of them looks for help."""
 
     root: Path
-    specimens: list[Specimen] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -87,18 +88,18 @@ class Shelf:
 
     @property
     def copies(self) -> list[Copy]:
-        return [copy for specimen in self.specimens for copy in (specimen.original, specimen.backup)]
+        return [copy for sample in self.samples for copy in (sample.original, sample.backup)]
 
     def ids(self) -> list[str]:
         """The checkpoints, oldest first."""
-        return [item.original.checkpoint_id for item in self.specimens]
+        return [item.original.checkpoint_id for item in self.samples]
 
     def files(self) -> dict[Path, bytes]:
         """Every file that may be damaged, with what it should hold."""
         return {path: data for copy in self.copies for path, data in copy.files().items()}
 
-    def specimen_of(self, path: Path) -> Specimen:
-        (found,) = (item for item in self.specimens if item.original.checkpoint_id == path.stem)
+    def sample_of(self, path: Path) -> Sample:
+        (found,) = (item for item in self.samples if item.original.checkpoint_id == path.stem)
         return found
 
 
@@ -111,7 +112,7 @@ def build_shelf(root: Path) -> Shelf:
         _add(shelf, (2, 1))
         _add(shelf, (300, 200))
         _add(shelf, (3, 2), extra={str(number): torch.randn(1 + number % 40) for number in range(250)})
-    sizes = [len(item.original.payload_bytes) for item in shelf.specimens]
+    sizes = [len(item.original.payload_bytes) for item in shelf.samples]
     assert sizes[0] == sizes[1]
     assert sizes[2] < CHUNK_BYTES < 50 * CHUNK_BYTES < sizes[3]
     return shelf
@@ -121,13 +122,13 @@ def _add(
     shelf: Shelf, widths: tuple[int, ...], *, optimizer: bool = False, extra: dict[str, Any] | None = None
 ) -> None:
     """Save and back up a model, trained for a step if it has an optimizer, to be loaded into one that is not."""
-    torch.manual_seed(_SEED + len(shelf.specimens))
+    torch.manual_seed(_SEED + len(shelf.samples))
     model, fresh = linear(*widths), linear(*widths)
     trained = torch.optim.AdamW(model.parameters(), lr=0.01) if optimizer else None
     if trained is not None:
         torch.autograd.backward(model(torch.randn(4, widths[0])).square().mean())
         trained.step()
-    manager, number = shelf.manager_of_backups(), len(shelf.specimens)
+    manager, number = shelf.manager_of_backups(), len(shelf.samples)
     checkpoint_id = manager.save_checkpoint(
         model=model, optimizer=trained, epoch=number, extra_state=extra, tags=[f"shape {number}"]
     )
@@ -138,7 +139,7 @@ def _add(
         owners["optimizer"] = torch.optim.AdamW(fresh.parameters(), lr=0.05)
     name = f"{checkpoint_id}.pt"
     backup = Copy.read(shelf.root / "backups" / _EXPERIMENT / name, is_backup=True)
-    shelf.specimens.append(Specimen(Copy.read(shelf.folder / name), backup, owners))
+    shelf.samples.append(Sample(Copy.read(shelf.folder / name), backup, owners))
 
 
 def linear(*widths: int) -> nn.Module:
@@ -201,10 +202,10 @@ def told_places(damages: Iterable[Damage]) -> set[tuple[str, int, int]]:
 def missed(shelf: Shelf, harm: Harm) -> Iterator[str]:
     """Every way in which damages, inflicted now, are not noticed, not told rightly, or reach the caller."""
     for path, data in harm.items():
-        specimen = shelf.specimen_of(path)
-        copy = next(copy for copy in (specimen.original, specimen.backup) if path in copy.files())
+        sample = shelf.sample_of(path)
+        copy = next(copy for copy in (sample.original, sample.backup) if path in copy.files())
         judge = _Judge(copy, path, data)
-        reasons = judge.of_backup(shelf) if copy.is_backup else judge.of_checkpoint(shelf, specimen)
+        reasons = judge.of_backup(shelf) if copy.is_backup else judge.of_checkpoint(shelf, sample)
         yield from (f"{path.parent.parent.name}/{path.name}: {reason}" for reason in reasons)
 
 
@@ -216,23 +217,23 @@ class _Judge:
     path: Path
     data: bytes | None
 
-    def of_checkpoint(self, shelf: Shelf, specimen: Specimen) -> Iterator[str]:
-        manager, before = shelf.manager(), specimen.state()
+    def of_checkpoint(self, shelf: Shelf, sample: Sample) -> Iterator[str]:
+        manager, before = shelf.manager(), sample.state()
         yield from self._of_reports(manager.validate_checkpoint)
-        for owners in ({}, specimen.owners):
+        for owners in ({}, sample.owners):
             yield from self._of_door(
                 f"load_checkpoint({', '.join(owners)})",
                 partial(manager.load_checkpoint, self.copy.checkpoint_id, **owners),
             )
-        if specimen.state() != before:
+        if sample.state() != before:
             yield "the model has changed"
 
     def of_backup(self, shelf: Shelf) -> Iterator[str]:
         manager = shelf.manager_of_backups()
-        specimen = shelf.specimen_of(self.path)
+        sample = shelf.sample_of(self.path)
         yield from self._of_reports(manager.validate_backup)
         yield from self._of_door("restore_checkpoint", partial(manager.restore_checkpoint, self.copy.checkpoint_id))
-        if any(path.read_bytes() != data for path, data in specimen.original.files().items()):
+        if any(path.read_bytes() != data for path, data in sample.original.files().items()):
             yield "the checkpoint has changed"
 
     def _of_reports(self, validate: Callable[..., Any]) -> Iterator[str]:

@@ -243,7 +243,7 @@ class Fault:
     calls: list[str] = field(default_factory=list)
     hit: str = ""
 
-    def strikes(self, name: str) -> bool:
+    def applies_to(self, name: str) -> bool:
         self.calls.append(name)
         return len(self.calls) == self.at or (self.persistent and len(self.calls) > self.at > 0)
 
@@ -255,7 +255,7 @@ def injected(fault: Fault) -> Iterator[None]:
 
     def wrap(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if not fault.strikes(name):
+            if not fault.applies_to(name):
                 return real[name](*arguments, **options)
             fault.hit = fault.hit or name
             if fault.code:

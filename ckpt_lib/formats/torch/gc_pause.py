@@ -1,4 +1,4 @@
-"""No search for garbage while something large is built: each would look at all that was built so far."""
+"""Pauses the garbage collector while a large structure is built: each collection would scan all of it so far."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import ClassVar
 
 
 class CollectionPause:
-    """A context without a search for garbage, by any thread; any number of threads may be in one.
+    """A context in which no thread collects garbage. Any number of threads may be in one at a time.
 
-    An interrupt may come before ``with`` knows of the context: then the search goes on when the object is gone.
+    An interrupt may come after ``__enter__`` and before ``with`` takes over. Collection then resumes when the object is
+    freed.
     """
 
     _open: ClassVar[set[int]] = set()
@@ -22,15 +23,15 @@ class CollectionPause:
             if gc.isenabled():
                 CollectionPause._was_enabled = True
                 gc.disable()
-        except BaseException:  # an interrupt, after which no __exit__ is called
+        except BaseException:  # after an interrupt here, ``with`` calls no __exit__
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
         if self._open == {id(self)}:
             self._resume()
-        self._open.discard(id(self))  # only now: interrupted before it, this is called again when the object is gone
-        if not self._open:  # another thread's came to its end at the same moment
+        self._open.discard(id(self))  # last: after an interrupt before this line, __del__ calls __exit__ again
+        if not self._open:  # another thread left its context at the same moment
             self._resume()
 
     def __del__(self) -> None:
@@ -39,7 +40,7 @@ class CollectionPause:
 
     @classmethod
     def end_all(cls) -> None:
-        """End the pauses of threads that are gone, as those of the parent are in a forked child."""
+        """End the pauses of threads that no longer exist, such as the parent's in a forked child."""
         cls._resume()
         cls._open.clear()
 

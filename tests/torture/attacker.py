@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.metadata import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.stream import StreamDigest
 

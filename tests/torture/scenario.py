@@ -27,7 +27,7 @@ LARGE_MODEL = torch.nn.Linear(1024, 1024)
 LARGE_OPTIMIZER = torch.optim.SGD(LARGE_MODEL.parameters(), lr=0.1, momentum=0.9)
 
 PLAIN, LOST, DAMAGED, NEWEST = range(4)
-"""Which checkpoint is which in a world: whole, without payload, damaged, and the newest and best."""
+"""Which checkpoint is which in a scenario: whole, without payload, damaged, and the newest and best."""
 
 PROMPT_SECONDS = 20.0
 """No operation after a kill may take longer: whoever waits for a dead owner's lease waits for a minute."""
@@ -36,7 +36,7 @@ LEFTOVER = re.compile(r"/\.ckpt-(lease|new|broken)-[^/]*$|\.saving$")
 
 
 @dataclass(frozen=True)
-class World:
+class Scenario:
     """A store with an experiment ``run`` of four checkpoints and a deleted one, backups, and an exported copy."""
 
     root: Path
@@ -60,11 +60,11 @@ class World:
     def exported(self) -> CheckpointFolder:
         return CheckpointFolder(open_store(self.root / "exported"), "")
 
-    def copied_to(self, root: Path) -> World:
-        """The same world in another place, where there may be an older one."""
+    def copied_to(self, root: Path) -> Scenario:
+        """The same scenario in another place, where there may be an older one."""
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns(".ckpt-lease-*"))
-        return World(root, self.ids, self.trashed)
+        return Scenario(root, self.ids, self.trashed)
 
     def contents(self) -> dict[str, str]:
         """A digest of every file, but for those by which processes tell each other that they live."""
@@ -79,23 +79,23 @@ class World:
         return [str(path) for path in self.root.rglob(".ckpt-lease-*/*") if path.name not in ("lease", "free")]
 
 
-def build_world(root: Path) -> World:
+def build_scenario(root: Path) -> Scenario:
     """All but the plain checkpoint have a backup; the plain one has been exported."""
-    world = World(root)
-    manager = world.manager()
-    world.trashed.append(_save(manager, 0))
-    manager.delete_checkpoint(world.trashed[0])
-    world.ids.extend(_save(manager, epoch) for epoch in (1, 2, 3, 4))
+    scenario = Scenario(root)
+    manager = scenario.manager()
+    scenario.trashed.append(_save(manager, 0))
+    manager.delete_checkpoint(scenario.trashed[0])
+    scenario.ids.extend(_save(manager, epoch) for epoch in (1, 2, 3, 4))
     for number in (LOST, DAMAGED, NEWEST):
-        manager.backup_checkpoint(world.ids[number])
-    (world.folder / "notes.txt").write_text("a person's")
-    manager.export_checkpoint(world.ids[PLAIN], root / "exported")
-    (world.folder / f"{world.ids[LOST]}.pt").unlink()
-    payload = world.folder / f"{world.ids[DAMAGED]}.pt"
+        manager.backup_checkpoint(scenario.ids[number])
+    (scenario.folder / "notes.txt").write_text("a person's")
+    manager.export_checkpoint(scenario.ids[PLAIN], root / "exported")
+    (scenario.folder / f"{scenario.ids[LOST]}.pt").unlink()
+    payload = scenario.folder / f"{scenario.ids[DAMAGED]}.pt"
     data = bytearray(payload.read_bytes())
     data[len(data) // 2] ^= 1
     payload.write_bytes(data)
-    return world
+    return scenario
 
 
 def _save(manager: CheckpointManager, epoch: int, model: torch.nn.Module = MODEL) -> str:
@@ -112,50 +112,50 @@ def _save(manager: CheckpointManager, epoch: int, model: torch.nn.Module = MODEL
 class Operation:
     """Something that a process is killed at."""
 
-    act: Callable[[World], object]
-    is_done: Callable[[World], object]
+    act: Callable[[Scenario], object]
+    is_done: Callable[[Scenario], object]
     """Whether the store is as it must be once the operation was acknowledged."""
     gives_up: frozenset[int] = frozenset()
     """The checkpoints that it may take away."""
     mends: frozenset[int] = frozenset()
     """The checkpoints that were broken, and are whole when it was acknowledged."""
-    touches: Callable[[World], tuple[str, ...]] = lambda _: ()
+    touches: Callable[[Scenario], tuple[str, ...]] = lambda _: ()
     """What is in the paths of files that it may change, besides those of what it gives up."""
     refuses_again: bool = False
     """Whether doing it a second time is an error."""
 
 
-def _listed(world: World) -> list[str]:
-    return [item.checkpoint_id for item in world.manager().list_checkpoints()]
+def _listed(scenario: Scenario) -> list[str]:
+    return [item.checkpoint_id for item in scenario.manager().list_checkpoints()]
 
 
-def _has_a_new_one(world: World) -> bool:
+def _has_a_new_one(scenario: Scenario) -> bool:
     """Which is the newest."""
-    return _listed(world)[-1] not in (*world.ids, *world.trashed)
+    return _listed(scenario)[-1] not in (*scenario.ids, *scenario.trashed)
 
 
-def _save_large(world: World) -> object:
-    return world.manager().save_checkpoint(model=LARGE_MODEL, epoch=5, metrics={"val_loss": 0.1})
+def _save_large(scenario: Scenario) -> object:
+    return scenario.manager().save_checkpoint(model=LARGE_MODEL, epoch=5, metrics={"val_loss": 0.1})
 
 
-def _save_in_background(world: World) -> object:
-    with world.manager() as manager:
+def _save_in_background(scenario: Scenario) -> object:
+    with scenario.manager() as manager:
         handle = manager.save_checkpoint_async(model=LARGE_MODEL, optimizer=LARGE_OPTIMIZER, epoch=5)
         return handle.result()
 
 
-def _save_with_everything(world: World) -> object:
-    manager = world.manager(backup_checkpoints=True, max_checkpoints=1, max_backups=1)
+def _save_with_everything(scenario: Scenario) -> object:
+    manager = scenario.manager(backup_checkpoints=True, max_checkpoints=1, max_backups=1)
     return manager.save_checkpoint(model=MODEL, epoch=5, metrics={"val_loss": 0.1})
 
 
 SAVES: dict[str, Operation] = {
-    "save": Operation(lambda world: _save(world.manager(), 5), _has_a_new_one),
+    "save": Operation(lambda scenario: _save(scenario.manager(), 5), _has_a_new_one),
     "save of many blocks": Operation(_save_large, _has_a_new_one),
     "save in the background": Operation(_save_in_background, _has_a_new_one),
     "save, back up, retire": Operation(
         _save_with_everything,
-        lambda world: {world.ids[PLAIN], world.ids[NEWEST]}.isdisjoint(_listed(world)),
+        lambda scenario: {scenario.ids[PLAIN], scenario.ids[NEWEST]}.isdisjoint(_listed(scenario)),
         gives_up=frozenset({PLAIN, DAMAGED, NEWEST}),
         touches=lambda _: ("/backups/",),
     ),
@@ -163,86 +163,90 @@ SAVES: dict[str, Operation] = {
 
 DELETIONS: dict[str, Operation] = {
     "delete": Operation(
-        lambda world: world.manager().delete_checkpoint(world.ids[PLAIN]),
-        lambda world: _listed(world) == world.ids[1:],
+        lambda scenario: scenario.manager().delete_checkpoint(scenario.ids[PLAIN]),
+        lambda scenario: _listed(scenario) == scenario.ids[1:],
         gives_up=frozenset({PLAIN}),
         refuses_again=True,
     ),
     "delete for good": Operation(
-        lambda world: world.manager(trash_seconds=0).delete_checkpoint(world.ids[PLAIN]),
-        lambda world: _listed(world) == world.ids[1:],
+        lambda scenario: scenario.manager(trash_seconds=0).delete_checkpoint(scenario.ids[PLAIN]),
+        lambda scenario: _listed(scenario) == scenario.ids[1:],
         gives_up=frozenset({PLAIN}),
         refuses_again=True,
     ),
     "cleanup": Operation(
-        lambda world: world.manager(max_checkpoints=1).cleanup_checkpoints(),
-        lambda world: world.ids[PLAIN] not in _listed(world) and world.ids[NEWEST] in _listed(world),
+        lambda scenario: scenario.manager(max_checkpoints=1).cleanup_checkpoints(),
+        lambda scenario: scenario.ids[PLAIN] not in _listed(scenario) and scenario.ids[NEWEST] in _listed(scenario),
         gives_up=frozenset({PLAIN, DAMAGED}),  # of which it may not know that it is damaged
     ),
     "empty the trash": Operation(
-        lambda world: world.manager(trash_seconds=0).cleanup_checkpoints(),
-        lambda world: world.trashed[0] in _listed(world) or not (world.folder / f"{world.trashed[0]}.pt").exists(),
-        touches=lambda world: (world.trashed[0],),
+        lambda scenario: scenario.manager(trash_seconds=0).cleanup_checkpoints(),
+        lambda scenario: (
+            scenario.trashed[0] in _listed(scenario) or not (scenario.folder / f"{scenario.trashed[0]}.pt").exists()
+        ),
+        touches=lambda scenario: (scenario.trashed[0],),
     ),
     "undelete": Operation(
-        lambda world: world.manager().undelete_checkpoint(world.trashed[0]),
-        lambda world: _listed(world) == [*world.trashed, *world.ids],
-        touches=lambda world: (world.trashed[0],),
+        lambda scenario: scenario.manager().undelete_checkpoint(scenario.trashed[0]),
+        lambda scenario: _listed(scenario) == [*scenario.trashed, *scenario.ids],
+        touches=lambda scenario: (scenario.trashed[0],),
     ),
 }
 
 COPIES: dict[str, Operation] = {
     "backup": Operation(
-        lambda world: world.manager().backup_checkpoint(world.ids[PLAIN]),
-        lambda world: world.manager().validate_backup(world.ids[PLAIN]),
+        lambda scenario: scenario.manager().backup_checkpoint(scenario.ids[PLAIN]),
+        lambda scenario: scenario.manager().validate_backup(scenario.ids[PLAIN]),
     ),
     "export": Operation(
-        lambda world: world.manager().export_checkpoint(world.ids[NEWEST], world.root / "exported"),
-        lambda world: world.ids[NEWEST] in world.exported.manifest_entries(),
+        lambda scenario: scenario.manager().export_checkpoint(scenario.ids[NEWEST], scenario.root / "exported"),
+        lambda scenario: scenario.ids[NEWEST] in scenario.exported.manifest_entries(),
     ),
     "import": Operation(
-        lambda world: world.manager("other").import_checkpoint(world.root / "exported" / f"{world.ids[PLAIN]}.pt"),
-        lambda world: len(world.manager("other").list_checkpoints()) == 1,
+        lambda scenario: scenario.manager("other").import_checkpoint(
+            scenario.root / "exported" / f"{scenario.ids[PLAIN]}.pt"
+        ),
+        lambda scenario: len(scenario.manager("other").list_checkpoints()) == 1,
     ),
     "restore": Operation(
-        lambda world: world.manager().restore_checkpoint(world.ids[LOST]),
-        lambda world: world.manager().validate_checkpoint(world.ids[LOST]),
+        lambda scenario: scenario.manager().restore_checkpoint(scenario.ids[LOST]),
+        lambda scenario: scenario.manager().validate_checkpoint(scenario.ids[LOST]),
         mends=frozenset({LOST}),
-        touches=lambda world: (world.ids[LOST],),
+        touches=lambda scenario: (scenario.ids[LOST],),
     ),
 }
 
 CHANGES: dict[str, Operation] = {
     "edit": Operation(
-        lambda world: world.manager().edit_checkpoint(world.ids[PLAIN], add_tags=["new"]),
-        lambda world: "new" in world.manager().get_checkpoint(world.ids[PLAIN]).tags,
-        touches=lambda world: (f"{world.ids[PLAIN]}.json",),
+        lambda scenario: scenario.manager().edit_checkpoint(scenario.ids[PLAIN], add_tags=["new"]),
+        lambda scenario: "new" in scenario.manager().get_checkpoint(scenario.ids[PLAIN]).tags,
+        touches=lambda scenario: (f"{scenario.ids[PLAIN]}.json",),
     ),
     "repair": Operation(
-        lambda world: world.manager().repair_checkpoint(world.ids[DAMAGED]),
-        lambda world: world.manager().validate_checkpoint(world.ids[DAMAGED]),
+        lambda scenario: scenario.manager().repair_checkpoint(scenario.ids[DAMAGED]),
+        lambda scenario: scenario.manager().validate_checkpoint(scenario.ids[DAMAGED]),
         mends=frozenset({DAMAGED}),
-        touches=lambda world: (world.ids[DAMAGED],),
+        touches=lambda scenario: (scenario.ids[DAMAGED],),
     ),
     "repair of a lost file": Operation(
-        lambda world: world.manager().repair_checkpoint(world.ids[LOST]),
-        lambda world: world.manager().validate_checkpoint(world.ids[LOST]),
+        lambda scenario: scenario.manager().repair_checkpoint(scenario.ids[LOST]),
+        lambda scenario: scenario.manager().validate_checkpoint(scenario.ids[LOST]),
         mends=frozenset({LOST}),
-        touches=lambda world: (world.ids[LOST],),
+        touches=lambda scenario: (scenario.ids[LOST],),
     ),
 }
 
 RECOVERIES: dict[str, Operation] = {
     "sweep": Operation(
-        lambda world: world.manager().cleanup_checkpoints(),
-        lambda world: all("lease" in left for left in leftovers(world)),  # whoever was killed had one
+        lambda scenario: scenario.manager().cleanup_checkpoints(),
+        lambda scenario: all("lease" in left for left in leftovers(scenario)),  # whoever was killed had one
     ),
     "doctor": Operation(
-        lambda world: world.manager().doctor(fix=True),
-        lambda world: all("lease" in left for left in leftovers(world)),
-        touches=lambda world: (world.ids[LOST], world.ids[DAMAGED], "/backups/"),
+        lambda scenario: scenario.manager().doctor(fix=True),
+        lambda scenario: all("lease" in left for left in leftovers(scenario)),
+        touches=lambda scenario: (scenario.ids[LOST], scenario.ids[DAMAGED], "/backups/"),
     ),
-    "the next save": Operation(lambda world: _save(world.manager(), 6), _has_a_new_one),
+    "the next save": Operation(lambda scenario: _save(scenario.manager(), 6), _has_a_new_one),
     "empty the trash": DELETIONS["empty the trash"],
     "restore": COPIES["restore"],
     "repair": CHANGES["repair"],
@@ -255,79 +259,83 @@ OPERATIONS: dict[str, Operation] = {**SAVES, **DELETIONS, **COPIES, **CHANGES}
 # --- what must hold ---
 
 
-def broken_promises(world: World, before: dict[str, str], operation: Operation, *, is_acknowledged: bool) -> list[str]:
+def broken_promises(
+    scenario: Scenario, before: dict[str, str], operation: Operation, *, is_acknowledged: bool
+) -> list[str]:
     """What does not hold of INV: acknowledged is there and whole, nothing is listed and broken, all else is as it was,
     and the next operations work without anyone's help, at once.
     """
     try:
         return [
-            *_broken_state(world, before, operation, is_acknowledged),
-            *_broken_sequel(world, operation),
+            *_broken_state(scenario, before, operation, is_acknowledged),
+            *_broken_sequel(scenario, operation),
         ]
     except (CheckpointError, OSError, AssertionError, LookupError) as error:
         return [f"a check ended in {error!r}"]
 
 
-def _broken_state(world: World, before: dict[str, str], operation: Operation, is_acknowledged: bool) -> Iterator[str]:
-    manager = world.manager()
-    if is_acknowledged and not operation.is_done(world):
-        yield f"acknowledged and not done: {_listed(world)}"
+def _broken_state(
+    scenario: Scenario, before: dict[str, str], operation: Operation, is_acknowledged: bool
+) -> Iterator[str]:
+    manager = scenario.manager()
+    if is_acknowledged and not operation.is_done(scenario):
+        yield f"acknowledged and not done: {_listed(scenario)}"
     reports = {report.checkpoint_id: report for report in manager.validate_all()}
     excused = {LOST, DAMAGED} - (operation.mends if is_acknowledged else set())
     for checkpoint_id, report in reports.items():
-        if not report and checkpoint_id not in {world.ids[number] for number in excused}:
+        if not report and checkpoint_id not in {scenario.ids[number] for number in excused}:
             yield f"listed and broken: {checkpoint_id}: {report.message}"
-    for number, checkpoint_id in enumerate(world.ids):
+    for number, checkpoint_id in enumerate(scenario.ids):
         if checkpoint_id not in reports and number not in operation.gives_up:
             yield f"gone: {checkpoint_id}"
     for copy in manager.list_backups():
         if not (report := manager.validate_backup(copy.checkpoint_id)):
             yield f"a broken backup: {report.message}"
-    for checkpoint_id in world.exported.manifest_entries():
-        if not (report := validate(world.exported, world.exported.read_manifest(checkpoint_id), "run")):
+    for checkpoint_id in scenario.exported.manifest_entries():
+        if not (report := validate(scenario.exported, scenario.exported.read_manifest(checkpoint_id), "run")):
             yield f"a broken copy: {report.message}"
-    for report in world.manager("other").validate_all():
+    for report in scenario.manager("other").validate_all():
         if not report:
             yield f"a broken import: {report.message}"
-    yield from _changed(world, before, operation)
+    yield from _changed(scenario, before, operation)
 
 
-def _changed(world: World, before: dict[str, str], operation: Operation) -> Iterator[str]:
-    now, touched = world.contents(), operation.touches(world)
+def _changed(scenario: Scenario, before: dict[str, str], operation: Operation) -> Iterator[str]:
+    now, touched = scenario.contents(), operation.touches(scenario)
     for path, digest in before.items():
-        is_given_up = any(world.ids[number] in path for number in operation.gives_up)
+        is_given_up = any(scenario.ids[number] in path for number in operation.gives_up)
         is_derived = path.endswith("checkpoint_metadata.json")
         if not (is_given_up or is_derived or any(part in path for part in touched)) and now.get(path) != digest:
             yield f"{'changed' if path in now else 'gone'}: {path}"
 
 
-def _broken_sequel(world: World, operation: Operation) -> Iterator[str]:
+def _broken_sequel(scenario: Scenario, operation: Operation) -> Iterator[str]:
     """What was committed can be deleted and brought back, the same operation again converges, a save works, and a
     cleanup leaves no leftover.
     """
     started = time.monotonic()
-    yield from _broken_trash(world)
+    yield from _broken_trash(scenario)
     try:
-        operation.act(world)
+        operation.act(scenario)
     except CheckpointError as error:
         if not operation.refuses_again:
             yield f"the second time ended in {error!r}"
-    if not operation.is_done(world):
+    if not operation.is_done(scenario):
         yield "done a second time, it is not done"
-    manager = world.manager()
+    manager = scenario.manager()
     if not manager.validate_checkpoint(_save(manager, 9)):
         yield "the next save is broken"
     manager.cleanup_checkpoints()
     if (took_seconds := time.monotonic() - started) > PROMPT_SECONDS:
         yield f"what came next took {took_seconds:.0f} s"
-    yield from leftovers(world)
+    yield from leftovers(scenario)
 
 
-def _broken_trash(world: World) -> Iterator[str]:
+def _broken_trash(scenario: Scenario) -> Iterator[str]:
     """A save that was killed just after its commit leaves a marker, which must not outlive a deletion."""
-    manager = world.manager()
-    for checkpoint_id in _listed(world):
-        if (world.folder / f".{checkpoint_id}.saving").exists() and manager.validate_checkpoint(checkpoint_id):
+    manager = scenario.manager()
+    for checkpoint_id in _listed(scenario):
+        if (scenario.folder / f".{checkpoint_id}.saving").exists() and manager.validate_checkpoint(checkpoint_id):
             manager.delete_checkpoint(checkpoint_id)
             manager.cleanup_checkpoints()
             manager.undelete_checkpoint(checkpoint_id)
@@ -335,13 +343,13 @@ def _broken_trash(world: World) -> Iterator[str]:
                 yield f"deleted and brought back, it is broken: {checkpoint_id}"
 
 
-def leftovers(world: World) -> Iterator[str]:
+def leftovers(scenario: Scenario) -> Iterator[str]:
     """What no cleanup leaves. Deleted checkpoints whose grace period lasts are none."""
-    names = {str(path.relative_to(world.root)) for path in (world.root / "store" / "run").rglob("*")}
+    names = {str(path.relative_to(scenario.root)) for path in (scenario.root / "store" / "run").rglob("*")}
     for name in sorted(names):
         is_payload = name.endswith(".pt")
         deleted = str(Path(name).with_name(f".{Path(name).stem}.deleted"))
-        is_leftover = LEFTOVER.search(f"/{name}") and not _is_own_lease(world.root / name)
+        is_leftover = LEFTOVER.search(f"/{name}") and not _is_own_lease(scenario.root / name)
         if is_leftover or (is_payload and names.isdisjoint({f"{name[:-3]}.json", deleted})):
             yield f"left over: {name}"
 

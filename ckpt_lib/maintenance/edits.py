@@ -1,0 +1,63 @@
+"""Changes of a manifest: tags, description, pins, and the metric that decides which checkpoint is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from ckpt_lib.config import config_error
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.names import check_description, check_tags
+from ckpt_lib.errors import CheckpointNotFoundError
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.experiment import CheckpointSet, Experiment
+from ckpt_lib.experiment.query import check_metric_is_known
+
+Change = Callable[[Manifest], Manifest]
+
+
+def edit(checkpoints: CheckpointSet, name: str, change: Change) -> CheckpointMetadata:
+    """Change one manifest and describe the checkpoint as it is then."""
+    manifest = commit.edit(checkpoints.folder, checkpoints.catalogue.resolve(name).checkpoint_id, change)
+    return checkpoints.catalogue.describe(manifest)  # not read again: another process may have deleted it by now
+
+
+def relabeling(add_tags: Collection[str], remove_tags: Collection[str], description: str | None) -> Change:
+    """The change of tags and description. Raises :class:`~ckpt_lib.errors.ConfigError` for what cannot be one."""
+    added, removed = check_tags(add_tags), set(check_tags(remove_tags))
+    text = None if description is None else check_description(description)
+
+    def change(manifest: Manifest) -> Manifest:
+        tags = tuple(tag for tag in dict.fromkeys((*manifest.tags, *added)) if tag not in removed)
+        return manifest.changed(tags=tags, description=manifest.description if text is None else text)
+
+    return change
+
+
+def set_monitor(experiment: Experiment, metric: str, mode: Mode) -> Monitor:
+    """Rewrite the manifests, the newest first, so that they record this monitor."""
+    manifests = experiment.primary.index.manifests()
+    if not manifests:
+        raise CheckpointNotFoundError(
+            "nothing has been saved yet",
+            hint="Change monitor_metric of the configuration, which the first save records.",
+        )
+    check_metric_is_known(metric, manifests)
+    try:
+        monitor = Monitor(metric=metric, mode=mode)
+    except ValidationError as error:
+        raise config_error(error) from None
+    experiment.monitor_record.settle()
+    for manifest in reversed(manifests):
+        if manifest.monitor != monitor:
+            with suppress(CheckpointNotFoundError):  # deleted since it was listed
+                commit.edit(
+                    experiment.primary.folder,
+                    manifest.checkpoint_id,
+                    lambda found: found.changed(monitor=monitor),
+                )
+    return monitor

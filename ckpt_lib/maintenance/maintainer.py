@@ -1,0 +1,392 @@
+"""``Maintainer``: what can be done for the stored checkpoints of one experiment, without a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from functools import partial
+from typing import Any
+
+from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.monitor import Mode, Monitor
+from ckpt_lib.core.names import CheckpointId, check_experiment_name
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.lineage import Lineage
+from ckpt_lib.maintenance import quarantine, transfer
+from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
+from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.maintenance.doctor import Doctor
+from ckpt_lib.maintenance.edits import Change, edit, relabeling, set_monitor
+from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
+from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
+from ckpt_lib.maintenance.scrub import ScrubReport, scrub
+from ckpt_lib.maintenance.snapshot_file import SnapshotFile
+from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport
+from ckpt_lib.maintenance.validator import Validator
+from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.stream import Progress
+
+
+class Maintainer:
+    """Validates, copies, repairs, edits and deletes the stored checkpoints of one experiment.
+
+    It is the part of :class:`ckpt_lib.manager.CheckpointManager` that neither saves nor loads.
+    """
+
+    def __init__(
+        self, config: CheckpointConfig | None, experiment_name: str, retention_policy: RetentionPolicy | None
+    ) -> None:
+        self.config = config if config is not None else CheckpointConfig()
+        if not isinstance(self.config, CheckpointConfig):
+            raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
+        self.experiment_name = check_experiment_name(experiment_name)
+        check_policy(retention_policy, "reasons")
+        self.retention_policy = retention_policy
+        self._experiment = Experiment(self.config, self.experiment_name)
+        self._folder, self._index = self._experiment.primary.folder, self._experiment.primary.index
+        self._catalogue = self._experiment.primary.catalogue
+        self._backups = self._experiment.backups.folder
+        self._known, self._lineage = KnownVersions(), Lineage()
+        self._snapshot = SnapshotFile(self._experiment)
+        self._validator = Validator(self._experiment, self._known)
+        self._cleaner = CheckpointCleaner(
+            self._experiment.primary, self.config, retention_policy, self._lineage, self._known
+        )
+        self._backup_cleaner = BackupCleaner(self._experiment, self._known)
+        self._copies = Copies(self._experiment, self._known, self._snapshot, self._backup_cleaner)
+
+    # --- checking ---
+
+    def validate_checkpoint(
+        self, checkpoint_id: str = "latest", *, deep: bool = True, progress: Progress | None = None
+    ) -> ValidationReport:
+        """Read every byte of a checkpoint; the report is true when it is valid and says what is wrong and where.
+
+        One that cannot be loaded without running code is damaged as well; its structure is read, and no code runs.
+        By its SHA-256, or with ``deep=False`` by the digests of its chunks, which all processors share: these find
+        every accident, in a fraction of the time. Damage is reported, not raised, with the names of the tensors it
+        hits; a checkpoint that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        return self._validator.validate(checkpoint_id, progress, deep=deep)
+
+    def validate_all(self, *, deep: bool = True, progress: Progress | None = None) -> Iterator[ValidationReport]:
+        """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
+        return self._validator.validate_all(self._experiment.primary, progress, deep=deep)
+
+    def validate_all_backups(
+        self, *, deep: bool = True, progress: Progress | None = None
+    ) -> Iterator[ValidationReport]:
+        """Validate every backup, as :meth:`validate_all` does every checkpoint."""
+        return self._validator.validate_all(self._experiment.backups, progress, deep=deep)
+
+    def validate_backup(
+        self, checkpoint_id: str, *, deep: bool = True, progress: Progress | None = None
+    ) -> ValidationReport:
+        """Read every byte of a backup, as :meth:`validate_checkpoint` does of a checkpoint."""
+        return self._validator.validate_backup(checkpoint_id, progress, deep=deep)
+
+    def list_unreadable(self) -> list[ValidationReport]:
+        """The checkpoints that :meth:`list_checkpoints` cannot show, because their manifest cannot be read."""
+        return self._validator.unreadable(self._experiment.primary)
+
+    def list_unreadable_backups(self) -> list[ValidationReport]:
+        """The backups that :meth:`list_backups` cannot show, because their manifest cannot be read."""
+        return self._validator.unreadable(self._experiment.backups)
+
+    def payload_version(self, checkpoint_id: str) -> str | None:
+        """Return a text that changes when the payload file or its recorded digest does; ``None`` without the file.
+
+        The file is not read. The outcome of a validation may be remembered by this text.
+        """
+        return self._experiment.primary.payload_version(checkpoint_id)
+
+    def scrub(
+        self,
+        *,
+        max_bytes_per_second: float | None = None,
+        restart: bool = False,
+        progress: Progress | None = None,
+    ) -> ScrubReport:
+        """Read every byte of every checkpoint and backup, by all processors.
+
+        See :func:`ckpt_lib.maintenance.scrub.scrub`. Killed or interrupted, the next call goes on where this one
+        stopped; ``restart`` begins anew. All threads together read no faster than ``max_bytes_per_second``, and leave
+        the page cache as they found it.
+        """
+        return scrub(
+            self._index,
+            self._folder,
+            self._experiment.backups.index,
+            self._backups,
+            self.experiment_name,
+            max_bytes_per_second=max_bytes_per_second,
+            restart=restart,
+            progress=progress,
+        )
+
+    def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
+        """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
+
+        With ``deep``, every byte is read as well. Nothing is deleted but what a save or a deletion that did not come to
+        its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run
+        again.
+        """
+        doctor = Doctor(
+            folder=self._folder,
+            index=self._index,
+            backups=self._backups,
+            backup_index=self._experiment.backups.index,
+            experiment_name=self.experiment_name,
+            monitor=self._catalogue.monitor(),
+            trash_seconds=self.config.trash_seconds,
+            has_snapshot=self.config.save_metadata,
+            wanted_backups=self._copies.wanted_backups,
+            back_up=partial(self.backup_checkpoint, progress=progress),
+            renew_snapshot=self._snapshot.write,
+            deep=deep,
+            progress=progress,
+        )
+        return doctor.treat() if fix else doctor.diagnose()
+
+    # --- copies ---
+
+    def backup_checkpoint(
+        self, checkpoint_id: str = "latest", *, verify_existing: bool = False, progress: Progress | None = None
+    ) -> bool:
+        """Make a verified copy in the backup location; ``False`` when there is one already.
+
+        A copy that is there counts if its size is right, and so does the checkpoint then. ``verify_existing`` reads
+        every byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``.
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found damaged, which is never
+        copied.
+        """
+        manifest = self._catalogue.resolve(checkpoint_id)
+        return self._copies.back_up(manifest, progress, verify_existing=verify_existing)
+
+    def backup_ids(self) -> list[str]:
+        """The id of every backup there is, oldest first, and then those whose manifest cannot be read."""
+        return self._experiment.backups.ids()
+
+    def list_backups(self) -> list[CheckpointMetadata]:
+        """What is in the backup location, oldest first; ``is_best`` and ``is_latest`` are among the backups."""
+        return self._experiment.backups.catalogue.describe_all()
+
+    def get_backup(self, checkpoint_id: str) -> CheckpointMetadata:
+        """The metadata of one backup; ``"latest"``, ``"best"`` and tags stand for one of the backups."""
+        backups = self._experiment.backups
+        return backups.catalogue.describe(backups.folder.read_manifest(backups.id_of(checkpoint_id)))
+
+    def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
+        """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
+
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. When there is no backup or it is
+        damaged, the error says what else may help.
+        """
+        return self._catalogue.describe(self._copies.restore(checkpoint_id, progress))
+
+    def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
+        """Bring the damaged bytes of a checkpoint back from its backup, in place.
+
+        See :func:`ckpt_lib.maintenance.repair.repair`. The cost grows with the damage, and the backup need not be
+        whole: its chunks that are needed have to be. One that is in quarantine comes back if it verifies by now, or its
+        backup does.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
+        """
+        return self._copies.repair(checkpoint_id, progress)
+
+    def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
+        """Bring the damaged bytes of a backup back from its checkpoint, as :meth:`repair_checkpoint` does the reverse.
+
+        A backup that does not exist raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        return self._copies.repair_backup(checkpoint_id, progress)
+
+    def remedy(
+        self, report: ValidationReport, *, of_backup: bool = False, other: ValidationReport | None = None
+    ) -> Remedy:
+        """What helps a checkpoint, or a backup, that a report tells to be damaged.
+
+        ``"repair"`` where its other copy has what is missing, ``"doctor"`` where that has lost its manifest, and else
+        ``"quarantine"``. The other copy is read, unless its report is given as ``other``.
+        """
+        pair = (self._backups, self._folder) if of_backup else (self._folder, self._backups)
+        return remedy(*pair, report, other)
+
+    def export_checkpoint(
+        self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> str:
+        """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
+
+        Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back. A
+        ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
+        is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
+        """
+        return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
+
+    def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
+        """Take in an exported checkpoint as the newest of this experiment; return its id here.
+
+        Raises :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.CorruptCheckpointError` for one
+        that cannot be loaded without running code, or is damaged; nothing is written then.
+        """
+        return self._copies.import_from(source, progress).checkpoint_id
+
+    # --- quarantine ---
+
+    def quarantine_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
+        """Set a damaged checkpoint aside, with the report, unless its backup can repair it, which is then done instead.
+
+        It is not listed and not loaded any more, and no retention rule counts it; its payload stays where it is.
+        :meth:`repair_checkpoint` brings it back. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is
+        intact, or somebody has it in use.
+        """
+        return self._copies.quarantine(checkpoint_id, progress)
+
+    def quarantine_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
+        """Set a damaged backup aside, as :meth:`quarantine_checkpoint` does of a checkpoint.
+
+        It is repaired instead when its checkpoint can. :meth:`backup_checkpoint` replaces it, :meth:`repair_backup`
+        brings it back and :meth:`delete_backup` removes it.
+        """
+        return self._copies.quarantine_backup(checkpoint_id, progress)
+
+    def list_quarantined(self) -> list[QuarantinedCheckpoint]:
+        """The checkpoints that were set aside, each with the report that says why."""
+        return quarantine.list_quarantined(self._folder, self.experiment_name)
+
+    def list_quarantined_backups(self) -> list[QuarantinedCheckpoint]:
+        """The backups that were set aside, as :meth:`list_quarantined` does the checkpoints."""
+        return self._copies.quarantined_backups()
+
+    def delete_quarantined(self, checkpoint_id: str) -> int:
+        """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
+
+        Its backup stays: :meth:`delete_backup` removes that. Raises
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint is not in quarantine.
+        """
+        return self._copies.delete_quarantined(str(CheckpointId.parse(checkpoint_id)))
+
+    # --- deleting ---
+
+    def delete_checkpoint(self, checkpoint_id: str) -> str:
+        """Delete one checkpoint and return its id; its backup stays.
+
+        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. One that another process has loaded is
+        deleted as well, which retention and cleanups never do; its bytes stay until that process lets go. Raises
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
+        """
+        with self._snapshot.written_after():
+            return self._cleaner.delete(checkpoint_id)
+
+    def undelete_checkpoint(self, checkpoint_id: str, *, pin: bool = False) -> CheckpointMetadata:
+        """Bring a deleted checkpoint back as it was, its place in the order of saving included.
+
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. The rules of retention hold for
+        it as before: with ``pin`` it comes back pinned, and no save of a run retires it again. Raises
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when its bytes have been removed.
+        """
+        with self._snapshot.written_after():
+            manifest = commit.undelete(self._folder, str(CheckpointId.parse(checkpoint_id)), pin=pin)
+        return self._catalogue.describe(manifest)
+
+    def list_deleted(self) -> list[CheckpointMetadata]:
+        """The deleted checkpoints that can still be brought back, oldest first."""
+        view = self._index.view()
+        return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
+
+    def empty_trash(self) -> list[str]:
+        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says, unless somebody is reading it.
+
+        Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
+        """
+        swept = commit.sweep(self._folder, self._index.view().entries.values())
+        return [manifest.checkpoint_id for manifest in swept.expired]
+
+    def delete_backup(self, checkpoint_id: str) -> int:
+        """Delete the backup of a checkpoint, sound or in quarantine, for good; return how many bytes that frees.
+
+        Its checkpoint stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is no such backup,
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError` while somebody reads it, and
+        :class:`~ckpt_lib.errors.CorruptManifestError` when its manifest is damaged: set it aside first.
+        """
+        return self._backup_cleaner.delete(checkpoint_id)
+
+    def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+        """Retire what the retention policy gives up, and remove what dead processes left behind.
+
+        What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
+        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Backups beyond ``max_backups`` go for
+        good; the report's ``backups`` tells which. When only they cannot be cleaned up, nothing is raised: the report's
+        ``backups_error`` says why. What the store raises when it fails on the way says which checkpoints are gone;
+        batches deleted before stay deleted.
+        """
+        check_policy(policy, "reasons")
+        return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=dry_run)
+
+    def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+        """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
+
+        Backups of damaged checkpoints stay, and so do those of checkpoints in quarantine. :meth:`cleanup_checkpoints`
+        and each new backup do this by ``max_backups`` as well.
+        """
+        check_policy(policy, "reasons")
+        return self._backup_cleaner.clean(policy, dry_run=dry_run)
+
+    # --- editing ---
+
+    def edit_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        add_tags: Collection[str] = (),
+        remove_tags: Collection[str] = (),
+        description: str | None = None,
+    ) -> CheckpointMetadata:
+        """Change tags and description of a saved checkpoint; the payload stays untouched."""
+        return self._edit(checkpoint_id, relabeling(add_tags, remove_tags, description))
+
+    def pin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Protect a checkpoint from retention and deletion."""
+        return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=True))
+
+    def unpin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Take that protection away."""
+        return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=False))
+
+    def _edit(self, checkpoint_id: str, change: Change) -> CheckpointMetadata:
+        metadata = edit(self._experiment.primary, checkpoint_id, change)
+        self._snapshot.write()
+        return metadata
+
+    @property
+    def monitor(self) -> Monitor:
+        """What decides which checkpoint is the best: the record of the first save, or the configuration before that."""
+        return self._catalogue.monitor()
+
+    @property
+    def monitor_warning(self) -> str | None:
+        """Why there is no best checkpoint, where none has recorded the monitored metric; else ``None``."""
+        return self._catalogue.monitor_warning()
+
+    def set_monitor(self, metric: str, mode: Mode) -> Monitor:
+        """Change the recorded metric that decides which checkpoint is the best, for every later question and save.
+
+        The manifests are rewritten, the newest first; a crash leaves the change made, since the newest holds the
+        record. Raises :class:`~ckpt_lib.errors.UnknownMetricError` when no checkpoint has recorded ``metric``, and
+        :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
+        """
+        monitor = set_monitor(self._experiment, metric, mode)
+        self._snapshot.write()
+        return monitor
+
+
+def check_policy(policy: Any, method: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for a policy without its method."""
+    if policy is not None and not callable(getattr(policy, method, None)):
+        raise ConfigError(f"a policy has a method {method}", got=type(policy).__name__)

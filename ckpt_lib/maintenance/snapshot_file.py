@@ -1,0 +1,58 @@
+"""``SnapshotFile``: ``checkpoint_metadata.json``, which shows people all manifests in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.errors import StoreError
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.index import snapshot
+from ckpt_lib.experiment.layout import SNAPSHOT_NAME
+
+
+class SnapshotFile:
+    """Keeps an experiment's snapshot current. It is derived, so a failure is logged and the next change tries again."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._saves_until_due = 0
+        self._is_behind = False
+
+    def write(self) -> None:
+        """Write it anew, unless the configuration wants none."""
+        if not self._experiment.config.save_metadata:
+            return
+        with failures_logged(f"updating {SNAPSHOT_NAME}"):
+            commit.write_snapshot(self._experiment.primary.folder, SNAPSHOT_NAME, self._content)
+
+    @contextmanager
+    def written_after(self) -> Iterator[None]:
+        """Write it anew after a change, also after one that was perhaps made although the store failed."""
+        try:
+            yield
+        except StoreError:
+            self.write()
+            raise
+        self.write()
+
+    def _content(self) -> bytes:
+        manifests = self._experiment.primary.index.manifests()
+        # Writing costs as much as there are checkpoints; spread over so many saves, each save costs the same.
+        self._saves_until_due = len(manifests) // 10
+        self._is_behind = False
+        return snapshot(manifests, self._experiment.name)
+
+    def note_save(self) -> None:
+        """Write it if enough saves have passed since the last time."""
+        self._saves_until_due -= 1
+        self._is_behind = True
+        if self._saves_until_due < 0:
+            self.write()
+
+    def catch_up(self) -> None:
+        """Write it if any save has passed since the last time."""
+        if self._is_behind:
+            self.write()

@@ -1,0 +1,145 @@
+"""``PolicyCheck``: whether the save policy wants a save, and what is said once when it never does."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.metadata import MAX_COUNT
+from ckpt_lib.core.wording import count_of, duration
+from ckpt_lib.errors import UnknownMetricError
+from ckpt_lib.experiment.lineage import Lineage
+from ckpt_lib.policies.ranking import missing_metric, ranked
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in
+from ckpt_lib.saving.background import BackgroundSaves
+from ckpt_lib.saving.failover import FailoverWriter
+
+logger = logging.getLogger("ckpt_lib")
+
+REFUSALS_TO_WARN = 100
+SECONDS_TO_WARN = 1800.0
+"""A run that saves nothing for so many calls, or for half an hour, would lose too much in a crash to go on unheard."""
+
+
+class PolicyCheck:
+    """Asks a save policy, with what the run has saved so far and what it is saving in the background."""
+
+    def __init__(
+        self,
+        policy: SavePolicy,
+        config: CheckpointConfig,
+        writer: FailoverWriter,
+        background: BackgroundSaves,
+        lineage: Lineage,
+    ) -> None:
+        self._policy = policy
+        self._config = config
+        self._writer = writer
+        self._background = background
+        self._lineage = lineage
+        self._last_save: float | None = None
+        self._refusals = _Refusals()
+        self._has_warned_of_metric = False
+        self._has_told_of_older_runs = False
+
+    def note_save(self) -> None:
+        """Count the time since the last save from now on."""
+        self._last_save = time.monotonic()
+
+    def check(self, facts: CheckpointFacts) -> None:
+        """Raise what the policy would raise for a save with these metrics."""
+        self.check_monitor(facts)
+        context = self._context(facts)
+        for rule in improvements_in(self._policy):
+            rule.check(context)
+
+    def check_monitor(self, facts: CheckpointFacts) -> None:
+        """Warn once, or raise, when the monitored metric was never logged: no checkpoint could ever be the best."""
+        if facts.monitor.metric in facts.metrics or not facts.metrics or self._has_warned_of_metric:
+            return
+        saved = self._writer.saved()
+        this = SavedRecord(0, facts.epoch, facts.step, facts.metrics)
+        if problem := missing_metric(facts.monitor, [*saved, this], is_recorded=bool(saved)):
+            if self._config.on_missing_metric == "raise":
+                raise UnknownMetricError(problem, got=sorted(facts.metrics))
+            logger.warning(problem)
+        self._has_warned_of_metric = True
+
+    def wants(self, facts: CheckpointFacts) -> bool:
+        """Ask the policy; warn once when it has refused for long, and when an older run has a better checkpoint."""
+        context = self._context(facts)
+        self._tell_of_older_runs(context)
+        if self._policy.should_save(context):
+            self._refusals = _Refusals()
+            return True
+        if reason := self._refusals.add(self._policy, context):
+            logger.warning(reason)
+        return False
+
+    def _tell_of_older_runs(self, context: SaveContext) -> None:
+        if self._has_told_of_older_runs or not any(improvements_in(self._policy)):
+            return
+        self._has_told_of_older_runs = True
+        older = [item for item in self._writer.saved() if item.run_id != self._lineage.run_id]
+        if best := ranked(older, context.monitor):
+            logger.warning(
+                "this is a new run, measured by its own checkpoints; the best of earlier runs, %s with %s %s, stands",
+                best[0].checkpoint_id,
+                context.monitor.metric,
+                best[0].metrics[context.monitor.metric],
+            )
+
+    def _context(self, facts: CheckpointFacts) -> SaveContext:
+        pending = tuple(  # as if saved, after all that are there; asked first, so that none is missed in between
+            SavedRecord(
+                MAX_COUNT + number,
+                handle.facts.epoch,
+                handle.facts.step,
+                handle.facts.metrics,
+                healthy=not self._config.health_check,  # else not known yet: it is nothing to be measured by
+            )
+            for number, handle in enumerate(self._background.under_way)
+            if handle.facts is not None
+        )
+        manifests = self._writer.saved()
+        saved = tuple(
+            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
+            for manifest in manifests
+            if manifest.run_id == self._lineage.run_id
+        )
+        elapsed = None if self._last_save is None else time.monotonic() - self._last_save
+        return SaveContext(
+            facts.epoch,
+            facts.step,
+            facts.metrics,
+            saved + pending,
+            elapsed,
+            facts.monitor,
+            is_monitor_recorded=bool(manifests),
+        )
+
+
+class _Refusals:
+    """How often and for how long a policy has said no without a yes in between."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+        self._has_warned = False
+
+    def add(self, policy: SavePolicy, context: SaveContext) -> str | None:
+        """Note a refusal; return the warning that is due, once, when nothing has been saved for long."""
+        self._count += 1
+        seconds = time.monotonic() - self._since
+        if self._has_warned or (self._count < REFUSALS_TO_WARN and seconds < SECONDS_TO_WARN):
+            return None
+        self._has_warned = True
+        best = ranked(context.saved, context.monitor)
+        measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
+        return (
+            f"nothing has been saved for {count_of(self._count, 'call')} and {duration(seconds)}: {policy!r} refuses "
+            f"epoch {context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
+            "save_checkpoint(force=True) saves all the same."
+        )

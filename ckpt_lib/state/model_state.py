@@ -1,0 +1,94 @@
+"""Checks that a stored state fits a model, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_lib.core.wording import listed
+from ckpt_lib.errors import StateMismatchError
+from ckpt_lib.state.exactness import changed_values, is_lazy
+from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
+
+
+def check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -> list[str]:
+    """Refuse a state that PyTorch would refuse, and return the names of tensors whose values will change.
+
+    Raises :class:`StateMismatchError`. Nothing has been changed then.
+    """
+    current = model.state_dict()
+    if not isinstance(current, Mapping):
+        return []
+    _refuse_meta(current)
+    _refuse_nested(model, current)
+    if is_module(model) and not _decides_itself(model) and (found := differences(current, state)):
+        raise StateMismatchError(
+            "the checkpoint does not fit the model: " + "; ".join(found),
+            hint=f"Build the model as it was when the checkpoint was saved. {UNCHANGED}",
+        )
+    if require_exact and (differing := changed_values(current, state, exactly=True)):
+        raise StateMismatchError(f"the model cannot hold stored values exactly: {listed(differing, 5)}", hint=UNCHANGED)
+    return changed_values(current, state, exactly=False)
+
+
+def _decides_itself(model: Any) -> bool:
+    """Whether the model may accept other names or shapes than its own: by hooks, or by loading code of its own."""
+    from torch import nn
+
+    standard = nn.Module._load_from_state_dict
+    return any(
+        has_own_loading(module) or type(module)._load_from_state_dict is not standard for module in model.modules()
+    )
+
+
+def _refuse_meta(current: Mapping[str, Any]) -> None:
+    if on_meta := [name for name, value in current.items() if getattr(value, "is_meta", False)]:
+        raise StateMismatchError(
+            f"the model has no memory to restore into: {listed(on_meta, 5)} on the meta device",
+            hint=f'Call model.to_empty(device="cpu"), or build the model on a real device. {UNCHANGED}',
+        )
+
+
+def differences(current: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """Describe the differences for which PyTorch's strict loading refuses a state, unless hooks handle them."""
+    missing = sorted(str(name) for name in current.keys() - state.keys())
+    unexpected = sorted(str(name) for name in state.keys() - current.keys())
+    shapes = [
+        f"{name} {shape_of(state[name])} instead of {shape_of(value)}"
+        for name, value in current.items()
+        if name in state and not is_lazy(value) and shape_of(value) != shape_of(state[name])
+    ]
+    kinds = (("not stored", missing), ("not in the model", unexpected), ("other shape", shapes))
+    return [f"{label}: {listed(names, 5)}" for label, names in kinds if names]
+
+
+def _refuse_nested(model: Any, current: Mapping[str, Any]) -> None:
+    import torch
+
+    nested = [
+        name
+        for name, value in current.items()
+        if isinstance(value, torch.Tensor) and value.is_nested and value.layout is torch.strided
+    ]
+    if nested and is_module(model) and not _decides_itself(model):
+        raise StateMismatchError(
+            f"PyTorch loads no strided nested tensor: {listed(nested, 5)}",
+            hint=f"Give the module a load_state_dict of its own, or hold the tensors one by one. {UNCHANGED}",
+        )
+
+
+def has_own_loading(module: Any) -> bool:
+    """Whether a module has load hooks or loading code that is not PyTorch's."""
+    from torch import nn
+
+    own = type(module)
+    hooks = (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks)
+    is_standard = own.__module__.startswith("torch.nn.modules.")
+    return any(hooks) or not (
+        is_standard
+        or (
+            own._load_from_state_dict is nn.Module._load_from_state_dict
+            and own.load_state_dict is nn.Module.load_state_dict
+            and own.set_extra_state is nn.Module.set_extra_state
+        )
+    )

@@ -1,0 +1,45 @@
+"""Walks through the nested containers of a payload."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+_NUMBERS = {int, float, bool}
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return every tensor in nested dicts, lists, tuples and sets."""
+    found: list[torch.Tensor] = []
+    _add_tensors(value, found)
+    return found
+
+
+def _add_tensors(value: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+        return
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = (*value.values(), *getattr(value, "__dict__", {}).values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = value
+    else:
+        return
+    for item in items:
+        if type(item) not in _NUMBERS:  # lists of numbers may be long
+            _add_tensors(item, found)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Rebuild the dicts, lists and tuples of ``value``, and apply ``change`` to everything else."""
+    if type(value) in (dict, OrderedDict):
+        rebuilt = type(value)((key, map_leaves(item, change)) for key, item in value.items())
+        if type(value) is OrderedDict:  # state_dict() keeps the modules' versions in its attributes
+            rebuilt.__dict__.update(map_leaves(value.__dict__, change))
+        return rebuilt
+    if type(value) in (list, tuple):
+        return type(value)(map_leaves(item, change) for item in value)
+    return change(value)

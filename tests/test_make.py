@@ -1,0 +1,34 @@
+"""The two commands that run tests run each test once, and continuous integration runs both."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+
+from tests.torture.runner import ROOT
+
+
+def selection(target: str) -> list[str]:
+    """What a target of the Makefile passes to pytest, but for how tests are spread over processes."""
+    recipe = re.search(rf"^{target}:.*\n\t@\$\(BIN\)/python -m pytest(.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe
+    arguments = shlex.split(recipe[1])
+    while arguments and arguments[0] in ("-n", "--dist"):
+        del arguments[:2]
+    return arguments
+
+
+def test_each_test_is_run_by_one_command() -> None:
+    """`make test-servers` selects by one marker and `make test` by its opposite; nothing else is left out."""
+    assert selection("test-servers") == ["-m", "servers"]
+    assert selection("test") == ["-m", "not servers"]
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["testpaths"] == ["tests"]
+    assert not [option for option in options["addopts"] if option.startswith(("-m", "-k", "--ignore", "--deselect"))]
+
+
+def test_continuous_integration_runs_both() -> None:
+    """`.ci/run` runs every test and every check."""
+    commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert {"test", "test-servers", "check"} <= set(commands)
