@@ -170,14 +170,16 @@ def purge(
     experiment: Experiment,
     *,
     grace_seconds: float,
+    only: Callable[[Manifest], bool] = lambda _: True,
+    asked: bool = False,
     is_enough: Callable[[], bool] = lambda: False,
     before_files: Callable[[Manifest], object] = lambda _: None,
 ) -> list[Manifest]:
     """Remove the files of checkpoints deleted at least ``grace_seconds`` ago, first deleted first; return them.
 
-    None goes while no valid checkpoint is live: then the newest deleted one comes back. ``before_files`` is called when
-    a checkpoint cannot come back any more and is still there: its backup can follow it. Killed on the way, the next
-    purge goes on.
+    None goes while no valid checkpoint is live: then the newest deleted one comes back. A person may have ``asked`` for
+    it all the same. ``only`` chooses among the deleted ones. ``before_files`` is called when a checkpoint cannot come
+    back any more and is still there: its backup can follow it. Killed on the way, the next purge goes on.
     """
     view, now = experiment.index.view(), experiment.now()
     purged = [item for item in view.purging if _go_on(experiment, item, before_files)]
@@ -185,14 +187,14 @@ def purge(
     for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence)):
         if is_enough():
             break
-        if now - (manifest.deleted_at or now) < timedelta(seconds=grace_seconds):
+        if not only(manifest) or now - (manifest.deleted_at or now) < timedelta(seconds=grace_seconds):
             continue
         found = experiment.read(manifest.checkpoint_id)
         if not (isinstance(found.record, Manifest) and found.record.state == "deleted"):
             continue
-        if relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id]):
+        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment)
-        if relied_on and (moved := _move(experiment, found, state="purging")):
+        if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
             _finish(experiment, moved, before_files)
             purged.append(manifest)
     return purged
