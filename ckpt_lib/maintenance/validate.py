@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.damage import Damage, missing_file
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import (
     CheckpointError,
@@ -19,11 +20,14 @@ from ckpt_lib.errors import (
     UnsafePayloadError,
     UnsupportedFormatError,
 )
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX
+from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.formats import format_named
 from ckpt_lib.stream import Progress, VerifiedFile, find_damaged_chunks, find_damages
 
 TensorRanges = dict[str, list[tuple[int, int]]]
+Find = Callable[[BinaryIO, FileEntry], list[Damage]]
 
 UNLOADABLE = (UnsafePayloadError, CorruptCheckpointError, UnsupportedFormatError)
 """What reading a payload raises that can never be loaded without running code, or not here."""
@@ -62,63 +66,50 @@ class ValidationReport(BaseModel):
 
 
 def validate(
-    folder: CheckpointFolder,
-    manifest: Manifest,
-    experiment_name: str,
-    progress: Progress | None = None,
-    *,
-    deep: bool = True,
+    experiment: Experiment, manifest: Manifest, progress: Progress | None = None, *, deep: bool = True
 ) -> ValidationReport:
-    """Read a checkpoint's payload to its end and compare size and SHA-256, or with ``deep=False`` its chunk digests.
+    """Read a checkpoint's files to their end and compare size and SHA-256, or with ``deep=False`` the chunk digests.
 
     Then look at its structure: a payload that cannot be loaded without running code is damaged, whatever its digests
     say. Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
     """
-    find = find_damages if deep else find_damaged_chunks
-
-    def find_all(file: BinaryIO) -> list[Damage]:
-        return find(file, manifest.payload, progress) or find_unloadable(folder, manifest)
-
-    return examine(folder, manifest, experiment_name, find_all)
+    report = compare(experiment, manifest, progress, deep=deep)
+    return with_structure(report, experiment, manifest) if report else report
 
 
 def compare(
-    folder: CheckpointFolder,
-    manifest: Manifest,
-    experiment_name: str,
-    progress: Progress | None = None,
-    *,
-    deep: bool = True,
+    experiment: Experiment, manifest: Manifest, progress: Progress | None = None, *, deep: bool = True
 ) -> ValidationReport:
     """As :func:`validate`, but of the bytes alone, which say whether a copy is one of this checkpoint."""
     find = find_damages if deep else find_damaged_chunks
-    return examine(folder, manifest, experiment_name, lambda file: find(file, manifest.payload, progress))
+    return examine(experiment, manifest, lambda file, entry: find(file, entry, progress))
 
 
-def find_unloadable(folder: CheckpointFolder, manifest: Manifest) -> list[Damage]:
-    """What keeps a payload whose bytes are those that were saved from being loaded; see :func:`require_loadable`."""
+def with_structure(report: ValidationReport, experiment: Experiment, manifest: Manifest) -> ValidationReport:
+    """Return the report of sound bytes, with what keeps them from being loaded; see :func:`require_loadable`."""
     try:
-        require_loadable(folder, manifest)
-    except UNLOADABLE as error:
-        message = f"{manifest.payload.name} cannot be loaded: {error.message}"
-        return [Damage(file=manifest.payload.name, kind="unloadable", message=message)]
-    return []
+        require_loadable(experiment, manifest)
+    except (FileNotFoundError, StoreError, *UNLOADABLE) as error:
+        return report.model_copy(update={"damages": (_damage_of(manifest.payload, error),)})
+    return report
 
 
-def require_loadable(folder: CheckpointFolder, manifest: Manifest) -> None:
+def require_loadable(experiment: Experiment, manifest: Manifest) -> None:
     """Raise unless a payload can be loaded without running code. No tensor is read, and no digest is compared.
 
-    Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` for what is
+    Of a payload of several files, only that its format is installed is known here. Raises
+    :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` for what is
     malformed, :class:`~ckpt_lib.errors.UnsupportedFormatError` where its format is not installed, and what the store
     raises; ``FileNotFoundError`` when there is no payload.
     """
     try:
         stored = format_named(manifest.format)
-        with VerifiedFile(folder.store.open_read(folder.payload_path(manifest)), None) as file:
-            check_parts(stored.inspect(file), manifest)
+        if len(manifest.files) == 1:
+            with VerifiedFile(open_file(experiment, manifest.payload.name), None) as file:
+                check_parts(stored.inspect(file), manifest)
     except UNLOADABLE as error:
         error.checkpoint_id = manifest.checkpoint_id
-        error.path = folder.payload_location(manifest)
+        error.path = experiment.location(manifest.payload.name)
         raise
 
 
@@ -135,51 +126,59 @@ def check_parts(payload: Mapping[str, Any], manifest: Manifest) -> None:
             raise CorruptCheckpointError(f"the payload is malformed: it is of another {name}", expected=wanted, got=got)
 
 
-def examine(
-    folder: CheckpointFolder, manifest: Manifest, experiment_name: str, find: Callable[[BinaryIO], list[Damage]]
-) -> ValidationReport:
-    """Report what ``find`` makes of a checkpoint's open payload, and whatever keeps it from being opened or read."""
-    try:
-        with folder.store.open_read(folder.payload_path(manifest)) as file:
-            damages = find(file)
-    except FileNotFoundError:
-        damages = [missing_file(manifest.payload.name)]
-    except StoreError as error:
-        if not is_unreadable(error):
-            raise
-        message = f"{manifest.payload.name} cannot be read: {error.message}"
-        damages = [Damage(file=manifest.payload.name, kind="unreadable", message=message)]
+def examine(experiment: Experiment, manifest: Manifest, find: Find) -> ValidationReport:
+    """Report what ``find`` makes of each file of a payload, and whatever keeps one from being opened or read."""
+    damages = [damage for entry in manifest.files for damage in _examine_file(experiment, entry, find)]
     return ValidationReport(
         checkpoint_id=manifest.checkpoint_id,
-        experiment_name=experiment_name,
-        size_bytes=manifest.payload.size_bytes,
+        experiment_name=experiment.name,
+        size_bytes=manifest.size_bytes,
         sha256=manifest.payload.sha256,
         damages=tuple(damages),
     )
 
 
-def with_tensors(report: ValidationReport, manifest: Manifest, *folders: CheckpointFolder) -> ValidationReport:
-    """The report with the names of the tensors that its damages hit.
+def _examine_file(experiment: Experiment, entry: FileEntry, find: Find) -> list[Damage]:
+    try:
+        with open_file(experiment, entry.name) as file:
+            return find(file, entry)
+    except (FileNotFoundError, StoreError) as error:
+        return [_damage_of(entry, error)]
 
-    Where they lie is read from the payload in the first of ``folders`` that can still tell: a damage to the payload's
-    own structure may have destroyed that. Then each message says so.
+
+def _damage_of(entry: FileEntry, error: Exception) -> Damage:
+    """Return what an error says of a file; raise it again when it says nothing, as that of a store that is away."""
+    if isinstance(error, FileNotFoundError):
+        return missing_file(entry.name)
+    if isinstance(error, UNLOADABLE):
+        return Damage(file=entry.name, kind="unloadable", message=f"{entry.name} cannot be loaded: {error.message}")
+    if isinstance(error, StoreError) and is_unreadable(error):
+        return Damage(file=entry.name, kind="unreadable", message=f"{entry.name} cannot be read: {error.message}")
+    raise error
+
+
+def with_tensors(report: ValidationReport, manifest: Manifest, *experiments: Experiment) -> ValidationReport:
+    """Return the report with the names of the tensors that its damages hit.
+
+    Where they lie is read from the payload in the first of ``experiments`` that can still tell: a damage to the
+    payload's own structure may have destroyed that. Then each message says so.
     """
     located = [damage for damage in report.damages if damage.stop > damage.start and damage.kind != "extended"]
-    if not located:
+    if not located or len(manifest.files) > 1:
         return report
-    ranges = next((found for folder in folders if (found := _tensor_ranges(folder, manifest)) is not None), None)
+    ranges = next((found for item in experiments if (found := _tensor_ranges(item, manifest)) is not None), None)
     named = {damage: _named(damage, ranges) for damage in located}
     return report.model_copy(update={"damages": tuple(named.get(damage, damage) for damage in report.damages)})
 
 
-def _tensor_ranges(folder: CheckpointFolder, manifest: Manifest) -> TensorRanges | None:
-    """Name to byte ranges of every tensor, or ``None`` when the payload's structure cannot be read."""
+def _tensor_ranges(experiment: Experiment, manifest: Manifest) -> TensorRanges | None:
+    """Map each tensor's name to its byte ranges; ``None`` when the payload's structure cannot be read."""
     try:
-        if folder.read_manifest(manifest.checkpoint_id).uid != manifest.uid:
+        copy = experiment.get(manifest.checkpoint_id)
+        if copy.uid != manifest.uid:
             return None
-        source = folder.store.open_read(folder.payload_path(manifest))
-        with VerifiedFile(source, manifest.payload) as file:
-            return format_named(manifest.format).tensor_ranges(file)
+        with VerifiedFile(open_file(experiment, copy.payload.name), copy.payload) as file:
+            return format_named(copy.format).tensor_ranges(file)
     except (CheckpointError, FileNotFoundError):
         return None
 
@@ -205,15 +204,18 @@ def can_repair(other: ValidationReport | None, damaged: ValidationReport) -> boo
     """
     if damaged.is_unloadable or other is None or other.is_valid:
         return other is not None and not damaged.is_unloadable
-    if any(damage.kind not in ("altered", "truncated", "extended") for damage in damaged.damages):
+    if other.is_unloadable or any(damage.kind == "manifest" for damage in damaged.damages):
         return False
-    if all(damage.kind == "manifest" for damage in other.damages):
-        return True
-    damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind != "extended"]
-    if any(damage.kind not in ("altered", "truncated") for damage in damages):
-        return False
-    ranges = sorted((damage.start, damage.stop) for damage in damages)
-    return all(before[1] <= after[0] for before, after in pairwise(ranges))
+    damages = [damage for damage in (*other.damages, *damaged.damages) if damage.kind not in ("extended", "manifest")]
+    ranges = sorted(_lost_range(damage) for damage in damages)
+    return all(before[0] != after[0] or before[2] <= after[1] for before, after in pairwise(ranges))
+
+
+def _lost_range(damage: Damage) -> tuple[str, float, float]:
+    """Return which part of the payload, and which bytes of it, cannot be used. Copies have the same parts."""
+    is_located = damage.kind in ("altered", "truncated")
+    part = damage.file.partition(FOLDER_SUFFIX)[2]
+    return (part, damage.start, damage.stop) if is_located else (part, 0, math.inf)
 
 
 def is_unreadable(error: CheckpointError) -> bool:
@@ -222,9 +224,17 @@ def is_unreadable(error: CheckpointError) -> bool:
 
 
 def unreadable_report(error: CheckpointError, checkpoint_id: str, experiment_name: str) -> ValidationReport:
-    """The report of a checkpoint whose manifest cannot be read."""
+    """Return the report of a checkpoint whose manifest cannot be read."""
     damage = Damage(file=f"{checkpoint_id}.json", kind="manifest", message=error.message)
     return ValidationReport(checkpoint_id=checkpoint_id, experiment_name=experiment_name, damages=(damage,))
+
+
+def payload_version(experiment: Experiment, manifest: Manifest) -> str | None:
+    """Return a text that changes when a payload file or its recorded digest does; ``None`` when one is missing."""
+    entries = [(file.sha256, experiment.store.stat(experiment.key(file.name))) for file in manifest.files]
+    if any(entry is None for _, entry in entries):
+        return None
+    return "/".join(f"{sha256}/{entry.version}" for sha256, entry in entries if entry)
 
 
 class KnownVersions:
@@ -237,28 +247,33 @@ class KnownVersions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._intact: dict[str, str] = {}
-        self._loadable: dict[str, bool] = {}  # by SHA-256: copies share the outcome
+        self._loadable: dict[tuple[str, ...], bool] = {}  # by SHA-256: copies share the outcome
 
-    def remember(self, folder: CheckpointFolder, manifest: Manifest, *, is_loadable: bool | None = None) -> None:
+    def remember(self, experiment: Experiment, manifest: Manifest, *, is_loadable: bool | None = None) -> None:
         """Note that the payload, as it now lies there, has been written or read, and holds the bytes that were saved.
 
         ``is_loadable`` is what is known of its structure; when nothing is, :meth:`is_valid` looks at it.
         """
-        if entry := folder.payload_entry(manifest):
+        if version := payload_version(experiment, manifest):
             with self._lock:
-                self._intact[folder.payload_location(manifest)] = entry.version
+                self._intact[experiment.location(manifest.payload.name)] = version
                 if is_loadable is not None:
-                    self._loadable[manifest.payload.sha256] = is_loadable
+                    self._loadable[_content(manifest)] = is_loadable
 
-    def is_valid(self, folder: CheckpointFolder, manifest: Manifest) -> bool:
+    def is_valid(self, experiment: Experiment, manifest: Manifest) -> bool:
         """Whether the payload has not changed since it was remembered, and can be loaded."""
-        entry = folder.payload_entry(manifest)
+        version = payload_version(experiment, manifest)
         with self._lock:
-            is_same = entry is not None and self._intact.get(folder.payload_location(manifest)) == entry.version
-            is_loadable = self._loadable.get(manifest.payload.sha256)
+            is_same = version is not None and self._intact.get(experiment.location(manifest.payload.name)) == version
+            is_loadable = self._loadable.get(_content(manifest))
         if not is_same or is_loadable is not None:
             return is_same and bool(is_loadable)
-        found = examine(folder, manifest, manifest.experiment_name, lambda _: find_unloadable(folder, manifest))
+        sound = ValidationReport(checkpoint_id=manifest.checkpoint_id, experiment_name=experiment.name)
+        found = with_structure(sound, experiment, manifest)
         if found or found.is_unloadable:
-            self.remember(folder, manifest, is_loadable=found.is_valid)
+            self.remember(experiment, manifest, is_loadable=found.is_valid)
         return found.is_valid
+
+
+def _content(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(file.sha256 for file in manifest.files)
