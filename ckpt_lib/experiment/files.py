@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
-from typing import BinaryIO, cast
 
+from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.store.base import RangeReader
+from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.stream.checking import find_damages
-from ckpt_lib.stream.digests import Buffer, Damage, missing_file
+from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.stream.writer import HashingWriter
-
-
-class SequentialFile(io.RawIOBase):
-    """A stored object as a file that is read from start to end."""
-
-    def __init__(self, reader: RangeReader) -> None:
-        self._reader = reader
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read the next bytes into ``buffer``; 0 at the end."""
-        data = self._reader.read_at(self._position, self._position + len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def find_stored_damages(experiment: Experiment, file: FileEntry) -> list[Damage]:
     """Read a payload file and report every way in which it is not as it was saved."""
     try:
-        with experiment.store.open_read(experiment.key(file.name)) as reader:
-            return find_damages(cast(BinaryIO, SequentialFile(reader)), file)
+        with open_file(experiment, file.name) as stored:
+            return find_damages(stored, file)
     except FileNotFoundError:
         return [missing_file(file.name)]
 
