@@ -98,6 +98,11 @@ class CheckpointConfig(BaseModel):
         description="What a save does if checkpoint_dir and fallback_dir, if set, both fail: raise the error, or warn "
         "and return None, so that training continues.",
     )
+    single_writer: bool = Field(
+        default=False,
+        description="Your word that one process alone writes to the experiment: needed where the store cannot keep two "
+        "writers apart, as a file system without locks.",
+    )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,

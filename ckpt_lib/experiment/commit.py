@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptCheckpointError, VersionConflictError
@@ -91,7 +91,7 @@ def _file_entry(name: str, digests: FileDigests) -> FileEntry:
 
 def save(
     experiment: Experiment,
-    draft: Draft,
+    draft: CheckpointFacts,
     write: Callable[[Payload], object],
     *,
     format_name: str,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 
+from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, VersionConflictError
@@ -19,7 +20,7 @@ from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
 from ckpt_lib.experiment.files import find_stored_damages
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, missing_file
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 
 Progress = Callable[[int], object]
 

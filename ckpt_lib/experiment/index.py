@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, Manifest
+from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     IntegrityError,
@@ -17,7 +17,7 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
     is_store_failure,
 )
-from ckpt_lib.experiment.layout import manifest_entries
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_entries
 from ckpt_lib.store.base import Entry, Store
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ class View:
     unreadable: tuple[CheckpointError, ...]
     entries: Mapping[str, Entry]
     """Every file and folder, by key."""
+    path: str = ""
+    """The folder."""
+
+    @property
+    def usable(self) -> tuple[Manifest, ...]:
+        """Those that readers are shown: not in quarantine."""
+        return tuple(item for item in self.manifests if item.quarantined is None)
 
     @property
     def quarantined(self) -> tuple[Manifest, ...]:
@@ -48,6 +55,16 @@ class View:
     def valid(self) -> tuple[Manifest, ...]:
         """Those that others may rely on."""
         return tuple(item for item in self.manifests if item.is_valid)
+
+    def is_complete(self, manifest: Manifest) -> bool:
+        """Whether each payload file is there with the right size; of files in a folder, whether the folder is there."""
+        return all(self._holds(file) for file in manifest.files)
+
+    def _holds(self, file: FileEntry) -> bool:
+        start = f"{self.path}/" if self.path else ""
+        folder, is_below, _ = file.name.partition(FOLDER_SUFFIX)
+        entry = self.entries.get(f"{start}{folder}{is_below}")
+        return entry is not None and (bool(is_below) or entry.size_bytes == file.size_bytes)
 
 
 class Index:
@@ -70,7 +87,7 @@ class Index:
             listed = manifest_entries(entries, self._path)
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
-            self._last = _view([item for _, item in self._found.values()], entries)
+            self._last = _view([item for _, item in self._found.values()], entries, self._path)
             self._note_all(self._last)
             return self._last
 
@@ -128,7 +145,7 @@ def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
         return error
 
 
-def _view(items: list[Item], entries: Iterable[Entry]) -> View:
+def _view(items: list[Item], entries: Iterable[Entry], path: str) -> View:
     manifests = in_order(item for item in items if isinstance(item, Manifest))
     return View(
         tuple(item for item in manifests if item.is_visible),
@@ -137,6 +154,7 @@ def _view(items: list[Item], entries: Iterable[Entry]) -> View:
         tuple(item for item in items if isinstance(item, Claim)),
         tuple(item for item in items if isinstance(item, CheckpointError)),
         {entry.key: entry for entry in entries},
+        path,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ckpt_lib.core.names import check_experiment_name, is_checkpoint_id
+from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import did_you_mean
 from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
-from ckpt_lib.experiment.layout import BACKUPS_NAME, MANIFEST_SUFFIX, SNAPSHOT_NAME, CheckpointFolder, marker_entries
-from ckpt_lib.store import Store
+from ckpt_lib.experiment.layout import BACKUPS_NAME, FOLDER_SUFFIX, SNAPSHOT_NAME, manifest_entries
+from ckpt_lib.store import Store, location
 from ckpt_lib.store.identity import IDENTITY_NAME
 
 
@@ -17,15 +17,16 @@ def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
     neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty
     store; with ``missing_ok``, a folder that is empty or missing gives an empty list as well.
     """
-    entries = store.entries("")
-    names = [entry.name for entry in entries if entry.is_folder and _is_experiment(store, entry.name)]
-    is_store = bool(names) or any(entry.name == IDENTITY_NAME for entry in entries)
-    if not is_store and (entries or not missing_ok):
+    keys = [entry.key for entry in store.list("")]
+    folders = [key.removesuffix(FOLDER_SUFFIX) for key in keys if key.endswith(FOLDER_SUFFIX)]
+    names = [name for name in folders if _is_experiment(store, name)]
+    is_store = bool(names) or IDENTITY_NAME in keys
+    if not is_store and (keys or not missing_ok):
         raise NotAStoreError(
             "no checkpoints are stored here",
-            path=store.location(""),
+            path=location(store),
             expected=f"a store, with its file {IDENTITY_NAME} or with experiments",
-            got=f"{len(entries)} other files and folders" if entries else "nothing",
+            got=f"{len(keys)} other files and folders" if keys else "nothing",
             hint="Name the checkpoint_dir that the training used, or mount its disk; `ckpt init` creates a new store.",
         )
     return names
@@ -43,7 +44,7 @@ def check_experiment_exists(store: Store, name: str, *, backups: Store | None = 
     if name not in known:
         raise ExperimentNotFoundError(
             f"there is no experiment {name!r}",
-            path=store.location(""),
+            path=location(store),
             hint=did_you_mean(name, known, otherwise=f"The store holds: {', '.join(known[:10]) or 'none yet'}."),
         )
     return name
@@ -54,10 +55,11 @@ def _is_experiment(store: Store, name: str) -> bool:
         check_experiment_name(name)
     except InvalidNameError:
         return False
-    folder = CheckpointFolder(store, name)
-    entries = store.entries(folder.path)
-    if any(entry.is_folder and entry.name == BACKUPS_NAME for entry in entries):
-        entries += store.entries(folder.child(BACKUPS_NAME).path)  # all the checkpoints may be gone
-    return bool(marker_entries(entries, "quarantined")) or any(
-        entry.name == SNAPSHOT_NAME or is_checkpoint_id(entry.name.removesuffix(MANIFEST_SUFFIX)) for entry in entries
-    )
+    paths = (name, f"{name}/{BACKUPS_NAME}")  # all the checkpoints may be gone, but for their backups
+    return any(_holds_checkpoints(store, path) for path in paths)
+
+
+def _holds_checkpoints(store: Store, path: str) -> bool:
+    entries = store.list(path)
+    is_described = any(entry.key == f"{path}/{SNAPSHOT_NAME}" for entry in entries)
+    return is_described or bool(manifest_entries(entries, path))

@@ -6,18 +6,16 @@ import logging
 import os
 import unicodedata
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
-from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import check_tags, is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
-from ckpt_lib.experiment.index import Index
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
-
-ATTEMPTS = 20
-"""How often a keyword or tag is looked up again when what it stood for was retired in that instant."""
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
 
@@ -63,30 +61,85 @@ class MonitorRecord:
 
 
 class Catalogue:
-    """An index, together with the record that says which checkpoint is the best. Every answer is computed anew."""
+    """Questions about an experiment's checkpoints. Every answer is computed anew.
 
-    def __init__(self, index: Index, record: MonitorRecord | None = None) -> None:
-        self._index = index
+    ``record`` says which checkpoint is the best, and ``backups`` where a lost one may still be.
+    """
+
+    def __init__(
+        self, experiment: Experiment, record: MonitorRecord | None = None, backups: Experiment | None = None
+    ) -> None:
+        self.experiment = experiment
         self._monitor_of = (record or MonitorRecord(Monitor())).of
+        self._backups = backups
+
+    def manifests(self) -> list[Manifest]:
+        """Return every readable checkpoint that is not in quarantine, oldest first.
+
+        That there is none is said after two equal listings: one may miss a checkpoint that replaces another meanwhile.
+        """
+        view = self.experiment.index.view()
+        for _ in range(ATTEMPTS):
+            before = view
+            if before.usable or (view := self.experiment.index.view()).entries == before.entries:
+                break
+        return list(view.usable)
+
+    def ids(self) -> list[str]:
+        """Return every id, oldest first, and then those whose manifest cannot be read."""
+        view = self.experiment.index.view()
+        unreadable = [str(error.checkpoint_id) for error in view.unreadable]
+        return [manifest.checkpoint_id for manifest in view.usable] + unreadable
+
+    def id_of(self, name: str) -> str:
+        """Return an id as it is, even of a checkpoint that is gone; for anything else, the id that it stands for."""
+        return name if is_checkpoint_id(name) else self.resolve(name).checkpoint_id
+
+    def payload_version(self, name: str) -> str | None:
+        """Return a text that changes when a payload file or a recorded digest does; ``None`` if a file is missing."""
+        manifest = self.resolve(name)
+        entries = [self.experiment.store.stat(self.experiment.key(file.name)) for file in manifest.files]
+        versions = [
+            f"{file.sha256}/{entry.version}" for file, entry in zip(manifest.files, entries, strict=True) if entry
+        ]
+        return " ".join(versions) if len(versions) == len(manifest.files) else None
 
     def monitor(self) -> Monitor:
         """Return the measure of the best."""
-        return self._monitor_of(self._index.manifests())
+        return self._monitor_of(self.manifests())
 
     def monitor_warning(self) -> str | None:
         """Return why no checkpoint can be the best, where none has recorded the monitored metric; else ``None``."""
-        manifests = self._index.manifests()
+        manifests = self.manifests()
         return missing_metric(self._monitor_of(manifests), manifests)
 
+    def best(self, metric: str | None, mode: Mode | None) -> CheckpointMetadata | None:
+        """Return the best healthy checkpoint by any metric, by default the monitored one.
+
+        ``None`` when no value is finite.
+        """
+        checkpoints = self.describe_all()
+        if metric is not None:
+            check_metric_is_known(metric, checkpoints)
+        if mode not in (None, "min", "max"):
+            raise ConfigError('mode must be "min" or "max"', got=repr(mode))
+        monitor = self.monitor()
+        if metric not in (None, monitor.metric) and mode is None:
+            raise ConfigError(
+                f"whether a smaller or a larger {metric!r} is better was not said", expected='mode="min" or "max"'
+            )
+        best = ranked(checkpoints, Monitor(metric=metric or monitor.metric, mode=mode or monitor.mode))
+        return best[0] if best else None
+
     def best_id(self) -> str | None:
-        return self._best_id(self._index.manifests())
+        return self._best_id(self.manifests())
 
     def latest_id(self) -> str | None:
-        return _latest_id(self._index.manifests())
+        return _latest_id(self.manifests())
 
     def describe_all(self) -> list[CheckpointMetadata]:
-        """Every readable checkpoint, oldest first."""
-        manifests = self._index.manifests()
+        """Describe every checkpoint, oldest first."""
+        manifests = self.manifests()
         best, latest = self._best_id(manifests), _latest_id(manifests)
         return [
             manifest.describe(is_best=manifest.checkpoint_id == best, is_latest=manifest.checkpoint_id == latest)
@@ -94,54 +147,69 @@ class Catalogue:
         ]
 
     def describe(self, manifest: Manifest) -> CheckpointMetadata:
-        """One checkpoint."""
-        manifests = self._index.manifests()
+        """Describe one checkpoint."""
+        manifests = self.manifests()
         return manifest.describe(
             is_best=manifest.checkpoint_id == self._best_id(manifests),
             is_latest=manifest.checkpoint_id == _latest_id(manifests),
         )
 
     def resolve(self, name: str) -> Manifest:
-        """The manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
+        """Return the manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
         if not isinstance(name, str):
             raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
         if is_checkpoint_id(name):
             return self._get_id(name)
         for attempt in range(ATTEMPTS):
-            manifests = self._index.manifests()
+            manifests = self.manifests()
             found = self._named(name, manifests)
             if found is None:
                 raise self._not_found(name, manifests)
             try:
-                return self._index.get(found)
+                return self._get(found)
             except CheckpointNotFoundError:  # retired since it was listed: another one has the name now
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError
 
+    def _get(self, checkpoint_id: str) -> Manifest:
+        manifest = self.experiment.get(checkpoint_id)
+        if manifest.quarantined is None:
+            return manifest
+        raise CheckpointNotFoundError(
+            "the checkpoint is in quarantine",
+            checkpoint_id=checkpoint_id,
+            path=self.experiment.location(),
+            hint=f"`ckpt quarantine` shows why; `ckpt repair {checkpoint_id}` brings it back if its backup can.",
+        )
+
     def _get_id(self, name: str) -> Manifest:
         try:
-            return self._index.get(name)
+            return self._get(name)
         except CheckpointNotFoundError as error:
-            raise CheckpointNotFoundError(
-                error.message, checkpoint_id=name, path=error.path, hint=self._where_it_is(name, error.hint or "")
-            ) from None
+            if self.experiment.read(name).record is None:
+                error.hint = self._where_it_is(name, error.hint or "")
+            error.checkpoint_id = name
+            raise
 
     def _where_it_is(self, checkpoint_id: str, otherwise: str) -> str:
-        """Where to find a checkpoint without a manifest, or what may have been meant by its id."""
-        view = self._index.view()
-        left = [name for name in view.entries if name.removeprefix(".").partition(".")[0] == checkpoint_id]
-        if any(name.startswith(".") for name in left):  # in the trash, or set aside
-            return otherwise
-        if left:
-            return "Its payload is there without a manifest: `ckpt doctor --fix` gives it one again."
-        if any(item.checkpoint_id == checkpoint_id for item in self._index.backed_up()):
+        """Say where a checkpoint without a record may be found, or what may have been meant by its id."""
+        view = self.experiment.index.view()
+        start = self.experiment.key(checkpoint_id)
+        if any(key.startswith((f"{start}.", f"{start}/")) for key in view.entries):
+            return "Its payload is there without a manifest: `ckpt import` takes it in."
+        if self._has_backup(checkpoint_id):
             return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
-        return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.manifests))} {otherwise}".strip()
+        return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.usable))} {otherwise}".strip()
+
+    def _has_backup(self, checkpoint_id: str) -> bool:
+        with suppress(CheckpointError):  # no backup, a damaged one, or backups that cannot be reached
+            return self._backups is not None and self._backups.get(checkpoint_id).quarantined is None
+        return False
 
     def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
         if name == "latest":
-            for error in self._index.unreadable():
+            for error in self.experiment.index.unreadable():
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
             return _latest_id(manifests)
         if name == "best":

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner
@@ -69,8 +69,8 @@ def experiment(store: MemoryStore) -> Experiment:
     return Experiment(store, "e", "e")
 
 
-def draft(epoch: int = 1, **facts: Any) -> Draft:
-    return Draft(epoch, 100, "Net", "e", **({"timestamp": MOMENT} | facts))
+def draft(epoch: int = 1, **facts: Any) -> CheckpointFacts:
+    return CheckpointFacts(epoch, 100, "Net", "e", **({"timestamp": MOMENT} | facts))
 
 
 def write(payload: commit.Payload) -> None:

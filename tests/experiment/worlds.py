@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from ckpt_lib.core.facts import Draft
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner
@@ -75,7 +75,7 @@ def save(uid: str, *, epoch: int = 1, key: str | None = None, files: int = 1) ->
                 stream.write(uid.encode())
 
     def actor(experiment: Experiment) -> Any:
-        facts = Draft(epoch, 0, "Net", "e", uid=uid, timestamp=MOMENT, idempotency_key=key)
+        facts = CheckpointFacts(epoch, 0, "Net", "e", uid=uid, timestamp=MOMENT, idempotency_key=key)
         made = commit.save(experiment, facts, write, format_name="torch", suffix=".pt" if files == 1 else "/")
         return ("saved" if made.uid == uid else "earlier"), made.checkpoint_id, made.uid
 
