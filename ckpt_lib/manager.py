@@ -67,42 +67,41 @@ class CheckpointManager(Maintainer):
         self._located_config = located(self.config)  # now: the working directory may be another later
         self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
-        post_save = PostSave(self._experiment, self._copies, self._cleaner, self._snapshot)
+        post_save = PostSave(self._locations, self._copies, self._cleaner, self._snapshot)
         self._fallback, self._reconciler = self._fallback_with(post_save)
         self._saver = Saver(
-            self._experiment,
+            self._locations,
             self.save_policy,
             writer=FailoverWriter(*self._targets(), self.config.on_save_failure),
             lineage=self._lineage,
             post_save=post_save,
             reconciler=self._reconciler,
         )
-        self._loader = Loader(self._experiment, self._lineage, self._reconciler)
+        self._loader = Loader(self._locations, self._lineage, self._reconciler)
 
     def _fallback_with(self, post_save: PostSave) -> tuple[Fallback | None, Reconciler | None]:
-        if self._experiment.fallback is None:
+        home, stranded = self._locations.home, self._locations.fallback
+        if stranded is None:
             return None, None
-        fallback = Fallback(self._experiment.fallback, self._experiment.primary)
-        return fallback, Reconciler(
-            fallback, self._folder, lineage=self._lineage, known=self._known, post_save=post_save
-        )
+        fallback = Fallback(stranded, home)
+        return fallback, Reconciler(fallback, home, lineage=self._lineage, known=self._known, post_save=post_save)
 
     def _targets(self) -> tuple[SaveTarget, SaveTarget | None]:
-        """The primary folder and, where configured, the fallback, each with what may be deleted to make room."""
+        """Return the home and, where configured, the fallback, each with what may be deleted to make room."""
         name, known, verify = self.experiment_name, self._known, self.config.verify_after_write
         space = FreeSpace(name, self._cleaner, self._backup_cleaner)
-        primary = SaveTarget(self._experiment.primary, known, space, verify=verify)
-        if (fallback := self._experiment.fallback) is None:
-            return primary, None
+        home = SaveTarget(self._locations.home, known, space, verify=verify)
+        if (fallback := self._locations.fallback_catalogue) is None:
+            return home, None
         cleaner = CheckpointCleaner(fallback, self.config, self.retention_policy, self._lineage, known)
-        return primary, SaveTarget(fallback, known, FreeSpace(name, cleaner), verify=verify)
+        return home, SaveTarget(fallback.experiment, known, FreeSpace(name, cleaner), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.
         return _rebuild, (self._located_config, self.experiment_name, self._own_save_policy, self.retention_policy)
 
     def __repr__(self) -> str:
-        return f"CheckpointManager({self._folder.location()!r})"
+        return f"CheckpointManager({self._locations.home.location()!r})"
 
     # --- saving ---
 
@@ -391,7 +390,7 @@ class CheckpointManager(Maintainer):
 
     def checkpoint_ids(self) -> list[str]:
         """Every id there is, oldest first, and then those whose manifest cannot be read."""
-        return self._experiment.primary.ids()
+        return self._catalogue.ids()
 
     def get_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
         """The metadata of one checkpoint."""
@@ -408,7 +407,7 @@ class CheckpointManager(Maintainer):
 
         Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint has.
         """
-        return self._experiment.primary.best(metric, mode)
+        return self._catalogue.best(metric, mode)
 
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
@@ -418,7 +417,7 @@ class CheckpointManager(Maintainer):
         ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
         how its tensors differ from the first one's; that loads them, two at a time.
         """
-        return compare_named(self._experiment.primary, checkpoint_ids, metrics=metrics, tensors=tensors)
+        return compare_named(self._catalogue, checkpoint_ids, metrics=metrics, tensors=tensors)
 
     def get_checkpoint_summary(self) -> ExperimentSummary:
         """Return totals, the best and the latest id, and statistics of every metric."""
@@ -428,7 +427,7 @@ class CheckpointManager(Maintainer):
             self._catalogue.describe_all(),
             self.experiment_name,
             total_backups=len(self.backup_ids()),
-            unreadable=[str(error.checkpoint_id) for error in self._index.unreadable()],
+            unreadable=[str(error.checkpoint_id) for error in self._locations.home.index.unreadable()],
             monitor=self._catalogue.monitor(),
             monitor_warning=self._catalogue.monitor_warning(),
         )

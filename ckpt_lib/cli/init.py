@@ -13,12 +13,12 @@ def init(*, store: options.Store = None, config: options.Config = None, as_json:
     Scheduled flows refuse a folder that is not a store, such as the mount point of a missing disk. An existing store is
     left unchanged.
     """
-    from ckpt_lib.store import open_store
+    from ckpt_lib.store import location, open_store
     from ckpt_lib.store.identity import init_store
 
     url = read_config(store, config).checkpoint_dir
     identity = init_store(url)
-    facts = {"store": open_store(url).location(""), "uid": identity.uid, "created": identity.created.isoformat()}
+    facts = {"store": location(open_store(url)), "uid": identity.uid, "created": identity.created.isoformat()}
     if as_json:
         print_json(facts)
     else:

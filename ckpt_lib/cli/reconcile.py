@@ -56,7 +56,7 @@ def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:
     from ckpt_lib.store import open_store
 
     fallback = open_store(fallback_dir)
-    entries = fallback.entries("")
+    entries = fallback.list("")
     try:
         if experiment is not None and entries:
             return [check_experiment_exists(fallback, experiment)]

@@ -87,18 +87,19 @@ def _experiment_name(store: Store, name: str | None, *, may_be_new: bool) -> str
     from ckpt_lib.core.names import check_experiment_name
     from ckpt_lib.core.wording import listed
     from ckpt_lib.experiment.listing import check_experiment_exists, list_experiments
+    from ckpt_lib.store import location
 
     if name is not None:
         return check_experiment_name(name) if may_be_new else check_experiment_exists(store, name)
     known = list_experiments(store)
     if not known:
         raise ExperimentNotFoundError(
-            "the store holds no experiments yet", path=store.location(""), hint="The first save of a run creates one."
+            "the store holds no experiments yet", path=location(store), hint="The first save of a run creates one."
         )
     if len(known) > 1:
         raise ConfigError(
             f"the store holds {len(known)} experiments; name one of them",
-            path=store.location(""),
+            path=location(store),
             expected=f"--experiment with one of {listed(known, most=20)}",
         )
     return known[0]

@@ -179,12 +179,11 @@ def show(
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
     """Return the manifest, the payload's location, and whether the payload is there with the right size."""
-    from ckpt_lib.experiment.layout import CheckpointFolder
-    from ckpt_lib.store import open_store
+    from ckpt_lib.experiment.locations import Locations
 
-    folder = CheckpointFolder(open_store(manager.config.checkpoint_dir), manager.experiment_name)
-    manifest = folder.read_manifest(checkpoint_id)
-    return manifest, folder.payload_location(manifest), folder.is_complete(manifest)
+    home = Locations(manager.config, manager.experiment_name).home
+    manifest = home.get(checkpoint_id)
+    return manifest, home.location(manifest.payload.name), home.is_complete(manifest)
 
 
 def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str) -> None:

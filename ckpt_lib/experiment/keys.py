@@ -29,6 +29,17 @@ def _answers(experiment: Experiment, manifest: Manifest) -> bool:
     return manifest.is_visible and manifest.quarantined is None and experiment.is_complete(manifest)
 
 
+def point_to(experiment: Experiment, manifest: Manifest) -> None:
+    """Let the key of a checkpoint that was copied here stand for it, unless it stands for another one."""
+    key = manifest.idempotency_key
+    if key is None or find(experiment, key):
+        return
+    _, version = pointers.read(experiment, key_name(key))
+    with contextlib.suppress(VersionConflictError):  # a save of the key was faster
+        mine = pointers.Pointer(checkpoint_id=manifest.checkpoint_id, uid=manifest.uid)
+        pointers.put(experiment, key_name(key), mine, version)
+
+
 def take(held: Held, idempotency_key: str) -> Manifest | None:
     """Make the key stand for the claim, or return the checkpoint for which it stands already.
 

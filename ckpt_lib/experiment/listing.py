@@ -17,16 +17,16 @@ def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
     neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty
     store; with ``missing_ok``, a folder that is empty or missing gives an empty list as well.
     """
-    keys = [entry.key for entry in store.list("")]
-    folders = [key.removesuffix(FOLDER_SUFFIX) for key in keys if key.endswith(FOLDER_SUFFIX)]
+    entries = store.list("")
+    folders = [entry.key.removesuffix(FOLDER_SUFFIX) for entry in entries if entry.is_folder]
     names = [name for name in folders if _is_experiment(store, name)]
-    is_store = bool(names) or IDENTITY_NAME in keys
-    if not is_store and (keys or not missing_ok):
+    is_store = bool(names) or any(entry.key == IDENTITY_NAME for entry in entries)
+    if not is_store and (entries or not missing_ok):
         raise NotAStoreError(
             "no checkpoints are stored here",
             path=location(store),
             expected=f"a store, with its file {IDENTITY_NAME} or with experiments",
-            got=f"{len(keys)} other files and folders" if keys else "nothing",
+            got=f"{len(entries)} other files and folders" if entries else "nothing",
             hint="Name the checkpoint_dir that the training used, or mount its disk; `ckpt init` creates a new store.",
         )
     return names

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import CheckpointFolder
 from ckpt_lib.experiment.lineage import Lineage
+from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
-from ckpt_lib.loading.newest import MergedIndex, load_newest
+from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_payload
 from ckpt_lib.saving.background import wait_until_all_copied
 from ckpt_lib.saving.reconciler import Reconciler
@@ -20,7 +22,7 @@ from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import Stateful, check_stateful, check_wanted
 from ckpt_lib.stream.cache import PayloadCache
 
-Read = Callable[[CheckpointFolder, Manifest], Payload]
+Read = Callable[[Experiment, Manifest], Payload]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,11 @@ class LoadTarget:
 class Loader:
     """Loads the checkpoints of one experiment; the run goes on from the one loaded last."""
 
-    def __init__(self, experiment: Experiment, lineage: Lineage, reconciler: Reconciler | None) -> None:
-        self._experiment = experiment
+    def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None) -> None:
+        self._locations = locations
         self._lineage = lineage
         self._reconciler = reconciler
-        size_bytes = experiment.config.cache_size_bytes
+        size_bytes = locations.config.cache_size_bytes
         self.cache = PayloadCache(size_bytes) if size_bytes else None
 
     def load(
@@ -74,42 +76,40 @@ class Loader:
         target.check(wanted)
         read = partial(
             read_payload,
-            verify=self._experiment.config.validate_checkpoints,
+            verify=self._locations.config.validate_checkpoints,
             map_location=map_location,
             trust_pickle=trust_pickle,
             keys=wanted,
             cache=self.cache,
         )
         self._reconcile()
-        return self._experiment.with_found(name, partial(self._load, read, target))
+        return self._locations.with_found(name, partial(self._load, read, target))
 
     def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
-        load = partial(self._resume_from, read, target)
-        primary, fallback = self._experiment.primary, self._experiment.fallback
-        if fallback is None:
-            return load_newest(primary.index, partial(load, primary.folder), self._experiment.name)
         self._reconcile()
-        merged = MergedIndex(primary, fallback)
-        return load_newest(merged, partial(merged.load, load), self._experiment.name)
+        return load_newest(self._locations, partial(self._resume_from, read, target))
 
     def _reconcile(self) -> None:
         if self._reconciler is not None:
             self._reconciler.before_load()
 
-    def _resume_from(self, read: Read, target: LoadTarget, folder: CheckpointFolder, manifest: Manifest) -> Payload:
-        payload = self._load(read, target, folder, manifest)
-        self._experiment.monitor_record.tell_if_other(manifest.monitor)
+    def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
+        payload = self._load(read, target, experiment, manifest, is_kept=True)
+        self._locations.monitor_record.tell_if_other(manifest.monitor)
         return payload
 
-    def _load(self, read: Read, target: LoadTarget, folder: CheckpointFolder, manifest: Manifest) -> Payload:
-        # Whoever cleans up, in whatever process, has to leave it until this run goes on from another.
-        with self._lineage.hold(folder, manifest.checkpoint_id) as hold:
-            payload = read(folder, manifest)
-            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted before it was held
-            wait_until_all_copied()  # before what is being copied is written over
-            report = target.restore(payload, manifest)
-            self._lineage.go_on_from(manifest, hold.pop_all())
+    def _load(
+        self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest, *, is_kept: bool = False
+    ) -> Payload:
+        """Load one checkpoint; ``is_kept`` keeps it from being deleted until the run has had time to save."""
+        payload = read(experiment, manifest)
+        if is_kept:
+            with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
+                mark_in_use(experiment, manifest.checkpoint_id)
+        wait_until_all_copied()  # before what is being copied is written over
+        report = target.restore(payload, manifest)
+        self._lineage.go_on_from(manifest)
         return {**payload, "checkpoint_id": manifest.checkpoint_id, **report}

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.stream import VerifiedFile
@@ -16,7 +17,7 @@ from ckpt_lib.stream.cache import CacheKey, PayloadCache
 
 
 def read_payload(
-    folder: CheckpointFolder,
+    experiment: Experiment,
     manifest: Manifest,
     *,
     verify: bool,
@@ -35,10 +36,7 @@ def read_payload(
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
     """
     try:
-        with (
-            folder.hold(manifest.checkpoint_id, "being read"),
-            _open_payload(folder, manifest, verify=verify, keys=keys, cache=cache) as file,
-        ):
+        with _open_payload(experiment, manifest, verify=verify, keys=keys, cache=cache) as file:
             stored = format_named(manifest.format)
             payload = stored.read(file, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
         if keys is None and not trust_pickle:
@@ -46,12 +44,12 @@ def read_payload(
         return payload
     except CheckpointError as error:
         error.checkpoint_id = manifest.checkpoint_id
-        error.path = folder.payload_location(manifest)
+        error.path = experiment.location(manifest.payload.name)
         raise
 
 
 def _open_payload(
-    folder: CheckpointFolder,
+    experiment: Experiment,
     manifest: Manifest,
     *,
     verify: bool,
@@ -59,25 +57,26 @@ def _open_payload(
     cache: PayloadCache | None,
 ) -> VerifiedFile:
     entry = manifest.payload
-    key = _cache_key(folder, manifest) if cache and verify else None
+    key = _cache_key(experiment, manifest) if cache and verify else None
     if cache and key and (kept := cache.open(key)):
         return VerifiedFile(kept, None)
-    source = _open_source(folder, manifest)
+    source = _open_source(experiment, manifest)
     if cache and key and keys is None and (admitted := cache.admit(key, source, entry)):
         return VerifiedFile(admitted, None)
     return VerifiedFile(source, entry if verify else None)
 
 
-def _cache_key(folder: CheckpointFolder, manifest: Manifest) -> CacheKey | None:
-    found = folder.payload_entry(manifest)
-    return (folder.payload_location(manifest), found.version, manifest.payload.sha256) if found else None
+def _cache_key(experiment: Experiment, manifest: Manifest) -> CacheKey | None:
+    file = manifest.payload
+    found = experiment.store.stat(experiment.key(file.name))
+    return (experiment.location(file.name), found.version, file.sha256) if found else None
 
 
-def _open_source(folder: CheckpointFolder, manifest: Manifest) -> BinaryIO:
+def _open_source(experiment: Experiment, manifest: Manifest) -> BinaryIO:
     try:
-        return folder.store.open_read(folder.payload_path(manifest))
+        return open_file(experiment, manifest.payload.name)
     except FileNotFoundError as error:
-        folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
         damage = missing_file(manifest.payload.name)
         raise CorruptCheckpointError(
             damage.message, damages=[damage], hint=f"`ckpt restore {manifest.checkpoint_id}` restores a backup."

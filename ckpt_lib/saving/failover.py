@@ -18,8 +18,8 @@ from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
 from ckpt_lib.events import emit
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import CheckpointSet
+from ckpt_lib.experiment import commit, keys
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.free_space import FreeSpace
@@ -38,7 +38,7 @@ _ROOMY = 4
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint, in the primary folder or in the fallback."""
+    """A committed checkpoint, at home or in the fallback folder."""
 
     manifest: Manifest
     in_fallback: bool
@@ -49,13 +49,12 @@ class Saved:
 
 
 class SaveTarget:
-    """A folder that saves go to. With ``verify``, payloads are read back before they are committed."""
+    """An experiment that saves go to. With ``verify``, payloads are read back before they are committed."""
 
     def __init__(
-        self, checkpoints: CheckpointSet, known: KnownVersions, free_space: FreeSpace, *, verify: bool = False
+        self, experiment: Experiment, known: KnownVersions, free_space: FreeSpace, *, verify: bool = False
     ) -> None:
-        self.folder = checkpoints.folder
-        self.index = checkpoints.index
+        self.experiment = experiment
         self._known = known
         self._free_space = free_space
         self._verify = verify
@@ -83,26 +82,32 @@ class SaveTarget:
     ) -> Manifest:
         if is_repeated and (left := self._left_behind(facts)):
             return left
-        return self._save(facts, payload_format, layout)
-
-    def _save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
         self._require_room(facts, layout)
         try:
             return self._commit(facts, payload_format, layout)
         except StorageFullError as error:
             # Another program may have been faster, or a quota is smaller than the disk.
-            if self.index.with_uid(facts.uid):
-                raise  # committed, but for the last barrier
             emit("store.full", error.message, experiment_name=facts.experiment_name, **_described(error))
             self._free_space.make(None)
         return self._commit(facts, payload_format, layout)
 
     def _commit(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
-        manifest = commit.save(self.folder, self.index, facts, payload_format, layout, verify=self._verify)
-        self._last_size_bytes = manifest.payload.size_bytes
+        def write(payload: commit.Payload) -> None:
+            with payload.open() as stream:
+                layout.write(stream)
+
+        manifest = commit.save(
+            self.experiment,
+            facts,
+            write,
+            format_name=payload_format.name,
+            suffix=payload_format.suffix,
+            verify=self._verify,
+        )
+        self._last_size_bytes = manifest.size_bytes
         if manifest.uid == facts.uid:  # else another process was faster with the same save, and this one read nothing
             with store_failures_logged("looking at what was just saved"):
-                self._known.remember(self.folder, manifest, is_loadable=True)
+                self._known.remember(self.experiment, manifest, is_loadable=True)
         return manifest
 
     def _require_room(self, facts: CheckpointFacts, layout: Layout) -> None:
@@ -115,7 +120,7 @@ class SaveTarget:
             return
         error = StorageFullError(
             "there is not enough space for the checkpoint",
-            path=self.folder.location(),
+            path=self.experiment.location(),
             expected=f"{needed_bytes} bytes",
             got=f"{int(free_bytes)} bytes free",
             hint="Free some space: `ckpt cleanup` shows what may go.",
@@ -135,23 +140,20 @@ class SaveTarget:
             raise error
 
     def _free_bytes(self) -> float:
-        found = self.folder.store.free_bytes(self.folder.path)
+        found = self.experiment.store.free_bytes()
         return float("inf") if found is None else found
 
     def _left_behind(self, facts: CheckpointFacts) -> Manifest | None:
-        """What an attempt committed whose acknowledgement was lost, made durable."""
-        found = self.index.with_uid(facts.uid)
-        if found is not None:
-            with self.folder.lock() as held:
-                held.sync()
-        return found
+        """Return what an attempt committed whose acknowledgement was lost."""
+        manifests = self.experiment.index.view().manifests
+        return next((manifest for manifest in manifests if manifest.uid == facts.uid), None)
 
 
 class FailoverWriter:
     """Commits to the store, or else to the fallback folder, or else does what ``on_failure`` says."""
 
-    def __init__(self, primary: SaveTarget, fallback: SaveTarget | None, on_failure: OnSaveFailure) -> None:
-        self.primary = primary
+    def __init__(self, home: SaveTarget, fallback: SaveTarget | None, on_failure: OnSaveFailure) -> None:
+        self.home = home
         self.fallback = fallback
         self._on_failure = on_failure
 
@@ -159,7 +161,7 @@ class FailoverWriter:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
         layout = payload_format.lay_out(payload)
         try:
-            return Saved(self.primary.save(facts, payload_format, layout), in_fallback=False)
+            return Saved(self.home.save(facts, payload_format, layout), in_fallback=False)
         except Exception as error:
             if not _is_degrading(error):
                 raise
@@ -183,35 +185,38 @@ class FailoverWriter:
         self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout
     ) -> Saved:
         manifest = fallback.save(facts, payload_format, layout)
-        path = fallback.folder.payload_location(manifest)
+        path = fallback.experiment.location(manifest.payload.name)
         emit(
             "checkpoint.stranded",
             f"saved in the fallback folder, {path}; `ckpt reconcile` moves it to the store",
             experiment_name=facts.experiment_name,
             checkpoint_id=manifest.checkpoint_id,
             path=path,
-            size_bytes=manifest.payload.size_bytes,
+            size_bytes=manifest.size_bytes,
         )
         return Saved(manifest, in_fallback=True)
 
     @property
     def targets(self) -> tuple[SaveTarget, ...]:
-        return (self.primary,) if self.fallback is None else (self.primary, self.fallback)
+        return (self.home,) if self.fallback is None else (self.home, self.fallback)
 
     def earlier(self, facts: CheckpointFacts) -> Manifest | None:
         """The whole checkpoint, wherever it is, that an earlier save with the facts's key made."""
         if facts.idempotency_key is not None:
             for target in self.targets:
-                with store_failures_logged(f"looking for an earlier save in {target.folder.location()}"):
-                    if found := target.index.with_idempotency_key(facts.idempotency_key):
+                with store_failures_logged(f"looking for an earlier save in {target.experiment.location()}"):
+                    if found := keys.find(target.experiment, facts.idempotency_key):
                         return found
         return None
 
     def saved(self) -> list[Manifest]:
-        """The whole checkpoints there are, in both places, oldest first: of a place that fails, those last seen."""
-        views = [target.index.last_view() for target in self.targets]
-        found = {item.uid: item for view in views if view for item in view.manifests if view.is_complete(item)}
-        return sorted(found.values(), key=lambda item: item.sequence)
+        """Return the whole checkpoints in both places, oldest first: of a place that fails, those last seen.
+
+        What is stranded in the fallback folder was saved last, as far as this process can tell.
+        """
+        views = [view for target in self.targets if (view := target.experiment.index.last_view())]
+        found = {item.uid: item for view in views for item in view.usable if view.is_complete(item)}
+        return list(found.values())
 
 
 def _is_degrading(error: Exception) -> bool:

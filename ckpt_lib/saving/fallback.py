@@ -1,25 +1,23 @@
-"""The fallback folder: where saves go while the store fails, and how they get from there into the primary folder.
+"""The fallback folder: where saves go while the store fails, and how they get from there to their home.
 
-It is an experiment's folder like any other, in another store: payloads with their manifests.
+It is an experiment like any other, in another store: payloads with their manifests.
 """
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    IntegrityError,
-    StorageFullError,
-)
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, StorageFullError, StoreError
 from ckpt_lib.events import emit
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import CheckpointSet
-from ckpt_lib.experiment.index import LAST_SEQUENCE
+from ckpt_lib.experiment import commit, keys
+from ckpt_lib.experiment.copies import copy
+from ckpt_lib.experiment.deletion import delete_all, purge
+from ckpt_lib.experiment.edits import edit
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.stream import Progress
 
@@ -43,138 +41,121 @@ class ReconcileReport(BaseModel):
 
 
 class Fallback:
-    """One experiment's fallback folder, and the primary one that its checkpoints belong to."""
+    """One experiment's fallback folder, and the home that its checkpoints belong to."""
 
-    def __init__(self, checkpoints: CheckpointSet, primary: CheckpointSet) -> None:
-        self.folder = checkpoints.folder
-        self.index = checkpoints.index
-        self._primary = primary.folder
-        self._primary_index = primary.index
+    def __init__(self, stranded: Experiment, home: Experiment) -> None:
+        self.experiment = stranded
+        self._home = home
         self._given_up: set[str] = set()
 
     def manifests(self) -> list[Manifest]:
-        """What is there, oldest first. Raises :class:`~ckpt_lib.errors.StoreError`."""
-        return self.index.manifests()
+        """Return what is there, oldest first. Raises :class:`~ckpt_lib.errors.StoreError`."""
+        return self.experiment.index.manifests()
 
     @property
     def has_work(self) -> bool:
         """Whether something is there to move, that did not fail to before, or to remove; costs one listing."""
-        view = self.index.view()
-        return bool(view.deleted) or any(manifest.uid not in self._given_up for manifest in view.manifests)
-
-    @property
-    def has_unordered(self) -> bool:
-        """Whether something is there that was saved without a look at the primary folder."""
-        return any(item.sequence > LAST_SEQUENCE and item.uid not in self._given_up for item in self.manifests())
+        view = self.experiment.index.view()
+        left = view.deleted or view.purging
+        return bool(left) or any(manifest.uid not in self._given_up for manifest in view.manifests)
 
     def reconcile(self, progress: Progress | None = None) -> ReconcileReport:
-        """Move everything to the primary folder, oldest first: copied, made durable, verified there, then removed here.
+        """Move everything home, oldest first: copied, made durable, verified there, then removed here.
 
-        Killed at any point, the next call goes on: what is in both places is one checkpoint, told by its ``uid``. A
-        damaged one stays, with a reason. Raises :class:`~ckpt_lib.errors.StoreError` when the store fails again.
+        What comes home is the newest there. Killed at any point, the next call goes on: what is in both places is one
+        checkpoint, told by its ``uid``. A damaged one stays, with a reason. Raises
+        :class:`~ckpt_lib.errors.StoreError` when the store fails again.
         """
         moved: dict[str, str] = {}
         already_home: dict[str, str] = {}
         moved_bytes = 0
-        view = self.index.view()
+        view = self.experiment.index.view()
         failed = {str(error.checkpoint_id): error.message for error in view.unreadable}
+        if view.manifests:
+            there = {item.uid for item in self._home.index.view().manifests}
         for manifest in view.manifests:
             try:
-                primary_id, is_new = self._move(manifest, progress)
-            except (IntegrityError, CheckpointNotFoundError) as error:
+                home_id = self._move(manifest, progress)
+            except CheckpointError as error:
+                if isinstance(error, StoreError):
+                    raise
                 failed[manifest.checkpoint_id] = error.message
                 self._given_up.add(manifest.uid)
                 continue
-            if not is_new:
-                already_home[manifest.checkpoint_id] = primary_id
+            if home_id is None or manifest.uid in there:
+                already_home[manifest.checkpoint_id] = home_id or manifest.checkpoint_id
             else:
-                moved[manifest.checkpoint_id] = primary_id
-                moved_bytes += manifest.payload.size_bytes
+                moved[manifest.checkpoint_id] = home_id
+                moved_bytes += manifest.size_bytes
+                self._tell(manifest, home_id)
+        self._clear()
         return ReconcileReport(
-            experiment_name=self._primary.path,
+            experiment_name=self._home.name,
             moved=moved,
             moved_bytes=moved_bytes,
             already_home=already_home,
             failed=failed,
         )
 
-    def sweep(self) -> None:
-        """Clear what dead processes left, and what was held when it was to be removed: nobody else looks after it."""
-        commit.sweep(self.folder, self.index.view().entries.values())
-
-    def _move(self, manifest: Manifest, progress: Progress | None) -> tuple[str, bool]:
-        """The id that it has in the primary folder, and whether it was moved there now."""
-        if deleted := self._deleted_in_primary(manifest):
-            self._remove(manifest)
-            return deleted.checkpoint_id, False
-        earlier = self._primary_index.with_uid(manifest.uid)
-        if earlier is None:
-            self._require_room(manifest)
-            brought = commit.adopt(
-                self.folder,
-                manifest,
-                self._primary,
-                self._primary_index,
-                experiment_name=manifest.experiment_name,
-                comes_home=True,
-                progress=progress,
-            )
-        else:
-            brought = earlier
-            with self._primary.lock() as held:  # whoever brought it may have died before this
-                held.sync()
-        self._verify(brought)
-        self._remove(manifest)
-        if earlier is not None:
-            return earlier.checkpoint_id, False
-        emit(
-            "checkpoint.reconciled",
-            f"{manifest.checkpoint_id} was moved from {self.folder.location()} to the store",
-            experiment_name=self._primary.path,
-            checkpoint_id=brought.checkpoint_id,
-            size_bytes=manifest.payload.size_bytes,
+    def _move(self, manifest: Manifest, progress: Progress | None) -> str | None:
+        """Move one and return the id that it has at home; ``None`` when it was home before, and was deleted there."""
+        self._require_room(manifest)
+        home = self._home
+        brought = copy(
+            self.experiment,
+            manifest,
+            home,
+            change=lambda item: item.changed(sequence=home.index.next_sequence(), in_use_until=manifest.in_use_until),
+            new_id=True,
+            progress=progress,
         )
-        return brought.checkpoint_id, True
-
-    def _deleted_in_primary(self, manifest: Manifest) -> Manifest | None:
-        """What someone deleted from the primary folder after this was moved there, if it can be brought back.
-
-        A damaged copy is not reason enough to give up the one that is here.
-        """
-        deleted = (item for item in self._primary_index.view().deleted if item.uid == manifest.uid)
-        return next((item for item in deleted if validate(self._primary, item, self._primary.path)), None)
+        if brought is not None:
+            self._verify(brought)
+            keys.point_to(home, brought)
+        self._remove(manifest)
+        return brought.checkpoint_id if brought else None
 
     def _require_room(self, manifest: Manifest) -> None:
-        free_bytes = self._primary.store.free_bytes(self._primary.path)
-        needed_bytes = manifest.payload.size_bytes + commit.OVERHEAD_BYTES
+        free_bytes = self._home.store.free_bytes()
+        needed_bytes = manifest.size_bytes + commit.OVERHEAD_BYTES
         if free_bytes is not None and free_bytes < needed_bytes:
             raise StorageFullError(
                 f"there is not enough space to move {manifest.checkpoint_id} to the store",
                 checkpoint_id=manifest.checkpoint_id,
-                path=self._primary.location(),
+                path=self._home.location(),
                 expected=f"{needed_bytes} bytes",
                 got=f"{free_bytes} bytes free",
                 hint="It stays in the fallback folder.",
             )
 
     def _verify(self, brought: Manifest) -> None:
-        """Read it back from the primary folder. Raises :class:`IntegrityError` when it is not as it was saved."""
-        with self._primary.hold(brought.checkpoint_id, "being moved home"):
-            self._primary.read_manifest(brought.checkpoint_id)
-            report = validate(self._primary, brought, self._primary.path)
+        """Read it back from its home. Raises :class:`IntegrityError` when it is not as it was saved."""
+        report = validate(self._home, brought)
         if not report:
+            self._home.get(brought.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
             raise IntegrityError(
                 f"its copy in the store is damaged: {report.message}",
                 checkpoint_id=brought.checkpoint_id,
-                path=self._primary.payload_location(brought),
+                path=self._home.location(brought.payload.name),
                 hint="`ckpt repair` or delete that copy; the one in the fallback folder stays.",
             )
 
-    def _remove(self, manifest: Manifest) -> None:
-        def replaced(current: Manifest) -> CheckpointError | None:
-            if current.uid == manifest.uid:
-                return None
-            return CheckpointNotFoundError("another checkpoint has that id now", checkpoint_id=current.checkpoint_id)
+    def _tell(self, manifest: Manifest, home_id: str) -> None:
+        emit(
+            "checkpoint.reconciled",
+            f"{manifest.checkpoint_id} was moved from {self.experiment.location()} to the store",
+            experiment_name=self._home.name,
+            checkpoint_id=home_id,
+            size_bytes=manifest.size_bytes,
+        )
 
-        with contextlib.suppress(CheckpointNotFoundError):
-            commit.delete(self.folder, manifest.checkpoint_id, unless=replaced)
+    def _remove(self, manifest: Manifest) -> None:
+        """Delete what is home by now, also when it is pinned or a run has resumed from it here."""
+        with suppress(CheckpointNotFoundError):
+            edit(self.experiment, manifest.checkpoint_id, lambda item: item.changed(in_use_until=None))
+        delete_all(self.experiment, [manifest.checkpoint_id], check=lambda _: None)
+
+    def _clear(self) -> None:
+        """Free the space of what is home, and of what dead processes left: nobody else looks after it."""
+        purge(self.experiment, grace_seconds=0, asked=True)
+        sweep(self.experiment)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.events import emit
-from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.deletion import purge
 from ckpt_lib.maintenance.cleaners import Cleaner
 
 
 class FreeSpace:
-    """Makes room for a save of an experiment, in the folders of ``cleaners``, one after the other."""
+    """Makes room for a save of an experiment, by its ``cleaners``, one after the other."""
 
     def __init__(self, experiment_name: str, *cleaners: Cleaner) -> None:
         self._experiment_name = experiment_name
@@ -18,7 +18,7 @@ class FreeSpace:
     def make(self, needed_bytes: int | None) -> None:
         """Delete what may go until ``needed_bytes`` are free, or all that may go if ``None``. A failure is logged."""
         for cleaner in self._cleaners:
-            with failures_logged(f"making room in {cleaner.folder.location()}"):
+            with failures_logged(f"making room in {cleaner.experiment.location()}"):
                 reclaim(cleaner, needed_bytes, experiment_name=self._experiment_name)
 
 
@@ -26,26 +26,27 @@ def reclaim(cleaner: Cleaner, needed_bytes: int | None, *, experiment_name: str)
     """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what retention deletes.
 
     ``None`` stands for a store that was full although it told of free space, as one with a quota does: then all goes
-    that may. No guarantee of retention is weaker here, and nothing goes that someone holds. Killed on the way, every
-    checkpoint is whole or gone. Raises :class:`~ckpt_lib.errors.StoreError`.
+    that may. No guarantee of retention is weaker here. Killed on the way, every checkpoint is whole or gone. Raises
+    :class:`~ckpt_lib.errors.StoreError`.
     """
-
-    folder = cleaner.folder
+    experiment = cleaner.experiment
 
     def is_enough() -> bool:
-        free_bytes = folder.store.free_bytes(folder.path)
+        free_bytes = experiment.store.free_bytes()
         return needed_bytes is not None and free_bytes is not None and free_bytes >= needed_bytes
 
-    if not folder.store.entries(folder.path):  # a folder that is not there is not created either
+    if not experiment.store.list(experiment.path):  # a folder that is not there is not created either
         return
-    purged = commit.purge(folder, is_enough=is_enough)
+    purged = purge(experiment, grace_seconds=0, is_enough=is_enough)
     deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
+    if deleted:
+        purge(experiment, grace_seconds=0)
     if purged or deleted:
         emit(
             "store.reclaimed",
             f"removed {len(purged)} deleted checkpoints for good and retired {len(deleted)} to make room",
             experiment_name=experiment_name,
-            path=folder.location(),
-            purged_ids=purged,
+            path=experiment.location(),
+            purged_ids=[manifest.checkpoint_id for manifest in purged],
             retired_ids=list(deleted),
         )

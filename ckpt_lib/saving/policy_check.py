@@ -105,8 +105,8 @@ class PolicyCheck:
         )
         manifests = self._writer.saved()
         saved = tuple(
-            SavedRecord(manifest.sequence, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
-            for manifest in manifests
+            SavedRecord(number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
+            for number, manifest in enumerate(manifests)
             if manifest.run_id == self._lineage.run_id
         )
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save

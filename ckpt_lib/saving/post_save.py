@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
 from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
@@ -19,7 +19,7 @@ from ckpt_lib.store.identity import ensure_identity
 class PostSave:
     """Backup, retention and the snapshot, in this order; each failure is logged and stops no other step."""
 
-    experiment: Experiment
+    locations: Locations
     copies: Copies
     cleaner: CheckpointCleaner
     snapshot: SnapshotFile
@@ -27,18 +27,18 @@ class PostSave:
     def run(self, manifest: Manifest) -> None:
         """Do all that is due once ``manifest`` is committed."""
         with failures_logged("writing the identity of the store"):  # after the first save, and where that was cut off
-            ensure_identity(self.experiment.primary.folder.store)
+            ensure_identity(self.locations.home.store)
         # What someone else has deleted by now needs no backup.
         with failures_logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self._wants_backup(manifest):
-                self.copies.back_up(self.experiment.primary.catalogue.resolve(manifest.checkpoint_id))
+                self.copies.back_up(self.locations.catalogue.resolve(manifest.checkpoint_id))
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()
 
     def _wants_backup(self, manifest: Manifest) -> bool:
-        config = self.experiment.config
+        config = self.locations.config
         is_best_only = config.backup_checkpoints and config.backup_only_best
-        if is_best_only and self.experiment.primary.catalogue.best_id() != manifest.checkpoint_id:
+        if is_best_only and self.locations.catalogue.best_id() != manifest.checkpoint_id:
             return False
         return config.backup_checkpoints

@@ -1,4 +1,4 @@
-"""``Reconciler``: when checkpoints move from the fallback to the primary folder, and what is done about them there."""
+"""``Reconciler``: when checkpoints move from the fallback folder to their home, and what is done about them there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.fallback import Fallback, ReconcileReport
@@ -21,19 +21,13 @@ _WHAT = "moving stranded checkpoints to the store"
 
 
 class Reconciler:
-    """Moves what is in the fallback folder to the ``primary`` one, one call at a time."""
+    """Moves what is in the fallback folder ``home``, one call at a time."""
 
     def __init__(
-        self,
-        fallback: Fallback,
-        primary: CheckpointFolder,
-        *,
-        lineage: Lineage,
-        known: KnownVersions,
-        post_save: PostSave,
+        self, fallback: Fallback, home: Experiment, *, lineage: Lineage, known: KnownVersions, post_save: PostSave
     ) -> None:
         self._fallback = fallback
-        self._primary = primary
+        self._home = home
         self._lineage = lineage
         self._known = known
         self._post_save = post_save
@@ -43,31 +37,26 @@ class Reconciler:
         """Move everything, then do for each what follows a save. Raises :class:`~ckpt_lib.errors.StoreError`."""
         with self._lock:
             report = self._fallback.reconcile(progress)
-            self._lineage.remap({**report.already_home, **report.moved}, self._primary)
-            self._fallback.sweep()
+            self._lineage.remap({**report.already_home, **report.moved})
         for checkpoint_id in report.moved.values():
             with failures_logged(f"looking after {checkpoint_id}"), suppress(CheckpointNotFoundError):
-                manifest = self._primary.read_manifest(checkpoint_id)
-                self._known.remember(self._primary, manifest)
+                manifest = self._home.get(checkpoint_id)
+                self._known.remember(self._home, manifest, is_loadable=True)
                 self._post_save.run(manifest)
         return report
 
     def before_save(self) -> None:
-        """Move what was saved without a look at the order of saving: it comes before anything newer."""
-        with failures_logged(_WHAT):
-            if self._fallback.has_unordered:
-                self.reconcile()
-
-    def after_save(self) -> None:
-        """Move what can be moved, now that the store has taken a save."""
-        with failures_logged(_WHAT):
-            if self._fallback.has_work:
-                self.reconcile()
+        """Move what can be moved: it comes before anything newer."""
+        self._move_all()
 
     def before_load(self) -> None:
         """Move what can be moved, so that ``"latest"`` is what was saved last; warn of what stays."""
+        self._move_all()
+        with failures_logged("looking at the fallback folder"):
+            if left := self._fallback.manifests():
+                logger.warning("%d checkpoints are still in %s", len(left), self._fallback.experiment.location())
+
+    def _move_all(self) -> None:
         with failures_logged(_WHAT):
             if self._fallback.has_work:
                 self.reconcile()
-            if left := self._fallback.manifests():
-                logger.warning("%d checkpoints are still in %s", len(left), self._fallback.folder.location())

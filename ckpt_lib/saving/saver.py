@@ -19,8 +19,8 @@ from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import ConfigError, StateChangedError
 from ckpt_lib.events import emit
-from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
+from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
@@ -55,7 +55,7 @@ class Saver:
 
     def __init__(
         self,
-        experiment: Experiment,
+        locations: Locations,
         policy: SavePolicy,
         *,
         writer: FailoverWriter,
@@ -63,8 +63,8 @@ class Saver:
         post_save: PostSave,
         reconciler: Reconciler | None,
     ) -> None:
-        self._experiment = experiment
-        self._config = experiment.config
+        self._locations = locations
+        self._config = locations.config
         self._writer = writer
         self._lineage = lineage
         self._post_save = post_save
@@ -109,7 +109,7 @@ class Saver:
 
     def save_preempted(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save what ``state`` returns, whatever the policy says, after all saves under way."""
-        emit("training.preempted", "a signal asked training to stop", experiment_name=self._experiment.name)
+        emit("training.preempted", "a signal asked training to stop", experiment_name=self._locations.name)
         self.background.wait_all()
         try:
             request = request_from({"epoch_finished": False, **state(), "force": True})
@@ -168,8 +168,8 @@ class Saver:
         request.state.check()
         facts = request.facts.checked(
             model_name=request.state.model_name,
-            experiment_name=self._experiment.name,
-            monitor=self._experiment.monitor_record.of(self._writer.saved()),
+            experiment_name=self._locations.name,
+            monitor=self._locations.monitor_record.of(self._writer.saved()),
             with_environment=self._config.save_metadata,
         )
         self._tell_of_changes(request.facts.config, facts.config)
@@ -231,8 +231,6 @@ class Saver:
         if saved.in_fallback:
             return
         self._post_save.run(saved.manifest)
-        if self._reconciler is not None:
-            self._reconciler.after_save()
 
     # --- in the background ---
 
