@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.store.leases import LeaseContent
-from ckpt_lib.store.owners import this_process
+from ckpt_lib.core.manifest import Claim
+from ckpt_lib.core.owners import Owner
+from ckpt_lib.store.identity import IDENTITY_NAME
 from tests.torture import fingerprints
 
 fingerprint = fingerprints.fingerprint
@@ -75,27 +76,30 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def without_locks(found: dict[str, str]) -> dict[str, str]:
-    """A snapshot without what processes at work keep in a folder: leases and locks."""
+    """A snapshot without what stores keep in their folders for themselves."""
     return {name: digest for name, digest in found.items() if not is_bookkeeping(name)}
 
 
 def is_bookkeeping(path: str) -> bool:
-    """Whether a path leads to a lease or a lock."""
-    return any(
-        part.startswith((".ckpt-lease-", ".ckpt-new-", ".ckpt-lock", ".ckpt-broken-")) for part in Path(path).parts
-    )
+    """Whether a path leads to a lock, a clock or a temporary file."""
+    return any(part.startswith(".ckpt-") and part != IDENTITY_NAME for part in Path(path).parts)
 
 
 def leave_unfinished(folder: Path, data: bytes = b"half a payload") -> str:
-    """What a process that was killed while it wrote leaves in ``folder``: its lease with an unfinished file."""
-    token = secrets.token_hex(8)
-    owner = this_process().model_copy(update={"started": "0"})  # its number was given to another process
-    lease = folder / f".ckpt-lease-{token}"
-    lease.mkdir()
-    content = LeaseContent(token=token, owner=owner, taken_at="2023-12-01T14:30:22+00:00", ttl_seconds=60)
-    (lease / "lease").write_text(content.model_dump_json())
-    (lease / "0").write_bytes(data)
-    return f"{lease.name}/0"
+    """What a process that was killed while it saved leaves in ``folder``: a claim, whose id is returned, and a file."""
+    checkpoint_id = "checkpoint_epoch_0000_step_000000_20231201_143022"
+    claim = Claim(
+        checkpoint_id=checkpoint_id,
+        uid=secrets.token_hex(16),
+        claim=secrets.token_hex(8),
+        state="saving",
+        owner=Owner.current().model_copy(update={"started": "0"}),  # its number was given to another process
+        files=(f"{checkpoint_id}.pt",),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{checkpoint_id}.json").write_bytes(claim.to_bytes())
+    (folder / f"{checkpoint_id}.pt").write_bytes(data)
+    return checkpoint_id
 
 
 def save(manager: CheckpointManager, epoch: int, loss: Any = 0.5, **options: Any) -> str:

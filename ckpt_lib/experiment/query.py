@@ -196,10 +196,10 @@ class Catalogue:
         """Say where a checkpoint without a record may be found, or what may have been meant by its id."""
         view = self.experiment.index.view()
         start = self.experiment.key(checkpoint_id)
-        if any(key.startswith((f"{start}.", f"{start}/")) for key in view.entries):
-            return "Its payload is there without a manifest: `ckpt import` takes it in."
         if self._has_backup(checkpoint_id):
             return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
+        if any(key.startswith((f"{start}.", f"{start}/")) for key in view.entries):
+            return "Its payload is there without a manifest: `ckpt import` takes it in."
         return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.usable))} {otherwise}".strip()
 
     def _has_backup(self, checkpoint_id: str) -> bool:

@@ -25,134 +25,169 @@ from ckpt_lib.errors import (
     CorruptManifestError,
     UnknownMetricError,
 )
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.index import Index
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment import copies, deletion, edits
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.query import SORTABLE, Catalogue, MonitorRecord, select
-from tests.experiment.test_commit import folder_at, keep, save
+from ckpt_lib.store import open_store
+from tests.experiment.test_commit import save
 from tests.helpers import MakeManager
 
 LOSS_RECORD = MonitorRecord(Monitor(metric="val_loss", mode="min"))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> CheckpointFolder:
-    return folder_at(tmp_path)
+def experiment(tmp_path: Path) -> Experiment:
+    return Experiment(open_store(tmp_path), "e", "e")
 
 
-def losses(folder: CheckpointFolder, *values: Any) -> list[str]:
-    return [save(folder, n, metrics={"val_loss": value}).checkpoint_id for n, value in enumerate(values)]
+def losses(experiment: Experiment, *values: Any) -> list[str]:
+    return [save(experiment, n, metrics={"val_loss": value}).checkpoint_id for n, value in enumerate(values)]
 
 
 # --- names ---
 
 
-def test_latest_is_the_one_saved_last(folder: CheckpointFolder) -> None:
+def test_latest_is_the_one_saved_last(experiment: Experiment) -> None:
     """By order of saving, not by epoch, and after a deletion the one before it."""
-    ids = [save(folder, epoch).checkpoint_id for epoch in (1, 9, 2)]
-    catalogue = Catalogue(Index(folder))
+    ids = [save(experiment, epoch).checkpoint_id for epoch in (1, 9, 2)]
+    catalogue = Catalogue(experiment)
     assert catalogue.resolve("latest").checkpoint_id == catalogue.latest_id() == ids[2]
-    commit.delete(folder, ids[2], unless=keep)
+    deletion.delete_all(experiment, [ids[2]])
     assert catalogue.resolve("latest").checkpoint_id == ids[1]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
-def test_best_is_the_best_finite_value(folder: CheckpointFolder, mode: Any, best: int) -> None:
+def test_best_is_the_best_finite_value(experiment: Experiment, mode: Any, best: int) -> None:
     """NaN, infinities, text and nothing at all do not compete; of equals the earlier is best."""
     values = (math.nan, math.inf, 1.0, None, 7.0, "0", -math.inf, 1.0, 7.0)
     monitor = Monitor(metric="val_loss", mode=mode)
     ids = [
-        save(folder, n, metrics={"val_loss": value}, monitor=monitor).checkpoint_id for n, value in enumerate(values)
+        save(experiment, n, metrics={"val_loss": value}, monitor=monitor).checkpoint_id
+        for n, value in enumerate(values)
     ]
-    catalogue = Catalogue(Index(folder))
+    catalogue = Catalogue(experiment)
     assert catalogue.resolve("best").checkpoint_id == catalogue.best_id() == ids[best]
 
 
-def test_best_is_by_what_the_run_monitored(folder: CheckpointFolder) -> None:
+def test_best_is_by_what_the_run_monitored(experiment: Experiment) -> None:
     """What the newest checkpoint records answers, whatever a configuration says."""
     for epoch, accuracy in enumerate((0.1, 0.9, 0.5)):
-        save(folder, epoch, metrics={"acc": accuracy, "val_loss": accuracy}, monitor=Monitor(metric="acc", mode="max"))
-    assert Catalogue(Index(folder)).resolve("best").epoch == 1
-    assert Catalogue(Index(folder), LOSS_RECORD).resolve("best").epoch == 1
+        metrics = {"acc": accuracy, "val_loss": accuracy}
+        save(experiment, epoch, metrics=metrics, monitor=Monitor(metric="acc", mode="max"))
+    assert Catalogue(experiment).resolve("best").epoch == 1
+    assert Catalogue(experiment, LOSS_RECORD).resolve("best").epoch == 1
 
 
-def test_a_tag_is_the_newest_that_carries_it(folder: CheckpointFolder) -> None:
+def test_a_tag_is_the_newest_that_carries_it(experiment: Experiment) -> None:
     """In whatever spelling of its characters."""
-    save(folder, 1, tags=("caf\u00e9", "a"))
-    save(folder, 2, tags=("caf\u00e9",))
-    catalogue = Catalogue(Index(folder))
+    save(experiment, 1, tags=("caf\u00e9", "a"))
+    save(experiment, 2, tags=("caf\u00e9",))
+    catalogue = Catalogue(experiment)
     assert catalogue.resolve("caf\u00e9").epoch == catalogue.resolve("cafe\u0301").epoch == 2
     assert catalogue.resolve("a").epoch == 1
 
 
-def test_keywords_and_ids_are_no_tags(folder: CheckpointFolder) -> None:
+def test_keywords_and_ids_are_no_tags(experiment: Experiment) -> None:
     """No manifest can hold a tag called ``latest``, or one that is an id, which would redirect a question."""
-    first = save(folder, 1)
+    first = save(experiment, 1)
     for tag in ("best", "latest", first.checkpoint_id):
         with pytest.raises(ValueError, match="cannot be a tag"):
-            save(folder, 2, tags=(tag,))
-    save(folder, 3, metrics={"val_loss": 1.0})
-    save(folder, 5)
-    catalogue = Catalogue(Index(folder), LOSS_RECORD)
+            save(experiment, 2, tags=(tag,))
+    save(experiment, 3, metrics={"val_loss": 1.0})
+    save(experiment, 5)
+    catalogue = Catalogue(experiment, LOSS_RECORD)
     assert catalogue.resolve("latest").epoch == 5
     assert catalogue.resolve("best").epoch == 3
     assert catalogue.resolve(first.checkpoint_id).epoch == 1
 
 
 @pytest.mark.parametrize("name", ["", "nothing", "Latest", "../e", "\ud800", "x" * 10_000, "checkpoint_epoch_0001"])
-def test_an_unknown_name_is_not_found(folder: CheckpointFolder, name: str) -> None:
+def test_an_unknown_name_is_not_found(experiment: Experiment, name: str) -> None:
     """Whatever it is, the error is printable and short."""
-    save(folder)
+    save(experiment)
     with pytest.raises(CheckpointNotFoundError) as raised:
-        Catalogue(Index(folder)).resolve(name)
+        Catalogue(experiment).resolve(name)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 500
 
 
-def test_an_empty_experiment_has_neither_best_nor_latest(folder: CheckpointFolder) -> None:
+def test_an_empty_experiment_has_neither_best_nor_latest(experiment: Experiment) -> None:
     """Asked for by name it is an error, asked whether there is one it is ``None``."""
-    catalogue = Catalogue(Index(folder))
+    catalogue = Catalogue(experiment)
     assert (catalogue.best_id(), catalogue.latest_id(), catalogue.describe_all()) == (None, None, [])
     for name in ("best", "latest"):
         with pytest.raises(CheckpointNotFoundError):
             catalogue.resolve(name)
 
 
-def test_no_best_is_explained(folder: CheckpointFolder) -> None:
+def test_no_best_is_explained(experiment: Experiment) -> None:
     """By the metric that has no finite value."""
-    losses(folder, math.nan)
+    losses(experiment, math.nan)
     with pytest.raises(CheckpointNotFoundError, match="val_loss"):
-        Catalogue(Index(folder), LOSS_RECORD).resolve("best")
+        Catalogue(experiment, LOSS_RECORD).resolve("best")
 
 
-def test_a_near_miss_is_suggested(folder: CheckpointFolder) -> None:
+def test_a_near_miss_is_suggested(experiment: Experiment) -> None:
     """A typo in a tag."""
-    save(folder, tags=("release-candidate",))
+    save(experiment, tags=("release-candidate",))
     with pytest.raises(CheckpointNotFoundError, match="release-candidate"):
-        Catalogue(Index(folder)).resolve("release-candidat")
+        Catalogue(experiment).resolve("release-candidat")
 
 
 @pytest.mark.parametrize("name", [None, 3, b"latest", ["latest"]])
-def test_a_name_is_text(folder: CheckpointFolder, name: Any) -> None:
+def test_a_name_is_text(experiment: Experiment, name: Any) -> None:
     """Anything else is a mistake in the call."""
     with pytest.raises(ConfigError):
-        Catalogue(Index(folder)).resolve(name)
+        Catalogue(experiment).resolve(name)
 
 
-def test_a_damaged_manifest_is_no_latest_but_answers_to_its_id(folder: CheckpointFolder, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_no_latest_but_answers_to_its_id(experiment: Experiment, tmp_path: Path) -> None:
     """With its error, not with "not found"; keywords go to the next that can be read."""
-    first, second = save(folder, 1), save(folder, 2)
+    first, second = save(experiment, 1), save(experiment, 2)
     (tmp_path / "e" / f"{second.checkpoint_id}.json").write_bytes(b"torn")
-    catalogue = Catalogue(Index(folder))
+    catalogue = Catalogue(experiment)
     assert catalogue.resolve("latest") == first
     with pytest.raises(CorruptManifestError):
         catalogue.resolve(second.checkpoint_id)
 
 
-def test_one_is_marked_best_and_one_latest(folder: CheckpointFolder) -> None:
+def test_one_in_quarantine_is_passed_over(experiment: Experiment) -> None:
+    """By keywords, tags and listings; its id says where it is."""
+    first, second = (save(experiment, n, tags=("a",), metrics={"val_loss": -n}) for n in (1, 2))
+    edits.quarantine(experiment, experiment.read(second.checkpoint_id), {"message": "damaged"})
+    catalogue = Catalogue(experiment, LOSS_RECORD)
+    assert {catalogue.resolve(name) for name in ("latest", "best", "a")} == {first}
+    assert catalogue.ids() == [first.checkpoint_id]
+    with pytest.raises(CheckpointNotFoundError, match="in quarantine"):
+        catalogue.resolve(second.checkpoint_id)
+
+
+def test_that_there_is_none_is_looked_at_twice(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One listing may miss a checkpoint that took the place of another meanwhile."""
+    saved, listed = save(experiment), experiment.store.list
+    listings = iter([lambda *_: []])
+    monkeypatch.setattr(experiment.store, "list", lambda *arguments: next(listings, listed)(*arguments))
+    assert Catalogue(experiment).manifests() == [saved]
+
+
+def test_a_lost_one_is_told_where_it_may_be(experiment: Experiment, tmp_path: Path) -> None:
+    """In a backup, or in a payload that lost its manifest."""
+    backups = Experiment(experiment.store, "e/backups", "e")
+    saved, other = save(experiment, 1), save(experiment, 2)
+    copies.copy(experiment, saved, backups)
+    for item in (saved, other):
+        (tmp_path / "e" / f"{item.checkpoint_id}.json").unlink()
+    catalogue = Catalogue(experiment, backups=backups)
+    with pytest.raises(CheckpointNotFoundError, match="ckpt import"):
+        catalogue.resolve(other.checkpoint_id)
+    with pytest.raises(CheckpointNotFoundError, match="ckpt restore"):
+        catalogue.resolve(saved.checkpoint_id)
+
+
+def test_one_is_marked_best_and_one_latest(experiment: Experiment) -> None:
     """Never two, and they are the ones that the names mean."""
-    losses(folder, 3.0, 1.0, 2.0)
-    catalogue = Catalogue(Index(folder), LOSS_RECORD)
+    losses(experiment, 3.0, 1.0, 2.0)
+    catalogue = Catalogue(experiment, LOSS_RECORD)
     described = catalogue.describe_all()
     assert [(item.is_best, item.is_latest) for item in described] == [(False, False), (True, False), (False, True)]
     assert [catalogue.describe(catalogue.resolve(item.checkpoint_id)) for item in described] == described
@@ -253,11 +288,11 @@ def test_a_wrong_option_is_refused(options: dict[str, Any]) -> None:
         select([], **options)
 
 
-def test_an_unknown_metric_names_those_there_are(folder: CheckpointFolder) -> None:
+def test_an_unknown_metric_names_those_there_are(experiment: Experiment) -> None:
     """A misspelt one must not look like a sorted list."""
-    losses(folder, 1.0)
+    losses(experiment, 1.0)
     with pytest.raises(UnknownMetricError, match="val_loss"):
-        select(Catalogue(Index(folder)).describe_all(), sort_by="val_los")
+        select(Catalogue(experiment).describe_all(), sort_by="val_los")
     assert select([], sort_by="anything") == []
 
 
