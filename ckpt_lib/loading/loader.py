@@ -106,6 +106,7 @@ class Loader:
     ) -> Payload:
         """Load one checkpoint; ``is_kept`` keeps it from being deleted until the run has had time to save."""
         payload = read(experiment, manifest)
+        experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
         if is_kept:
             with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
                 mark_in_use(experiment, manifest.checkpoint_id)

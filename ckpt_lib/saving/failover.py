@@ -16,7 +16,13 @@ from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, StoreUnavailableError, is_store_failure
+from ckpt_lib.errors import (
+    CorruptCheckpointError,
+    StorageFullError,
+    StoreUnavailableError,
+    VersionConflictError,
+    is_store_failure,
+)
 from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
@@ -69,7 +75,7 @@ class SaveTarget:
         for delay_seconds in RETRY_DELAYS_SECONDS:
             try:
                 return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, VersionConflictError) as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
                 emit("save.retried", error.message, experiment_name=facts.experiment_name, **_described(error))

@@ -100,20 +100,28 @@ class Fallback:
     def _move(self, manifest: Manifest, progress: Progress | None) -> str | None:
         """Move one and return the id that it has at home; ``None`` when it was home before, and was deleted there."""
         self._require_room(manifest)
-        home = self._home
-        brought = copy(
-            self.experiment,
-            manifest,
-            home,
-            change=lambda item: item.changed(sequence=home.index.next_sequence(), in_use_until=manifest.in_use_until),
-            new_id=True,
-            progress=progress,
-        )
+        brought = self._copy(manifest, progress)
+        if brought is None and self._is_deleted_as_damaged(manifest):
+            purge(self._home, grace_seconds=0, only=lambda item: item.uid == manifest.uid, asked=True)
+            brought = self._copy(manifest, progress, asked=True)
         if brought is not None:
             self._verify(brought)
-            keys.point_to(home, brought)
+            keys.point_to(self._home, brought)
         self._remove(manifest)
         return brought.checkpoint_id if brought else None
+
+    def _copy(self, manifest: Manifest, progress: Progress | None, *, asked: bool = False) -> Manifest | None:
+        home = self._home
+
+        def last(item: Manifest) -> Manifest:
+            return item.changed(sequence=home.index.next_sequence(), in_use_until=manifest.in_use_until)
+
+        return copy(self.experiment, manifest, home, change=last, new_id=True, asked=asked, progress=progress)
+
+    def _is_deleted_as_damaged(self, manifest: Manifest) -> bool:
+        """Whether the copy at home was deleted and is damaged: no reason to give up the one that is here."""
+        deleted = (item for item in self._home.index.view().deleted if item.uid == manifest.uid)
+        return any(not validate(self._home, item) for item in deleted)
 
     def _require_room(self, manifest: Manifest) -> None:
         free_bytes = self._home.store.free_bytes()
