@@ -1,20 +1,18 @@
-"""Repair: bring the damaged bytes of one copy of a checkpoint back from the other copy.
+"""Repair: make one copy of a checkpoint whole from the sound chunks of both copies.
 
-The chunk table tells which chunks of a payload are damaged. Only these are read from the other copy, and none is
-written before it agrees with the table. They are written **in place**: the cost grows with the damage and not with the
-file, as that of a new file would. That is safe because a write touches nothing but chunks that are damaged already: a
-crash leaves the sound ones as they are and the damaged ones damaged or sound, and the next repair goes on from there.
-Whoever has the file open or mapped has verified the chunks that he uses, and these do not change. Hard links to the
-file see it repaired.
+The chunk table tells which chunks of a file are damaged. Their bytes are read from the other copy, and all others from
+this one, into a new file. It takes the place of the damaged one at once, and only if its SHA-256 is that of the saved
+file. A crash leaves the file as it was or whole.
 
 Neither copy needs to be whole: as long as no chunk is damaged in both, each can be repaired from the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, get_args
+from typing import Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
@@ -28,12 +26,12 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     CorruptManifestError,
     IntegrityError,
-    StorageFullError,
     StoreError,
-    StoreUnavailableError,
+    VersionConflictError,
 )
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder, Mark
+from ckpt_lib.experiment import edits
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.files import replace_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
@@ -44,15 +42,12 @@ from ckpt_lib.maintenance.validate import (
     validate,
     with_tensors,
 )
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress
-from ckpt_lib.stream.chunks import altered_chunks, chunk_range, has_chunk_table
+from ckpt_lib.store.base import RangeReader
+from ckpt_lib.stream import Progress
+from ckpt_lib.stream.chunks import altered_chunks, chunk_range
 
-Remedy = Literal["repair", "doctor", "quarantine"]
+Remedy = Literal["repair", "quarantine"]
 """Which command helps a damaged copy."""
-
-ATTEMPTS = 3
-CHUNKS_PER_LOCK = 32
-"""How many are rewritten before others get their turn at the folder's lock."""
 
 
 class RepairReport(BaseModel):
@@ -65,7 +60,9 @@ class RepairReport(BaseModel):
     damages: tuple[Damage, ...] = ()
     method: Literal["none", "chunks", "file"] = "none"
     chunks_rewritten: int = 0
+    """How many came from the other copy."""
     bytes_rewritten: int = 0
+    """How many came from the other copy."""
 
     @property
     def message(self) -> str:
@@ -77,270 +74,256 @@ class RepairReport(BaseModel):
 
 
 def repair(
-    folder: CheckpointFolder,
-    checkpoint_id: str,
-    other: CheckpointFolder,
-    experiment_name: str,
-    progress: Progress | None = None,
+    experiment: Experiment, checkpoint_id: str, other: Experiment, progress: Progress | None = None
 ) -> RepairReport:
-    """Make the copy of a checkpoint in ``folder`` whole from the one in ``other``, and report what was done.
+    """Make the copy of a checkpoint in ``experiment`` whole from the one in ``other``, and report what was done.
 
-    Damaged chunks are rewritten in place, and read back from the disk. Where that cannot be done (payload or manifest
-    are missing or unreadable, the disk refuses the bytes, the chunk table says nothing of the damage), the whole file
-    is copied, as in a restore. ``other`` is only read.
+    Damaged files are put together anew from the sound chunks of both copies. Where the manifest is damaged, the whole
+    checkpoint is copied, as in a restore. What verifies then, or did already, leaves quarantine. ``other`` is only
+    read.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies, or
-    when the bytes are those that were saved and cannot be loaded;
-    nothing was written then, unless ``other`` went bad meanwhile. Raises
+    when the bytes are those that were saved and cannot be loaded. Raises
     :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id, and
-    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile. A crash leaves sound
-    bytes as they were, and the next call does the rest.
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted. After any error, each file is as
+    it was or whole.
     """
-    task = _Repair(folder, other, experiment_name, progress)
     for _ in range(ATTEMPTS):
         try:
-            manifest = folder.read_manifest(checkpoint_id)
+            found = experiment.read(checkpoint_id)
         except CorruptManifestError as error:
-            return task.by_copy(unreadable_report(error, checkpoint_id, experiment_name))
-        if report := task.of_payload(manifest):
+            return _copy_back(experiment, unreadable_report(error, checkpoint_id, experiment.name), other, progress)
+        manifest = found.record
+        if not (isinstance(manifest, Manifest) and manifest.is_visible):
+            manifest = experiment.get(checkpoint_id)  # raises, unless it came back in this instant
+            continue
+        report = _Repair(experiment, manifest, other, progress).run()
+        if report and (manifest.quarantined is None or edits.release(experiment, found)):
             return report
-    raise StoreUnavailableError(
-        "the checkpoint was changed again and again while it was repaired",
+    raise VersionConflictError(
+        "others kept changing the checkpoint while it was repaired",
         checkpoint_id=checkpoint_id,
-        path=folder.location(),
+        path=experiment.location(),
         hint="Try again when nobody else works on it.",
     )
 
 
-def remedy(
-    folder: CheckpointFolder,
-    other: CheckpointFolder,
-    report: ValidationReport,
-    other_report: ValidationReport | None = None,
-) -> Remedy:
-    """Return what helps a damaged copy in ``folder``; the ``other`` one is read, unless its report is known.
+def remedy(report: ValidationReport, other: Experiment, other_report: ValidationReport | None = None) -> Remedy:
+    """Return what helps a damaged copy; the one in ``other`` is read, unless its report is known.
 
-    ``"doctor"`` where the other copy has lost its manifest, which this one still has; ``"quarantine"`` where nothing
-    can bring the bytes back.
+    ``"quarantine"`` where nothing can bring the bytes back. Of a checkpoint whose manifest cannot be read, only a
+    repair can tell.
     """
-    checkpoint_id = report.checkpoint_id
+    if any(damage.kind == "manifest" for damage in report.damages):
+        return "repair"
     if report.is_unloadable:
         return "quarantine"
     if other_report is None:
         try:
-            manifest = other.read_manifest(checkpoint_id)
-            other_report = compare(other, manifest, report.experiment_name, deep=False)
+            other_report = compare(other, other.get(report.checkpoint_id), deep=False)
         except CorruptManifestError as error:
-            other_report = unreadable_report(error, checkpoint_id, report.experiment_name)
+            other_report = unreadable_report(error, report.checkpoint_id, report.experiment_name)
         except CheckpointNotFoundError:
-            has_manifest = all(damage.kind != "manifest" for damage in report.damages)
-            return "doctor" if has_manifest and _has_payload(folder, other, checkpoint_id) else "quarantine"
+            return "quarantine"
     return "repair" if can_repair(other_report, report) else "quarantine"
 
 
-def _has_payload(folder: CheckpointFolder, other: CheckpointFolder, checkpoint_id: str) -> bool:
-    """Whether the payload lies in ``other`` without a manifest, and not because it was deleted or set aside."""
-    is_marked = any(other.store.stat(other.marker_path(checkpoint_id, mark)) for mark in get_args(Mark))
-    return not is_marked and other.payload_entry(folder.read_manifest(checkpoint_id)) is not None
+def _copy_back(
+    experiment: Experiment, damaged: ValidationReport, other: Experiment, progress: Progress | None
+) -> RepairReport:
+    """Copy a checkpoint whose manifest is damaged, which the other copy's SHA-256 must allow."""
+    try:
+        manifest = transfer.restore(experiment, damaged.checkpoint_id, other, progress)
+    except (CheckpointNotFoundError, IntegrityError) as error:
+        reason = "there is none" if isinstance(error, CheckpointNotFoundError) else error.message
+        raise _lost(experiment, damaged.checkpoint_id, damaged.damages, other, reason) from error
+    return RepairReport(
+        checkpoint_id=damaged.checkpoint_id,
+        experiment_name=experiment.name,
+        damages=damaged.damages,
+        method="file",
+        chunks_rewritten=sum(len(file.chunk_xxh3_128) for file in manifest.files),
+        bytes_rewritten=manifest.size_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One damaged file of a payload, what it is called in the other copy, and which of its chunks come from there."""
+
+    file: FileEntry
+    other: FileEntry
+    numbers: Collection[int]
 
 
 @dataclass(frozen=True)
 class _Repair:
-    """One repair of what lies in ``folder`` from what lies in ``other``."""
+    """One repair of a checkpoint in ``experiment`` from what lies in ``other``."""
 
-    folder: CheckpointFolder
-    other: CheckpointFolder
-    experiment_name: str
+    experiment: Experiment
+    manifest: Manifest
+    other: Experiment
     progress: Progress | None
 
-    def of_payload(self, manifest: Manifest) -> RepairReport | None:
-        """``None`` when someone else replaced or repaired the file meanwhile."""
-        entry = self.folder.payload_entry(manifest)
-        found = compare(self.folder, manifest, self.experiment_name, self.progress, deep=False)
+    def run(self) -> RepairReport | None:
+        """Return ``None`` when the checkpoint was changed meanwhile."""
+        found = compare(self.experiment, self.manifest, self.progress, deep=False)
         if found:  # SHA-256 is what is trusted, should the table ever disagree with it
-            found = validate(self.folder, manifest, self.experiment_name)
+            found = validate(self.experiment, self.manifest)
         if found:
-            return RepairReport(checkpoint_id=manifest.checkpoint_id, experiment_name=self.experiment_name)
+            return RepairReport(checkpoint_id=self.manifest.checkpoint_id, experiment_name=self.experiment.name)
         if found.is_unloadable:
-            raise CorruptCheckpointError(
-                f"its bytes are those that were saved, and no copy can help: {found.message}",
-                checkpoint_id=manifest.checkpoint_id,
-                path=self.folder.payload_location(manifest),
-                damages=found.damages,
-                hint=f"`ckpt quarantine {manifest.checkpoint_id}` sets it aside; a backup, with --backups.",
-            )
-        _check_same(self.folder, manifest, self.other)
-        numbers = _damaged_chunks(self.folder, manifest, found)
-        if entry is None:
-            self.folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile: that is no damage
-        if self.folder.payload_entry(manifest) != entry:
-            return None
-        if entry is None or numbers is None:
-            return self.by_copy(found)
-        return self.by_chunks(manifest, found, numbers, entry.version)
+            raise self._unloadable(found)
+        if not self.experiment.is_complete(self.manifest):
+            self.experiment.get(self.manifest.checkpoint_id)  # raises when it was deleted, which is no damage
+        parts = self._parts(found)
+        for part in parts:
+            if not replace_file(self.experiment, self.manifest, part.file, self._chunks(part)):
+                return None
+        self._require_loadable(found)
+        return self._report(found, parts)
 
-    def by_chunks(
-        self, manifest: Manifest, found: ValidationReport, numbers: Sequence[int], version: str
-    ) -> RepairReport | None:
-        """Rewrite damaged chunks; ``None`` when the file is not this ``version`` any more."""
-        if lacking := _differing(self.other, manifest, numbers):
-            return self.by_copy(found, altered_chunks(manifest.payload, lacking))
-        is_mended = self._mend(manifest, numbers, version)
-        if is_mended is None:
-            return None
-        if not is_mended:
-            return self.by_copy(found)
-        return _report(with_tensors(found, manifest, self.folder), manifest.payload, "chunks", numbers)
+    def _require_loadable(self, found: ValidationReport) -> None:
+        """Refuse to bring back from quarantine what would have to be set aside again."""
+        if self.manifest.quarantined is not None and not (now := validate(self.experiment, self.manifest)):
+            if now.is_unloadable:
+                raise self._unloadable(now)
+            raise self._lost(now.damages, f"it was damaged again after its repair: {found.message}")
 
-    def _mend(self, manifest: Manifest, numbers: Sequence[int], version: str) -> bool | None:
-        """Whether the chunks are sound now, on the disk, or ``None`` when the file has been exchanged."""
-        try:
-            with self.other.store.open_read(self.other.payload_path(manifest)) as source:
-                for first in range(0, max(1, len(numbers)), CHUNKS_PER_LOCK):
-                    pieces = _pieces(source, manifest, numbers[first : first + CHUNKS_PER_LOCK])
-                    mended = commit.mend(self.folder, manifest, pieces, version=version)
-                    if mended is None:
-                        return None
-                    version = mended
-        except (StoreUnavailableError, StorageFullError):
-            raise
-        except (StoreError, FileNotFoundError):  # a sector that cannot be written, a file that is not ours to write to
-            return False
-        return self.folder.is_complete(manifest) and not _differing(self.folder, manifest, numbers)
-
-    def by_copy(self, found: ValidationReport, lacking: Sequence[Damage] = ()) -> RepairReport:
-        """Copy the whole file, which the other copy's SHA-256 must allow. ``lacking`` is damaged in both."""
-        try:
-            manifest = transfer.restore(self.folder, found.checkpoint_id, self.other, self.progress)
-        except CheckpointNotFoundError as error:
-            raise self._lost(found, lacking, "there is none") from error
-        except (IntegrityError, StoreError) as error:
-            if isinstance(error, StoreError) and not (is_unreadable(error) and self._is_of_other(error, found)):
-                raise
-            raise self._lost(found, lacking, error.message) from error
-        numbers = range(len(manifest.payload.chunk_xxh3_128))
-        return _report(with_tensors(found, manifest, self.folder), manifest.payload, "file", numbers)
-
-    def _is_of_other(self, error: StoreError, found: ValidationReport) -> bool:
-        """Whether it was the other copy that could not be read, and not this one that could not be written."""
-        return error.path is not None and error.path.startswith(self.other.location(found.checkpoint_id))
-
-    def _lost(self, found: ValidationReport, lacking: Sequence[Damage], reason: str) -> CorruptCheckpointError:
-        damages = list(lacking or found.damages)
-        what = "; ".join(damage.message for damage in damages)
+    def _unloadable(self, found: ValidationReport) -> CorruptCheckpointError:
+        checkpoint_id = self.manifest.checkpoint_id
         return CorruptCheckpointError(
-            f"it cannot be repaired: damaged {'in both copies' if lacking else 'here'}: {what}. "
-            f"Of the other copy: {reason}",
-            checkpoint_id=found.checkpoint_id,
-            path=self.folder.location(),
-            damages=damages,
-            hint=f"Nothing was written. The other copy was looked for in {self.other.location()}"
-            f"{self._whereabouts(found)}. An export may be a third one; `ckpt list` shows older checkpoints, "
-            "`ckpt list --backups` other backups.",
+            f"its bytes are those that were saved, and no copy can help: {found.message}",
+            checkpoint_id=checkpoint_id,
+            path=self.experiment.location(self.manifest.payload.name),
+            damages=found.damages,
+            hint=f"`ckpt quarantine {checkpoint_id}` sets it aside; a backup, with --backups.",
         )
 
-    def _whereabouts(self, found: ValidationReport) -> str:
-        """Where the other copy is, if it was deleted or set aside."""
-        if self.other.store.stat(self.other.marker_path(found.checkpoint_id, "deleted")):
-            return f", where it is in the trash: `ckpt undelete {found.checkpoint_id}`"
-        if self.other.store.stat(self.other.marker_path(found.checkpoint_id, "quarantined")):
-            return ", where it was set aside: `ckpt quarantine`"
-        return ""
+    def _parts(self, found: ValidationReport) -> list[_Part]:
+        """Look which chunks are damaged here, and whether all of them are sound in the other copy; nothing is written.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` with all that is damaged in both.
+        """
+        files = self._other_files()
+        if files is None:
+            raise self._lost(found.damages, "there is none")
+        kinds = {
+            file.name: {damage.kind for damage in found.damages if damage.file == file.name}
+            for file in self.manifest.files
+        }
+        parts, lacking = [], []
+        for file, twin in zip(self.manifest.files, files, strict=False):
+            if not kinds[file.name]:
+                continue
+            numbers = _differing(self.experiment, file, file, range(len(file.chunk_xxh3_128)))
+            if not numbers and not kinds[file.name] <= {"extended", "missing"}:
+                numbers = list(range(len(file.chunk_xxh3_128)))  # the table knows nothing of the damage
+            if lost := _differing(self.other, twin, file, numbers):
+                lacking += altered_chunks(file, lost)
+            parts.append(_Part(file, twin, frozenset(numbers)))
+        if lacking:
+            raise self._lost(lacking, "these bytes are damaged or missing there too", in_both=True)
+        return parts
+
+    def _other_files(self) -> Sequence[FileEntry] | None:
+        """Return the files of the other copy; ``None`` where there is none.
+
+        Refuses another checkpoint of the same id. The chunks of a copy with a damaged manifest speak for themselves.
+        """
+        try:
+            twin = self.other.read(self.manifest.checkpoint_id).record
+        except CorruptManifestError:
+            return self.manifest.files
+        if twin is not None and twin.uid != self.manifest.uid:
+            raise CheckpointExistsError(
+                "the other copy is of a different checkpoint with that id",
+                checkpoint_id=self.manifest.checkpoint_id,
+                path=self.other.location(),
+                expected=f"uid {self.manifest.uid}",
+                got=f"uid {twin.uid}",
+                hint=f"Nothing was repaired; {self.experiment.location(self.manifest.payload.name)} is as it was.",
+            )
+        return twin.files if isinstance(twin, Manifest) else None
+
+    def _chunks(self, part: _Part) -> Iterator[bytes]:
+        """Yield all chunks of a file, each verified: what was sound a moment ago is not written unseen."""
+        with ExitStack() as stack:
+            here = _open(self.experiment, part.file, stack)
+            there = _open(self.other, part.other, stack)
+            for number in range(len(part.file.chunk_xxh3_128)):
+                own = None if number in part.numbers else _sound_chunk(here, part.file, number)
+                chunk = _sound_chunk(there, part.file, number) if own is None else own
+                if chunk is None:
+                    raise self._lost(altered_chunks(part.file, [number]), "it was damaged while it was read")
+                yield chunk
+
+    def _lost(self, damages: Sequence[Damage], reason: str, *, in_both: bool = False) -> CorruptCheckpointError:
+        return _lost(self.experiment, self.manifest.checkpoint_id, damages, self.other, reason, in_both=in_both)
+
+    def _report(self, found: ValidationReport, parts: Sequence[_Part]) -> RepairReport:
+        ranges = [chunk_range(part.file, number) for part in parts for number in part.numbers]
+        is_whole_copy = all(len(part.numbers) == len(part.file.chunk_xxh3_128) for part in parts)
+        return RepairReport(
+            checkpoint_id=found.checkpoint_id,
+            experiment_name=found.experiment_name,
+            damages=with_tensors(found, self.manifest, self.experiment).damages,
+            method="file" if is_whole_copy and ranges else "chunks",
+            chunks_rewritten=len(ranges),
+            bytes_rewritten=sum(stop - start for start, stop in ranges),
+        )
 
 
-def _report(
-    found: ValidationReport, entry: FileEntry, method: Literal["chunks", "file"], numbers: Sequence[int]
-) -> RepairReport:
-    ranges = [chunk_range(entry, number) for number in numbers]
-    return RepairReport(
-        checkpoint_id=found.checkpoint_id,
-        experiment_name=found.experiment_name,
-        damages=found.damages,
-        method=method,
-        chunks_rewritten=len(numbers),
-        bytes_rewritten=entry.size_bytes if method == "file" else sum(stop - start for start, stop in ranges),
+def _lost(
+    experiment: Experiment,
+    checkpoint_id: str,
+    damages: Sequence[Damage],
+    other: Experiment,
+    reason: str,
+    *,
+    in_both: bool = False,
+) -> CorruptCheckpointError:
+    what = "; ".join(damage.message for damage in damages)
+    return CorruptCheckpointError(
+        f"it cannot be repaired: damaged {'in both copies' if in_both else 'here'}: {what}. "
+        f"Of the other copy: {reason}",
+        checkpoint_id=checkpoint_id,
+        path=experiment.location(),
+        damages=list(damages),
+        hint=f"Nothing was written. The other copy was looked for in {other.location()}. An export may be a third one; "
+        "`ckpt list` shows older checkpoints, `ckpt list --backups` other backups.",
     )
 
 
-def _check_same(folder: CheckpointFolder, manifest: Manifest, other: CheckpointFolder) -> None:
-    """Refuse another checkpoint of the same id; the chunks of a copy with a damaged manifest speak for themselves."""
+def _open(experiment: Experiment, file: FileEntry, stack: ExitStack) -> RangeReader | None:
+    """Open a file until ``stack`` closes; ``None`` when it is missing or cannot be read."""
     try:
-        twin = other.read_manifest(manifest.checkpoint_id)
-    except (CheckpointNotFoundError, CorruptManifestError):
-        return
-    if twin.uid != manifest.uid:
-        raise CheckpointExistsError(
-            "the other copy is of a different checkpoint with that id",
-            checkpoint_id=manifest.checkpoint_id,
-            path=other.location(),
-            expected=f"uid {manifest.uid}",
-            got=f"uid {twin.uid}",
-            hint=f"Nothing was repaired; {folder.payload_location(manifest)} is as it was.",
-        )
-
-
-def _damaged_chunks(folder: CheckpointFolder, manifest: Manifest, found: ValidationReport) -> list[int] | None:
-    """The chunks to rewrite, none when the file is only too long; ``None`` when that would not make it whole."""
-    entry = manifest.payload
-    kinds = {damage.kind for damage in found.damages}
-    if not has_chunk_table(entry) or not kinds <= {"altered", "truncated", "extended"}:
-        return None
-    size, last = entry.chunk_size_bytes, len(entry.chunk_xxh3_128) - 1
-    touched: set[int] = set()
-    for damage in found.damages:
-        if damage.kind == "extended":  # the chunk in which it should have ended was not looked at
-            touched |= {last} if last >= 0 else set()
-        else:
-            touched.update(range(damage.start // size, min((damage.stop - 1) // size, last) + 1))
-    numbers = _differing(folder, manifest, sorted(touched))
-    return numbers if numbers or "extended" in kinds else None
-
-
-def _differing(folder: CheckpointFolder, manifest: Manifest, numbers: Sequence[int]) -> list[int]:
-    """Those of the chunks that a copy does not have as they were saved."""
-    buffer = memoryview(bytearray(BLOCK_SIZE_BYTES))
-    try:
-        with folder.store.open_read(folder.payload_path(manifest)) as file:
-            return [number for number in numbers if not _is_sound(file, manifest.payload, number, buffer)]
+        return stack.enter_context(experiment.store.open_read(experiment.key(file.name)))
     except FileNotFoundError:
-        return list(numbers)
+        return None
     except StoreError as error:
         if not is_unreadable(error):
             raise
-        return list(numbers)
+        return None
 
 
-def _is_sound(file: BinaryIO, entry: FileEntry, number: int, buffer: memoryview) -> bool:
-    """Whether a chunk can be read and agrees with the table; it is left in ``buffer`` if that has room for it."""
-    start, stop = chunk_range(entry, number)
-    digest, filled = xxhash.xxh3_128(), 0
+def _differing(experiment: Experiment, stored: FileEntry, file: FileEntry, numbers: Sequence[int]) -> list[int]:
+    """Return those of a file's chunks that a copy, which calls it ``stored``, does not have as they were saved."""
+    with ExitStack() as stack:
+        reader = _open(experiment, stored, stack)
+        return [number for number in numbers if _sound_chunk(reader, file, number) is None]
+
+
+def _sound_chunk(reader: RangeReader | None, file: FileEntry, number: int) -> bytes | None:
+    """Return a chunk that can be read and agrees with the table."""
+    if reader is None:
+        return None
     try:
-        file.seek(start)
-        while start < stop:
-            target = buffer[filled : filled + stop - start]
-            count = file.readinto(target)  # type: ignore[attr-defined]  # every binary file has it
-            if not count:
-                return False
-            digest.update(target[:count])
-            start += count
-            filled = (filled + count) % len(buffer)
+        chunk = reader.read_at(*chunk_range(file, number))
+    except FileNotFoundError:
+        return None
     except StoreError as error:
         if not is_unreadable(error):
             raise
-        return False
-    return digest.hexdigest() == entry.chunk_xxh3_128[number]
-
-
-def _pieces(source: BinaryIO, manifest: Manifest, numbers: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
-    """Chunks with their offsets, each verified once more: what was sound a moment ago is not written unseen."""
-    entry = manifest.payload
-    buffer = memoryview(bytearray(min(entry.chunk_size_bytes, entry.size_bytes)))  # each is written before the next
-    for number in numbers:
-        if not _is_sound(source, entry, number, buffer):
-            raise CorruptCheckpointError(
-                "the other copy was damaged while it was read",
-                checkpoint_id=manifest.checkpoint_id,
-                damages=altered_chunks(entry, [number]),
-            )
-        start, stop = chunk_range(entry, number)
-        yield start, buffer[: stop - start]
+        return None
+    return chunk if xxhash.xxh3_128_hexdigest(chunk) == file.chunk_xxh3_128[number] else None

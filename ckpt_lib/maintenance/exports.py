@@ -1,0 +1,173 @@
+"""Exports: a checkpoint and its manifest in a folder of their own, or its payload as one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import find_stored_damages
+from ckpt_lib.experiment.layout import (
+    FOLDER_SUFFIX,
+    SNAPSHOT_NAME,
+    manifest_name,
+    payload_name,
+    payload_suffix,
+)
+from ckpt_lib.store import ABSENT, location, open_store
+from ckpt_lib.store.registry import url_text
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter, Progress
+
+FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
+"""A path that ends so names a file to export to."""
+
+
+def export(
+    experiment: Experiment,
+    manifest: Manifest,
+    destination: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> str:
+    """Copy a checkpoint and its manifest into another folder; return where the payload lies.
+
+    A ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` and is no folder becomes the payload itself, without
+    a manifest; a path that ends with a slash is a folder. Exporting it there again changes nothing. Raises
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when another file has its name, and
+    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment. Killed on the way, call it again.
+    """
+    place = location(open_store(destination))
+    if _is_file_name(destination, place):
+        return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
+    target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
+    _refuse_experiment(target)
+    exported = manifest.changed(files=_plain_files(manifest), state="live", deleted_at=None, in_use_until=None)
+    is_there = _is_exported(target, manifest)
+    for file, copy in zip(manifest.files, exported.files, strict=True):
+        if not _holds(target, copy, may_replace=is_there):
+            _copy_file(experiment, manifest, file, target, copy, progress=progress)
+    if not is_there:
+        version = ABSENT if target.store.capabilities.create_if_absent else None
+        target.store.put(manifest_name(manifest.checkpoint_id), exported.to_bytes(), if_version=version)
+    return location(target.store, exported.payload.name)
+
+
+def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
+    """Return the folder that a file lies in, and its name there."""
+    parent, _, name = path.replace(os.sep, "/").rstrip("/").rpartition("/")
+    store = open_store(parent or ("/" if path.startswith("/") else "."))
+    return Experiment(store, "", experiment_name, single_writer=True), name
+
+
+def _is_file_name(destination: str | os.PathLike[str], place: str) -> bool:
+    is_named_a_folder = url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
+    return place.lower().endswith(FILE_SUFFIXES) and not is_named_a_folder
+
+
+def _export_file(
+    experiment: Experiment, manifest: Manifest, target: Experiment, name: str, progress: Progress | None
+) -> str:
+    if len(manifest.files) > 1:
+        raise ConfigError(
+            f"the checkpoint has {len(manifest.files)} files",
+            path=location(target.store, name),
+            expected="a folder to export to",
+        )
+    _refuse_experiment(target)
+    copy = manifest.payload.model_copy(update={"name": name})
+    if not _holds(target, copy):
+        _copy_file(experiment, manifest, manifest.payload, target, copy, progress=progress)
+    return location(target.store, name)
+
+
+def _refuse_experiment(target: Experiment) -> None:
+    if target.store.stat(SNAPSHOT_NAME):  # where it would be listed, be the latest and retire others
+        raise ConfigError(
+            "the folder is that of an experiment",
+            path=target.location(),
+            hint="Export to a folder of its own; `ckpt import` takes it into another experiment.",
+        )
+
+
+def _plain_files(manifest: Manifest) -> Sequence[FileEntry]:
+    """Return the files by the names that people know, without the claim that kept them apart."""
+    suffix = payload_suffix(manifest.payload.name, manifest.checkpoint_id, manifest.claim)
+    start = payload_name(manifest.checkpoint_id, suffix)
+    parts = (file.name.partition(FOLDER_SUFFIX)[2] for file in manifest.files)
+    return tuple(
+        file.model_copy(update={"name": start + part}) for file, part in zip(manifest.files, parts, strict=True)
+    )
+
+
+def _is_exported(target: Experiment, manifest: Manifest) -> bool:
+    """Whether the checkpoint's manifest is there; raise when another file has its name."""
+    name = manifest_name(manifest.checkpoint_id)
+    if target.store.stat(name) is None:
+        return False
+    record = target.read(manifest.checkpoint_id).record
+    if not isinstance(record, Manifest) or record.uid != manifest.uid:
+        raise CheckpointExistsError(
+            "a different checkpoint has that id there",
+            checkpoint_id=manifest.checkpoint_id,
+            path=location(target.store, name),
+            expected=f"uid {manifest.uid}",
+            got=f"uid {record.uid if record else None}",
+            hint="It was left as it is.",
+        )
+    return True
+
+
+def _holds(target: Experiment, file: FileEntry, *, may_replace: bool = False) -> bool:
+    """Whether the file is there as it was saved; raise when another one has its name, and is not ours to replace."""
+    if target.store.stat(file.name) is None:
+        return False
+    if not find_stored_damages(target, file):
+        return True
+    if may_replace:
+        return False
+    raise CheckpointExistsError(
+        "another file has that name there", path=location(target.store, file.name), hint="It was left as it is."
+    )
+
+
+def _copy_file(
+    experiment: Experiment,
+    manifest: Manifest,
+    file: FileEntry,
+    target: Experiment,
+    copy: FileEntry,
+    *,
+    progress: Progress | None,
+) -> None:
+    """Copy one file; it gets its name only if all of it is as it was saved."""
+    upload = target.store.open_write(copy.name)
+    try:
+        with (
+            experiment.store.open_read(experiment.key(file.name)) as reader,
+            HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream,
+        ):
+            for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
+                block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+                stream.write(block)
+                if progress:
+                    progress(len(block))
+            digests = stream.finish()
+        if (digests.size_bytes, digests.sha256) != (file.size_bytes, file.sha256):
+            raise _damaged(experiment, manifest, file)
+        upload.commit()
+    except FileNotFoundError as error:
+        experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        raise _damaged(experiment, manifest, file) from error
+    finally:
+        upload.abort()
+
+
+def _damaged(experiment: Experiment, manifest: Manifest, file: FileEntry) -> CorruptCheckpointError:
+    damages = find_stored_damages(experiment, file)
+    return CorruptCheckpointError(
+        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        checkpoint_id=manifest.checkpoint_id,
+        path=experiment.location(file.name),
+        damages=damages,
+    )

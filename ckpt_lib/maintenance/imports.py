@@ -1,0 +1,256 @@
+"""Imports: an exported checkpoint, or a payload that has no manifest, becomes the newest of an experiment.
+
+The manifest that was exported with it is proof: its SHA-256 says whether the bytes are those that were saved. Without
+one, the file itself is asked. It is a zip archive with a CRC-32 of each record, and holds epoch, step, metrics and
+configuration. That is enough for a checkpoint, and enough to find every accident, but no proof: the new manifest says
+so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ckpt_lib.core.facts import CheckpointFacts, GivenFacts
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.metadata import check_count
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, NotAStoreError, StoreError
+from ckpt_lib.experiment import commit, copies, keys
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, manifest_entries
+from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.formats import DEFAULT_FORMAT, format_named
+from ckpt_lib.maintenance.exports import folder_and_name
+from ckpt_lib.maintenance.foreign import kind_of
+from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
+from ckpt_lib.store import location, open_store
+from ckpt_lib.store.registry import url_text
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress, StreamDigest, VerifiedFile
+
+UNPROVEN_TAG = "adopted"
+_DESCRIPTION = (
+    "Imported without a manifest. The checksums within the file agree, which finds accidents; that these are the bytes "
+    "that were saved cannot be proven. Tags and pin are lost."
+)
+_KEYS = {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "step", "metrics", "config"}
+
+
+def import_checkpoint(
+    experiment: Experiment,
+    source: str | os.PathLike[str],
+    *,
+    monitor: Monitor,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Take in a checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
+
+    Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
+    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. ``monitor``
+    becomes its measure of the best. A payload without a manifest is one that this library wrote: its manifest is made
+    from what it holds.
+
+    Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code,
+    :class:`~ckpt_lib.errors.CorruptManifestError` or :class:`~ckpt_lib.errors.UnsupportedSchemaError` for a manifest
+    that cannot be read, and :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing to import; nothing is
+    written then. Killed on the way, call it again.
+    """
+    origin, name = _locate(url_text(source), experiment.name)
+    if is_checkpoint_id(name):
+        return _import_exported(experiment, origin, origin.get(name), monitor, progress)
+    return _import_file(experiment, origin, name, monitor, progress)
+
+
+def _require_intact(experiment: Experiment, imported: Manifest) -> None:
+    """Raise when what was imported before is damaged by now."""
+    report = validate(experiment, imported)
+    if not report:
+        raise CorruptCheckpointError(
+            f"it was imported before, and is damaged here: {report.message}",
+            checkpoint_id=imported.checkpoint_id,
+            path=experiment.location(imported.payload.name),
+            damages=report.damages,
+            hint=f"`ckpt restore {imported.checkpoint_id}` brings back a backup; or delete it and import it again.",
+        )
+
+
+# --- with a manifest ---
+
+
+def _import_exported(
+    experiment: Experiment, origin: Experiment, manifest: Manifest, monitor: Monitor, progress: Progress | None
+) -> Manifest:
+    try:
+        require_loadable(origin, manifest)
+    except FileNotFoundError:  # which the copy tells from a deletion
+        pass
+    except UNLOADABLE:
+        if compare(origin, manifest):
+            raise
+        # The bytes are damaged: the copy says which.
+
+    is_new = False
+
+    def change(copied: Manifest) -> Manifest:
+        nonlocal is_new
+        is_new = True
+        return copied.changed(
+            experiment_name=experiment.name,
+            sequence=experiment.index.next_sequence(),
+            parent_id=None,
+            monitor=monitor,
+            idempotency_key=None,  # it speaks of another's save
+        )
+
+    unplaced = manifest.changed(sequence=0)  # its place in another experiment means nothing here
+    imported = copies.copy(origin, unplaced, experiment, change=change, new_id=True, asked=True, progress=progress)
+    assert imported is not None  # None is the answer only to those who do not ask
+    if not is_new:
+        _require_intact(experiment, imported)
+    return imported
+
+
+# --- without one ---
+
+
+def _import_file(
+    experiment: Experiment, origin: Experiment, name: str, monitor: Monitor, progress: Progress | None
+) -> Manifest:
+    try:
+        entry = _digest(origin, name)
+        _check_archive(origin, name)
+        facts = _facts(_read(origin, entry), experiment.name, monitor)
+    except CheckpointError as error:
+        if isinstance(error, StoreError) and not is_unreadable(error):
+            raise
+        raise NotACheckpointError(
+            f"it cannot be imported: {error.message}",
+            path=location(origin.store, name),
+            expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload "
+            "that this library saved",
+            hint="Load what another program wrote with torch.load, and save it with "
+            "CheckpointManager.save_checkpoint (docs/how-to/move-checkpoints.md).",
+        ) from error
+    stored = format_named(DEFAULT_FORMAT)
+    key = f"import of {entry.sha256}"
+    if earlier := keys.find(experiment, key):
+        _require_intact(experiment, earlier)
+        return earlier
+    return commit.save(
+        experiment,
+        replace(facts, timestamp=_timestamp(name), idempotency_key=key, libraries={}),
+        lambda payload: _copy(origin, entry, payload, progress),
+        format_name=stored.name,
+        suffix=stored.suffix,
+    )
+
+
+def _digest(origin: Experiment, name: str) -> FileEntry:
+    digest = StreamDigest()
+    with origin.store.open_read(name) as reader:
+        for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
+            digest.update(reader.read_at(start, start + BLOCK_SIZE_BYTES))
+    return FileEntry(name=name, **vars(digest.finish()))
+
+
+def _check_archive(origin: Experiment, name: str) -> None:
+    """Compare the checksum of every record. Compressed ones are none of ours, and might not end."""
+    try:
+        with open_file(origin, name) as file, zipfile.ZipFile(file) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise NotACheckpointError("it is compressed")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        with open_file(origin, name) as file:
+            raise NotACheckpointError(f"it is {kind_of(file)}, and no whole archive ({error})") from error
+    if damaged is not None:
+        raise NotACheckpointError(f"its record {damaged} is damaged")
+
+
+def _read(origin: Experiment, entry: FileEntry) -> dict[str, Any]:
+    """Return what it holds: of the very bytes that were digested, and without running code."""
+    with VerifiedFile(open_file(origin, entry.name), entry) as file:
+        payload = format_named(DEFAULT_FORMAT).read(file)
+    if missing := _KEYS - payload.keys():
+        raise NotACheckpointError(f"it holds no {', '.join(sorted(missing))}")
+    return payload
+
+
+def _facts(payload: dict[str, Any], experiment_name: str, monitor: Monitor) -> CheckpointFacts:
+    given = GivenFacts(
+        epoch=check_count("epoch", payload["epoch"]),
+        step=check_count("step", payload["step"]),
+        metrics=payload["metrics"],
+        config=payload["config"],
+        tags=[UNPROVEN_TAG],
+        description=_DESCRIPTION,
+    )
+    return given.checked(model_name="unknown", experiment_name=experiment_name, monitor=monitor, with_environment=True)
+
+
+def _timestamp(name: str) -> datetime:
+    checkpoint_id = name.partition(".")[0]
+    if is_checkpoint_id(checkpoint_id):
+        return CheckpointId.parse(checkpoint_id).timestamp
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progress: Progress | None) -> None:
+    with origin.store.open_read(entry.name) as reader, payload.open() as stream:
+        for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
+            block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+            stream.write(block)
+            if progress:
+                progress(len(block))
+    if payload.files[-1].sha256 != entry.sha256:
+        raise CorruptCheckpointError("the file was changed while it was imported", path=location(origin.store))
+
+
+# --- finding it ---
+
+
+def _locate(source: str, experiment_name: str) -> tuple[Experiment, str]:
+    """Return a folder, and the id of the exported checkpoint there, or the name of a file without a manifest."""
+    found: list[str] = []
+    if not _names_a_file(source):
+        as_folder = Experiment(open_store(source), "", experiment_name)
+        with contextlib.suppress(NotAStoreError):  # another file
+            found = sorted(manifest_entries(as_folder.store.list(""), ""))
+        if len(found) == 1:
+            return as_folder, found[0]
+    if found:
+        raise NotACheckpointError(
+            f"the folder holds {len(found)} checkpoints", path=source, hint="Name one of its payload files."
+        )
+    origin, name = folder_and_name(source, experiment_name)
+    checkpoint_id = name.partition(".")[0]
+    if is_checkpoint_id(checkpoint_id) and checkpoint_id in manifest_entries(origin.store.list(""), ""):
+        return origin, checkpoint_id
+    if origin.store.stat(name) is None:
+        raise NotACheckpointError(
+            _why_not(origin, name),
+            path=source,
+            expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload "
+            "that this library saved",
+        )
+    return origin, name
+
+
+def _why_not(origin: Experiment, name: str) -> str:
+    """Say why there is nothing to import."""
+    path = location(origin.store, name)
+    if origin.store.list(name) or os.path.isdir(path):
+        return "the folder holds no checkpoint with its manifest"
+    return "a link or a device is at this path" if os.path.lexists(path) else "there is nothing at this path"
+
+
+def _names_a_file(source: str) -> bool:
+    return is_checkpoint_id(source.replace(os.sep, "/").rpartition("/")[2].partition(".")[0])
