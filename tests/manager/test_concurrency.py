@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.edits import edit
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats.torch.writing import ArchiveLayout
-from ckpt_lib.store.folder_lock import LocalFolderLock
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream import HashingWriter
 from tests.helpers import (
     MakeManager,
     Parts,
     experiment_folder,
+    fingerprint,
     ids,
     payload_path,
     save,
@@ -80,7 +78,7 @@ def saved_by_processes(
 
 
 def test_four_processes_save_to_one_experiment(make_manager: MakeManager) -> None:
-    """100 saves by four processes at once, of one epoch and step: 100 whole checkpoints, ids and sequences unique."""
+    """100 saves by four processes at once, of one epoch and step: 100 whole checkpoints, no id twice."""
     manager = make_manager()
     options: dict[str, object] = {"max_checkpoints": 1000, "backup_checkpoints": False}
     outputs = saved_by_processes(manager, processes=4, saves=25, options=options)
@@ -88,12 +86,11 @@ def test_four_processes_save_to_one_experiment(make_manager: MakeManager) -> Non
     found = manager.list_checkpoints()
     assert len(acknowledged) == 100
     assert sorted(acknowledged) == sorted(item.checkpoint_id for item in found)
-    assert [item.sequence for item in found] == list(range(1, 101))
     for output in outputs:  # each process's own saves are in the order in which it made them
         order = {item.checkpoint_id: item.sequence for item in found}
         assert [order[item] for item in output] == sorted(order[item] for item in output)
     assert all(manager.validate_all())
-    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
+    assert manager._locations.home.index.view().claims == ()
     content = json.loads((experiment_folder(manager) / "checkpoint_metadata.json").read_text())
     assert len(content["checkpoints"]) >= 60  # each of the four may lag behind by a tenth
     manager.edit_checkpoint("latest", add_tags=["last"])
@@ -156,16 +153,15 @@ def test_saving_cleaning_loading_and_editing_at_once(make_manager: MakeManager) 
         for future in [pool.submit(repeat, name, action) for name, action in actions.items()]:
             future.result()
     assert min(counts.values()) > 0
-    gc.collect()  # managers hold what they have loaded until they are gone
     manager = make_manager()
     assert manager.resume() is not None
     manager.empty_trash()
-    assert not [name for name in snapshot(experiment_folder(manager)) if name.endswith((".saving", ".deleted"))]
+    view = manager._locations.home.index.view()
+    assert (view.deleted, view.purging) == ((), ())
 
 
 MOMENTS: dict[str, tuple[type, str, str]] = {
-    "its manifest": (Index, "get", ""),
-    "its hold": (LocalStore, "hold", ""),
+    "its manifest": (Experiment, "get", ""),
     "its payload": (LocalStore, "open_read", ".pt"),
 }
 """The calls that read a checkpoint once it has been found, and the ending of what they are called with."""
@@ -186,11 +182,11 @@ def _retire_before(monkeypatch: pytest.MonkeyPatch, moment: tuple[type, str, str
 
 
 @pytest.mark.parametrize("name", ["latest", "best", "t"])
-@pytest.mark.parametrize("moment", ["its manifest", "its hold"])
+@pytest.mark.parametrize("moment", list(MOMENTS))
 def test_what_a_name_stands_for_may_be_retired_in_that_instant(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
 ) -> None:
-    """Between finding and holding a checkpoint a newer one may take its place: that is then loaded, and no error."""
+    """Between finding and reading a checkpoint a newer one may take its place: that is then loaded, and no error."""
     reader = make_manager(backup_checkpoints=False)
     saved = save(reader, 1, 0.5, tags=["t"])
     reader = make_manager()
@@ -209,58 +205,44 @@ def test_what_is_deleted_in_that_instant_is_not_gone_on_from(
     """Its bytes are still there, in the trash: but nobody else would find what this process goes on from."""
     saved = save(make_manager(backup_checkpoints=False), 1)
     reader, other = make_manager(), make_manager(backup_checkpoints=False)
-    hold = LocalStore.hold
+    open_read = LocalStore.open_read
 
-    def late(self: LocalStore, *arguments: str) -> AbstractContextManager[None]:
-        monkeypatch.undo()
-        other.delete_checkpoint(saved)
-        return hold(self, *arguments)
+    def late(self: LocalStore, key: str) -> object:
+        if key.endswith(".pt"):
+            monkeypatch.undo()
+            other.delete_checkpoint(saved)
+        return open_read(self, key)
 
-    monkeypatch.setattr(LocalStore, "hold", late)
+    monkeypatch.setattr(LocalStore, "open_read", late)
     with pytest.raises(CheckpointNotFoundError):
         reader.load_checkpoint(saved)
     assert [item.checkpoint_id for item in other.list_deleted()] == [saved]
 
 
-@pytest.mark.parametrize("name", ["latest", "best", "t", "resume"])
-def test_what_is_being_loaded_stays(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Once it is held, nobody retires it: it is loaded, and stays until the manager goes on from another or is gone."""
-    saved = save(make_manager(backup_checkpoints=False), 1, 0.5, tags=["t"])
-    reader, other = make_manager(), make_manager(max_checkpoints=1, backup_checkpoints=False)
-    _retire_before(monkeypatch, MOMENTS["its payload"], make_manager)
-    payload = reader.resume() if name == "resume" else reader.load_checkpoint(name)
-    assert payload is not None
-    assert payload["epoch"] == 1
-    assert other.cleanup_checkpoints().deleted_ids == ()
-    assert saved in ids(other)
-    assert reader.load_checkpoint()["epoch"] == 2
+def test_what_a_run_resumed_from_stays_for_an_hour(make_manager: MakeManager) -> None:
+    """Whoever retires, in whatever process: it is what the run would need again if it was killed now."""
+    saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
+    assert make_manager().resume() is not None
+    other = make_manager(max_checkpoints=1, backup_checkpoints=False)
+    newer = save(other, 2, 0.1)
+    report = other.cleanup_checkpoints()
+    assert report.plan.deleted_ids == (saved,)
+    assert "resumed" in report.spared[saved]
+    assert ids(other) == [saved, newer]
+    edit(other._locations.home, saved, lambda item: item.changed(in_use_until=None))
     assert other.cleanup_checkpoints().deleted_ids == (saved,)
 
 
-@pytest.mark.parametrize("moment", ["planned", "about to go"])
-def test_what_is_held_while_it_is_being_retired_stays(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """Loaded after the plan was made, or even after it was last asked whether someone has it: it stays."""
+def test_what_is_loaded_keeps_its_values_when_it_is_retired(make_manager: MakeManager) -> None:
+    """Its tensors are views of a file that has no name any more."""
     saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
-    save(make_manager(backup_checkpoints=False), 2, 0.1)
-    reader, other = make_manager(), make_manager(max_checkpoints=1, backup_checkpoints=False)
-    owner, method = {"planned": (commit, "sweep"), "about to go": (LocalFolderLock, "delete")}[moment]
-    original = getattr(owner, method)
-
-    def late(*arguments: Any, **options: Any) -> object:
-        monkeypatch.undo()
-        assert reader.load_checkpoint(saved)["epoch"] == 1
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(owner, method, late)
-    report = other.cleanup_checkpoints()
-    assert report.plan.deleted_ids == (saved,)
-    assert report.deleted_ids == ()
-    assert "in use" in report.spared[saved]
-    assert saved in ids(other)
-    assert reader.validate_checkpoint(saved)
-    assert not [name for name in snapshot(experiment_folder(other)) if name.endswith(".deleted")]
+    payload = make_manager().load_checkpoint(saved)
+    before = fingerprint(payload["model_state_dict"])
+    other = make_manager(max_checkpoints=1, backup_checkpoints=False)
+    save(other, 2, 0.1)
+    assert saved not in ids(other)
+    other.empty_trash()
+    assert fingerprint(payload["model_state_dict"]) == before
 
 
 def test_resuming_and_validating_while_another_retires(
@@ -269,7 +251,7 @@ def test_resuming_and_validating_while_another_retires(
     """What is retired in that instant counts neither as damaged nor as the end of the run."""
     saved = save(make_manager(backup_checkpoints=False), 1, 0.5)
     reader = make_manager()
-    _retire_before(monkeypatch, MOMENTS["its hold"], make_manager)
+    _retire_before(monkeypatch, MOMENTS["its payload"], make_manager)
     payload = reader.resume()
     assert payload is not None
     assert (payload["epoch"], payload["passed_over"]) == (2, [])
@@ -324,41 +306,33 @@ def test_a_repeated_save_writes_nothing_and_returns_the_first_id(make_manager: M
     assert save(manager, 1, 0.4, idempotency_key="run 1/epoch 2") != saved
 
 
-def test_the_same_save_may_finish_elsewhere_while_this_one_writes(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When another process commits the key first, this one gives up its own file and returns the other's id."""
+def test_the_same_save_may_be_under_way_elsewhere(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, and returns its id; nothing is written twice."""
     write = ArchiveLayout.write
-    elsewhere: list[str] = []
+    elsewhere: list[Future[str]] = []
 
-    def overtaken(self: ArchiveLayout, stream: HashingWriter) -> None:
+    def meanwhile(self: ArchiveLayout, stream: HashingWriter) -> None:
         monkeypatch.undo()
-        elsewhere.append(save(make_manager(), 1, idempotency_key="k"))
+        elsewhere.append(pool.submit(save, make_manager(), 1, idempotency_key="k"))
+        time.sleep(0.2)
         write(self, stream)
 
-    monkeypatch.setattr(ArchiveLayout, "write", overtaken)
+    monkeypatch.setattr(ArchiveLayout, "write", meanwhile)
     manager = make_manager()
-    assert [save(manager, 1, idempotency_key="k")] == elsewhere == ids(manager)
-    assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{elsewhere[0]}.pt"] * 2
+    with ThreadPoolExecutor(1) as pool:
+        saved = save(manager, 1, idempotency_key="k")
+        assert [saved] == [elsewhere[0].result()] == ids(manager)
+    assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{saved}.pt"] * 2
 
 
-def test_what_another_process_saved_is_not_known_to_be_intact(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same save, faster there: this process has written and read nothing of it."""
-    write = ArchiveLayout.write
-    theirs = make_manager(backup_checkpoints=False)
-
-    def overtaken(self: ArchiveLayout, stream: HashingWriter) -> None:
-        monkeypatch.undo()
-        save(theirs, 1, idempotency_key="k")
-        write(self, stream)
-
-    monkeypatch.setattr(ArchiveLayout, "write", overtaken)
-    ours = make_manager(backup_checkpoints=False)
-    (manifest,) = [ours._index.get(save(ours, 1, idempotency_key="k"))]
-    assert theirs._known.is_valid(theirs._folder, manifest)
-    assert not ours._known.is_valid(ours._folder, manifest)
+def test_what_another_process_saved_is_not_known_to_be_intact(make_manager: MakeManager) -> None:
+    """The same save, made there: this process has written and read nothing of it."""
+    theirs, ours = (make_manager(backup_checkpoints=False) for _ in range(2))
+    saved = save(theirs, 1, idempotency_key="k")
+    assert save(ours, 1, idempotency_key="k") == saved
+    home = ours._locations.home
+    assert theirs._known.is_valid(home, home.get(saved))
+    assert not ours._known.is_valid(home, home.get(saved))
 
 
 def test_a_key_whose_checkpoint_lost_its_payload_saves_again(manager: CheckpointManager) -> None:
@@ -370,10 +344,15 @@ def test_a_key_whose_checkpoint_lost_its_payload_saves_again(manager: Checkpoint
     assert manager.validate_checkpoint(again)
 
 
-def test_a_key_is_free_again_after_a_deletion(manager: CheckpointManager) -> None:
-    """When the checkpoint of a key has been deleted, the key saves anew."""
+def test_a_key_brings_back_what_was_deleted(manager: CheckpointManager) -> None:
+    """A save that is repeated asks for its checkpoint, which is still in the trash; what was purged is saved anew."""
     saved = save(manager, 1, idempotency_key="k")
     manager.delete_checkpoint(saved)
+    assert save(manager, 1, idempotency_key="k") == saved
+    assert ids(manager) == [saved]
+    manager.delete_checkpoint(saved)
+    manager.empty_trash()
+    assert ids(manager) == []
     again = save(manager, 1, idempotency_key="k")
     assert ids(manager) == [again]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError
-from ckpt_lib.store.local import LocalStore
 from tests.helpers import MakeManager, Parts, build, fingerprint, flip_bit, payload_path, save, state_of, train
 
 
@@ -68,21 +66,6 @@ def test_keys_without_the_state_of_what_is_passed_are_refused(
     with pytest.raises(ConfigError, match="model="):
         manager.load_checkpoint(model=parts.model, keys=keys)
     assert state_of(parts) == before
-
-
-def test_what_is_being_read_is_held(manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By whatever reads it: a comparison as well, which goes on from none of them."""
-    saved = [save(manager, 1), save(manager, 2)]
-    open_read, held = LocalStore.open_read, []
-
-    def noting(self: LocalStore, path: str) -> BinaryIO:
-        if path.endswith(".pt"):
-            held.append((path, list(self.held("run"))))
-        return open_read(self, path)
-
-    monkeypatch.setattr(LocalStore, "open_read", noting)
-    manager.compare_checkpoints(saved, tensors=True)
-    assert held == [(f"run/{name}.pt", [name]) for name in saved]
 
 
 def test_an_unknown_key_names_the_checkpoint_and_what_is_like_it(manager: CheckpointManager, parts: Parts) -> None:

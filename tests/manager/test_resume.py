@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StateMismatchError,
 )
-from ckpt_lib.store.leases import leases
 from tests.helpers import (
     MakeManager,
     Parts,
@@ -392,26 +388,3 @@ def test_a_lazy_module_takes_its_shapes_from_the_checkpoint(manager: CheckpointM
     manager.save_checkpoint(model=model, epoch=1)
     manager.load_checkpoint("latest", lazy)
     assert torch.equal(lazy.weight, model.weight)
-
-
-def test_a_manager_may_be_collected_in_the_midst_of_anything(make_manager: MakeManager) -> None:
-    """The garbage collector runs where it likes, while the leases are locked too: no deadlock, and its hold ends."""
-    managers = [make_manager()]
-    saved = save(managers[0], 1)
-    managers[0].load_checkpoint(saved)
-    folder = managers[0]._folder
-    assert saved in folder.held()
-
-    def collect() -> None:
-        with leases._lock:
-            managers.clear()
-            gc.collect()
-
-    thread = threading.Thread(target=collect, daemon=True)
-    thread.start()
-    thread.join(timeout=20)
-    assert not thread.is_alive()
-    deadline = time.monotonic() + 20
-    while saved in folder.held():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -16,36 +17,39 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core import facts
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,
-    LeaseLostError,
     NotAStoreError,
+    NotDurableError,
     NoValidCheckpointError,
     StorageFullError,
     StoreError,
     StorePermissionError,
     StoreUnavailableError,
     UnsupportedStateError,
+    VersionConflictError,
 )
 from ckpt_lib.events import Event, subscribe
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.copies import copy
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats.torch.writing import ArchiveLayout
-from ckpt_lib.maintenance.validate import ValidationReport, validate
 from ckpt_lib.policies.saving import OnImprovement
-from ckpt_lib.saving import failover
+from ckpt_lib.saving import failover, fallback
+from ckpt_lib.saving.fallback import Fallback
 from ckpt_lib.saving.free_space import FreeSpace
-from ckpt_lib.store.folder_lock import LocalFolderLock
+from ckpt_lib.store import Condition, Entry
 from ckpt_lib.store.local import LocalStore
-from ckpt_lib.store.pending import LocalPendingFile
+from ckpt_lib.store.local.system import System
 from tests.helpers import (
     MakeManager,
     backup_ids,
     experiment_folder,
     flip_bit,
     ids,
+    is_bookkeeping,
     payload_path,
     save,
     snapshot,
@@ -84,8 +88,8 @@ def seen() -> Iterator[list[Event]]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """A snapshot without locks and leases."""
-    return {name: digest for name, digest in snapshot(folder).items() if "/.ckpt-" not in name}
+    """A snapshot without what the store keeps for itself, and without what became of ids."""
+    return {name: digest for name, digest in snapshot(folder).items() if not is_bookkeeping(name)}
 
 
 def kinds(seen: list[Event]) -> list[str]:
@@ -93,7 +97,7 @@ def kinds(seen: list[Event]) -> list[str]:
 
 
 def store_of(manager: CheckpointManager) -> LocalStore:
-    store = manager._folder.store
+    store = manager._locations.home.store
     assert isinstance(store, LocalStore)
     return store
 
@@ -112,7 +116,7 @@ def failing(manager: CheckpointManager, error: Exception, *methods: str, times: 
 
     store = store_of(manager)
     originals = {
-        name: getattr(store, name) for name in methods or ("entries", "stat", "open_read", "open_write", "lock")
+        name: getattr(store, name) for name in methods or ("list", "stat", "open_read", "open_write", "put", "delete")
     }
 
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +139,7 @@ STORE_FAILURES = [
     AWAY,
     StorageFullError("the store is full"),
     StorePermissionError("the store refuses access"),
-    LeaseLostError("this process stood still"),
+    VersionConflictError("this process stood still"),
     OSError(107, "Transport endpoint is not connected"),
     NotAStoreError("a file or a link is where a folder should be"),
 ]
@@ -151,8 +155,8 @@ def test_too_little_space_is_said_before_anything_is_written(
     manager = make_manager()
     save(manager, 1)
     before = files(store_path)
-    monkeypatch.setattr(LocalStore, "free_bytes", lambda self, folder: 5000)
-    monkeypatch.setattr(LocalStore, "open_write", lambda self, folder: pytest.fail("something was written"))
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 5000)
+    monkeypatch.setattr(LocalStore, "open_write", lambda self, key: pytest.fail("something was written"))
     with pytest.raises(StorageFullError) as raised:
         save(manager, 2)
     needed_bytes = int(raised.value.expected.split()[0])  # type: ignore[attr-defined]
@@ -177,27 +181,27 @@ def test_where_there_is_plenty_nothing_is_predicted_twice(
     manager = make_manager()
     saved = [save(manager, epoch) for epoch in range(3)]
     assert asked == [payload_path(manager, saved[0]).stat().st_size]
-    monkeypatch.setattr(LocalStore, "free_bytes", lambda self, folder: 36_000)
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 36_000)
     save(manager, 4)
     assert len(asked) == 2
 
 
 def test_a_store_that_does_not_tell_is_written_to(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """As object stores do not, and some network file systems."""
-    monkeypatch.setattr(LocalStore, "free_bytes", lambda self, folder: None)
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: None)
     save(make_manager(), 1)
 
 
 def test_a_file_system_that_says_it_has_no_size_does_not_tell(tmp_path: Path) -> None:
     """``/proc`` is one."""
-    assert LocalStore("/proc").free_bytes("") is None
-    assert (LocalStore(str(tmp_path)).free_bytes("not/there/yet") or 0) > 0
+    assert LocalStore("/proc").free_bytes() is None
+    assert (LocalStore(str(tmp_path / "not/there/yet")).free_bytes() or 0) > 0
 
 
 # --- retries ---
 
 
-@pytest.mark.parametrize("error", [AWAY, LeaseLostError("this process stood still")])
+@pytest.mark.parametrize("error", [AWAY, VersionConflictError("this process stood still")])
 def test_what_is_transient_is_tried_again(make_manager: MakeManager, seen: list[Event], error: Exception) -> None:
     """A bounded number of times; each is told."""
     manager, drawn = make_manager(), random.getstate()
@@ -224,14 +228,14 @@ def test_a_store_that_comes_back_late_is_asked_three_times(
     """Also when the question what an earlier attempt left is not answered either."""
     manager = make_manager(backup_checkpoints=False, save_metadata=False)
     answers: Iterator[Exception | None] = iter([AWAY, None])
-    original = manager._index.with_uid
+    original = failover.SaveTarget._left_behind
 
-    def with_uid(uid: str) -> Any:
+    def left_behind(self: failover.SaveTarget, facts: CheckpointFacts) -> Any:
         if error := next(answers):
             raise error
-        return original(uid)
+        return original(self, facts)
 
-    monkeypatch.setattr(manager._index, "with_uid", with_uid)
+    monkeypatch.setattr(failover.SaveTarget, "_left_behind", left_behind)
     with failing(manager, AWAY, "open_write", times=1):
         saved = save(manager, 1)
     assert ids(manager) == [saved]
@@ -254,54 +258,51 @@ def test_a_failed_fsync_is_never_tried_again(
 ) -> None:
     """The kernel may have dropped the pages and say that all is well the second time."""
     calls = []
+    original = System.fsync
 
-    def fail(self: LocalPendingFile) -> None:
+    def fail(self: System, file: io.FileIO) -> None:
+        if os.fstat(file.fileno()).st_size < 1500:  # a claim
+            return original(self, file)
         calls.append(self)
         raise EIO
 
-    monkeypatch.setattr(LocalPendingFile, "sync", fail)
+    monkeypatch.setattr(System, "fsync", fail)
     with pytest.raises(StoreError, match="Input/output"):
         save(make_manager(), 1)
     assert len(calls) == 1
     assert kinds(seen) == ["save.failed"]
 
 
+def committing(store: LocalStore, error: Exception) -> Callable[..., Entry]:
+    """A ``put`` that makes a checkpoint live and then raises an error."""
+    original = store.put
+
+    def put(key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+        entry = original(key, data, if_version=if_version)
+        if b'"state": "live"' in data:
+            raise error
+        return entry
+
+    return put
+
+
 def test_a_lost_acknowledgement_makes_no_second_checkpoint(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+    make_manager: MakeManager, seen: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint was complete when the lease was lost: it is made durable, and its id returned."""
+    """The store is asked what became of it, and nothing is written again."""
     manager = make_manager(backup_checkpoints=False, save_metadata=False)
-    syncs: list[int] = []
-    original = LocalFolderLock.sync
-
-    def sync(self: LocalFolderLock) -> None:
-        syncs.append(len(syncs))
-        if len(syncs) == 2:  # the last step of the commit
-            raise LeaseLostError("this process stood still")
-        original(self)
-
-    monkeypatch.setattr(LocalFolderLock, "sync", sync)
-    saved = save(manager, 1)
-    assert ids(manager) == [saved]
-    assert len(syncs) == 3
+    monkeypatch.setattr(store_of(manager), "put", committing(store_of(manager), AWAY))
+    assert ids(manager) == [save(manager, 1)]
+    assert kinds(seen) == []
 
 
-def test_a_store_that_is_full_after_the_commit_is_not_tried_again(
+def test_a_commit_that_may_not_be_durable_is_not_tried_again(
     make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is one checkpoint, whole; that it may not be durable is said."""
     manager = make_manager(backup_checkpoints=False, save_metadata=False)
-    syncs: list[int] = []
-    original = LocalFolderLock.sync
-
-    def sync(self: LocalFolderLock) -> None:
-        syncs.append(len(syncs))
-        if len(syncs) == 2:  # the last step of the commit
-            raise StorageFullError("the store is full")
-        original(self)
-
-    monkeypatch.setattr(LocalFolderLock, "sync", sync)
-    with pytest.raises(StorageFullError):
+    monkeypatch.setattr(store_of(manager), "put", committing(store_of(manager), NotDurableError("not durable")))
+    with pytest.raises(NotDurableError):
         save(manager, 1)
     assert len(ids(manager)) == 1
 
@@ -340,7 +341,7 @@ def test_room_is_made_as_far_as_needed_and_by_the_rules(
     def free_until(count: int) -> None:
         """As much room as is needed is there once so many payloads went."""
 
-        def free_bytes(_store: LocalStore, _folder: str) -> int:
+        def free_bytes(_store: LocalStore) -> int:
             return 10**9 if sum(not path.exists() for path in gone.values()) >= count else 0
 
         monkeypatch.setattr(LocalStore, "free_bytes", free_bytes)
@@ -401,9 +402,7 @@ def test_when_both_fail_the_error_is_the_stores_own(make_safe: MakeManager, fall
     manager = make_safe()
     assert manager._fallback is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            LocalStore, "open_write", lambda self, folder: (_ for _ in ()).throw(StoreError(f"no: {self.url}"))
-        )
+        patch.setattr(LocalStore, "open_write", lambda self, key: (_ for _ in ()).throw(StoreError(f"no: {self.url}")))
         with pytest.raises(StoreError, match=f"no: {manager.config.checkpoint_dir}") as raised:
             save(manager, 1)
         assert f"no: {fallback_dir}" in raised.value.__notes__[0]
@@ -446,7 +445,7 @@ def test_a_failure_after_the_commit_is_none_of_the_save(
 ) -> None:
     """A checkpoint that is durable is acknowledged, though looking at it fails."""
     manager = make_safe()
-    monkeypatch.setattr(CheckpointFolder, "payload_entry", lambda self, manifest: (_ for _ in ()).throw(EIO))
+    monkeypatch.setattr(manager._known, "remember", lambda *_, **__: (_ for _ in ()).throw(EIO))
     saved = manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1)
     monkeypatch.undo()
     assert ids(manager) == [saved]
@@ -485,15 +484,15 @@ def test_the_fallback_folder_follows_the_retention_rules_when_it_is_full(
     assert manager._fallback is not None
     with failing(manager, EIO, "open_write"):
         stranded = [save(manager, epoch, loss=10 - epoch) for epoch in range(4)]
-        with failing_in(manager._fallback.folder, StorageFullError("full"), times=1):
+        with failing_in(manager._fallback.experiment, StorageFullError("full"), times=1):
             stranded.append(save(manager, 9, loss=0.0))
     assert [item.checkpoint_id for item in manager.list_stranded()] == [*stranded[2:4], stranded[4]]
 
 
 @contextmanager
-def failing_in(folder: CheckpointFolder, error: Exception, times: int) -> Iterator[None]:
+def failing_in(experiment: Experiment, error: Exception, times: int) -> Iterator[None]:
     left = [times]
-    original = folder.store.open_write
+    original = experiment.store.open_write
 
     def open_write(path: str) -> Any:
         if left[0]:
@@ -502,7 +501,7 @@ def failing_in(folder: CheckpointFolder, error: Exception, times: int) -> Iterat
         return original(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder.store, "open_write", open_write)
+        patch.setattr(experiment.store, "open_write", open_write)
         yield
 
 
@@ -524,20 +523,32 @@ def strand(manager: CheckpointManager, *epochs: int, **options: Any) -> list[str
 
 
 def test_what_comes_home_is_what_was_saved(make_safe: MakeManager, seen: list[Event]) -> None:
-    """Id, uid, order, metrics, tags, time, parent and key."""
+    """Id, uid, metrics, tags, time, parent, key and bytes; its place is the last."""
     manager = make_safe()
     first = save(manager, 1)
     (stranded,) = strand(manager, 2, loss=0.25, tags=["a"], description="text", idempotency_key="key")
-    assert manager._fallback is not None
-    before = manager._fallback.index.get(stranded)
+    before = stranded_manifest(manager, stranded)
     report = manager.reconcile()
     assert (bool(report), report.moved, report.failed) == (True, {stranded: stranded}, {})
-    assert report.moved_bytes == before.payload.size_bytes
-    assert manager._folder.read_manifest(stranded) == before
-    assert (before.sequence, before.parent_id, before.idempotency_key) == (2, first, "key")
+    assert report.moved_bytes == before.size_bytes
+    brought = manager._locations.home.get(stranded)
+    assert brought.describe() == before.describe().model_copy(update={"sequence": 2})
+    assert (brought.uid, brought.parent_id, brought.idempotency_key) == (before.uid, first, "key")
+    assert brought.payload.sha256 == before.payload.sha256
     assert manager.list_stranded() == []
     assert kinds(seen)[-1] == "checkpoint.reconciled"
     assert manager.reconcile().moved == {}
+
+
+def stranded_manifest(manager: CheckpointManager, checkpoint_id: str) -> Manifest:
+    assert manager._locations.fallback is not None
+    return manager._locations.fallback.get(checkpoint_id)
+
+
+def home_payload(manager: CheckpointManager, checkpoint_id: str) -> Path:
+    """Where the payload of one that came home lies: no file name is used twice."""
+    home = manager._locations.home
+    return Path(home.location(home.get(checkpoint_id).payload.name))
 
 
 def test_the_next_healthy_save_brings_them_home_in_order(
@@ -627,8 +638,8 @@ def test_a_copy_that_is_damaged_at_home_does_not_cost_the_good_one(make_safe: Ma
     """Only what verifies at home is removed here."""
     manager = make_safe()
     (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
-    flip_bit(payload_path(manager, stranded), 300)
+    interrupted(manager, stranded)
+    flip_bit(home_payload(manager, stranded), 300)
     report = make_safe().reconcile()
     assert list(report.failed) == [stranded]
     assert "in the store is damaged" in report.failed[stranded]
@@ -641,33 +652,25 @@ def test_deleting_the_damaged_copy_at_home_does_not_cost_the_good_one(
     """Which is what the error advises: then the good one comes home."""
     manager = make_safe()
     (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
-    flip_bit(payload_path(manager, stranded), 300)
+    interrupted(manager, stranded)
+    flip_bit(home_payload(manager, stranded), 300)
     manager.delete_checkpoint(stranded)
     (home_id,) = make_safe().reconcile().moved.values()
     assert manager.validate_checkpoint(home_id)
     assert manager.list_stranded() == []
 
 
-def test_what_was_committed_but_for_the_last_barrier_is_followed_home(
+def test_what_was_committed_but_may_not_be_durable_is_followed_home(
     make_safe: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is in both places by two ids: the report tells which is left, and the next save goes on from that."""
-    manager, syncs = make_safe(save_metadata=False), []
-    original = LocalFolderLock.sync
-
-    def sync(self: LocalFolderLock) -> None:
-        syncs.append(self)
-        if len(syncs) == 2:  # the last step of the commit
-            raise EIO
-        original(self)
-
+    """It is in both places: the report tells which is left, and the next save goes on from that."""
+    manager = make_safe(save_metadata=False)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFolderLock, "sync", sync)
+        patch.setattr(store_of(manager), "put", committing(store_of(manager), NotDurableError("not durable")))
         stranded = save(manager, 1)
     (home_id,) = ids(manager)
     assert manager.reconcile().already_home == {stranded: home_id}
-    assert manager._folder.read_manifest(save(manager, 2)).parent_id == home_id
+    assert manager._locations.home.get(save(manager, 2)).parent_id == home_id
 
 
 def test_room_is_made_in_the_fallback_folder_while_the_store_does_not_answer(make_safe: MakeManager) -> None:
@@ -676,7 +679,7 @@ def test_room_is_made_in_the_fallback_folder_while_the_store_does_not_answer(mak
     assert manager._fallback is not None
     with failing(manager, AWAY):
         stranded = [save(manager, epoch, loss=10 - epoch) for epoch in range(4)]
-        with failing_in(manager._fallback.folder, StorageFullError("full"), times=1):
+        with failing_in(manager._fallback.experiment, StorageFullError("full"), times=1):
             stranded.append(save(manager, 4, loss=1))
     assert len(manager.list_stranded()) < len(stranded)
 
@@ -685,44 +688,38 @@ def test_resuming_takes_the_good_copy_of_a_damaged_one(make_safe: MakeManager, f
     """It is in both places, and the copy at home is damaged."""
     manager = make_safe()
     (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
-    flip_bit(payload_path(manager, stranded), 300)
+    interrupted(manager, stranded)
+    flip_bit(home_payload(manager, stranded), 300)
     resumed = make_safe().resume()
     assert resumed is not None
     assert (resumed["checkpoint_id"], resumed["passed_over"]) == (stranded, [])
 
 
-def interrupted(manager: CheckpointManager, fallback_dir: Path, stranded: str) -> None:
+def interrupted(manager: CheckpointManager, stranded: str) -> None:
     """Killed between the copying and the removing: it is in both places."""
-    kept = {path: path.read_bytes() for path in (fallback_dir / "run").iterdir() if path.is_file()}
-    manager.reconcile()
-    for path, content in kept.items():
-        path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fallback, "_remove", lambda self, manifest: None)
+        manager.reconcile()
+    assert [item.checkpoint_id for item in manager.list_stranded()] == [stranded]
 
 
 def test_what_is_deleted_at_home_while_it_comes_home_stays_here(
     make_safe: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it could be verified there, in the trash or not; while it is being verified, it is held."""
-    manager = make_safe()
+    """Its bytes could not be verified there."""
+    manager = make_safe(trash_seconds=0)
     first, second = strand(manager, 1, 2)
-    adopt = commit.adopt
-    held: list[str] = []
 
-    def adopted_and_deleted(*arguments: Any, **options: Any) -> Manifest:
-        brought = adopt(*arguments, **options)
-        if brought.checkpoint_id == first:
+    def copied_and_deleted(*arguments: Any, **options: Any) -> Manifest | None:
+        brought = copy(*arguments, **options)
+        if brought and brought.checkpoint_id == first:
             make_safe().delete_checkpoint(first)
+            make_safe().empty_trash()
         return brought
 
-    def noting(*arguments: Any, **options: Any) -> ValidationReport:
-        held.extend(manager._folder.held())
-        return validate(*arguments, **options)
-
-    monkeypatch.setattr(commit, "adopt", adopted_and_deleted)
-    monkeypatch.setattr("ckpt_lib.saving.fallback.validate", noting)
+    monkeypatch.setattr(fallback, "copy", copied_and_deleted)
     report = manager.reconcile()
-    assert list(report.moved) == held == [second]
+    assert list(report.moved) == [second]
     assert list(report.failed) == [first]
     assert [item.checkpoint_id for item in manager.list_stranded()] == [first]
 
@@ -731,7 +728,7 @@ def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_d
     """One checkpoint, told by its uid, though someone has changed its tags at home meanwhile."""
     manager = make_safe()
     (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
+    interrupted(manager, stranded)
     manager.edit_checkpoint(stranded, add_tags=["changed"])
     report = make_safe().reconcile()
     assert (report.moved, report.already_home) == ({}, {stranded: stranded})
@@ -740,47 +737,11 @@ def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_d
     assert manager.list_stranded() == []
 
 
-def test_what_is_home_already_is_made_durable_before_the_other_goes(
-    make_safe: MakeManager, fallback_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever brought it home may have been killed just before that."""
-    manager = make_safe()
-    (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
-    home, steps = str(experiment_folder(manager)), list[str]()
-    sync, delete = LocalFolderLock.sync, LocalFolderLock.delete
-
-    def note_sync(self: LocalFolderLock) -> None:
-        steps.append(f"sync {self._directory.path}")
-        sync(self)
-
-    def note_delete(self: LocalFolderLock, path: str) -> None:
-        steps.append(f"delete {path}")
-        delete(self, path)
-
-    monkeypatch.setattr(LocalFolderLock, "sync", note_sync)
-    monkeypatch.setattr(LocalFolderLock, "delete", note_delete)
-    assert list(make_safe().reconcile().already_home) == [stranded]
-    assert f"sync {home}" in steps[: steps.index(f"delete run/{stranded}.json")]
-
-
-def test_another_one_of_that_id_is_not_removed_when_it_is_home(make_safe: MakeManager, fallback_dir: Path) -> None:
-    """In the fallback folder, somebody has put another checkpoint in its place meanwhile."""
-    manager = make_safe()
-    (stranded,) = strand(manager, 1)
-    assert manager._fallback is not None
-    manifest = manager._fallback.index.get(stranded)
-    other = manifest.changed(uid="0" * 32)
-    (fallback_dir / "run" / f"{stranded}.json").write_bytes(other.to_bytes())
-    manager._fallback._remove(manifest)
-    assert [item.uid for item in manager._fallback.manifests()] == [other.uid]
-
-
 def test_what_was_deleted_at_home_does_not_come_back(make_safe: MakeManager, fallback_dir: Path) -> None:
     """Someone has deleted it there after it came home; what is left here goes, too."""
     manager = make_safe()
     (stranded,) = strand(manager, 1)
-    interrupted(manager, fallback_dir, stranded)
+    interrupted(manager, stranded)
     manager.delete_checkpoint(stranded)
     assert make_safe().reconcile().already_home == {stranded: stranded}
     assert (ids(manager), manager.list_stranded()) == ([], [])
@@ -792,7 +753,7 @@ def test_without_room_at_home_nothing_is_begun(make_safe: MakeManager, monkeypat
     manager = make_safe()
     (stranded,) = strand(manager, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_of(manager), "free_bytes", lambda folder: 30_000)
+        patch.setattr(store_of(manager), "free_bytes", lambda: 1)
         with pytest.raises(StorageFullError, match=f"move {stranded}"):
             manager.reconcile()
     assert [item.checkpoint_id for item in manager.list_stranded()] == [stranded]
@@ -888,8 +849,8 @@ def test_stopped_at_each_step_a_rerun_converges(make_safe: MakeManager) -> None:
             return call
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("publish", "put", "delete", "sync"):
-                patch.setattr(LocalFolderLock, name, counted(getattr(LocalFolderLock, name)))
+            for name in ("open_write", "put", "delete"):
+                patch.setattr(LocalStore, name, counted(getattr(LocalStore, name)))
             try:
                 manager.reconcile()
             except Crash:
@@ -921,7 +882,7 @@ def test_resuming_finds_what_is_stranded(make_safe: MakeManager) -> None:
     assert ids(resumed)[-1] == stranded
 
 
-@pytest.mark.parametrize("methods", [(), ("open_write", "lock")], ids=["away", "read-only"])
+@pytest.mark.parametrize("methods", [(), ("open_write", "put", "delete")], ids=["away", "read-only"])
 def test_resuming_while_the_store_fails(make_safe: MakeManager, methods: tuple[str, ...]) -> None:
     """Where it cannot be read, what is stranded is what there is; where it can, the newest of both."""
     manager = make_safe()
@@ -953,15 +914,15 @@ def test_resuming_without_anything_stranded_is_as_ever(make_safe: MakeManager) -
 
 
 def test_a_stranded_one_that_is_gone_on_from_is_followed_home(make_safe: MakeManager) -> None:
-    """It is held at home from then on, and no copy stays behind."""
+    """It is protected at home from then on, and no copy stays behind."""
     manager = make_safe(max_checkpoints=1)
     (stranded,) = strand(manager, 1, loss=5.0)
-    with failing(manager, EIO, "open_write", "lock"):
-        manager.load_checkpoint(stranded)
+    with failing(manager, EIO, "open_write", "put"):
+        assert manager.resume() is not None
     newer = [save(manager, epoch, loss=1.0 / epoch) for epoch in (2, 3)]
-    assert manager._fallback is not None
-    assert manager._fallback.index.view().deleted == ()
-    assert manager._folder.held() == {stranded: manager._folder.held()[stranded]}
+    assert manager._locations.fallback is not None
+    view = manager._locations.fallback.index.view()
+    assert (view.manifests, view.deleted) == ((), ())
     assert ids(manager) == [stranded, newer[-1]]
 
 
