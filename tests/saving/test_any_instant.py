@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -21,11 +22,10 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_lib import CheckpointManager
 from ckpt_lib.formats.torch import gc_pause
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.saving.background import BackgroundSaves, _Worker, wait_until_all_copied
-from ckpt_lib.store import folder_lock, leases
+from ckpt_lib.store.local import LocalStore, folder_lock
 from tests.helpers import MakeManager
 
 # Where the interrupt comes while a finalizer runs, Python prints it and goes on.
@@ -138,49 +138,20 @@ def in_time(action: Callable[[], object]) -> None:
     assert not failed, failed
 
 
-@pytest.fixture(autouse=True)
-def _no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_lock, "LOCK_TIMEOUT_SECONDS", 3.0)
+@pytest.mark.parametrize("module", [folder_lock, contextlib], ids=["lock", "contextlib"])
+def test_locks_of_the_store(tmp_path: Path, module: ModuleType) -> None:
+    """A write works after each, on this thread and on another, and does not wait."""
+    store = LocalStore(str(tmp_path), patience_seconds=3.0)
 
+    def write() -> None:
+        store.put("run/a", b"")
 
-@pytest.fixture
-def saving(make_manager: MakeManager) -> CheckpointManager:
-    return make_manager(backup_checkpoints=False, save_metadata=False, max_checkpoints=2)
-
-
-@contextlib.contextmanager
-def unlocked() -> Iterator[None]:
-    """At the end, nothing is held; cheaper than a save, and asked after each interrupt."""
-    yield
-    assert leases.leases._lock.acquire(timeout=SECONDS)
-    leases.leases._lock.release()
-    assert not folder_lock._mutexes._guard.locked()
-
-
-@pytest.mark.parametrize("module", [leases, folder_lock, contextlib], ids=["leases", "lock", "contextlib"])
-def test_locks_of_the_store(saving: CheckpointManager, module: ModuleType) -> None:
-    """A save and a load work after each, on this thread and on another."""
-    store, folder = saving._folder.store, saving._folder.path
-    with store.lock(folder):
-        pass
-
-    def use() -> None:
-        with store.hold(folder, "a", "reading"), store.lock(folder):
-            pass
-
-    def lock() -> None:
-        with store.lock(folder):
-            pass
-
-    for number, _interrupt in enumerate(at_every_instant(codes_of(module), use)):
-        with unlocked():
-            began = time.monotonic()
-            in_time(lock) if number % 2 else lock()
-            lock() if number % 2 else in_time(lock)
-            assert time.monotonic() - began < SECONDS / 2
-    saving.save_checkpoint(model=nn.Linear(2, 2), epoch=2)
-    assert saving.load_checkpoint()["epoch"] == 2
-    in_time(lambda: saving.save_checkpoint(model=nn.Linear(2, 2), epoch=3))
+    write()
+    for number, _interrupt in enumerate(at_every_instant(codes_of(module), write)):
+        began = time.monotonic()
+        in_time(write) if number % 2 else write()
+        write() if number % 2 else in_time(write)
+        assert time.monotonic() - began < SECONDS / 2
 
 
 def test_the_search_for_garbage_goes_on() -> None:

@@ -839,7 +839,7 @@ print(sum(reference() is not None for reference in left), *threads)
 """,
         tmp_path,
     )
-    assert output == "0 MainThread ckpt-lease\n"  # one for all, which renews leases
+    assert output == "0 MainThread\n"
 
 
 _FORKED = """
