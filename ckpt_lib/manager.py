@@ -39,8 +39,8 @@ class CheckpointManager(Maintainer):
     """Saves, finds, checks, loads and retires the checkpoints of one experiment.
 
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
-    of processes of one machine, may work on the same experiment. Pickled or copied, it becomes a manager of the same
-    folders, also in another working directory, without the saves under way.
+    of processes, may work on the same experiment. Pickled or copied, it becomes a manager of the same folders, also in
+    another working directory, without the saves under way.
 
     Wherever a checkpoint is asked for, its id may be given, or ``"latest"``, ``"best"``, or a tag, which stands for the
     newest checkpoint that carries it; the two keywords and ids come before tags. The best is by the metric that the
