@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import IntegrityError, UnsupportedSchemaError
-from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, abandon, is_dead, remove_files, remove_gone
+from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, DAY, abandon, is_dead, remove_files, remove_gone
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner
 
@@ -35,11 +36,14 @@ def sweep(experiment: Experiment, *, abandoned_after_seconds: float = ABANDONED_
     if view.claims:
         now = experiment.now()
         for claim in view.claims:
+            if claim.state == "gone" and now - CheckpointId.parse(claim.checkpoint_id).timestamp < DAY:
+                continue  # its key stays: there is nothing to look at
             if _end_claim(experiment, claim.checkpoint_id, now, abandoned_after_seconds):
                 swept.claims.append(claim.checkpoint_id)
+    named = {file.name for manifest in (*view.manifests, *view.deleted) for file in manifest.files}
     for key in view.entries:
         name = key[len(experiment.path) + 1 :] if experiment.path else key
-        if checkpoint_id := payload_owner(name):
+        if name not in named and (checkpoint_id := payload_owner(name)):
             _sweep_payload(experiment, checkpoint_id, name, swept)
     return swept
 

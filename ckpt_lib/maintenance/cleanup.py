@@ -9,21 +9,23 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
+from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.index import Index, View
-from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, CheckpointFolder
+from ckpt_lib.experiment.copies import follow_home
+from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.index import View
+from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import KnownVersions, validate
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
 
 _MAX_LOOKS = 64
 _MIN_BATCH = 64
-"""Each batch lists the folder twice, so a cleanup takes at most ``_MAX_LOOKS`` batches or so. Saves wait while a batch
-holds the lock: longer in a larger folder."""
+"""Each batch lists the folder, and reads what the plan relies on, so a cleanup takes ``_MAX_LOOKS`` batches or so."""
 _MAX_NAMED = 10
 
 
@@ -54,13 +56,13 @@ class CleanupReport(BaseModel):
 class _Assessment:
     """What is known of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
 
-    def __init__(self, folder: CheckpointFolder, view: View, known: KnownVersions | None) -> None:
-        self._folder = folder
-        self._manifests = {manifest.checkpoint_id: manifest for manifest in view.manifests}
+    def __init__(self, experiment: Experiment, view: View, known: KnownVersions | None) -> None:
+        self._experiment = experiment
+        self._manifests = {manifest.checkpoint_id: manifest for manifest in view.usable}
         self._known = known
         self._statuses: dict[str, Status] = {
             manifest.checkpoint_id: "unverified" if view.is_complete(manifest) else "damaged"
-            for manifest in view.manifests
+            for manifest in view.usable
         }
 
     def is_valid(self, checkpoint_id: str) -> bool:
@@ -70,11 +72,11 @@ class _Assessment:
         return self._statuses[checkpoint_id] == "valid"
 
     def _verify(self, manifest: Manifest) -> bool:
-        if self._known is not None and self._known.is_valid(self._folder, manifest):
+        if self._known is not None and self._known.is_valid(self._experiment, manifest):
             return True
-        found = validate(self._folder, manifest, manifest.experiment_name)
+        found = validate(self._experiment, manifest)
         if self._known is not None and (found or found.is_unloadable):
-            self._known.remember(self._folder, manifest, is_loadable=found.is_valid)
+            self._known.remember(self._experiment, manifest, is_loadable=found.is_valid)
         return found.is_valid
 
     def find_pillars(self, monitors: Collection[Monitor]) -> None:
@@ -91,18 +93,17 @@ class _Assessment:
 def _record(manifest: Manifest, status: Status) -> RetentionRecord:
     shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
     facts = {name: getattr(manifest, name) for name in shared}
-    return RetentionRecord(**facts, size_bytes=manifest.payload.size_bytes, status=status)
+    return RetentionRecord(**facts, size_bytes=manifest.size_bytes, status=status)
 
 
 def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
-    """The ids that a cleanup of these checkpoints would keep, were they all valid."""
+    """Return the ids that a cleanup of these checkpoints would keep, were they all valid."""
     records = [_record(manifest, "valid") for manifest in manifests]
     return set(plan_retention(records, policy, now=datetime.now(UTC), monitors=monitors).kept_ids)
 
 
 def clean(
-    folder: CheckpointFolder,
-    index: Index,
+    experiment: Experiment,
     policy: RetentionPolicy,
     *,
     monitor: Monitor,
@@ -111,76 +112,139 @@ def clean(
     dry_run: bool = False,
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
+    backups: Experiment | None = None,
 ) -> CleanupReport:
-    """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or gone.
+    """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or deleted.
 
     When the store fails on the way, the batches deleted before stay deleted, and the error says what is gone.
 
     What is deleted can be brought back for ``grace_seconds``; what was deleted more than ``trash_seconds`` ago is
-    removed. What any living process is loading, copying or going on from stays.
+    removed. The ``backups`` of what is deleted are deleted with it.
 
     The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
     a damaged one takes no other's place.
     """
-    view = index.view()
-    manifests = view.manifests
+    view = experiment.index.view()
+    plan = _plan(experiment, view, policy, monitor=monitor, protected=protected, known=known)
+    if dry_run:
+        return CleanupReport(plan=plan, dry_run=True)
+    swept = sweep(experiment)
+    expired = expire(experiment, trash_seconds, backups=backups)
+    deleted, spared = _delete(experiment, view, plan, backups)
+    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds, backups)
+    return CleanupReport(
+        plan=plan,
+        dry_run=False,
+        deleted_ids=tuple(manifest.checkpoint_id for manifest in deleted),
+        freed_bytes=_size_bytes(freed),
+        trashed_bytes=_size_bytes(deleted) - _size_bytes(freed),
+        spared=spared,
+        swept=(*swept.claims, *swept.files),
+        expired_ids=tuple(manifest.checkpoint_id for manifest in expired),
+        expired_bytes=_size_bytes(expired),
+    )
+
+
+def _plan(
+    experiment: Experiment,
+    view: View,
+    policy: RetentionPolicy,
+    *,
+    monitor: Monitor,
+    protected: Mapping[str, str] | None,
+    known: KnownVersions | None,
+) -> RetentionPlan:
+    manifests = view.usable
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
-    protected = {**folder.held(), **(protected or {})}
-    assessment = _Assessment(folder, view, known)
+    assessment = _Assessment(experiment, view, known)
     assessment.find_pillars(monitors)
     now = datetime.now(UTC)
     while True:
-        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
-        plan = plan.model_copy(update={"warning": missing_metric(monitor, manifests)})
+        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected or {})
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
-            break
+            return plan.model_copy(update={"warning": missing_metric(monitor, manifests)})
         for checkpoint_id in doubtful:
             assessment.is_valid(checkpoint_id)
-    if dry_run:
-        return CleanupReport(plan=plan, dry_run=True)
-    swept = commit.sweep(folder, view.entries.values(), grace_seconds=trash_seconds)
-    planned = {manifest.checkpoint_id: manifest for manifest in manifests}
+
+
+def expire(experiment: Experiment, trash_seconds: float, *, backups: Experiment | None = None) -> list[Manifest]:
+    """Remove the files of what was deleted more than ``trash_seconds`` ago, and of what somebody began to remove.
+
+    Nothing goes, and nothing comes back by itself, when no valid checkpoint is left: a person has deleted the last one.
+    """
+    view = experiment.index.view()
+    if not view.valid or not (view.deleted or view.purging):
+        return []
+    return purge(experiment, grace_seconds=trash_seconds, before_files=partial(_let_follow, experiment, backups))
+
+
+def let_follow(home: Experiment, backups: Experiment | None, manifests: Iterable[Manifest]) -> None:
+    """Let the backups of these checkpoints be deleted, or come back, as their originals. A failure is logged."""
+    for manifest in manifests:
+        _let_follow(home, backups, manifest)
+
+
+def _let_follow(home: Experiment, backups: Experiment | None, manifest: Manifest) -> None:
+    if backups is not None:
+        with store_failures_logged(f"deleting the backup of {manifest.checkpoint_id}"):
+            follow_home(home, backups, manifest.checkpoint_id)
+
+
+def _free(
+    experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float, backups: Experiment | None
+) -> list[Manifest]:
+    """Remove the files of what was just deleted, where readers keep what they have open; else a later cleanup does."""
+    if not deleted or (trash_seconds and not experiment.store.capabilities.memory_map):
+        return []
+    ids = {manifest.checkpoint_id for manifest in deleted}
+    return purge(
+        experiment,
+        grace_seconds=0.0,
+        only=lambda manifest: manifest.checkpoint_id in ids,
+        before_files=partial(_let_follow, experiment, backups),
+    )
+
+
+def _size_bytes(manifests: Iterable[Manifest]) -> int:
+    return sum(manifest.size_bytes for manifest in manifests)
+
+
+def _delete(
+    experiment: Experiment, view: View, plan: RetentionPlan, backups: Experiment | None
+) -> tuple[list[Manifest], dict[str, str]]:
+    """Delete what the plan gives up, and return it; and why the rest of it was spared."""
+    planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
     deleted: list[Manifest] = []
     spared: dict[str, str] = {}
     # Oldest first: whatever stops this, what is left is the newer part.
     doomed_ids = plan.deleted_ids[::-1]
-    batch_size = max(_MIN_BATCH, len(manifests) // _MAX_LOOKS)
-    with _telling_what_is_gone(folder, doomed_ids):
+    batch_size = max(_MIN_BATCH, len(planned) // _MAX_LOOKS)
+    with _telling_what_is_gone(experiment, doomed_ids):
         for start in range(0, len(doomed_ids), batch_size):
-            gone, refused = commit.delete_all(
-                folder,
+            outcome = delete_all(
+                experiment,
                 doomed_ids[start : start + batch_size],
-                make_check=partial(_check_of_plan, folder, planned, relied_on),
-                grace_seconds=grace_seconds,
+                relied_on=[manifest.checkpoint_id for manifest in relied_on],
+                check=_check_of_plan(experiment, planned, relied_on),
             )
-            deleted += gone
-            spared |= {checkpoint_id: error.message for checkpoint_id, error in refused.items()}
-    deleted_bytes = sum(manifest.payload.size_bytes for manifest in deleted)
-    return CleanupReport(
-        plan=plan,
-        dry_run=False,
-        deleted_ids=tuple(manifest.checkpoint_id for manifest in deleted),
-        freed_bytes=0 if grace_seconds else deleted_bytes,
-        trashed_bytes=deleted_bytes if grace_seconds else 0,
-        spared=spared,
-        swept=tuple(swept.leftovers),
-        expired_ids=tuple(manifest.checkpoint_id for manifest in swept.expired),
-        expired_bytes=sum(manifest.payload.size_bytes for manifest in swept.expired),
-    )
+            let_follow(experiment, backups, outcome.deleted)
+            deleted += outcome.deleted
+            spared |= {checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()}
+    return deleted, spared
 
 
 @contextmanager
-def _telling_what_is_gone(folder: CheckpointFolder, doomed_ids: Sequence[str]) -> Iterator[None]:
+def _telling_what_is_gone(experiment: Experiment, doomed_ids: Sequence[str]) -> Iterator[None]:
     """Add to an error which of the checkpoints are deleted all the same."""
     try:
         yield
     except CheckpointError as error:
         with suppress(CheckpointError):  # the store that failed may not even list them
-            listed = folder.manifest_entries()
+            listed = {manifest.checkpoint_id for manifest in experiment.index.manifests()}
             gone = [checkpoint_id for checkpoint_id in doomed_ids if checkpoint_id not in listed]
             more = f" and {len(gone) - _MAX_NAMED} more" if len(gone) > _MAX_NAMED else ""
             named = f": {', '.join(gone[:_MAX_NAMED])}{more}" if gone else ""
@@ -191,27 +255,19 @@ def _telling_what_is_gone(folder: CheckpointFolder, doomed_ids: Sequence[str]) -
         raise
 
 
-def _check_of_plan(
-    folder: CheckpointFolder, planned: Mapping[str, Manifest], relied_on: Sequence[Manifest]
-) -> commit.Check:
-    """Make a check that refuses a checkpoint which someone pinned, tagged, replaced or began to use since the plan.
+def _check_of_plan(experiment: Experiment, planned: Mapping[str, Manifest], relied_on: Sequence[Manifest]) -> Check:
+    """Make a check that refuses a checkpoint which someone pinned, tagged or replaced since the plan.
 
-    It refuses every checkpoint when one of the valid ones that were to stay instead has gone since.
+    It refuses every checkpoint when one of the valid ones that were to stay instead has lost its files since.
     """
-    in_use = folder.held()
-    sizes_bytes = {entry.name: entry.size_bytes for entry in folder.store.entries(folder.path) if not entry.is_folder}
-    kept_are_complete = all(
-        kept.checkpoint_id + MANIFEST_SUFFIX in sizes_bytes
-        and sizes_bytes.get(kept.payload.name) == kept.payload.size_bytes
-        for kept in relied_on
-    )
+    view = experiment.index.view()
+    kept_are_complete = all(view.is_complete(kept) for kept in relied_on)
 
     def check(current: Manifest) -> CheckpointError | None:
-        # Compared as text: a NaN among the metrics would make a manifest differ from itself.
-        if current.model_dump_json() != planned[current.checkpoint_id].model_dump_json():
+        if error := refuse_pinned(current):
+            return error
+        if _facts(current) != _facts(planned[current.checkpoint_id]):
             reason = "changed since the plan was made; the next cleanup decides again"
-        elif current.checkpoint_id in in_use:
-            reason = in_use[current.checkpoint_id]
         elif not kept_are_complete:
             reason = "what the plan meant to keep is gone; the next cleanup decides again"
         else:
@@ -219,3 +275,8 @@ def _check_of_plan(
         return ProtectedCheckpointError(reason, checkpoint_id=current.checkpoint_id)
 
     return check
+
+
+def _facts(manifest: Manifest) -> str:
+    """Return what a plan goes by, as text: a NaN among the metrics would make a manifest differ from itself."""
+    return manifest.model_dump_json(exclude={"revision", "state"})
