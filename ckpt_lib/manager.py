@@ -354,6 +354,7 @@ class CheckpointManager(Maintainer):
         when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
 
+        The checkpoint is kept for an hour: a run that is killed again before its first save needs it once more.
         ``next_epoch`` is the epoch to train next: the one after the checkpoint's, or the same if it was saved in the
         middle of that. Its first batches are then seen again. ``keep`` and ``require_exact`` are those of
         :meth:`load_checkpoint`.

@@ -14,7 +14,7 @@ from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, StoreError, is
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
-from ckpt_lib.store import location, open_store
+from ckpt_lib.store import Store, location, open_store
 
 T = TypeVar("T")
 
@@ -29,10 +29,12 @@ class Locations:
     def __init__(self, config: CheckpointConfig, name: str) -> None:
         self.config = config
         self.name = name
-        self.home = self._experiment(config.checkpoint_dir, name)
-        beside = (config.checkpoint_dir, f"{name}/{BACKUPS_NAME}")
-        self.backups = self._experiment(*((config.backup_dir, name) if config.backup_dir else beside))
-        self.fallback = self._experiment(config.fallback_dir, name) if config.fallback_dir else None
+        self.home = self._experiment(open_store(config.checkpoint_dir), name)
+        if config.backup_dir:
+            self.backups = self._experiment(open_store(config.backup_dir), name)
+        else:
+            self.backups = self._experiment(self.home.store, f"{name}/{BACKUPS_NAME}")
+        self.fallback = self._experiment(open_store(config.fallback_dir), name) if config.fallback_dir else None
         _check_apart("backups", self.backups, "backup_dir", self.home)
         if self.fallback:
             _check_apart("checkpoints", self.home, "fallback_dir", self.fallback)
@@ -42,8 +44,8 @@ class Locations:
         self.backup_catalogue = Catalogue(self.backups, MonitorRecord(config.monitor))
         self.fallback_catalogue = Catalogue(self.fallback, MonitorRecord(config.monitor)) if self.fallback else None
 
-    def _experiment(self, url: str, path: str) -> Experiment:
-        return Experiment(open_store(url), path, self.name, single_writer=self.config.single_writer)
+    def _experiment(self, store: Store, path: str) -> Experiment:
+        return Experiment(store, path, self.name, single_writer=self.config.single_writer)
 
     def find(self, name: str) -> tuple[Experiment, Manifest]:
         """Find what ``name`` stands for, and where it lies: an id may be in the fallback folder alone."""
