@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
-from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    CorruptManifestError,
-    ProtectedCheckpointError,
-)
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import CheckpointSet, Experiment
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.experiment.copies import follow_home
+from ckpt_lib.experiment.deletion import delete_all
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
-from ckpt_lib.maintenance import quarantine, transfer
-from ckpt_lib.maintenance.cleanup import CleanupReport, clean
+from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.query import Catalogue
+from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire, let_follow
+from ckpt_lib.maintenance.quarantine import delete_for_good
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
+from ckpt_lib.maintenance.transfer import no_backup
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 
@@ -30,10 +27,10 @@ logger = logging.getLogger("ckpt_lib")
 
 
 class Cleaner(Protocol):
-    """Cleans up one folder."""
+    """Cleans up one experiment."""
 
     @property
-    def folder(self) -> CheckpointFolder: ...
+    def experiment(self) -> Experiment: ...
 
     def clean_quickly(self) -> CleanupReport:
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
@@ -41,27 +38,31 @@ class Cleaner(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointCleaner:
-    """Cleans up checkpoints, in the primary or in the fallback folder; what the run goes on from stays."""
+    """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays.
 
-    checkpoints: CheckpointSet
+    The ``backups`` of what is deleted are deleted with it.
+    """
+
+    catalogue: Catalogue
     config: CheckpointConfig
     policy: RetentionPolicy | None
     lineage: Lineage
     known: KnownVersions
+    backups: Experiment | None = None
 
     @property
-    def folder(self) -> CheckpointFolder:
-        return self.checkpoints.folder
+    def experiment(self) -> Experiment:
+        return self.catalogue.experiment
 
     def clean_quickly(self) -> CleanupReport:
         return self.clean(known=self.known)
 
     def delete_surplus(self) -> None:
         """Clean up after a save, quickly where nothing can be too much."""
-        view = self.checkpoints.index.view()
-        if self.policy is None and len(view.manifests) <= self.config.max_checkpoints:
+        if self.policy is None and len(self.experiment.index.view().usable) <= self.config.max_checkpoints:
             # A plan would keep them all, and takes a while to say so.
-            commit.sweep(self.folder, view.entries.values(), grace_seconds=self.config.trash_seconds)
+            sweep(self.experiment)
+            expire(self.experiment, self.config.trash_seconds, backups=self.backups)
         else:
             self.clean_quickly()
 
@@ -74,10 +75,9 @@ class CheckpointCleaner:
         grace_seconds: float = 0.0,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by the configured one; see :func:`ckpt_lib.maintenance.cleanup.clean`."""
-        monitor = self.checkpoints.catalogue.monitor()
+        monitor = self.catalogue.monitor()
         return clean(
-            self.folder,
-            self.checkpoints.index,
+            self.experiment,
             policy or self.policy or at_most(self.config.max_checkpoints, monitor),
             monitor=monitor,
             protected=self.lineage.in_use,
@@ -85,14 +85,22 @@ class CheckpointCleaner:
             dry_run=dry_run,
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
+            backups=self.backups,
         )
 
     def delete(self, name: str) -> str:
-        """Delete one checkpoint and return its id. Raises :class:`ProtectedCheckpointError` when it is pinned."""
-        resolved = self.checkpoints.catalogue.resolve(name).checkpoint_id
-        deleted = commit.delete(self.folder, resolved, unless=_refuse_pinned, grace_seconds=self.config.trash_seconds)
-        if deleted is None:
+        """Delete one checkpoint and return its id.
+
+        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
+        """
+        resolved = self.catalogue.resolve(name).checkpoint_id
+        outcome = delete_all(self.experiment, [resolved])
+        if error := outcome.refused.get(resolved):
+            raise error
+        if not outcome.deleted:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
+        let_follow(self.experiment, self.backups, outcome.deleted)
+        expire(self.experiment, self.config.trash_seconds, backups=self.backups)
         return resolved
 
 
@@ -100,12 +108,12 @@ class CheckpointCleaner:
 class BackupCleaner:
     """Cleans up backups; those of damaged checkpoints stay."""
 
-    experiment: Experiment
+    locations: Locations
     known: KnownVersions
 
     @property
-    def folder(self) -> CheckpointFolder:
-        return self.experiment.backups.folder
+    def experiment(self) -> Experiment:
+        return self.locations.backups
 
     def clean_quickly(self) -> CleanupReport:
         return self.clean(known=self.known)
@@ -119,42 +127,46 @@ class BackupCleaner:
         just_made: str | None = None,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by ``max_backups``, and keep the one that was ``just_made``."""
-        monitor = self.experiment.primary.catalogue.monitor()
+        if not dry_run:
+            self.follow_home()
+        monitor = self.locations.catalogue.monitor()
         protected = dict.fromkeys(self._damaged_checkpoints(), "its checkpoint is damaged")
         if just_made is not None:
             protected[just_made] = "made just now"
         return clean(
-            self.folder,
-            self.experiment.backups.index,
-            policy or at_most(self.experiment.config.max_backups, monitor),
+            self.experiment,
+            policy or at_most(self.locations.config.max_backups, monitor),
             monitor=monitor,
             protected=protected,
             known=known,
             dry_run=dry_run,
+            trash_seconds=self.locations.config.trash_seconds,
         )
 
+    def follow_home(self) -> None:
+        """Delete the backups of what was deleted meanwhile, and bring those back of what came back."""
+        here, there = self.locations.home.index.view(), self.experiment.index.view()
+        visible = {manifest.checkpoint_id for manifest in here.manifests}
+        known = visible | {item.checkpoint_id for item in (*here.deleted, *here.purging, *here.claims)}
+        for manifest in (*there.manifests, *there.deleted):
+            if manifest.checkpoint_id in known and manifest.is_visible != (manifest.checkpoint_id in visible):
+                follow_home(self.locations.home, self.experiment, manifest.checkpoint_id)
+
     def _damaged_checkpoints(self) -> list[str]:
-        view = self.experiment.primary.index.view()
-        quarantined = quarantine.list_quarantined(self.experiment.primary.folder, self.experiment.name)
+        view = self.locations.home.index.view()
         return [
             *(str(error.checkpoint_id) for error in view.unreadable),
             *(item.checkpoint_id for item in view.manifests if not view.is_complete(item)),
-            *(item.checkpoint_id for item in quarantined),
+            *(item.checkpoint_id for item in view.quarantined),
         ]
 
     def delete(self, name: str) -> int:
         """Delete one backup, sound or in quarantine, for good; return how many bytes that frees."""
-        checkpoint_id = self.experiment.backups.id_of(name)
-        if quarantine.is_quarantined(self.folder, checkpoint_id):
-            return quarantine.remove(self.folder, checkpoint_id)
+        checkpoint_id = self.locations.backup_catalogue.id_of(name)
         try:
-            deleted = commit.delete(self.folder, checkpoint_id, unless=_refuse_held(self.folder))
-        except CorruptManifestError as error:
-            error.hint = f"Set it aside first: `ckpt quarantine --backups {checkpoint_id}`."
-            raise
-        if deleted is None:
-            raise transfer.no_backup(self.folder, checkpoint_id)
-        return deleted.payload.size_bytes
+            return delete_for_good(self.experiment, checkpoint_id)
+        except CheckpointNotFoundError as error:
+            raise no_backup(self.experiment, checkpoint_id) from error
 
 
 def clean_all(
@@ -166,7 +178,7 @@ def clean_all(
     dry_run: bool,
 ) -> CleanupReport:
     """Clean up the checkpoints by ``policy``, and then the backups, whose failure is reported and not raised."""
-    if not checkpoints.folder.store.entries(checkpoints.folder.path):  # a mistyped name creates no experiment
+    if not checkpoints.experiment.index.view().entries:  # a mistyped name creates no experiment
         return checkpoints.clean(policy, dry_run=dry_run)
     try:
         report = checkpoints.clean(policy, dry_run=dry_run, grace_seconds=checkpoints.config.trash_seconds)
@@ -182,23 +194,5 @@ def clean_all(
 
 
 def at_most(count: int, monitor: Monitor) -> KeepAtMost:
-    """The policy that ``max_checkpoints`` and ``max_backups`` spell."""
+    """Return the policy that ``max_checkpoints`` and ``max_backups`` spell."""
     return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
-
-
-def _refuse_pinned(manifest: Manifest) -> CheckpointError | None:
-    if not manifest.pinned:
-        return None
-    return ProtectedCheckpointError(
-        "the checkpoint is pinned",
-        checkpoint_id=manifest.checkpoint_id,
-        hint=f"Unpin it first: `ckpt pin {manifest.checkpoint_id} --off`.",
-    )
-
-
-def _refuse_held(folder: CheckpointFolder) -> Callable[[Manifest], CheckpointError | None]:
-    def check(manifest: Manifest) -> CheckpointError | None:
-        reason = folder.held().get(manifest.checkpoint_id)
-        return ProtectedCheckpointError(reason, checkpoint_id=manifest.checkpoint_id) if reason else None
-
-    return check

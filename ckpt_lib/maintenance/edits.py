@@ -13,21 +13,24 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import check_description, check_tags
 from ckpt_lib.errors import CheckpointNotFoundError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import CheckpointSet, Experiment
-from ckpt_lib.experiment.query import check_metric_is_known
+from ckpt_lib.experiment import edits
+from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.query import Catalogue, check_metric_is_known
 
 Change = Callable[[Manifest], Manifest]
 
 
-def edit(checkpoints: CheckpointSet, name: str, change: Change) -> CheckpointMetadata:
+def edit(catalogue: Catalogue, name: str, change: Change) -> CheckpointMetadata:
     """Change one manifest and describe the checkpoint as it is then."""
-    manifest = commit.edit(checkpoints.folder, checkpoints.catalogue.resolve(name).checkpoint_id, change)
-    return checkpoints.catalogue.describe(manifest)  # not read again: another process may have deleted it by now
+    manifest = edits.edit(catalogue.experiment, catalogue.resolve(name).checkpoint_id, change)
+    return catalogue.describe(manifest)  # not read again: another process may have deleted it by now
 
 
 def relabeling(add_tags: Collection[str], remove_tags: Collection[str], description: str | None) -> Change:
-    """The change of tags and description. Raises :class:`~ckpt_lib.errors.ConfigError` for what cannot be one."""
+    """Return the change of tags and description.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for what cannot be one.
+    """
     added, removed = check_tags(add_tags), set(check_tags(remove_tags))
     text = None if description is None else check_description(description)
 
@@ -38,9 +41,9 @@ def relabeling(add_tags: Collection[str], remove_tags: Collection[str], descript
     return change
 
 
-def set_monitor(experiment: Experiment, metric: str, mode: Mode) -> Monitor:
+def set_monitor(locations: Locations, metric: str, mode: Mode) -> Monitor:
     """Rewrite the manifests, the newest first, so that they record this monitor."""
-    manifests = experiment.primary.index.manifests()
+    manifests = locations.home.index.manifests()
     if not manifests:
         raise CheckpointNotFoundError(
             "nothing has been saved yet",
@@ -51,13 +54,9 @@ def set_monitor(experiment: Experiment, metric: str, mode: Mode) -> Monitor:
         monitor = Monitor(metric=metric, mode=mode)
     except ValidationError as error:
         raise config_error(error) from None
-    experiment.monitor_record.settle()
+    locations.monitor_record.settle()
     for manifest in reversed(manifests):
         if manifest.monitor != monitor:
             with suppress(CheckpointNotFoundError):  # deleted since it was listed
-                commit.edit(
-                    experiment.primary.folder,
-                    manifest.checkpoint_id,
-                    lambda found: found.changed(monitor=monitor),
-                )
+                edits.edit(locations.home, manifest.checkpoint_id, lambda found: found.changed(monitor=monitor))
     return monitor

@@ -52,7 +52,7 @@ def import_checkpoint(
 
     Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
     it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. ``monitor``
-    becomes its measure of the best. A payload without a manifest is one that this library wrote: its manifest is made
+    becomes its measure of the best, unless it is the first. A payload without a manifest is one that this library wrote: its manifest is made
     from what it holds.
 
     Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
@@ -104,7 +104,7 @@ def _import_exported(
             experiment_name=experiment.name,
             sequence=experiment.index.next_sequence(),
             parent_id=None,
-            monitor=monitor,
+            monitor=monitor if experiment.index.manifests() else copied.monitor,
             idempotency_key=None,  # it speaks of another's save
         )
 

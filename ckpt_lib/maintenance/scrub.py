@@ -18,13 +18,18 @@ from typing import BinaryIO, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from ckpt_lib.core.damage import Damage
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.index import Index
-from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.maintenance.validate import ValidationReport, examine, find_unloadable, unreadable_report, with_tensors
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.maintenance.validate import (
+    ValidationReport,
+    examine,
+    payload_version,
+    unreadable_report,
+    with_structure,
+    with_tensors,
+)
 from ckpt_lib.stream import Progress, find_damages
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.page_cache import NeutralReader
@@ -61,10 +66,9 @@ class ScrubReport(BaseModel):
 
 
 class _Outcome(BaseModel):
-    """What was found of one file, which had this version then."""
+    """What was found of one payload, which had this version then."""
 
     version: str
-    sha256: str
     checked_at: AwareDatetime
     report: ValidationReport
 
@@ -84,8 +88,8 @@ class _Item:
     """One payload to read; ``other`` is where its other copy would be."""
 
     side: Side
-    folder: CheckpointFolder
-    other: CheckpointFolder
+    experiment: Experiment
+    other: Experiment
     manifest: Manifest
 
     @property
@@ -124,11 +128,8 @@ class _Pace:
 
 
 def scrub(
-    index: Index,
-    folder: CheckpointFolder,
-    backup_index: Index,
-    backups: CheckpointFolder,
-    experiment_name: str,
+    home: Experiment,
+    backups: Experiment,
     *,
     max_bytes_per_second: float | None = None,
     restart: bool = False,
@@ -147,23 +148,23 @@ def scrub(
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
         raise ConfigError("max_bytes_per_second must be more than 0", got=briefly(max_bytes_per_second))
     items = [
-        *(_Item("checkpoints", folder, backups, manifest) for manifest in index.manifests()),
-        *(_Item("backups", backups, folder, manifest) for manifest in backup_index.manifests()),
+        *(_Item("checkpoints", home, backups, manifest) for manifest in home.index.view().usable),
+        *(_Item("backups", backups, home, manifest) for manifest in backups.index.view().usable),
     ]
-    current = None if restart else _unfinished_round(folder, experiment_name)
+    current = None if restart else _unfinished_round(home)
     scrubber = _Scrubber(
-        folder, current or _Round(experiment_name=experiment_name, started_at=datetime.now(UTC)), max_bytes_per_second
+        home, current or _Round(experiment_name=home.name, started_at=datetime.now(UTC)), max_bytes_per_second
     )
     done = scrubber.run(items, progress)
-    unreadable = {"checkpoints": index.unreadable(), "backups": backup_index.unreadable()}
+    unreadable = {"checkpoints": home.index.unreadable(), "backups": backups.index.unreadable()}
 
     def reports(side: Side) -> tuple[ValidationReport, ...]:
         found = [done[item.key] for item in items if item.side == side and item.key in done]
-        broken = [unreadable_report(error, str(error.checkpoint_id), experiment_name) for error in unreadable[side]]
+        broken = [unreadable_report(error, str(error.checkpoint_id), home.name) for error in unreadable[side]]
         return (*found, *broken)
 
     return ScrubReport(
-        experiment_name=experiment_name,
+        experiment_name=home.name,
         started_at=scrubber.round.started_at,
         completed_at=scrubber.round.completed_at or datetime.now(UTC),
         checkpoints=reports("checkpoints"),
@@ -176,8 +177,8 @@ def scrub(
 class _Scrubber:
     """Carries one round on to its end."""
 
-    def __init__(self, folder: CheckpointFolder, current: _Round, max_bytes_per_second: float | None) -> None:
-        self._folder = folder
+    def __init__(self, home: Experiment, current: _Round, max_bytes_per_second: float | None) -> None:
+        self._home = home
         self.round = current
         self.pace = _Pace(max_bytes_per_second)
         self.files_resumed = 0
@@ -193,7 +194,7 @@ class _Scrubber:
             progress(sum(outcome.report.size_bytes for outcome in earlier.values()))
         # The large ones first: one that is begun last keeps one processor busy while the others wait.
         open_items = sorted(
-            (item for item in items if item.key not in earlier), key=lambda item: -item.manifest.payload.size_bytes
+            (item for item in items if item.key not in earlier), key=lambda item: -item.manifest.size_bytes
         )
         try:
             for item, outcome in self._outcomes(open_items, progress):
@@ -206,22 +207,20 @@ class _Scrubber:
         return {key: outcome.report for key, outcome in self.round.outcomes.items()}
 
     def _still_valid(self, items: Sequence[_Item]) -> dict[str, _Outcome]:
-        """What this round has found already, of files that are as they were then."""
+        """Return what this round has found already, of payloads that are as they were then."""
         found = {}
         for item in items:
             outcome = self.round.outcomes.get(item.key)
-            entry = item.folder.payload_entry(item.manifest) if outcome else None
             if (
                 outcome
-                and entry
-                and (outcome.version, outcome.sha256) == (entry.version, item.manifest.payload.sha256)
+                and outcome.version == payload_version(item.experiment, item.manifest)
                 and outcome.report.checkpoint_id == item.manifest.checkpoint_id
             ):
                 found[item.key] = outcome
         return found
 
     def _outcomes(self, items: Sequence[_Item], progress: Progress | None) -> Iterator[tuple[_Item, _Outcome]]:
-        """Each file's outcome as it comes; what was deleted meanwhile has none."""
+        """Yield each payload's outcome as it comes; what was deleted meanwhile has none."""
         with ThreadPoolExecutor(processor_count(), thread_name_prefix="ckpt-scrub") as pool:
             pending: dict[Future[_Outcome | None], _Item] = {pool.submit(self._examine, item): item for item in items}
             try:
@@ -237,26 +236,21 @@ class _Scrubber:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _examine(self, item: _Item) -> _Outcome | None:
-        entry = item.folder.payload_entry(item.manifest)
-
-        def find(file: BinaryIO) -> list[Damage]:
-            with NeutralReader(file, self.pace) as source:
-                # Both within the context, at whose end the page cache forgets what they read.
-                return find_damages(source, item.manifest.payload) or find_unloadable(item.folder, item.manifest)
-
-        report = examine(item.folder, item.manifest, self.round.experiment_name, find)
+        version = payload_version(item.experiment, item.manifest)
+        report = examine(item.experiment, item.manifest, self._find)
+        if report:
+            report = with_structure(report, item.experiment, item.manifest)
         if not report:
             try:
-                item.folder.read_manifest(item.manifest.checkpoint_id)
+                item.experiment.get(item.manifest.checkpoint_id)
             except CheckpointNotFoundError:  # deleted meanwhile, which is no damage
                 return None
-            report = with_tensors(report, item.manifest, item.folder, item.other)
-        return _Outcome(
-            version=entry.version if entry else "",
-            sha256=item.manifest.payload.sha256,
-            checked_at=datetime.now(UTC),
-            report=report,
-        )
+            report = with_tensors(report, item.manifest, item.experiment, item.other)
+        return _Outcome(version=version or "", checked_at=datetime.now(UTC), report=report)
+
+    def _find(self, file: BinaryIO, entry: FileEntry) -> list[Damage]:
+        with NeutralReader(file, self.pace) as source:
+            return find_damages(source, entry)
 
     def _report_progress(self, progress: Progress | None) -> None:
         done, self._reported_bytes = self.pace.bytes_read - self._reported_bytes, self.pace.bytes_read
@@ -269,18 +263,21 @@ class _Scrubber:
             return
         self._recorded_at = time.monotonic()
         try:
-            commit.write_snapshot(self._folder, RECORD_NAME, lambda: self.round.model_dump_json().encode())
+            self._home.store.put(self._home.key(RECORD_NAME), self.round.model_dump_json().encode())
         except CheckpointError as error:
             logger.warning("the scrub's progress was not recorded: %s", error)
 
 
-def _unfinished_round(folder: CheckpointFolder, experiment_name: str) -> _Round | None:
-    """The round that an earlier call did not finish; ``None`` for a finished, missing, damaged or foreign record."""
+def _unfinished_round(home: Experiment) -> _Round | None:
+    """Return the round that an earlier call did not finish.
+
+    ``None`` for a finished, missing, damaged or foreign record.
+    """
     try:
-        with folder.store.open_read(folder.path_of(RECORD_NAME)) as file:
-            found = _Round.model_validate_json(file.read(_MAX_RECORD_BYTES))
-    except (FileNotFoundError, CheckpointError, ValidationError):
+        found = home.read_small(RECORD_NAME, _MAX_RECORD_BYTES)
+        earlier = _Round.model_validate_json(found[0]) if found else None
+    except (CheckpointError, ValidationError):
         return None
-    if found.experiment_name != experiment_name or found.completed_at is not None:
+    if earlier is None or earlier.experiment_name != home.name or earlier.completed_at is not None:
         return None
-    return found
+    return earlier

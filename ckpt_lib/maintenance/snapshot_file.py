@@ -7,26 +7,26 @@ from contextlib import contextmanager
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.errors import StoreError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.experiment.layout import SNAPSHOT_NAME
+from ckpt_lib.experiment.locations import Locations
 
 
 class SnapshotFile:
     """Keeps an experiment's snapshot current. It is derived, so a failure is logged and the next change tries again."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(self, locations: Locations) -> None:
+        self._locations = locations
         self._saves_until_due = 0
         self._is_behind = False
 
     def write(self) -> None:
         """Write it anew, unless the configuration wants none."""
-        if not self._experiment.config.save_metadata:
+        if not self._locations.config.save_metadata:
             return
         with failures_logged(f"updating {SNAPSHOT_NAME}"):
-            commit.write_snapshot(self._experiment.primary.folder, SNAPSHOT_NAME, self._content)
+            home = self._locations.home
+            home.store.put(home.key(SNAPSHOT_NAME), self._content())
 
     @contextmanager
     def written_after(self) -> Iterator[None]:
@@ -39,11 +39,11 @@ class SnapshotFile:
         self.write()
 
     def _content(self) -> bytes:
-        manifests = self._experiment.primary.index.manifests()
+        manifests = self._locations.home.index.view().usable
         # Writing costs as much as there are checkpoints; spread over so many saves, each save costs the same.
         self._saves_until_due = len(manifests) // 10
         self._is_behind = False
-        return snapshot(manifests, self._experiment.name)
+        return snapshot(manifests, self._locations.name)
 
     def note_save(self) -> None:
         """Write it if enough saves have passed since the last time."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, UnsupportedSchemaError
-from ckpt_lib.experiment.experiment import CheckpointSet, Experiment
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance.copies import backups_named
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.stream import Progress
@@ -19,54 +19,55 @@ from ckpt_lib.stream import Progress
 class Validator:
     """Reads payloads, by SHA-256 if ``deep`` and else by their chunks, and reports what is wrong with them."""
 
-    experiment: Experiment
+    locations: Locations
     known: KnownVersions
 
     def validate(self, name: str, progress: Progress | None, *, deep: bool) -> ValidationReport:
         """Validate what ``name`` stands for. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
 
-        def validate_found(folder: CheckpointFolder, manifest: Manifest) -> ValidationReport:
-            return self._validate(folder, manifest, progress, deep=deep)
+        def validate_found(experiment: Experiment, manifest: Manifest) -> ValidationReport:
+            return self._validate(experiment, manifest, progress, deep=deep)
 
         try:
-            return self.experiment.with_found(name, validate_found)
+            return self.locations.with_found(name, validate_found)
         except (CorruptManifestError, UnsupportedSchemaError) as error:
-            return unreadable_report(error, name, self.experiment.name)
+            return unreadable_report(error, name, self.locations.name)
 
     def validate_backup(self, name: str, progress: Progress | None, *, deep: bool) -> ValidationReport:
         """Validate a backup. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
-        backups = self.experiment.backups
-        checkpoint_id = backups.id_of(name)
-        with backups_named(backups.folder, checkpoint_id):
+        backups = self.locations.backups
+        checkpoint_id = self.locations.backup_catalogue.id_of(name)
+        with backups_named(backups, checkpoint_id):
             try:
-                manifest = backups.folder.read_manifest(checkpoint_id)
+                manifest = backups.get(checkpoint_id)
             except (CorruptManifestError, UnsupportedSchemaError) as error:
-                return unreadable_report(error, checkpoint_id, self.experiment.name)
-            return self._validate(backups.folder, manifest, progress, deep=deep)
+                return unreadable_report(error, checkpoint_id, self.locations.name)
+            return self._validate(backups, manifest, progress, deep=deep)
 
     def validate_all(
-        self, checkpoints: CheckpointSet, progress: Progress | None, *, deep: bool
+        self, experiment: Experiment, progress: Progress | None, *, deep: bool
     ) -> Iterator[ValidationReport]:
-        """Validate every checkpoint of a set, those whose manifest cannot be read at the end."""
-        for manifest in checkpoints.index.manifests():
+        """Validate every checkpoint that is not in quarantine, those whose manifest cannot be read at the end."""
+        for manifest in experiment.index.view().usable:
             with suppress(CheckpointNotFoundError):  # deleted meanwhile
-                yield self._validate(checkpoints.folder, manifest, progress, deep=deep)
-        yield from self.unreadable(checkpoints)
+                yield self._validate(experiment, manifest, progress, deep=deep)
+        yield from self.unreadable(experiment)
 
-    def unreadable(self, checkpoints: CheckpointSet) -> list[ValidationReport]:
-        """The reports of those whose manifest cannot be read."""
-        errors = checkpoints.index.unreadable()
-        return [unreadable_report(error, str(error.checkpoint_id), self.experiment.name) for error in errors]
+    @staticmethod
+    def unreadable(experiment: Experiment) -> list[ValidationReport]:
+        """Return the reports of those whose manifest cannot be read."""
+        errors = experiment.index.unreadable()
+        return [unreadable_report(error, str(error.checkpoint_id), experiment.name) for error in errors]
 
     def _validate(
-        self, folder: CheckpointFolder, manifest: Manifest, progress: Progress | None, *, deep: bool
+        self, experiment: Experiment, manifest: Manifest, progress: Progress | None, *, deep: bool
     ) -> ValidationReport:
-        report = validate(folder, manifest, self.experiment.name, progress, deep=deep)
+        report = validate(experiment, manifest, progress, deep=deep)
         if report or report.is_unloadable:
-            self.known.remember(folder, manifest, is_loadable=report.is_valid)
+            self.known.remember(experiment, manifest, is_loadable=report.is_valid)
         if report:
             return report
-        if not folder.is_complete(manifest):
-            folder.read_manifest(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
-        primary, backups = self.experiment.primary.folder, self.experiment.backups.folder
-        return with_tensors(report, manifest, folder, backups if folder is primary else primary)
+        if not experiment.is_complete(manifest):
+            experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        home, backups = self.locations.home, self.locations.backups
+        return with_tensors(report, manifest, experiment, backups if experiment is home else home)
