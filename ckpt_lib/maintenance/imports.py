@@ -52,8 +52,8 @@ def import_checkpoint(
 
     Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
     it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. ``monitor``
-    becomes its measure of the best, unless it is the first. A payload without a manifest is one that this library wrote: its manifest is made
-    from what it holds.
+    becomes its measure of the best, unless it is the first. A payload without a manifest is one that this library
+    wrote: its manifest is made from what it holds.
 
     Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
     :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code,

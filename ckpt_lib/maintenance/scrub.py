@@ -25,9 +25,9 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
     examine,
+    find_unloadable,
     payload_version,
     unreadable_report,
-    with_structure,
     with_tensors,
 )
 from ckpt_lib.stream import Progress, find_damages
@@ -237,9 +237,13 @@ class _Scrubber:
 
     def _examine(self, item: _Item) -> _Outcome | None:
         version = payload_version(item.experiment, item.manifest)
-        report = examine(item.experiment, item.manifest, self._find)
-        if report:
-            report = with_structure(report, item.experiment, item.manifest)
+
+        def find(file: BinaryIO, entry: FileEntry) -> list[Damage]:
+            with NeutralReader(file, self.pace) as source:
+                # Both within the context, at whose end the page cache forgets what they read.
+                return find_damages(source, entry) or find_unloadable(item.experiment, item.manifest)
+
+        report = examine(item.experiment, item.manifest, find)
         if not report:
             try:
                 item.experiment.get(item.manifest.checkpoint_id)
@@ -247,10 +251,6 @@ class _Scrubber:
                 return None
             report = with_tensors(report, item.manifest, item.experiment, item.other)
         return _Outcome(version=version or "", checked_at=datetime.now(UTC), report=report)
-
-    def _find(self, file: BinaryIO, entry: FileEntry) -> list[Damage]:
-        with NeutralReader(file, self.pace) as source:
-            return find_damages(source, entry)
 
     def _report_progress(self, progress: Progress | None) -> None:
         done, self._reported_bytes = self.pace.bytes_read - self._reported_bytes, self.pace.bytes_read

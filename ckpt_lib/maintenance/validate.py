@@ -74,7 +74,7 @@ def validate(
     say. Bytes that the disk cannot give back are damage. A store that does not answer or refuses access is an error.
     """
     report = compare(experiment, manifest, progress, deep=deep)
-    return with_structure(report, experiment, manifest) if report else report
+    return report.model_copy(update={"damages": tuple(find_unloadable(experiment, manifest))}) if report else report
 
 
 def compare(
@@ -85,13 +85,13 @@ def compare(
     return examine(experiment, manifest, lambda file, entry: find(file, entry, progress))
 
 
-def with_structure(report: ValidationReport, experiment: Experiment, manifest: Manifest) -> ValidationReport:
-    """Return the report of sound bytes, with what keeps them from being loaded; see :func:`require_loadable`."""
+def find_unloadable(experiment: Experiment, manifest: Manifest) -> list[Damage]:
+    """Return what keeps a payload of sound bytes from being loaded; see :func:`require_loadable`."""
     try:
         require_loadable(experiment, manifest)
     except (FileNotFoundError, StoreError, *UNLOADABLE) as error:
-        return report.model_copy(update={"damages": (_damage_of(manifest.payload, error),)})
-    return report
+        return [_damage_of(manifest.payload, error)]
+    return []
 
 
 def require_loadable(experiment: Experiment, manifest: Manifest) -> None:
@@ -268,11 +268,10 @@ class KnownVersions:
             is_loadable = self._loadable.get(_content(manifest))
         if not is_same or is_loadable is not None:
             return is_same and bool(is_loadable)
-        sound = ValidationReport(checkpoint_id=manifest.checkpoint_id, experiment_name=experiment.name)
-        found = with_structure(sound, experiment, manifest)
-        if found or found.is_unloadable:
-            self.remember(experiment, manifest, is_loadable=found.is_valid)
-        return found.is_valid
+        damages = find_unloadable(experiment, manifest)
+        if all(damage.kind == "unloadable" for damage in damages):
+            self.remember(experiment, manifest, is_loadable=not damages)
+        return not damages
 
 
 def _content(manifest: Manifest) -> tuple[str, ...]:
