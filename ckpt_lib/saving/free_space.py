@@ -35,12 +35,11 @@ def reclaim(cleaner: Cleaner, needed_bytes: int | None, *, experiment_name: str)
         free_bytes = experiment.store.free_bytes()
         return needed_bytes is not None and free_bytes is not None and free_bytes >= needed_bytes
 
-    if not experiment.store.list(experiment.path):  # a folder that is not there is not created either
+    view = experiment.index.view()
+    if not view.entries:  # a folder that is not there is not created either
         return
-    purged = purge(experiment, grace_seconds=0, is_enough=is_enough)
+    purged = purge(experiment, grace_seconds=0, is_enough=is_enough) if view.valid else []
     deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
-    if deleted:
-        purge(experiment, grace_seconds=0)
     if purged or deleted:
         emit(
             "store.reclaimed",
