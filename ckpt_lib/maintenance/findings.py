@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict
 Place = Literal["checkpoints", "backups"]
 Kind = Literal[
     "leftover",
-    "stale lease",
     "half save",
     "half deletion",
-    "damaged marker",
     "damaged",
     "newer version",
     "no manifest",
@@ -41,7 +39,7 @@ class Finding(BaseModel):
     """An id, or the name of a file."""
     message: str
     fix: str | None = None
-    """What a treatment does; ``None`` when it takes a person."""
+    """The command that fixes it, as `ckpt doctor --fix` does; ``None`` when it takes a person."""
     size_bytes: int = 0
 
     @property

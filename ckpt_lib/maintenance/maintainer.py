@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from functools import partial
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig
@@ -12,12 +11,13 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId, check_experiment_name
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.deletion import purge, undelete
 from ckpt_lib.experiment.lineage import Lineage
-from ckpt_lib.maintenance import quarantine, transfer
+from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.maintenance import exports, quarantine
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
-from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.maintenance.cleanup import CleanupReport, let_follow
 from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.edits import Change, edit, relabeling, set_monitor
@@ -47,18 +47,16 @@ class Maintainer:
         self.experiment_name = check_experiment_name(experiment_name)
         check_policy(retention_policy, "reasons")
         self.retention_policy = retention_policy
-        self._experiment = Experiment(self.config, self.experiment_name)
-        self._folder, self._index = self._experiment.primary.folder, self._experiment.primary.index
-        self._catalogue = self._experiment.primary.catalogue
-        self._backups = self._experiment.backups.folder
+        self._locations = Locations(self.config, self.experiment_name)
+        self._catalogue = self._locations.catalogue
         self._known, self._lineage = KnownVersions(), Lineage()
-        self._snapshot = SnapshotFile(self._experiment)
-        self._validator = Validator(self._experiment, self._known)
+        self._snapshot = SnapshotFile(self._locations)
+        self._validator = Validator(self._locations, self._known)
         self._cleaner = CheckpointCleaner(
-            self._experiment.primary, self.config, retention_policy, self._lineage, self._known
+            self._catalogue, self.config, retention_policy, self._lineage, self._known, self._locations.backups
         )
-        self._backup_cleaner = BackupCleaner(self._experiment, self._known)
-        self._copies = Copies(self._experiment, self._known, self._snapshot, self._backup_cleaner)
+        self._backup_cleaner = BackupCleaner(self._locations, self._known)
+        self._copies = Copies(self._locations, self._known, self._snapshot, self._backup_cleaner)
 
     # --- checking ---
 
@@ -76,13 +74,13 @@ class Maintainer:
 
     def validate_all(self, *, deep: bool = True, progress: Progress | None = None) -> Iterator[ValidationReport]:
         """Validate every checkpoint, oldest first, those whose manifest cannot be read at the end."""
-        return self._validator.validate_all(self._experiment.primary, progress, deep=deep)
+        return self._validator.validate_all(self._locations.home, progress, deep=deep)
 
     def validate_all_backups(
         self, *, deep: bool = True, progress: Progress | None = None
     ) -> Iterator[ValidationReport]:
         """Validate every backup, as :meth:`validate_all` does every checkpoint."""
-        return self._validator.validate_all(self._experiment.backups, progress, deep=deep)
+        return self._validator.validate_all(self._locations.backups, progress, deep=deep)
 
     def validate_backup(
         self, checkpoint_id: str, *, deep: bool = True, progress: Progress | None = None
@@ -92,18 +90,18 @@ class Maintainer:
 
     def list_unreadable(self) -> list[ValidationReport]:
         """The checkpoints that :meth:`list_checkpoints` cannot show, because their manifest cannot be read."""
-        return self._validator.unreadable(self._experiment.primary)
+        return self._validator.unreadable(self._locations.home)
 
     def list_unreadable_backups(self) -> list[ValidationReport]:
         """The backups that :meth:`list_backups` cannot show, because their manifest cannot be read."""
-        return self._validator.unreadable(self._experiment.backups)
+        return self._validator.unreadable(self._locations.backups)
 
     def payload_version(self, checkpoint_id: str) -> str | None:
         """Return a text that changes when the payload file or its recorded digest does; ``None`` without the file.
 
         The file is not read. The outcome of a validation may be remembered by this text.
         """
-        return self._experiment.primary.payload_version(checkpoint_id)
+        return self._catalogue.payload_version(checkpoint_id)
 
     def scrub(
         self,
@@ -119,11 +117,8 @@ class Maintainer:
         the page cache as they found it.
         """
         return scrub(
-            self._index,
-            self._folder,
-            self._experiment.backups.index,
-            self._backups,
-            self.experiment_name,
+            self._locations.home,
+            self._locations.backups,
             max_bytes_per_second=max_bytes_per_second,
             restart=restart,
             progress=progress,
@@ -136,22 +131,8 @@ class Maintainer:
         its end left behind; what a living process is at work on is left alone. It may be killed at any point, and run
         again.
         """
-        doctor = Doctor(
-            folder=self._folder,
-            index=self._index,
-            backups=self._backups,
-            backup_index=self._experiment.backups.index,
-            experiment_name=self.experiment_name,
-            monitor=self._catalogue.monitor(),
-            trash_seconds=self.config.trash_seconds,
-            has_snapshot=self.config.save_metadata,
-            wanted_backups=self._copies.wanted_backups,
-            back_up=partial(self.backup_checkpoint, progress=progress),
-            renew_snapshot=self._snapshot.write,
-            deep=deep,
-            progress=progress,
-        )
-        return doctor.treat() if fix else doctor.diagnose()
+        doctor = Doctor(self._locations, self._copies, deep=deep, progress=progress)
+        return doctor.fix() if fix else doctor.check()
 
     # --- copies ---
 
@@ -170,16 +151,16 @@ class Maintainer:
 
     def backup_ids(self) -> list[str]:
         """The id of every backup there is, oldest first, and then those whose manifest cannot be read."""
-        return self._experiment.backups.ids()
+        return self._locations.backup_catalogue.ids()
 
     def list_backups(self) -> list[CheckpointMetadata]:
         """What is in the backup location, oldest first; ``is_best`` and ``is_latest`` are among the backups."""
-        return self._experiment.backups.catalogue.describe_all()
+        return self._locations.backup_catalogue.describe_all()
 
     def get_backup(self, checkpoint_id: str) -> CheckpointMetadata:
         """The metadata of one backup; ``"latest"``, ``"best"`` and tags stand for one of the backups."""
-        backups = self._experiment.backups
-        return backups.catalogue.describe(backups.folder.read_manifest(backups.id_of(checkpoint_id)))
+        backups = self._locations.backup_catalogue
+        return backups.describe(backups.resolve(checkpoint_id))
 
     def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
         """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
@@ -190,11 +171,10 @@ class Maintainer:
         return self._catalogue.describe(self._copies.restore(checkpoint_id, progress))
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
-        """Bring the damaged bytes of a checkpoint back from its backup, in place.
+        """Bring the damaged bytes of a checkpoint back from its backup.
 
-        See :func:`ckpt_lib.maintenance.repair.repair`. The cost grows with the damage, and the backup need not be
-        whole: its chunks that are needed have to be. One that is in quarantine comes back if it verifies by now, or its
-        backup does.
+        See :func:`ckpt_lib.maintenance.repair.repair`. The backup need not be whole: its chunks that are needed have to
+        be. One that is in quarantine comes back if it verifies then.
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
@@ -212,11 +192,10 @@ class Maintainer:
     ) -> Remedy:
         """What helps a checkpoint, or a backup, that a report tells to be damaged.
 
-        ``"repair"`` where its other copy has what is missing, ``"doctor"`` where that has lost its manifest, and else
-        ``"quarantine"``. The other copy is read, unless its report is given as ``other``.
+        ``"repair"`` where its other copy has what is missing, and else ``"quarantine"``. The other copy is read, unless
+        its report is given as ``other``.
         """
-        pair = (self._backups, self._folder) if of_backup else (self._folder, self._backups)
-        return remedy(*pair, report, other)
+        return remedy(report, self._locations.home if of_backup else self._locations.backups, other)
 
     def export_checkpoint(
         self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
@@ -227,11 +206,12 @@ class Maintainer:
         ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
         is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
         """
-        return transfer.export(self._folder, self._catalogue.resolve(checkpoint_id), destination, progress)
+        return exports.export(self._locations.home, self._catalogue.resolve(checkpoint_id), destination, progress)
 
     def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
-        """Take in an exported checkpoint as the newest of this experiment; return its id here.
+        """Take in a checkpoint as the newest of this experiment; return its id here.
 
+        ``source`` is an export, or a payload that this library wrote and that has no manifest any more.
         Raises :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.CorruptCheckpointError` for one
         that cannot be loaded without running code, or is damaged; nothing is written then.
         """
@@ -258,11 +238,11 @@ class Maintainer:
 
     def list_quarantined(self) -> list[QuarantinedCheckpoint]:
         """The checkpoints that were set aside, each with the report that says why."""
-        return quarantine.list_quarantined(self._folder, self.experiment_name)
+        return quarantine.list_quarantined(self._locations.home)
 
     def list_quarantined_backups(self) -> list[QuarantinedCheckpoint]:
         """The backups that were set aside, as :meth:`list_quarantined` does the checkpoints."""
-        return self._copies.quarantined_backups()
+        return quarantine.list_quarantined(self._locations.backups, is_backup=True)
 
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
@@ -275,11 +255,10 @@ class Maintainer:
     # --- deleting ---
 
     def delete_checkpoint(self, checkpoint_id: str) -> str:
-        """Delete one checkpoint and return its id; its backup stays.
+        """Delete one checkpoint and return its id; its backup is deleted with it.
 
-        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. One that another process has loaded is
-        deleted as well, which retention and cleanups never do; its bytes stay until that process lets go. Raises
-        :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
+        For ``trash_seconds``, :meth:`undelete_checkpoint` brings both back. Raises
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
         """
         with self._snapshot.written_after():
             return self._cleaner.delete(checkpoint_id)
@@ -292,28 +271,34 @@ class Maintainer:
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when its bytes have been removed.
         """
         with self._snapshot.written_after():
-            manifest = commit.undelete(self._folder, str(CheckpointId.parse(checkpoint_id)), pin=pin)
+            manifest = undelete(self._locations.home, str(CheckpointId.parse(checkpoint_id)), pin=pin)
+            let_follow(self._locations.home, self._locations.backups, [manifest])
         return self._catalogue.describe(manifest)
 
     def list_deleted(self) -> list[CheckpointMetadata]:
         """The deleted checkpoints that can still be brought back, oldest first."""
-        view = self._index.view()
+        view = self._locations.home.index.view()
         return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
 
     def empty_trash(self) -> list[str]:
-        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says, unless somebody is reading it.
+        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says; their backups can still be restored.
 
         Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
-        swept = commit.sweep(self._folder, self._index.view().entries.values())
-        return [manifest.checkpoint_id for manifest in swept.expired]
+        sweep(self._locations.home)
+        purged = purge(
+            self._locations.home,
+            grace_seconds=0.0,
+            asked=True,
+            before_files=lambda manifest: let_follow(self._locations.home, self._locations.backups, [manifest]),
+        )
+        return [manifest.checkpoint_id for manifest in purged]
 
     def delete_backup(self, checkpoint_id: str) -> int:
         """Delete the backup of a checkpoint, sound or in quarantine, for good; return how many bytes that frees.
 
-        Its checkpoint stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is no such backup,
-        :class:`~ckpt_lib.errors.ProtectedCheckpointError` while somebody reads it, and
-        :class:`~ckpt_lib.errors.CorruptManifestError` when its manifest is damaged: set it aside first.
+        Its checkpoint stays. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is no such backup, and
+        :class:`~ckpt_lib.errors.CorruptManifestError` when its manifest is damaged: repair it first.
         """
         return self._backup_cleaner.delete(checkpoint_id)
 
@@ -360,7 +345,7 @@ class Maintainer:
         return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=False))
 
     def _edit(self, checkpoint_id: str, change: Change) -> CheckpointMetadata:
-        metadata = edit(self._experiment.primary, checkpoint_id, change)
+        metadata = edit(self._catalogue, checkpoint_id, change)
         self._snapshot.write()
         return metadata
 
@@ -381,7 +366,7 @@ class Maintainer:
         record. Raises :class:`~ckpt_lib.errors.UnknownMetricError` when no checkpoint has recorded ``metric``, and
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
         """
-        monitor = set_monitor(self._experiment, metric, mode)
+        monitor = set_monitor(self._locations, metric, mode)
         self._snapshot.write()
         return monitor
 
