@@ -80,7 +80,8 @@ class Fallback:
                 if isinstance(error, StoreError):
                     raise
                 failed[manifest.checkpoint_id] = error.message
-                self._given_up.add(manifest.uid)
+                if isinstance(error, IntegrityError):  # anything else may be over by the next save
+                    self._given_up.add(manifest.uid)
                 continue
             if home_id is None or manifest.uid in there:
                 already_home[manifest.checkpoint_id] = home_id or manifest.checkpoint_id

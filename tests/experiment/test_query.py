@@ -156,7 +156,7 @@ def test_one_in_quarantine_is_passed_over(experiment: Experiment) -> None:
     first, second = (save(experiment, n, tags=("a",), metrics={"val_loss": -n}) for n in (1, 2))
     edits.quarantine(experiment, experiment.read(second.checkpoint_id), {"message": "damaged"})
     catalogue = Catalogue(experiment, LOSS_RECORD)
-    assert {catalogue.resolve(name) for name in ("latest", "best", "a")} == {first}
+    assert [catalogue.resolve(name) for name in ("latest", "best", "a")] == [first] * 3
     assert catalogue.ids() == [first.checkpoint_id]
     with pytest.raises(CheckpointNotFoundError, match="in quarantine"):
         catalogue.resolve(second.checkpoint_id)

@@ -44,7 +44,7 @@ def test_the_payload_is_that_of_a_save_with_objects(make_manager: MakeManager) -
     by_objects = manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1, metrics={"val_loss": 0.5})
     by_state = manager.save_state(states_of(model, optimizer), epoch=1, metrics={"val_loss": 0.5})
     assert by_objects != by_state
-    digests = {manager._index.get(str(saved)).payload.sha256 for saved in (by_objects, by_state)}
+    digests = {manager._locations.home.get(str(saved)).payload.sha256 for saved in (by_objects, by_state)}
     assert len(digests) == 1
 
 
