@@ -10,7 +10,7 @@ from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.experiment.copies import follow_home
-from ckpt_lib.experiment.deletion import delete_all
+from ckpt_lib.experiment.deletion import delete_all, purge
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
@@ -144,13 +144,23 @@ class BackupCleaner:
         )
 
     def follow_home(self) -> None:
-        """Delete the backups of what was deleted meanwhile, and bring those back of what came back."""
+        """Delete the backups of what was deleted meanwhile, and bring those back of what came back.
+
+        Those of checkpoints that are gone for good are removed at once.
+        """
         here, there = self.locations.home.index.view(), self.experiment.index.view()
         visible = {manifest.checkpoint_id for manifest in here.manifests}
-        known = visible | {item.checkpoint_id for item in (*here.deleted, *here.purging, *here.claims)}
+        gone = {item.checkpoint_id for item in (*here.purging, *here.claims) if item.state in ("purging", "gone")}
+        known = visible | gone | {manifest.checkpoint_id for manifest in here.deleted}
         for manifest in (*there.manifests, *there.deleted):
             if manifest.checkpoint_id in known and manifest.is_visible != (manifest.checkpoint_id in visible):
                 follow_home(self.locations.home, self.experiment, manifest.checkpoint_id)
+        if there.valid and gone & {manifest.checkpoint_id for manifest in (*there.manifests, *there.deleted)}:
+            purge(
+                self.experiment,
+                grace_seconds=0.0,
+                only=lambda manifest: manifest.deleted_with_home and manifest.checkpoint_id in gone,
+            )
 
     def _damaged_checkpoints(self) -> list[str]:
         view = self.locations.home.index.view()

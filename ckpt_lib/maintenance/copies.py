@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.core.logs import failures_logged, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError
 from ckpt_lib.experiment.copies import follow_home
@@ -120,7 +120,7 @@ class Copies:
         """Remove what is left of a quarantined checkpoint; return how many bytes that frees."""
         home, backups = self._pair()
         try:
-            return quarantine.remove(home, checkpoint_id)
+            freed_bytes = quarantine.remove(home, checkpoint_id)
         except CheckpointNotFoundError as error:
             error.hint = "`list_quarantined` and `ckpt quarantine` show what is."
             with suppress(CheckpointError):  # backups that cannot be reached
@@ -129,6 +129,9 @@ class Copies:
                         f"Its backup is: `delete_backup` removes it, or `ckpt delete --backups {checkpoint_id}`."
                     )
             raise
+        with store_failures_logged(f"deleting the backup of {checkpoint_id}"):
+            follow_home(home, backups, checkpoint_id)
+        return freed_bytes
 
     def wanted_backups(self) -> set[str]:
         """Return what should have a backup: as the configuration says, and as many as the backup location keeps.

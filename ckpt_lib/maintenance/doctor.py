@@ -150,20 +150,19 @@ class Doctor:
             message = "deleted for good, and some of its bytes are still there"
             yield side.finding("half deletion", manifest.checkpoint_id, message, fix=_SWEEP)
         for manifest in side.view.deleted:
-            yield self._of_deleted(side, manifest, now)
+            yield from self._of_deleted(side, manifest, now)
 
-    def _of_deleted(self, side: _Side, manifest: Manifest, now: datetime) -> Finding:
+    def _of_deleted(self, side: _Side, manifest: Manifest, now: datetime) -> Iterator[Finding]:
         checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
-        left = (manifest.deleted_at or now) + timedelta(seconds=self.locations.config.trash_seconds) - now
-        if left.total_seconds() > 0:
-            back = f"`ckpt undelete {checkpoint_id}` brings it back for another {duration(left.total_seconds())}"
-            message = "deleted with its checkpoint" if manifest.deleted_with_home else f"deleted; {back}"
-        elif side.view.valid:
+        trash = timedelta(seconds=self.locations.config.trash_seconds)
+        left_seconds = ((manifest.deleted_at or now) + trash - now).total_seconds()
+        if left_seconds <= 0 and side.view.valid:
             message = "deleted, and its bytes are still there"
-            return side.finding("half deletion", checkpoint_id, message, fix=_SWEEP, size_bytes=size_bytes)
-        else:
-            message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back, as long as no other one is left"
-        return side.finding("deleted", checkpoint_id, message, size_bytes=size_bytes)
+            yield side.finding("half deletion", checkpoint_id, message, fix=_SWEEP, size_bytes=size_bytes)
+        elif side.place == "checkpoints":
+            limit = f"for another {duration(left_seconds)}" if left_seconds > 0 else "as long as no other one is left"
+            message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back {limit}"
+            yield side.finding("deleted", checkpoint_id, message, size_bytes=size_bytes)
 
     def _of_damage(self, side: _Side) -> Iterator[Finding]:
         for manifest in side.view.usable:

@@ -247,7 +247,7 @@ class Maintainer:
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
 
-        Its backup stays: :meth:`delete_backup` removes that. Raises
+        Its backup is deleted with it. Raises
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint is not in quarantine.
         """
         return self._copies.delete_quarantined(str(CheckpointId.parse(checkpoint_id)))
@@ -281,7 +281,7 @@ class Maintainer:
         return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
 
     def empty_trash(self) -> list[str]:
-        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says; their backups can still be restored.
+        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says.
 
         Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
