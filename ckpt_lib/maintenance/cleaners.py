@@ -150,7 +150,8 @@ class BackupCleaner:
         """
         here, there = self.locations.home.index.view(), self.experiment.index.view()
         visible = {manifest.checkpoint_id for manifest in here.manifests}
-        gone = {item.checkpoint_id for item in (*here.purging, *here.claims) if item.state in ("purging", "gone")}
+        gone = {claim.checkpoint_id for claim in here.claims if claim.state == "gone"}
+        gone |= {manifest.checkpoint_id for manifest in here.purging}
         known = visible | gone | {manifest.checkpoint_id for manifest in here.deleted}
         for manifest in (*there.manifests, *there.deleted):
             if manifest.checkpoint_id in known and manifest.is_visible != (manifest.checkpoint_id in visible):
