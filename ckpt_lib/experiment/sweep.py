@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -10,7 +11,10 @@ from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, DAY, abandon, is_dead, remove_files, remove_gone
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner, payload_suffix
+from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
+
+_CLAIMED = re.compile(r"\.[0-9a-f]{16}[./]")
 
 
 @dataclass
@@ -74,9 +78,22 @@ def _sweep_payload(experiment: Experiment, checkpoint_id: str, name: str, swept:
     if record is None:
         swept.unnamed.append(name)
         return
+    if not is_ours(record, name):
+        return
     needless = [item for item in names if not is_named(record, item)]
     remove_files(experiment, needless)
     swept.files += needless
+
+
+def is_ours(record: Manifest | Claim, name: str) -> bool:
+    """Whether a save of this id wrote a file, by its name; notes that someone keeps beside a checkpoint are not ours.
+
+    A name with a claim in it is nobody else's. One without is if its suffix is that of a format.
+    """
+    suffix = name.removeprefix(record.checkpoint_id)
+    files = record.files if isinstance(record, Claim) else tuple(file.name for file in record.files)
+    known = {payload_suffix(file, record.checkpoint_id, record.claim) for file in files}
+    return bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
 
 
 def _names_below(experiment: Experiment, name: str) -> list[str]:

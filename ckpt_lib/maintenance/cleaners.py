@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptManifestError
 from ckpt_lib.experiment.copies import follow_home
 from ckpt_lib.experiment.deletion import delete_all, purge
 from ckpt_lib.experiment.experiment import Experiment
@@ -176,6 +176,9 @@ class BackupCleaner:
         checkpoint_id = self.locations.backup_catalogue.id_of(name)
         try:
             return delete_for_good(self.experiment, checkpoint_id)
+        except CorruptManifestError as error:
+            error.hint = f"Repair it first: `ckpt repair --backups {checkpoint_id}`."
+            raise
         except CheckpointNotFoundError as error:
             raise no_backup(self.experiment, checkpoint_id) from error
 

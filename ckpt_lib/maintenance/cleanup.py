@@ -161,13 +161,22 @@ def _plan(
     assessment = _Assessment(experiment, view, known)
     assessment.find_pillars(monitors)
     now = datetime.now(UTC)
+    protected = {**_in_use(manifests, now), **(protected or {})}
     while True:
-        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected or {})
+        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if known is not None or not plan.deleted_ids or not doubtful:
             return plan.model_copy(update={"warning": missing_metric(monitor, manifests)})
         for checkpoint_id in doubtful:
             assessment.is_valid(checkpoint_id)
+
+
+def _in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
+    return {
+        manifest.checkpoint_id: "in use: a run has resumed from it"
+        for manifest in manifests
+        if manifest.in_use_until and manifest.in_use_until > now
+    }
 
 
 def expire(experiment: Experiment, trash_seconds: float, *, backups: Experiment | None = None) -> list[Manifest]:

@@ -34,7 +34,7 @@ from ckpt_lib.experiment.layout import (
     payload_owner,
 )
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.experiment.sweep import is_ours, sweep
 from ckpt_lib.maintenance.cleanup import expire
 from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.findings import DoctorReport, Finding, Kind, Place, Treatment
@@ -294,6 +294,8 @@ def _of_files(side: _Side) -> Iterator[Finding]:
             path = location(side.experiment.store, entry.key)
             message = f"a payload without a manifest: `ckpt import {path}` takes it in"
             yield side.finding("no manifest", name, message, size_bytes=entry.size_bytes)
+        elif not is_ours(records[checkpoint_id], name):
+            yield side.finding("unknown", name, "a file that nobody here wrote", size_bytes=entry.size_bytes)
         elif not _is_named(records[checkpoint_id], name):
             message = "a payload that its manifest does not name"
             yield side.finding("leftover", name, message, fix=_SWEEP, size_bytes=entry.size_bytes)

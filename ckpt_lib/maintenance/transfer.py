@@ -18,6 +18,7 @@ from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.files import replace_file
 from ckpt_lib.experiment.layout import manifest_name
+from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress
 
@@ -110,16 +111,20 @@ def other_ways(home: Experiment, backups: Experiment, checkpoint_id: str) -> str
 
 def _put_in_place(source: Experiment, saved: Manifest, target: Experiment, progress: Progress | None) -> Manifest:
     """Copy a checkpoint, or rewrite the files of a copy that is there; either way it is whole, live and valid then."""
+    was_damaged = False
     for _ in range(ATTEMPTS):
         try:
             found = target.read(saved.checkpoint_id)
         except CorruptManifestError:
             _end_damaged(target, source, saved)
+            was_damaged = True
             continue
         existing = found.record
         if not isinstance(existing, Manifest) or existing.state == "purging":
             copied = copies.copy(source, saved, target, asked=True, replace=True, progress=progress)
             assert copied is not None  # None is the answer only to those who do not ask
+            if was_damaged:  # its files have new names
+                sweep(target)
             return copied
         _same_or_raise(existing, saved, target)
         if not _rewrite(source, saved, target, existing, progress):

@@ -512,8 +512,9 @@ def test_a_sweep_takes_leftovers_alone(experiment: Experiment, clock: Clock) -> 
     """Not checkpoints, however old; not what people put there; not what a living process is writing."""
     made = save(experiment)
     held = claims.claim_new(experiment, CheckpointId(2, 0, MOMENT), "a" * 32, ".pt")
-    kept = ["notes.txt", f"{made.checkpoint_id}-copy.pt", held.claim.files[0]]
-    stray = [f"{made.checkpoint_id}.{'0' * 16}.pt", f"{made.checkpoint_id}/part"]
+    x = made.checkpoint_id
+    kept = ["notes.txt", f"{x}-copy.pt", f"{x}.txt", f"{x}.pt.bak", f"{x}/part", held.claim.files[0]]
+    stray = [f"{x}.{'0' * 16}.pt", f"{x}.{'1' * 16}/part"]
     for name in (*kept, *stray):
         experiment.store.put(experiment.key(name), b"x")
     assert sorted(sweep(experiment).files) == stray
