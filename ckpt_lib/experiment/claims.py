@@ -12,7 +12,7 @@ from itertools import chain, count
 from ckpt_lib.core.manifest import Claim, Manifest, is_payload_name, new_token
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner, is_proven_dead
-from ckpt_lib.errors import CheckpointError, UnsupportedFormatError, VersionConflictError
+from ckpt_lib.errors import CheckpointError, StoreError, UnsupportedFormatError, VersionConflictError
 from ckpt_lib.experiment.experiment import NOTHING, Experiment, Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
 
@@ -180,14 +180,22 @@ def remove_gone(experiment: Experiment, found: Found, now: datetime) -> None:
 
 
 def remove_files(experiment: Experiment, names: Iterable[str]) -> None:
-    """Remove payload files; a name that ends with ``/`` means all below."""
+    """Remove payload files; a name that ends with ``/`` means all below. A folder where a file should be stays."""
     for name in names:
         key = experiment.key(name)
         if name.endswith(FOLDER_SUFFIX):
             for entry in experiment.store.list(key, recursive=True):
                 experiment.store.delete(entry.key)
         else:
-            experiment.store.delete(key)
+            _remove_file(experiment, key)
+
+
+def _remove_file(experiment: Experiment, key: str) -> None:
+    try:
+        experiment.store.delete(key)
+    except StoreError:
+        if experiment.store.stat(key) is not None:
+            raise
 
 
 def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> bool:

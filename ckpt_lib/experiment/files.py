@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, StoreError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.store.base import RangeReader, Upload
 from ckpt_lib.stream.checking import find_damages
-from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Buffer
 from ckpt_lib.stream.writer import HashingWriter
 
 
@@ -42,10 +43,32 @@ def replace_file(experiment: Experiment, manifest: Manifest, file: FileEntry, bl
                 path=experiment.location(file.name),
                 hint="Nothing was changed: repair it from another backup.",
             )
-        upload.commit()
+        _commit(experiment, manifest, file, upload)
     finally:
         upload.abort()
     return _is_still_named(experiment, manifest, file)
+
+
+def _commit(experiment: Experiment, manifest: Manifest, file: FileEntry, upload: Upload) -> None:
+    """Give the new file its name. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` where a folder has it."""
+    try:
+        upload.commit()
+    except StoreError as error:
+        key = experiment.key(file.name)
+        if experiment.store.stat(key) is None and experiment.store.list(key):
+            raise CheckpointExistsError(
+                "a folder is where the payload should be",
+                checkpoint_id=manifest.checkpoint_id,
+                path=experiment.location(file.name),
+                hint="It was left as it is: move it away.",
+            ) from error
+        raise
+
+
+def blocks_of(reader: RangeReader) -> Iterator[bytes]:
+    """Yield an object's bytes from start to end."""
+    for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
+        yield reader.read_at(start, start + BLOCK_SIZE_BYTES)
 
 
 def _is_still_named(experiment: Experiment, manifest: Manifest, file: FileEntry) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.files import find_stored_damages
+from ckpt_lib.experiment.files import blocks_of, find_stored_damages
 from ckpt_lib.experiment.layout import (
     FOLDER_SUFFIX,
     SNAPSHOT_NAME,
@@ -18,7 +18,7 @@ from ckpt_lib.experiment.layout import (
 )
 from ckpt_lib.store import ABSENT, location, open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter, Progress
+from ckpt_lib.stream import HashingWriter, Progress
 
 FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
 """A path that ends so names a file to export to."""
@@ -147,8 +147,7 @@ def _copy_file(
             experiment.store.open_read(experiment.key(file.name)) as reader,
             HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream,
         ):
-            for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-                block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+            for block in blocks_of(reader):
                 stream.write(block)
                 if progress:
                     progress(len(block))

@@ -23,6 +23,7 @@ from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, NotAStoreError, StoreError
 from ckpt_lib.experiment import commit, copies, keys
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import blocks_of
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, manifest_entries
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.formats import DEFAULT_FORMAT, format_named
@@ -31,7 +32,7 @@ from ckpt_lib.maintenance.foreign import kind_of
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress, StreamDigest, VerifiedFile
+from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
 
 UNPROVEN_TAG = "adopted"
 _DESCRIPTION = (
@@ -154,8 +155,8 @@ def _import_file(
 def _digest(origin: Experiment, name: str) -> FileEntry:
     digest = StreamDigest()
     with origin.store.open_read(name) as reader:
-        for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-            digest.update(reader.read_at(start, start + BLOCK_SIZE_BYTES))
+        for block in blocks_of(reader):
+            digest.update(block)
     return FileEntry(name=name, **vars(digest.finish()))
 
 
@@ -205,8 +206,7 @@ def _timestamp(name: str) -> datetime:
 
 def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progress: Progress | None) -> None:
     with origin.store.open_read(entry.name) as reader, payload.open() as stream:
-        for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-            block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+        for block in blocks_of(reader):
             stream.write(block)
             if progress:
                 progress(len(block))

@@ -31,7 +31,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
-from ckpt_lib.experiment.files import replace_file
+from ckpt_lib.experiment.files import blocks_of, replace_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
@@ -149,11 +149,14 @@ def _copy_back(
 
 @dataclass(frozen=True)
 class _Part:
-    """One damaged file of a payload, what it is called in the other copy, and which of its chunks come from there."""
+    """One damaged file of a payload, what it is called in the other copy, and which of its chunks come from there.
+
+    ``None`` stands for the whole file, where the chunk table knows nothing of the damage, and only SHA-256 does.
+    """
 
     file: FileEntry
     other: FileEntry
-    numbers: Collection[int]
+    numbers: Collection[int] | None
 
 
 @dataclass(frozen=True)
@@ -218,9 +221,9 @@ class _Repair:
                 continue
             numbers = _differing(self.experiment, file, file, range(len(file.chunk_xxh3_128)))
             if not numbers and not kinds[file.name] <= {"extended", "missing"}:
-                numbers = list(range(len(file.chunk_xxh3_128)))  # the table knows nothing of the damage
-            if lost := _differing(self.other, twin, file, numbers):
-                lacking += altered_chunks(file, lost)
+                parts.append(_Part(file, twin, None))
+                continue
+            lacking += altered_chunks(file, _differing(self.other, twin, file, numbers))
             parts.append(_Part(file, twin, frozenset(numbers)))
         if lacking:
             raise self._lost(lacking, "these bytes are damaged or missing there too", in_both=True)
@@ -251,6 +254,10 @@ class _Repair:
         with ExitStack() as stack:
             here = _open(self.experiment, part.file, stack)
             there = _open(self.other, part.other, stack)
+            if part.numbers is None:
+                if there is not None:  # else SHA-256 refuses what is written
+                    yield from blocks_of(there)
+                return
             for number in range(len(part.file.chunk_xxh3_128)):
                 own = None if number in part.numbers else _sound_chunk(here, part.file, number)
                 chunk = _sound_chunk(there, part.file, number) if own is None else own
@@ -262,8 +269,10 @@ class _Repair:
         return _lost(self.experiment, self.manifest.checkpoint_id, damages, self.other, reason, in_both=in_both)
 
     def _report(self, found: ValidationReport, parts: Sequence[_Part]) -> RepairReport:
-        ranges = [chunk_range(part.file, number) for part in parts for number in part.numbers]
-        is_whole_copy = all(len(part.numbers) == len(part.file.chunk_xxh3_128) for part in parts)
+        numbers = [(part.file, set(range(len(part.file.chunk_xxh3_128)))) for part in parts if part.numbers is None]
+        numbers += [(part.file, set(part.numbers)) for part in parts if part.numbers is not None]
+        ranges = [chunk_range(file, number) for file, found_numbers in numbers for number in found_numbers]
+        is_whole_copy = all(len(found_numbers) == len(file.chunk_xxh3_128) for file, found_numbers in numbers)
         return RepairReport(
             checkpoint_id=found.checkpoint_id,
             experiment_name=found.experiment_name,

@@ -16,11 +16,11 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import copies, edits
 from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
-from ckpt_lib.experiment.files import replace_file
+from ckpt_lib.experiment.files import blocks_of, replace_file
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, Progress
+from ckpt_lib.stream import Progress
 
 
 def backup(
@@ -163,8 +163,7 @@ def _rewrite(
 
 def _blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
     with experiment.store.open_read(experiment.key(file.name)) as reader:
-        for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-            block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+        for block in blocks_of(reader):
             yield block
             if progress:
                 progress(len(block))

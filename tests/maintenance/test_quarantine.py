@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
-from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     ConfigError,
     CorruptCheckpointError,
+    CorruptManifestError,
     InvalidNameError,
     NoValidCheckpointError,
     ProtectedCheckpointError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.maintenance import quarantine
-from ckpt_lib.maintenance.repair import RepairReport, repair
 from tests.helpers import (
     MakeManager,
     experiment_folder,
@@ -36,6 +31,7 @@ from tests.helpers import (
     truncate,
 )
 from tests.killer import Killer
+from tests.maintenance.records import manifest_in
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,6 @@ def killer() -> Iterator[Killer]:
 def files(folder: Path) -> dict[str, str]:
     """Everything there but leases and locks, which come and go."""
     return {name: digest for name, digest in snapshot(folder).items() if ".ckpt-" not in name}
-
-
-def marker_path(manager: CheckpointManager, checkpoint_id: str, mark: str = "quarantined") -> Path:
-    return experiment_folder(manager) / f".{checkpoint_id}.{mark}"
 
 
 @pytest.fixture
@@ -72,15 +64,14 @@ def lost(alone: CheckpointManager) -> str:
 
 
 def test_it_is_set_aside_with_its_report(alone: CheckpointManager) -> None:
-    """Payload and manifest stay, byte for byte; the report says what is wrong, where, and when that was."""
+    """The payload stays, byte for byte; the report says what is wrong, where, and when that was."""
     first, second = save(alone, 1), save(alone, 2)
     flip_bit(payload_path(alone, second), 200)
-    payload, manifest = payload_path(alone, second).read_bytes(), manifest_path(alone, second).read_bytes()
+    payload = payload_path(alone, second).read_bytes()
     report = alone.quarantine_checkpoint(second)
     assert report.is_quarantined
     assert report.report.damages[0].kind == "altered"
     assert payload_path(alone, second).read_bytes() == payload
-    assert not manifest_path(alone, second).exists()
     found = alone.list_quarantined()
     assert [item.checkpoint_id for item in found] == [second]
     assert found[0].report == report.report
@@ -88,9 +79,6 @@ def test_it_is_set_aside_with_its_report(alone: CheckpointManager) -> None:
     assert found[0].quarantined_at is not None
     assert found[0].checkpoint is not None
     assert found[0].checkpoint.epoch == 2
-    kept, line = CheckpointFolder(open_store(alone.config.checkpoint_dir), "run").read_record(second)
-    assert kept == manifest
-    assert b"\n" not in line
     assert ids(alone) == [first]
 
 
@@ -141,57 +129,10 @@ def test_an_intact_one_is_refused(alone: CheckpointManager) -> None:
         alone.quarantine_checkpoint(checkpoint_id.replace("0001", "0007"))
 
 
-def test_one_in_use_is_refused(alone: CheckpointManager, make_manager: MakeManager) -> None:
-    """Someone goes on from it; when he is done, it can be set aside."""
-    checkpoint_id, other = save(alone, 1), save(alone, 2)
-    holder = make_manager(backup_checkpoints=False)
-    holder.load_checkpoint(checkpoint_id)
-    flip_bit(payload_path(alone, checkpoint_id), 200)
-    with pytest.raises(ProtectedCheckpointError, match="loaded"):
-        alone.quarantine_checkpoint(checkpoint_id)
-    assert ids(alone) == [checkpoint_id, other]
-    holder.load_checkpoint(other)
-    assert alone.quarantine_checkpoint(checkpoint_id).is_quarantined
-
-
-def test_one_that_is_brought_back_meanwhile_stays(alone: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the report is about is compared again under the lock; then it is found intact."""
-    checkpoint_id = save(alone, 1)
-    flip_bit(payload_path(alone, checkpoint_id), 200)
-
-    def late(*arguments: Any) -> RepairReport:
-        monkeypatch.undo()
-        try:
-            return repair(*arguments)
-        finally:
-            flip_bit(payload_path(alone, checkpoint_id), 200)
-
-    monkeypatch.setattr(quarantine, "repair", late)
-    with pytest.raises(ProtectedCheckpointError, match="intact"):
-        alone.quarantine_checkpoint(checkpoint_id)
-    assert ids(alone) == [checkpoint_id]
-
-
-def test_a_payload_without_manifest_is_set_aside_only_as_it_was_found(alone: CheckpointManager) -> None:
-    """Another file by now, or one with a manifest: nothing is changed."""
-    checkpoint_id = save(alone, 1)
-    folder = alone._folder
-    report = alone.validate_checkpoint(checkpoint_id)
-    entry = folder.store.stat(f"run/{checkpoint_id}.pt")
-    assert entry is not None
-    assert not quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
-    assert ids(alone) == [checkpoint_id]
-    manifest_path(alone, checkpoint_id).unlink()
-    assert not quarantine.set_aside_orphan(folder, entry.name, "another", report)
-    assert alone.list_quarantined() == []
-    assert quarantine.set_aside_orphan(folder, entry.name, entry.version, report)
-    assert [item.checkpoint_id for item in alone.list_quarantined()] == [checkpoint_id]
-
-
 def test_one_of_a_newer_version_is_no_damage(alone: CheckpointManager) -> None:
     """What this version cannot read is not taken from one that can."""
     checkpoint_id = save(alone, 1)
-    manifest = Manifest.from_bytes(manifest_path(alone, checkpoint_id).read_bytes(), path="")
+    manifest = manifest_in(manifest_path(alone, checkpoint_id))
     manifest_path(alone, checkpoint_id).write_bytes(manifest.changed(schema_version=99).to_bytes())
     with pytest.raises(UnsupportedSchemaError):
         alone.quarantine_checkpoint(checkpoint_id)
@@ -205,16 +146,16 @@ def test_one_with_a_backup_is_repaired_instead(manager: CheckpointManager) -> No
     report = manager.quarantine_checkpoint(checkpoint_id)
     assert not report.is_quarantined
     assert report.repair is not None
-    assert report.repair.method == "chunks"
+    assert report.repair.damages
     assert manager.list_quarantined() == []
     assert manager.validate_checkpoint(checkpoint_id)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing"])
 def test_every_kind_of_damage_comes_back_from_a_later_backup(
     make_manager: MakeManager, tmp_path: Path, damage: str
 ) -> None:
-    """With the tags and the pin that it had, if its manifest still tells; and the marker goes."""
+    """With the tags and the pin that it had."""
     manager = make_manager(backup_dir=str(tmp_path / "backups"))
     checkpoint_id = save(manager, 1)
     manager.edit_checkpoint(checkpoint_id, add_tags=["later"])
@@ -228,17 +169,14 @@ def test_every_kind_of_damage_comes_back_from_a_later_backup(
             truncate(payload, 100)
         case "missing":
             payload.unlink()
-        case "manifest":
-            flip_bit(manifest_path(manager, checkpoint_id), 40)
     assert manager.quarantine_checkpoint(checkpoint_id).is_quarantined
-    with pytest.raises(CorruptCheckpointError, match="stays in quarantine"):
+    with pytest.raises(CorruptCheckpointError, match="there is none"):
         manager.repair_checkpoint(checkpoint_id)
     away.rename(tmp_path / "backups")
-    assert manager.repair_checkpoint(checkpoint_id).method == "file"
+    assert manager.repair_checkpoint(checkpoint_id).damages
     assert manager.validate_checkpoint(checkpoint_id)
     assert manager.list_quarantined() == []
-    assert not marker_path(manager, checkpoint_id).exists()
-    assert manager.get_checkpoint(checkpoint_id).tags == (() if damage == "manifest" else ("later",))
+    assert manager.get_checkpoint(checkpoint_id).tags == ("later",)
 
 
 def test_a_restore_brings_it_back_too(make_manager: MakeManager, tmp_path: Path) -> None:
@@ -250,7 +188,7 @@ def test_a_restore_brings_it_back_too(make_manager: MakeManager, tmp_path: Path)
     manager.quarantine_checkpoint(checkpoint_id)
     (tmp_path / "away").rename(tmp_path / "backups")
     assert manager.restore_checkpoint(checkpoint_id).epoch == 1
-    assert not marker_path(manager, checkpoint_id).exists()
+    assert manager.list_quarantined() == []
 
 
 def test_one_that_verifies_again_is_released(alone: CheckpointManager, lost: str) -> None:
@@ -259,21 +197,6 @@ def test_one_that_verifies_again_is_released(alone: CheckpointManager, lost: str
     assert alone.repair_checkpoint(lost).method == "none"
     assert [item.checkpoint_id for item in alone.list_checkpoints()][-1] == lost
     assert alone.validate_checkpoint(lost)
-    assert not marker_path(alone, lost).exists()
-
-
-def test_only_what_was_verified_is_released(alone: CheckpointManager, lost: str) -> None:
-    """Another file by now, or one that is not in quarantine any more: nothing is changed."""
-    folder = alone._folder
-    manifest = folder.read_marker(lost, "quarantined")
-    assert not commit.release(folder, manifest, version="another")
-    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
-    entry = folder.payload_entry(manifest)
-    assert entry is not None
-    assert commit.release(folder, manifest, version=entry.version)
-    alone.delete_checkpoint(lost)
-    assert not commit.release(folder, manifest, version=entry.version)
-    assert lost not in ids(alone)
 
 
 def test_it_stays_when_nothing_helps(alone: CheckpointManager, lost: str) -> None:
@@ -285,11 +208,11 @@ def test_it_stays_when_nothing_helps(alone: CheckpointManager, lost: str) -> Non
 
 
 def test_deleting_it_takes_a_person(alone: CheckpointManager, lost: str) -> None:
-    """Then payload and marker go, and their bytes are told."""
+    """Then its payload goes, and its bytes are told."""
     size_bytes = payload_path(alone, lost).stat().st_size
     assert alone.delete_quarantined(lost) == size_bytes
     assert alone.list_quarantined() == []
-    assert not [name for name in files(experiment_folder(alone)) if lost in name]
+    assert not payload_path(alone, lost).exists()
     with pytest.raises(CheckpointNotFoundError, match="not in quarantine"):
         alone.delete_quarantined(lost)
 
@@ -301,30 +224,18 @@ def test_only_what_is_in_quarantine_is_deleted_so(alone: CheckpointManager) -> N
         alone.delete_quarantined(checkpoint_id)
     with pytest.raises(InvalidNameError):
         alone.delete_quarantined("../run")
-    marker_path(alone, checkpoint_id).write_bytes(manifest_path(alone, checkpoint_id).read_bytes() + b"{}\n")
-    with pytest.raises(CheckpointNotFoundError):  # what a killed restoration leaves
-        alone.delete_quarantined(checkpoint_id)
     assert alone.validate_checkpoint(checkpoint_id)
 
 
-def test_what_somebody_holds_is_not_deleted(alone: CheckpointManager, lost: str) -> None:
-    """As one that is being verified, to be brought back."""
-    with alone._folder.hold(lost, "being read"), pytest.raises(ProtectedCheckpointError, match="being read"):
-        alone.delete_quarantined(lost)
-    assert alone.delete_quarantined(lost) > 0
-
-
-def test_one_with_a_damaged_manifest_can_be_deleted(alone: CheckpointManager) -> None:
-    """Which has no other way out when there is no backup; files of other names stay."""
+def test_one_with_a_damaged_manifest_is_unreadable_and_not_set_aside(alone: CheckpointManager) -> None:
+    """Nothing says what such a file is: it is listed as unreadable, and nothing of it is removed."""
     checkpoint_id = save(alone, 1)
     flip_bit(manifest_path(alone, checkpoint_id), 40)
-    notes = experiment_folder(alone) / f"{checkpoint_id}.txt"
-    notes.write_text("mine")
-    report = alone.quarantine_checkpoint(checkpoint_id)
-    assert report.report.damages[0].kind == "manifest"
-    assert alone.list_quarantined()[0].checkpoint is None
-    assert alone.delete_quarantined(checkpoint_id) > 0
-    assert [name for name in files(experiment_folder(alone)) if checkpoint_id in name] == [notes.name]
+    with pytest.raises(CorruptManifestError):
+        alone.quarantine_checkpoint(checkpoint_id)
+    assert [report.checkpoint_id for report in alone.list_unreadable()] == [checkpoint_id]
+    alone.cleanup_checkpoints()
+    assert payload_path(alone, checkpoint_id).exists()
 
 
 def test_resume_does_not_begin_anew(alone: CheckpointManager) -> None:
@@ -357,49 +268,17 @@ def test_a_backup_of_it_is_not_retired(make_manager: MakeManager) -> None:
     assert checkpoint_id in manager.backup_ids()
 
 
-def test_a_damaged_record_hides_nothing(alone: CheckpointManager, lost: str) -> None:
-    """The checkpoint is still known to be set aside; why, is lost."""
-    marker_path(alone, lost).write_bytes(b"\xff\xfe")
+def test_a_report_of_another_version_hides_nothing(alone: CheckpointManager, lost: str) -> None:
+    """The checkpoint is still known to be set aside; why, is not understood."""
+    path = manifest_path(alone, lost)
+    manifest = manifest_in(path)
+    assert manifest.quarantined is not None
+    newer = manifest.quarantined.model_copy(update={"report": {"kind": "new"}})
+    path.write_bytes(manifest.changed(quarantined=newer).to_bytes())
     found = alone.list_quarantined()
     assert [item.checkpoint_id for item in found] == [lost]
     assert "cannot be read" in found[0].report.message
     assert lost not in ids(alone)
-    assert save(alone, 2) != lost
-
-
-def test_a_marker_beside_a_manifest_means_nothing(alone: CheckpointManager, lost: str) -> None:
-    """What a killed restoration leaves; the next sweep removes it, and a deletion is not undone by it."""
-    record = marker_path(alone, lost).read_bytes()
-    flip_bit(payload_path(alone, lost), 200)
-    alone.repair_checkpoint(lost)
-    marker_path(alone, lost).write_bytes(record)
-    assert alone.list_quarantined() == []
-    assert lost in ids(alone)
-    alone.delete_checkpoint(lost)
-    assert alone.list_quarantined() == []
-    assert [item.checkpoint_id for item in alone.list_deleted()] == [lost]
-
-
-def test_a_stale_deletion_does_not_take_what_is_set_aside(alone: CheckpointManager) -> None:
-    """A marker that meant nothing beside the manifest means nothing when that is gone."""
-    checkpoint_id = save(alone, 1)
-    for mark in ("deleted", "saving"):
-        marker_path(alone, checkpoint_id, mark).write_bytes(manifest_path(alone, checkpoint_id).read_bytes())
-    flip_bit(payload_path(alone, checkpoint_id), 200)
-    alone.quarantine_checkpoint(checkpoint_id)
-    alone.empty_trash()
-    assert payload_path(alone, checkpoint_id).exists()
-    assert [item.checkpoint_id for item in alone.list_quarantined()] == [checkpoint_id]
-
-
-def test_a_killed_restoration_takes_nothing_away(alone: CheckpointManager, lost: str) -> None:
-    """Between the marker of the save and the manifest, the payload belongs to the quarantine as before."""
-    manifest, _, _ = marker_path(alone, lost).read_bytes().rstrip(b"\n").rpartition(b"\n")
-    marker_path(alone, lost, "saving").write_bytes(manifest)
-    alone.empty_trash()
-    assert payload_path(alone, lost).exists()
-    assert not marker_path(alone, lost, "saving").exists()
-    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
 
 
 @pytest.mark.parametrize("call", ["quarantine_checkpoint", "repair_checkpoint", "delete_quarantined"])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,21 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     StorageFullError,
-    StoreUnavailableError,
 )
 from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.store import open_store
+from ckpt_lib.experiment.copies import copy
+from ckpt_lib.experiment.deletion import delete_all, purge
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.maintenance import repair
+from ckpt_lib.maintenance.validate import ValidationReport, compare
+from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
+from tests.maintenance.records import manifest_in
 from tests.torture.kill_methods import Fault, functions_of, injected, struck
-from tests.torture.processes import patched
 
 CHUNK_BYTES = 256
 
@@ -66,7 +67,7 @@ class Copies:
         return self.payload.read_bytes(), self.backup.read_bytes()
 
     def edit_manifest(self, path: Path, **facts: Any) -> None:
-        path.write_bytes(Manifest.from_bytes(path.read_bytes(), path="x").changed(**facts).to_bytes())
+        path.write_bytes(manifest_in(path).changed(**facts).to_bytes())
 
 
 def rechunked(path: Path, chunk_size_bytes: int = CHUNK_BYTES) -> FileEntry:
@@ -112,21 +113,26 @@ def original(template: Copies) -> bytes:
 # --- what is repaired ---
 
 
-def test_only_the_damaged_chunk_is_rewritten_in_place(copies: Copies, original: bytes) -> None:
-    """The same file, by inode and through a hard link, is whole again; the report tells what was wrong with it."""
-    link = copies.root / "link"
-    link.hardlink_to(copies.payload)
-    flip_in_place(copies.payload, 3 * CHUNK_BYTES + 7)
-    inode = copies.payload.stat().st_ino
+def test_only_the_damaged_chunk_comes_from_the_other_copy(copies: Copies, original: bytes) -> None:
+    """The file is whole again; the report tells what was wrong with it, and how much was brought back."""
+    flip_bit(copies.payload, 3 * CHUNK_BYTES + 7)
     report = copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert (report.method, report.chunks_rewritten, report.bytes_rewritten) == ("chunks", 1, CHUNK_BYTES)
     assert [(damage.kind, damage.start, damage.stop) for damage in report.damages] == [
         ("altered", 3 * CHUNK_BYTES, 4 * CHUNK_BYTES)
     ]
-    assert copies.payload.stat().st_ino == inode
-    assert link.read_bytes() == original
     assert copies.both() == (original, original)
     assert copies.manager.validate_checkpoint(copies.checkpoint_id)
+
+
+def test_who_has_the_damaged_file_open_keeps_it(copies: Copies, original: bytes) -> None:
+    """A repair replaces the file and writes to no file that is there: bytes under a reader do not change."""
+    flip_bit(copies.payload, 600)
+    damaged = copies.payload.read_bytes()
+    with copies.payload.open("rb") as file:
+        copies.manager.repair_checkpoint(copies.checkpoint_id)
+        assert file.read() == damaged
+    assert copies.payload.read_bytes() == original
 
 
 def test_what_is_intact_is_left_alone(copies: Copies) -> None:
@@ -145,9 +151,9 @@ def test_a_backup_is_repaired_from_its_checkpoint(copies: Copies, original: byte
     assert copies.manager.repair_backup(copies.checkpoint_id).method == "chunks"
     copies.backup.unlink()
     assert copies.manager.repair_backup(copies.checkpoint_id).method == "file"
+    assert copies.both() == (original, original)
     copies.manifests[1].write_text("{}")
     assert copies.manager.repair_backup(copies.checkpoint_id).method == "file"
-    assert copies.both() == (original, original)
     assert copies.manager.validate_backup(copies.checkpoint_id)
 
 
@@ -174,9 +180,11 @@ def test_where_chunks_do_not_help_the_file_is_copied(copies: Copies, original: b
     else:
         copies.payload.write_bytes(b"")
     report = copies.manager.repair_checkpoint(copies.checkpoint_id)
-    assert report.method == ("chunks" if harm == "emptied" else "file")
+    assert report.method == "file"
     assert report.bytes_rewritten == len(original)
-    assert copies.both() == (original, original)
+    (payload,) = copies.payload.parent.glob("*.pt")
+    assert payload.name == manifest_in(copies.manifests[0]).payload.name
+    assert (payload.read_bytes(), copies.backup.read_bytes()) == (original, original)
 
 
 def test_the_manifest_of_the_other_copy_need_not_be_readable(copies: Copies, original: bytes) -> None:
@@ -193,35 +201,6 @@ def test_tags_given_since_the_backup_stay(copies: Copies) -> None:
     flip_bit(copies.payload, 600)
     copies.manager.repair_checkpoint("kept")
     assert copies.manager.get_checkpoint("latest").tags == ("kept",)
-
-
-def last_in_place(calls: Sequence[str]) -> int:
-    """The number of the last write of a repair in place: nothing is made durable after it but the payload."""
-    last_fsync = len(calls) - calls[::-1].index("fsync")
-    return max(at for at, call in enumerate(calls[:last_fsync], start=1) if call == "write")
-
-
-@contextmanager
-def refusing_writes_to(path: Path) -> Iterator[None]:
-    """A disk that refuses every byte that is written to a file which is there."""
-    write = os.write
-
-    def refuse(descriptor: int, data: bytes) -> int:
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return write(descriptor, data)
-
-    with patched(os, "write", refuse):
-        yield
-
-
-def test_a_disk_that_refuses_the_bytes_gets_a_new_file(copies: Copies, template: Copies) -> None:
-    """EIO at the write in place: the whole file is copied to another place of the disk instead."""
-    flip_bit(copies.payload, 600)
-    with refusing_writes_to(copies.payload):
-        report = copies.manager.repair_checkpoint(copies.checkpoint_id)
-    assert report.method == "file"
-    assert copies.both() == template.both()
 
 
 def test_a_full_disk_is_said_to_be_full(copies: Copies, original: bytes) -> None:
@@ -250,17 +229,18 @@ def test_another_checkpoint_of_that_id_is_no_source(copies: Copies) -> None:
 def test_what_is_deleted_meanwhile_is_neither_damaged_nor_brought_back(
     copies: Copies, monkeypatch: pytest.MonkeyPatch, has_backup: bool
 ) -> None:
-    """Between reading the manifest and looking for the payload."""
+    """Between reading the manifest and reading the payload."""
     if not has_backup:
         shutil.rmtree(copies.backup.parent)
-    read = CheckpointFolder.payload_entry
+    real = repair.compare
 
-    def late(self: CheckpointFolder, manifest: Manifest) -> Any:
+    def late(experiment: Experiment, manifest: Manifest, *arguments: Any, **options: Any) -> ValidationReport:
         monkeypatch.undo()
-        commit.delete(self, manifest.checkpoint_id, unless=lambda _: None)
-        return read(self, manifest)
+        delete_all(experiment, [manifest.checkpoint_id])
+        purge(experiment, grace_seconds=0, asked=True)
+        return real(experiment, manifest, *arguments, **options)
 
-    monkeypatch.setattr(CheckpointFolder, "payload_entry", late)
+    monkeypatch.setattr(repair, "compare", late)
     with pytest.raises(CheckpointNotFoundError):
         copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert copies.manager.checkpoint_ids() == []
@@ -362,7 +342,7 @@ def repair_in(copies: Copies) -> object:
 def test_a_kill_at_any_system_call_leaves_sound_bytes_alone(
     template: Copies, tmp_path: Path, original: bytes, torn: bool, size_change: int
 ) -> None:
-    """SIGKILL at the k-th call: sound chunks and the backup are as they were, and the next repair ends it.
+    """SIGKILL at the k-th call: the file is as it was or whole, the backup as it was, and the next repair ends it.
 
     Each length of the file has a third of the calls.
     """
@@ -374,30 +354,18 @@ def test_a_kill_at_any_system_call_leaves_sound_bytes_alone(
         return copies
 
     calls = functions_of(partial(repair_in, harmed()))
-    sound = set(range(-(-len(original) // CHUNK_BYTES))) - harm.damaged_chunks(len(original))
     strikes = [at for at, call in enumerate(calls, start=1) if call == "write" or not torn]
     assert len(strikes) >= 3
     for at in strikes[SIZE_CHANGES.index(size_change) :: len(SIZE_CHANGES)]:
         copies = harmed()
+        damaged = copies.payload.read_bytes()
         end = struck(partial(repair_in, copies), Fault(at, kill=True, torn=torn))
-        assert end.is_killed or at > len(calls) - 4  # the thread that renews leases has its calls, too
+        assert end.is_killed or at > len(calls) - 4
         here, there = copies.both()
         assert there == original
-        for number in sound:
-            start = number * CHUNK_BYTES
-            stop = min(start + CHUNK_BYTES, len(original))
-            assert here[start:stop] == original[start:stop]
+        assert here in (damaged, original)
         repair_in(copies)
         assert copies.both() == (original, original)
-
-
-def test_a_cut_file_is_too_short_until_it_is_whole(copies: Copies) -> None:
-    """The cheap look at its size must not take a file for complete whose end is still missing."""
-    truncate(copies.payload, 700)
-    another = Copies(Path(shutil.copytree(copies.root, copies.root.parent / "w")), copies.checkpoint_id)
-    calls = functions_of(partial(repair_in, another))
-    assert struck(partial(repair_in, copies), Fault(last_in_place(calls), kill=True)).is_killed
-    assert 700 < copies.payload.stat().st_size < copies.backup.stat().st_size
 
 
 def test_repairs_at_once_agree(copies: Copies, original: bytes) -> None:
@@ -424,92 +392,43 @@ def test_repairs_at_once_agree(copies: Copies, original: bytes) -> None:
     assert copies.both() == (original, original)
 
 
-def test_a_file_that_was_exchanged_is_not_written_to(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found to be damaged is not the file that lies there now: it is looked at again, for a while."""
-    flip_bit(copies.payload, 600)
-    real = commit.mend
-
-    def exchanged(*arguments: Any, **options: Any) -> str | None:
-        os.utime(copies.payload)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(commit, "mend", exchanged)
-    before = copies.both()
-    with pytest.raises(StoreUnavailableError):
-        copies.manager.repair_checkpoint(copies.checkpoint_id)
-    assert copies.both() == before
-
-
-def mended_and(after: Callable[[], object], before: Callable[[], object] = lambda: None) -> Callable[..., Any]:
-    real = commit.mend
-
-    def mend(*arguments: Any, **options: Any) -> str | None:
-        before()
-        version = real(*arguments, **options)
-        after()
-        return version
-
-    return mend
-
-
-@pytest.mark.parametrize("what", ["another bit", "more bytes"])
-def test_what_the_disk_made_of_a_repair_is_looked_at(
-    copies: Copies, original: bytes, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """It keeps other bytes than were written: then the file is copied to another place."""
-    flip_bit(copies.payload, 600)
-    spoil = {
-        "another bit": lambda: flip_in_place(copies.payload, 600),
-        "more bytes": lambda: os.truncate(copies.payload, len(original) + 1),
-    }[what]
-    monkeypatch.setattr(commit, "mend", mended_and(spoil))
-    assert copies.manager.repair_checkpoint().method == "file"
-    assert copies.both() == (original, original)
-
-
 def test_what_went_bad_meanwhile_is_not_written(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk of the other copy, sound when it was looked at: the damaged one stays as it is."""
     flip_bit(copies.payload, 600)
     before = copies.payload.read_bytes()
-    spoil = partial(flip_in_place, copies.backup, 601)
-    monkeypatch.setattr(commit, "mend", mended_and(lambda: None, before=spoil))
+    real = repair.replace_file
+
+    def late(*arguments: Any) -> bool:
+        flip_in_place(copies.backup, 601)
+        return real(*arguments)
+
+    monkeypatch.setattr(repair, "replace_file", late)
     with pytest.raises(CorruptCheckpointError):
         copies.manager.repair_checkpoint()
     assert copies.payload.read_bytes() == before
 
 
-def test_another_checkpoint_is_not_written_to(copies: Copies) -> None:
-    """One of the same id by now, which damage was not found in."""
-    folder = CheckpointFolder(open_store(copies.root), "run")
-    manifest = folder.read_manifest(copies.checkpoint_id)
-    entry = folder.payload_entry(manifest)
-    assert entry is not None
-    before = copies.both()
-    other = manifest.changed(uid="0" * 32)
-    assert commit.mend(folder, other, [(0, b"late")], version=entry.version) is None
-    assert copies.both() == before
-    assert commit.mend(folder, manifest, [(0, before[0][:4])], version=entry.version) is not None
+def test_a_payload_of_several_files_is_repaired_file_by_file() -> None:
+    """Each damaged one is put together from both copies; names may differ between the copies."""
+    store = MemoryStore("memory://several")
+    home, backups = Experiment(store, "run", "run"), Experiment(store, "backups", "run")
+    facts = CheckpointFacts(1, 0, "Net", "run")
 
+    def write(payload: commit.Payload) -> None:
+        for name in ("a.bin", "b.bin"):
+            with payload.open(name) as stream:
+                stream.write(name.encode() * 100)
 
-def test_repaired_bytes_are_made_durable(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the last of them was written, and before the repair is acknowledged."""
-    flip_bit(copies.payload, 600)
-    steps: list[str] = []
-
-    def noting(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
-
-        def call(descriptor: int, *arguments: Any) -> Any:
-            if os.fstat(descriptor).st_ino == copies.payload.stat().st_ino:
-                steps.append(name)
-            return real(descriptor, *arguments)
-
-        return call
-
-    for name in ("write", "fsync"):
-        monkeypatch.setattr(os, name, noting(name))
-    assert copies.manager.repair_checkpoint().method == "chunks"
-    assert steps == ["write", "fsync"]
+    saved = commit.save(home, facts, write, format_name="torch", suffix="/")
+    copied = copy(home, saved, backups)
+    assert copied is not None
+    for experiment, file in ((home, saved.files[0]), (backups, copied.files[1])):
+        store.put(experiment.key(file.name), b"x" * file.size_bytes)
+    assert repair.repair(home, saved.checkpoint_id, backups).method == "file"
+    assert compare(home, saved)
+    assert not compare(backups, copied)
+    repair.repair(backups, saved.checkpoint_id, home)
+    assert compare(backups, copied)
 
 
 def flip_in_place(path: Path, position: int) -> None:

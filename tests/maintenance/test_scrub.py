@@ -17,7 +17,7 @@ import torch
 from ckpt_lib import CheckpointManager, ScrubReport
 from ckpt_lib.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from ckpt_lib.maintenance.scrub import RECORD_NAME
-from ckpt_lib.store.folder_lock import LocalFolderLock
+from ckpt_lib.store import Entry
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream.page_cache import NeutralReader
 from tests.helpers import (
@@ -224,14 +224,14 @@ def test_a_record_that_cannot_be_written_stops_nothing(
 ) -> None:
     """A store that is read-only can be scrubbed all the same; the log says that nothing was recorded."""
     fill(manager, 2)
-    real = LocalFolderLock.put
+    real = LocalStore.put
 
-    def refused(self: LocalFolderLock, path: str, content: bytes, **options: Any) -> None:
-        if path.endswith(RECORD_NAME):
+    def refused(self: LocalStore, key: str, data: bytes, **options: Any) -> Entry:
+        if key.endswith(RECORD_NAME):
             raise StorePermissionError("the store refuses access")
-        real(self, path, content, **options)
+        return real(self, key, data, **options)
 
-    monkeypatch.setattr(LocalFolderLock, "put", refused)
+    monkeypatch.setattr(LocalStore, "put", refused)
     with caplog.at_level(logging.WARNING, "ckpt_lib"):
         assert manager.scrub()
     assert "was not recorded" in caplog.text

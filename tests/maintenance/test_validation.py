@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.manifest import Manifest
 from tests.helpers import experiment_folder, flip_bit, manifest_path, payload_path, truncate
+from tests.maintenance.records import manifest_in
 from tests.maintenance.test_repair import rechunked
 
 NAMES = [f"model_state_dict.{name}" for name in ("first", "second", "third")]
@@ -34,7 +34,7 @@ def saved(manager: CheckpointManager) -> str:
     entry = rechunked(payload_path(manager, checkpoint_id), 512)
     for folder in (experiment_folder(manager), experiment_folder(manager) / "backups"):
         path = folder / f"{checkpoint_id}.json"
-        path.write_bytes(Manifest.from_bytes(path.read_bytes(), path="x").changed(files=(entry,)).to_bytes())
+        path.write_bytes(manifest_in(path).changed(files=(entry,)).to_bytes())
     return checkpoint_id
 
 
@@ -75,7 +75,7 @@ def test_only_the_thorough_way_sees_what_the_table_does_not(manager: CheckpointM
     sha256 = rechunked(path).sha256
     flip_bit(path, 3000)
     entry = rechunked(path, 512).model_copy(update={"sha256": sha256})
-    manifest = Manifest.from_bytes(manifest_path(manager, saved).read_bytes(), path="x").changed(files=(entry,))
+    manifest = manifest_in(manifest_path(manager, saved)).changed(files=(entry,))
     manifest_path(manager, saved).write_bytes(manifest.to_bytes())
     assert manager.validate_checkpoint(saved, deep=False)
     assert not manager.validate_checkpoint(saved)
@@ -133,7 +133,7 @@ def test_damage_between_tensors_hits_none(manager: CheckpointManager, saved: str
 def test_a_different_checkpoint_of_that_id_tells_nothing(manager: CheckpointManager, saved: str) -> None:
     """Its tensors lie elsewhere."""
     backup = experiment_folder(manager) / "backups" / f"{saved}.json"
-    other = Manifest.from_bytes(backup.read_bytes(), path="x").changed(uid="0" * 32)
+    other = manifest_in(backup).changed(uid="0" * 32)
     backup.write_bytes(other.to_bytes())
     truncate(payload_path(manager, saved), 8000)
     (damage,) = manager.validate_checkpoint(saved).damages
