@@ -80,6 +80,15 @@ def without_locks(found: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if not is_bookkeeping(name)}
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """A snapshot of what people keep: without what stores need for themselves, and without records of ended saves."""
+    return {name: digest for name, digest in without_locks(snapshot(folder)).items() if not _is_ended(folder / name)}
+
+
+def _is_ended(path: Path) -> bool:
+    return path.suffix == ".json" and path.is_file() and b'"state": "gone"' in path.read_bytes()
+
+
 def is_bookkeeping(path: str) -> bool:
     """Whether a path leads to a lock, a clock or a temporary file."""
     return any(part.startswith(".ckpt-") and part != IDENTITY_NAME for part in Path(path).parts)

@@ -23,7 +23,7 @@ EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}
 """The extra of this package that installs what a scheme needs."""
 
 _BUILT_IN = {"file": "ckpt_lib.store.local:LocalStore", "memory": "ckpt_lib.store.memory:MemoryStore"}
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")  # with those of chained URLs, which no store serves
 
 _registered: dict[str, StoreFactory] = {}
 

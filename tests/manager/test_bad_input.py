@@ -23,7 +23,7 @@ import xxhash
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, list_experiments, open_store
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import Manifest, Record
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -42,9 +42,11 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
     UnsupportedStateError,
 )
+from ckpt_lib.store.local.reader import LocalReader
 from tests.helpers import (
     MakeManager,
     build,
+    contents,
     experiment_folder,
     ids,
     manifest_path,
@@ -53,7 +55,6 @@ from tests.helpers import (
     save,
     snapshot,
     state_of,
-    without_locks,
 )
 
 HOSTILE_TEXTS = {
@@ -98,9 +99,9 @@ def filled(make_manager: MakeManager) -> Iterator[CheckpointManager]:
     manager = make_manager()
     for epoch in (1, 2):
         save(manager, epoch, tags=["t"])
-    before = without_locks(snapshot(Path(manager.config.checkpoint_dir)))
+    before = contents(Path(manager.config.checkpoint_dir))
     yield manager
-    assert without_locks(snapshot(Path(manager.config.checkpoint_dir))) == before
+    assert contents(Path(manager.config.checkpoint_dir)) == before
     assert all(manager.validate_all())
 
 
@@ -507,7 +508,7 @@ def test_every_alteration_is_reported_before_anything_is_handed_out(
     for case in cases[part::8]:
         (folder / f"{checkpoint_id}.pt").write_bytes(case.payload)
         (folder / f"{checkpoint_id}.json").write_bytes(case.manifest)
-        present = without_locks(snapshot(folder))
+        present = contents(folder)
         report = manager.validate_checkpoint(checkpoint_id)
         assert not report, case.name
         assert report.damages[0].message, case.name
@@ -519,7 +520,7 @@ def test_every_alteration_is_reported_before_anything_is_handed_out(
         with pytest.raises(refusals):
             manager.export_checkpoint(checkpoint_id, tmp_path / "exports")
         assert state_of(parts) == before, case.name
-        assert without_locks(snapshot(folder)) == present, case.name
+        assert contents(folder) == present, case.name
     assert not list(tmp_path.glob("exports/checkpoint*"))
 
 
@@ -596,6 +597,7 @@ def _write_checkpoint(
         "experiment_name": "run",
         "sequence": 1,
         "uid": "0" * 32,
+        "claim": "0" * 16,
         "format": "torch",
         "files": [entry],
     }
@@ -719,11 +721,11 @@ def test_manifests_that_name_another_file(manager: CheckpointManager, name: str)
 # --- places ---
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://b", "memory://x", "http://host/x", "simplecache::s3://b/x"])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://b", "http://host/x", "simplecache::s3://b/x"])
 def test_stores_that_are_not_served(manager: CheckpointManager, url: str) -> None:
     """A URL of another kind is refused as store, as backup location and as destination, and makes no folder."""
     saved = save(manager, 1)
-    before = without_locks(snapshot(Path(manager.config.checkpoint_dir).parent))
+    before = contents(Path(manager.config.checkpoint_dir).parent)
     for call in (
         lambda: CheckpointManager(CheckpointConfig(checkpoint_dir=url), "run"),
         lambda: CheckpointManager(manager.config.model_copy(update={"backup_dir": url}), "run"),
@@ -732,7 +734,7 @@ def test_stores_that_are_not_served(manager: CheckpointManager, url: str) -> Non
     ):
         with pytest.raises(ConfigError, match="no store serves"):
             call()
-    assert without_locks(snapshot(Path(manager.config.checkpoint_dir).parent)) == before
+    assert contents(Path(manager.config.checkpoint_dir).parent) == before
     assert not Path(url.partition(":")[0] + ":").exists()
 
 
@@ -826,7 +828,7 @@ import torch
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError
 sys.path.insert(0, os.getcwd())
-from tests.helpers import fingerprint, snapshot, without_locks
+from tests.helpers import contents
 
 root = Path(sys.argv[1])
 manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(root), backup_checkpoints=False), "run")
@@ -839,14 +841,14 @@ def first_save():
     return saved
 
 def refused(call):
-    before = without_locks(snapshot(root))
+    before = contents(root)
     try:
         call()
     except CheckpointError as error:
         kind = type(error).__name__
     else:
         kind = "nothing was raised"
-    assert without_locks(snapshot(root)) == before, "something was written or lost"
+    assert contents(root) == before, "something was written or lost"
     assert manager.validate_checkpoint("latest")
     assert manager.resume(torch.nn.Linear(4, 4))["epoch"] == 1
     return kind
@@ -1046,16 +1048,15 @@ def test_one_payload_that_cannot_be_read_stops_neither_cleanup_nor_resume(
     saved = [save(manager, epoch) for epoch in (1, 2, 3, 4)]
     bad = str(payload_path(manager, saved[3]))
 
-    def fail(reader: Any, buffer: Any) -> int:
+    read_at = LocalReader.read_at
+
+    def fail(reader: LocalReader, start: int, stop: int) -> bytes:
         if str(reader._path) == bad:
             raise StoreError("the store failed: Input/output error", path=bad)
-        return io.FileIO.readinto(reader, buffer)
+        return read_at(reader, start, stop)
 
-    def no_descriptor(_reader: Any) -> int:
-        raise io.UnsupportedOperation("fileno")
-
-    monkeypatch.setattr("ckpt_lib.store.reading.LocalReader.readinto", fail)
-    monkeypatch.setattr("ckpt_lib.store.reading.LocalReader.fileno", no_descriptor)  # else it is read past that
+    monkeypatch.setattr(LocalReader, "read_at", fail)
+    monkeypatch.setattr(LocalReader, "fileno", lambda _: None)  # else it is read past that
     again = make_manager(backup_checkpoints=False, max_checkpoints=2)
     resumed = again.resume()
     assert resumed is not None
@@ -1084,7 +1085,7 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(
     filled: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A configuration that makes the manifest too large fails the save instead of making it unreadable."""
-    monkeypatch.setattr(Manifest, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(Record, "MAX_BYTES", 10_000)
     before = ids(filled)
     with pytest.raises(ConfigError, match="too large"):
         save(filled, 9, config={"text": "x" * 10_000})
@@ -1135,4 +1136,4 @@ def test_failures_after_the_save_do_not_fail_it(make_manager: MakeManager, tmp_p
     saved = save(manager, 1)
     assert manager.validate_checkpoint(saved)
     assert ids(manager) == [saved]
-    assert without_locks(snapshot(folder)).keys() == {"checkpoint_metadata.json", f"{saved}.json", f"{saved}.pt"}
+    assert contents(folder).keys() == {"checkpoint_metadata.json", f"{saved}.json", f"{saved}.pt"}

@@ -411,7 +411,7 @@ def test_saves_keep_their_order(make_manager: MakeManager) -> None:
     last = save(manager, 5)
     assert ids(manager) == [*(handle.result() for handle in handles), last]
     manager.flush()
-    parents = [manager._index.get(checkpoint_id).parent_id for checkpoint_id in ids(manager)]
+    parents = [manager._locations.home.get(checkpoint_id).parent_id for checkpoint_id in ids(manager)]
     assert parents == [None, *ids(manager)[:-1]]
 
 
@@ -906,7 +906,7 @@ def test_a_process_of_multiprocessing_waits_for_its_saves(make_manager: MakeMana
 
 
 _NICE = """
-import os, tempfile, threading
+import _strptime, os, tempfile, threading  # the first, loaded when a date is parsed, may be closed to another user
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
