@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError
+from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError, CorruptManifestError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import blocks_of, find_stored_damages
 from ckpt_lib.experiment.layout import (
@@ -16,7 +16,7 @@ from ckpt_lib.experiment.layout import (
     payload_name,
     payload_suffix,
 )
-from ckpt_lib.store import ABSENT, location, open_store
+from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import HashingWriter, Progress
 
@@ -43,13 +43,12 @@ def export(
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     _refuse_experiment(target)
     exported = manifest.changed(files=_plain_files(manifest), state="live", deleted_at=None, in_use_until=None)
-    is_there = _is_exported(target, manifest)
+    is_there = _is_exported(target, exported)
     for file, copy in zip(manifest.files, exported.files, strict=True):
         if not _holds(target, copy, may_replace=is_there):
-            _copy_file(experiment, manifest, file, target, copy, progress=progress)
+            _copy_file(experiment, manifest, file, target, copy, may_replace=is_there, progress=progress)
     if not is_there:
-        version = ABSENT if target.store.capabilities.create_if_absent else None
-        target.store.put(manifest_name(manifest.checkpoint_id), exported.to_bytes(), if_version=version)
+        target.store.put(manifest_name(manifest.checkpoint_id), exported.to_bytes())
     return location(target.store, exported.payload.name)
 
 
@@ -77,7 +76,7 @@ def _export_file(
     _refuse_experiment(target)
     copy = manifest.payload.model_copy(update={"name": name})
     if not _holds(target, copy):
-        _copy_file(experiment, manifest, manifest.payload, target, copy, progress=progress)
+        _copy_file(experiment, manifest, manifest.payload, target, copy, may_replace=False, progress=progress)
     return location(target.store, name)
 
 
@@ -100,18 +99,30 @@ def _plain_files(manifest: Manifest) -> Sequence[FileEntry]:
     )
 
 
-def _is_exported(target: Experiment, manifest: Manifest) -> bool:
-    """Whether the checkpoint's manifest is there; raise when another file has its name."""
-    name = manifest_name(manifest.checkpoint_id)
+def _is_exported(target: Experiment, exported: Manifest) -> bool:
+    """Whether the checkpoint's manifest is there; raise when another file has its name.
+
+    One that cannot be read is that of an earlier export if the payload beside it is whole; then it is written anew.
+    """
+    name = manifest_name(exported.checkpoint_id)
     if target.store.stat(name) is None:
         return False
-    record = target.read(manifest.checkpoint_id).record
-    if not isinstance(record, Manifest) or record.uid != manifest.uid:
+    try:
+        record = target.read(exported.checkpoint_id).record
+    except CorruptManifestError as error:
+        if any(find_stored_damages(target, file) for file in exported.files):
+            raise CheckpointExistsError(
+                "another file has the name of the manifest there",
+                path=location(target.store, name),
+                hint="It was left as it is.",
+            ) from error
+        return False
+    if not isinstance(record, Manifest) or record.uid != exported.uid:
         raise CheckpointExistsError(
             "a different checkpoint has that id there",
-            checkpoint_id=manifest.checkpoint_id,
+            checkpoint_id=exported.checkpoint_id,
             path=location(target.store, name),
-            expected=f"uid {manifest.uid}",
+            expected=f"uid {exported.uid}",
             got=f"uid {record.uid if record else None}",
             hint="It was left as it is.",
         )
@@ -126,7 +137,11 @@ def _holds(target: Experiment, file: FileEntry, *, may_replace: bool = False) ->
         return True
     if may_replace:
         return False
-    raise CheckpointExistsError(
+    raise _taken(target, file)
+
+
+def _taken(target: Experiment, file: FileEntry) -> CheckpointExistsError:
+    return CheckpointExistsError(
         "another file has that name there", path=location(target.store, file.name), hint="It was left as it is."
     )
 
@@ -138,6 +153,7 @@ def _copy_file(
     target: Experiment,
     copy: FileEntry,
     *,
+    may_replace: bool,
     progress: Progress | None,
 ) -> None:
     """Copy one file; it gets its name only if all of it is as it was saved."""
@@ -154,6 +170,8 @@ def _copy_file(
             digests = stream.finish()
         if (digests.size_bytes, digests.sha256) != (file.size_bytes, file.sha256):
             raise _damaged(experiment, manifest, file)
+        if not may_replace and target.store.stat(copy.name) is not None:  # it was put there meanwhile
+            raise _taken(target, copy)
         upload.commit()
     except FileNotFoundError as error:
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage

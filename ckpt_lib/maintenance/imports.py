@@ -130,8 +130,10 @@ def _import_file(
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
             raise
+        with open_file(origin, name) as file:
+            kind = kind_of(file)
         raise NotACheckpointError(
-            f"it cannot be imported: {error.message}",
+            f"it is {kind}, and cannot be imported: {error.message}",
             path=location(origin.store, name),
             expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload "
             "that this library saved",
@@ -170,8 +172,7 @@ def _check_archive(origin: Experiment, name: str) -> None:
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        with open_file(origin, name) as file:
-            raise NotACheckpointError(f"it is {kind_of(file)}, and no whole archive ({error})") from error
+        raise NotACheckpointError(f"it is no whole archive ({error})") from error
     if damaged is not None:
         raise NotACheckpointError(f"its record {damaged} is damaged")
 

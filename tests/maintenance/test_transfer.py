@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -16,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_lib import CheckpointManager, open_store
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -28,10 +26,9 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StorageFullError,
 )
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.layout import CheckpointFolder
-from ckpt_lib.store.directory import Directory
-from ckpt_lib.store.folder_lock import LocalFolderLock
+from ckpt_lib.maintenance import transfer
+from ckpt_lib.store import Entry
+from ckpt_lib.store.local import LocalStore
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -45,6 +42,7 @@ from tests.helpers import (
     truncate,
     without_locks,
 )
+from tests.maintenance.records import manifest_in
 
 Damage = Callable[[Path, Path], object]
 
@@ -90,11 +88,12 @@ def pair(manager: CheckpointManager, checkpoint_id: str) -> tuple[Path, Path]:
 
 
 def test_a_backup_is_a_whole_second_copy(backed_up: CheckpointManager) -> None:
-    """Payload and manifest are there again, byte for byte, in files of their own."""
+    """The payload is there again, byte for byte, in a file of its own, and so are the facts in the manifest."""
     saved = save(backed_up, 1)
-    for original, copy in zip(pair(backed_up, saved), backup_pair(backed_up, saved), strict=True):
-        assert copy.read_bytes() == original.read_bytes()
-        assert not os.path.samefile(copy, original)
+    (original, described), (copy, copied) = pair(backed_up, saved), backup_pair(backed_up, saved)
+    assert copy.read_bytes() == original.read_bytes()
+    assert not os.path.samefile(copy, original)
+    assert manifest_in(copied).describe() == manifest_in(described).describe()
     assert backup_ids(backed_up) == [saved]
     assert backed_up.validate_backup(saved)
     assert ids(backed_up) == [saved]
@@ -103,10 +102,10 @@ def test_a_backup_is_a_whole_second_copy(backed_up: CheckpointManager) -> None:
 def test_backing_up_again_changes_nothing(backed_up: CheckpointManager) -> None:
     """A copy that is there is left alone, and the call says so."""
     saved = save(backed_up, 1)
-    before = snapshot(backup_folder(backed_up))
+    before = without_locks(snapshot(backup_folder(backed_up)))
     assert backed_up.backup_checkpoint(saved) is False
     assert backed_up.backup_checkpoint(saved, verify_existing=True) is False
-    assert snapshot(backup_folder(backed_up)) == before
+    assert without_locks(snapshot(backup_folder(backed_up))) == before
 
 
 @pytest.mark.parametrize("kind", ["truncated", "payload missing", "manifest flipped", "manifest missing"])
@@ -154,7 +153,7 @@ def test_damage_is_not_copied(make_manager: MakeManager, kind: str) -> None:
         manager.backup_checkpoint(saved)
     assert caught.value.damages
     assert backup_ids(manager) == []
-    assert not list(backup_folder(manager).glob("*checkpoint*"))
+    assert not list(backup_folder(manager).glob("*.pt"))
 
 
 def test_a_broken_backup_stays_when_the_source_is_damaged_too(backed_up: CheckpointManager) -> None:
@@ -180,7 +179,7 @@ def test_a_different_checkpoint_in_the_backup_location_is_left_alone(make_manage
         other.unlink()
         shutil.copy(ours, other.with_name(ours.name))
     twin = manifest_path(second, saved)
-    fields = CheckpointFolder(open_store(tmp_path / "second" / "run"), "").read_manifest(saved)
+    fields = manifest_in(twin)
     twin.write_bytes(fields.changed(uid="1" * 32).to_bytes())
     assert first.backup_checkpoint(saved)
     before = snapshot(tmp_path / "vault")
@@ -198,11 +197,12 @@ def test_a_different_checkpoint_in_the_backup_location_is_left_alone(make_manage
 def test_restore_mends_every_damage(backed_up: CheckpointManager, kind: str) -> None:
     """Damaged, half gone or gone: afterwards the checkpoint is as it was saved, and so is its place in the order."""
     first, saved, last = (save(backed_up, epoch) for epoch in (1, 2, 3))
-    originals = [path.read_bytes() for path in pair(backed_up, saved)]
+    original = payload_path(backed_up, saved).read_bytes()
     DAMAGES[kind](*pair(backed_up, saved))
     restored = backed_up.restore_checkpoint(saved)
     assert restored.checkpoint_id == saved
-    assert [path.read_bytes() for path in pair(backed_up, saved)] == originals
+    payload = manifest_in(manifest_path(backed_up, saved)).payload.name
+    assert (experiment_folder(backed_up) / payload).read_bytes() == original
     assert ids(backed_up) == [first, saved, last]
     assert all(backed_up.validate_all())
 
@@ -225,6 +225,7 @@ def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
     """The disk fills up between payload and manifest: the payload that was there has its name still, and is whole."""
     saved = save(backed_up, 1)
     wanted = payload_path(backed_up, saved).read_bytes()
+    save(backed_up, 2)
     if mark == "deleted":
         backed_up.delete_checkpoint(saved)
     else:
@@ -232,15 +233,12 @@ def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
         backup_pair(backed_up, saved)[0].rename(backup_folder(backed_up) / "away")
         assert backed_up.quarantine_checkpoint(saved).is_quarantined
         (backup_folder(backed_up) / "away").rename(backup_pair(backed_up, saved)[0])
-    put = LocalFolderLock.put
 
-    def put_all_but_manifests(self: LocalFolderLock, path: str, content: bytes, *, durable: bool = True) -> None:
-        if path.endswith(".json"):
-            raise StorageFullError("full")
-        put(self, path, content, durable=durable)
+    def full(*_: Any, **__: Any) -> Entry:
+        raise StorageFullError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFolderLock, "put", put_all_but_manifests)
+        patch.setattr(LocalStore, "put", full)
         with pytest.raises(StorageFullError):
             backed_up.restore_checkpoint(saved)
     backed_up.cleanup_checkpoints()
@@ -248,16 +246,6 @@ def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
     shutil.rmtree(backup_folder(backed_up))
     back = backed_up.undelete_checkpoint if mark == "deleted" else backed_up.repair_checkpoint
     back(saved)
-    assert backed_up.validate_checkpoint(saved)
-
-
-def test_restore_finishes_what_a_killed_deletion_began(backed_up: CheckpointManager) -> None:
-    """With the tombstone of a cut-off deletion in place, the restored checkpoint stays."""
-    saved = save(backed_up, 1)
-    manifest = manifest_path(backed_up, saved)
-    manifest.rename(manifest.with_name(f".{saved}.deleted"))
-    backed_up.restore_checkpoint(saved)
-    backed_up.cleanup_checkpoints()
     assert backed_up.validate_checkpoint(saved)
 
 
@@ -321,16 +309,6 @@ def test_exporting_twice_changes_nothing(manager: CheckpointManager, tmp_path: P
     assert set(without_locks(snapshot(tmp_path / "out"))) == {f"{saved}.pt", f"{saved}.json"}
 
 
-def test_exporting_again_clears_what_an_export_left(manager: CheckpointManager, tmp_path: Path) -> None:
-    """Killed after its commit, an export leaves a marker in a folder that nobody sweeps."""
-    saved = save(manager, 1)
-    manager.export_checkpoint(saved, tmp_path / "out")
-    marker = tmp_path / "out" / f".{saved}.saving"
-    marker.write_bytes((tmp_path / "out" / f"{saved}.json").read_bytes())
-    manager.export_checkpoint(saved, tmp_path / "out")
-    assert set(without_locks(snapshot(tmp_path / "out"))) == {f"{saved}.pt", f"{saved}.json"}
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, tmp_path: Path, suffix: str) -> None:
     """A file of someone else's with the name of ours is left as it is, and nothing is put beside it."""
@@ -360,7 +338,7 @@ def test_an_export_never_overwrites_another_checkpoint_of_that_id(manager: Check
     saved = save(manager, 1)
     payload = Path(manager.export_checkpoint(saved, tmp_path / "out"))
     described = payload.with_suffix(".json")
-    other = Manifest.from_bytes(described.read_bytes(), path="").changed(uid="0" * 32)
+    other = manifest_in(described).changed(uid="0" * 32)
     described.write_bytes(other.to_bytes())
     flip_bit(payload, 100)
     before = snapshot(tmp_path / "out")
@@ -373,7 +351,7 @@ def test_a_restore_never_overwrites_another_checkpoint_of_that_id(manager: Check
     """As when the backup location is that of another run."""
     saved = save(manager, 1)
     described = manifest_path(manager, saved)
-    described.write_bytes(Manifest.from_bytes(described.read_bytes(), path="").changed(uid="0" * 32).to_bytes())
+    described.write_bytes(manifest_in(described).changed(uid="0" * 32).to_bytes())
     before = without_locks(snapshot(experiment_folder(manager)))
     with pytest.raises(CheckpointExistsError, match="different checkpoint"):
         manager.restore_checkpoint(saved)
@@ -458,7 +436,7 @@ def test_an_id_that_is_taken_gets_a_suffix(make_manager: MakeManager, tmp_path: 
     twin_path = tmp_path / "twin"
     twin_path.mkdir()
     shutil.copy(payload, twin_path)
-    manifest = CheckpointFolder(open_store(tmp_path), "").read_manifest(saved)
+    manifest = manifest_in(tmp_path / f"{saved}.json")
     (twin_path / f"{saved}.json").write_bytes(manifest.changed(uid="2" * 32).to_bytes())
     imported = target.import_checkpoint(twin_path)
     assert imported == f"{saved}_2"
@@ -477,19 +455,44 @@ def test_an_imported_checkpoint_is_the_newest(make_manager: MakeManager, tmp_pat
     assert target.get_checkpoint(imported).parent_id is None
 
 
-@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest flipped", "manifest missing"])
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "payload missing", "manifest flipped"])
 def test_a_tampered_export_is_refused(make_manager: MakeManager, tmp_path: Path, kind: str) -> None:
-    """An export that was altered on its way is not taken in, and leaves no trace in the experiment."""
+    """An export that was altered on its way is not taken in, and leaves no file in the experiment."""
     source, target = make_manager("source"), make_manager("target")
     payload = Path(source.export_checkpoint(save(source, 1), tmp_path / "out"))
     own = save(target, 9)
-    before = without_locks(snapshot(experiment_folder(target)))
     DAMAGES[kind](payload, payload.with_suffix(".json"))
-    expected = NotACheckpointError if kind == "manifest missing" else IntegrityError
-    with pytest.raises(expected):
+    with pytest.raises(IntegrityError):
         target.import_checkpoint(payload)
-    assert without_locks(snapshot(experiment_folder(target))) == before
+    assert [path.name for path in experiment_folder(target).glob("*.pt")] == [f"{own}.pt"]
     assert ids(target) == [own]
+
+
+def test_a_payload_without_a_manifest_is_imported(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Its manifest is made from what it holds, and says that nothing proves it; importing it again changes nothing."""
+    source, target = make_manager("source"), make_manager("target")
+    saved = save(source, 4, 0.25, step=9)
+    payload = source.export_checkpoint(saved, tmp_path / "best.pt")
+    imported = target.import_checkpoint(payload)
+    found = target.get_checkpoint(imported)
+    assert (found.epoch, found.step, found.metrics, found.tags) == (4, 9, {"val_loss": 0.25}, ("adopted",))
+    assert "cannot be proven" in found.description
+    assert target.load_checkpoint(imported)["epoch"] == 4
+    assert target.import_checkpoint(payload) == imported
+    flip_bit(Path(payload), 300)
+    with pytest.raises(NotACheckpointError):
+        target.import_checkpoint(payload)
+    assert ids(target) == [imported]
+
+
+def test_an_orphaned_payload_keeps_the_time_of_its_id(make_manager: MakeManager) -> None:
+    """A payload that lost its manifest is taken in again from where it lies."""
+    manager = make_manager(backup_checkpoints=False)
+    saved = save(manager, 1)
+    manifest_path(manager, saved).unlink()
+    imported = manager.import_checkpoint(payload_path(manager, saved))
+    assert imported.startswith(saved)
+    assert manager.validate_checkpoint(imported)
 
 
 def test_a_folder_of_several_checkpoints_is_ambiguous(make_manager: MakeManager, tmp_path: Path) -> None:
@@ -539,14 +542,15 @@ def test_a_restore_keeps_what_was_edited_while_it_copied(
     """A tag that someone adds while the backup is being copied back is there afterwards."""
     checkpoint_id = save(manager, 1, 1.0)
     flip_bit(payload_path(manager, checkpoint_id), 100)
-    transfer = commit.copy_bytes
+    real = transfer.replace_file
 
-    def slow(*arguments: Any) -> None:
-        transfer(*arguments)
+    def slow(*arguments: Any) -> bool:
         manager.edit_checkpoint(checkpoint_id, add_tags=["meanwhile"])
+        return real(*arguments)
 
-    monkeypatch.setattr(commit, "copy_bytes", slow)
-    assert manager.restore_checkpoint(checkpoint_id).tags == ("meanwhile",)
+    monkeypatch.setattr(transfer, "replace_file", slow)
+    manager.restore_checkpoint(checkpoint_id)
+    assert manager.get_checkpoint(checkpoint_id).tags == ("meanwhile",)
     assert manager.validate_checkpoint(checkpoint_id)
 
 
@@ -560,7 +564,7 @@ def test_an_export_to_a_file_name_is_that_file(manager: CheckpointManager, tmp_p
     target = tmp_path / "exports" / name
     for _ in range(2):
         assert manager.export_checkpoint(saved, target) == str(target)
-        assert [path.name for path in target.parent.iterdir()] == [target.name]
+        assert list(without_locks(snapshot(target.parent))) == [target.name]
     assert torch.load(target, weights_only=True)["epoch"] == 3
     assert target.read_bytes() == payload_path(manager, saved).read_bytes()
 
@@ -578,35 +582,23 @@ def test_an_export_replaces_no_other_file(manager: CheckpointManager, tmp_path: 
     with pytest.raises(CorruptCheckpointError):
         manager.export_checkpoint(saved, tmp_path / "other.pt")
     assert [path.name for path in tmp_path.glob("*.pt")] == ["out.pt"]
-    assert list(tmp_path.glob(".ckpt-*")) == []
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-def test_an_export_takes_no_name_that_was_given_meanwhile(
-    manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
-) -> None:
-    """Whether the file system has hard links or not."""
-
-    def no_links(*_: Any) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
+def test_an_export_takes_no_name_that_was_given_meanwhile(manager: CheckpointManager, tmp_path: Path) -> None:
+    """It is looked for again when the copy is complete."""
     saved = save(manager, 3)
-    if not has_links:
-        monkeypatch.setattr(Directory, "link", no_links)
-    assert Path(manager.export_checkpoint(saved, tmp_path / "free.pt")).is_file()
     with pytest.raises(CheckpointExistsError):
         manager.export_checkpoint(
             saved, tmp_path / "out.pt", progress=lambda _: (tmp_path / "out.pt").write_bytes(b"mine")
         )
     assert (tmp_path / "out.pt").read_bytes() == b"mine"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["free.pt", "out.pt"]
 
 
 def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path) -> None:
-    """A missing path, a payload without manifest, a folder and each kind of foreign file have their own sentences."""
+    """A missing path, a folder and each kind of foreign file have their own sentences."""
     exported = Path(manager.export_checkpoint(save(manager, 1), tmp_path / "exported"))
     (tmp_path / "lone").mkdir()
-    lone = exported.rename(tmp_path / "lone" / exported.name)
+    exported.rename(tmp_path / "lone" / exported.name)
     weights = {"a": torch.ones(2)}
     torch.save(weights, tmp_path / "foreign.pt")
     torch.save(weights, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -622,7 +614,6 @@ def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path
     reasons = {
         "missing.pt": "there is nothing at this path",
         "lone": "the folder holds no checkpoint",
-        f"lone/{lone.name}": "the manifest of this payload is missing",
         "foreign.pt": "a file of torch.save,",
         "legacy.pt": "legacy format",
         "pickle.pt": "a pickle",
