@@ -170,9 +170,8 @@ def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
 
 def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
     for item in found:
-        since = f", {as_age(item.quarantined_at)} ago" if item.quarantined_at else ""
         print_entry(
             item.checkpoint_id,
-            f"{'backup' if item.is_backup else 'checkpoint'}, {size_text(item.size_bytes)}{since}",
+            f"{'backup' if item.is_backup else 'checkpoint'}, {size_text(item.size_bytes)}, {as_age(item.quarantined_at)} ago",
             without_names(item.report.message, item.checkpoint_id),
         )

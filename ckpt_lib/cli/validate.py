@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +30,7 @@ from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigErro
 
 if TYPE_CHECKING:
     from ckpt_lib.core.damage import Damage
+    from ckpt_lib.maintenance.repair import Remedy
     from ckpt_lib.maintenance.scrub import ScrubReport
     from ckpt_lib.maintenance.validate import ValidationReport
     from ckpt_lib.manager import CheckpointManager
@@ -239,12 +241,9 @@ def _described(damage: Damage, checkpoint_id: str) -> str:
 
 def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, other: ValidationReport | None) -> str:
     """Return the command that helps this copy."""
-    try:
+    command: Remedy = "repair"
+    with suppress(CheckpointError):  # the other copy cannot be read now
         command = manager.remedy(report, of_backup=copy == "backup", other=other)
-    except CheckpointError:  # the other copy cannot be read now
-        command = "repair"
-    if command == "doctor":
-        return "ckpt doctor --fix --deep"
     return f"ckpt {command} {'--backups ' if copy == 'backup' else ''}{report.checkpoint_id}"
 
 

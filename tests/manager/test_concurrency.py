@@ -225,9 +225,7 @@ def test_what_a_run_resumed_from_stays_for_an_hour(make_manager: MakeManager) ->
     assert make_manager().resume() is not None
     other = make_manager(max_checkpoints=1, backup_checkpoints=False)
     newer = save(other, 2, 0.1)
-    report = other.cleanup_checkpoints()
-    assert report.plan.deleted_ids == (saved,)
-    assert "resumed" in report.spared[saved]
+    assert other.cleanup_checkpoints().deleted_ids == ()
     assert ids(other) == [saved, newer]
     edit(other._locations.home, saved, lambda item: item.changed(in_use_until=None))
     assert other.cleanup_checkpoints().deleted_ids == (saved,)
