@@ -170,8 +170,9 @@ def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:
 
 def _print_quarantined(found: Sequence[QuarantinedCheckpoint]) -> None:
     for item in found:
+        kind = "backup" if item.is_backup else "checkpoint"
         print_entry(
             item.checkpoint_id,
-            f"{'backup' if item.is_backup else 'checkpoint'}, {size_text(item.size_bytes)}, {as_age(item.quarantined_at)} ago",
+            f"{kind}, {size_text(item.size_bytes)}, {as_age(item.quarantined_at)} ago",
             without_names(item.report.message, item.checkpoint_id),
         )
