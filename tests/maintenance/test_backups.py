@@ -18,7 +18,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import KeepNewest
-from tests.helpers import MakeManager, backup_ids, experiment_folder, flip_bit, ids, payload_path, save
+from tests.helpers import MakeManager, backup_ids, experiment_folder, flip_bit, ids, manifest_path, payload_path, save
 
 UNKNOWN = "checkpoint_epoch_0009_step_000000_20250101_120000"
 
@@ -29,12 +29,39 @@ def backup_path(manager: CheckpointManager, checkpoint_id: str) -> Path:
 
 @pytest.fixture
 def orphaned(make_manager: MakeManager) -> tuple[CheckpointManager, str]:
-    """A damaged backup whose checkpoint is gone, beside a sound pair."""
+    """A damaged backup whose checkpoint was lost, beside a sound pair."""
     manager = make_manager(trash_seconds=0)
     gone, _ = save(manager, 1, 0.5), save(manager, 2, 0.4)
     flip_bit(backup_path(manager, gone), 500)
-    manager.delete_checkpoint(gone)
+    lose(manager, gone)
     return manager, gone
+
+
+def lose(manager: CheckpointManager, checkpoint_id: str) -> None:
+    """Take a checkpoint away, as a disk does that is lost: without a trace."""
+    payload_path(manager, checkpoint_id).unlink()
+    manifest_path(manager, checkpoint_id).unlink()
+
+
+def test_a_backup_is_deleted_and_comes_back_with_its_checkpoint(manager: CheckpointManager) -> None:
+    """And so it does by a restore, while its bytes are there."""
+    saved, other = save(manager, 1), save(manager, 2)
+    manager.delete_checkpoint(saved)
+    assert backup_ids(manager) == [other]
+    manager.undelete_checkpoint(saved)
+    assert backup_ids(manager) == [saved, other]
+    manager.delete_checkpoint(saved)
+    manager.restore_checkpoint(saved)
+    assert ids(manager) == backup_ids(manager) == [saved, other]
+    assert manager.validate_checkpoint(saved)
+
+
+def test_a_backup_of_what_is_gone_for_good_frees_its_bytes(make_manager: MakeManager) -> None:
+    """A run that retires a checkpoint with each save does not fill the disk of its backups."""
+    manager = make_manager(max_checkpoints=2, max_backups=9)
+    for epoch in range(6):
+        save(manager, epoch, 1 / (epoch + 1))
+    assert len(list(backup_path(manager, "x").parent.glob("*.pt"))) <= 3
 
 
 def test_a_damaged_backup_of_nothing_is_set_aside_and_deleted(orphaned: tuple[CheckpointManager, str]) -> None:
@@ -91,7 +118,7 @@ def test_a_backup_in_quarantine_comes_back_with_its_checkpoint(make_manager: Mak
     exported = manager.export_checkpoint(saved, tmp_path / "exported")
     flip_bit(backup_path(manager, saved), 500)
     save(manager, 2)
-    manager.delete_checkpoint(saved)
+    lose(manager, saved)
     manager.quarantine_backup(saved)
     assert manager.import_checkpoint(exported) == saved
     assert manager.doctor(fix=True).done[0].succeeded
@@ -106,7 +133,7 @@ def test_a_new_backup_replaces_one_in_quarantine(make_manager: MakeManager, tmp_
     exported = manager.export_checkpoint(saved, tmp_path / "exported")
     flip_bit(backup_path(manager, saved), 500)
     save(manager, 2)
-    manager.delete_checkpoint(saved)
+    lose(manager, saved)
     manager.quarantine_backup(saved)
     manager.import_checkpoint(exported)
     assert manager.backup_checkpoint(saved)
@@ -135,25 +162,14 @@ def test_deleting_a_backup_leaves_its_checkpoint(manager: CheckpointManager) -> 
         manager.delete_backup(saved)
 
 
-def test_a_backup_that_is_being_read_is_not_deleted(manager: CheckpointManager) -> None:
-    """A reader keeps what it reads."""
+def test_a_backup_with_a_damaged_manifest_is_not_deleted(manager: CheckpointManager) -> None:
+    """Nobody can say what such a file is; a repair brings it back, and then it can be deleted."""
     saved = save(manager, 1)
-    with manager._backups.hold(saved, "in use: read"), pytest.raises(ProtectedCheckpointError, match="in use"):
-        manager.delete_backup(saved)
-    assert backup_ids(manager) == [saved]
-
-
-def test_a_backup_with_a_damaged_manifest_is_set_aside_before_it_is_deleted(make_manager: MakeManager) -> None:
-    """Nobody can say what such a file is, so one call does not destroy it."""
-    manager = make_manager(trash_seconds=0)
-    saved = save(manager, 1)
-    save(manager, 2)
-    manager.delete_checkpoint(saved)
     backup_path(manager, saved).with_suffix(".json").write_text("{")
     assert [report.checkpoint_id for report in manager.list_unreadable_backups()] == [saved]
-    with pytest.raises(CorruptManifestError, match="ckpt quarantine --backups"):
+    with pytest.raises(CorruptManifestError, match="ckpt repair --backups"):
         manager.delete_backup(saved)
-    assert manager.quarantine_backup(saved).is_quarantined
+    manager.repair_backup(saved)
     assert manager.delete_backup(saved) > 0
     assert manager.doctor(deep=True).is_healthy
 
@@ -267,7 +283,6 @@ def test_names_resolve_among_the_backups(make_manager: MakeManager) -> None:
     [found] = manager.list_backups()
     assert found.is_best
     assert found.is_latest
-    manager.delete_checkpoint(saved[0])
     assert manager.validate_backup("e1")
     with pytest.raises(CheckpointNotFoundError):
         manager.validate_backup("e2")
@@ -286,18 +301,8 @@ def test_whoever_has_no_good_copy_left_is_told_what_may_help(make_manager: MakeM
     flip_bit(backup_path(manager, saved), 500)
     manager.delete_checkpoint(saved)
     flip_bit(payload_path(manager, saved), 500)
-    told = f"`ckpt undelete {saved}`.*`ckpt list` shows older"
-    with pytest.raises(CorruptCheckpointError, match=told):
+    with pytest.raises(CorruptCheckpointError, match=f"`ckpt undelete {saved}`.*`ckpt list` shows older"):
         manager.restore_checkpoint(saved)
-    with pytest.raises(CorruptCheckpointError, match=told):
-        manager.repair_backup(saved)
-    manager.quarantine_backup(saved)
-    with pytest.raises(CheckpointNotFoundError, match=r"`ckpt undelete .*`ckpt quarantine --backups` tells why"):
-        manager.restore_checkpoint(saved)
-    with pytest.raises(CorruptCheckpointError, match=f"`ckpt delete --backups {saved}` removes it"):
-        manager.repair_backup(saved)
-    with pytest.raises(CheckpointNotFoundError, match=f"`delete_backup` removes it, or `ckpt delete --backups {saved}"):
-        manager.delete_quarantined(saved)
     flip_bit(payload_path(manager, other), 500)
     flip_bit(backup_path(manager, other), 500)
     with pytest.raises(CorruptCheckpointError, match=r"its backup cannot be restored: .*`ckpt list` shows older"):
@@ -309,9 +314,7 @@ def test_the_doctor_advises_nothing_that_a_damaged_backup_cannot_give(make_manag
     manager = make_manager(trash_seconds=0)
     saved = save(manager, 1)
     save(manager, 2)
-    manager.delete_checkpoint(saved)
-    assert [item.kind for item in manager.doctor(deep=True).findings] == ["backup only"]
+    lose(manager, saved)
+    assert "backup only" in [item.kind for item in manager.doctor(deep=True).findings]
     flip_bit(backup_path(manager, saved), 500)
-    [finding] = manager.doctor(deep=True).findings
-    assert (finding.kind, finding.fix) == ("damaged", "set it aside")
-    assert "its checkpoint is gone" in finding.message
+    assert [item.kind for item in manager.doctor(deep=True).problems] == ["damaged"]

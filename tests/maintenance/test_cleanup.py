@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ckpt_lib import CheckpointManager
 from ckpt_lib.core import facts
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import ProtectedCheckpointError, StoreError
-from ckpt_lib.experiment import commit
+from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.layout import SNAPSHOT_NAME
 from ckpt_lib.maintenance import cleanup
 from ckpt_lib.maintenance.validate import validate
@@ -35,8 +36,8 @@ from tests.helpers import (
     snapshot,
     start_python,
     truncate,
-    without_locks,
 )
+from tests.maintenance.records import manifest_in
 
 NOTHING = KeepNewest(count=0)
 PLAN = "ckpt_lib.maintenance.cleanup.plan_retention"
@@ -173,13 +174,12 @@ def test_the_one_in_use_stays(unlimited: CheckpointManager) -> None:
 
 
 def test_a_plan_says_what_is_in_use(unlimited: CheckpointManager) -> None:
-    """By another process, which nobody has told of the cleanup."""
+    """By another process, which has resumed from it a while ago."""
     saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 4)]
-    reader = cleaner(unlimited)
-    reader.load_checkpoint(saved[0])
+    edits.mark_in_use(unlimited._locations.home, saved[0])
     plan = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, dry_run=True).plan
     assert plan.deleted_ids == (saved[1],)
-    assert "in use: loaded" in plan.decisions[-1].reason
+    assert "in use: a run has resumed from it" in plan.decisions[-1].reason
 
 
 def test_a_pinned_one_is_not_deleted(unlimited: CheckpointManager) -> None:
@@ -221,7 +221,9 @@ def test_the_best_stays_when_the_monitor_was_changed_halfway(make_manager: MakeM
         save(run, epoch, metrics={"accuracy": accuracy, "val_loss": loss})
         for epoch, (accuracy, loss) in enumerate(((0.9, 5.0), (0.1, 0.1), (0.5, 3.0), (0.4, 4.0)), start=1)
     ]
-    commit.edit(run._folder, saved[-1], lambda found: found.changed(monitor=Monitor(metric="val_loss", mode="min")))
+    edits.edit(
+        run._locations.home, saved[-1], lambda found: found.changed(monitor=Monitor(metric="val_loss", mode="min"))
+    )
     assert run.cleanup_checkpoints(policy=NOTHING).deleted_ids == (saved[2],)
     assert ids(run) == [saved[0], saved[1], saved[3]]
 
@@ -344,7 +346,7 @@ def test_a_store_that_fails_half_way_says_what_is_gone(
     """Batches deleted before stay deleted; the error names them, and the snapshot shows what is left."""
     saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 8)]
     monkeypatch.setattr(cleanup, "_MIN_BATCH", 2)
-    plan = FaultPlan(only=frozenset({"put"}), fail_at=3)
+    plan = FaultPlan(only=frozenset({"put"}), fail_at=7)
     with faults_injected(plan):
         other = cleaner(unlimited)
     with pytest.raises(StoreError) as caught:
@@ -357,9 +359,9 @@ def test_a_store_that_fails_half_way_says_what_is_gone(
 
 
 def test_a_deletion_that_fails_half_way_leaves_a_true_snapshot(unlimited: CheckpointManager) -> None:
-    """Its manifest is gone, and so is its entry."""
+    """It is deleted, and so is its entry."""
     saved = [save(unlimited, epoch) for epoch in (1, 2)]
-    with faults_injected(FaultPlan(only=frozenset({"sync_names"}), fail_at=2)):
+    with faults_injected(FaultPlan(only=frozenset({"put"}), fail_at=5)):
         other = cleaner(unlimited, trash_seconds=0)
     with pytest.raises(StoreError):
         other.delete_checkpoint(saved[0])
@@ -449,18 +451,13 @@ _HANGING_SAVE = """
 import sys, time
 import torch
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.store.local import LocalPendingFile
+from ckpt_lib.store.local.upload import LocalUpload
 
-write = LocalPendingFile.write
+def hang(self, data):
+    print("writing", flush=True)
+    time.sleep(600)
 
-def write_and_hang(self, data):
-    written = write(self, data)
-    if written > 100:
-        print("writing", flush=True)
-        time.sleep(600)
-    return written
-
-LocalPendingFile.write = write_and_hang
+LocalUpload.write = hang
 CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run").save_checkpoint(
     model=torch.nn.Linear(100, 100), epoch=7, metrics={"val_loss": 0.1}
 )
@@ -469,24 +466,22 @@ CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run").save_chec
 
 @pytest.mark.skipif(os.name != "posix", reason="killing a process at once is a matter of POSIX signals")
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(unlimited: CheckpointManager) -> None:
-    """A file being written is left alone; once its writer is killed in the middle of a save, it goes."""
+    """A save under way is left alone; once its process is killed in the middle of it, its claim ends."""
     saved = save(unlimited, 1)
-    folder = experiment_folder(unlimited)
     child = start_python(_HANGING_SAVE, unlimited.config.checkpoint_dir)
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "writing\n", child.communicate()[1]
-        (leftover,) = (path for path in folder.glob(".ckpt-lease-*/[0-9]*") if path.stat().st_size > 100)
+        (claim,) = experiment_folder(unlimited).glob("checkpoint_epoch_0007_*.json")
         assert unlimited.cleanup_checkpoints().swept == ()
         save(unlimited, 2)
-        assert leftover.exists()
+        assert json.loads(claim.read_text())["state"] == "saving"
         assert [item.epoch for item in unlimited.list_checkpoints()] == [1, 2]
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
-    assert leftover.exists()
-    assert str(leftover.relative_to(folder)) in unlimited.cleanup_checkpoints().swept
-    assert not leftover.exists()
+    assert unlimited.cleanup_checkpoints().swept == (claim.stem,)
+    assert json.loads(claim.read_text())["state"] == "gone"
     assert [item.epoch for item in unlimited.list_checkpoints()] == [1, 2]
     assert unlimited.validate_checkpoint(saved)
 
@@ -494,57 +489,57 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
 def test_saves_sweep_leftovers_by_themselves(unlimited: CheckpointManager) -> None:
     """No one has to call cleanup: the next save removes what a dead one left."""
     save(unlimited, 1)
-    leftover = experiment_folder(unlimited) / leave_unfinished(experiment_folder(unlimited))
+    leftover = experiment_folder(unlimited) / f"{leave_unfinished(experiment_folder(unlimited))}.pt"
     save(unlimited, 2)
     assert not leftover.exists()
 
 
-def test_a_deletion_that_was_cut_off_is_finished(unlimited: CheckpointManager) -> None:
-    """Killed after the manifest went, the payload is removed when its time is over; nobody saw half a checkpoint."""
+def test_a_deletion_whose_time_is_over_is_finished(unlimited: CheckpointManager) -> None:
+    """The payload is removed then; nobody saw half a checkpoint."""
     saved = [save(unlimited, epoch) for epoch in (1, 2)]
-    folder = experiment_folder(unlimited)
-    os.rename(manifest_path(unlimited, saved[0]), folder / f".{saved[0]}.deleted")
-    os.utime(folder / f".{saved[0]}.deleted", (0, 0))
+    folder, path = experiment_folder(unlimited), manifest_path(unlimited, saved[0])
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    path.write_bytes(manifest_in(path).changed(state="deleted", deleted_at=long_ago).to_bytes())
     assert ids(unlimited) == saved[1:]
     report = unlimited.cleanup_checkpoints()
     assert (report.expired_ids, report.swept) == ((saved[0],), ())
     assert report.expired_bytes > 0
-    names = {name for name in without_locks(snapshot(folder)) if "metadata" not in name}
-    assert names == {f"{saved[1]}.pt", f"{saved[1]}.json"}
+    assert [path.name for path in folder.glob("*.pt")] == [f"{saved[1]}.pt"]
 
 
-def test_a_deletion_that_did_not_take_effect_is_undone(unlimited: CheckpointManager) -> None:
-    """Killed before the manifest went, the checkpoint is whole, and the tombstone goes."""
+def test_a_deletion_that_did_not_take_effect_changes_nothing(unlimited: CheckpointManager) -> None:
+    """Killed before it was decided, the checkpoint is there for everyone."""
     saved = save(unlimited, 1)
-    tombstone = experiment_folder(unlimited) / f".{saved}.deleted"
-    tombstone.write_bytes(manifest_path(unlimited, saved).read_bytes())
+    path = manifest_path(unlimited, saved)
+    path.write_bytes(manifest_in(path).changed(state="leaving").to_bytes())
     unlimited.cleanup_checkpoints()
-    assert not tombstone.exists()
+    assert ids(unlimited) == [saved]
     assert unlimited.validate_checkpoint(saved)
 
 
-def test_a_damaged_tombstone_stops_no_cleanup(unlimited: CheckpointManager) -> None:
-    """A tombstone that cannot be read is passed over; retirement goes on, now and after every save."""
-    saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 4)]
-    payload = payload_path(unlimited, saved[0])
-    manifest_path(unlimited, saved[0]).unlink()
-    (experiment_folder(unlimited) / f".{saved[0]}.deleted").write_bytes(b"garbage")
-    report = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING)
-    assert report.deleted_ids == (saved[1],)
-    assert payload.exists()
+def test_the_last_one_that_a_person_deletes_does_not_come_back(make_manager: MakeManager) -> None:
+    """It is what was asked for: no cleanup undoes it, and no cleanup removes its bytes while nothing else is left."""
+    manager = make_manager(backup_checkpoints=False, trash_seconds=0)
+    saved = save(manager, 1)
+    manager.delete_checkpoint(saved)
+    manager.cleanup_checkpoints()
+    assert ids(manager) == []
+    assert manager.undelete_checkpoint(saved).checkpoint_id == saved
+    manager.delete_checkpoint(saved)
+    assert manager.empty_trash() == [saved]
+    assert not payload_path(manager, saved).exists()
 
 
 def test_deletion_is_complete(unlimited: CheckpointManager) -> None:
-    """A deleted checkpoint leaves no file of its own, keeps its backup, and is gone for every reader."""
+    """A deleted checkpoint leaves no payload, and is gone for every reader; its backup can still be restored."""
     saved = save(unlimited, 1)
     unlimited.backup_checkpoint(saved)
     assert unlimited.delete_checkpoint("latest") == saved
-    leftover = experiment_folder(unlimited) / leave_unfinished(experiment_folder(unlimited))
+    leftover = experiment_folder(unlimited) / f"{leave_unfinished(experiment_folder(unlimited))}.pt"
     assert unlimited.empty_trash() == [saved]
     assert not leftover.exists()
-    names = [path.name for path in experiment_folder(unlimited).iterdir() if saved in path.name]
-    assert names == []
-    assert backup_ids(unlimited) == [saved]
+    assert not list(experiment_folder(unlimited).glob("*.pt"))
+    assert backup_ids(unlimited) == []
     assert unlimited.get_latest_checkpoint() is None
     assert unlimited.restore_checkpoint(saved).checkpoint_id == saved
 
