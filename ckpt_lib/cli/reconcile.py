@@ -43,6 +43,8 @@ def reconcile(
     if settings.fallback_dir is None:
         raise ConfigError("no fallback folder is given", expected="--fallback, or fallback_dir in the configuration")
     reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment)]
+    if experiment is None:  # records of what came home before stay for a while
+        reports = [report for report in reports if report.moved or report.already_home or report.failed]
     if as_json:
         print_json({"experiments": reports})
     else:
