@@ -18,6 +18,7 @@ from ckpt_lib.core.wording import duration
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    CorruptCheckpointError,
     CorruptManifestError,
     NotACheckpointError,
     UnsupportedSchemaError,
@@ -61,6 +62,10 @@ class _Side:
         """Return what lies there, by its name."""
         start = len(self.experiment.path) + 1 if self.experiment.path else 0
         return {key[start:]: entry for key, entry in self.view.entries.items()}
+
+    def has_ours(self) -> bool:
+        """Whether any file here is of this library."""
+        return any(payload_owner(name) or _is_ours(name, self.place) for name in self.entries())
 
     def records(self) -> dict[str, Manifest | Claim]:
         view = self.view
@@ -111,7 +116,8 @@ class Doctor:
         try:
             backups = _Side("backups", self.locations.backups, self.locations.backups.index.view())
         except CheckpointError as error:
-            _require_ours(home, None)
+            if not home.has_ours():  # only the backups could tell what there was
+                raise
             yield from self._of_side(home, None)
             yield Finding(kind="backup location", place="backups", name="", message=error.message)
             return
@@ -132,7 +138,7 @@ class Doctor:
     def _of_side(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         """Say what one place shows; ``other`` has the other copies, if that can be used."""
         yield from self._of_records(side)
-        yield from self._of_damage(side)
+        yield from self._of_damage(side, other)
         yield from self._of_quarantine(side, other)
         yield from _of_files(side)
         for name in sorted(_links(location(side.experiment.store, side.experiment.path))):
@@ -164,26 +170,37 @@ class Doctor:
             message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back {limit}"
             yield side.finding("deleted", checkpoint_id, message, size_bytes=size_bytes)
 
-    def _of_damage(self, side: _Side) -> Iterator[Finding]:
+    def _of_damage(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         for manifest in side.view.usable:
             try:
                 report = self._validated(side, manifest)
             except CheckpointNotFoundError:  # deleted meanwhile, which is no damage
                 continue
             if not report:
-                fix = side.command("quarantine", manifest.checkpoint_id)
-                message = f"{report.message}; it is repaired where its other copy can, and else set aside"
-                size_bytes = manifest.size_bytes
-                yield side.finding("damaged", manifest.checkpoint_id, message, fix=fix, size_bytes=size_bytes)
+                yield self._damaged(side, manifest, report)
+        copied = other.records() if other else {}
         for error in side.view.unreadable:
             checkpoint_id = str(error.checkpoint_id)
             if isinstance(error, UnsupportedSchemaError):
                 yield side.finding("newer version", checkpoint_id, error.message)
-            elif isinstance(error, CorruptManifestError):
+            elif isinstance(error, CorruptManifestError) and isinstance(copied.get(checkpoint_id), Manifest):
                 command = side.command("repair", checkpoint_id)
                 yield side.finding("damaged", checkpoint_id, error.message, fix=command)
             else:
-                yield side.finding("damaged", checkpoint_id, error.message)
+                yield side.finding(
+                    "damaged", checkpoint_id, f"{error.message}; there is no other copy to repair it from"
+                )
+
+    @staticmethod
+    def _damaged(side: _Side, manifest: Manifest, report: ValidationReport) -> Finding:
+        checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
+        links = _links(location(side.experiment.store, side.experiment.path))
+        if links.intersection(damage.file for damage in report.damages):
+            message = f"{report.message}: a link is where it should be, which is never followed"
+            return side.finding("damaged", checkpoint_id, message, size_bytes=size_bytes)
+        message = f"{report.message}; it is repaired where its other copy can, and else set aside"
+        command = side.command("quarantine", checkpoint_id)
+        return side.finding("damaged", checkpoint_id, message, fix=command, size_bytes=size_bytes)
 
     def _of_quarantine(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         for item in list_quarantined(side.experiment):
@@ -258,8 +275,7 @@ class Doctor:
         if finding.fix == _SWEEP:
             return self._sweep(self.locations.backups if is_backup else self.locations.home)
         if finding.kind == "no backup":
-            self.copies.back_up(self.locations.home.get(name), self.progress)
-            return "backed up"
+            return self._back_up(name)
         if finding.kind == "stale snapshot":
             self.copies.snapshot.write()
             return "written anew"
@@ -268,6 +284,13 @@ class Doctor:
             return repair(name, self.progress).message
         set_aside = self.copies.quarantine_backup if is_backup else self.copies.quarantine
         return set_aside(name, self.progress).message
+
+    def _back_up(self, checkpoint_id: str) -> str:
+        try:
+            self.copies.back_up(self.locations.home.get(checkpoint_id), self.progress)
+        except CorruptCheckpointError:  # which no backup was there to tell
+            return self.copies.quarantine(checkpoint_id, self.progress).message
+        return "backed up"
 
     def _sweep(self, experiment: Experiment) -> str:
         if experiment is self.locations.backups:
@@ -312,10 +335,9 @@ def _is_ours(name: str, place: Place) -> bool:
     return is_manifest or is_of_home or name in _OWN_FOLDERS or name.startswith(OWN_PREFIX)
 
 
-def _require_ours(home: _Side, backups: _Side | None) -> None:
+def _require_ours(home: _Side, backups: _Side) -> None:
     """Raise where neither place has a file of this library."""
-    sides = [side for side in (home, backups) if side]
-    if any(payload_owner(name) or _is_ours(name, side.place) for side in sides for name in side.entries()):
+    if home.has_ours() or backups.has_ours():
         return
     count = len(home.entries())
     raise NotACheckpointError(
