@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
@@ -25,13 +24,10 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     StorageFullError,
 )
-from ckpt_lib.experiment import commit
-from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.deletion import delete_all, purge
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.maintenance import repair
+from ckpt_lib.experiment.files import replace_file
 from ckpt_lib.maintenance.validate import ValidationReport, compare
-from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.stream import StreamDigest
 from tests.helpers import flip_bit, truncate
 from tests.maintenance.records import manifest_in
@@ -232,15 +228,14 @@ def test_what_is_deleted_meanwhile_is_neither_damaged_nor_brought_back(
     """Between reading the manifest and reading the payload."""
     if not has_backup:
         shutil.rmtree(copies.backup.parent)
-    real = repair.compare
 
     def late(experiment: Experiment, manifest: Manifest, *arguments: Any, **options: Any) -> ValidationReport:
         monkeypatch.undo()
         delete_all(experiment, [manifest.checkpoint_id])
         purge(experiment, grace_seconds=0, asked=True)
-        return real(experiment, manifest, *arguments, **options)
+        return compare(experiment, manifest, *arguments, **options)
 
-    monkeypatch.setattr(repair, "compare", late)
+    monkeypatch.setattr("ckpt_lib.maintenance.repair.compare", late)
     with pytest.raises(CheckpointNotFoundError):
         copies.manager.repair_checkpoint(copies.checkpoint_id)
     assert copies.manager.checkpoint_ids() == []
@@ -396,39 +391,15 @@ def test_what_went_bad_meanwhile_is_not_written(copies: Copies, monkeypatch: pyt
     """A chunk of the other copy, sound when it was looked at: the damaged one stays as it is."""
     flip_bit(copies.payload, 600)
     before = copies.payload.read_bytes()
-    real = repair.replace_file
 
     def late(*arguments: Any) -> bool:
         flip_in_place(copies.backup, 601)
-        return real(*arguments)
+        return replace_file(*arguments)
 
-    monkeypatch.setattr(repair, "replace_file", late)
+    monkeypatch.setattr("ckpt_lib.maintenance.repair.replace_file", late)
     with pytest.raises(CorruptCheckpointError):
         copies.manager.repair_checkpoint()
     assert copies.payload.read_bytes() == before
-
-
-def test_a_payload_of_several_files_is_repaired_file_by_file() -> None:
-    """Each damaged one is put together from both copies; names may differ between the copies."""
-    store = MemoryStore("memory://several")
-    home, backups = Experiment(store, "run", "run"), Experiment(store, "backups", "run")
-    facts = CheckpointFacts(1, 0, "Net", "run")
-
-    def write(payload: commit.Payload) -> None:
-        for name in ("a.bin", "b.bin"):
-            with payload.open(name) as stream:
-                stream.write(name.encode() * 100)
-
-    saved = commit.save(home, facts, write, format_name="torch", suffix="/")
-    copied = copy(home, saved, backups)
-    assert copied is not None
-    for experiment, file in ((home, saved.files[0]), (backups, copied.files[1])):
-        store.put(experiment.key(file.name), b"x" * file.size_bytes)
-    assert repair.repair(home, saved.checkpoint_id, backups).method == "file"
-    assert compare(home, saved)
-    assert not compare(backups, copied)
-    repair.repair(backups, saved.checkpoint_id, home)
-    assert compare(backups, copied)
 
 
 def flip_in_place(path: Path, position: int) -> None:

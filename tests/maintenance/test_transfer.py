@@ -26,7 +26,7 @@ from ckpt_lib.errors import (
     NoValidCheckpointError,
     StorageFullError,
 )
-from ckpt_lib.maintenance import transfer
+from ckpt_lib.experiment.files import replace_file
 from ckpt_lib.store import Entry
 from ckpt_lib.store.local import LocalStore
 from tests.helpers import (
@@ -542,13 +542,12 @@ def test_a_restore_keeps_what_was_edited_while_it_copied(
     """A tag that someone adds while the backup is being copied back is there afterwards."""
     checkpoint_id = save(manager, 1, 1.0)
     flip_bit(payload_path(manager, checkpoint_id), 100)
-    real = transfer.replace_file
 
     def slow(*arguments: Any) -> bool:
         manager.edit_checkpoint(checkpoint_id, add_tags=["meanwhile"])
-        return real(*arguments)
+        return replace_file(*arguments)
 
-    monkeypatch.setattr(transfer, "replace_file", slow)
+    monkeypatch.setattr("ckpt_lib.maintenance.transfer.replace_file", slow)
     manager.restore_checkpoint(checkpoint_id)
     assert manager.get_checkpoint(checkpoint_id).tags == ("meanwhile",)
     assert manager.validate_checkpoint(checkpoint_id)

@@ -1,0 +1,114 @@
+"""Payloads of several files: everything that is done to one file is done to each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError
+from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.copies import copy
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.maintenance import transfer
+from ckpt_lib.maintenance.exports import export
+from ckpt_lib.maintenance.imports import import_checkpoint
+from ckpt_lib.maintenance.quarantine import list_quarantined, set_aside
+from ckpt_lib.maintenance.repair import repair
+from ckpt_lib.maintenance.scrub import scrub
+from ckpt_lib.maintenance.validate import compare, payload_version
+from ckpt_lib.store.memory import MemoryStore
+
+NAMES = ("a.bin", "deep/b.bin")
+
+
+def write(payload: commit.Payload) -> None:
+    for name in NAMES:
+        with payload.open(name) as stream:
+            stream.write(name.encode() * 100)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Experiment:
+    return Experiment(MemoryStore(f"memory://{tmp_path.name}"), "run", "run")
+
+
+@pytest.fixture
+def backups(home: Experiment) -> Experiment:
+    return Experiment(home.store, "backups", "run")
+
+
+@pytest.fixture
+def saved(home: Experiment) -> Manifest:
+    return commit.save(home, CheckpointFacts(1, 0, "Net", "run"), write, format_name="torch", suffix="/")
+
+
+def spoil(experiment: Experiment, manifest: Manifest, number: int) -> None:
+    file = manifest.files[number]
+    experiment.store.put(experiment.key(file.name), b"x" * file.size_bytes)
+
+
+def test_damage_names_its_file(home: Experiment, saved: Manifest) -> None:
+    """And any of them makes the checkpoint damaged."""
+    before = payload_version(home, saved)
+    spoil(home, saved, 1)
+    assert {damage.file for damage in compare(home, saved).damages} == {saved.files[1].name}
+    assert payload_version(home, saved) != before
+
+
+def test_each_file_is_repaired(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """Copies that are damaged in different files repair each other."""
+    copied = copy(home, saved, backups)
+    assert copied is not None
+    spoil(home, saved, 0)
+    spoil(backups, copied, 1)
+    assert repair(home, saved.checkpoint_id, backups).method == "file"
+    assert compare(home, saved)
+    assert not compare(backups, copied)
+    repair(backups, saved.checkpoint_id, home)
+    assert compare(backups, copied)
+
+
+def test_a_backup_and_a_restore_are_of_all_files(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """A file that is missing is noticed, and brought back."""
+    assert transfer.backup(home, saved, backups)
+    assert not transfer.backup(home, saved, backups)
+    for file in saved.files:
+        home.store.delete(home.key(file.name))
+    transfer.restore(home, saved.checkpoint_id, backups)
+    assert compare(home, saved)
+
+
+def test_what_cannot_be_repaired_is_set_aside(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """Its size is that of all files."""
+    spoil(home, saved, 1)
+    with pytest.raises(CorruptCheckpointError):
+        transfer.backup(home, saved, backups)
+    assert set_aside(home, saved.checkpoint_id, backups).is_quarantined
+    assert [item.size_bytes for item in list_quarantined(home)] == [saved.size_bytes]
+
+
+def test_a_scrub_reads_all_files(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """Every byte of each."""
+    report = scrub(home, backups)
+    assert report
+    assert report.bytes_read == saved.size_bytes
+    spoil(home, saved, 1)
+    assert not scrub(home, backups)
+
+
+def test_an_export_is_a_folder_that_can_be_imported(home: Experiment, saved: Manifest, tmp_path: Path) -> None:
+    """By names without a claim; a single file cannot hold it."""
+    export(home, saved, tmp_path / "out")
+    export(home, saved, tmp_path / "out")
+    for name in NAMES:
+        assert (tmp_path / "out" / saved.checkpoint_id / name).read_bytes() == name.encode() * 100
+    with pytest.raises(ConfigError, match="2 files"):
+        export(home, saved, tmp_path / "out.pt")
+    other = Experiment(MemoryStore(f"memory://{tmp_path.name}-other"), "run", "run")
+    imported = import_checkpoint(other, tmp_path / "out", monitor=Monitor())
+    assert compare(other, imported)
+    assert len(imported.files) == 2
