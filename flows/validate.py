@@ -38,7 +38,6 @@ LOST = "no other copy can repair it"
 QUARANTINED = f"{LOST}; quarantined"
 _ADVICE: dict[Remedy, str] = {
     "repair": REPAIRABLE,
-    "doctor": "its backup has lost its manifest: `ckpt doctor --fix --deep` repairs both",
     "quarantine": f"{LOST}: `ckpt quarantine` isolates it",
 }
 

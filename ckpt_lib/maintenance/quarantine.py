@@ -141,8 +141,7 @@ def is_quarantined(experiment: Experiment, checkpoint_id: str) -> bool:
 def remove(experiment: Experiment, checkpoint_id: str) -> int:
     """Remove a checkpoint in quarantine for good; return how many bytes that frees.
 
-    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine, and
-    :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned.
+    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
     """
     if not is_quarantined(experiment, checkpoint_id):
         raise CheckpointNotFoundError("it is not in quarantine", checkpoint_id=checkpoint_id)
@@ -152,12 +151,13 @@ def remove(experiment: Experiment, checkpoint_id: str) -> int:
 def delete_for_good(experiment: Experiment, checkpoint_id: str) -> int:
     """Delete one checkpoint, as a person asked, and remove its files; return how many bytes that frees.
 
-    Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned or in use, and
+    A pin does not keep it: that of a backup is its checkpoint's. Raises
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError` when a run has just resumed from it, and
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
     """
     manifest = experiment.get(checkpoint_id)
     size_bytes = _stored_bytes(experiment, manifest)
-    outcome = delete_all(experiment, [checkpoint_id])
+    outcome = delete_all(experiment, [checkpoint_id], check=lambda _: None)
     if error := outcome.refused.get(checkpoint_id):
         raise error
     purge(experiment, grace_seconds=0.0, only=lambda item: item.checkpoint_id == checkpoint_id, asked=True)

@@ -162,6 +162,16 @@ def test_deleting_a_backup_leaves_its_checkpoint(manager: CheckpointManager) -> 
         manager.delete_backup(saved)
 
 
+def test_the_backup_of_a_pinned_checkpoint_can_be_deleted(manager: CheckpointManager) -> None:
+    """The pin is the checkpoint's, which stays."""
+    saved = save(manager, 1)
+    manager.delete_backup(saved)
+    manager.pin_checkpoint(saved)
+    manager.backup_checkpoint(saved)
+    assert manager.delete_backup(saved) > 0
+    assert ids(manager) == [saved]
+
+
 def test_a_backup_with_a_damaged_manifest_is_not_deleted(manager: CheckpointManager) -> None:
     """Nobody can say what such a file is; a repair brings it back, and then it can be deleted."""
     saved = save(manager, 1)
