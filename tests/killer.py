@@ -12,9 +12,10 @@ _SCRIPT = """
 import json, os, signal, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.store import folder_lock
+from ckpt_lib.store.local.local_store import LocalStore
+from ckpt_lib.store.local.upload import LocalUpload
 
-STEPS = ("put", "delete", "sync", "publish", "sweep", "patch")
+STEPS = ((LocalStore, "put"), (LocalStore, "delete"), (LocalUpload, "commit"))
 
 
 def call(config, experiment_name, method, arguments, kill_at):
@@ -31,9 +32,8 @@ def call(config, experiment_name, method, arguments, kill_at):
         return step
 
     manager = CheckpointManager(CheckpointConfig(**config), experiment_name)
-    for name in STEPS:
-        original = getattr(folder_lock.LocalFolderLock, name)
-        setattr(folder_lock.LocalFolderLock, name, dying_at_its_step(original))
+    for owner, name in STEPS:
+        setattr(owner, name, dying_at_its_step(getattr(owner, name)))
     if method == "save_checkpoint":
         arguments = {"model": nn.Linear(2, 1), **arguments}
     getattr(manager, method)(**arguments)

@@ -294,11 +294,14 @@ def test_killed_at_every_step_it_is_one_or_the_other(alone: CheckpointManager, k
         was_killed = killer.kills(alone, call, step, checkpoint_id=checkpoint_id)
         set_aside = checkpoint_id in [item.checkpoint_id for item in alone.list_quarantined()]
         listed = checkpoint_id in ids(alone)
-        is_gone = call == "delete_quarantined" and not payload_path(alone, checkpoint_id).exists()
-        assert listed != set_aside or is_gone
-        assert payload_path(alone, checkpoint_id).exists() or is_gone
+        is_deleted = call == "delete_quarantined" and not (listed or set_aside)
+        assert listed != set_aside or is_deleted
+        assert payload_path(alone, checkpoint_id).exists() or is_deleted
         if listed or set_aside:
             getattr(alone, call)(checkpoint_id)
+        if is_deleted:
+            alone.empty_trash()
+            assert not payload_path(alone, checkpoint_id).exists()
         if not was_killed:
             break
     else:
