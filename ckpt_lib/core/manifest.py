@@ -109,6 +109,9 @@ class Claim(Record):
     state: ClaimState
     owner: Owner
     files: tuple[str, ...] = Field(description="What may have been written; a name that ends with / means all below.")
+    purged: bool = Field(
+        default=False, description="Gone because a checkpoint was deleted, and not because nothing came of a claim."
+    )
 
 
 class Manifest(CheckpointFields, Record):

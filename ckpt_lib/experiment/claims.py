@@ -164,6 +164,7 @@ def end(experiment: Experiment, found: Found) -> None:
         state="gone",
         owner=Owner.current(),
         files=(),
+        purged=isinstance(record, Manifest),
     )
     with contextlib.suppress(VersionConflictError):
         ended = experiment.put_record(gone, found.version)

@@ -194,9 +194,11 @@ def follow_home(home: Experiment, backup: Experiment, checkpoint_id: str) -> Non
         copied = found.record
         if original is None or not isinstance(copied, Manifest) or copied.uid != original.uid:
             return
+        if isinstance(original, Claim) and not original.purged:  # nothing came of a restore, or it is under way
+            return
         is_wanted = isinstance(original, Manifest) and original.is_visible
         is_own_deletion = copied.state == "deleted" and not copied.deleted_with_home
-        if original.state in ("saving", "abandoned") or copied.state == "purging" or is_own_deletion:
+        if copied.state == "purging" or is_own_deletion:
             return
         if is_wanted == copied.is_visible:
             return

@@ -150,7 +150,7 @@ class BackupCleaner:
         """
         here, there = self.locations.home.index.view(), self.experiment.index.view()
         visible = {manifest.checkpoint_id for manifest in here.manifests}
-        gone = {claim.checkpoint_id for claim in here.claims if claim.state == "gone"}
+        gone = {claim.checkpoint_id for claim in here.claims if claim.purged}
         gone |= {manifest.checkpoint_id for manifest in here.purging}
         known = visible | gone | {manifest.checkpoint_id for manifest in here.deleted}
         for manifest in (*there.manifests, *there.deleted):

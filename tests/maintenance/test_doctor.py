@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from tests.helpers import (
     start_python,
     truncate,
 )
+from tests.killer import Killer
 from tests.maintenance.records import manifest_in
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """What kills calls of this module's tests."""
+    found = Killer()
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -369,6 +379,28 @@ def test_each_problem_names_the_command_that_fixes_it(make_manager: MakeManager)
     }
     assert cured(manager, deep=True).is_healthy
     assert ids(manager) == [damaged, unreadable, lonely]
+
+
+def test_killed_at_every_step_the_next_fix_does_the_rest(make_manager: MakeManager, killer: Killer) -> None:
+    """Wherever it stopped, nothing is lost; a copy that did not come back is told of, and a restore brings it back."""
+    for step in range(1, 80):
+        manager = make_manager(f"run{step}", backup_checkpoints=True, trash_seconds=0)
+        damaged, unreadable, lonely = (save(manager, epoch) for epoch in (1, 2, 3))
+        leave_unfinished(experiment_folder(manager))
+        truncate(payload_path(manager, damaged), 10)
+        manifest_path(manager, unreadable).write_text("{")
+        manager.delete_backup(lonely)
+        was_killed = killer.kills(manager, "doctor", step, fix=True, deep=True)
+        report = cured(manager, deep=True)
+        assert report.is_healthy
+        for finding in report.findings:
+            assert (finding.kind, finding.name) == ("backup only", unreadable)
+            manager.restore_checkpoint(unreadable)
+        assert ids(manager) == [damaged, unreadable, lonely]
+        if not was_killed:
+            break
+    else:
+        pytest.fail("it never came to its end")
 
 
 def test_a_payload_without_a_manifest_is_left_to_a_person(alone: CheckpointManager) -> None:

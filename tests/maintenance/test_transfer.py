@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.core.manifest import Claim
+from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -246,6 +248,24 @@ def test_a_restore_that_fails_takes_nothing_from_the_trash_or_the_quarantine(
     shutil.rmtree(backup_folder(backed_up))
     back = backed_up.undelete_checkpoint if mark == "deleted" else backed_up.repair_checkpoint
     back(saved)
+    assert backed_up.validate_checkpoint(saved)
+
+
+def test_a_restore_that_was_killed_does_not_take_the_backup(backed_up: CheckpointManager) -> None:
+    """Its claim ends without a checkpoint, which is no deletion: the backup stays, and can be restored."""
+    saved, _ = save(backed_up, 1), save(backed_up, 2)
+    described = manifest_path(backed_up, saved)
+    uid = manifest_in(described).uid
+    payload_path(backed_up, saved).unlink()
+    owner = Owner.current().model_copy(update={"started": "0"})  # its number was given to another process
+    claim = Claim(
+        checkpoint_id=saved, uid=uid, claim="0" * 16, state="saving", owner=owner, files=(f"{saved}.{'0' * 16}.pt",)
+    )
+    described.write_bytes(claim.to_bytes())
+    assert saved in backed_up.cleanup_checkpoints().swept
+    backed_up.cleanup_backups()
+    assert saved in backup_ids(backed_up)
+    backed_up.restore_checkpoint(saved)
     assert backed_up.validate_checkpoint(saved)
 
 
