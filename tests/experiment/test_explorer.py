@@ -77,9 +77,9 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "a purge that looks too late": (
         deletion,
         lambda: deletion.purge,
-        """        if relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id]):
+        """        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment)
-        if relied_on and (moved := _move(experiment, found, state="purging")):
+        if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
             _finish(""",
         """        if moved := _move(experiment, found, state="purging"):
             if not keep_one_valid(experiment):
