@@ -11,12 +11,14 @@ import pytest
 import ckpt_lib
 
 EXPECTED = [
+    "CheckpointComparison",
     "CheckpointConfig",
     "CheckpointError",
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
     "DoctorReport",
+    "ExperimentSummary",
     "ReconcileReport",
     "RepairReport",
     "RetentionPlan",

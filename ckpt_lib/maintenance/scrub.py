@@ -227,7 +227,8 @@ class _Scrubber:
                 while pending:
                     done, _ = wait(pending, timeout=_SECONDS_BETWEEN_PROGRESS, return_when=FIRST_COMPLETED)
                     self._report_progress(progress)
-                    for future in done:
+                    # A failure ends this, so it comes after what was read at the same time.
+                    for future in sorted(done, key=lambda future: future.exception() is not None):
                         item = pending.pop(future)
                         if outcome := future.result():
                             yield item, outcome

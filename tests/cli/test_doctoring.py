@@ -150,7 +150,7 @@ def test_deleting_from_quarantine_is_asked_about(store: Path, ids: list[str], lo
     run("pin", ids[1], store=store)
     assert run_json("delete", lost, store=store, code=4)["error"]["type"] == "ConfirmationError"
     run("delete", "--yes", lost, ids[1], store=store, code=4)
-    run("delete", "--yes", lost, ids[0][:-1] + "9", store=store, code=2)
+    run("delete", "--yes", lost, ids[0] + "_9", store=store, code=2)
     assert [item["checkpoint_id"] for item in run_json("quarantine", store=store)["quarantined"]] == [lost]
 
 

@@ -542,7 +542,7 @@ def _caller(kind: str) -> Barrier:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module.startswith("ckpt_lib.") and not module.startswith(("ckpt_lib.store", "ckpt_lib.testing")):
-            function = f"{module.removeprefix('ckpt_lib.')}.{frame.f_code.co_qualname}"
+            function = f"{module.rpartition('.')[2]}.{frame.f_code.co_qualname}"
             return Barrier(function, frame.f_lineno, kind)
         frame = frame.f_back
     return Barrier("elsewhere", 0, kind)
@@ -550,5 +550,5 @@ def _caller(kind: str) -> Barrier:
 
 def source_line(barrier: Barrier) -> str:
     """What the code says there."""
-    module = sys.modules.get(f"ckpt_lib.{barrier.function.partition('.')[0]}")
+    module = sys.modules.get(f"ckpt_lib.experiment.{barrier.function.partition('.')[0]}")
     return linecache.getline(module.__file__ or "", barrier.line).strip() if module else ""
