@@ -66,6 +66,7 @@ def manifest_for(payload: bytes, **facts: Any) -> Manifest:
         "experiment_name": EXPERIMENT,
         "sequence": 1,
         "uid": "0123456789abcdef" * 2,
+        "claim": "0123456789abcdef",
         "format": "torch",
         "files": (FileEntry(name=f"{PLANTED_ID}.pt", **digest.finish().__dict__),),
         **facts,

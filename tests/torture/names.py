@@ -83,8 +83,11 @@ _SEEDS = [
     "backups",
     "refs",
     "checkpoint_metadata.json",
-    ".ckpt-lock-1",
-    ".ckpt-lease-0",
+    ".ckpt-clock",
+    ".ckpt-tmp",
+    ".ckpt-store.json",
+    "keys",
+    "uids",
     PLANTED_ID,
     f"{PLANTED_ID}.pt",
     f"{PLANTED_ID}.json",
@@ -181,7 +184,7 @@ class _Doors:
 
     def _experiment(self, name: str) -> None:
         saved = self._saver(name)()
-        assert (self.store / name / f"{saved}.pt").is_file()
+        assert (self.store / name / f"{saved}.json").is_file()
         assert name in os.listdir(self.store), "it was stored under another name"
 
     def _id(self, name: str) -> None:

@@ -285,7 +285,9 @@ def _live_by(clock: WrongClock, random: Random, store: Path) -> tuple[list[str],
     pinned = random.choice(saved)
     writer.pin_checkpoint(pinned)
     if random.random() < 0.5:
-        _flip_a_bit(store / "run" / f"{saved.pop(random.randrange(len(saved)))}.pt", random)
+        damaged = saved.pop(random.randrange(len(saved)))
+        (payload,) = (store / "run").glob(f"{damaged}.*pt")  # a claim is in its name where the clock was wrong
+        _flip_a_bit(payload, random)
     best = min(saved, key=lambda checkpoint_id: losses[checkpoint_id])  # of equals, the first
     source = random.choice(saved)
     precious = {pinned, best, saved[-1], source}
