@@ -23,6 +23,7 @@ from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, Doctor
 from ckpt_lib.analysis.results import CheckpointComparison
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import size_text
+from ckpt_lib.store import location
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def artifact_key(kind: str, config: CheckpointConfig, experiment_name: str | Non
 
 def store_of(config: CheckpointConfig) -> str:
     """Return the store of a configuration as an absolute path or a URL."""
-    return open_store(config.checkpoint_dir).location("")
+    return location(open_store(config.checkpoint_dir))
 
 
 def report_task(run_name: str) -> Callable[[Callable[P, None]], Task[P, None]]:
