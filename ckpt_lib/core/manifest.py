@@ -54,6 +54,11 @@ class FileEntry(BaseModel):
     chunk_size_bytes: int = Field(gt=0, lt=LIMIT_64_BITS)
     chunk_xxh3_128: tuple[str, ...]
 
+    @property
+    def part(self) -> str:
+        """The name that the format gave the file in the payload's folder; empty for the one file of a payload."""
+        return self.name.partition("/")[2]
+
 
 class Quarantine(BaseModel):
     """Why a checkpoint is set aside, and since when."""
@@ -109,9 +114,6 @@ class Claim(Record):
     state: ClaimState
     owner: Owner
     files: tuple[str, ...] = Field(description="What may have been written; a name that ends with / means all below.")
-    purged: bool = Field(
-        default=False, description="Gone because a checkpoint was deleted, and not because nothing came of a claim."
-    )
 
 
 class Manifest(CheckpointFields, Record):
@@ -119,7 +121,6 @@ class Manifest(CheckpointFields, Record):
 
     state: State = "live"
     deleted_at: AwareDatetime | None = Field(default=None, description="By the store's clock.")
-    deleted_with_home: bool = Field(default=False, description="In a backup: deleted because the original was.")
     quarantined: Quarantine | None = Field(default=None, description="Damage was found; readers pass over it.")
     in_use_until: AwareDatetime | None = Field(
         default=None, description="A run has resumed from it: no deletion before, by the store's clock."
@@ -150,8 +151,18 @@ class Manifest(CheckpointFields, Record):
         return self.files[0]
 
     @property
+    def payload_name(self) -> str:
+        """The name of the payload: its one file, or the folder that holds its files."""
+        return self.files[0].name.partition("/")[0]
+
+    @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the payload; see :func:`payload_sha256`."""
+        return payload_sha256({file.part: file.sha256 for file in self.files})
 
     def describe(self, *, is_best: bool = False, is_latest: bool = False) -> CheckpointMetadata:
         """Return the public view of this manifest."""
@@ -159,10 +170,21 @@ class Manifest(CheckpointFields, Record):
         return CheckpointMetadata(
             **shared,
             file_size=self.size_bytes,
-            checksum=self.payload.sha256,
+            checksum=self.sha256,
             is_best=is_best,
             is_latest=is_latest,
         )
+
+
+def payload_sha256(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a payload, given those of its files by name.
+
+    Of a single file it is the file's own. Of a folder it is that of the lines that ``sha256sum`` prints for the files
+    in the order of their names.
+    """
+    if digests.keys() == {""}:
+        return digests[""]
+    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
 def parse_record(data: bytes, *, path: str) -> Manifest | Claim:

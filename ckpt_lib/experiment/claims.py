@@ -164,7 +164,6 @@ def end(experiment: Experiment, found: Found) -> None:
         state="gone",
         owner=Owner.current(),
         files=(),
-        purged=isinstance(record, Manifest),
     )
     with contextlib.suppress(VersionConflictError):
         ended = experiment.put_record(gone, found.version)

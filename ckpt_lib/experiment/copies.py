@@ -6,7 +6,6 @@ that two copiers at once make one copy, and a checkpoint that was purged does no
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 
 from ckpt_lib.core.damage import missing_file
@@ -151,7 +150,6 @@ def _copied(manifest: Manifest, held: Held, files: Iterable[FileEntry]) -> Manif
         files=tuple(files),
         state="live",
         deleted_at=None,
-        deleted_with_home=False,
         in_use_until=None,
         quarantined=None,
     )
@@ -182,34 +180,3 @@ def _copy_file(
         path=source.location(file.name),
         damages=damages,
     )
-
-
-def follow_home(home: Experiment, backup: Experiment, checkpoint_id: str) -> None:
-    """Delete a backup whose original was deleted, and bring it back when that came back.
-
-    A backup whose original left no trace stays: its store may have been lost. So does one that was deleted for itself.
-    """
-    for _ in range(ATTEMPTS):
-        original, found = home.read(checkpoint_id).record, backup.read(checkpoint_id)
-        copied = found.record
-        if original is None or not isinstance(copied, Manifest) or copied.uid != original.uid:
-            return
-        if isinstance(original, Claim) and not original.purged:  # nothing came of a restore, or it is under way
-            return
-        is_wanted = isinstance(original, Manifest) and original.is_visible
-        is_own_deletion = copied.state == "deleted" and not copied.deleted_with_home
-        if copied.state == "purging" or is_own_deletion:
-            return
-        if is_wanted == copied.is_visible:
-            return
-        with contextlib.suppress(VersionConflictError):
-            _follow(backup, copied, found, is_wanted=is_wanted)
-
-
-def _follow(backup: Experiment, copied: Manifest, found: Found, *, is_wanted: bool) -> None:
-    moved = copied.changed(
-        state="live" if is_wanted else "deleted",
-        deleted_at=None if is_wanted else backup.now(),
-        deleted_with_home=not is_wanted,
-    )
-    backup.put_record(moved, found.version)

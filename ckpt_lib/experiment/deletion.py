@@ -44,7 +44,6 @@ def delete_all(
     *,
     relied_on: Collection[str] = (),
     check: Check = refuse_pinned,
-    with_home: bool = False,
 ) -> Deletion:
     """Delete checkpoints, unless one of those ``relied_on`` is not there, not valid, or about to be deleted.
 
@@ -65,7 +64,7 @@ def delete_all(
         return outcome
     deleted = []
     for found in leaving:
-        if moved := _move(experiment, found, state="deleted", deleted_at=now, deleted_with_home=with_home):
+        if moved := _move(experiment, found, state="deleted", deleted_at=now):
             deleted.append(moved)
         else:
             _refuse(found, "it was changed meanwhile", outcome)
@@ -114,7 +113,7 @@ def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
 
 def _stay(experiment: Experiment, victims: Iterable[Found], outcome: Deletion) -> None:
     for found in victims:
-        _move(experiment, found, state="live", deleted_at=None, deleted_with_home=False)
+        _move(experiment, found, state="live", deleted_at=None)
         _refuse(found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
 
 
@@ -152,8 +151,7 @@ def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -
             return manifest if is_done else edit(experiment, checkpoint_id, lambda item: _pinned(item, pin))
         if not experiment.is_complete(manifest):
             break
-        facts = {"state": "live", "deleted_at": None, "deleted_with_home": False}
-        if moved := _move(experiment, found, **facts, pinned=manifest.pinned or pin):
+        if moved := _move(experiment, found, state="live", deleted_at=None, pinned=manifest.pinned or pin):
             return _manifest(moved)
     raise CheckpointNotFoundError(
         f"nothing is left of {checkpoint_id} that could come back",
@@ -173,16 +171,14 @@ def purge(
     only: Callable[[Manifest], bool] = lambda _: True,
     asked: bool = False,
     is_enough: Callable[[], bool] = lambda: False,
-    before_files: Callable[[Manifest], object] = lambda _: None,
 ) -> list[Manifest]:
     """Remove the files of checkpoints deleted at least ``grace_seconds`` ago, first deleted first; return them.
 
     None goes while no valid checkpoint is live: then the newest deleted one comes back. A person may have ``asked`` for
-    it all the same. ``only`` chooses among the deleted ones. ``before_files`` is called when a checkpoint cannot come
-    back any more and is still there: its backup can follow it. Killed on the way, the next purge goes on.
+    it all the same. ``only`` chooses among the deleted ones. Killed on the way, the next purge goes on.
     """
     view, now = experiment.index.view(), experiment.now()
-    purged = [item for item in view.purging if _go_on(experiment, item, before_files)]
+    purged = [item for item in view.purging if _go_on(experiment, item)]
     relied_on: Manifest | None = None
     for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence)):
         if is_enough():
@@ -195,24 +191,23 @@ def purge(
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment)
         if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
-            _finish(experiment, moved, before_files)
+            _finish(experiment, moved)
             purged.append(manifest)
     return purged
 
 
-def _go_on(experiment: Experiment, manifest: Manifest, before_files: Callable[[Manifest], object]) -> bool:
+def _go_on(experiment: Experiment, manifest: Manifest) -> bool:
     """Finish the purge of one that someone began."""
     found = experiment.read(manifest.checkpoint_id)
     if not (isinstance(found.record, Manifest) and found.record.state == "purging"):
         return False
-    _finish(experiment, found, before_files)
+    _finish(experiment, found)
     return True
 
 
-def _finish(experiment: Experiment, found: Found, before_files: Callable[[Manifest], object]) -> None:
+def _finish(experiment: Experiment, found: Found) -> None:
     """Remove what is left of a checkpoint that is ``purging``; any number of purgers may do so at once."""
     manifest = _manifest(found)
-    before_files(manifest)
     pointers.forget(experiment, manifest)
     claims.remove_files(experiment, [file.name for file in manifest.files])
     claims.end(experiment, found)

@@ -90,7 +90,7 @@ def _bring_back(experiment: Experiment, checkpoint_id: str) -> Manifest | None:
     manifest = found.record
     if isinstance(manifest, Manifest) and manifest.state in ("leaving", "deleted") and manifest.quarantined is None:
         with contextlib.suppress(VersionConflictError):
-            back = manifest.changed(state="live", deleted_at=None, deleted_with_home=False)
+            back = manifest.changed(state="live", deleted_at=None)
             experiment.put_record(back, found.version)
             return back
     return None

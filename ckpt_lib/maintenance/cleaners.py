@@ -9,14 +9,13 @@ from typing import Any, Protocol
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptManifestError
-from ckpt_lib.experiment.copies import follow_home
-from ckpt_lib.experiment.deletion import delete_all, purge
+from ckpt_lib.experiment.deletion import delete_all
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.query import Catalogue
 from ckpt_lib.experiment.sweep import sweep
-from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire, let_follow
+from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire
 from ckpt_lib.maintenance.quarantine import delete_for_good
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.transfer import no_backup
@@ -38,17 +37,13 @@ class Cleaner(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointCleaner:
-    """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays.
-
-    The ``backups`` of what is deleted are deleted with it.
-    """
+    """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays."""
 
     catalogue: Catalogue
     config: CheckpointConfig
     policy: RetentionPolicy | None
     lineage: Lineage
     known: KnownVersions
-    backups: Experiment | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -62,7 +57,7 @@ class CheckpointCleaner:
         if self.policy is None and len(self.experiment.index.view().usable) <= self.config.max_checkpoints:
             # A plan would keep them all, and takes a while to say so.
             sweep(self.experiment)
-            expire(self.experiment, self.config.trash_seconds, backups=self.backups)
+            expire(self.experiment, self.config.trash_seconds)
         else:
             self.clean_quickly()
 
@@ -85,7 +80,6 @@ class CheckpointCleaner:
             dry_run=dry_run,
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
-            backups=self.backups,
         )
 
     def delete(self, name: str) -> str:
@@ -99,8 +93,7 @@ class CheckpointCleaner:
             raise error
         if not outcome.deleted:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
-        let_follow(self.experiment, self.backups, outcome.deleted)
-        expire(self.experiment, self.config.trash_seconds, backups=self.backups)
+        expire(self.experiment, self.config.trash_seconds)
         return resolved
 
 
@@ -127,8 +120,6 @@ class BackupCleaner:
         just_made: str | None = None,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by ``max_backups``, and keep the one that was ``just_made``."""
-        if not dry_run:
-            self.follow_home()
         monitor = self.locations.catalogue.monitor()
         protected = dict.fromkeys(self._damaged_checkpoints(), "its checkpoint is damaged")
         if just_made is not None:
@@ -142,26 +133,6 @@ class BackupCleaner:
             dry_run=dry_run,
             trash_seconds=self.locations.config.trash_seconds,
         )
-
-    def follow_home(self) -> None:
-        """Delete the backups of what was deleted meanwhile, and bring those back of what came back.
-
-        Those of checkpoints that are gone for good are removed at once.
-        """
-        here, there = self.locations.home.index.view(), self.experiment.index.view()
-        visible = {manifest.checkpoint_id for manifest in here.manifests}
-        gone = {claim.checkpoint_id for claim in here.claims if claim.purged}
-        gone |= {manifest.checkpoint_id for manifest in here.purging}
-        known = visible | gone | {manifest.checkpoint_id for manifest in here.deleted}
-        for manifest in (*there.manifests, *there.deleted):
-            if manifest.checkpoint_id in known and manifest.is_visible != (manifest.checkpoint_id in visible):
-                follow_home(self.locations.home, self.experiment, manifest.checkpoint_id)
-        if there.valid and gone & {manifest.checkpoint_id for manifest in (*there.manifests, *there.deleted)}:
-            purge(
-                self.experiment,
-                grace_seconds=0.0,
-                only=lambda manifest: manifest.deleted_with_home and manifest.checkpoint_id in gone,
-            )
 
     def _damaged_checkpoints(self) -> list[str]:
         view = self.locations.home.index.view()

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
-from ckpt_lib.experiment.copies import follow_home
 from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import View
@@ -112,14 +109,13 @@ def clean(
     dry_run: bool = False,
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
-    backups: Experiment | None = None,
 ) -> CleanupReport:
     """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or deleted.
 
     When the store fails on the way, the batches deleted before stay deleted, and the error says what is gone.
 
     What is deleted can be brought back for ``grace_seconds``; what was deleted more than ``trash_seconds`` ago is
-    removed. The ``backups`` of what is deleted are deleted with it.
+    removed.
 
     The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
@@ -130,9 +126,9 @@ def clean(
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
-    expired = expire(experiment, trash_seconds, backups=backups)
-    deleted, spared = _delete(experiment, view, plan, backups)
-    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds, backups)
+    expired = expire(experiment, trash_seconds)
+    deleted, spared = _delete(experiment, view, plan)
+    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds)
     return CleanupReport(
         plan=plan,
         dry_run=False,
@@ -179,7 +175,7 @@ def _in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
     }
 
 
-def expire(experiment: Experiment, trash_seconds: float, *, backups: Experiment | None = None) -> list[Manifest]:
+def expire(experiment: Experiment, trash_seconds: float) -> list[Manifest]:
     """Remove the files of what was deleted more than ``trash_seconds`` ago, and of what somebody began to remove.
 
     Nothing goes, and nothing comes back by itself, when no valid checkpoint is left: a person has deleted the last one.
@@ -187,43 +183,22 @@ def expire(experiment: Experiment, trash_seconds: float, *, backups: Experiment 
     view = experiment.index.view()
     if not view.valid or not (view.deleted or view.purging):
         return []
-    return purge(experiment, grace_seconds=trash_seconds, before_files=partial(_let_follow, experiment, backups))
+    return purge(experiment, grace_seconds=trash_seconds)
 
 
-def let_follow(home: Experiment, backups: Experiment | None, manifests: Iterable[Manifest]) -> None:
-    """Let the backups of these checkpoints be deleted, or come back, as their originals. A failure is logged."""
-    for manifest in manifests:
-        _let_follow(home, backups, manifest)
-
-
-def _let_follow(home: Experiment, backups: Experiment | None, manifest: Manifest) -> None:
-    if backups is not None:
-        with store_failures_logged(f"deleting the backup of {manifest.checkpoint_id}"):
-            follow_home(home, backups, manifest.checkpoint_id)
-
-
-def _free(
-    experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float, backups: Experiment | None
-) -> list[Manifest]:
+def _free(experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float) -> list[Manifest]:
     """Remove the files of what was just deleted, where readers keep what they have open; else a later cleanup does."""
     if not deleted or (trash_seconds and not experiment.store.capabilities.memory_map):
         return []
     ids = {manifest.checkpoint_id for manifest in deleted}
-    return purge(
-        experiment,
-        grace_seconds=0.0,
-        only=lambda manifest: manifest.checkpoint_id in ids,
-        before_files=partial(_let_follow, experiment, backups),
-    )
+    return purge(experiment, grace_seconds=0.0, only=lambda manifest: manifest.checkpoint_id in ids)
 
 
 def _size_bytes(manifests: Iterable[Manifest]) -> int:
     return sum(manifest.size_bytes for manifest in manifests)
 
 
-def _delete(
-    experiment: Experiment, view: View, plan: RetentionPlan, backups: Experiment | None
-) -> tuple[list[Manifest], dict[str, str]]:
+def _delete(experiment: Experiment, view: View, plan: RetentionPlan) -> tuple[list[Manifest], dict[str, str]]:
     """Delete what the plan gives up, and return it; and why the rest of it was spared."""
     planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
@@ -240,7 +215,6 @@ def _delete(
                 relied_on=[manifest.checkpoint_id for manifest in relied_on],
                 check=_check_of_plan(experiment, planned, relied_on),
             )
-            let_follow(experiment, backups, outcome.deleted)
             deleted += outcome.deleted
             spared |= {checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()}
     return deleted, spared

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from ckpt_lib.core.logs import failures_logged, store_failures_logged
+from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError
-from ckpt_lib.experiment.copies import follow_home
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import imports, quarantine, transfer
@@ -65,7 +64,6 @@ class Copies:
                 error.message = f"its backup cannot be restored: {error.message}"
             error.hint = transfer.other_ways(home, backups, checkpoint_id)
             raise
-        follow_home(home, backups, checkpoint_id)
         self.known.remember(home, manifest)
         self.snapshot.write()
         return manifest
@@ -129,8 +127,6 @@ class Copies:
                         f"Its backup is: `delete_backup` removes it, or `ckpt delete --backups {checkpoint_id}`."
                     )
             raise
-        with store_failures_logged(f"deleting the backup of {checkpoint_id}"):
-            follow_home(home, backups, checkpoint_id)
         return freed_bytes
 
     def wanted_backups(self) -> set[str]:

@@ -220,14 +220,11 @@ class Doctor:
         records, copied = home.records(), backups.manifests()
         for checkpoint_id, manifest in copied.items():
             original = records.get(checkpoint_id)
-            is_lost = original is None or (isinstance(original, Claim) and not original.purged)
+            is_gone = original is None or isinstance(original, Claim)
             if original is not None and original.uid != manifest.uid:
                 message = "its backup is of a different checkpoint with that id: choose another backup_dir"
                 yield backups.finding("other checkpoint", checkpoint_id, message)
-            elif not is_lost and not (isinstance(original, Manifest) and original.is_visible):
-                message = "its checkpoint was deleted, and its backup is still there"
-                yield backups.finding("half deletion", checkpoint_id, message, fix=_SWEEP)
-            elif is_lost and checkpoint_id not in home.unreadable_ids() and self._is_usable(backups, manifest):
+            elif is_gone and checkpoint_id not in home.unreadable_ids() and self._is_usable(backups, manifest):
                 message = f"its checkpoint is gone: `ckpt restore {checkpoint_id}` brings it back"
                 size_bytes = manifest.size_bytes
                 yield backups.finding("backup only", checkpoint_id, message, size_bytes=size_bytes)
@@ -294,11 +291,8 @@ class Doctor:
         return "backed up"
 
     def _sweep(self, experiment: Experiment) -> str:
-        if experiment is self.locations.backups:
-            self.copies.cleaner.follow_home()
         sweep(experiment)
-        backups = self.locations.backups if experiment is self.locations.home else None
-        expire(experiment, self.locations.config.trash_seconds, backups=backups)
+        expire(experiment, self.locations.config.trash_seconds)
         return "removed"
 
 

@@ -17,7 +17,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import exports, quarantine
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
-from ckpt_lib.maintenance.cleanup import CleanupReport, let_follow
+from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.edits import Change, edit, relabeling, set_monitor
@@ -52,9 +52,7 @@ class Maintainer:
         self._known, self._lineage = KnownVersions(), Lineage()
         self._snapshot = SnapshotFile(self._locations)
         self._validator = Validator(self._locations, self._known)
-        self._cleaner = CheckpointCleaner(
-            self._catalogue, self.config, retention_policy, self._lineage, self._known, self._locations.backups
-        )
+        self._cleaner = CheckpointCleaner(self._catalogue, self.config, retention_policy, self._lineage, self._known)
         self._backup_cleaner = BackupCleaner(self._locations, self._known)
         self._copies = Copies(self._locations, self._known, self._snapshot, self._backup_cleaner)
 
@@ -272,7 +270,6 @@ class Maintainer:
         """
         with self._snapshot.written_after():
             manifest = undelete(self._locations.home, str(CheckpointId.parse(checkpoint_id)), pin=pin)
-            let_follow(self._locations.home, self._locations.backups, [manifest])
         return self._catalogue.describe(manifest)
 
     def list_deleted(self) -> list[CheckpointMetadata]:
@@ -286,12 +283,7 @@ class Maintainer:
         Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
         sweep(self._locations.home)
-        purged = purge(
-            self._locations.home,
-            grace_seconds=0.0,
-            asked=True,
-            before_files=lambda manifest: let_follow(self._locations.home, self._locations.backups, [manifest]),
-        )
+        purged = purge(self._locations.home, grace_seconds=0.0, asked=True)
         return [manifest.checkpoint_id for manifest in purged]
 
     def delete_backup(self, checkpoint_id: str) -> int:

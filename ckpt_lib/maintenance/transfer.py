@@ -47,7 +47,6 @@ def backup(
                 _require_intact(home, manifest, progress)
             return False
     _put_in_place(home, manifest, backups, progress)
-    copies.follow_home(home, backups, manifest.checkpoint_id)
     return True
 
 
@@ -64,7 +63,7 @@ def _require_intact(home: Experiment, manifest: Manifest, progress: Progress | N
         raise CorruptCheckpointError(
             f"it is damaged, and its backup is there already: {report.message}",
             checkpoint_id=manifest.checkpoint_id,
-            path=home.location(manifest.payload.name),
+            path=home.location(manifest.payload_name),
             damages=report.damages,
             hint=f"`ckpt repair {manifest.checkpoint_id}` brings back what is damaged.",
         )
@@ -176,7 +175,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
         raise CorruptCheckpointError(
             f"it is damaged and was not copied: {report.message}",
             checkpoint_id=saved.checkpoint_id,
-            path=source.location(saved.payload.name),
+            path=source.location(saved.payload_name),
             damages=report.damages,
         )
     name = manifest_name(saved.checkpoint_id)

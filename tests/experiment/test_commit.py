@@ -619,23 +619,6 @@ def test_a_copy_does_not_take_anothers_place(experiment: Experiment) -> None:
     assert read(foreign, made.payload.name) == b"mine"
 
 
-def test_a_backup_follows_its_home(experiment: Experiment) -> None:
-    """Deleted and brought back with it; one whose home has no trace of it, or that was deleted for itself, stays."""
-    made, backup = save(experiment), Experiment(experiment.store, "b", "e")
-    copies.copy(experiment, made, backup)
-    copies.follow_home(Experiment(experiment.store, "lost", "e"), backup, made.checkpoint_id)
-    assert state_of(backup, made.checkpoint_id) == "live"
-    deletion.delete_all(experiment, [made.checkpoint_id])
-    copies.follow_home(experiment, backup, made.checkpoint_id)
-    assert state_of(backup, made.checkpoint_id) == "deleted"
-    deletion.undelete(experiment, made.checkpoint_id)
-    copies.follow_home(experiment, backup, made.checkpoint_id)
-    assert state_of(backup, made.checkpoint_id) == "live"
-    deletion.delete_all(backup, [made.checkpoint_id])
-    copies.follow_home(experiment, backup, made.checkpoint_id)
-    assert state_of(backup, made.checkpoint_id) == "deleted"
-
-
 def test_a_repair_brings_the_same_bytes(experiment: Experiment) -> None:
     """Other bytes are refused before anything changes; a repair of what was purged meanwhile leaves no file."""
     made = save(experiment)

@@ -155,11 +155,6 @@ def repair(experiment: Experiment) -> Any:
     return "repaired", replace_file(experiment, found, found.files[0], [found.uid.encode()])
 
 
-def follow(experiment: Experiment) -> Any:
-    copies.follow_home(experiment, Experiment(experiment.store, "source", "e"), X)
-    return ("followed",)
-
-
 def then(*actors: Actor) -> Actor:
     def actor(experiment: Experiment) -> Any:
         return [one(experiment) for one in actors][-1]
@@ -250,15 +245,6 @@ def pin_holds(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
 def tags_hold(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
     wanted = {result[1] for result in results if result and result[0] == "edited"}
     return None if wanted <= {*live(content)[X].tags} else "an edit is lost"
-
-
-def backup_follows(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
-    home, backup = records(content).get(X), records(content, "source/")[X]
-    if home is not None and home.state == "gone" and backup.state == "live":
-        return "purged at home, and the backup is live"
-    if "crashed" not in results and home is not None and home.state == "live" and backup.state != "live":
-        return "live at home, and the backup is deleted"
-    return None
 
 
 def stays_away(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
@@ -458,16 +444,6 @@ WORLDS = named(
             "purged at home, and came back" if results[1] == ("purged", 1) and X in live(content) else None
         ),
         crash=(0,),
-    ),
-    a_deletion_a_purge_and_its_backup=_world(
-        ("delete", then(delete(), follow)),
-        ("purge", lambda e: ("purged", len(deletion.purge(e, grace_seconds=0, before_files=lambda _: follow(e))))),
-        ("follow", follow),
-        ("undelete", then(undelete(), follow)),
-        content=PAIR | SOURCE,
-        final=backup_follows,
-        crash=(0, 1),
-        days=0,
     ),
     a_cleanup_and_a_quarantine=_world(
         ("clean", delete(X, Y)),
