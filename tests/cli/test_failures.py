@@ -15,16 +15,19 @@ import pytest
 from ckpt_lib import CheckpointManager, errors
 from ckpt_lib.cli.errors import EXIT_CODES, ConfirmationError, exit_code
 from ckpt_lib.core.manifest import FileEntry
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.store import open_store
-from ckpt_lib.store.leases import LEASE_PREFIX
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.probe import TEMPORARY_SUFFIX
+from ckpt_lib.store.local.system import System
 from ckpt_lib.stream import StreamDigest
 from tests.cli.running import CKPT, on_posix, run, run_json, run_program, run_with_streams
 from tests.helpers import flip_bit, run_python
 
 INTENDED_CODES = {
     1: "IntegrityError CorruptCheckpointError CorruptManifestError NoValidCheckpointError",
-    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError NotDurableError",
+    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError NotDurableError VersionConflictError",
     4: "CheckpointExistsError ProtectedCheckpointError UnsafePayloadError ConfirmationError",
 }
 LOOKING = (
@@ -161,8 +164,7 @@ def test_taken_name_exits_with_4(store: Path, ids: list[str], tmp_path: Path) ->
 def test_stored_code_exits_with_4(store: Path, ids: list[str], tmp_path: Path) -> None:
     """Comparing tensors runs no stored code: a payload that holds some is refused."""
     canary = tmp_path / "canary"
-    folder = CheckpointFolder(open_store(store), "digits")
-    manifest = folder.read_manifest(ids[0])
+    manifest = Experiment(open_store(str(store)), "digits", "digits").get(ids[0])
     code = "import sys, torch\nclass Planted:\n    def __reduce__(self): return open, (sys.argv[2], 'w')\n"
     run_python(code + "torch.save({'model_state_dict': Planted()}, sys.argv[1])", tmp_path / "planted.pt", canary)
     data = (tmp_path / "planted.pt").read_bytes()
@@ -193,26 +195,24 @@ def test_confirmation_error_is_one_of_ours() -> None:
     assert issubclass(ConfirmationError, errors.CheckpointError)
 
 
-def leases_in(folder: Path) -> set[Path]:
-    return set(folder.glob(f"{LEASE_PREFIX}*"))
-
-
 @on_posix
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupt_exits_with_130(store: Path, ids: list[str], as_json: bool) -> None:
-    """Ctrl-C in the middle of its work ends the program with one message."""
+    """Ctrl-C in the middle of its work ends the program with one message, and changes nothing."""
     command = [CKPT, "tag", ids[2], "--add", "x", "--store", str(store), *(["--json"] if as_json else [])]
-    with open_store(store).lock("digits"):  # for which the program waits for as long as this test likes
-        before = leases_in(store / "digits")
+    own, system = store / "digits" / OWN_FOLDER, System()
+    own.mkdir(exist_ok=True)
+    with open_lock(own, system) as file, FolderLock(file, system, patience_seconds=60):
         program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while leases_in(store / "digits") == before and program.poll() is None:
+        while not list(own.glob(f"*{TEMPORARY_SUFFIX}")) and program.poll() is None:
             time.sleep(0.01)
-        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGINT)  # while it has a new manifest, and waits for the lock
         output, messages = program.communicate(timeout=60)
     assert program.returncode == 130
     assert ("interrupted" in output) == as_json
     assert ("interrupted" in messages) != as_json
     assert "Traceback" not in messages
+    assert "x" not in run_json("show", ids[2], store=store)["tags"]
 
 
 @on_posix
