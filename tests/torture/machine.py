@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CorruptManifestError
-from ckpt_lib.experiment.index import Index
-from ckpt_lib.experiment.layout import CheckpointFolder, marker_entries
-from ckpt_lib.maintenance.recover import Orphan, adopt_proven, is_proven
+from ckpt_lib.core import owners
+from ckpt_lib.core.manifest import Manifest, parse_record
+from ckpt_lib.experiment import experiment as experiments
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.maintenance.validate import validate
-from ckpt_lib.store import Store, open_store
+from ckpt_lib.store import open_store
+from ckpt_lib.store.local import LocalStore, folders
+from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.store.registry import registered
-from tests.torture.model_store import Disk, ModelStore, State
+from ckpt_lib.testing.store_contract import get
+from tests.torture.disk import Disk, State
 
 MODEL = torch.nn.Linear(8, 8)
 PLACES = ("run", "run/backups", "other", "exported")
 FOREIGN = {"run/notes.txt": b"a person's", "run/backups/old.pt": b"somebody's", "exported/readme": b"hands off"}
+BARE = "exported/bare.pt"
+"""A payload without a manifest, as people pass them on."""
 DERIVED = {f"{place}/checkpoint_metadata.json" for place in PLACES}
 STORE_OWN = ".ckpt-"
-MODEL_URL = "model://disk"
+MEMORY_URL = "memory://machine"
+LONG_SECONDS = 2 * 24 * 3600.0
+"""After which nobody believes in an unfinished claim any more."""
 
 Key = tuple[str, str]
 """Where a checkpoint lies, and its id."""
@@ -40,7 +46,6 @@ View = dict[Key, object]
 BROKEN = frozenset(["a damaged manifest", "a damaged payload"])
 IN_TRASH = "one in the trash"
 IN_QUARANTINE = "one in quarantine"
-RECORD_ALONE = "a record of quarantine without a payload"
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,24 @@ class Machine:
     url: str
 
     def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
-        defaults: dict[str, Any] = {"checkpoint_dir": self.url, "backup_checkpoints": False, "max_checkpoints": 99}
+        defaults: dict[str, Any] = {
+            "checkpoint_dir": self.url,
+            "backup_checkpoints": False,
+            "max_checkpoints": 99,
+            "max_backups": 99,
+        }
         return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
 
-    def folder(self, place: str) -> CheckpointFolder:
-        return CheckpointFolder(open_store(self.url), place)
+    def experiment(self, place: str) -> Experiment:
+        if place == "exported":  # a store of its own: in memory, none lies in another
+            return Experiment(open_store(f"{self.url}/{place}"), "", "run")
+        return Experiment(open_store(self.url), place, "run")
 
     def ids(self, place: str = "run") -> list[str]:
-        return sorted(self.folder(place).manifest_entries())
+        """Return every checkpoint that readers see, and those whose manifest cannot be read."""
+        view = self.experiment(place).index.view()
+        unreadable = [str(error.checkpoint_id) for error in view.unreadable]
+        return sorted([*(item.checkpoint_id for item in view.usable), *unreadable])
 
     def save(self, epoch: int, **options: Any) -> str:
         saved = self.manager(**options).save_checkpoint(model=MODEL, epoch=epoch, metrics={"val_loss": 1 / epoch})
@@ -68,54 +83,108 @@ class Machine:
         """Every checkpoint, everywhere, those that can be brought back, and those in quarantine."""
         found: View = {}
         for place in PLACES:
-            folder = self.folder(place)
-            known = Index(folder).view()
-            marked = marker_entries(known.entries.values(), "quarantined")
-            found |= {(place, checkpoint_id): facts_in_quarantine(folder, checkpoint_id) for checkpoint_id in marked}
-            found |= {(place, gone.checkpoint_id): IN_TRASH for gone in known.deleted if known.is_complete(gone)}
-            found |= {(place, checkpoint_id): facts(folder, checkpoint_id) for checkpoint_id in self.ids(place)}
+            experiment = self.experiment(place)
+            known = experiment.index.view()
+            found |= {(place, str(error.checkpoint_id)): "a damaged manifest" for error in known.unreadable}
+            found |= {(place, gone.checkpoint_id): IN_TRASH for gone in known.deleted if experiment.is_complete(gone)}
+            found |= {(place, item.checkpoint_id): _facts(experiment, item) for item in known.manifests}
         return found
+
+    def state(self) -> dict[str, bytes]:
+        """Every file, by its key."""
+        store, exported = open_store(self.url), open_store(f"{self.url}/exported")
+        found = {f"exported/{entry.key}": get(exported, entry.key) for entry in exported.list("", recursive=True)}
+        return found | {entry.key: get(store, entry.key) for entry in store.list("", recursive=True)}
 
     def files(self) -> dict[str, bytes]:
         """Every file but for the store's own."""
-        return dict(_files(open_store(self.url), ""))
+        return {key: data for key, data in self.state().items() if not key.rpartition("/")[2].startswith(STORE_OWN)}
 
 
-def _files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
-    for entry in store.entries(folder):
-        path = f"{folder}/{entry.name}".lstrip("/")
-        if entry.name.startswith(STORE_OWN):
-            continue
-        if entry.is_folder:
-            yield from _files(store, path)
-        else:
-            with store.open_read(path) as file:
-                yield path, file.read()
+def _facts(experiment: Experiment, manifest: Manifest) -> object:
+    """What a checkpoint is; see :data:`View`. Whether it is about to leave, and how often it was written, is nothing
+    that a reader sees.
+    """
+    if manifest.quarantined:
+        return IN_QUARANTINE
+    if not _is_intact(experiment, manifest):
+        return "a damaged payload"
+    return manifest.model_copy(update={"state": "live", "revision": "0" * 16}).to_bytes()
 
 
-def facts(folder: CheckpointFolder, checkpoint_id: str) -> object:
-    """What a checkpoint is; see :data:`View`."""
+_known_intact: set[tuple[str, bytes]] = set()
+
+
+def _is_intact(experiment: Experiment, manifest: Manifest) -> bool:
+    """Whether it validates; the same bytes are read once, since thousands of states hold the same few payloads."""
     try:
-        manifest = folder.read_manifest(checkpoint_id)
-    except CorruptManifestError:
-        return "a damaged manifest"
-    return manifest.to_bytes() if validate(folder, manifest, "run") else "a damaged payload"
+        content = b"".join(get(experiment.store, experiment.key(file.name)) for file in manifest.files)
+    except FileNotFoundError:
+        return False
+    found = (manifest.payload.sha256, content)
+    if found in _known_intact:
+        return True
+    if is_intact := bool(validate(experiment, manifest)):
+        _known_intact.add(found)
+    return is_intact
 
 
-def facts_in_quarantine(folder: CheckpointFolder, checkpoint_id: str) -> str:
-    """What there is of one that was set aside."""
-    try:
-        manifest = folder.read_marker(checkpoint_id, "quarantined")
-    except CorruptManifestError:
-        return "a damaged record of quarantine"
-    return RECORD_ALONE if folder.payload_entry(manifest) is None else IN_QUARANTINE
+def facts(experiment: Experiment, checkpoint_id: str) -> object:
+    """What the checkpoint of an id is; see :data:`View`."""
+    view = experiment.index.view()
+    found = [item for item in view.manifests if item.checkpoint_id == checkpoint_id]
+    return _facts(experiment, found[0]) if found else "a damaged manifest"
+
+
+# --- where it runs ---
 
 
 @contextmanager
 def on_disk(disk: Disk) -> Iterator[Machine]:
-    """A machine on a model of a disk."""
-    with registered("model", lambda url: ModelStore(disk, url)):
-        yield Machine(MODEL_URL)
+    """A machine on a disk that may lose power."""
+    with (
+        registered("file", lambda url: LocalStore(url, system=disk)),
+        patch.object(folders, "_durable", disk.durable_folders),
+    ):
+        yield Machine(str(disk.root))
+
+
+@contextmanager
+def in_memory(state: State) -> Iterator[Machine]:
+    """A machine whose files are in memory, where each operation is done or not."""
+    machine = Machine(MEMORY_URL)
+    exported = f"{MEMORY_URL}/exported"
+    try:
+        for key, data in state.items():
+            url, name = (exported, key.removeprefix("exported/")) if key.startswith("exported/") else (MEMORY_URL, key)
+            MemoryStore(url).put(name, data)
+        yield machine
+    finally:
+        for url in (MEMORY_URL, exported):
+            MemoryStore._contents.pop(url.removeprefix("memory://"), None)
+
+
+def wait_long(machine: Machine) -> None:
+    """Let the clock of a store in memory go on until all that is unfinished is abandoned."""
+    store = open_store(machine.url)
+    assert isinstance(store, MemoryStore)
+    clock = store.clock
+    store.clock = lambda: clock() + LONG_SECONDS
+
+
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def another_process(*, boot: str = "") -> Iterator[None]:
+    """What is done meanwhile is done by a process of its own, which is dead afterwards; or after another ``boot``."""
+    number = next(_numbers)
+    with patch.object(owners, "_start", lambda _: f"process {number}"):
+        if not boot:
+            yield
+            return
+        with patch.object(owners, "_system", lambda: boot):
+            yield
 
 
 @contextmanager
@@ -126,10 +195,9 @@ def quiet() -> Iterator[None]:
     """
     logger = logging.getLogger("ckpt_lib")
     disabled, logger.disabled = logger.disabled, True
-    read = Manifest.from_bytes
-    read_once = lru_cache(10_000)(lambda data, path: read(data, path=path))
+    read_once = lru_cache(10_000)(lambda data, path: parse_record(data, path=path))
     try:
-        with patch.object(Manifest, "from_bytes", read_once):
+        with patch.object(experiments, "parse_record", lambda data, *, path: read_once(data, path)):
             yield
     finally:
         logger.disabled = disabled
@@ -145,7 +213,7 @@ class NothingToDo(Exception):  # noqa: N818  # it is none
 
 
 def _any(machine: Machine, source: random.Random, place: str = "run", *, whole: bool = False) -> str:
-    ids = [found for found in machine.ids(place) if not whole or facts(machine.folder(place), found) not in BROKEN]
+    ids = [item for item in machine.ids(place) if not whole or facts(machine.experiment(place), item) not in BROKEN]
     if not ids:
         raise NothingToDo
     return source.choice(ids)
@@ -205,7 +273,7 @@ def _import(machine: Machine, source: random.Random) -> object:
 
 def _set_aside(machine: Machine, source: random.Random) -> object:
     backups = machine.ids("run/backups")
-    folder = machine.folder("run")
+    folder = machine.experiment("run")
     damaged = [found for found in machine.ids() if found not in backups and facts(folder, found) in BROKEN]
     if not damaged:
         raise NothingToDo
@@ -219,39 +287,11 @@ def _remove_for_good(machine: Machine, source: random.Random) -> object:
     return machine.manager().delete_quarantined(source.choice(found).checkpoint_id)
 
 
-def _copy_lost(machine: Machine, source: random.Random) -> Orphan:
-    """A person copies a payload from the backups that is lost, as ``cp`` does."""
-    folder, backups = machine.folder("run"), machine.folder("run/backups")
-    entries = folder.store.entries(folder.path)
-    # What is in the trash or in quarantine has its payload still, which he does not overwrite.
-    kept = marker_entries(entries, "deleted").keys() | marker_entries(entries, "quarantined").keys()
-    lost = sorted({*machine.ids("run/backups")} - {*machine.ids(), *kept})
-    if not lost:
-        raise NothingToDo
-    name = f"{source.choice(lost)}.pt"
-    with backups.store.open_read(backups.path_of(name)) as file:
-        payload = file.read()
-    with folder.lock() as held:
-        held.put(folder.path_of(name), payload, durable=False)
-    entry = folder.store.stat(folder.path_of(name))
-    assert entry is not None
-    return Orphan(folder, name, entry.version)
-
-
-def _put_back(machine: Machine, source: random.Random) -> object:
-    """What was copied gets its manifest, as the doctor gives it."""
-    orphan = _copy_lost(machine, source)
-    manifest = machine.folder("run/backups").read_manifest(orphan.checkpoint_id)
-    if not is_proven(orphan, manifest):  # it cannot be read any more
-        raise NothingToDo
-    assert adopt_proven(orphan, manifest)
-    return manifest
+def _import_bare(machine: Machine, source: random.Random) -> object:
+    return machine.manager().import_checkpoint(f"{machine.url}/{BARE}")
 
 
 def _examine(machine: Machine, source: random.Random) -> object:
-    """The doctor treats whatever there is, with something that was copied."""
-    with suppress(NothingToDo):
-        _copy_lost(machine, source)
     report = machine.manager().doctor(fix=True)
     if not report.done:
         raise NothingToDo
@@ -280,9 +320,9 @@ ACTIONS: dict[str, Action] = {
     "repair": _repair,
     "export": _export,
     "import": _import,
+    "import a bare payload": _import_bare,
     "set aside": _set_aside,
     "remove for good": _remove_for_good,
-    "put back": _put_back,
     "clean up": _clean_up,
     "empty the trash": _clean_up_for_good,
 }
@@ -290,57 +330,73 @@ ACTIONS: dict[str, Action] = {
 
 def start_state() -> State:
     """Nine checkpoints: two whole, one without its payload and one damaged, both with a backup, one damaged without,
-    one deleted, one in quarantine, one of which only the backup is left, one exported from another experiment; and
-    foreign files.
+    one deleted, one in quarantine, one of which only the backup is left, one exported from another experiment; a
+    payload without a manifest; and foreign files.
     """
-    disk = Disk()
-    with on_disk(disk) as machine:
-        _, headless, damaged, hopeless, deleted, aside, lost, _ = (machine.save(epoch) for epoch in range(1, 9))
+    with in_memory({}) as machine:
+        whole, headless, damaged, hopeless, deleted, aside, lost, _ = (machine.save(epoch) for epoch in range(1, 9))
         machine.manager().delete_checkpoint(deleted)
         for checkpoint_id in (headless, damaged, lost):
             machine.manager().backup_checkpoint(checkpoint_id)
         other = machine.save(1, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
+        state = _with_damage(machine.state(), damaged, hopeless, aside)
     gone = {f"run/{name}" for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json")}
-    state = _with_damage(disk.state(), damaged, hopeless, aside)
-    disk = Disk({path: data for path, data in state.items() if path not in gone})
-    with on_disk(disk) as machine:
+    bare = {BARE: state[f"run/{whole}.pt"]}
+    with in_memory({key: data for key, data in state.items() if key not in gone}) as machine:
         machine.manager().quarantine_checkpoint(aside)
-    return {**disk.state(), **FOREIGN}
+        return {**machine.state(), **bare, **FOREIGN}
 
 
 def _with_damage(state: State, *ids: str) -> State:
-    paths = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
-    return {**state, **{path: state[path][:-1] + bytes([state[path][-1] ^ 0xFF]) for path in paths}}
-
-
-def write_state(state: State, root: Path) -> None:
-    """Put the files of a state into a folder."""
-    for path, data in state.items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+    keys = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
+    return {**state, **{key: state[key][:-1] + bytes([state[key][-1] ^ 0xFF]) for key in keys}}
 
 
 # --- what must hold afterwards ---
 
 
-def recover(machine: Machine, found: View, residue: Callable[[str], bool] = lambda path: False) -> Iterator[str]:
-    """The next save and cleanup work, take nothing away, and leave nothing behind but for allowed ``residue``."""
+def recover(machine: Machine, found: View, wait: Callable[[], object] = lambda: None) -> Iterator[str]:
+    """The next save and cleanup work at once, take nothing away and, when ``wait`` is over, leave nothing behind."""
     saved = machine.save(999)
-    machine.manager().cleanup_checkpoints()
-    machine.manager(trash_seconds=0).cleanup_checkpoints()
+    _clean_up_everything(machine)
     now = machine.view()
     if not isinstance(now.pop(("run", saved), None), bytes):
         yield "the next save is not there"
     found = {key: was for key, was in found.items() if was != IN_TRASH or not key[0].startswith("run")}
+    now = {key: is_now for key, is_now in now.items() if is_now != IN_TRASH or not key[0].startswith("run")}
     if now != found:
         yield f"a cleanup changed {sorted(key for key in {*now, *found} if now.get(key) != found.get(key))}"
-    expected = {*FOREIGN, *DERIVED, *(f"run/{saved}{suffix}" for suffix in (".json", ".pt"))}
-    for (place, checkpoint_id), was in found.items():
-        payload = f"{place}/{checkpoint_id}.pt"
-        marks = {IN_TRASH: ".deleted", IN_QUARANTINE: ".quarantined", RECORD_ALONE: ".quarantined"}
-        mark = marks.get(was) if isinstance(was, str) else None
-        expected |= {payload, f"{place}/.{checkpoint_id}{mark}" if mark else f"{place}/{checkpoint_id}.json"}
-    if left := sorted(path for path in machine.files() if path not in expected and not residue(path)):
+    wait()
+    _clean_up_everything(machine)
+    expected = _expected_files(machine)
+    if left := sorted(key for key in machine.files() if key not in expected and not _may_stay(key)):
         yield f"left behind: {left}"
+
+
+def _clean_up_everything(machine: Machine) -> None:
+    machine.manager().cleanup_checkpoints()
+    manager = machine.manager(trash_seconds=0)
+    manager.cleanup_checkpoints()
+    manager.cleanup_backups()
+
+
+def _expected_files(machine: Machine) -> set[str]:
+    """The files that a record names, and those of ids that are gone, which stay for a day."""
+    expected = {*FOREIGN, *DERIVED, BARE}
+    for place in PLACES:
+        view = machine.experiment(place).index.view()
+        expected |= {
+            f"{place}/{error.checkpoint_id}{suffix}" for error in view.unreadable for suffix in (".json", ".pt")
+        }
+        for manifest in (*view.manifests, *view.deleted):
+            names = [f"{manifest.checkpoint_id}.json", *(file.name for file in manifest.files)]
+            expected |= {f"{place}/{name}" for name in names}
+        expected |= {f"{place}/{claim.checkpoint_id}.json" for claim in view.claims if claim.state == "gone"}
+    return expected
+
+
+def _may_stay(key: str) -> bool:
+    """Pointers stay, so that copies know each other; of an export that was cut off, so does its payload."""
+    place, _, name = key.rpartition("/")
+    return place.endswith(("/uids", "/keys")) or (place == "exported" and name.endswith(".pt"))

@@ -1,43 +1,41 @@
 """Rows 3 and 4: power loss at any moment of any operation, and what happens when a barrier is missing.
 
-The real code runs on a :class:`~tests.torture.model_store.Disk`, step by step. After each step the disk may lose power
-and come up in any state that POSIX permits; or the process is killed, and the power goes while the next one works. Each
-state is given to the real code again, which must find
+The real code runs on the real local store, whose system calls a :class:`~tests.torture.disk.Disk` notes. After each of
+them the disk may lose power and come up in any state that POSIX permits; or the process is killed, and the power goes
+while the next one works. Each state is put into a store in memory and given to the real code again, which must find
 
 - every checkpoint as it was before the operation, or as the operation leaves it; once that is acknowledged, the latter;
 - none that is listed and broken, unless it was broken before;
 - every foreign file untouched;
-- nothing that keeps the next save and cleanup from working.
-
-There are two exceptions. A checkpoint whose deletion was acknowledged may come back, whole: that is no loss. And the
-marker of a save is not made durable, so a marker that says nothing may stay, and a payload that nobody looks at, of a
-save that was never acknowledged. They take no checkpoint's place, and ``ckpt doctor`` shows them.
+- nothing that keeps the next save and cleanup from working, and nothing that a sweep leaves behind a day later.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckpt_lib.errors import CheckpointError
+from tests.torture.disk import Barrier, Disk, Moment, State
 from tests.torture.machine import (
     ACTIONS,
     FOREIGN,
-    IN_QUARANTINE,
     IN_TRASH,
-    RECORD_ALONE,
     Key,
     NothingToDo,
     View,
+    another_process,
+    in_memory,
     on_disk,
     quiet,
     recover,
     start_state,
+    wait_long,
 )
-from tests.torture.model_store import Barrier, Disk, Moment, State, source_line
 from tests.torture.rows import Outcome, Row
 
 SCENARIOS: list[tuple[str, ...]] = [
@@ -59,6 +57,17 @@ FROM_NOTHING = ("save", "back up", "export")
 
 # --- the judgement ---
 
+_numbers = itertools.count()
+
+
+def new_disk(folder: Path, state: State, *, ignored: Collection[Barrier] = ()) -> Disk:
+    """Return a disk in a subfolder of its own."""
+    return Disk(_new_place(folder), state, ignored=ignored)
+
+
+def _new_place(folder: Path) -> Path:
+    return folder / f"disk-{next(_numbers)}"
+
 
 @dataclass
 class Watch:
@@ -70,20 +79,18 @@ class Watch:
     """How many states of one moment are looked at, if there are more."""
     recover: bool = True
     """Whether each state must also take a save and a cleanup."""
+    keeps_killed: bool = False
+    """Whether ``killed`` is filled."""
     violations: list[str] = field(default_factory=list)
     states: set[int] = field(default_factory=set)
     last_state: State = field(default_factory=dict)
     uncertain: dict[Key, set[object]] = field(default_factory=dict)
-    """What a checkpoint may be besides, by operations that are over: deletions, and those that were killed."""
-    killed: list[Disk] = field(default_factory=list)
+    """What a checkpoint may be besides, by an operation that was killed."""
+    killed: list[Callable[[Path], Disk]] = field(default_factory=list)
     """The disk after each step of the last operation, as a kill at that moment leaves it to the next process."""
     _judged: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        with on_disk(self.disk) as machine:
-            self.known = set(machine.view())
-        self.known_before = set(self.known)
-        self._coming: set[Key] = set()
         self.between: dict[Key, set[object]] = {}
         self._actions = random.Random(f"{self.seed} actions")  # its own: what is done depends on no limit
         self._losses = random.Random(f"{self.seed} losses")
@@ -95,13 +102,14 @@ class Watch:
     def run(self, name: str) -> bool:
         """Do it, and judge; false when there was nothing to do."""
         moments: list[Moment] = []
-        with on_disk(self.disk) as machine:
+        with another_process(), on_disk(self.disk) as machine:
             before = machine.view()
-            self.killed, self.known_before = [], set(self.known)
+            self.killed = []
 
             def note() -> None:
                 moments.append(self.disk.moment())
-                self.killed.append(self.disk.after_kill())
+                if self.keeps_killed:
+                    self.killed.append(self.disk.after_kill())
 
             self.disk.on_change = note
             try:
@@ -111,15 +119,10 @@ class Watch:
                 acknowledged = False
             self.disk.on_change = lambda: None
             after = machine.view()
-        self._coming = after.keys() - before.keys()
         self.between = {key: {before.get(key), after.get(key)} for key in {*before, *after}}
-        for key, facts in before.items():
-            if key not in after:
-                self.uncertain.setdefault(key, set()).add(facts)
         for number, moment in enumerate(moments, start=1):
             self._judge_all(moment, (before, after), f"{name}, step {number} of {len(moments)}")
         if acknowledged:
-            self.known |= after.keys() - before.keys()
             self._judge_all(self.disk.moment(), (after,), f"{name}, acknowledged")
         return acknowledged
 
@@ -133,37 +136,27 @@ class Watch:
                 self.violations += [f"{where}: {found}" for found in self._judge(state, views)]
 
     def _judge(self, state: State, views: tuple[View, ...]) -> Iterator[str]:
-        with on_disk(Disk(state)) as machine:
+        with another_process(boot="the next one"), in_memory(state) as machine:
             try:
                 found = machine.view()
                 yield from self._compare(found, views)
-                yield from (f"{path} was changed" for path, data in FOREIGN.items() if state.get(path, data) != data)
+                yield from (f"{key} was changed" for key, data in FOREIGN.items() if state.get(key, data) != data)
                 if self.recover:
-                    yield from recover(machine, found, self._is_residue)
+                    yield from recover(machine, found, lambda: wait_long(machine))
             except Exception as error:
                 yield f"{type(error).__name__}: {error}"
 
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
-            seen, uncertain = {view.get(key) for view in views}, self.uncertain.get(key, set())
-            allowed = seen | uncertain
-            # On its way out of quarantine, or killed there, which a person ends.
-            if any({None, IN_QUARANTINE} <= on_the_way for on_the_way in (seen, uncertain)):
-                allowed.add(RECORD_ALONE)
-            if None in allowed:  # on its way out, or back in
+            allowed = {view.get(key) for view in views} | self.uncertain.get(key, set())
+            if None in allowed and len(allowed) > 1:  # on its way out, or back in
                 allowed.add(IN_TRASH)
             if (facts := found.get(key)) not in allowed:
                 yield f"{'/'.join(key)}: {_said(facts)} instead of {' or '.join(sorted(map(_said, allowed)))}"
 
-    def _is_residue(self, path: str) -> bool:
-        place, _, name = path.rpartition("/")
-        key = (place, name.partition(".")[0])
-        is_known = key in self.known and key not in self._coming  # one that was removed for good may be saved anew
-        return name.endswith(".saving") or (name.endswith(".pt") and not is_known)
-
 
 def _said(facts: object) -> str:
-    return "nothing" if facts is None else f"a whole one ({hash(facts)})" if isinstance(facts, bytes) else str(facts)
+    return "nothing" if facts is None else "a whole one" if isinstance(facts, bytes) else str(facts)
 
 
 # --- the rows ---
@@ -172,40 +165,42 @@ def _said(facts: object) -> str:
 def lose_power(count: int, seed: str, folder: Path) -> Outcome:
     """Row 3: every moment of each scenario, or of half of them for a sample, and then of random histories."""
     outcome, per_action, number = Outcome(), dict[str, int](), 0
+    is_full = count >= ROWS[0].count
     with quiet():
         scenarios = _scenarios()
-        if count < ROWS[0].count:
+        if not is_full:
             scenarios = random.Random(seed).sample(scenarios, len(scenarios) // 2)
         for names, start in scenarios:
-            watch = Watch(Disk(start), f"{seed} {names}", max(2, count // 200))
+            watch = Watch(new_disk(folder, start), f"{seed} {names}", max(2, count // 200))
+            watch.keeps_killed = len(names) == 1 and (is_full or watch.is_chosen(0.2))
             for name in names:
                 watch.run(name)
-                if len(names) == 1 and (count >= ROWS[0].count or watch.is_chosen(0.2)):
-                    _kill_first(outcome, per_action, watch, name, count)
+            _kill_first(outcome, per_action, watch, names[-1], folder, is_full=is_full)
             _add(outcome, per_action, watch, " + ".join(names))
         start = start_state()
         while outcome.injected < count or number < count // 100:
-            _history(outcome, per_action, start, f"{seed} history {number}")
+            _history(outcome, per_action, start, f"{seed} history {number}", folder)
             number += 1
     shown = ", ".join(f"{name} {states}" for name, states in sorted(per_action.items()))
     outcome.detail = f"{number} random histories; distinct states: {shown}"
     return outcome
 
 
-def _kill_first(outcome: Outcome, per_action: dict[str, int], killed: Watch, name: str, count: int) -> None:
+def _kill_first(
+    outcome: Outcome, per_action: dict[str, int], killed: Watch, name: str, folder: Path, *, is_full: bool
+) -> None:
     """Kill the process after each step of an operation, or after a few, and lose power while the next one works."""
     steps = range(len(killed.killed))
-    for step in steps if count >= ROWS[0].count else random.Random(killed.seed).sample(steps, min(2, len(steps))):
-        for follower in ("empty the trash", "save", name):
-            watch = _after_kill(killed, step, follower, limit=5)
+    for step in steps if is_full else random.Random(killed.seed).sample(steps, min(2, len(steps))):
+        for follower in dict.fromkeys(("empty the trash", "save", name)):
+            watch = _after_kill(killed, step, follower, folder, limit=5)
             _add(outcome, per_action, watch, "after a kill")
 
 
-def _after_kill(killed: Watch, step: int, follower: str, *, limit: int) -> Watch:
+def _after_kill(killed: Watch, step: int, follower: str, folder: Path, *, limit: int) -> Watch:
     """The watch over what the next process does after the last operation of ``killed`` was killed at that step."""
     seed = f"{killed.seed} killed at {step}, {follower}"
-    watch = Watch(killed.killed[step].after_kill(), seed, limit, killed.recover)
-    watch.known = set(killed.known_before)
+    watch = Watch(killed.killed[step](_new_place(folder)), seed, limit, killed.recover)
     watch.uncertain = {key: set(facts) for key, facts in killed.between.items()}
     watch.run(follower)
     return watch
@@ -216,69 +211,78 @@ def _scenarios() -> list[tuple[tuple[str, ...], State]]:
     return [(FROM_NOTHING, {}), *((names, start) for names in SCENARIOS)]
 
 
-def _history(outcome: Outcome, per_action: dict[str, int], start: State, seed: str) -> None:
+def _history(outcome: Outcome, per_action: dict[str, int], start: State, seed: str, folder: Path) -> None:
     """Operations one after the other, now and then a loss of power, and the next go on from what that left."""
     source = random.Random(seed)
-    watch = Watch(Disk(start), seed, limit=3)
+    watch = Watch(new_disk(folder, start), seed, limit=3)
     for number in range(8):
         watch.run(source.choice(list(ACTIONS)))
         if watch.last_state and source.random() < 0.3:
             _add(outcome, per_action, watch, "random histories")
-            watch = Watch(Disk(watch.last_state), f"{seed} {number}", limit=3)
+            watch = Watch(new_disk(folder, watch.last_state), f"{seed} {number}", limit=3)
     _add(outcome, per_action, watch, "random histories")
 
 
 def _add(outcome: Outcome, per_action: dict[str, int], watch: Watch, name: str) -> None:
+    watch.disk.remove()
     outcome.injected += len(watch.states)
     per_action[name] = per_action.get(name, 0) + len(watch.states)
     outcome.violations += [f"[{watch.seed}] {violation}" for violation in watch.violations]
 
 
-def barriers(seed: str) -> dict[Barrier, list[tuple[tuple[str, ...], State]]]:
-    """Every place in the code that makes something durable, and the scenarios that come by it."""
+NEEDED_BY_THE_CONTRACT = "Publisher.delete"
+"""A deletion is made durable because a store promises so. Nothing here relies on it: whatever power loss brings back is
+what a record calls gone, and the next sweep removes it.
+"""
+
+
+def barriers(seed: str, folder: Path) -> dict[Barrier, list[tuple[tuple[str, ...], State]]]:
+    """Every place in the store that makes something durable, and the scenarios that come by it."""
     found: dict[Barrier, list[tuple[tuple[str, ...], State]]] = {}
     for names, start in _scenarios():
-        watch = Watch(Disk(start), f"{seed} {names}", limit=0)
+        watch = Watch(new_disk(folder, start), f"{seed} {names}", limit=0)
         for name in names:
             watch.run(name)
+        watch.disk.remove()
         for barrier in watch.disk.barriers:
-            found.setdefault(barrier, []).append((names, start))
+            if NEEDED_BY_THE_CONTRACT not in barrier:
+                found.setdefault(barrier, []).append((names, start))
     return found
 
 
-def find_violation(barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str) -> str | None:
+def find_violation(
+    barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str, folder: Path
+) -> str | None:
     """What goes wrong, in one state at least, when that barrier is passed over; ``None`` if nothing does."""
-    return next(_violations(barrier, scenarios, seed), None)
+    return next(_violations(barrier, scenarios, seed, folder), None)
 
 
-def _violations(barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str) -> Iterator[str]:
+def _violations(
+    barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str, folder: Path
+) -> Iterator[str]:
     for recovers in (False, True):  # what is cheap to see, first
         for names, start in scenarios:
-            watch = Watch(Disk(start, ignored=[barrier]), f"{seed} {names}", 20, recovers)
+            disk = new_disk(folder, start, ignored=[barrier])
+            watch = Watch(disk, f"{seed} {names}", 20, recovers)
             for name in names:
                 watch.run(name)
                 yield from watch.violations
-    for first in ("delete", "undelete"):
-        killed = Watch(Disk(start_state(), ignored=[barrier]), f"{seed} {first}", 1, recover=False)
-        killed.run(first)
-        for step in range(len(killed.killed)):
-            watch = _after_kill(killed, step, "empty the trash", limit=20)
-            yield from (f"killed during {first}, step {step}: {violation}" for violation in watch.violations)
+            disk.remove()
 
 
 def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
     """Row 4: without any one of the barriers, row 3 fails. ``count`` of them, or all for 0."""
     outcome, caught = Outcome(), list[str]()
     with quiet():
-        found = barriers(seed)
+        found = barriers(seed, folder)
         chosen = sorted(found) if not count else random.Random(seed).sample(sorted(found), min(count, len(found)))
         for barrier in chosen:
-            violation = find_violation(barrier, found[barrier], seed)
+            violation = find_violation(barrier, found[barrier], seed, folder)
             outcome.injected += 1
             if violation is None:
-                outcome.violations.append(f"[{seed}] nothing goes wrong without {describe(barrier, found)}")
+                outcome.violations.append(f"[{seed}] nothing goes wrong without {barrier}")
             else:
-                caught.append(f"{describe(barrier, found)}: {_what_is_wrong(violation)}")
+                caught.append(f"{barrier}: {_what_is_wrong(violation)}")
     outcome.detail = "; ".join(caught)
     return outcome
 
@@ -286,17 +290,7 @@ def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
 def _what_is_wrong(violation: str) -> str:
     """The violation without the ids, which tell of the moment of the run."""
     found = re.search(r": ([^:]*?) instead of", violation)
-    return found[1] if found else violation.rpartition(": ")[0].rpartition(": ")[2]
-
-
-def describe(barrier: Barrier, among: Collection[Barrier]) -> str:
-    """Where a barrier is, by the code's own words: line numbers change too often."""
-    line = source_line(barrier)
-    if not line:
-        return f"{barrier.function} ({barrier.kind})"
-    same = [other for other in sorted(among) if other.function == barrier.function and source_line(other) == line]
-    number = f", {same.index(barrier) + 1} of {len(same)}" if len(same) > 1 else ""
-    return f"{barrier.function} `{line}` ({barrier.kind}{number})"
+    return found[1] if found else violation.rpartition(": ")[2]
 
 
 ROWS = [
