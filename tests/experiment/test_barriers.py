@@ -1,64 +1,135 @@
-"""Barriers: the protocol needs each one, and the local store makes each one a real ``fsync`` in the right place."""
+"""Barriers: whatever a kill or power loss leaves of an operation on a local disk, no promise is broken by it."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import stat
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.experiment import commit
-from ckpt_lib.store import open_store
-from ckpt_lib.testing import BitFlip, FaultPlan, faults_injected
-from tests.helpers import MakeManager, ids, save
-from tests.torture.machine import ACTIONS, quiet, start_state
-from tests.torture.model_store import Disk, source_line
-from tests.torture.power_loss import SCENARIOS, Watch, barriers, find_violation
+from ckpt_lib.experiment import claims
+from ckpt_lib.store.local import folders
+from tests.experiment.crashes import OPERATIONS, Place, broken_promises, prepare
+from tests.store.helpers import in_fork
+from tests.store.systems import Disk, Watched
+from tests.torture.runner import memory_folder
 
-
-def test_the_protocol_has_these_barriers_and_needs_each() -> None:
-    """Every place in the code that makes something durable is known to the model, and harm follows without it."""
-    with quiet():
-        found = barriers("test")
-        assert {barrier.function.partition(".")[0] for barrier in found} == {"commit", "the store"}
-        assert {barrier.kind for barrier in found} == {"file", "file put", "file patched", "names", "folder made"}
-        code = Path(commit.__file__).read_text(encoding="utf-8").splitlines()
-        written = {
-            number
-            for number, line in enumerate(code, start=1)
-            if re.search(r"\.sync\(\)|held\.put\(|held\.patch\(", line) and "durable=False" not in line
-        }
-        assert {barrier.line for barrier in found if barrier.kind != "folder made"} == written
-        for barrier in found:
-            assert find_violation(barrier, found[barrier], "test"), source_line(barrier)
+NAMINGS = ("link", "replace", "unlink")
+"""The system calls that change what others see. A kill loses nothing: all moments between two of them are alike."""
 
 
-def test_every_action_is_looked_at() -> None:
-    """In some scenario, step by step."""
-    assert {name for names in SCENARIOS for name in names} == set(ACTIONS)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory, where there is one: nobody waits for a disk."""
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as found:
+        yield Path(found)
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_power_loss_at_any_step(name: str) -> None:
-    """A few of the states in which the disk may come up; each action changes it, so that none is judged by nothing."""
-    with quiet():
-        watch = Watch(Disk(start_state()), f"seed {name}", limit=5)
-        assert any(watch.run(name) and watch.states for _ in range(5))
-        assert watch.violations == []
+# --- kills ---
 
 
-# --- the local store ---
+class _Killing(Watched):
+    """Kills the process before its ``at``-th change of a name."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._left = at
+
+    def before(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self._left -= name in NAMINGS
+        if not self._left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_any_step_nothing_is_broken(folder: Path, name: str) -> None:
+    """Nothing partial is seen, what was acknowledged is there, and what comes next needs no repair."""
+    prepared = Place(folder / "prepared")
+    prepare(prepared)
+    code, at = -signal.SIGKILL, 0
+    while code:
+        at += 1
+        place = replace(prepared, root=folder / str(at))
+        shutil.copytree(prepared.root, place.root)
+
+        def work(place: Place = place, at: int = at) -> None:
+            system = _Killing(at)
+            system.armed = True
+            OPERATIONS[name].act(replace(place, system=system))
+
+        code = in_fork(work)
+        assert broken_promises(place, name, is_acknowledged=not code) == [], at
+        shutil.rmtree(place.root)
+    assert at > 2
+
+
+# --- power loss ---
+
+
+class _LosingPower(Disk):
+    """Collects what power loss would leave at each step: every mix of the names that are not surely on the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[Path, bytes]] = []
+        self.collects = False
+
+    def before(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if self.collects and name in (*NAMINGS, "fsync_folder"):
+            self.collect()
+
+    def collect(self) -> None:
+        for contents in product(*(dict.fromkeys(values) for values in self._names.values())):
+            state = {path: found for path, found in zip(self._names, contents, strict=True) if found is not None}
+            if state not in self.states:
+                self.states.append(state)
+
+
+def _come_up(state: dict[Path, bytes], old: Path, new: Path) -> None:
+    """Write what is left of a disk to another place."""
+    for path in sorted(state, key=lambda path: len(path.parts)):
+        copied = new / path.relative_to(old)
+        if state[path] == b"folder":
+            copied.mkdir(exist_ok=True)
+        elif copied.parent.is_dir():
+            copied.write_bytes(state[path])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_power_loss_at_any_step_breaks_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever was not synced may be lost or not, each by itself; once it is acknowledged, nothing can be lost."""
+    monkeypatch.setattr(folders, "_durable", set())
+    disk = _LosingPower()
+    disk.armed = True
+    place = Place(folder / "lost", disk)
+    prepare(place)
+    disk.collects = True
+    OPERATIONS[name].act(place)
+    crashed = disk.states
+    disk.states = []
+    disk.collect()
+    (acknowledged,) = disk.states
+    monkeypatch.setattr(claims, "is_proven_dead", lambda _: True)
+    for number, state in enumerate([*crashed, acknowledged]):
+        up = Place(folder / str(number), started=place.started)
+        up.root.mkdir()
+        _come_up(state, place.root, up.root)
+        assert broken_promises(up, name, is_acknowledged=state is acknowledged) == [], number
+        shutil.rmtree(up.root)
+    assert len(crashed) > 1
+
+
+# --- the kernel ---
 
 _SCRIPT = """
 import os, sys, torch
@@ -111,7 +182,7 @@ def test_each_barrier_is_an_fsync_of_the_kernel(tmp_path: Path) -> None:
     assert log.violations == []
     names = [Path(name).name for name in log.published]
     assert sum(name.endswith(".pt") for name in names) == 2
-    assert sum(name.endswith(".json") and name.startswith("checkpoint_epoch") for name in names) == 4
+    assert sum(name.endswith(".json") and name.startswith("checkpoint_epoch") for name in names) >= 8
 
 
 class _Log:
@@ -153,9 +224,7 @@ class _Log:
         found = []
         for descriptor, name in re.findall(r'(?:\d+|AT_FDCWD)<([^>]*)>(?:, "([^"]*)")?', rest):
             found.append(os.path.normpath(os.path.join(descriptor, name)) if name else descriptor)
-        if not found:
-            found = re.findall(r'"([^"]*)"', rest)
-        return found
+        return found or re.findall(r'"([^"]*)"', rest)
 
     def _moved(self, source: str, target: str, *, is_link: bool) -> None:
         if source in self.unsynced:
@@ -164,10 +233,8 @@ class _Log:
                 self.violations.append(f"{target} got its name before its bytes were durable")
         if self._must_last(target):
             self.published.append(target)
-            if target.endswith(".json"):
-                payload = target.removesuffix(".json") + ".pt"
-                if payload in self.unsure.get(os.path.dirname(target), []):
-                    self.violations.append(f"{target} got its name before {payload} was durable")
+            if unsure := [name for name in self.unsure.get(os.path.dirname(target), []) if self._must_last(name)]:
+                self.violations.append(f"{target} got its name before {unsure} was durable")
         self._changed(target)
         if not is_link:
             self._changed(source)
@@ -178,137 +245,4 @@ class _Log:
     def _must_last(self, path: str) -> bool:
         """Whether it is a checkpoint's, or a folder: not the store's own, nor derived."""
         name = os.path.basename(path)
-        inside = path.startswith(self.root + "/") and ".ckpt-" not in path
-        return inside and name != "checkpoint_metadata.json" and not name.endswith((".saving", ".deleted"))
-
-
-def test_a_folder_that_a_killed_process_made_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have died between making it and making that durable: each process sees to it once."""
-    (tmp_path / "store" / "run").mkdir(parents=True)
-    synced: list[str] = []
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    store = open_store(tmp_path / "store")
-    store.open_write("run").discard()
-    assert synced == [str(tmp_path), str(tmp_path / "store")]
-    store.open_write("run").discard()
-    assert len(synced) == 2
-
-
-def test_a_folder_under_another_name_is_made_durable_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Moved, or another one that has the number of one that is gone: what was durable was the other name."""
-    store = open_store(tmp_path / "store")
-    store.open_write("run").discard()
-    (tmp_path / "store").rename(tmp_path / "moved")
-    (tmp_path / "moved" / "run").rename(tmp_path / "moved" / "on")
-    synced: list[str] = []
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    open_store(tmp_path / "moved").open_write("on").discard()
-    assert synced == [str(tmp_path), str(tmp_path / "moved")]
-
-
-def test_each_folder_above_a_new_one_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first that was there down to the experiment's, before anything is put in."""
-    synced: list[str] = []
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    open_store(tmp_path / "a" / "b").open_write("run").discard()
-    places = [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
-    assert [place for number, place in enumerate(synced) if place not in synced[:number]] == places
-
-
-def test_a_sweep_makes_durable_what_it_goes_on_from(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever deleted the manifest may have been killed before that was durable: the payload goes after it."""
-    manager = make_manager(trash_seconds=0, backup_checkpoints=False)
-    save(manager, 1)
-    folder = Path(manager.config.checkpoint_dir) / "run"
-    (checkpoint_id,) = ids(manager)
-    (folder / f"{checkpoint_id}.json").rename(folder / f".{checkpoint_id}.deleted")
-    order: list[str] = []
-    for name in ("fsync", "rename"):
-        monkeypatch.setattr(os, name, _noting(name, getattr(os, name), order))
-    manager.empty_trash()
-    payload = order.index(f"rename {checkpoint_id}.pt")
-    assert "fsync run" in order[:payload]
-    assert "fsync run" in order[payload:]
-
-
-def _noting(name: str, real: Callable[..., Any], order: list[str]) -> Callable[..., Any]:
-    def call(first: Any, *arguments: Any, **options: Any) -> Any:
-        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
-        order.append(f"{name} {os.path.basename(path)}")
-        return real(first, *arguments, **options)
-
-    return call
-
-
-# --- reading back ---
-
-
-@pytest.mark.parametrize("size", [10, 3_000_000])
-def test_a_save_that_went_wrong_on_the_way_is_refused(make_manager: MakeManager, size: int) -> None:
-    """Small and in several chunks: the error has the place, nothing is left, and the next save works."""
-    manager = make_manager(verify_after_write=True, backup_checkpoints=False)
-    save(manager, 1)
-    model = torch.nn.Linear(size, 1)
-    flip = BitFlip(900 if size == 10 else 7_000_000, bit=5, path="run/")
-    with faults_injected(FaultPlan(write_flips=[flip])):
-        failing = make_manager(verify_after_write=True, backup_checkpoints=False)
-        with pytest.raises(CorruptCheckpointError, match="does not give back") as raised:
-            failing.save_checkpoint(model=model, epoch=2)
-        (damage,) = raised.value.damages
-        assert damage.start <= flip.offset_bytes < damage.stop
-    assert len(ids(manager)) == 1
-    assert manager.save_checkpoint(model=model, epoch=2)
-    assert not list(Path(manager.config.checkpoint_dir).rglob("*.saving"))
-
-
-def test_a_disk_that_gives_other_bytes_back_is_a_store_that_fails(make_manager: MakeManager, tmp_path: Path) -> None:
-    """Another folder takes over; when there is none, training may go on without."""
-    with faults_injected(FaultPlan(write_flips=[BitFlip(900, path="run/")])):
-        home = open_store(make_manager().config.checkpoint_dir)
-        failing = make_manager(verify_after_write=True, on_save_failure="warn")
-        assert failing.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1) is None
-    manager = make_manager(verify_after_write=True, fallback_dir=str(tmp_path / "fallback"))
-    target = manager._saver._writer.primary
-    target.folder = replace(target.folder, store=home)
-    saved = manager.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1)
-    assert [item.checkpoint_id for item in manager.list_stranded()] == [saved]
-    assert manager.validate_checkpoint(str(saved))
-    assert ids(manager) == []
-
-
-def test_a_fallback_folder_is_read_back_as_well(make_manager: MakeManager, tmp_path: Path) -> None:
-    """Where its disk gives other bytes back too, nothing is acknowledged."""
-    with faults_injected(FaultPlan(write_flips=[BitFlip(900, path="run/"), BitFlip(901, path="run/")])):
-        manager = make_manager(verify_after_write=True, fallback_dir=str(tmp_path / "fallback"))
-        with pytest.raises(CorruptCheckpointError, match="does not give back"):
-            manager.save_checkpoint(model=torch.nn.Linear(10, 1), epoch=1)
-    assert (ids(manager), manager.list_stranded()) == ([], [])
-
-
-def test_without_reading_back_it_is_found_by_validation(make_manager: MakeManager) -> None:
-    """The digests are of what was handed over, not of what was written."""
-    with faults_injected(FaultPlan(write_flips=[BitFlip(900, path="run/")])):
-        manager = CheckpointManager(
-            CheckpointConfig(checkpoint_dir=make_manager().config.checkpoint_dir, backup_checkpoints=False), "run"
-        )
-        save(manager, 1)
-    assert not manager.validate_checkpoint("latest")
+        return path.startswith(self.root + "/") and ".ckpt-" not in path and name != "checkpoint_metadata.json"
