@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, IntegrityError, UnsupportedSchemaError
-from ckpt_lib.store import leases
-from ckpt_lib.store.owners import this_process
+from ckpt_lib.core.manifest import Claim, Manifest, parse_record
+from ckpt_lib.core.owners import Owner
+from ckpt_lib.errors import CheckpointError, CorruptManifestError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.experiment.layout import CLOCK_NAME, key_name, uid_name
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.folder_lock import LOCK_NAME
 from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for, open_run, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
@@ -160,16 +162,16 @@ def spell(choice: random.Random, fields: dict[str, Any]) -> bytes:
 def _read_back(data: bytes) -> str | None:
     """What is wrong with how a manifest is read: a typed error is right, and so is one that rebuilds these bytes."""
     try:
-        manifest = Manifest.from_bytes(data, path="fuzz")
-        described = manifest.describe()
-        again = manifest.to_bytes()
+        record = parse_record(data, path="fuzz")
+        described = record.describe() if isinstance(record, Manifest) else record
+        again = record.to_bytes()
     except (IntegrityError, UnsupportedSchemaError):
         return None
     except CheckpointError as error:
         return f"it was read, and then {type(error).__name__}: {error}"
-    if Manifest.from_bytes(again, path="fuzz").to_bytes() != again:
+    if parse_record(again, path="fuzz").to_bytes() != again:
         return "it is another one after each rewrite"
-    if described.checkpoint_id != manifest.checkpoint_id:
+    if described.checkpoint_id != record.checkpoint_id:
         return "it is described as another"
     return None
 
@@ -177,13 +179,12 @@ def _read_back(data: bytes) -> str | None:
 def fuzz(count: int, seed: str, folder: Path) -> Outcome:
     """Read each manifest; put every fortieth, or another small file, into a folder that is worked with."""
     outcome = Outcome()
-    base = manifest_for(
-        torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",)
-    ).to_bytes()
+    manifest = manifest_for(torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",))
+    bases = manifest.to_bytes(), _claim().to_bytes()
     worked = 0
     for number in range(count):
         choice = random.Random(f"{seed} {number}")
-        data = spell(choice, mutate(choice, json.loads(base)))
+        data = spell(choice, mutate(choice, json.loads(bases[choice.random() < 0.25])))
         outcome.injected += 1
         try:
             problem = _read_back(data)
@@ -202,37 +203,32 @@ def fuzz(count: int, seed: str, folder: Path) -> Outcome:
 
 
 _OTHER_ID = "checkpoint_epoch_0007_step_000007_20260102_030407"
-_TOKEN = "0123456789abcdef"
+_KEY_NAME = key_name("a key")
 _FILES = {
     "the manifest": f"{PLANTED_ID}.json",
     "another manifest": f"{_OTHER_ID}.json",
     "a backup's": f"backups/{PLANTED_ID}.json",
     "the snapshot": "checkpoint_metadata.json",
     "the scrub's record": ".ckpt-scrub.json",
-    "a save's marker": f".{_OTHER_ID}.saving",
-    "a deletion's marker": f".{_OTHER_ID}.deleted",
-    "a quarantine's marker": f".{_OTHER_ID}.quarantined",
-    "a lease": f".ckpt-lease-{_TOKEN}/lease",
-    "a lock": ".ckpt-lock/1",
-    "a lease of no folder": f".ckpt-lease-{_TOKEN}",
-    "an unfinished file": f".ckpt-lease-{_TOKEN}/0",
-    "a broken lease": f".ckpt-broken-{_TOKEN}-00000000",
+    "the pointer of a key": _KEY_NAME,
+    "the pointer of a copy": uid_name(manifest_for(b"").uid),
+    "the clock": CLOCK_NAME,
+    "the lock": f"{OWN_FOLDER}/{LOCK_NAME}",
+    "an unfinished file": f"{OWN_FOLDER}/0123456789abcdef.tmp",
+    "a file of no save": f"{PLANTED_ID}.0123456789abcdef.pt",
 }
 
 
-def _lease(choice: random.Random) -> bytes:
-    owner = {"host": "h", "system": "s", "pid": 1, "started": "1"}
-    token = choice.choice([_TOKEN, _TOKEN, "../../outside", f"{_TOKEN}/../../outside", "\0", "", "x" * 5000])
-    fields = {"token": token, "owner": owner, "taken_at": "x", "ttl_seconds": 0.2, "holds": {PLANTED_ID: "r"}}
-    if choice.random() < 0.3:  # a process of this very system, with any number
-        owner |= {"system": _this_system(), "pid": choice.choice([0, -1, 2**31, 2**64, 10**30]), "started": ""}
-    else:
-        mutate(choice, fields)
-    return json.dumps(fields).encode()
+def _claim() -> Claim:
+    """A claim of a dead process, which the next sweep ends."""
+    owner = Owner(host="h", system="s", pid=1, started="1")
+    files = (f"{PLANTED_ID}.pt",)
+    return Claim(checkpoint_id=PLANTED_ID, uid="e" * 32, claim="e" * 16, state="saving", owner=owner, files=files)
 
 
-def _this_system() -> str:
-    return this_process().system
+def _pointer(choice: random.Random) -> bytes:
+    fields = {"checkpoint_id": choice.choice([PLANTED_ID, _OTHER_ID]), "uid": "0123456789abcdef" * 2, "gone": False}
+    return json.dumps(mutate(choice, fields)).encode()
 
 
 def _scrub_record(choice: random.Random) -> bytes:
@@ -253,13 +249,13 @@ def _scrub_record(choice: random.Random) -> bytes:
 
 def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
     kind = choice.choice(list(_FILES))
-    if "lease" in kind or "lock" in kind:
-        data = _lease(choice)
+    if "pointer" in kind:
+        data = _pointer(choice)
     elif kind == "the scrub's record":
         data = _scrub_record(choice)
     plant(store, torch_file(small_payload()))
     path = store / EXPERIMENT / _FILES[kind]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_bytes(data)
     (store.parent / "outside").mkdir(exist_ok=True)
     (store / EXPERIMENT / "outside").mkdir()
@@ -273,7 +269,6 @@ def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
 
 def _work(store: Path) -> None:
     """Everything that reads a folder's small files. Each may be refused; the next must work all the same."""
-    leases.LEASE_SECONDS = 0.3
     logging.getLogger("ckpt_lib").setLevel(logging.ERROR)
 
     manager = open_run(store)
@@ -294,6 +289,8 @@ def _work(store: Path) -> None:
     for call in calls:
         with suppress(CheckpointError):
             call()
+    with suppress(CorruptManifestError):  # a pointer that is damaged may mean any checkpoint
+        manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=3, idempotency_key="a key")
     saved = manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2)
     assert saved is not None
     assert manager.validate_checkpoint(saved)
