@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.options import with_options
+from ckpt_lib.cli.options import to_type, with_options
 from ckpt_lib.cli.output import (
     as_age,
     note,
@@ -18,6 +18,7 @@ from ckpt_lib.cli.output import (
     print_facts,
     print_heading,
     print_json,
+    results,
     visible,
     without_names,
 )
@@ -96,8 +97,9 @@ def _print_findings(findings: Sequence[Finding]) -> None:
             item.name,
             _summary(item),
             with_options(without_names(item.message, item.name)),
-            f"fix: {item.fix}" if item.fix else "",
         )
+        if item.fix:  # not wrapped, so that the command can be copied
+            results().print(Text(f"  fix: {visible(to_type(item.fix))}"), soft_wrap=True)
 
 
 def _summary(finding: Finding) -> str:
@@ -143,7 +145,8 @@ def _set_aside(manager: CheckpointManager, ids: Sequence[str], *, backups: bool,
         print_json({"experiment_name": manager.experiment_name, "reports": outcomes})
         return
     for report in reports:
-        print_facts({"backup" if backups else "checkpoint": report.checkpoint_id, "result": report.message})
+        result = without_names(report.message, report.checkpoint_id)
+        print_facts({"backup" if backups else "checkpoint": report.checkpoint_id, "result": result})
 
 
 def _list(manager: CheckpointManager, *, backups: bool, as_json: bool) -> None:

@@ -200,9 +200,11 @@ def repair(
         print_json(report)
         return
     facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
-    facts |= {"rewritten": size_text(report.bytes_rewritten)} if report.damages else {"result": report.message}
-    for damage in report.damages:
-        facts["was"] = f"{facts['was']}\n{damage.message}" if "was" in facts else damage.message
+    if report.damages:
+        facts["rewritten"] = size_text(report.bytes_rewritten)
+        facts["was"] = "\n".join(without_names(damage.message, report.checkpoint_id) for damage in report.damages)
+    else:
+        facts["result"] = report.message
     print_facts(facts)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, IntegrityError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import imports, quarantine, transfer
@@ -82,7 +82,12 @@ class Copies:
     def repair(self, name: str, progress: Progress | None) -> RepairReport:
         """Repair a checkpoint from its backup."""
         home, backups = self._pair()
-        report = self._repair(home, backups, self.locations.catalogue.id_of(name), progress)
+        checkpoint_id = self.locations.catalogue.id_of(name)
+        try:
+            report = self._repair(home, backups, checkpoint_id, progress)
+        except CheckpointNotFoundError:
+            self.locations.catalogue.resolve(checkpoint_id)  # raises an error that says where it may be found
+            raise
         self.snapshot.write()
         return report
 
@@ -96,7 +101,13 @@ class Copies:
     def _repair(
         self, experiment: Experiment, other: Experiment, checkpoint_id: str, progress: Progress | None
     ) -> RepairReport:
-        report = repair(experiment, checkpoint_id, other, progress)
+        try:
+            report = repair(experiment, checkpoint_id, other, progress)
+        except CorruptCheckpointError as error:
+            if quarantine.is_quarantined(experiment, checkpoint_id):
+                option = "" if experiment is self.locations.home else "--backups "
+                error.hint = f"{error.hint} `ckpt delete {option}{checkpoint_id}` gives it up."
+            raise
         self.known.remember(experiment, experiment.get(checkpoint_id))
         return report
 

@@ -8,7 +8,7 @@ end left behind.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -131,8 +131,9 @@ class Doctor:
             yield backups.finding("backup location", "", message)
             return
         yield from self._of_side(home, backups)
-        yield from self._of_side(backups, home)
-        yield from self._of_copies(home, backups)
+        of_backups = list(self._of_side(backups, home))
+        yield from of_backups
+        yield from self._of_copies(home, backups, {item.name for item in of_backups if item.kind == "damaged"})
         yield from self._of_snapshot(home)
 
     def _of_side(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
@@ -140,7 +141,7 @@ class Doctor:
         yield from self._of_records(side)
         yield from self._of_damage(side, other)
         yield from self._of_quarantine(side, other)
-        yield from _of_files(side)
+        yield from _of_files(side, other)
         for name in sorted(_links(location(side.experiment.store, side.experiment.path))):
             yield side.finding("link", name, "a link or a device; it is never followed or changed")
 
@@ -215,12 +216,12 @@ class Doctor:
         manifest = side.manifests()[checkpoint_id]
         return side.experiment.is_complete(manifest) and validate(side.experiment, manifest, self.progress).is_valid
 
-    def _of_copies(self, home: _Side, backups: _Side) -> Iterator[Finding]:
-        """Say what only shows when checkpoints and backups are compared."""
+    def _of_copies(self, home: _Side, backups: _Side, damaged: Container[str]) -> Iterator[Finding]:
+        """Say what only shows when checkpoints and backups, of which some are ``damaged``, are compared."""
         records, copied = home.records(), backups.manifests()
         for checkpoint_id, manifest in copied.items():
             original = records.get(checkpoint_id)
-            is_gone = original is None or isinstance(original, Claim)
+            is_gone = (original is None or isinstance(original, Claim)) and checkpoint_id not in damaged
             if original is not None and original.uid != manifest.uid:
                 message = "its backup is of a different checkpoint with that id: choose another backup_dir"
                 yield backups.finding("other checkpoint", checkpoint_id, message)
@@ -296,9 +297,9 @@ class Doctor:
         return "removed"
 
 
-def _of_files(side: _Side) -> Iterator[Finding]:
+def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
     """Say which files no record names."""
-    records, unreadable = side.records(), side.unreadable_ids()
+    records, unreadable, copied = side.records(), side.unreadable_ids(), other.manifests() if other else {}
     for name, entry in sorted(side.entries().items()):
         checkpoint_id = payload_owner(name)
         if checkpoint_id is None:
@@ -311,6 +312,8 @@ def _of_files(side: _Side) -> Iterator[Finding]:
         elif checkpoint_id not in records:
             path = location(side.experiment.store, entry.key)
             message = f"a payload without a manifest: `ckpt import {path}` takes it in"
+            if side.place == "checkpoints" and checkpoint_id in copied:
+                message = f"a payload without a manifest: `ckpt restore {checkpoint_id}` brings back its backup"
             yield side.finding("no manifest", name, message, size_bytes=entry.size_bytes)
         elif not is_ours(records[checkpoint_id], name):
             yield side.finding("unknown", name, "a file that nobody here wrote", size_bytes=entry.size_bytes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.cli.running import on_posix, run, run_json, run_on_terminal
-from tests.helpers import flip_bit
+from tests.helpers import flip_bit, leave_unfinished
 
 
 @pytest.fixture
@@ -27,23 +28,38 @@ def test_doctor_of_a_sound_store(store: Path) -> None:
 
 
 def test_doctor_shows_and_fixes(store: Path, ids: list[str]) -> None:
-    """What it would do, what it did, and what is left."""
-    (store / "digits" / f"{ids[1]}.json").unlink()
+    """A check names the command that fixes a finding, --fix does what that command does, and then it is healthy."""
+    unfinished = leave_unfinished(store / "digits")
     (store / "digits/notes.txt").write_text("mine")
-    shown = run("doctor", store=store, code=1)
-    assert "give it its manifest again" in shown.stdout
+    shown = run("doctor", "--store", store, code=1)
+    assert f"{unfinished}\n  half save (checkpoint)\n" in shown.stdout
+    assert f"  fix: ckpt cleanup --store {store}\n" in shown.stdout
     assert "notes.txt" in shown.stdout
-    assert "1 problem. `ckpt doctor --fix` fixes 1." in shown.stderr
+    assert f"1 problem. `ckpt doctor --fix --store {store}` fixes 1." in shown.stderr
     document = run_json("doctor", store=store, code=1)
     assert [(item["kind"], item["is_problem"]) for item in document["findings"]] == [
-        ("no manifest", True),
+        ("half save", True),
         ("unknown", False),
-        ("stale snapshot", False),
     ]
     fixed = run("doctor", "--fix", store=store)
-    assert "it has its manifest again" in fixed.stdout
+    assert "\nDone\n" in fixed.stdout
     assert "digits: healthy." in fixed.stderr
+    assert not list((store / "digits").glob(f"{unfinished}*"))
     assert run_json("doctor", "--fix", store=store)["done"] == []
+
+
+def test_doctor_leaves_payloads_without_a_manifest_to_a_person(store: Path, ids: list[str]) -> None:
+    """It names what brings the checkpoint back: its backup or, without one, an import."""
+    (store / "digits" / f"{ids[1]}.json").unlink()
+    advised = f"`ckpt restore {ids[1]}` brings back its backup"
+    assert advised in " ".join(run("doctor", "--fix", store=store, code=1).stdout.split())
+    assert f"`ckpt restore {ids[1]}`" in run("repair", ids[1], store=store, code=2).stderr
+    for file in (store / "digits/backups").glob(f"{ids[1]}.*"):
+        file.unlink()
+    shown = " ".join(run("doctor", store=store, code=1).stdout.split())
+    (command,) = re.findall(r"without a manifest: `ckpt ([^`]*)` takes it in", shown)
+    imported = run_json(*shlex.split(command), store=store)
+    assert imported["checkpoint_id"] in run("list", store=store).stdout
 
 
 def test_doctor_tells_of_damage_when_it_reads_everything(store: Path, lost: str) -> None:
@@ -81,10 +97,14 @@ def test_quarantine_of_backups(store: Path, ids: list[str], lost: str) -> None:
 
 
 def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:
-    """A table that people can go by."""
+    """What is damaged, where it lies, how large it is, and what to do."""
     (store / "digits/backups" / f"{ids[0]}.pt").unlink()
     shown = run("doctor", store=store, code=1).stdout
-    assert f"\n{ids[0]}\n  damaged (backup)\n  the payload is missing\n  fix: repair it from its checkpoint" in shown
+    assert re.search(rf"\n{ids[0]}\n  damaged \(backup, \d+\.\d KiB\)\n  the payload is missing; ", shown)
+    (command,) = re.findall("  fix: ckpt (.*)", shown)
+    assert command == f"quarantine --backups {ids[0]}"
+    assert "repaired instead" in run(*command.split(), store=store).stdout
+    run("doctor", "--deep", store=store)
 
 
 @on_posix
@@ -106,7 +126,7 @@ def test_what_is_damaged_fits_a_narrow_terminal(
 
 
 def test_doctor_advises_no_restore_from_a_damaged_backup(store: Path, ids: list[str]) -> None:
-    """A backup that is all that is left, and damaged, is one finding."""
+    """A damaged backup that is all that is left is one finding, and nothing can be restored from it."""
     for name in (f"{ids[0]}.pt", f"{ids[0]}.json"):
         (store / "digits" / name).unlink()
     shown = " ".join(run("doctor", store=store).stdout.split())
@@ -114,8 +134,9 @@ def test_doctor_advises_no_restore_from_a_damaged_backup(store: Path, ids: list[
     flip_bit(store / "digits/backups" / f"{ids[0]}.pt", 300)
     shown = run("doctor", "--deep", store=store, code=1).stdout
     assert "ckpt restore" not in shown
-    assert shown.count(ids[0]) == 1
-    assert "its checkpoint is gone, so that nothing can repair it\n  fix: set it aside" in shown
+    assert f"  fix: ckpt quarantine --backups {ids[0]}\n" in shown
+    found = run_json("doctor", "--deep", store=store, code=1)["findings"]
+    assert [item["kind"] for item in found if item["name"] == ids[0]] == ["damaged"]
 
 
 def test_quarantine_lists_sets_aside_and_deletes(store: Path, ids: list[str], lost: str) -> None:
