@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,26 +22,30 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.testing import BitFlip, FaultPlan, faults_injected
+from tests.torture.disk import State, write_state
 from tests.torture.machine import (
     ACTIONS,
     BROKEN,
     FOREIGN,
     IN_TRASH,
     MODEL,
-    RECORD_ALONE,
     Machine,
     NothingToDo,
     View,
-    on_disk,
+    another_process,
+    in_memory,
     quiet,
     recover,
     start_state,
-    write_state,
 )
-from tests.torture.model_store import Disk, State
 from tests.torture.rows import Outcome, Row
 
-ERRORS = (StoreError, StorageFullError, StorePermissionError, StoreUnavailableError)
+When = Literal["before", "after"]
+FAILURES: tuple[tuple[type[StoreError], When], ...] = (
+    *((error, "before") for error in (StoreError, StorageFullError, StorePermissionError, StoreUnavailableError)),
+    (StoreUnavailableError, "after"),
+)
+"""How an operation fails; the last is done, and its answer lost."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,20 @@ class _Case:
     name: str
     at: int
     error: type[StoreError]
+    when: When
     persistent: bool
 
     def __str__(self) -> str:
-        return f"{self.name}, operation {self.at}, {self.error.__name__}{', from then on' if self.persistent else ''}"
+        how = f"{self.when} it was done{', from then on' if self.persistent else ''}"
+        return f"{self.name}, operation {self.at}, {self.error.__name__} {how}"
+
+    def plan(self) -> FaultPlan:
+        return FaultPlan(fail_at=self.at, when=self.when, error=self.error, persistent=self.persistent)
 
 
-@contextmanager
-def _faulty(disk: Disk, plan: FaultPlan) -> Iterator[Machine]:
-    with on_disk(disk) as machine, faults_injected(plan, scheme="model"):
-        yield machine
-
-
-def _act(disk: Disk, name: str, plan: FaultPlan) -> CheckpointError | None:
+def _act(machine: Machine, name: str, plan: FaultPlan) -> CheckpointError | None:
     """Do something over a store that follows ``plan``; the error of ours that it ended in. Any other comes out."""
-    with _faulty(disk, plan) as machine:
+    with faults_injected(plan, scheme="memory"), another_process():
         try:
             ACTIONS[name](machine, random.Random(name))
         except CheckpointError as error:
@@ -78,56 +81,59 @@ def fail_operations(count: int, seed: str, folder: Path) -> Outcome:
     outcome = Outcome()
     with quiet():
         start = start_state()
+        with in_memory(start) as machine:
+            before = machine.view()
         cases = []
         afters: dict[str, View] = {}
         for name in ACTIONS:
-            counted, done = FaultPlan(), Disk(start)
-            _act(done, name, counted)
-            with on_disk(done) as machine:
+            counted = FaultPlan()
+            with in_memory(start) as machine:
+                _act(machine, name, counted)
                 afters[name] = machine.view()
             ats = range(1, len(counted.calls) + 1)
             cases += [
-                _Case(name, at, error, persistent) for at in ats for error in ERRORS for persistent in (False, True)
+                _Case(name, at, error, when, persistent)
+                for at in ats
+                for error, when in FAILURES
+                for persistent in (False, True)
             ]
         if count:
             cases = random.Random(seed).sample(cases, min(count, len(cases)))
         for case in cases:
             outcome.injected += 1
-            outcome.violations += [f"{case}: {found}" for found in _fail_operation(start, case, afters[case.name])]
+            with in_memory(start) as machine:
+                found = _fail_operation(machine, case, before, afters[case.name])
+                outcome.violations += [f"{case}: {violation}" for violation in found]
     outcome.detail = f"{len(ACTIONS)} operations of the library, each operation of the store in turn"
     return outcome
 
 
-def _fail_operation(start: State, case: _Case, after: View) -> Iterator[str]:
-    disk = Disk(start)
-    plan = FaultPlan(fail_at=case.at, error=case.error, persistent=case.persistent)
+def _fail_operation(machine: Machine, case: _Case, before: View, after: View) -> Iterator[str]:
+    plan = case.plan()
     try:
-        error = _act(disk, case.name, plan)
+        error = _act(machine, case.name, plan)
     except NothingToDo:
         error = None  # what fails is taken for a store that holds nothing
     except Exception as unexpected:
         yield f"{type(unexpected).__name__}: {unexpected}"
         return
-    with on_disk(disk) as machine:
-        try:
-            is_done = error is None and not plan.failures
-            yield from compare(machine, start, after, is_done=is_done, is_full=case.error is StorageFullError)
-            again = _again(machine, case.name)
-            yield from ([] if again is None else [f"the next attempt failed: {again!r}"])
-            yield from recover(machine, machine.view())
-        except Exception as unexpected:
-            yield f"afterwards: {type(unexpected).__name__}: {unexpected}"
+    try:
+        is_done = error is None and not plan.failures
+        yield from compare(machine, before, after, is_done=is_done, is_full=case.error is StorageFullError)
+        again = _again(machine, case.name)
+        yield from ([] if again is None else [f"the next attempt failed: {again!r}"])
+        yield from recover(machine, machine.view())
+    except Exception as unexpected:
+        yield f"afterwards: {type(unexpected).__name__}: {unexpected}"
 
 
-def compare(machine: Machine, start: State, after: View, *, is_done: bool, is_full: bool = False) -> Iterator[str]:
+def compare(machine: Machine, before: View, after: View, *, is_done: bool, is_full: bool = False) -> Iterator[str]:
     """What is there is as it was or as it should become; what is new is whole. A full store gives up its trash."""
-    with on_disk(Disk(start)) as untouched:
-        before = untouched.view()
     found = machine.view()
     files = machine.files()
     for key in {*before, *found}:
         new = key not in before
-        allowed = {before.get(key), after.get(key)} | ({IN_TRASH, RECORD_ALONE} if key not in after else set())
+        allowed = {before.get(key), after.get(key)} | ({IN_TRASH} if key not in after else set())
         if is_full and before.get(key) == IN_TRASH:
             allowed.add(None)
         if not new and found.get(key) not in allowed:
@@ -146,7 +152,8 @@ def _said(facts: object) -> str:
 def _again(machine: Machine, name: str) -> CheckpointError | None:
     """The same action once more; that there is nothing left to do is no failure."""
     try:
-        ACTIONS[name](machine, random.Random(name))
+        with another_process():
+            ACTIONS[name](machine, random.Random(name))
     except (NothingToDo, CheckpointNotFoundError, IntegrityError):
         return None
     except CheckpointError as error:
@@ -171,21 +178,23 @@ def flip_reads(count: int, seed: str, folder: Path) -> Outcome:
     outcome, refused = Outcome(), 0
     with quiet():
         start = start_state()
+        with in_memory(start) as machine:
+            before = machine.view()
         files = sorted(path for path in start if path.endswith((".pt", ".json")) and path not in FOREIGN)
         for number in range(count):
             source = random.Random(f"{seed} {number}")
             name, flip = _choose_flip(start, files, source)
-            disk = Disk(start)
             where = f"[{seed} {number}] {name}, {flip}"
             outcome.injected += 1
-            try:
-                if not _is_as_saved(_read(disk, name, flip)):
-                    outcome.violations.append(f"{where}: what was loaded is not what was saved")
-            except CheckpointError:
-                refused += 1
-            except Exception as error:
-                outcome.violations.append(f"{where}: {type(error).__name__}: {error}")
-            outcome.violations += [f"{where}: {found}" for found in _damaged_since(disk, start)]
+            with in_memory(start) as machine:
+                try:
+                    if not _is_as_saved(_read(machine, name, flip)):
+                        outcome.violations.append(f"{where}: what was loaded is not what was saved")
+                except CheckpointError:
+                    refused += 1
+                except Exception as error:
+                    outcome.violations.append(f"{where}: {type(error).__name__}: {error}")
+                outcome.violations += [f"{where}: {found}" for found in _damaged_since(machine, before)]
     outcome.detail = f"{refused} calls were refused, the others not misled"
     return outcome
 
@@ -194,16 +203,17 @@ def _choose_flip(start: State, files: list[str], source: random.Random) -> tuple
     """A bit that is read, by what is done then, after it was read before if it is read more than once."""
     while True:
         name, path = source.choice(list(READERS)), source.choice(files)
-        flip = BitFlip(source.randrange(len(start[path])), bit=source.randrange(8), path=path, first=10**9)
-        with contextlib.suppress(CheckpointError):
-            _read(Disk(start), name, flip)
+        key = path.removeprefix("exported/")
+        flip = BitFlip(source.randrange(len(start[path])), bit=source.randrange(8), key=key, first=10**9)
+        with contextlib.suppress(CheckpointError), in_memory(start) as machine:
+            _read(machine, name, flip)
         if flip.passes:
             first = source.randint(min(2, flip.passes), flip.passes)
-            return name, BitFlip(flip.offset_bytes, bit=flip.bit, path=path, first=first)
+            return name, BitFlip(flip.offset_bytes, bit=flip.bit, key=key, first=first)
 
 
-def _read(disk: Disk, name: str, flip: BitFlip) -> object:
-    with _faulty(disk, FaultPlan(read_flips=[flip])) as machine:
+def _read(machine: Machine, name: str, flip: BitFlip) -> object:
+    with faults_injected(FaultPlan(read_flips=[flip]), scheme="memory"):
         return READERS[name](machine, random.Random(f"{name} {flip.offset_bytes}"))
 
 
@@ -216,12 +226,9 @@ def _is_as_saved(result: object) -> bool:
     return set(state) == set(wanted) and all(torch.equal(state[name], wanted[name]) for name in wanted)
 
 
-def _damaged_since(disk: Disk, start: State) -> Iterator[str]:
+def _damaged_since(machine: Machine, before: View) -> Iterator[str]:
     """What is damaged in the store and was not; and whether the pillars still stand."""
-    with on_disk(Disk(start)) as machine:
-        before = machine.view()
-    with on_disk(disk) as machine:
-        found = machine.view()
+    found = machine.view()
     for key, facts in found.items():
         if facts in BROKEN and before.get(key) not in BROKEN:
             yield f"{'/'.join(key)} is {facts!s}"
@@ -237,13 +244,13 @@ def flip_writes(count: int, seed: str, folder: Path) -> Outcome:
     write_state(start_state(), root)
     machine = Machine(str(root))
     with quiet():
-        before = machine.view()
         sample = machine.save(6)
         size_bytes = (root / "run" / f"{sample}.pt").stat().st_size
         machine.manager(trash_seconds=0).delete_checkpoint(sample)
+        before = machine.view()
         for number in range(count):
             source = random.Random(f"{seed} {number}")
-            flip = BitFlip(source.randrange(size_bytes), bit=source.randrange(8), path="run/")
+            flip = BitFlip(source.randrange(size_bytes), bit=source.randrange(8), key="run/*.pt")
             where = f"[{seed} {number}] {flip}"
             outcome.injected += 1
             try:

@@ -24,9 +24,19 @@ from typing import Any
 from unittest.mock import patch
 
 from ckpt_lib.errors import CheckpointError, StorageFullError, StoreError, StorePermissionError, StoreUnavailableError
+from tests.torture.disk import State, write_state
 from tests.torture.faults import compare
-from tests.torture.machine import ACTIONS, Machine, NothingToDo, View, quiet, recover, start_state, write_state
-from tests.torture.model_store import State
+from tests.torture.machine import (
+    ACTIONS,
+    IN_TRASH,
+    Machine,
+    NothingToDo,
+    View,
+    another_process,
+    quiet,
+    recover,
+    start_state,
+)
 from tests.torture.rows import Outcome, Row
 
 NOBODY = 65534
@@ -35,9 +45,10 @@ REFUSED = "refused"
 
 
 def _act(machine: Machine, name: str) -> CheckpointError | None:
-    """Do something; the error of ours that it ended in. Any other comes out."""
+    """Do something, in a process of its own; the error of ours that it ended in. Any other comes out."""
     try:
-        ACTIONS[name](machine, random.Random(name))
+        with another_process():
+            ACTIONS[name](machine, random.Random(name))
     except CheckpointError as error:
         return error
     except NothingToDo:
@@ -51,15 +62,23 @@ def _fresh(state: State, root: Path) -> Machine:
     return Machine(str(root))
 
 
-def _after(state: State, name: str, folder: Path) -> View:
-    """What the store becomes when nothing goes wrong."""
+@dataclass(frozen=True)
+class _Change:
+    """What an action makes of the store when nothing goes wrong."""
+
+    before: View
+    after: View
+
+
+def _change(state: State, name: str, folder: Path) -> _Change:
     machine = _fresh(state, folder / "done")
+    before = machine.view()
     _act(machine, name)
-    return machine.view()
+    return _Change(before, machine.view())
 
 
-def _judge(machine: Machine, state: State, after: View, name: str) -> Iterator[str]:
-    yield from compare(machine, state, after, is_done=False, is_full=True)  # as far as anyone can tell
+def _judge(machine: Machine, change: _Change, name: str) -> Iterator[str]:
+    yield from compare(machine, change.before, change.after, is_done=False, is_full=True)  # as far as anyone can tell
     with contextlib.suppress(NothingToDo):
         again = _act(machine, name)
         if isinstance(again, StoreError):
@@ -122,14 +141,14 @@ def fail_writes(count: int, seed: str, folder: Path) -> Outcome:
 
 
 def _fail_call(state: State, folder: Path, name: str, at: int) -> Iterator[str]:
-    after = _after(state, name, folder)
+    change = _change(state, name, folder)
     machine, failing = _fresh(state, folder / "w"), _FailingCalls(at)
     with failing.installed():
         found = _typed(name, machine, StoreError)
     yield from found
     if failing.retried:
         yield "an fsync that had failed was tried again"
-    yield from _judge(machine, state, after, name)
+    yield from _judge(machine, change, name)
 
 
 # --- forks ---
@@ -187,7 +206,7 @@ def limit_file_size(count: int, seed: str, folder: Path) -> Outcome:
             source = random.Random(f"{seed} {number}")
             name = source.choice(["save", "save, back up, retire", "back up", "restore", "export", "import", "edit"])
             machine = _fresh(state, folder / "w")
-            after = _after(state, name, folder)
+            change = _change(state, name, folder)
             if number % 2:
                 limit_bytes = source.randint(0, 4000)
                 where = f"[{seed} {number}] {name}, at most {limit_bytes} bytes"
@@ -195,7 +214,7 @@ def limit_file_size(count: int, seed: str, folder: Path) -> Outcome:
             else:
                 where = f"[{seed} {number}] {name}, short writes"
                 found = _with_short_writes(source, name, machine)
-            refused += _note(outcome, where, [*found, *_judge(machine, state, after, name)])
+            refused += _note(outcome, where, [*found, *_judge(machine, change, name)])
     outcome.detail = f"{count // 2} limits, by which {refused} operations were refused"
     return outcome
 
@@ -242,12 +261,12 @@ def take_rights(count: int, seed: str, folder: Path) -> Outcome:
         Path(place).chmod(0o755)
         for rights, name in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
             root = Path(place) / "w"
-            machine, after = _fresh(state, root), _after(state, name, Path(place))
+            machine, change = _fresh(state, root), _change(state, name, Path(place))
             _chmod_all(root, 0o777, 0o666)
             RIGHTS[rights](root)
             found = _in_fork(partial(_as_nobody, name, machine))
             _chmod_all(root, 0o777, 0o666)
-            refused += _note(outcome, f"{rights}, {name}", [*found, *_judge(machine, state, after, name)])
+            refused += _note(outcome, f"{rights}, {name}", [*found, *_judge(machine, change, name)])
     outcome.detail = f"{len(RIGHTS)} ways to lack rights, {len(ACTIONS)} operations, {refused} refused"
     return outcome
 
@@ -279,9 +298,9 @@ def exhaust(count: int, seed: str, folder: Path) -> Outcome:
             else:
                 spare = source.randint(0, 8)
                 where = f"[{seed} {number}] {name}, {spare} descriptors left"
-                machine, after = _fresh(state, folder / "w"), _after(state, name, folder)
+                machine, change = _fresh(state, folder / "w"), _change(state, name, folder)
                 found = _in_fork(partial(_without_descriptors, machine, spare, name))
-                found += _judge(machine, state, after, name)
+                found += _judge(machine, change, name)
             refused += _note(outcome, where, found)
     outcome.detail = f"{refused} operations were refused, the others found enough"
     return outcome
@@ -325,7 +344,8 @@ def _without_inodes(state: State, root: Path, spare: int, name: str) -> list[str
     if libc.mount(b"tmpfs", bytes(root), b"tmpfs", 32, more.removeprefix(b"remount,")):
         return [f"the file system could not be made larger: {os.strerror(ctypes.get_errno())}"]
     now = machine.view()
-    found += [f"{key} was changed" for key, facts in before.items() if name == "save" and now.get(key) != facts]
+    kept = {key: facts for key, facts in before.items() if facts != IN_TRASH}  # which a full store gives up
+    found += [f"{key} was changed" for key, facts in kept.items() if name == "save" and now.get(key) != facts]
     return found + list(recover(machine, machine.view()))
 
 
