@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +14,12 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError
-from ckpt_lib.experiment.layout import CheckpointFolder
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import OWN_PREFIX, payload_owner
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.store import open_store
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.probe import TEMPORARY_SUFFIX
 
 MODEL = torch.nn.Linear(2, 1)
 LARGE_MODEL = torch.nn.Linear(1024, 1024)
@@ -30,9 +30,9 @@ PLAIN, LOST, DAMAGED, NEWEST = range(4)
 """Which checkpoint is which in a scenario: whole, without payload, damaged, and the newest and best."""
 
 PROMPT_SECONDS = 20.0
-"""No operation after a kill may take longer: whoever waits for a dead owner's lease waits for a minute."""
+"""No operation after a kill may take longer: whoever waits for a lock that nobody gives up waits for half a minute."""
 
-LEFTOVER = re.compile(r"/\.ckpt-(lease|new|broken)-[^/]*$|\.saving$")
+HOME, BACKUPS = "run", "run/backups"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Scenario:
             "checkpoint_dir": str(self.root / "store"),
             "backup_checkpoints": False,
             "max_checkpoints": 9,
+            "max_backups": 9,
         }
         return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
 
@@ -57,26 +58,31 @@ class Scenario:
         return self.root / "store" / "run"
 
     @property
-    def exported(self) -> CheckpointFolder:
-        return CheckpointFolder(open_store(self.root / "exported"), "")
+    def exported(self) -> Experiment:
+        return Experiment(open_store(self.root / "exported"), "", "run")
+
+    def experiment(self, place: str) -> Experiment:
+        return Experiment(open_store(self.root / "store"), place, "run")
 
     def copied_to(self, root: Path) -> Scenario:
         """The same scenario in another place, where there may be an older one."""
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns(".ckpt-lease-*"))
+        shutil.copytree(self.root, root)
         return Scenario(root, self.ids, self.trashed)
 
     def contents(self) -> dict[str, str]:
-        """A digest of every file, but for those by which processes tell each other that they live."""
+        """A digest of every file, but for the store's own."""
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and not re.search(r"/\.ckpt-(lock|lease|new|broken)", str(path))
+            if path.is_file() and not any(part.startswith(OWN_PREFIX) for part in path.parts)
         }
 
-    def unfinished(self) -> list[str]:
-        """The files that were being written, and have no name yet."""
-        return [str(path) for path in self.root.rglob(".ckpt-lease-*/*") if path.name not in ("lease", "free")]
+    def unfinished(self, place: str = "") -> list[str]:
+        """The files in a folder, or anywhere, that were being written and have no key yet."""
+        own = f"{OWN_FOLDER}/*{TEMPORARY_SUFFIX}"
+        found = (self.root / "store" / place).glob(own) if place else self.root.rglob(own)
+        return [str(path.relative_to(self.root)) for path in found]
 
 
 def build_scenario(root: Path) -> Scenario:
@@ -172,6 +178,7 @@ DELETIONS: dict[str, Operation] = {
         lambda scenario: scenario.manager(trash_seconds=0).delete_checkpoint(scenario.ids[PLAIN]),
         lambda scenario: _listed(scenario) == scenario.ids[1:],
         gives_up=frozenset({PLAIN}),
+        touches=lambda scenario: (scenario.trashed[0],),  # whose grace period is over as well
         refuses_again=True,
     ),
     "cleanup": Operation(
@@ -200,7 +207,7 @@ COPIES: dict[str, Operation] = {
     ),
     "export": Operation(
         lambda scenario: scenario.manager().export_checkpoint(scenario.ids[NEWEST], scenario.root / "exported"),
-        lambda scenario: scenario.ids[NEWEST] in scenario.exported.manifest_entries(),
+        lambda scenario: scenario.exported.get(scenario.ids[NEWEST]),
     ),
     "import": Operation(
         lambda scenario: scenario.manager("other").import_checkpoint(
@@ -239,11 +246,11 @@ CHANGES: dict[str, Operation] = {
 RECOVERIES: dict[str, Operation] = {
     "sweep": Operation(
         lambda scenario: scenario.manager().cleanup_checkpoints(),
-        lambda scenario: all("lease" in left for left in leftovers(scenario)),  # whoever was killed had one
+        lambda scenario: not [*_needless(scenario, HOME)],
     ),
     "doctor": Operation(
         lambda scenario: scenario.manager().doctor(fix=True),
-        lambda scenario: all("lease" in left for left in leftovers(scenario)),
+        lambda scenario: not [*_needless(scenario, HOME), *_needless(scenario, BACKUPS)],
         touches=lambda scenario: (scenario.ids[LOST], scenario.ids[DAMAGED], "/backups/"),
     ),
     "the next save": Operation(lambda scenario: _save(scenario.manager(), 6), _has_a_new_one),
@@ -291,8 +298,8 @@ def _broken_state(
     for copy in manager.list_backups():
         if not (report := manager.validate_backup(copy.checkpoint_id)):
             yield f"a broken backup: {report.message}"
-    for checkpoint_id in scenario.exported.manifest_entries():
-        if not (report := validate(scenario.exported, scenario.exported.read_manifest(checkpoint_id), "run")):
+    for manifest in scenario.exported.index.manifests():
+        if not (report := validate(scenario.exported, manifest)):
             yield f"a broken copy: {report.message}"
     for report in scenario.manager("other").validate_all():
         if not report:
@@ -326,16 +333,17 @@ def _broken_sequel(scenario: Scenario, operation: Operation) -> Iterator[str]:
     if not manager.validate_checkpoint(_save(manager, 9)):
         yield "the next save is broken"
     manager.cleanup_checkpoints()
+    manager.cleanup_backups()
     if (took_seconds := time.monotonic() - started) > PROMPT_SECONDS:
         yield f"what came next took {took_seconds:.0f} s"
     yield from leftovers(scenario)
 
 
 def _broken_trash(scenario: Scenario) -> Iterator[str]:
-    """A save that was killed just after its commit leaves a marker, which must not outlive a deletion."""
+    """A save that was killed just after its commit has made a checkpoint like any other."""
     manager = scenario.manager()
     for checkpoint_id in _listed(scenario):
-        if (scenario.folder / f".{checkpoint_id}.saving").exists() and manager.validate_checkpoint(checkpoint_id):
+        if checkpoint_id not in (*scenario.ids, *scenario.trashed):
             manager.delete_checkpoint(checkpoint_id)
             manager.cleanup_checkpoints()
             manager.undelete_checkpoint(checkpoint_id)
@@ -344,19 +352,15 @@ def _broken_trash(scenario: Scenario) -> Iterator[str]:
 
 
 def leftovers(scenario: Scenario) -> Iterator[str]:
-    """What no cleanup leaves. Deleted checkpoints whose grace period lasts are none."""
-    names = {str(path.relative_to(scenario.root)) for path in (scenario.root / "store" / "run").rglob("*")}
-    for name in sorted(names):
-        is_payload = name.endswith(".pt")
-        deleted = str(Path(name).with_name(f".{Path(name).stem}.deleted"))
-        is_leftover = LEFTOVER.search(f"/{name}") and not _is_own_lease(scenario.root / name)
-        if is_leftover or (is_payload and names.isdisjoint({f"{name[:-3]}.json", deleted})):
-            yield f"left over: {name}"
+    """What no save and no cleanup leaves. Deleted checkpoints whose grace period lasts are none."""
+    for name in (*_needless(scenario, HOME), *_needless(scenario, BACKUPS), *scenario.unfinished(HOME)):
+        yield f"left over: {name}"
 
 
-def _is_own_lease(path: Path) -> bool:
-    """Whether this process, which goes on for a while with the lease that it has, has that one."""
-    try:
-        return bool(json.loads((path / "lease").read_bytes())["owner"]["pid"] == os.getpid())
-    except (OSError, ValueError, LookupError):
-        return False
+def _needless(scenario: Scenario, place: str) -> Iterator[str]:
+    """Records of what nobody does any more, and payloads that no record names."""
+    view = scenario.experiment(place).index.view()
+    named = {f"{place}/{file.name}" for manifest in (*view.manifests, *view.deleted) for file in manifest.files}
+    yield from (f"{place}/{item.checkpoint_id}.json is {item.state}" for item in view.purging)
+    yield from (f"{place}/{item.checkpoint_id}.json is {item.state}" for item in view.claims if item.state != "gone")
+    yield from (key for key in view.entries if payload_owner(key[len(place) + 1 :]) and key not in named)
