@@ -28,7 +28,7 @@ from ckpt_lib.maintenance.scrub import RECORD_NAME
 from ckpt_lib.policies.retention import KeepAtMost
 from ckpt_lib.store import ABSENT, Store, open_store
 from ckpt_lib.store.checks import OWN_FOLDER
-from ckpt_lib.store.local.folder_lock import LOCK_NAME
+from ckpt_lib.store.local.probe import TEMPORARY_SUFFIX
 from tests.torture.processes import Child, ChildError, at_once, patched, set_clock
 from tests.torture.rows import Outcome, Row
 
@@ -54,7 +54,7 @@ def _needless(place: Path) -> Iterable[Path]:
     sweep(experiment)
     for path in sorted(place.iterdir()):
         if path.name == OWN_FOLDER:
-            yield from (file for file in path.iterdir() if file.name != LOCK_NAME)
+            yield from path.glob(f"*{TEMPORARY_SUFFIX}")
         elif path.name.startswith("checkpoint_epoch"):
             if not _is_needed(experiment, path.name):
                 yield path

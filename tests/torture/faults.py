@@ -27,6 +27,7 @@ from tests.torture.machine import (
     ACTIONS,
     BROKEN,
     FOREIGN,
+    IN_QUARANTINE,
     IN_TRASH,
     MODEL,
     Machine,
@@ -136,6 +137,8 @@ def compare(machine: Machine, before: View, after: View, *, is_done: bool, is_fu
         allowed = {before.get(key), after.get(key)} | ({IN_TRASH} if key not in after else set())
         if is_full and before.get(key) == IN_TRASH:
             allowed.add(None)
+        if before.get(key) in BROKEN:  # while its backup cannot be read
+            allowed.add(IN_QUARANTINE)
         if not new and found.get(key) not in allowed:
             yield f"{'/'.join(key)} is {_said(found.get(key))}"
         if new and found[key] in BROKEN:

@@ -14,20 +14,26 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait as wait_for_futures
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.store import leases
-from ckpt_lib.store.registry import open_store
+from ckpt_lib.core.names import CheckpointId
+from ckpt_lib.experiment import claims, keys
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.store import open_store
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.system import System
 
 EXPERIMENT = "run"
 LATE_SECONDS = 20.0
 """For how long a signal that comes after the wait is expected."""
 HELD_SECONDS = 0.3
-SHORT_LEASE_SECONDS = 0.4
+IDEMPOTENCY_KEY = "the same save"
 SLOW_BYTES_PER_SECOND = 40e6
 EXIT_CODE = 7
 """Of a program that answers SIGTERM by ``SystemExit``, as servers and launchers do."""
@@ -61,8 +67,8 @@ class Program:
         self.model: torch.nn.Module = torch.nn.Sequential(*(torch.nn.Linear(500, 500) for _ in range(8)))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
 
-    def save(self, epoch: int) -> None:
-        self.manager.save_checkpoint(model=self.model, epoch=epoch)
+    def save(self, epoch: int, idempotency_key: str | None = None) -> None:
+        self.manager.save_checkpoint(model=self.model, epoch=epoch, idempotency_key=idempotency_key)
 
     def begin_save(self, epoch: int = 1) -> Any:
         return self.manager.save_checkpoint_async(model=self.model, optimizer=self.optimizer, epoch=epoch)
@@ -145,38 +151,37 @@ def _clean_up(program: Program) -> Callable[[], object]:
 
 
 def _wait_for_lock(program: Program) -> Callable[[], object]:
-    """Another process has the lock, and gives it up after a while."""
-    _in_another_process(program, lambda: time.sleep(HELD_SECONDS))
+    """Another process has the lock of the folder, and gives it up after a while."""
+    own, system = program.folder / "store" / EXPERIMENT / OWN_FOLDER, System()
+    _in_another_process(lambda: FolderLock(open_lock(own, system), system, HELD_SECONDS).__enter__())
     return lambda: program.save(1)
 
 
-def _wait_for_lease(program: Program) -> Callable[[], object]:
-    """The process that had the lock stands still, and its lease has to expire."""
-    leases.LEASE_SECONDS = SHORT_LEASE_SECONDS
-    pid = _in_another_process(program, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+def _wait_for_key(program: Program) -> Callable[[], object]:
+    """Another process is at the same save, and dies after a while."""
+    experiment = Experiment(open_store(str(program.folder / "store")), EXPERIMENT, EXPERIMENT)
+    wanted = CheckpointId(1, 0, datetime.now(UTC).replace(microsecond=0))
 
-    def save() -> None:
-        try:
-            program.save(1)
-        finally:
-            os.kill(pid, signal.SIGKILL)
+    def begin() -> object:
+        held = claims.claim_new(experiment, wanted, "a" * 32, ".pt")
+        return held, keys.take(held, IDEMPOTENCY_KEY)
 
-    return save
+    _in_another_process(begin)
+    return lambda: program.save(1, IDEMPOTENCY_KEY)
 
 
-def _in_another_process(program: Program, have_lock: Callable[[], object]) -> int:
+def _in_another_process(begin: Callable[[], object]) -> None:
+    """Fork a process that begins something, and ends after a while without an end of it."""
     reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
+    if not os.fork():
         os.setpgid(0, 0)
-        with open_store(str(program.folder / "store")).lock(EXPERIMENT):
-            os.write(writing, b"locked")
-            have_lock()
-        os._exit(0)
+        held = begin()
+        os.write(writing, b"begun")
+        time.sleep(HELD_SECONDS)
+        os._exit(held is None)
     os.close(writing)
-    os.read(reading, 6)
+    os.read(reading, 5)
     os.close(reading)
-    return pid
 
 
 KINDS: dict[str, Callable[[Program], Callable[[], object]]] = {
@@ -202,7 +207,7 @@ KINDS: dict[str, Callable[[Program], Callable[[], object]]] = {
     "export": lambda program: lambda: program.manager.export_checkpoint("latest", program.folder / "exported"),
     "import": _import,
     "the folder's lock": _wait_for_lock,
-    "a lease that expires": _wait_for_lease,
+    "another process at the same save": _wait_for_key,
 }
 """What is waited for. Each function prepares it, and returns the call that waits."""
 _BACKED_UP = {"save and back up", "scrub", "back up", "restore", "repair"}
