@@ -13,13 +13,23 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StorageFullError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import OWN_PREFIX
+from ckpt_lib.store import open_store
 from ckpt_lib.store.local import LocalStore
+from ckpt_lib.store.registry import registered
+from tests.torture.concurrency import leftovers
 from tests.torture.namespaces import in_namespace, resize, tmpfs
 from tests.torture.rows import Outcome, Row
 
 _PAGE_BYTES = 4096
-_OURS_WHILE_WE_LIVE = (".ckpt-lock", ".ckpt-lease-")
-"""The lock and the lease of this very process, which it keeps for its next save."""
+
+
+class _SilentStore(LocalStore):
+    """It does not tell how much room there is, as some network file systems do not."""
+
+    def free_bytes(self) -> int | None:
+        return None
 
 
 def disk_full(count: int, seed: str, folder: Path) -> Outcome:
@@ -66,7 +76,8 @@ class _Disk:
         return f"{self.size_bytes} bytes, free space {'told' if self.says_free else 'not told'}"
 
     def run(self) -> None:
-        with tmpfs(self.disk, self.size_bytes):
+        store = LocalStore if self.says_free else _SilentStore
+        with tmpfs(self.disk, self.size_bytes), registered("file", store):
             self._fill()
             self._fill_the_rest()
             self._degrade()
@@ -76,12 +87,7 @@ class _Disk:
         config = CheckpointConfig(
             checkpoint_dir=str(self.disk), max_checkpoints=1000, backup_checkpoints=False, **options
         )
-        manager = CheckpointManager(config, "run")
-        if not self.says_free:
-            store = manager._folder.store
-            assert isinstance(store, LocalStore)
-            setattr(store, "free_bytes", lambda _folder: None)  # noqa: B010  # as of one that cannot tell
-        return manager
+        return CheckpointManager(config, "run")
 
     def _save(self, manager: CheckpointManager) -> str | None:
         self.epoch += 1
@@ -98,7 +104,7 @@ class _Disk:
             except StorageFullError:
                 self.was_full = True
                 self.refused += 1
-                self._expect(_listing(self.disk) - {"run"} == before - {"run"}, f"left: {_listing(self.disk) ^ before}")
+                self._expect(_listing(self.disk) == before, f"left: {_listing(self.disk) ^ before}")
                 break
             self.saved.append(str(checkpoint_id))
         self._expect(self.was_full, "the disk never was full")
@@ -142,7 +148,9 @@ class _Disk:
         found = [item.checkpoint_id for item in manager.list_checkpoints()]
         self._expect(found == self.saved, f"found {found}, saved {self.saved}")
         self._expect_intact(manager)
-        self._expect(_listing(self.elsewhere) == {"run"}, f"left in the fallback folder: {_listing(self.elsewhere)}")
+        self._expect(_listing(self.elsewhere) == set(), f"left in the fallback folder: {_listing(self.elsewhere)}")
+        for place in (self.disk, self.elsewhere):
+            self._expect(leftovers(place / "run") == [], f"left after a sweep: {leftovers(place / 'run')}")
 
     def _expect_intact(self, manager: CheckpointManager) -> None:
         for report in manager.validate_all():
@@ -155,8 +163,12 @@ class _Disk:
 
 
 def _listing(folder: Path) -> set[str]:
-    paths = (path.relative_to(folder) for path in folder.rglob("*"))
-    return {str(path) for path in paths if not any(part.startswith(_OURS_WHILE_WE_LIVE) for part in path.parts)}
+    """What lies there, but for what the store keeps for itself, and records that nothing came of an id."""
+    view = Experiment(open_store(str(folder)), "run", "run").index.view()
+    ended = {f"run/{claim.checkpoint_id}.json" for claim in view.claims}
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = {str(path) for path in paths if not any(part.startswith(OWN_PREFIX) for part in path.parts)}
+    return shown - ended - {"other program"}
 
 
 ROWS = [

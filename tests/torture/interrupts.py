@@ -231,11 +231,19 @@ def _check_store(place: Path, kind: str, *, is_saved: bool) -> Iterator[str]:
             yield f"the newest is of epoch {there[-1].epoch}, not the one that the signal asked for"
         manager.save_checkpoint(model=_small_model(), epoch=9)
         yield from (str(report) for report in (*manager.validate_all(), *manager.validate_all_backups()) if not report)
-        yield from (f"{left} was left behind" for left in leftovers(place / "store" / EXPERIMENT))
+        yield from (f"{left} was left behind" for left in _leftovers(place / "store" / EXPERIMENT))
     except CheckpointError as error:
         yield f"{type(error).__name__}: {error}"
     if (taken := time.monotonic() - began) > MOST_SECONDS:
         yield f"the next ones took {taken:.1f} s"
+
+
+def _leftovers(folder: Path) -> list[str]:
+    """What is left behind for good: another process may be at work for a moment yet."""
+    until = time.monotonic() + MOST_SECONDS
+    while (found := leftovers(folder)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
 
 
 def _small_model() -> Any:
