@@ -15,10 +15,18 @@ from typing import Any
 import pytest
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, StorageFullError, StoreError, StorePermissionError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    NotDurableError,
+    StorageFullError,
+    StoreError,
+    StorePermissionError,
+)
 from tests.torture import kill_methods
 from tests.torture.kill_methods import Fault, injected
 from tests.torture.kills import Campaign
+from tests.torture.machine import another_process
 from tests.torture.runner import memory_folder
 from tests.torture.scenario import MODEL, OPERATIONS, PLAIN, Scenario, broken_promises, build_scenario
 
@@ -76,7 +84,8 @@ def test_an_error_at_any_system_call_harms_nothing(campaign: Campaign, name: str
         fault = Fault(at, code=code, persistent=persistent)
         error = outcome(partial(operation.act, scenario), fault)
         where = (os.strerror(code), fault.hit, at, len(counted.calls))
-        expected: list[type[CheckpointError]] = [REASONS[code]]
+        # Where the folder could not be synced, the name is there, and power loss may undo it.
+        expected: list[type[CheckpointError]] = [REASONS[code], NotDurableError]
         if name.startswith("repair") and code == errno.EIO:
             expected.append(CorruptCheckpointError)  # bytes that neither copy's disk gives are damaged in both
         assert error is None or isinstance(error, tuple(expected)), where
@@ -86,8 +95,8 @@ def test_an_error_at_any_system_call_harms_nothing(campaign: Campaign, name: str
 
 
 def outcome(action: Any, fault: Fault) -> CheckpointError | None:
-    """The error of ours that an action ended in; any other comes out."""
-    with injected(fault):
+    """The error of ours that an action ended in, in a process that is over then; any other comes out."""
+    with injected(fault), another_process():
         try:
             action()
         except CheckpointError as error:
@@ -135,7 +144,7 @@ def _alter(path: Path) -> None:
         (lambda scenario: (scenario.folder / "notes.txt").unlink(), "gone: store/run/notes.txt"),
         (lambda scenario: _alter(scenario.folder / "backups" / f"{scenario.ids[-1]}.pt"), "a broken backup"),
         (lambda scenario: _alter(scenario.root / "exported" / f"{scenario.ids[PLAIN]}.pt"), "a broken copy"),
-        (lambda scenario: _alter(scenario.folder / f".{scenario.trashed[0]}.deleted"), "changed: store/run/"),
+        (lambda scenario: _alter(scenario.folder / f"{scenario.trashed[0]}.pt"), "changed: store/run/"),
         (
             lambda scenario: (scenario.folder / "checkpoint_epoch_0007_step_000000_20200101_000000.pt").touch(),
             "left over",
@@ -158,10 +167,8 @@ def test_a_false_acknowledgement_is_seen(campaign: Campaign, scenario: Scenario,
     assert any(re.search("acknowledged and not done|listed and broken|a check ended", promise) for promise in found)
 
 
-def test_waiting_for_a_dead_owner_is_seen(
-    campaign: Campaign, scenario: Scenario, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A recovery that takes longer than nobody's lease should cost is told."""
+def test_waiting_for_the_dead_is_seen(campaign: Campaign, scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recovery that takes longer than it may is told."""
     monkeypatch.setattr("tests.torture.scenario.PROMPT_SECONDS", 0.0)
     found = broken_promises(scenario, campaign.before, OPERATIONS["save"], is_acknowledged=False)
     assert any("what came next took" in promise for promise in found)

@@ -338,7 +338,7 @@ def start_state() -> State:
         machine.manager().delete_checkpoint(deleted)
         for checkpoint_id in (headless, damaged, lost):
             machine.manager().backup_checkpoint(checkpoint_id)
-        other = machine.save(1, experiment_name="other")
+        other = machine.save(20, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
         state = _with_damage(machine.state(), damaged, hopeless, aside)
     gone = {f"run/{name}" for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json")}
