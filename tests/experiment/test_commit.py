@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import pytest
 
-from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner
@@ -34,71 +33,19 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.store.memory import ALL, MemoryStore
 from ckpt_lib.testing.faulty_store import BitFlip, FaultPlan, FaultyStore
-
-MOMENT = datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC)
-DATA = b"weights"
-_numbers = count()
-
-
-class Clock:
-    """The store's clock, set by tests."""
-
-    def __init__(self) -> None:
-        self.now = MOMENT
-
-    def __call__(self) -> float:
-        return self.now.timestamp()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(clock: Clock) -> Iterator[MemoryStore]:
-    store = MemoryStore(f"test-{next(_numbers)}")
-    store.clock = clock
-    yield store
-    for entry in store.list("", recursive=True):
-        store.delete(entry.key)
-
-
-@pytest.fixture
-def experiment(store: MemoryStore) -> Experiment:
-    return Experiment(store, "e", "e")
-
-
-def draft(epoch: int = 1, **facts: Any) -> CheckpointFacts:
-    return CheckpointFacts(epoch, 100, "Net", "e", **({"timestamp": MOMENT} | facts))
-
-
-def write(payload: commit.Payload) -> None:
-    with payload.open() as stream:
-        stream.write(DATA)
-
-
-def save(experiment: Experiment, epoch: int = 1, *, verify: bool = False, **facts: Any) -> Manifest:
-    """Commit a tiny checkpoint, in the same second each time."""
-    return commit.save(experiment, draft(epoch, **facts), write, format_name="torch", suffix=".pt", verify=verify)
-
-
-def names(experiment: Experiment) -> list[str]:
-    """Every file but the clock's."""
-    found = [entry.key for entry in experiment.store.list("", recursive=True)]
-    return [key for key in found if not key.endswith(".ckpt-clock")]
-
-
-def read(experiment: Experiment, name: str) -> bytes:
-    found = experiment.read_small(name, 10**6)
-    assert found is not None
-    return found[0]
-
-
-def state_of(experiment: Experiment, checkpoint_id: str) -> str | None:
-    record = experiment.read(checkpoint_id).record
-    return record.state if record else None
-
+from tests.experiment.small import (
+    CHECKPOINT_ID,
+    DATA,
+    MOMENT,
+    Clock,
+    draft,
+    names,
+    new_store,
+    read,
+    save,
+    state_of,
+    write,
+)
 
 # Saving
 
@@ -130,9 +77,6 @@ def test_an_id_that_a_foreign_file_has_is_not_taken(experiment: Experiment) -> N
     assert save(experiment).checkpoint_id == f"{CHECKPOINT_ID}_2"
     assert sweep(experiment).unnamed == [foreign]
     assert read(experiment, foreign) == b"mine"
-
-
-CHECKPOINT_ID = "checkpoint_epoch_0001_step_000100_20231201_143022"
 
 
 def test_a_late_claim_names_its_file_after_itself(experiment: Experiment, clock: Clock) -> None:
@@ -284,8 +228,7 @@ def test_a_long_upload_renews_its_claim(experiment: Experiment, clock: Clock, mo
 @pytest.mark.parametrize("missing", ["create_if_absent", "replace_if_version"])
 def test_a_store_without_conditions_wants_a_single_writer(clock: Clock, missing: str) -> None:
     """Unless the caller gives his word, nothing is written; with it, names carry the claim."""
-    store = MemoryStore(f"poor-{next(_numbers)}", replace(ALL, delete_if_version=False, **{missing: False}))
-    store.clock = clock
+    store = new_store(clock, replace(ALL, delete_if_version=False, **{missing: False}))
     with pytest.raises(ConfigError, match="single_writer"):
         save(Experiment(store, "e", "e"))
     assert store.list("") == []
@@ -301,8 +244,7 @@ def test_a_store_without_conditions_wants_a_single_writer(clock: Clock, missing:
 
 def test_without_conditional_deletes_what_is_gone_stays(clock: Clock) -> None:
     """Its key is never removed, so no late purger removes another's."""
-    store = MemoryStore(f"poor-{next(_numbers)}", replace(ALL, delete_if_version=False))
-    store.clock = clock
+    store = new_store(clock, replace(ALL, delete_if_version=False))
     experiment = Experiment(store, "e", "e")
     made = save(experiment)
     save(experiment, 2)
@@ -340,8 +282,7 @@ def _changes() -> frozenset[str]:
 
 
 def _steps(clock: Clock) -> int:
-    plan, store = FaultPlan(only=_changes()), MemoryStore(f"count-{next(_numbers)}")
-    store.clock = clock
+    plan, store = FaultPlan(only=_changes()), new_store(clock)
     _life(Experiment(FaultyStore(store, plan), "e", "e"))
     return len(plan.calls)
 
@@ -362,8 +303,7 @@ def _live_until(store: MemoryStore, step: int) -> None:
 def test_killed_at_any_step_the_next_operation_needs_no_repair(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint that is seen is whole, the same operations work again, and a sweep leaves nothing behind."""
     for step in range(1, _steps(clock) + 1):
-        store = MemoryStore(f"kill-{next(_numbers)}")
-        store.clock = clock
+        store = new_store(clock)
         _live_until(store, step)
         for path in ("e", "b"):
             experiment = Experiment(store, path, "e")
@@ -392,8 +332,7 @@ def test_one_lost_answer_at_any_step_changes_nothing(clock: Clock, when: Any) ->
     """Of a conditional write: it is looked for, and repeated if it did not happen. Other errors are harmless."""
     steps = _steps(clock)
     for step in range(1, steps + 1):
-        store = MemoryStore(f"lost-{next(_numbers)}")
-        store.clock = clock
+        store = new_store(clock)
         plan = FaultPlan(fail_at=step, when=when, error=StoreUnavailableError, only=_changes())
         experiment = Experiment(FaultyStore(store, plan), "e", "e")
         try:

@@ -31,6 +31,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment.files import replace_file
 from ckpt_lib.store import Entry
 from ckpt_lib.store.local import LocalStore
+from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -294,6 +295,19 @@ def test_a_bad_backup_changes_nothing(backed_up: CheckpointManager, kind: str) -
     assert [without_locks(snapshot(folder)) for folder in folders] == before
 
 
+def test_a_bad_backup_does_not_cost_a_damaged_manifest(backed_up: CheckpointManager) -> None:
+    """Where both are damaged, what is left of the manifest stays for a person to look at."""
+    saved = save(backed_up, 1)
+    payload, manifest = pair(backed_up, saved)
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    flip_bit(backup_pair(backed_up, saved)[0], 300)
+    left = manifest.read_bytes()
+    with pytest.raises(IntegrityError):
+        backed_up.restore_checkpoint(saved)
+    assert manifest.read_bytes() == left
+    assert payload.is_file()
+
+
 def test_restoring_an_intact_checkpoint_is_harmless(backed_up: CheckpointManager) -> None:
     """Nothing about it changes."""
     saved = save(backed_up, 1)
@@ -503,6 +517,25 @@ def test_a_payload_without_a_manifest_is_imported(make_manager: MakeManager, tmp
     with pytest.raises(NotACheckpointError):
         target.import_checkpoint(payload)
     assert ids(target) == [imported]
+
+
+def test_a_payload_that_changes_while_it_is_imported_is_refused(make_manager: MakeManager, tmp_path: Path) -> None:
+    """What was examined is what is taken in, or nothing."""
+    source, target = make_manager("source"), make_manager("target")
+    payload = Path(source.export_checkpoint(save(source, 1), tmp_path / "best.pt"))
+    changed: list[str] = []
+
+    def change(operation: str, key: str) -> None:
+        if operation == "open_write" and not changed:
+            changed.append(key)
+            flip_bit(payload, 300)
+
+    with faults_injected(FaultPlan(between=change)):
+        importing = make_manager("target")
+        with pytest.raises(IntegrityError, match="changed while"):
+            importing.import_checkpoint(payload)
+    assert changed
+    assert ids(target) == []
 
 
 def test_an_orphaned_payload_keeps_the_time_of_its_id(make_manager: MakeManager) -> None:
