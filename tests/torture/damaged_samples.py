@@ -16,7 +16,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core.damage import Damage
-from ckpt_lib.errors import CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit
 from ckpt_lib.stream import HashingWriter
 from tests.torture.fingerprints import fingerprint
@@ -251,6 +251,8 @@ class _Judge:
         except (IntegrityError, UnsupportedSchemaError) as error:
             if self.path == self.copy.payload or self.path.stem not in str(error):
                 yield f"{what} says {error!r}"
+        except CheckpointError as error:
+            yield f"{what} says {error!r}"
         else:
             yield f"{what} takes it"
 
