@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 TIMEOUT_SECONDS = 120.0
-"""Longer than anything that a child has to wait for, a lease that must expire included."""
+"""Longer than anything that a child has to wait for, a lock that nobody gives up included."""
 
 
 class ChildError(RuntimeError):
