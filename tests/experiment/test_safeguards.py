@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 
 import pytest
@@ -255,3 +256,25 @@ def test_a_key_that_points_to_another_checkpoint_answers_nothing(experiment: Exp
     assert keys.find(experiment, "k") is None
     again = commit.save(experiment, draft(2, idempotency_key="k"), write, format_name="torch", suffix=".pt")
     assert again.uid != made.uid
+
+
+def test_a_copy_that_was_purged_meanwhile_stays_away(store: MemoryStore, clock: Clock) -> None:
+    """A copier that slept for days between its pointer and its claim looks at the pointer again."""
+    home, target = Experiment(store, "e", "e"), Experiment(store, "b", "e")
+    made = save(home)
+    record, lives = target.key(manifest_name(made.checkpoint_id)), list[Manifest]()
+
+    def live_and_die(operation: str, key: str) -> None:
+        if (operation, key) == ("put", record) and not lives:
+            copied = copies.copy(home, made, target)
+            assert copied
+            lives.append(copied)
+            deletion.delete_all(target, [made.checkpoint_id])
+            deletion.purge(target, grace_seconds=0, asked=True)
+            clock.now += timedelta(days=2)
+            sweep(target)
+
+    sleeping = Experiment(FaultyStore(store, FaultPlan(between=live_and_die)), "b", "e")
+    assert copies.copy(home, made, sleeping) is None
+    assert lives
+    assert target.index.manifests() == []

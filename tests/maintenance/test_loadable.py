@@ -23,7 +23,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.stream import StreamDigest
-from tests.helpers import MakeManager, experiment_folder, payload_path
+from tests.helpers import MakeManager, experiment_folder, flip_bit, payload_path
 from tests.maintenance.records import manifest_in
 
 FORMAT = TorchZipFormat()
@@ -212,6 +212,10 @@ def test_no_copy_can_mend_it(make_manager: MakeManager, good_and_bad: tuple[str,
     assert manager.quarantine_checkpoint(bad).repair is None
     with pytest.raises(CorruptCheckpointError, match="no copy can help"):
         manager.repair_checkpoint(bad)
+    flip_bit(experiment_folder(manager) / f"{bad}.pt", 9)  # damaged as well: the backup has these bytes, no others
+    with pytest.raises(CorruptCheckpointError, match="no copy can help"):
+        manager.repair_checkpoint(bad)
+    assert [item.checkpoint_id for item in manager.list_quarantined()] == [bad]
     best = manager.get_best_checkpoint()
     assert best is not None
     assert best.checkpoint_id == good

@@ -305,13 +305,13 @@ def test_a_repeated_save_writes_nothing_and_returns_the_first_id(make_manager: M
 
 
 def test_the_same_save_may_be_under_way_elsewhere(make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second waits for the first, and returns its id; nothing is written twice."""
-    write = ArchiveLayout.write
+    """The second waits for the first and returns its id; it writes nothing, and knows nothing of the bytes."""
+    write, other = ArchiveLayout.write, make_manager(backup_checkpoints=False)
     elsewhere: list[Future[str]] = []
 
     def meanwhile(self: ArchiveLayout, stream: HashingWriter) -> None:
         monkeypatch.undo()
-        elsewhere.append(pool.submit(save, make_manager(), 1, idempotency_key="k"))
+        elsewhere.append(pool.submit(save, other, 1, idempotency_key="k"))
         time.sleep(0.2)
         write(self, stream)
 
@@ -320,6 +320,8 @@ def test_the_same_save_may_be_under_way_elsewhere(make_manager: MakeManager, mon
     with ThreadPoolExecutor(1) as pool:
         saved = save(manager, 1, idempotency_key="k")
         assert [saved] == [elsewhere[0].result()] == ids(manager)
+    home = other._locations.home
+    assert not other._known.is_valid(home, home.get(saved))
     assert [path.name for path in experiment_folder(manager).rglob("*.pt")] == [f"{saved}.pt"] * 2
 
 

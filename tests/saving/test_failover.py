@@ -44,6 +44,7 @@ from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.store import Condition, Entry
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.local.system import System
+from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -296,6 +297,24 @@ def test_a_lost_acknowledgement_makes_no_second_checkpoint(
     saved = save(manager, 1)
     assert ids(manager) == [saved]
     assert kinds(seen) == []
+
+
+def test_a_commit_without_any_answer_makes_no_second_checkpoint(make_manager: MakeManager) -> None:
+    """Neither of the write nor of the look for it: the next attempt finds what the first one saved."""
+    plan = FaultPlan(error=StoreUnavailableError, when="after", only=frozenset({"put", "stat"}))
+    manifests: list[str] = []
+
+    def fail_twice(operation: str, key: str) -> None:
+        manifests.extend([key] if operation == "put" and "/checkpoint_epoch" in key else [])
+        if len(manifests) == 2 and not plan.fail_at:
+            plan.fail_at, plan.persistent = len(plan.calls) + 1, True
+        plan.persistent = plan.persistent and len(plan.calls) < plan.fail_at + 1
+
+    plan.between = fail_twice
+    with faults_injected(plan):
+        saved = save(make_manager(backup_checkpoints=False, save_metadata=False), 1)
+    assert plan.failures == 2
+    assert ids(make_manager()) == [saved]
 
 
 def test_a_commit_that_may_not_be_durable_is_not_tried_again(
@@ -728,6 +747,9 @@ def test_what_is_deleted_at_home_while_it_comes_home_stays_here(
     assert list(report.moved) == [second]
     assert list(report.failed) == [first]
     assert [item.checkpoint_id for item in manager.list_stranded()] == [first]
+    monkeypatch.undo()
+    save(manager, 3)
+    assert manager.list_stranded() == []  # it is not given up as damaged: what was deleted at home goes here, too
 
 
 def test_what_is_home_already_is_only_removed(make_safe: MakeManager, fallback_dir: Path) -> None:
