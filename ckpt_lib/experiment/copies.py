@@ -143,11 +143,12 @@ def _suffix(manifest: Manifest) -> str:
 
 
 def _copied(manifest: Manifest, held: Held, files: Iterable[FileEntry]) -> Manifest:
+    """Return the manifest of the copy, with all that newer versions wrote into it and its files."""
     held.experiment.index.note(manifest.sequence)
     return manifest.changed(
         checkpoint_id=held.checkpoint_id,
         claim=held.claim.claim,
-        files=tuple(files),
+        files=tuple(file.model_copy(update=dict(new)) for file, new in zip(manifest.files, files, strict=True)),
         state="live",
         deleted_at=None,
         in_use_until=None,
