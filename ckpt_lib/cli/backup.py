@@ -13,7 +13,14 @@ from ckpt_lib.cli.errors import DAMAGE, print_error
 from ckpt_lib.cli.errors import describe as describe_error
 from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_table
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_manager, require_backup_location, resolve, resolve_all
+from ckpt_lib.cli.session import (
+    check_ids_or_all,
+    open_manager,
+    refuse_memory,
+    require_backup_location,
+    resolve,
+    resolve_all,
+)
 from ckpt_lib.core.wording import size_text
 
 if TYPE_CHECKING:
@@ -137,6 +144,7 @@ def export(
     DEST is a file if it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
     torch.load reads the exported payload. `ckpt import` imports it from a folder.
     """
+    refuse_memory(destination)
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
     with byte_progress("Exporting", checkpoint.file_size) as progress:
@@ -159,8 +167,10 @@ def import_checkpoint(
 ) -> None:
     """Import an exported checkpoint as the newest of an experiment.
 
-    Every byte is verified while it is copied. --experiment may name a new experiment.
+    Every byte is verified while it is copied. A payload that has lost its manifest is imported as well, without proof
+    that it is as it was saved, and tagged adopted. --experiment may name a new experiment.
     """
+    refuse_memory(source)
     manager = open_manager(store, experiment, config, may_be_new=True)
     others, held = _experiments(manager), manager.checkpoint_ids()
     with byte_progress("Importing", None) as progress:

@@ -28,7 +28,23 @@ def read_config(store: str | None, config_file: Path | None, **options: Any) -> 
     given |= CheckpointConfig.from_env().model_dump(exclude_unset=True)
     if store is not None:
         given["checkpoint_dir"] = store
-    return CheckpointConfig(**given | {name: value for name, value in options.items() if value is not None})
+    config = CheckpointConfig(**given | {name: value for name, value in options.items() if value is not None})
+    for url in (config.checkpoint_dir, config.backup_dir, config.fallback_dir):
+        refuse_memory(url)
+    return config
+
+
+def refuse_memory(url: str | None) -> None:
+    """Raise ``ConfigError`` for a store in memory: what a command would write there is lost when it ends."""
+    from ckpt_lib.store.registry import scheme_of
+
+    if url is not None and scheme_of(url) == "memory":
+        raise ConfigError(
+            "a store in memory ends with its process, so no command can find or leave anything there",
+            expected="a path or file:// URL",
+            got=url,
+            hint="In a test or notebook, use CheckpointManager with the same URL.",
+        )
 
 
 def open_manager(

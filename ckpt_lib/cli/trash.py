@@ -32,7 +32,7 @@ def undelete(
     Checkpoints deleted by name or by a cleanup stay in the trash for trash_seconds, a day by default. If a run is still
     saving and its retention rules do not keep them, its next save deletes them for good, unless they are pinned.
     """
-    manager = open_manager(store, experiment, config, may_be_new=True)
+    manager = open_manager(store, experiment, config)
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "undeleted_ids": back})
@@ -51,9 +51,9 @@ def trash(
 ) -> None:
     """List the deleted checkpoints that `ckpt undelete` can bring back.
 
-    With --empty, delete them for good. A checkpoint that is being read stays until the reader is done.
+    With --empty, delete them for good. Backups stay.
     """
-    manager = open_manager(store, experiment, config, may_be_new=True)
+    manager = open_manager(store, experiment, config)
     deleted = manager.list_deleted()
     if empty and not yes:
         refuse_to_ask(as_json=as_json)
@@ -73,5 +73,5 @@ def trash(
         freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
     else:
-        text = f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back."
-        note(with_options(text))
+        text = f"{count_of(len(deleted), 'checkpoint')} in the trash."
+        note(with_options(f"{text} `ckpt undelete ID` brings one back.") if deleted else text)
