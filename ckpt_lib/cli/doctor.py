@@ -45,8 +45,9 @@ def doctor(
 ) -> None:
     """Check an experiment for leftovers, damage, missing backups and unknown files.
 
-    Without --fix, nothing is changed. --fix deletes nothing but the leftovers of unfinished saves and deletions, and
-    leaves alone what a running process uses. Exits with 1 if a problem is left.
+    Without --fix, nothing is changed. --fix does what the printed commands do: it repairs or quarantines damage, makes
+    missing backups, and deletes the leftovers of unfinished saves and deletions, but nothing that a running process
+    uses. Exits with 1 if a problem is left.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     held = (*manager.list_checkpoints(), *manager.list_backups()) if deep else ()

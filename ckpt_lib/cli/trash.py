@@ -55,7 +55,7 @@ def trash(
     """
     manager = open_manager(store, experiment, config)
     deleted = manager.list_deleted()
-    if empty and not yes:
+    if empty and deleted and not yes:
         refuse_to_ask(as_json=as_json)
         confirm(f"Delete {count_of(len(deleted), 'checkpoint')} in the trash for good?")
     removed = manager.empty_trash() if empty and deleted else []

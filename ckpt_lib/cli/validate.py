@@ -188,7 +188,8 @@ def repair(
 ) -> None:
     """Repair the damaged bytes of a checkpoint from its backup.
 
-    Only damaged chunks are copied, in place. Exits with 1 if both copies of a chunk are damaged.
+    A new file is put together from the sound chunks of both copies, and replaces the damaged one. Exits with 1 if both
+    copies of a chunk are damaged.
     """
     manager = open_copies(store, experiment, config, backups=backups)
     wanted = resolve(manager, checkpoint_id, backups=backups)

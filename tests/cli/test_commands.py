@@ -442,6 +442,7 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     run("delete", ids[0], "--yes", store=store)
     assert run_json("trash", "--empty", store=store, code=4)["error"]["type"] == "ConfirmationError"
     assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [ids[0]]
+    assert run_json("trash", "--empty", store=store)["removed"] == []  # nothing to ask about
     assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
 
 
