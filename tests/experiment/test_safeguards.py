@@ -248,6 +248,16 @@ def test_a_copy_of_damage_leaves_no_claim(experiment: Experiment) -> None:
     assert not [name for name in names(target) if name.startswith("b/") and name.endswith(".pt")]
 
 
+def test_a_copy_keeps_what_a_newer_version_wrote(experiment: Experiment) -> None:
+    """Fields that this version does not know survive, those of the manifest and those of its files."""
+    made, target = save(experiment), Experiment(experiment.store, "b", "e")
+    file = made.payload.model_copy(update={"later": 1})
+    edits.edit(experiment, made.checkpoint_id, lambda item: item.changed(files=(file,), newer="x"))
+    copies.copy(experiment, experiment.get(made.checkpoint_id), target)
+    extra = target.get(made.checkpoint_id)
+    assert (extra.model_extra, extra.payload.model_extra) == ({"newer": "x"}, {"later": 1})
+
+
 def test_a_key_that_points_to_another_checkpoint_answers_nothing(experiment: Experiment) -> None:
     """An id says less than a ``uid``: the checkpoint that the key was of is gone."""
     made = save(experiment)
