@@ -245,7 +245,7 @@ class Maintainer:
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a checkpoint in quarantine, for good; return how many bytes that frees.
 
-        Its backup is deleted with it. Raises
+        Its backup stays. Raises
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint is not in quarantine.
         """
         return self._copies.delete_quarantined(str(CheckpointId.parse(checkpoint_id)))
@@ -253,9 +253,9 @@ class Maintainer:
     # --- deleting ---
 
     def delete_checkpoint(self, checkpoint_id: str) -> str:
-        """Delete one checkpoint and return its id; its backup is deleted with it.
+        """Delete one checkpoint and return its id; its backup stays.
 
-        For ``trash_seconds``, :meth:`undelete_checkpoint` brings both back. Raises
+        For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. Raises
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
         """
         with self._snapshot.written_after():
