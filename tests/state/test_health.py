@@ -20,6 +20,7 @@ from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.policies.saving import OnImprovement
 from ckpt_lib.state.health import HealthCheck
 from tests.helpers import MakeManager, Parts, build, flip_bit, ids, payload_path, save, train
+from tests.maintenance.records import manifest_in
 
 FLOATS = [
     torch.float16,
@@ -243,7 +244,7 @@ def test_an_unhealthy_checkpoint_is_kept_and_never_the_best(make_manager: MakeMa
     assert manager.validate_checkpoint(bad)
     assert manager.get_checkpoint(bad).unhealthy == "NaN or infinity in model_state_dict.weight"
     stored = payload_path(manager, bad).with_suffix(".json")
-    assert Manifest.from_bytes(stored.read_bytes(), path="").unhealthy == manager.get_checkpoint(bad).unhealthy
+    assert manifest_in(stored).unhealthy == manager.get_checkpoint(bad).unhealthy
     best, latest = manager.get_best_checkpoint(), manager.get_latest_checkpoint()
     assert best is not None
     assert latest is not None
@@ -393,7 +394,7 @@ def test_copies_keep_the_mark(make_manager: MakeManager, tmp_path: Any) -> None:
 
 def test_a_manifest_of_before_is_healthy(manager: CheckpointManager) -> None:
     """A manifest without the field counts as healthy."""
-    manifest = Manifest.from_bytes(payload_path(manager, save(manager, 1)).with_suffix(".json").read_bytes(), path="")
+    manifest = manifest_in(payload_path(manager, save(manager, 1)).with_suffix(".json"))
     fields = manifest.model_dump(mode="json", exclude={"unhealthy"})
     assert Manifest.model_validate(fields).healthy
 
