@@ -29,7 +29,7 @@ from ckpt_lib.experiment import copies, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.query import SORTABLE, Catalogue, MonitorRecord, select
 from ckpt_lib.store import Entry, open_store
-from tests.experiment.test_commit import save
+from tests.experiment.small import save
 from tests.helpers import MakeManager
 
 LOSS_RECORD = MonitorRecord(Monitor(metric="val_loss", mode="min"))

@@ -101,38 +101,36 @@ class _Losing:
         self._upload.abort()
 
 
-class _LosingStore(MemoryStore):
+class _LosingStore(FaultyStore):
     """A store that lost a byte of each upload, and says so."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store, FaultPlan())
+        self.aborted: list[str] = []
 
     def open_write(self, key: str) -> Upload:
         return _Losing(super().open_write(key), self.aborted)
 
-    @property
-    def aborted(self) -> list[str]:
-        return self.__dict__.setdefault("_aborted", [])
 
-
-def test_an_upload_that_lost_bytes_is_refused(clock: Clock) -> None:
+def test_an_upload_that_lost_bytes_is_refused(store: MemoryStore) -> None:
     """By the count that the store gives: nothing is read back for it."""
-    store = _LosingStore("lost-bytes")
-    store.clock = clock
+    experiment = Experiment(_LosingStore(store), "e", "e")
     with pytest.raises(CorruptCheckpointError, match="6 bytes in the store, not 7"):
-        save(Experiment(store, "e", "e"))
-    assert state_of(Experiment(store, "e", "e"), CHECKPOINT_ID) == "gone"
+        save(experiment)
+    assert state_of(experiment, CHECKPOINT_ID) == "gone"
 
 
-def test_a_serializer_that_fails_leaves_no_upload_open(clock: Clock) -> None:
+def test_a_serializer_that_fails_leaves_no_upload_open(store: MemoryStore) -> None:
     """It is aborted, so that the store can forget its parts."""
-    store = _LosingStore("left-open")
-    store.clock = clock
+    losing = _LosingStore(store)
 
     def fail(payload: commit.Payload) -> None:
         with payload.open():
             raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
-        commit.save(Experiment(store, "e", "e"), draft(), fail, format_name="torch", suffix=".pt")
-    assert store.aborted
+        commit.save(Experiment(losing, "e", "e"), draft(), fail, format_name="torch", suffix=".pt")
+    assert losing.aborted
 
 
 # Edits and deletions
