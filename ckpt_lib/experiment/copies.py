@@ -6,6 +6,7 @@ that two copiers at once make one copy, and a checkpoint that was purged does no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from ckpt_lib.core.damage import missing_file
@@ -22,6 +23,9 @@ from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 
 Progress = Callable[[int], object]
+_POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 120.0
+"""How long to wait for another process that copies the same checkpoint."""
 
 
 def copy(
@@ -45,7 +49,10 @@ def copy(
     After any error, the target has no new checkpoint.
     """
     for _ in range(ATTEMPTS):
-        place = _find_place(manifest, target, new_id=new_id, asked=asked)
+        try:
+            place = _find_place(manifest, target, new_id=new_id, asked=asked)
+        except VersionConflictError:  # another copier was faster
+            continue
         if not isinstance(place, _Place):
             return place
         held = claim_over(target, place.checkpoint_id, manifest.uid, _suffix(manifest), place.found, replace=replace)
@@ -86,9 +93,9 @@ def _find_place(manifest: Manifest, target: Experiment, *, new_id: bool, asked: 
     for checkpoint_id in _ids(wanted, new_id=new_id):
         found = target.read(checkpoint_id)
         if found.record is not None and found.record.uid == manifest.uid:
-            if isinstance(found.record, Manifest):
-                return _there(target, found.record, asked=asked)
             found = _ended(target, found)
+            if isinstance(found.record, Manifest) and found.record.uid == manifest.uid:
+                return _there(target, found.record, asked=asked)
         is_free = found.record is None or found.record.state == "gone"
         if not is_free or (new_id and found.record is not None and found.record.uid != manifest.uid):
             continue
@@ -112,13 +119,19 @@ def _there(target: Experiment, manifest: Manifest, *, asked: bool) -> Manifest |
 
 
 def _ended(target: Experiment, found: Found) -> Found:
-    """End what a dead copier left; raise while a living one is at work."""
-    claim = found.record
-    if isinstance(claim, Claim) and claim.state != "gone":
+    """End what a dead copier left, and wait for a living one: it brings what is wanted.
+
+    Raises :class:`~ckpt_lib.errors.CheckpointExistsError` if that takes too long.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while isinstance(claim := found.record, Claim) and claim.state != "gone":
         if claim.state == "saving" and not is_dead(found, target.now()):
-            raise _taken(target, claim.checkpoint_id)
-        abandon(target, found)
-        return target.read(claim.checkpoint_id)
+            if time.monotonic() > deadline:
+                raise _taken(target, claim.checkpoint_id)
+            time.sleep(_POLL_SECONDS)
+        else:
+            abandon(target, found)
+        found = target.read(claim.checkpoint_id)
     return found
 
 

@@ -22,7 +22,7 @@ from unittest.mock import patch
 from ckpt_lib.core.manifest import Claim, Manifest, parse_record
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import CheckpointError, StoreUnavailableError, VersionConflictError
-from ckpt_lib.experiment import claims, experiment, keys
+from ckpt_lib.experiment import claims, copies, experiment, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import CLOCK_NAME
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
@@ -333,12 +333,14 @@ def _deterministic(world: World) -> Iterator[None]:
         # An owner that is none of the actors left what was stored at first.
         return owner.pid > len(world.actors) or bool(world.store.ask("dead", owner.pid - 1))
 
+    clock = SimpleNamespace(sleep=lambda _: world.store.ask("pause"), monotonic=lambda: 0.0)
     with (
         patch.object(secrets, "token_hex", token),
         patch.object(Owner, "current", current),
         patch.object(claims, "is_proven_dead", is_dead),
         patch.object(experiment, "parse_record", lambda data, path: parsed(data)),  # parsed once
-        patch.object(keys, "time", SimpleNamespace(sleep=lambda _: world.store.ask("pause"))),
+        patch.object(keys, "time", clock),
+        patch.object(copies, "time", clock),
     ):
         yield
 

@@ -247,6 +247,12 @@ def tags_hold(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
     return None if wanted <= {*live(content)[X].tags} else "an edit is lost"
 
 
+def both_done(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
+    """Check that two who want the same both have it, whoever of them was killed: one waits for the other."""
+    lacking = [result for result in results if result != "crashed" and result[0] != "saved"]
+    return f"one was refused: {lacking}" if lacking else acknowledged(content, results)
+
+
 def stays_away(content: dict[str, bytes], results: Sequence[Any]) -> str | None:
     return "purged at home, and came back" if results[1] == ("purged", 1) and live(content) else None
 
@@ -471,5 +477,14 @@ WORLDS = named(
         content=stored(manifest(X), manifest(Y, W), folder="source"),
         always=acknowledged,
         crash=(0, 1),
+    ),
+    two_backups_at_once=_world(
+        ("backup", copy()),
+        ("backup2", copy()),
+        content=SOURCE,
+        always=acknowledged,
+        final=both_done,
+        crash=(0,),
+        days=0,
     ),
 )
