@@ -51,6 +51,12 @@ class CheckpointConfig(BaseModel):
         description="Record config and library versions in the manifest, and keep checkpoint_metadata.json. "
         "The manifest itself is always written: it is the commit.",
     )
+    format: str = Field(
+        default="torch",
+        min_length=1,
+        description="How payloads are written: torch, or a format that another package provides. Loading reads what "
+        "was saved in any installed format.",
+    )
     compression: bool = Field(
         default=False, description="Compress payloads. Not available in this version: True is refused."
     )

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import settings
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.formats import format_named
 from ckpt_lib.saving import background
+from tests.formats.folder_format import FolderFormat
 from tests.helpers import MakeManager, Parts, build
 
 pytest.register_assert_rewrite("ckpt_lib.testing")
@@ -45,6 +47,19 @@ def _saves_do_not_step_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def saves_step_back(_saves_do_not_step_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Background saves have the priority that users give them."""
     monkeypatch.setattr(background, "_NICENESS", NICENESS)
+
+
+@pytest.fixture
+def folder_format(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderFormat]:
+    """A format of several files, installed as another package would: by an entry point."""
+    packages = tmp_path_factory.mktemp("packages")
+    info = packages / "folder_format-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: folder-format\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ckpt_lib.formats]\nfolder = tests.formats.folder_format:FolderFormat\n")
+    monkeypatch.syspath_prepend(packages)
+    yield FolderFormat()
+    format_named.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, s
 
     home = Locations(manager.config, manager.experiment_name).home
     manifest = home.get(checkpoint_id)
-    return manifest, home.location(manifest.payload.name), home.is_complete(manifest)
+    return manifest, home.location(manifest.payload_name), home.is_complete(manifest)
 
 
 def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str) -> None:

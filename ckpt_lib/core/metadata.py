@@ -164,7 +164,10 @@ class CheckpointMetadata(CheckpointFields):
     model_config = ConfigDict(frozen=True)
 
     file_size: int = Field(ge=0, description="Bytes of all payload files.")
-    checksum: str = Field(description="SHA-256 of the payload: what `sha256sum` prints.")
+    checksum: str = Field(
+        description="SHA-256 of the payload: what `sha256sum` prints. Of a folder, that of the lines which it prints "
+        "for the files in the order of their names."
+    )
     is_best: bool = False
     is_latest: bool = False
 

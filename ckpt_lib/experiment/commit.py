@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
-from ckpt_lib.errors import CorruptCheckpointError, VersionConflictError
+from ckpt_lib.errors import CorruptCheckpointError, UnsupportedFormatError, VersionConflictError
 from ckpt_lib.experiment import keys
 from ckpt_lib.experiment.claims import Held, claim_new, give_up
 from ckpt_lib.experiment.experiment import Experiment
@@ -40,8 +40,14 @@ class Payload:
 
     @contextmanager
     def open(self, name: str = "") -> Iterator[HashingWriter]:
-        """Write one file. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` if the store holds other bytes."""
+        """Write one file.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` if the store holds other bytes, and
+        :class:`~ckpt_lib.errors.UnsupportedFormatError` for a name that is taken or none for a payload file.
+        """
         full = self._held.file_name(name)
+        if any(file.name == full for file in self.files):
+            raise UnsupportedFormatError(f"the format wrote the file {name!r} twice")
         upload = self._held.experiment.store.open_write(self._held.experiment.key(full))
         try:
             with HashingWriter(_RenewingSink(self._held, upload)) as stream:
@@ -117,6 +123,8 @@ def save(
             return earlier
         payload = Payload(held, verify=verify)
         write(payload)
+        if not payload.files:
+            raise UnsupportedFormatError(f"the format {format_name!r} wrote no file")
         manifest = Manifest(
             checkpoint_id=held.checkpoint_id,
             claim=held.claim.claim,

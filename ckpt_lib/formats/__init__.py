@@ -1,7 +1,17 @@
-"""Payload formats: from state to a file, and back."""
+"""Payload formats: from state to a file or a folder of files, and back."""
 
-from ckpt_lib.formats.base import Format, Layout, Payload
-from ckpt_lib.formats.registry import DEFAULT_FORMAT, format_named
+from ckpt_lib.formats.base import Format, Layout, Payload, PayloadSink, PayloadSource
+from ckpt_lib.formats.registry import check_format_name, format_named
 from ckpt_lib.formats.selection import check_keys, select
 
-__all__ = ["DEFAULT_FORMAT", "Format", "Layout", "Payload", "check_keys", "format_named", "select"]
+__all__ = [
+    "Format",
+    "Layout",
+    "Payload",
+    "PayloadSink",
+    "PayloadSource",
+    "check_format_name",
+    "check_keys",
+    "format_named",
+    "select",
+]

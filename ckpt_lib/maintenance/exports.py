@@ -6,22 +6,20 @@ import os
 from collections.abc import Sequence
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError, CorruptManifestError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import blocks_of, find_stored_damages
 from ckpt_lib.experiment.layout import (
-    FOLDER_SUFFIX,
     SNAPSHOT_NAME,
     manifest_name,
     payload_name,
     payload_suffix,
 )
+from ckpt_lib.formats.registry import FILE_SUFFIXES
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import HashingWriter, Progress
-
-FILE_SUFFIXES = (".pt", ".pth", ".ckpt")
-"""A path that ends so names a file to export to."""
 
 
 def export(
@@ -32,24 +30,26 @@ def export(
 ) -> str:
     """Copy a checkpoint and its manifest into another folder; return where the payload lies.
 
-    A ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` and is no folder becomes the payload itself, without
-    a manifest; a path that ends with a slash is a folder. Exporting it there again changes nothing. Raises
-    :class:`~ckpt_lib.errors.CheckpointExistsError` when another file has its name, and
-    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment. Killed on the way, call it again.
+    A ``destination`` that ends with ``.pt``, ``.pth``, ``.ckpt`` or the suffix of the payload and is no folder becomes
+    the payload itself, without a manifest; a path that ends with a slash is a folder. Exporting it there again changes
+    nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when another file has its name, and
+    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment, or a payload of several files is to
+    become one. Killed on the way, call it again.
     """
     place = location(open_store(destination))
-    if _is_file_name(destination, place):
+    suffix = payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
+    if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     _refuse_experiment(target)
-    exported = manifest.changed(files=_plain_files(manifest), state="live", deleted_at=None, in_use_until=None)
+    exported = manifest.changed(files=_plain_files(manifest, suffix), state="live", deleted_at=None, in_use_until=None)
     is_there = _is_exported(target, exported)
     for file, copy in zip(manifest.files, exported.files, strict=True):
         if not _holds(target, copy, may_replace=is_there):
             _copy_file(experiment, manifest, file, target, copy, may_replace=is_there, progress=progress)
     if not is_there:
         target.store.put(manifest_name(manifest.checkpoint_id), exported.to_bytes())
-    return location(target.store, exported.payload.name)
+    return location(target.store, exported.payload_name)
 
 
 def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
@@ -59,17 +59,17 @@ def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
     return Experiment(store, "", experiment_name, single_writer=True), name
 
 
-def _is_file_name(destination: str | os.PathLike[str], place: str) -> bool:
+def _is_file_name(destination: str | os.PathLike[str], place: str, suffix: str) -> bool:
     is_named_a_folder = url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
-    return place.lower().endswith(FILE_SUFFIXES) and not is_named_a_folder
+    return place.lower().endswith((*FILE_SUFFIXES, suffix.lower())) and not is_named_a_folder
 
 
 def _export_file(
     experiment: Experiment, manifest: Manifest, target: Experiment, name: str, progress: Progress | None
 ) -> str:
-    if len(manifest.files) > 1:
+    if manifest.files[0].part:
         raise ConfigError(
-            f"the checkpoint has {len(manifest.files)} files",
+            f"the payload is a folder of {count_of(len(manifest.files), 'file')}",
             path=location(target.store, name),
             expected="a folder to export to",
         )
@@ -89,14 +89,10 @@ def _refuse_experiment(target: Experiment) -> None:
         )
 
 
-def _plain_files(manifest: Manifest) -> Sequence[FileEntry]:
+def _plain_files(manifest: Manifest, suffix: str) -> Sequence[FileEntry]:
     """Return the files by the names that people know, without the claim that kept them apart."""
-    suffix = payload_suffix(manifest.payload.name, manifest.checkpoint_id, manifest.claim)
     start = payload_name(manifest.checkpoint_id, suffix)
-    parts = (file.name.partition(FOLDER_SUFFIX)[2] for file in manifest.files)
-    return tuple(
-        file.model_copy(update={"name": start + part}) for file, part in zip(manifest.files, parts, strict=True)
-    )
+    return tuple(file.model_copy(update={"name": start + file.part}) for file in manifest.files)
 
 
 def _is_exported(target: Experiment, exported: Manifest) -> bool:

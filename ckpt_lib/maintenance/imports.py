@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,13 +25,14 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import blocks_of
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, manifest_entries
 from ckpt_lib.experiment.stored_file import open_file
-from ckpt_lib.formats import DEFAULT_FORMAT, format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload
+from ckpt_lib.formats.registry import format_of_bare_files
 from ckpt_lib.maintenance.exports import folder_and_name
 from ckpt_lib.maintenance.foreign import kind_of
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
+from ckpt_lib.stream import Progress, StreamDigest
 
 UNPROVEN_TAG = "adopted"
 _DESCRIPTION = (
@@ -75,7 +75,7 @@ def _require_intact(experiment: Experiment, imported: Manifest) -> None:
         raise CorruptCheckpointError(
             f"it was imported before, and is damaged here: {report.message}",
             checkpoint_id=imported.checkpoint_id,
-            path=experiment.location(imported.payload.name),
+            path=experiment.location(imported.payload_name),
             damages=report.damages,
             hint=f"`ckpt restore {imported.checkpoint_id}` brings back a backup; or delete it and import it again.",
         )
@@ -123,9 +123,11 @@ def _import_exported(
 def _import_file(
     experiment: Experiment, origin: Experiment, name: str, monitor: Monitor, progress: Progress | None
 ) -> Manifest:
+    stored = format_of_bare_files()
     try:
         entry = _digest(origin, name)
-        _check_archive(origin, name)
+        with open_file(origin, name) as file:
+            stored.check_records(file)
         facts = _facts(_read(origin, entry), experiment.name, monitor)
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
@@ -140,7 +142,6 @@ def _import_file(
             hint="Load what another program wrote with torch.load, and save it with "
             "CheckpointManager.save_checkpoint (docs/how-to/move-checkpoints.md).",
         ) from error
-    stored = format_named(DEFAULT_FORMAT)
     key = f"import of {entry.sha256}"
     if earlier := keys.find(experiment, key):
         _require_intact(experiment, earlier)
@@ -162,25 +163,10 @@ def _digest(origin: Experiment, name: str) -> FileEntry:
     return FileEntry(name=name, **vars(digest.finish()))
 
 
-def _check_archive(origin: Experiment, name: str) -> None:
-    """Compare the checksum of every record. Compressed ones are none of ours, and might not end."""
-    try:
-        with open_file(origin, name) as file, zipfile.ZipFile(file) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise NotACheckpointError("it is compressed")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise NotACheckpointError(f"it is no whole archive ({error})") from error
-    if damaged is not None:
-        raise NotACheckpointError(f"its record {damaged} is damaged")
-
-
 def _read(origin: Experiment, entry: FileEntry) -> dict[str, Any]:
     """Return what it holds: of the very bytes that were digested, and without running code."""
-    with VerifiedFile(open_file(origin, entry.name), entry) as file:
-        payload = format_named(DEFAULT_FORMAT).read(file)
+    with StoredPayload(origin, [entry], verify=True) as source:
+        payload = format_of_bare_files().read(source)
     if missing := _KEYS - payload.keys():
         raise NotACheckpointError(f"it holds no {', '.join(sorted(missing))}")
     return payload

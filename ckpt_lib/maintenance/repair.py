@@ -198,7 +198,7 @@ class _Repair:
         return CorruptCheckpointError(
             f"its bytes are those that were saved, and no copy can help: {found.message}",
             checkpoint_id=checkpoint_id,
-            path=self.experiment.location(self.manifest.payload.name),
+            path=self.experiment.location(self.manifest.payload_name),
             damages=found.damages,
             hint=f"`ckpt quarantine {checkpoint_id}` sets it aside; a backup, with --backups.",
         )
@@ -245,7 +245,7 @@ class _Repair:
                 path=self.other.location(),
                 expected=f"uid {self.manifest.uid}",
                 got=f"uid {twin.uid}",
-                hint=f"Nothing was repaired; {self.experiment.location(self.manifest.payload.name)} is as it was.",
+                hint=f"Nothing was repaired; {self.experiment.location(self.manifest.payload_name)} is as it was.",
             )
         return twin.files if isinstance(twin, Manifest) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -21,10 +21,10 @@ from ckpt_lib.errors import (
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX
 from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import format_named
-from ckpt_lib.stream import Progress, VerifiedFile, find_damaged_chunks, find_damages
+from ckpt_lib.stream import Progress, find_damaged_chunks, find_damages
 
 TensorRanges = dict[str, list[tuple[int, int]]]
 Find = Callable[[BinaryIO, FileEntry], list[Damage]]
@@ -89,27 +89,28 @@ def find_unloadable(experiment: Experiment, manifest: Manifest) -> list[Damage]:
     """Return what keeps a payload of sound bytes from being loaded; see :func:`require_loadable`."""
     try:
         require_loadable(experiment, manifest)
-    except (FileNotFoundError, StoreError, *UNLOADABLE) as error:
-        return [_damage_of(manifest.payload, error)]
+    except FileNotFoundError as error:
+        return [missing_file(str(error.filename))]
+    except (StoreError, *UNLOADABLE) as error:
+        return [_damage_of(manifest.payload_name, error)]
     return []
 
 
 def require_loadable(experiment: Experiment, manifest: Manifest) -> None:
     """Raise unless a payload can be loaded without running code. No tensor is read, and no digest is compared.
 
-    Of a payload of several files, only that its format is installed is known here. Raises
+    Raises
     :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` for what is
     malformed, :class:`~ckpt_lib.errors.UnsupportedFormatError` where its format is not installed, and what the store
-    raises; ``FileNotFoundError`` when there is no payload.
+    raises; ``FileNotFoundError``, with its name, when a file is missing.
     """
     try:
         stored = format_named(manifest.format)
-        if len(manifest.files) == 1:
-            with VerifiedFile(open_file(experiment, manifest.payload.name), None) as file:
-                check_parts(stored.inspect(file), manifest)
+        with StoredPayload(experiment, manifest.files, verify=False) as source:
+            check_parts(stored.inspect(source), manifest)
     except UNLOADABLE as error:
         error.checkpoint_id = manifest.checkpoint_id
-        error.path = experiment.location(manifest.payload.name)
+        error.path = experiment.location(manifest.payload_name)
         raise
 
 
@@ -133,7 +134,7 @@ def examine(experiment: Experiment, manifest: Manifest, find: Find) -> Validatio
         checkpoint_id=manifest.checkpoint_id,
         experiment_name=experiment.name,
         size_bytes=manifest.size_bytes,
-        sha256=manifest.payload.sha256,
+        sha256=manifest.sha256,
         damages=tuple(damages),
     )
 
@@ -142,43 +143,47 @@ def _examine_file(experiment: Experiment, entry: FileEntry, find: Find) -> list[
     try:
         with open_file(experiment, entry.name) as file:
             return find(file, entry)
-    except (FileNotFoundError, StoreError) as error:
-        return [_damage_of(entry, error)]
+    except FileNotFoundError:
+        return [missing_file(entry.name)]
+    except StoreError as error:
+        return [_damage_of(entry.name, error)]
 
 
-def _damage_of(entry: FileEntry, error: Exception) -> Damage:
+def _damage_of(name: str, error: CheckpointError) -> Damage:
     """Return what an error says of a file; raise it again when it says nothing, as that of a store that is away."""
-    if isinstance(error, FileNotFoundError):
-        return missing_file(entry.name)
     if isinstance(error, UNLOADABLE):
-        return Damage(file=entry.name, kind="unloadable", message=f"{entry.name} cannot be loaded: {error.message}")
-    if isinstance(error, StoreError) and is_unreadable(error):
-        return Damage(file=entry.name, kind="unreadable", message=f"{entry.name} cannot be read: {error.message}")
+        return Damage(file=name, kind="unloadable", message=f"{name} cannot be loaded: {error.message}")
+    if is_unreadable(error):
+        return Damage(file=name, kind="unreadable", message=f"{name} cannot be read: {error.message}")
     raise error
 
 
 def with_tensors(report: ValidationReport, manifest: Manifest, *experiments: Experiment) -> ValidationReport:
     """Return the report with the names of the tensors that its damages hit.
 
-    Where they lie is read from the payload in the first of ``experiments`` that can still tell: a damage to the
-    payload's own structure may have destroyed that. Then each message says so.
+    Where they lie in a file is read from the payload in the first of ``experiments`` that can still tell: a damage to
+    the payload's own structure may have destroyed that. Then each message says so.
     """
     located = [damage for damage in report.damages if damage.stop > damage.start and damage.kind != "extended"]
-    if not located or len(manifest.files) > 1:
-        return report
-    ranges = next((found for item in experiments if (found := _tensor_ranges(item, manifest)) is not None), None)
-    named = {damage: _named(damage, ranges) for damage in located}
+    parts = {file.name: file.part for file in manifest.files}
+    ranges = {name: _first_ranges(parts[name], manifest, experiments) for name in {damage.file for damage in located}}
+    named = {damage: _named(damage, ranges[damage.file]) for damage in located}
     return report.model_copy(update={"damages": tuple(named.get(damage, damage) for damage in report.damages)})
 
 
-def _tensor_ranges(experiment: Experiment, manifest: Manifest) -> TensorRanges | None:
-    """Map each tensor's name to its byte ranges; ``None`` when the payload's structure cannot be read."""
+def _first_ranges(part: str, manifest: Manifest, experiments: Sequence[Experiment]) -> TensorRanges | None:
+    found = (_tensor_ranges(experiment, manifest, part) for experiment in experiments)
+    return next((ranges for ranges in found if ranges is not None), None)
+
+
+def _tensor_ranges(experiment: Experiment, manifest: Manifest, part: str) -> TensorRanges | None:
+    """Map each tensor's name to its byte ranges in a file; ``None`` when the payload's structure cannot be read."""
     try:
         copy = experiment.get(manifest.checkpoint_id)
         if copy.uid != manifest.uid:
             return None
-        with VerifiedFile(open_file(experiment, copy.payload.name), copy.payload) as file:
-            return format_named(copy.format).tensor_ranges(file)
+        with StoredPayload(experiment, copy.files, verify=True) as source:
+            return format_named(copy.format).tensor_ranges(source, part)
     except (CheckpointError, FileNotFoundError):
         return None
 
@@ -214,7 +219,7 @@ def can_repair(other: ValidationReport | None, damaged: ValidationReport) -> boo
 def _lost_range(damage: Damage) -> tuple[str, float, float]:
     """Return which part of the payload, and which bytes of it, cannot be used. Copies have the same parts."""
     is_located = damage.kind in ("altered", "truncated")
-    part = damage.file.partition(FOLDER_SUFFIX)[2]
+    part = damage.file.partition("/")[2]
     return (part, damage.start, damage.stop) if is_located else (part, 0, math.inf)
 
 
@@ -256,7 +261,7 @@ class KnownVersions:
         """
         if version := payload_version(experiment, manifest):
             with self._lock:
-                self._intact[experiment.location(manifest.payload.name)] = version
+                self._intact[experiment.location(manifest.payload_name)] = version
                 if is_loadable is not None:
                     self._loadable[_content(manifest)] = is_loadable
 
@@ -264,7 +269,7 @@ class KnownVersions:
         """Whether the payload has not changed since it was remembered, and can be loaded."""
         version = payload_version(experiment, manifest)
         with self._lock:
-            is_same = version is not None and self._intact.get(experiment.location(manifest.payload.name)) == version
+            is_same = version is not None and self._intact.get(experiment.location(manifest.payload_name)) == version
             is_loadable = self._loadable.get(_content(manifest))
         if not is_same or is_loadable is not None:
             return is_same and bool(is_loadable)

@@ -98,14 +98,10 @@ class SaveTarget:
         return self._commit(facts, payload_format, layout)
 
     def _commit(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
-        def write(payload: commit.Payload) -> None:
-            with payload.open() as stream:
-                layout.write(stream)
-
         manifest = commit.save(
             self.experiment,
             facts,
-            write,
+            layout.write,
             format_name=payload_format.name,
             suffix=payload_format.suffix,
             verify=self._verify,
@@ -191,7 +187,7 @@ class FailoverWriter:
         self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout
     ) -> Saved:
         manifest = fallback.save(facts, payload_format, layout)
-        path = fallback.experiment.location(manifest.payload.name)
+        path = fallback.experiment.location(manifest.payload_name)
         emit(
             "checkpoint.stranded",
             f"saved in the fallback folder, {path}; `ckpt reconcile` moves it to the store",

@@ -145,7 +145,7 @@ class Fallback:
             raise IntegrityError(
                 f"its copy in the store is damaged: {report.message}",
                 checkpoint_id=brought.checkpoint_id,
-                path=self._home.location(brought.payload.name),
+                path=self._home.location(brought.payload_name),
                 hint="`ckpt repair` or delete that copy; the one in the fallback folder stays.",
             )
 

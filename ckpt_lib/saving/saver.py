@@ -8,20 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.facts import CheckpointFacts
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import ConfigError, StateChangedError
 from ckpt_lib.events import emit
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.formats import DEFAULT_FORMAT, Payload, format_named
+from ckpt_lib.formats import Format, Payload, check_format_name, format_named
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
@@ -63,6 +64,7 @@ class Saver:
         post_save: PostSave,
         reconciler: Reconciler | None,
     ) -> None:
+        check_format_name(locations.config.format)
         self._locations = locations
         self._config = locations.config
         self._writer = writer
@@ -124,13 +126,13 @@ class Saver:
         """Raise what a save would raise before anything is written."""
         facts = self._checked(request)
         self._policy.check(facts)
-        layout = format_named(DEFAULT_FORMAT).lay_out(self._payload(facts, request))
+        layout = self._format.lay_out(self._payload(facts, request))
         logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
 
     def prepare(self, state: TrainingObjects) -> None:
         """Take and touch the memory that saves in the background will need."""
         state.check()
-        payload = format_named(DEFAULT_FORMAT).prepare(state.payload(self._config))
+        payload = self._format.prepare(state.payload(self._config))
         self.background.prepare(self._snapshot_of(payload, state.optimizer))
 
     def flush(self) -> None:
@@ -142,6 +144,10 @@ class Saver:
         """:meth:`flush`, and let go of the memory for copies."""
         self.background.close()
         self._post_save.snapshot.catch_up()
+
+    @property
+    def _format(self) -> Format:
+        return format_named(self._config.format)  # not before a save, because it loads torch
 
     # --- the steps ---
 
@@ -187,7 +193,7 @@ class Saver:
     def _payload(self, facts: CheckpointFacts, request: SaveRequest) -> Payload:
         state = request.state.payload(self._config)
         extra_state = state.pop("extra_state")
-        return format_named(DEFAULT_FORMAT).prepare(  # named here, because it loads torch
+        return self._format.prepare(
             {
                 **state,
                 "epoch": facts.epoch,
@@ -200,10 +206,9 @@ class Saver:
 
     def _content(self, facts: CheckpointFacts, payload: Payload) -> str:
         """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
-        with HashingWriter(_Discard()) as stream:
-            format_named(DEFAULT_FORMAT).lay_out(payload).write(stream)
-            digests = stream.finish()
-        return _content_digest(digests.sha256, facts.tags, facts.description)
+        sink = _DigestSink()
+        self._format.lay_out(payload).write(sink)
+        return _content_digest(payload_sha256(sink.digests), facts.tags, facts.description)
 
     def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
         try:
@@ -219,7 +224,7 @@ class Saver:
         facts = replace(facts, parent_id=self._lineage.parent_id, run_id=self._lineage.run_id)
         if health:
             facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
-        saved = self._writer.save(facts, format_named(DEFAULT_FORMAT), payload)
+        saved = self._writer.save(facts, self._format, payload)
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
             if facts.unhealthy:
@@ -257,15 +262,28 @@ class Saver:
         return snapshot_into
 
 
+class _DigestSink:
+    """Takes the files of a payload of which only the digests are wanted."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+
+    @contextmanager
+    def open(self, name: str = "") -> Iterator[HashingWriter]:
+        with HashingWriter(_Discard()) as stream:
+            yield stream
+            self.digests[name] = stream.finish().sha256
+
+
 class _Discard:
-    """A sink for bytes of which only the digest is wanted."""
+    """Takes bytes and keeps none."""
 
     def write(self, data: Buffer, /) -> int:
         return memoryview(data).nbytes
 
 
 def _content_of(manifest: Manifest) -> str:
-    return _content_digest(manifest.payload.sha256, manifest.tags, manifest.description)
+    return _content_digest(manifest.sha256, manifest.tags, manifest.description)
 
 
 def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:

@@ -31,15 +31,15 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     The constructor compares the size. Each chunk is compared before any of its bytes is returned; :meth:`require`
     verifies many chunks at once, on several processors. Every method that returns bytes raises
     :class:`CorruptCheckpointError` with all damage found. Without a chunk table, the first access verifies the SHA-256
-    of the whole file. Without an ``entry``, nothing is compared.
+    of the whole file. Without an ``entry``, or with ``verify=False``, nothing is compared.
 
     The bytes returned are the bytes verified, unless the file is overwritten in place after its pages left the memory.
     The file takes over ``source`` and closes it.
     """
 
-    def __init__(self, source: BinaryIO, entry: FileEntry | None) -> None:
+    def __init__(self, source: BinaryIO, entry: FileEntry | None, *, verify: bool = True) -> None:
         self._source = source
-        self._entry = entry
+        self._entry = entry if verify else None
         self._position = 0
         self._memory: Memory | None = None
         try:
@@ -124,7 +124,7 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     def _verify_whole(self, entry: FileEntry) -> None:
         if not self._held.fetch(0, self.size_bytes):
             raise CorruptCheckpointError("the file became shorter while it was read")
-        if damages := find_damages(_MemoryFile(self._held.view), entry):
+        if damages := find_damages(MemoryFile(self._held.view), entry):
             raise _corrupt(entry, damages)
 
     # --- as a file ---
@@ -176,8 +176,8 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         super().close()
 
 
-class _MemoryFile(io.RawIOBase, BinaryIO):
-    """Reads memory as a file, without copying it first."""
+class MemoryFile(io.RawIOBase, BinaryIO):
+    """Reads memory as a file from start to end, without copying it first."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import struct
+import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ckpt_lib.core.manifest import is_payload_name
 from ckpt_lib.errors import (
     CheckpointError,
     ConfigError,
@@ -22,8 +24,8 @@ from ckpt_lib.errors import (
     StorageFullError,
     UnsupportedStateError,
 )
-from ckpt_lib.formats import Format, Payload
-from ckpt_lib.stream import HashingWriter, VerifiedFile
+from ckpt_lib.formats import Format
+from ckpt_lib.testing.payloads import Files, MemorySink, MemorySource, assert_same, encode, round_trip
 
 BOUNDED = settings(
     derandomize=True,
@@ -51,83 +53,6 @@ DTYPES = [
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 ]
-
-
-class Sink:
-    """Keeps what is written, and fails from byte ``limit`` on."""
-
-    def __init__(self, limit: float = math.inf) -> None:
-        self.data = bytearray()
-        self.error = StorageFullError("the store is full")
-        self._limit = limit
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        if len(self.data) + len(data) > self._limit:
-            raise self.error
-        self.data += data
-        return len(data)
-
-
-def write(payload_format: Format, payload: Payload, sink: Sink) -> None:
-    """What a save does with a prepared payload."""
-    with HashingWriter(sink) as stream:
-        payload_format.lay_out(payload).write(stream)
-        stream.finish()
-
-
-def encode(payload_format: Format, payload: dict[str, Any]) -> bytes:
-    """A payload's bytes, by the way a save takes."""
-    sink = Sink()
-    write(payload_format, payload_format.prepare(payload), sink)
-    return bytes(sink.data)
-
-
-def round_trip(payload_format: Format, payload: dict[str, Any]) -> Payload:
-    return payload_format.read(io.BytesIO(encode(payload_format, payload)))
-
-
-def assert_same(found: Any, wanted: Any, place: str = "payload") -> None:
-    """The same types, structure and bits; NaN equals NaN of the same bits, and 0.0 differs from -0.0."""
-    assert type(found) is type(wanted), place
-    if isinstance(wanted, torch.Tensor):
-        assert (found.dtype, found.shape, found.requires_grad) == (wanted.dtype, wanted.shape, wanted.requires_grad)
-        assert _bytes(found) == _bytes(wanted), place
-    elif isinstance(wanted, dict):
-        assert list(found) == list(wanted), place
-        for key, value in wanted.items():
-            assert_same(found[key], value, f"{place}[{key!r}]")
-    elif isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted), place
-        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            assert_same(one, other, f"{place}[{number}]")
-    elif isinstance(wanted, float):
-        assert struct.pack("<d", found) == struct.pack("<d", wanted), place
-    else:
-        assert found == wanted, place
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    whole = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    # A single element may keep an odd stride, which is contiguous all the same and no bytes to torch.
-    flat = whole.as_strided((whole.numel(),), (1,))
-    return flat.view(torch.uint8).numpy().tobytes() if whole.numel() else b""
-
-
-def opened(data: bytes) -> VerifiedFile:
-    """A payload as it is opened to be inspected."""
-    return VerifiedFile(io.BytesIO(data), None)
-
-
-class _CountingFile(VerifiedFile):
-    """Counts the bytes that were asked for."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), None)
-        self.viewed_bytes = 0
-
-    def view(self, start: int, stop: int) -> memoryview:
-        self.viewed_bytes += stop - start
-        return super().view(start, stop)
 
 
 @st.composite
@@ -180,6 +105,18 @@ states = st.recursive(
 )
 
 
+def size_of(files: Files) -> int:
+    return sum(len(data) for data in files.values())
+
+
+def damaged(files: Files) -> Iterator[Files]:
+    """Yield the files with one of them empty, cut off anywhere, something else altogether, or missing."""
+    for name, whole in files.items():
+        for data in (b"", b"\0", b"PK", b"not a payload" * 100, *(whole[: len(whole) * n // 12] for n in range(12))):
+            yield {**files, name: data}
+        yield {other: data for other, data in files.items() if other != name}
+
+
 class FormatContract:
     """Subclass it, and give it a fixture ``payload_format``."""
 
@@ -190,9 +127,14 @@ class FormatContract:
     def test_it_has_a_name_and_a_suffix(self, payload_format: Format) -> None:
         """The name goes into manifests, the suffix behind an id."""
         assert payload_format.name.isidentifier()
-        assert payload_format.suffix.startswith(".")
-        assert payload_format.suffix.replace(".", "").isalnum()
         assert payload_format.suffix != ".json"
+        assert re.fullmatch(r"\.[A-Za-z0-9][A-Za-z0-9.]{0,31}|/", payload_format.suffix)
+
+    def test_its_files_have_names_that_a_save_takes(self, payload_format: Format) -> None:
+        """None for a single file; plain paths below the folder for a format that writes one."""
+        for name in encode(payload_format, {"model_state_dict": {"a": torch.ones(2)}, "epoch": 1}):
+            assert bool(name) == (payload_format.suffix == "/")
+            assert is_payload_name(f"x{payload_format.suffix}{name}", "x")
 
     @BOUNDED
     @given(state=states)
@@ -367,9 +309,9 @@ class FormatContract:
     def test_a_failing_store_comes_out_as_itself(self, payload_format: Format, part: float) -> None:
         """The serializer's own complaint about a position in a file would tell nobody that the disk is full."""
         payload = payload_format.prepare({"a": torch.zeros(5000), "b": torch.ones(5000)})
-        sink = Sink(limit=int(len(encode(payload_format, payload)) * part))
+        sink = MemorySink(limit=int(size_of(encode(payload_format, payload)) * part))
         with pytest.raises(StorageFullError) as raised:
-            write(payload_format, payload, sink)
+            payload_format.lay_out(payload).write(sink)
         assert raised.value is sink.error
 
     def test_it_is_written_from_start_to_end(self, payload_format: Format) -> None:
@@ -382,65 +324,78 @@ class FormatContract:
     def test_the_predicted_size_is_enough_and_hardly_more(self, payload_format: Format, state: Any) -> None:
         """What free space is compared with before a save."""
         payload = payload_format.prepare({"extra_state": state})
-        sink = Sink()
-        write(payload_format, payload, sink)
-        assert len(sink.data) <= payload_format.lay_out(payload).size_bytes <= 1.02 * len(sink.data) + 4096
+        layout, sink = payload_format.lay_out(payload), MemorySink()
+        layout.write(sink)
+        assert sink.size_bytes <= layout.size_bytes <= 1.02 * sink.size_bytes + 4096 * len(sink.files)
 
     def test_other_bytes_are_a_damaged_payload(self, payload_format: Format) -> None:
         """Empty, cut off anywhere, or something else altogether: an error of ours."""
         whole = encode(payload_format, {"a": torch.arange(100.0), "b": "x"})
-        for data in (b"", b"\0", b"PK", b"not a payload" * 100, *(whole[: len(whole) * n // 12] for n in range(12))):
+        for files in damaged(whole):
             with pytest.raises(CheckpointError):
-                payload_format.read(io.BytesIO(data))
+                payload_format.read(MemorySource(files))
 
     @BOUNDED
     @given(data=st.data())
     def test_altered_bytes_never_surprise(self, payload_format: Format, data: st.DataObject) -> None:
         """Read without verification, a damaged payload is still either a dict or an error of ours."""
-        whole = bytearray(encode(payload_format, {"a": torch.arange(8.0), "b": ["x", 1, None], "c": {"d": 2.5}}))
+        files = encode(payload_format, {"a": torch.arange(8.0), "b": ["x", 1, None], "c": {"d": 2.5}})
         for _ in range(data.draw(st.integers(1, 8))):
-            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+            name = data.draw(st.sampled_from(sorted(files)))
+            altered = bytearray(files[name])
+            altered[data.draw(st.integers(0, len(altered) - 1))] = data.draw(st.integers(0, 255))
+            files[name] = bytes(altered)
         with contextlib.suppress(CheckpointError):
-            assert isinstance(payload_format.read(io.BytesIO(whole)), dict)
+            assert isinstance(payload_format.read(MemorySource(files)), dict)
 
     def test_parts_are_read_by_name(self, payload_format: Format) -> None:
         """A key, and what is below it in dicts; a name that stands for nothing is an error and no damage."""
         payload = {"model_state_dict": {"a.weight": torch.ones(2), "b": torch.zeros(3)}, "epoch": 1}
-        data = encode(payload_format, payload)
-        found = payload_format.read(io.BytesIO(data), keys=["model_state_dict.a", "epoch"])
+        files = encode(payload_format, payload)
+        found = payload_format.read(MemorySource(files), keys=["model_state_dict.a", "epoch"])
         assert_same(found, {"model_state_dict": {"a.weight": torch.ones(2)}, "epoch": 1})
         with pytest.raises(ConfigError, match=r"model_state_dict\.c"):
-            payload_format.read(io.BytesIO(data), keys=["model_state_dict.c"])
+            payload_format.read(MemorySource(files), keys=["model_state_dict.c"])
 
     @BOUNDED
     @given(state=states)
     def test_what_is_written_passes_an_inspection(self, payload_format: Format, state: Any) -> None:
         """It tells a valid checkpoint from another, and gives the plain values as they were saved."""
         payload = {"model_state_dict": {"a": torch.ones(2), "b": state}, "epoch": 3, "extra_state": {"c": ["x", 1.5]}}
-        found = payload_format.inspect(opened(encode(payload_format, payload)))
+        found = payload_format.inspect(MemorySource(encode(payload_format, payload)))
         assert list(found) == list(payload)
         assert list(found["model_state_dict"]) == ["a", "b"]
         assert (found["epoch"], found["extra_state"]) == (3, {"c": ["x", 1.5]})
 
     def test_an_inspection_reads_no_tensor(self, payload_format: Format) -> None:
         """It is made before a plan, and after each copy: it costs what the structure does."""
-        file = _CountingFile(encode(payload_format, {"model_state_dict": {"a": torch.zeros(2**20)}, "epoch": 1}))
-        payload_format.inspect(file)
-        assert file.viewed_bytes < 2**16
+        source = MemorySource(encode(payload_format, {"model_state_dict": {"a": torch.zeros(2**20)}, "epoch": 1}))
+        payload_format.inspect(source)
+        assert source.viewed_bytes < 2**16
 
     def test_what_cannot_be_read_fails_an_inspection(self, payload_format: Format) -> None:
         """Empty, cut off anywhere, or something else altogether."""
         whole = encode(payload_format, {"a": torch.arange(100.0), "b": "x"})
-        for data in (b"", b"\0", b"not a payload" * 100, *(whole[: len(whole) * n // 12] for n in range(12))):
+        for files in damaged(whole):
             with pytest.raises(CheckpointError):
-                payload_format.inspect(opened(data))
+                payload_format.inspect(MemorySource(files))
+
+    def test_tensors_are_found_in_their_files(self, payload_format: Format) -> None:
+        """Where a tensor is said to lie, its bytes do; what is said to lie nowhere is not said to be damaged."""
+        tensor = torch.arange(1000.0)
+        files = encode(payload_format, {"model_state_dict": {"a": tensor}, "epoch": 1})
+        wanted = tensor.numpy().tobytes()
+        for name, data in files.items():
+            for found, ranges in payload_format.tensor_ranges(MemorySource(files), name).items():
+                assert found == "model_state_dict.a"
+                assert b"".join(data[start:stop] for start, stop in ranges) == wanted
 
     def test_a_device_that_is_not_there_is_not_damage(self, payload_format: Format) -> None:
         """``resume`` passes over what is corrupt: a mistyped device must not look like it."""
-        data = encode(payload_format, {"a": torch.ones(1)})
+        files = encode(payload_format, {"a": torch.ones(1)})
         for device in ("nonsense", "cuda:99", torch.device("cuda", 99)):
             with pytest.raises(CheckpointError) as raised:
-                payload_format.read(io.BytesIO(data), map_location=device)
+                payload_format.read(MemorySource(files), map_location=device)
             assert not isinstance(raised.value, CorruptCheckpointError)
-        assert payload_format.read(io.BytesIO(data), map_location=torch.device("cpu"))["a"].device.type == "cpu"
-        assert payload_format.read(io.BytesIO(data), map_location="meta")["a"].device.type == "meta"
+        assert payload_format.read(MemorySource(files), map_location=torch.device("cpu"))["a"].device.type == "cpu"
+        assert payload_format.read(MemorySource(files), map_location="meta")["a"].device.type == "meta"

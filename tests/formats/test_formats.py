@@ -28,9 +28,12 @@ from ckpt_lib.errors import (
     UnsupportedFormatError,
     UnsupportedStateError,
 )
-from ckpt_lib.formats import DEFAULT_FORMAT, Format, format_named
+from ckpt_lib.formats import Format, format_named
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.testing.format_contract import BOUNDED, FormatContract, assert_same, encode, round_trip, states
+from ckpt_lib.testing.format_contract import BOUNDED, FormatContract, states
+from ckpt_lib.testing.payloads import assert_same, round_trip
+from tests.formats.folder_format import FolderFormat
+from tests.formats.torch_files import encoded, read
 from tests.helpers import MakeManager
 
 
@@ -39,7 +42,15 @@ class TestTorch(FormatContract):
 
     @pytest.fixture
     def payload_format(self) -> Format:
-        return format_named(DEFAULT_FORMAT)
+        return format_named("torch")
+
+
+class TestFolder(FormatContract):
+    """A format of several files: the contract asks for nothing that only one file can do."""
+
+    @pytest.fixture
+    def payload_format(self) -> Format:
+        return FolderFormat()
 
 
 # --- for everyone else ---
@@ -49,7 +60,7 @@ class TestTorch(FormatContract):
 @given(state=states)
 def test_plain_torch_reads_it(state: Any) -> None:
     """``torch.load(weights_only=True)`` gives exactly what was saved: nobody is locked in."""
-    loaded = torch.load(io.BytesIO(encode(TorchZipFormat(), {"x": state})), weights_only=True)
+    loaded = torch.load(io.BytesIO(encoded({"x": state})), weights_only=True)
     assert_same(loaded, {"x": state})
 
 
@@ -57,7 +68,7 @@ def test_plain_torch_reads_it(state: Any) -> None:
 def test_what_was_saved_can_still_be_resized(size: int) -> None:
     """After a save, a tensor's storage can still be resized, as quantization observers do in training."""
     state = {"whole": torch.ones(size), "view": torch.ones(2 * size)[1:]}
-    encode(TorchZipFormat(), state)
+    encoded(state)
     for tensor in state.values():
         assert tensor.untyped_storage().resizable()
         assert tensor.resize_(3 * size).numel() == 3 * size
@@ -66,7 +77,7 @@ def test_what_was_saved_can_still_be_resized(size: int) -> None:
 def test_plain_torch_reads_it_with_none_of_our_code(tmp_path: Path) -> None:
     """In a process that cannot import this library, memory-mapped too."""
     path = tmp_path / "x.pt"
-    path.write_bytes(encode(TorchZipFormat(), {"w": torch.arange(3.0), "m": torch.nn.Linear(1, 1).state_dict()}))
+    path.write_bytes(encoded({"w": torch.arange(3.0), "m": torch.nn.Linear(1, 1).state_dict()}))
     script = (
         "import sys; sys.modules['ckpt_lib'] = None; import torch\n"
         f"for mmap in (False, True): print(torch.load({str(path)!r}, weights_only=True, mmap=mmap)['w'].tolist())"
@@ -218,7 +229,7 @@ def test_stored_code_does_not_run(attack: Any, legacy: bool) -> None:
     torch.save({"model_state_dict": attack}, data, _use_new_zipfile_serialization=not legacy)
     data.seek(0)
     with pytest.raises(UnsafePayloadError) as refused:
-        TorchZipFormat().read(data)
+        read(data)
     assert CANARY not in os.environ
     assert "trust_pickle=True" in str(refused.value)
 
@@ -228,20 +239,20 @@ def test_a_bare_pickle_does_not_run(protocol: int) -> None:
     """A pickle that is no torch file at all, in any protocol."""
     data = pickle.dumps({"x": Reduces(exec, _ASSIGN)}, protocol=protocol)
     with pytest.raises(CheckpointError):
-        TorchZipFormat().read(io.BytesIO(data))
+        read(data)
     assert CANARY not in os.environ
 
 
 def test_a_planted_archive_does_not_run() -> None:
     """Code placed into the archive's other members is not even looked at."""
-    whole = io.BytesIO(encode(TorchZipFormat(), {"a": torch.ones(1)}))
+    whole = io.BytesIO(encoded({"a": torch.ones(1)}))
     with zipfile.ZipFile(whole, "a") as archive:
         prefix = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{prefix}/code/__torch__.py", _ASSIGN)
         archive.writestr(f"{prefix}/constants.pkl", pickle.dumps(Reduces(exec, _ASSIGN)))
     whole.seek(0)
     with contextlib.suppress(CheckpointError):
-        TorchZipFormat().read(whole)
+        read(whole)
     assert CANARY not in os.environ
 
 
@@ -250,7 +261,7 @@ def test_stored_code_runs_for_who_asks_by_name() -> None:
     data = io.BytesIO()
     torch.save({"x": Reduces(exec, _ASSIGN)}, data)
     data.seek(0)
-    assert TorchZipFormat().read(data, trust_pickle=True) == {"x": None}
+    assert read(data, trust_pickle=True) == {"x": None}
     assert os.environ[CANARY] == "fired"
 
 
@@ -269,7 +280,7 @@ def test_a_payload_is_a_dict(stored: object) -> None:
     torch.save(stored, data)
     data.seek(0)
     with pytest.raises(CorruptCheckpointError, match="not a dict"):
-        TorchZipFormat().read(data)
+        read(data)
 
 
 # --- the registry ---
@@ -278,7 +289,7 @@ def test_a_payload_is_a_dict(stored: object) -> None:
 def test_a_format_is_found_by_the_name_in_a_manifest() -> None:
     """A format is found by its name, as the same object each time."""
     assert format_named("torch").name == "torch"
-    assert format_named("torch") is format_named(DEFAULT_FORMAT)
+    assert format_named("torch") is format_named("torch")
 
 
 def test_an_unknown_format_names_those_there_are() -> None:

@@ -19,7 +19,8 @@ from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker
 from ckpt_lib.formats.torch.writing import ArchiveLayout
-from ckpt_lib.testing.format_contract import assert_same, encode
+from ckpt_lib.testing.payloads import assert_same
+from tests.formats.torch_files import encoded, read
 from tests.helpers import payload_path
 
 FORMAT = TorchZipFormat()
@@ -66,7 +67,7 @@ def test_too_many_parts_are_refused_for_what_they_are(monkeypatch: pytest.Monkey
     """The error counts what there is, and says how much there may be."""
     monkeypatch.setattr(limits, "_STEPS_ALLOWED", 1_000)
     with pytest.raises(UnsupportedStateError, match="bytes describe them, beside 1 tensors") as refused:
-        encode(FORMAT, {"x": [[number] for number in range(900)], "t": torch.ones(1)})
+        encoded({"x": [[number] for number in range(900)], "t": torch.ones(1)})
     assert "1200 steps" in str(refused.value)
 
 
@@ -89,16 +90,16 @@ def test_small_and_large_tensors_are_the_same_kind_of_record(count: int) -> None
     """Small tensors come back: whole ones, non-contiguous views, and neighbours in one storage."""
     base = torch.arange(2.0 * count)
     payload = {"whole": base[:count].clone(), "gappy": base[::2], "first": base[:count], "second": base[count:]}
-    data = encode(FORMAT, payload)
-    for found in (FORMAT.read(io.BytesIO(data)), torch.load(io.BytesIO(data), weights_only=True)):
+    data = encoded(payload)
+    for found in (read(data), torch.load(io.BytesIO(data), weights_only=True)):
         assert_same(found, payload)
 
 
 def test_loaded_tensors_share_no_hooks() -> None:
     """Loaded tensors have no hooks, and a hook that is registered later belongs to its tensor alone."""
     payload = {"a": torch.ones(2).requires_grad_(), "b": torch.ones(2).requires_grad_()}
-    data = encode(FORMAT, payload)
-    for found in (FORMAT.read(io.BytesIO(data)), torch.load(io.BytesIO(data), weights_only=True)):
+    data = encoded(payload)
+    for found in (read(data), torch.load(io.BytesIO(data), weights_only=True)):
         called: list[str] = []
         found["a"].register_hook(lambda _, called=called: called.append("a"))
         torch.autograd.backward((found["a"] + found["b"]).sum())
@@ -109,7 +110,7 @@ def test_the_size_is_known_to_the_byte() -> None:
     """The computed size equals the written size, for records with names and padding of every length."""
     for count in (1, 11, 101, 1001):
         layout = FORMAT.lay_out({"x": [torch.zeros(number % 40) for number in range(count)]})
-        assert layout.size_bytes == len(encode(FORMAT, {"x": [torch.zeros(number % 40) for number in range(count)]}))
+        assert layout.size_bytes == len(encoded({"x": [torch.zeros(number % 40) for number in range(count)]}))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")

@@ -8,7 +8,6 @@ import os
 import pickle
 import struct
 import sys
-import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,11 +22,11 @@ from hypothesis import strategies as st
 from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.formats.selection import check_keys, select
-from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.stream import StreamDigest, VerifiedFile
-from ckpt_lib.stream.cache import CacheKey, PayloadCache
-from ckpt_lib.testing.format_contract import BOUNDED, assert_same, states
+from ckpt_lib.testing.format_contract import BOUNDED, states
+from ckpt_lib.testing.payloads import assert_same
+from tests.formats.torch_files import read
 
 CANARY = "CKPT_TEST_CANARY"
 
@@ -54,11 +53,7 @@ def views(payload: Any, keys: Any = None) -> Any:
     """A payload read as users read it, which is known not to need torch's own reader."""
     data = saved(payload)
     assert TorchReader(opened(data)).unusual is None
-    return read(opened(data), keys)
-
-
-def read(file: VerifiedFile, keys: Any = None) -> Any:
-    return TorchZipFormat().read(file, keys=keys)
+    return read(opened(data), keys=keys)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -86,7 +81,7 @@ def test_what_is_named_is_read_and_the_rest_is_not(state: Any) -> None:
     data = saved(payload)
     ((start, stop),) = tensor_ranges(opened(data))["other"]
     damaged = data[:start] + bytes(byte ^ 0xFF for byte in data[start:stop]) + data[stop:]
-    assert_same(read(opened(damaged, data, chunk_size_bytes=1), ["wanted"]), {"wanted": state})
+    assert_same(read(opened(damaged, data, chunk_size_bytes=1), keys=["wanted"]), {"wanted": state})
 
 
 def test_tied_tensors_and_views_stay_tied() -> None:
@@ -132,7 +127,7 @@ def test_deep_nesting_needs_no_deep_stack() -> None:
     data = saved({"x": state})
 
     def from_depth(levels: int) -> Any:
-        return from_depth(levels - 1) if levels else read(opened(data), ["x"])["x"]
+        return from_depth(levels - 1) if levels else read(opened(data), keys=["x"])["x"]
 
     found = from_depth(600)
     for _ in range(98):
@@ -158,11 +153,11 @@ def test_what_is_unusual_is_read_by_torch_itself(name: str) -> None:
     """From the same verified file, with the same selection, and without running more than torch would."""
     data = saved({"x": unusual()[name], "y": torch.ones(3)})
     assert TorchReader(opened(data)).unusual is not None
-    found = TorchZipFormat().read(opened(data), keys=["x"])
+    found = read(opened(data), keys=["x"])
     assert list(found) == ["x"]
     assert type(found["x"]) is type(torch.load(io.BytesIO(data), weights_only=True)["x"])
     with pytest.raises(CorruptCheckpointError):  # torch reads all of it, so all of it is verified
-        TorchZipFormat().read(opened(flipped(data, len(data) // 2), data), keys=["x"])
+        read(opened(flipped(data, len(data) // 2), data), keys=["x"])
 
 
 def rezipped(data: bytes, change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -183,20 +178,19 @@ def test_archives_of_other_programs_are_read() -> None:
     assert_same(read(opened(rezipped(data, lambda name, record: record))), payload)
     swapped = rezipped(data, lambda name, record: b"big" if name.endswith("byteorder") else record)
     assert TorchReader(opened(swapped)).unusual == "another byte order"
-    assert set(TorchZipFormat().read(opened(swapped))) == {"w", "b"}
+    assert set(read(opened(swapped))) == {"w", "b"}
     with pytest.raises(CorruptCheckpointError):
-        TorchZipFormat().read(opened(rezipped(data, lambda name, record: record, zipfile.ZIP_DEFLATED)))
+        read(opened(rezipped(data, lambda name, record: record, zipfile.ZIP_DEFLATED)))
     legacy = saved(payload, _use_new_zipfile_serialization=False)
     with pytest.raises(UnsafePayloadError, match="bare pickle"):
-        TorchZipFormat().read(opened(legacy))
-    assert set(TorchZipFormat().read(opened(legacy), trust_pickle=True)) == {"w", "b"}
+        read(opened(legacy))
+    assert set(read(opened(legacy), trust_pickle=True)) == {"w", "b"}
 
 
 def test_tensors_go_where_they_are_asked_to() -> None:
     """To another device, sharing what they shared; by a function, as torch takes it; or where they were."""
     base = torch.arange(4.0)
     data = saved({"a": base, "b": base[1:]})
-    read = TorchZipFormat().read
     meta = read(opened(data), map_location="meta")
     assert {tensor.device.type for tensor in meta.values()} == {"meta"}
     for location in (None, {"cpu": "cpu"}, lambda storage, _: storage, torch.device("cpu")):
@@ -214,7 +208,7 @@ def test_damage_of_anything_keeps_everything_back() -> None:
     for at in range(0, len(data), 61):
         other = (at + len(data) // 2) % len(data)
         with pytest.raises(CorruptCheckpointError) as refused:
-            TorchZipFormat().read(opened(flipped(flipped(data, at), other), data))
+            read(opened(flipped(flipped(data, at), other), data))
         found = refused.value.damages
         assert all(any(damage.start <= place < damage.stop for damage in found) for place in (at, other))
 
@@ -224,10 +218,10 @@ def test_damage_of_what_is_wanted_is_told_before_a_tensor_is_built(monkeypatch: 
     data = saved({"a": torch.arange(200.0), "b": torch.arange(200.0), "c": torch.ones(1)})
     ranges = tensor_ranges(opened(data))
     damaged = flipped(flipped(data, ranges["b"][0][1] - 1), ranges["a"][0][0])
-    assert read(opened(damaged, data, 8), ["c"])["c"] == 1
+    assert read(opened(damaged, data, 8), keys=["c"])["c"] == 1
     monkeypatch.delattr(torch, "frombuffer")
     with pytest.raises(CorruptCheckpointError) as refused:
-        read(opened(damaged, data, 8), ["a", "b"])
+        read(opened(damaged, data, 8), keys=["a", "b"])
     assert len(refused.value.damages) == 2
 
 
@@ -327,7 +321,7 @@ def test_the_memory_goes_with_the_last_tensor(tmp_path: Path) -> None:
     gc.disable()
     try:
         with VerifiedFile(open(path, "rb", buffering=0), entry_of(data, 4096)) as file:
-            found = read(file, ["a"])
+            found = read(file, keys=["a"])
         del file
         path.unlink()
         assert torch.equal(found["a"], torch.arange(50_000.0))
@@ -397,7 +391,7 @@ def test_stored_code_does_not_run(attack: Any, keys: list[str] | None) -> None:
     """Not even when a part is asked for that does not hold it, for the whole structure is read."""
     data = saved({"x": attack, "y": torch.ones(1)})
     with pytest.raises(UnsafePayloadError):
-        TorchZipFormat().read(opened(data), keys=keys)
+        read(opened(data), keys=keys)
     assert CANARY not in os.environ
 
 
@@ -507,96 +501,4 @@ def test_a_directory_that_points_elsewhere_is_damage(field: str) -> None:
         head = data.index(b"PK\3\4", data.index(b"byteorder"))
         struct.pack_into("<H", data, head + 26, 60_000)
     with pytest.raises(CorruptCheckpointError):
-        TorchZipFormat().read(opened(bytes(data)))
-
-
-# --- the cache ---
-
-
-def key(name: str) -> CacheKey:
-    return (name, "1", "0" * 64)
-
-
-def admitted(cache: PayloadCache, name: str, data: bytes) -> bytes | None:
-    """Take in ``data`` and read it back."""
-    file = cache.admit(key(name), io.BytesIO(data), entry_of(data))
-    return read_back(file)
-
-
-def read_back(file: Any) -> bytes | None:
-    if file is None:
-        return None
-    with VerifiedFile(file, None) as verified:
-        return bytes(verified.view(0, verified.size_bytes))
-
-
-def test_the_cache_forgets_what_was_not_asked_for_longest() -> None:
-    """Within its bound in bytes at any time; what is larger than it is not taken in."""
-    cache = PayloadCache(300)
-    for name in "abc":
-        assert admitted(cache, name, name.encode() * 100) == name.encode() * 100
-    assert read_back(cache.open(key("a"))) == b"a" * 100
-    assert admitted(cache, "d", b"d" * 150) == b"d" * 150
-    assert [read_back(cache.open(key(name))) for name in "abcd"] == [b"a" * 100, None, None, b"d" * 150]
-    assert cache.size_bytes == 250
-    source = io.BytesIO(b"x" * 301)
-    assert cache.admit(key("x"), source, entry_of(b"x" * 301)) is None
-    assert source.read() == b"x" * 301
-    assert admitted(cache, "d", b"D" * 300) == b"D" * 300
-    assert [read_back(cache.open(key(name))) for name in "ad"] == [None, b"D" * 300]
-    cache.clear()
-    assert cache.size_bytes == 0
-    assert cache.open(key("d")) is None
-
-
-def test_damage_is_not_taken_into_the_cache() -> None:
-    """A damaged payload raises the usual error, and leaves neither bytes nor descriptors in the cache."""
-    cache = PayloadCache(1000)
-    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-    for damaged in (b"x" * 99 + b"y", b"x" * 99, b"x" * 101):
-        with pytest.raises(CorruptCheckpointError) as refused:
-            cache.admit(key("a"), io.BytesIO(damaged), entry_of(b"x" * 100))
-        assert refused.value.damages
-    assert cache.open(key("a")) is None
-    assert cache.size_bytes == 0
-    assert before == (len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0)
-
-
-def test_what_was_opened_outlives_the_cache_and_no_writer_reaches_it() -> None:
-    """A caller's writes stay his own; a payload that is dropped stays readable where it is open."""
-    cache = PayloadCache(1000)
-    data = saved({"a": torch.arange(20.0)})
-    cache = PayloadCache(len(data))
-    first = cache.admit(key("a"), io.BytesIO(data), entry_of(data))
-    assert first is not None
-    with VerifiedFile(first, None) as file:
-        loaded = read(file)
-    loaded["a"].zero_()
-    again = cache.open(key("a"))
-    assert again is not None
-    cache.clear()
-    with VerifiedFile(again, None) as file:
-        assert torch.equal(read(file)["a"], torch.arange(20.0))
-    assert loaded["a"].sum() == 0
-
-
-def test_threads_share_a_cache() -> None:
-    """Threads that share a small cache each get the payload that they requested."""
-    cache = PayloadCache(250)
-    wrong: list[str] = []
-
-    def work(seed: int) -> None:
-        for turn in range(50):
-            name = "abcde"[(seed + turn * turn) % 5]
-            data = name.encode() * 100
-            found = read_back(cache.open(key(name))) or admitted(cache, name, data)
-            if found != data:
-                wrong.append(name)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert cache.size_bytes <= 250
+        read(opened(bytes(data)))

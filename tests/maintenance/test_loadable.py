@@ -23,6 +23,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.stream import StreamDigest
+from ckpt_lib.testing.payloads import MemorySource
 from tests.helpers import MakeManager, experiment_folder, flip_bit, payload_path
 from tests.maintenance.records import manifest_in
 
@@ -292,7 +293,7 @@ def test_a_record_that_is_not_what_the_directory_says_is_found(manager: Checkpoi
 def test_deep_values_are_refused_at_once(levels: int) -> None:
     """By a reader, whatever the length of the file."""
     with pytest.raises(UnsafePayloadError, match="more than 100 levels"):
-        FORMAT.read(io.BytesIO(nested(levels)))
+        FORMAT.read(MemorySource({"": nested(levels)}))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, dict])

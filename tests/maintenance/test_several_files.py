@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
@@ -13,6 +14,7 @@ from ckpt_lib.errors import ConfigError, CorruptCheckpointError
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
 from ckpt_lib.maintenance.imports import import_checkpoint
@@ -21,14 +23,15 @@ from ckpt_lib.maintenance.repair import repair
 from ckpt_lib.maintenance.scrub import scrub
 from ckpt_lib.maintenance.validate import compare, payload_version
 from ckpt_lib.store.memory import MemoryStore
+from tests.formats.folder_format import NAMES, FolderFormat
 
-NAMES = ("a.bin", "deep/b.bin")
-
-
-def write(payload: commit.Payload) -> None:
-    for name in NAMES:
-        with payload.open(name) as stream:
-            stream.write(name.encode() * 100)
+STATE = {
+    "model_state_dict": {"weight": torch.arange(100.0)},
+    "optimizer_state_dict": {"momentum": torch.ones(100)},
+    "scheduler_state_dict": None,
+    "epoch": 1,
+    "step": 0,
+}
 
 
 @pytest.fixture
@@ -42,8 +45,11 @@ def backups(home: Experiment) -> Experiment:
 
 
 @pytest.fixture
-def saved(home: Experiment) -> Manifest:
-    return commit.save(home, CheckpointFacts(1, 0, "Net", "run"), write, format_name="torch", suffix="/")
+def saved(home: Experiment, folder_format: FolderFormat) -> Manifest:
+    layout = folder_format.lay_out(STATE)
+    return commit.save(
+        home, CheckpointFacts(1, 0, "Net", "run"), layout.write, format_name=folder_format.name, suffix="/"
+    )
 
 
 def spoil(experiment: Experiment, manifest: Manifest, number: int) -> None:
@@ -104,11 +110,12 @@ def test_an_export_is_a_folder_that_can_be_imported(home: Experiment, saved: Man
     """By names without a claim; a single file cannot hold it."""
     export(home, saved, tmp_path / "out")
     export(home, saved, tmp_path / "out")
-    for name in NAMES:
-        assert (tmp_path / "out" / saved.checkpoint_id / name).read_bytes() == name.encode() * 100
-    with pytest.raises(ConfigError, match="2 files"):
+    for name, file in zip(NAMES, saved.files, strict=True):
+        with open_file(home, file.name) as stored:
+            assert (tmp_path / "out" / saved.checkpoint_id / name).read_bytes() == stored.readall()
+    with pytest.raises(ConfigError, match="3 files"):
         export(home, saved, tmp_path / "out.pt")
     other = Experiment(MemoryStore(f"memory://{tmp_path.name}-other"), "run", "run")
     imported = import_checkpoint(other, tmp_path / "out", monitor=Monitor())
     assert compare(other, imported)
-    assert len(imported.files) == 2
+    assert [file.part for file in imported.files] == list(NAMES)

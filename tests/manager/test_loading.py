@@ -124,7 +124,7 @@ def test_a_payload_in_memory_is_not_read_again(caching: CheckpointManager, monke
     saved = save(caching, 1)
     first = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     wanted = first.clone()
-    monkeypatch.delattr("ckpt_lib.loading.payload._open_source")
+    monkeypatch.delattr("ckpt_lib.experiment.stored_payload.open_file")
     first.zero_()
     second = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     assert torch.equal(second, wanted)
@@ -145,7 +145,8 @@ def test_rot_after_verifying_does_not_reach_what_is_in_memory(
     caching: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version of a file says nothing of bits that rot; the bytes in memory are those that were verified."""
-    monkeypatch.setattr("ckpt_lib.loading.payload._cache_key", lambda *_: ("a file", "whose version stays", "as it is"))
+    key = ("a file", "whose version stays", "as it is")
+    monkeypatch.setattr("ckpt_lib.experiment.stored_payload._cache_key", lambda *_: key)
     saved = save(caching, 1)
     wanted = caching.load_checkpoint(saved)["model_state_dict"]["weight"]
     flip_bit(payload_path(caching, saved), 1000)

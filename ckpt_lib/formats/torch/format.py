@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ from ckpt_lib.errors import (
     UnsafePayloadError,
     UnsupportedStateError,
 )
-from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.base import Payload, PayloadSource
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, is_deeper
 from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
@@ -27,7 +28,6 @@ from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.state.memory import check_memory, has_memory, is_per_channel
 from ckpt_lib.state.tree import tensors_in
-from ckpt_lib.stream import VerifiedFile
 
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
@@ -60,7 +60,7 @@ class TorchZipFormat:
 
     def read(
         self,
-        source: BinaryIO,
+        source: PayloadSource,
         *,
         map_location: Any = "cpu",
         trust_pickle: bool = False,
@@ -71,7 +71,7 @@ class TorchZipFormat:
         Raises :class:`~ckpt_lib.errors.ConfigError` for a device that this machine does not have.
         """
         _check_device(map_location)
-        file = source if isinstance(source, VerifiedFile) else VerifiedFile(io.BytesIO(source.read()), None)
+        file = source.open()
         if trust_pickle:
             file.require_all()
         else:
@@ -85,21 +85,40 @@ class TorchZipFormat:
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
-    def inspect(self, source: VerifiedFile) -> Payload:
+    def inspect(self, source: PayloadSource) -> Payload:
         """Return the outline that every read begins with. For unusual payloads, ask ``torch.load``."""
-        reader = TorchReader(source)
+        file = source.open()
+        reader = TorchReader(file)
         with contextlib.suppress(UnusualPayloadError):
             return reader.outline()
         reader.check_heads()
         with contextlib.suppress(CorruptCheckpointError):  # the meta device holds no quantized or nested tensors
-            source.seek(0)
-            return _torch_load(source, map_location="meta", trust_pickle=False)
-        source.seek(0)
-        return _torch_load(source, map_location="cpu", trust_pickle=False)
+            file.seek(0)
+            return _torch_load(file, map_location="meta", trust_pickle=False)
+        file.seek(0)
+        return _torch_load(file, map_location="cpu", trust_pickle=False)
 
-    def tensor_ranges(self, source: VerifiedFile) -> dict[str, list[tuple[int, int]]]:
+    def tensor_ranges(self, source: PayloadSource, name: str = "") -> dict[str, list[tuple[int, int]]]:
         """Map tensor names to bytes of the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
-        return tensor_ranges(source)
+        return tensor_ranges(source.open(name))
+
+    def check_records(self, file: BinaryIO) -> None:
+        """Compare the CRC-32 of each record, which finds every accident in a file that has no manifest.
+
+        Raises :class:`CorruptCheckpointError` for a file that is no whole archive, and for compressed records, which
+        this format does not write and which might not end.
+        """
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise CorruptCheckpointError("it is compressed")
+                damaged = archive.testzip()
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise CorruptCheckpointError(f"it is no whole archive ({error})") from error
+        if damaged is not None:
+            raise CorruptCheckpointError(f"its record {damaged} is damaged")
 
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
-from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.base import Payload, PayloadSink
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.limits import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch.reading import check_structure
@@ -75,7 +75,12 @@ class ArchiveLayout:
         head, tail = ([(name, len(data)) for name, data in part.items()] for part in (self._head, self._tail))
         return archive_size_bytes([*head, *((name, stored.size_bytes) for name, stored in self._ranges.items()), *tail])
 
-    def write(self, stream: HashingWriter) -> None:
+    def write(self, sink: PayloadSink) -> None:
+        """Write the one file of the payload."""
+        with sink.open() as stream:
+            self.write_to(stream)
+
+    def write_to(self, stream: HashingWriter) -> None:
         """Write the file to ``stream`` from start to end. Only non-contiguous views are copied as a whole."""
         archive = ZipWriter(stream)
         for name, data in self._head.items():

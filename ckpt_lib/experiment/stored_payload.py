@@ -1,0 +1,92 @@
+"""The files of a stored payload, as a format reads them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from ckpt_lib.core.manifest import FileEntry
+from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.stream.cache import CacheKey, PayloadCache
+
+
+class StoredPayload:
+    """A :class:`~ckpt_lib.formats.PayloadSource`: each file is opened, mapped and verified once. Used as a context.
+
+    Without ``verify``, no digest is compared. Verified files are taken from ``cache``, and with ``keep`` whole files
+    are put into it. Memory that tensors share outlives the context.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        files: Sequence[FileEntry],
+        *,
+        verify: bool,
+        cache: PayloadCache | None = None,
+        keep: bool = False,
+    ) -> None:
+        self._experiment = experiment
+        self._entries = {file.part: file for file in files}
+        self._verify = verify
+        self._cache = cache if verify else None
+        self._keep = keep
+        self._opened: dict[str, VerifiedFile] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> Sequence[str]:
+        return tuple(self._entries)
+
+    def open(self, name: str = "") -> VerifiedFile:
+        """Return a file at its start. Its ``FileNotFoundError`` has the file's name in the experiment."""
+        if name not in self._entries:
+            raise CorruptCheckpointError(f"the payload has no file {name!r}", expected=", ".join(self._entries))
+        if name not in self._opened:
+            self._opened[name] = self._stack.enter_context(self._open(self._entries[name]))
+        file = self._opened[name]
+        file.seek(0)
+        return file
+
+    def require_all(self) -> None:
+        """Verify every byte. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` with the damage of all files."""
+        failures = []
+        for name in self._entries:
+            try:
+                self.open(name).require_all()
+            except CorruptCheckpointError as error:
+                failures.append(error)
+        if failures:
+            failures[0].damages = tuple(damage for error in failures for damage in error.damages)
+            raise failures[0]
+
+    def _open(self, entry: FileEntry) -> VerifiedFile:
+        key = _cache_key(self._experiment, entry) if self._cache else None
+        if self._cache and key and (kept := self._cache.open(key, entry)):
+            return kept
+        try:
+            source = open_file(self._experiment, entry.name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "no such payload file", entry.name) from error
+        if self._cache and key and self._keep and (kept := self._cache.admit(key, source, entry)):
+            return kept
+        return VerifiedFile(source, entry, verify=self._verify)
+
+
+def _cache_key(experiment: Experiment, entry: FileEntry) -> CacheKey | None:
+    found = experiment.store.stat(experiment.key(entry.name))
+    return (experiment.location(entry.name), found.version, entry.sha256) if found else None
