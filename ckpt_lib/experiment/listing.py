@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import did_you_mean
-from ckpt_lib.errors import ExperimentNotFoundError, InvalidNameError, NotAStoreError
+from ckpt_lib.errors import (
+    ExperimentNotFoundError,
+    IntegrityError,
+    InvalidNameError,
+    NotAStoreError,
+    UnsupportedSchemaError,
+)
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME, FOLDER_SUFFIX, SNAPSHOT_NAME, manifest_entries
 from ckpt_lib.store import Store, location
 from ckpt_lib.store.identity import IDENTITY_NAME
@@ -55,11 +63,19 @@ def _is_experiment(store: Store, name: str) -> bool:
         check_experiment_name(name)
     except InvalidNameError:
         return False
-    paths = (name, f"{name}/{BACKUPS_NAME}")  # all the checkpoints may be gone, but for their backups
-    return any(_holds_checkpoints(store, path) for path in paths)
+    # All the checkpoints may be gone, but for their backups.
+    return any(_holds_checkpoints(Experiment(store, path, name)) for path in (name, f"{name}/{BACKUPS_NAME}"))
 
 
-def _holds_checkpoints(store: Store, path: str) -> bool:
-    entries = store.list(path)
-    is_described = any(entry.key == f"{path}/{SNAPSHOT_NAME}" for entry in entries)
-    return is_described or bool(manifest_entries(entries, path))
+def _holds_checkpoints(experiment: Experiment) -> bool:
+    entries = experiment.store.list(experiment.path)
+    is_described = any(entry.key == experiment.key(SNAPSHOT_NAME) for entry in entries)
+    return is_described or any(_is_manifest(experiment, item) for item in manifest_entries(entries, experiment.path))
+
+
+def _is_manifest(experiment: Experiment, checkpoint_id: str) -> bool:
+    """Whether a record is, or was, that of a checkpoint: claims may be left of one that was never or is no more."""
+    try:
+        return isinstance(experiment.read(checkpoint_id).record, Manifest)
+    except (IntegrityError, UnsupportedSchemaError):
+        return True
