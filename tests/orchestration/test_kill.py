@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment.locations import Locations
 from tests.orchestration import training_run
 
 pytestmark = pytest.mark.servers
@@ -51,7 +52,7 @@ def acknowledged_until_killed(process: subprocess.Popen[str], seconds: float) ->
 
 @pytest.mark.parametrize("first_seed", [SEED])
 def test_training_resumes_after_every_kill(server_environment: dict[str, str], tmp_path: Path, first_seed: int) -> None:
-    """Killed at 20 random moments, each run resumes from a valid checkpoint; nothing is left outside of the trash."""
+    """Killed at 20 random moments, each run resumes from a valid checkpoint; no killed save leaves anything."""
     random_moment = random.Random(first_seed)
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path), max_checkpoints=4), "digits")
     last_acknowledged = 0
@@ -66,9 +67,14 @@ def test_training_resumes_after_every_kill(server_environment: dict[str, str], t
 
     with training(server_environment, tmp_path, epochs=last_acknowledged + 3) as process:
         assert process.wait(timeout=120) == 0
-    manager.empty_trash()  # where a deletion that was killed halfway leaves a checkpoint for a while
-    names = {path.name for path in (tmp_path / "digits").rglob("*") if path.is_file()}
-    assert not [name for name in names if name.endswith((".saving", ".deleted"))]
+    manager.empty_trash()
+    assert not manager.list_deleted()
+    locations = Locations(manager.config, "digits")
+    for experiment, folder in ((locations.home, tmp_path / "digits"), (locations.backups, tmp_path / "digits/backups")):
+        view = experiment.index.view()
+        assert {claim.state for claim in view.claims} <= {"gone"}
+        named = {file.name for manifest in (*view.manifests, *view.deleted) for file in manifest.files}
+        assert {path.name for path in folder.glob("*.pt")} == named
     latest = manager.get_latest_checkpoint()
     assert latest is not None
     assert latest.epoch >= last_acknowledged + 3

@@ -170,10 +170,10 @@ def test_a_store_that_does_not_answer_is_tried_again(config: CheckpointConfig, m
     failures = iter([StoreUnavailableError("the store did not answer")] * (1 + len(RETRY_DELAYS_SECONDS)))
     real = LocalStore.open_write
 
-    def flaky(self: LocalStore, folder: str) -> Any:
-        if folder == EXPERIMENT and (error := next(failures, None)):
+    def flaky(self: LocalStore, key: str) -> Any:
+        if key.startswith(f"{EXPERIMENT}/checkpoint") and (error := next(failures, None)):
             raise error
-        return real(self, folder)
+        return real(self, key)
 
     monkeypatch.setattr(LocalStore, "open_write", flaky)
     quick = tasks.save_checkpoint.with_options(retry_delay_seconds=0)
@@ -301,7 +301,7 @@ def test_repairs_and_scrubs(config: CheckpointConfig) -> None:
 
     before, here, there, again, after = life()
     assert [bool(report) for report in (*before.checkpoints, *before.backups)] == [False, True, True, False]
-    assert [report.method for report in (here, there, again)] == ["chunks", "chunks", "none"]
+    assert [report.method for report in (here, there, again)] == ["file", "file", "none"]  # files of one chunk
     assert after
     assert after.bytes_read == before.bytes_read
 
@@ -332,10 +332,10 @@ def degraded(config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.Monke
     safe = config.model_copy(update={"fallback_dir": str(tmp_path / "fallback"), "backup_checkpoints": False})
     original = LocalStore.open_write
 
-    def refuse(store: LocalStore, folder: str) -> Any:
+    def refuse(store: LocalStore, key: str) -> Any:
         if store.url == safe.checkpoint_dir:
             raise StoreError("the store failed: Input/output error")
-        return original(store, folder)
+        return original(store, key)
 
     monkeypatch.setattr(LocalStore, "open_write", refuse)
     return safe
