@@ -28,8 +28,9 @@ def replace_file(experiment: Experiment, manifest: Manifest, file: FileEntry, bl
     """Give a payload file its bytes again, atomically; ``False`` when its checkpoint went away meanwhile.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and changes nothing, when ``blocks`` are other bytes than
-    were saved.
+    were saved, and :class:`~ckpt_lib.errors.ConfigError` where only a single writer may write, and none said it is one.
     """
+    experiment.check_writable()
     upload = experiment.store.open_write(experiment.key(file.name))
     try:
         with HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream:

@@ -160,20 +160,20 @@ def _damages(experiment: Experiment, manifest: Manifest) -> list[str]:
 def broken_promises(place: Place, name: str, *, is_acknowledged: bool) -> list[str]:
     """What does not hold after a crash. The process that crashed must be known to be dead."""
     operation = OPERATIONS[name]
-    found = list(_harm(place, operation, is_acknowledged))
+    found = list(harm(place, operation, is_acknowledged))
     if is_acknowledged and not operation.is_done(place):
         found.append("acknowledged and not done")
     operation.act(place)
     if not operation.is_done(place):
         found.append("not done when it was tried again")
     place.save(9)
-    found += _harm(place, operation, is_acknowledged)
+    found += harm(place, operation, is_acknowledged)
     for path in PATHS:
-        found += _leftovers(place.experiment(path))
+        found += leftovers(place.experiment(path))
     return found
 
 
-def _harm(place: Place, operation: Operation, is_acknowledged: bool) -> Iterator[str]:
+def harm(place: Place, operation: Operation, is_acknowledged: bool) -> Iterator[str]:
     """Half a checkpoint that readers see, and what was acknowledged before and is not there."""
     for name in PATHS:
         experiment = place.experiment(name)
@@ -189,7 +189,7 @@ def _harm(place: Place, operation: Operation, is_acknowledged: bool) -> Iterator
             yield f"{name}: gone: {epoch}"
 
 
-def _leftovers(experiment: Experiment) -> Iterator[str]:
+def leftovers(experiment: Experiment) -> Iterator[str]:
     """What a sweep and a purge do not clear."""
     sweep(experiment)
     deletion.purge(experiment, grace_seconds=0)

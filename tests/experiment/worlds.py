@@ -15,10 +15,10 @@ from ckpt_lib.core.owners import Owner
 from ckpt_lib.experiment import commit, copies, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import replace_file
-from ckpt_lib.experiment.layout import key_name, uid_name
+from ckpt_lib.experiment.layout import key_name
 from ckpt_lib.experiment.pointers import Pointer
 from ckpt_lib.experiment.sweep import sweep
-from tests.experiment.explorer import MOMENT, Actor, Check, World, records
+from tests.experiment.explorer import MOMENT, Actor, World, records
 
 U, W, Z = ("a" * 32, "b" * 32, "c" * 32)
 X, Y, V = (f"checkpoint_epoch_000{number}_step_000000_20231201_143022" for number in (1, 2, 3))
@@ -275,17 +275,8 @@ def named(**worlds: Callable[[], World]) -> dict[str, Callable[[], World]]:
     return {name.replace("_", " "): world for name, world in worlds.items()}
 
 
-def _uid_key(uid: str = U) -> dict[str, bytes]:
-    pointer = Pointer(checkpoint_id=X, uid=uid, revision="f" * 16)
-    return {f"e/{uid_name(uid)}": pointer.model_dump_json().encode()}
-
-
 def _world(*actors: tuple[str, Actor], **options: Any) -> Callable[[], World]:
     return lambda: World(actors, **options)
-
-
-def both(*checks: Check) -> Check:
-    return lambda content, results: next(filter(None, (check(content, results) for check in checks)), None)
 
 
 WORLDS = named(
