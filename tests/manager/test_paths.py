@@ -413,7 +413,7 @@ def test_more_records_than_16_bits_can_count() -> None:
     payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
     sink = io.BytesIO()
     with HashingWriter(sink) as stream:
-        ArchiveLayout(payload).write(stream)
+        ArchiveLayout(payload).write_to(stream)
         entry = entry_of(stream.finish())
     assert ArchiveLayout(payload).size_bytes == entry.size_bytes
     last = struct.pack("<q", 65_999)
@@ -436,7 +436,7 @@ def test_a_tensor_larger_than_32_bits_can_tell(tmp_path: Path) -> None:
     small = torch.arange(5.0)
     payload = {"large": torch.from_numpy(np.zeros(size_bytes, np.uint8)), "small": small}
     with SparseFile(path) as sink, HashingWriter(sink) as stream:
-        ArchiveLayout(payload).write(stream)
+        ArchiveLayout(payload).write_to(stream)
         entry = entry_of(stream.finish())
     assert path.stat().st_size == entry.size_bytes == ArchiveLayout(payload).size_bytes > size_bytes
     assert path.stat().st_blocks * 512 < 100 * 2**20
