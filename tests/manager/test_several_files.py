@@ -113,6 +113,17 @@ def test_a_part_is_loaded_from_its_own_file(make: Make, trained: Parts) -> None:
     assert state_of(fresh) == before
 
 
+def test_damage_of_several_files_is_told_at_once(make: Make, trained: Parts) -> None:
+    """All files of a payload are verified before the format reads one of them."""
+    manager = make(backup_checkpoints=False)
+    saved = save_parts(manager, trained)
+    for name in NAMES[:2]:
+        damage(manager, saved, name)
+    with pytest.raises(CorruptCheckpointError) as refused:
+        manager.load_checkpoint(saved)
+    assert {item.file for item in refused.value.damages} == {file_of(manager, saved, name).name for name in NAMES[:2]}
+
+
 def test_a_missing_file_is_told_by_its_name(make: Make, trained: Parts) -> None:
     """The error says which one, and where."""
     manager = make(backup_checkpoints=False)
