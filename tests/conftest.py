@@ -20,7 +20,7 @@ pytest.register_assert_rewrite("ckpt_lib.testing")
 
 # Row 42 of the fault matrix runs the same properties with the second one.
 settings.register_profile("test", derandomize=True, database=None, deadline=None, max_examples=120)
-settings.register_profile("torture", settings.get_profile("test"), derandomize=False, max_examples=1200)
+settings.register_profile("torture", settings.get_profile("test"), derandomize=False, max_examples=480)
 settings.load_profile("test")
 
 SECONDS_TO_START_A_SERVER = 120

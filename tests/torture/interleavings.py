@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from tests.experiment.explorer import Verdict
@@ -23,8 +21,7 @@ def explore_all(count: int, _seed: str, _folder: Path) -> Outcome:
     states = STATES_A_WORLD
     if count:
         names, states = names[:1], count
-    with ProcessPoolExecutor(2, mp_context=get_context("fork"), max_tasks_per_child=None) as pool:
-        verdicts = list(pool.map(_explore, names, [states] * len(names)))
+    verdicts = [WORLDS[name]().run(max_states=states, max_seconds=SECONDS_A_WORLD) for name in names]
     outcome = Outcome(injected=sum(verdict.states for verdict in verdicts))
     outcome.violations += [
         f"{name}: {verdict.violation}: {verdict.trace}"
@@ -33,10 +30,6 @@ def explore_all(count: int, _seed: str, _folder: Path) -> Outcome:
     ]
     outcome.detail = _detail(names, verdicts)
     return outcome
-
-
-def _explore(name: str, states: int) -> Verdict:
-    return WORLDS[name]().run(max_states=states, max_seconds=SECONDS_A_WORLD)
 
 
 def _detail(names: Sequence[str], verdicts: Sequence[Verdict]) -> str:
