@@ -114,7 +114,7 @@ def _save_and_stop(moment: str, lies: dict[str, Any], place: Path) -> str:
     real = Owner.current()
     Owner.current = lambda: real.model_copy(update=lies)  # type: ignore[method-assign]
     logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
-    failover.RETRY_DELAYS_SECONDS = ()  # the first attempt is looked at
+    failover.RETRY_DELAYS_SECONDS = ()  # type: ignore[assignment]  # the first attempt is looked at
     puts = 0
 
     def stop(operation: str, key: str) -> None:
