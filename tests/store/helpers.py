@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ckpt_lib.store.local.reserve import RESERVE_NAME
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -90,5 +92,5 @@ def eventually(is_so: Callable[[], bool], *, within_seconds: float = 10.0) -> No
 
 
 def temporary_files(root: Path) -> list[str]:
-    """Return the names of the files below a folder that the store keeps for itself, but for its locks."""
-    return sorted(path.name for path in root.rglob(".ckpt-tmp/*") if path.name != "lock")
+    """Return the names of unfinished files below a folder."""
+    return sorted(path.name for path in root.rglob(".ckpt-tmp/*") if path.name not in ("lock", RESERVE_NAME))

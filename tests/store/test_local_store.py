@@ -343,3 +343,34 @@ def test_a_folder_that_vanished_under_its_writer_is_an_error_of_the_store(store:
     with pytest.raises(StoreUnavailableError):
         begun.commit()
     store.put("e/x", b"works")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_a_record_can_be_written_on_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
+    """By room that the first upload sets aside; a disk that has little gets no reserve."""
+    code = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tests.torture.namespaces import enter_namespace, tmpfs
+enter_namespace()
+from ckpt_lib.errors import StorageFullError
+from ckpt_lib.store.local import LocalStore
+from ckpt_lib.testing.store_contract import get, upload
+disk = Path(sys.argv[1])
+disk.mkdir()
+with tmpfs(disk, 2 * 2**20):
+    store = LocalStore(str(disk))
+    version = store.put("e/x", b"old").version
+    upload(store, "e/payload", bytes(10_000))
+    with (disk / "other").open("wb", buffering=0) as other, suppress(OSError):
+        while other.write(bytes(4096)):
+            pass
+    store.put("e/x", bytes(9_000), if_version=version)
+    assert get(store, "e/x") == bytes(9_000)
+    try:
+        store.put("e/y", bytes(2**20))
+    except StorageFullError:
+        print("full")
+"""
+    assert run_python(code, tmp_path / "disk") == "full\n"

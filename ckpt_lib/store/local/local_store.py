@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt_lib.errors import InvalidNameError
+from ckpt_lib.errors import InvalidNameError, StorageFullError
 from ckpt_lib.store.base import Capabilities, Condition, Entry
 from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
 from ckpt_lib.store.local.direct import Output
@@ -25,6 +25,7 @@ from ckpt_lib.store.local.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.store.local.probe import USUAL, Abilities, probe
 from ckpt_lib.store.local.publishing import Place, Publisher, entry_of
 from ckpt_lib.store.local.reader import LocalReader
+from ckpt_lib.store.local.reserve import give_up_reserve, keep_reserve
 from ckpt_lib.store.local.system import System
 from ckpt_lib.store.local.temporary import create_temporary, discard, sweep_abandoned, sweep_old
 from ckpt_lib.store.local.upload import LocalUpload
@@ -105,9 +106,18 @@ class LocalStore:
                 raise
 
     def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
-        with errors_of_writing(self._root / key):
-            *parts, _ = check_key(key)
+        *parts, _ = check_key(key)
+        with typed_errors(self._root / key):
             check_put(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
+        try:
+            return self._put(key, data, if_version)
+        except StorageFullError:
+            if not give_up_reserve(self._folders.path(tuple(parts)) / OWN_FOLDER, self._system):
+                raise
+        return self._put(key, data, if_version)
+
+    def _put(self, key: str, data: bytes, if_version: Condition) -> Entry:
+        with errors_of_writing(self._root / key):
             place = self._made(key)
             with create_temporary(place.own, self._system, locks=self._probed(place.folder).locks) as file:
                 try:
@@ -161,6 +171,7 @@ class LocalStore:
         if not self._probed(place.folder).locks:
             file = create_temporary(place.own, self._system, locks=False)
             sweep_old(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime)
+            keep_reserve(place.own, self._system)
             return file
         # Under the lock of the folder: on Windows, a file is not locked while it gets its name.
         with (
@@ -168,6 +179,7 @@ class LocalStore:
             FolderLock(lock_file, self._system, self._patience_seconds),
         ):
             sweep_abandoned(place.own, self._system)
+            keep_reserve(place.own, self._system)
         return create_temporary(place.own, self._system, locks=True)
 
     def _probed(self, folder: Path) -> Abilities:
