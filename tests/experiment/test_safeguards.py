@@ -226,8 +226,9 @@ def test_a_sweep_leaves_what_an_unreadable_manifest_may_name(experiment: Experim
 # Copies and keys
 
 
-def test_a_copy_under_way_is_not_taken_over(experiment: Experiment) -> None:
-    """Its process lives: another copier is refused, and the first one ends well."""
+def test_a_copy_under_way_is_not_taken_over(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process lives: another copier waits, is refused in the end, and the first one ends well."""
+    monkeypatch.setattr(copies, "_PATIENCE_SECONDS", 0.2)
     made, target = save(experiment), Experiment(experiment.store, "b", "e")
     held = claims.claim_over(target, made.checkpoint_id, made.uid, ".pt")
     assert held
