@@ -31,6 +31,8 @@ class Held:
     found: Found
     suffix: str
     renewed_at: float
+    claimed_before: datetime
+    """By the store's clock."""
 
     @property
     def checkpoint_id(self) -> str:
@@ -52,10 +54,10 @@ class Held:
     def confirm(self) -> None:
         """Take a name that no one had before, if the claim came so late that an earlier one may have ended.
 
-        The time is asked for after the claim: an earlier claim of the id was ``gone`` for a day after its time stamp.
+        An earlier claim of the id was ``gone`` for a day after its time stamp.
         """
         is_plain = self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
-        if is_plain and self.experiment.now() - CheckpointId.parse(self.checkpoint_id).timestamp >= DAY:
+        if is_plain and self.claimed_before - CheckpointId.parse(self.checkpoint_id).timestamp >= DAY:
             self._rewrite(files=(payload_name(self.checkpoint_id, self.suffix, self.claim.claim),))
 
     def renew(self) -> None:
@@ -105,11 +107,16 @@ def claim_over(
     claim = Claim(
         checkpoint_id=checkpoint_id, uid=uid, claim=token, state="saving", owner=Owner.current(), files=(name,)
     )
+    started, started_at = time.monotonic(), datetime.now(UTC)
     try:
         found = experiment.put_record(claim, over.version)
     except VersionConflictError:
         return None
-    return Held(experiment, claim, found, suffix, time.monotonic())
+    # A file may be dated before it gets its key, at most by as long as the call took; one of the clocks may stand
+    # still while the machine sleeps.
+    took = max(timedelta(seconds=time.monotonic() - started), datetime.now(UTC) - started_at)
+    claimed_before = datetime.fromtimestamp(found.modified_seconds, UTC) + took
+    return Held(experiment, claim, found, suffix, started, claimed_before)
 
 
 def _is_there(experiment: Experiment, name: str) -> bool:

@@ -186,7 +186,7 @@ def test_what_was_written_wrong_is_found(store: MemoryStore, verify: bool) -> No
 
 def test_a_commit_that_may_not_be_durable_is_raised_and_stays_whole(store: MemoryStore) -> None:
     """Others see it already: its files are not taken away any more."""
-    plan = FaultPlan(fail_at=3, when="after", error=NotDurableError, only=frozenset({"put"}))
+    plan = FaultPlan(fail_at=2, when="after", error=NotDurableError, only=frozenset({"put"}))
     with pytest.raises(NotDurableError):
         save(Experiment(FaultyStore(store, plan), "e", "e"))
     experiment = Experiment(store, "e", "e")
