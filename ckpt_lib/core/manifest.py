@@ -137,12 +137,12 @@ class Manifest(CheckpointFields, Record):
 
     @property
     def is_visible(self) -> bool:
-        """Whether readers see it: one that is leaving may still stay."""
+        """True when readers see it: one that is leaving may still stay."""
         return self.state in ("live", "leaving")
 
     @property
     def is_valid(self) -> bool:
-        """Whether others may rely on it: live, not leaving, not in quarantine."""
+        """True when others may rely on it: live, not leaving, not in quarantine."""
         return self.state == "live" and self.quarantined is None
 
     @property
@@ -250,7 +250,7 @@ def _check_names(record: Manifest | Claim, path: str) -> None:
 
 
 def is_payload_name(name: str, checkpoint_id: str, *, is_file: bool = True) -> bool:
-    """Whether a save of ``checkpoint_id`` may have written ``name``; a folder ends with ``/`` and is no file."""
+    """Tell whether a save of ``checkpoint_id`` may have written ``name``; a folder ends with ``/`` and is no file."""
     if not name.startswith(checkpoint_id) or not (match := _PAYLOAD_SUFFIX.match(name, len(checkpoint_id))):
         return False
     rest = name[match.end() :]

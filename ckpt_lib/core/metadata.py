@@ -154,7 +154,7 @@ class CheckpointFields(BaseModel):
 
     @property
     def healthy(self) -> bool:
-        """Whether this checkpoint may be the best, and training may resume from it."""
+        """True when this checkpoint may be the best, and training may resume from it."""
         return self.unhealthy is None
 
 

@@ -75,7 +75,7 @@ class CheckpointId:
 
 
 def is_checkpoint_id(text: str) -> bool:
-    """Whether ``text`` is a checkpoint id. Files whose name does not begin with one belong to someone else."""
+    """Tell whether ``text`` is a checkpoint id. Files whose name does not begin with one belong to someone else."""
     return isinstance(text, str) and _is_id(text)
 
 

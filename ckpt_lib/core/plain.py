@@ -81,7 +81,7 @@ def config_excess(config: Any, size_bytes: int) -> str | None:
 
 
 def is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> bool:
-    """Whether JSON containers nest more than ``levels`` deep or hold more than ``most_values``. It does not recurse."""
+    """Tell whether JSON nests more than ``levels`` deep or holds more than ``most_values``. It does not recurse."""
     layer, count = [value], 0
     for _ in range(levels + 1):
         containers = [item for item in layer if isinstance(item, dict | list)]

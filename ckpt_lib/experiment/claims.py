@@ -206,7 +206,7 @@ def _remove_file(experiment: Experiment, key: str) -> None:
 
 
 def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> bool:
-    """Whether a claim's owner was a process of this host and has ended, or has not renewed it for so long."""
+    """Tell whether a claim's owner is a process of this host that has ended, or has not renewed it for so long."""
     assert isinstance(found.record, Claim)
     if is_proven_dead(found.record.owner):
         return True

@@ -49,7 +49,7 @@ class Experiment:
 
     @property
     def has_conditions(self) -> bool:
-        """Whether the store compares versions itself, so that several processes may write."""
+        """True when the store compares versions itself, so that several processes may write."""
         capabilities = self.store.capabilities
         return capabilities.create_if_absent and capabilities.replace_if_version
 
@@ -111,7 +111,7 @@ class Experiment:
         )
 
     def is_complete(self, manifest: Manifest) -> bool:
-        """Whether each payload file is there with the right size: the cheap part of being valid."""
+        """Tell whether each payload file is there with the right size: the cheap part of being valid."""
         entries = ((file, self.store.stat(self.key(file.name))) for file in manifest.files)
         return all(entry is not None and entry.size_bytes == file.size_bytes for file, entry in entries)
 

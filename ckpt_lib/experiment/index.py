@@ -57,7 +57,7 @@ class View:
         return tuple(item for item in self.manifests if item.is_valid)
 
     def is_complete(self, manifest: Manifest) -> bool:
-        """Whether each payload file is there with the right size; of files in a folder, whether the folder is there."""
+        """Tell whether each payload file is there with the right size; of files in a folder, that there is a folder."""
         return all(self._holds(file) for file in manifest.files)
 
     def _holds(self, file: FileEntry) -> bool:

@@ -78,7 +78,7 @@ def _earlier(experiment: Experiment, found: Found) -> Manifest | None:
 
 
 def _is_under_way(held: Held, found: Found) -> bool:
-    """Whether a living process is saving it; a dead one's claim is ended."""
+    """Tell whether a living process is saving it; end the claim of a dead one."""
     record = found.record
     if not isinstance(record, Claim) or record.state != "saving" or record.claim == held.claim.claim:
         return False

@@ -74,7 +74,7 @@ def _holds_checkpoints(experiment: Experiment) -> bool:
 
 
 def _is_manifest(experiment: Experiment, checkpoint_id: str) -> bool:
-    """Whether a record is, or was, that of a checkpoint: claims may be left of one that was never or is no more."""
+    """Tell whether a record is, or was, that of a checkpoint: claims may be left of one that never was."""
     try:
         return isinstance(experiment.read(checkpoint_id).record, Manifest)
     except (IntegrityError, UnsupportedSchemaError):

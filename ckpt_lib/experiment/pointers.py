@@ -22,7 +22,7 @@ class Pointer(BaseModel):
     checkpoint_id: str
     uid: str
     gone: bool = False
-    """Whether it was purged: copies do not bring it back unless asked."""
+    """True when it was purged: copies do not bring it back unless a person asks for it."""
     revision: str = Field(default_factory=new_token)
 
 

@@ -86,7 +86,7 @@ def _sweep_payload(experiment: Experiment, checkpoint_id: str, name: str, swept:
 
 
 def is_ours(record: Manifest | Claim, name: str) -> bool:
-    """Whether a save of this id wrote a file, by its name; notes that someone keeps beside a checkpoint are not ours.
+    """Tell by its name whether a save of this id wrote a file. Notes that someone keeps beside it are not ours.
 
     A name with a claim in it is nobody else's. One without is if its suffix is that of a format.
     """
@@ -103,7 +103,7 @@ def _names_below(experiment: Experiment, name: str) -> list[str]:
 
 
 def is_named(record: Manifest | Claim, name: str) -> bool:
-    """Whether a record names a payload file, or the folder it lies in."""
+    """Tell whether a record names a payload file, or the folder it lies in."""
     if isinstance(record, Manifest):
         return any(file.name == name for file in record.files)
     return any(name == item or (item.endswith(FOLDER_SUFFIX) and name.startswith(item)) for item in record.files)

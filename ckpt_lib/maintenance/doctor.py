@@ -64,7 +64,7 @@ class _Side:
         return {key[start:]: entry for key, entry in self.view.entries.items()}
 
     def has_ours(self) -> bool:
-        """Whether any file here is of this library."""
+        """Tell whether any file here is of this library."""
         return any(payload_owner(name) or _is_ours(name, self.place) for name in self.entries())
 
     def records(self) -> dict[str, Manifest | Claim]:
@@ -212,7 +212,7 @@ class Doctor:
             yield side.finding("quarantined", item.checkpoint_id, message, fix=fix, size_bytes=item.size_bytes)
 
     def _is_whole(self, side: _Side, checkpoint_id: str) -> bool:
-        """Whether a copy verifies; asked only where something is damaged."""
+        """Read a copy and tell whether it verifies; asked only where something is damaged."""
         manifest = side.manifests()[checkpoint_id]
         return side.experiment.is_complete(manifest) and validate(side.experiment, manifest, self.progress).is_valid
 

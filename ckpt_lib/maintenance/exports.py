@@ -96,7 +96,7 @@ def _plain_files(manifest: Manifest, suffix: str) -> Sequence[FileEntry]:
 
 
 def _is_exported(target: Experiment, exported: Manifest) -> bool:
-    """Whether the checkpoint's manifest is there; raise when another file has its name.
+    """Tell whether the checkpoint's manifest is there; raise when another file has its name.
 
     One that cannot be read is that of an earlier export if the payload beside it is whole; then it is written anew.
     """
@@ -126,7 +126,7 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
 
 
 def _holds(target: Experiment, file: FileEntry, *, may_replace: bool = False) -> bool:
-    """Whether the file is there as it was saved; raise when another one has its name, and is not ours to replace."""
+    """Tell whether the file is there as it was saved; raise when another one, not ours to replace, has its name."""
     if target.store.stat(file.name) is None:
         return False
     if not find_stored_damages(target, file):

@@ -133,7 +133,7 @@ def _stored_bytes(experiment: Experiment, manifest: Manifest) -> int:
 
 
 def is_quarantined(experiment: Experiment, checkpoint_id: str) -> bool:
-    """Whether a checkpoint is in quarantine."""
+    """Tell whether a checkpoint is in quarantine."""
     record = experiment.read(checkpoint_id).record
     return isinstance(record, Manifest) and record.is_visible and record.quarantined is not None
 

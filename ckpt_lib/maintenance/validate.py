@@ -1,4 +1,4 @@
-"""Whether a checkpoint is valid: its bytes are those that were saved, and they can be loaded without running code."""
+"""Validation: a checkpoint's bytes are those that were saved, and can be loaded without running code."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ValidationReport(BaseModel):
 
     @property
     def is_unloadable(self) -> bool:
-        """Whether its bytes are those that were saved, so that no other copy can help."""
+        """True when its bytes are those that were saved, so that no other copy can help."""
         return any(damage.kind == "unloadable" for damage in self.damages)
 
     @property
@@ -203,7 +203,7 @@ def _named(damage: Damage, ranges: TensorRanges | None) -> Damage:
 
 
 def can_repair(other: ValidationReport | None, damaged: ValidationReport) -> bool:
-    """Whether the ``other`` copy has what is ``damaged``: it is intact, or damaged in other places.
+    """Tell whether the ``other`` copy has what is ``damaged``: it is intact, or damaged in other places.
 
     Of one whose manifest cannot be read nothing is known; a repair compares its chunks with the manifest that there is.
     """
@@ -224,7 +224,7 @@ def _lost_range(damage: Damage) -> tuple[str, float, float]:
 
 
 def is_unreadable(error: CheckpointError) -> bool:
-    """Whether the store failed at just these bytes, as at a bad sector, and not as a whole."""
+    """Tell whether the store failed at just these bytes, as at a bad sector, and not as a whole."""
     return type(error) is StoreError
 
 
@@ -266,7 +266,7 @@ class KnownVersions:
                     self._loadable[_content(manifest)] = is_loadable
 
     def is_valid(self, experiment: Experiment, manifest: Manifest) -> bool:
-        """Whether the payload has not changed since it was remembered, and can be loaded."""
+        """Tell whether the payload has not changed since it was remembered, and can be loaded."""
         version = payload_version(experiment, manifest)
         with self._lock:
             is_same = version is not None and self._intact.get(experiment.location(manifest.payload_name)) == version

@@ -36,7 +36,7 @@ class Abilities:
 
     @property
     def has_versions(self) -> bool:
-        """Whether every write can be given a version of its own."""
+        """True when every write can be given a version of its own."""
         return self.locks and self.time_step_nanoseconds is not None
 
 
