@@ -112,7 +112,7 @@ class LocalStore:
         try:
             return self._put(key, data, if_version)
         except StorageFullError:
-            if not give_up_reserve(self._folders.path(tuple(parts)) / OWN_FOLDER, self._system):
+            if not give_up_reserve(self._folders, self._system):
                 raise
         return self._put(key, data, if_version)
 
@@ -171,7 +171,7 @@ class LocalStore:
         if not self._probed(place.folder).locks:
             file = create_temporary(place.own, self._system, locks=False)
             sweep_old(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime)
-            keep_reserve(place.own, self._system)
+            keep_reserve(self._folders, self._system)
             return file
         # Under the lock of the folder: on Windows, a file is not locked while it gets its name.
         with (
@@ -179,7 +179,7 @@ class LocalStore:
             FolderLock(lock_file, self._system, self._patience_seconds),
         ):
             sweep_abandoned(place.own, self._system)
-            keep_reserve(place.own, self._system)
+            keep_reserve(self._folders, self._system)
         return create_temporary(place.own, self._system, locks=True)
 
     def _probed(self, folder: Path) -> Abilities:
