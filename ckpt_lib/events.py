@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from ckpt_lib.core.metadata import CheckpointMetadata
+
 logger = logging.getLogger("ckpt_lib.events")
 
 EventKind = Literal[
@@ -21,8 +23,16 @@ EventKind = Literal[
     "save.failed",
     "store.full",
     "store.reclaimed",
+    "checkpoint.saved",
     "checkpoint.stranded",
     "checkpoint.reconciled",
+    "checkpoint.backed_up",
+    "checkpoint.validated",
+    "checkpoint.corrupted",
+    "checkpoint.repaired",
+    "checkpoint.quarantined",
+    "checkpoint.deleted",
+    "checkpoint.best_changed",
     "training.preempted",
 ]
 """The kinds of events.
@@ -32,12 +42,31 @@ EventKind = Literal[
 - ``save.failed``: nothing was saved.
 - ``store.full``: there was too little space for a save.
 - ``store.reclaimed``: checkpoints were deleted to free space.
+- ``checkpoint.saved``: a checkpoint was saved to the store.
 - ``checkpoint.stranded``: a checkpoint was saved to the fallback folder.
 - ``checkpoint.reconciled``: it was moved to the store.
+- ``checkpoint.backed_up``: a backup of it was made, or a damaged one replaced.
+- ``checkpoint.validated``: it was read and is intact; told once by each manager, until it is found damaged.
+- ``checkpoint.corrupted``: it was read and is damaged; told once by each manager, until it is found intact.
+- ``checkpoint.repaired``: damaged bytes were brought back from the other copy.
+- ``checkpoint.quarantined``: it was set aside.
+- ``checkpoint.deleted``: it was deleted, by hand or by retention.
+- ``checkpoint.best_changed``: another checkpoint is the best now.
+
+The detail ``is_backup`` says that an event about damage or its repair is about the backup of the checkpoint.
 - ``training.preempted``: a signal asked training to stop.
 """
 
-_QUIET: set[EventKind] = {"store.reclaimed", "checkpoint.reconciled"}
+_QUIET: set[EventKind] = {
+    "store.reclaimed",
+    "checkpoint.saved",
+    "checkpoint.reconciled",
+    "checkpoint.backed_up",
+    "checkpoint.validated",
+    "checkpoint.repaired",
+    "checkpoint.deleted",
+    "checkpoint.best_changed",
+}
 
 
 class Event(BaseModel):
@@ -49,6 +78,8 @@ class Event(BaseModel):
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     experiment_name: str
     checkpoint_id: str | None = None
+    checkpoint: CheckpointMetadata | None = None
+    """What is known of the checkpoint, in events about one that is in the store or has just been deleted from it."""
     message: str
     details: dict[str, Any] = {}
     """Plain values, such as numbers of bytes, paths, and the type and text of an error."""
@@ -64,27 +95,53 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 
     The listener should be quick, since a save waits for it. Its errors are logged.
     """
-    _listeners.append(listener)
+    return _subscribe(_listeners, listener)
+
+
+def _subscribe(listeners: list[Listener], listener: Listener) -> Callable[[], None]:
+    listeners.append(listener)
 
     def unsubscribe() -> None:
-        if listener in _listeners:
-            _listeners.remove(listener)
+        if listener in listeners:
+            listeners.remove(listener)
 
     return unsubscribe
 
 
-def emit(
-    kind: EventKind, message: str, *, experiment_name: str, checkpoint_id: str | None = None, **details: Any
-) -> None:
-    """Log an event and tell every listener; never raises an ``Exception``."""
-    assert kind in get_args(EventKind)
-    event = Event(
-        kind=kind, message=message, experiment_name=experiment_name, checkpoint_id=checkpoint_id, details=details
-    )
-    level = logging.INFO if kind in _QUIET else logging.ERROR if kind == "save.failed" else logging.WARNING
-    logger.log(level, "%s: %s", kind, message, extra={"event": event.model_dump(mode="json")})
-    for listener in tuple(_listeners):
-        try:
-            listener(event)
-        except Exception:  # training must not fail because of a listener
-            logger.exception("a listener failed at %s", kind)
+class Events:
+    """Emits the events of one manager: to the log, to its own listeners and to those of the process."""
+
+    def __init__(self, experiment_name: str) -> None:
+        self._experiment_name = experiment_name
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` as :func:`subscribe` does, with the events of this manager alone."""
+        return _subscribe(self._listeners, listener)
+
+    def emit(
+        self,
+        kind: EventKind,
+        message: str,
+        *,
+        checkpoint_id: str | None = None,
+        checkpoint: CheckpointMetadata | None = None,
+        **details: Any,
+    ) -> None:
+        """Log an event and tell every listener; never raises an ``Exception``."""
+        assert kind in get_args(EventKind)
+        event = Event(
+            kind=kind,
+            message=message,
+            experiment_name=self._experiment_name,
+            checkpoint_id=checkpoint.checkpoint_id if checkpoint else checkpoint_id,
+            checkpoint=checkpoint,
+            details=details,
+        )
+        level = logging.INFO if kind in _QUIET else logging.ERROR if kind == "save.failed" else logging.WARNING
+        logger.log(level, "%s: %s", kind, message, extra={"event": event.model_dump(mode="json")})
+        for listener in (*self._listeners, *_listeners):
+            try:
+                listener(event)
+            except Exception:  # training must not fail because of a listener
+                logger.exception("a listener failed at %s", kind)

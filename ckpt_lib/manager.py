@@ -88,13 +88,13 @@ class CheckpointManager(Maintainer):
 
     def _targets(self) -> tuple[SaveTarget, SaveTarget | None]:
         """Return the home and, where configured, the fallback, each with what may be deleted to make room."""
-        name, known, verify = self.experiment_name, self._known, self.config.verify_after_write
-        space = FreeSpace(name, self._cleaner, self._backup_cleaner)
+        known, verify = self._known, self.config.verify_after_write
+        space = FreeSpace(self._cleaner, self._backup_cleaner)
         home = SaveTarget(self._locations.home, known, space, verify=verify)
         if (fallback := self._locations.fallback_catalogue) is None:
             return home, None
         cleaner = CheckpointCleaner(fallback, self.config, self.retention_policy, self._lineage, known)
-        return home, SaveTarget(fallback.experiment, known, FreeSpace(name, cleaner), verify=verify)
+        return home, SaveTarget(fallback.experiment, known, FreeSpace(cleaner), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.

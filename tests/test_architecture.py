@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A module may import those of lower rooms, and its own room's.
 LAYERS: list[set[str]] = [
-    {"errors", "events"},
+    {"errors"},
     {"core"},
-    {"config"},
+    {"config", "events"},
     {"stream"},
     {"store"},
     {"state"},

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from ckpt_lib import events
-from ckpt_lib.events import Event, emit, subscribe
+from ckpt_lib.events import Event, Events, subscribe
 
 
 def test_an_event_reaches_the_log_and_each_listener(caplog: pytest.LogCaptureFixture) -> None:
@@ -16,7 +16,7 @@ def test_an_event_reaches_the_log_and_each_listener(caplog: pytest.LogCaptureFix
     ends = [subscribe(lambda event: seen.append((0, event))), subscribe(lambda event: seen.append((1, event)))]
     try:
         with caplog.at_level(logging.INFO, logger="ckpt_lib.events"):
-            emit("store.full", "no space", experiment_name="run", needed_bytes=5)
+            Events("run").emit("store.full", "no space", needed_bytes=5)
     finally:
         for end in ends:
             end()
@@ -38,10 +38,10 @@ def test_who_has_unsubscribed_hears_nothing() -> None:
     seen: list[Event] = []
     first, second = subscribe(seen.append), subscribe(seen.append)
     first()
-    emit("save.failed", "one", experiment_name="run")
+    Events("run").emit("save.failed", "one")
     second()
     second()
-    emit("save.failed", "two", experiment_name="run")
+    Events("run").emit("save.failed", "two")
     assert [event.message for event in seen] == ["one"]
     assert events._listeners == [listener for listener in events._listeners if listener != seen.append]
 
@@ -55,7 +55,7 @@ def test_the_error_of_a_listener_reaches_no_one_else(caplog: pytest.LogCaptureFi
     seen: list[Event] = []
     ends = [subscribe(fail), subscribe(seen.append)]
     try:
-        emit("save.degraded", "the store failed", experiment_name="run")
+        Events("run").emit("save.degraded", "the store failed")
     finally:
         for end in ends:
             end()
@@ -64,10 +64,33 @@ def test_the_error_of_a_listener_reaches_no_one_else(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"), [("save.failed", "ERROR"), ("checkpoint.stranded", "WARNING"), ("checkpoint.reconciled", "INFO")]
+    ("kind", "level"),
+    [
+        ("save.failed", "ERROR"),
+        ("checkpoint.stranded", "WARNING"),
+        ("checkpoint.corrupted", "WARNING"),
+        ("checkpoint.reconciled", "INFO"),
+        ("checkpoint.saved", "INFO"),
+    ],
 )
 def test_levels(caplog: pytest.LogCaptureFixture, kind: events.EventKind, level: str) -> None:
     """What needs a person is louder than what ends well."""
     with caplog.at_level(logging.INFO, logger="ckpt_lib.events"):
-        emit(kind, "it happened", experiment_name="run")
+        Events("run").emit(kind, "it happened")
     assert [record.levelname for record in caplog.records] == [level]
+
+
+def test_own_listeners_hear_their_own_events_first() -> None:
+    """A listener of one emitter hears no other; those of the process hear all."""
+    seen: list[tuple[str, str]] = []
+    one, other = Events("one"), Events("other")
+    end = subscribe(lambda event: seen.append(("all", event.message)))
+    stop = one.subscribe(lambda event: seen.append(("one", event.message)))
+    try:
+        one.emit("store.full", "a")
+        other.emit("store.full", "b")
+        stop()
+        one.emit("store.full", "c")
+    finally:
+        end()
+    assert seen == [("one", "a"), ("all", "a"), ("all", "b"), ("all", "c")]

@@ -14,6 +14,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
     VersionConflictError,
 )
+from ckpt_lib.events import Events
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
@@ -37,13 +38,16 @@ class Experiment:
     """The checkpoints in one folder of a store.
 
     ``single_writer`` is the caller's word that no other process writes here. Only with it may a store be written to
-    that lacks ``create_if_absent`` or ``replace_if_version``.
+    that lacks ``create_if_absent`` or ``replace_if_version``. What happens here is told to ``events``.
     """
 
-    def __init__(self, store: Store, path: str, name: str, *, single_writer: bool = False) -> None:
+    def __init__(
+        self, store: Store, path: str, name: str, *, single_writer: bool = False, events: Events | None = None
+    ) -> None:
         self.store = store
         self.path = path
         self.name = name
+        self.events = events or Events(name)
         self.index = Index(store, path, self.read)
         self._single_writer = single_writer
 

@@ -100,6 +100,11 @@ class Index:
                 raise
             return self._last
 
+    @property
+    def last(self) -> View | None:
+        """What the last listing showed; the store is not asked."""
+        return self._last
+
     def manifests(self) -> list[Manifest]:
         """Return every readable checkpoint that is not deleted, by sequence."""
         return list(self.view().manifests)

@@ -11,6 +11,8 @@ from ckpt_lib.config import CheckpointConfig, is_monitor_given
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, StoreError, is_store_failure
+from ckpt_lib.events import Events
+from ckpt_lib.experiment.best import BestWatch
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
@@ -29,6 +31,7 @@ class Locations:
     def __init__(self, config: CheckpointConfig, name: str) -> None:
         self.config = config
         self.name = name
+        self.events = Events(name)
         self.home = self._experiment(open_store(config.checkpoint_dir), name)
         if config.backup_dir:
             self.backups = self._experiment(open_store(config.backup_dir), name)
@@ -41,11 +44,12 @@ class Locations:
             _check_apart("backups", self.backups, "fallback_dir", self.fallback)
         self.monitor_record = MonitorRecord(config.monitor, is_given=is_monitor_given(config))
         self.catalogue = Catalogue(self.home, self.monitor_record, self.backups)
+        self.best = BestWatch(self.catalogue)
         self.backup_catalogue = Catalogue(self.backups, MonitorRecord(config.monitor))
         self.fallback_catalogue = Catalogue(self.fallback, MonitorRecord(config.monitor)) if self.fallback else None
 
     def _experiment(self, store: Store, path: str) -> Experiment:
-        return Experiment(store, path, self.name, single_writer=self.config.single_writer)
+        return Experiment(store, path, self.name, single_writer=self.config.single_writer, events=self.events)
 
     def find(self, name: str) -> tuple[Experiment, Manifest]:
         """Find what ``name`` stands for, and where it lies: an id may be in the fallback folder alone."""

@@ -15,6 +15,7 @@ from ckpt_lib.core.names import check_tags, is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.index import in_order
 from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
@@ -85,6 +86,12 @@ class Catalogue:
                 break
         return list(view.usable)
 
+    def last_manifests(self, changed: Manifest) -> list[Manifest]:
+        """Return what the last listing showed, and ``changed`` as it is now, oldest first; the store is not asked."""
+        last = self.experiment.index.last
+        others = [item for item in (last.usable if last else ()) if item.checkpoint_id != changed.checkpoint_id]
+        return in_order([*others, changed] if changed.is_valid else others)
+
     def ids(self) -> list[str]:
         """Return every id, oldest first, and then those whose manifest cannot be read."""
         view = self.experiment.index.view()
@@ -131,8 +138,8 @@ class Catalogue:
         best = ranked(checkpoints, Monitor(metric=metric or monitor.metric, mode=mode or monitor.mode))
         return best[0] if best else None
 
-    def best_id(self) -> str | None:
-        return self._best_id(self.manifests())
+    def best_id(self, among: Sequence[Manifest] | None = None) -> str | None:
+        return self._best_id(self.manifests() if among is None else among)
 
     def latest_id(self) -> str | None:
         return _latest_id(self.manifests())
@@ -146,9 +153,9 @@ class Catalogue:
             for manifest in manifests
         ]
 
-    def describe(self, manifest: Manifest) -> CheckpointMetadata:
-        """Describe one checkpoint."""
-        manifests = self.manifests()
+    def describe(self, manifest: Manifest, *, among: Sequence[Manifest] | None = None) -> CheckpointMetadata:
+        """Describe one checkpoint, among all that there are or those that are known."""
+        manifests = self.manifests() if among is None else among
         return manifest.describe(
             is_best=manifest.checkpoint_id == self._best_id(manifests),
             is_latest=manifest.checkpoint_id == _latest_id(manifests),

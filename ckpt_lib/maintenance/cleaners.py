@@ -15,7 +15,7 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.query import Catalogue
 from ckpt_lib.experiment.sweep import sweep
-from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire
+from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire, tell_of_deletion
 from ckpt_lib.maintenance.quarantine import delete_for_good
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.transfer import no_backup
@@ -80,6 +80,7 @@ class CheckpointCleaner:
             dry_run=dry_run,
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
+            events=self.experiment.events,
         )
 
     def delete(self, name: str) -> str:
@@ -93,6 +94,7 @@ class CheckpointCleaner:
             raise error
         if not outcome.deleted:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
+        tell_of_deletion(self.experiment.events, outcome.deleted)
         expire(self.experiment, self.config.trash_seconds)
         return resolved
 

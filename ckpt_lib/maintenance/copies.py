@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, IntegrityError
+from ckpt_lib.events import EventKind
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import imports, quarantine, transfer
@@ -48,6 +50,7 @@ class Copies:
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         if copied:
+            self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
             self.cleaner.clean(known=self.known, just_made=manifest.checkpoint_id)
@@ -108,13 +111,16 @@ class Copies:
                 option = "" if experiment is self.locations.home else "--backups "
                 error.hint = f"{error.hint} `ckpt delete {option}{checkpoint_id}` gives it up."
             raise
-        self.known.remember(experiment, experiment.get(checkpoint_id))
+        manifest = experiment.get(checkpoint_id)
+        self.known.remember(experiment, manifest)
+        if report.damages:
+            self._tell_of_repair(experiment, manifest, report)
         return report
 
     def quarantine(self, name: str, progress: Progress | None) -> QuarantineReport:
         """Set a damaged checkpoint aside, or repair it from its backup."""
         home, backups = self._pair()
-        report = quarantine.set_aside(home, self.locations.catalogue.id_of(name), backups, progress)
+        report = self._set_aside(home, self.locations.catalogue.id_of(name), backups, progress)
         self.snapshot.write()
         return report
 
@@ -123,7 +129,29 @@ class Copies:
         home, backups = self._pair()
         checkpoint_id = self.locations.backup_catalogue.id_of(name)
         with backups_named(backups, checkpoint_id):
-            return quarantine.set_aside(backups, checkpoint_id, home, progress)
+            return self._set_aside(backups, checkpoint_id, home, progress)
+
+    def _set_aside(
+        self, experiment: Experiment, checkpoint_id: str, other: Experiment, progress: Progress | None
+    ) -> QuarantineReport:
+        was_there = quarantine.is_quarantined(experiment, checkpoint_id)
+        report = quarantine.set_aside(experiment, checkpoint_id, other, progress)
+        manifest = experiment.read(checkpoint_id).record
+        if isinstance(manifest, Manifest) and not was_there:
+            if report.repair is not None:
+                self._tell_of_repair(experiment, manifest, report.repair)
+            else:
+                is_backup = experiment is self.locations.backups
+                self._tell("checkpoint.quarantined", manifest, report.message, is_backup=is_backup)
+        return report
+
+    def _tell_of_repair(self, experiment: Experiment, manifest: Manifest, report: RepairReport) -> None:
+        is_backup = experiment is self.locations.backups
+        self._tell("checkpoint.repaired", manifest, report.message, is_backup=is_backup)
+
+    def _tell(self, kind: EventKind, manifest: Manifest, message: str, **details: Any) -> None:
+        checkpoint = self.locations.best.describe(manifest)
+        self.locations.events.emit(kind, message, checkpoint=checkpoint, **details)
 
     def delete_quarantined(self, checkpoint_id: str) -> int:
         """Remove what is left of a quarantined checkpoint; return how many bytes that frees."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig
@@ -11,6 +11,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId, check_experiment_name
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.events import Listener
 from ckpt_lib.experiment.deletion import purge, undelete
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
@@ -27,7 +28,7 @@ from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport
-from ckpt_lib.maintenance.validator import Validator
+from ckpt_lib.maintenance.validator import Validator, Verdicts
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.stream import Progress
 
@@ -48,13 +49,22 @@ class Maintainer:
         check_policy(retention_policy, "reasons")
         self.retention_policy = retention_policy
         self._locations = Locations(self.config, self.experiment_name)
-        self._catalogue = self._locations.catalogue
+        self._catalogue, self._best = self._locations.catalogue, self._locations.best
         self._known, self._lineage = KnownVersions(), Lineage()
         self._snapshot = SnapshotFile(self._locations)
-        self._validator = Validator(self._locations, self._known)
+        self._validator = Validator(self._locations, self._known, Verdicts(self._locations))
         self._cleaner = CheckpointCleaner(self._catalogue, self.config, retention_policy, self._lineage, self._known)
         self._backup_cleaner = BackupCleaner(self._locations, self._known)
         self._copies = Copies(self._locations, self._known, self._snapshot, self._backup_cleaner)
+
+    def on_event(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with every event of this manager; return a function that stops it.
+
+        See :mod:`ckpt_lib.events`, whose ``subscribe`` listens to all managers of this process. The listener is called
+        on the thread of the event, and should be quick. Its errors are logged and fail nothing. A copy of the manager
+        has no listeners.
+        """
+        return self._locations.events.subscribe(listener)
 
     # --- checking ---
 
@@ -114,13 +124,12 @@ class Maintainer:
         stopped; ``restart`` begins anew. All threads together read no faster than ``max_bytes_per_second``, and leave
         the page cache as they found it.
         """
-        return scrub(
-            self._locations.home,
-            self._locations.backups,
-            max_bytes_per_second=max_bytes_per_second,
-            restart=restart,
-            progress=progress,
-        )
+        home, backups = self._locations.home, self._locations.backups
+        report = scrub(home, backups, max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
+        for experiment, found in ((home, report.checkpoints), (backups, report.backups)):
+            for item in found:
+                self._validator.verdicts.note(experiment, item)
+        return report
 
     def doctor(self, *, fix: bool = False, deep: bool = False, progress: Progress | None = None) -> DoctorReport:
         """Check an experiment for leftovers, damage, missing backups and unknown files; with ``fix``, fix what can be.
@@ -130,7 +139,10 @@ class Maintainer:
         again.
         """
         doctor = Doctor(self._locations, self._copies, deep=deep, progress=progress)
-        return doctor.fix() if fix else doctor.check()
+        if not fix:
+            return doctor.check()
+        with self._best.look_after():
+            return doctor.fix()
 
     # --- copies ---
 
@@ -166,7 +178,9 @@ class Maintainer:
         ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. When there is no backup or it is
         damaged, the error says what else may help.
         """
-        return self._catalogue.describe(self._copies.restore(checkpoint_id, progress))
+        with self._best.look_after():
+            manifest = self._copies.restore(checkpoint_id, progress)
+        return self._catalogue.describe(manifest)
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a checkpoint back from its backup.
@@ -176,7 +190,8 @@ class Maintainer:
 
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when these are damaged in both or there is no backup.
         """
-        return self._copies.repair(checkpoint_id, progress)
+        with self._best.look_after():
+            return self._copies.repair(checkpoint_id, progress)
 
     def repair_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a backup back from its checkpoint, as :meth:`repair_checkpoint` does the reverse.
@@ -213,7 +228,8 @@ class Maintainer:
         Raises :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.CorruptCheckpointError` for one
         that cannot be loaded without running code, or is damaged; nothing is written then.
         """
-        return self._copies.import_from(source, progress).checkpoint_id
+        with self._best.look_after():
+            return self._copies.import_from(source, progress).checkpoint_id
 
     # --- quarantine ---
 
@@ -224,7 +240,8 @@ class Maintainer:
         :meth:`repair_checkpoint` brings it back. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is
         intact, or somebody has it in use.
         """
-        return self._copies.quarantine(checkpoint_id, progress)
+        with self._best.look_after():
+            return self._copies.quarantine(checkpoint_id, progress)
 
     def quarantine_backup(self, checkpoint_id: str, *, progress: Progress | None = None) -> QuarantineReport:
         """Set a damaged backup aside, as :meth:`quarantine_checkpoint` does of a checkpoint.
@@ -258,7 +275,7 @@ class Maintainer:
         For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. Raises
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
         """
-        with self._snapshot.written_after():
+        with self._best.look_after(), self._snapshot.written_after():
             return self._cleaner.delete(checkpoint_id)
 
     def undelete_checkpoint(self, checkpoint_id: str, *, pin: bool = False) -> CheckpointMetadata:
@@ -268,7 +285,7 @@ class Maintainer:
         it as before: with ``pin`` it comes back pinned, and no save of a run retires it again. Raises
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when its bytes have been removed.
         """
-        with self._snapshot.written_after():
+        with self._best.look_after(), self._snapshot.written_after():
             manifest = undelete(self._locations.home, str(CheckpointId.parse(checkpoint_id)), pin=pin)
         return self._catalogue.describe(manifest)
 
@@ -304,7 +321,10 @@ class Maintainer:
         batches deleted before stay deleted.
         """
         check_policy(policy, "reasons")
-        return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=dry_run)
+        if dry_run:
+            return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=True)
+        with self._best.look_after():
+            return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=False)
 
     def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
@@ -358,7 +378,8 @@ class Maintainer:
         record. Raises :class:`~ckpt_lib.errors.UnknownMetricError` when no checkpoint has recorded ``metric``, and
         :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
         """
-        monitor = set_monitor(self._locations, metric, mode)
+        with self._best.look_after():
+            monitor = set_monitor(self._locations, metric, mode)
         self._snapshot.write()
         return monitor
 

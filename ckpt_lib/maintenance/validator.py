@@ -21,6 +21,7 @@ class Validator:
 
     locations: Locations
     known: KnownVersions
+    verdicts: Verdicts
 
     def validate(self, name: str, progress: Progress | None, *, deep: bool) -> ValidationReport:
         """Validate what ``name`` stands for. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
@@ -31,7 +32,9 @@ class Validator:
         try:
             return self.locations.with_found(name, validate_found)
         except (CorruptManifestError, UnsupportedSchemaError) as error:
-            return unreadable_report(error, name, self.locations.name)
+            report = unreadable_report(error, name, self.locations.name)
+            self.verdicts.note(self.locations.home, report)
+            return report
 
     def validate_backup(self, name: str, progress: Progress | None, *, deep: bool) -> ValidationReport:
         """Validate a backup. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
@@ -41,7 +44,9 @@ class Validator:
             try:
                 manifest = backups.get(checkpoint_id)
             except (CorruptManifestError, UnsupportedSchemaError) as error:
-                return unreadable_report(error, checkpoint_id, self.locations.name)
+                report = unreadable_report(error, checkpoint_id, self.locations.name)
+                self.verdicts.note(backups, report)
+                return report
             return self._validate(backups, manifest, progress, deep=deep)
 
     def validate_all(
@@ -51,7 +56,9 @@ class Validator:
         for manifest in experiment.index.view().usable:
             with suppress(CheckpointNotFoundError):  # deleted meanwhile
                 yield self._validate(experiment, manifest, progress, deep=deep)
-        yield from self.unreadable(experiment)
+        for report in self.unreadable(experiment):
+            self.verdicts.note(experiment, report)
+            yield report
 
     @staticmethod
     def unreadable(experiment: Experiment) -> list[ValidationReport]:
@@ -66,8 +73,39 @@ class Validator:
         if report or report.is_unloadable:
             self.known.remember(experiment, manifest, is_loadable=report.is_valid)
         if report:
+            self.verdicts.note(experiment, report, manifest)
             return report
         if not experiment.is_complete(manifest):
             experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
         home, backups = self.locations.home, self.locations.backups
+        self.verdicts.note(experiment, report, manifest)
         return with_tensors(report, manifest, experiment, backups if experiment is home else home)
+
+
+class Verdicts:
+    """Remembers what was found of each checkpoint and backup, and tells when it is something else."""
+
+    def __init__(self, locations: Locations) -> None:
+        self._locations = locations
+        self._found: dict[tuple[bool, str], bool] = {}
+
+    def note(self, experiment: Experiment, report: ValidationReport, manifest: Manifest | None = None) -> None:
+        """Emit ``checkpoint.validated`` or ``checkpoint.corrupted`` if the verdict is new, or has changed.
+
+        The detail ``was_damaged`` tells whether the checkpoint was found damaged before.
+        """
+        is_backup = experiment is self._locations.backups
+        before = self._found.get((is_backup, report.checkpoint_id))
+        self._found[is_backup, report.checkpoint_id] = report.is_valid
+        if before == report.is_valid:
+            return
+        if manifest is None and (last := experiment.index.last):
+            manifest = next((item for item in last.manifests if item.checkpoint_id == report.checkpoint_id), None)
+        self._locations.events.emit(
+            "checkpoint.validated" if report else "checkpoint.corrupted",
+            f"{report.checkpoint_id}: {report.message}",
+            checkpoint_id=report.checkpoint_id,
+            checkpoint=self._locations.best.describe(manifest) if manifest else None,
+            is_backup=is_backup,
+            was_damaged=before is False,
+        )

@@ -23,7 +23,6 @@ from ckpt_lib.errors import (
     VersionConflictError,
     is_store_failure,
 )
-from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format, Layout, Payload
@@ -78,7 +77,7 @@ class SaveTarget:
             except (StoreUnavailableError, VersionConflictError) as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
-                emit("save.retried", error.message, experiment_name=facts.experiment_name, **_described(error))
+                self.experiment.events.emit("save.retried", error.message, **_described(error))
             time.sleep(delay_seconds * _chance.uniform(0.5, 1.5))
             is_repeated = True
         return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
@@ -88,12 +87,12 @@ class SaveTarget:
     ) -> Manifest:
         if is_repeated and (left := self._left_behind(facts)):
             return left
-        self._require_room(facts, layout)
+        self._require_room(layout)
         try:
             return self._commit(facts, payload_format, layout)
         except StorageFullError as error:
             # Another program may have been faster, or a quota is smaller than the disk.
-            emit("store.full", error.message, experiment_name=facts.experiment_name, **_described(error))
+            self.experiment.events.emit("store.full", error.message, **_described(error))
             self._free_space.make(None)
         return self._commit(facts, payload_format, layout)
 
@@ -112,7 +111,7 @@ class SaveTarget:
                 self._known.remember(self.experiment, manifest, is_loadable=True)
         return manifest
 
-    def _require_room(self, facts: CheckpointFacts, layout: Layout) -> None:
+    def _require_room(self, layout: Layout) -> None:
         """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
         free_bytes = self._free_bytes()
         if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
@@ -127,10 +126,9 @@ class SaveTarget:
             got=f"{int(free_bytes)} bytes free",
             hint="Free some space: `ckpt cleanup` shows what may go.",
         )
-        emit(
+        self.experiment.events.emit(
             "store.full",
             error.message,
-            experiment_name=facts.experiment_name,
             needed_bytes=needed_bytes,
             free_bytes=int(free_bytes),
             **_described(error),
@@ -168,9 +166,9 @@ class FailoverWriter:
             if not _is_degrading(error):
                 raise
             failure = error
-        experiment_name = facts.experiment_name
+        events = self.home.experiment.events
         if self.fallback is not None:
-            emit("save.degraded", str(failure), experiment_name=experiment_name, **_described(failure))
+            events.emit("save.degraded", str(failure), **_described(failure))
             try:
                 return self._save_in_fallback(self.fallback, facts, payload_format, layout)
             except Exception as error:
@@ -178,7 +176,7 @@ class FailoverWriter:
                     raise
                 failure.add_note(f"The fallback folder failed, too: {error}")
         notes = " ".join((str(failure), *getattr(failure, "__notes__", ())))
-        emit("save.failed", notes, experiment_name=experiment_name, **_described(failure))
+        events.emit("save.failed", notes, **_described(failure))
         if self._on_failure == "warn":
             return None
         raise failure
@@ -188,11 +186,10 @@ class FailoverWriter:
     ) -> Saved:
         manifest = fallback.save(facts, payload_format, layout)
         path = fallback.experiment.location(manifest.payload_name)
-        emit(
+        fallback.experiment.events.emit(
             "checkpoint.stranded",
             f"saved in the fallback folder, {path}; `ckpt reconcile` moves it to the store",
-            experiment_name=facts.experiment_name,
-            checkpoint_id=manifest.checkpoint_id,
+            checkpoint=manifest.describe(),
             path=path,
             size_bytes=manifest.size_bytes,
         )

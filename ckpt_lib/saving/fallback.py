@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, StorageFullError, StoreError
-from ckpt_lib.events import emit
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.deletion import delete_all, purge
@@ -150,10 +149,9 @@ class Fallback:
             )
 
     def _tell(self, manifest: Manifest, home_id: str) -> None:
-        emit(
+        self._home.events.emit(
             "checkpoint.reconciled",
             f"{manifest.checkpoint_id} was moved from {self.experiment.location()} to the store",
-            experiment_name=self._home.name,
             checkpoint_id=home_id,
             size_bytes=manifest.size_bytes,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ckpt_lib.core.logs import failures_logged
-from ckpt_lib.events import emit
 from ckpt_lib.experiment.deletion import purge
 from ckpt_lib.maintenance.cleaners import Cleaner
 
@@ -11,18 +10,17 @@ from ckpt_lib.maintenance.cleaners import Cleaner
 class FreeSpace:
     """Makes room for a save of an experiment, by its ``cleaners``, one after the other."""
 
-    def __init__(self, experiment_name: str, *cleaners: Cleaner) -> None:
-        self._experiment_name = experiment_name
+    def __init__(self, *cleaners: Cleaner) -> None:
         self._cleaners = cleaners
 
     def make(self, needed_bytes: int | None) -> None:
         """Delete what may go until ``needed_bytes`` are free, or all that may go if ``None``. A failure is logged."""
         for cleaner in self._cleaners:
             with failures_logged(f"making room in {cleaner.experiment.location()}"):
-                reclaim(cleaner, needed_bytes, experiment_name=self._experiment_name)
+                reclaim(cleaner, needed_bytes)
 
 
-def reclaim(cleaner: Cleaner, needed_bytes: int | None, *, experiment_name: str) -> None:
+def reclaim(cleaner: Cleaner, needed_bytes: int | None) -> None:
     """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what retention deletes.
 
     ``None`` stands for a store that was full although it told of free space, as one with a quota does: then all goes
@@ -41,10 +39,9 @@ def reclaim(cleaner: Cleaner, needed_bytes: int | None, *, experiment_name: str)
     purged = purge(experiment, grace_seconds=0, is_enough=is_enough) if view.valid else []
     deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
     if purged or deleted:
-        emit(
+        experiment.events.emit(
             "store.reclaimed",
             f"removed {len(purged)} deleted checkpoints for good and retired {len(deleted)} to make room",
-            experiment_name=experiment_name,
             path=experiment.location(),
             purged_ids=[manifest.checkpoint_id for manifest in purged],
             retired_ids=list(deleted),

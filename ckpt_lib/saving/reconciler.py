@@ -42,6 +42,7 @@ class Reconciler:
             with failures_logged(f"looking after {checkpoint_id}"), suppress(CheckpointNotFoundError):
                 manifest = self._home.get(checkpoint_id)
                 self._known.remember(self._home, manifest, is_loadable=True)
+                self._post_save.locations.best.note_save(manifest)
                 self._post_save.run(manifest)
         return report
 

@@ -15,11 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import ConfigError, StateChangedError
-from ckpt_lib.events import emit
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Format, Payload, check_format_name, format_named
@@ -111,7 +111,7 @@ class Saver:
 
     def save_preempted(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save what ``state`` returns, whatever the policy says, after all saves under way."""
-        emit("training.preempted", "a signal asked training to stop", experiment_name=self._locations.name)
+        self._locations.events.emit("training.preempted", "a signal asked training to stop")
         self.background.wait_all()
         try:
             request = request_from({"epoch_finished": False, **state(), "force": True})
@@ -227,10 +227,18 @@ class Saver:
         saved = self._writer.save(facts, self._format, payload)
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
+            if not saved.in_fallback and saved.manifest.uid == facts.uid:  # else it was saved before
+                self._tell_of_save(saved.manifest)
             if facts.unhealthy:
                 logger.warning("%s is unhealthy: %s", saved.checkpoint_id, facts.unhealthy)
         self._policy.note_save()  # after a failure, too: the policy says when to try again
         return saved
+
+    def _tell_of_save(self, manifest: Manifest) -> None:
+        best, events = self._locations.best, self._locations.events
+        with failures_logged(f"telling of {manifest.checkpoint_id}"):
+            events.emit("checkpoint.saved", f"saved {manifest.checkpoint_id}", checkpoint=best.describe(manifest))
+            best.note_save(manifest)
 
     def _follow_up(self, saved: Saved) -> None:
         if saved.in_fallback:

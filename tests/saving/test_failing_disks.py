@@ -28,7 +28,8 @@ from tests.helpers import Parts, build, fingerprint, train
 
 disk, fallback = Path(sys.argv[1]) / "disk", Path(sys.argv[1]) / "fallback"
 kinds = []
-subscribe(lambda event: kinds.append(event.kind))
+routine = ("checkpoint.saved", "checkpoint.validated", "checkpoint.deleted")
+subscribe(lambda event: event.kind in routine or kinds.append(event.kind))
 
 def manager_of(**options):
     given = dict(checkpoint_dir=str(disk / "store"), fallback_dir=str(fallback), max_checkpoints=1000)
