@@ -129,7 +129,7 @@ def _kill_until_ended(chance: random.Random, manager: CheckpointManager, flow_ru
 
 def _check(manager: CheckpointManager, flow_run: FlowRun) -> Iterator[str]:
     found = manager.list_checkpoints()
-    keys = Counter(manager._index.get(item.checkpoint_id).idempotency_key for item in found)
+    keys = Counter(manager._locations.home.get(item.checkpoint_id).idempotency_key for item in found)
     wanted = {f"{flow_run.id}/{item.epoch}/{item.step}" for item in found}
     if set(keys) != wanted or max(keys.values()) > 1:
         yield f"not one checkpoint for each step: {keys}"
