@@ -8,7 +8,7 @@ from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 @checkpoint_task("repair {experiment_name} {checkpoint_id}")
 def repair_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
-    """Repair the damaged bytes of a checkpoint from its backup, in place.
+    """Repair the damaged bytes of a checkpoint from its backup.
 
     See :meth:`ckpt_lib.CheckpointManager.repair_checkpoint`.
     """
@@ -17,7 +17,7 @@ def repair_checkpoint(config: CheckpointConfig, experiment_name: str, checkpoint
 
 @checkpoint_task("repair backup {experiment_name} {checkpoint_id}")
 def repair_backup(config: CheckpointConfig, experiment_name: str, checkpoint_id: str) -> RepairReport:
-    """Repair the damaged bytes of a backup from its checkpoint, in place.
+    """Repair the damaged bytes of a backup from its checkpoint.
 
     See :meth:`ckpt_lib.CheckpointManager.repair_backup`.
     """

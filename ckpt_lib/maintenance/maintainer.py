@@ -238,7 +238,7 @@ class Maintainer:
 
         It is not listed and not loaded any more, and no retention rule counts it; its payload stays where it is.
         :meth:`repair_checkpoint` brings it back. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is
-        intact, or somebody has it in use.
+        intact.
         """
         with self._best.look_after():
             return self._copies.quarantine(checkpoint_id, progress)
