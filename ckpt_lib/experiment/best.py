@@ -9,6 +9,7 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.experiment.query import Catalogue
+from ckpt_lib.policies.ranking import ranked
 
 
 class BestWatch:
@@ -47,7 +48,9 @@ class BestWatch:
                     self._compare(self._catalogue.manifests())
 
     def _remember(self, manifests: Sequence[Manifest]) -> None:
-        self._best_id, self._is_known = self._catalogue.best_id(manifests), True
+        # By the record itself: to look is no question that a difference from the configuration would be told at.
+        best = ranked(manifests, manifests[-1].monitor) if manifests else []
+        self._best_id, self._is_known = best[0].checkpoint_id if best else None, True
 
     def _compare(self, manifests: Sequence[Manifest]) -> None:
         before = self._best_id

@@ -138,8 +138,8 @@ class Catalogue:
         best = ranked(checkpoints, Monitor(metric=metric or monitor.metric, mode=mode or monitor.mode))
         return best[0] if best else None
 
-    def best_id(self, among: Sequence[Manifest] | None = None) -> str | None:
-        return self._best_id(self.manifests() if among is None else among)
+    def best_id(self) -> str | None:
+        return self._best_id(self.manifests())
 
     def latest_id(self) -> str | None:
         return _latest_id(self.manifests())

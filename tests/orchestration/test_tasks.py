@@ -355,12 +355,12 @@ def test_what_is_stranded_comes_home_by_a_task(degraded: CheckpointConfig, monke
 
 def prefect_events(experiment: str, until: str) -> list[dict[str, Any]]:
     """The events of an experiment that the server has heard of, once one of the kind ``until`` is among them."""
-    wanted = {"filter": {"event": {"prefix": ["prefect-checkpoints."]}, "order": "ASC"}}
+    resource = {"id": [f"prefect-checkpoints.experiment.{experiment}"]}
+    wanted = {"filter": {"event": {"prefix": ["prefect-checkpoints."]}, "resource": resource, "order": "ASC"}}
     deadline = time.monotonic() + SECONDS_TO_WAIT
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
-            answer = client._client.post("/events/filter", json=wanted).json()["events"]
-            found = [event for event in answer if event["resource"]["prefect.resource.name"] == experiment]
+            found: list[dict[str, Any]] = client._client.post("/events/filter", json=wanted).json()["events"]
             if any(event["event"] == f"prefect-checkpoints.{until}" for event in found):
                 return found
             time.sleep(0.1)

@@ -313,6 +313,8 @@ def test_an_interrupt_at_any_bytecode_leaves_no_lock_and_no_descriptor(folder: P
         assert temporary_files(root) == [], at
 
 
+# Python drops an interrupt that comes within the callback of a weak reference, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_signals_at_random_moments_leave_no_lock_and_no_descriptor(folder: Path) -> None:
     """As above, by real signals, which come between system calls as they do in a terminal."""
     assert threading.current_thread() is threading.main_thread()
