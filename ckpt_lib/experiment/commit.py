@@ -145,7 +145,7 @@ def commit(held: Held, manifest: Manifest) -> Manifest:
     Raises :class:`~ckpt_lib.errors.VersionConflictError` when the claim was taken for dead.
     """
     try:
-        held.experiment.put_record(
+        found = held.experiment.put_record(
             manifest,
             held.found.version,
             is_mine=lambda found: isinstance(found, Manifest) and found.claim == manifest.claim,
@@ -157,5 +157,5 @@ def commit(held: Held, manifest: Manifest) -> Manifest:
             path=held.experiment.location(),
             hint="Nothing was saved: save again.",
         ) from error
-    held.experiment.index.note(manifest.sequence)
+    held.experiment.index.note_saved(manifest, str(found.version))
     return manifest

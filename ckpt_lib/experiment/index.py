@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, FileEntry, Manifest
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ckpt_lib.experiment.experiment import Found
 
 Item = Manifest | Claim | CheckpointError
+
+_LISTING_SHARE = 0.01
+"""The part of a run's time that may go into listing anew what its saves know well enough."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,19 @@ class View:
         return all(self._holds(file) for file in manifest.files)
 
     def _holds(self, file: FileEntry) -> bool:
-        start = f"{self.path}/" if self.path else ""
-        folder, is_below, _ = file.name.partition(FOLDER_SUFFIX)
-        entry = self.entries.get(f"{start}{folder}{is_below}")
-        return entry is not None and (bool(is_below) or entry.size_bytes == file.size_bytes)
+        wanted = _listed_as(file, self.path)
+        entry = self.entries.get(wanted.key)
+        return entry is not None and entry.size_bytes == wanted.size_bytes
+
+    def with_saved(self, manifest: Manifest) -> View:
+        """Return this view with one more checkpoint."""
+        files = (_listed_as(file, self.path) for file in manifest.files)
+        return replace(
+            self,
+            manifests=tuple(in_order([*self.manifests, manifest])),
+            claims=tuple(claim for claim in self.claims if claim.checkpoint_id != manifest.checkpoint_id),
+            entries={**self.entries, **{entry.key: entry for entry in files}},
+        )
 
 
 class Index:
@@ -77,19 +90,32 @@ class Index:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
         self._last: View | None = None
+        self._fresh_until = 0.0
         self._largest = 0
         self._is_listed = False
 
     def view(self) -> View:
         """Return what is there now."""
         with self._lock:
+            started = time.monotonic()
             entries = self._store.list(self._path)
             listed = manifest_entries(entries, self._path)
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
             self._last = _view([item for _, item in self._found.values()], entries, self._path)
             self._note_all(self._last)
+            now = time.monotonic()
+            self._fresh_until = now + (now - started) / _LISTING_SHARE
             return self._last
+
+    @property
+    def is_fresh(self) -> bool:
+        """True when the last listing is so recent that another one would cost more than a hundredth of the time."""
+        return self._last is not None and time.monotonic() < self._fresh_until
+
+    def recent_view(self) -> View | None:
+        """Return :meth:`last_view`, or what the last listing and the saves since then showed, while that is fresh."""
+        return self._last if self.is_fresh else self.last_view()
 
     def last_view(self) -> View | None:
         """Return what is there now, or what was when the store last answered; ``None`` when it never has."""
@@ -102,7 +128,7 @@ class Index:
 
     @property
     def last(self) -> View | None:
-        """What the last listing showed; the store is not asked."""
+        """What the last listing and the saves since then showed; the store is not asked."""
         return self._last
 
     def manifests(self) -> list[Manifest]:
@@ -126,6 +152,19 @@ class Index:
         with self._lock:
             self._largest = max(self._largest, sequence)
 
+    def note_saved(self, manifest: Manifest, version: str) -> None:
+        """Take in what was just saved here, so that no listing is needed to know of it.
+
+        ``version`` is that of its record.
+        """
+        self.note(manifest.sequence)
+        with self._lock:
+            _, known = self._found.get(manifest.checkpoint_id, ("", None))
+            if self._last is None or isinstance(known, Manifest):
+                return
+            self._found[manifest.checkpoint_id] = (version, manifest)
+            self._last = self._last.with_saved(manifest)
+
     def _note_all(self, view: View) -> None:
         known = (*view.manifests, *view.deleted, *view.purging)
         # A damaged record may come back from a backup: what is saved meanwhile comes after it.
@@ -138,6 +177,13 @@ class Index:
             return known
         item = _outcome(self._read, checkpoint_id)
         return None if item is None else (entry.version, item)
+
+
+def _listed_as(file: FileEntry, path: str) -> Entry:
+    """Return what a listing of the folder ``path`` shows of a payload file: of one in a folder, that folder."""
+    folder, is_below, _ = file.name.partition(FOLDER_SUFFIX)
+    start = f"{path}/" if path else ""
+    return Entry(f"{start}{folder}{is_below}", 0 if is_below else file.size_bytes)
 
 
 def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
@@ -24,6 +26,8 @@ from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 
 logger = logging.getLogger("ckpt_lib")
 
+_SECONDS_BETWEEN_SWEEPS = 600.0
+
 
 class Cleaner(Protocol):
     """Cleans up one experiment."""
@@ -35,7 +39,7 @@ class Cleaner(Protocol):
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckpointCleaner:
     """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays."""
 
@@ -44,6 +48,7 @@ class CheckpointCleaner:
     policy: RetentionPolicy | None
     lineage: Lineage
     known: KnownVersions
+    _sweep_after: float = field(default=-math.inf, init=False)
 
     @property
     def experiment(self) -> Experiment:
@@ -54,12 +59,13 @@ class CheckpointCleaner:
 
     def delete_surplus(self) -> None:
         """Clean up after a save, quickly where nothing can be too much."""
-        if self.policy is None and len(self.experiment.index.view().usable) <= self.config.max_checkpoints:
-            # A plan would keep them all, and takes a while to say so.
+        view = self.experiment.index.recent_view()
+        if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
+            self.clean_quickly()
+        elif time.monotonic() > self._sweep_after:  # a plan would keep them all, and takes a while to say so
             sweep(self.experiment)
             expire(self.experiment, self.config.trash_seconds)
-        else:
-            self.clean_quickly()
+            self._sweep_after = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
 
     def clean(
         self,

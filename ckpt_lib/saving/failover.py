@@ -213,7 +213,7 @@ class FailoverWriter:
 
         What is stranded in the fallback folder was saved last, as far as this process can tell.
         """
-        views = [view for target in self.targets if (view := target.experiment.index.last_view())]
+        views = [view for target in self.targets if (view := target.experiment.index.recent_view())]
         found = {item.uid: item for view in views for item in view.usable if view.is_complete(item)}
         return list(found.values())
 

@@ -487,10 +487,10 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(
 
 
 def test_saves_sweep_leftovers_by_themselves(unlimited: CheckpointManager) -> None:
-    """No one has to call cleanup: the next save removes what a dead one left."""
+    """No one has to call cleanup: the first save of a process removes what a dead one left."""
     save(unlimited, 1)
     leftover = experiment_folder(unlimited) / f"{leave_unfinished(experiment_folder(unlimited))}.pt"
-    save(unlimited, 2)
+    save(CheckpointManager(unlimited.config, unlimited.experiment_name), 2)
     assert not leftover.exists()
 
 
