@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, FileEntry, Manifest
@@ -19,6 +20,7 @@ from ckpt_lib.errors import (
     is_store_failure,
 )
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_entries
+from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.store.base import Entry, Store
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class View:
     """Every file and folder, by key."""
     path: str = ""
     """The folder."""
+    whole: tuple[Manifest, ...] = ()
+    """Those of ``usable`` whose files are all there, with the right sizes."""
+    best: Manifest | None = None
+    """The best of ``usable``, by the measure that the newest of them records."""
 
     @property
     def usable(self) -> tuple[Manifest, ...]:
@@ -72,12 +78,20 @@ class View:
     def with_saved(self, manifest: Manifest) -> View:
         """Return this view with one more checkpoint."""
         files = (_listed_as(file, self.path) for file in manifest.files)
-        return replace(
+        manifests = (*self.manifests, manifest)
+        later = replace(
             self,
-            manifests=tuple(in_order([*self.manifests, manifest])),
+            manifests=manifests,
             claims=tuple(claim for claim in self.claims if claim.checkpoint_id != manifest.checkpoint_id),
             entries={**self.entries, **{entry.key: entry for entry in files}},
+            whole=(*self.whole, manifest),
         )
+        newest = self.manifests[-1:]
+        if manifest.quarantined or any(
+            item.monitor != manifest.monitor or _position(item) > _position(manifest) for item in newest
+        ):
+            return _with_answers(replace(later, manifests=tuple(in_order(manifests))))
+        return replace(later, best=best_of([*filter(None, [self.best]), manifest]))
 
 
 class Index:
@@ -108,14 +122,18 @@ class Index:
             self._fresh_until = now + (now - started) / _LISTING_SHARE
             return self._last
 
-    @property
-    def is_fresh(self) -> bool:
-        """True when the last listing is so recent that another one would cost more than a hundredth of the time."""
-        return self._last is not None and time.monotonic() < self._fresh_until
+    def last_with(self, changed: Manifest) -> View:
+        """Return :attr:`last`, with ``changed`` as it is now."""
+        last = self._last or _view([], (), self._path)
+        if last.usable[-1:] == (changed,):
+            return last
+        others = [item for item in last.manifests if item.checkpoint_id != changed.checkpoint_id]
+        manifests = in_order([*others, changed] if changed.is_visible else others)
+        return _with_answers(replace(last, manifests=tuple(manifests)))
 
     def recent_view(self) -> View | None:
-        """Return :meth:`last_view`, or what the last listing and the saves since then showed, while that is fresh."""
-        return self._last if self.is_fresh else self.last_view()
+        """Return :attr:`last` while another listing would cost more than a hundredth of the time; else list anew."""
+        return self._last if time.monotonic() < self._fresh_until else self.last_view()
 
     def last_view(self) -> View | None:
         """Return what is there now, or what was when the store last answered; ``None`` when it never has."""
@@ -198,7 +216,7 @@ def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
 
 def _view(items: list[Item], entries: Iterable[Entry], path: str) -> View:
     manifests = in_order(item for item in items if isinstance(item, Manifest))
-    return View(
+    view = View(
         tuple(item for item in manifests if item.is_visible),
         tuple(item for item in manifests if item.state == "deleted"),
         tuple(item for item in manifests if item.state == "purging"),
@@ -207,11 +225,28 @@ def _view(items: list[Item], entries: Iterable[Entry], path: str) -> View:
         {entry.key: entry for entry in entries},
         path,
     )
+    return _with_answers(view)
+
+
+def _with_answers(view: View) -> View:
+    """Return ``view`` with what each save asks of it."""
+    usable = view.usable
+    return replace(view, whole=tuple(item for item in usable if view.is_complete(item)), best=best_of(usable))
+
+
+def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
+    """Return the best by the measure that the newest, which is the last, records."""
+    best = ranked(manifests, manifests[-1].monitor) if manifests else []
+    return best[0] if best else None
 
 
 def in_order(manifests: Iterable[Manifest]) -> list[Manifest]:
     """Sort by sequence; where two saves did not see each other, by time and ``uid``."""
-    return sorted(manifests, key=lambda item: (item.sequence, item.timestamp, item.uid))
+    return sorted(manifests, key=_position)
+
+
+def _position(manifest: Manifest) -> tuple[int, datetime, str]:
+    return manifest.sequence, manifest.timestamp, manifest.uid
 
 
 def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:
@@ -220,4 +255,5 @@ def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:
         manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest"}) for manifest in manifests
     ]
     content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
-    return json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
+    # Sorted as manifests are: what was just saved here is in the order of the caller.
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"

@@ -21,6 +21,7 @@ def find(experiment: Experiment, idempotency_key: str) -> Manifest | None:
     pointer = pointers.read(experiment, key_name(idempotency_key)).pointer
     record = experiment.read(pointer.checkpoint_id).record if pointer else None
     if pointer and isinstance(record, Manifest) and record.uid == pointer.uid and _answers(experiment, record):
+        experiment.index.note(record.sequence)  # what this process saves next comes after it
         return record
     return None
 
@@ -55,6 +56,7 @@ def take(held: Held, idempotency_key: str) -> Manifest | None:
             found = experiment.read(pointer.checkpoint_id)
             if found.record is not None and found.record.uid == pointer.uid:
                 if earlier := _earlier(experiment, found):
+                    experiment.index.note(earlier.sequence)
                     return earlier
                 if _is_under_way(held, found):
                     time.sleep(_POLL_SECONDS)

@@ -15,7 +15,6 @@ from ckpt_lib.core.names import check_tags, is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
-from ckpt_lib.experiment.index import in_order
 from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
@@ -85,12 +84,6 @@ class Catalogue:
             if before.usable or (view := self.experiment.index.view()).entries == before.entries:
                 break
         return list(view.usable)
-
-    def last_manifests(self, changed: Manifest) -> list[Manifest]:
-        """Return what the last listing showed, and ``changed`` as it is now, oldest first; the store is not asked."""
-        last = self.experiment.index.last
-        others = [item for item in (last.usable if last else ()) if item.checkpoint_id != changed.checkpoint_id]
-        return in_order([*others, changed] if changed.is_valid else others)
 
     def ids(self) -> list[str]:
         """Return every id, oldest first, and then those whose manifest cannot be read."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,14 +209,20 @@ class FailoverWriter:
                         return found
         return None
 
-    def saved(self) -> list[Manifest]:
+    def look_again(self) -> None:
+        """Learn what others have saved and deleted in both places, as far as they answer."""
+        for target in self.targets:
+            target.experiment.index.last_view()
+
+    def saved(self) -> Sequence[Manifest]:
         """Return the whole checkpoints in both places, oldest first: of a place that fails, those last seen.
 
         What is stranded in the fallback folder was saved last, as far as this process can tell.
         """
         views = [view for target in self.targets if (view := target.experiment.index.recent_view())]
-        found = {item.uid: item for view in views for item in view.usable if view.is_complete(item)}
-        return list(found.values())
+        if len(views) == 1:
+            return views[0].whole
+        return list({item.uid: item for view in views for item in view.whole}.values())
 
 
 def _is_degrading(error: Exception) -> bool:

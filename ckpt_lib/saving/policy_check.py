@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import MAX_COUNT
 from ckpt_lib.core.wording import count_of, duration
 from ckpt_lib.errors import UnknownMetricError
@@ -43,6 +46,7 @@ class PolicyCheck:
         self._refusals = _Refusals()
         self._has_warned_of_metric = False
         self._has_told_of_older_runs = False
+        self._records: dict[tuple[str, int], SavedRecord] = {}
 
     def note_save(self) -> None:
         """Count the time since the last save from now on."""
@@ -71,11 +75,19 @@ class PolicyCheck:
         """Ask the policy; warn once when it has refused for long, and when an older run has a better checkpoint."""
         context = self._context(facts)
         self._tell_of_older_runs(context)
-        if self._policy.should_save(context):
+        if self._policy.should_save(context) or self._has_lost_what_refuses(facts, context):
             self._refusals = _Refusals()
             return True
         if reason := self._refusals.add(self._policy, context):
             logger.warning(reason)
+        return False
+
+    def _has_lost_what_refuses(self, facts: CheckpointFacts, context: SaveContext) -> bool:
+        """Look again when a better checkpoint stands in the way: it may be gone since the last listing."""
+        with suppress(UnknownMetricError):  # of a save that the policy refuses for another reason
+            if not all(rule.should_save(context) for rule in improvements_in(self._policy)):
+                self._writer.look_again()
+                return self._policy.should_save(self._context(facts))
         return False
 
     def _tell_of_older_runs(self, context: SaveContext) -> None:
@@ -104,21 +116,28 @@ class PolicyCheck:
             if handle.facts is not None
         )
         manifests = self._writer.saved()
-        saved = tuple(
-            SavedRecord(number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
-            for number, manifest in enumerate(manifests)
-            if manifest.run_id == self._lineage.run_id
-        )
+        saved = self._records_of(manifests)
         elapsed = None if self._last_save is None else time.monotonic() - self._last_save
         return SaveContext(
             facts.epoch,
             facts.step,
             facts.metrics,
-            saved + pending,
+            (*saved, *pending),
             elapsed,
             facts.monitor,
             is_monitor_recorded=bool(manifests),
         )
+
+    def _records_of(self, manifests: Sequence[Manifest]) -> Collection[SavedRecord]:
+        """Return the records of this run's checkpoints; those of the last save are kept, as most are the same."""
+        known, self._records = self._records, {}
+        for number, manifest in enumerate(manifests):
+            if manifest.run_id == self._lineage.run_id:
+                key = manifest.uid, number
+                self._records[key] = known.get(key) or SavedRecord(
+                    number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy
+                )
+        return self._records.values()
 
 
 class _Refusals:

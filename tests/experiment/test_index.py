@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.core.manifest import Manifest, Record, new_token
+from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptManifestError, StoreError, UnsupportedSchemaError
 from ckpt_lib.experiment import claims, deletion, edits
@@ -36,6 +37,38 @@ def put(experiment: Experiment, *manifests: Manifest) -> None:
     for item in manifests:
         experiment.store.put(experiment.key(f"{item.checkpoint_id}.json"), item.to_bytes())
         experiment.store.put(experiment.key(item.files[0].name), item.uid.encode())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.5, 0.25, 0.1, float("nan"), None]), st.booleans(), st.integers(-2, 3)), max_size=8
+    )
+)
+def test_what_a_save_adds_is_what_a_listing_shows(saves: list[tuple[float | None, bool, int]]) -> None:
+    """The whole checkpoints and the best of them, kept from save to save, are those of a new listing.
+
+    That holds for ties, NaN, a monitor that changes its direction, unhealthy ones, and an order that is not that of
+    the saves.
+    """
+    here = fresh()
+    assert isinstance(here.store, MemoryStore)
+    here.index.view()
+    for number, (value, is_max, back) in enumerate(saves, start=1):
+        saved = manifest(
+            X.replace("0001", f"{number:04d}"),
+            uid=f"{number:032x}",
+            revision=new_token(),
+            sequence=max(1, 2 * number - 3 * (back < 0)),
+            metrics={} if value is None else {"val_loss": value},
+            monitor=Monitor(mode="max" if is_max else "min"),
+            unhealthy="NaN in the weights" if back == 3 else None,
+        )
+        put(here, saved)
+        here.index.note_saved(saved, str(here.read(saved.checkpoint_id).version))
+        noted, listed = here.index.last, fresh(here.store).index.view()
+        assert noted is not None
+        assert noted.best == listed.best or str(noted.best) == str(listed.best)
+        assert [item.uid for item in noted.whole] == [item.uid for item in listed.whole] != []
 
 
 STEPS = st.lists(

@@ -117,6 +117,14 @@ def test_a_run_that_saves_nothing_says_so_once(
     assert "force=True" in told[0]
 
 
+def test_a_metric_is_asked_for_when_a_save_is_due_alone(make_manager: MakeManager) -> None:
+    """A loop that validates in the epochs that are saved may leave the metric out in the others."""
+    manager = make_manager(save_best_only=True, save_interval=2)
+    assert save(manager, 2, 0.5)
+    assert manager.save_checkpoint(model=nn.Linear(1, 1), epoch=3) is None
+    assert save(manager, 4, 0.25)
+
+
 def test_combined_policies_are_looked_into() -> None:
     """What measures improvement is found in any combination."""
     rule = OnImprovement("a")

@@ -216,11 +216,9 @@ def _check_lock(place: Path) -> Iterator[str]:
 
 
 def _check_store(place: Path, kind: str, *, is_saved: bool) -> Iterator[str]:
-    """Whoever comes next finds whole checkpoints, saves one more, and nothing stays behind."""
+    """Whoever comes next finds whole checkpoints, saves one more and its backup, and nothing stays behind."""
     began = time.monotonic()
-    manager = CheckpointManager(
-        CheckpointConfig(checkpoint_dir=str(place / "store"), backup_checkpoints=False), EXPERIMENT
-    )
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(place / "store")), EXPERIMENT)
     try:
         there = manager.list_checkpoints()
         if not there:
