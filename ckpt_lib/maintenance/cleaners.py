@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
@@ -39,6 +39,21 @@ class Cleaner(Protocol):
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
 
 
+class Upkeep:
+    """Clears up an experiment in which nothing is too much: now and then, since each time lists the folder."""
+
+    def __init__(self, experiment: Experiment, trash_seconds: float) -> None:
+        self._experiment = experiment
+        self._trash_seconds = trash_seconds
+        self._due = -math.inf
+
+    def do_if_due(self) -> None:
+        if time.monotonic() > self._due:
+            sweep(self._experiment)
+            expire(self._experiment, self._trash_seconds)
+            self._due = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
+
+
 @dataclass
 class CheckpointCleaner:
     """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays."""
@@ -48,7 +63,9 @@ class CheckpointCleaner:
     policy: RetentionPolicy | None
     lineage: Lineage
     known: KnownVersions
-    _sweep_after: float = field(default=-math.inf, init=False)
+
+    def __post_init__(self) -> None:
+        self._upkeep = Upkeep(self.experiment, self.config.trash_seconds)
 
     @property
     def experiment(self) -> Experiment:
@@ -62,10 +79,8 @@ class CheckpointCleaner:
         view = self.experiment.index.recent_view()
         if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
             self.clean_quickly()
-        elif time.monotonic() > self._sweep_after:  # a plan would keep them all, and takes a while to say so
-            sweep(self.experiment)
-            expire(self.experiment, self.config.trash_seconds)
-            self._sweep_after = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
+        else:  # a plan would keep them all, and takes a while to say so
+            self._upkeep.do_if_due()
 
     def clean(
         self,
@@ -105,12 +120,15 @@ class CheckpointCleaner:
         return resolved
 
 
-@dataclass(frozen=True)
+@dataclass
 class BackupCleaner:
     """Cleans up backups; those of damaged checkpoints stay."""
 
     locations: Locations
     known: KnownVersions
+
+    def __post_init__(self) -> None:
+        self._upkeep = Upkeep(self.experiment, self.locations.config.trash_seconds)
 
     @property
     def experiment(self) -> Experiment:
@@ -118,6 +136,14 @@ class BackupCleaner:
 
     def clean_quickly(self) -> CleanupReport:
         return self.clean(known=self.known)
+
+    def delete_surplus(self, just_made: str) -> None:
+        """Clean up after a backup, quickly where nothing can be too much."""
+        view = self.experiment.index.recent_view()
+        if view is None or len(view.usable) > self.locations.config.max_backups:
+            self.clean(known=self.known, just_made=just_made)
+        else:
+            self._upkeep.do_if_due()
 
     def clean(
         self,

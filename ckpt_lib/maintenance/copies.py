@@ -53,7 +53,7 @@ class Copies:
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
-            self.cleaner.clean(known=self.known, just_made=manifest.checkpoint_id)
+            self.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
         return copied
 
     def restore(self, name: str, progress: Progress | None) -> Manifest:

@@ -26,7 +26,7 @@ class SnapshotFile:
             return
         with failures_logged(f"updating {SNAPSHOT_NAME}"):
             home = self._locations.home
-            home.store.put(home.key(SNAPSHOT_NAME), self._content())
+            home.store.put(home.key(SNAPSHOT_NAME), self._content(), durable=False)
 
     @contextmanager
     def written_after(self) -> Iterator[None]:

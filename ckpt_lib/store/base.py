@@ -141,9 +141,10 @@ class Store(Protocol):
         """Begin an object."""
         ...
 
-    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+    def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         """Write a small object: all of it, durable when this returns, or nothing.
 
+        An object that can be written anew at any time need not be ``durable``: power loss may take it or its content.
         Raises :class:`~ckpt_lib.errors.VersionConflictError` when ``if_version`` does not hold. ``ABSENT`` needs
         ``create_if_absent``, a version ``replace_if_version``; without, this raises
         :class:`~ckpt_lib.errors.ConfigError`.

@@ -168,11 +168,11 @@ class FaultyStore:
         upload = self._plan.run("open_write", key, lambda: self._store.open_write(key), lambda begun: begun.abort())
         return _FaultyUpload(upload, key, self)
 
-    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+    def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         def work() -> Entry:
             with self.replacing(key, len(data)):
                 content = bytes(self._plan.altered(self._plan.write_flips, key, 0, data))
-                return self._store.put(key, content, if_version=if_version)
+                return self._store.put(key, content, if_version=if_version, durable=durable)
 
         return self._plan.run("put", key, work)
 

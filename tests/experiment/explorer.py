@@ -86,7 +86,7 @@ class ReplayStore:
     def open_write(self, key: str) -> ReplayUpload:
         return ReplayUpload(self, key)
 
-    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+    def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         if key.endswith(CLOCK_NAME):
             return _entry(key, b"", 0, self.ask("day"))
         kind, version, day = self.ask("put", key, data, if_version)

@@ -281,7 +281,7 @@ def committing(store: LocalStore, error: Exception) -> Callable[..., Entry]:
     """A ``put`` that makes a checkpoint live and then raises an error."""
     original = store.put
 
-    def put(key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+    def put(key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         entry = original(key, data, if_version=if_version)
         if b'"state": "live"' in data:
             raise error

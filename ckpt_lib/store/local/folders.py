@@ -26,6 +26,7 @@ class Folders:
         self.root = root
         self._system = system
         self._devices: dict[Path, int] = {}
+        self._exact: set[Path] = set()
 
     def path(self, parts: tuple[str, ...]) -> Path:
         return self.root.joinpath(*parts)
@@ -67,11 +68,23 @@ class Folders:
 
     def is_spelled_so(self, folder: Path, name: str) -> bool:
         """Tell whether what ``name`` leads to is called exactly so: some systems find ``x`` under the name ``X``."""
+        if folder in self._exact:
+            return True
         with contextlib.suppress(FileNotFoundError):
             found, other = (self._system.lstat(folder / spelled) for spelled in (name, name.swapcase()))
             if os.path.samestat(found, other):
                 return name in self._system.names(folder)
+        self._learn_whether_exact(folder)
         return True
+
+    def _learn_whether_exact(self, folder: Path) -> None:
+        """Remember a folder that does not find its own folder under the name in capitals: it tells all names apart."""
+        with contextlib.suppress(OSError):
+            self._system.lstat(folder / OWN_FOLDER)
+            try:
+                self._system.lstat(folder / OWN_FOLDER.swapcase())
+            except FileNotFoundError:
+                self._exact.add(folder)
 
     def _check(self, path: Path, parts: tuple[str, ...]) -> None:
         """Raise when something on the way is no folder, is a link below the root, or is spelled otherwise."""

@@ -105,26 +105,28 @@ class LocalStore:
                 discard(file, self._system)
                 raise
 
-    def put(self, key: str, data: bytes, *, if_version: Condition = None) -> Entry:
+    def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         *parts, _ = check_key(key)
-        with typed_errors(self._root / key):
-            check_put(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
+        if if_version is not None:
+            with typed_errors(self._root / key):
+                check_put(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
         try:
-            return self._put(key, data, if_version)
+            return self._put(key, data, if_version, durable)
         except StorageFullError:
             if not give_up_reserve(self._folders, self._system):
                 raise
-        return self._put(key, data, if_version)
+        return self._put(key, data, if_version, durable)
 
-    def _put(self, key: str, data: bytes, if_version: Condition) -> Entry:
+    def _put(self, key: str, data: bytes, if_version: Condition, durable: bool) -> Entry:
         with errors_of_writing(self._root / key):
             place = self._made(key)
             with create_temporary(place.own, self._system, locks=self._probed(place.folder).locks) as file:
                 try:
                     output = Output(file, self._system)
                     output.write(data)
-                    output.sync()
-                    return self._publisher(place).publish(file, place, if_version)
+                    if durable:
+                        output.sync()
+                    return self._publisher(place).publish(file, place, if_version, durable=durable)
                 finally:
                     discard(file, self._system)
 

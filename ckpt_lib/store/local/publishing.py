@@ -49,13 +49,14 @@ class Publisher:
         self._system = system
         self._patience_seconds = patience_seconds
 
-    def publish(self, file: io.FileIO, place: Place, condition: Condition) -> Entry:
-        """Give a durable file its key, durably; close it. After a failure it is gone."""
+    def publish(self, file: io.FileIO, place: Place, condition: Condition, *, durable: bool = True) -> Entry:
+        """Give a file its key, durably if the file is; close it. After a failure it is gone."""
         try:
             found = (self._name_locked if self._abilities.locks else self._name)(file, place, condition)
         finally:
             discard(file, self._system)
-        self._make_durable(place)
+        if durable:
+            self._make_durable(place)
         return entry_of(place.key, found)
 
     def delete(self, place: Place, expected: str | None) -> None:
