@@ -325,7 +325,7 @@ def test_signals_at_random_moments_leave_no_lock_and_no_descriptor(folder: Path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            for _ in range(100):
+            while interrupts < 50:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 3e-3))
                     store.put("e/x", b"new")
@@ -340,7 +340,6 @@ def test_signals_at_random_moments_leave_no_lock_and_no_descriptor(folder: Path)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-    assert interrupts > 20
     assert open_descriptors() == before
     assert is_lock_free(folder)
     upload(store, "e/z", b"works")
