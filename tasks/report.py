@@ -112,7 +112,7 @@ def report_metrics(config: CheckpointConfig, experiment_name: str) -> None:
     )
 
 
-@report_task("report validation of {experiment_name}")
+@report_task("report validation")
 def report_validation(
     config: CheckpointConfig,
     experiment_name: str | None,

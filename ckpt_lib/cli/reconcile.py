@@ -36,12 +36,13 @@ def reconcile(
     """Move checkpoints from the fallback folder to the store.
 
     Without --experiment, those of all experiments in the fallback folder. Each is verified in the store before it is
-    deleted from the fallback folder. An interrupted move is continued by the next call, and training may run meanwhile.
+    deleted from the fallback folder. The store must be there: `ckpt init` makes one. An interrupted move is continued by the next call, and training may run meanwhile.
     A damaged checkpoint stays where it is, and the exit code is 1.
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:
         raise ConfigError("no fallback folder is given", expected="--fallback, or fallback_dir in the configuration")
+    _require_store(settings.checkpoint_dir)
     reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment)]
     if experiment is None:  # records of what came home before stay for a while
         reports = [report for report in reports if report.moved or report.already_home or report.failed]
@@ -51,6 +52,14 @@ def reconcile(
         _print_reports(reports)
     if not all(reports):
         raise typer.Exit(DAMAGE)
+
+
+def _require_store(url: str) -> None:
+    """Refuse a folder that is no store: a mistyped one, or the mount point of a missing disk."""
+    from ckpt_lib.store import open_store
+    from ckpt_lib.store.identity import read_identity
+
+    read_identity(open_store(url))
 
 
 def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 
 from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -55,7 +56,8 @@ class Reconciler:
         self._move_all()
         with failures_logged("looking at the fallback folder"):
             if left := self._fallback.manifests():
-                logger.warning("%d checkpoints are still in %s", len(left), self._fallback.experiment.location())
+                count, place = count_of(len(left), "checkpoint"), self._fallback.experiment.location()
+                logger.warning("still in the fallback folder %s: %s", place, count)
 
     def _move_all(self) -> None:
         with failures_logged(_WHAT):

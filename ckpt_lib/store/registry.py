@@ -19,8 +19,6 @@ StoreFactory = Callable[[str], Store]
 
 ENTRY_POINT_GROUP = "ckpt_lib.stores"
 """Where other packages announce their stores: the scheme is the name, the class or function takes the URL."""
-EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}
-"""The extra of this package that installs what a scheme needs."""
 
 _BUILT_IN = {"file": "ckpt_lib.store.local:LocalStore", "memory": "ckpt_lib.store.memory:MemoryStore"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")  # with those of chained URLs, which no store serves
@@ -90,11 +88,9 @@ def _load(point: EntryPoint) -> StoreFactory:
 
 def _unknown(scheme: str) -> ConfigError:
     known = sorted({*_BUILT_IN, *_registered, *_installed()})
-    extra = EXTRAS.get(scheme)
     return ConfigError(
         f"no store serves {scheme}:// URLs",
         expected="a path, or a URL that starts with " + ", ".join(f"{name}://" for name in known),
-        hint=f"Install it: pip install 'prefect-checkpoints[{extra}]'." if extra else None,
     )
 
 

@@ -576,6 +576,16 @@ def test_reconcile_without_a_fallback_folder(store: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "none").exists()
 
 
+def test_reconcile_into_no_store(fallback: Path, tmp_path: Path) -> None:
+    """A mistyped store, or the mount point of a missing disk, gets nothing, and the fallback folder keeps all."""
+    before = sorted(path.name for path in fallback.rglob("*.pt"))
+    for wrong in (tmp_path / "typo", tmp_path):
+        error = run_json("reconcile", "--fallback", fallback, store=wrong, code=2)["error"]
+        assert error["type"] == "NotAStoreError"
+    assert sorted(path.name for path in fallback.rglob("*.pt")) == before
+    assert not (tmp_path / "typo").exists()
+
+
 def test_import_says_what_is_new(store: Path, tmp_path: Path) -> None:
     """An experiment that was not there is named as new, with the one that was perhaps meant; a repeat is told."""
     run("export", "best", tmp_path / "out", store=store)
