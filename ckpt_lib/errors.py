@@ -203,6 +203,9 @@ class NotDurableError(StoreError):
 class StoreUnavailableError(StoreError):
     """The store did not answer; the same call may succeed later."""
 
+    may_have_happened: bool = True
+    """``False`` if nothing was changed for sure."""
+
 
 def is_store_failure(error: BaseException) -> bool:
     """Return whether the store caused an error, rather than an argument or a stored checkpoint.

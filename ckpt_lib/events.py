@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -129,17 +129,20 @@ class Events:
         **details: Any,
     ) -> None:
         """Log an event and tell every listener; never raises an ``Exception``."""
-        assert kind in get_args(EventKind)
-        event = Event(
-            kind=kind,
-            message=message,
-            experiment_name=self._experiment_name,
-            checkpoint_id=checkpoint.checkpoint_id if checkpoint else checkpoint_id,
-            checkpoint=checkpoint,
-            details=details,
-        )
-        level = logging.INFO if kind in _QUIET else logging.ERROR if kind == "save.failed" else logging.WARNING
-        logger.log(level, "%s: %s", kind, message, extra={"event": event.model_dump(mode="json")})
+        try:
+            event = Event(
+                kind=kind,
+                message=message,
+                experiment_name=self._experiment_name,
+                checkpoint_id=checkpoint.checkpoint_id if checkpoint else checkpoint_id,
+                checkpoint=checkpoint,
+                details=details,
+            )
+            level = logging.INFO if kind in _QUIET else logging.ERROR if kind == "save.failed" else logging.WARNING
+            logger.log(level, "%s: %s", kind, message, extra={"event": event.model_dump(mode="json")})
+        except Exception:  # nor because of a detail that is not plain
+            logger.exception("the event %s could not be told: %s", kind, message)
+            return
         for listener in (*self._listeners, *_listeners):
             try:
                 listener(event)

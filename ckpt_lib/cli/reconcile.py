@@ -35,9 +35,9 @@ def reconcile(
 ) -> None:
     """Move checkpoints from the fallback folder to the store.
 
-    Without --experiment, those of all experiments in the fallback folder. Each is verified in the store before it is
-    deleted from the fallback folder. The store must be there: `ckpt init` makes one. An interrupted move is continued by the next call, and training may run meanwhile.
-    A damaged checkpoint stays where it is, and the exit code is 1.
+    Without --experiment, those of all experiments in the fallback folder. Each is verified in the store, which must be
+    there, before it is deleted from the fallback folder. An interrupted move is continued by the next call, and
+    training may run meanwhile. A damaged checkpoint stays where it is, and the exit code is 1.
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:

@@ -67,7 +67,7 @@ def delete_all(
         if moved := _move(experiment, found, state="deleted", deleted_at=now):
             deleted.append(moved)
         else:
-            _refuse(found, "it was changed meanwhile", outcome)
+            _refuse(experiment, found, "it was changed meanwhile", outcome)
     if not _all_valid(experiment, relied_on):
         _stay(experiment, deleted, outcome)
     else:
@@ -114,12 +114,18 @@ def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
 def _stay(experiment: Experiment, victims: Iterable[Found], outcome: Deletion) -> None:
     for found in victims:
         _move(experiment, found, state="live", deleted_at=None)
-        _refuse(found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
+        _refuse(experiment, found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
 
 
-def _refuse(found: Found, reason: str, outcome: Deletion) -> None:
+def _refuse(experiment: Experiment, found: Found, reason: str, outcome: Deletion) -> None:
+    """Note why a checkpoint was not deleted here: it was kept, or somebody else was faster."""
     checkpoint_id = _manifest(found).checkpoint_id
-    outcome.refused[checkpoint_id] = ProtectedCheckpointError(f"it was kept: {reason}", checkpoint_id=checkpoint_id)
+    record = experiment.read(checkpoint_id).record
+    if isinstance(record, Manifest) and record.is_visible:
+        error: CheckpointError = ProtectedCheckpointError(f"it was kept: {reason}", checkpoint_id=checkpoint_id)
+    else:
+        error = CheckpointNotFoundError("someone else deleted it meanwhile", checkpoint_id=checkpoint_id)
+    outcome.refused[checkpoint_id] = error
 
 
 def _move(experiment: Experiment, found: Found, **facts: object) -> Found | None:

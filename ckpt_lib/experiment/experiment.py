@@ -155,6 +155,8 @@ class Experiment:
             try:
                 return self.put(name, data, if_version)
             except StoreUnavailableError as error:
+                if not error.may_have_happened:
+                    raise
                 lost = error
             except VersionConflictError:
                 if lost is None:

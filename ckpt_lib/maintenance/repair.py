@@ -211,12 +211,14 @@ class _Repair:
         files = self._other_files()
         if files is None:
             raise self._lost(found.damages, "there is none")
+        if len(files) != len(self.manifest.files):
+            raise self._lost(found.damages, "it has other files")
         kinds = {
             file.name: {damage.kind for damage in found.damages if damage.file == file.name}
             for file in self.manifest.files
         }
         parts, lacking = [], []
-        for file, twin in zip(self.manifest.files, files, strict=False):
+        for file, twin in zip(self.manifest.files, files, strict=True):
             if not kinds[file.name]:
                 continue
             numbers = _differing(self.experiment, file, file, range(len(file.chunk_xxh3_128)))

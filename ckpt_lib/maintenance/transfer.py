@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest, new_token
@@ -144,7 +145,14 @@ def _rewrite(
     source: Experiment, saved: Manifest, target: Experiment, existing: Manifest, progress: Progress | None
 ) -> bool:
     """Give each file of a copy its bytes again; ``False`` when the copy went away meanwhile."""
-    for stored, file in zip(saved.files, existing.files, strict=False):
+    if len(saved.files) != len(existing.files):
+        raise CorruptCheckpointError(
+            "the two copies have different files",
+            checkpoint_id=saved.checkpoint_id,
+            path=source.location(),
+            hint="Delete the copy that is wrong.",
+        )
+    for stored, file in zip(saved.files, existing.files, strict=True):
         try:
             is_there = replace_file(target, existing, file, _blocks(source, stored, progress))
         except (CorruptCheckpointError, FileNotFoundError) as error:
@@ -170,6 +178,10 @@ def _blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) 
 
 def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> None:
     """Free the id of a record that cannot be read, once its other copy is known to be whole."""
+    name = manifest_name(saved.checkpoint_id)
+    entry = target.store.stat(target.key(name))  # first: what is written from here on is not replaced
+    if entry is None or _readable(target, saved.checkpoint_id) is not None:
+        return
     report = compare(source, saved)
     if not report:
         raise CorruptCheckpointError(
@@ -178,10 +190,6 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
             path=source.location(saved.payload_name),
             damages=report.damages,
         )
-    name = manifest_name(saved.checkpoint_id)
-    entry = target.store.stat(target.key(name))
-    if entry is None:
-        return
     gone = Claim(
         checkpoint_id=saved.checkpoint_id,
         uid=saved.uid,
@@ -190,7 +198,8 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
         owner=Owner.current(),
         files=(),
     )
-    target.put_record(gone, entry.version)
+    with contextlib.suppress(VersionConflictError):  # somebody was faster, and is looked at next
+        target.put_record(gone, entry.version)
 
 
 def _readable(experiment: Experiment, checkpoint_id: str) -> Manifest | Claim | None:

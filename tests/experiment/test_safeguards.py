@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
+    CheckpointNotFoundError,
     CorruptCheckpointError,
     StoreUnavailableError,
     VersionConflictError,
@@ -24,6 +26,10 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import key_name, manifest_name
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.store.base import ABSENT, Entry, Upload
+from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.local import LocalStore
+from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.system import System
 from ckpt_lib.store.memory import ALL, MemoryStore
 from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
@@ -47,6 +53,40 @@ def leave(experiment: Experiment, checkpoint_id: str) -> None:
 
 
 # Writes
+
+
+def test_a_lock_that_nobody_gives_up_is_waited_for_once(tmp_path: Path) -> None:
+    """A write that surely did not happen is not looked for, and not made again: each time is half a minute."""
+    plan = FaultPlan()
+    store = LocalStore(str(tmp_path), patience_seconds=0.01)
+    experiment = Experiment(FaultyStore(store, plan), "e", "e")
+    made = save(experiment)
+    found, system = experiment.read(made.checkpoint_id), System()
+    with open_lock(tmp_path / "e" / OWN_FOLDER, system) as file, FolderLock(file, system, patience_seconds=1.0):
+        plan.calls.clear()
+        with pytest.raises(StoreUnavailableError, match="locked by process"):
+            experiment.put_record(made.changed(pinned=True), found.version)
+    assert [operation for operation, *_ in plan.calls] == ["put"]
+
+
+def test_what_another_cleanup_deletes_is_not_called_kept(clock: Clock) -> None:
+    """A deletion that has to refrain says of each checkpoint what became of it."""
+    store = new_store(clock)
+    here = Experiment(store, "e", "e")
+    kept, doomed = save(here), save(here, 2)
+
+    def interfere(operation: str, key: str) -> None:
+        if (
+            operation == "open_read"
+            and key.endswith(f"{kept.checkpoint_id}.json")
+            and state_of(here, doomed.checkpoint_id) == "leaving"
+        ):
+            deletion.delete_all(here, [doomed.checkpoint_id])
+            deletion.delete_all(here, [kept.checkpoint_id])
+
+    outcome = deletion.delete_all(watched(store, interfere), [doomed.checkpoint_id], relied_on=[kept.checkpoint_id])
+    assert outcome.deleted == []
+    assert isinstance(outcome.refused[doomed.checkpoint_id], CheckpointNotFoundError)
 
 
 def test_a_single_writer_compares_versions_itself(clock: Clock) -> None:

@@ -308,6 +308,27 @@ def test_a_bad_backup_does_not_cost_a_damaged_manifest(backed_up: CheckpointMana
     assert payload.is_file()
 
 
+def test_a_record_that_was_repaired_meanwhile_is_kept(backed_up: CheckpointManager) -> None:
+    """Somebody brings a damaged record back and pins it while the backup is read: the restore does not undo that."""
+    saved = save(backed_up, 1)
+    manifest = pair(backed_up, saved)[1]
+    sound = manifest.read_bytes()
+    manifest.write_bytes(sound[:-9])
+    pinned: list[str] = []
+
+    def pin(operation: str, key: str) -> None:
+        if operation == "open_read" and key.endswith(".pt") and not pinned:
+            pinned.append(key)
+            manifest.write_bytes(sound)
+            CheckpointManager(backed_up.config, backed_up.experiment_name).pin_checkpoint(saved)
+
+    with faults_injected(FaultPlan(between=pin)):
+        CheckpointManager(backed_up.config, backed_up.experiment_name).restore_checkpoint(saved)
+    assert pinned
+    assert backed_up.get_checkpoint(saved).pinned
+    assert backed_up.validate_checkpoint(saved)
+
+
 def test_restoring_an_intact_checkpoint_is_harmless(backed_up: CheckpointManager) -> None:
     """Nothing about it changes."""
     saved = save(backed_up, 1)

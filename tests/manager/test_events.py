@@ -266,3 +266,11 @@ def test_a_listener_that_fails_fails_nothing(tmp_path: Path, caplog: pytest.LogC
     assert heard.manager.backup_ids() == [first, second]
     assert ("deleted", first) in heard.take()
     assert "a listener failed at checkpoint.saved" in caplog.text
+
+
+def test_a_detail_that_cannot_be_told_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and whoever had something to tell goes on."""
+    heard = Heard(tmp_path)
+    heard.manager._locations.events.emit("save.retried", "a bug", detail=object())
+    assert heard.take() == []
+    assert "the event save.retried could not be told" in caplog.text

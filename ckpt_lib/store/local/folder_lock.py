@@ -74,13 +74,15 @@ class FolderLock:
         deadline, pause = time.monotonic() + self._patience_seconds, _FIRST_PAUSE_SECONDS
         while not self._system.try_lock(self._file):
             if time.monotonic() > deadline:
-                raise StoreUnavailableError(
+                error = StoreUnavailableError(
                     f"the folder is locked by {self._read()[1] or 'another process'}",
                     path=str(self._file.name),
                     expected=f"the lock within {self._patience_seconds:g} s",
                     hint="It is held for microseconds: a process that holds it longer was stopped, or its disk hangs. "
                     "End it, or let it go on.",
                 )
+                error.may_have_happened = False
+                raise error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         if os.fstat(self._file.fileno()).st_nlink == 0:  # others make a new one, and lock that
