@@ -16,9 +16,9 @@ from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment.edits import edit
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.formats import PayloadSink
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.store.local import LocalStore
-from ckpt_lib.stream import HashingWriter
 from tests.helpers import (
     MakeManager,
     Parts,
@@ -309,11 +309,11 @@ def test_the_same_save_may_be_under_way_elsewhere(make_manager: MakeManager, mon
     write, other = ArchiveLayout.write, make_manager(backup_checkpoints=False)
     elsewhere: list[Future[str]] = []
 
-    def meanwhile(self: ArchiveLayout, stream: HashingWriter) -> None:
+    def meanwhile(self: ArchiveLayout, sink: PayloadSink) -> None:
         monkeypatch.undo()
         elsewhere.append(pool.submit(save, other, 1, idempotency_key="k"))
         time.sleep(0.2)
-        write(self, stream)
+        write(self, sink)
 
     monkeypatch.setattr(ArchiveLayout, "write", meanwhile)
     manager = make_manager()
