@@ -19,7 +19,7 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
     is_store_failure,
 )
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_entries
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_entries, manifest_name
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.store.base import Entry, Store
 
@@ -132,8 +132,22 @@ class Index:
         return _with_answers(replace(last, manifests=tuple(manifests)))
 
     def recent_view(self) -> View | None:
-        """Return :attr:`last` while another listing would cost more than a hundredth of the time; else list anew."""
-        return self._last if time.monotonic() < self._fresh_until else self.last_view()
+        """Return :attr:`last` while another listing would cost more than a hundredth of the time; else list anew.
+
+        A new monitor is known at once: the record of the newest checkpoint, which holds it, is looked at each time.
+        """
+        is_fresh = time.monotonic() < self._fresh_until and self._is_newest_unchanged()
+        return self._last if is_fresh else self.last_view()
+
+    def _is_newest_unchanged(self) -> bool:
+        newest = self._last.manifests[-1:] if self._last else ()
+        for manifest in newest:
+            try:
+                entry = self._store.stat(f"{self._path}/{manifest_name(manifest.checkpoint_id)}".lstrip("/"))
+            except StoreError:
+                return False
+            return entry is not None and entry.version == self._found[manifest.checkpoint_id][0]
+        return True
 
     def last_view(self) -> View | None:
         """Return what is there now, or what was when the store last answered; ``None`` when it never has."""

@@ -290,3 +290,16 @@ def test_the_command_shows_and_changes_the_record(make_manager: MakeManager) -> 
     changed = run_json("monitor", "val_loss", "--mode", "min", store=store)
     assert changed["best_checkpoint"] == manager.list_checkpoints()[0].checkpoint_id
     assert run_json("monitor", "val_loss", store=store, code=2)["error"]["type"] == "ConfigError"
+
+
+def test_a_monitor_that_somebody_sets_during_a_run_stays(make_manager: MakeManager) -> None:
+    """The next save of the run records it, too: it does not bring back what the run knew before."""
+    run = make_manager(**ACCURACY, max_checkpoints=100)
+    for _ in range(5):  # at once after each other, so that no listing is due
+        fill(run)
+        CheckpointManager(CheckpointConfig(checkpoint_dir=run.config.checkpoint_dir), run.experiment_name).set_monitor(
+            "val_loss", "min"
+        )
+        run.save_checkpoint(model=nn.Linear(1, 1), epoch=9, metrics={"accuracy": 0.2, "val_loss": 9.0})
+        assert run.monitor == Monitor(metric="val_loss", mode="min")
+        run.set_monitor("accuracy", "max")
