@@ -144,7 +144,9 @@ class Index:
         for manifest in newest:
             try:
                 entry = self._store.stat(f"{self._path}/{manifest_name(manifest.checkpoint_id)}".lstrip("/"))
-            except StoreError:
+            except Exception as error:
+                if not is_store_failure(error):
+                    raise
                 return False
             return entry is not None and entry.version == self._found[manifest.checkpoint_id][0]
         return True
