@@ -362,7 +362,7 @@ def run_scripts(count: int, seed: str, folder: Path) -> Outcome:
             violations += script.violations
             counts += script.counts
             torch.compiler.reset()
-            shutil.rmtree(folder / str(number))
+            shutil.rmtree(folder / str(number), ignore_errors=True)  # there is none if it was interrupted at once
     if count >= COUNT:
         violations += [f"only {features[name]} scripts with {name}" for name in _ALL if features[name] < AT_LEAST]
     told = ", ".join(f"{name} {number}" for name, number in sorted((features + counts).items()))
