@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from ckpt_lib.core.logs import ForkSafeLogger
 from ckpt_lib.core.metadata import CheckpointMetadata
 
-logger = logging.getLogger("ckpt_lib.events")
+logger = ForkSafeLogger(logging.getLogger("ckpt_lib.events"))
 
 EventKind = Literal[
     "save.retried",

@@ -1,14 +1,38 @@
-"""Failures that are logged instead of raised, since what they fail is already safe or can be done without."""
+"""The logger of this package, and failures that are logged instead of raised because what matters is safe."""
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ckpt_lib.errors import CheckpointError, is_store_failure
 
-logger = logging.getLogger("ckpt_lib")
+_emitting = threading.RLock()
+
+
+class ForkSafeLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that keeps the process from forking while a thread is inside a handler.
+
+    A handler may hold a lock of its own, as that of Prefect's console does, which ``logging`` does not release in a
+    forked child: the child would wait for ever at its first message.
+    """
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        with _emitting:
+            super().log(level, msg, *args, **{"stacklevel": 2, **kwargs})
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return msg, kwargs  # as they are: events bring an ``extra`` of their own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_emitting.acquire, after_in_parent=_emitting.release, after_in_child=_emitting.release)
+
+logger = ForkSafeLogger(logging.getLogger("ckpt_lib"))
 
 
 @contextmanager

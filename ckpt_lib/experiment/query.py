@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.monitor import Mode, Monitor
@@ -18,8 +18,6 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
-
-logger = logging.getLogger("ckpt_lib")
 
 
 class MonitorRecord:

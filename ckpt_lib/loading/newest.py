@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
@@ -20,8 +20,6 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload
 from ckpt_lib.maintenance.validate import UNLOADABLE, is_unreadable
-
-logger = logging.getLogger("ckpt_lib")
 
 Load = Callable[[Experiment, Manifest], Payload]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptManifestError
 from ckpt_lib.experiment.deletion import delete_all
@@ -23,8 +23,6 @@ from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.transfer import no_backup
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
-
-logger = logging.getLogger("ckpt_lib")
 
 _SECONDS_BETWEEN_SWEEPS = 600.0
 

@@ -6,7 +6,6 @@ was done is recorded beside the checkpoints, so that a scrub that was killed goe
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import BinaryIO, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from ckpt_lib.core.damage import Damage
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
@@ -33,8 +33,6 @@ from ckpt_lib.maintenance.validate import (
 from ckpt_lib.stream import Progress, find_damages
 from ckpt_lib.stream.chunks import processor_count
 from ckpt_lib.stream.page_cache import NeutralReader
-
-logger = logging.getLogger("ckpt_lib")
 
 RECORD_NAME = ".ckpt-scrub.json"
 _MAX_RECORD_BYTES = 64 * 2**20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import multiprocessing.util
 import os
 import sys
@@ -17,13 +16,13 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.stream.threads import Helper
 
 if TYPE_CHECKING:
     from ckpt_lib.state.staging import Snapshot, StagingBuffer
 
-logger = logging.getLogger("ckpt_lib")
 
 _NICENESS = 10
 """Training comes first: where it wants every processor, saving gets a tenth of one, and elsewhere what it needs."""

@@ -6,7 +6,6 @@ configured.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Sequence
@@ -29,8 +28,6 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.free_space import FreeSpace
-
-logger = logging.getLogger("ckpt_lib")
 
 _chance = random.SystemRandom()
 """Not the generator of everybody, from which the training may draw."""

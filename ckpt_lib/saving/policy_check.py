@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import CheckpointFacts
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import MAX_COUNT
 from ckpt_lib.core.wording import count_of, duration
@@ -18,8 +18,6 @@ from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in
 from ckpt_lib.saving.background import BackgroundSaves
 from ckpt_lib.saving.failover import FailoverWriter
-
-logger = logging.getLogger("ckpt_lib")
 
 REFUSALS_TO_WARN = 100
 SECONDS_TO_WARN = 1800.0

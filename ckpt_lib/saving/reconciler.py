@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import suppress
 
-from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment.experiment import Experiment
@@ -15,8 +14,6 @@ from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.stream import Progress
-
-logger = logging.getLogger("ckpt_lib")
 
 _WHAT = "moving stranded checkpoints to the store"
 

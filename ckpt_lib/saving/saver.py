@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.facts import CheckpointFacts
-from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
@@ -38,8 +37,6 @@ from ckpt_lib.stream.digests import Buffer
 
 if TYPE_CHECKING:
     from ckpt_lib.state.staging import Snapshot, StagingBuffer
-
-logger = logging.getLogger("ckpt_lib")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ them are as they were.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.model_state import check_model
@@ -31,8 +31,6 @@ from ckpt_lib.state.settings import (
 )
 from ckpt_lib.state.stateful import PARTS, UNCHANGED, Names, Stateful, check_stateful, parameter_names
 from ckpt_lib.state.undo import own_copy, way_back
-
-logger = logging.getLogger("ckpt_lib")
 
 
 @dataclass(frozen=True)
