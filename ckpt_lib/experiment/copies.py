@@ -1,7 +1,8 @@
 """Copies of a checkpoint in another place: backups and restores, imports, and saves that come from a fallback.
 
 Two copies are one checkpoint when their ``uid`` is the same. A pointer under ``uids/`` is claimed before the id, so
-that two copiers at once make one copy, and a checkpoint that was purged does not come back by itself.
+that two copiers at once make one copy, and a checkpoint that was purged does not come back by itself. A folder of
+backups needs none: a backup has the id of its checkpoint, so that the claim of the id is enough.
 """
 
 from __future__ import annotations
@@ -38,19 +39,21 @@ def copy(
     asked: bool = False,
     replace: bool = False,
     verify: bool = False,
+    use_pointer: bool = True,
     progress: Progress | None = None,
 ) -> Manifest | None:
     """Commit a verified copy to ``target`` and return its manifest; one that is there already is returned as it is.
 
     ``None`` when the checkpoint was deleted there, unless it is ``asked`` for. It keeps its id, or raises
     :class:`~ckpt_lib.errors.CheckpointExistsError` when another one has it; with ``new_id`` it then gets the next
-    suffix. ``replace`` leaves a stray file of the payload's name to the sweep. ``change`` is given the copy's manifest
-    before it is committed. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify.
-    After any error, the target has no new checkpoint.
+    suffix. ``replace`` leaves a stray file of the payload's name to the sweep. ``use_pointer=False`` is for a target
+    where every copy keeps its id. ``change`` is given the copy's manifest before it is committed. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify. After any error, the target has no
+    new checkpoint.
     """
     for _ in range(ATTEMPTS):
         try:
-            place = _find_place(manifest, target, new_id=new_id, asked=asked)
+            place = _find_place(manifest, target, new_id=new_id, asked=asked, use_pointer=use_pointer)
         except VersionConflictError:  # another copier was faster
             continue
         if not isinstance(place, _Place):
@@ -61,8 +64,7 @@ def copy(
             continue
         try:
             held.confirm()
-            pointer = pointers.read(target, uid_name(manifest.uid)).pointer
-            if pointer is None or pointer.gone or pointer.checkpoint_id != held.checkpoint_id:
+            if use_pointer and not _is_pointed_to(target, held):
                 give_up(held)
                 continue
             payload = Payload(held, verify=verify)
@@ -83,10 +85,17 @@ class _Place:
         self.found = found
 
 
-def _find_place(manifest: Manifest, target: Experiment, *, new_id: bool, asked: bool) -> _Place | Manifest | None:
+def _is_pointed_to(target: Experiment, held: Held) -> bool:
+    pointer = pointers.read(target, uid_name(held.claim.uid)).pointer
+    return pointer is not None and not pointer.gone and pointer.checkpoint_id == held.checkpoint_id
+
+
+def _find_place(
+    manifest: Manifest, target: Experiment, *, new_id: bool, asked: bool, use_pointer: bool
+) -> _Place | Manifest | None:
     """Point the ``uid`` to an id that is free; or return the copy that is there, ``None`` where it must stay away."""
     name = uid_name(manifest.uid)
-    pointer, version = pointers.read(target, name)
+    pointer, version = pointers.read(target, name) if use_pointer else (None, None)
     if pointer and pointer.gone and not asked:
         return None
     wanted = pointer.checkpoint_id if pointer else manifest.checkpoint_id
@@ -99,7 +108,7 @@ def _find_place(manifest: Manifest, target: Experiment, *, new_id: bool, asked: 
         is_free = found.record is None or found.record.state == "gone"
         if not is_free or (new_id and found.record is not None and found.record.uid != manifest.uid):
             continue
-        if pointer is None or pointer.gone or pointer.checkpoint_id != checkpoint_id:
+        if use_pointer and (pointer is None or pointer.gone or pointer.checkpoint_id != checkpoint_id):
             mine = pointers.Pointer(checkpoint_id=checkpoint_id, uid=manifest.uid)
             pointers.put(target, name, mine, version)
         return _Place(checkpoint_id, found)
@@ -186,7 +195,7 @@ def _copy_file(
             return
         damages = find_stored_damages(source, file)
     except FileNotFoundError:
-        source.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        source.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
         damages = [missing_file(file.name)]
     raise CorruptCheckpointError(
         "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),

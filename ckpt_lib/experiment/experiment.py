@@ -114,6 +114,19 @@ class Experiment:
             else "`ckpt list` shows what is there.",
         )
 
+    def check_current(self, manifest: Manifest) -> None:
+        """Raise :class:`~ckpt_lib.errors.CheckpointNotFoundError` if it was deleted since its manifest was read.
+
+        It may be back, with files of other names. What is missing of the old ones is no damage.
+        """
+        if self.get(manifest.checkpoint_id).claim != manifest.claim:
+            raise CheckpointNotFoundError(
+                f"{manifest.checkpoint_id} was deleted and brought back meanwhile",
+                checkpoint_id=manifest.checkpoint_id,
+                path=self.location(),
+                hint="Try again.",
+            )
+
     def is_complete(self, manifest: Manifest) -> bool:
         """Tell whether each payload file is there with the right size: the cheap part of being valid."""
         entries = ((file, self.store.stat(self.key(file.name))) for file in manifest.files)

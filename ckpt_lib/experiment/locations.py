@@ -63,14 +63,17 @@ class Locations:
             raise
 
     def with_found(self, name: str, action: Callable[[Experiment, Manifest], T]) -> T:
-        """Do something with what ``name`` stands for, and with what it then stands for if that was just deleted."""
+        """Do something with what ``name`` stands for, and with what it then stands for if that was just deleted.
+
+        An id may stand for a checkpoint that was deleted and brought back meanwhile.
+        """
         attempt = 1
         while True:
             experiment, manifest = self.find(name)
             try:
                 return action(experiment, manifest)
             except CheckpointNotFoundError:
-                if name == manifest.checkpoint_id or attempt == ATTEMPTS:
+                if attempt == ATTEMPTS:
                     raise
                 attempt += 1
 

@@ -47,7 +47,7 @@ def read_payload(
             check_parts(payload, manifest)
         return payload
     except FileNotFoundError as error:
-        experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
         raise _missing(experiment, manifest, str(error.filename)) from error
     except CheckpointError as error:
         error.checkpoint_id = manifest.checkpoint_id

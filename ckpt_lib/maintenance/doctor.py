@@ -257,7 +257,7 @@ class Doctor:
             return ValidationReport(checkpoint_id=manifest.checkpoint_id, experiment_name=experiment.name)
         report = validate(experiment, manifest, self.progress)
         if not report:
-            experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile
+            experiment.check_current(manifest)  # raises when it was deleted meanwhile
         return report
 
     # --- fixing ---

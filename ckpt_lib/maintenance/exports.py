@@ -170,7 +170,7 @@ def _copy_file(
             raise _taken(target, copy)
         upload.commit()
     except FileNotFoundError as error:
-        experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
         raise _damaged(experiment, manifest, file) from error
     finally:
         upload.abort()

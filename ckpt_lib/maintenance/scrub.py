@@ -245,7 +245,7 @@ class _Scrubber:
         report = examine(item.experiment, item.manifest, find)
         if not report:
             try:
-                item.experiment.get(item.manifest.checkpoint_id)
+                item.experiment.check_current(item.manifest)
             except CheckpointNotFoundError:  # deleted meanwhile, which is no damage
                 return None
             report = with_tensors(report, item.manifest, item.experiment, item.other)

@@ -47,7 +47,7 @@ def backup(
             if verify_existing or not home.is_complete(manifest):
                 _require_intact(home, manifest, progress)
             return False
-    _put_in_place(home, manifest, backups, progress)
+    _put_in_place(home, manifest, backups, progress, use_pointer=False)
     return True
 
 
@@ -60,7 +60,7 @@ def _require_intact(home: Experiment, manifest: Manifest, progress: Progress | N
     """Raise when a checkpoint that has its backup is damaged itself."""
     report = compare(home, manifest, progress)
     if not report:
-        home.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        home.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
         raise CorruptCheckpointError(
             f"it is damaged, and its backup is there already: {report.message}",
             checkpoint_id=manifest.checkpoint_id,
@@ -109,7 +109,9 @@ def other_ways(home: Experiment, backups: Experiment, checkpoint_id: str) -> str
     return " ".join(ways)
 
 
-def _put_in_place(source: Experiment, saved: Manifest, target: Experiment, progress: Progress | None) -> Manifest:
+def _put_in_place(
+    source: Experiment, saved: Manifest, target: Experiment, progress: Progress | None, *, use_pointer: bool = True
+) -> Manifest:
     """Copy a checkpoint, or rewrite the files of a copy that is there; either way it is whole, live and valid then."""
     was_damaged = False
     for _ in range(ATTEMPTS):
@@ -121,7 +123,9 @@ def _put_in_place(source: Experiment, saved: Manifest, target: Experiment, progr
             continue
         existing = found.record
         if not isinstance(existing, Manifest) or existing.state == "purging":
-            copied = copies.copy(source, saved, target, asked=True, replace=True, progress=progress)
+            copied = copies.copy(
+                source, saved, target, asked=True, replace=True, use_pointer=use_pointer, progress=progress
+            )
             assert copied is not None  # None is the answer only to those who do not ask
             if was_damaged:  # its files have new names
                 sweep(target)

@@ -75,8 +75,9 @@ class Validator:
         if report:
             self.verdicts.note(experiment, report, manifest)
             return report
-        if not experiment.is_complete(manifest):
-            experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        current = experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+        if current.claim != manifest.claim:  # it was brought back: its files have other names
+            return self._validate(experiment, current, progress, deep=deep)
         home, backups = self.locations.home, self.locations.backups
         self.verdicts.note(experiment, report, manifest)
         return with_tensors(report, manifest, experiment, backups if experiment is home else home)

@@ -9,6 +9,11 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.errors import CheckpointNotFoundError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.loading.payload import read_payload
+from ckpt_lib.maintenance import scrub
+from ckpt_lib.store import open_store
 from tests.helpers import experiment_folder, flip_bit, manifest_path, payload_path, truncate
 from tests.maintenance.records import manifest_in
 from tests.maintenance.test_repair import rechunked
@@ -147,3 +152,51 @@ def test_a_repair_names_the_tensors_it_brought_back(manager: CheckpointManager, 
     report = manager.repair_checkpoint(saved)
     assert [damage.tensors for damage in report.damages] == [(NAMES[1],)]
     assert manager.validate_checkpoint(saved)
+
+
+def bring_back(manager: CheckpointManager, checkpoint_id: str) -> None:
+    """Delete a checkpoint with its files, and restore it from its backup: its files have other names then."""
+    other = CheckpointManager(manager.config.model_copy(update={"trash_seconds": 0}), manager.experiment_name)
+    before = payload_path(other, checkpoint_id)
+    other.delete_checkpoint(checkpoint_id)
+    other.empty_trash()
+    assert not before.exists()
+    other.restore_checkpoint(checkpoint_id)
+
+
+def test_what_was_brought_back_meanwhile_is_validated_as_it_is_now(manager: CheckpointManager) -> None:
+    """What is missing of the files that it had is no damage: they were listed before others took them away."""
+    first, second = (str(manager.save_checkpoint(model=Model(), epoch=epoch)) for epoch in range(2))
+    todo = [second]
+
+    def progress(size_bytes: int) -> None:
+        if todo:
+            bring_back(manager, todo.pop())
+
+    reports = [(report.checkpoint_id, report.message) for report in manager.validate_all(progress=progress)]
+    assert not todo
+    assert reports == [(first, "intact"), (second, "intact")]
+
+
+def test_a_scrub_leaves_what_was_brought_back_meanwhile_to_the_next(
+    manager: CheckpointManager, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has listed files that are no longer there, which is no damage."""
+
+    def begin_round(home: Experiment) -> None:
+        bring_back(manager, saved)
+
+    monkeypatch.setattr(scrub, "_unfinished_round", begin_round)
+    assert manager.scrub().checkpoints == ()
+    monkeypatch.undo()
+    assert [report.is_valid for report in manager.scrub().checkpoints] == [True]
+
+
+def test_files_that_were_deleted_and_brought_back_are_read_anew(manager: CheckpointManager, saved: str) -> None:
+    """Who has read the old manifest is told so, and that nothing is damaged."""
+    home = Experiment(open_store(str(experiment_folder(manager).parent)), "run", "run")
+    manifest = home.get(saved)
+    bring_back(manager, saved)
+    with pytest.raises(CheckpointNotFoundError, match="brought back meanwhile"):
+        read_payload(home, manifest, verify=True)
+    assert read_payload(home, home.get(saved), verify=True)["epoch"] == 1
