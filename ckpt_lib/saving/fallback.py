@@ -140,7 +140,7 @@ class Fallback:
         """Read it back from its home. Raises :class:`IntegrityError` when it is not as it was saved."""
         report = validate(self._home, brought)
         if not report:
-            self._home.get(brought.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
+            self._home.check_current(brought)  # raises when it was deleted meanwhile, which is no damage
             raise IntegrityError(
                 f"its copy in the store is damaged: {report.message}",
                 checkpoint_id=brought.checkpoint_id,
