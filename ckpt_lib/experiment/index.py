@@ -148,7 +148,8 @@ class Index:
                 if not is_store_failure(error):
                     raise
                 return False
-            return entry is not None and entry.version == self._found[manifest.checkpoint_id][0]
+            known = self._found.get(manifest.checkpoint_id)  # another thread may have listed meanwhile
+            return entry is not None and known is not None and entry.version == known[0]
         return True
 
     def last_view(self) -> View | None:

@@ -99,14 +99,14 @@ def test_telling_of_a_save_lists_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         listings.append(prefix)
         return list_keys(self, prefix, **options)
 
+    monkeypatch.setattr("ckpt_lib.experiment.index._LISTING_SHARE", 1e-9)  # one listing is enough for the whole test
     heard = Heard(tmp_path)
     heard.save(1)
-    monkeypatch.setattr("ckpt_lib.saving.saver.Saver._tell_of_save", lambda *_: None)
     monkeypatch.setattr(LocalStore, "list", counted)
-    heard.save(2, loss=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr("ckpt_lib.saving.saver.Saver._tell_of_save", lambda *_: None)
+        heard.save(2, loss=0.5)
     silent = len(listings)
-    monkeypatch.undo()
-    monkeypatch.setattr(LocalStore, "list", counted)
     listings.clear()
     heard.events.clear()
     saved = heard.save(3, loss=0.25)
