@@ -8,6 +8,7 @@ python -m tests.torture --count-factor 0.01         # a rehearsal, whose results
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def main(
 ) -> int:
     """Run rows, print what they came to, and store it if the numbers were full; 1 when a promise was broken."""
     options = _parser().parse_args(arguments)
-    jobs = _jobs(discover(package), package, options)
+    jobs = _longest_first(_jobs(discover(package), package, options), report.load(results_path))
     console = Console()
     console.print(f"{report.machine()}\nseed: {options.seed}\n", highlight=False)
     started = time.monotonic()
@@ -60,6 +61,12 @@ def _jobs(rows: Sequence[Row], package: str, options: argparse.Namespace) -> lis
         for row in rows
         if row.number in (options.only or known)
     ]
+
+
+def _longest_first(jobs: Sequence[Job], earlier: Sequence[Result]) -> list[Job]:
+    """Sort by how long each took before, so that those that run at once come to an end together."""
+    seconds = {found.number: found.seconds for found in earlier}
+    return sorted(jobs, key=lambda job: seconds.get(job.row.number, math.inf), reverse=True)
 
 
 def _count(row: Row, factor: float) -> int:
