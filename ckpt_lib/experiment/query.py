@@ -132,9 +132,6 @@ class Catalogue:
     def best_id(self) -> str | None:
         return self._best_id(self.manifests())
 
-    def latest_id(self) -> str | None:
-        return _latest_id(self.manifests())
-
     def describe_all(self) -> list[CheckpointMetadata]:
         """Describe every checkpoint, oldest first."""
         manifests = self.manifests()

@@ -99,7 +99,6 @@ class CheckpointCleaner:
             dry_run=dry_run,
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
-            events=self.experiment.events,
         )
 
     def delete(self, name: str) -> str:

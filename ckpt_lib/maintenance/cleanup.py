@@ -110,7 +110,6 @@ def clean(
     dry_run: bool = False,
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
-    events: Events | None = None,
 ) -> CleanupReport:
     """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or deleted.
 
@@ -121,7 +120,7 @@ def clean(
 
     The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
-    a damaged one takes no other's place. ``events`` are told of each that is deleted.
+    a damaged one takes no other's place. The experiment's events tell of each that is deleted.
     """
     view = experiment.index.view()
     plan = _plan(experiment, view, policy, monitor=monitor, protected=protected, known=known)
@@ -129,7 +128,7 @@ def clean(
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
     expired = expire(experiment, trash_seconds)
-    deleted, spared = _delete(experiment, view, plan, events)
+    deleted, spared = _delete(experiment, view, plan)
     freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds)
     return CleanupReport(
         plan=plan,
@@ -200,9 +199,7 @@ def _size_bytes(manifests: Iterable[Manifest]) -> int:
     return sum(manifest.size_bytes for manifest in manifests)
 
 
-def _delete(
-    experiment: Experiment, view: View, plan: RetentionPlan, events: Events | None
-) -> tuple[list[Manifest], dict[str, str]]:
+def _delete(experiment: Experiment, view: View, plan: RetentionPlan) -> tuple[list[Manifest], dict[str, str]]:
     """Delete what the plan gives up, and return it; and why the rest of it was spared."""
     planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
@@ -220,8 +217,7 @@ def _delete(
                 check=_check_of_plan(experiment, planned, relied_on),
             )
             deleted += outcome.deleted
-            if events:
-                tell_of_deletion(events, outcome.deleted)
+            tell_of_deletion(experiment.events, outcome.deleted)
             spared |= {checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()}
     return deleted, spared
 

@@ -45,7 +45,7 @@ from ckpt_lib.store import Entry, location
 from ckpt_lib.stream import Progress
 
 _SWEEP = "ckpt cleanup"
-_OWN_FOLDERS = {"keys/", "uids/", "refs/"}
+_OWN_FOLDERS = {"keys/", "uids/"}
 _KINDS_IN_ORDER: tuple[Kind, ...] = ("half save", "half deletion", "leftover", "damaged", "quarantined", "no backup")
 """In which they are fixed: a repair before a backup, and the snapshot of all that at the end."""
 
