@@ -1,0 +1,25 @@
+"""Managers as tests of maintenance ask for them, and what kills their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ckpt_lib import CheckpointManager
+from tests.helpers import MakeManager
+from tests.killer import Killer
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """What kills calls of this module's tests."""
+    found = Killer()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def alone(make_manager: MakeManager) -> CheckpointManager:
+    """A manager that makes no backups."""
+    return make_manager(backup_checkpoints=False)
