@@ -1,4 +1,4 @@
-"""Optimizers and schedulers by name, and a comparison of states, bit for bit."""
+"""Optimizers and schedulers by name, a small training run with them, and a comparison of states, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import lr_scheduler, swa_utils
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
@@ -29,3 +31,27 @@ def is_equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(is_equal, one, other))
     return bool(one == other)
+
+
+class Run:
+    """A model with its optimizer and scheduler."""
+
+    def __init__(self, name: str, arguments: dict[str, Any], lr: float = 0.1) -> None:
+        self.model = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
+        kind = getattr(lr_scheduler, name, None) or getattr(swa_utils, name)
+        self.scheduler = kind(self.optimizer, **arguments)
+
+    def step(self, count: int) -> list[Any]:
+        """The learning rate and the momentum after each of the next steps, with a metric that gets no better."""
+        seen = []
+        for _ in range(count):
+            self.optimizer.step()
+            is_plateau = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
+            self.scheduler.step(*((1.0,) if is_plateau else ()))
+            group = self.optimizer.param_groups[0]
+            seen.append((float(group["lr"]), group["momentum"]))
+        return seen
+
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from ckpt_lib.errors import ConfigError
 from tests.helpers import MakeManager
-from tests.state.builds import SCHEDULERS
+from tests.state.builds import SCHEDULERS, Run
 
 
 def schedule(steps: int, lr: float = 0.1) -> dict[str, Any]:
@@ -75,3 +77,66 @@ def test_what_only_progressed_is_no_replacement(make_manager: MakeManager) -> No
     resumed = manager.resume(**build())
     assert resumed is not None
     assert resumed["replaced"] == {}
+
+
+@pytest.mark.parametrize("wanted", ["last_epoch", "_last_lr", "milestone"])
+def test_what_is_no_setting_cannot_be_kept(make_manager: MakeManager, wanted: str) -> None:
+    """Progress and unknown names are refused, and a name that comes close is suggested."""
+    run = Run("MultiStepLR", {"milestones": [3]})
+    manager = make_manager(backup_checkpoints=False)
+    manager.save_checkpoint(**run.parts(), epoch=1)
+    reason = "'milestones'" if wanted == "milestone" else "has reached and no setting"
+    with pytest.raises(ConfigError, match=reason):
+        manager.load_checkpoint(**run.parts(), keep={"scheduler": [wanted]})
+
+
+def test_a_warning_stays_readable(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Large settings are shortened, and of many only the first are shown."""
+    manager = make_manager(backup_checkpoints=False)
+    saved, target = (Run("MultiStepLR", {"milestones": range(start, 500)}) for start in (1, 2))
+    target.optimizer.param_groups[0].update({f"own_{number}": number for number in range(9)})
+    saved.optimizer.param_groups[0].update({f"own_{number}": number + 1 for number in range(9)})
+    manager.save_checkpoint(**saved.parts(), epoch=1)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="ckpt_lib"):
+        assert len(manager.load_checkpoint(**target.parts())["replaced"]["optimizer"]) == 9
+    assert "and 4 more" in caplog.text
+    assert all(len(message) < 500 for message in caplog.messages)
+
+
+@pytest.mark.parametrize("mine", [0.5, torch.tensor(0.5), torch.tensor([0.5])])
+@pytest.mark.parametrize("stored", [0.1, torch.tensor(0.1)])
+def test_rates_are_compared_by_value(make_manager: MakeManager, mine: Any, stored: Any) -> None:
+    """A learning rate may be a tensor or a number, on either side."""
+    manager = make_manager(backup_checkpoints=False)
+    model = nn.Linear(2, 1)
+    manager.save_checkpoint(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=stored), epoch=1)
+    same = torch.optim.AdamW(model.parameters(), lr=0.1)
+    assert manager.load_checkpoint(model=model, optimizer=same)["replaced"] == {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=copy.deepcopy(mine))
+    payload = manager.load_checkpoint(model=model, optimizer=optimizer, keep={"optimizer": ["lr"]})
+    assert payload["replaced"] == {}
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=copy.deepcopy(mine))
+    assert list(manager.load_checkpoint(model=model, optimizer=optimizer)["replaced"]["optimizer"]) == ["lr"]
+
+
+def test_settings_of_ones_own_in_parameter_groups(make_manager: MakeManager) -> None:
+    """They are listed and kept like any other; one that the checkpoint lacks stays."""
+
+    def build(scale: float, **more: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Linear(2, 1)
+        groups = [{"params": [model.weight], "lr_scale": scale, **more}, {"params": [model.bias], "lr_scale": 1.0}]
+        return model, torch.optim.SGD(groups, lr=1.0)
+
+    manager = make_manager(backup_checkpoints=False)
+    model, optimizer = build(0.1)
+    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
+    target = build(0.7, layer="first")
+    assert manager.load_checkpoint("latest", *target)["replaced"] == {
+        "optimizer": {"param_groups[0].lr_scale": (0.7, 0.1)}
+    }
+    assert target[1].param_groups[0]["layer"] == "first"
+    target = build(0.7)
+    manager.load_checkpoint("latest", *target, keep={"optimizer": ["lr_scale"]})
+    assert target[1].param_groups[0]["lr_scale"] == 0.7
