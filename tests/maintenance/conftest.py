@@ -23,3 +23,9 @@ def killer() -> Iterator[Killer]:
 def alone(make_manager: MakeManager) -> CheckpointManager:
     """A manager that makes no backups."""
     return make_manager(backup_checkpoints=False)
+
+
+@pytest.fixture
+def unlimited(make_manager: MakeManager) -> CheckpointManager:
+    """A manager that retires nothing by itself and makes no backups."""
+    return make_manager(max_checkpoints=1000, backup_checkpoints=False)
