@@ -1,8 +1,9 @@
-"""Managers as tests of maintenance ask for them, and what kills their calls."""
+"""Managers of the kinds that tests of maintenance ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,9 @@ def alone(make_manager: MakeManager) -> CheckpointManager:
 def unlimited(make_manager: MakeManager) -> CheckpointManager:
     """A manager that retires nothing by itself and makes no backups."""
     return make_manager(max_checkpoints=1000, backup_checkpoints=False)
+
+
+@pytest.fixture(params=["inside", "elsewhere"])
+def backed_up(request: pytest.FixtureRequest, make_manager: MakeManager, tmp_path: Path) -> CheckpointManager:
+    """A manager with backups on, in the default place and in another store."""
+    return make_manager(backup_dir=None if request.param == "inside" else str(tmp_path / "vault"))
