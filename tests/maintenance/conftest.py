@@ -1,4 +1,4 @@
-"""Managers of the kinds that tests of maintenance ask for."""
+"""Managers as tests of maintenance ask for them, and what kills their calls."""
 
 from __future__ import annotations
 
