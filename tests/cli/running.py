@@ -148,3 +148,12 @@ def _read(controller: int) -> bytes:
         return os.read(controller, 2**16)
     except OSError:  # Linux reports the closed terminal so
         return b""
+
+
+def payload(store: Path, checkpoint_id: str) -> Path:
+    return store / "digits" / f"{checkpoint_id}.pt"
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    """What is there, and when it was last written."""
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}

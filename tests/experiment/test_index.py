@@ -19,7 +19,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
-from tests.experiment.worlds import U, W, X, Y, manifest
+from tests.experiment.contents import U, W, X, Y, manifest
 
 _numbers = count()
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.formats import Payload
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.stream import StreamDigest, VerifiedFile
 from ckpt_lib.testing.payloads import encode
 
 
@@ -40,3 +44,36 @@ def source_of(file: VerifiedFile | bytes | io.BytesIO) -> OneFile:
 def read(file: VerifiedFile | bytes | io.BytesIO, **options: Any) -> Payload:
     """What the format reads of a file."""
     return TorchZipFormat().read(source_of(file), **options)
+
+
+def saved(payload: Any, **options: Any) -> bytes:
+    """What plain torch writes."""
+    buffer = io.BytesIO()
+    torch.save(payload, buffer, **options)
+    return buffer.getvalue()
+
+
+def entry_of(data: bytes, chunk_size_bytes: int = 64) -> FileEntry:
+    digest = StreamDigest(chunk_size_bytes)
+    digest.update(data)
+    return FileEntry(name="file.pt", **digest.finish().__dict__)
+
+
+def opened(data: bytes, original: bytes | None = None, chunk_size_bytes: int = 64) -> VerifiedFile:
+    """``data`` as a verified file that should hold ``original``."""
+    return VerifiedFile(io.BytesIO(data), entry_of(original or data, chunk_size_bytes))
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def rezipped(data: bytes, change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """The same archive with its records changed, or left out where ``change`` says ``None``."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w", compression) as archive:
+        for info in source.infolist():
+            record = change(info.filename, source.read(info))
+            if record is not None:
+                archive.writestr(info.filename, record)
+    return target.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,23 +33,9 @@ from tests.killer import Killer
 from tests.maintenance.records import manifest_in
 
 
-@pytest.fixture(scope="module")
-def killer() -> Iterator[Killer]:
-    """What kills calls of this module's tests."""
-    found = Killer()
-    yield found
-    found.close()
-
-
 def files(folder: Path) -> dict[str, str]:
     """Everything there but leases and locks, which come and go."""
     return {name: digest for name, digest in snapshot(folder).items() if ".ckpt-" not in name}
-
-
-@pytest.fixture
-def alone(make_manager: MakeManager) -> CheckpointManager:
-    """A manager that makes no backups."""
-    return make_manager(backup_checkpoints=False)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import struct
 import tempfile
 import threading
@@ -17,125 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.experiment import commit
-from ckpt_lib.formats.torch.archive import TorchArchive
-from ckpt_lib.formats.torch.reading import TorchReader
-from ckpt_lib.formats.torch.writing import _STORAGE_TYPES, ArchiveLayout
-from ckpt_lib.formats.torch.zip_writing import ZipWriter, _central_header, _local_header
 from ckpt_lib.state import overlap
-from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile
-from ckpt_lib.stream.digests import Buffer
-from ckpt_lib.testing.format_contract import DTYPES
+from ckpt_lib.stream import HashingWriter
+from tests.formats.archives import ALIGNMENT_BYTES, PROPERTY, data_start
 from tests.helpers import flip_bit
+from tests.manager.states import states
 from tests.torture.runner import memory_folder
 
-TORTURE = bool(os.environ.get("CKPT_TORTURE"))
 CHUNK_BYTES = 1024
-ALIGNMENT_BYTES = 64
-PROPERTY = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-# --- arbitrary states ---
-
-ALL_DTYPES = [*DTYPES, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu, torch.complex32]
-Place = tuple[tuple[int, ...], tuple[int, ...], int]
-"""Shape, strides and offset, in elements."""
-
-
-def places(count: int) -> dict[str, Place]:
-    """Views of ``count`` elements, as far as there are enough of them."""
-    found: dict[str, Place] = {
-        "whole": ((count,), (1,), 0),
-        "empty": ((0,), (1,), 0),
-        "empty at the end": ((2, 0, 3), (3, 3, 1), count),
-    }
-    if count >= 1:
-        found["0-dim"] = ((), (), count - 1)
-        found["expanded"] = ((3, 2), (0, 0), count // 2)
-    if count >= 8:
-        found["sliced"] = ((count - 5,), (1,), 3)
-        found["stepped"] = ((count // 3,), (3,), 1)
-        found["transposed"] = ((2, count // 2), (1, 2), 0)
-        found["column"] = ((count // 4,), (4,), 3)
-        found["windows"] = ((count - 3, 3), (1, 1), 1)
-        found["rows expanded"] = ((2, 4), (0, 1), 2)
-    if count >= 12:
-        found["channels last"] = ((1, 2, 3, 2), (12, 1, 4, 2), count - 12)
-    return found
-
-
-KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "plain": lambda tensor: tensor,
-    "parameter": nn.Parameter,
-    "frozen parameter": lambda tensor: nn.Parameter(tensor, requires_grad=False),
-    "leaf": lambda tensor: tensor.clone().requires_grad_(),  # torch has no way to rebuild one among other types
-    "conjugate": lambda tensor: tensor.conj(),
-    "negated": lambda tensor: tensor.conj().imag,
-    "as real": torch.view_as_real,
-}
-
-
-@st.composite
-def storages(draw: st.DrawFn) -> tuple[torch.Tensor, bool]:
-    """The bytes of one storage, and whether all of them are 0 or 1, as those of a ``bool`` have to be."""
-    size, seed, is_bool = draw(st.sampled_from([0, 16, 16, 64, 208])), draw(st.integers(0, 999)), draw(st.booleans())
-    data = torch.from_numpy(np.random.default_rng(seed).integers(0, 2 if is_bool else 256, size, dtype=np.uint8))
-    return data.clone(), is_bool
-
-
-@st.composite
-def tensors(draw: st.DrawFn, pool: list[tuple[torch.Tensor, bool]]) -> torch.Tensor:
-    """A view of one of the storages as any type, or what else a tensor may be."""
-    data, is_bool = draw(st.sampled_from(pool))
-    dtype = draw(st.sampled_from([dtype for dtype in ALL_DTYPES if is_bool or dtype is not torch.bool]))
-    found = places(len(data) // dtype.itemsize)
-    shape, strides, offset = found[draw(st.sampled_from(sorted(found)))]
-    storage = data.untyped_storage()
-    tensor = torch.empty(0, dtype=dtype).set_(storage, offset, shape, strides)
-    kinds = ["plain", "plain", "frozen parameter"]
-    if dtype.is_floating_point or dtype.is_complex:
-        kinds += ["parameter"] + ["leaf"] * (dtype in _STORAGE_TYPES)
-    if dtype in {torch.complex64, torch.complex128}:
-        kinds += ["conjugate", "negated", "as real", "as real"]
-    return KINDS[draw(st.sampled_from(kinds))](tensor)
-
-
-texts = st.text(st.characters(), max_size=6)  # halves of surrogate pairs as well
-plain_keys = st.one_of(texts, st.integers(-9, 9), st.booleans(), st.none(), st.tuples(st.integers(), texts))
-members = st.one_of(texts, st.integers(), st.booleans(), st.none(), st.floats(allow_nan=False))
-plain_values = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**1999), 2**1999),
-    st.floats(),
-    texts,
-    st.sets(members, max_size=4),
-    st.binary(min_size=1, max_size=5),  # torch does not read back an empty one, so that it is refused
-    st.complex_numbers(allow_nan=False),
-    st.sampled_from([torch.bfloat16, torch.Size([2, 0]), torch.device("cpu"), bytearray(b"\0\xff")]),
-)
-
-
-@st.composite
-def states(draw: st.DrawFn) -> dict[str, Any]:
-    """Nested containers of plain values and of tensors that may share storages, or be met twice."""
-    pool = draw(st.lists(storages(), min_size=1, max_size=4))
-    some = draw(st.lists(tensors(pool), min_size=1, max_size=6))
-    leaves = st.one_of(plain_values, st.sampled_from(some), st.sampled_from(some))
-
-    def around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-        lists, dicts = st.lists(inner, max_size=4), st.dictionaries(plain_keys, inner, max_size=3)
-        return st.one_of(lists, lists.map(tuple), dicts, dicts.map(OrderedDict))
-
-    return {"tensors": some, "drawn": draw(st.recursive(leaves, around, max_leaves=10))}
-
 
 # --- comparing ---
 
@@ -341,12 +234,6 @@ def assert_aligned(path: Path) -> None:
             assert data_start(file, info.header_offset) % ALIGNMENT_BYTES == 0, info.filename
 
 
-def data_start(file: Any, header_offset: int) -> int:
-    file.seek(header_offset + 26)
-    name_bytes, extra_bytes = struct.unpack("<2H", file.read(4))
-    return int(header_offset + 30 + name_bytes + extra_bytes)
-
-
 @pytest.fixture
 def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repair has less than everything to do, and a background save leaves also small tensors for later."""
@@ -374,145 +261,3 @@ def test_every_path_gives_back_what_was_saved(way_in: str, extra: dict[str, Any]
             assert not expected.is_in(found), (way_in, way_out)
             if path.exists():
                 assert path.read_bytes() == data, (way_in, way_out)
-
-
-# --- archives beyond the limits of 16 and 32 bits ---
-
-
-class SparseFile:
-    """A sink that writes zeros as holes."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
-
-    def __enter__(self) -> SparseFile:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._file.close()
-
-    def write(self, data: Buffer, /) -> int:
-        if len(data) % 4096 or np.frombuffer(data, np.uint64).any():
-            return self._file.write(data)
-        self._file.truncate(self._file.seek(len(data), os.SEEK_CUR))
-        return len(data)
-
-    def skip_to(self, position: int) -> None:
-        self._file.truncate(self._file.seek(position))
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def entry_of(digests: FileDigests) -> FileEntry:
-    return FileEntry(name="file.pt", **digests.__dict__)
-
-
-def test_more_records_than_16_bits_can_count() -> None:
-    """66,000 tensors: the readers of Python, of PyTorch and of ours find the last; tortured, torch.load reads all."""
-    payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
-    sink = io.BytesIO()
-    with HashingWriter(sink) as stream:
-        ArchiveLayout(payload).write_to(stream)
-        entry = entry_of(stream.finish())
-    assert ArchiveLayout(payload).size_bytes == entry.size_bytes
-    last = struct.pack("<q", 65_999)
-    with zipfile.ZipFile(sink) as archive:
-        assert len(archive.namelist()) == 66_003
-        assert archive.read("archive/data/65999") == last
-    with VerifiedFile(io.BytesIO(sink.getbuffer()), entry) as file:
-        assert bytes(TorchArchive(file).view("data/65999")) == last
-    reader = torch._C.PyTorchFileReader(io.BytesIO(sink.getbuffer()))  # the one that torch.load uses
-    assert len(reader.get_all_records()) == 66_003
-    assert reader.get_record("data/65999") == last
-    if TORTURE:
-        loaded = torch.load(io.BytesIO(sink.getbuffer()), weights_only=True)
-        assert torch.equal(torch.cat(loaded["tensors"]), torch.arange(66_000))
-
-
-def test_a_tensor_larger_than_32_bits_can_tell(tmp_path: Path) -> None:
-    """4.1 GiB, and a small one behind it, which is read without the large one being read."""
-    path, size_bytes = tmp_path / "file.pt", 4100 * 2**20 + 8
-    small = torch.arange(5.0)
-    payload = {"large": torch.from_numpy(np.zeros(size_bytes, np.uint8)), "small": small}
-    with SparseFile(path) as sink, HashingWriter(sink) as stream:
-        ArchiveLayout(payload).write_to(stream)
-        entry = entry_of(stream.finish())
-    assert path.stat().st_size == entry.size_bytes == ArchiveLayout(payload).size_bytes > size_bytes
-    assert path.stat().st_blocks * 512 < 100 * 2**20
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        assert archive.read("archive/data/1") == small.numpy().tobytes()
-        infos = [archive.getinfo(f"archive/data/{number}") for number in range(2)]
-        assert infos[0].file_size == size_bytes
-        assert infos[1].header_offset > 2**32
-        assert all(data_start(file, info.header_offset) % ALIGNMENT_BYTES == 0 for info in infos)
-    with VerifiedFile(path.open("rb", buffering=0), entry) as verified:
-        found = TorchReader(verified).read(["small"], None)
-    mapped = torch.load(path, mmap=True, weights_only=True)
-    assert torch.equal(found["small"], small)
-    assert torch.equal(mapped["small"], small)
-    assert (mapped["large"].shape, mapped["large"][-1]) == ((size_bytes,), 0)
-    path.unlink()
-
-
-NEAR_32_BITS = st.integers(2**32 - 200, 2**32 + 200) | st.sampled_from([2**32 - 2, 2**32 - 1, 2**32])
-
-
-@PROPERTY
-@given(start=NEAR_32_BITS, directory=NEAR_32_BITS)
-def test_places_around_the_limit_of_32_bits(start: int, directory: int) -> None:
-    """Records and directories that begin just before, at and behind it, as Python's zipfile understands them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "file.zip"
-        with SparseFile(path) as sink:
-            writer = ZipWriter(sink)  # type: ignore[arg-type]  # it writes and tells, which is all that is asked for
-            writer.write("first", 3, [b"abc"])
-            sink.skip_to(start)
-            writer.write("second", 4, [b"defg"])
-            sink.skip_to(max(directory, sink.tell()))
-            writer.finish()
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            assert archive.testzip() is None
-            assert {name: archive.read(name) for name in archive.namelist()} == {"first": b"abc", "second": b"defg"}
-            assert archive.getinfo("second").header_offset == start
-            assert data_start(file, start) % ALIGNMENT_BYTES == 0
-
-
-@PROPERTY
-@given(size_bytes=NEAR_32_BITS, start=st.sampled_from([0, 7, 2**32 - 9]) | NEAR_32_BITS)
-def test_sizes_around_the_limit_of_32_bits(size_bytes: int, start: int) -> None:
-    """The headers of a record of any size: both say the same, and exactly the fields that need it are 64 bits wide."""
-    header = _local_header(b"name", start, size_bytes)
-    central = _central_header(b"name", start, size_bytes, 5)
-    is_large = size_bytes >= 2**32 - 1
-    version, flags, *_, sizes_one, sizes_two, name_bytes, extra_bytes = struct.unpack("<5H3L2H", header[4:30])
-    assert (len(header), (start + len(header)) % ALIGNMENT_BYTES) == (30 + name_bytes + extra_bytes, 0)
-    assert sizes_one == sizes_two == (2**32 - 1 if is_large else 0)
-    assert (header[34:38] == struct.pack("<2H", 1, 16)) == is_large
-    assert (version, flags) == (45 if is_large else 20, 8)
-    wide = [size_bytes, size_bytes] * is_large + [start] * (start >= 2**32 - 1)
-    extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-    assert central[46:] == b"name" + extra
-    assert struct.unpack("<3L", central[16:28]) == (5, *[min(size_bytes, 2**32 - 1)] * 2)
-    assert struct.unpack("<L", central[42:46])[0] == min(start, 2**32 - 1)
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(central), 0, 0)
-    found = zipfile.ZipFile(io.BytesIO(central + end)).infolist()
-    assert [(info.file_size, info.compress_size, info.header_offset) for info in found] == [
-        (size_bytes, size_bytes, start)
-    ]
-
-
-@pytest.mark.parametrize("count", [0xFFFE, 0xFFFF, 0x10000])
-def test_counts_around_the_limit_of_16_bits(count: int) -> None:
-    """Just before, at and behind it: zipfile counts as many, and the directory has its wide end where it must."""
-    sink = io.BytesIO()
-    writer = ZipWriter(sink)  # type: ignore[arg-type]  # it writes and tells, which is all that is asked for
-    for number in range(count):
-        writer.write(str(number), 1, [b"x"])
-    writer.finish()
-    with zipfile.ZipFile(sink) as archive:
-        assert len(archive.namelist()) == count
-        assert archive.read(str(count - 1)) == b"x"
-    locator, end = sink.getvalue()[-42:-22], sink.getvalue()[-22:]
-    assert struct.unpack("<2H", end[8:12]) == (min(count, 0xFFFF),) * 2
-    assert (locator[:4] == b"PK\6\7") == (count >= 0xFFFF)

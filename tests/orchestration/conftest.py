@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from ckpt_lib import CheckpointConfig
+from ckpt_lib.errors import StoreError
+from ckpt_lib.store.local import LocalStore
 from deployments.server import free_port, prefect_server
 
 
@@ -45,3 +48,18 @@ def own_results(prefect_api: None, tmp_path: Path) -> Iterator[None]:
 def config(tmp_path: Path) -> CheckpointConfig:
     """A store of the test's own."""
     return CheckpointConfig(checkpoint_dir=str(tmp_path / "store"))
+
+
+@pytest.fixture
+def degraded(config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointConfig:
+    """A configuration whose store refuses to be written to until the patch is undone."""
+    safe = config.model_copy(update={"fallback_dir": str(tmp_path / "fallback"), "backup_checkpoints": False})
+    original = LocalStore.open_write
+
+    def refuse(store: LocalStore, key: str) -> Any:
+        if store.url == safe.checkpoint_dir:
+            raise StoreError("the store failed: Input/output error")
+        return original(store, key)
+
+    monkeypatch.setattr(LocalStore, "open_write", refuse)
+    return safe

@@ -13,22 +13,11 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.errors import StateMismatchError
 from tests.helpers import MakeManager
+from tests.state.builds import OPTIMIZERS, SCHEDULERS, is_equal
 
 COUNT = 150
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
-    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.02),
-    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01),
-    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.01),
-}
-SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "StepLR": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3),
-    "CosineAnnealingLR": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10),
-    "ExponentialLR": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
-}
 
 
 class Net(nn.Module):
@@ -74,16 +63,6 @@ class Side:
 
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-
-
-def is_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(is_equal, one, other))
-    return bool(one == other)
 
 
 def layers_of(source: random.Random) -> list[str]:
@@ -194,133 +173,6 @@ def test_what_loading_code_takes_shares_no_memory(make_manager: MakeManager) -> 
     assert manager.validate_checkpoint()
 
 
-class Own(torch.optim.Optimizer):
-    """An optimizer whose state has another type than its parameters."""
-
-    def __init__(self, parameters: Any, dtype: torch.dtype) -> None:
-        super().__init__(parameters, {"lr": 0.1})
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for parameter in self.param_groups[0]["params"]:
-            self.state[parameter]["s"] = (torch.rand(parameter.shape) * 100).to(self.dtype)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "state"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.uint8)],
-)
-def test_optimizer_state_keeps_its_type(make_manager: MakeManager, parameters: torch.dtype, state: torch.dtype) -> None:
-    """Masters of half-precision parameters and 8-bit state come back bit for bit, with and without the model."""
-    model = nn.Linear(8, 8).to(parameters)
-    optimizer = Own(model.parameters(), state)
-    optimizer.step()
-    manager = make_manager()
-    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
-    for given in (model, None):
-        again = Own(model.parameters(), state)
-        manager.resume(given, again)
-        assert is_equal(again.state[model.weight], optimizer.state[model.weight])
-        again.state[model.weight]["s"].zero_()
-        assert optimizer.state[model.weight]["s"].any()
-
-
-def test_masters_of_some_parameters_keep_their_type(make_manager: MakeManager) -> None:
-    """In a model of two types each parameter's own type decides; where that has changed, PyTorch's rule holds."""
-    model = nn.ModuleDict({"wide": nn.Linear(2, 2), "narrow": nn.Linear(2, 2).to(torch.bfloat16)})
-    optimizer = Own(model.parameters(), torch.float32)
-    optimizer.step()
-    manager = make_manager()
-    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
-    for types, expected in [
-        ((torch.float32, torch.bfloat16), (torch.float32, torch.float32)),
-        ((torch.bfloat16, torch.float16), (torch.bfloat16, torch.float16)),
-    ]:
-        target = nn.ModuleDict({"wide": nn.Linear(2, 2).to(types[0]), "narrow": nn.Linear(2, 2).to(types[1])})
-        again = Own(target.parameters(), torch.float32)
-        manager.load_checkpoint(model=target, optimizer=again)
-        found = {name: again.state[item]["s"].dtype for name, item in target.named_parameters()}
-        assert (found["wide.weight"], found["narrow.weight"]) == expected
-
-
-class Holder(nn.Module):
-    n: torch.Tensor
-
-    def __init__(self, value: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("n", value)
-
-
-@pytest.mark.parametrize(
-    ("stored", "into", "changes", "differs"),
-    [
-        (torch.tensor([1e6]), torch.float16, True, True),
-        (torch.tensor([2**40 + 1]), torch.int32, True, True),
-        (torch.tensor([2.7]), torch.int64, True, True),
-        (torch.tensor([2**40 + 1]), torch.float32, True, True),
-        (torch.tensor([1 + 2j]), torch.float32, True, True),
-        (torch.tensor([float("inf")]), torch.float16, False, False),
-        (torch.tensor([float("nan")]), torch.float16, False, False),
-        (torch.tensor([0.1]), torch.bfloat16, False, True),
-        (torch.tensor([1e-30]), torch.float16, False, True),
-        (torch.tensor([0.1], dtype=torch.float64), torch.float32, False, True),
-        (torch.tensor([0.1], dtype=torch.bfloat16), torch.float64, False, False),
-        (torch.tensor([0.1]).to(torch.float8_e4m3fn), torch.float32, False, False),
-        (torch.tensor([0.1]).to(torch.float8_e4m3fn), torch.float8_e5m2, False, True),
-        (torch.tensor([0.5]), torch.bfloat16, False, False),
-        (torch.tensor([3.0]), torch.int64, False, False),
-        (torch.tensor([True]), torch.float32, False, False),
-        (torch.tensor([0.1]).to_sparse(), torch.float16, False, True),
-        (torch.tensor([0.5]).to_sparse(), torch.float16, False, False),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Casting complex values:UserWarning")  # PyTorch says that one by itself
-def test_values_that_do_not_fit_are_told(
-    make_manager: MakeManager,
-    caplog: pytest.LogCaptureFixture,
-    *,
-    stored: torch.Tensor,
-    into: torch.dtype,
-    changes: bool,
-    differs: bool,
-) -> None:
-    """An overflow, a wrapped number, a lost fraction is warned of; on request, rounding is refused as well."""
-    manager = make_manager()
-    manager.save_checkpoint(model=Holder(stored), epoch=1)
-    empty = torch.zeros(1, dtype=into)
-    target = Holder(empty if stored.layout is torch.strided else empty.to_sparse())
-    if differs:
-        with pytest.raises(StateMismatchError, match=r"exactly: n\."):
-            manager.resume(target, require_exact=True)
-        assert not target.n.to_dense().to(torch.float64).any()
-    else:
-        manager.resume(target, require_exact=True)
-    resumed = manager.resume(target)
-    assert resumed is not None
-    assert resumed["changed_values"] == (["n"] if changes else [])
-    assert ("exactly: n" in caplog.text) == changes
-
-
-@pytest.mark.parametrize("number", [0.1, 0.5])
-def test_rounded_optimizer_state_is_refused_too(make_manager: MakeManager, number: float) -> None:
-    """With require_exact, rounding is also refused in optimizer state that PyTorch casts to a parameter's type."""
-    model = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {"momentum_buffer": torch.full_like(parameter, number)}
-    manager = make_manager()
-    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
-    narrow = torch.optim.SGD(nn.Linear(2, 2).to(torch.bfloat16).parameters(), lr=0.1, momentum=0.9)
-    if number == 0.1:
-        with pytest.raises(StateMismatchError, match="momentum_buffer of parameter 0, momentum_buffer of parameter 1"):
-            manager.load_checkpoint(optimizer=narrow, require_exact=True)
-        assert not narrow.state
-    else:
-        manager.load_checkpoint(optimizer=narrow, require_exact=True)
-        assert narrow.state
-
-
 class Holding:
     """An object whose loading code keeps the tensors that it is given."""
 
@@ -372,79 +224,6 @@ def test_a_strided_nested_buffer_is_refused(make_manager: MakeManager) -> None:
     with pytest.raises(StateMismatchError, match="strided nested tensor: b"):
         manager.load_checkpoint(model=target)
     assert not next(iter(target.parameters())).any()
-
-
-def test_two_values_for_a_tied_parameter_are_told(make_manager: MakeManager) -> None:
-    """Different values stored for tied tensors are reported, where PyTorch silently keeps the last ones."""
-    manager = make_manager()
-    manager.save_checkpoint(model=nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), epoch=1)
-    layer = nn.Linear(2, 2)
-    payload = manager.load_checkpoint(model=nn.ModuleList([layer, layer]))
-    assert payload["changed_values"] == ["0.bias", "0.weight"]
-
-
-def schedule(steps: int, lr: float = 0.1) -> dict[str, Any]:
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=steps)
-    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-
-
-def test_a_resume_says_what_it_replaces(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
-    """A longer schedule that the stored one replaces is listed and warned of; equal settings are not."""
-    manager = make_manager()
-    saved = schedule(20)
-    for _ in range(7):
-        saved["optimizer"].step()
-        saved["scheduler"].step()
-    manager.save_checkpoint(**saved, epoch=1)
-    same = manager.resume(**schedule(20))
-    assert same is not None
-    assert same["replaced"] == {}
-    caplog.clear()
-    longer = schedule(40)
-    resumed = manager.resume(**longer)
-    assert resumed is not None
-    assert resumed["replaced"]["scheduler"]["total_steps"] == (40, 20)
-    assert "total_steps 40 by 20" in caplog.text
-
-
-def test_settings_can_be_kept(make_manager: MakeManager) -> None:
-    """With keep, the caller's learning rate, weight decay and schedule stay, and the rest is restored."""
-    manager = make_manager()
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.5)
-    manager.save_checkpoint(model=model, optimizer=optimizer, scheduler=scheduler, epoch=1)
-    new = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(new, 7, gamma=0.9)
-    resumed = manager.resume(model, new, scheduler, keep={"optimizer": ["lr"], "scheduler": ["step_size"]})
-    assert resumed is not None
-    assert (new.param_groups[0]["lr"], new.param_groups[0]["weight_decay"]) == (0.01, 0.5)
-    assert (scheduler.step_size, scheduler.gamma) == (7, 0.5)
-    assert resumed["replaced"]["optimizer"] == {"weight_decay": (0.1, 0.5)}
-    for wrong in ({"optimizer": ["rate"]}, {"model": ["weight"]}, {"optimizer": "lr"}):
-        with pytest.raises(ConfigError, match="keep"):
-            manager.resume(model, new, keep=wrong)
-
-
-def test_what_only_progressed_is_no_replacement(make_manager: MakeManager) -> None:
-    """A learning rate that the schedule itself has moved is not told of."""
-    manager = make_manager()
-
-    def build() -> dict[str, Any]:
-        model = nn.Linear(2, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return {"model": model, "optimizer": optimizer, "scheduler": SCHEDULERS["ExponentialLR"](optimizer)}
-
-    saved = build()
-    for _ in range(5):
-        saved["optimizer"].step()
-        saved["scheduler"].step()
-    manager.save_checkpoint(**saved, epoch=1)
-    resumed = manager.resume(**build())
-    assert resumed is not None
-    assert resumed["replaced"] == {}
 
 
 def test_a_model_without_memory_is_refused(make_manager: MakeManager) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ckpt_lib.errors import StorageFullError, UnsupportedFormatError
 from ckpt_lib.stream import FileDigests, HashingWriter
 from ckpt_lib.stream.writer import BUFFER_COUNT
-from tests.stream.test_stream import expected_digests, pieces
+from tests.stream.samples import expected_digests, pieces
 
 FULL = StorageFullError("the store is full")
 

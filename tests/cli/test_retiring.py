@@ -1,0 +1,169 @@
+"""The commands of ``ckpt`` that take away: cleanup, delete and the trash, of checkpoints and of backups."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import run, run_json, tree
+from tests.helpers import leave_unfinished
+
+
+def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) -> None:
+    """A dry run changes nothing; with --yes what was planned goes, and the best by the run's own measure stays."""
+    before = tree(store)
+    text = run("cleanup", "--keep", "0", "--dry-run", store=store).stdout
+    assert [re.split(r" {2,}", line)[:3] for line in text.splitlines()[1:]] == [
+        [ids[2], "keep", "newest valid"],
+        [ids[1], "keep", "best valid by accuracy"],
+        [ids[0], "delete", "no rule keeps it"],
+    ]
+    assert run_json("cleanup", "--keep", "0", "--dry-run", store=store)["dry_run"] is True
+    assert tree(store) == before
+    assert "1 checkpoint deleted" in run("cleanup", "--keep", "0", "--yes", store=store).stderr
+    assert run_json("cleanup", "--keep", "0", "--yes", store=store)["deleted_ids"] == []
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids[1:]
+
+
+def test_cleanup_follows_the_configuration(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """max_checkpoints comes from the file; a variable overrides it, and an option overrides that."""
+    file = tmp_path / "config.yaml"
+    file.write_text("max_checkpoints: 0\n")
+
+    def planned(*options: str | Path, **env: str) -> int:
+        report = run_json("cleanup", "--dry-run", *options, store=store, env=env)
+        return sum(not decision["keep"] for decision in report["plan"]["decisions"])
+
+    assert planned() == 0
+    assert planned("--config", file) == 1
+    assert planned("--config", file, CKPT_MAX_CHECKPOINTS="3") == 0
+    assert planned("--config", file, "--keep", "0", CKPT_MAX_CHECKPOINTS="3") == 1
+
+
+def test_cleanup_by_a_policy_file(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """--policy takes the place of the number, and the plan says which rule decided; both at once are refused."""
+    file = tmp_path / "policy.yaml"
+    file.write_text("kind: any_of\npolicies:\n- {kind: every, epochs: 100}\n- {kind: tagged, tags: [none]}\n")
+    text = run("cleanup", "--policy", file, "--dry-run", store=store).stdout
+    assert [re.split(r" {2,}", line)[1:3] for line in text.splitlines()[1:]] == [
+        ["keep", "newest valid"],
+        ["keep", "best valid by accuracy"],
+        ["keep", "first of its 100 epochs"],
+    ]
+    file.write_text("kind: newer_than\nseconds: 1\n")
+    before = tree(store)
+    assert "cannot be combined" in run("cleanup", "--policy", file, "--keep", "1", "--yes", store=store, code=2).stderr
+    broken = run_json("cleanup", "--policy", tmp_path / "missing.yaml", "--yes", store=store, code=2)
+    assert broken["error"]["type"] == "ConfigError"
+    assert tree(store) == before
+    time.sleep(2.1)  # time stamps have whole seconds
+    assert run_json("cleanup", "--policy", file, "--yes", store=store)["deleted_ids"] == [ids[0]]
+
+
+def test_delete(store: Path, ids: list[str]) -> None:
+    """`delete` resolves names first, so that `latest` means what was the latest, and leaves the backup."""
+    assert run_json("delete", "latest", ids[2], "baseline", "-y", store=store)["deleted_ids"] == [ids[2], ids[0]]
+    assert ids[1] in run("delete", "latest", "--yes", store=store).stdout
+    assert run_json("list", store=store)["checkpoints"] == []
+    assert len(list((store / "digits" / "backups").glob("*.pt"))) == 3
+
+
+def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
+    """What was deleted is listed, comes back as it was, and goes for good when the trash is emptied."""
+    before = run_json("list", store=store)["checkpoints"]
+    run("delete", ids[0], ids[1], "--yes", store=store)
+    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
+    assert ids[0] in run("trash", store=store).stdout
+    assert run_json("undelete", ids[0], ids[1], store=store)["undeleted_ids"] == ids[:2]
+    assert run_json("list", store=store)["checkpoints"] == before
+    run("delete", ids[2], "--yes", store=store)
+    run("undelete", ids[2], "--pin", store=store)
+    found = run_json("list", store=store)["checkpoints"]
+    assert [item["checkpoint_id"] for item in found if item["pinned"]] == [ids[2]]
+    run("delete", ids[0], "--yes", store=store)
+    assert run_json("trash", "--empty", store=store, code=4)["error"]["type"] == "ConfirmationError"
+    assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [ids[0]]
+    assert run_json("trash", "--empty", store=store)["removed"] == []  # nothing to ask about
+    assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
+
+
+def test_what_expired_is_told_from_leftovers(store: Path, ids: list[str]) -> None:
+    """Neither the trash nor a cleanup counts what a killed writer left for a checkpoint, or the reverse."""
+    run("delete", ids[0], "-y", store=store)
+    leave_unfinished(store / "digits")
+    assert "1 checkpoint deleted for good, " in run("trash", "--empty", "--yes", store=store).stderr
+    run("delete", ids[1], "-y", store=store)
+    shown = run("cleanup", "--yes", store=store, env={"CKPT_TRASH_SECONDS": "0"}).stderr
+    assert "0 checkpoints deleted, 0 B freed.\n" in shown
+    assert re.search(r"1 checkpoint from the trash deleted for good, \d+\.\d KiB freed\.", shown)
+    assert "leftover" not in shown
+
+
+def test_backups_are_deleted_and_cleaned_up_by_themselves(store: Path, ids: list[str]) -> None:
+    """--backups leaves the checkpoints, and a plan shows what a cleanup of checkpoints does to backups."""
+
+    def held() -> list[str]:
+        return [item["checkpoint_id"] for item in run_json("list", "--backups", store=store)["checkpoints"]]
+
+    shown = run("cleanup", "--dry-run", store=store, env={"CKPT_MAX_BACKUPS": "0"})
+    assert "Backups" in shown.stdout
+    assert "Would delete 0 checkpoints (0 B) and, for good, 1 backup (" in shown.stderr
+    assert "Would delete 1 backup (" in run("cleanup", "--backups", "--keep", "0", "--dry-run", store=store).stderr
+    assert held() == ids
+    assert "1 backup deleted" in run("cleanup", "--backups", "--keep", "0", "--yes", store=store).stderr
+    assert held() == ids[1:]
+    assert "no backup of" in run("delete", "--backups", "--yes", ids[0], ids[1], store=store, code=2).stderr
+    assert held() == ids[1:]
+    freed = run_json("delete", "--backups", "--yes", "best", store=store)
+    assert freed["deleted_ids"] == [ids[1]]
+    assert freed["freed_bytes"] > 0
+    assert held() == ids[2:]
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids
+
+
+def test_backups_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """What is about backups works without a checkpoint, and names resolve among the backups; a typing error is told."""
+    elsewhere = {"CKPT_BACKUP_DIR": str(tmp_path / "backups")}
+    (tmp_path / "backups").mkdir()
+    (store / "digits/backups").rename(tmp_path / "backups/digits")
+    shutil.rmtree(store / "digits")
+    run("validate", "--backups", "--all", "-e", "digits", store=store, env=elsewhere)
+    validated = run_json("validate", "--backups", "best", "latest", "-e", "digits", store=store, env=elsewhere)
+    assert [item["checkpoint_id"] for item in validated["reports"]] == ids[1:]
+    run("quarantine", "--backups", "-e", "digits", store=store, env=elsewhere)
+    for command in (["cleanup", "--backups", "--dry-run"], ["quarantine", "--backups"], ["validate", "--backups"]):
+        error = run_json(*command, "-e", "digist", store=store, env=elsewhere, code=2)["error"]
+        assert error["type"] == "ExperimentNotFoundError"
+        assert "'digits'" in error["hint"]
+    cleaned = run_json("cleanup", "--backups", "--keep", "0", "-e", "digits", "-y", store=store, env=elsewhere)
+    assert cleaned["deleted_ids"] == ids[:1]
+    deleted = run_json("delete", "--backups", "best", "-e", "digits", "-y", store=store, env=elsewhere)
+    assert deleted["deleted_ids"] == [ids[1]]
+
+
+def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """It is done and told, and a cleanup that left the backups ends with 3."""
+    (tmp_path / "backups").write_text("mine")
+    away = {"CKPT_BACKUP_DIR": str(tmp_path / "backups"), "CKPT_TRASH_SECONDS": "0"}
+    planned = run("cleanup", "--keep", "0", "--dry-run", store=store, env=away, code=3)
+    assert "The backups cannot be cleaned up: " in planned.stderr
+    done = run("cleanup", "--keep", "0", "--yes", store=store, env=away, code=3)
+    assert "1 checkpoint deleted" in done.stderr
+    assert "The backups were not cleaned up: " in done.stderr
+    assert str(tmp_path / "backups") in run_json("cleanup", "-y", store=store, env=away, code=3)["backups_error"]
+    assert "The backups cannot be listed" in run("quarantine", store=store, env=away).stderr
+    run("quarantine", "--backups", store=store, env=away, code=3)
+    assert run_json("delete", ids[1], "-y", store=store, env=away)["deleted_ids"] == [ids[1]]
+
+
+@pytest.mark.parametrize("command", [["delete", "latest"], ["cleanup", "--keep", "0"]])
+def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> None:
+    """Where nobody can be asked, nothing is deleted without --yes, and the exit code is 4."""
+    before = tree(store)
+    assert "--yes" in run(*command, store=store, code=4).stderr
+    assert run_json(*command, store=store, code=4)["error"]["type"] == "ConfirmationError"
+    assert tree(store) == before

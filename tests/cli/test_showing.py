@@ -1,0 +1,142 @@
+"""The commands of ``ckpt`` that look: list, show, experiments, summary and compare, for people and with ``--json``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import HOSTILE_TAG, payload, run, run_json
+from tests.helpers import flip_bit
+
+# --- finding ---
+
+
+def test_list_shows_each_checkpoint_on_one_whole_line(store: Path, ids: list[str]) -> None:
+    """A piped list has a line for each id, with its metrics, tags and marks, and nothing is cut or coloured."""
+    header, *lines = run("list", store=store).stdout.splitlines()
+    assert header.split()[:3] == ["id", "accuracy", "marks"]
+    assert [line.split()[0] for line in lines] == ids
+    assert [("best" in line, "latest" in line) for line in lines] == [(False, False), (True, False), (False, True)]
+    assert HOSTILE_TAG + ", baseline" in lines[0]
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--tag", "baseline"], [0]),
+        (["--tag", "baseline", "--tag", "epoch-2"], []),
+        (["--search", "FIRST"], [0]),
+        (["--min-epoch", "2"], [1, 2]),
+        (["--max-epoch", "2"], [0, 1]),
+        (["--sort-by", "loss"], [2, 1, 0]),
+        (["--sort-by", "epoch", "--descending", "--limit", "2"], [2, 1]),
+        (["--backups", "--max-epoch", "1"], [0]),
+    ],
+)
+def test_list_filters_and_sorts(store: Path, ids: list[str], options: list[str], found: list[int]) -> None:
+    """Every option of `list` does what it says, in both kinds of output."""
+    listed = run_json("list", *options, store=store)["checkpoints"]
+    assert [item["checkpoint_id"] for item in listed] == [ids[number] for number in found]
+    assert [line.split()[0] for line in run("list", *options, store=store).stdout.splitlines()[1:]] == [
+        ids[number] for number in found
+    ]
+
+
+def test_list_names_checkpoints_it_cannot_read(store: Path, ids: list[str]) -> None:
+    """A checkpoint whose manifest is damaged is missing from the table and named beside it."""
+    flip_bit(payload(store, ids[0]).with_suffix(".json"), 100)
+    result = run("list", store=store)
+    assert ids[0] not in result.stdout
+    assert f"Not shown: {ids[0]}" in result.stderr
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["unreadable"]] == [ids[0]]
+
+
+def test_show_tells_everything(store: Path, ids: list[str]) -> None:
+    """`show` takes an id, a keyword or a tag, and prints what the manifest holds; NaN is a text in JSON."""
+    for name in (ids[0], "baseline", HOSTILE_TAG):
+        text = run("show", name, store=store).stdout
+        assert ids[0] in text
+        assert str(payload(store, ids[0])) in text
+        assert "the first\n" in text
+    shown = run_json("show", "latest", store=store)
+    assert (shown["checkpoint_id"], shown["metrics"]["accuracy"], shown["has_backup"]) == (ids[2], "NaN", True)
+    assert shown["files"][0]["sha256"] == shown["checksum"]
+    assert run_json("show", "best", store=store)["checkpoint_id"] == ids[1]
+
+
+def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
+    """Another epoch's id is no answer where something of this one is left."""
+    (store / "digits" / f"{ids[0]}.json").unlink()
+    shown = run("show", ids[0], store=store, code=2).stderr
+    assert f"`ckpt restore {ids[0]}`" in shown
+    (store / "digits/backups" / f"{ids[0]}.json").unlink()
+    shown += run("show", ids[0], store=store, code=2).stderr
+    assert "`ckpt import`" in shown
+    run("delete", ids[1], "-y", store=store)
+    shown += run("show", ids[1], store=store, code=2).stderr
+    assert "`ckpt undelete" in shown
+    assert "Did you mean" not in shown
+    assert "Did you mean" in run("show", ids[1][:-1], store=store, code=2).stderr
+
+
+def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
+    """A manifest without its payload is shown, and the damage and the remedy with it."""
+    payload(store, ids[0]).unlink()
+    assert "ckpt restore" in run("show", ids[0], store=store).stderr
+    assert run_json("show", ids[0], store=store)["is_complete"] is False
+
+
+def test_experiments_lists_them(store: Path, ids: list[str]) -> None:
+    """`experiments` counts what each experiment of the store holds."""
+    assert run("experiments", store=store).stdout.splitlines()[1].split()[:2] == ["digits", "3"]
+    (found,) = run_json("experiments", store=store)["experiments"]
+    assert (found["experiment_name"], found["latest_checkpoint"]) == ("digits", ids[2])
+
+
+def test_several_experiments_need_a_name(store: Path) -> None:
+    """With two experiments the command line must say which; the error names them, the variable is enough."""
+    shutil.copytree(store / "digits", store / "letters")
+    error = run_json("list", store=store, code=2)["error"]
+    assert "digits, letters" in error["expected"]
+    for name in ("digits", "letters"):
+        assert run_json("summary", "-e", name, store=store)["experiment_name"] == name
+    assert run_json("list", store=store, env={"CKPT_EXPERIMENT": "letters"})["experiment_name"] == "letters"
+
+
+def test_list_shows_backups_that_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """Also where they lie in a place of their own, beside a store that has lost the experiment."""
+    shutil.copytree(store / "digits" / "backups", tmp_path / "elsewhere" / "digits")
+    shutil.rmtree(store / "digits")
+    env = {"CKPT_BACKUP_DIR": str(tmp_path / "elsewhere")}
+    listed = run_json("list", "--backups", "--experiment", "digits", store=store, env=env)
+    assert [item["checkpoint_id"] for item in listed["checkpoints"]] == ids
+    assert run("list", "--backups", "--experiment", "gone", store=store, env=env, code=2).stdout == ""
+
+
+# --- analysing ---
+
+
+def test_summary(store: Path, ids: list[str]) -> None:
+    """`summary` gives totals, best, latest and statistics."""
+    text = run("summary", store=store).stdout
+    assert re.search(rf"best +{ids[1]}\n", text)
+    assert "accuracy (max)" in text
+    found = run_json("summary", store=store)
+    assert (found["total_checkpoints"], found["statistics"]["accuracy"]["count"]) == (3, 2)
+
+
+def test_compare(store: Path, ids: list[str]) -> None:
+    """`compare` lines up metrics, configuration, tags and, when asked, tensors."""
+    text = run("compare", ids[0], "latest", "--tensors", store=store).stdout
+    assert f"#1  {ids[0]}\n#2  {ids[2]}\n" in text
+    for part in ("-0.666667", "optimizer.lr", HOSTILE_TAG, "largest difference"):
+        assert part in text
+    assert "+nan" not in text  # the latest has no finite accuracy: there is no change to tell
+    found = run_json("compare", *ids, "--metric", "loss", "--tensors", store=store)
+    assert found["metrics_comparison"] == {"loss": [1.0, 0.5, 1 / 3]}
+    assert found["tensors_comparison"].keys() == set(ids[1:])
+    assert run_json("compare", *ids, store=store)["metrics_comparison"]["accuracy"] == [0.5, 0.9, "NaN"]

@@ -1,0 +1,87 @@
+"""Deletions: what asks first, what is undone, what comes back, and what makes room."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import count
+
+import pytest
+
+from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError
+from ckpt_lib.experiment import deletion, edits
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.store.memory import MemoryStore
+from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
+from tests.experiment.small import Clock, save, state_of
+
+
+def test_a_deletion_asks_first(experiment: Experiment, clock: Clock) -> None:
+    """About the manifest as it is replaced: what is pinned, or was resumed from in the last hour, stays."""
+    pinned, used = save(experiment), save(experiment, 2)
+    edits.edit(experiment, pinned.checkpoint_id, lambda item: item.changed(pinned=True))
+    edits.mark_in_use(experiment, used.checkpoint_id)
+    outcome = deletion.delete_all(experiment, [pinned.checkpoint_id, used.checkpoint_id, "checkpoint_x"])
+    assert {type(error) for error in outcome.refused.values()} == {ProtectedCheckpointError}
+    assert len(experiment.index.manifests()) == len(outcome.refused) == 2
+    clock.now += timedelta(hours=1)
+    assert deletion.delete_all(experiment, [used.checkpoint_id]).deleted
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_a_deletion_whose_support_goes_is_undone(store: MemoryStore, moment: int) -> None:
+    """Whenever another deletion takes what it relied on, before its last look, the victim is there in the end."""
+    experiment = Experiment(store, "e", "e")
+    victim, support = save(experiment), save(experiment, 2)
+    count_of_calls = count(1)
+    looks: list[str] = []
+
+    def between(operation: str, key: str) -> None:
+        looks.append(operation)
+        if next(count_of_calls) == moment:
+            deletion.delete_all(Experiment(store, "e", "e"), [support.checkpoint_id])
+            gone_at.append(len(looks))
+
+    gone_at: list[int] = []
+    watched = Experiment(FaultyStore(store, FaultPlan(between=between)), "e", "e")
+    outcome = deletion.delete_all(watched, [victim.checkpoint_id], relied_on=[support.checkpoint_id])
+    assert gone_at
+    assert not outcome.deleted
+    assert state_of(experiment, victim.checkpoint_id) == "live"
+
+
+def test_what_was_deleted_comes_back_as_it_was(experiment: Experiment, clock: Clock) -> None:
+    """Within its grace period, pinned from the first moment if so wished; after it nothing does, as the error says."""
+    made = save(experiment)
+    save(experiment, 2)
+    deletion.delete_all(experiment, [made.checkpoint_id])
+    assert deletion.purge(experiment, grace_seconds=60) == []
+    with pytest.raises(CheckpointNotFoundError, match="ckpt undelete"):
+        experiment.get(made.checkpoint_id)
+    back = deletion.undelete(experiment, made.checkpoint_id, pin=True)
+    assert back.changed(pinned=False, revision=made.revision) == made
+    edits.edit(experiment, made.checkpoint_id, lambda item: item.changed(pinned=False))
+    deletion.delete_all(experiment, [made.checkpoint_id])
+    clock.now += timedelta(seconds=60)
+    assert [item.uid for item in deletion.purge(experiment, grace_seconds=60)] == [made.uid]
+    with pytest.raises(CheckpointNotFoundError, match="ckpt restore"):
+        deletion.undelete(experiment, made.checkpoint_id)
+
+
+def test_what_lost_its_payload_is_not_brought_back(experiment: Experiment) -> None:
+    """Nothing is listed that is not whole."""
+    made = save(experiment)
+    deletion.delete_all(experiment, [made.checkpoint_id])
+    experiment.store.delete(experiment.key(made.payload.name))
+    with pytest.raises(CheckpointNotFoundError):
+        deletion.undelete(experiment, made.checkpoint_id)
+
+
+def test_room_is_made_of_what_was_deleted_first(experiment: Experiment, clock: Clock) -> None:
+    """Only as much as is needed, and the last valid checkpoint comes back instead of going."""
+    made = [save(experiment, epoch) for epoch in (1, 2, 3)]
+    for item in made:
+        deletion.delete_all(experiment, [item.checkpoint_id])
+        clock.now += timedelta(seconds=1)
+    purged = deletion.purge(experiment, grace_seconds=0)
+    assert [item.epoch for item in purged] == [1, 2]
+    assert state_of(experiment, made[2].checkpoint_id) == "live"

@@ -1,0 +1,62 @@
+"""The training flow, run to its end on Prefect's test server."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from prefect_checkpoints.flows import TrainingParameters, train
+from prefect_checkpoints.tasks import _progress
+from tests.orchestration.flow_runs import artifacts
+
+pytestmark = pytest.mark.usefixtures("own_results")
+SMALL = {"batch_size": 256, "channels": 4}
+
+
+def test_train_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """A run in two parts ends bit-equal to one in a single part, and publishes table, plot and progress."""
+    halves = CheckpointConfig(checkpoint_dir=str(tmp_path / "halves"))
+    whole = CheckpointConfig(checkpoint_dir=str(tmp_path / "whole"))
+    train("digits", halves, TrainingParameters(epochs=2, **SMALL))
+    state = train("digits", halves, TrainingParameters(epochs=4, **SMALL), return_state=True)
+    train("digits", whole, TrainingParameters(epochs=4, **SMALL))
+
+    first, second = (CheckpointManager(config, "digits").load_checkpoint("latest") for config in (halves, whole))
+    assert first["epoch"] == second["epoch"] == 4
+    for name, tensor in first["model_state_dict"].items():
+        assert torch.equal(tensor, second["model_state_dict"][name]), name
+    assert first["metrics"] == second["metrics"]
+    assert state.result()["total_checkpoints"] == 4
+    published = artifacts(state)
+    assert published.keys() == {"training-digits", "checkpoints-digits", "metrics-digits"}
+    assert published["training-digits"] == 100.0
+    header, _, picture = published["metrics-digits"].partition(",")
+    assert header == "data:image/svg+xml;base64"
+    drawn = base64.b64decode(picture)
+    assert b"<svg" in drawn
+    assert drawn.count(b'<g id="axes_') == 2  # losses and accuracy
+
+
+def test_training_outlives_the_progress_bar(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no update of the progress bar costs a warning, not the training."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(_progress, "update_progress_artifact", unreachable)
+    assert train("digits", config, TrainingParameters(epochs=1, **SMALL))["total_checkpoints"] == 1
+
+
+def test_train_learns(tmp_path: Path) -> None:
+    """The training is real: after four epochs more than nine in ten unseen digits are right."""
+    config = CheckpointConfig(checkpoint_dir=str(tmp_path))
+    train("digits", config, TrainingParameters(epochs=4))
+    best = CheckpointManager(config, "digits").get_best_checkpoint()
+    assert best is not None
+    assert float(best.metrics["val_accuracy"] or 0) > 0.9
