@@ -177,11 +177,13 @@ def purge(
     only: Callable[[Manifest], bool] = lambda _: True,
     asked: bool = False,
     is_enough: Callable[[], bool] = lambda: False,
+    is_sound: Callable[[Manifest], bool] = lambda _: True,
 ) -> list[Manifest]:
     """Remove the files of checkpoints deleted at least ``grace_seconds`` ago, first deleted first; return them.
 
-    None goes while no valid checkpoint is live: then the newest deleted one comes back. A person may have ``asked`` for
-    it all the same. ``only`` chooses among the deleted ones. Killed on the way, the next purge goes on.
+    None goes while no valid checkpoint is live whose bytes ``is_sound`` finds to be good: then the newest such one that
+    was deleted comes back. A person may have ``asked`` for it all the same. ``only`` chooses among the deleted ones.
+    Killed on the way, the next purge goes on.
     """
     view, now = experiment.index.view(), experiment.now()
     purged = [item for item in view.purging if _go_on(experiment, item)]
@@ -195,7 +197,7 @@ def purge(
         if not (isinstance(found.record, Manifest) and found.record.state == "deleted"):
             continue
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
-            relied_on = keep_one_valid(experiment)
+            relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
             _finish(experiment, moved)
             purged.append(manifest)

@@ -10,6 +10,7 @@ from typing import Any
 from ckpt_lib.core.manifest import Manifest, Quarantine
 from ckpt_lib.errors import VersionConflictError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+from ckpt_lib.experiment.index import in_order
 
 IN_USE_SECONDS = 3600.0
 """For how long a checkpoint is kept after a run has resumed from it."""
@@ -40,11 +41,18 @@ def mark_in_use(experiment: Experiment, checkpoint_id: str, seconds: float = IN_
     return edit(experiment, checkpoint_id, lambda manifest: manifest.changed(in_use_until=until))
 
 
-def quarantine(experiment: Experiment, found: Found, report: dict[str, Any]) -> Manifest | None:
+def quarantine(
+    experiment: Experiment,
+    found: Found,
+    report: dict[str, Any],
+    *,
+    is_sound: Callable[[Manifest], bool] = lambda _: True,
+) -> Manifest | None:
     """Set a checkpoint aside that was found damaged: readers pass over it, and nothing of it is removed.
 
     ``found`` is what :meth:`Experiment.read` gave before the payload was read. ``None``, and nothing is changed, when
-    the manifest is another one by now. If no valid checkpoint is left, the newest that was deleted comes back.
+    the manifest is another one by now. If no valid checkpoint is left, the newest that was deleted comes back; see
+    :func:`keep_one_valid`.
     """
     manifest = found.record
     assert isinstance(manifest, Manifest)
@@ -53,7 +61,7 @@ def quarantine(experiment: Experiment, found: Found, report: dict[str, Any]) -> 
         experiment.put_record(aside, found.version)
     except VersionConflictError:
         return None
-    keep_one_valid(experiment)
+    keep_one_valid(experiment, is_sound)
     return aside
 
 
@@ -69,17 +77,20 @@ def release(experiment: Experiment, found: Found) -> Manifest | None:
     return released
 
 
-def keep_one_valid(experiment: Experiment) -> Manifest | None:
-    """Return a valid checkpoint; where none is live, bring the newest back that was deleted or is about to leave."""
+def keep_one_valid(experiment: Experiment, is_sound: Callable[[Manifest], bool] = lambda _: True) -> Manifest | None:
+    """Return the newest valid checkpoint; where none is live, bring one back that was deleted or is about to leave.
+
+    ``is_sound`` looks at the bytes of one whose record is valid. ``None`` when no sound one is left.
+    """
     for _ in range(ATTEMPTS):
         view = experiment.index.view()
-        if view.valid:
-            return view.valid[-1]
+        if live := next(filter(is_sound, reversed(view.valid)), None):
+            return live
         leaving = [item for item in view.manifests if item.state == "leaving"]
-        candidates = [item for item in (*leaving, *view.deleted) if item.quarantined is None]
-        if not candidates:
+        candidates = in_order(item for item in (*leaving, *view.deleted) if item.quarantined is None)
+        newest = next(filter(is_sound, reversed(candidates)), None)
+        if newest is None:
             return None
-        newest = max(candidates, key=lambda item: (item.sequence, item.timestamp, item.uid))
         if back := _bring_back(experiment, newest.checkpoint_id):
             return back
     raise VersionConflictError("others kept changing the checkpoints", path=experiment.location())

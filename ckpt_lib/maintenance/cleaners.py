@@ -33,6 +33,10 @@ class Cleaner(Protocol):
     @property
     def experiment(self) -> Experiment: ...
 
+    @property
+    def known(self) -> KnownVersions:
+        """What this process has seen to be intact."""
+
     def clean_quickly(self) -> CleanupReport:
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
 
@@ -40,15 +44,16 @@ class Cleaner(Protocol):
 class Upkeep:
     """Clears up an experiment in which nothing is too much: now and then, since each time lists the folder."""
 
-    def __init__(self, experiment: Experiment, trash_seconds: float) -> None:
+    def __init__(self, experiment: Experiment, trash_seconds: float, known: KnownVersions) -> None:
         self._experiment = experiment
+        self._known = known
         self._trash_seconds = trash_seconds
         self._due = -math.inf
 
     def do_if_due(self) -> None:
         if time.monotonic() > self._due:
             sweep(self._experiment)
-            expire(self._experiment, self._trash_seconds)
+            expire(self._experiment, self._trash_seconds, self._known)
             self._due = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
 
 
@@ -63,7 +68,7 @@ class CheckpointCleaner:
     known: KnownVersions
 
     def __post_init__(self) -> None:
-        self._upkeep = Upkeep(self.experiment, self.config.trash_seconds)
+        self._upkeep = Upkeep(self.experiment, self.config.trash_seconds, self.known)
 
     @property
     def experiment(self) -> Experiment:
@@ -113,7 +118,7 @@ class CheckpointCleaner:
         if not outcome.deleted:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
         tell_of_deletion(self.experiment.events, outcome.deleted)
-        expire(self.experiment, self.config.trash_seconds)
+        expire(self.experiment, self.config.trash_seconds, self.known)
         return resolved
 
 
@@ -125,7 +130,7 @@ class BackupCleaner:
     known: KnownVersions
 
     def __post_init__(self) -> None:
-        self._upkeep = Upkeep(self.experiment, self.locations.config.trash_seconds)
+        self._upkeep = Upkeep(self.experiment, self.locations.config.trash_seconds, self.known)
 
     @property
     def experiment(self) -> Experiment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +18,7 @@ from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import View
 from ckpt_lib.experiment.sweep import sweep
-from ckpt_lib.maintenance.validate import KnownVersions, validate
+from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
 
@@ -54,7 +55,7 @@ class CleanupReport(BaseModel):
 class _Assessment:
     """What is known of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
 
-    def __init__(self, experiment: Experiment, view: View, known: KnownVersions | None) -> None:
+    def __init__(self, experiment: Experiment, view: View, known: KnownVersions) -> None:
         self._experiment = experiment
         self._manifests = {manifest.checkpoint_id: manifest for manifest in view.usable}
         self._known = known
@@ -66,16 +67,9 @@ class _Assessment:
     def is_valid(self, checkpoint_id: str) -> bool:
         """Read it, if that has not been done, and remember the outcome."""
         if self._statuses[checkpoint_id] == "unverified":
-            self._statuses[checkpoint_id] = "valid" if self._verify(self._manifests[checkpoint_id]) else "damaged"
+            is_valid = self._known.verify(self._experiment, self._manifests[checkpoint_id])
+            self._statuses[checkpoint_id] = "valid" if is_valid else "damaged"
         return self._statuses[checkpoint_id] == "valid"
-
-    def _verify(self, manifest: Manifest) -> bool:
-        if self._known is not None and self._known.is_valid(self._experiment, manifest):
-            return True
-        found = validate(self._experiment, manifest)
-        if self._known is not None and (found or found.is_unloadable):
-            self._known.remember(self._experiment, manifest, is_loadable=found.is_valid)
-        return found.is_valid
 
     def find_pillars(self, monitors: Collection[Monitor]) -> None:
         """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""
@@ -123,13 +117,15 @@ def clean(
     a damaged one takes no other's place. The experiment's events tell of each that is deleted.
     """
     view = experiment.index.view()
-    plan = _plan(experiment, view, policy, monitor=monitor, protected=protected, known=known)
+    verified = known or KnownVersions()
+    assessment = _Assessment(experiment, view, verified)
+    plan = _plan(assessment, view, policy, monitor=monitor, protected=protected, reads_all=known is None)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
-    expired = expire(experiment, trash_seconds)
+    expired = expire(experiment, trash_seconds, verified)
     deleted, spared = _delete(experiment, view, plan)
-    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds)
+    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds, verified)
     return CleanupReport(
         plan=plan,
         dry_run=False,
@@ -144,25 +140,24 @@ def clean(
 
 
 def _plan(
-    experiment: Experiment,
+    assessment: _Assessment,
     view: View,
     policy: RetentionPolicy,
     *,
     monitor: Monitor,
     protected: Mapping[str, str] | None,
-    known: KnownVersions | None,
+    reads_all: bool,
 ) -> RetentionPlan:
     manifests = view.usable
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
-    assessment = _Assessment(experiment, view, known)
     assessment.find_pillars(monitors)
     now = datetime.now(UTC)
     protected = {**_in_use(manifests, now), **(protected or {})}
     while True:
         plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
-        if known is not None or not plan.deleted_ids or not doubtful:
+        if not reads_all or not plan.deleted_ids or not doubtful:
             return plan.model_copy(update={"warning": missing_metric(monitor, manifests)})
         for checkpoint_id in doubtful:
             assessment.is_valid(checkpoint_id)
@@ -176,23 +171,31 @@ def _in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
     }
 
 
-def expire(experiment: Experiment, trash_seconds: float) -> list[Manifest]:
+def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -> list[Manifest]:
     """Remove the files of what was deleted more than ``trash_seconds`` ago, and of what somebody began to remove.
 
-    Nothing goes, and nothing comes back by itself, when no valid checkpoint is left: a person has deleted the last one.
+    Nothing goes, and nothing comes back by itself, when nothing is live: a person has deleted the last one. When all
+    that is live is damaged, the newest sound one comes back.
     """
     view = experiment.index.view()
     if not view.valid or not (view.deleted or view.purging):
         return []
-    return purge(experiment, grace_seconds=trash_seconds)
+    return purge(experiment, grace_seconds=trash_seconds, is_sound=partial(known.verify, experiment))
 
 
-def _free(experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float) -> list[Manifest]:
+def _free(
+    experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float, known: KnownVersions
+) -> list[Manifest]:
     """Remove the files of what was just deleted, where readers keep what they have open; else a later cleanup does."""
     if not deleted or (trash_seconds and not experiment.store.capabilities.memory_map):
         return []
     ids = {manifest.checkpoint_id for manifest in deleted}
-    return purge(experiment, grace_seconds=0.0, only=lambda manifest: manifest.checkpoint_id in ids)
+    return purge(
+        experiment,
+        grace_seconds=0.0,
+        only=lambda manifest: manifest.checkpoint_id in ids,
+        is_sound=partial(known.verify, experiment),
+    )
 
 
 def _size_bytes(manifests: Iterable[Manifest]) -> int:

@@ -135,7 +135,7 @@ class Copies:
         self, experiment: Experiment, checkpoint_id: str, other: Experiment, progress: Progress | None
     ) -> QuarantineReport:
         was_there = quarantine.is_quarantined(experiment, checkpoint_id)
-        report = quarantine.set_aside(experiment, checkpoint_id, other, progress)
+        report = quarantine.set_aside(experiment, checkpoint_id, other, progress, known=self.known)
         manifest = experiment.read(checkpoint_id).record
         if isinstance(manifest, Manifest) and not was_there:
             if report.repair is not None:

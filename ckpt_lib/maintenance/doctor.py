@@ -293,7 +293,7 @@ class Doctor:
 
     def _sweep(self, experiment: Experiment) -> str:
         sweep(experiment)
-        expire(experiment, self.locations.config.trash_seconds)
+        expire(experiment, self.locations.config.trash_seconds, self.copies.known)
         return "removed"
 
 

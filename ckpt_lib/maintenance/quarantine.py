@@ -7,6 +7,8 @@ otherwise is for a person to say.
 
 from __future__ import annotations
 
+from functools import partial
+
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from ckpt_lib.core.damage import Damage
@@ -24,7 +26,7 @@ from ckpt_lib.experiment.deletion import delete_all, purge
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.maintenance.repair import RepairReport, repair
-from ckpt_lib.maintenance.validate import ValidationReport, validate
+from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, validate
 from ckpt_lib.stream import Progress
 
 
@@ -66,9 +68,16 @@ class QuarantineReport(BaseModel):
 
 
 def set_aside(
-    experiment: Experiment, checkpoint_id: str, other: Experiment, progress: Progress | None = None
+    experiment: Experiment,
+    checkpoint_id: str,
+    other: Experiment,
+    progress: Progress | None = None,
+    *,
+    known: KnownVersions | None = None,
 ) -> QuarantineReport:
     """Repair a damaged checkpoint from its ``other`` copy, or else set it aside; one that is stays so.
+
+    When no sound one is left then, the newest sound one that was deleted comes back.
 
     Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is intact,
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none,
@@ -96,7 +105,8 @@ def set_aside(
         try:
             repaired = repair(experiment, checkpoint_id, other, progress)
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
-            if edits.quarantine(experiment, found, report.model_dump(mode="json")):
+            is_sound = partial((known or KnownVersions()).verify, experiment)
+            if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):
                 return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)
         else:
             return QuarantineReport(

@@ -278,6 +278,15 @@ class KnownVersions:
             self.remember(experiment, manifest, is_loadable=not damages)
         return not damages
 
+    def verify(self, experiment: Experiment, manifest: Manifest) -> bool:
+        """As :meth:`is_valid`, and read what is not known to be valid."""
+        if self.is_valid(experiment, manifest):
+            return True
+        report = validate(experiment, manifest)
+        if report or report.is_unloadable:
+            self.remember(experiment, manifest, is_loadable=report.is_valid)
+        return report.is_valid
+
 
 def _content(manifest: Manifest) -> tuple[str, ...]:
     return tuple(file.sha256 for file in manifest.files)

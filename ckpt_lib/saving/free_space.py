@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.experiment.deletion import purge
 from ckpt_lib.maintenance.cleaners import Cleaner
@@ -36,7 +38,8 @@ def reclaim(cleaner: Cleaner, needed_bytes: int | None) -> None:
     view = experiment.index.view()
     if not view.entries:  # a folder that is not there is not created either
         return
-    purged = purge(experiment, grace_seconds=0, is_enough=is_enough) if view.valid else []
+    is_sound = partial(cleaner.known.verify, experiment)
+    purged = purge(experiment, grace_seconds=0, is_enough=is_enough, is_sound=is_sound) if view.valid else []
     deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
     if purged or deleted:
         experiment.events.emit(

@@ -78,7 +78,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         deletion,
         lambda: deletion.purge,
         """        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
-            relied_on = keep_one_valid(experiment)
+            relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
             _finish(""",
         """        if moved := _move(experiment, found, state="purging"):
@@ -91,7 +91,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "no quarantine looks what is left": (
         edits,
         lambda: edits.quarantine,
-        "    keep_one_valid(experiment)\n",
+        "    keep_one_valid(experiment, is_sound)\n",
         "",
         "a cleanup and a quarantine",
     ),

@@ -11,6 +11,7 @@ import pytest
 from ckpt_lib import CheckpointManager
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.saving.free_space import reclaim
 from tests.helpers import (
     MakeManager,
     backup_ids,
@@ -112,7 +113,7 @@ def test_saving_does_not_read_the_best_again_each_time(
         read.append(manifest.checkpoint_id)
         return validate(folder, manifest, *rest)
 
-    monkeypatch.setattr("ckpt_lib.maintenance.cleanup.validate", counted)
+    monkeypatch.setattr("ckpt_lib.maintenance.validate.validate", counted)
     for epoch in range(2, 6):
         save(resumed, epoch, 0.5)
     assert len(read) == 1
@@ -141,6 +142,45 @@ def test_a_cleanup_that_deletes_nothing_reads_little(
         read.append(manifest.checkpoint_id)
         return validate(folder, manifest, *arguments)
 
-    monkeypatch.setattr("ckpt_lib.maintenance.cleanup.validate", counted)
+    monkeypatch.setattr("ckpt_lib.maintenance.validate.validate", counted)
     assert cleaner(unlimited).cleanup_checkpoints().deleted_ids == ()
     assert read == ids(unlimited)[-1:]
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+@pytest.mark.parametrize("how", ["clean up", "save nothing more", "a full disk"])
+def test_the_trash_keeps_what_is_sound_while_all_that_is_live_is_damaged(
+    make_manager: MakeManager, damage: str, how: str
+) -> None:
+    """The grace period of the last good one is over: it comes back instead of going."""
+    options = {"backup_checkpoints": False, "trash_seconds": 0.0}
+    manager = make_manager(**options)
+    good, rotten = save(manager, 1), save(manager, 2)
+    held = make_manager(**{**options, "trash_seconds": 1000.0})
+    held.delete_checkpoint(good)
+    if damage == "altered":
+        flip_bit(payload_path(manager, rotten), 700)
+    else:
+        payload_path(manager, rotten).unlink()
+    later = make_manager(**options)
+    if how == "clean up":
+        assert later.cleanup_checkpoints().expired_ids == ()
+    elif how == "a full disk":
+        reclaim(later._cleaner, None)
+    else:
+        later._cleaner.delete_surplus()
+    assert ids(later) == [good, rotten]
+    assert later.validate_checkpoint(good)
+
+
+def test_a_quarantine_brings_back_what_is_sound(make_manager: MakeManager) -> None:
+    """The newest that was deleted has lost its payload, so the one before it comes back."""
+    manager = make_manager(backup_checkpoints=False)
+    good, lost, rotten = (save(manager, epoch) for epoch in range(3))
+    manager.delete_checkpoint(good)
+    manager.delete_checkpoint(lost)
+    payload_path(manager, lost).unlink()
+    flip_bit(payload_path(manager, rotten), 700)
+    manager.quarantine_checkpoint(rotten)
+    assert ids(manager) == [good]
+    assert manager.load_checkpoint("latest")["epoch"] == 0

@@ -180,7 +180,7 @@ def test_a_fix_that_fails_stops_no_other(make_manager: MakeManager, monkeypatch:
     flip_bit(experiment_folder(manager) / "backups" / f"{lost}.pt", 200)
     manager.delete_backup(lonely)
 
-    def failing(*_: Any) -> None:
+    def failing(*_: Any, **options: Any) -> None:
         raise StoreError("the disk")
 
     monkeypatch.setattr(edits, "quarantine", failing)
