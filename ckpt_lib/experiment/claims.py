@@ -20,6 +20,9 @@ DAY = timedelta(days=1)
 ABANDONED_AFTER_SECONDS = DAY.total_seconds()
 """A claim that nobody renewed for so long is given up by anyone."""
 _RENEW_AFTER_SECONDS = ABANDONED_AFTER_SECONDS / 8
+_under_way: set[str] = set()
+"""The tokens of this process's claims that something may still come of. It may be unable to end the others in the
+store, as on a full disk; nobody need wait for them."""
 
 
 @dataclass
@@ -108,10 +111,14 @@ def claim_over(
         checkpoint_id=checkpoint_id, uid=uid, claim=token, state="saving", owner=Owner.current(), files=(name,)
     )
     started, started_at = time.monotonic(), datetime.now(UTC)
+    _under_way.add(token)
     try:
         found = experiment.put_record(claim, over.version)
-    except VersionConflictError:
-        return None
+    except BaseException as error:
+        _under_way.discard(token)
+        if isinstance(error, VersionConflictError):
+            return None
+        raise
     # A file may be dated before it gets its key, at most by as long as the call took; one of the clocks may stand
     # still while the machine sleeps.
     took = max(timedelta(seconds=time.monotonic() - started), datetime.now(UTC) - started_at)
@@ -126,12 +133,18 @@ def _is_there(experiment: Experiment, name: str) -> bool:
     return experiment.store.stat(key) is not None
 
 
+def note_committed(held: Held) -> None:
+    """Forget a claim that has become a checkpoint."""
+    _under_way.discard(held.claim.claim)
+
+
 def give_up(held: Held) -> None:
     """End a claim that nothing came of, unless it was committed after all; never raises an error of the library.
 
     What cannot be done now is left to the sweep. The claim is ended before its files go: a commit that is still under
     way would else publish a checkpoint without them.
     """
+    _under_way.discard(held.claim.claim)
     with contextlib.suppress(CheckpointError, OSError):
         found = held.experiment.read(held.checkpoint_id)
         record = found.record
@@ -206,8 +219,13 @@ def _remove_file(experiment: Experiment, key: str) -> None:
 
 
 def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> bool:
-    """Tell whether a claim's owner is a process of this host that has ended, or has not renewed it for so long."""
+    """Tell whether nothing comes of a claim any more.
+
+    Its owner is a process of this host that has ended, or this one, which gave it up; or nobody renewed it for so long.
+    """
     assert isinstance(found.record, Claim)
     if is_proven_dead(found.record.owner):
+        return True
+    if found.record.owner == Owner.current() and found.record.claim not in _under_way:
         return True
     return now.timestamp() - found.modified_seconds >= abandoned_after_seconds

@@ -14,7 +14,7 @@ from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptCheckpointError, UnsupportedFormatError, VersionConflictError
-from ckpt_lib.experiment import keys
+from ckpt_lib.experiment import claims, keys
 from ckpt_lib.experiment.claims import Held, claim_new, give_up
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import find_stored_damages
@@ -157,5 +157,6 @@ def commit(held: Held, manifest: Manifest) -> Manifest:
             path=held.experiment.location(),
             hint="Nothing was saved: save again.",
         ) from error
+    claims.note_committed(held)
     held.experiment.index.note_saved(manifest, str(found.version))
     return manifest

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import pytest
+
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner
+from ckpt_lib.errors import StorageFullError
 from ckpt_lib.experiment import claims
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.sweep import sweep
@@ -42,3 +45,22 @@ def test_the_claim_of_a_dead_process_ends_at_once(experiment: Experiment) -> Non
     experiment.store.put(experiment.key(held.claim.files[0]), b"half")
     assert sweep(experiment).claims == [CHECKPOINT_ID]
     assert names(experiment) == [f"e/{CHECKPOINT_ID}.json"]
+
+
+def test_a_claim_that_this_process_gave_up_is_waited_for_by_nobody(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk it cannot even be ended: it is taken for dead at once, and no other claim of this process is."""
+    ended, going_on = (
+        claims.claim_new(experiment, CheckpointId(epoch, 0, MOMENT), "a" * 32, ".pt") for epoch in range(2)
+    )
+
+    def full(*_: object, **options: object) -> None:
+        raise StorageFullError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "put_record", full)
+        claims.give_up(ended)
+    assert state_of(experiment, ended.checkpoint_id) == "saving"
+    assert sweep(experiment).claims == [ended.checkpoint_id]
+    assert state_of(experiment, going_on.checkpoint_id) == "saving"
