@@ -12,7 +12,13 @@ from itertools import chain, count
 from ckpt_lib.core.manifest import Claim, Manifest, is_payload_name, new_token
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner, is_proven_dead
-from ckpt_lib.errors import CheckpointError, StoreError, UnsupportedFormatError, VersionConflictError
+from ckpt_lib.errors import (
+    CheckpointError,
+    StorageFullError,
+    StoreError,
+    UnsupportedFormatError,
+    VersionConflictError,
+)
 from ckpt_lib.experiment.experiment import NOTHING, Experiment, Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
 
@@ -138,11 +144,12 @@ def note_committed(held: Held) -> None:
     _under_way.discard(held.claim.claim)
 
 
-def give_up(held: Held) -> None:
+def give_up(held: Held, reason: BaseException | None = None) -> None:
     """End a claim that nothing came of, unless it was committed after all; never raises an error of the library.
 
     What cannot be done now is left to the sweep. The claim is ended before its files go: a commit that is still under
-    way would else publish a checkpoint without them.
+    way would else publish a checkpoint without them. Where the ``reason`` is a full store, no commit is under way, and
+    the files go first: the end of the claim needs their room.
     """
     _under_way.discard(held.claim.claim)
     with contextlib.suppress(CheckpointError, OSError):
@@ -150,6 +157,8 @@ def give_up(held: Held) -> None:
         record = found.record
         if isinstance(record, Manifest) and record.claim == held.claim.claim:
             return
+        if isinstance(reason, StorageFullError):
+            remove_files(held.experiment, held.claim.files)
         if isinstance(record, Claim) and record.claim == held.claim.claim and record.state == "saving":
             abandon(held.experiment, found)
         else:  # taken for dead: the key is not ours any more, the files still are

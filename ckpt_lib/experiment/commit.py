@@ -134,8 +134,8 @@ def save(
             **vars(draft),
         )
         return commit(held, manifest)
-    except BaseException:
-        give_up(held)
+    except BaseException as error:
+        give_up(held, error)
         raise
 
 

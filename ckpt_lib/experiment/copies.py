@@ -71,8 +71,8 @@ def copy(
             for file in manifest.files:
                 _copy_file(source, manifest, file, payload, progress)
             return commit(held, change(_copied(manifest, held, payload.files)))
-        except BaseException:
-            give_up(held)
+        except BaseException as error:
+            give_up(held, error)
             raise
     raise VersionConflictError("others kept changing the copy", checkpoint_id=manifest.checkpoint_id)
 

@@ -11,6 +11,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptManifestError,
+    StorageFullError,
     StoreUnavailableError,
     VersionConflictError,
 )
@@ -171,6 +172,10 @@ class Experiment:
                 if not error.may_have_happened:
                     raise
                 lost = error
+            except StorageFullError:
+                if lost is None:
+                    raise
+                raise lost from None  # the earlier write may still come
             except VersionConflictError:
                 if lost is None:
                     raise

@@ -17,6 +17,7 @@ from ckpt_lib.errors import (
     ConfigError,
     CorruptCheckpointError,
     NotDurableError,
+    StorageFullError,
     StoreError,
     UnsupportedFormatError,
 )
@@ -160,6 +161,20 @@ def test_a_manifest_that_cannot_be_written_takes_the_payload_with_it(experiment:
         save(experiment, config={"a": "\ud800"})
     assert state_of(experiment, CHECKPOINT_ID) == "gone"
     assert len(names(experiment)) == 1
+
+
+def test_a_store_that_is_full_keeps_no_payload(clock: Clock) -> None:
+    """Wherever the room ends, also where it is the manifest that finds none: the end of the claim needs it too."""
+    for quota_bytes in range(1, 10_000, 40):
+        experiment = Experiment(FaultyStore(new_store(clock), FaultPlan(quota_bytes=quota_bytes)), "e", "e")
+        try:
+            save(experiment)
+        except StorageFullError:
+            assert f"e/{CHECKPOINT_ID}.pt" not in names(experiment)
+        else:
+            break
+    assert quota_bytes > 1000
+    assert experiment.is_complete(experiment.get(CHECKPOINT_ID))
 
 
 @pytest.mark.parametrize("verify", [True, False])

@@ -18,6 +18,7 @@ from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    StorageFullError,
     StoreUnavailableError,
     VersionConflictError,
 )
@@ -112,6 +113,21 @@ def test_a_write_without_an_answer_gives_way_to_anothers(store: MemoryStore) -> 
         Experiment(FaultyStore(store, plan), "e", "e").put_record(made.changed(description="mine"), found.version)
     assert plan.calls == [f"put e/{made.checkpoint_id}.json"]
     assert plain.get(made.checkpoint_id).tags == ("t",)
+
+
+def test_a_full_store_does_not_hide_a_write_without_an_answer(store: MemoryStore) -> None:
+    """The first may still come, so the error says that it may have happened: nobody takes its files away."""
+    plan = FaultPlan(fail_at=1, error=StoreUnavailableError, only=frozenset({"put"}))
+
+    def full(*_: str) -> None:
+        if plan.calls:
+            raise StorageFullError("no space")
+
+    plan.between = full
+    held = claims.claim_new(Experiment(store, "e", "e"), CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
+    ended = held.claim.changed(state="abandoned")
+    with pytest.raises(StoreUnavailableError):
+        Experiment(FaultyStore(store, plan), "e", "e").put_record(ended, held.found.version)
 
 
 def test_what_lost_bytes_is_not_complete(experiment: Experiment) -> None:

@@ -153,7 +153,7 @@ def test_the_trash_keeps_what_is_sound_while_all_that_is_live_is_damaged(
     make_manager: MakeManager, damage: str, how: str
 ) -> None:
     """The grace period of the last good one is over: it comes back instead of going."""
-    options = {"backup_checkpoints": False, "trash_seconds": 0.0}
+    options: dict[str, Any] = {"backup_checkpoints": False, "trash_seconds": 0.0}
     manager = make_manager(**options)
     good, rotten = save(manager, 1), save(manager, 2)
     held = make_manager(**{**options, "trash_seconds": 1000.0})
