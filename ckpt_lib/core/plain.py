@@ -84,6 +84,8 @@ def is_deeper(value: Any, levels: int, *, most_values: int | None = None) -> boo
     """Tell whether JSON nests more than ``levels`` deep or holds more than ``most_values``. It does not recurse."""
     layer, count = [value], 0
     for _ in range(levels + 1):
+        if not layer:
+            return False
         containers = [item for item in layer if isinstance(item, dict | list)]
         count += sum(map(len, containers))
         if most_values is not None and count > most_values:

@@ -61,9 +61,13 @@ class Folders:
     def own(self, folder: Path) -> Path:
         """Return the store's own folder in ``folder``; create it."""
         own = folder / OWN_FOLDER
-        with contextlib.suppress(FileExistsError):
-            self._system.mkdir(own)
-        _check_folder(self._system.lstat(own), own)
+        try:
+            found = self._system.lstat(own)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                self._system.mkdir(own)
+            found = self._system.lstat(own)
+        _check_folder(found, own)
         return own
 
     def is_spelled_so(self, folder: Path, name: str) -> bool:
