@@ -81,7 +81,8 @@ class TorchZipFormat:
             if map_location is None or isinstance(map_location, str | torch.device):
                 with contextlib.suppress(UnusualPayloadError):
                     return reader.read(keys, None if map_location is None else torch.device(map_location))
-            reader.check_all()
+            file.require_all()  # torch.load reads all of it
+            reader.check_heads()
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
