@@ -28,7 +28,7 @@ MAX_WORKERS = 8
 
 
 def has_chunk_table(entry: FileEntry) -> bool:
-    """Whether the entry has a digest for every chunk. A manifest of a third party may have none."""
+    """Tell whether the entry has a digest for every chunk. A manifest of a third party may have none."""
     return len(entry.chunk_xxh3_128) == -(-entry.size_bytes // entry.chunk_size_bytes)
 
 

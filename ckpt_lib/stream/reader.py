@@ -119,12 +119,17 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     def _fetch(self, numbers: Iterable[int]) -> None:
         for first, last in runs(numbers):
             start, stop = first * self._chunk_size_bytes, (last + 1) * self._chunk_size_bytes
-            if not self._held.fetch(start, min(stop, self.size_bytes)):
-                raise CorruptCheckpointError("the file became shorter while it was read")
+            self._fetch_range(start, min(stop, self.size_bytes))
+
+    def _fetch_range(self, start: int, stop: int) -> None:
+        if not self._held.fetch(start, stop):
+            raise CorruptCheckpointError(
+                "the file became shorter while it was read",
+                hint="Another program writes to the store's files. Restore a backup once it has stopped.",
+            )
 
     def _verify_whole(self, entry: FileEntry) -> None:
-        if not self._held.fetch(0, self.size_bytes):
-            raise CorruptCheckpointError("the file became shorter while it was read")
+        self._fetch_range(0, self.size_bytes)
         if damages := find_damages(MemoryFile(self._held.view), entry):
             raise _corrupt(entry, damages)
 

@@ -1,4 +1,4 @@
-"""What every payload format must do, as a suite: a format is done when its subclass of ``FormatContract`` passes."""
+"""Tests what every payload format must do: a format is done when its subclass of ``FormatContract`` passes."""
 
 from __future__ import annotations
 
@@ -35,23 +35,9 @@ BOUNDED = settings(
 )
 
 DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex64,
-    torch.complex128,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.bool, torch.float8_e4m3fn, torch.float8_e5m2),
 ]
 
 

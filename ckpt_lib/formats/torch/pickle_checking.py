@@ -287,7 +287,7 @@ class PickleChecker:
     # --- the cost of keys ---
 
     def _are_keys(self, target: Any, keys: Any) -> bool:
-        """Whether all ``keys`` can be hashed here. Refuses keys that take long to hash, and too many equal hashes."""
+        """Tell whether all ``keys`` can be hashed here. Refuses keys slow to hash, and too many equal hashes."""
         odd = [key for key in keys if type(key) is not str]
         if not all(map(_is_key, odd)):
             self.unusual = self.unusual or "a key that is no plain value"
@@ -301,7 +301,7 @@ class PickleChecker:
 
 
 def _is_key(key: Any) -> bool:
-    """Whether ``key`` can be hashed here. Refuses a large tuple: it is hashed with every part that it repeats."""
+    """Tell whether ``key`` can be hashed here. Refuses a large tuple: it is hashed with every part that it repeats."""
     waiting, count = [key], 0
     while waiting:
         part = waiting.pop()

@@ -177,7 +177,7 @@ def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
 
 
 def _is_small(stored: StorageRange) -> bool:
-    """Whether reading the memory directly is faster than asking PyTorch for a view of it."""
+    """Tell whether reading the memory directly is faster than asking PyTorch for a view of it."""
     return stored.size_bytes <= _SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()
 
 
