@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ckpt_lib.core.names import MAX_TAG_LENGTH, check_description, check_tag
+from ckpt_lib.core.plain import json_number
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import ConfigError, InvalidMetricError
 
@@ -36,10 +37,7 @@ def _metric_from_json(value: Any) -> Any:
 
 
 def _metric_to_json(value: Metric) -> Metric:
-    # JSON has neither NaN nor Infinity, so their names are stored as text.
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return json_number(value) if isinstance(value, float) else value
 
 
 StoredMetric = Annotated[

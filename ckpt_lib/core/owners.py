@@ -1,4 +1,4 @@
-"""Which process wrote something, told from every other one that ever had its number."""
+"""Tells which process wrote something, from every other one that ever had its number."""
 
 from __future__ import annotations
 

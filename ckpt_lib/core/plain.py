@@ -185,9 +185,9 @@ class _Conversion:
 
 
 def _scalar(value: Any) -> Any:
-    """Convert a number or text of a subclass to the plain type. JSON has neither NaN nor infinities."""
+    """Convert a number or text of a subclass to the plain type."""
     if isinstance(value, float):
-        return _number(float(value))
+        return json_number(float(value))
     for kind in (bool, int):
         if isinstance(value, kind):
             return kind(value)
@@ -220,7 +220,8 @@ def _key(key: Any, path: str) -> str:
     raise ConfigError(f"{path} has a key that cannot be stored", expected="text or a number", got=repr(key)[:120])
 
 
-def _number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """Return a number as JSON holds it, which has neither NaN nor infinities: their names are stored as text."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from ckpt_lib.core.wording import did_you_mean
@@ -68,22 +69,16 @@ def _unknown(key: str, payload: Mapping[str, Any]) -> ConfigError:
     return ConfigError(
         f"the checkpoint holds no {key!r}",
         expected=f"one of {', '.join(map(str, payload))}, or what is in them",
-        hint=did_you_mean(key, _names(payload)) or None,
+        hint=did_you_mean(key, islice(_names(payload), _MAX_CANDIDATES)) or None,
     )
 
 
 def _names(payload: Mapping[Any, Any]) -> Iterator[str]:
     """Yield the names of all entries, outer ones first."""
-    level: list[tuple[str, Mapping[Any, Any]]] = [("", payload)]
-    count = 0
-    while level:
-        deeper: list[tuple[str, Mapping[Any, Any]]] = []
-        for prefix, mapping in level:
-            for key, value in mapping.items():
-                count += 1
-                if count > _MAX_CANDIDATES:
-                    return
-                yield f"{prefix}{key}"
-                if isinstance(value, dict):
-                    deeper.append((f"{prefix}{key}.", value))
-        level = deeper
+    waiting: deque[tuple[str, Mapping[Any, Any]]] = deque([("", payload)])
+    while waiting:
+        prefix, mapping = waiting.popleft()
+        for key, value in mapping.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                waiting.append((f"{prefix}{key}.", value))

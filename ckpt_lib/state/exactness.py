@@ -12,38 +12,29 @@ def changed_values(current: Mapping[str, Any], state: Mapping[str, Any], *, exac
     Overflows, lost fractions, wrapped numbers and different values for one tied tensor always count. With ``exactly``,
     any rounding counts too.
     """
-    by_type = _differing(current, state) if exactly else _changed_by_type(current, state)
-    return sorted({*by_type, *_changed_by_ties(current, state)})
+    return sorted({*_changed_by_type(current, state, exactly=exactly), *_changed_by_ties(current, state)})
 
 
-def _casts(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, model tensor and stored tensor where loading changes the type."""
+def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any], *, exactly: bool) -> Iterator[str]:
+    """Yield the names of tensors with values that another type does not hold: exactly, or but for rounding."""
     import torch
 
     for name, value in current.items():
         stored = state.get(name)
         if not isinstance(value, torch.Tensor) or not isinstance(stored, torch.Tensor) or is_lazy(value):
             continue
-        if value.dtype != stored.dtype:
-            yield name, value, stored
-
-
-def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    for name, value, stored in _casts(current, state):
-        is_quantized = value.is_quantized or stored.is_quantized
-        if not is_quantized and _loses(stored, value.dtype):
-            yield name
-
-
-def _differing(current: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of tensors with any value that would differ, if only by rounding."""
-    for name, value, stored in _casts(current, state):
-        if value.is_quantized or stored.is_quantized or not is_held(stored, value.dtype):
+        if value.dtype == stored.dtype:
+            continue
+        if value.is_quantized or stored.is_quantized:
+            is_changed = exactly  # quantized values are compared with no others
+        else:
+            is_changed = not is_held(stored, value.dtype) if exactly else _loses(stored, value.dtype)
+        if is_changed:
             yield name
 
 
 def is_held(stored: Any, dtype: Any) -> bool:
-    """Whether another type can hold every value of a tensor exactly."""
+    """Tell whether another type can hold every value of a tensor exactly."""
     import torch
 
     values = _comparable(stored.detach())
@@ -65,7 +56,7 @@ def _comparable(tensor: Any) -> Any:
 
 
 def _loses(stored: Any, dtype: Any) -> bool:
-    """Whether a conversion changes values by more than rounding."""
+    """Tell whether a conversion changes values by more than rounding."""
     import torch
 
     if stored.layout is not torch.strided:
@@ -104,7 +95,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def is_lazy(value: Any) -> bool:
-    """Whether ``value`` is a lazy parameter, which takes its shape from the loaded tensor and has none before."""
+    """Tell whether ``value`` is a lazy parameter, which takes its shape from the loaded tensor and has none before."""
     from torch.nn import parameter
 
     return bool(parameter.is_lazy(value))

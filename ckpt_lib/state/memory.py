@@ -30,7 +30,7 @@ def address_of(storage: torch.UntypedStorage, start: int, stop: int) -> int:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether the storage of a strided tensor is long enough to hold it."""
+    """Tell whether the storage of a strided tensor is long enough to hold it."""
     return extent_bytes(tensor)[1] <= tensor.untyped_storage().nbytes()
 
 
@@ -76,7 +76,7 @@ def _strided_parts(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
 
 
 def is_per_channel(tensor: torch.Tensor) -> bool:
-    """Whether a quantized tensor has a scale per channel instead of a single one."""
+    """Tell whether a quantized tensor has a scale per channel instead of a single one."""
     return tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 

@@ -32,7 +32,7 @@ def check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) ->
 
 
 def _decides_itself(model: Any) -> bool:
-    """Whether the model may accept other names or shapes than its own: by hooks, or by loading code of its own."""
+    """Tell whether the model may accept other names or shapes than its own: by hooks, or by loading code of its own."""
     from torch import nn
 
     standard = nn.Module._load_from_state_dict
@@ -78,7 +78,7 @@ def _refuse_nested(model: Any, current: Mapping[str, Any]) -> None:
 
 
 def has_own_loading(module: Any) -> bool:
-    """Whether a module has load hooks or loading code that is not PyTorch's."""
+    """Tell whether a module has load hooks or loading code that is not PyTorch's."""
     from torch import nn
 
     own = type(module)

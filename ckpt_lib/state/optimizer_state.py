@@ -124,7 +124,7 @@ def _tensors_to_load(optimizer: Any, state: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _differs_on_purpose(value: Any, parameter: Any, saved: Any) -> bool:
-    """Whether a tensor was saved in another type than its parameter, which still has the type that it had then."""
+    """Tell whether a tensor was saved in another type than its parameter, which still has the type that it had then."""
     return bool(saved == parameter.dtype != value.dtype)
 
 

@@ -57,7 +57,7 @@ def call_before_steps(action: Callable[[], object]) -> None:
 
 
 def may_wait(part: StorageRange, deferred: Collection[AddressKey]) -> bool:
-    """Whether only tensors in ``deferred`` use this range, and it is large enough to be worth deferring.
+    """Tell whether only tensors in ``deferred`` use this range, and it is large enough to be worth deferring.
 
     PyTorch does not count writes to tensors made in inference mode, so these are copied at once.
     """
@@ -78,7 +78,7 @@ class DeferredCopies:
         self.error: StateChangedError | None = None
 
     def holds(self, part: StorageRange) -> bool:
-        """Whether the copy of this range is deferred."""
+        """Tell whether the copy of this range is deferred."""
         return id(part) in self._watches
 
     def copy(self, part: StorageRange, action: Callable[[], object]) -> None:
@@ -104,7 +104,8 @@ class DeferredCopies:
     def _fail(self, watches: list[RangeWatch]) -> None:
         if self.error is not None:
             return
-        names = list(names_of(self._payload, [watch.stored for watch in watches]))
+        changed = {id(tensor) for watch in watches for tensor in watch.stored.tensors}
+        names = list(names_of(self._payload, changed))
         self.error = StateChangedError(
             f"{listed(names) or 'a tensor'} changed before a background save had copied it",
             expected="no write to parameters and optimizer state before the next optimizer.step()",

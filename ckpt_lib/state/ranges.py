@@ -18,7 +18,7 @@ _TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is an ordinary strided view of its storage, described completely by shape and strides."""
+    """Tell whether a tensor is an ordinary strided view of its storage, described completely by shape and strides."""
     return (
         type(tensor) in _TENSORS
         and tensor.layout is torch.strided

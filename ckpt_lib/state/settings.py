@@ -125,7 +125,7 @@ def describe_changes(changes: Changes) -> str:
 
 
 def is_same(mine: Any, stored: Any) -> bool:
-    """Whether two settings are equal. Objects that compare by identity count as equal to any other."""
+    """Tell whether two settings are equal. Objects that compare by identity count as equal to any other."""
     import torch
 
     if isinstance(mine, torch.Tensor) or isinstance(stored, torch.Tensor):
@@ -177,7 +177,7 @@ def _as_rate(name: str) -> str:
 
 
 def _is_cycled(group: Mapping[str, Any]) -> bool:
-    """Whether a scheduler cycles the momentum of this group, as it cycles the learning rate."""
+    """Tell whether a scheduler cycles the momentum of this group, as it cycles the learning rate."""
     return "max_momentum" in group
 
 
@@ -199,7 +199,7 @@ def _is_unchanged(setting: _Setting, schedule: Mapping[str, Any] | None, number:
 
 
 def _is_reduced(mine: Any, stored: Any, schedule: Mapping[str, Any] | None, number: int) -> bool:
-    """Whether ``ReduceLROnPlateau``, which stores no initial rate, leads from one learning rate to the other."""
+    """Tell whether ``ReduceLROnPlateau``, which stores no initial rate, leads from one learning rate to the other."""
     names = ("factor", "min_lrs", "patience", "last_epoch")
     if not isinstance(schedule, Mapping) or any(name not in schedule for name in names):
         return False
@@ -213,7 +213,7 @@ def _is_reduced(mine: Any, stored: Any, schedule: Mapping[str, Any] | None, numb
 
 
 def _is_rate_without_schedule(setting: _Setting) -> bool:
-    """Whether the stored learning rate comes from a schedule that the caller no longer uses."""
+    """Tell whether the stored learning rate comes from a schedule that the caller no longer uses."""
     return setting.key == "lr" and "initial_lr" in setting.stored and "initial_lr" not in setting.mine
 
 
@@ -283,7 +283,7 @@ def _states_within(name: str, within: Sequence[Any], current: Sequence[Any], sto
 
 
 def _is_state_of(scheduler: Any, current: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Whether a state has the settings of this scheduler. Classes that are not PyTorch's are not compared."""
+    """Tell whether a state has the settings of this scheduler. Classes that are not PyTorch's are not compared."""
     if not type(scheduler).__module__.startswith("torch.optim."):
         return True
     return not (current.keys() ^ stored.keys()) - _PROGRESS - _ONLY_WITH_MOMENTUM - {"verbose"}

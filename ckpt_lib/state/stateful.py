@@ -99,7 +99,7 @@ def parameter_names(optimizer: Any, model: Any) -> Names | None:
 
 
 def is_module(stateful: Any) -> bool:
-    """Whether an object is a ``torch.nn.Module``."""
+    """Tell whether an object is a ``torch.nn.Module``."""
     from torch.nn import Module
 
     return isinstance(stateful, Module)

@@ -13,24 +13,22 @@ from ckpt_lib.state.stateful import Stateful, is_module
 
 def way_back(part: str, stateful: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
     """Return a function that puts an object back into its present state."""
-    if part != "model":
-        before = stateful.state_dict()
-        return lambda: stateful.load_state_dict(before)
-    if not _may_fail_midway(stateful, state):
-        return lambda: None
-    return _ModuleBackup(stateful).restore if is_module(stateful) else _reload(stateful)
-
-
-def _reload(stateful: Stateful) -> Callable[[], object]:
-    before = _copied(stateful.state_dict())
+    if part == "model":
+        if not _may_fail_midway(stateful, state):
+            return lambda: None
+        if is_module(stateful):
+            return _ModuleBackup(stateful).restore
+    before = _copied(stateful.state_dict()) if part == "model" else stateful.state_dict()
     return lambda: stateful.load_state_dict(before)
 
 
 def _may_fail_midway(model: Any, state: Mapping[str, Any]) -> bool:
-    """Whether loading may raise midway: names or shapes differ, or loading code that is not PyTorch's takes part."""
-    if not is_module(model):
-        return True
-    return bool(differences(model.state_dict(), state)) or any(map(has_own_loading, model.modules()))
+    """Tell whether loading may raise midway: names or shapes differ, or loading code is not PyTorch's."""
+    return _has_own_loading(model) or bool(differences(model.state_dict(), state))
+
+
+def _has_own_loading(stateful: Any) -> bool:
+    return not is_module(stateful) or any(map(has_own_loading, stateful.modules()))
 
 
 class _ModuleBackup:
@@ -48,7 +46,9 @@ class _ModuleBackup:
             for tensor in before.values()
             if tensor is not None
         }
-        self._tensors = [(tensor, type(tensor), _copy_of(tensor)) for tensor in tensors.values()]
+        self._tensors = [
+            (tensor, type(tensor), None if is_lazy(tensor) else tensor.detach().clone()) for tensor in tensors.values()
+        ]
 
     def restore(self) -> None:
         """Bring the module back to the state at construction."""
@@ -68,10 +68,6 @@ class _ModuleBackup:
                     tensor.data = values
 
 
-def _copy_of(tensor: Any) -> Any:
-    return None if is_lazy(tensor) else tensor.detach().clone()
-
-
 def _extra_state(module: Any) -> tuple[Any] | None:
     from torch import nn
 
@@ -86,7 +82,7 @@ def own_copy(stateful: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
     PyTorch's modules copy tensors, but keep extra state. Any other loading code may keep everything.
     """
     own: Any = copy.copy(stored)  # which keeps its attributes, the versions of the modules
-    keeps_all = not is_module(stateful) or any(map(has_own_loading, stateful.modules()))
+    keeps_all = _has_own_loading(stateful)
     own.update({key: _copied(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")})
     return own  # type: ignore[no-any-return]
 

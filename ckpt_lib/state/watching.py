@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.state.ranges import StorageRange
@@ -70,20 +70,15 @@ class CallingThread:
 
 
 def _only_waits(path: str) -> bool:
-    """Whether the code in a file waits for other threads and writes to no tensor: the standard library's, and ours."""
+    """Tell whether the code in a file waits for threads and writes to no tensor: the standard library's, and ours."""
     return path in _WAITING or (path.startswith(_STANDARD_LIBRARY) and "-packages" not in path)
 
 
-def names_of(value: Any, ranges: list[StorageRange], path: str = "") -> Iterator[str]:
-    """Yield the dotted names of the tensors of ``value`` that lie in some ranges."""
-    wanted = {id(tensor) for stored in ranges for tensor in stored.tensors}
-    yield from _names_of(value, wanted, path)
-
-
-def _names_of(value: Any, wanted: set[int], path: str) -> Iterator[str]:
+def names_of(value: Any, wanted: Collection[int], path: str = "") -> Iterator[str]:
+    """Yield the dotted names of the tensors of ``value`` whose ids are ``wanted``."""
     if id(value) in wanted:
         yield path
     elif isinstance(value, Mapping | list | tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
-            yield from _names_of(item, wanted, f"{path}.{key}" if path else str(key))
+            yield from names_of(item, wanted, f"{path}.{key}" if path else str(key))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import BinaryIO
 
 from ckpt_lib.core.damage import Damage
@@ -16,7 +15,6 @@ from ckpt_lib.stream.chunks import (
     has_chunk_table,
     local_size_bytes,
     size_damage,
-    streamed_chunks,
 )
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, FileDigests, StreamDigest
 
@@ -37,44 +35,25 @@ def find_damages(source: BinaryIO, entry: FileEntry, progress: Progress | None =
 
 
 def _compare(found: FileDigests, entry: FileEntry) -> list[Damage]:
-    damages = size_damage(entry, found.size_bytes)
-    damages += altered_chunks(entry, _differing(entry, found.chunk_xxh3_128, found.size_bytes))
+    known = range(min(len(entry.chunk_xxh3_128), len(found.chunk_xxh3_128)))  # a third party's table may be empty
+    comparable = set(comparable_chunks(entry, found.size_bytes)).intersection(known)
+    differing = [number for number in comparable if found.chunk_xxh3_128[number] != entry.chunk_xxh3_128[number]]
+    damages = [*size_damage(entry, found.size_bytes), *altered_chunks(entry, differing)]
     if not damages and found.sha256 != entry.sha256:
         message = f"{entry.name} has SHA-256 {found.sha256}, not {entry.sha256}"
         damages.append(Damage(file=entry.name, kind="altered", start=0, stop=found.size_bytes, message=message))
     return damages
 
 
-def _differing(entry: FileEntry, found: Sequence[str], size_bytes: int) -> list[int]:
-    """Return the numbers of the chunks whose digest differs. A chunk table of a third party may be empty."""
-    known = range(min(len(entry.chunk_xxh3_128), len(found)))
-    comparable = comparable_chunks(entry, size_bytes)
-    return [number for number in known if number in comparable and found[number] != entry.chunk_xxh3_128[number]]
-
-
 def find_damaged_chunks(source: BinaryIO, entry: FileEntry, progress: Progress | None = None) -> list[Damage]:
-    """Compare the size and the XXH3-128 of every chunk, on several processors for a local file.
+    """Compare the size and the XXH3-128 of every chunk of a local file, on several processors.
 
     This quick check finds the same accidents as :func:`find_damages` and returns the same findings. Only SHA-256 also
-    detects a file that was forged to have the same chunk digests. ``source`` is read from its start. Where ``entry``
-    has no chunk table, the SHA-256 is compared instead. Raises the errors of the source.
+    detects a file that was forged to have the same chunk digests. ``source`` is read from its start. Any other source,
+    and one whose ``entry`` has no chunk table, is checked by :func:`find_damages`. Raises the errors of the source.
     """
-    if not has_chunk_table(entry):
-        return find_damages(source, entry, progress)
     size_bytes = local_size_bytes(source)
-    if size_bytes is None:
-        return _check_stream(source, entry, progress)
+    if size_bytes is None or not has_chunk_table(entry):
+        return find_damages(source, entry, progress)
     numbers = differing_chunks(entry, comparable_chunks(entry, size_bytes), ReadAt(source).digest, progress)
     return [*size_damage(entry, size_bytes), *altered_chunks(entry, numbers)]
-
-
-def _check_stream(source: BinaryIO, entry: FileEntry, progress: Progress | None) -> list[Damage]:
-    found: list[str] = []
-    total_bytes = 0
-    for size_bytes, digest in streamed_chunks(source, entry):
-        found.append(digest)
-        total_bytes += size_bytes
-        if progress:
-            progress(size_bytes)
-    differing = _differing(entry, found, total_bytes)
-    return [*size_damage(entry, total_bytes), *altered_chunks(entry, differing)]

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby
 from typing import BinaryIO
 
 import xxhash
@@ -28,7 +28,7 @@ MAX_WORKERS = 8
 
 
 def has_chunk_table(entry: FileEntry) -> bool:
-    """Whether the entry has a digest for every chunk. A manifest of a third party may have none."""
+    """Tell whether the entry has a digest for every chunk. A manifest of a third party may have none."""
     return len(entry.chunk_xxh3_128) == -(-entry.size_bytes // entry.chunk_size_bytes)
 
 
@@ -157,39 +157,22 @@ def comparable_chunks(entry: FileEntry, size_bytes: int) -> range:
 
 def altered_chunks(entry: FileEntry, numbers: Iterable[int]) -> list[Damage]:
     """Return the damage of these chunks, with neighbours joined into one range."""
-    numbers = sorted(numbers)
-    if not numbers:
-        return []
-    first_of_runs = [numbers[0], *(after for before, after in pairwise(numbers) if after > before + 1)]
-    last_of_runs = [*(before for before, after in pairwise(numbers) if after > before + 1), numbers[-1]]
-    ranges = [
-        (chunk_range(entry, first)[0], chunk_range(entry, last)[1])
-        for first, last in zip(first_of_runs, last_of_runs, strict=True)
-    ]
-    return [altered(entry, start, stop) for start, stop in ranges]
+    damages = []
+    for first, last in runs(sorted(numbers)):
+        start, stop = chunk_range(entry, first)[0], chunk_range(entry, last)[1]
+        message = f"{entry.name} was altered between bytes {start} and {stop}"
+        damages.append(Damage(file=entry.name, kind="altered", start=start, stop=stop, message=message))
+    return damages
 
 
-def altered(entry: FileEntry, start: int, stop: int) -> Damage:
-    """Return the damage of one range of bytes."""
-    message = f"{entry.name} was altered between bytes {start} and {stop}"
-    return Damage(file=entry.name, kind="altered", start=start, stop=stop, message=message)
+def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each run of consecutive numbers. ``numbers`` must ascend."""
+    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        members = [number for _, number in run]
+        yield members[0], members[-1]
 
 
 def digest_of_view(view: memoryview, start: int, stop: int) -> str:
     """Return the XXH3-128 of a range of bytes in memory."""
     with view[start:stop] as piece:
         return xxhash.xxh3_128_hexdigest(piece)
-
-
-def streamed_chunks(source: BinaryIO, entry: FileEntry) -> Iterator[tuple[int, str]]:
-    """Yield size and digest of each chunk of a source, to its end."""
-    buffer = memoryview(bytearray(BLOCK_SIZE_BYTES))
-    digest, size_bytes = xxhash.xxh3_128(), 0
-    while count := source.readinto(buffer[: entry.chunk_size_bytes - size_bytes]):  # type: ignore[attr-defined]  # has it
-        digest.update(buffer[:count])
-        size_bytes += count
-        if size_bytes == entry.chunk_size_bytes:
-            yield size_bytes, digest.hexdigest()
-            digest, size_bytes = xxhash.xxh3_128(), 0
-    if size_bytes:
-        yield size_bytes, digest.hexdigest()

@@ -39,16 +39,11 @@ class StreamDigest:
         self._chunk_digests: list[str] = []
         self.size_bytes = 0
 
-    @property
-    def bytes_to_chunk_end(self) -> int:
-        """How many bytes are missing from the current chunk (at least 1)."""
-        return self._chunk_size_bytes - self.size_bytes % self._chunk_size_bytes
-
     def update(self, data: Buffer) -> None:
         """Add the next bytes."""
         view = memoryview(data).cast("B")
         while view:
-            piece = view[: self.bytes_to_chunk_end]
+            piece = view[: self._chunk_size_bytes - self.size_bytes % self._chunk_size_bytes]
             self._sha256.update(piece)
             self._chunk.update(piece)
             self.size_bytes += len(piece)

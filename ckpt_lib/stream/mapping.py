@@ -100,8 +100,6 @@ def _fill(source: BinaryIO, view: memoryview) -> int:
 
 
 def _map(descriptor: int, size_bytes: int) -> mmap.mmap:
-    if sys.platform == "win32":
-        return mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY)
     # Without a reservation, a file larger than the memory can be mapped. Few of its pages are ever written to.
     flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
     return mmap.mmap(descriptor, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -112,14 +110,9 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     """Return the system's ``madvise``. Python's own holds the interpreter lock while the disk reads."""
     if sys.platform != "linux":
         return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    function.restype = ctypes.c_int
-
-    def call(address: int, size_bytes: int, advice: int) -> int:
-        return int(function(address, size_bytes, advice))
-
-    return call
+    madvise: Callable[[int, int, int], int] = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]  # of ctypes
+    return madvise
 
 
 def _populate(address: int, start: int, stop: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -18,6 +18,7 @@ from ckpt_lib.stream.chunks import (
     comparable_chunks,
     differing_chunks,
     has_chunk_table,
+    runs,
     size_damage,
 )
 from ckpt_lib.stream.mapping import Memory, memory_of
@@ -116,14 +117,19 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         return altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
 
     def _fetch(self, numbers: Iterable[int]) -> None:
-        for first, last in _runs(numbers):
+        for first, last in runs(numbers):
             start, stop = first * self._chunk_size_bytes, (last + 1) * self._chunk_size_bytes
-            if not self._held.fetch(start, min(stop, self.size_bytes)):
-                raise CorruptCheckpointError("the file became shorter while it was read")
+            self._fetch_range(start, min(stop, self.size_bytes))
+
+    def _fetch_range(self, start: int, stop: int) -> None:
+        if not self._held.fetch(start, stop):
+            raise CorruptCheckpointError(
+                "the file became shorter while it was read",
+                hint="Another program writes to the store's files. Restore a backup once it has stopped.",
+            )
 
     def _verify_whole(self, entry: FileEntry) -> None:
-        if not self._held.fetch(0, self.size_bytes):
-            raise CorruptCheckpointError("the file became shorter while it was read")
+        self._fetch_range(0, self.size_bytes)
         if damages := find_damages(MemoryFile(self._held.view), entry):
             raise _corrupt(entry, damages)
 
@@ -188,20 +194,6 @@ class MemoryFile(io.RawIOBase, BinaryIO):
             target[:count] = self._view[:count]
         self._view = self._view[count:]
         return count
-
-
-def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield first and last of each run of consecutive numbers. ``numbers`` must ascend."""
-    run: tuple[int, int] | None = None
-    for number in numbers:
-        if run is not None and number == run[1] + 1:
-            run = run[0], number
-            continue
-        if run is not None:
-            yield run
-        run = number, number
-    if run is not None:
-        yield run
 
 
 def _read_ahead(source: BinaryIO) -> None:

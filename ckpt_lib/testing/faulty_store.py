@@ -144,7 +144,7 @@ class FaultyStore:
 
     def __init__(self, store: Store, plan: FaultPlan) -> None:
         self._store = store
-        self._plan = plan
+        self.plan = plan
 
     @property
     def url(self) -> str:
@@ -155,52 +155,48 @@ class FaultyStore:
         return self._store.capabilities
 
     def list(self, prefix: str, *, recursive: bool = False) -> Sequence[Entry]:
-        return self._plan.run("list", prefix, lambda: self._store.list(prefix, recursive=recursive))
+        return self.plan.run("list", prefix, lambda: self._store.list(prefix, recursive=recursive))
 
     def stat(self, key: str) -> Entry | None:
-        return self._plan.run("stat", key, lambda: self._store.stat(key))
+        return self.plan.run("stat", key, lambda: self._store.stat(key))
 
     def open_read(self, key: str) -> RangeReader:
-        reader = self._plan.run("open_read", key, lambda: self._store.open_read(key), lambda found: found.close())
-        return _FaultyReader(reader, key, self._plan)
+        reader = self.plan.run("open_read", key, lambda: self._store.open_read(key), lambda found: found.close())
+        return _FaultyReader(reader, key, self.plan)
 
     def open_write(self, key: str) -> Upload:
-        upload = self._plan.run("open_write", key, lambda: self._store.open_write(key), lambda begun: begun.abort())
+        upload = self.plan.run("open_write", key, lambda: self._store.open_write(key), lambda begun: begun.abort())
         return _FaultyUpload(upload, key, self)
 
     def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
         def work() -> Entry:
             with self.replacing(key, len(data)):
-                content = bytes(self._plan.altered(self._plan.write_flips, key, 0, data))
+                content = bytes(self.plan.altered(self.plan.write_flips, key, 0, data))
                 return self._store.put(key, content, if_version=if_version, durable=durable)
 
-        return self._plan.run("put", key, work)
+        return self.plan.run("put", key, work)
 
     def delete(self, key: str, *, if_version: str | None = None) -> None:
         def work() -> None:
             with self.replacing(key, 0):
                 self._store.delete(key, if_version=if_version)
 
-        self._plan.run("delete", key, work)
+        self.plan.run("delete", key, work)
 
     def free_bytes(self) -> int | None:
-        return self._plan.run("free_bytes", "", lambda: self._plan.left_bytes(self._store.free_bytes()))
-
-    @property
-    def plan(self) -> FaultPlan:
-        return self._plan
+        return self.plan.run("free_bytes", "", lambda: self.plan.left_bytes(self._store.free_bytes()))
 
     @contextmanager
     def replacing(self, key: str, size_bytes: int) -> Iterator[None]:
         """Use up the quota for a new object of a key, and give back the room of the old one if that went well."""
-        entry = self._store.stat(key) if self._plan.quota_bytes is not None else None
-        self._plan.take(size_bytes, key)
+        entry = self._store.stat(key) if self.plan.quota_bytes is not None else None
+        self.plan.take(size_bytes, key)
         try:
             yield
         except BaseException:
-            self._plan.take(-size_bytes, key)
+            self.plan.take(-size_bytes, key)
             raise
-        self._plan.take(-entry.size_bytes if entry else 0, key)
+        self.plan.take(-entry.size_bytes if entry else 0, key)
 
 
 class _FaultyUpload:

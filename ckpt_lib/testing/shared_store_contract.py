@@ -1,4 +1,4 @@
-"""What a store must do besides that several processes open by its URL."""
+"""Tests what a store must do besides that several processes open by its URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store must do, as tests for pytest: a store is done when its subclass of ``StoreContract`` passes."""
+"""Tests what every store must do: a store is done when its subclass of ``StoreContract`` passes."""
 
 from __future__ import annotations
 

@@ -101,6 +101,13 @@ def read(data: bytes) -> Manifest:
     return found
 
 
+def nested_lists(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def bits(value: object) -> object:
     """Something by which NaN equals NaN and 1 differs from 1.0."""
     if isinstance(value, float):

@@ -95,17 +95,9 @@ def test_a_newer_schema_is_refused_by_number(version: int) -> None:
 
 @pytest.mark.parametrize("version", [0, -1, 1.0, 2.0, "1", "2", None, True, [1], math.nan])
 def test_a_schema_version_is_a_positive_whole_number(version: object) -> None:
-    """2.0 and "2" must not pass for schema 2 and be read as schema 1."""
+    """2.0 and "2" must not pass for schema 2 and be read as schema 1; ``None`` is what a missing version reads as."""
     with pytest.raises(CorruptManifestError):
         read(sealed(plain_fields() | {"schema_version": version}))
-
-
-def test_a_manifest_without_schema_version_is_refused() -> None:
-    """Nothing is guessed about a file that does not say what it is."""
-    fields = plain_fields()
-    del fields["schema_version"]
-    with pytest.raises(CorruptManifestError):
-        read(sealed(fields))
 
 
 def test_describe_shows_the_facts_and_nothing_that_could_go_stale() -> None:
@@ -146,21 +138,7 @@ def test_every_inserted_byte_is_noticed() -> None:
     missed = [
         (at, piece)
         for at in range(len(data) + 1)
-        for piece in (
-            b" ",
-            b"\n",
-            b"\t",
-            b"0",
-            b"1",
-            b".",
-            b"e",
-            b'"',
-            b"\\",
-            b",",
-            b"\x00",
-            b"\xef\xbb\xbf",
-            b"\xc3\xa9",
-        )
+        for piece in (*(bytes([byte]) for byte in b' \n\t01.e"\\,\0'), b"\xef\xbb\xbf", b"\xc3\xa9")
         if not _is_noticed(data[:at] + piece + data[at:])
     ]
     assert missed == []
@@ -206,20 +184,6 @@ def test_garbage_is_refused_with_the_right_error(data: bytes) -> None:
     assert refused.value.path == "somewhere.json"
 
 
-@pytest.mark.parametrize("levels", [300, 950, 5_000, 100_000])
-@pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
-def test_deeply_nested_garbage_is_refused(levels: int, bracket: bytes) -> None:
-    """A bomb of brackets ends in our error and not in a crash."""
-    with pytest.raises(CorruptManifestError):
-        read(bracket * levels + b"1" + (b"]" if bracket == b"[" else b"}") * levels)
-
-
-def test_a_giant_is_refused_unread() -> None:
-    """A planted file larger than any manifest is not even parsed."""
-    with pytest.raises(CorruptManifestError, match="too large"):
-        read(b" " * (Manifest.MAX_BYTES + 1))
-
-
 mutants = st.one_of(
     json_values,
     st.sampled_from(
@@ -252,32 +216,14 @@ def test_a_forged_manifest_is_refused_or_usable(field: str, file_field: str, dat
     manifest.describe(is_best=True)
 
 
+OTHER_PLACES = ["../../etc/passwd", "/etc/passwd", "..", "", ".", f"./{ID}.pt", f"backups/{ID}.pt"]
+NO_SUFFIXES = ["", ".", ".json", ".JSON", "./../../x.pt", ".pt/../../../x", ".\\..\\x.pt", "x.pt", "_2.pt"]
+HIDDEN_SUFFIXES = [".pt\0.x", ".pt:stream", ".pt\n", ".p\u202et", f".{'x' * 300}"]
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        "../../etc/passwd",
-        "/etc/passwd",
-        "..",
-        "",
-        ".",
-        ID,
-        f"{ID}.",
-        f"{ID}.json",
-        f"{ID}.JSON",
-        f"{ID}./../../x.pt",
-        f"{ID}.pt/../../../x",
-        f"{ID}.\\..\\x.pt",
-        f"{ID}.pt\0.x",
-        f"{ID}.pt:stream",
-        f"{ID}.pt\n",
-        f"{ID}.p\u202et",
-        f"{ID}.{'x' * 300}",
-        f"{ID}x.pt",
-        f"{ID}_2.pt",
-        f"./{ID}.pt",
-        f"backups/{ID}.pt",
-        f"{ID.upper()}.pt",
-    ],
+    [*OTHER_PLACES, *(ID + suffix for suffix in (*NO_SUFFIXES, *HIDDEN_SUFFIXES)), f"{ID.upper()}.pt"],
     ids=ascii,
 )
 def test_a_manifest_names_its_own_payload_and_nothing_else(name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.core.manifest import FileEntry, Manifest, _canonical, parse_record
+from ckpt_lib.core.manifest import Manifest, _canonical, parse_record
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptManifestError, InvalidMetricError, InvalidNameError
+from tests.core.examples import ID, example, nested_lists
 from tests.helpers import MakeManager, experiment_folder
-
-ID = "checkpoint_epoch_0001_step_000100_20231201_143022"
-
-
-def deep(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
-
 
 TOO_MUCH: dict[str, dict[str, Any]] = {
     "a metric beyond floats": {"metrics": {"a": 10**300}},
@@ -39,7 +29,7 @@ TOO_MUCH: dict[str, dict[str, Any]] = {
     "a hundred thousand keys": {"config": {str(number): 1 for number in range(100_000)}},
     "a hundred thousand values": {"config": {"a": list(range(100_000))}},
     "a config of two megabytes": {"config": {"a": "x" * 2**21}},
-    "a deep config": {"config": {"a": deep(101)}},
+    "a deep config": {"config": {"a": nested_lists(101)}},
     "a hundred thousand libraries": {"libraries": {str(number): 1 for number in range(100_000)}},
     "a description of a megabyte": {"description": "x" * 2**20},
     "an epoch of a thousand digits": {"epoch": 10**1000},
@@ -54,23 +44,7 @@ TOO_MUCH: dict[str, dict[str, Any]] = {
 
 
 def fields() -> dict[str, Any]:
-    entry = FileEntry(
-        name=f"{ID}.pt", size_bytes=1, sha256="0" * 64, chunk_size_bytes=2**23, chunk_xxh3_128=("0" * 32,)
-    )
-    made = Manifest(
-        checkpoint_id=ID,
-        timestamp=datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC),
-        epoch=1,
-        step=100,
-        model_name="Net",
-        experiment_name="run",
-        sequence=1,
-        uid="0" * 32,
-        claim="0" * 16,
-        format="torch",
-        files=(entry,),
-    )
-    return made.model_dump(mode="json")
+    return example().model_dump(mode="json")
 
 
 @pytest.mark.parametrize("what", TOO_MUCH)
@@ -108,7 +82,7 @@ def test_each_of_the_bounds_lets_pass_what_lies_within() -> None:
         ({"config": {str(number): 1 for number in range(10_001)}}, ConfigError),
         ({"config": {"a": [0] * 100_000}}, ConfigError),
         ({"config": {"a": "x" * 2**21}}, ConfigError),
-        ({"config": {"a": deep(101)}}, ConfigError),
+        ({"config": {"a": nested_lists(101)}}, ConfigError),
     ],
 )
 def test_a_writer_refuses_it_before_anything_is_written(

@@ -21,9 +21,9 @@ from pydantic import BaseModel
 from torch import nn
 
 from ckpt_lib.analysis.plots import metrics_figure
-from ckpt_lib.core.names import check_experiment_name, check_tag
 from ckpt_lib.core.plain import MAX_ELEMENTS, MAX_LEVELS, MAX_VALUES, plain_mapping
-from ckpt_lib.errors import CheckpointError, ConfigError, InvalidNameError, UnsupportedStateError
+from ckpt_lib.errors import CheckpointError, ConfigError, UnsupportedStateError
+from tests.core.examples import nested_lists
 from tests.helpers import MakeManager, ids
 
 
@@ -79,13 +79,6 @@ def test_values_that_training_scripts_have(make_manager: MakeManager, given_valu
     assert manager.load_checkpoint()["config"] == {"v": stored}
 
 
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
 @pytest.mark.parametrize(
     ("config", "place"),
     [
@@ -95,7 +88,7 @@ def nested(levels: int) -> Any:
         ({"table": np.zeros(MAX_ELEMENTS + 1)}, r"config\.table is too large"),
         ({1: "a", "1": "b"}, "two keys"),
         ({"a": {(1, 2): 3}}, r"config\.a has a key"),
-        ({"deep": nested(MAX_LEVELS + 1)}, "nested too deeply"),
+        ({"deep": nested_lists(MAX_LEVELS + 1)}, "nested too deeply"),
         ("text", "config must be a mapping"),
         ([1], "config must be a mapping"),
     ],
@@ -187,30 +180,6 @@ def test_arrays_in_extra_state_become_tensors(make_manager: MakeManager, tmp_pat
     assert torch.equal(payload["extra_state"]["numpy"][1], keys)
     with pytest.raises(UnsupportedStateError, match="type without a tensor"):
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1, extra_state={"a": np.array(["x"])})
-
-
-@pytest.mark.parametrize("name", ["lr=0.1,wd=1e-4", "run 7", "a+b", "x,y", "ends-", "a b.c"])
-def test_experiment_names_of_sweeps(make_manager: MakeManager, name: str) -> None:
-    """Names that sweeps make are folders like others."""
-    manager = make_manager(check_experiment_name(name))
-    saved = manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
-    assert make_manager(name).checkpoint_ids() == [saved]
-
-
-@pytest.mark.parametrize("name", [" a", "a ", "a.", "=a", ",a", "a/b", "a~b", "", "con", "a\tb", "a:b"])
-def test_experiment_names_that_are_no_folder_everywhere(name: str) -> None:
-    """Blanks and dots at the end, separators and what Windows refuses stay refused."""
-    with pytest.raises(InvalidNameError):
-        check_experiment_name(name)
-
-
-@pytest.mark.parametrize(
-    "tag", ["best", "latest", "checkpoint_epoch_0001_step_000100_20231201_143022", "@a", "a~1", "a/b"]
-)
-def test_tags_that_stand_for_something_else_are_refused(tag: str) -> None:
-    """A tag that a keyword, an id or a selector hides could never be asked for."""
-    with pytest.raises(InvalidNameError):
-        check_tag(tag)
 
 
 @pytest.mark.parametrize("values", [{"$x_{$": 1.0}, {"cost_$_per_$": 1.0}, {"m": 1e308}, {"m": 1e99}])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import io
 import os
 import pickle
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
-from tests.formats.torch_files import opened, read, rezipped, saved
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePayloadError, UnsupportedStateError
+from ckpt_lib.formats.torch.format import TorchZipFormat
+from tests.formats.torch_files import encoded, opened, read, rezipped, saved
 
 CANARY = "CKPT_TEST_CANARY"
+_ASSIGN = f"__import__('os').environ.update({CANARY}='fired')"
 
 
 class Reduces:
@@ -33,33 +38,88 @@ def _fire(*_: object) -> None:
     os.environ[CANARY] = "fired"
 
 
-@pytest.fixture
+class Sets:
+    """An object whose unpickling runs its own code."""
+
+    def __setstate__(self, state: object) -> None:
+        _fire()
+
+    def __getstate__(self) -> object:
+        return {"a": 1}
+
+
+@pytest.fixture(autouse=True)
 def _quiet_canary() -> Iterator[None]:
     os.environ.pop(CANARY, None)
     yield
     os.environ.pop(CANARY, None)
 
 
+# --- no surprise code ---
+
 ATTACKS: dict[str, Any] = {
-    "exec": Reduces(exec, (f"__import__('os').environ.update({CANARY}='fired')",)),
+    "exec": Reduces(exec, (_ASSIGN,)),
+    "eval": Reduces(eval, (_ASSIGN,)),
+    "getattr": Reduces(getattr, ("text", "upper")),
+    "import": Reduces(builtins.__import__, ("antigravity",)),
     "ours": Reduces(_fire, ()),
+    "setstate": Sets(),
+    "hook": Reduces(torch.load, ("/nonexistent",)),
     "dotted": Reduces(torch.serialization.os.system, ("true",)),  # type: ignore[attr-defined]
     "module attribute": Reduces(torch.hub.load, ("a/b", "c")),
     "state of a function": Reduces(torch._utils._rebuild_parameter, (None, True, OrderedDict()), {"data": _fire}),
     "state of a size": Reduces(torch.Size, ((1,),), {"x": Reduces(_fire, ())}),
+    "in a key": {Reduces(eval, (_ASSIGN,)): 1},
     "beside tensors": [torch.ones(2), Reduces(_fire, ())],
 }
 
 
-@pytest.mark.usefixtures("_quiet_canary")
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("keys", [None, ["y"]], ids=["all", "another part"])
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_stored_code_does_not_run(attack: Any, keys: list[str] | None) -> None:
+def test_stored_code_does_not_run(attack: Any, keys: list[str] | None, legacy: bool) -> None:
     """Not even when a part is asked for that does not hold it, for the whole structure is read."""
-    data = saved({"x": attack, "y": torch.ones(1)})
-    with pytest.raises(UnsafePayloadError):
+    data = saved({"x": attack, "y": torch.ones(1)}, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsafePayloadError, match="trust_pickle=True"):
         read(opened(data), keys=keys)
     assert CANARY not in os.environ
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_does_not_run(protocol: int) -> None:
+    """A pickle that is no torch file at all, in any protocol."""
+    with pytest.raises(CheckpointError):
+        read(pickle.dumps({"x": ATTACKS["exec"]}, protocol=protocol))
+    assert CANARY not in os.environ
+
+
+def test_a_planted_archive_does_not_run() -> None:
+    """Code placed into the archive's other members is not even looked at."""
+    whole = io.BytesIO(encoded({"a": torch.ones(1)}))
+    with zipfile.ZipFile(whole, "a") as archive:
+        prefix = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{prefix}/code/__torch__.py", _ASSIGN)
+        archive.writestr(f"{prefix}/constants.pkl", pickle.dumps(ATTACKS["exec"]))
+    with contextlib.suppress(CheckpointError):
+        read(whole)
+    assert CANARY not in os.environ
+
+
+def test_stored_code_runs_for_who_asks_by_name() -> None:
+    """``trust_pickle=True`` is the one door, and it is a door: otherwise the tests above would prove nothing."""
+    assert read(saved({"x": ATTACKS["exec"]}), trust_pickle=True) == {"x": None}
+    assert os.environ[CANARY] == "fired"
+
+
+def test_refused_state_was_not_run_either() -> None:
+    """Asking whether an object can be read back must not unpickle it for real."""
+    for attack in ATTACKS.values():
+        with pytest.raises(UnsupportedStateError):
+            TorchZipFormat().prepare({"x": attack})
+    assert CANARY not in os.environ
+
+
+# --- tensors of one's own description ---
 
 
 def structured(pickled: bytes, **records: bytes) -> bytes:

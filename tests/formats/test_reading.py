@@ -18,7 +18,8 @@ from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.testing.format_contract import BOUNDED, states
 from ckpt_lib.testing.payloads import assert_same
-from tests.formats.torch_files import entry_of, flipped, opened, read, rezipped, saved
+from tests.formats.torch_files import flipped, opened, read, rezipped, saved
+from tests.stream.samples import entry_of
 
 
 def views(payload: Any, keys: Any = None) -> Any:
@@ -229,7 +230,7 @@ def test_writing_to_a_tensor_changes_no_file(tmp_path: Path) -> None:
     data = path.read_bytes()
 
     def load() -> torch.Tensor:
-        with VerifiedFile(open(path, "rb", buffering=0), entry_of(data)) as file:
+        with VerifiedFile(open(path, "rb", buffering=0), entry_of(data, 64)) as file:
             tensor: torch.Tensor = read(file)["a"]
         return tensor
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.formats import Payload
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.stream import StreamDigest, VerifiedFile
+from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.testing.payloads import encode
+from tests.stream.samples import entry_of
 
 
 class OneFile:
@@ -51,12 +51,6 @@ def saved(payload: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(payload, buffer, **options)
     return buffer.getvalue()
-
-
-def entry_of(data: bytes, chunk_size_bytes: int = 64) -> FileEntry:
-    digest = StreamDigest(chunk_size_bytes)
-    digest.update(data)
-    return FileEntry(name="file.pt", **digest.finish().__dict__)
 
 
 def opened(data: bytes, original: bytes | None = None, chunk_size_bytes: int = 64) -> VerifiedFile:

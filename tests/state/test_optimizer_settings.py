@@ -13,106 +13,29 @@ from torch import nn
 from ckpt_lib.errors import StateMismatchError
 from tests.helpers import MakeManager
 
-ADAM = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3, "maximize": True, "foreach": True, "capturable": True}
-ADAM_LIKE = {"lr": 0.05, **ADAM, "differentiable": True}
+COMMON = {"weight_decay": 0.3, "maximize": True, "foreach": True}
+FLAGS = {"maximize": True, "foreach": True, "capturable": True, "differentiable": True}
+FULL = {"weight_decay": 0.3, **FLAGS}
+ADAM = {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-3, **FULL}
+LBFGS = {"max_iter": 2, "max_eval": 3, "tolerance_grad": 1e-3, "tolerance_change": 1e-3, "history_size": 1}
+MUON = {"nesterov": False, "ns_coefficients": (3.0, -4.0, 2.0), "ns_steps": 2, "adjust_lr_fn": "match_rms_adamw"}
+SGD = {"nesterov": True, "fused": True, "differentiable": True}
+ADAGRAD = {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3, "differentiable": True, "fused": True}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "Adadelta": {
-        "lr": 0.5,
-        "rho": 0.5,
-        "eps": 1e-3,
-        "weight_decay": 0.3,
-        "maximize": True,
-        "foreach": True,
-        "capturable": True,
-        "differentiable": True,
-    },
-    "Adafactor": {
-        "lr": 0.05,
-        "beta2_decay": -0.5,
-        "eps": (1e-3, 1e-2),
-        "d": 2.0,
-        "weight_decay": 0.3,
-        "foreach": True,
-        "maximize": True,
-    },
-    "Adagrad": {
-        "lr": 0.05,
-        "lr_decay": 0.1,
-        "weight_decay": 0.3,
-        "initial_accumulator_value": 0.5,
-        "eps": 1e-3,
-        "foreach": True,
-        "maximize": True,
-        "differentiable": True,
-        "fused": True,
-    },
-    "Adam": {**ADAM_LIKE, "amsgrad": True, "fused": True, "decoupled_weight_decay": True},
-    "AdamW": {**ADAM_LIKE, "amsgrad": True, "fused": True},
-    "Adamax": ADAM_LIKE,
-    "ASGD": {
-        "lr": 0.05,
-        "lambd": 0.1,
-        "alpha": 0.5,
-        "t0": 1.0,
-        "weight_decay": 0.3,
-        "foreach": True,
-        "maximize": True,
-        "differentiable": True,
-        "capturable": True,
-    },
-    "LBFGS": {
-        "lr": 0.5,
-        "max_iter": 2,
-        "max_eval": 3,
-        "tolerance_grad": 1e-3,
-        "tolerance_change": 1e-3,
-        "history_size": 1,
-        "line_search_fn": "strong_wolfe",
-    },
-    "Muon": {
-        "lr": 0.05,
-        "weight_decay": 0.3,
-        "momentum": 0.5,
-        "nesterov": False,
-        "ns_coefficients": (3.0, -4.0, 2.0),
-        "eps": 1e-3,
-        "ns_steps": 2,
-        "adjust_lr_fn": "match_rms_adamw",
-    },
-    "NAdam": {**ADAM_LIKE, "momentum_decay": 0.1, "decoupled_weight_decay": True},
-    "RAdam": {**ADAM_LIKE, "decoupled_weight_decay": True},
-    "RMSprop": {
-        "lr": 0.05,
-        "alpha": 0.5,
-        "eps": 1e-3,
-        "weight_decay": 0.3,
-        "momentum": 0.5,
-        "centered": True,
-        "capturable": True,
-        "foreach": True,
-        "maximize": True,
-        "differentiable": True,
-    },
-    "Rprop": {
-        "lr": 0.05,
-        "etas": (0.3, 1.5),
-        "step_sizes": (1e-5, 1.0),
-        "capturable": True,
-        "foreach": True,
-        "maximize": True,
-        "differentiable": True,
-    },
-    "SGD": {
-        "lr": 0.05,
-        "momentum": 0.5,
-        "dampening": 0.1,
-        "weight_decay": 0.3,
-        "nesterov": True,
-        "maximize": True,
-        "foreach": True,
-        "differentiable": True,
-        "fused": True,
-    },
+    "Adadelta": {"lr": 0.5, "rho": 0.5, "eps": 1e-3, **FULL},
+    "Adafactor": {"lr": 0.05, "beta2_decay": -0.5, "eps": (1e-3, 1e-2), "d": 2.0, **COMMON},
+    "Adagrad": {"lr": 0.05, **ADAGRAD, **COMMON},
+    "Adam": {**ADAM, "amsgrad": True, "fused": True, "decoupled_weight_decay": True},
+    "AdamW": {**ADAM, "amsgrad": True, "fused": True},
+    "Adamax": ADAM,
+    "ASGD": {"lr": 0.05, "lambd": 0.1, "alpha": 0.5, "t0": 1.0, **FULL},
+    "LBFGS": {"lr": 0.5, **LBFGS, "line_search_fn": "strong_wolfe"},
+    "Muon": {"lr": 0.05, "weight_decay": 0.3, "momentum": 0.5, "eps": 1e-3, **MUON},
+    "NAdam": {**ADAM, "momentum_decay": 0.1, "decoupled_weight_decay": True},
+    "RAdam": {**ADAM, "decoupled_weight_decay": True},
+    "RMSprop": {"lr": 0.05, "alpha": 0.5, "eps": 1e-3, "momentum": 0.5, "centered": True, **FULL},
+    "Rprop": {"lr": 0.05, "etas": (0.3, 1.5), "step_sizes": (1e-5, 1.0), **FLAGS},
+    "SGD": {"lr": 0.05, "momentum": 0.5, "dampening": 0.1, **SGD, **COMMON},
     "SparseAdam": {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-3, "maximize": True},
 }
 WORKS_ON_NEW_STATE = {("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("RMSprop", "momentum"), ("RMSprop", "centered")}

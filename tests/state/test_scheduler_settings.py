@@ -36,6 +36,13 @@ def falling(position: float) -> float:
     return 0.5
 
 
+THRESHOLD = {"threshold": 0.5, "threshold_mode": "abs"}
+PLATEAU = {"mode": "max", "factor": 0.3, "patience": 2, **THRESHOLD, "cooldown": 2, "min_lr": 0.03, "eps": 0.2}
+MOMENTUM = {"cycle_momentum": False, "base_momentum": 0.5, "max_momentum": 0.99}
+CYCLIC_RATES = {"base_lr": 0.2, "max_lr": 2.0, "step_size_up": 4, "step_size_down": 2, "gamma": 0.5}
+CYCLIC = {**CYCLIC_RATES, "mode": "exp_range", "scale_fn": falling, "scale_mode": "iterations", **MOMENTUM}
+ONE_CYCLE_RATES = {"max_lr": 2.0, "total_steps": 40, "pct_start": 0.5, "div_factor": 5.0, "final_div_factor": 10.0}
+ONE_CYCLE = {**ONE_CYCLE_RATES, "anneal_strategy": "linear", "three_phase": True, **MOMENTUM}
 STEPPED = {"step_size": 2, "gamma": 0.5}
 SCHEDULERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LambdaLR": ({"lr_lambda": half}, {"lr_lambda": slower}),
@@ -48,54 +55,10 @@ SCHEDULERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "PolynomialLR": ({"total_iters": 10}, {"total_iters": 20, "power": 2.0}),
     "CosineAnnealingLR": ({"T_max": 10}, {"T_max": 20, "eta_min": 0.01}),
     "CosineAnnealingWarmRestarts": ({"T_0": 3, "T_mult": 2}, {"T_0": 5, "T_mult": 3, "eta_min": 0.01}),
-    "ReduceLROnPlateau": (
-        {"patience": 1, "factor": 0.5},
-        {
-            "mode": "max",
-            "factor": 0.3,
-            "patience": 2,
-            "threshold": 0.5,
-            "threshold_mode": "abs",
-            "cooldown": 2,
-            "min_lr": 0.03,
-            "eps": 0.2,
-        },
-    ),
-    "CyclicLR": (
-        {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "step_size_down": 5, "scale_fn": steady},
-        {
-            "base_lr": 0.2,
-            "max_lr": 2.0,
-            "step_size_up": 4,
-            "step_size_down": 2,
-            "mode": "exp_range",
-            "gamma": 0.5,
-            "scale_fn": falling,
-            "scale_mode": "iterations",
-            "cycle_momentum": False,
-            "base_momentum": 0.5,
-            "max_momentum": 0.99,
-        },
-    ),
-    "OneCycleLR": (
-        {"max_lr": 1.0, "total_steps": 20},
-        {
-            "max_lr": 2.0,
-            "total_steps": 40,
-            "pct_start": 0.5,
-            "anneal_strategy": "linear",
-            "cycle_momentum": False,
-            "base_momentum": 0.5,
-            "max_momentum": 0.99,
-            "div_factor": 5.0,
-            "final_div_factor": 10.0,
-            "three_phase": True,
-        },
-    ),
-    "SWALR": (
-        {"swa_lr": 0.05},
-        {"swa_lr": 0.5, "anneal_epochs": 5, "anneal_strategy": "linear"},
-    ),
+    "ReduceLROnPlateau": ({"patience": 1, "factor": 0.5}, PLATEAU),
+    "CyclicLR": ({"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "step_size_down": 5, "scale_fn": steady}, CYCLIC),
+    "OneCycleLR": ({"max_lr": 1.0, "total_steps": 20}, ONE_CYCLE),
+    "SWALR": ({"swa_lr": 0.05}, {"swa_lr": 0.5, "anneal_epochs": 5, "anneal_strategy": "linear"}),
 }
 OTHERWISE_TESTED = {"SequentialLR", "ChainedScheduler", "LRScheduler"}
 FUNCTIONS = {"lr_lambda", "scale_fn"}

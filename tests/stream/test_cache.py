@@ -7,16 +7,10 @@ import threading
 
 import pytest
 
-from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.stream import StreamDigest, VerifiedFile
+from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
-
-
-def entry_of(data: bytes) -> FileEntry:
-    digest = StreamDigest(64)
-    digest.update(data)
-    return FileEntry(name="file.pt", **vars(digest.finish()))
+from tests.stream.samples import entry_of
 
 
 def key(name: str) -> CacheKey:

@@ -43,11 +43,6 @@ class TorchArchive:
         """Verify these records completely, headers included."""
         self.file.require((record.start, record.stop) for record in map(self.record, names))
 
-    def check_all(self) -> None:
-        """Verify the whole file, and compare the header of each record with the directory."""
-        self.file.require_all()
-        self.check_heads()
-
     def check_heads(self) -> None:
         """Compare the header of each record with the directory."""
         for record in self._records.values():

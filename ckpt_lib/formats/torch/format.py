@@ -13,16 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ckpt_lib.errors import (
-    CheckpointError,
-    ConfigError,
-    CorruptCheckpointError,
-    UnsafePayloadError,
-    UnsupportedStateError,
-)
+from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload, PayloadSource
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, is_deeper
+from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, is_deeper, needs_trust
 from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
@@ -81,7 +75,8 @@ class TorchZipFormat:
             if map_location is None or isinstance(map_location, str | torch.device):
                 with contextlib.suppress(UnusualPayloadError):
                     return reader.read(keys, None if map_location is None else torch.device(map_location))
-            reader.check_all()
+            file.require_all()  # torch.load reads all of it
+            reader.check_heads()
         file.seek(0)
         return select(_torch_load(file, map_location=map_location, trust_pickle=trust_pickle), keys)
 
@@ -125,10 +120,7 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
     try:
         loaded = _load(source, map_location=map_location, weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        raise UnsafePayloadError(
-            f"the payload holds more than tensors and plain values: {_refusal(error)}",
-            hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
-        ) from error
+        raise needs_trust(f"the payload holds more than tensors and plain values: {_refusal(error)}") from error
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -210,7 +202,7 @@ def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a leaf can surely be read back: a number, a text, or a tensor without attributes of its own."""
+    """Tell whether a leaf can surely be read back: a number, a text, or a tensor without attributes of its own."""
     kind = type(value)
     if kind in _TENSORS:
         return (

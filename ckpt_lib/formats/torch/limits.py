@@ -29,8 +29,13 @@ CONTAINERS = {dict, list, tuple, OrderedDict, set}
 
 def unsafe(reason: str) -> UnsafePayloadError:
     """Return the error for a payload that would cost too much, or run code, when it is read."""
+    return needs_trust(f"the payload was not read: {reason}")
+
+
+def needs_trust(message: str) -> UnsafePayloadError:
+    """Return the error for a payload that is read only on request."""
     return UnsafePayloadError(
-        f"the payload was not read: {reason}",
+        message,
         hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
     )
 
@@ -50,7 +55,7 @@ def max_steps(records: int) -> int:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether containers nest more than ``levels`` deep in ``value``, which must not contain itself."""
+    """Tell whether containers nest more than ``levels`` deep in ``value``, which must not contain itself."""
     layer = [value] if type(value) in CONTAINERS else []
     for _ in range(levels):
         layer = [part for item in layer for part in _containers_in(item)]

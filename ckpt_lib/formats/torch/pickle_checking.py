@@ -154,33 +154,8 @@ class PickleChecker:
             position = found.end()
         return position
 
-    def _none(self, position: int) -> int:
-        self._stack.append(None)
-        return position
-
-    def _true(self, position: int) -> int:
-        self._stack.append(True)
-        return position
-
-    def _false(self, position: int) -> int:
-        self._stack.append(False)
-        return position
-
-    def _int1(self, position: int) -> int:
-        self._stack.append(self._data[position])
-        return position + 1
-
-    def _int2(self, position: int) -> int:
-        self._stack += struct.unpack_from("<H", self._data, position)
-        return position + 2
-
-    def _int4(self, position: int) -> int:
-        self._stack += struct.unpack_from("<i", self._data, position)
-        return position + 4
-
-    def _float(self, position: int) -> int:
-        self._stack += struct.unpack_from(">d", self._data, position)
-        return position + 8
+    def _push(self, number: float) -> None:
+        self._stack.append(number)
 
     def _long(self, position: int) -> int:
         start = position + 1
@@ -199,38 +174,16 @@ class PickleChecker:
             raise ValueError("it is cut off")
         return self._data[start:stop]
 
-    def _empty_tuple(self, position: int) -> int:
-        self._stack.append(())
-        return position
-
-    def _empty_list(self, position: int) -> int:
-        self._stack.append([])
-        return position
-
-    def _empty_dict(self, position: int) -> int:
-        self._stack.append({})
-        return position
-
     def _tuple(self, position: int) -> int:
         self._stack.append(tuple(self._since_mark()))
         return position
 
-    def _tuple1(self, position: int) -> int:
-        return self._tuple_of(1, position)
-
-    def _tuple2(self, position: int) -> int:
-        return self._tuple_of(2, position)
-
-    def _tuple3(self, position: int) -> int:
-        return self._tuple_of(3, position)
-
-    def _tuple_of(self, count: int, position: int) -> int:
+    def _join(self, count: int) -> None:
         items = tuple(self._stack[-count:])
         if len(items) < count:
             raise IndexError("too little on the stack")
         del self._stack[-count:]
         self._stack.append(items)
-        return position
 
     def _append(self, position: int) -> int:
         item = self._stack.pop()
@@ -264,26 +217,10 @@ class PickleChecker:
         if self._are_keys(target, keys) and isinstance(target, dict):
             target.update(zip(keys, items[1::2], strict=True))
 
-    def _put1(self, position: int) -> int:
-        self._remember(self._data[position])
-        return position + 1
-
-    def _put4(self, position: int) -> int:
-        self._remember(int.from_bytes(self._slice(position, position + 4), "little"))
-        return position + 4
-
     def _remember(self, number: int) -> None:
         if number > len(self._memo):  # an unpickler would allocate all numbers below
             raise unsafe("its structure numbers what it remembers with gaps")
         self._memo[number : number + 1] = [self._stack[-1]]
-
-    def _get1(self, position: int) -> int:
-        self._recall(self._data[position])
-        return position + 1
-
-    def _get4(self, position: int) -> int:
-        self._recall(int.from_bytes(self._slice(position, position + 4), "little"))
-        return position + 4
 
     def _recall(self, number: int) -> None:
         value = self._memo[number]
@@ -350,7 +287,7 @@ class PickleChecker:
     # --- the cost of keys ---
 
     def _are_keys(self, target: Any, keys: Any) -> bool:
-        """Whether all ``keys`` can be hashed here. Refuses keys that take long to hash, and too many equal hashes."""
+        """Tell whether all ``keys`` can be hashed here. Refuses keys slow to hash, and too many equal hashes."""
         odd = [key for key in keys if type(key) is not str]
         if not all(map(_is_key, odd)):
             self.unusual = self.unusual or "a key that is no plain value"
@@ -364,7 +301,7 @@ class PickleChecker:
 
 
 def _is_key(key: Any) -> bool:
-    """Whether ``key`` can be hashed here. Refuses a large tuple: it is hashed with every part that it repeats."""
+    """Tell whether ``key`` can be hashed here. Refuses a large tuple: it is hashed with every part that it repeats."""
     waiting, count = [key], 0
     while waiting:
         part = waiting.pop()
@@ -378,35 +315,69 @@ def _is_key(key: Any) -> bool:
     return True
 
 
-_STEPS: dict[int, Callable[[PickleChecker, int], int]] = {
+_Step = Callable[[PickleChecker, int], int]
+
+
+def _pushes(make: Callable[[], Any]) -> _Step:
+    """Return the step of an opcode that stands for a value by itself."""
+
+    def step(checker: PickleChecker, position: int) -> int:
+        checker._stack.append(make())
+        return position
+
+    return step
+
+
+def _joins(count: int) -> _Step:
+    """Return the step of an opcode that makes a tuple of the last values."""
+
+    def step(checker: PickleChecker, position: int) -> int:
+        checker._join(count)
+        return position
+
+    return step
+
+
+def _with_number(code: str, use: Callable[[PickleChecker, Any], None]) -> _Step:
+    """Return the step of an opcode that a number follows, in the format ``code`` of :mod:`struct`."""
+    layout = struct.Struct(code)
+
+    def step(checker: PickleChecker, position: int) -> int:
+        use(checker, layout.unpack_from(checker._data, position)[0])
+        return position + layout.size
+
+    return step
+
+
+_STEPS: dict[int, _Step] = {
     ord(code): step
     for code, step in (
         (pickle.PROTO, PickleChecker._protocol),
         (pickle.MARK, PickleChecker._mark),
-        (pickle.NONE, PickleChecker._none),
-        (pickle.NEWTRUE, PickleChecker._true),
-        (pickle.NEWFALSE, PickleChecker._false),
-        (pickle.BININT1, PickleChecker._int1),
-        (pickle.BININT2, PickleChecker._int2),
-        (pickle.BININT, PickleChecker._int4),
-        (pickle.BINFLOAT, PickleChecker._float),
+        (pickle.NONE, _pushes(lambda: None)),
+        (pickle.NEWTRUE, _pushes(lambda: True)),
+        (pickle.NEWFALSE, _pushes(lambda: False)),
+        (pickle.BININT1, _with_number("<B", PickleChecker._push)),
+        (pickle.BININT2, _with_number("<H", PickleChecker._push)),
+        (pickle.BININT, _with_number("<i", PickleChecker._push)),
+        (pickle.BINFLOAT, _with_number(">d", PickleChecker._push)),
         (pickle.LONG1, PickleChecker._long),
         (pickle.BINUNICODE, PickleChecker._text),
-        (pickle.EMPTY_TUPLE, PickleChecker._empty_tuple),
-        (pickle.EMPTY_LIST, PickleChecker._empty_list),
-        (pickle.EMPTY_DICT, PickleChecker._empty_dict),
+        (pickle.EMPTY_TUPLE, _pushes(tuple)),
+        (pickle.EMPTY_LIST, _pushes(list)),
+        (pickle.EMPTY_DICT, _pushes(dict)),
         (pickle.TUPLE, PickleChecker._tuple),
-        (pickle.TUPLE1, PickleChecker._tuple1),
-        (pickle.TUPLE2, PickleChecker._tuple2),
-        (pickle.TUPLE3, PickleChecker._tuple3),
+        (pickle.TUPLE1, _joins(1)),
+        (pickle.TUPLE2, _joins(2)),
+        (pickle.TUPLE3, _joins(3)),
         (pickle.APPEND, PickleChecker._append),
         (pickle.APPENDS, PickleChecker._appends),
         (pickle.SETITEM, PickleChecker._set_item),
         (pickle.SETITEMS, PickleChecker._set_items),
-        (pickle.BINPUT, PickleChecker._put1),
-        (pickle.LONG_BINPUT, PickleChecker._put4),
-        (pickle.BINGET, PickleChecker._get1),
-        (pickle.LONG_BINGET, PickleChecker._get4),
+        (pickle.BINPUT, _with_number("<B", PickleChecker._remember)),
+        (pickle.LONG_BINPUT, _with_number("<I", PickleChecker._remember)),
+        (pickle.BINGET, _with_number("<B", PickleChecker._recall)),
+        (pickle.LONG_BINGET, _with_number("<I", PickleChecker._recall)),
         (pickle.GLOBAL, PickleChecker._name),
         (pickle.BINPERSID, PickleChecker._reference),
         (pickle.REDUCE, PickleChecker._reduce),

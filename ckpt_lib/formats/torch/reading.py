@@ -121,10 +121,6 @@ class TorchReader:
         if self.unusual is not None:
             raise UnusualPayloadError(self.unusual)
 
-    def check_all(self) -> None:
-        """Verify the whole file and the headers of all records, before ``torch.load`` reads it."""
-        self._archive.check_all()
-
     def check_heads(self) -> None:
         """Compare the headers of all records with the directory."""
         self._archive.check_heads()

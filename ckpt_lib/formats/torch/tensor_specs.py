@@ -20,7 +20,7 @@ from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes, extent, unsafe
 from ckpt_lib.formats.torch.pickle_checking import Unknown, UnusualPayloadError
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -40,7 +40,7 @@ _STORAGE_DTYPES = {
     "QUInt2x4Storage": torch.quint2x4,
 }
 _ELEMENTS_PER_BYTE = {torch.quint4x2: 2, torch.quint2x4: 4}
-_QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, *_ELEMENTS_PER_BYTE}
+QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, *_ELEMENTS_PER_BYTE}
 _LIMIT_64 = 2**63
 
 
@@ -107,13 +107,8 @@ class SpecPass:
         self.specs: list[TensorSpec] = []
         self.expanded_bytes = 0
 
-    def tensor(self, *description: Any) -> TensorSpec:
-        match description:
-            case (Storage(dtype=torch.dtype() as dtype) as storage, *shape, grad, hooks) if len(shape) == 3:
-                return self._describe(storage, dtype, shape, (grad, hooks, None))
-            case (Storage(dtype=torch.dtype() as dtype) as storage, *shape, grad, hooks, metadata) if len(shape) == 3:
-                return self._describe(storage, dtype, shape, (grad, hooks, metadata))
-        raise UnusualPayloadError("a tensor of something else")
+    def tensor(self, storage: Any, *description: Any) -> TensorSpec:
+        return self.typed_tensor(storage, *description[:5], getattr(storage, "dtype", None), *description[5:])
 
     def typed_tensor(self, *description: Any) -> TensorSpec:
         match description:
@@ -147,7 +142,7 @@ class SpecPass:
     ) -> TensorSpec:
         grad, hooks, metadata = rest
         spec = self._checked(storage, dtype, shape, grad is True, bool(metadata))
-        if type(grad) is not bool or hooks or (metadata and metadata != {"conj": True}) or dtype in _QUANTIZED:
+        if type(grad) is not bool or hooks or (metadata and metadata != {"conj": True}) or dtype in QUANTIZED:
             raise UnusualPayloadError("a tensor with something attached")
         self.specs.append(spec)
         return spec
@@ -257,7 +252,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     **{("torch", name): dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)},
     **{
         (module, name): _StorageType(dtype)
-        for name, dtype in _STORAGE_DTYPES.items()
+        for name, dtype in STORAGE_DTYPES.items()
         for module in ("torch", "torch.cuda")
     },
 }

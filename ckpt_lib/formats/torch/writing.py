@@ -25,29 +25,15 @@ from ckpt_lib.formats.base import Payload, PayloadSink
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.limits import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch.reading import check_structure
+from ckpt_lib.formats.torch.tensor_specs import QUANTIZED, STORAGE_DTYPES
 from ckpt_lib.formats.torch.zip_writing import ZipWriter, archive_size_bytes
 from ckpt_lib.state.memory import address_of, byte_view, check_memory
 from ckpt_lib.state.ranges import StorageRange, StorageRanges, is_plain
 from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 
 _PICKLE_PROTOCOL = 2  # torch.load(weights_only=True) reads no other
-
 _SMALL_BYTES = 2**16
-
-_STORAGE_TYPES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
-    torch.complex64: torch.ComplexFloatStorage,
-    torch.complex128: torch.ComplexDoubleStorage,
-}
+_STORAGE_TYPES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items() if dtype not in QUANTIZED}
 
 
 class ArchiveLayout:
@@ -191,7 +177,7 @@ def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
 
 
 def _is_small(stored: StorageRange) -> bool:
-    """Whether reading the memory directly is faster than asking PyTorch for a view of it."""
+    """Tell whether reading the memory directly is faster than asking PyTorch for a view of it."""
     return stored.size_bytes <= _SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()
 
 

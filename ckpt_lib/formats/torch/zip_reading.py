@@ -11,7 +11,8 @@ import pickle
 import struct
 from typing import NamedTuple, NoReturn
 
-from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.formats.torch.limits import needs_trust
 from ckpt_lib.stream import VerifiedFile
 
 MAX_RECORDS = 4_000_000
@@ -92,10 +93,7 @@ def _find_directory(file: VerifiedFile) -> _Directory:
         _refuse("it is too short for a zip archive")
     with file.view(0, 1) as first:
         if bytes(first) == pickle.PROTO:
-            raise UnsafePayloadError(
-                "the payload is a bare pickle, or of a version of torch that wrote one",
-                hint="If you trust whoever wrote it, load it with trust_pickle=True, which may run code stored in it.",
-            )
+            raise needs_trust("the payload is a bare pickle, or of a version of torch that wrote one")
     with file.view(end_start, file.size_bytes) as view:
         magic, disk, first_disk, here, count, size_bytes, start, comment_bytes = _END.unpack(view)
     if magic != b"PK\5\6" or comment_bytes:
@@ -195,7 +193,7 @@ def _placed(entries: list[_Entry], directory_start: int) -> dict[str, Record]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays below the archive's root wherever the archive is unpacked."""
+    """Tell whether a name stays below the archive's root wherever the archive is unpacked."""
     parts = name.split("/")
     return len(parts) > 1 and not {"", ".", ".."}.intersection(parts) and "\\" not in name and name.isprintable()
 
