@@ -35,8 +35,8 @@ from tests.torture.machine import (
     start_state,
 )
 from tests.torture.namespaces import in_namespace, resize, tmpfs
-from tests.torture.processes import ChildError, result_of
-from tests.torture.rows import Outcome, Row
+from tests.torture.processes import result_of
+from tests.torture.rows import Outcome, Row, chosen
 
 NOBODY = 65534
 REFUSED = "refused"
@@ -132,7 +132,7 @@ def fail_writes(count: int, seed: str, folder: Path) -> Outcome:
             with counted.installed():
                 _act(_fresh(state, folder / "w"), name)
             cases += [(name, at, call) for at, call in enumerate(counted.calls, start=1)]
-        for name, at, call in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
+        for name, at, call in chosen(cases, count, seed):
             found = list(_fail_call(state, folder, name, at))
             refused += _note(outcome, f"{name}, call {at} ({call})", found)
     outcome.detail = f"{len(cases)} calls in {len(ACTIONS)} operations; {refused} operations were refused"
@@ -153,7 +153,7 @@ def _fail_call(state: State, folder: Path, name: str, at: int) -> Iterator[str]:
 # --- forks ---
 
 
-def _in_fork(action: Callable[[], list[str]], fork: Callable[[Callable[[], list[str]]], Any] = result_of) -> list[str]:
+def _in_fork(action: Callable[[], list[str]], fork: Callable[..., Any] = result_of) -> list[str]:
     """Do it in a fork of this process, which may limit itself; the violations that it found."""
     try:
         return list(fork(action))
@@ -174,8 +174,7 @@ def _typed(name: str, machine: Machine, *expected: type[CheckpointError]) -> lis
 
 def _note(outcome: Outcome, where: str, found: list[str]) -> int:
     """Add what was found to the violations; how many times the operation was refused, as it should be."""
-    outcome.injected += 1
-    outcome.violations += [f"{where}: {violation}" for violation in found if violation != REFUSED]
+    outcome.note(where, (violation for violation in found if violation != REFUSED))
     return found.count(REFUSED)
 
 
@@ -244,7 +243,7 @@ def take_rights(count: int, seed: str, folder: Path) -> Outcome:
     with quiet(), tempfile.TemporaryDirectory(dir=folder.anchor + "tmp") as place:  # where an other user may look
         state = start_state()
         Path(place).chmod(0o755)
-        for rights, name in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
+        for rights, name in chosen(cases, count, seed):
             root = Path(place) / "w"
             machine, change = _fresh(state, root), _change(state, name, Path(place))
             _chmod_all(root, 0o777, 0o666)
