@@ -96,17 +96,9 @@ def _leave_block(program: Program) -> Callable[[], object]:
     return block
 
 
-def _result(program: Program) -> Callable[[], object]:
-    return program.begin_save().result  # type: ignore[no-any-return]
-
-
 def _result_in_time(program: Program) -> Callable[[], object]:
     handle = program.begin_save()
     return lambda: handle.result(30)
-
-
-def _copied(program: Program) -> Callable[[], object]:
-    return program.begin_save().wait_until_copied  # type: ignore[no-any-return]
 
 
 def _another(program: Program) -> Callable[[], object]:
@@ -188,9 +180,9 @@ KINDS: dict[str, Callable[[Program], Callable[[], object]]] = {
     "flush": _flush,
     "close": _close,
     "the end of a with block": _leave_block,
-    "handle.result": _result,
+    "handle.result": lambda program: program.begin_save().result,
     "handle.result with a limit": _result_in_time,
-    "handle.wait_until_copied": _copied,
+    "handle.wait_until_copied": lambda program: program.begin_save().wait_until_copied,
     "futures.wait": _futures,
     "another background save": _another,
     "save": lambda program: lambda: program.save(1),
