@@ -32,9 +32,10 @@ demo: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/python -m deployments.server $(BIN)/python -m deployments.serve
 
-# Everything but what `make test-servers` runs; the only server is Prefect's own test server.
+# Everything but what `make test-servers` runs; the only server is Prefect's own test server. Each of the two workers
+# has a core, on which more threads of PyTorch would wait for each other: a small model trains five times slower then.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers"
 
 # What starts Prefect servers of this project and serves deployments.
 test-servers: $(STAMP)

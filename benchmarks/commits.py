@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -60,17 +60,26 @@ def _child(tree: Path, name: str, folder: Path) -> Iterator[Measure]:
     (packages / "ckpt_lib").symlink_to(tree / "ckpt_lib")
     command = [sys.executable, __file__, name, str(folder)]
     environment = {**os.environ, "PYTHONPATH": f"{packages}{os.pathsep}{HERE}"}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    errors, pipe = folder / "errors", subprocess.PIPE
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True) as child,
+    ):
         requests, answers = child.stdin, child.stdout
         assert requests is not None
         assert answers is not None
 
         def measure() -> float:
-            print(file=requests, flush=True)
-            return float(answers.readline())
+            with suppress(BrokenPipeError):
+                print(file=requests, flush=True)
+            if not (answer := answers.readline()):
+                said = errors.read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"{name!r} of {tree} ended with {child.wait()}; it printed:\n{said}")
+            return float(answer)
 
         yield measure
-        requests.close()
+        with suppress(BrokenPipeError):
+            requests.close()
 
 
 def _work(name: str, folder: Path) -> None:

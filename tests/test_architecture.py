@@ -177,31 +177,6 @@ def test_heavy_libraries_load_only_where_they_are_used(heavy: str, homes: set[st
     assert loaded == []
 
 
-def loaded_with(start: str) -> set[str]:
-    """Everything that importing ``start`` imports, ours and foreign, by way of whatever module."""
-    modules, edges = sources(), all_imports()
-    seen: set[str] = set()
-    waiting = [start]
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        waiting += [".".join(module.split(".")[:length]) for length in range(1, module.count(".") + 1)]
-        if module in modules:
-            waiting += [edge.target for edge in edges if edge.module == module and edge.at_load]
-    return seen
-
-
-def test_importing_the_manager_or_the_commands_loads_nothing_heavy() -> None:
-    """Importing a module that imports torch at its top is importing torch, however long the way."""
-    light = ["ckpt_lib.manager", *(module for module in sources() if module.startswith("ckpt_lib.cli"))]
-    for module in light:
-        assert loaded_with(module) & {"torch", "pandas", "matplotlib", "prefect"} == set(), module
-    assert "torch" in loaded_with("ckpt_lib.formats.torch.format")
-    assert {"ckpt_lib.stream.reader", "pydantic"} <= loaded_with("ckpt_lib.manager")
-
-
 def test_the_checks_see_what_they_look_for() -> None:
     """The detector itself: backward arrows in every spelling are found, forward ones and type-only ones pass."""
     code = (

@@ -228,14 +228,10 @@ def test_format_page_has_every_field() -> None:
 
 
 def test_errors_page_has_the_tree() -> None:
-    """The tree on the page is the tree in the code's docstring, and both hold every error with its builtin."""
+    """The tree on the page is the tree in the code's docstring, which tests compare with the classes."""
     documented = (ckpt_lib.errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nEach")[0]
-    tree = inspect.cleandoc(documented)
-    assert tree in page("docs/reference/errors.md")
-    for error in _errors():
-        builtins = [base.__name__ for base in error.__bases__ if base.__module__ == "builtins"]
-        suffix = rf" \({builtins[0]}\)" if builtins and error is not CheckpointError else ""
-        assert re.search(rf"\b{error.__name__}{suffix}", tree), error
+    assert documented
+    assert inspect.cleandoc(documented) in page("docs/reference/errors.md")
 
 
 def test_errors_page_explains_each_error() -> None:

@@ -11,7 +11,8 @@ from tests.torture.runner import ROOT
 
 def selection(target: str) -> list[str]:
     """What a target of the Makefile passes to pytest, but for how tests are spread over processes."""
-    recipe = re.search(rf"^{target}:.*\n\t@\$\(BIN\)/python -m pytest(.*)$", (ROOT / "Makefile").read_text(), re.M)
+    command = r"\t@(?:\w+=\S+ )*\$\(BIN\)/python -m pytest"
+    recipe = re.search(rf"^{target}:.*\n{command}(.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert recipe
     arguments = shlex.split(recipe[1])
     while arguments and arguments[0] in ("-n", "--dist"):

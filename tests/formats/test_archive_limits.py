@@ -24,8 +24,6 @@ from ckpt_lib.stream import FileDigests, HashingWriter, VerifiedFile
 from ckpt_lib.stream.digests import Buffer
 from tests.formats.archives import ALIGNMENT_BYTES, PROPERTY, data_start
 
-TORTURE = bool(os.environ.get("CKPT_TORTURE"))
-
 
 class SparseFile:
     """A sink that writes zeros as holes."""
@@ -57,7 +55,7 @@ def entry_of(digests: FileDigests) -> FileEntry:
 
 
 def test_more_records_than_16_bits_can_count() -> None:
-    """66,000 tensors: the readers of Python, of PyTorch and of ours find the last; tortured, torch.load reads all."""
+    """66,000 tensors: the readers of Python, of PyTorch and of ours find the last."""
     payload = {"tensors": [torch.tensor([number]) for number in range(66_000)]}
     sink = io.BytesIO()
     with HashingWriter(sink) as stream:
@@ -73,9 +71,6 @@ def test_more_records_than_16_bits_can_count() -> None:
     reader = torch._C.PyTorchFileReader(io.BytesIO(sink.getbuffer()))  # the one that torch.load uses
     assert len(reader.get_all_records()) == 66_003
     assert reader.get_record("data/65999") == last
-    if TORTURE:
-        loaded = torch.load(io.BytesIO(sink.getbuffer()), weights_only=True)
-        assert torch.equal(torch.cat(loaded["tensors"]), torch.arange(66_000))
 
 
 def test_a_tensor_larger_than_32_bits_can_tell(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StorePermissionError
 from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy
 from prefect_checkpoints.flows import cleanup_store
-from tests.orchestration.flow_runs import artifacts, saved
+from tests.orchestration.runs import artifacts, saved
 
 pytestmark = pytest.mark.usefixtures("own_results")
 

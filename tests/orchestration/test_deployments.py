@@ -20,6 +20,7 @@ import yaml
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from deployments.serve import PROJECT
 from tests.helpers import build
+from tests.orchestration.runs import is_running
 
 pytestmark = pytest.mark.servers
 SECONDS_TO_WAIT = 300.0  # reached only when something is wrong
@@ -269,14 +270,6 @@ def test_places_of_dead_runs_outlive_the_server(server_environment: dict[str, st
 def worker_of(pid: int) -> int:
     """The only child of a process."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _all_ready(api: Api, names: set[str]) -> dict[str, dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from prefect import flow, get_client
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreUnavailableError
 from prefect_checkpoints import tasks
-from tests.orchestration.task_runs import SECONDS_TO_WAIT, ByReference, flip_a_byte, in_flow, saved
+from tests.orchestration.runs import SECONDS_TO_WAIT, ByReference, flip_a_byte, in_flow, saved
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -92,7 +92,7 @@ def test_a_retried_run_tells_prefect_once(config: CheckpointConfig, monkeypatch:
 def test_prefect_hears_of_a_verdict_that_changes(config: CheckpointConfig) -> None:
     """Damage once in a run, however often it is found, and that it is gone; intact ones are no news."""
     name = "verdicts"
-    (checkpoint_id, _) = saved(config, name=name)
+    (checkpoint_id, _) = saved(config, name, losses=(1.0, 0.5))
     path = Path(config.checkpoint_dir) / name / f"{checkpoint_id}.pt"
 
     @flow
@@ -114,4 +114,4 @@ def test_prefect_hears_of_a_verdict_that_changes(config: CheckpointConfig) -> No
 def test_outside_of_a_run_prefect_hears_nothing(degraded: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manager that is used by itself asks no server for anything."""
     monkeypatch.setattr("prefect_checkpoints.tasks._events.emit_event", lambda **_: pytest.fail("an event"))
-    saved(degraded, epochs=1)
+    saved(degraded, losses=(1.0,))

@@ -17,7 +17,7 @@ from ckpt_lib.policies.retention import KeepNewest
 from prefect_checkpoints.flows import checkpoint_lifecycle
 from prefect_checkpoints.flows.validate import LOST
 from prefect_checkpoints.tasks import report_checkpoints, report_comparison
-from tests.orchestration.flow_runs import artifacts, damage, saved, saved_ids
+from tests.orchestration.runs import artifacts, damage, saved, saved_ids
 
 pytestmark = pytest.mark.usefixtures("own_results")
 

@@ -12,7 +12,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ExperimentNotFoundError
 from ckpt_lib.policies.retention import KeepNewest
 from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups
-from tests.orchestration.flow_runs import artifacts, descriptions, saved
+from tests.orchestration.runs import artifacts, descriptions, saved
 
 pytestmark = pytest.mark.usefixtures("own_results")
 

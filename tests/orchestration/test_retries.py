@@ -16,7 +16,16 @@ from ckpt_lib.errors import CorruptCheckpointError, StateMismatchError, StoreUna
 from ckpt_lib.saving.failover import RETRY_DELAYS_SECONDS
 from ckpt_lib.store.local import LocalStore
 from prefect_checkpoints import tasks
-from tests.orchestration.task_runs import EXPERIMENT, ByReference, flip_a_byte, in_flow, payload_file, saved, task_run
+from tests.orchestration.runs import (
+    EXPERIMENT,
+    ByReference,
+    damage,
+    flip_a_byte,
+    in_flow,
+    payload_file,
+    saved,
+    task_run,
+)
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -68,9 +77,9 @@ def test_a_store_that_does_not_answer_is_tried_again(config: CheckpointConfig, m
 @pytest.mark.parametrize("damaged", [True, False])
 def test_damage_and_bad_input_are_not_tried_again(config: CheckpointConfig, damaged: bool) -> None:
     """Neither corruption nor a model that does not fit is retried; the typed error reaches the caller."""
-    (checkpoint_id,) = saved(config, epochs=1, optimizer=None)
+    (checkpoint_id,) = saved(config, losses=(1.0,))
     if damaged:
-        flip_a_byte(payload_file(config, checkpoint_id))
+        damage(config, checkpoint_id)
     model = nn.Linear(3, 2) if damaged else nn.Linear(4, 4)
     state = in_flow(lambda: tasks.load_checkpoint(config, EXPERIMENT, checkpoint_id, model=model, return_state=True))
     assert state.is_failed()
@@ -81,7 +90,7 @@ def test_damage_and_bad_input_are_not_tried_again(config: CheckpointConfig, dama
 
 def test_validation_is_remembered_until_the_file_changes(config: CheckpointConfig) -> None:
     """Another flow run gets the remembered report; a rewritten file, and a scrub, are read again."""
-    (checkpoint_id,) = saved(config, epochs=1)
+    (checkpoint_id,) = saved(config, losses=(1.0,))
     path = payload_file(config, checkpoint_id)
 
     def check(refresh: bool = False) -> State[Any]:
@@ -101,7 +110,7 @@ def test_validation_is_remembered_until_the_file_changes(config: CheckpointConfi
 
 def test_comparison_is_remembered_until_something_it_shows_changes(config: CheckpointConfig) -> None:
     """Equal comparisons come from the cache, with equal values; an edited tag makes it a new one."""
-    ids = saved(config)
+    ids = saved(config, losses=(1.0, 0.5))
 
     def compare() -> State[Any]:
         return in_flow(lambda: tasks.compare_checkpoints(config, EXPERIMENT, ids, tensors=True, return_state=True))
@@ -117,9 +126,9 @@ def test_comparison_is_remembered_until_something_it_shows_changes(config: Check
 
 def test_a_repair_that_cannot_succeed_is_not_tried_again(config: CheckpointConfig) -> None:
     """Damage in both copies fails the task at once, with the typed error."""
-    (only,) = saved(config, epochs=1)
-    for path in (payload_file(config, only), payload_file(config, only).parent / "backups" / f"{only}.pt"):
-        flip_a_byte(path)
+    (only,) = saved(config, losses=(1.0,))
+    for folder in ("", "backups"):
+        damage(config, only, folder)
     state = in_flow(lambda: tasks.repair_checkpoint(config, EXPERIMENT, only, return_state=True))
     assert task_run(state).run_count == 1
     with pytest.raises(CorruptCheckpointError, match="in both copies"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from deployments.server import HOME, prefect_server
+from tests.orchestration.runs import is_running
 
 pytestmark = pytest.mark.servers
 PROJECT = HOME.parent
@@ -47,14 +48,6 @@ def started(home: Path, *command: str) -> Iterator[tuple[subprocess.Popen[str], 
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

@@ -17,7 +17,16 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.retention import KeepNewest
 from prefect_checkpoints import tasks
 from prefect_checkpoints.tasks.report import artifact_key
-from tests.orchestration.task_runs import EXPERIMENT, ByReference, flip_a_byte, in_flow, payload_file, saved, task_run
+from tests.orchestration.runs import (
+    EXPERIMENT,
+    ByReference,
+    damage,
+    flip_a_byte,
+    in_flow,
+    payload_file,
+    saved,
+    task_run,
+)
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -90,7 +99,7 @@ def test_load_and_resume_return_no_state_that_was_restored(config: CheckpointCon
 def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_path: Path) -> None:
     """Backup, restore, export, import, cleanup and summary, each once through its task, and again without effect."""
     config = config.model_copy(update={"backup_checkpoints": False, "max_checkpoints": 2})
-    first, second = saved(config)
+    first, second = saved(config, losses=(1.0, 0.5))
 
     @flow
     def life() -> dict[str, Any]:
@@ -116,9 +125,9 @@ def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_
 
 def test_repairs_and_scrubs(config: CheckpointConfig) -> None:
     """Damage in both copies is found by a scrub, mended from either side, and gone for the next one."""
-    first, second = saved(config)
-    backup = payload_file(config, second).parent / "backups" / f"{second}.pt"
-    flip_a_byte(payload_file(config, first))
+    first, second = saved(config, losses=(1.0, 0.5))
+    backup = payload_file(config, second, "backups")
+    damage(config, first)
     flip_a_byte(backup)
 
     @flow

@@ -13,7 +13,7 @@ import torch
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from prefect_checkpoints.flows import TrainingParameters, train
 from prefect_checkpoints.tasks import _progress
-from tests.orchestration.flow_runs import artifacts
+from tests.orchestration.runs import artifacts
 
 pytestmark = pytest.mark.usefixtures("own_results")
 SMALL = {"batch_size": 256, "channels": 4}

@@ -13,7 +13,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StorageFullError
 from prefect_checkpoints.flows import checkpoint_lifecycle, manage_backups, validate_store
 from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
-from tests.orchestration.flow_runs import artifacts, damage, saved, saved_ids
+from tests.orchestration.runs import artifacts, damage, saved, saved_ids
 
 pytestmark = pytest.mark.usefixtures("own_results")
 

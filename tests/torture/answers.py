@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +12,8 @@ from typing import Literal
 from ckpt_lib.errors import CheckpointError, ConfigError, StoreUnavailableError
 from ckpt_lib.testing import FaultPlan
 from tests.experiment.crashes import OPERATIONS, broken_promises
-from tests.torture.places import LOCAL, MISSING, content_of, lacks_conditions, places
-from tests.torture.rows import Outcome, Row
+from tests.torture.places import LOCAL, MISSING, content_of, lacks_conditions, places, steps_of
+from tests.torture.rows import Outcome, Row, chosen, told
 
 When = Literal["before", "after"]
 KINDS = (*MISSING, LOCAL)
@@ -24,30 +23,16 @@ def lose_answers(count: int, seed: str, folder: Path) -> Outcome:
     """Lose each answer of each operation on each kind of store in turn; with a ``count``, so many of them at random."""
     outcome = Outcome()
     times: Counter[str] = Counter()
-    cases: list[tuple[str, str, When]] = [
-        (kind, name, when) for kind in KINDS for name in OPERATIONS for when in ("before", "after")
-    ]
-    steps = {(kind, name): _steps(kind, name, folder / f"steps {kind} {name}") for kind in KINDS for name in OPERATIONS}
-    every = [(*case, step) for case in cases for step in range(1, steps[case[0], case[1]] + 1)]
-    if count:
-        every = random.Random(seed).sample(every, min(count, len(every)))
-    for number, (kind, name, when, step) in enumerate(every):
-        told, wrong = _lose(kind, name, when, step, folder / str(number))
-        times[told] += 1
-        outcome.injected += 1
-        outcome.violations += [f"{kind}, {name}, {when} operation {step}: {line}" for line in wrong]
+    moments: tuple[When, ...] = ("before", "after")
+    every = [(*step, when) for step in steps_of(KINDS, folder) for when in moments]
+    for number, (kind, name, step, when) in enumerate(chosen(every, count, seed)):
+        ending, wrong = _lose(kind, name, when, step, folder / str(number))
+        times[ending] += 1
+        outcome.note(f"{kind}, {name}, {when} operation {step}", wrong)
     for kind, name in itertools.product(filter(lacks_conditions, KINDS), OPERATIONS):
         outcome.violations += [f"{kind}, {name}, without a single writer: {line}" for line in _refuse(kind, name)]
-    outcome.detail = ", ".join(f"{number} {told}" for told, number in sorted(times.items()))
-    outcome.detail += f"; {len(OPERATIONS)} operations of the protocol, {len(KINDS)} kinds of store"
+    outcome.detail = f"{told(times)}; {len(OPERATIONS)} operations of the protocol, {len(KINDS)} kinds of store"
     return outcome
-
-
-def _steps(kind: str, name: str, folder: Path) -> int:
-    """How many operations of the store there are in one of the protocol."""
-    place = next(places(kind, folder))
-    OPERATIONS[name].act(place)
-    return len(place.plan.calls)
 
 
 def _lose(kind: str, name: str, when: When, step: int, folder: Path) -> tuple[str, list[str]]:
@@ -56,18 +41,18 @@ def _lose(kind: str, name: str, when: When, step: int, folder: Path) -> tuple[st
     plan = FaultPlan(fail_at=step, when=when, error=StoreUnavailableError)
     try:
         OPERATIONS[name].act(place.another(plan))
-        told = "done all the same"
+        ending = "done all the same"
     except CheckpointError as error:
-        told = "refused" if isinstance(error, StoreUnavailableError) else f"refused as {type(error).__name__}"
+        ending = "refused" if isinstance(error, StoreUnavailableError) else f"refused as {type(error).__name__}"
     except Exception as error:
         return "ended otherwise", [f"{type(error).__name__}: {error}"]
     operation = plan.calls[step - 1]
-    if operation.startswith("put") and "/checkpoint_epoch" in operation and told != "done all the same":
-        return told, [f"{operation} was not asked about again: {told}"]
+    if operation.startswith("put") and "/checkpoint_epoch" in operation and ending != "done all the same":
+        return ending, [f"{operation} was not asked about again: {ending}"]
     try:
-        return told, broken_promises(place.another(), name, is_acknowledged=told == "done all the same")
+        return ending, broken_promises(place.another(), name, is_acknowledged=ending == "done all the same")
     except CheckpointError as error:
-        return told, [f"afterwards: {type(error).__name__}: {error}"]
+        return ending, [f"afterwards: {type(error).__name__}: {error}"]
 
 
 def _refuse(kind: str, name: str) -> Iterator[str]:

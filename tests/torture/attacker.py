@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +74,14 @@ def manifest_for(payload: bytes, **facts: Any) -> Manifest:
         **facts,
     }
     return Manifest(**named)
+
+
+def resigned(fields: dict[str, Any]) -> bytes:
+    """A manifest's canonical form with its digest, by what docs/FORMAT.md says and by none of our code."""
+    fields = {name: value for name, value in fields.items() if name != "manifest_sha256"}
+    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    signed = {**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}
+    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def plant(store: Path, payload: bytes, manifest: bytes | None = None) -> CheckpointManager:

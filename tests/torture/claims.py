@@ -26,9 +26,9 @@ from ckpt_lib.store import open_store
 from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.experiment.crashes import OLD, OPERATIONS, PATHS, harm, leftovers
 from tests.torture import concurrency
-from tests.torture.places import LOCAL, StoredPlace, let_days_pass, places
+from tests.torture.places import LOCAL, StoredPlace, let_days_pass, places, steps_of
 from tests.torture.processes import Child, ChildError
-from tests.torture.rows import Outcome, Row
+from tests.torture.rows import Outcome, Row, chosen, told
 
 # --- row 22 ---
 
@@ -71,9 +71,8 @@ def stale_claims(count: int, seed: str, folder: Path) -> Outcome:
         except (CheckpointError, ChildError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         kinds[name] += 1
-        outcome.injected += 1
-        outcome.violations += [f"seed {seed}, claim {number}, {name}, before {moment}: {line}" for line in wrong]
-    outcome.detail = ", ".join(f"{times} {kind}" for kind, times in sorted(kinds.items()))
+        outcome.note(f"seed {seed}, claim {number}, {name}, before {moment}", wrong)
+    outcome.detail = told(kinds)
     return outcome
 
 
@@ -141,30 +140,15 @@ def paused_operations(count: int, seed: str, folder: Path) -> Outcome:
     """Let others work at each step of each operation, after so long that they take its process for dead."""
     outcome = Outcome()
     endings: Counter[str] = Counter()
-    every = [
-        (kind, name, step)
-        for kind in STORES
-        for name in OPERATIONS
-        for step in range(1, _steps(kind, name, folder / f"steps {kind} {name}") + 1)
-    ]
-    if count:
-        every = random.Random(seed).sample(every, min(count, len(every)))
-    for number, (kind, name, step) in enumerate(every):
+    for number, (kind, name, step) in enumerate(chosen(steps_of(STORES, folder), count, seed)):
         try:
             ending, wrong = _pause(kind, name, step, folder / str(number))
         except CheckpointError as error:
             ending, wrong = "failed", [f"{type(error).__name__}: {error}"]
         endings[ending] += 1
-        outcome.injected += 1
-        outcome.violations += [f"{kind}, {name}, before operation {step}: {line}" for line in wrong]
-    outcome.detail = ", ".join(f"{times} {ending}" for ending, times in sorted(endings.items()))
+        outcome.note(f"{kind}, {name}, before operation {step}", wrong)
+    outcome.detail = told(endings)
     return outcome
-
-
-def _steps(kind: str, name: str, folder: Path) -> int:
-    place = next(places(kind, folder))
-    OPERATIONS[name].act(place)
-    return len(place.plan.calls)
 
 
 def _pause(kind: str, name: str, step: int, folder: Path) -> tuple[str, list[str]]:

@@ -252,8 +252,7 @@ def stale_listing(count: int, seed: str, folder: Path) -> Outcome:
         except (CheckpointError, ChildError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         operations[operation] += 1
-        outcome.injected += 1
-        outcome.violations += [f"seed {seed}, case {case}, {operation}, listing {moment}: {line}" for line in wrong]
+        outcome.note(f"seed {seed}, case {case}, {operation}, listing {moment}", wrong)
     outcome.detail = ", ".join(f"{times} times {operation}" for operation, times in sorted(operations.items()))
     return outcome
 

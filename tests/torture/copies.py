@@ -17,19 +17,11 @@ import torch
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, UnsupportedSchemaError
-from tests.torture.attacker import EXPERIMENT, contents, open_run
+from tests.torture.attacker import EXPERIMENT, contents, open_run, resigned
 from tests.torture.rows import Outcome, Row
 
 GOLDEN = Path(__file__).parent / "golden"
 """One folder for each schema that was ever released: a store, and ``expected.json`` that says what is in it."""
-
-
-def resigned(fields: dict[str, Any]) -> bytes:
-    """A manifest's canonical form with its digest, by what docs/FORMAT.md says and by none of our code."""
-    fields = {name: value for name, value in fields.items() if name != "manifest_sha256"}
-    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode()
-    signed = {**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}
-    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 # --- row 37 ---
@@ -69,23 +61,22 @@ def _read_golden(schema: Path, place: Path) -> None:
     assert {name: hashlib.sha256(data).hexdigest() for name, data in before.items() if isinstance(data, bytes)} == (
         expected["files"]
     ), "the fixture itself was changed"
-    assert manager.checkpoint_ids() == list(expected["checkpoints"])
+    assert manager.checkpoint_ids() == list(expected["checkpoints"]), "another set of checkpoints"
     for checkpoint_id, facts in expected["checkpoints"].items():
         assert manager.validate_checkpoint(checkpoint_id), "it does not validate"
         loaded = manager.load_checkpoint(checkpoint_id)
         found = manager.get_checkpoint(checkpoint_id)
-        assert loaded["model_state_dict"]["weight"].tolist() == facts["weight"]
-        assert loaded["optimizer_state_dict"]["param_groups"][0]["lr"] == facts["lr"]
-        assert loaded["extra_state"] == facts["extra_state"]
-        assert (found.epoch, found.step, list(found.tags), found.metrics, found.sequence) == tuple(facts["facts"])
-    assert [item.checkpoint_id for item in manager.list_backups()] == expected["backups"]
+        assert loaded["model_state_dict"]["weight"].tolist() == facts["weight"], "other weights were loaded"
+        assert loaded["optimizer_state_dict"]["param_groups"][0]["lr"] == facts["lr"], "another optimizer was loaded"
+        assert loaded["extra_state"] == facts["extra_state"], "another extra state was loaded"
+        said = (found.epoch, found.step, list(found.tags), found.metrics, found.sequence)
+        assert said == tuple(facts["facts"]), f"its facts are {said}"
+    assert manager.backup_ids() == expected["backups"], "another set of backups"
     found_files = {name: data for name, data in contents(place / "store").items() if "/.ckpt-" not in name}
     assert found_files == before, "reading changed a file"
-    saved = manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=9)
-    assert saved is not None
-    assert manager.get_checkpoint(saved).sequence > max(
-        facts["facts"][-1] for facts in expected["checkpoints"].values()
-    )
+    saved = str(manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=9))
+    newest = max(facts["facts"][-1] for facts in expected["checkpoints"].values())
+    assert manager.get_checkpoint(saved).sequence > newest, "the order starts anew"
 
 
 def _refuse_newer(schema: Path, place: Path) -> None:
@@ -222,8 +213,7 @@ def _filled(store: Path) -> dict[str, list[float]]:
     for epoch in range(3):
         model = torch.nn.Linear(3, 1)
         saved = manager.save_checkpoint(model=model, epoch=epoch, metrics={"val_loss": 1.0 / (epoch + 1)})
-        assert saved is not None
-        weights[saved] = model.weight.flatten().tolist()
+        weights[str(saved)] = model.weight.flatten().tolist()
     return weights
 
 
@@ -246,11 +236,10 @@ def _check_copy(
     assert not report.deleted_ids, f"deleted: {report.deleted_ids}"
     assert copied.scrub(), "the scrub found damage"
     for checkpoint_id, weight in original.items():
-        assert copied.load_checkpoint(checkpoint_id)["model_state_dict"]["weight"].flatten().tolist() == weight
-    newest = copied.get_latest_checkpoint()
-    saved = copied.save_checkpoint(model=torch.nn.Linear(3, 1), epoch=9)
-    assert newest is not None
-    assert saved is not None
+        loaded = copied.load_checkpoint(checkpoint_id)["model_state_dict"]["weight"]
+        assert loaded.flatten().tolist() == weight, "other weights were loaded"
+    newest = copied.get_checkpoint("latest")
+    saved = str(copied.save_checkpoint(model=torch.nn.Linear(3, 1), epoch=9))
     assert copied.get_checkpoint(saved).sequence > newest.sequence, "the copy's order starts anew"
     assert open_run(source).checkpoint_ids() == list(original), "the source changed"
 

@@ -29,26 +29,15 @@ def flip_a_bit(rng: random.Random, shelf: Shelf) -> Harm:
     return {path: bytes(flipped)}
 
 
-def _of_payload(change: Callable[[random.Random, bytearray], object]) -> Inflict:
-    """Damage to one payload, which ``change`` makes to its bytes."""
+def _of(suffix: str, change: Callable[[random.Random, bytearray], object]) -> Inflict:
+    """Damage to one payload or manifest, which ``change`` makes to its bytes."""
 
     def inflict(rng: random.Random, shelf: Shelf) -> Harm:
-        copy = rng.choice(shelf.copies)
-        data = bytearray(copy.payload_bytes)
+        files = rng.choice(shelf.copies).files()
+        (path,) = (path for path in files if path.suffix == suffix)
+        data = bytearray(files[path])
         change(rng, data)
-        return {copy.payload: bytes(data)}
-
-    return inflict
-
-
-def _of_manifest(change: Callable[[random.Random, bytearray], object]) -> Inflict:
-    """Damage to one manifest, which ``change`` makes to its bytes."""
-
-    def inflict(rng: random.Random, shelf: Shelf) -> Harm:
-        copy = rng.choice(shelf.copies)
-        data = bytearray(copy.manifest_bytes)
-        change(rng, data)
-        return {copy.manifest: bytes(data)}
+        return {path: bytes(data)}
 
     return inflict
 
@@ -106,17 +95,17 @@ def exchange_manifests(rng: random.Random, shelf: Shelf) -> Harm:
 
 
 DAMAGES: dict[str, Inflict] = {
-    "cut": _of_payload(cut),
-    "lengthened": _of_payload(lengthen),
-    "4 KiB zeroed": _of_payload(zero_a_sector),
-    "a run zeroed": _of_payload(zero_a_run),
-    "blocks exchanged": _of_payload(exchange_blocks),
+    "cut": _of(".pt", cut),
+    "lengthened": _of(".pt", lengthen),
+    "4 KiB zeroed": _of(".pt", zero_a_sector),
+    "a run zeroed": _of(".pt", zero_a_run),
+    "blocks exchanged": _of(".pt", exchange_blocks),
     "two payloads exchanged": exchange_payloads,
     "the payload of another": another_payload,
     "two manifests exchanged": exchange_manifests,
-    "a manifest cut": _of_manifest(cut),
-    "a manifest lengthened": _of_manifest(lengthen),
-    "a run of a manifest zeroed": _of_manifest(zero_a_run),
+    "a manifest cut": _of(".json", cut),
+    "a manifest lengthened": _of(".json", lengthen),
+    "a run of a manifest zeroed": _of(".json", zero_a_run),
 }
 
 

@@ -39,7 +39,7 @@ from tests.torture.machine import (
     recover,
     start_state,
 )
-from tests.torture.rows import Outcome, Row
+from tests.torture.rows import Outcome, Row, chosen
 
 When = Literal["before", "after"]
 FAILURES: tuple[tuple[type[StoreError], When], ...] = (
@@ -98,13 +98,9 @@ def fail_operations(count: int, seed: str, folder: Path) -> Outcome:
                 for error, when in FAILURES
                 for persistent in (False, True)
             ]
-        if count:
-            cases = random.Random(seed).sample(cases, min(count, len(cases)))
-        for case in cases:
-            outcome.injected += 1
+        for case in chosen(cases, count, seed):
             with in_memory(start) as machine:
-                found = _fail_operation(machine, case, before, afters[case.name])
-                outcome.violations += [f"{case}: {violation}" for violation in found]
+                outcome.note(str(case), _fail_operation(machine, case, before, afters[case.name]))
     outcome.detail = f"{len(ACTIONS)} operations of the library, each operation of the store in turn"
     return outcome
 

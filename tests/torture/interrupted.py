@@ -96,17 +96,9 @@ def _leave_block(program: Program) -> Callable[[], object]:
     return block
 
 
-def _result(program: Program) -> Callable[[], object]:
-    return program.begin_save().result  # type: ignore[no-any-return]
-
-
 def _result_in_time(program: Program) -> Callable[[], object]:
     handle = program.begin_save()
     return lambda: handle.result(30)
-
-
-def _copied(program: Program) -> Callable[[], object]:
-    return program.begin_save().wait_until_copied  # type: ignore[no-any-return]
 
 
 def _another(program: Program) -> Callable[[], object]:
@@ -188,9 +180,9 @@ KINDS: dict[str, Callable[[Program], Callable[[], object]]] = {
     "flush": _flush,
     "close": _close,
     "the end of a with block": _leave_block,
-    "handle.result": _result,
+    "handle.result": lambda program: program.begin_save().result,
     "handle.result with a limit": _result_in_time,
-    "handle.wait_until_copied": _copied,
+    "handle.wait_until_copied": lambda program: program.begin_save().wait_until_copied,
     "futures.wait": _futures,
     "another background save": _another,
     "save": lambda program: lambda: program.save(1),
@@ -213,7 +205,7 @@ KINDS: dict[str, Callable[[Program], Callable[[], object]]] = {
 _BACKED_UP = {"save and back up", "scrub", "back up", "restore", "repair"}
 
 
-def run(folder: Path, kind: str, answer: str, tell: Callable[[str], None], be_told: Callable[[], object]) -> None:
+def run(folder: Path, kind: str, answer: str, tell: Callable[[str], object], be_told: Callable[[], object]) -> None:
     """Wait, be interrupted, and go on or end by the signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     program = Program(folder, kind)
@@ -238,7 +230,7 @@ def _exit(*_: object) -> NoReturn:
     raise SystemExit(EXIT_CODE)
 
 
-def _interrupted(wait: Callable[[], object], tell: Callable[[str], None]) -> None:
+def _interrupted(wait: Callable[[], object], tell: Callable[[str], object]) -> None:
     try:
         _wait_and_be_late(wait, tell, lambda: False)
     except KeyboardInterrupt:
@@ -247,7 +239,7 @@ def _interrupted(wait: Callable[[], object], tell: Callable[[str], None]) -> Non
     raise RuntimeError("no signal came")
 
 
-def _wait_and_be_late(wait: Callable[[], object], tell: Callable[[str], None], is_enough: Callable[[], bool]) -> None:
+def _wait_and_be_late(wait: Callable[[], object], tell: Callable[[str], object], is_enough: Callable[[], bool]) -> None:
     tell("waiting")
     wait()
     tell("left")
@@ -310,13 +302,9 @@ def main() -> None:
         Path(job["folder"]),
         job["kind"],
         job["answer"],
-        lambda word: _write_all(said, f"{word} {time.monotonic()}\n"),
+        lambda word: os.write(said, f"{word} {time.monotonic()}\n".encode()),
         lambda: os.read(heard, 1),
     )
-
-
-def _write_all(descriptor: int, text: str) -> None:
-    os.write(descriptor, text.encode())
 
 
 if __name__ == "__main__":

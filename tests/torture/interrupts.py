@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError
@@ -71,9 +72,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
         os.close(self._said)
@@ -227,7 +226,7 @@ def _check_store(place: Path, kind: str, *, is_saved: bool) -> Iterator[str]:
             manager.repair_checkpoint(there[0].checkpoint_id)  # what was begun is ended
         if there and is_saved and there[-1].epoch != 5:
             yield f"the newest is of epoch {there[-1].epoch}, not the one that the signal asked for"
-        manager.save_checkpoint(model=_small_model(), epoch=9)
+        manager.save_checkpoint(model=torch.nn.Linear(2, 2), epoch=9)
         yield from (str(report) for report in (*manager.validate_all(), *manager.validate_all_backups()) if not report)
         yield from (f"{left} was left behind" for left in _leftovers(place / "store" / EXPERIMENT))
     except CheckpointError as error:
@@ -242,12 +241,6 @@ def _leftovers(folder: Path) -> list[str]:
     while (found := leftovers(folder)) and time.monotonic() < until:
         time.sleep(0.02)
     return found
-
-
-def _small_model() -> Any:
-    import torch
-
-    return torch.nn.Linear(2, 2)
 
 
 def interrupt(count: int, seed: str, folder: Path, kinds: Sequence[str] = tuple(KINDS)) -> Outcome:

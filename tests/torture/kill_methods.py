@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from tests.torture.processes import result_of
+
 ATTACH_TIMEOUT_SECONDS = 20.0
 CHILD_TIMEOUT_SECONDS = 120.0
 
@@ -106,35 +108,18 @@ def _run(action: Callable[[], object], gate: int, answer: int) -> None:
         os._exit(0)
 
 
-def answer_of(action: Callable[[], str]) -> str:
-    """What ``action`` returns in a child."""
-    reading, writing = os.pipe()
-
-    def told() -> None:
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(action().encode())
-
-    child = Child(told)
-    os.close(writing)
-    child.begin()
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read().decode()
-    child.end()
-    return answer
-
-
 # --- after some time ---
 
 
 def duration_seconds(action: Callable[[], object]) -> float:
     """How long ``action`` takes in a child, without the child's own beginning and end."""
 
-    def timed() -> str:
+    def timed() -> float:
         started = time.perf_counter()
         action()
-        return str(time.perf_counter() - started)
+        return time.perf_counter() - started
 
-    return float(answer_of(timed))
+    return float(result_of(timed))
 
 
 def killed_after(action: Callable[[], object], delay_seconds: float) -> End:
@@ -279,13 +264,13 @@ def injected(fault: Fault) -> Iterator[None]:
 def functions_of(action: Callable[[], object]) -> list[str]:
     """The functions of ``os`` by which ``action`` changes the file system, as a child calls them."""
 
-    def counted() -> str:
+    def counted() -> list[str]:
         fault = Fault()
         with injected(fault):
             action()
-        return " ".join(fault.calls)
+        return fault.calls
 
-    return answer_of(counted).split()
+    return list(result_of(counted))
 
 
 def struck(action: Callable[[], object], fault: Fault) -> End:

@@ -149,9 +149,8 @@ def _what_is_broken(around: Path) -> str | None:
         logging.getLogger("ckpt_lib").setLevel(logging.CRITICAL)
         manager = open_run(around / "store")
         manager.cleanup_checkpoints()
-        saved = manager.save_checkpoint(model=torch.nn.Linear(2, 2), epoch=3)
-        assert saved is not None
-        assert manager.validate_checkpoint(saved)
+        saved = str(manager.save_checkpoint(model=torch.nn.Linear(2, 2), epoch=3))
+        assert manager.validate_checkpoint(saved), "the next save is broken"
         for report in manager.validate_all():
             assert report or report.checkpoint_id == PLANTED_ID, report.message
 

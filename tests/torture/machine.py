@@ -214,81 +214,30 @@ class NothingToDo(Exception):  # noqa: N818  # it is none
 
 def _any(machine: Machine, source: random.Random, place: str = "run", *, whole: bool = False) -> str:
     ids = [item for item in machine.ids(place) if not whole or facts(machine.experiment(place), item) not in BROKEN]
+    return _chosen(ids, source)
+
+
+def _chosen(ids: list[str], source: random.Random) -> str:
     if not ids:
         raise NothingToDo
     return source.choice(ids)
 
 
-def _save(machine: Machine, source: random.Random) -> object:
-    return machine.save(source.randint(5, 99))
-
-
-def _save_with_everything(machine: Machine, source: random.Random) -> object:
-    return machine.save(source.randint(5, 99), backup_checkpoints=True, max_checkpoints=2, max_backups=1)
-
-
-def _edit(machine: Machine, source: random.Random) -> object:
-    return machine.manager().edit_checkpoint(_any(machine, source), add_tags=[f"tag{source.randint(0, 9)}"])
-
-
-def _pin(machine: Machine, source: random.Random) -> object:
-    return machine.manager().pin_checkpoint(_any(machine, source))
-
-
-def _delete(machine: Machine, source: random.Random) -> object:
-    return machine.manager().delete_checkpoint(_any(machine, source))
-
-
-def _delete_for_good(machine: Machine, source: random.Random) -> object:
-    return machine.manager(trash_seconds=0).delete_checkpoint(_any(machine, source))
-
-
 def _undelete(machine: Machine, source: random.Random) -> object:
     deleted = [found.checkpoint_id for found in machine.manager().list_deleted()]
-    if not deleted:
-        raise NothingToDo
-    return machine.manager().undelete_checkpoint(source.choice(deleted))
-
-
-def _back_up(machine: Machine, source: random.Random) -> object:
-    return machine.manager().backup_checkpoint(_any(machine, source, whole=True))
-
-
-def _restore(machine: Machine, source: random.Random) -> object:
-    return machine.manager().restore_checkpoint(_any(machine, source, "run/backups"))
-
-
-def _repair(machine: Machine, source: random.Random) -> object:
-    return machine.manager().repair_checkpoint(_any(machine, source, "run/backups"))
-
-
-def _export(machine: Machine, source: random.Random) -> object:
-    return machine.manager().export_checkpoint(_any(machine, source, whole=True), f"{machine.url}/exported")
-
-
-def _import(machine: Machine, source: random.Random) -> object:
-    exported = f"{machine.url}/exported/{_any(machine, source, 'exported')}.pt"
-    return machine.manager().import_checkpoint(exported)
+    return machine.manager().undelete_checkpoint(_chosen(deleted, source))
 
 
 def _set_aside(machine: Machine, source: random.Random) -> object:
     backups = machine.ids("run/backups")
     folder = machine.experiment("run")
     damaged = [found for found in machine.ids() if found not in backups and facts(folder, found) in BROKEN]
-    if not damaged:
-        raise NothingToDo
-    return machine.manager().quarantine_checkpoint(source.choice(damaged))
+    return machine.manager().quarantine_checkpoint(_chosen(damaged, source))
 
 
 def _remove_for_good(machine: Machine, source: random.Random) -> object:
-    found = [item for item in machine.manager().list_quarantined() if not item.is_backup]
-    if not found:
-        raise NothingToDo
-    return machine.manager().delete_quarantined(source.choice(found).checkpoint_id)
-
-
-def _import_bare(machine: Machine, source: random.Random) -> object:
-    return machine.manager().import_checkpoint(f"{machine.url}/{BARE}")
+    found = [item.checkpoint_id for item in machine.manager().list_quarantined() if not item.is_backup]
+    return machine.manager().delete_quarantined(_chosen(found, source))
 
 
 def _examine(machine: Machine, source: random.Random) -> object:
@@ -298,33 +247,35 @@ def _examine(machine: Machine, source: random.Random) -> object:
     return report
 
 
-def _clean_up(machine: Machine, source: random.Random) -> object:
-    return machine.manager(max_checkpoints=source.randint(1, 3)).cleanup_checkpoints()
-
-
-def _clean_up_for_good(machine: Machine, source: random.Random) -> object:
-    return machine.manager(trash_seconds=0).cleanup_checkpoints()
-
-
 ACTIONS: dict[str, Action] = {
     "doctor": _examine,
-    "save": _save,
-    "save, back up, retire": _save_with_everything,
-    "edit": _edit,
-    "pin": _pin,
-    "delete": _delete,
-    "delete for good": _delete_for_good,
+    "save": lambda machine, source: machine.save(source.randint(5, 99)),
+    "save, back up, retire": lambda machine, source: machine.save(
+        source.randint(5, 99), backup_checkpoints=True, max_checkpoints=2, max_backups=1
+    ),
+    "edit": lambda machine, source: machine.manager().edit_checkpoint(
+        _any(machine, source), add_tags=[f"tag{source.randint(0, 9)}"]
+    ),
+    "pin": lambda machine, source: machine.manager().pin_checkpoint(_any(machine, source)),
+    "delete": lambda machine, source: machine.manager().delete_checkpoint(_any(machine, source)),
+    "delete for good": lambda machine, source: machine.manager(trash_seconds=0).delete_checkpoint(
+        _any(machine, source)
+    ),
     "undelete": _undelete,
-    "back up": _back_up,
-    "restore": _restore,
-    "repair": _repair,
-    "export": _export,
-    "import": _import,
-    "import a bare payload": _import_bare,
+    "back up": lambda machine, source: machine.manager().backup_checkpoint(_any(machine, source, whole=True)),
+    "restore": lambda machine, source: machine.manager().restore_checkpoint(_any(machine, source, "run/backups")),
+    "repair": lambda machine, source: machine.manager().repair_checkpoint(_any(machine, source, "run/backups")),
+    "export": lambda machine, source: machine.manager().export_checkpoint(
+        _any(machine, source, whole=True), f"{machine.url}/exported"
+    ),
+    "import": lambda machine, source: machine.manager().import_checkpoint(
+        f"{machine.url}/exported/{_any(machine, source, 'exported')}.pt"
+    ),
+    "import a bare payload": lambda machine, source: machine.manager().import_checkpoint(f"{machine.url}/{BARE}"),
     "set aside": _set_aside,
     "remove for good": _remove_for_good,
-    "clean up": _clean_up,
-    "empty the trash": _clean_up_for_good,
+    "clean up": lambda machine, source: machine.manager(max_checkpoints=source.randint(1, 3)).cleanup_checkpoints(),
+    "empty the trash": lambda machine, source: machine.manager(trash_seconds=0).cleanup_checkpoints(),
 }
 
 

@@ -26,71 +26,21 @@ from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for, open_ru
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
 
+# fmt: off
 _VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1,
-    2**31,
-    2**63,
-    2**64,
-    10**400,
-    0.5,
-    -0.0,
-    1e308,
-    math.inf,
-    math.nan,
-    "",
-    " ",
-    "x",
-    "\0",
-    "\u202e",
-    "\ud800",
-    "\U0001f680",
-    "../x",
-    "/etc/passwd",
-    "NaN",
-    "Infinity",
-    "x" * 5000,
-    "\n",
-    "e\u0301",
-    PLANTED_ID,
-    "checkpoint_epoch_0001_step_000001_20260102_030405_2",
-    "2026-01-02T03:04:05Z",
-    "0001-01-01T00:00:00Z",
-    "9999-12-31T23:59:59-23:59",
-    "-262143-01-01T00:00:00Z",
-    "torch",
-    "builtins",
-    "__class__",
-    "0" * 32,
-    "f" * 64,
-    "F" * 64,
-    [],
-    [[]],
-    [None],
-    ["x", "x"],
-    [1] * 100,
-    {},
-    {"": {}},
-    {"x": {"y": [{}]}},
-    {"name": "../x"},
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, math.inf,
+    math.nan, "", " ", "x", "\0", "\u202e", "\ud800", "\U0001f680", "../x", "/etc/passwd", "NaN",
+    "Infinity", "x" * 5000, "\n", "e\u0301", PLANTED_ID,
+    "checkpoint_epoch_0001_step_000001_20260102_030405_2", "2026-01-02T03:04:05Z",
+    "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", "-262143-01-01T00:00:00Z", "torch",
+    "builtins", "__class__", "0" * 32, "f" * 64, "F" * 64, [], [[]], [None], ["x", "x"], [1] * 100,
+    {}, {"": {}}, {"x": {"y": [{}]}}, {"name": "../x"},
 ]
 _KEYS = [
-    "",
-    "x",
-    "name",
-    "files",
-    "schema_version",
-    "__dict__",
-    "model_config",
-    "is_best",
-    "\ud800",
-    "MAX_BYTES",
-    "uid ",
+    "", "x", "name", "files", "schema_version", "__dict__", "model_config", "is_best", "\ud800",
+    "MAX_BYTES", "uid ",
 ]
+# fmt: on
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -291,9 +241,8 @@ def _work(store: Path) -> None:
             call()
     with suppress(CorruptManifestError):  # a pointer that is damaged may mean any checkpoint
         manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=3, idempotency_key="a key")
-    saved = manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2)
-    assert saved is not None
-    assert manager.validate_checkpoint(saved)
+    saved = str(manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2))
+    assert manager.validate_checkpoint(saved), "the next save is broken"
     assert _is_rebuilt(manager, store), "the snapshot was not rebuilt"
 
 

@@ -18,120 +18,26 @@ from ckpt_lib.errors import CheckpointError
 from tests.torture.attacker import PLANTED_ID, contents, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 
+# fmt: off
 _SEEDS = [
-    "",
-    ".",
-    "..",
-    "../outside",
-    "../../outside",
-    "a/../../outside",
-    "/outside",
-    "//outside",
-    "\\outside",
-    "..\\outside",
-    "C:\\outside",
-    "C:outside",
-    "file:///outside",
-    "~",
-    "~root",
-    "$HOME",
-    "%2e%2e%2foutside",
-    "a\0b",
-    "\0",
-    "a\nb",
-    "a\r",
-    "\t",
-    " ",
-    " a",
-    "a ",
-    "a.",
-    "a..",
-    "CON",
-    "con.txt",
-    "NUL",
-    "AUX.json",
-    "COM1",
-    "lpt9",
-    "-rf",
-    "--help",
-    ".hidden",
-    "*",
-    "?",
-    "a:b",
-    "a|b",
-    "<a>",
-    '"',
-    "'",
-    ";",
-    "`x`",
-    "\u202eabc",
-    "\u2066abc",
-    "a\u200bb",
-    "\ufeffa",
-    "\u2028",
-    "\ud800",
-    "\udce9",
-    "caf\u00e9",
-    "cafe\u0301",
-    "\u212b",
-    "\uff0e\uff0e\uff0foutside",
-    "\u2024\u2024/outside",
-    "RUN",
-    "Run",
-    "run",
-    "r\u0075n",
-    "backups",
-    "refs",
-    "checkpoint_metadata.json",
-    ".ckpt-clock",
-    ".ckpt-tmp",
-    ".ckpt-store.json",
-    "keys",
-    "uids",
-    PLANTED_ID,
-    f"{PLANTED_ID}.pt",
-    f"{PLANTED_ID}.json",
-    f"../run/{PLANTED_ID}",
-    f"{PLANTED_ID}_2",
-    f"{PLANTED_ID}\n",
-    PLANTED_ID.upper(),
-    PLANTED_ID.replace("1", "\u0661"),
-    "latest",
-    "best",
-    "x" * 100,
-    "x" * 101,
-    "x" * 255,
-    "x" * 256,
-    "x" * 5000,
-    "\u00e9" * 128,
-    "a/" * 200,
-    "{}",
-    "%s",
-    "{0.__class__}",
-    "<script>",
+    "", ".", "..", "../outside", "../../outside", "a/../../outside", "/outside", "//outside",
+    "\\outside", "..\\outside", "C:\\outside", "C:outside", "file:///outside", "~", "~root",
+    "$HOME", "%2e%2e%2foutside", "a\0b", "\0", "a\nb", "a\r", "\t", " ", " a", "a ", "a.", "a..",
+    "CON", "con.txt", "NUL", "AUX.json", "COM1", "lpt9", "-rf", "--help", ".hidden", "*", "?",
+    "a:b", "a|b", "<a>", '"', "'", ";", "`x`", "\u202eabc", "\u2066abc", "a\u200bb", "\ufeffa",
+    "\u2028", "\ud800", "\udce9", "caf\u00e9", "cafe\u0301", "\u212b", "\uff0e\uff0e\uff0foutside",
+    "\u2024\u2024/outside", "RUN", "Run", "run", "r\u0075n", "backups", "refs",
+    "checkpoint_metadata.json", ".ckpt-clock", ".ckpt-tmp", ".ckpt-store.json", "keys", "uids",
+    PLANTED_ID, f"{PLANTED_ID}.pt", f"{PLANTED_ID}.json", f"../run/{PLANTED_ID}",
+    f"{PLANTED_ID}_2", f"{PLANTED_ID}\n", PLANTED_ID.upper(), PLANTED_ID.replace("1", "\u0661"),
+    "latest", "best", "x" * 100, "x" * 101, "x" * 255, "x" * 256, "x" * 5000, "\u00e9" * 128,
+    "a/" * 200, "{}", "%s", "{0.__class__}", "<script>",
 ]
 _PIECES = [
-    "..",
-    "/",
-    "\\",
-    "\0",
-    "\n",
-    ".",
-    " ",
-    "\u202e",
-    "\ud800",
-    "a",
-    "Z",
-    "9",
-    "_",
-    "-",
-    "\u0301",
-    "CON",
-    ":",
-    "x" * 200,
-    "~",
-    "\U0001f680",
+    "..", "/", "\\", "\0", "\n", ".", " ", "\u202e", "\ud800", "a", "Z", "9", "_", "-", "\u0301",
+    "CON", ":", "x" * 200, "~", "\U0001f680",
 ]
+# fmt: on
 
 
 def hostile_name(choice: random.Random) -> str:
@@ -176,30 +82,26 @@ class _Doors:
         manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(self.store)), experiment)
 
         def save(**options: Any) -> str:
-            saved = manager.save_checkpoint(model=torch.nn.Linear(1, 1), epoch=1, **options)
-            assert saved is not None
-            return saved
+            return str(manager.save_checkpoint(model=torch.nn.Linear(1, 1), epoch=1, **options))
 
         return save
 
     def _experiment(self, name: str) -> None:
         saved = self._saver(name)()
-        assert (self.store / name / f"{saved}.json").is_file()
+        assert (self.store / name / f"{saved}.json").is_file(), "it is not where its name says"
         assert name in os.listdir(self.store), "it was stored under another name"
 
     def _id(self, name: str) -> None:
         found = self.manager.get_checkpoint(name)
-        assert (
-            found.checkpoint_id == name
-            or name in {"latest", "best"}
-            or unicodedata.normalize("NFC", name) in found.tags
-        )
+        is_tag = unicodedata.normalize("NFC", name) in found.tags
+        assert is_tag or name in {found.checkpoint_id, "latest", "best"}, f"{found.checkpoint_id} was found"
 
     def _is_found(self, saved: str, tag: str) -> None:
-        assert saved in {item.checkpoint_id for item in self.manager.list_checkpoints(tags=[tag])}
+        found = {item.checkpoint_id for item in self.manager.list_checkpoints(tags=[tag])}
+        assert saved in found, "it is not found by its tag"
 
     def _has_metric(self, saved: str, metric: str) -> None:
-        assert self.manager.get_checkpoint(saved).metrics[metric] == 1.0
+        assert self.manager.get_checkpoint(saved).metrics.get(metric) == 1.0, "its metric has another name"
 
     def _backup_to(self, path: str) -> None:
         if Path(os.path.normpath(path)).parent != self.store:  # a root is the caller's to choose, wherever it lies

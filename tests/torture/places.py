@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from ckpt_lib.store import Capabilities, Store
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.store.memory import ALL, MemoryStore
 from ckpt_lib.testing import FaultPlan, FaultyStore
-from tests.experiment.crashes import PATHS, Place, prepare
+from tests.experiment.crashes import OPERATIONS, PATHS, Place, prepare
 
 MISSING: dict[str, tuple[str, ...]] = {
     "memory": (),
@@ -72,6 +72,16 @@ def places(kind: str, folder: Path) -> Iterator[StoredPlace]:
         prepare(place)
         yield place.another()
         discard(place.store)
+
+
+def steps_of(kinds: Iterable[str], folder: Path) -> list[tuple[str, str, int]]:
+    """Return each operation of the store, by its number, in each of the protocol on each kind of store."""
+    found = []
+    for kind, name in itertools.product(kinds, OPERATIONS):
+        place = next(places(kind, folder / f"steps {kind} {name}"))
+        OPERATIONS[name].act(place)
+        found += [(kind, name, step) for step in range(1, len(place.plan.calls) + 1)]
+    return found
 
 
 def discard(store: Store) -> None:

@@ -36,7 +36,10 @@ from tests.torture.machine import (
     start_state,
     wait_long,
 )
-from tests.torture.rows import Outcome, Row
+from tests.torture.rows import Outcome, Row, chosen
+
+Story = tuple[tuple[str, ...], State]
+"""Actions, one after the other, and from where."""
 
 SCENARIOS: list[tuple[str, ...]] = [
     *((name,) for name in ACTIONS),
@@ -206,7 +209,7 @@ def _after_kill(killed: Watch, step: int, follower: str, folder: Path, *, limit:
     return watch
 
 
-def _scenarios() -> list[tuple[tuple[str, ...], State]]:
+def _scenarios() -> list[Story]:
     start = start_state()
     return [(FROM_NOTHING, {}), *((names, start) for names in SCENARIOS)]
 
@@ -236,9 +239,9 @@ what a record calls gone, and the next sweep removes it.
 """
 
 
-def barriers(seed: str, folder: Path) -> dict[Barrier, list[tuple[tuple[str, ...], State]]]:
+def barriers(seed: str, folder: Path) -> dict[Barrier, list[Story]]:
     """Every place in the store that makes something durable, and the scenarios that come by it."""
-    found: dict[Barrier, list[tuple[tuple[str, ...], State]]] = {}
+    found: dict[Barrier, list[Story]] = {}
     for names, start in _scenarios():
         watch = Watch(new_disk(folder, start), f"{seed} {names}", limit=0)
         for name in names:
@@ -250,16 +253,8 @@ def barriers(seed: str, folder: Path) -> dict[Barrier, list[tuple[tuple[str, ...
     return found
 
 
-def find_violation(
-    barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str, folder: Path
-) -> str | None:
-    """What goes wrong, in one state at least, when that barrier is passed over; ``None`` if nothing does."""
-    return next(_violations(barrier, scenarios, seed, folder), None)
-
-
-def _violations(
-    barrier: Barrier, scenarios: list[tuple[tuple[str, ...], State]], seed: str, folder: Path
-) -> Iterator[str]:
+def _violations(barrier: Barrier, scenarios: list[Story], seed: str, folder: Path) -> Iterator[str]:
+    """What goes wrong when that barrier is passed over."""
     for recovers in (False, True):  # what is cheap to see, first
         for names, start in scenarios:
             disk = new_disk(folder, start, ignored=[barrier])
@@ -275,9 +270,8 @@ def remove_barriers(count: int, seed: str, folder: Path) -> Outcome:
     outcome, caught = Outcome(), list[str]()
     with quiet():
         found = barriers(seed, folder)
-        chosen = sorted(found) if not count else random.Random(seed).sample(sorted(found), min(count, len(found)))
-        for barrier in chosen:
-            violation = find_violation(barrier, found[barrier], seed, folder)
+        for barrier in chosen(sorted(found), count, seed):
+            violation = next(_violations(barrier, found[barrier], seed, folder), None)
             outcome.injected += 1
             if violation is None:
                 outcome.violations.append(f"[{seed}] nothing goes wrong without {barrier}")

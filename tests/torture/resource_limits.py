@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -14,14 +13,10 @@ from pathlib import Path
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.formats.torch.limits import max_structure_bytes
-from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, plant
-from tests.torture.pickles import call, name, text
+from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, plant, resigned
+from tests.torture.pickles import call, name, quantized, storage, tensor, text
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
-
-
-def _int(value: int) -> bytes:
-    return b"J" + struct.pack("<i", value)
 
 
 def _long(value: int) -> bytes:
@@ -33,14 +28,8 @@ def _sizes(*numbers: int) -> bytes:
     return b"(" + b"".join(map(_long, numbers)) + b"t"
 
 
-def _storage(count: int, kind: str = "FloatStorage") -> bytes:
-    return b"(" + text("storage") + name("torch", kind) + text("0") + text("cpu") + _long(count) + b"tQ"
-
-
 def _tensor(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    hooks = call("collections", "OrderedDict")
-    arguments = (_storage(count), _long(offset), _sizes(*size), _sizes(*stride), b"\x89", hooks)
-    return call("torch._utils", "_rebuild_tensor_v2", *arguments)
+    return tensor(storage(_long(count)), _long(offset), _sizes(*size), _sizes(*stride))
 
 
 def _payload(value: bytes, records: dict[str, bytes] | None = None) -> bytes:
@@ -48,12 +37,8 @@ def _payload(value: bytes, records: dict[str, bytes] | None = None) -> bytes:
 
 
 def _quantized(choice: random.Random) -> bytes:
-    size, parameters = (
-        10 ** choice.randint(10, 12),
-        b"(" + name("torch", "per_tensor_affine") + b"G" + bytes(8) + b"K\0t",
-    )
-    arguments = (_storage(8, "QInt8Storage"), b"K\0", _sizes(size), _sizes(0), parameters, b"\x89", b"}")
-    return _payload(call("torch._utils", "_rebuild_qtensor", *arguments))
+    size = _sizes(10 ** choice.randint(10, 12))
+    return _payload(quantized(storage(_long(8), "QInt8Storage"), size, _sizes(0), scale=0.0))
 
 
 def _many_expanded(choice: random.Random) -> bytes:
@@ -148,20 +133,13 @@ PAYLOADS: dict[str, Callable[[random.Random], bytes]] = {
 }
 
 
-def _resigned(fields: dict[str, object]) -> bytes:
-    fields.pop("manifest_sha256", None)
-    body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode()
-    signed = {**fields, "manifest_sha256": hashlib.sha256(body).hexdigest()}
-    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
 def _with_chunks(chunks: int, chunk_size_bytes: int) -> Callable[[random.Random], bytes]:
     def make(_: random.Random) -> bytes:
         fields = json.loads(manifest_for(b"x").to_bytes())
         table = ["0" * 32] * chunks
         size_bytes = chunks * chunk_size_bytes
         fields["files"][0] |= {"size_bytes": size_bytes, "chunk_size_bytes": chunk_size_bytes, "chunk_xxh3_128": table}
-        return _resigned(fields)
+        return resigned(fields)
 
     return make
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Case = TypeVar("Case")
 
 
 @dataclass
@@ -17,6 +21,21 @@ class Outcome:
     """One line for each broken promise, with what is needed to see it again."""
     detail: str = ""
     """What else was counted, for the table: ``"412 before the commit, 588 after"``."""
+
+    def note(self, where: str, broken: Iterable[str]) -> None:
+        """Count one fault, and each promise that it broke."""
+        self.injected += 1
+        self.violations += [f"{where}: {line}" for line in broken]
+
+
+def chosen(cases: Sequence[Case], count: int, seed: str) -> Sequence[Case]:
+    """So many of all cases, at random; all of them for 0."""
+    return random.Random(seed).sample(cases, min(count, len(cases))) if count else cases
+
+
+def told(times: Mapping[str, int]) -> str:
+    """How often each of several things was counted, for the table."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(times.items()))
 
 
 def nothing() -> str:

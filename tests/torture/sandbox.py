@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -13,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ckpt_lib.errors import CheckpointError
+from tests.torture.processes import ChildError, result_of
 
 MAX_SECONDS = 2.0
 MAX_EXTRA_BYTES = 2**30
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,27 +38,14 @@ class Ending:
 
 
 def run_in_child(action: Callable[[], object]) -> Ending:
-    """Fork, call ``action`` in the child, and wait. Time is the processor's: others may keep the machine busy."""
-    receiving, sending = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(receiving)
-            os.write(sending, json.dumps(_act(action)).encode())
-        finally:
-            os._exit(0)
-    os.close(sending)
-    with os.fdopen(receiving, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not answer:
-        return Ending("died", f"status {status}, signal {os.WTERMSIG(status) if os.WIFSIGNALED(status) else 'none'}")
-    return Ending(*json.loads(answer))
+    """Call ``action`` in a child, and wait. Time is the processor's: others may keep the machine busy."""
+    try:
+        return Ending(*result_of(_act, action, timeout_seconds=_PATIENCE_SECONDS))
+    except ChildError as error:
+        return Ending("died", str(error))
 
 
 def _act(action: Callable[[], object]) -> tuple[str, str, float, int]:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_PATIENCE_SECONDS)
     before, start = _peak_bytes(), time.process_time()
     try:
         _reset_peak()
