@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.experiment.index import best_of
 from ckpt_lib.experiment.query import Catalogue
+from ckpt_lib.experiment.view import best_of
 
 
 class BestWatch:

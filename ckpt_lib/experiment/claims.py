@@ -19,12 +19,16 @@ from ckpt_lib.errors import (
     UnsupportedFormatError,
     VersionConflictError,
 )
-from ckpt_lib.experiment.experiment import NOTHING, Experiment, Found
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
 
-DAY = timedelta(days=1)
-ABANDONED_AFTER_SECONDS = DAY.total_seconds()
+GONE_FOR = timedelta(days=1)
+"""How long after the time in its id a ``gone`` record stays, so that nobody gets the id again."""
+ABANDONED_AFTER_SECONDS = 86_400.0
 """A claim that nobody renewed for so long is given up by anyone."""
+PATIENCE_SECONDS = 120.0
+"""How long to wait for another process that saves or copies the same checkpoint."""
 _RENEW_AFTER_SECONDS = ABANDONED_AFTER_SECONDS / 8
 _under_way: set[str] = set()
 """The tokens of this process's claims that something may still come of. It may be unable to end the others in the
@@ -32,7 +36,7 @@ store, as on a full disk; nobody need wait for them."""
 
 
 @dataclass
-class Held:
+class HeldClaim:
     """A claim of this process. Its files are nobody else's, now and ever after."""
 
     experiment: Experiment
@@ -66,7 +70,7 @@ class Held:
         An earlier claim of the id was ``gone`` for a day after its time stamp.
         """
         is_plain = self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
-        if is_plain and self.claimed_before - CheckpointId.parse(self.checkpoint_id).timestamp >= DAY:
+        if is_plain and self.claimed_before - CheckpointId.parse(self.checkpoint_id).timestamp >= GONE_FOR:
             self._rewrite(files=(payload_name(self.checkpoint_id, self.suffix, self.claim.claim),))
 
     def renew(self) -> None:
@@ -80,15 +84,13 @@ class Held:
         self.claim, self.renewed_at = claim, time.monotonic()
 
 
-def claim_new(experiment: Experiment, wanted: CheckpointId, uid: str, suffix: str) -> Held:
+def claim_new(experiment: Experiment, wanted: CheckpointId, uid: str, suffix: str) -> HeldClaim:
     """Claim an id for a new checkpoint: ``wanted``, or the first suffix that was never given.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` where the store cannot keep two writers apart.
     """
-    for checkpoint_id in new_ids(wanted):
-        if held := claim_over(experiment, checkpoint_id, uid, suffix):
-            return held
-    raise AssertionError
+    attempts = (claim_over(experiment, checkpoint_id, uid, suffix) for checkpoint_id in new_ids(wanted))
+    return next(held for held in attempts if held)
 
 
 def new_ids(wanted: CheckpointId) -> Iterator[str]:
@@ -100,7 +102,7 @@ def new_ids(wanted: CheckpointId) -> Iterator[str]:
 
 def claim_over(
     experiment: Experiment, checkpoint_id: str, uid: str, suffix: str, over: Found = NOTHING, *, replace: bool = False
-) -> Held | None:
+) -> HeldClaim | None:
     """Claim one id, in the place of what was found there; ``None`` when it is another's.
 
     A file of the payload's name without a record is left alone, and the id with it, unless ``replace`` says otherwise.
@@ -129,7 +131,7 @@ def claim_over(
     # still while the machine sleeps.
     took = max(timedelta(seconds=time.monotonic() - started), datetime.now(UTC) - started_at)
     claimed_before = datetime.fromtimestamp(found.modified_seconds, UTC) + took
-    return Held(experiment, claim, found, suffix, started, claimed_before)
+    return HeldClaim(experiment, claim, found, suffix, started, claimed_before)
 
 
 def _is_there(experiment: Experiment, name: str) -> bool:
@@ -139,12 +141,12 @@ def _is_there(experiment: Experiment, name: str) -> bool:
     return experiment.store.stat(key) is not None
 
 
-def note_committed(held: Held) -> None:
+def note_committed(held: HeldClaim) -> None:
     """Forget a claim that has become a checkpoint."""
     _under_way.discard(held.claim.claim)
 
 
-def give_up(held: Held, reason: BaseException | None = None) -> None:
+def give_up(held: HeldClaim, reason: BaseException | None = None) -> None:
     """End a claim that nothing came of, unless it was committed after all; never raises an error of the library.
 
     What cannot be done now is left to the sweep. The claim is ended before its files go: a commit that is still under
@@ -170,8 +172,7 @@ def abandon(experiment: Experiment, found: Found) -> bool:
 
     ``False`` when it went on meanwhile. Killed on the way, the next sweep goes on.
     """
-    claim = found.record
-    assert isinstance(claim, Claim)
+    claim = found.claim
     try:
         if claim.state == "saving":
             found = experiment.put_record(claim.changed(state="abandoned"), found.version)
@@ -203,7 +204,7 @@ def remove_gone(experiment: Experiment, found: Found, now: datetime) -> None:
     """Remove the key of a ``gone`` record a day after the id's time: no save with that plain name is under way then."""
     assert found.record is not None
     checkpoint_id = found.record.checkpoint_id
-    if now - CheckpointId.parse(checkpoint_id).timestamp >= DAY:
+    if now - CheckpointId.parse(checkpoint_id).timestamp >= GONE_FOR:
         with contextlib.suppress(VersionConflictError):
             experiment.delete_key(manifest_name(checkpoint_id), found.version)
 
@@ -232,9 +233,9 @@ def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABA
 
     Its owner is a process of this host that has ended, or this one, which gave it up; or nobody renewed it for so long.
     """
-    assert isinstance(found.record, Claim)
-    if is_proven_dead(found.record.owner):
+    claim = found.claim
+    if is_proven_dead(claim.owner):
         return True
-    if found.record.owner == Owner.current() and found.record.claim not in _under_way:
+    if claim.owner == Owner.current() and claim.claim not in _under_way:
         return True
     return now.timestamp() - found.modified_seconds >= abandoned_after_seconds

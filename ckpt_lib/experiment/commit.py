@@ -15,11 +15,11 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptCheckpointError, UnsupportedFormatError, VersionConflictError
 from ckpt_lib.experiment import claims, keys
-from ckpt_lib.experiment.claims import Held, claim_new, give_up
+from ckpt_lib.experiment.claims import HeldClaim, claim_new, give_up
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import find_stored_damages
 from ckpt_lib.store.base import Upload
-from ckpt_lib.stream.digests import Buffer, FileDigests
+from ckpt_lib.stream.digests import Buffer
 from ckpt_lib.stream.writer import HashingWriter
 
 OVERHEAD_BYTES = 32 * 2**10
@@ -33,7 +33,7 @@ class Payload:
     way, and durable when its context ends. With ``verify``, it is read back then.
     """
 
-    def __init__(self, held: Held, *, verify: bool = False) -> None:
+    def __init__(self, held: HeldClaim, *, verify: bool = False) -> None:
         self._held = held
         self._verify = verify
         self.files: list[FileEntry] = []
@@ -56,7 +56,7 @@ class Payload:
             size_bytes = upload.commit().size_bytes
         finally:
             upload.abort()
-        self._check(_file_entry(full, digests), size_bytes)
+        self._check(FileEntry(name=full, **vars(digests)), size_bytes)
 
     def _check(self, file: FileEntry, size_bytes: int) -> None:
         if size_bytes != file.size_bytes:
@@ -76,23 +76,13 @@ class Payload:
 class _RenewingSink:
     """An upload that renews its claim: a save may take longer than an abandoned claim is kept."""
 
-    def __init__(self, held: Held, upload: Upload) -> None:
+    def __init__(self, held: HeldClaim, upload: Upload) -> None:
         self._held = held
         self._upload = upload
 
     def write(self, data: Buffer, /) -> int:
         self._held.renew()
         return self._upload.write(data)
-
-
-def _file_entry(name: str, digests: FileDigests) -> FileEntry:
-    return FileEntry(
-        name=name,
-        size_bytes=digests.size_bytes,
-        sha256=digests.sha256,
-        chunk_size_bytes=digests.chunk_size_bytes,
-        chunk_xxh3_128=digests.chunk_xxh3_128,
-    )
 
 
 def save(
@@ -139,7 +129,7 @@ def save(
         raise
 
 
-def commit(held: Held, manifest: Manifest) -> Manifest:
+def commit(held: HeldClaim, manifest: Manifest) -> Manifest:
     """Make a claim's checkpoint visible. The caller gives the claim up after any error.
 
     Raises :class:`~ckpt_lib.errors.VersionConflictError` when the claim was taken for dead.

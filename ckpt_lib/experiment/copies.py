@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
-from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, VersionConflictError
-from ckpt_lib.experiment import pointers
-from ckpt_lib.experiment.claims import Held, abandon, claim_over, give_up, is_dead, new_ids
+from ckpt_lib.errors import CheckpointExistsError, VersionConflictError
+from ckpt_lib.experiment import claims, pointers
+from ckpt_lib.experiment.claims import HeldClaim, abandon, claim_over, give_up, is_dead, new_ids
 from ckpt_lib.experiment.commit import Payload, commit
 from ckpt_lib.experiment.deletion import undelete
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
-from ckpt_lib.experiment.files import find_stored_damages
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.files import copy_file
+from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
+from ckpt_lib.stream import Progress
 
-Progress = Callable[[int], object]
 _POLL_SECONDS = 0.1
-_PATIENCE_SECONDS = 120.0
-"""How long to wait for another process that copies the same checkpoint."""
 
 
 def copy(
@@ -77,15 +75,14 @@ def copy(
     raise VersionConflictError("others kept changing the copy", checkpoint_id=manifest.checkpoint_id)
 
 
-class _Place:
+class _Place(NamedTuple):
     """An id in the target that is free for a copy, and what its key holds."""
 
-    def __init__(self, checkpoint_id: str, found: Found) -> None:
-        self.checkpoint_id = checkpoint_id
-        self.found = found
+    checkpoint_id: str
+    found: Found
 
 
-def _is_pointed_to(target: Experiment, held: Held) -> bool:
+def _is_pointed_to(target: Experiment, held: HeldClaim) -> bool:
     pointer = pointers.read(target, uid_name(held.claim.uid)).pointer
     return pointer is not None and not pointer.gone and pointer.checkpoint_id == held.checkpoint_id
 
@@ -132,7 +129,7 @@ def _ended(target: Experiment, found: Found) -> Found:
 
     Raises :class:`~ckpt_lib.errors.CheckpointExistsError` if that takes too long.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + claims.PATIENCE_SECONDS
     while isinstance(claim := found.record, Claim) and claim.state != "gone":
         if claim.state == "saving" and not is_dead(found, target.now()):
             if time.monotonic() > deadline:
@@ -164,7 +161,7 @@ def _suffix(manifest: Manifest) -> str:
     return payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
 
 
-def _copied(manifest: Manifest, held: Held, files: Iterable[FileEntry]) -> Manifest:
+def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> Manifest:
     """Return the manifest of the copy, with all that newer versions wrote into it and its files."""
     held.experiment.index.note(manifest.sequence)
     return manifest.changed(
@@ -181,25 +178,10 @@ def _copied(manifest: Manifest, held: Held, files: Iterable[FileEntry]) -> Manif
 def _copy_file(
     source: Experiment, manifest: Manifest, file: FileEntry, payload: Payload, progress: Progress | None
 ) -> None:
-    """Stream one file into the copy, and refuse it at the end if a byte was not as it was saved."""
-    name = file.name.partition(FOLDER_SUFFIX)[2]
-    try:
-        with source.store.open_read(source.key(file.name)) as reader, payload.open(name) as stream:
-            for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-                block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+    def write(blocks: Iterable[bytes]) -> FileEntry:
+        with payload.open(file.name.partition(FOLDER_SUFFIX)[2]) as stream:
+            for block in blocks:
                 stream.write(block)
-                if progress:
-                    progress(len(block))
-        copied = payload.files[-1]
-        if (copied.size_bytes, copied.sha256) == (file.size_bytes, file.sha256):
-            return
-        damages = find_stored_damages(source, file)
-    except FileNotFoundError:
-        source.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
-        damages = [missing_file(file.name)]
-    raise CorruptCheckpointError(
-        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
-        checkpoint_id=manifest.checkpoint_id,
-        path=source.location(file.name),
-        damages=damages,
-    )
+        return payload.files[-1]
+
+    copy_file(source, manifest, file, write, progress)

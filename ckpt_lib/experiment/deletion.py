@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ProtectedCheckpointError, VersionConflictError
 from ckpt_lib.experiment import claims, pointers
-from ckpt_lib.experiment.edits import edit, keep_one_valid
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+from ckpt_lib.experiment.edits import edit, keep_one_valid, rewrite
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.found import Found
 
 Check = Callable[[Manifest], CheckpointError | None]
 """Returns the error to raise instead of deleting the checkpoint of a manifest; ``None`` when it may be deleted."""
@@ -64,14 +65,14 @@ def delete_all(
         return outcome
     deleted = []
     for found in leaving:
-        if moved := _move(experiment, found, state="deleted", deleted_at=now):
+        if moved := rewrite(experiment, found, state="deleted", deleted_at=now):
             deleted.append(moved)
         else:
             _refuse(experiment, found, "it was changed meanwhile", outcome)
     if not _all_valid(experiment, relied_on):
         _stay(experiment, deleted, outcome)
     else:
-        outcome.deleted = [_manifest(found) for found in deleted]
+        outcome.deleted = [found.manifest for found in deleted]
     return outcome
 
 
@@ -79,7 +80,7 @@ def _take_back(experiment: Experiment, checkpoint_id: str) -> None:
     """Let a checkpoint stay that someone, dead or alive, wanted to delete: now others rely on it."""
     found = experiment.read(checkpoint_id)
     if isinstance(found.record, Manifest) and found.record.state == "leaving":
-        _move(experiment, found, state="live")
+        rewrite(experiment, found, state="live")
 
 
 def _leave(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime, outcome: Deletion) -> Found | None:
@@ -91,7 +92,7 @@ def _leave(experiment: Experiment, checkpoint_id: str, check: Check, now: dateti
         if error := _in_use(manifest, now) or check(manifest):
             outcome.refused[checkpoint_id] = error
             return None
-        if moved := _move(experiment, found, state="leaving"):
+        if moved := rewrite(experiment, found, state="leaving"):
             return moved
     outcome.refused[checkpoint_id] = VersionConflictError("others kept changing it", checkpoint_id=checkpoint_id)
     return None
@@ -113,32 +114,19 @@ def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
 
 def _stay(experiment: Experiment, victims: Iterable[Found], outcome: Deletion) -> None:
     for found in victims:
-        _move(experiment, found, state="live", deleted_at=None)
+        rewrite(experiment, found, state="live", deleted_at=None)
         _refuse(experiment, found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
 
 
 def _refuse(experiment: Experiment, found: Found, reason: str, outcome: Deletion) -> None:
     """Note why a checkpoint was not deleted here: it was kept, or somebody else was faster."""
-    checkpoint_id = _manifest(found).checkpoint_id
+    checkpoint_id = found.manifest.checkpoint_id
     record = experiment.read(checkpoint_id).record
     if isinstance(record, Manifest) and record.is_visible:
         error: CheckpointError = ProtectedCheckpointError(f"it was kept: {reason}", checkpoint_id=checkpoint_id)
     else:
         error = CheckpointNotFoundError("someone else deleted it meanwhile", checkpoint_id=checkpoint_id)
     outcome.refused[checkpoint_id] = error
-
-
-def _move(experiment: Experiment, found: Found, **facts: object) -> Found | None:
-    """Rewrite what was found; ``None`` when someone else was faster."""
-    try:
-        return experiment.put_record(_manifest(found).changed(**facts), found.version)
-    except VersionConflictError:
-        return None
-
-
-def _manifest(found: Found) -> Manifest:
-    assert isinstance(found.record, Manifest)
-    return found.record
 
 
 def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -> Manifest:
@@ -157,8 +145,8 @@ def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -
             return manifest if is_done else edit(experiment, checkpoint_id, lambda item: _pinned(item, pin))
         if not experiment.is_complete(manifest):
             break
-        if moved := _move(experiment, found, state="live", deleted_at=None, pinned=manifest.pinned or pin):
-            return _manifest(moved)
+        if moved := rewrite(experiment, found, state="live", deleted_at=None, pinned=manifest.pinned or pin):
+            return moved.manifest
     raise CheckpointNotFoundError(
         f"nothing is left of {checkpoint_id} that could come back",
         path=experiment.location(),
@@ -198,7 +186,7 @@ def purge(
             continue
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
-        if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
+        if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
             _finish(experiment, moved)
             purged.append(manifest)
     return purged
@@ -215,7 +203,7 @@ def _go_on(experiment: Experiment, manifest: Manifest) -> bool:
 
 def _finish(experiment: Experiment, found: Found) -> None:
     """Remove what is left of a checkpoint that is ``purging``; any number of purgers may do so at once."""
-    manifest = _manifest(found)
+    manifest = found.manifest
     pointers.forget(experiment, manifest)
     claims.remove_files(experiment, [file.name for file in manifest.files])
     claims.end(experiment, found)

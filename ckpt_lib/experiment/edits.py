@@ -9,8 +9,9 @@ from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, Quarantine
 from ckpt_lib.errors import VersionConflictError
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
-from ckpt_lib.experiment.index import in_order
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.found import Found
+from ckpt_lib.experiment.view import in_order
 
 IN_USE_SECONDS = 3600.0
 """For how long a checkpoint is kept after a run has resumed from it."""
@@ -23,16 +24,20 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
     :class:`~ckpt_lib.errors.CheckpointNotFoundError`, and what ``change`` does; then nothing has changed.
     """
     for _ in range(ATTEMPTS):
-        found = experiment.read(checkpoint_id)
-        manifest = found.record
-        if not (isinstance(manifest, Manifest) and manifest.is_visible):
-            experiment.get(checkpoint_id)  # raises, unless it came back in this instant
-            continue
-        changed = change(manifest).changed(state="live")
+        found = experiment.read_visible(checkpoint_id)
+        changed = change(found.manifest).changed(state="live")
         with contextlib.suppress(VersionConflictError):
             experiment.put_record(changed, found.version)
             return changed
     raise VersionConflictError("others kept changing the checkpoint", checkpoint_id=checkpoint_id)
+
+
+def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | None:
+    """Change facts of a manifest as it was found; ``None``, and nothing is changed, when it is another one by now."""
+    try:
+        return experiment.put_record(found.manifest.changed(**facts), found.version)
+    except VersionConflictError:
+        return None
 
 
 def mark_in_use(experiment: Experiment, checkpoint_id: str, seconds: float = IN_USE_SECONDS) -> Manifest:
@@ -54,27 +59,17 @@ def quarantine(
     the manifest is another one by now. If no valid checkpoint is left, the newest that was deleted comes back; see
     :func:`keep_one_valid`.
     """
-    manifest = found.record
-    assert isinstance(manifest, Manifest)
-    aside = manifest.changed(quarantined=Quarantine(report=report, at=experiment.now()), state="live")
-    try:
-        experiment.put_record(aside, found.version)
-    except VersionConflictError:
+    aside = rewrite(experiment, found, quarantined=Quarantine(report=report, at=experiment.now()), state="live")
+    if aside is None:
         return None
     keep_one_valid(experiment, is_sound)
-    return aside
+    return aside.manifest
 
 
 def release(experiment: Experiment, found: Found) -> Manifest | None:
     """Bring a checkpoint back from quarantine, which was found whole; ``None`` when it is another one by now."""
-    manifest = found.record
-    assert isinstance(manifest, Manifest)
-    released = manifest.changed(quarantined=None)
-    try:
-        experiment.put_record(released, found.version)
-    except VersionConflictError:
-        return None
-    return released
+    released = rewrite(experiment, found, quarantined=None)
+    return released.manifest if released else None
 
 
 def keep_one_valid(experiment: Experiment, is_sound: Callable[[Manifest], bool] = lambda _: True) -> Manifest | None:
@@ -100,8 +95,6 @@ def _bring_back(experiment: Experiment, checkpoint_id: str) -> Manifest | None:
     found = experiment.read(checkpoint_id)
     manifest = found.record
     if isinstance(manifest, Manifest) and manifest.state in ("leaving", "deleted") and manifest.quarantined is None:
-        with contextlib.suppress(VersionConflictError):
-            back = manifest.changed(state="live", deleted_at=None)
-            experiment.put_record(back, found.version)
-            return back
+        back = rewrite(experiment, found, state="live", deleted_at=None)
+        return back.manifest if back else None
     return None

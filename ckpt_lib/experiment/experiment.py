@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from ckpt_lib.core.manifest import Claim, Manifest, Record, parse_record
 from ckpt_lib.errors import (
@@ -16,23 +15,13 @@ from ckpt_lib.errors import (
     VersionConflictError,
 )
 from ckpt_lib.events import Events
+from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
 
 ATTEMPTS = 20
 """How often a change is tried again when someone else was faster, or no answer came."""
-
-
-class Found(NamedTuple):
-    """What a key holds, and in which version."""
-
-    record: Manifest | Claim | None
-    version: Condition
-    modified_seconds: float = 0.0
-
-
-NOTHING = Found(None, ABSENT)
 
 
 class Experiment:
@@ -103,9 +92,14 @@ class Experiment:
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`, and what :meth:`read` does.
         """
-        record = self.read(checkpoint_id).record
+        return self.read_visible(checkpoint_id).manifest
+
+    def read_visible(self, checkpoint_id: str) -> Found:
+        """Read the record of a checkpoint that readers see, as :meth:`read`. Raises as :meth:`get`."""
+        found = self.read(checkpoint_id)
+        record = found.record
         if isinstance(record, Manifest) and record.is_visible:
-            return record
+            return found
         is_deleted = isinstance(record, Manifest) and record.state == "deleted"
         raise CheckpointNotFoundError(
             f"there is no checkpoint {checkpoint_id}",
@@ -184,7 +178,7 @@ class Experiment:
                 return found[1]
             if (found[1].version if found else ABSENT) != if_version:
                 raise VersionConflictError("someone else wrote the key first", path=self.location(name)) from lost
-        raise lost or AssertionError
+        raise lost or StoreUnavailableError("the store gave no answer", path=self.location(name))
 
     def put(self, name: str, data: bytes, if_version: Condition) -> Entry:
         """Write a small file under a condition, as :meth:`ckpt_lib.store.base.Store.put`.

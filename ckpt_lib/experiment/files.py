@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
@@ -10,8 +10,9 @@ from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, Store
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.store.base import RangeReader, Upload
+from ckpt_lib.stream import Progress
 from ckpt_lib.stream.checking import find_damages
-from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Buffer
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES, Buffer, FileDigests
 from ckpt_lib.stream.writer import HashingWriter
 
 
@@ -66,10 +67,57 @@ def _commit(experiment: Experiment, manifest: Manifest, file: FileEntry, upload:
         raise
 
 
-def blocks_of(reader: RangeReader) -> Iterator[bytes]:
-    """Yield an object's bytes from start to end."""
+def blocks_of(reader: RangeReader, progress: Progress | None = None) -> Iterator[bytes]:
+    """Yield an object's bytes from start to end; ``progress`` is told of each block that was taken."""
     for start in range(0, reader.size_bytes, BLOCK_SIZE_BYTES):
-        yield reader.read_at(start, start + BLOCK_SIZE_BYTES)
+        block = reader.read_at(start, start + BLOCK_SIZE_BYTES)
+        yield block
+        if progress:
+            progress(len(block))
+
+
+def copy_file(
+    source: Experiment,
+    manifest: Manifest,
+    file: FileEntry,
+    write: Callable[[Iterator[bytes]], FileEntry | FileDigests],
+    progress: Progress | None,
+) -> None:
+    """Have ``write`` copy a payload file, block by block, and refuse the copy if a byte is not as it was saved.
+
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` with the damage, and
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
+    """
+    try:
+        with source.store.open_read(source.key(file.name)) as reader:
+            copied = write(blocks_of(reader, progress))
+        if (copied.size_bytes, copied.sha256) == (file.size_bytes, file.sha256):
+            return
+        damages = find_stored_damages(source, file)
+    except FileNotFoundError:
+        source.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
+        damages = [missing_file(file.name)]
+    raise damaged_source(source, manifest, file.name, damages)
+
+
+def damaged_source(
+    source: Experiment, manifest: Manifest, name: str, damages: Sequence[Damage]
+) -> CorruptCheckpointError:
+    """Return the error of a copy that was refused because the file ``name``, or another, is damaged."""
+    return CorruptCheckpointError(
+        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        checkpoint_id=manifest.checkpoint_id,
+        path=source.location(name),
+        damages=damages,
+    )
+
+
+def payload_version(experiment: Experiment, manifest: Manifest) -> str | None:
+    """Return a text that changes when a payload file or its recorded digest does; ``None`` when one is missing."""
+    entries = [(file.sha256, experiment.store.stat(experiment.key(file.name))) for file in manifest.files]
+    if any(entry is None for _, entry in entries):
+        return None
+    return "/".join(f"{sha256}/{entry.version}" for sha256, entry in entries if entry)
 
 
 def _is_still_named(experiment: Experiment, manifest: Manifest, file: FileEntry) -> bool:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
-from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, FileEntry, Manifest
+from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     IntegrityError,
@@ -19,79 +16,15 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
     is_store_failure,
 )
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_entries, manifest_name
-from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.experiment.found import Found
+from ckpt_lib.experiment.layout import manifest_entries, manifest_name
+from ckpt_lib.experiment.view import View, view_of
 from ckpt_lib.store.base import Entry, Store
-
-if TYPE_CHECKING:
-    from ckpt_lib.experiment.experiment import Found
 
 Item = Manifest | Claim | CheckpointError
 
 _LISTING_SHARE = 0.01
 """The part of a run's time that may go into listing anew what its saves know well enough."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A folder's checkpoints at one moment, oldest first, and what was beside them, all from one listing."""
-
-    manifests: tuple[Manifest, ...]
-    """Those that readers see: live ones, and those that may be about to leave."""
-    deleted: tuple[Manifest, ...]
-    """Deleted ones that may still be brought back."""
-    purging: tuple[Manifest, ...]
-    claims: tuple[Claim, ...]
-    unreadable: tuple[CheckpointError, ...]
-    entries: Mapping[str, Entry]
-    """Every file and folder, by key."""
-    path: str = ""
-    """The folder."""
-    whole: tuple[Manifest, ...] = ()
-    """Those of ``usable`` whose files are all there, with the right sizes."""
-    best: Manifest | None = None
-    """The best of ``usable``, by the measure that the newest of them records."""
-
-    @property
-    def usable(self) -> tuple[Manifest, ...]:
-        """Those that readers are shown: not in quarantine."""
-        return tuple(item for item in self.manifests if item.quarantined is None)
-
-    @property
-    def quarantined(self) -> tuple[Manifest, ...]:
-        return tuple(item for item in self.manifests if item.quarantined)
-
-    @property
-    def valid(self) -> tuple[Manifest, ...]:
-        """Those that others may rely on."""
-        return tuple(item for item in self.manifests if item.is_valid)
-
-    def is_complete(self, manifest: Manifest) -> bool:
-        """Tell whether each payload file is there with the right size; of files in a folder, that there is a folder."""
-        return all(self._holds(file) for file in manifest.files)
-
-    def _holds(self, file: FileEntry) -> bool:
-        wanted = _listed_as(file, self.path)
-        entry = self.entries.get(wanted.key)
-        return entry is not None and entry.size_bytes == wanted.size_bytes
-
-    def with_saved(self, manifest: Manifest) -> View:
-        """Return this view with one more checkpoint."""
-        files = (_listed_as(file, self.path) for file in manifest.files)
-        manifests = (*self.manifests, manifest)
-        later = replace(
-            self,
-            manifests=manifests,
-            claims=tuple(claim for claim in self.claims if claim.checkpoint_id != manifest.checkpoint_id),
-            entries={**self.entries, **{entry.key: entry for entry in files}},
-            whole=(*self.whole, manifest),
-        )
-        newest = self.manifests[-1:]
-        if manifest.quarantined or any(
-            item.monitor != manifest.monitor or _position(item) > _position(manifest) for item in newest
-        ):
-            return _with_answers(replace(later, manifests=tuple(in_order(manifests))))
-        return replace(later, best=best_of([*filter(None, [self.best]), manifest]))
 
 
 class Index:
@@ -116,7 +49,7 @@ class Index:
             listed = manifest_entries(entries, self._path)
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
-            self._last = _view([item for _, item in self._found.values()], entries, self._path)
+            self._last = view_of([item for _, item in self._found.values()], entries, self._path)
             self._note_all(self._last)
             now = time.monotonic()
             self._fresh_until = now + (now - started) / _LISTING_SHARE
@@ -124,20 +57,15 @@ class Index:
 
     def last_with(self, changed: Manifest) -> View:
         """Return :attr:`last`, with ``changed`` as it is now."""
-        last = self._last or _view([], (), self._path)
-        if last.usable[-1:] == (changed,):
-            return last
-        others = [item for item in last.manifests if item.checkpoint_id != changed.checkpoint_id]
-        manifests = in_order([*others, changed] if changed.is_visible else others)
-        return _with_answers(replace(last, manifests=tuple(manifests)))
+        return (self._last or view_of([], (), self._path)).with_changed(changed)
 
-    def recent_view(self) -> View | None:
+    def affordable_view(self) -> View | None:
         """Return :attr:`last` while another listing would cost more than a hundredth of the time; else list anew.
 
         A new monitor is known at once: the record of the newest checkpoint, which holds it, is looked at each time.
         """
         is_fresh = time.monotonic() < self._fresh_until and self._is_newest_unchanged()
-        return self._last if is_fresh else self.last_view()
+        return self._last if is_fresh else self.view_or_last()
 
     def _is_newest_unchanged(self) -> bool:
         newest = self._last.manifests[-1:] if self._last else ()
@@ -152,7 +80,7 @@ class Index:
             return entry is not None and known is not None and entry.version == known[0]
         return True
 
-    def last_view(self) -> View | None:
+    def view_or_last(self) -> View | None:
         """Return what is there now, or what was when the store last answered; ``None`` when it never has."""
         try:
             return self.view()
@@ -214,13 +142,6 @@ class Index:
         return None if item is None else (entry.version, item)
 
 
-def _listed_as(file: FileEntry, path: str) -> Entry:
-    """Return what a listing of the folder ``path`` shows of a payload file: of one in a folder, that folder."""
-    folder, is_below, _ = file.name.partition(FOLDER_SUFFIX)
-    start = f"{path}/" if path else ""
-    return Entry(f"{start}{folder}{is_below}", 0 if is_below else file.size_bytes)
-
-
 def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
     try:
         return read(checkpoint_id).record
@@ -229,41 +150,6 @@ def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
     except (IntegrityError, UnsupportedSchemaError, StoreError) as error:
         error.checkpoint_id = checkpoint_id
         return error
-
-
-def _view(items: list[Item], entries: Iterable[Entry], path: str) -> View:
-    manifests = in_order(item for item in items if isinstance(item, Manifest))
-    view = View(
-        tuple(item for item in manifests if item.is_visible),
-        tuple(item for item in manifests if item.state == "deleted"),
-        tuple(item for item in manifests if item.state == "purging"),
-        tuple(item for item in items if isinstance(item, Claim)),
-        tuple(item for item in items if isinstance(item, CheckpointError)),
-        {entry.key: entry for entry in entries},
-        path,
-    )
-    return _with_answers(view)
-
-
-def _with_answers(view: View) -> View:
-    """Return ``view`` with what each save asks of it."""
-    usable = view.usable
-    return replace(view, whole=tuple(item for item in usable if view.is_complete(item)), best=best_of(usable))
-
-
-def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
-    """Return the best by the measure that the newest, which is the last, records."""
-    best = ranked(manifests, manifests[-1].monitor) if manifests else []
-    return best[0] if best else None
-
-
-def in_order(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Sort by sequence; where two saves did not see each other, by time and ``uid``."""
-    return sorted(manifests, key=_position)
-
-
-def _position(manifest: Manifest) -> tuple[int, datetime, str]:
-    return manifest.sequence, manifest.timestamp, manifest.uid
 
 
 def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:

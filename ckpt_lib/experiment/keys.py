@@ -6,11 +6,12 @@ import contextlib
 import time
 
 from ckpt_lib.core.manifest import Claim, Manifest
-from ckpt_lib.errors import CheckpointError, VersionConflictError
-from ckpt_lib.experiment import pointers
-from ckpt_lib.experiment.claims import Held, abandon, is_dead
+from ckpt_lib.errors import CheckpointError, CheckpointExistsError, VersionConflictError
+from ckpt_lib.experiment import claims, pointers
+from ckpt_lib.experiment.claims import HeldClaim, abandon, is_dead
 from ckpt_lib.experiment.deletion import undelete
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, Found
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import key_name
 
 _POLL_SECONDS = 0.5
@@ -41,15 +42,16 @@ def point_to(experiment: Experiment, manifest: Manifest) -> None:
         pointers.put(experiment, key_name(key), mine, version)
 
 
-def take(held: Held, idempotency_key: str) -> Manifest | None:
+def take(held: HeldClaim, idempotency_key: str) -> Manifest | None:
     """Make the key stand for the claim, or return the checkpoint for which it stands already.
 
     Another save of the key that is under way is waited for, and given up if its process is dead. A deleted checkpoint
-    comes back: it is what the key's save made.
+    comes back: it is what the key's save made. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` if the other save
+    takes too long.
     """
     experiment, name = held.experiment, key_name(idempotency_key)
     mine = pointers.Pointer(checkpoint_id=held.checkpoint_id, uid=held.claim.uid)
-    attempts = 0
+    attempts, deadline = 0, time.monotonic() + claims.PATIENCE_SECONDS
     while attempts < ATTEMPTS:
         pointer, version = pointers.read(experiment, name)
         if pointer is not None:
@@ -59,6 +61,8 @@ def take(held: Held, idempotency_key: str) -> Manifest | None:
                     experiment.index.note(earlier.sequence)
                     return earlier
                 if _is_under_way(held, found):
+                    if time.monotonic() > deadline:
+                        raise _still_saving(experiment, pointer.checkpoint_id)
                     time.sleep(_POLL_SECONDS)
                     held.renew()
                     continue
@@ -67,6 +71,15 @@ def take(held: Held, idempotency_key: str) -> Manifest | None:
             pointers.put(experiment, name, mine, version)
             return None
     raise VersionConflictError("others kept changing the idempotency key", path=experiment.location(name))
+
+
+def _still_saving(experiment: Experiment, checkpoint_id: str) -> CheckpointExistsError:
+    return CheckpointExistsError(
+        "another process is still saving with this idempotency key",
+        checkpoint_id=checkpoint_id,
+        path=experiment.location(),
+        hint="Nothing was saved: try again when that save has ended.",
+    )
 
 
 def _earlier(experiment: Experiment, found: Found) -> Manifest | None:
@@ -79,7 +92,7 @@ def _earlier(experiment: Experiment, found: Found) -> Manifest | None:
     return record if _answers(experiment, record) else None
 
 
-def _is_under_way(held: Held, found: Found) -> bool:
+def _is_under_way(held: HeldClaim, found: Found) -> bool:
     """Tell whether a living process is saving it; end the claim of a dead one."""
     record = found.record
     if not isinstance(record, Claim) or record.state != "saving" or record.claim == held.claim.claim:

@@ -19,7 +19,7 @@ from ckpt_lib.store.identity import IDENTITY_NAME
 
 
 def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
-    """The names of the experiments in ``store``, sorted.
+    """Return the names of the experiments in ``store``, sorted.
 
     A store that was initialised and holds none yet gives an empty list. Raises :class:`NotAStoreError` when there is
     neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty

@@ -67,15 +67,11 @@ class Locations:
 
         An id may stand for a checkpoint that was deleted and brought back meanwhile.
         """
-        attempt = 1
-        while True:
-            experiment, manifest = self.find(name)
-            try:
-                return action(experiment, manifest)
-            except CheckpointNotFoundError:
-                if attempt == ATTEMPTS:
-                    raise
-                attempt += 1
+        for _ in range(ATTEMPTS - 1):
+            found = self.find(name)
+            with suppress(CheckpointNotFoundError):
+                return action(*found)
+        return action(*self.find(name))
 
 
 def _check_apart(name: str, experiment: Experiment, option: str, other: Experiment) -> None:

@@ -15,6 +15,7 @@ from ckpt_lib.core.names import check_tags, is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.view import View
 from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
@@ -76,12 +77,15 @@ class Catalogue:
 
         That there is none is said after two equal listings: one may miss a checkpoint that replaces another meanwhile.
         """
+        return list(self._view().usable)
+
+    def _view(self) -> View:
         view = self.experiment.index.view()
         for _ in range(ATTEMPTS):
             before = view
             if before.usable or (view := self.experiment.index.view()).entries == before.entries:
                 break
-        return list(view.usable)
+        return view
 
     def ids(self) -> list[str]:
         """Return every id, oldest first, and then those whose manifest cannot be read."""
@@ -92,15 +96,6 @@ class Catalogue:
     def id_of(self, name: str) -> str:
         """Return an id as it is, even of a checkpoint that is gone; for anything else, the id that it stands for."""
         return name if is_checkpoint_id(name) else self.resolve(name).checkpoint_id
-
-    def payload_version(self, name: str) -> str | None:
-        """Return a text that changes when a payload file or a recorded digest does; ``None`` if a file is missing."""
-        manifest = self.resolve(name)
-        entries = [self.experiment.store.stat(self.experiment.key(file.name)) for file in manifest.files]
-        versions = [
-            f"{file.sha256}/{entry.version}" for file, entry in zip(manifest.files, entries, strict=True) if entry
-        ]
-        return " ".join(versions) if len(versions) == len(manifest.files) else None
 
     def monitor(self) -> Monitor:
         """Return the measure of the best."""
@@ -116,12 +111,13 @@ class Catalogue:
 
         ``None`` when no value is finite.
         """
-        checkpoints = self.describe_all()
+        manifests = self.manifests()
+        checkpoints = self._describe(manifests)
         if metric is not None:
             check_metric_is_known(metric, checkpoints)
         if mode not in (None, "min", "max"):
             raise ConfigError('mode must be "min" or "max"', got=repr(mode))
-        monitor = self.monitor()
+        monitor = self._monitor_of(manifests)
         if metric not in (None, monitor.metric) and mode is None:
             raise ConfigError(
                 f"whether a smaller or a larger {metric!r} is better was not said", expected='mode="min" or "max"'
@@ -134,7 +130,9 @@ class Catalogue:
 
     def describe_all(self) -> list[CheckpointMetadata]:
         """Describe every checkpoint, oldest first."""
-        manifests = self.manifests()
+        return self._describe(self.manifests())
+
+    def _describe(self, manifests: Sequence[Manifest]) -> list[CheckpointMetadata]:
         best, latest = self._best_id(manifests), _latest_id(manifests)
         return [
             manifest.describe(is_best=manifest.checkpoint_id == best, is_latest=manifest.checkpoint_id == latest)
@@ -155,17 +153,11 @@ class Catalogue:
             raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
         if is_checkpoint_id(name):
             return self._get_id(name)
-        for attempt in range(ATTEMPTS):
-            manifests = self.manifests()
-            found = self._named(name, manifests)
-            if found is None:
-                raise self._not_found(name, manifests)
-            try:
-                return self._get(found)
-            except CheckpointNotFoundError:  # retired since it was listed: another one has the name now
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError
+        for _ in range(ATTEMPTS - 1):
+            checkpoint_id = self._id_named(name)
+            with suppress(CheckpointNotFoundError):  # retired since it was listed: another one has the name now
+                return self._get(checkpoint_id)
+        return self._get(self._id_named(name))
 
     def _get(self, checkpoint_id: str) -> Manifest:
         manifest = self.experiment.get(checkpoint_id)
@@ -202,15 +194,22 @@ class Catalogue:
             return self._backups is not None and self._backups.get(checkpoint_id).quarantined is None
         return False
 
-    def _named(self, name: str, manifests: Sequence[Manifest]) -> str | None:
+    def _id_named(self, name: str) -> str:
+        """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
+        view = self._view()
+        manifests = list(view.usable)
         if name == "latest":
-            for error in self.experiment.index.unreadable():
+            for error in view.unreadable:
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
-            return _latest_id(manifests)
-        if name == "best":
-            return self._best_id(manifests)
-        tag = unicodedata.normalize("NFC", name)
-        return _latest_id([manifest for manifest in manifests if tag in manifest.tags])
+            found = _latest_id(manifests)
+        elif name == "best":
+            found = self._best_id(manifests)
+        else:
+            tag = unicodedata.normalize("NFC", name)
+            found = _latest_id([manifest for manifest in manifests if tag in manifest.tags])
+        if found is None:
+            raise self._not_found(name, manifests)
+        return found
 
     def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
         best = ranked(manifests, self._monitor_of(manifests))
@@ -227,7 +226,7 @@ class Catalogue:
 
 
 def _names_of(manifests: Sequence[Manifest]) -> list[str]:
-    """All that a checkpoint can be asked for by."""
+    """Return all that a checkpoint can be asked for by."""
     tags = {tag for item in manifests for tag in item.tags}
     return ["latest", "best", *sorted(tags), *(item.checkpoint_id for item in manifests)] if manifests else []
 
@@ -247,7 +246,7 @@ def select(
     descending: bool = False,
     limit: int | None = None,
 ) -> list[CheckpointMetadata]:
-    """Those that carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range.
+    """Return those that carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range.
 
     ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
     """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import IntegrityError, UnsupportedSchemaError
-from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, DAY, abandon, is_dead, remove_files, remove_gone
+from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, GONE_FOR, abandon, is_dead, remove_files, remove_gone
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner, payload_suffix
 from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
@@ -25,8 +26,6 @@ class Swept:
     """Ids of saves that were never finished."""
     files: list[str] = field(default_factory=list)
     """Names of files that the manifest of their id does not name."""
-    unnamed: list[str] = field(default_factory=list)
-    """Names of files whose id has no record: they were left as they are."""
 
 
 def sweep(experiment: Experiment, *, abandoned_after_seconds: float = ABANDONED_AFTER_SECONDS) -> Swept:
@@ -40,7 +39,7 @@ def sweep(experiment: Experiment, *, abandoned_after_seconds: float = ABANDONED_
     if view.claims:
         now = experiment.now()
         for claim in view.claims:
-            if claim.state == "gone" and now - CheckpointId.parse(claim.checkpoint_id).timestamp < DAY:
+            if claim.state == "gone" and now - CheckpointId.parse(claim.checkpoint_id).timestamp < GONE_FOR:
                 continue  # its key stays: there is nothing to look at
             if _end_claim(experiment, claim.checkpoint_id, now, abandoned_after_seconds):
                 swept.claims.append(claim.checkpoint_id)
@@ -75,10 +74,7 @@ def _sweep_payload(experiment: Experiment, checkpoint_id: str, name: str, swept:
         record = experiment.read(checkpoint_id).record
     except (IntegrityError, UnsupportedSchemaError):  # it may name anything
         return
-    if record is None:
-        swept.unnamed.append(name)
-        return
-    if not is_ours(record, name):
+    if record is None or not is_ours(record, name):  # without a record, an import may take it in
         return
     needless = [item for item in names if not is_named(record, item)]
     remove_files(experiment, needless)
@@ -91,8 +87,7 @@ def is_ours(record: Manifest | Claim, name: str) -> bool:
     A name with a claim in it is nobody else's. One without is if its suffix is that of a format.
     """
     suffix = name.removeprefix(record.checkpoint_id)
-    files = record.files if isinstance(record, Claim) else tuple(file.name for file in record.files)
-    known = {payload_suffix(file, record.checkpoint_id, record.claim) for file in files}
+    known = {payload_suffix(file, record.checkpoint_id, record.claim) for file in _named_by(record)}
     return bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
 
 
@@ -103,7 +98,14 @@ def _names_below(experiment: Experiment, name: str) -> list[str]:
 
 
 def is_named(record: Manifest | Claim, name: str) -> bool:
-    """Tell whether a record names a payload file, or the folder it lies in."""
-    if isinstance(record, Manifest):
-        return any(file.name == name for file in record.files)
-    return any(name == item or (item.endswith(FOLDER_SUFFIX) and name.startswith(item)) for item in record.files)
+    """Tell whether a record names a file, the folder it lies in or, if it is a folder, a file in it."""
+    return any(
+        item == name
+        or (item.endswith(FOLDER_SUFFIX) and name.startswith(item))
+        or (name.endswith(FOLDER_SUFFIX) and item.startswith(name))
+        for item in _named_by(record)
+    )
+
+
+def _named_by(record: Manifest | Claim) -> Iterable[str]:
+    return record.files if isinstance(record, Claim) else (file.name for file in record.files)

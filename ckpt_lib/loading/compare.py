@@ -33,7 +33,7 @@ def compare_named(
 
 
 def _compare_tensors(catalogue: Catalogue, checkpoint_ids: Sequence[str]) -> dict[str, dict[str, TensorDifference]]:
-    """How the tensors of each further checkpoint differ from the first one's; two are loaded at a time."""
+    """Tell how the tensors of each further checkpoint differ from the first one's; two are loaded at a time."""
     from ckpt_lib.analysis.compare import compare_tensors  # torch, only where it is used
 
     def load(checkpoint_id: str) -> Payload:

@@ -138,5 +138,5 @@ class _Copies:
     def unreadable(self) -> list[CheckpointError]:
         """Return why each record that cannot be read cannot."""
         experiments = (self._locations.home, self._locations.fallback)
-        views = [experiment.index.last_view() for experiment in experiments if experiment]
+        views = [experiment.index.view_or_last() for experiment in experiments if experiment]
         return [error for view in views if view for error in view.unreadable]

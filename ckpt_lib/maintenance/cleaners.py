@@ -79,7 +79,7 @@ class CheckpointCleaner:
 
     def delete_surplus(self) -> None:
         """Clean up after a save, quickly where nothing can be too much."""
-        view = self.experiment.index.recent_view()
+        view = self.experiment.index.affordable_view()
         if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
             self.clean_quickly()
         else:  # a plan would keep them all, and takes a while to say so
@@ -141,7 +141,7 @@ class BackupCleaner:
 
     def delete_surplus(self, just_made: str) -> None:
         """Clean up after a backup, quickly where nothing can be too much."""
-        view = self.experiment.index.recent_view()
+        view = self.experiment.index.affordable_view()
         if view is None or len(view.usable) > self.locations.config.max_backups:
             self.clean(known=self.known, just_made=just_made)
         else:

@@ -16,8 +16,8 @@ from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.index import View
 from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention

@@ -25,7 +25,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.claims import is_dead
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.index import View, snapshot
+from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.experiment.layout import (
     BACKUPS_NAME,
     FOLDER_SUFFIX,
@@ -35,7 +35,8 @@ from ckpt_lib.experiment.layout import (
     payload_owner,
 )
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.sweep import is_ours, sweep
+from ckpt_lib.experiment.sweep import is_named, is_ours, sweep
+from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.cleanup import expire
 from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.findings import DoctorReport, Finding, Kind, Place, Treatment
@@ -317,14 +318,9 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
             yield side.finding("no manifest", name, message, size_bytes=entry.size_bytes)
         elif not is_ours(records[checkpoint_id], name):
             yield side.finding("unknown", name, "a file that nobody here wrote", size_bytes=entry.size_bytes)
-        elif not _is_named(records[checkpoint_id], name):
+        elif not is_named(records[checkpoint_id], name):
             message = "a payload that its manifest does not name"
             yield side.finding("leftover", name, message, fix=_SWEEP, size_bytes=entry.size_bytes)
-
-
-def _is_named(record: Manifest | Claim, name: str) -> bool:
-    names = record.files if isinstance(record, Claim) else tuple(file.name for file in record.files)
-    return any(item == name or (name.endswith(FOLDER_SUFFIX) and item.startswith(name)) for item in names)
 
 
 def _is_ours(name: str, place: Place) -> bool:

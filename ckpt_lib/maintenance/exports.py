@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
-from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError, CorruptManifestError
+from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptManifestError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.files import blocks_of, find_stored_damages
+from ckpt_lib.experiment.files import copy_file, find_stored_damages
 from ckpt_lib.experiment.layout import (
     SNAPSHOT_NAME,
     manifest_name,
@@ -19,7 +19,7 @@ from ckpt_lib.experiment.layout import (
 from ckpt_lib.formats.registry import FILE_SUFFIXES
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
-from ckpt_lib.stream import HashingWriter, Progress
+from ckpt_lib.stream import FileDigests, HashingWriter, Progress
 
 
 def export(
@@ -154,33 +154,17 @@ def _copy_file(
 ) -> None:
     """Copy one file; it gets its name only if all of it is as it was saved."""
     upload = target.store.open_write(copy.name)
-    try:
-        with (
-            experiment.store.open_read(experiment.key(file.name)) as reader,
-            HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream,
-        ):
-            for block in blocks_of(reader):
+
+    def write(blocks: Iterable[bytes]) -> FileDigests:
+        with HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream:
+            for block in blocks:
                 stream.write(block)
-                if progress:
-                    progress(len(block))
-            digests = stream.finish()
-        if (digests.size_bytes, digests.sha256) != (file.size_bytes, file.sha256):
-            raise _damaged(experiment, manifest, file)
+            return stream.finish()
+
+    try:
+        copy_file(experiment, manifest, file, write, progress)
         if not may_replace and target.store.stat(copy.name) is not None:  # it was put there meanwhile
             raise _taken(target, copy)
         upload.commit()
-    except FileNotFoundError as error:
-        experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
-        raise _damaged(experiment, manifest, file) from error
     finally:
         upload.abort()
-
-
-def _damaged(experiment: Experiment, manifest: Manifest, file: FileEntry) -> CorruptCheckpointError:
-    damages = find_stored_damages(experiment, file)
-    return CorruptCheckpointError(
-        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
-        checkpoint_id=manifest.checkpoint_id,
-        path=experiment.location(file.name),
-        damages=damages,
-    )

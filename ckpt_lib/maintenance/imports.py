@@ -193,10 +193,8 @@ def _timestamp(name: str) -> datetime:
 
 def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progress: Progress | None) -> None:
     with origin.store.open_read(entry.name) as reader, payload.open() as stream:
-        for block in blocks_of(reader):
+        for block in blocks_of(reader, progress):
             stream.write(block)
-            if progress:
-                progress(len(block))
     if payload.files[-1].sha256 != entry.sha256:
         raise CorruptCheckpointError("the file was changed while it was imported", path=location(origin.store))
 

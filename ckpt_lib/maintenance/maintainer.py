@@ -13,6 +13,7 @@ from ckpt_lib.core.names import CheckpointId, check_experiment_name
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.events import Listener
 from ckpt_lib.experiment.deletion import purge, undelete
+from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
@@ -109,7 +110,7 @@ class Maintainer:
 
         The file is not read. The outcome of a validation may be remembered by this text.
         """
-        return self._catalogue.payload_version(checkpoint_id)
+        return payload_version(self._locations.home, self._catalogue.resolve(checkpoint_id))
 
     def scrub(
         self,

@@ -86,11 +86,8 @@ def set_aside(
     :class:`~ckpt_lib.errors.StoreError`. Killed on the way, it is as it was, repaired in part, or set aside.
     """
     for _ in range(ATTEMPTS):
-        found = experiment.read(checkpoint_id)
-        manifest = found.record
-        if not (isinstance(manifest, Manifest) and manifest.is_visible):
-            experiment.get(checkpoint_id)  # raises, unless it came back in this instant
-            continue
+        found = experiment.read_visible(checkpoint_id)
+        manifest = found.manifest
         if manifest.quarantined is not None:
             report = _report_of(manifest, manifest.quarantined)
             return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)

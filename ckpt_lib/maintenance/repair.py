@@ -90,13 +90,10 @@ def repair(
     """
     for _ in range(ATTEMPTS):
         try:
-            found = experiment.read(checkpoint_id)
+            found = experiment.read_visible(checkpoint_id)
         except CorruptManifestError as error:
             return _copy_back(experiment, unreadable_report(error, checkpoint_id, experiment.name), other, progress)
-        manifest = found.record
-        if not (isinstance(manifest, Manifest) and manifest.is_visible):
-            manifest = experiment.get(checkpoint_id)  # raises, unless it came back in this instant
-            continue
+        manifest = found.manifest
         report = _Repair(experiment, manifest, other, progress).run()
         if report and (manifest.quarantined is None or edits.release(experiment, found)):
             return report

@@ -22,11 +22,11 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
     examine,
     find_unloadable,
-    payload_version,
     unreadable_report,
     with_tensors,
 )

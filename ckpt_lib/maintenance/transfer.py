@@ -17,7 +17,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import copies, edits
 from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
-from ckpt_lib.experiment.files import blocks_of, replace_file
+from ckpt_lib.experiment.files import blocks_of, damaged_source, replace_file
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
@@ -160,13 +160,7 @@ def _rewrite(
         try:
             is_there = replace_file(target, existing, file, _blocks(source, stored, progress))
         except (CorruptCheckpointError, FileNotFoundError) as error:
-            damages = compare(source, saved).damages
-            raise CorruptCheckpointError(
-                "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
-                checkpoint_id=saved.checkpoint_id,
-                path=source.location(stored.name),
-                damages=damages,
-            ) from error
+            raise damaged_source(source, saved, stored.name, compare(source, saved).damages) from error
         if not is_there:
             return False
     return True
@@ -174,10 +168,7 @@ def _rewrite(
 
 def _blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
     with experiment.store.open_read(experiment.key(file.name)) as reader:
-        for block in blocks_of(reader):
-            yield block
-            if progress:
-                progress(len(block))
+        yield from blocks_of(reader, progress)
 
 
 def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> None:
@@ -188,12 +179,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
         return
     report = compare(source, saved)
     if not report:
-        raise CorruptCheckpointError(
-            f"it is damaged and was not copied: {report.message}",
-            checkpoint_id=saved.checkpoint_id,
-            path=source.location(saved.payload_name),
-            damages=report.damages,
-        )
+        raise damaged_source(source, saved, saved.payload_name, report.damages)
     gone = Claim(
         checkpoint_id=saved.checkpoint_id,
         uid=saved.uid,

@@ -21,6 +21,7 @@ from ckpt_lib.errors import (
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import format_named
@@ -232,14 +233,6 @@ def unreadable_report(error: CheckpointError, checkpoint_id: str, experiment_nam
     """Return the report of a checkpoint whose manifest cannot be read."""
     damage = Damage(file=f"{checkpoint_id}.json", kind="manifest", message=error.message)
     return ValidationReport(checkpoint_id=checkpoint_id, experiment_name=experiment_name, damages=(damage,))
-
-
-def payload_version(experiment: Experiment, manifest: Manifest) -> str | None:
-    """Return a text that changes when a payload file or its recorded digest does; ``None`` when one is missing."""
-    entries = [(file.sha256, experiment.store.stat(experiment.key(file.name))) for file in manifest.files]
-    if any(entry is None for _, entry in entries):
-        return None
-    return "/".join(f"{sha256}/{entry.version}" for sha256, entry in entries if entry)
 
 
 class KnownVersions:

@@ -42,7 +42,8 @@ class SaveHandle(Future["str | None"]):
         self.buffer: StagingBuffer | None = None
         """The memory of the copy, until the save has ended."""
         self.error_was_seen = False
-        self._snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
+        """The copy of the state, until it is on disk, or never will be."""
         self._process_id = os.getpid()
         # Waiting for a Future's own condition, an interrupt can leave the condition's lock held for ever, and with it
         # the thread that saves. A plain lock, taken and released in C, is never left held.
@@ -59,7 +60,7 @@ class SaveHandle(Future["str | None"]):
         raise ConfigError("a save under way cannot be sent to another process", hint="Send the id: handle.result().")
 
     def claim(self) -> bool:
-        """Whether the caller is the first to say what becomes of this save: a commit, or an end before it began."""
+        """Tell whether the caller is the first to end this save: by a commit, or before it began."""
         try:
             return self._unclaimed.pop()
         except IndexError:
@@ -74,7 +75,7 @@ class SaveHandle(Future["str | None"]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the outcome is set; on the thread that sets it, where callbacks run, it is."""
+        """True once the outcome is set; on the thread that sets it, where callbacks run, it is."""
         return self._has_ended or self._ender == threading.get_ident()
 
     def _wait(self, timeout: float | None) -> None:
@@ -98,14 +99,10 @@ class SaveHandle(Future["str | None"]):
                 hint="A forked child saves with a manager of its own.",
             )
 
-    def take_snapshot(self, snapshot: Snapshot) -> None:
-        """Say which copy is being made for this save."""
-        self._snapshot = snapshot
-
     def wait_until_copied(self) -> None:
         """Return once the state that is being saved may be changed by any means."""
         self._check_process()
-        if (snapshot := self._snapshot) is not None:
+        if (snapshot := self.snapshot) is not None:
             snapshot.finish()
 
     def wait_for_buffer(self) -> None:
@@ -119,12 +116,8 @@ class SaveHandle(Future["str | None"]):
             self.buffer = None
             self._buffer_is_free.release()
 
-    def forget_snapshot(self) -> None:
-        """Let go of the state, which is on disk, or never will be."""
-        self._snapshot = None
-
     def done(self) -> bool:
-        if (snapshot := self._snapshot) is not None:
+        if (snapshot := self.snapshot) is not None:
             snapshot.note_contact()
         return self.has_ended
 
@@ -144,7 +137,7 @@ class SaveHandle(Future["str | None"]):
 
 
 def finished(checkpoint_id: str | None) -> SaveHandle:
-    """The handle of a save that had nothing to do."""
+    """Return the handle of a save that had nothing to do."""
     handle = SaveHandle()
     handle.end(partial(handle.set_result, checkpoint_id))
     return handle
@@ -172,7 +165,7 @@ class BackgroundSaves:
 
     @property
     def staging_bytes(self) -> int:
-        """How much memory the copies take."""
+        """The memory that the copies take, in bytes."""
         return sum(buffer.size_bytes for buffer in self._buffers)
 
     def prepare(self, snapshot_into: Callable[[StagingBuffer], Snapshot]) -> None:
@@ -199,7 +192,7 @@ class BackgroundSaves:
             self._begin(handle)
             assert handle.buffer is not None
             snapshot = snapshot_into(handle.buffer)
-            handle.take_snapshot(snapshot)
+            handle.snapshot = snapshot
             if not snapshot.is_complete:
                 self._copying.put(snapshot.finish_in_background)
             self._committing.put(partial(self._commit, handle, snapshot, commit, follow_up))
@@ -263,7 +256,7 @@ class BackgroundSaves:
             outcome = partial(handle.set_result, None if saved is None else saved.checkpoint_id)
         # First, so that whoever is called back with the outcome may save again.
         snapshot.abandon()
-        handle.forget_snapshot()
+        handle.snapshot = None
         handle.release_buffer()
         handle.end(outcome)
 
@@ -343,7 +336,7 @@ class _Worker:
 
     @property
     def is_current(self) -> bool:
-        """Whether the caller is on this thread."""
+        """True on this thread."""
         return self._thread is threading.current_thread()
 
     def wait(self) -> None:

@@ -198,7 +198,7 @@ class FailoverWriter:
         return (self.home,) if self.fallback is None else (self.home, self.fallback)
 
     def earlier(self, facts: CheckpointFacts) -> Manifest | None:
-        """The whole checkpoint, wherever it is, that an earlier save with the facts's key made."""
+        """Return the whole checkpoint, wherever it is, that an earlier save with the key of ``facts`` made."""
         if facts.idempotency_key is not None:
             for target in self.targets:
                 with store_failures_logged(f"looking for an earlier save in {target.experiment.location()}"):
@@ -209,21 +209,21 @@ class FailoverWriter:
     def look_again(self) -> None:
         """Learn what others have saved and deleted in both places, as far as they answer."""
         for target in self.targets:
-            target.experiment.index.last_view()
+            target.experiment.index.view_or_last()
 
     def saved(self) -> Sequence[Manifest]:
         """Return the whole checkpoints in both places, oldest first: of a place that fails, those last seen.
 
         What is stranded in the fallback folder was saved last, as far as this process can tell.
         """
-        views = [view for target in self.targets if (view := target.experiment.index.recent_view())]
+        views = [view for target in self.targets if (view := target.experiment.index.affordable_view())]
         if len(views) == 1:
             return views[0].whole
         return list({item.uid: item for view in views for item in view.whole}.values())
 
 
 def _is_degrading(error: Exception) -> bool:
-    """Whether the store is to blame for a save that failed: also one that does not give back what was written."""
+    """Tell whether the store is to blame for a save that failed: also one that does not give back what was written."""
     return is_store_failure(error) or isinstance(error, CorruptCheckpointError)
 
 

@@ -53,7 +53,7 @@ class Fallback:
 
     @property
     def has_work(self) -> bool:
-        """Whether something is there to move, that did not fail to before, or to remove; costs one listing."""
+        """True while something is there to move, that did not fail to before, or to remove; costs one listing."""
         view = self.experiment.index.view()
         left = view.deleted or view.purging
         return bool(left) or any(manifest.uid not in self._given_up for manifest in view.manifests)
@@ -119,7 +119,7 @@ class Fallback:
         return copy(self.experiment, manifest, home, change=last, new_id=True, asked=asked, progress=progress)
 
     def _is_deleted_as_damaged(self, manifest: Manifest) -> bool:
-        """Whether the copy at home was deleted and is damaged: no reason to give up the one that is here."""
+        """Tell whether the copy at home was deleted and is damaged: no reason to give up the one that is here."""
         deleted = (item for item in self._home.index.view().deleted if item.uid == manifest.uid)
         return any(not validate(self._home, item) for item in deleted)
 

@@ -38,7 +38,6 @@ class PostSave:
 
     def _wants_backup(self, manifest: Manifest) -> bool:
         config = self.locations.config
-        is_best_only = config.backup_checkpoints and config.backup_only_best
-        if is_best_only and self.locations.catalogue.best_id() != manifest.checkpoint_id:
+        if not config.backup_checkpoints:
             return False
-        return config.backup_checkpoints
+        return not config.backup_only_best or self.locations.catalogue.best_id() == manifest.checkpoint_id

@@ -53,7 +53,7 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has asked training to stop."""
+        """True once a signal has asked training to stop."""
         return self._received is not None
 
     def safe_point(self) -> None:

@@ -15,8 +15,6 @@ from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.stream import Progress
 
-_WHAT = "moving stranded checkpoints to the store"
-
 
 class Reconciler:
     """Moves what is in the fallback folder ``home``, one call at a time."""
@@ -46,17 +44,14 @@ class Reconciler:
 
     def before_save(self) -> None:
         """Move what can be moved: it comes before anything newer."""
-        self._move_all()
+        with failures_logged("moving stranded checkpoints to the store"):
+            if self._fallback.has_work:
+                self.reconcile()
 
     def before_load(self) -> None:
         """Move what can be moved, so that ``"latest"`` is what was saved last; warn of what stays."""
-        self._move_all()
+        self.before_save()
         with failures_logged("looking at the fallback folder"):
             if left := self._fallback.manifests():
                 count, place = count_of(len(left), "checkpoint"), self._fallback.experiment.location()
                 logger.warning("still in the fallback folder %s: %s", place, count)
-
-    def _move_all(self) -> None:
-        with failures_logged(_WHAT):
-            if self._fallback.has_work:
-                self.reconcile()

@@ -137,7 +137,7 @@ _OPTIONS = ("compare_content", "force")
 
 
 def request_from(arguments: Mapping[str, Any]) -> SaveRequest:
-    """The request that these arguments of ``save_checkpoint`` make. Raises ``TypeError``, as the call would."""
+    """Return the request that these arguments of ``save_checkpoint`` make. Raises ``TypeError``, as the call would."""
     state, facts = (_arguments_of(kind, arguments) for kind in (TrainingObjects, GivenFacts))
     if unknown := arguments.keys() - {*state, *facts, *_OPTIONS}:
         raise TypeError(f"unexpected argument {min(unknown)!r}")

@@ -167,7 +167,7 @@ class Saver:
         return _PlannedSave(facts, self._payload(facts, request), health)
 
     def _checked(self, request: SaveRequest) -> CheckpointFacts:
-        """The facts of a save, or the first error in them."""
+        """Return the facts of a save, or raise the first error in them."""
         request.state.check()
         facts = request.facts.checked(
             model_name=request.state.model_name,
@@ -251,9 +251,7 @@ class Saver:
         return None
 
     def _snapshot_of(self, payload: Payload, optimizer: Stateful | None) -> Callable[[StagingBuffer], Snapshot]:
-        """What copies ``payload`` into a buffer, with ``overlap_copy`` leaving for later what the optimizer's next step
-        waits for.
-        """
+        """Return what copies ``payload`` into a buffer; ``overlap_copy`` leaves for later what a step will wait for."""
         from ckpt_lib.state.overlap import call_before_steps, unchanged_until_step
         from ckpt_lib.state.staging import Snapshot
 

@@ -61,7 +61,7 @@ def none_forgotten(content: dict[str, bytes], results: Sequence[Any]) -> str | N
     """Check that the sweep knows each payload file: its id has a record.
 
     A save that slept for a day writes its file after its key has ended. If it then dies, or its deletion is not done,
-    the file stays without a record, and the sweep reports it as unnamed.
+    the file stays without a record, and the sweep leaves it as it is.
     """
     known = records(content)
     files = [key.removeprefix("e/") for key in content if key.startswith("e/checkpoint") and not key.endswith(".json")]

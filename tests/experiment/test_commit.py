@@ -66,7 +66,7 @@ def test_an_id_that_a_foreign_file_has_is_not_taken(experiment: Experiment) -> N
     foreign = f"{CHECKPOINT_ID}.pt"
     experiment.store.put(experiment.key(foreign), b"mine")
     assert save(experiment).checkpoint_id == f"{CHECKPOINT_ID}_2"
-    assert sweep(experiment).unnamed == [foreign]
+    assert sweep(experiment).files == []
     assert read(experiment, foreign) == b"mine"
 
 

@@ -56,7 +56,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "no leaving": (
         deletion,
         lambda: deletion._leave,
-        'if moved := _move(experiment, found, state="leaving"):\n            return moved',
+        'if moved := rewrite(experiment, found, state="leaving"):\n            return moved',
         "return found",
         "two cleanups",
     ),
@@ -79,11 +79,11 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         lambda: deletion.purge,
         """        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
-        if (asked or relied_on) and (moved := _move(experiment, found, state="purging")):
+        if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
             _finish(""",
-        """        if moved := _move(experiment, found, state="purging"):
+        """        if moved := rewrite(experiment, found, state="purging"):
             if not keep_one_valid(experiment):
-                _move(experiment, moved, state="live")
+                rewrite(experiment, moved, state="live")
                 continue
             _finish(""",
         "a purge while nothing is live",
@@ -108,7 +108,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "keys that end at once": (
         claims,
         lambda: claims.remove_gone,
-        "if now - CheckpointId.parse(checkpoint_id).timestamp >= DAY:",
+        "if now - CheckpointId.parse(checkpoint_id).timestamp >= GONE_FOR:",
         "if True:",
         "a sweep and a save after another sweep",
     ),

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from ckpt_lib.core.manifest import Manifest, Record, new_token
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CorruptManifestError, StoreError, UnsupportedSchemaError
-from ckpt_lib.experiment import claims, deletion, edits
+from ckpt_lib.experiment import deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.store.memory import MemoryStore
@@ -191,13 +190,6 @@ def test_only_what_changed_is_read_again(experiment: Experiment) -> None:
     del plan.calls[:]
     assert len(watched.index.manifests()) == 2
     assert plan.calls == ["list e"]
-
-
-def test_a_claim_is_no_checkpoint(experiment: Experiment) -> None:
-    """It is listed apart, and its id is nobody else's."""
-    held = claims.claim_new(experiment, CheckpointId.parse(X), U, ".pt")
-    assert experiment.index.manifests() == []
-    assert [claim.checkpoint_id for claim in experiment.index.view().claims] == [held.checkpoint_id]
 
 
 def test_the_snapshot_holds_every_manifest_for_people() -> None:

@@ -271,11 +271,10 @@ def test_a_sweep_reads_the_record_after_it_listed_the_file(store: MemoryStore) -
 
 
 def test_a_sweep_leaves_what_an_unreadable_manifest_may_name(experiment: Experiment) -> None:
-    """Its payload may be all that is left: neither removed nor told of as nobody's."""
+    """Its payload may be all that is left: it is not removed."""
     made = save(experiment)
     experiment.store.put(experiment.key(manifest_name(made.checkpoint_id)), b"{")
-    swept = sweep(experiment)
-    assert (swept.files, swept.unnamed) == ([], [])
+    assert sweep(experiment).files == []
     assert experiment.store.stat(experiment.key(made.payload.name))
 
 
@@ -284,13 +283,25 @@ def test_a_sweep_leaves_what_an_unreadable_manifest_may_name(experiment: Experim
 
 def test_a_copy_under_way_is_not_taken_over(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process lives: another copier waits, is refused in the end, and the first one ends well."""
-    monkeypatch.setattr(copies, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.2)
     made, target = save(experiment), Experiment(experiment.store, "b", "e")
     held = claims.claim_over(target, made.checkpoint_id, made.uid, ".pt")
     assert held
     with pytest.raises(CheckpointExistsError):
         copies.copy(experiment, made, target)
     assert target.read(made.checkpoint_id).version == held.found.version
+
+
+def test_a_save_of_a_key_does_not_wait_for_ever(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process is saving with the key: this save waits, is refused in the end, and leaves that one alone."""
+    polls = iter(range(100))
+    monkeypatch.setattr("time.sleep", lambda _: next(polls))
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.0)
+    held = claims.claim_new(experiment, CheckpointId(1, 100, MOMENT), "a" * 32, ".pt")
+    assert keys.take(held, "k") is None
+    with pytest.raises(CheckpointExistsError, match="still saving with this idempotency key"):
+        save(experiment, 2, idempotency_key="k")
+    assert experiment.read(held.checkpoint_id).version == held.found.version
 
 
 def test_a_copy_of_damage_leaves_no_claim(experiment: Experiment) -> None:

@@ -14,6 +14,7 @@ from ckpt_lib.errors import ConfigError, CorruptCheckpointError
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
@@ -21,7 +22,7 @@ from ckpt_lib.maintenance.imports import import_checkpoint
 from ckpt_lib.maintenance.quarantine import list_quarantined, set_aside
 from ckpt_lib.maintenance.repair import repair
 from ckpt_lib.maintenance.scrub import scrub
-from ckpt_lib.maintenance.validate import compare, payload_version
+from ckpt_lib.maintenance.validate import compare
 from ckpt_lib.store.memory import MemoryStore
 from tests.formats.folder_format import NAMES, FolderFormat
 

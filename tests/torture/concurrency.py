@@ -21,9 +21,10 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, VersionConflictError
 from ckpt_lib.experiment import keys
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.index import Index, View
+from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import BACKUPS_NAME, CLOCK_NAME, SNAPSHOT_NAME, payload_owner
 from ckpt_lib.experiment.sweep import is_named, sweep
+from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.scrub import RECORD_NAME
 from ckpt_lib.policies.retention import KeepAtMost
 from ckpt_lib.store import ABSENT, Store, open_store
