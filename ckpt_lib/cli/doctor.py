@@ -76,10 +76,9 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
     fixable = sum(item.fix is not None for item in report.problems)
     hint = f" `ckpt doctor --fix` fixes {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
-        note(with_options("`ckpt quarantine` says how to bring back or delete what is in quarantine."))
+        note("`ckpt quarantine` says how to bring back or delete what is in quarantine.")
     problems = count_of(len(report.problems), "problem")
-    text = f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}"
-    note(with_options(text), warning=not report)
+    note(f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}", warning=not report)
 
 
 def _print_done(done: Sequence[Treatment]) -> None:
