@@ -36,8 +36,8 @@ from ckpt_lib.experiment.layout import (
 )
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import is_ours, sweep
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleanup import expire
-from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.findings import Action, DoctorReport, Finding, Kind, Place, Treatment
 from ckpt_lib.maintenance.quarantine import list_quarantined
 from ckpt_lib.maintenance.repair import Remedy, remedy

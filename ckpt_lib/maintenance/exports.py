@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
-from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError, CorruptManifestError
+from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptManifestError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.files import blocks_of, find_stored_damages
+from ckpt_lib.experiment.files import find_stored_damages
 from ckpt_lib.experiment.layout import (
     SNAPSHOT_NAME,
     manifest_name,
@@ -17,6 +17,7 @@ from ckpt_lib.experiment.layout import (
     payload_suffix,
 )
 from ckpt_lib.formats.registry import FILE_SUFFIXES
+from ckpt_lib.maintenance.transfer import not_copied, same_or_raise, stored_blocks
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import HashingWriter, Progress
@@ -113,15 +114,7 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
                 hint="It was left as it is.",
             ) from error
         return False
-    if not isinstance(record, Manifest) or record.uid != exported.uid:
-        raise CheckpointExistsError(
-            "a different checkpoint has that id there",
-            checkpoint_id=exported.checkpoint_id,
-            path=location(target.store, name),
-            expected=f"uid {exported.uid}",
-            got=f"uid {record.uid if record else None}",
-            hint="It was left as it is.",
-        )
+    same_or_raise(record, exported, target)
     return True
 
 
@@ -155,32 +148,17 @@ def _copy_file(
     """Copy one file; it gets its name only if all of it is as it was saved."""
     upload = target.store.open_write(copy.name)
     try:
-        with (
-            experiment.store.open_read(experiment.key(file.name)) as reader,
-            HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream,
-        ):
-            for block in blocks_of(reader):
+        with HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream:
+            for block in stored_blocks(experiment, file, progress):
                 stream.write(block)
-                if progress:
-                    progress(len(block))
             digests = stream.finish()
         if (digests.size_bytes, digests.sha256) != (file.size_bytes, file.sha256):
-            raise _damaged(experiment, manifest, file)
+            raise not_copied(experiment, manifest, file, find_stored_damages(experiment, file))
         if not may_replace and target.store.stat(copy.name) is not None:  # it was put there meanwhile
             raise _taken(target, copy)
         upload.commit()
     except FileNotFoundError as error:
         experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
-        raise _damaged(experiment, manifest, file) from error
+        raise not_copied(experiment, manifest, file, find_stored_damages(experiment, file)) from error
     finally:
         upload.abort()
-
-
-def _damaged(experiment: Experiment, manifest: Manifest, file: FileEntry) -> CorruptCheckpointError:
-    damages = find_stored_damages(experiment, file)
-    return CorruptCheckpointError(
-        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
-        checkpoint_id=manifest.checkpoint_id,
-        path=experiment.location(file.name),
-        damages=damages,
-    )

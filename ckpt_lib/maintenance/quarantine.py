@@ -85,6 +85,12 @@ def set_aside(
     :class:`~ckpt_lib.errors.CorruptManifestError` for one whose manifest is damaged, which a repair may bring back, and
     :class:`~ckpt_lib.errors.StoreError`. Killed on the way, it is as it was, repaired in part, or set aside.
     """
+
+    def found_to_be(report: ValidationReport, repaired: RepairReport | None = None) -> QuarantineReport:
+        return QuarantineReport(
+            checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report, repair=repaired
+        )
+
     for _ in range(ATTEMPTS):
         found = experiment.read(checkpoint_id)
         manifest = found.record
@@ -92,8 +98,7 @@ def set_aside(
             experiment.get(checkpoint_id)  # raises, unless it came back in this instant
             continue
         if manifest.quarantined is not None:
-            report = _report_of(manifest, manifest.quarantined)
-            return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)
+            return found_to_be(_report_of(manifest, manifest.quarantined))
         report = validate(experiment, manifest, progress)
         if report:
             raise ProtectedCheckpointError(
@@ -107,11 +112,9 @@ def set_aside(
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
             is_sound = partial((known or KnownVersions()).verify, experiment)
             if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):
-                return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)
+                return found_to_be(report)
         else:
-            return QuarantineReport(
-                checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report, repair=repaired
-            )
+            return found_to_be(report, repaired)
     raise VersionConflictError(
         "others kept changing the checkpoint while it was examined",
         checkpoint_id=checkpoint_id,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest, new_token
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import (
@@ -42,7 +43,7 @@ def backup(
     """
     existing = _readable(backups, manifest.checkpoint_id)
     if isinstance(existing, Manifest) and existing.is_visible:
-        _same_or_raise(existing, manifest, backups)
+        same_or_raise(existing, manifest, backups)
         if _is_whole(backups, existing, verify=verify_existing):
             if verify_existing or not home.is_complete(manifest):
                 _require_intact(home, manifest, progress)
@@ -130,7 +131,7 @@ def _put_in_place(
             if was_damaged:  # its files have new names
                 sweep(target)
             return copied
-        _same_or_raise(existing, saved, target)
+        same_or_raise(existing, saved, target)
         if not _rewrite(source, saved, target, existing, progress):
             continue
         if existing.state == "deleted":
@@ -141,7 +142,10 @@ def _put_in_place(
         if released := edits.release(target, found):
             return released
     raise VersionConflictError(
-        "others kept changing the checkpoint", checkpoint_id=saved.checkpoint_id, path=target.location()
+        "others kept changing the checkpoint",
+        checkpoint_id=saved.checkpoint_id,
+        path=target.location(),
+        hint="Try again when nobody else works on it.",
     )
 
 
@@ -158,21 +162,16 @@ def _rewrite(
         )
     for stored, file in zip(saved.files, existing.files, strict=True):
         try:
-            is_there = replace_file(target, existing, file, _blocks(source, stored, progress))
+            is_there = replace_file(target, existing, file, stored_blocks(source, stored, progress))
         except (CorruptCheckpointError, FileNotFoundError) as error:
-            damages = compare(source, saved).damages
-            raise CorruptCheckpointError(
-                "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
-                checkpoint_id=saved.checkpoint_id,
-                path=source.location(stored.name),
-                damages=damages,
-            ) from error
+            raise not_copied(source, saved, stored, compare(source, saved).damages) from error
         if not is_there:
             return False
     return True
 
 
-def _blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
+def stored_blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
+    """Yield the bytes of a stored file, and tell ``progress`` of each block that was taken."""
     with experiment.store.open_read(experiment.key(file.name)) as reader:
         for block in blocks_of(reader):
             yield block
@@ -188,12 +187,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
         return
     report = compare(source, saved)
     if not report:
-        raise CorruptCheckpointError(
-            f"it is damaged and was not copied: {report.message}",
-            checkpoint_id=saved.checkpoint_id,
-            path=source.location(saved.payload_name),
-            damages=report.damages,
-        )
+        raise not_copied(source, saved, saved.files[0], report.damages)
     gone = Claim(
         checkpoint_id=saved.checkpoint_id,
         uid=saved.uid,
@@ -214,13 +208,26 @@ def _readable(experiment: Experiment, checkpoint_id: str) -> Manifest | Claim | 
         return None
 
 
-def _same_or_raise(existing: Manifest, wanted: Manifest, experiment: Experiment) -> None:
-    if existing.uid != wanted.uid:
+def not_copied(
+    source: Experiment, manifest: Manifest, file: FileEntry, damages: Sequence[Damage]
+) -> CorruptCheckpointError:
+    """Return the error for a copy that would not be what was saved."""
+    return CorruptCheckpointError(
+        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        checkpoint_id=manifest.checkpoint_id,
+        path=source.location(file.name),
+        damages=damages,
+    )
+
+
+def same_or_raise(existing: Manifest | Claim | None, wanted: Manifest, experiment: Experiment) -> None:
+    """Raise unless what is there is a copy of the wanted checkpoint."""
+    if not isinstance(existing, Manifest) or existing.uid != wanted.uid:
         raise CheckpointExistsError(
             "a different checkpoint has that id there",
             checkpoint_id=wanted.checkpoint_id,
             path=experiment.location(),
             expected=f"uid {wanted.uid}",
-            got=f"uid {existing.uid}",
+            got=f"uid {existing.uid if existing else None}",
             hint="It was left as it is.",
         )
