@@ -10,15 +10,15 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.options import to_type, with_options
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
     as_age,
     note,
     print_entry,
     print_facts,
+    print_fix,
     print_heading,
     print_json,
-    results,
     visible,
     without_names,
 )
@@ -98,8 +98,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
             _summary(item),
             with_options(without_names(item.message, item.name)),
         )
-        if item.fix:  # not wrapped, so that the command can be copied
-            results().print(Text(f"  fix: {visible(to_type(item.fix))}"), soft_wrap=True)
+        if item.fix:
+            print_fix(item.fix)
 
 
 def _summary(finding: Finding) -> str:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ckpt_lib.cli.options import with_options
+from ckpt_lib.cli.options import to_type, with_options
 from ckpt_lib.core.wording import duration
 
 _UNLIMITED_WIDTH = 1_000_000
@@ -57,6 +57,11 @@ def note(text: str, *, warning: bool = False) -> None:
     for line in visible_lines(with_options(text)).split("\n"):
         for piece in _wrapped(line, console.width) or [""]:
             console.print(piece, style="yellow" if warning else "dim", soft_wrap=True)
+
+
+def print_fix(command: str) -> None:
+    """Print the command that fixes the entry above, not wrapped, so that it can be copied."""
+    results().print(Text(f"  fix: {visible(to_type(command))}"), soft_wrap=True)
 
 
 def _wrapped(line: str, width: int) -> list[str]:
