@@ -12,7 +12,6 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import STORE_FAILURE, ConfirmationError
-from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import Column, note, print_facts, print_heading, print_json, print_table
 from ckpt_lib.cli.session import open_copies, resolve_all
 from ckpt_lib.core.wording import count_of, duration, size_text
@@ -88,7 +87,8 @@ def cleanup(
             return
         if planned.plan.deleted_ids:
             _tell_of_trash(trash_seconds)
-        confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}?")
+        if planned.plan.deleted_ids or (planned.backups and planned.backups.plan.deleted_ids):
+            confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}?")
     report = clean_up(policy=rules)
     if yes and not as_json:
         _print_plans(report)
@@ -105,11 +105,10 @@ def _end_with_report(report: CleanupReport, kind: str, trash_seconds: float, *, 
 def _warn_of_new_backups(manager: CheckpointManager, report: CleanupReport, *, is_about_backups: bool) -> None:
     """Warn that backups come back if the configuration asks for more than are kept."""
     if is_about_backups and report.plan.deleted_ids and manager.config.backup_checkpoints:
-        text = (
+        note(
             "Later saves and `ckpt doctor --fix` make new backups, as backup_checkpoints and max_backups say. "
             "To keep fewer, change these options."
         )
-        note(with_options(text))
 
 
 def _describe_deletions(report: CleanupReport, kind: str, trash_seconds: float) -> str:
@@ -183,8 +182,7 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
         backups = report.backups
         note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {size_text(backups.freed_bytes)} freed.")
     if report.trashed_bytes:
-        text = f"{size_text(report.trashed_bytes)} moved to the trash: see `ckpt trash` and `ckpt undelete ID`."
-        note(with_options(text))
+        note(f"{size_text(report.trashed_bytes)} moved to the trash: see `ckpt trash` and `ckpt undelete ID`.")
     if report.backups_error:
         note(f"The backups were not cleaned up: {report.backups_error}", warning=True)
 
@@ -255,10 +253,9 @@ def _backed_up(manager: CheckpointManager) -> set[str] | None:
 
 def _tell_of_trash(trash_seconds: float) -> None:
     if trash_seconds > 0:
-        text = (
+        note(
             f"Deleted checkpoints stay in the trash for {duration(trash_seconds)}: `ckpt undelete ID` brings them back."
         )
-        note(with_options(text))
 
 
 def _confirm_deletion(trashed: int, isolated: int, trash_seconds: float) -> None:
@@ -280,7 +277,7 @@ def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool
         if checkpoint_id in unreadable:
             raise CorruptManifestError(
                 f"the manifest of the backup of {checkpoint_id} is damaged; nothing was deleted",
-                hint=f"Quarantine it first: `ckpt quarantine --backups {checkpoint_id}`.",
+                hint=f"Repair it first: `ckpt repair --backups {checkpoint_id}`.",
             )
         if checkpoint_id not in sizes:
             raise CheckpointNotFoundError(

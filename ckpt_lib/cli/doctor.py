@@ -10,15 +10,15 @@ from rich.text import Text
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
-from ckpt_lib.cli.options import to_type, with_options
+from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
     as_age,
     note,
     print_entry,
     print_facts,
+    print_fix,
     print_heading,
     print_json,
-    results,
     visible,
     without_names,
 )
@@ -76,10 +76,9 @@ def _print_report(report: DoctorReport, *, fix: bool) -> None:
     fixable = sum(item.fix is not None for item in report.problems)
     hint = f" `ckpt doctor --fix` fixes {fixable}." if fixable and not fix else ""
     if any(item.kind == "quarantined" for item in report.findings):
-        note(with_options("`ckpt quarantine` says how to bring back or delete what is in quarantine."))
+        note("`ckpt quarantine` says how to bring back or delete what is in quarantine.")
     problems = count_of(len(report.problems), "problem")
-    text = f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}"
-    note(with_options(text), warning=not report)
+    note(f"{report.experiment_name}: {problems if report.problems else 'healthy'}.{hint}", warning=not report)
 
 
 def _print_done(done: Sequence[Treatment]) -> None:
@@ -99,8 +98,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
             _summary(item),
             with_options(without_names(item.message, item.name)),
         )
-        if item.fix:  # not wrapped, so that the command can be copied
-            results().print(Text(f"  fix: {visible(to_type(item.fix))}"), soft_wrap=True)
+        if item.fix:
+            print_fix(item.fix)
 
 
 def _summary(finding: Finding) -> str:

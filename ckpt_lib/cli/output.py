@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ckpt_lib.cli.options import to_type, with_options
 from ckpt_lib.core.wording import duration
 
 _UNLIMITED_WIDTH = 1_000_000
@@ -51,11 +52,16 @@ def diagnostics() -> Console:
 
 
 def note(text: str, *, warning: bool = False) -> None:
-    """Print a remark on stderr. Lines break only between words, so that ids and paths stay in one piece."""
+    """Print a remark on stderr, its commands as they are to be typed. Lines break only between words."""
     console = diagnostics()
-    for line in visible_lines(text).split("\n"):
+    for line in visible_lines(with_options(text)).split("\n"):
         for piece in _wrapped(line, console.width) or [""]:
             console.print(piece, style="yellow" if warning else "dim", soft_wrap=True)
+
+
+def print_fix(command: str) -> None:
+    """Print the command that fixes the entry above, not wrapped, so that it can be copied."""
+    results().print(Text(f"  fix: {visible(to_type(command))}"), soft_wrap=True)
 
 
 def _wrapped(line: str, width: int) -> list[str]:

@@ -171,10 +171,9 @@ def show(
     identifier = checkpoint.checkpoint_id
     if not is_complete:
         advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
-        said = f"The payload is missing or has the wrong size: {advice}"
-        note(options.with_options(said), warning=True)
+        note(f"The payload is missing or has the wrong size: {advice}", warning=True)
     elif not has_backup:
-        note(options.with_options(f"It has no backup: `ckpt backup {identifier}`."))
+        note(f"It has no backup: `ckpt backup {identifier}`.")
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:

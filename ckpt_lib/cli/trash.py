@@ -8,7 +8,6 @@ import typer
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
-from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.core.wording import count_of, size_text
@@ -33,7 +32,11 @@ def undelete(
     saving and its retention rules do not keep them, its next save deletes them for good, unless they are pinned.
     """
     manager = open_manager(store, experiment, config)
+    live = set(manager.checkpoint_ids())
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
+    for checkpoint_id in back:
+        if checkpoint_id in live:
+            note(f"{checkpoint_id} was not deleted: it is live.")
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "undeleted_ids": back})
     else:
@@ -74,4 +77,4 @@ def trash(
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
     else:
         text = f"{count_of(len(deleted), 'checkpoint')} in the trash."
-        note(with_options(f"{text} `ckpt undelete ID` brings one back.") if deleted else text)
+        note(f"{text} `ckpt undelete ID` brings one back." if deleted else text)

@@ -16,11 +16,10 @@ from ckpt_lib.cli.output import (
     note,
     print_entry,
     print_facts,
+    print_fix,
     print_heading,
     print_json,
     print_table,
-    results,
-    visible,
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
@@ -230,15 +229,13 @@ def _print_damages(
         lines = [f"{copy}: {_described(damage, report.checkpoint_id)}" for damage in report.damages]
         other = next((item for item in others if item.checkpoint_id == report.checkpoint_id), None)
         print_entry(report.checkpoint_id, *lines)
-        # Not wrapped, so that the command can be copied.
-        advice = options.to_type(_advice(manager, copy, report, other))
-        results().print(Text(f"  fix: {visible(advice)}"), soft_wrap=True)
+        print_fix(_advice(manager, copy, report, other))
 
 
 def _described(damage: Damage, checkpoint_id: str) -> str:
     if not damage.stop:
         return without_names(damage.message, checkpoint_id)
-    tensors = _tensors(damage)
+    tensors = listed(damage.tensors, _TENSORS_SHOWN)
     return f"{damage.kind}, bytes {damage.start}-{damage.stop}" + (f": {tensors}" if tensors else "")
 
 
@@ -248,7 +245,3 @@ def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, oth
     with suppress(CheckpointError):  # the other copy cannot be read now
         command = manager.remedy(report, of_backup=copy == "backup", other=other)
     return f"ckpt {command} {'--backups ' if copy == 'backup' else ''}{report.checkpoint_id}"
-
-
-def _tensors(damage: Damage) -> str:
-    return listed(damage.tensors, _TENSORS_SHOWN)

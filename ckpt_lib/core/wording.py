@@ -26,8 +26,10 @@ def briefly(value: object) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that ``name`` probably misspells, if there is one."""
-    found = difflib.get_close_matches(name[:MAX_NAME_LENGTH], list(known), n=1)
+    """Return the known name that alone begins with ``name``, or else the one that it probably misspells."""
+    names = list(known)
+    begun = [item for item in names if name and item.startswith(name)]
+    found = begun if len(begun) == 1 else difflib.get_close_matches(name[:MAX_NAME_LENGTH], names, n=1)
     return found[0] if found else None
 
 

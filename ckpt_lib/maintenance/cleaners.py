@@ -41,8 +41,8 @@ class Cleaner(Protocol):
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
 
 
-class Upkeep:
-    """Clears up an experiment in which nothing is too much: now and then, since each time lists the folder."""
+class PeriodicSweep:
+    """Removes leftovers and what has expired, now and then: each time lists the folder."""
 
     def __init__(self, experiment: Experiment, trash_seconds: float, known: KnownVersions) -> None:
         self._experiment = experiment
@@ -68,7 +68,7 @@ class CheckpointCleaner:
     known: KnownVersions
 
     def __post_init__(self) -> None:
-        self._upkeep = Upkeep(self.experiment, self.config.trash_seconds, self.known)
+        self._periodic_sweep = PeriodicSweep(self.experiment, self.config.trash_seconds, self.known)
 
     @property
     def experiment(self) -> Experiment:
@@ -83,7 +83,7 @@ class CheckpointCleaner:
         if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
             self.clean_quickly()
         else:  # a plan would keep them all, and takes a while to say so
-            self._upkeep.do_if_due()
+            self._periodic_sweep.do_if_due()
 
     def clean(
         self,
@@ -130,7 +130,7 @@ class BackupCleaner:
     known: KnownVersions
 
     def __post_init__(self) -> None:
-        self._upkeep = Upkeep(self.experiment, self.locations.config.trash_seconds, self.known)
+        self._periodic_sweep = PeriodicSweep(self.experiment, self.locations.config.trash_seconds, self.known)
 
     @property
     def experiment(self) -> Experiment:
@@ -145,7 +145,7 @@ class BackupCleaner:
         if view is None or len(view.usable) > self.locations.config.max_backups:
             self.clean(known=self.known, just_made=just_made)
         else:
-            self._upkeep.do_if_due()
+            self._periodic_sweep.do_if_due()
 
     def clean(
         self,

@@ -71,7 +71,7 @@ class _Assessment:
             self._statuses[checkpoint_id] = "valid" if is_valid else "damaged"
         return self._statuses[checkpoint_id] == "valid"
 
-    def find_pillars(self, monitors: Collection[Monitor]) -> None:
+    def verify_newest_and_best(self, monitors: Collection[Monitor]) -> None:
         """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""
         manifests = list(self._manifests.values())
         healthy = [manifest for manifest in manifests if manifest.healthy]
@@ -151,7 +151,7 @@ def _plan(
     manifests = view.usable
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
-    assessment.find_pillars(monitors)
+    assessment.verify_newest_and_best(monitors)
     now = datetime.now(UTC)
     protected = {**_in_use(manifests, now), **(protected or {})}
     while True:

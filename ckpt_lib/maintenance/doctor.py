@@ -37,15 +37,15 @@ from ckpt_lib.experiment.layout import (
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import is_named, is_ours, sweep
 from ckpt_lib.experiment.view import View
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleanup import expire
-from ckpt_lib.maintenance.copies import Copies
-from ckpt_lib.maintenance.findings import DoctorReport, Finding, Kind, Place, Treatment
+from ckpt_lib.maintenance.findings import Action, DoctorReport, Finding, Kind, Place, Treatment
 from ckpt_lib.maintenance.quarantine import list_quarantined
+from ckpt_lib.maintenance.repair import Remedy, remedy
 from ckpt_lib.maintenance.validate import ValidationReport, validate
 from ckpt_lib.store import Entry, location
 from ckpt_lib.stream import Progress
 
-_SWEEP = "ckpt cleanup"
 _OWN_FOLDERS = {"keys/", "uids/"}
 _KINDS_IN_ORDER: tuple[Kind, ...] = ("half save", "half deletion", "leftover", "damaged", "quarantined", "no backup")
 """In which they are fixed: a repair before a backup, and the snapshot of all that at the end."""
@@ -66,7 +66,7 @@ class _Side:
 
     def has_ours(self) -> bool:
         """Tell whether any file here is of this library."""
-        return any(payload_owner(name) or _is_ours(name, self.place) for name in self.entries())
+        return any(payload_owner(name) or _is_own_file(name, self.place) for name in self.entries())
 
     def records(self) -> dict[str, Manifest | Claim]:
         view = self.view
@@ -79,12 +79,30 @@ class _Side:
     def unreadable_ids(self) -> set[str]:
         return {str(error.checkpoint_id) for error in self.view.unreadable}
 
-    def command(self, name: str, checkpoint_id: str) -> str:
-        """Return the command for one of the copies here."""
-        return f"ckpt {name} {'--backups ' if self.place == 'backups' else ''}{checkpoint_id}"
+    def finding(
+        self, kind: Kind, name: str, message: str, *, action: Action | None = None, size_bytes: int = 0
+    ) -> Finding:
+        return Finding(
+            kind=kind,
+            place=self.place,
+            name=name,
+            message=message,
+            fix=self._command(action, name) if action else None,
+            action=action,
+            size_bytes=size_bytes,
+        )
 
-    def finding(self, kind: Kind, name: str, message: str, *, fix: str | None = None, size_bytes: int = 0) -> Finding:
-        return Finding(kind=kind, place=self.place, name=name, message=message, fix=fix, size_bytes=size_bytes)
+    def _command(self, action: Action, name: str) -> str:
+        """Return what to type, which for a repair or a quarantine says which of the copies is meant."""
+        option = "--backups " if self.place == "backups" else ""
+        commands: dict[Action, str] = {
+            "sweep": "ckpt cleanup",
+            "repair": f"ckpt repair {option}{name}",
+            "quarantine": f"ckpt quarantine {option}{name}",
+            "back up": f"ckpt backup {name}",
+            "write snapshot": "ckpt doctor --fix",
+        }
+        return commands[action]
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ class Doctor:
 
     def fix(self) -> DoctorReport:
         """Do what the findings of a check name, and say what is left. A fix that fails stops no other one."""
-        due = [finding for finding in self.check().findings if finding.fix]
+        due = [finding for finding in self.check().findings if finding.action]
         due.sort(key=lambda finding: (*_KINDS_IN_ORDER, finding.kind).index(finding.kind))
         done = tuple(self._fixed(finding) for finding in due)
         return self.check().model_copy(update={"done": done})
@@ -153,10 +171,10 @@ class Doctor:
             found = side.experiment.read(claim.checkpoint_id)
             if isinstance(found.record, Claim) and found.record.state != "gone" and is_dead(found, now):
                 message = "a save that did not come to its end, and was not acknowledged"
-                yield side.finding("half save", claim.checkpoint_id, message, fix=_SWEEP)
+                yield side.finding("half save", claim.checkpoint_id, message, action="sweep")
         for manifest in side.view.purging:
             message = "deleted for good, and some of its bytes are still there"
-            yield side.finding("half deletion", manifest.checkpoint_id, message, fix=_SWEEP)
+            yield side.finding("half deletion", manifest.checkpoint_id, message, action="sweep")
         for manifest in side.view.deleted:
             yield from self._of_deleted(side, manifest, now)
 
@@ -166,7 +184,7 @@ class Doctor:
         left_seconds = ((manifest.deleted_at or now) + trash - now).total_seconds()
         if left_seconds <= 0 and side.view.valid:
             message = "deleted, and its bytes are still there"
-            yield side.finding("half deletion", checkpoint_id, message, fix=_SWEEP, size_bytes=size_bytes)
+            yield side.finding("half deletion", checkpoint_id, message, action="sweep", size_bytes=size_bytes)
         elif side.place == "checkpoints":
             limit = f"for another {duration(left_seconds)}" if left_seconds > 0 else "as long as no other one is left"
             message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back {limit}"
@@ -179,38 +197,38 @@ class Doctor:
             except CheckpointNotFoundError:  # deleted meanwhile, which is no damage
                 continue
             if not report:
-                yield self._damaged(side, manifest, report)
+                yield self._damaged(side, other, manifest, report)
         copied = other.records() if other else {}
         for error in side.view.unreadable:
             checkpoint_id = str(error.checkpoint_id)
             if isinstance(error, UnsupportedSchemaError):
                 yield side.finding("newer version", checkpoint_id, error.message)
             elif isinstance(error, CorruptManifestError) and isinstance(copied.get(checkpoint_id), Manifest):
-                command = side.command("repair", checkpoint_id)
-                yield side.finding("damaged", checkpoint_id, error.message, fix=command)
+                yield side.finding("damaged", checkpoint_id, error.message, action="repair")
             else:
                 yield side.finding(
                     "damaged", checkpoint_id, f"{error.message}; there is no other copy to repair it from"
                 )
 
     @staticmethod
-    def _damaged(side: _Side, manifest: Manifest, report: ValidationReport) -> Finding:
+    def _damaged(side: _Side, other: _Side | None, manifest: Manifest, report: ValidationReport) -> Finding:
         checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
         links = _links(location(side.experiment.store, side.experiment.path))
         if links.intersection(damage.file for damage in report.damages):
             message = f"{report.message}: a link is where it should be, which is never followed"
             return side.finding("damaged", checkpoint_id, message, size_bytes=size_bytes)
-        message = f"{report.message}; it is repaired where its other copy can, and else set aside"
-        command = side.command("quarantine", checkpoint_id)
-        return side.finding("damaged", checkpoint_id, message, fix=command, size_bytes=size_bytes)
+        action = _remedy(report, manifest, other)
+        outlook = "its other copy can repair it" if action == "repair" else "no other copy can repair it"
+        message = f"{report.message}; {outlook}"
+        return side.finding("damaged", checkpoint_id, message, action=action, size_bytes=size_bytes)
 
     def _of_quarantine(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         for item in list_quarantined(side.experiment):
             copies = [found for found in (side, other) if found and item.checkpoint_id in found.manifests()]
             can_return = any(self._is_whole(found, item.checkpoint_id) for found in copies)
-            fix = side.command("repair", item.checkpoint_id) if can_return else None
+            action: Action | None = "repair" if can_return else None
             message = f"set aside: {item.report.message}"
-            yield side.finding("quarantined", item.checkpoint_id, message, fix=fix, size_bytes=item.size_bytes)
+            yield side.finding("quarantined", item.checkpoint_id, message, action=action, size_bytes=item.size_bytes)
 
     def _is_whole(self, side: _Side, checkpoint_id: str) -> bool:
         """Read a copy and tell whether it verifies; asked only where something is damaged."""
@@ -234,9 +252,9 @@ class Doctor:
         for manifest in home.view.usable:
             if manifest.checkpoint_id in wanted and self._is_usable(home, manifest):
                 message = "it has no backup, and the configuration asks for one"
-                fix = f"ckpt backup {manifest.checkpoint_id}"
-                size_bytes = manifest.size_bytes
-                yield home.finding("no backup", manifest.checkpoint_id, message, fix=fix, size_bytes=size_bytes)
+                yield home.finding(
+                    "no backup", manifest.checkpoint_id, message, action="back up", size_bytes=manifest.size_bytes
+                )
 
     def _is_usable(self, side: _Side, manifest: Manifest) -> bool:
         return manifest.quarantined is None and side.experiment.is_complete(manifest)
@@ -249,7 +267,7 @@ class Doctor:
         found = home.experiment.read_small(SNAPSHOT_NAME, len(wanted) + 1)
         if found is None or found[0] != wanted:
             message = "it does not show what there is; nothing goes by it"
-            yield home.finding("stale snapshot", SNAPSHOT_NAME, message, fix="ckpt doctor --fix")
+            yield home.finding("stale snapshot", SNAPSHOT_NAME, message, action="write snapshot")
 
     def _validated(self, side: _Side, manifest: Manifest) -> ValidationReport:
         """Validate by size or, when all bytes are to be read, by those."""
@@ -272,18 +290,20 @@ class Doctor:
     def _fix(self, finding: Finding) -> str:
         """Do what the finding's command does, and say what came of it."""
         is_backup, name = finding.place == "backups", finding.name
-        if finding.fix == _SWEEP:
-            return self._sweep(self.locations.backups if is_backup else self.locations.home)
-        if finding.kind == "no backup":
-            return self._back_up(name)
-        if finding.kind == "stale snapshot":
-            self.copies.snapshot.write()
-            return "written anew"
-        if finding.kind == "quarantined" or "repair" in str(finding.fix).split():
-            repair = self.copies.repair_backup if is_backup else self.copies.repair
-            return repair(name, self.progress).message
-        set_aside = self.copies.quarantine_backup if is_backup else self.copies.quarantine
-        return set_aside(name, self.progress).message
+        match finding.action:
+            case "sweep":
+                return self._sweep(self.locations.backups if is_backup else self.locations.home)
+            case "back up":
+                return self._back_up(name)
+            case "write snapshot":
+                self.copies.snapshot.write()
+                return "written anew"
+            case "repair":
+                repair = self.copies.repair_backup if is_backup else self.copies.repair
+                return repair(name, self.progress).message
+            case _:
+                set_aside = self.copies.quarantine_backup if is_backup else self.copies.quarantine
+                return set_aside(name, self.progress).message
 
     def _back_up(self, checkpoint_id: str) -> str:
         try:
@@ -298,13 +318,24 @@ class Doctor:
         return "removed"
 
 
+def _remedy(report: ValidationReport, manifest: Manifest, other: _Side | None) -> Remedy:
+    """Return what helps a damaged copy; its other one is read, as far as there is one that can be."""
+    twin = other.records().get(manifest.checkpoint_id) if other else None
+    if other is None or (twin is not None and twin.uid != manifest.uid):
+        return "quarantine"
+    try:
+        return remedy(report, other.experiment)
+    except CheckpointError:  # a quarantine tries a repair first, and says what is in the way
+        return "quarantine"
+
+
 def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
     """Say which files no record names."""
     records, unreadable, copied = side.records(), side.unreadable_ids(), other.manifests() if other else {}
     for name, entry in sorted(side.entries().items()):
         checkpoint_id = payload_owner(name)
         if checkpoint_id is None:
-            if not _is_ours(name, side.place):
+            if not _is_own_file(name, side.place):
                 what = "a folder" if entry.is_folder else "a file"
                 message = f"{what} that nobody here wrote"
                 yield side.finding("unknown", name, message, size_bytes=entry.size_bytes)
@@ -320,10 +351,11 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
             yield side.finding("unknown", name, "a file that nobody here wrote", size_bytes=entry.size_bytes)
         elif not is_named(records[checkpoint_id], name):
             message = "a payload that its manifest does not name"
-            yield side.finding("leftover", name, message, fix=_SWEEP, size_bytes=entry.size_bytes)
+            yield side.finding("leftover", name, message, action="sweep", size_bytes=entry.size_bytes)
 
 
-def _is_ours(name: str, place: Place) -> bool:
+def _is_own_file(name: str, place: Place) -> bool:
+    """Tell whether a name is that of a file of this library which is no payload."""
     is_manifest = name.endswith(MANIFEST_SUFFIX) and is_checkpoint_id(name.removesuffix(MANIFEST_SUFFIX))
     is_of_home = place == "checkpoints" and name in (SNAPSHOT_NAME, BACKUPS_NAME + FOLDER_SUFFIX)
     return is_manifest or is_of_home or name in _OWN_FOLDERS or name.startswith(OWN_PREFIX)

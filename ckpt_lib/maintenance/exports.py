@@ -17,6 +17,7 @@ from ckpt_lib.experiment.layout import (
     payload_suffix,
 )
 from ckpt_lib.formats.registry import FILE_SUFFIXES
+from ckpt_lib.maintenance.transfer import same_or_raise
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import FileDigests, HashingWriter, Progress
@@ -113,15 +114,7 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
                 hint="It was left as it is.",
             ) from error
         return False
-    if not isinstance(record, Manifest) or record.uid != exported.uid:
-        raise CheckpointExistsError(
-            "a different checkpoint has that id there",
-            checkpoint_id=exported.checkpoint_id,
-            path=location(target.store, name),
-            expected=f"uid {exported.uid}",
-            got=f"uid {record.uid if record else None}",
-            hint="It was left as it is.",
-        )
+    same_or_raise(record, exported, target)
     return True
 
 

@@ -24,6 +24,8 @@ Kind = Literal[
     "link",
     "unknown",
 ]
+Action = Literal["sweep", "repair", "quarantine", "back up", "write snapshot"]
+"""What `ckpt doctor --fix` does about a finding."""
 _REMARKS: frozenset[Kind] = frozenset({"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version"})
 """Kinds that are worth knowing and no trouble."""
 
@@ -40,6 +42,8 @@ class Finding(BaseModel):
     message: str
     fix: str | None = None
     """The command that fixes it, as `ckpt doctor --fix` does; ``None`` when it takes a person."""
+    action: Action | None = None
+    """What that command does."""
     size_bytes: int = 0
 
     @property

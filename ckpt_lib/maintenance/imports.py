@@ -39,6 +39,10 @@ _DESCRIPTION = (
     "Imported without a manifest. The checksums within the file agree, which finds accidents; that these are the bytes "
     "that were saved cannot be proven. Tags and pin are lost."
 )
+_IMPORTABLE = (
+    f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload that this library "
+    "saved"
+)
 _KEYS = {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "step", "metrics", "config"}
 
 
@@ -137,8 +141,7 @@ def _import_file(
         raise NotACheckpointError(
             f"it is {kind}, and cannot be imported: {error.message}",
             path=location(origin.store, name),
-            expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload "
-            "that this library saved",
+            expected=_IMPORTABLE,
             hint="Load what another program wrote with torch.load, and save it with "
             "CheckpointManager.save_checkpoint (docs/how-to/move-checkpoints.md).",
         ) from error
@@ -220,12 +223,7 @@ def _locate(source: str, experiment_name: str) -> tuple[Experiment, str]:
     if is_checkpoint_id(checkpoint_id) and checkpoint_id in manifest_entries(origin.store.list(""), ""):
         return origin, checkpoint_id
     if origin.store.stat(name) is None:
-        raise NotACheckpointError(
-            _why_not(origin, name),
-            path=source,
-            expected=f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload "
-            "that this library saved",
-        )
+        raise NotACheckpointError(_why_not(origin, name), path=source, expected=_IMPORTABLE)
     return origin, name
 
 

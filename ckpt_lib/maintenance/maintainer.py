@@ -18,12 +18,12 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import exports, quarantine
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
 from ckpt_lib.maintenance.cleanup import CleanupReport
-from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.doctor import Doctor
-from ckpt_lib.maintenance.edits import Change, edit, relabeling, set_monitor
 from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.labels import Change, edit, relabeling, set_monitor
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub

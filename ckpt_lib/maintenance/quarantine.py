@@ -85,12 +85,17 @@ def set_aside(
     :class:`~ckpt_lib.errors.CorruptManifestError` for one whose manifest is damaged, which a repair may bring back, and
     :class:`~ckpt_lib.errors.StoreError`. Killed on the way, it is as it was, repaired in part, or set aside.
     """
+
+    def found_to_be(report: ValidationReport, repaired: RepairReport | None = None) -> QuarantineReport:
+        return QuarantineReport(
+            checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report, repair=repaired
+        )
+
     for _ in range(ATTEMPTS):
         found = experiment.read_visible(checkpoint_id)
         manifest = found.manifest
         if manifest.quarantined is not None:
-            report = _report_of(manifest, manifest.quarantined)
-            return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)
+            return found_to_be(_report_of(manifest, manifest.quarantined))
         report = validate(experiment, manifest, progress)
         if report:
             raise ProtectedCheckpointError(
@@ -104,11 +109,9 @@ def set_aside(
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
             is_sound = partial((known or KnownVersions()).verify, experiment)
             if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):
-                return QuarantineReport(checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report)
+                return found_to_be(report)
         else:
-            return QuarantineReport(
-                checkpoint_id=checkpoint_id, experiment_name=experiment.name, report=report, repair=repaired
-            )
+            return found_to_be(report, repaired)
     raise VersionConflictError(
         "others kept changing the checkpoint while it was examined",
         checkpoint_id=checkpoint_id,

@@ -42,7 +42,7 @@ def backup(
     """
     existing = _readable(backups, manifest.checkpoint_id)
     if isinstance(existing, Manifest) and existing.is_visible:
-        _same_or_raise(existing, manifest, backups)
+        same_or_raise(existing, manifest, backups)
         if _is_whole(backups, existing, verify=verify_existing):
             if verify_existing or not home.is_complete(manifest):
                 _require_intact(home, manifest, progress)
@@ -130,7 +130,7 @@ def _put_in_place(
             if was_damaged:  # its files have new names
                 sweep(target)
             return copied
-        _same_or_raise(existing, saved, target)
+        same_or_raise(existing, saved, target)
         if not _rewrite(source, saved, target, existing, progress):
             continue
         if existing.state == "deleted":
@@ -141,7 +141,10 @@ def _put_in_place(
         if released := edits.release(target, found):
             return released
     raise VersionConflictError(
-        "others kept changing the checkpoint", checkpoint_id=saved.checkpoint_id, path=target.location()
+        "others kept changing the checkpoint",
+        checkpoint_id=saved.checkpoint_id,
+        path=target.location(),
+        hint="Try again when nobody else works on it.",
     )
 
 
@@ -158,7 +161,7 @@ def _rewrite(
         )
     for stored, file in zip(saved.files, existing.files, strict=True):
         try:
-            is_there = replace_file(target, existing, file, _blocks(source, stored, progress))
+            is_there = replace_file(target, existing, file, _stored_blocks(source, stored, progress))
         except (CorruptCheckpointError, FileNotFoundError) as error:
             raise damaged_source(source, saved, stored.name, compare(source, saved).damages) from error
         if not is_there:
@@ -166,7 +169,8 @@ def _rewrite(
     return True
 
 
-def _blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
+def _stored_blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
+    """Yield the bytes of a stored file, and tell ``progress`` of each block that was taken."""
     with experiment.store.open_read(experiment.key(file.name)) as reader:
         yield from blocks_of(reader, progress)
 
@@ -200,13 +204,14 @@ def _readable(experiment: Experiment, checkpoint_id: str) -> Manifest | Claim | 
         return None
 
 
-def _same_or_raise(existing: Manifest, wanted: Manifest, experiment: Experiment) -> None:
-    if existing.uid != wanted.uid:
+def same_or_raise(existing: Manifest | Claim | None, wanted: Manifest, experiment: Experiment) -> None:
+    """Raise unless what is there is a copy of the wanted checkpoint."""
+    if not isinstance(existing, Manifest) or existing.uid != wanted.uid:
         raise CheckpointExistsError(
             "a different checkpoint has that id there",
             checkpoint_id=wanted.checkpoint_id,
             path=experiment.location(),
             expected=f"uid {wanted.uid}",
-            got=f"uid {existing.uid}",
+            got=f"uid {existing.uid if existing else None}",
             hint="It was left as it is.",
         )

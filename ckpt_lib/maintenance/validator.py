@@ -10,7 +10,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, UnsupportedSchemaError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.maintenance.copies import backups_named
+from ckpt_lib.maintenance.both_copies import backups_named
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.stream import Progress
 

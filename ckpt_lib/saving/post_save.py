@@ -9,8 +9,8 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
-from ckpt_lib.maintenance.copies import Copies
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.store.identity import ensure_identity
 

@@ -102,8 +102,8 @@ def test_doctor_names_backups_and_sizes(store: Path, ids: list[str]) -> None:
     shown = run("doctor", store=store, code=1).stdout
     assert re.search(rf"\n{ids[0]}\n  damaged \(backup, \d+\.\d KiB\)\n  the payload is missing; ", shown)
     (command,) = re.findall("  fix: ckpt (.*)", shown)
-    assert command == f"quarantine --backups {ids[0]}"
-    assert "repaired instead" in run(*command.split(), store=store).stdout
+    assert command == f"repair --backups {ids[0]}"
+    assert "the payload is missing" in run(*command.split(), store=store).stdout
     run("doctor", "--deep", store=store)
 
 

@@ -338,3 +338,9 @@ def test_backup_location_that_cannot_be_read(store: Path, tmp_path: Path, comman
     assert str(location) in error["path"]
     assert "backup_dir" in error["hint"]
     run("list", store=store, env=elsewhere)
+
+
+def test_a_unique_beginning_is_what_was_meant(store: Path, ids: list[str]) -> None:
+    """It wins over a name that only looks alike."""
+    hint = run_json("show", ids[1][:30], store=store, code=2)["error"]["hint"]
+    assert ids[1] in hint

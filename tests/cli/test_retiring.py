@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import run, run_json, tree
+from tests.cli.running import on_posix, run, run_json, run_on_terminal, tree
 from tests.helpers import leave_unfinished
 
 
@@ -27,6 +27,17 @@ def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) 
     assert "1 checkpoint deleted" in run("cleanup", "--keep", "0", "--yes", store=store).stderr
     assert run_json("cleanup", "--keep", "0", "--yes", store=store)["deleted_ids"] == []
     assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids[1:]
+
+
+@on_posix
+def test_cleanup_with_nothing_to_delete_asks_nothing(store: Path, ids: list[str]) -> None:
+    """It clears up what dead processes left, for which nobody is asked."""
+    unfinished = leave_unfinished(store / "digits")
+    code, output = run_on_terminal("cleanup", "--store", store, columns=200)
+    assert code == 0
+    assert "[y/N]" not in output
+    assert "0 checkpoints deleted, 0 B freed; 1 leftover removed." in output
+    assert not list((store / "digits").glob(f"{unfinished}*"))
 
 
 def test_cleanup_follows_the_configuration(store: Path, ids: list[str], tmp_path: Path) -> None:
@@ -77,8 +88,11 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     before = run_json("list", store=store)["checkpoints"]
     run("delete", ids[0], ids[1], "--yes", store=store)
     assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
-    assert ids[0] in run("trash", store=store).stdout
+    shown = run("trash", "--store", store)
+    assert ids[0] in shown.stdout
+    assert f"`ckpt undelete ID --store {store}`" in " ".join(shown.stderr.split())
     assert run_json("undelete", ids[0], ids[1], store=store)["undeleted_ids"] == ids[:2]
+    assert f"{ids[0]} was not deleted: it is live." in run("undelete", ids[0], store=store).stderr
     assert run_json("list", store=store)["checkpoints"] == before
     run("delete", ids[2], "--yes", store=store)
     run("undelete", ids[2], "--pin", store=store)

@@ -202,7 +202,7 @@ def test_each_problem_names_the_command_that_fixes_it(make_manager: MakeManager)
     assert files(experiment_folder(manager)) == before
     assert found == {
         unfinished: "ckpt cleanup",
-        damaged: f"ckpt quarantine {damaged}",
+        damaged: f"ckpt repair {damaged}",
         unreadable: f"ckpt repair {unreadable}",
         lonely: f"ckpt backup {lonely}",
     }

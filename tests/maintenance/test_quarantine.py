@@ -26,16 +26,12 @@ from tests.helpers import (
     manifest_path,
     payload_path,
     save,
-    snapshot,
     truncate,
 )
 from tests.killer import Killer
+from tests.maintenance.doctoring import files
+from tests.maintenance.pairs import DAMAGES, pair
 from tests.maintenance.records import manifest_in
-
-
-def files(folder: Path) -> dict[str, str]:
-    """Everything there but leases and locks, which come and go."""
-    return {name: digest for name, digest in snapshot(folder).items() if ".ckpt-" not in name}
 
 
 @pytest.fixture
@@ -136,7 +132,7 @@ def test_one_with_a_backup_is_repaired_instead(manager: CheckpointManager) -> No
     assert manager.validate_checkpoint(checkpoint_id)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "payload missing"])
 def test_every_kind_of_damage_comes_back_from_a_later_backup(
     make_manager: MakeManager, tmp_path: Path, damage: str
 ) -> None:
@@ -146,14 +142,7 @@ def test_every_kind_of_damage_comes_back_from_a_later_backup(
     manager.edit_checkpoint(checkpoint_id, add_tags=["later"])
     away = tmp_path / "away"
     (tmp_path / "backups").rename(away)
-    payload = payload_path(manager, checkpoint_id)
-    match damage:
-        case "flip":
-            flip_bit(payload, 200)
-        case "truncate":
-            truncate(payload, 100)
-        case "missing":
-            payload.unlink()
+    DAMAGES[damage](*pair(manager, checkpoint_id))
     assert manager.quarantine_checkpoint(checkpoint_id).is_quarantined
     with pytest.raises(CorruptCheckpointError, match="there is none"):
         manager.repair_checkpoint(checkpoint_id)

@@ -100,15 +100,3 @@ def test_improvement(mode: Mode) -> None:
     assert is_better(2.0, 1.0, mode) == (mode == "max")
     assert not is_better(1.0, 1.0, mode)
     assert is_better(2**53 + 1, 2.0**53, mode) == (mode == "max")
-
-
-def test_a_nan_at_first_does_not_freeze_the_best() -> None:
-    """The classic: nothing is smaller than NaN, nor larger."""
-    assert ranked(records([math.nan, 5.0, 4.0]), by("min"))[0].sequence == 3
-    assert ranked(records([math.inf, 5.0]), by("max"))[0].sequence == 2
-
-
-def test_another_metric_does_not_count() -> None:
-    """Nor does nothing at all rank anything."""
-    assert ranked(records([1.0]), by("min", "other")) == []
-    assert ranked([], by("max")) == []

@@ -47,11 +47,6 @@ def test_no_policy_deletes_everything(policy: RetentionPolicy) -> None:
     assert kept([record(1, 5.0), record(2, 1.0), record(3, 3.0)], policy, now=later) == {"c2", "c3"}
 
 
-def test_a_limit_of_one_keeps_the_best_and_the_newest() -> None:
-    """The one in the limit is the best; the newest stays because it always does."""
-    assert kept([record(1, 1.0), record(2, 5.0), record(3, 3.0)], KeepAtMost(count=1)) == {"c1", "c3"}
-
-
 def test_a_damaged_checkpoint_counts_for_nothing() -> None:
     """It takes no place in the limit, is not the newest and not the best; and it waits for repair."""
     damaged = [record(n, 0.0, status="damaged") for n in (4, 5, 6)]
@@ -77,18 +72,6 @@ def test_an_unverified_newest_does_not_cost_the_newest_valid_one() -> None:
     assert kept(records, KeepAtMost(count=1)) == {"c1", "c2", "c3"}
 
 
-def test_pinned_checkpoints_stay_besides_the_limit() -> None:
-    """Pinning does not push others out."""
-    records = [record(1, pinned=True), record(2, pinned=True), record(3), record(4), record(5)]
-    assert kept(records, KeepAtMost(count=2)) == {"c1", "c2", "c4", "c5"}
-
-
-def test_nan_is_never_the_best() -> None:
-    """First or last, alone or not."""
-    assert kept([record(1, math.nan), record(2, 2.0), record(3, math.nan)], KeepBest(count=2)) == {"c2", "c3"}
-    assert kept([record(1, math.nan), record(2, math.nan)], KeepBest(count=2)) == {"c2"}
-
-
 def test_reasons_say_why() -> None:
     """The strongest reason is shown, and deletion has one as well."""
     records = [
@@ -111,11 +94,6 @@ def test_reasons_say_why() -> None:
     }
 
 
-def test_nothing_is_planned_for_nothing() -> None:
-    """An empty experiment has an empty plan."""
-    assert plan_of([], KeepAtMost()).decisions == ()
-
-
 # --- health ---
 
 
@@ -128,13 +106,6 @@ def test_a_diverged_run_takes_no_healthy_ones_place() -> None:
     assert reasons["c4"] == "newest valid"
     assert reasons["c29"] == "unhealthy: among the 3 to keep"
     assert reasons["c5"] == "unhealthy: no rule keeps it"
-
-
-def test_an_unhealthy_one_is_never_the_best() -> None:
-    """Its metric may look fine; it neither counts as best nor stays for it."""
-    records = [record(1, 2.0), record(2, 0.1, healthy=False), record(3, 0.2, healthy=False), record(4, 3.0)]
-    assert kept(records, KeepBest(count=2)) == {"c1", "c4"}
-    assert reasons_of(records, KeepBest(count=1))["c1"] == "best valid by val_loss"
 
 
 def test_the_last_valid_one_stays_even_unhealthy() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.maintenance.both_copies import Copies
 from tests.helpers import MakeManager, build, ids, save, train
 from tests.saving.under_way import Gate, start
 

@@ -64,7 +64,7 @@ import logging, sys
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
-from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.errors import StorageFullError
 
 def full(*arguments, **options):
@@ -177,7 +177,7 @@ import _strptime, os, tempfile, threading  # the first, loaded when a date is pa
 from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
-from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.maintenance.both_copies import Copies
 
 found = []
 save = commit.save

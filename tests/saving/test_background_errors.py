@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ckpt_lib.errors import CheckpointError, StorageFullError
-from ckpt_lib.maintenance.copies import Copies
+from ckpt_lib.maintenance.both_copies import Copies
 from tests.helpers import MakeManager, build, ids, save, train
 from tests.saving.under_way import Gate, raising, start
 
