@@ -12,11 +12,12 @@ from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError
-from ckpt_lib.experiment import commit
+from ckpt_lib.experiment import commit, deletion
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
 from ckpt_lib.maintenance.imports import import_checkpoint
@@ -121,6 +122,33 @@ def test_a_folder_is_listed_once_and_a_single_file_never(
     monkeypatch.setattr(home.store, "list", noted)
     assert {item.uid for item in home.index.view().whole} == {saved.uid, single.uid}
     assert listed == ["run", home.key(saved.payload_name)]
+
+
+def test_what_people_put_beside_the_files_stays(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """Whatever becomes of the checkpoint: swept, purged, restored under another name, or purged from there as well."""
+    notes = set()
+    transfer.backup(home, saved, backups)
+
+    def note_and_sweep() -> None:
+        folder = home.get(saved.checkpoint_id).payload_name
+        for name in ("README.md", "eval/results.csv", "tensors-copy.pt"):
+            home.store.put(home.key(f"{folder}/{name}"), b"a person's own")
+            notes.add(home.key(f"{folder}/{name}"))
+        assert sweep(home).files == []
+        deletion.delete_all(home, [saved.checkpoint_id])
+        deletion.purge(home, grace_seconds=0.0, asked=True)
+        assert sweep(home).files == []
+
+    note_and_sweep()
+    transfer.restore(home, saved.checkpoint_id, backups)
+    assert compare(home, home.get(saved.checkpoint_id))
+    assert sweep(home).files == []
+    note_and_sweep()
+    folders = (
+        entry.key for entry in home.store.list(home.path) if saved.checkpoint_id in entry.key and entry.is_folder
+    )
+    left = {entry.key for folder in folders for entry in home.store.list(folder, recursive=True)}
+    assert left == notes
 
 
 def test_what_cannot_be_repaired_is_set_aside(home: Experiment, backups: Experiment, saved: Manifest) -> None:
