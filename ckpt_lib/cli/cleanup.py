@@ -215,7 +215,7 @@ def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: 
     quarantined = {item.checkpoint_id: item for item in manager.list_quarantined()}
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in ids if checkpoint_id not in quarantined]
     isolated = [quarantined[checkpoint_id] for checkpoint_id in ids if checkpoint_id in quarantined]
-    _refuse_pinned(chosen)
+    _refuse_pinned([*chosen, *(item.checkpoint for item in isolated)])
     if not yes:
         refuse_to_ask(as_json=as_json)
         _print_chosen(_described(manager, chosen, isolated), "backup")

@@ -182,8 +182,8 @@ def purge(
         if not only(manifest) or now - (manifest.deleted_at or now) < timedelta(seconds=grace_seconds):
             continue
         found = experiment.read(manifest.checkpoint_id)
-        if not (isinstance(found.record, Manifest) and found.record.state == "deleted"):
-            continue
+        if found.record is None or found.record.revision != manifest.revision:
+            continue  # it is back, or was deleted anew: its grace period is another one
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_lib.core.manifest import SCHEMA_VERSION, Claim, Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     IntegrityError,
+    NotAStoreError,
     StoreError,
     StoreUnavailableError,
     UnsupportedSchemaError,
@@ -49,7 +51,8 @@ class Index:
             listed = manifest_entries(entries, self._path)
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
-            self._last = view_of([item for _, item in self._found.values()], entries, self._path)
+            items = [item for _, item in self._found.values()]
+            self._last = view_of(items, entries, self._below(items), self._path)
             self._note_all(self._last)
             now = time.monotonic()
             self._fresh_until = now + (now - started) / _LISTING_SHARE
@@ -57,7 +60,7 @@ class Index:
 
     def last_with(self, changed: Manifest) -> View:
         """Return :attr:`last`, with ``changed`` as it is now."""
-        return (self._last or view_of([], (), self._path)).with_changed(changed)
+        return (self._last or view_of([], (), (), self._path)).with_changed(changed)
 
     def affordable_view(self) -> View | None:
         """Return :attr:`last` while another listing would cost more than a hundredth of the time; else list anew.
@@ -133,6 +136,15 @@ class Index:
         # A damaged record may come back from a backup: what is saved meanwhile comes after it.
         largest = max((item.sequence for item in known), default=0) + len(view.unreadable)
         self._largest, self._is_listed = max(self._largest, largest), True
+
+    def _below(self, items: Iterable[Item]) -> Iterator[Entry]:
+        """Yield what lies in the folders of payloads: the listing above shows only that such a folder is there."""
+        manifests = (item for item in items if isinstance(item, Manifest) and item.state != "purging")
+        for manifest in manifests:
+            if manifest.payload.part:
+                with contextlib.suppress(NotAStoreError, FileNotFoundError):  # no folder, or none any more
+                    folder = f"{self._path}/{manifest.payload_name}".lstrip("/")
+                    yield from self._store.list(folder, recursive=True)
 
     def _item(self, checkpoint_id: str, entry: Entry) -> tuple[str, Item] | None:
         known = self._found.get(checkpoint_id)

@@ -15,7 +15,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner, payload_suffix
 from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
 
-_CLAIMED = re.compile(r"\.[0-9a-f]{16}[./]")
+_CLAIMED = re.compile(r"\.[0-9a-f]{16}\.")
 
 
 @dataclass
@@ -65,46 +65,35 @@ def _end_claim(experiment: Experiment, checkpoint_id: str, now: datetime, abando
 
 
 def _sweep_payload(experiment: Experiment, checkpoint_id: str, name: str, swept: Swept) -> None:
-    """Remove a payload, or what is in its folder, that the record of its id does not name.
+    """Remove a payload that the record of its id does not name.
 
     The record is read after the file was listed: whoever writes a file has named it before.
     """
-    names = _names_below(experiment, name) if name.endswith(FOLDER_SUFFIX) else [name]
     try:
         record = experiment.read(checkpoint_id).record
     except (IntegrityError, UnsupportedSchemaError):  # it may name anything
         return
-    if record is None or not is_ours(record, name):  # without a record, an import may take it in
-        return
-    needless = [item for item in names if not is_named(record, item)]
-    remove_files(experiment, needless)
-    swept.files += needless
+    if record is not None and is_leftover(record, name):  # without a record, an import may take it in
+        remove_files(experiment, [name])
+        swept.files.append(name)
 
 
-def is_ours(record: Manifest | Claim, name: str) -> bool:
-    """Tell by its name whether a save of this id wrote a file. Notes that someone keeps beside it are not ours.
+def is_leftover(record: Manifest | Claim, name: str) -> bool:
+    """Tell whether a save of this id wrote a file that its record does not name.
 
-    A name with a claim in it is nobody else's. One without is if its suffix is that of a format.
+    Its name tells who wrote it. One with a claim in it is nobody else's; one without is ours if its suffix is that of
+    a format. What is in a folder is not known by its name: people keep notes beside the files of a payload, and what a
+    save wrote there goes with its claim or its manifest, which name it.
     """
     suffix = name.removeprefix(record.checkpoint_id)
     known = {payload_suffix(file, record.checkpoint_id, record.claim) for file in _named_by(record)}
-    return bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
-
-
-def _names_below(experiment: Experiment, name: str) -> list[str]:
-    start = len(experiment.key(""))
-    entries = experiment.store.list(experiment.key(name), recursive=True)
-    return [entry.key[start + 1 if start else 0 :] for entry in entries]
+    is_ours = bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
+    return is_ours and not name.endswith(FOLDER_SUFFIX) and not is_named(record, name)
 
 
 def is_named(record: Manifest | Claim, name: str) -> bool:
-    """Tell whether a record names a file, the folder it lies in or, if it is a folder, a file in it."""
-    return any(
-        item == name
-        or (item.endswith(FOLDER_SUFFIX) and name.startswith(item))
-        or (name.endswith(FOLDER_SUFFIX) and item.startswith(name))
-        for item in _named_by(record)
-    )
+    """Tell whether a record names a file, or a folder in which it names any."""
+    return any(item == name or (name.endswith(FOLDER_SUFFIX) and item.startswith(name)) for item in _named_by(record))
 
 
 def _named_by(record: Manifest | Claim) -> Iterable[str]:

@@ -8,14 +8,13 @@ from datetime import datetime
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.errors import CheckpointError
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.store.base import Entry
 
 
 @dataclass(frozen=True)
 class View:
-    """A folder's checkpoints at one moment, oldest first, and what was beside them, all from one listing."""
+    """A folder's checkpoints at one moment, oldest first, and what was beside them."""
 
     manifests: tuple[Manifest, ...]
     """Those that readers see: live ones, and those that may be about to leave."""
@@ -26,6 +25,8 @@ class View:
     unreadable: tuple[CheckpointError, ...]
     entries: Mapping[str, Entry]
     """Every file and folder, by key."""
+    below: Mapping[str, Entry]
+    """What lies in the folders of payloads, and what was saved since the listing, by key."""
     path: str = ""
     """The folder."""
     whole: tuple[Manifest, ...] = ()
@@ -48,13 +49,13 @@ class View:
         return tuple(item for item in self.manifests if item.is_valid)
 
     def is_complete(self, manifest: Manifest) -> bool:
-        """Tell whether each payload file is there with the right size; of files in a folder, that there is a folder."""
+        """Tell whether each payload file is there with the right size."""
         return all(self._holds(file) for file in manifest.files)
 
     def _holds(self, file: FileEntry) -> bool:
-        wanted = _listed_as(file, self.path)
-        entry = self.entries.get(wanted.key)
-        return entry is not None and entry.size_bytes == wanted.size_bytes
+        key = _key_of(file, self.path)
+        entry = self.below.get(key) or self.entries.get(key)
+        return entry is not None and entry.size_bytes == file.size_bytes
 
     def with_changed(self, changed: Manifest) -> View:
         """Return this view with ``changed`` as it is now."""
@@ -66,13 +67,13 @@ class View:
 
     def with_saved(self, manifest: Manifest) -> View:
         """Return this view with one more checkpoint."""
-        files = (_listed_as(file, self.path) for file in manifest.files)
+        files = (Entry(_key_of(file, self.path), file.size_bytes) for file in manifest.files)
         manifests = (*self.manifests, manifest)
         later = replace(
             self,
             manifests=manifests,
             claims=tuple(claim for claim in self.claims if claim.checkpoint_id != manifest.checkpoint_id),
-            entries={**self.entries, **{entry.key: entry for entry in files}},
+            below={**self.below, **{entry.key: entry for entry in files}},
             whole=(*self.whole, manifest),
         )
         newest = self.manifests[-1:]
@@ -83,7 +84,9 @@ class View:
         return replace(later, best=best_of([*filter(None, [self.best]), manifest]))
 
 
-def view_of(items: list[Manifest | Claim | CheckpointError], entries: Iterable[Entry], path: str) -> View:
+def view_of(
+    items: list[Manifest | Claim | CheckpointError], entries: Iterable[Entry], below: Iterable[Entry], path: str
+) -> View:
     manifests = in_order(item for item in items if isinstance(item, Manifest))
     view = View(
         tuple(item for item in manifests if item.is_visible),
@@ -92,6 +95,7 @@ def view_of(items: list[Manifest | Claim | CheckpointError], entries: Iterable[E
         tuple(item for item in items if isinstance(item, Claim)),
         tuple(item for item in items if isinstance(item, CheckpointError)),
         {entry.key: entry for entry in entries},
+        {entry.key: entry for entry in below},
         path,
     )
     return _with_answers(view)
@@ -118,8 +122,5 @@ def _position(manifest: Manifest) -> tuple[int, datetime, str]:
     return manifest.sequence, manifest.timestamp, manifest.uid
 
 
-def _listed_as(file: FileEntry, path: str) -> Entry:
-    """Return what a listing of the folder ``path`` shows of a payload file: of one in a folder, that folder."""
-    folder, is_below, _ = file.name.partition(FOLDER_SUFFIX)
-    start = f"{path}/" if path else ""
-    return Entry(f"{start}{folder}{is_below}", 0 if is_below else file.size_bytes)
+def _key_of(file: FileEntry, path: str) -> str:
+    return f"{path}/{file.name}" if path else file.name

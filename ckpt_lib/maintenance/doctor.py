@@ -35,7 +35,7 @@ from ckpt_lib.experiment.layout import (
     payload_owner,
 )
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.sweep import is_named, is_ours, sweep
+from ckpt_lib.experiment.sweep import is_leftover, is_named, sweep
 from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleanup import expire
@@ -336,9 +336,7 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
         checkpoint_id = payload_owner(name)
         if checkpoint_id is None:
             if not _is_own_file(name, side.place):
-                what = "a folder" if entry.is_folder else "a file"
-                message = f"{what} that nobody here wrote"
-                yield side.finding("unknown", name, message, size_bytes=entry.size_bytes)
+                yield side.finding("unknown", name, _unknown(entry), size_bytes=entry.size_bytes)
         elif checkpoint_id in unreadable:
             continue
         elif checkpoint_id not in records:
@@ -347,11 +345,15 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
             if side.place == "checkpoints" and checkpoint_id in copied:
                 message = f"a payload without a manifest: `ckpt restore {checkpoint_id}` brings back its backup"
             yield side.finding("no manifest", name, message, size_bytes=entry.size_bytes)
-        elif not is_ours(records[checkpoint_id], name):
-            yield side.finding("unknown", name, "a file that nobody here wrote", size_bytes=entry.size_bytes)
-        elif not is_named(records[checkpoint_id], name):
+        elif is_leftover(records[checkpoint_id], name):
             message = "a payload that its manifest does not name"
             yield side.finding("leftover", name, message, action="sweep", size_bytes=entry.size_bytes)
+        elif not is_named(records[checkpoint_id], name):
+            yield side.finding("unknown", name, _unknown(entry), size_bytes=entry.size_bytes)
+
+
+def _unknown(entry: Entry) -> str:
+    return "a folder that holds nothing of a checkpoint here" if entry.is_folder else "a file that nobody here wrote"
 
 
 def _is_own_file(name: str, place: Place) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
-from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptManifestError
+from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptManifestError, StorePermissionError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import copy_file, find_stored_damages
 from ckpt_lib.experiment.layout import (
+    BACKUPS_NAME,
+    CLOCK_NAME,
     SNAPSHOT_NAME,
     manifest_name,
     payload_name,
@@ -21,6 +23,9 @@ from ckpt_lib.maintenance.transfer import same_or_raise
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import FileDigests, HashingWriter, Progress
+
+_CLAIM = "0" * 16
+"""What the manifest of an export has in the place of a claim: nobody claimed its id there."""
 
 
 def export(
@@ -43,7 +48,10 @@ def export(
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     _refuse_experiment(target)
-    exported = manifest.changed(files=_plain_files(manifest, suffix), state="live", deleted_at=None, in_use_until=None)
+    _refuse_records(target)
+    exported = manifest.changed(
+        files=_plain_files(manifest, suffix), claim=_CLAIM, state="live", deleted_at=None, in_use_until=None
+    )
     is_there = _is_exported(target, exported)
     for file, copy in zip(manifest.files, exported.files, strict=True):
         if not _holds(target, copy, may_replace=is_there):
@@ -82,12 +90,33 @@ def _export_file(
 
 
 def _refuse_experiment(target: Experiment) -> None:
-    if target.store.stat(SNAPSHOT_NAME):  # where it would be listed, be the latest and retire others
-        raise ConfigError(
-            "the folder is that of an experiment",
-            path=target.location(),
-            hint="Export to a folder of its own; `ckpt import` takes it into another experiment.",
-        )
+    if target.store.stat(SNAPSHOT_NAME) or target.store.stat(CLOCK_NAME):
+        raise _of_an_experiment(target)
+
+
+def _refuse_records(target: Experiment) -> None:
+    """Refuse a folder with records of saves or copies, its own or in its backups.
+
+    An export would be listed there, be the latest and retire others. One that was interrupted may have left a record
+    that cannot be read.
+    """
+    for place in (target, Experiment(target.store, BACKUPS_NAME, target.name)):
+        try:
+            view = place.index.view()
+        except StorePermissionError:  # of a folder in it that is not ours: where an experiment is, all can be listed
+            continue
+        manifests = (*view.manifests, *view.deleted, *view.purging)
+        if view.claims or any(manifest.claim != _CLAIM for manifest in manifests):
+            raise _of_an_experiment(target)
+
+
+def _of_an_experiment(target: Experiment) -> ConfigError:
+    return ConfigError(
+        "the folder is that of an experiment, or of backups",
+        path=target.location(),
+        expected="a folder of its own, which holds nothing but exports",
+        hint="Export to another folder; `ckpt import` takes it into another experiment.",
+    )
 
 
 def _plain_files(manifest: Manifest, suffix: str) -> Sequence[FileEntry]:

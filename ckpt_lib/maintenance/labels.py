@@ -11,13 +11,23 @@ from ckpt_lib.config import config_error
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
-from ckpt_lib.core.names import check_description, check_tags
+from ckpt_lib.core.names import check_description, check_tags, is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.query import Catalogue, check_metric_is_known
+from ckpt_lib.maintenance.quarantine import is_quarantined
 
 Change = Callable[[Manifest], Manifest]
+
+
+def unpin(catalogue: Catalogue, name: str) -> CheckpointMetadata:
+    """Unpin a checkpoint; one in quarantine as well, by its id: a pin keeps it from being deleted from there."""
+    is_set_aside = is_checkpoint_id(name) and is_quarantined(catalogue.experiment, name)
+    checkpoint_id = name if is_set_aside else catalogue.resolve(name).checkpoint_id
+    return catalogue.describe(
+        edits.edit(catalogue.experiment, checkpoint_id, lambda manifest: manifest.changed(pinned=False))
+    )
 
 
 def edit(catalogue: Catalogue, name: str, change: Change) -> CheckpointMetadata:

@@ -23,7 +23,7 @@ from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clea
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.labels import Change, edit, relabeling, set_monitor
+from ckpt_lib.maintenance.labels import Change, edit, relabeling, set_monitor, unpin
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub
@@ -354,8 +354,10 @@ class Maintainer:
         return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=True))
 
     def unpin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
-        """Take that protection away."""
-        return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=False))
+        """Take that protection away; of one in quarantine as well, named by its id."""
+        metadata = unpin(self._catalogue, checkpoint_id)
+        self._snapshot.write()
+        return metadata
 
     def _edit(self, checkpoint_id: str, change: Change) -> CheckpointMetadata:
         metadata = edit(self._catalogue, checkpoint_id, change)

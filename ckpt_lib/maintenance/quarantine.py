@@ -15,6 +15,7 @@ from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.manifest import Manifest, Quarantine
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import (
+    CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -22,7 +23,7 @@ from ckpt_lib.errors import (
     VersionConflictError,
 )
 from ckpt_lib.experiment import edits
-from ckpt_lib.experiment.deletion import delete_all, purge
+from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.maintenance.repair import RepairReport, repair
@@ -151,26 +152,40 @@ def is_quarantined(experiment: Experiment, checkpoint_id: str) -> bool:
 def remove(experiment: Experiment, checkpoint_id: str) -> int:
     """Remove a checkpoint in quarantine for good; return how many bytes that frees.
 
-    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine.
+    Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine, or not any more, and
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
     """
     if not is_quarantined(experiment, checkpoint_id):
-        raise CheckpointNotFoundError("it is not in quarantine", checkpoint_id=checkpoint_id)
-    return delete_for_good(experiment, checkpoint_id)
+        raise _not_quarantined(checkpoint_id)
+    return delete_for_good(experiment, checkpoint_id, check=_refuse_sound_and_pinned)
 
 
-def delete_for_good(experiment: Experiment, checkpoint_id: str) -> int:
+def _refuse_sound_and_pinned(manifest: Manifest) -> CheckpointError | None:
+    """Return an error for one that was repaired meanwhile, and for one that is pinned."""
+    return _not_quarantined(manifest.checkpoint_id) if manifest.quarantined is None else refuse_pinned(manifest)
+
+
+def _not_quarantined(checkpoint_id: str) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError("it is not in quarantine", checkpoint_id=checkpoint_id)
+
+
+def delete_for_good(experiment: Experiment, checkpoint_id: str, *, check: Check = lambda _: None) -> int:
     """Delete one checkpoint, as a person asked, and remove its files; return how many bytes that frees.
 
-    A pin does not keep it: that of a backup is its checkpoint's. Raises
+    ``check`` is asked as :func:`~ckpt_lib.experiment.deletion.delete_all` does. Without one, a pin does not keep it:
+    that of a backup is its checkpoint's. Raises
     :class:`~ckpt_lib.errors.ProtectedCheckpointError` when a run has just resumed from it, and
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
     """
     manifest = experiment.get(checkpoint_id)
     size_bytes = _stored_bytes(experiment, manifest)
-    outcome = delete_all(experiment, [checkpoint_id], check=lambda _: None)
+    outcome = delete_all(experiment, [checkpoint_id], check=check)
     if error := outcome.refused.get(checkpoint_id):
         raise error
-    purge(experiment, grace_seconds=0.0, only=lambda item: item.checkpoint_id == checkpoint_id, asked=True)
+    revisions = [item.revision for item in outcome.deleted]  # what someone else has deleted is theirs to bring back
+    if not revisions:
+        raise CheckpointNotFoundError("someone else deleted it meanwhile", checkpoint_id=checkpoint_id)
+    purge(experiment, grace_seconds=0.0, only=lambda item: item.revision in revisions, asked=True)
     return size_bytes
 
 

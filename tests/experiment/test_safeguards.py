@@ -24,7 +24,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment import claims, commit, copies, deletion, edits, keys, pointers
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import key_name, manifest_name
+from ckpt_lib.experiment.layout import CLOCK_NAME, key_name, manifest_name
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.store.base import ABSENT, Entry, Upload
 from ckpt_lib.store.checks import OWN_FOLDER
@@ -256,6 +256,23 @@ def test_what_comes_back_while_others_are_purged_stays(store: MemoryStore, momen
     deletion.purge(watched(store, undelete), grace_seconds=0)
     assert next(step) > moment
     assert not back or plain.is_complete(plain.get(made.checkpoint_id))
+
+
+def test_what_was_deleted_anew_has_a_grace_period_of_its_own(store: MemoryStore, clock: Clock) -> None:
+    """Though a purge has listed it as deleted long ago."""
+    plain = Experiment(store, "e", "e")
+    made, _ = save(plain), save(plain, 2)
+    deletion.delete_all(plain, [made.checkpoint_id])
+    clock.now += timedelta(days=2)
+    listed = count()
+
+    def delete_anew(operation: str, key: str) -> None:
+        if operation == "put" and key.endswith(CLOCK_NAME) and next(listed) == 0:
+            deletion.undelete(plain, made.checkpoint_id)
+            deletion.delete_all(plain, [made.checkpoint_id])
+
+    assert deletion.purge(watched(store, delete_anew), grace_seconds=86_400) == []
+    assert state_of(plain, made.checkpoint_id) == "deleted"
 
 
 # Sweeps

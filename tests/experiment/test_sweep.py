@@ -21,8 +21,16 @@ def test_a_sweep_takes_leftovers_alone(experiment: Experiment, clock: Clock) -> 
     made = save(experiment)
     held = claims.claim_new(experiment, CheckpointId(2, 0, MOMENT), "a" * 32, ".pt")
     x = made.checkpoint_id
-    kept = ["notes.txt", f"{x}-copy.pt", f"{x}.txt", f"{x}.pt.bak", f"{x}/part", held.claim.files[0]]
-    stray = [f"{x}.{'0' * 16}.pt", f"{x}.{'1' * 16}/part"]
+    kept = [
+        "notes.txt",
+        f"{x}-copy.pt",
+        f"{x}.txt",
+        f"{x}.pt.bak",
+        f"{x}/part",
+        f"{x}.{'1' * 16}/part",
+        held.claim.files[0],
+    ]
+    stray = [f"{x}.{'0' * 16}.pt", f"{x}.{'1' * 16}.pt"]
     for name in (*kept, *stray):
         experiment.store.put(experiment.key(name), b"x")
     assert sorted(sweep(experiment).files) == stray

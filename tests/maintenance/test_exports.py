@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError
+from ckpt_lib.experiment import claims
 from tests.helpers import MakeManager, experiment_folder, flip_bit, payload_path, save, snapshot, without_locks
 from tests.maintenance.pairs import DAMAGES, pair
 from tests.maintenance.records import manifest_in
@@ -37,15 +39,47 @@ def test_an_export_never_overwrites_a_foreign_file(manager: CheckpointManager, t
     assert without_locks(snapshot(target)) == before
 
 
-def test_an_export_never_becomes_the_latest_of_an_experiment(make_manager: MakeManager) -> None:
-    """The folder of one takes imports and no exports, its own neither."""
-    manager, other = make_manager("run"), make_manager("other")
+@pytest.mark.parametrize("save_metadata", [True, False])
+def test_an_export_never_becomes_the_latest_of_an_experiment(make_manager: MakeManager, save_metadata: bool) -> None:
+    """The folder of one takes imports and no exports, its own neither, nor that of its backups."""
+    manager, other = (make_manager(name, save_metadata=save_metadata, backup_checkpoints=True) for name in "ab")
     saved, _ = save(manager, 1), save(other, 2)
-    for target in (manager, other):
-        before = snapshot(experiment_folder(target))
-        with pytest.raises(ConfigError, match="of an experiment"):
-            manager.export_checkpoint(saved, experiment_folder(target))
-        assert snapshot(experiment_folder(target)) == before
+    for folder in map(experiment_folder, (manager, other)):
+        for target in (folder, folder / "backups"):
+            before = snapshot(folder)
+            with pytest.raises(ConfigError, match="of an experiment"):
+                manager.export_checkpoint(saved, target)
+            assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("left", ["backups", "saving", "purged"])
+def test_an_export_goes_to_no_experiment_without_a_checkpoint(make_manager: MakeManager, left: str) -> None:
+    """Whose checkpoints are all gone, but for their backups, or one of which is being saved."""
+    manager, other = make_manager("a"), make_manager("b", save_metadata=False, backup_checkpoints=left == "backups")
+    saved, home = save(manager, 1), experiment_folder(other)
+    if left == "saving":
+        claims.claim_new(other._locations.home, CheckpointId.parse(saved), "a" * 32, ".pt")
+    else:
+        gone = save(other, 2)
+        if left == "purged":
+            other.delete_checkpoint(gone)
+            other.empty_trash()
+        for path in pair(other, gone):
+            path.unlink(missing_ok=True)
+    before = snapshot(home)
+    with pytest.raises(ConfigError, match="of an experiment"):
+        manager.export_checkpoint(saved, home)
+    assert snapshot(home) == before
+
+
+def test_a_folder_of_other_files_takes_exports(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Also one that has folders of the names that an experiment gives its own, and exports of other experiments."""
+    for name in ("backups/old.txt", "keys/id_rsa", "uids/1"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True)
+        (tmp_path / "out" / name).write_text("a person's own")
+    for epoch in range(2):
+        manager.export_checkpoint(save(manager, epoch), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.pt"))) == 2
 
 
 def test_an_export_never_overwrites_another_checkpoint_of_that_id(manager: CheckpointManager, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,9 @@ from ckpt_lib.errors import (
     ProtectedCheckpointError,
     UnsupportedSchemaError,
 )
+from ckpt_lib.experiment import edits
+from ckpt_lib.experiment.deletion import Deletion, delete_all, undelete
+from ckpt_lib.maintenance import quarantine
 from tests.helpers import (
     MakeManager,
     experiment_folder,
@@ -199,6 +204,64 @@ def test_only_what_is_in_quarantine_is_deleted_so(alone: CheckpointManager) -> N
     with pytest.raises(InvalidNameError):
         alone.delete_quarantined("../run")
     assert alone.validate_checkpoint(checkpoint_id)
+
+
+@pytest.mark.parametrize("is_repaired", [True, False])
+def test_what_was_repaired_or_pinned_meanwhile_is_not_deleted(
+    alone: CheckpointManager, lost: str, monkeypatch: pytest.MonkeyPatch, is_repaired: bool
+) -> None:
+    """After the deletion has looked: it judges the manifest that it replaces."""
+
+    def interfere(*arguments: Any, **options: Any) -> Deletion:
+        if is_repaired:
+            flip_bit(payload_path(alone, lost), 200)
+            alone.repair_checkpoint(lost)
+        else:
+            edits.edit(alone._locations.home, lost, lambda manifest: manifest.changed(pinned=True))
+        return delete_all(*arguments, **options)
+
+    monkeypatch.setattr(quarantine, "delete_all", interfere)
+    wanted = (CheckpointNotFoundError, "not in quarantine") if is_repaired else (ProtectedCheckpointError, "pinned")
+    with pytest.raises(wanted[0], match=wanted[1]):
+        alone.delete_quarantined(lost)
+    assert payload_path(alone, lost).exists()
+    assert (lost in ids(alone)) == is_repaired
+
+
+def test_a_pinned_one_is_deleted_when_it_was_unpinned(alone: CheckpointManager) -> None:
+    """The pin that it had before it was damaged counts, and can be taken away where it is."""
+    save(alone, 1)
+    lost = save(alone, 2)
+    alone.pin_checkpoint(lost)
+    flip_bit(payload_path(alone, lost), 200)
+    alone.quarantine_checkpoint(lost)
+    with pytest.raises(ProtectedCheckpointError, match="pinned"):
+        alone.delete_quarantined(lost)
+    assert not alone.unpin_checkpoint(lost).pinned
+    assert [item.checkpoint_id for item in alone.list_quarantined()] == [lost]
+    alone.delete_quarantined(lost)
+    assert not payload_path(alone, lost).exists()
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_what_someone_else_deleted_meanwhile_stays_in_the_trash(
+    alone: CheckpointManager, lost: str, monkeypatch: pytest.MonkeyPatch, is_before: bool
+) -> None:
+    """Before this deletion, or after its checkpoint was brought back: that one has a grace period."""
+    home = alone._locations.home
+
+    def interfere(*arguments: Any, **options: Any) -> Deletion:
+        outcome = Deletion() if is_before else delete_all(*arguments, **options)
+        if not is_before:
+            undelete(home, lost)
+        delete_all(home, [lost])
+        return delete_all(*arguments, **options) if is_before else outcome
+
+    monkeypatch.setattr(quarantine, "delete_all", interfere)
+    with pytest.raises(CheckpointNotFoundError, match="meanwhile") if is_before else nullcontext():
+        alone.delete_quarantined(lost)
+    assert [item.checkpoint_id for item in home.index.view().deleted] == [lost]
+    assert payload_path(alone, lost).exists()
 
 
 def test_one_with_a_damaged_manifest_is_unreadable_and_not_set_aside(alone: CheckpointManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError
-from ckpt_lib.experiment import commit
+from ckpt_lib.experiment import commit, deletion
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
 from ckpt_lib.maintenance.imports import import_checkpoint
@@ -23,7 +25,9 @@ from ckpt_lib.maintenance.quarantine import list_quarantined, set_aside
 from ckpt_lib.maintenance.repair import repair
 from ckpt_lib.maintenance.scrub import scrub
 from ckpt_lib.maintenance.validate import compare
+from ckpt_lib.store.base import Entry
 from ckpt_lib.store.memory import MemoryStore
+from tests.experiment import small
 from tests.formats.folder_format import NAMES, FolderFormat
 
 STATE = {
@@ -87,6 +91,64 @@ def test_a_backup_and_a_restore_are_of_all_files(home: Experiment, backups: Expe
         home.store.delete(home.key(file.name))
     transfer.restore(home, saved.checkpoint_id, backups)
     assert compare(home, saved)
+
+
+@pytest.mark.parametrize("spoilt", [None, b"short"])
+def test_a_listing_tells_that_a_file_is_missing(home: Experiment, saved: Manifest, spoilt: bytes | None) -> None:
+    """Or has another length: that it was saved to a folder which is there does not make a checkpoint whole."""
+    assert [item.uid for item in Experiment(home.store, "run", "run").index.view().whole] == [saved.uid]
+    key = home.key(saved.files[1].name)
+    if spoilt is None:
+        home.store.delete(key)
+    else:
+        home.store.put(key, spoilt)
+    view = home.index.view()
+    assert view.usable
+    assert not view.whole
+    assert not view.is_complete(saved)
+
+
+def test_a_folder_is_listed_once_and_a_single_file_never(
+    home: Experiment, saved: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a listing costs is known: one more call for each payload of several files."""
+    single = small.save(home)
+    listed, list_keys = [], home.store.list
+
+    def noted(prefix: str, *, recursive: bool = False) -> Sequence[Entry]:
+        listed.append(prefix)
+        return list_keys(prefix, recursive=recursive)
+
+    monkeypatch.setattr(home.store, "list", noted)
+    assert {item.uid for item in home.index.view().whole} == {saved.uid, single.uid}
+    assert listed == ["run", home.key(saved.payload_name)]
+
+
+def test_what_people_put_beside_the_files_stays(home: Experiment, backups: Experiment, saved: Manifest) -> None:
+    """Whatever becomes of the checkpoint: swept, purged, restored under another name, or purged from there as well."""
+    notes = set()
+    transfer.backup(home, saved, backups)
+
+    def note_and_sweep() -> None:
+        folder = home.get(saved.checkpoint_id).payload_name
+        for name in ("README.md", "eval/results.csv", "tensors-copy.pt"):
+            home.store.put(home.key(f"{folder}/{name}"), b"a person's own")
+            notes.add(home.key(f"{folder}/{name}"))
+        assert sweep(home).files == []
+        deletion.delete_all(home, [saved.checkpoint_id])
+        deletion.purge(home, grace_seconds=0.0, asked=True)
+        assert sweep(home).files == []
+
+    note_and_sweep()
+    transfer.restore(home, saved.checkpoint_id, backups)
+    assert compare(home, home.get(saved.checkpoint_id))
+    assert sweep(home).files == []
+    note_and_sweep()
+    folders = (
+        entry.key for entry in home.store.list(home.path) if saved.checkpoint_id in entry.key and entry.is_folder
+    )
+    left = {entry.key for folder in folders for entry in home.store.list(folder, recursive=True)}
+    assert left == notes
 
 
 def test_what_cannot_be_repaired_is_set_aside(home: Experiment, backups: Experiment, saved: Manifest) -> None:

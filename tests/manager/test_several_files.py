@@ -138,6 +138,22 @@ def test_a_missing_file_is_told_by_its_name(make: Make, trained: Parts) -> None:
     assert [item.kind for item in manager.validate_checkpoint(saved).damages] == ["missing"]
 
 
+def test_what_lost_a_file_keeps_its_backup_and_takes_no_place(make: Make) -> None:
+    """No cleanup retires the only sound copy, and a best one that was lost refuses no save that is the best now."""
+
+    def lose(checkpoint_id: str) -> None:
+        home = home_of(manager)
+        home.store.delete(home.key(file_of(manager, checkpoint_id, OPTIMIZER).name))
+
+    manager = make(max_backups=2)
+    lost = save(manager, 1, 0.9)
+    lose(lost)
+    best, *others = (save(make(max_backups=2), epoch, epoch / 10) for epoch in range(2, 6))
+    assert backup_ids(manager) == [lost, best, others[-1]]
+    lose(best)
+    assert save(make(save_best_only=True), 6, 0.25)
+
+
 def test_damage_of_the_second_file_is_found_named_and_repaired(make: Make, trained: Parts) -> None:
     """By validation and scrub, with the tensors that it hits; the backup has what was lost."""
     manager = make()
