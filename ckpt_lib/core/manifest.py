@@ -297,8 +297,14 @@ def _refuse_constant(name: str) -> NoReturn:
 def _canonical(fields: dict[str, Any]) -> bytes:
     """Spell a manifest in the one canonical way. Equal bytes mean equal content; the digest covers all other fields."""
     body = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8")
-    signed = {**fields, _DIGEST_FIELD: hashlib.sha256(body).hexdigest()}
-    return json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
+    digest = f'\n  "{_DIGEST_FIELD}": "{hashlib.sha256(body).hexdigest()}"'.encode()
+    following = min((name for name in fields if name > _DIGEST_FIELD), default=None)
+    if following is None:
+        before, after = body.removesuffix(b"\n}") + b",", b"\n}"
+    else:  # a newline and two spaces stand before the names of fields alone
+        position = body.index(f"\n  {json.dumps(following, ensure_ascii=False)}: ".encode())
+        before, after = body[:position], b"," + body[position:]
+    return before + digest + after + b"\n"
 
 
 def _is_canonical(fields: dict[str, Any], data: bytes) -> bool:

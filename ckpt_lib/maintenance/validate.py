@@ -159,31 +159,37 @@ def _damage_of(name: str, error: CheckpointError) -> Damage:
     raise error
 
 
-def with_tensors(report: ValidationReport, manifest: Manifest, *experiments: Experiment) -> ValidationReport:
+def with_tensors(
+    report: ValidationReport, manifest: Manifest, *experiments: Experiment, verify: bool = True
+) -> ValidationReport:
     """Return the report with the names of the tensors that its damages hit.
 
     Where they lie in a file is read from the payload in the first of ``experiments`` that can still tell: a damage to
-    the payload's own structure may have destroyed that. Then each message says so.
+    the payload's own structure may have destroyed that. Then each message says so. ``verify=False`` is for a payload
+    that was verified a moment ago: looking at each record's header would read nearly all of it again.
     """
     located = [damage for damage in report.damages if damage.stop > damage.start and damage.kind != "extended"]
     parts = {file.name: file.part for file in manifest.files}
-    ranges = {name: _first_ranges(parts[name], manifest, experiments) for name in {damage.file for damage in located}}
+    files = {damage.file for damage in located}
+    ranges = {name: _first_ranges(parts[name], manifest, experiments, verify=verify) for name in files}
     named = {damage: _named(damage, ranges[damage.file]) for damage in located}
     return report.model_copy(update={"damages": tuple(named.get(damage, damage) for damage in report.damages)})
 
 
-def _first_ranges(part: str, manifest: Manifest, experiments: Sequence[Experiment]) -> TensorRanges | None:
-    found = (_tensor_ranges(experiment, manifest, part) for experiment in experiments)
+def _first_ranges(
+    part: str, manifest: Manifest, experiments: Sequence[Experiment], *, verify: bool
+) -> TensorRanges | None:
+    found = (_tensor_ranges(experiment, manifest, part, verify=verify) for experiment in experiments)
     return next((ranges for ranges in found if ranges is not None), None)
 
 
-def _tensor_ranges(experiment: Experiment, manifest: Manifest, part: str) -> TensorRanges | None:
+def _tensor_ranges(experiment: Experiment, manifest: Manifest, part: str, *, verify: bool) -> TensorRanges | None:
     """Map each tensor's name to its byte ranges in a file; ``None`` when the payload's structure cannot be read."""
     try:
         copy = experiment.get(manifest.checkpoint_id)
         if copy.uid != manifest.uid:
             return None
-        with StoredPayload(experiment, copy.files, verify=True) as source:
+        with StoredPayload(experiment, copy.files, verify=verify) as source:
             return format_named(copy.format).tensor_ranges(source, part)
     except (CheckpointError, FileNotFoundError):
         return None
