@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 from ckpt_lib.stream.chunks import ReadAt, digest_of_view, local_size_bytes
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 
+_FEW_BYTES = 2**16
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 _MAP_NORESERVE = 0x4000 if platform.machine() in {"x86_64", "aarch64"} else 0  # Python 3.13 has a name for it
 
@@ -62,9 +63,10 @@ class MappedFile:
         self._reader = ReadAt(source)
 
     def fetch(self, start: int, stop: int) -> bool:
-        if _populate(self._address, start, stop):
+        # Of a page that is not cached, the kernel reads megabytes around: too much where only headers are looked at.
+        if stop - start > _FEW_BYTES and _populate(self._address, start, stop):
             return True
-        # The kernel is older or the page is unreadable. Reading tells which, and brings the page into the cache.
+        # Few bytes, an older kernel or an unreadable page. Reading tells, and brings the page into the cache.
         return sum(len(block) for block in self._reader.blocks(start, stop)) == stop - start
 
     def digest(self, start: int, stop: int) -> str:
