@@ -9,7 +9,7 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.experiment.query import Catalogue
-from ckpt_lib.experiment.view import best_of
+from ckpt_lib.experiment.view import View, best_of
 
 
 class BestWatch:
@@ -24,16 +24,34 @@ class BestWatch:
         self._is_known = False
 
     def describe(self, manifest: Manifest) -> CheckpointMetadata:
-        """Describe a checkpoint by what the last listing showed; the store is not asked."""
-        view = self._catalogue.experiment.index.last_with(manifest)
-        return manifest.describe(
-            is_best=view.best is not None and view.best.checkpoint_id == manifest.checkpoint_id,
-            is_latest=any(item.checkpoint_id == manifest.checkpoint_id for item in view.usable[-1:]),
+        """Describe a checkpoint by what the last listing showed, and as the best only by a new one."""
+        return _described(manifest, self._view_with(manifest))
+
+    def tell_of_save(self, manifest: Manifest) -> None:
+        """Tell that a checkpoint was saved, and then whether another one is the best now."""
+        view = self._view_with(manifest)
+        self._catalogue.experiment.events.emit(
+            "checkpoint.saved", f"saved {manifest.checkpoint_id}", checkpoint=_described(manifest, view)
         )
+        self._note(manifest, view)
 
     def note_save(self, manifest: Manifest) -> None:
-        """Look after a save, by what the last listing showed; the store is not asked."""
-        view = self._catalogue.experiment.index.last_with(manifest)
+        """Look after a save as :meth:`tell_of_save`, and tell only of the best."""
+        self._note(manifest, self._view_with(manifest))
+
+    def _view_with(self, manifest: Manifest) -> View:
+        """Return the last listing, with ``manifest`` as it is now; a new one where there would be a best to tell of.
+
+        What others have saved since the last one may be better.
+        """
+        index = self._catalogue.experiment.index
+        view = index.last_with(manifest)
+        best_id = view.best.checkpoint_id if view.best else None
+        if best_id == manifest.checkpoint_id or (self._is_known and best_id != self._best_id):
+            return index.view_or_last() or view
+        return view
+
+    def _note(self, manifest: Manifest, view: View) -> None:
         if not self._is_known:
             self._remember(best_of([item for item in view.usable if item.uid != manifest.uid]))
         self._compare(view.best, view.usable)
@@ -66,3 +84,10 @@ class BestWatch:
             checkpoint=self._catalogue.describe(best, among=manifests) if best else None,
             before=before,
         )
+
+
+def _described(manifest: Manifest, view: View) -> CheckpointMetadata:
+    return manifest.describe(
+        is_best=view.best is not None and view.best.checkpoint_id == manifest.checkpoint_id,
+        is_latest=any(item.checkpoint_id == manifest.checkpoint_id for item in view.usable[-1:]),
+    )

@@ -129,11 +129,14 @@ def save(
         raise
 
 
-def commit(held: HeldClaim, manifest: Manifest) -> Manifest:
+def commit(held: HeldClaim, manifest: Manifest, *, take_monitor: bool = True) -> Manifest:
     """Make a claim's checkpoint visible. The caller gives the claim up after any error.
 
-    Raises :class:`~ckpt_lib.errors.VersionConflictError` when the claim was taken for dead.
+    With ``take_monitor`` it records the monitor of the newest, which may have been set during the upload. Raises
+    :class:`~ckpt_lib.errors.VersionConflictError` when the claim was taken for dead.
     """
+    if take_monitor and (view := held.experiment.index.affordable_view()):
+        manifest = manifest.changed(monitor=view.monitor(manifest.monitor))
     try:
         found = held.experiment.put_record(
             manifest,

@@ -45,9 +45,9 @@ def copy(
     ``None`` when the checkpoint was deleted there, unless it is ``asked`` for. It keeps its id, or raises
     :class:`~ckpt_lib.errors.CheckpointExistsError` when another one has it; with ``new_id`` it then gets the next
     suffix. ``replace`` leaves a stray file of the payload's name to the sweep. ``use_pointer=False`` is for a target
-    where every copy keeps its id. ``change`` is given the copy's manifest before it is committed. Raises
-    :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify. After any error, the target has no
-    new checkpoint.
+    where every copy keeps its id, and its monitor: backups. ``change`` is given the copy's manifest before it is
+    committed. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the source does not verify. After any error,
+    the target has no new checkpoint.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -68,7 +68,8 @@ def copy(
             payload = Payload(held, verify=verify)
             for file in manifest.files:
                 _copy_file(source, manifest, file, payload, progress)
-            return commit(held, change(_copied(manifest, held, payload.files)))
+            copied = change(_copied(manifest, held, payload.files))
+            return commit(held, copied, take_monitor=use_pointer)
         except BaseException as error:
             give_up(held, error)
             raise

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ProtectedCheckpointError, VersionConflictError
 from ckpt_lib.experiment import claims, pointers
-from ckpt_lib.experiment.edits import edit, keep_one_valid, rewrite
+from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.found import Found
 
@@ -114,7 +114,7 @@ def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
 
 def _stay(experiment: Experiment, victims: Iterable[Found], outcome: Deletion) -> None:
     for found in victims:
-        rewrite(experiment, found, state="live", deleted_at=None)
+        bring_back(experiment, found)
         _refuse(experiment, found, "a checkpoint that should stay in its place has gone meanwhile", outcome)
 
 
@@ -145,7 +145,7 @@ def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -
             return manifest if is_done else edit(experiment, checkpoint_id, lambda item: _pinned(item, pin))
         if not experiment.is_complete(manifest):
             break
-        if moved := rewrite(experiment, found, state="live", deleted_at=None, pinned=manifest.pinned or pin):
+        if moved := bring_back(experiment, found, pinned=manifest.pinned or pin):
             return moved.manifest
     raise CheckpointNotFoundError(
         f"nothing is left of {checkpoint_id} that could come back",

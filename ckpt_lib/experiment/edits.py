@@ -40,6 +40,20 @@ def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | No
         return None
 
 
+def bring_back(experiment: Experiment, found: Found, **facts: object) -> Found | None:
+    """Make a deleted checkpoint live again; ``None``, and nothing is changed, when it is another one by now.
+
+    The monitor may have been set meanwhile: it takes that of the newest or, where none is live, of the last deleted.
+    """
+    view = experiment.index.view()
+    last = max(view.deleted, key=_time_of_deletion, default=found.manifest)
+    return rewrite(experiment, found, state="live", deleted_at=None, monitor=view.monitor(last.monitor), **facts)
+
+
+def _time_of_deletion(manifest: Manifest) -> tuple[float, int]:
+    return manifest.deleted_at.timestamp() if manifest.deleted_at else 0.0, manifest.sequence
+
+
 def mark_in_use(experiment: Experiment, checkpoint_id: str, seconds: float = IN_USE_SECONDS) -> Manifest:
     """Keep a checkpoint from being deleted for a while: a run has resumed from it. Raises as :func:`edit`."""
     until = experiment.now() + timedelta(seconds=seconds)
@@ -95,6 +109,6 @@ def _bring_back(experiment: Experiment, checkpoint_id: str) -> Manifest | None:
     found = experiment.read(checkpoint_id)
     manifest = found.record
     if isinstance(manifest, Manifest) and manifest.state in ("leaving", "deleted") and manifest.quarantined is None:
-        back = rewrite(experiment, found, state="live", deleted_at=None)
+        back = bring_back(experiment, found)
         return back.manifest if back else None
     return None

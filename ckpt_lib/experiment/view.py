@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
+from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.store.base import Entry
@@ -47,6 +48,14 @@ class View:
     def valid(self) -> tuple[Manifest, ...]:
         """Those that others may rely on."""
         return tuple(item for item in self.manifests if item.is_valid)
+
+    def monitor(self, otherwise: Monitor) -> Monitor:
+        """Return what the newest records, if need be one in quarantine; ``otherwise`` where readers see none.
+
+        All that becomes visible takes it over: it may be the newest, and whoever set the monitor did not see it.
+        """
+        newest = (self.usable or self.manifests)[-1:]
+        return newest[0].monitor if newest else otherwise
 
     def is_complete(self, manifest: Manifest) -> bool:
         """Tell whether each payload file is there with the right size."""

@@ -56,9 +56,9 @@ def import_checkpoint(
     """Take in a checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
 
     Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
-    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. ``monitor``
-    becomes its measure of the best, unless it is the first. A payload without a manifest is one that this library
-    wrote: its manifest is made from what it holds.
+    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. A payload
+    without a manifest is one that this library wrote: its manifest is made from what it holds. ``monitor`` becomes its
+    measure of the best if it is the first checkpoint.
 
     Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
     :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code,
@@ -68,7 +68,7 @@ def import_checkpoint(
     """
     origin, name = _locate(url_text(source), experiment.name)
     if is_checkpoint_id(name):
-        return _import_exported(experiment, origin, origin.get(name), monitor, progress)
+        return _import_exported(experiment, origin, origin.get(name), progress)
     return _import_file(experiment, origin, name, monitor, progress)
 
 
@@ -89,7 +89,7 @@ def _require_intact(experiment: Experiment, imported: Manifest) -> None:
 
 
 def _import_exported(
-    experiment: Experiment, origin: Experiment, manifest: Manifest, monitor: Monitor, progress: Progress | None
+    experiment: Experiment, origin: Experiment, manifest: Manifest, progress: Progress | None
 ) -> Manifest:
     try:
         require_loadable(origin, manifest)
@@ -109,7 +109,6 @@ def _import_exported(
             experiment_name=experiment.name,
             sequence=experiment.index.next_sequence(),
             parent_id=None,
-            monitor=monitor if experiment.index.manifests() else copied.monitor,
             idempotency_key=None,  # it speaks of another's save
         )
 

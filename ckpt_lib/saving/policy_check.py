@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 from ckpt_lib.config import CheckpointConfig
@@ -126,16 +126,18 @@ class PolicyCheck:
             is_monitor_recorded=bool(manifests),
         )
 
-    def _records_of(self, manifests: Sequence[Manifest]) -> Collection[SavedRecord]:
+    def _records_of(self, manifests: Iterable[Manifest]) -> Collection[SavedRecord]:
         """Return the records of this run's checkpoints; those of the last save are kept, as most are the same."""
-        known, self._records = self._records, {}
+        known = self._records
+        records: dict[tuple[str, int], SavedRecord] = {}  # kept when whole: other threads may save as well
         for number, manifest in enumerate(manifests):
             if manifest.run_id == self._lineage.run_id:
                 key = manifest.uid, number
-                self._records[key] = known.get(key) or SavedRecord(
+                records[key] = known.get(key) or SavedRecord(
                     number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy
                 )
-        return self._records.values()
+        self._records = records
+        return records.values()
 
 
 class _Refusals:

@@ -225,17 +225,12 @@ class Saver:
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
             if not saved.in_fallback and saved.manifest.uid == facts.uid:  # else it was saved before
-                self._tell_of_save(saved.manifest)
+                with failures_logged(f"telling of {saved.checkpoint_id}"):
+                    self._locations.best.tell_of_save(saved.manifest)
             if facts.unhealthy:
                 logger.warning("%s is unhealthy: %s", saved.checkpoint_id, facts.unhealthy)
         self._policy.note_save()  # after a failure, too: the policy says when to try again
         return saved
-
-    def _tell_of_save(self, manifest: Manifest) -> None:
-        best, events = self._locations.best, self._locations.events
-        with failures_logged(f"telling of {manifest.checkpoint_id}"):
-            events.emit("checkpoint.saved", f"saved {manifest.checkpoint_id}", checkpoint=best.describe(manifest))
-            best.note_save(manifest)
 
     def _follow_up(self, saved: Saved) -> None:
         if saved.in_fallback:

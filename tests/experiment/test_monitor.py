@@ -12,12 +12,16 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.experiment import commit
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.policies.saving import AnyOf, EveryEpochs, OnImprovement
+from ckpt_lib.saving import failover
 from tests.cli.running import run_json
-from tests.helpers import MakeManager
+from tests.helpers import MakeManager, flip_bit, ids, payload_path, save
+from tests.saving.failing_stores import strand
 
 ACCURACY = {"monitor_metric": "accuracy", "monitor_mode": "max"}
 VALUES = [(0.1, 0.01), (0.9, 5.0), (0.5, 1.0)]
@@ -243,6 +247,110 @@ def test_an_import_takes_over_the_record(make_manager: MakeManager, tmp_path: An
     fill(ours)
     ours.import_checkpoint(exported)
     assert ours.monitor.metric == "accuracy"
+
+
+def coming_home(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    strand(manager, 4)
+    set_monitor()
+    assert manager.reconcile().moved
+
+
+def coming_out_of_the_trash(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    newest = ids(manager)[-1]
+    manager.delete_checkpoint(newest)
+    set_monitor()
+    manager.undelete_checkpoint(newest)
+
+
+def the_last_coming_out_of_the_trash(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    newest = ids(manager)[-1]
+    manager.delete_checkpoint(newest)
+    set_monitor()
+    for checkpoint_id in ids(manager):
+        manager.delete_checkpoint(checkpoint_id)
+    manager.undelete_checkpoint(newest)
+
+
+def coming_from_a_backup(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    newest = ids(manager)[-1]
+    manager.delete_checkpoint(newest)
+    manager.empty_trash()
+    set_monitor()
+    manager.restore_checkpoint(newest)
+
+
+def coming_back_for_a_quarantine(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    first, *others = ids(manager)
+    for checkpoint_id in (first, *others[1:]):
+        manager.delete_checkpoint(checkpoint_id)
+    set_monitor()
+    for path in (payload_path(manager, others[0]), manager._locations.backups.location(f"{others[0]}.pt")):
+        flip_bit(Path(path), 1000)
+    manager.quarantine_checkpoint(others[0])
+
+
+def leaving_quarantine(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    newest = ids(manager)[-1]
+    paths = [payload_path(manager, newest), Path(manager._locations.backups.location(f"{newest}.pt"))]
+    for path in paths:
+        flip_bit(path, 1000)
+    manager.quarantine_checkpoint(newest)
+    set_monitor()
+    flip_bit(paths[1], 1000)
+    manager.restore_checkpoint(newest)
+
+
+def a_save_under_way(manager: CheckpointManager, set_monitor: Callable[[], object]) -> None:
+    def write(payload: Any) -> None:
+        with payload.open() as stream:
+            stream.write(b"bytes")
+        set_monitor()
+
+    facts = GivenFacts(epoch=9, metrics={"val_loss": 3.0, "accuracy": 0.0}).checked(
+        model_name="model", experiment_name="run", monitor=manager.monitor, with_environment=False
+    )
+    commit.save(manager._locations.home, facts, write, format_name="torch", suffix=".pt")
+
+
+@pytest.mark.parametrize(
+    "coming",
+    [
+        coming_home,
+        coming_out_of_the_trash,
+        the_last_coming_out_of_the_trash,
+        coming_from_a_backup,
+        coming_back_for_a_quarantine,
+        leaving_quarantine,
+        a_save_under_way,
+    ],
+)
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_what_appears_keeps_the_monitor_that_was_set(
+    make_manager: MakeManager,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    coming: Callable[[CheckpointManager, Callable[[], object]], None],
+    is_elsewhere: bool,
+) -> None:
+    """What a call of set_monitor could not see takes over what it set, and so does every save after it."""
+    monkeypatch.setattr(failover, "RETRY_DELAYS_SECONDS", ())
+    manager = make_manager(backup_checkpoints=True, fallback_dir=str(tmp_path / "fallback"), max_checkpoints=20)
+    fill(manager)
+    setter = make_manager() if is_elsewhere else manager
+    coming(manager, lambda: setter.set_monitor("accuracy", "max"))
+    expected = Monitor(metric="accuracy", mode="max")
+    assert (manager.monitor, make_manager().monitor) == (expected, expected)
+    save(manager, 10)
+    assert {item.monitor for item in manager._locations.home.index.view().usable} == {expected}
+
+
+def test_a_backup_keeps_its_own_monitor(make_manager: MakeManager) -> None:
+    """Older backups, which set_monitor leaves as they are, do not answer for the checkpoint."""
+    manager = make_manager(backup_checkpoints=True)
+    fill(manager)
+    manager.set_monitor("accuracy", "max")
+    saved = save(manager, 4)
+    assert manager._locations.backups.get(saved).monitor.metric == "accuracy"
 
 
 def test_a_metric_that_is_never_logged_is_told(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:

@@ -90,8 +90,8 @@ def test_a_fresh_manager_knows_the_best(tmp_path: Path) -> None:
     assert other.take() == [("best_changed", best)]
 
 
-def test_telling_of_a_save_lists_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A save asks the store no more often with a listener, a best and all than the same save without any metric."""
+def test_telling_of_a_save_lists_only_for_a_new_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save asks the store no more often with a listener, a best and all, but once for a best to tell of."""
     listings: list[str] = []
     list_keys = LocalStore.list
 
@@ -104,14 +104,33 @@ def test_telling_of_a_save_lists_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     heard.save(1)
     monkeypatch.setattr(LocalStore, "list", counted)
     with monkeypatch.context() as patch:
-        patch.setattr("ckpt_lib.saving.saver.Saver._tell_of_save", lambda *_: None)
+        patch.setattr("ckpt_lib.experiment.best.BestWatch.tell_of_save", lambda *_: None)
         heard.save(2, loss=0.5)
     silent = len(listings)
     listings.clear()
     heard.events.clear()
     saved = heard.save(3, loss=0.25)
     assert heard.take() == [("saved", saved), ("best_changed", saved)]
+    assert len(listings) == silent + 1
+    listings.clear()
+    saved = heard.save(4, loss=0.75)
+    assert heard.take() == [("saved", saved)]
     assert len(listings) == silent
+
+
+def test_no_save_is_called_the_best_while_there_is_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process has saved since the last listing counts, and is the one that is told of."""
+    monkeypatch.setattr("ckpt_lib.experiment.index._LISTING_SHARE", 1e-9)  # one listing is enough for the whole test
+    heard = Heard(tmp_path)
+    first = heard.save(1, loss=0.5)
+    heard.events.clear()
+    best = Heard(tmp_path).save(2, loss=0.1)
+    worse = heard.save(3, loss=0.3)
+    assert [event.checkpoint.is_best for event in heard.events if event.checkpoint] == [False, True]
+    assert heard.events[1].details == {"before": first}
+    assert heard.take() == [("saved", worse), ("best_changed", best)]
 
 
 def test_a_save_that_was_done_before_tells_nothing(tmp_path: Path) -> None:
