@@ -83,7 +83,7 @@ class CheckpointManager(Maintainer):
         home, stranded = self._locations.home, self._locations.fallback
         if stranded is None:
             return None, None
-        fallback = Fallback(stranded, home)
+        fallback = Fallback(stranded, home, self._locations.backups)
         return fallback, Reconciler(fallback, home, lineage=self._lineage, known=self._known, post_save=post_save)
 
     def _targets(self) -> tuple[SaveTarget, SaveTarget | None]:
