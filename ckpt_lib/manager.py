@@ -90,7 +90,7 @@ class CheckpointManager(Maintainer):
         """Return the home and, where configured, the fallback, each with what may be deleted to make room."""
         known, verify = self._known, self.config.verify_after_write
         space = FreeSpace(self._cleaner, self._backup_cleaner)
-        home = SaveTarget(self._locations.home, known, space, verify=verify)
+        home = SaveTarget(self._locations.home, known, space, watch=self._locations.watch, verify=verify)
         if (fallback := self._locations.fallback_catalogue) is None:
             return home, None
         cleaner = CheckpointCleaner(fallback, self.config, self.retention_policy, self._lineage, known)

@@ -17,6 +17,7 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
 from ckpt_lib.store import Store, location, open_store
+from ckpt_lib.store.identity import StoreWatch
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Locations:
         self.name = name
         self.events = Events(name)
         self.home = self._experiment(open_store(config.checkpoint_dir), name)
+        self.watch = StoreWatch(self.home.store)
         if config.backup_dir:
             self.backups = self._experiment(open_store(config.backup_dir), name)
         else:
