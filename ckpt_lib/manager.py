@@ -83,14 +83,14 @@ class CheckpointManager(Maintainer):
         home, stranded = self._locations.home, self._locations.fallback
         if stranded is None:
             return None, None
-        fallback = Fallback(stranded, home)
+        fallback = Fallback(stranded, home, self._locations.backups)
         return fallback, Reconciler(fallback, home, lineage=self._lineage, known=self._known, post_save=post_save)
 
     def _targets(self) -> tuple[SaveTarget, SaveTarget | None]:
         """Return the home and, where configured, the fallback, each with what may be deleted to make room."""
         known, verify = self._known, self.config.verify_after_write
         space = FreeSpace(self._cleaner, self._backup_cleaner)
-        home = SaveTarget(self._locations.home, known, space, verify=verify)
+        home = SaveTarget(self._locations.home, known, space, watch=self._locations.watch, verify=verify)
         if (fallback := self._locations.fallback_catalogue) is None:
             return home, None
         cleaner = CheckpointCleaner(fallback, self.config, self.retention_policy, self._lineage, known)

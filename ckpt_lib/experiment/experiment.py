@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ckpt_lib.core.manifest import Claim, Manifest, Record, parse_record
+from ckpt_lib.core.manifest import Claim, Manifest, Record, new_token, parse_record
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -131,6 +131,25 @@ class Experiment:
         """Return the time by the store's clock: that of a small file just written."""
         clock = self.store.put(self.key(CLOCK_NAME), b"", durable=False)
         return datetime.fromtimestamp(clock.modified_seconds, UTC)
+
+    def is_same_folder(self, other: Experiment) -> bool:
+        """Tell whether what is written here is read there: whatever the two are called, by a link, a mount or an alias.
+
+        It makes this folder, if that is not there, and never the other.
+        """
+        for _ in range(ATTEMPTS):
+            token = new_token().encode()
+            written = self.store.put(self.key(CLOCK_NAME), token, durable=False)
+            there = other.read_small(CLOCK_NAME, len(token) + 1)
+            if there and there[0] == token:
+                return True
+            if self.store.stat(self.key(CLOCK_NAME)) == written:  # nobody wrote it again before it was read there
+                return False
+        raise StoreUnavailableError(
+            "others keep writing what tells whether two folders are one",
+            path=self.location(CLOCK_NAME),
+            hint="Try again.",
+        )
 
     def put_record(
         self,

@@ -17,6 +17,7 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
 from ckpt_lib.store import Store, location, open_store
+from ckpt_lib.store.identity import StoreWatch
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Locations:
     """Where one experiment's checkpoints lie: their ``home``, their ``backups`` and, if configured, a ``fallback``.
 
     Nothing is read or written before it is asked for. Raises :class:`~ckpt_lib.errors.ConfigError` for two locations
-    that are the same folder.
+    that lead to the same folder by now; what a link or mount makes one later is found by :func:`check_apart`.
     """
 
     def __init__(self, config: CheckpointConfig, name: str) -> None:
@@ -33,15 +34,16 @@ class Locations:
         self.name = name
         self.events = Events(name)
         self.home = self._experiment(open_store(config.checkpoint_dir), name)
+        self.watch = StoreWatch(self.home.store)
         if config.backup_dir:
             self.backups = self._experiment(open_store(config.backup_dir), name)
         else:
             self.backups = self._experiment(self.home.store, f"{name}/{BACKUPS_NAME}")
         self.fallback = self._experiment(open_store(config.fallback_dir), name) if config.fallback_dir else None
-        _check_apart("backups", self.backups, "backup_dir", self.home)
+        _check_paths("checkpoints", self.home, "backup_dir", self.backups)
         if self.fallback:
-            _check_apart("checkpoints", self.home, "fallback_dir", self.fallback)
-            _check_apart("backups", self.backups, "fallback_dir", self.fallback)
+            _check_paths("checkpoints", self.home, "fallback_dir", self.fallback)
+            _check_paths("backups", self.backups, "fallback_dir", self.fallback)
         self.monitor_record = MonitorRecord(config.monitor, is_given=is_monitor_given(config))
         self.catalogue = Catalogue(self.home, self.monitor_record, self.backups)
         self.best = BestWatch(self.catalogue)
@@ -74,7 +76,25 @@ class Locations:
         return action(*self.find(name))
 
 
-def _check_apart(name: str, experiment: Experiment, option: str, other: Experiment) -> None:
+def check_apart(name: str, experiment: Experiment, option: str, other: Experiment) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` if the folder of ``option``, which is there, is that of ``name``.
+
+    Copies and what they are copies of would be the same files: to be asked before some are removed for the others.
+    """
+    if other.is_same_folder(experiment):
+        raise _same_folder(name, experiment, option, other)
+
+
+def _check_paths(name: str, experiment: Experiment, option: str, other: Experiment) -> None:
     here, there = location(experiment.store, experiment.path), location(other.store, other.path)
     if os.path.realpath(here) == os.path.realpath(there):
-        raise ConfigError(f"{name} would lie in the same folder", path=there, hint=f"Change {option}.")
+        raise _same_folder(name, experiment, option, other)
+
+
+def _same_folder(name: str, experiment: Experiment, option: str, other: Experiment) -> ConfigError:
+    return ConfigError(
+        f"{option} is the folder of the {name} under another name",
+        path=location(other.store, other.path),
+        expected=f"another folder than {location(experiment.store, experiment.path)}",
+        hint=f"Change {option}, or remove the link or mount that makes them one.",
+    )

@@ -21,7 +21,6 @@ from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.validate import KnownVersions
-from ckpt_lib.store.identity import ensure_identity
 from ckpt_lib.stream import Progress
 
 _ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "max_backups"}
@@ -78,7 +77,7 @@ class Copies:
         manifest = imports.import_checkpoint(home, source, monitor=monitor, progress=progress)
         self.known.remember(home, manifest, is_loadable=True)
         with failures_logged("writing the identity of the store"):
-            ensure_identity(home.store)
+            self.locations.watch.ensure()
         self.snapshot.write()
         return manifest
 

@@ -14,7 +14,7 @@ from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptMan
 from ckpt_lib.experiment.deletion import delete_all
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
-from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.locations import Locations, check_apart
 from ckpt_lib.experiment.query import Catalogue
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire, tell_of_deletion
@@ -156,6 +156,8 @@ class BackupCleaner:
         just_made: str | None = None,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by ``max_backups``, and keep the one that was ``just_made``."""
+        if not dry_run:
+            self._check_apart()
         monitor = self.locations.catalogue.monitor()
         protected = dict.fromkeys(self._damaged_checkpoints(), "its checkpoint is damaged")
         if just_made is not None:
@@ -170,6 +172,11 @@ class BackupCleaner:
             trash_seconds=self.locations.config.trash_seconds,
         )
 
+    def _check_apart(self) -> None:
+        """Raise :class:`~ckpt_lib.errors.ConfigError` if what are to be backups are the checkpoints themselves."""
+        if self.experiment.index.view().manifests:  # else nothing is lost, and there may be no folder
+            check_apart("checkpoints", self.locations.home, "backup_dir", self.experiment)
+
     def _damaged_checkpoints(self) -> list[str]:
         view = self.locations.home.index.view()
         return [
@@ -180,6 +187,7 @@ class BackupCleaner:
 
     def delete(self, name: str) -> int:
         """Delete one backup, sound or in quarantine, for good; return how many bytes that frees."""
+        self._check_apart()
         checkpoint_id = self.locations.backup_catalogue.id_of(name)
         try:
             return delete_for_good(self.experiment, checkpoint_id)

@@ -19,6 +19,7 @@ from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.files import blocks_of, damaged_source, replace_file
 from ckpt_lib.experiment.layout import manifest_name
+from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
 from ckpt_lib.stream import Progress
@@ -38,11 +39,14 @@ def backup(
     ``verify_existing``, every byte of both is read, and a damaged copy is replaced.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint itself is found damaged: damage is never
-    copied over a backup. Killed on the way, the next call begins again.
+    copied over a backup; and :class:`~ckpt_lib.errors.ConfigError` when the backup is the checkpoint itself, under
+    another name. Killed on the way, the next call begins again.
     """
     existing = _readable(backups, manifest.checkpoint_id)
     if isinstance(existing, Manifest) and existing.is_visible:
         same_or_raise(existing, manifest, backups)
+        if existing.claim == manifest.claim:  # a backup has one of its own
+            check_apart("checkpoints", home, "backup_dir", backups)
         if _is_whole(backups, existing, verify=verify_existing):
             if verify_existing or not home.is_complete(manifest):
                 _require_intact(home, manifest, progress)

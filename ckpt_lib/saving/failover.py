@@ -28,6 +28,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.free_space import FreeSpace
+from ckpt_lib.store.identity import StoreWatch
 
 _chance = random.SystemRandom()
 """Not the generator of everybody, from which the training may draw."""
@@ -52,14 +53,24 @@ class Saved:
 
 
 class SaveTarget:
-    """An experiment that saves go to. With ``verify``, payloads are read back before they are committed."""
+    """An experiment that saves go to. With ``verify``, payloads are read back before they are committed.
+
+    With a ``watch``, a save fails where the store is not the one of earlier saves.
+    """
 
     def __init__(
-        self, experiment: Experiment, known: KnownVersions, free_space: FreeSpace, *, verify: bool = False
+        self,
+        experiment: Experiment,
+        known: KnownVersions,
+        free_space: FreeSpace,
+        *,
+        watch: StoreWatch | None = None,
+        verify: bool = False,
     ) -> None:
         self.experiment = experiment
         self._known = known
         self._free_space = free_space
+        self._watch = watch
         self._verify = verify
         self._last_size_bytes: int | None = None
 
@@ -83,6 +94,8 @@ class SaveTarget:
     def _attempt(
         self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, is_repeated: bool
     ) -> Manifest:
+        if self._watch:
+            self._watch.check()
         if is_repeated and (left := self._left_behind(facts)):
             return left
         self._require_room(layout)

@@ -10,12 +10,21 @@ from contextlib import suppress
 from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, IntegrityError, StorageFullError, StoreError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    IntegrityError,
+    NotAStoreError,
+    StorageFullError,
+    StoreError,
+)
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.deletion import delete_all, purge
 from ckpt_lib.experiment.edits import edit
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.stream import Progress
@@ -42,9 +51,10 @@ class ReconcileReport(BaseModel):
 class Fallback:
     """One experiment's fallback folder, and the home that its checkpoints belong to."""
 
-    def __init__(self, stranded: Experiment, home: Experiment) -> None:
+    def __init__(self, stranded: Experiment, home: Experiment, backups: Experiment) -> None:
         self.experiment = stranded
         self._home = home
+        self._backups = backups
         self._given_up: set[str] = set()
 
     def manifests(self) -> list[Manifest]:
@@ -63,12 +73,15 @@ class Fallback:
 
         What comes home is the newest there. Killed at any point, the next call goes on: what is in both places is one
         checkpoint, told by its ``uid``. A damaged one stays, with a reason. Raises
-        :class:`~ckpt_lib.errors.StoreError` when the store fails again.
+        :class:`~ckpt_lib.errors.StoreError` when the store fails again, and :class:`~ckpt_lib.errors.ConfigError` when
+        the fallback folder is that of the checkpoints or of their backups, under another name.
         """
         moved: dict[str, str] = {}
         already_home: dict[str, str] = {}
         moved_bytes = 0
         view = self.experiment.index.view()
+        if view.manifests or view.deleted or view.purging:
+            self._check_apart()
         failed = {str(error.checkpoint_id): error.message for error in view.unreadable}
         if view.manifests:
             there = {item.uid for item in self._home.index.view().manifests}
@@ -97,6 +110,11 @@ class Fallback:
             failed=failed,
         )
 
+    def _check_apart(self) -> None:
+        check_apart("checkpoints", self._home, "fallback_dir", self.experiment)
+        with suppress(StoreError, NotAStoreError):  # what cannot be read is not what was just read here
+            check_apart("backups", self._backups, "fallback_dir", self.experiment)
+
     def _move(self, manifest: Manifest, progress: Progress | None) -> str | None:
         """Move one and return the id that it has at home; ``None`` when it was home before, and was deleted there."""
         self._require_room(manifest)
@@ -105,6 +123,7 @@ class Fallback:
             purge(self._home, grace_seconds=0, only=lambda item: item.uid == manifest.uid, asked=True)
             brought = self._copy(manifest, progress, asked=True)
         if brought is not None:
+            self._refuse_itself(manifest, brought)
             self._verify(brought)
             keys.point_to(self._home, brought)
         self._remove(manifest)
@@ -134,6 +153,16 @@ class Fallback:
                 expected=f"{needed_bytes} bytes",
                 got=f"{free_bytes} bytes free",
                 hint="It stays in the fallback folder.",
+            )
+
+    def _refuse_itself(self, manifest: Manifest, brought: Manifest) -> None:
+        """Raise when the copy at home may be no copy: one that this library makes has a claim of its own."""
+        if brought.claim == manifest.claim:
+            raise CheckpointExistsError(
+                "what is in the store may be the very same files, and no copy of them",
+                checkpoint_id=manifest.checkpoint_id,
+                path=self._home.location(brought.payload_name),
+                hint="It was left as it is in both places. If you copied the folder by hand, delete one of the copies.",
             )
 
     def _verify(self, brought: Manifest) -> None:

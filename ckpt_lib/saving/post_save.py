@@ -12,7 +12,6 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
-from ckpt_lib.store.identity import ensure_identity
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PostSave:
     def run(self, manifest: Manifest) -> None:
         """Do all that is due once ``manifest`` is committed."""
         with failures_logged("writing the identity of the store"):  # after the first save, and where that was cut off
-            ensure_identity(self.locations.home.store)
+            self.locations.watch.ensure()
         # What someone else has deleted by now needs no backup.
         with failures_logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
             if self._wants_backup(manifest):

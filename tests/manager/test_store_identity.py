@@ -10,10 +10,12 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, init_store, list_experiments, open_store
-from ckpt_lib.errors import ExperimentNotFoundError, NotAStoreError
+from ckpt_lib.errors import ExperimentNotFoundError, NotAStoreError, StoreUnavailableError
 from ckpt_lib.experiment.listing import check_experiment_exists
+from ckpt_lib.saving import failover
 from ckpt_lib.store.identity import IDENTITY_NAME, read_identity
-from tests.helpers import build
+from tests.helpers import MakeManager, build, ids
+from tests.helpers import save as save_with
 
 
 def save(store: Path, name: str = "run") -> CheckpointManager:
@@ -88,3 +90,68 @@ def test_a_store_that_cannot_be_there_is_no_empty_store(tmp_path: Path, place: s
         with pytest.raises(NotAStoreError):
             call()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "loop"]
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failover, "RETRY_DELAYS_SECONDS", (0.001, 0.001))
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_an_empty_mount_point_is_not_the_store_of_before(make_manager: MakeManager, tmp_path: Path) -> None:
+    """A process that has saved to a store, or saved beside one that did, takes no empty folder for it later."""
+    writer, follower = make_manager(max_checkpoints=9), make_manager(max_checkpoints=9)
+    saved = [save_with(writer, 1), save_with(follower, 2)]
+    store = unmounted(writer, tmp_path)
+    for manager in (writer, follower):
+        with pytest.raises(StoreUnavailableError, match="not the one that this process has saved to") as caught:
+            save_with(manager, 3)
+        assert caught.value.got == "its identity file is missing"
+    assert list(store.iterdir()) == []
+    mounted_again(store, tmp_path)
+    saved.append(save_with(writer, 4))
+    assert ids(follower) == saved
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_while_the_disk_is_unmounted_the_fallback_takes_over(make_manager: MakeManager, tmp_path: Path) -> None:
+    """What is saved meanwhile is stranded, and does not come home to the empty mount point."""
+    manager = make_manager(fallback_dir=str(tmp_path / "fallback"))
+    first = save_with(manager, 1)
+    store = unmounted(manager, tmp_path)
+    stranded = [save_with(manager, 2), save_with(manager, 3)]
+    with pytest.raises(StoreUnavailableError):
+        manager.reconcile()
+    assert [item.checkpoint_id for item in manager.list_stranded()] == stranded
+    assert list(store.iterdir()) == []
+    mounted_again(store, tmp_path)
+    assert [first, *stranded, save_with(manager, 4)] == ids(manager)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_another_store_is_not_the_store_of_before(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Somebody else may have saved to the mount point; a damaged identity file tells nothing, and stops nothing."""
+    manager = make_manager()
+    save_with(manager, 1)
+    identity = Path(manager.config.checkpoint_dir) / IDENTITY_NAME
+    identity.write_text("{")
+    save_with(manager, 2)
+    store = unmounted(manager, tmp_path)
+    other = init_store(str(store))
+    with pytest.raises(StoreUnavailableError) as caught:
+        save_with(manager, 3)
+    assert other.uid in str(caught.value.got)
+    assert [path.name for path in store.iterdir() if path.name[0] != "."] == []
+
+
+def unmounted(manager: CheckpointManager, tmp_path: Path) -> Path:
+    """Leave an empty folder where the store was."""
+    store = Path(manager.config.checkpoint_dir)
+    store.rename(tmp_path / "aside")
+    store.mkdir()
+    return store
+
+
+def mounted_again(store: Path, tmp_path: Path) -> None:
+    store.rmdir()
+    (tmp_path / "aside").rename(store)
