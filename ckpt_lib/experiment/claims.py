@@ -51,6 +51,11 @@ class HeldClaim:
     def checkpoint_id(self) -> str:
         return self.claim.checkpoint_id
 
+    @property
+    def has_plain_name(self) -> bool:
+        """Whether the payload has the name that only the first claim of an id gets."""
+        return self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
+
     def file_name(self, name: str) -> str:
         """Return the name of a payload file in the experiment; ``name`` is ``""`` unless the format writes a folder.
 
@@ -69,8 +74,7 @@ class HeldClaim:
 
         An earlier claim of the id was ``gone`` for a day after its time stamp.
         """
-        is_plain = self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
-        if is_plain and self.claimed_before - CheckpointId.parse(self.checkpoint_id).timestamp >= GONE_FOR:
+        if self.has_plain_name and self.claimed_before - CheckpointId.parse(self.checkpoint_id).timestamp >= GONE_FOR:
             self._rewrite(files=(payload_name(self.checkpoint_id, self.suffix, self.claim.claim),))
 
     def renew(self) -> None:
@@ -151,7 +155,8 @@ def give_up(held: HeldClaim, reason: BaseException | None = None) -> None:
 
     What cannot be done now is left to the sweep. The claim is ended before its files go: a commit that is still under
     way would else publish a checkpoint without them. Where the ``reason`` is a full store, no commit is under way, and
-    the files go first: the end of the claim needs their room.
+    the files go first: the end of the claim needs their room. The first claim of an id leaves no record there, which
+    would take more of that room: nobody has seen it end, so nobody removes files of that name later.
     """
     _under_way.discard(held.claim.claim)
     with contextlib.suppress(CheckpointError, OSError):
@@ -159,9 +164,13 @@ def give_up(held: HeldClaim, reason: BaseException | None = None) -> None:
         record = found.record
         if isinstance(record, Manifest) and record.claim == held.claim.claim:
             return
+        is_mine = isinstance(record, Claim) and record.claim == held.claim.claim and record.state == "saving"
         if isinstance(reason, StorageFullError):
             remove_files(held.experiment, held.claim.files)
-        if isinstance(record, Claim) and record.claim == held.claim.claim and record.state == "saving":
+            name = manifest_name(held.checkpoint_id)
+            if is_mine and held.has_plain_name and held.experiment.delete_key(name, found.version):
+                return
+        if is_mine:
             abandon(held.experiment, found)
         else:  # taken for dead: the key is not ours any more, the files still are
             remove_files(held.experiment, held.claim.files)

@@ -224,7 +224,12 @@ class Experiment:
                 hint="Pass single_writer=True if no other process writes to this experiment.",
             )
 
-    def delete_key(self, name: str, version: Condition) -> None:
-        """Remove a small file if it still has this version, where the store can tell; a file that changed stays."""
-        if self.store.capabilities.delete_if_version and isinstance(version, str):
-            self.store.delete(self.key(name), if_version=version)
+    def delete_key(self, name: str, version: Condition) -> bool:
+        """Remove a small file if it still has this version, and return True; ``False`` where the store cannot tell.
+
+        Raises :class:`~ckpt_lib.errors.VersionConflictError` for a file that changed: it stays.
+        """
+        if not (self.store.capabilities.delete_if_version and isinstance(version, str)):
+            return False
+        self.store.delete(self.key(name), if_version=version)
+        return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.errors import StorageFullError
 from ckpt_lib.experiment import commit, copies, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import replace_file
@@ -101,6 +103,16 @@ def read(experiment: Experiment) -> Any:
 def repair(experiment: Experiment) -> Any:
     found = experiment.get(X)
     return "repaired", replace_file(experiment, found, found.files[0], [found.uid.encode()])
+
+
+def without_room(one: Actor) -> Actor:
+    """Go on after an error of a full store."""
+
+    def actor(experiment: Experiment) -> Any:
+        with contextlib.suppress(StorageFullError):
+            return one(experiment)
+
+    return actor
 
 
 def then(*actors: Actor) -> Actor:

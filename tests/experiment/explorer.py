@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from ckpt_lib.core.manifest import Claim, Manifest, parse_record
 from ckpt_lib.core.owners import Owner
-from ckpt_lib.errors import CheckpointError, StoreUnavailableError, VersionConflictError
+from ckpt_lib.errors import CheckpointError, StorageFullError, StoreUnavailableError, VersionConflictError
 from ckpt_lib.experiment import claims, copies, experiment, index, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import CLOCK_NAME
@@ -90,6 +90,8 @@ class ReplayStore:
         if key.endswith(CLOCK_NAME):
             return _entry(key, b"", 0, self.ask("day"))
         kind, version, day = self.ask("put", key, data, if_version)
+        if kind == "full":
+            raise StorageFullError("full", path=key)
         if kind == "lost":
             raise StoreUnavailableError("no answer", path=key)
         if kind == "conflict":
@@ -176,6 +178,8 @@ class World:
     always: Check = lambda *_: None
     final: Check = lambda *_: None
     crash: Sequence[int] = ()
+    full: Sequence[int] = ()
+    """The actors whose writes may find the store full."""
     days: int = 1
     lost: int = 0
     capabilities: Capabilities = ALL
@@ -283,6 +287,8 @@ class World:
             found = tuple((k, *v) for k, v in content if v[0] is not None and k.startswith(operation[1]))
             yield found, content, lost, "lists"
         else:
+            if number in self.full and operation[2] is not None:
+                yield ("full", 0, 0), content, lost, f"writes {operation[1]}: the store is full"
             yield from self._puts(*operation[1:], state=state)
 
     def _puts(

@@ -105,6 +105,26 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
             found""",
         "a save and a late sweep",
     ),
+    "a full store's claim that goes before its files": (
+        claims,
+        lambda: claims.give_up,
+        """            remove_files(held.experiment, held.claim.files)
+            name = manifest_name(held.checkpoint_id)
+            if is_mine and held.has_plain_name and held.experiment.delete_key(name, found.version):
+                return""",
+        """            name = manifest_name(held.checkpoint_id)
+            held.experiment.delete_key(name, found.version)
+            remove_files(held.experiment, held.claim.files)
+            return""",
+        "a save on a full store and another of that second",
+    ),
+    "a full store's claim that leaves no record where others may have seen one end": (
+        claims,
+        lambda: claims.give_up,
+        "if is_mine and held.has_plain_name and ",
+        "if is_mine and ",
+        "a purge and a restore on a full store after another purge",
+    ),
     "keys that end at once": (
         claims,
         lambda: claims.remove_gone,

@@ -19,6 +19,7 @@ from tests.experiment.actors import (
     tag,
     then,
     undelete,
+    without_room,
 )
 from tests.experiment.contents import (
     DELETED,
@@ -83,6 +84,51 @@ WORLDS = named(
     ),
     two_saves_of_one_second_and_a_sweep=_world(
         ("save", save(U)), ("save2", save(W)), ("sweep", sweeper), always=acknowledged, crash=(0, 2), lost=1
+    ),
+    a_save_on_a_full_store_and_another_of_that_second=_world(
+        ("save", save(U)),
+        ("save2", save(W)),
+        always=acknowledged,
+        final=none_forgotten,
+        full=(0,),
+        crash=(0,),
+        lost=1,
+        days=0,
+    ),
+    two_saves_on_a_full_store_and_a_sweep=_world(
+        ("save", save(U, files=2)),
+        ("save2", save(W, files=2)),
+        ("sweep", sweeper),
+        always=acknowledged,
+        final=none_forgotten,
+        full=(0, 1),
+        crash=(0, 2),
+    ),
+    a_save_on_a_full_store_and_its_retry=_world(
+        ("save", save(U, key="k")),
+        ("retry", save(U, key="k")),
+        ("sweep", sweeper),
+        always=once,
+        full=(0, 1),
+        crash=(0,),
+        lost=1,
+    ),
+    a_purge_and_a_restore_on_a_full_store_after_another_purge=_world(
+        ("purge", purge),
+        ("purge, restore and save", then(purge, without_room(copy()), without_room(save(W)))),
+        content=PURGING | SOURCE,
+        always=acknowledged,
+        full=(1,),
+        days=0,
+    ),
+    two_restores_on_a_full_store_and_a_sweep=_world(
+        ("restore", copy()),
+        ("restore2", copy()),
+        ("sweep", sweeper),
+        content=SOURCE,
+        always=acknowledged,
+        full=(0, 1),
+        crash=(0,),
     ),
     two_purges_and_a_restore=_world(
         ("purge", purge),

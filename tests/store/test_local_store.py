@@ -347,7 +347,7 @@ def test_a_folder_that_vanished_under_its_writer_is_an_error_of_the_store(store:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_record_can_be_written_on_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
-    """By room that the first upload sets aside; a disk that has little gets no reserve."""
+    """By room that the first upload sets aside, and no new record takes; a disk that has little gets no reserve."""
     code = """
 import sys
 from contextlib import suppress
@@ -355,6 +355,7 @@ from pathlib import Path
 from tests.torture.namespaces import enter_namespace, tmpfs
 enter_namespace()
 from ckpt_lib.errors import StorageFullError
+from ckpt_lib.store.base import ABSENT
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.testing.store_contract import get, upload
 disk = Path(sys.argv[1])
@@ -366,6 +367,9 @@ with tmpfs(disk, 2 * 2**20):
     with (disk / "other").open("wb", buffering=0) as other, suppress(OSError):
         while other.write(bytes(4096)):
             pass
+    with suppress(StorageFullError):
+        store.put("e/y", bytes(9_000), if_version=ABSENT)
+        print("a new record took the room")
     store.put("e/x", bytes(9_000), if_version=version)
     assert get(store, "e/x") == bytes(9_000)
     try:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckpt_lib.errors import InvalidNameError, StorageFullError
-from ckpt_lib.store.base import Capabilities, Condition, Entry
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
 from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
 from ckpt_lib.store.local.direct import Output
 from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
@@ -113,7 +113,8 @@ class LocalStore:
         try:
             return self._put(key, data, if_version, durable)
         except StorageFullError:
-            if not give_up_reserve(self._folders, self._system):
+            # A new record may not take the room that the deletion of what is there needs.
+            if if_version is ABSENT or not give_up_reserve(self._folders, self._system):
                 raise
         return self._put(key, data, if_version, durable)
 
