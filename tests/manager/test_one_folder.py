@@ -32,7 +32,8 @@ def test_a_fallback_that_is_the_store_is_not_moved_home(make_manager: MakeManage
     saved.append(save(manager, 4))
     with pytest.raises(ConfigError, match="fallback_dir is the folder of the checkpoints") as caught:
         manager.reconcile()
-    assert (caught.value.path, caught.value.hint[:19]) == (str(alias / "run"), "Change fallback_dir")
+    assert caught.value.path == str(alias / "run")
+    assert "Change fallback_dir" in str(caught.value.hint)
     assert ids(manager) == saved
     assert len(manager.list_deleted()) == 1
 
