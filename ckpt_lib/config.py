@@ -97,7 +97,8 @@ class CheckpointConfig(BaseModel):
         default=None,
         min_length=1,
         description="Root of a store, best on a local disk, that saves go to if checkpoint_dir fails. The next "
-        "successful save or `ckpt reconcile` moves them to checkpoint_dir.",
+        "successful save or `ckpt reconcile` moves them to checkpoint_dir. Give each checkpoint_dir its own: what is "
+        "here goes to whichever asks first for an experiment of that name.",
     )
     on_save_failure: OnSaveFailure = Field(
         default="raise",

@@ -18,11 +18,12 @@ from ckpt_lib.errors import (
     NotAStoreError,
     StorageFullError,
     StoreError,
+    VersionConflictError,
 )
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.copies import copy
 from ckpt_lib.experiment.deletion import delete_all, purge
-from ckpt_lib.experiment.edits import edit
+from ckpt_lib.experiment.edits import edit, release
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.sweep import sweep
@@ -166,7 +167,11 @@ class Fallback:
             )
 
     def _verify(self, brought: Manifest) -> None:
-        """Read it back from its home. Raises :class:`IntegrityError` when it is not as it was saved."""
+        """Read it back from its home, and end its quarantine there: else none would be left that readers see.
+
+        Raises :class:`IntegrityError` when it is not as it was saved.
+        """
+        found = self._home.read_visible(brought.checkpoint_id) if brought.quarantined else None  # before its bytes
         report = validate(self._home, brought)
         if not report:
             self._home.check_current(brought)  # raises when it was deleted meanwhile, which is no damage
@@ -175,6 +180,13 @@ class Fallback:
                 checkpoint_id=brought.checkpoint_id,
                 path=self._home.location(brought.payload_name),
                 hint="`ckpt repair` or delete that copy; the one in the fallback folder stays.",
+            )
+        if found and not (found.manifest.claim == brought.claim and release(self._home, found)):
+            raise VersionConflictError(
+                "its copy in the store was changed while it was read",
+                checkpoint_id=brought.checkpoint_id,
+                path=self._home.location(brought.payload_name),
+                hint="Try again.",
             )
 
     def _tell(self, manifest: Manifest, home_id: str) -> None:

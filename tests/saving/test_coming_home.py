@@ -144,6 +144,21 @@ def test_a_copy_that_is_damaged_at_home_does_not_cost_the_good_one(make_safe: Ma
     assert CheckpointManager(CheckpointConfig(checkpoint_dir=str(fallback_dir)), "run").validate_checkpoint(stranded)
 
 
+def test_a_copy_in_quarantine_that_reads_well_again_is_seen_again(make_safe: MakeManager) -> None:
+    """A bad cable can be mended: the copy leaves its quarantine before the stranded one, which is sound, goes."""
+    manager = make_safe()
+    save(manager, 1)
+    (stranded,) = strand(manager, 2)
+    interrupted(manager, stranded)
+    sound = home_payload(manager, stranded).read_bytes()
+    flip_bit(home_payload(manager, stranded), 500)
+    manager.quarantine_checkpoint(stranded)
+    home_payload(manager, stranded).write_bytes(sound)
+    assert manager.reconcile().already_home == {stranded: stranded}
+    assert (manager.list_stranded(), manager.list_quarantined()) == ([], [])
+    assert ids(manager)[-1] == stranded
+
+
 def test_deleting_the_damaged_copy_at_home_does_not_cost_the_good_one(
     make_safe: MakeManager, fallback_dir: Path
 ) -> None:
