@@ -32,12 +32,8 @@ def test_a_fallback_that_is_the_store_is_not_moved_home(make_manager: MakeManage
     saved.append(save(manager, 4))
     with pytest.raises(ConfigError, match="fallback_dir is the folder of the checkpoints") as caught:
         manager.reconcile()
-<<<<<<< HEAD
-    assert (caught.value.path, str(caught.value.hint)[:19]) == (str(alias / "run"), "Change fallback_dir")
-=======
     assert caught.value.path == str(alias / "run")
     assert "Change fallback_dir" in str(caught.value.hint)
->>>>>>> caaa78bd39c9dda9cb067ca2f971523ca148c492
     assert ids(manager) == saved
     assert len(manager.list_deleted()) == 1
 
