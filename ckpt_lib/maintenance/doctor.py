@@ -23,6 +23,7 @@ from ckpt_lib.errors import (
     NotACheckpointError,
     UnsupportedSchemaError,
 )
+from ckpt_lib.experiment import pointers
 from ckpt_lib.experiment.claims import is_dead
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
@@ -46,8 +47,11 @@ from ckpt_lib.store import Entry, location
 from ckpt_lib.stream import Progress
 
 _SWEEP = "ckpt cleanup"
+_ITSELF = "ckpt doctor --fix"
 _OWN_FOLDERS = {"keys/", "uids/"}
-_KINDS_IN_ORDER: tuple[Kind, ...] = ("half save", "half deletion", "leftover", "damaged", "quarantined", "no backup")
+_KINDS_IN_ORDER: tuple[Kind, ...] = (
+    *("half save", "half deletion", "leftover", "damaged", "quarantined", "damaged pointer", "no backup"),
+)
 """In which they are fixed: a repair before a backup, and the snapshot of all that at the end."""
 
 
@@ -143,6 +147,7 @@ class Doctor:
         yield from self._of_damage(side, other)
         yield from self._of_quarantine(side, other)
         yield from _of_files(side, other)
+        yield from _of_pointers(side)
         for name in sorted(_links(location(side.experiment.store, side.experiment.path))):
             yield side.finding("link", name, "a link or a device; it is never followed or changed")
 
@@ -249,7 +254,7 @@ class Doctor:
         found = home.experiment.read_small(SNAPSHOT_NAME, len(wanted) + 1)
         if found is None or found[0] != wanted:
             message = "it does not show what there is; nothing goes by it"
-            yield home.finding("stale snapshot", SNAPSHOT_NAME, message, fix="ckpt doctor --fix")
+            yield home.finding("stale snapshot", SNAPSHOT_NAME, message, fix=_ITSELF)
 
     def _validated(self, side: _Side, manifest: Manifest) -> ValidationReport:
         """Validate by size or, when all bytes are to be read, by those."""
@@ -276,6 +281,9 @@ class Doctor:
             return self._sweep(self.locations.backups if is_backup else self.locations.home)
         if finding.kind == "no backup":
             return self._back_up(name)
+        if finding.kind == "damaged pointer":
+            experiment = self.locations.backups if is_backup else self.locations.home
+            return "mended" if pointers.mend(experiment, name) else "left: this store removes nothing under a condition"
         if finding.kind == "stale snapshot":
             self.copies.snapshot.write()
             return "written anew"
@@ -321,6 +329,16 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
         elif not is_named(records[checkpoint_id], name):
             message = "a payload that its manifest does not name"
             yield side.finding("leftover", name, message, fix=_SWEEP, size_bytes=entry.size_bytes)
+
+
+def _of_pointers(side: _Side) -> Iterator[Finding]:
+    experiment = side.experiment
+    for folder in sorted(_OWN_FOLDERS & side.entries().keys()):
+        for entry in experiment.store.list(experiment.key(folder)):
+            name = folder + entry.key.rpartition("/")[2]
+            if not entry.is_folder and name.endswith(MANIFEST_SUFFIX) and pointers.read(experiment, name).is_damaged:
+                message = "it cannot be read, so what it stands for is looked for among all checkpoints"
+                yield side.finding("damaged pointer", name, message, fix=_ITSELF, size_bytes=entry.size_bytes)
 
 
 def _is_ours(name: str, place: Place) -> bool:

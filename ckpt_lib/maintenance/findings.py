@@ -21,6 +21,7 @@ Kind = Literal[
     "deleted",
     "backup only",
     "stale snapshot",
+    "damaged pointer",
     "link",
     "unknown",
 ]
