@@ -22,6 +22,7 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.files import copy_file
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
+from ckpt_lib.store.base import ABSENT
 from ckpt_lib.stream import Progress
 
 _POLL_SECONDS = 0.1
@@ -93,10 +94,13 @@ def _find_place(
 ) -> _Place | Manifest | None:
     """Point the ``uid`` to an id that is free; or return the copy that is there, ``None`` where it must stay away."""
     name = uid_name(manifest.uid)
-    pointer, version = pointers.read(target, name) if use_pointer else (None, None)
+    pointed = pointers.read(target, name) if use_pointer else pointers.FoundPointer(None, ABSENT)
+    pointer, version = pointed
     if pointer and pointer.gone and not asked:
         return None
     wanted = pointer.checkpoint_id if pointer else manifest.checkpoint_id
+    if pointed.is_damaged and (there := pointers.find_carrier(target, name)):
+        wanted = there.checkpoint_id
     for checkpoint_id in _ids(wanted, new_id=new_id):
         found = target.read(checkpoint_id)
         if found.record is not None and found.record.uid == manifest.uid:

@@ -7,12 +7,20 @@ leaving itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ProtectedCheckpointError, VersionConflictError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ProtectedCheckpointError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
@@ -171,10 +179,16 @@ def purge(
 
     None goes while no valid checkpoint is live whose bytes ``is_sound`` finds to be good: then the newest such one that
     was deleted comes back. A person may have ``asked`` for it all the same. ``only`` chooses among the deleted ones.
-    Killed on the way, the next purge goes on.
+    Killed on the way, the next purge goes on. One whose files cannot be removed keeps no other one from going: it is
+    logged, and raised in the end where a person asked.
     """
     view, now = experiment.index.view(), experiment.now()
-    purged = [item for item in view.purging if _go_on(experiment, item)]
+    purged: list[Manifest] = []
+    failed: list[CheckpointError] = []
+    for manifest in view.purging:
+        with _going_on(manifest, failed if only(manifest) else []):
+            if _go_on(experiment, manifest):
+                purged.append(manifest)
     relied_on: Manifest | None = None
     for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence)):
         if is_enough():
@@ -187,9 +201,24 @@ def purge(
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
-            _finish(experiment, moved)
-            purged.append(manifest)
+            with _going_on(manifest, failed):
+                _finish(experiment, moved)
+                purged.append(manifest)
+    if asked and failed:
+        raise failed[0]
     return purged
+
+
+@contextmanager
+def _going_on(manifest: Manifest, failed: list[CheckpointError]) -> Iterator[None]:
+    """Log and note what keeps the files of one checkpoint from being removed; raise if the whole store is away."""
+    try:
+        yield
+    except StoreUnavailableError:
+        raise
+    except CheckpointError as error:
+        logger.error("removing the files of %s failed: %s", manifest.checkpoint_id, error)
+        failed.append(error)
 
 
 def _go_on(experiment: Experiment, manifest: Manifest) -> bool:

@@ -6,25 +6,40 @@ import contextlib
 import time
 
 from ckpt_lib.core.manifest import Claim, Manifest
-from ckpt_lib.errors import CheckpointError, CheckpointExistsError, VersionConflictError
+from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CorruptManifestError, VersionConflictError
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.claims import HeldClaim, abandon, is_dead
 from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
-from ckpt_lib.experiment.found import Found
+from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.layout import key_name
+from ckpt_lib.store.base import ABSENT, Condition
 
 _POLL_SECONDS = 0.5
 
 
 def find(experiment: Experiment, idempotency_key: str) -> Manifest | None:
     """Return the checkpoint that an earlier save with this key made, if it is there and whole; nothing is changed."""
-    pointer = pointers.read(experiment, key_name(idempotency_key)).pointer
-    record = experiment.read(pointer.checkpoint_id).record if pointer else None
-    if pointer and isinstance(record, Manifest) and record.uid == pointer.uid and _answers(experiment, record):
+    record = _look(experiment, key_name(idempotency_key))[0].record
+    if isinstance(record, Manifest) and _answers(experiment, record):
         experiment.index.note(record.sequence)  # what this process saves next comes after it
         return record
     return None
+
+
+def _look(experiment: Experiment, name: str) -> tuple[Found, Condition]:
+    """Return what a key stands for, and the version of its pointer.
+
+    Where the pointer is damaged, or stands for nothing that can be read, a checkpoint may still carry the key.
+    """
+    pointer, version = pointers.read(experiment, name)
+    if pointer is not None:
+        with contextlib.suppress(CorruptManifestError):
+            found = experiment.read(pointer.checkpoint_id)
+            if found.record is not None and found.record.uid == pointer.uid:
+                return found, version
+    carrier = None if version is ABSENT else pointers.find_carrier(experiment, name)
+    return experiment.read(carrier.checkpoint_id) if carrier else NOTHING, version
 
 
 def _answers(experiment: Experiment, manifest: Manifest) -> bool:
@@ -53,19 +68,16 @@ def take(held: HeldClaim, idempotency_key: str) -> Manifest | None:
     mine = pointers.Pointer(checkpoint_id=held.checkpoint_id, uid=held.claim.uid)
     attempts, deadline = 0, time.monotonic() + claims.PATIENCE_SECONDS
     while attempts < ATTEMPTS:
-        pointer, version = pointers.read(experiment, name)
-        if pointer is not None:
-            found = experiment.read(pointer.checkpoint_id)
-            if found.record is not None and found.record.uid == pointer.uid:
-                if earlier := _earlier(experiment, found):
-                    experiment.index.note(earlier.sequence)
-                    return earlier
-                if _is_under_way(held, found):
-                    if time.monotonic() > deadline:
-                        raise _still_saving(experiment, pointer.checkpoint_id)
-                    time.sleep(_POLL_SECONDS)
-                    held.renew()
-                    continue
+        found, version = _look(experiment, name)
+        if earlier := _earlier(experiment, found):
+            experiment.index.note(earlier.sequence)
+            return earlier
+        if _is_under_way(held, found):
+            if time.monotonic() > deadline:
+                raise _still_saving(experiment, found.claim.checkpoint_id)
+            time.sleep(_POLL_SECONDS)
+            held.renew()
+            continue
         attempts += 1
         with contextlib.suppress(VersionConflictError):
             pointers.put(experiment, name, mine, version)

@@ -12,6 +12,7 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, IntegrityError
 from ckpt_lib.events import EventKind
+from ckpt_lib.experiment import keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import imports, quarantine, transfer
@@ -66,6 +67,7 @@ class Copies:
                 error.message = f"its backup cannot be restored: {error.message}"
             error.hint = transfer.other_ways(home, backups, checkpoint_id)
             raise
+        keys.point_to(home, manifest)
         self.known.remember(home, manifest)
         self.snapshot.write()
         return manifest

@@ -23,6 +23,7 @@ from ckpt_lib.errors import (
     NotACheckpointError,
     UnsupportedSchemaError,
 )
+from ckpt_lib.experiment import pointers
 from ckpt_lib.experiment.claims import is_dead
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
@@ -47,7 +48,9 @@ from ckpt_lib.store import Entry, location
 from ckpt_lib.stream import Progress
 
 _OWN_FOLDERS = {"keys/", "uids/"}
-_KINDS_IN_ORDER: tuple[Kind, ...] = ("half save", "half deletion", "leftover", "damaged", "quarantined", "no backup")
+_KINDS_IN_ORDER: tuple[Kind, ...] = (
+    *("half save", "half deletion", "leftover", "damaged", "quarantined", "damaged pointer", "no backup"),
+)
 """In which they are fixed: a repair before a backup, and the snapshot of all that at the end."""
 
 
@@ -101,6 +104,7 @@ class _Side:
             "quarantine": f"ckpt quarantine {option}{name}",
             "back up": f"ckpt backup {name}",
             "write snapshot": "ckpt doctor --fix",
+            "mend pointer": "ckpt doctor --fix",
         }
         return commands[action]
 
@@ -161,6 +165,7 @@ class Doctor:
         yield from self._of_damage(side, other)
         yield from self._of_quarantine(side, other)
         yield from _of_files(side, other)
+        yield from _of_pointers(side)
         for name in sorted(_links(location(side.experiment.store, side.experiment.path))):
             yield side.finding("link", name, "a link or a device; it is never followed or changed")
 
@@ -298,12 +303,17 @@ class Doctor:
             case "write snapshot":
                 self.copies.snapshot.write()
                 return "written anew"
+            case "mend pointer":
+                return self._mend_pointer(self.locations.backups if is_backup else self.locations.home, name)
             case "repair":
                 repair = self.copies.repair_backup if is_backup else self.copies.repair
                 return repair(name, self.progress).message
             case _:
                 set_aside = self.copies.quarantine_backup if is_backup else self.copies.quarantine
                 return set_aside(name, self.progress).message
+
+    def _mend_pointer(self, experiment: Experiment, name: str) -> str:
+        return "mended" if pointers.mend(experiment, name) else "left: this store removes nothing under a condition"
 
     def _back_up(self, checkpoint_id: str) -> str:
         try:
@@ -354,6 +364,16 @@ def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
 
 def _unknown(entry: Entry) -> str:
     return "a folder that holds nothing of a checkpoint here" if entry.is_folder else "a file that nobody here wrote"
+
+
+def _of_pointers(side: _Side) -> Iterator[Finding]:
+    experiment = side.experiment
+    for folder in sorted(_OWN_FOLDERS & side.entries().keys()):
+        for entry in experiment.store.list(experiment.key(folder)):
+            name = folder + entry.key.rpartition("/")[2]
+            if not entry.is_folder and name.endswith(MANIFEST_SUFFIX) and pointers.read(experiment, name).is_damaged:
+                message = "it cannot be read, so what it stands for is looked for among all checkpoints"
+                yield side.finding("damaged pointer", name, message, action="mend pointer", size_bytes=entry.size_bytes)
 
 
 def _is_own_file(name: str, place: Place) -> bool:

@@ -21,10 +21,11 @@ Kind = Literal[
     "deleted",
     "backup only",
     "stale snapshot",
+    "damaged pointer",
     "link",
     "unknown",
 ]
-Action = Literal["sweep", "repair", "quarantine", "back up", "write snapshot"]
+Action = Literal["sweep", "repair", "quarantine", "back up", "write snapshot", "mend pointer"]
 """What `ckpt doctor --fix` does about a finding."""
 _REMARKS: frozenset[Kind] = frozenset({"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version"})
 """Kinds that are worth knowing and no trouble."""

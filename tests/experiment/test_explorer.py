@@ -80,12 +80,12 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         """        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
-            _finish(""",
+            with""",
         """        if moved := rewrite(experiment, found, state="purging"):
             if not keep_one_valid(experiment):
                 rewrite(experiment, moved, state="live")
                 continue
-            _finish(""",
+            with""",
         "a purge while nothing is live",
     ),
     "no quarantine looks what is left": (

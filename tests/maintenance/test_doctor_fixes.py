@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import NotACheckpointError, StoreError
 from ckpt_lib.experiment import edits
+from ckpt_lib.experiment.layout import key_name
 from ckpt_lib.maintenance.findings import Treatment
 from tests.helpers import (
     MakeManager,
@@ -104,6 +107,21 @@ def test_what_was_set_aside_comes_back_when_a_backup_turns_up(make_manager: Make
     (tmp_path / "away").rename(tmp_path / "backups")
     assert cured(manager).is_healthy
     assert manager.validate_checkpoint(checkpoint_id)
+
+
+def test_a_damaged_pointer_is_mended(alone: CheckpointManager) -> None:
+    """So that what it stands for need not be looked for each time; one that stands for nothing goes."""
+    kept = str(alone.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=1, idempotency_key="kept"))
+    lost = str(alone.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2, idempotency_key="lost"))
+    pointers = {name: experiment_folder(alone) / key_name(name) for name in ("kept", "lost")}
+    for path in pointers.values():
+        flip_bit(path, 0)
+    alone.delete_checkpoint(lost)
+    alone.empty_trash()
+    assert kinds(looked_at(alone)).count("damaged pointer") == 2
+    assert cured(alone).is_healthy
+    assert json.loads(pointers["kept"].read_bytes())["checkpoint_id"] == kept
+    assert not pointers["lost"].exists()
 
 
 def test_a_stale_snapshot_is_written_anew(alone: CheckpointManager) -> None:

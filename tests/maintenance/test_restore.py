@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.core.manifest import Claim
@@ -50,6 +51,24 @@ def test_restore_mends_every_damage(backed_up: CheckpointManager, kind: str) -> 
     assert (experiment_folder(backed_up) / payload).read_bytes() == original
     assert ids(backed_up) == [first, saved, last]
     assert all(backed_up.validate_all())
+
+
+def test_a_retry_finds_what_was_purged_and_restored(backed_up: CheckpointManager) -> None:
+    """A purge takes the idempotency key away; the key of a later save stays with that one."""
+
+    def again(epoch: int, key: str) -> str:
+        return str(backed_up.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=epoch, idempotency_key=key))
+
+    lost, other = again(1, "k"), again(2, "taken")
+    for checkpoint_id in (lost, other):
+        backed_up.delete_checkpoint(checkpoint_id)
+    backed_up.empty_trash()
+    later = again(3, "taken")
+    for checkpoint_id in (lost, other):
+        backed_up.restore_checkpoint(checkpoint_id)
+    assert again(1, "k") == lost
+    assert again(2, "taken") == later
+    assert sorted(ids(backed_up)) == sorted([lost, other, later])
 
 
 def test_restore_after_a_deletion(backed_up: CheckpointManager) -> None:
