@@ -16,3 +16,7 @@ class Monitor(BaseModel):
 
     metric: str = "val_loss"
     mode: Mode = "min"
+
+    def changed_to(self, other: Monitor) -> Monitor:
+        """Return the other, or this one where both measure the same: it keeps its fields of newer versions."""
+        return self if (self.metric, self.mode) == (other.metric, other.mode) else other

@@ -136,7 +136,7 @@ def commit(held: HeldClaim, manifest: Manifest, *, take_monitor: bool = True) ->
     :class:`~ckpt_lib.errors.VersionConflictError` when the claim was taken for dead.
     """
     if take_monitor and (view := held.experiment.index.affordable_view()):
-        manifest = manifest.changed(monitor=view.monitor(manifest.monitor))
+        manifest = manifest.changed(monitor=manifest.monitor.changed_to(view.monitor(manifest.monitor)))
     try:
         found = held.experiment.put_record(
             manifest,

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
+from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.errors import CheckpointExistsError, VersionConflictError
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.claims import HeldClaim, abandon, claim_over, give_up, is_dead, new_ids
 from ckpt_lib.experiment.commit import Payload, commit
-from ckpt_lib.experiment.deletion import undelete
+from ckpt_lib.experiment.deletion import finish_purge, undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.files import copy_file
 from ckpt_lib.experiment.found import Found
@@ -124,25 +124,25 @@ def _ids(wanted: str, *, new_id: bool) -> Iterable[str]:
 def _there(target: Experiment, manifest: Manifest, *, asked: bool) -> Manifest | None:
     if manifest.is_visible:
         return manifest
-    if manifest.state == "purging":
-        raise _taken(target, manifest.checkpoint_id)
     return undelete(target, manifest.checkpoint_id) if asked else None
 
 
 def _ended(target: Experiment, found: Found) -> Found:
-    """End what a dead copier left, and wait for a living one: it brings what is wanted.
+    """End what a dead copier left and what is being purged; wait for a living copier: it brings what is wanted.
 
     Raises :class:`~ckpt_lib.errors.CheckpointExistsError` if that takes too long.
     """
     deadline = time.monotonic() + claims.PATIENCE_SECONDS
-    while isinstance(claim := found.record, Claim) and claim.state != "gone":
-        if claim.state == "saving" and not is_dead(found, target.now()):
-            if time.monotonic() > deadline:
-                raise _taken(target, claim.checkpoint_id)
-            time.sleep(_POLL_SECONDS)
-        else:
+    while (record := found.record) is not None and record.state in ("saving", "abandoned", "purging"):
+        if record.state == "purging":
+            finish_purge(target, found)
+        elif record.state == "abandoned" or is_dead(found, target.now()):
             abandon(target, found)
-        found = target.read(claim.checkpoint_id)
+        elif time.monotonic() > deadline:
+            raise _taken(target, record.checkpoint_id)
+        else:
+            time.sleep(_POLL_SECONDS)
+        found = target.read(record.checkpoint_id)
     return found
 
 

@@ -202,7 +202,7 @@ def purge(
             relied_on = keep_one_valid(experiment, is_sound)
         if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
             with _going_on(manifest, failed):
-                _finish(experiment, moved)
+                finish_purge(experiment, moved)
                 purged.append(manifest)
     if asked and failed:
         raise failed[0]
@@ -226,11 +226,11 @@ def _go_on(experiment: Experiment, manifest: Manifest) -> bool:
     found = experiment.read(manifest.checkpoint_id)
     if not (isinstance(found.record, Manifest) and found.record.state == "purging"):
         return False
-    _finish(experiment, found)
+    finish_purge(experiment, found)
     return True
 
 
-def _finish(experiment: Experiment, found: Found) -> None:
+def finish_purge(experiment: Experiment, found: Found) -> None:
     """Remove what is left of a checkpoint that is ``purging``; any number of purgers may do so at once."""
     manifest = found.manifest
     pointers.forget(experiment, manifest)

@@ -47,7 +47,8 @@ def bring_back(experiment: Experiment, found: Found, **facts: object) -> Found |
     """
     view = experiment.index.view()
     last = max(view.deleted, key=_time_of_deletion, default=found.manifest)
-    return rewrite(experiment, found, state="live", deleted_at=None, monitor=view.monitor(last.monitor), **facts)
+    monitor = found.manifest.monitor.changed_to(view.monitor(last.monitor))
+    return rewrite(experiment, found, state="live", deleted_at=None, monitor=monitor, **facts)
 
 
 def _time_of_deletion(manifest: Manifest) -> tuple[float, int]:

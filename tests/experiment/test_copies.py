@@ -74,6 +74,19 @@ def test_a_copy_does_not_take_anothers_place(experiment: Experiment) -> None:
     assert read(foreign, made.payload.name) == b"mine"
 
 
+@pytest.mark.parametrize("use_pointer", [True, False])
+def test_a_copy_comes_after_the_purge_of_an_earlier_one(experiment: Experiment, use_pointer: bool) -> None:
+    """Whoever purges it is at it, or was killed: the copy finishes the purge, and does not wait for another one."""
+    made, target = save(experiment), Experiment(experiment.store, "backups", "e")
+    copies.copy(experiment, made, target, use_pointer=use_pointer)
+    found = target.read(made.checkpoint_id)
+    target.put_record(found.manifest.changed(state="purging"), found.version)
+    again = copies.copy(experiment, made, target, asked=True, use_pointer=use_pointer)
+    assert again is not None
+    assert again.claim != found.manifest.claim
+    assert target.is_complete(target.get(made.checkpoint_id))
+
+
 def test_a_repair_brings_the_same_bytes(experiment: Experiment) -> None:
     """Other bytes are refused before anything changes; a repair of what was purged meanwhile leaves no file."""
     made = save(experiment)
