@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ckpt_lib.core.logs import failures_logged
@@ -10,6 +10,7 @@ from ckpt_lib.errors import StoreError
 from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.experiment.layout import SNAPSHOT_NAME
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.view import View
 
 
 class SnapshotFile:
@@ -22,11 +23,15 @@ class SnapshotFile:
 
     def write(self) -> None:
         """Write it anew, unless the configuration wants none."""
+        self._write(self._locations.home.index.view)
+
+    def _write(self, view: Callable[[], View | None]) -> None:
         if not self._locations.config.save_metadata:
             return
         with failures_logged(f"updating {SNAPSHOT_NAME}"):
             home = self._locations.home
-            home.store.put(home.key(SNAPSHOT_NAME), self._content(), durable=False)
+            if found := view():
+                home.store.put(home.key(SNAPSHOT_NAME), self._content(found), durable=False)
 
     @contextmanager
     def written_after(self) -> Iterator[None]:
@@ -38,19 +43,19 @@ class SnapshotFile:
             raise
         self.write()
 
-    def _content(self) -> bytes:
-        manifests = self._locations.home.index.view().usable
+    def _content(self, view: View) -> bytes:
+        manifests = view.usable
         # Writing costs as much as there are checkpoints; spread over so many saves, each save costs the same.
         self._saves_until_due = len(manifests) // 10
         self._is_behind = False
         return snapshot(manifests, self._locations.name)
 
     def note_save(self) -> None:
-        """Write it if enough saves have passed since the last time."""
+        """Write it if enough saves have passed since the last time; what others did just now may be missing in it."""
         self._saves_until_due -= 1
         self._is_behind = True
         if self._saves_until_due < 0:
-            self.write()
+            self._write(self._locations.home.index.affordable_view)
 
     def catch_up(self) -> None:
         """Write it if any save has passed since the last time."""

@@ -25,11 +25,14 @@ class Folders:
     def __init__(self, root: Path, system: System) -> None:
         self.root = root
         self._system = system
+        self._paths: dict[tuple[str, ...], Path] = {(): root}
         self._devices: dict[Path, int] = {}
         self._exact: set[Path] = set()
 
     def path(self, parts: tuple[str, ...]) -> Path:
-        return self.root.joinpath(*parts)
+        if parts not in self._paths:  # joining them takes longer than asking the system whether the folder is there
+            self._paths[parts] = self.root.joinpath(*parts)
+        return self._paths[parts]
 
     def find(self, parts: tuple[str, ...]) -> Path | None:
         """Return the folder, or ``None`` when it is not there. Raises ``OSError`` and errors of ``ckpt_lib``."""
@@ -46,15 +49,17 @@ class Folders:
 
     def make(self, parts: tuple[str, ...]) -> Path:
         """Return the folder; create it durably, and what is missing above it. Raises as :meth:`find`."""
-        if self.find(parts) is None:
+        is_missing = self.find(parts) is None
+        if is_missing:
             _refuse_dangling_link(self.root)
             self._make_missing(self.root)
         self._make_durable(self.root, is_root=True)
         for end in range(1, len(parts) + 1):
             folder = self.path(parts[:end])
-            with contextlib.suppress(FileExistsError):
-                self._system.mkdir(folder)
-            self._check(folder, parts[:end])
+            if is_missing:
+                with contextlib.suppress(FileExistsError):
+                    self._system.mkdir(folder)
+                self._check(folder, parts[:end])
             self._make_durable(folder)
         return self.path(parts)
 
@@ -78,25 +83,28 @@ class Folders:
             found, other = (self._system.lstat(folder / spelled) for spelled in (name, name.swapcase()))
             if os.path.samestat(found, other):
                 return name in self._system.names(folder)
-        self._learn_whether_exact(folder)
+        self._learn_whether_exact(folder, name)
         return True
 
-    def _learn_whether_exact(self, folder: Path) -> None:
-        """Remember a folder that does not find its own folder under the name in capitals: it tells all names apart."""
-        with contextlib.suppress(OSError):
-            self._system.lstat(folder / OWN_FOLDER)
-            try:
-                self._system.lstat(folder / OWN_FOLDER.swapcase())
-            except FileNotFoundError:
-                self._exact.add(folder)
+    def _learn_whether_exact(self, folder: Path, name: str) -> None:
+        """Remember a folder that does not find what it holds under the name in capitals: it tells all names apart."""
+        for known in (OWN_FOLDER, name):
+            with contextlib.suppress(OSError):
+                self._system.lstat(folder / known)
+                try:
+                    self._system.lstat(folder / known.swapcase())
+                except FileNotFoundError:
+                    self._system.lstat(folder / known)  # it was there all the time
+                    self._exact.add(folder)
+                    return
 
     def _check(self, path: Path, parts: tuple[str, ...]) -> None:
         """Raise when something on the way is no folder, is a link below the root, or is spelled otherwise."""
         found = os.stat(self.root)
         _check_folder(found, self.root)
         folder = self.root
-        for part in parts:
-            parent, folder = folder, folder / part
+        for end, part in enumerate(parts, start=1):
+            parent, folder = folder, self.path(parts[:end])
             found = self._system.lstat(folder)
             _check_folder(found, folder)
             if not self.is_spelled_so(parent, part):

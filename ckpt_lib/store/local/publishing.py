@@ -11,6 +11,7 @@ import io
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ckpt_lib.errors import NotDurableError, StoreError, VersionConflictError
@@ -31,11 +32,11 @@ class Place:
     folder: Path
     name: str
 
-    @property
+    @cached_property
     def path(self) -> Path:
         return self.folder / self.name
 
-    @property
+    @cached_property
     def own(self) -> Path:
         return self.folder / OWN_FOLDER
 
