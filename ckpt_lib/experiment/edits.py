@@ -35,9 +35,11 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
 def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | None:
     """Change facts of a manifest as it was found; ``None``, and nothing is changed, when it is another one by now."""
     try:
-        return experiment.put_record(found.manifest.changed(**facts), found.version)
+        written = experiment.put_record(found.manifest.changed(**facts), found.version)
     except VersionConflictError:
         return None
+    experiment.index.note_rewritten(written)
+    return written
 
 
 def bring_back(experiment: Experiment, found: Found, **facts: object) -> Found | None:

@@ -118,6 +118,11 @@ class Index:
         with self._lock:
             self._largest = max(self._largest, sequence)
 
+    def note_rewritten(self, found: Found) -> None:
+        """Take in a manifest that was just changed here: the next listing need not read it again."""
+        with self._lock:
+            self._found[found.manifest.checkpoint_id] = (str(found.version), found.manifest)
+
     def note_saved(self, manifest: Manifest, version: str) -> None:
         """Take in what was just saved here, so that no listing is needed to know of it.
 
