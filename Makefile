@@ -45,7 +45,7 @@ test-servers: $(STAMP)
 torture: $(STAMP)
 	@$(BIN)/python -m tests.torture
 
-# Without any one of its safeguards a test fails: each is taken out of a copy; the list goes into docs/DURABILITY.md.
+# Without any one of its safeguards a test fails: each is taken out of a copy; the list goes into docs/MUTANTS.md.
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.torture.mutants
 

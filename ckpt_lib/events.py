@@ -80,7 +80,7 @@ class Event(BaseModel):
     experiment_name: str
     checkpoint_id: str | None = None
     checkpoint: CheckpointMetadata | None = None
-    """What is known of the checkpoint, in events about one that is in the store or has just been deleted from it."""
+    """The checkpoint's metadata, in events about a checkpoint that is in the store or has just been deleted."""
     message: str
     details: dict[str, Any] = {}
     """Plain values, such as numbers of bytes, paths, and the type and text of an error."""

@@ -248,7 +248,7 @@ class CheckpointManager(Maintainer):
 
     @property
     def staging_bytes(self) -> int:
-        """How much memory background saves hold for copies: ``max_pending_saves`` times the state at most."""
+        """The memory that background saves hold for copies: ``max_pending_saves`` times the state at most."""
         return self._saver.background.staging_bytes
 
     def flush(self) -> None:
@@ -280,7 +280,7 @@ class CheckpointManager(Maintainer):
     # --- the fallback folder ---
 
     def list_stranded(self) -> list[CheckpointMetadata]:
-        """What is in the fallback folder and waits to be moved home, oldest first."""
+        """List the checkpoints in the fallback folder that wait to be moved home, oldest first."""
         return [manifest.describe() for manifest in self._fallback.manifests()] if self._fallback else []
 
     def reconcile(self, *, progress: Progress | None = None) -> ReconcileReport:

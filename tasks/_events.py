@@ -60,7 +60,7 @@ def _id_of(event: Event) -> UUID | None:
 
 
 def _is_first(event_id: UUID) -> bool:
-    """Whether this process has not emitted the event before: automations would react to each time."""
+    """Return True when this process has not emitted the event before: automations would react to each one."""
     with _lock:
         if event_id in _emitted:
             return False

@@ -11,7 +11,7 @@ from ckpt_lib.core.monitor import Mode
 
 
 class TensorDifference(TypedDict):
-    """How a tensor differs from that of the first checkpoint: two distances, or the shapes where these differ.
+    """The difference of a tensor from that of the first checkpoint: two distances, or the shapes where these differ.
 
     ``relative_l2`` is the Euclidean norm of the difference over that of the first tensor. In ``shapes``, ``None``
     stands for a tensor that is missing.
@@ -73,7 +73,7 @@ class MonitorFacts(TypedDict):
 
 
 class ExperimentSummary(TypedDict):
-    """What an experiment holds. A megabyte is 1,048,576 bytes.
+    """The content of an experiment in numbers. A megabyte is 1,048,576 bytes.
 
     ``unreadable_checkpoints`` are those whose manifest cannot be read; they count nowhere else. ``monitor_warning``
     says why no checkpoint is the best.

@@ -307,7 +307,7 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
 
 
 class _Chosen(NamedTuple):
-    """What the confirmation shows of a checkpoint or backup that is to be deleted."""
+    """The facts of a checkpoint or backup that the confirmation of a deletion shows."""
 
     checkpoint_id: str
     size_bytes: int

@@ -45,7 +45,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class GivenFacts:
-    """What a caller says of a save, not checked yet; ``CheckpointManager.save_checkpoint`` says what it means."""
+    """The unchecked arguments of a save; ``CheckpointManager.save_checkpoint`` documents them."""
 
     epoch: Any
     step: Any = 0

@@ -70,7 +70,7 @@ class Quarantine(BaseModel):
 
 
 class Record(BaseModel):
-    """What every record of a key has. A rewrite keeps the fields of newer versions."""
+    """The fields of every record. A rewrite keeps the fields of newer versions."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -53,7 +53,7 @@ class HeldClaim:
 
     @property
     def has_plain_name(self) -> bool:
-        """Whether the payload has the name that only the first claim of an id gets."""
+        """True when the payload has the name that only the first claim of an id gets."""
         return self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
 
     def file_name(self, name: str) -> str:

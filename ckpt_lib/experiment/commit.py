@@ -27,7 +27,7 @@ OVERHEAD_BYTES = 32 * 2**10
 
 
 class Payload:
-    """Where a format writes the files of one checkpoint.
+    """The sink that a format writes the files of one checkpoint to.
 
     ``open()`` gives the one file of a payload, ``open(name)`` a file of one that is a folder. Each is hashed on the
     way, and durable when its context ends. With ``verify``, it is read back then.

@@ -41,7 +41,7 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
 
 @dataclass
 class Deletion:
-    """What became of a deletion. What others had deleted already is in neither."""
+    """The outcome of a deletion. A checkpoint that others had deleted already is in neither field."""
 
     deleted: list[Manifest] = field(default_factory=list)
     refused: dict[str, CheckpointError] = field(default_factory=dict)

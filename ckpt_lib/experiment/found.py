@@ -9,7 +9,7 @@ from ckpt_lib.store.base import ABSENT, Condition
 
 
 class Found(NamedTuple):
-    """What a key holds, and in which version."""
+    """The record of a key, and its version."""
 
     record: Manifest | Claim | None
     version: Condition

@@ -94,7 +94,7 @@ class Index:
 
     @property
     def last(self) -> View | None:
-        """What the last listing and the saves since then showed; the store is not asked."""
+        """The view of the last listing and the saves since then; the store is not asked."""
         return self._last
 
     def manifests(self) -> list[Manifest]:

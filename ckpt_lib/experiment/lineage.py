@@ -9,7 +9,7 @@ from ckpt_lib.core.manifest import Manifest
 
 
 class Lineage:
-    """What a run goes on from."""
+    """The checkpoint that a run goes on from."""
 
     def __init__(self) -> None:
         self.parent_id: str | None = None

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Locations:
-    """Where one experiment's checkpoints lie: their ``home``, their ``backups`` and, if configured, a ``fallback``.
+    """The places of one experiment's checkpoints: their ``home``, their ``backups`` and, if configured, a ``fallback``.
 
     Nothing is read or written before it is asked for. Raises :class:`~ckpt_lib.errors.ConfigError` for two locations
     that lead to the same folder by now; what a link or mount makes one later is found by :func:`check_apart`.

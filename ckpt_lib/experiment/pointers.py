@@ -31,7 +31,7 @@ class Pointer(BaseModel):
 
 
 class FoundPointer(NamedTuple):
-    """What a pointer's file holds, and in which version. A damaged one is as good as none, but for its version."""
+    """The content and version of a pointer's file. A damaged pointer counts as none, but keeps its version."""
 
     pointer: Pointer | None
     version: Condition

@@ -20,7 +20,7 @@ _CLAIMED = re.compile(r"\.[0-9a-f]{16}\.")
 
 @dataclass
 class Swept:
-    """What a sweep removed."""
+    """The claims and files that a sweep removed."""
 
     claims: list[str] = field(default_factory=list)
     """Ids of saves that were never finished."""

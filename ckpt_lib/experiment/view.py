@@ -27,7 +27,7 @@ class View:
     entries: Mapping[str, Entry]
     """Every file and folder, by key."""
     below: Mapping[str, Entry]
-    """What lies in the folders of payloads, and what was saved since the listing, by key."""
+    """The files in the folders of payloads, and those saved since the listing, by key."""
     path: str = ""
     """The folder."""
     whole: tuple[Manifest, ...] = ()

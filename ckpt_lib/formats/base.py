@@ -14,7 +14,7 @@ Payload = dict[str, Any]
 
 
 class PayloadSink(Protocol):
-    """Where a format writes the files of one payload."""
+    """The sink that a format writes the files of one payload to."""
 
     def open(self, name: str = "") -> AbstractContextManager[HashingWriter]:
         """Begin a file, which is hashed on its way and ends with the context.
@@ -31,7 +31,7 @@ class PayloadSource(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What the files were called when they were written."""
+        """The names that the files had when they were written."""
         ...
 
     def open(self, name: str = "") -> VerifiedFile:

@@ -27,7 +27,7 @@ Read = Callable[[Experiment, Manifest], Payload]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTarget:
-    """What a checkpoint is restored into, and how; :meth:`CheckpointManager.load_checkpoint` says what it means."""
+    """The objects that a checkpoint is restored into, and the options of :meth:`CheckpointManager.load_checkpoint`."""
 
     model: Stateful | None = None
     optimizer: Stateful | None = None

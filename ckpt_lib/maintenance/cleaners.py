@@ -9,8 +9,14 @@ from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.logs import logger
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptManifestError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptManifestError,
+    ProtectedCheckpointError,
+)
 from ckpt_lib.experiment.deletion import delete_all
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -35,7 +41,7 @@ class Cleaner(Protocol):
 
     @property
     def known(self) -> KnownVersions:
-        """What this process has seen to be intact."""
+        """The file versions that this process has seen to be intact."""
 
     def clean_quickly(self) -> CleanupReport:
         """Clean up by the configured policy; read nothing that this process has seen to be intact."""
@@ -109,7 +115,8 @@ class CheckpointCleaner:
     def delete(self, name: str) -> str:
         """Delete one checkpoint and return its id.
 
-        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
+        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, a run has just resumed from it, or
+        its trash is emptied meanwhile and no other checkpoint is sound.
         """
         resolved = self.catalogue.resolve(name).checkpoint_id
         outcome = delete_all(self.experiment, [resolved])
@@ -119,6 +126,13 @@ class CheckpointCleaner:
             raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
         tell_of_deletion(self.experiment.events, outcome.deleted)
         expire(self.experiment, self.config.trash_seconds, self.known)
+        record = self.experiment.read(resolved).record
+        if isinstance(record, Manifest) and record.is_visible:
+            raise ProtectedCheckpointError(
+                "the checkpoint was kept: all others are damaged",
+                checkpoint_id=resolved,
+                hint="`ckpt doctor` shows the damage; delete this checkpoint once another one is sound.",
+            )
         return resolved
 
 

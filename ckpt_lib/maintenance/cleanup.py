@@ -29,7 +29,7 @@ _MAX_NAMED = 10
 
 
 class CleanupReport(BaseModel):
-    """What a cleanup decided and did. After a dry run nothing is deleted and nothing swept."""
+    """The plan and outcome of a cleanup. After a dry run nothing is deleted and nothing swept."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,22 +38,22 @@ class CleanupReport(BaseModel):
     deleted_ids: tuple[str, ...] = ()
     freed_bytes: int = 0
     trashed_bytes: int = 0
-    """What is freed later: those of ``deleted_ids`` can be brought back until then."""
+    """The bytes to be freed later: until then ``deleted_ids`` can be brought back."""
     expired_ids: tuple[str, ...] = ()
-    """What had been deleted before, and whose time in the trash was over: removed for good."""
+    """The checkpoints deleted earlier whose time in the trash was over: removed for good."""
     expired_bytes: int = 0
     spared: dict[str, str] = {}
     """Ids that the plan gave up and that were found changed when their turn came."""
     swept: tuple[str, ...] = ()
     """Leftovers of dead processes that were removed."""
     backups: CleanupReport | None = None
-    """What was decided about the backups, and done, if they were cleaned up as well."""
+    """The report on the backups, if they were cleaned up as well."""
     backups_error: str | None = None
     """Why the backups were not cleaned up, though they should have been."""
 
 
 class _Assessment:
-    """What is known of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
+    """The status of each checkpoint's bytes; reads as few of them as the question needs, and each only once."""
 
     def __init__(self, experiment: Experiment, view: View, known: KnownVersions) -> None:
         self._experiment = experiment

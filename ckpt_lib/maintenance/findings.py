@@ -44,7 +44,7 @@ class Finding(BaseModel):
     fix: str | None = None
     """The command that fixes it, as `ckpt doctor --fix` does; ``None`` when it takes a person."""
     action: Action | None = None
-    """What that command does."""
+    """The effect of that command."""
     size_bytes: int = 0
 
     @property
@@ -53,7 +53,7 @@ class Finding(BaseModel):
 
 
 class Treatment(BaseModel):
-    """What was done about a finding."""
+    """The action taken about a finding."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class Treatment(BaseModel):
 
 
 class DoctorReport(BaseModel):
-    """What there is to say of an experiment, after ``done``; true when no problem is left."""
+    """The findings in an experiment, after ``done``; true when no problem is left."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -165,7 +165,7 @@ class Maintainer:
         return self._locations.backup_catalogue.ids()
 
     def list_backups(self) -> list[CheckpointMetadata]:
-        """What is in the backup location, oldest first; ``is_best`` and ``is_latest`` are among the backups."""
+        """List the backups, oldest first; ``is_best`` and ``is_latest`` are among the backups."""
         return self._locations.backup_catalogue.describe_all()
 
     def get_backup(self, checkpoint_id: str) -> CheckpointMetadata:
@@ -204,7 +204,7 @@ class Maintainer:
     def remedy(
         self, report: ValidationReport, *, of_backup: bool = False, other: ValidationReport | None = None
     ) -> Remedy:
-        """What helps a checkpoint, or a backup, that a report tells to be damaged.
+        """Return the advice for a checkpoint, or a backup, that a report tells to be damaged.
 
         ``"repair"`` where its other copy has what is missing, and else ``"quarantine"``. The other copy is read, unless
         its report is given as ``other``.
@@ -366,7 +366,7 @@ class Maintainer:
 
     @property
     def monitor(self) -> Monitor:
-        """What decides which checkpoint is the best: the record of the first save, or the configuration before that."""
+        """The metric and mode that decide the best: those of the first save, or of the configuration before that."""
         return self._catalogue.monitor()
 
     @property

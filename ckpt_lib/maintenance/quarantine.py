@@ -43,11 +43,11 @@ class QuarantinedCheckpoint(BaseModel):
     report: ValidationReport
     checkpoint: CheckpointMetadata
     size_bytes: int = 0
-    """How much its payload takes where it lies."""
+    """The size of its payload in the store."""
 
 
 class QuarantineReport(BaseModel):
-    """What was found of a damaged checkpoint and what became of it: repaired or, without ``repair``, set aside."""
+    """The report on a damaged checkpoint that was repaired or, without ``repair``, set aside."""
 
     model_config = ConfigDict(frozen=True)
 

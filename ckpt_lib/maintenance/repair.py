@@ -51,7 +51,7 @@ Remedy = Literal["repair", "quarantine"]
 
 
 class RepairReport(BaseModel):
-    """What was damaged in one copy of a checkpoint and is whole again; without ``damages`` there was nothing to do."""
+    """The damage in one copy of a checkpoint that was repaired; without ``damages`` there was nothing to do."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,9 +60,9 @@ class RepairReport(BaseModel):
     damages: tuple[Damage, ...] = ()
     method: Literal["none", "chunks", "file"] = "none"
     chunks_rewritten: int = 0
-    """How many came from the other copy."""
+    """The number that came from the other copy."""
     bytes_rewritten: int = 0
-    """How many came from the other copy."""
+    """The number that came from the other copy."""
 
     @property
     def message(self) -> str:

@@ -64,7 +64,7 @@ class ScrubReport(BaseModel):
 
 
 class _Outcome(BaseModel):
-    """What was found of one payload, which had this version then."""
+    """The verdict on one payload, which had this version then."""
 
     version: str
     checked_at: AwareDatetime

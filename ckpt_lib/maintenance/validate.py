@@ -242,7 +242,7 @@ def unreadable_report(error: CheckpointError, checkpoint_id: str, experiment_nam
 
 
 class KnownVersions:
-    """Which file versions this process has seen to be valid, so that it need not read them again.
+    """The file versions that this process has seen to be valid, so that it need not read them again.
 
     A version is what the store tells of a file without reading it. It does not change when bits rot, so this spares
     work after each save and is not asked when someone wants to know.

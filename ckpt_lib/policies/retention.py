@@ -62,7 +62,7 @@ __all__ = [
 
 
 class Decision(BaseModel):
-    """Whether to keep one checkpoint, and why."""
+    """The decision about one checkpoint, and its reason."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -55,7 +55,7 @@ class _Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     judges_alone: ClassVar[bool] = False
-    """Whether the rule judges each checkpoint independently of the others."""
+    """True when the rule judges each checkpoint independently of the others."""
 
     if not TYPE_CHECKING:  # type checkers know the options from the fields
 

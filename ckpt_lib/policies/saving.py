@@ -28,7 +28,7 @@ class SavedRecord:
 
 @dataclass(frozen=True)
 class SaveContext:
-    """What a policy decides by. ``saved`` holds the checkpoints of this run, oldest first."""
+    """The facts that a policy decides by. ``saved`` holds the checkpoints of this run, oldest first."""
 
     epoch: int
     step: int

@@ -32,7 +32,7 @@ from ckpt_lib.stream import Progress
 
 
 class ReconcileReport(BaseModel):
-    """What came home from the fallback folder; true when nothing is left there."""
+    """The checkpoints that came home from the fallback folder; true when nothing is left there."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -141,7 +141,7 @@ class PolicyCheck:
 
 
 class _Refusals:
-    """How often and for how long a policy has said no without a yes in between."""
+    """The count and duration of a policy's refusals since it last agreed."""
 
     def __init__(self) -> None:
         self._count = 0

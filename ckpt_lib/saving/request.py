@@ -27,10 +27,10 @@ class TrainingState(Protocol):
         """The state's part of the payload, by reference; without what ``config`` leaves out."""
 
     def facts(self) -> dict[str, Any]:
-        """What a restore compares: the kinds of objects, and which parameter the optimizer holds in which place."""
+        """Return the facts that a restore compares: kinds of objects, and the optimizer's parameters in their order."""
 
     def health_check(self, monitor: Monitor) -> HealthCheck:
-        """What finds NaN and infinities in the state."""
+        """Return the check that finds NaN and infinities in the state."""
 
     @property
     def model_name(self) -> str: ...

@@ -23,7 +23,7 @@ class CopyTask:
 
     @property
     def is_done(self) -> bool:
-        """Whether the part was copied or skipped."""
+        """True when the part was copied or skipped."""
         return self._action is None
 
     def copy(self) -> None:

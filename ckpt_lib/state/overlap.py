@@ -74,7 +74,7 @@ class DeferredCopies:
         self._watches = {id(part): RangeWatch(part) for part in parts}
         self._lock = threading.Lock()
         self.is_settled = not parts
-        """Whether :meth:`confirm` has decided. From then on the tensors may change."""
+        """True when :meth:`confirm` has decided. From then on the tensors may change."""
         self.error: StateChangedError | None = None
 
     def holds(self, part: StorageRange) -> bool:

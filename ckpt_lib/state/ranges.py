@@ -49,17 +49,17 @@ class StorageRange:
 
     @property
     def is_non_contiguous(self) -> bool:
-        """Whether its only tensor skips bytes between the first and the last, as a column of a matrix does."""
+        """True when its only tensor skips bytes between the first and the last, as a column of a matrix does."""
         return self.size_bytes < self.stop - self.start
 
     @property
     def is_cpu_block(self) -> bool:
-        """Whether the bytes to store are one block of CPU memory, which can be copied without PyTorch."""
+        """True when the bytes to store are one block of CPU memory, which can be copied without PyTorch."""
         return not self.is_non_contiguous and self.storage.device.type == "cpu"
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes have to be stored."""
+        """The number of bytes to store."""
         if self._size_bytes is None:
             self._size_bytes = self.stop - self.start
             used = self.tensors[0].nbytes if len(self.tensors) == 1 else 0

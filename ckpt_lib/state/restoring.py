@@ -35,7 +35,7 @@ from ckpt_lib.state.undo import own_copy, way_back
 
 @dataclass(frozen=True)
 class Stored:
-    """What a manifest says about the objects whose state is in its payload: their classes and parameter names."""
+    """The classes and parameter names of the objects whose state is in a payload, from its manifest."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     names: Names | None = None

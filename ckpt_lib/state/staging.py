@@ -113,7 +113,7 @@ class Snapshot:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is copied, so that the payload's tensors may change."""
+        """True when everything is copied, so that the payload's tensors may change."""
         return all(task.is_done for task in self._tasks)
 
     def finish(self) -> None:

@@ -33,7 +33,7 @@ class RangeWatch:
 
     @property
     def has_changed(self) -> bool:
-        """Whether a tensor was written to since then, or its memory moved or resized."""
+        """True when a tensor was written to since then, or its memory moved or resized."""
         return self._now() != self._noted
 
     def _now(self) -> tuple[int, int, list[int]]:

@@ -30,7 +30,7 @@ Condition = str | Literal[_Absent.ABSENT] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a store does beyond plain reads and writes. A store that may not keep its word is asked once, by a probe.
+    """The abilities of a store beyond plain reads and writes. A probe tries once those that a store may only claim.
 
     The conditions are atomic: of any number of writers of one key with the same condition, one succeeds.
     """

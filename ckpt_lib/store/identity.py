@@ -20,7 +20,7 @@ _MAX_BYTES = 2**16
 
 
 class StoreIdentity(BaseModel):
-    """What the identity file of a store holds."""
+    """The content of a store's identity file."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -23,7 +23,7 @@ ALL = Capabilities(
 
 @dataclass
 class _Content:
-    """What the stores of one name share."""
+    """The content that the stores of one name share."""
 
     objects: dict[str, tuple[bytes, Entry]] = field(default_factory=dict)
     versions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -60,7 +60,7 @@ class MemoryStore:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """What tells the time of each write, in seconds; set by tests."""
+        """The clock that dates each write, in seconds; set by tests."""
         return self._content.clock
 
     @clock.setter

@@ -39,7 +39,7 @@ class BitFlip:
     first: int = 1
     """The first time that byte is read, or written, which goes wrong: with 2, the second reading differs."""
     passes: int = field(default=0, init=False)
-    """How many times that byte has been read or written so far."""
+    """The number of times that byte has been read or written so far."""
 
     def apply(self, key: str, start: int, data: memoryview) -> None:
         """Alter ``data``, which lies at ``start`` in the object, if it is this one's turn."""
@@ -52,29 +52,29 @@ class BitFlip:
 
 @dataclass
 class FaultPlan:
-    """What goes wrong, and what has been done so far. All stores that share a plan are counted together."""
+    """The faults to inject, and the counts so far. All stores that share a plan are counted together."""
 
     fail_at: int = 0
     """The operation that fails, counted from 1 among ``only``; 0 for none."""
     when: Literal["before", "after"] = "before"
-    """Whether it fails before it does anything, or when it is done, so that only its answer is lost."""
+    """Fail before the operation does anything, or after its work is done, so that only its answer is lost."""
     persistent: bool = False
-    """Whether every later one fails too."""
+    """True when every later operation fails too."""
     error: type[StoreError] = StoreError
     only: frozenset[str] = OPERATIONS
     """The operations that are counted and may fail."""
     between: Callable[[str, str], object] | None = None
     """Called with each counted operation and its key before it begins: another writer may come in between here."""
     quota_bytes: int | None = None
-    """How many more bytes may be written until the store is full; what is deleted or replaced gives its room back."""
+    """The bytes that may still be written until the store is full; deleting or replacing gives room back."""
     read_flips: Sequence[BitFlip] = ()
     write_flips: Sequence[BitFlip] = ()
     calls: list[str] = field(default_factory=list, init=False)
     """Each counted operation with its key: ``"commit run/x.pt"``."""
     failures: int = field(default=0, init=False)
-    """How many operations were made to fail."""
+    """The number of operations that were made to fail."""
     used_bytes: int = field(default=0, init=False)
-    """How much of the quota is used up."""
+    """The bytes of the quota that are used up."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def run(self, operation: str, key: str, work: Callable[[], T], undo: Callable[[T], object] = lambda _: None) -> T:

@@ -95,7 +95,7 @@ class StoreContract:
     """
 
     rounds = 20
-    """How often each race is run."""
+    """The number of runs of each race."""
 
     @pytest.fixture
     def store(self) -> Store:

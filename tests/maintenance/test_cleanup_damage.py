@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.saving.free_space import reclaim
@@ -184,3 +185,14 @@ def test_a_quarantine_brings_back_what_is_sound(make_manager: MakeManager) -> No
     manager.quarantine_checkpoint(rotten)
     assert ids(manager) == [good]
     assert manager.load_checkpoint("latest")["epoch"] == 0
+
+
+def test_a_deletion_says_that_the_last_sound_one_came_back(make_manager: MakeManager) -> None:
+    """All others are damaged and the trash is emptied at once: the caller is told that nothing was deleted."""
+    manager = make_manager(trash_seconds=0, backup_checkpoints=False)
+    damaged, sound = save(manager, 1), save(manager, 2)
+    flip_bit(payload_path(manager, damaged), 700)
+    manager = make_manager(trash_seconds=0, backup_checkpoints=False)  # a new process, which has read neither
+    with pytest.raises(ProtectedCheckpointError, match="all others are damaged"):
+        manager.delete_checkpoint(sound)
+    assert manager.validate_checkpoint(sound)

@@ -1,6 +1,6 @@
 """Take one safeguard after the other out of the code, and see that a test fails each time.
 
-python -m tests.torture.mutants              # all of them, as `make mutants` does; the table goes to docs/DURABILITY.md
+python -m tests.torture.mutants              # all of them, as `make mutants` does; the table goes to docs/MUTANTS.md
 python -m tests.torture.mutants --only purge # those whose name or file holds a text; nothing is written
 
 The list is ``mutants.toml``. Two copies of the tree are worked on, never the tree itself.
@@ -34,7 +34,7 @@ from tests.torture.report import write_between
 from tests.torture.runner import ROOT, memory_folder
 
 LIST = ROOT / "tests" / "torture" / "mutants.toml"
-PAGE = ROOT / "docs" / "DURABILITY.md"
+PAGE = ROOT / "docs" / "MUTANTS.md"
 BEGIN, END = "<!-- mutants -->", "<!-- /mutants -->"
 AT_ONCE = 2
 TIMEOUT_SECONDS = 120.0

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckpt_lib.errors import CheckpointError
+from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from tests.torture.disk import Barrier, Disk, Moment, State
 from tests.torture.machine import (
     ACTIONS,
@@ -92,6 +92,8 @@ class Watch:
     killed: list[Callable[[Path], Disk]] = field(default_factory=list)
     """The disk after each step of the last operation, as a kill at that moment leaves it to the next process."""
     _judged: set[tuple[int, int]] = field(default_factory=set)
+    _kept: str | None = None
+    """What a deletion took back, since no other checkpoint was sound."""
 
     def __post_init__(self) -> None:
         self.between: dict[Key, set[object]] = {}
@@ -115,11 +117,14 @@ class Watch:
                     self.killed.append(self.disk.after_kill())
 
             self.disk.on_change = note
+            self._kept = None
             try:
                 ACTIONS[name](machine, self._actions)
                 acknowledged = True
-            except (CheckpointError, NothingToDo):  # such as the repair of what is damaged in both copies
+            except (CheckpointError, NothingToDo) as error:  # such as the repair of what is damaged in both copies
                 acknowledged = False
+                if isinstance(error, ProtectedCheckpointError):
+                    self._kept = error.checkpoint_id
             self.disk.on_change = lambda: None
             after = machine.view()
         self.between = {key: {before.get(key), after.get(key)} for key in {*before, *after}}
@@ -152,7 +157,7 @@ class Watch:
     def _compare(self, found: View, views: tuple[View, ...]) -> Iterator[str]:
         for key in {*found, *(key for view in views for key in view)}:
             allowed = {view.get(key) for view in views} | self.uncertain.get(key, set())
-            if None in allowed and len(allowed) > 1:  # on its way out, or back in
+            if (None in allowed and len(allowed) > 1) or key[1] == self._kept:  # on its way out, or back in
                 allowed.add(IN_TRASH)
             if (facts := found.get(key)) not in allowed:
                 yield f"{'/'.join(key)}: {_said(facts)} instead of {' or '.join(sorted(map(_said, allowed)))}"

@@ -23,12 +23,12 @@ class TorchArchive:
 
     @property
     def record_count(self) -> int:
-        """How many records the archive holds."""
+        """The number of records in the archive."""
         return len(self._records)
 
     @property
     def has_native_byte_order(self) -> bool:
-        """Whether the file has the byte order of this machine."""
+        """True when the file has the byte order of this machine."""
         named = f"{self.root}/byteorder" in self._records
         return not named or self.bytes_of("byteorder") == sys.byteorder.encode()
 

@@ -56,7 +56,7 @@ class Unknown:
 
     @property
     def may_change(self) -> bool:
-        """Whether a pickle may set its state. That of a tensor would exchange its memory."""
+        """True when a pickle may set its state. The state of a tensor would exchange its memory."""
         return self.is_object or not self.name.startswith("torch.")
 
     def __call__(self, *_: Any) -> Unknown:

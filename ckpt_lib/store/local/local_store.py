@@ -59,7 +59,7 @@ class LocalStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the file system can do. The first call tries it, in the root or the nearest folder above it."""
+        """The abilities of the file system. The first call tries them, in the root or the nearest folder above it."""
         with typed_errors(self._root):
             return self._capabilities_at(self._root)
 

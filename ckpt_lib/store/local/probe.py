@@ -25,7 +25,7 @@ _TIME_NANOSECONDS = 1_700_000_000_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """What the file system of a folder can do."""
+    """The abilities of a folder's file system."""
 
     locks: bool
     """The kernel's locks exclude."""

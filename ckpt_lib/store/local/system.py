@@ -52,7 +52,7 @@ class System:
     is_windows = os.name == "nt"
     """Open files can be neither renamed nor deleted, some names are reserved, and folders need no fsync."""
     busy_seconds = 2.0
-    """How long to wait, on Windows, until a file that is to be replaced or deleted is closed."""
+    """The time to wait, on Windows, until a file that is to be replaced or deleted is closed."""
 
     def create(self, path: Path) -> io.FileIO:
         """Create a file for writing and reading."""
