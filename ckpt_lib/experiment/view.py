@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.core.monitor import Monitor
@@ -35,7 +36,7 @@ class View:
     best: Manifest | None = None
     """The best of ``usable``, by the measure that the newest of them records."""
 
-    @property
+    @cached_property
     def usable(self) -> tuple[Manifest, ...]:
         """Those that readers are shown: not in quarantine."""
         return tuple(item for item in self.manifests if item.quarantined is None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+from operator import is_
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import CheckpointFacts
@@ -44,7 +45,7 @@ class PolicyCheck:
         self._refusals = _Refusals()
         self._has_warned_of_metric = False
         self._has_told_of_older_runs = False
-        self._records: dict[tuple[str, int], SavedRecord] = {}
+        self._answered: tuple[str, tuple[Manifest, ...], tuple[SavedRecord, ...]] = (lineage.run_id, (), ())
 
     def note_save(self) -> None:
         """Count the time since the last save from now on."""
@@ -126,18 +127,19 @@ class PolicyCheck:
             is_monitor_recorded=bool(manifests),
         )
 
-    def _records_of(self, manifests: Iterable[Manifest]) -> Collection[SavedRecord]:
-        """Return the records of this run's checkpoints; those of the last save are kept, as most are the same."""
-        known = self._records
-        records: dict[tuple[str, int], SavedRecord] = {}  # kept when whole: other threads may save as well
-        for number, manifest in enumerate(manifests):
-            if manifest.run_id == self._lineage.run_id:
-                key = manifest.uid, number
-                records[key] = known.get(key) or SavedRecord(
-                    number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy
-                )
-        self._records = records
-        return records.values()
+    def _records_of(self, manifests: Sequence[Manifest]) -> tuple[SavedRecord, ...]:
+        """Return the records of this run's checkpoints; the last answer is continued where it still holds."""
+        run_id, known, records = self._answered  # read at once: other threads may save as well
+        if run_id != self._lineage.run_id or len(known) > len(manifests) or not all(map(is_, known, manifests)):
+            run_id, known, records = self._lineage.run_id, (), ()
+        later = (
+            SavedRecord(number, manifest.epoch, manifest.step, manifest.metrics, healthy=manifest.healthy)
+            for number, manifest in enumerate(manifests[len(known) :], start=len(known))
+            if manifest.run_id == run_id
+        )
+        records = (*records, *later)
+        self._answered = run_id, tuple(manifests), records
+        return records
 
 
 class _Refusals:
