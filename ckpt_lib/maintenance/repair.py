@@ -168,6 +168,7 @@ class _Repair:
     def run(self) -> RepairReport | None:
         """Return ``None`` when the checkpoint was changed meanwhile."""
         found = compare(self.experiment, self.manifest, self.progress, deep=False)
+        names_chunks = not found
         if found:  # SHA-256 is what is trusted, should the table ever disagree with it
             found = validate(self.experiment, self.manifest)
         if found:
@@ -176,7 +177,7 @@ class _Repair:
             raise self._unloadable(found)
         if not self.experiment.is_complete(self.manifest):
             self.experiment.get(self.manifest.checkpoint_id)  # raises when it was deleted, which is no damage
-        parts = self._parts(found)
+        parts = self._parts(found, names_chunks=names_chunks)
         for part in parts:
             if not replace_file(self.experiment, self.manifest, part.file, self._chunks(part)):
                 return None
@@ -200,9 +201,10 @@ class _Repair:
             hint=f"`ckpt quarantine {checkpoint_id}` sets it aside; a backup, with --backups.",
         )
 
-    def _parts(self, found: ValidationReport) -> list[_Part]:
+    def _parts(self, found: ValidationReport, *, names_chunks: bool) -> list[_Part]:
         """Look which chunks are damaged here, and whether all of them are sound in the other copy; nothing is written.
 
+        ``names_chunks`` says that ``found`` comes from the chunk table, so that altered chunks need no second reading.
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` with all that is damaged in both.
         """
         files = self._other_files()
@@ -210,16 +212,17 @@ class _Repair:
             raise self._lost(found.damages, "there is none")
         if len(files) != len(self.manifest.files):
             raise self._lost(found.damages, "it has other files")
-        kinds = {
-            file.name: {damage.kind for damage in found.damages if damage.file == file.name}
-            for file in self.manifest.files
-        }
         parts, lacking = [], []
         for file, twin in zip(self.manifest.files, files, strict=True):
-            if not kinds[file.name]:
+            damages = [damage for damage in found.damages if damage.file == file.name]
+            kinds = {damage.kind for damage in damages}
+            if not kinds:
                 continue
-            numbers = _differing(self.experiment, file, file, range(len(file.chunk_xxh3_128)))
-            if not numbers and not kinds[file.name] <= {"extended", "missing"}:
+            if names_chunks and kinds == {"altered"}:
+                numbers = _named_chunks(file, damages)
+            else:
+                numbers = _differing(self.experiment, file, file, range(len(file.chunk_xxh3_128)))
+            if not numbers and not kinds <= {"extended", "missing"}:
                 parts.append(_Part(file, twin, None))
                 continue
             lacking += altered_chunks(file, _differing(self.other, twin, file, numbers))
@@ -313,6 +316,17 @@ def _open(experiment: Experiment, file: FileEntry, stack: ExitStack) -> RangeRea
         if not is_unreadable(error):
             raise
         return None
+
+
+def _named_chunks(file: FileEntry, damages: Sequence[Damage]) -> list[int]:
+    """Return the chunks of a file in which these damages lie."""
+    numbers = range(len(file.chunk_xxh3_128))
+    return [number for number in numbers if any(_overlap(chunk_range(file, number), damage) for damage in damages)]
+
+
+def _overlap(chunk: tuple[int, int], damage: Damage) -> bool:
+    start, stop = chunk
+    return damage.start < stop and start < damage.stop
 
 
 def _differing(experiment: Experiment, stored: FileEntry, file: FileEntry, numbers: Sequence[int]) -> list[int]:
