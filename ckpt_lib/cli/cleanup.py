@@ -335,5 +335,11 @@ def refuse_to_ask(*, as_json: bool) -> None:
 
 
 def confirm(question: str) -> None:
-    if not typer.confirm(question, err=True):
+    try:
+        is_confirmed = typer.confirm(question, err=True)
+    except typer.Abort as error:
+        if not isinstance(error.__context__, EOFError):  # Ctrl-C
+            raise
+        is_confirmed = False
+    if not is_confirmed:
         raise ConfirmationError("not confirmed; nothing was deleted")

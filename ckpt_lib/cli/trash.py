@@ -65,6 +65,9 @@ def trash(
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted": deleted, "removed": removed})
         return
+    if not deleted:
+        note("The trash is empty.")
+        return
     print_table(
         (Column("id"), Column("epoch", numeric=True), Column("step", numeric=True), Column("size", numeric=True)),
         [
@@ -76,5 +79,4 @@ def trash(
         freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
     else:
-        text = f"{count_of(len(deleted), 'checkpoint')} in the trash."
-        note(f"{text} `ckpt undelete ID` brings one back." if deleted else text)
+        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")

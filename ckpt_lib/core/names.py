@@ -69,7 +69,7 @@ class CheckpointId:
             raise InvalidNameError(
                 f"{_shown(text)} is not a checkpoint id",
                 expected="checkpoint_epoch_0001_step_000100_20231201_143022",
-                hint="`ckpt list` shows the ids of an experiment.",
+                hint="`ckpt list` shows the ids of an experiment, `ckpt trash` those of deleted checkpoints.",
             ) from error
         return found
 

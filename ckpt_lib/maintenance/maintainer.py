@@ -10,7 +10,7 @@ from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId, check_experiment_name
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError
 from ckpt_lib.events import Listener
 from ckpt_lib.experiment.deletion import purge, undelete
 from ckpt_lib.experiment.files import payload_version
@@ -220,7 +220,15 @@ class Maintainer:
         ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
         is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
         """
-        return exports.export(self._locations.home, self._catalogue.resolve(checkpoint_id), destination, progress)
+        found = self._catalogue.resolve(checkpoint_id)
+        try:
+            return exports.export(self._locations.home, found, destination, progress)
+        except CorruptCheckpointError as error:
+            error.hint = error.hint or (
+                f"`ckpt repair {found.checkpoint_id}` brings the bytes back from a backup; "
+                "`ckpt list` shows older checkpoints."
+            )
+            raise
 
     def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
         """Take in a checkpoint as the newest of this experiment; return its id here.
@@ -390,4 +398,8 @@ class Maintainer:
 def check_policy(policy: Any, method: str) -> None:
     """Raise :class:`~ckpt_lib.errors.ConfigError` for a policy without its method."""
     if policy is not None and not callable(getattr(policy, method, None)):
-        raise ConfigError(f"a policy has a method {method}", got=type(policy).__name__)
+        raise ConfigError(
+            f"a policy has a method {method}",
+            got=type(policy).__name__,
+            hint="ckpt_lib.policies.saving and ckpt_lib.policies.retention have such policies.",
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import on_posix, run, run_json, run_on_terminal, tree
-from tests.helpers import leave_unfinished
+from tests.helpers import flip_bit, leave_unfinished
 
 
 def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) -> None:
@@ -181,3 +181,26 @@ def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> Non
     assert "--yes" in run(*command, store=store, code=4).stderr
     assert run_json(*command, store=store, code=4)["error"]["type"] == "ConfirmationError"
     assert tree(store) == before
+
+
+@on_posix
+def test_the_end_of_the_input_confirms_nothing(store: Path, ids: list[str]) -> None:
+    """Ctrl-D at the question is a no: exit code 4, and nothing is deleted."""
+    code, output = run_on_terminal("delete", ids[0], "--store", store, columns=80, answer="\x04")
+    assert (code, "not confirmed; nothing was deleted" in " ".join(output.split())) == (4, True)
+    assert ids[0] in run("list", store=store).stdout
+
+
+def test_an_empty_trash_has_no_table(store: Path, ids: list[str]) -> None:
+    """Only the sentence says so, and undelete says where to look for ids."""
+    found = run("trash", store=store)
+    assert (found.stdout, found.stderr.strip()) == ("", "The trash is empty.")
+    run("delete", ids[0], "--yes", store=store)
+    assert "`ckpt trash" in run("undelete", "best", store=store, code=2).stderr
+
+
+def test_an_export_of_damage_says_what_to_do(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """The error names the repair."""
+    flip_bit(next(store.glob(f"*/{ids[2]}.pt")), 700)
+    shown = " ".join(run("export", ids[2], tmp_path / "out", store=store, code=1).stderr.split())
+    assert f"`ckpt repair {ids[2]}" in shown
