@@ -181,7 +181,7 @@ class NoValidCheckpointError(IntegrityError):
 
 
 class StoreError(CheckpointError, OSError):
-    """The store failed; what it held before is unchanged."""
+    """The store failed. Nothing has changed, unless the subclass says otherwise."""
 
 
 class StorageFullError(StoreError):

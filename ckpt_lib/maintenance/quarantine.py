@@ -26,6 +26,7 @@ from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import manifest_name
+from ckpt_lib.formats import format_named
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, validate
 from ckpt_lib.stream import Progress
@@ -83,6 +84,7 @@ def set_aside(
     Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is intact,
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none,
     :class:`~ckpt_lib.errors.UnsupportedSchemaError` for one that a newer version wrote,
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes are sound and whose format is not installed,
     :class:`~ckpt_lib.errors.CorruptManifestError` for one whose manifest is damaged, which a repair may bring back, and
     :class:`~ckpt_lib.errors.StoreError`. Killed on the way, it is as it was, repaired in part, or set aside.
     """
@@ -108,6 +110,8 @@ def set_aside(
         try:
             repaired = repair(experiment, checkpoint_id, other, progress)
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
+            if report.is_unloadable:
+                format_named(manifest.format)  # else it is intact, and can be loaded where its format is installed
             is_sound = partial((known or KnownVersions()).verify, experiment)
             if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):
                 return found_to_be(report)

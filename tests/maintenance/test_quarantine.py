@@ -18,6 +18,7 @@ from ckpt_lib.errors import (
     InvalidNameError,
     NoValidCheckpointError,
     ProtectedCheckpointError,
+    UnsupportedFormatError,
     UnsupportedSchemaError,
 )
 from ckpt_lib.experiment import edits
@@ -395,3 +396,18 @@ def test_a_checkpoint_with_a_folder_in_the_place_of_its_payload_can_be_deleted(
     assert manager.list_quarantined() == []
     assert all((path / "mine").read_text() == "mine" for path in paths)
     assert manager.doctor(fix=True, deep=True).is_healthy
+
+
+@pytest.mark.parametrize("how", ["quarantine", "doctor"])
+def test_what_only_lacks_its_format_is_not_set_aside(make_manager: MakeManager, how: str) -> None:
+    """The bytes are sound: where the package of the format is installed, the checkpoint loads."""
+    manager = make_manager(backup_checkpoints=False)
+    checkpoint_id = save(manager, 1)
+    edits.edit(manager._locations.home, checkpoint_id, lambda manifest: manifest.changed(format="unheard-of"))
+    if how == "quarantine":
+        with pytest.raises(UnsupportedFormatError, match="no format called 'unheard-of' is installed"):
+            manager.quarantine_checkpoint(checkpoint_id)
+    else:
+        assert not manager.doctor(fix=True, deep=True)
+    assert manager.list_quarantined() == []
+    assert manager.checkpoint_ids() == [checkpoint_id]
