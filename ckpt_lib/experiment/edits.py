@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -25,17 +24,19 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
     """
     for _ in range(ATTEMPTS):
         found = experiment.read_visible(checkpoint_id)
-        changed = change(found.manifest).changed(state="live")
-        with contextlib.suppress(VersionConflictError):
-            experiment.put_record(changed, found.version)
-            return changed
+        if written := _replace(experiment, found, change(found.manifest).changed(state="live")):
+            return written.manifest
     raise VersionConflictError("others kept changing the checkpoint", checkpoint_id=checkpoint_id)
 
 
 def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | None:
     """Change facts of a manifest as it was found; ``None``, and nothing is changed, when it is another one by now."""
+    return _replace(experiment, found, found.manifest.changed(**facts))
+
+
+def _replace(experiment: Experiment, found: Found, changed: Manifest) -> Found | None:
     try:
-        written = experiment.put_record(found.manifest.changed(**facts), found.version)
+        written = experiment.put_record(changed, found.version)
     except VersionConflictError:
         return None
     experiment.index.note_rewritten(written)
@@ -57,9 +58,9 @@ def _time_of_deletion(manifest: Manifest) -> tuple[float, int]:
     return manifest.deleted_at.timestamp() if manifest.deleted_at else 0.0, manifest.sequence
 
 
-def mark_in_use(experiment: Experiment, checkpoint_id: str, seconds: float = IN_USE_SECONDS) -> Manifest:
+def mark_in_use(experiment: Experiment, checkpoint_id: str) -> Manifest:
     """Keep a checkpoint from being deleted for a while: a run has resumed from it. Raises as :func:`edit`."""
-    until = experiment.now() + timedelta(seconds=seconds)
+    until = experiment.now() + timedelta(seconds=IN_USE_SECONDS)
     return edit(experiment, checkpoint_id, lambda manifest: manifest.changed(in_use_until=until))
 
 

@@ -73,6 +73,7 @@ class Experiment:
                 path=self.location(name),
                 expected=checkpoint_id,
                 got=record.checkpoint_id,
+                hint=f"Restore it from a backup: `ckpt restore {checkpoint_id}`.",
             )
         return Found(record, entry.version, entry.modified_seconds)
 
@@ -158,7 +159,7 @@ class Experiment:
         *,
         is_mine: Callable[[Manifest | Claim], bool] | None = None,
     ) -> Found:
-        """Write the record of a key, as :meth:`put_small`; ``is_mine`` says which other record proves that it was."""
+        """Write a record, as :meth:`put_small`. ``is_mine`` recognises a later record of the same write."""
         name, data = manifest_name(record.checkpoint_id), record.to_bytes()
 
         def proves(found: bytes) -> bool:

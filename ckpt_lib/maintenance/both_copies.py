@@ -29,7 +29,7 @@ _ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "max_b
 
 @contextmanager
 def backups_named(backups: Experiment, checkpoint_id: str) -> Iterator[None]:
-    """Say that it is the backup that there is not."""
+    """Turn the error of a missing checkpoint into that of a missing backup."""
     try:
         yield
     except CheckpointNotFoundError as error:

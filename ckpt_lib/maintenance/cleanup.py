@@ -152,7 +152,7 @@ def _plan(
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
     assessment.verify_newest_and_best(monitors)
-    now = datetime.now(UTC)
+    now = datetime.now(UTC)  # a dry run writes nothing; delete_all asks the store's clock
     protected = {**_in_use(manifests, now), **(protected or {})}
     while True:
         plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)

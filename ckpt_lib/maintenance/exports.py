@@ -81,6 +81,7 @@ def _export_file(
             f"the payload is a folder of {count_of(len(manifest.files), 'file')}",
             path=location(target.store, name),
             expected="a folder to export to",
+            hint="End the destination with a slash.",
         )
     _refuse_experiment(target)
     copy = manifest.payload.model_copy(update={"name": name})

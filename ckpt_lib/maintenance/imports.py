@@ -198,7 +198,11 @@ def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progres
         for block in blocks_of(reader, progress):
             stream.write(block)
     if payload.files[-1].sha256 != entry.sha256:
-        raise CorruptCheckpointError("the file was changed while it was imported", path=location(origin.store))
+        raise CorruptCheckpointError(
+            "the file was changed while it was imported",
+            path=location(origin.store),
+            hint="Nothing was imported: try again when nobody writes to it.",
+        )
 
 
 # --- finding it ---

@@ -60,9 +60,9 @@ class RepairReport(BaseModel):
     damages: tuple[Damage, ...] = ()
     method: Literal["none", "chunks", "file"] = "none"
     chunks_rewritten: int = 0
-    """The number that came from the other copy."""
+    """Chunks that came from the other copy."""
     bytes_rewritten: int = 0
-    """The number that came from the other copy."""
+    """Bytes that came from the other copy."""
 
     @property
     def message(self) -> str:

@@ -144,7 +144,11 @@ def scrub(
     answer.
     """
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
-        raise ConfigError("max_bytes_per_second must be more than 0", got=briefly(max_bytes_per_second))
+        raise ConfigError(
+            "max_bytes_per_second must be more than 0",
+            got=briefly(max_bytes_per_second),
+            hint="Leave it out to read at full speed.",
+        )
     items = [
         *(_Item("checkpoints", home, backups, manifest) for manifest in home.index.view().usable),
         *(_Item("backups", backups, home, manifest) for manifest in backups.index.view().usable),

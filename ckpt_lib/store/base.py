@@ -134,11 +134,11 @@ class Store(Protocol):
         ...
 
     def open_read(self, key: str) -> RangeReader:
-        """Open an object for reading."""
+        """Open an object for reading. Raises ``FileNotFoundError`` when the key is missing."""
         ...
 
     def open_write(self, key: str) -> Upload:
-        """Begin an object."""
+        """Begin an object. It is invisible until :meth:`Upload.commit`."""
         ...
 
     def put(self, key: str, data: bytes, *, if_version: Condition = None, durable: bool = True) -> Entry:
@@ -152,7 +152,11 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str, *, if_version: str | None = None) -> None:
-        """Remove one object, durably. A key that is not there conflicts with nothing; else as :meth:`put`."""
+        """Remove one object, durably; a missing key is no error.
+
+        Raises :class:`~ckpt_lib.errors.VersionConflictError` when ``if_version`` does not hold, and
+        :class:`~ckpt_lib.errors.ConfigError` for it without ``delete_if_version``.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -80,7 +80,7 @@ def _work(number: int, seed: str, folder: Path, newest: Synchronized[int], secon
     """The life of one process; a clock that is a year off is nothing to it."""
     true_time, skew_seconds = time.time, random.Random(f"{seed} {number}").choice([0, 0, -YEAR_SECONDS, YEAR_SECONDS])
     set_clock(lambda: true_time() + skew_seconds)
-    edits.mark_in_use.__defaults__ = (IN_USE_SECONDS,)
+    edits.IN_USE_SECONDS = IN_USE_SECONDS
     with contextlib.closing(Worker(number, seed, folder, newest)) as worker:
         until = time.monotonic() + seconds
         while time.monotonic() < until:

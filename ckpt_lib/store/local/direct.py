@@ -63,7 +63,7 @@ class Output:
             except OSError as error:
                 if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
                     raise
-                self._direct_is_worth_trying = False  # memory or disk blocks are aligned otherwise than we think
+                self._direct_is_worth_trying = False  # this device wants another alignment
                 break
             written += count
             self.size_bytes += count

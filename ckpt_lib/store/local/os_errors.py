@@ -73,7 +73,15 @@ def _store_error(error: OSError, path: str) -> StoreError:
             hint="Raise the limit of the process, `ulimit -f`, or use a file system that takes larger files.",
         )
     if error.errno in _FORBIDDEN:
-        return StorePermissionError(f"the store refuses access: {reason}", path=path)
+        return StorePermissionError(
+            f"the store refuses access: {reason}",
+            path=path,
+            hint="Give this user access to the folder, or choose another one.",
+        )
     if error.errno in _TRANSIENT:
-        return StoreUnavailableError(f"the store did not answer: {reason}", path=path)
-    return StoreError(f"the store failed: {reason}", path=path)
+        return StoreUnavailableError(
+            f"the store did not answer: {reason}",
+            path=path,
+            hint="Try again; if it fails again, check the disk or its network.",
+        )
+    return StoreError(f"the store failed: {reason}", path=path, hint="Check the disk and the system's log.")
