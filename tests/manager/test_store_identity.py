@@ -110,7 +110,7 @@ def test_an_empty_mount_point_is_not_the_store_of_before(make_manager: MakeManag
     assert list(store.iterdir()) == []
     mounted_again(store, tmp_path)
     saved.append(save_with(writer, 4))
-    assert ids(follower) == saved
+    assert sorted(ids(follower)) == sorted(saved)  # saves of one moment may have one sequence
 
 
 @pytest.mark.usefixtures("_no_waiting")
