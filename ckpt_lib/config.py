@@ -242,6 +242,11 @@ def is_monitor_given(config: CheckpointConfig) -> bool:
     return not {"monitor_metric", "monitor_mode"}.isdisjoint(config.model_fields_set)
 
 
+def is_max_backups_given(config: CheckpointConfig) -> bool:
+    """Return whether ``max_backups`` was set explicitly: its default may be less than the training keeps."""
+    return "max_backups" in config.model_fields_set
+
+
 _PLACES = ("checkpoint_dir", "backup_dir", "fallback_dir")
 _MAX_PROBLEMS = 10
 _OPTIONS_HINT = "CheckpointConfig.model_fields lists the options with their meaning."

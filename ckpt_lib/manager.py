@@ -83,7 +83,7 @@ class CheckpointManager(Maintainer):
         home, stranded = self._locations.home, self._locations.fallback
         if stranded is None:
             return None, None
-        fallback = Fallback(stranded, home, self._locations.backups)
+        fallback = Fallback(stranded, home, self._locations.backups, self._locations.watch)
         return fallback, Reconciler(fallback, home, lineage=self._lineage, known=self._known, post_save=post_save)
 
     def _targets(self) -> tuple[SaveTarget, SaveTarget | None]:
@@ -352,7 +352,9 @@ class CheckpointManager(Maintainer):
         Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
         in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
         when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
-        :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person.
+        :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person. When
+        the package of the newest one's format is not installed, raises
+        :class:`~ckpt_lib.errors.UnsupportedFormatError`.
 
         The checkpoint is kept for an hour: a run that is killed again before its first save needs it once more.
         ``next_epoch`` is the epoch to train next: the one after the checkpoint's, or the same if it was saved in the

@@ -35,6 +35,7 @@ from prefect_checkpoints.tasks.report import artifact_key, count_findings
 REPAIRED = "repaired from the other copy"
 REPAIRABLE = "the other copy can repair it: run validate_store with repair"
 LOST = "no other copy can repair it"
+UNKNOWN_FORMAT = "install the package that provides its format"
 QUARANTINED = f"{LOST}; quarantined"
 _ADVICE: dict[Remedy, str] = {
     "repair": REPAIRABLE,
@@ -143,7 +144,7 @@ def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[Valida
             f"the backup of {item.experiment_name}/{item.checkpoint_id}: {item.message}" for item in backups if not item
         ]
         raise CorruptCheckpointError(
-            f"{len(damaged)} of {len(reports) + len(backups)} are damaged: {'; '.join(findings)}",
+            f"{len(damaged)} of {len(reports) + len(backups)} are damaged or cannot be loaded: {'; '.join(findings)}",
             damages=[damage for report in damaged for damage in report.damages],
             hint="The validation report in the artifacts says what can be done.",
         )
@@ -154,7 +155,8 @@ def advise(manager: CheckpointManager, reports: Reports) -> dict[Copy, str]:
     advice = {}
     for report in (report for report in reports if not report):
         with suppress(CheckpointError):
-            advice[_copy(report)] = _ADVICE[manager.remedy(report)]
+            of_remedy = UNKNOWN_FORMAT if report.has_unknown_format else _ADVICE[manager.remedy(report)]
+            advice[_copy(report)] = of_remedy
     return advice
 
 
@@ -167,7 +169,9 @@ def _repair(reports: Reports, other_copies: Reports, repair: Callable[[str, str]
     advice = {}
     for report in (report for report in reports if not report):
         copy = _copy(report)
-        if not can_repair(others.get(copy), report):
+        if report.has_unknown_format:
+            advice[copy] = UNKNOWN_FORMAT
+        elif not can_repair(others.get(copy), report):
             advice[copy] = LOST
         elif repair is None:
             advice[copy] = REPAIRABLE

@@ -127,7 +127,7 @@ def report_validation(
     """
     rows: list[Row] = [
         {
-            "result": "intact" if report else "DAMAGED",
+            "result": _result(report),
             "experiment": report.experiment_name,
             "checkpoint": report.checkpoint_id,
             "size": size_text(report.size_bytes),
@@ -143,8 +143,16 @@ def report_validation(
 
 def count_findings(reports: Sequence[ValidationReport]) -> str:
     """Return how many of ``reports`` are intact, and how many are not."""
-    damaged = sum(not report for report in reports)
-    return f"{len(reports) - damaged} intact, {damaged} damaged"
+    unknown = sum(report.has_unknown_format for report in reports)
+    damaged = sum(not report for report in reports) - unknown
+    of_unknown_format = f", {unknown} of a format that is not installed" if unknown else ""
+    return f"{len(reports) - damaged - unknown} intact, {damaged} damaged{of_unknown_format}"
+
+
+def _result(report: ValidationReport) -> str:
+    if report:
+        return "intact"
+    return "format not installed" if report.has_unknown_format else "DAMAGED"
 
 
 @report_task("report comparison in {experiment_name}")

@@ -107,6 +107,7 @@ def _print_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
 def restore(
     checkpoint_id: options.CheckpointName,
     *,
+    pin: options.Pin = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
@@ -114,18 +115,21 @@ def restore(
 ) -> None:
     """Restore a damaged or deleted checkpoint from its backup.
 
-    `ckpt list --backups` shows which backups exist.
+    `ckpt list --backups` shows which backups exist. If a run is still saving and its retention rules do not keep the
+    checkpoint, its next save deletes it again, unless it is pinned.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     require_backup_location(manager)
-    wanted = resolve(manager, checkpoint_id)
+    wanted, held = resolve(manager, checkpoint_id), manager.checkpoint_ids()
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
     with byte_progress("Restoring", sizes.get(wanted)) as progress:
-        checkpoint = manager.restore_checkpoint(wanted, progress=progress)
+        checkpoint = manager.restore_checkpoint(wanted, pin=pin, progress=progress)
     if as_json:
         print_json(checkpoint)
-    else:
-        print_facts({"restored": checkpoint.checkpoint_id})
+        return
+    print_facts({"restored": checkpoint.checkpoint_id})
+    if wanted not in held and not checkpoint.pinned:
+        note("A run that is still saving may delete it again: --pin keeps it.")
 
 
 def export(

@@ -59,9 +59,10 @@ def cleanup(
     """Delete old checkpoints by number or by a retention policy.
 
     Always keeps the newest and the best valid checkpoint, pinned ones, and damaged ones, which may still be repaired.
-    Also deletes leftovers of dead processes, and backups beyond max_backups. `ckpt undelete` brings checkpoints back
-    for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only backups are deleted,
-    at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not be.
+    Also deletes leftovers of dead processes and, if max_backups is given, the backups beyond it. `ckpt undelete` brings
+    checkpoints back for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only
+    backups are deleted, at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not
+    be.
     """
     rules = _read_policy(policy, keep)
     manager = open_copies(
@@ -81,6 +82,7 @@ def cleanup(
         planned = clean_up(policy=rules, dry_run=True)
         if not as_json:
             _print_plans(planned)
+            _warn_of_default(manager, rules, is_about_backups=backups)
             _warn_of_new_backups(manager, planned, is_about_backups=backups)
         if dry_run:
             _end_with_report(planned, kind, trash_seconds, as_json=as_json)
@@ -100,6 +102,13 @@ def _end_with_report(report: CleanupReport, kind: str, trash_seconds: float, *, 
     _print_report(report, kind, trash_seconds, as_json=as_json)
     if report.backups_error:
         raise typer.Exit(STORE_FAILURE)
+
+
+def _warn_of_default(manager: CheckpointManager, rules: RetentionPolicy | None, *, is_about_backups: bool) -> None:
+    """Say that nobody chose the number to keep: that of the training is not known here."""
+    option = "max_backups" if is_about_backups else "max_checkpoints"
+    if rules is None and option not in manager.config.model_fields_set:
+        note(f"Keeps {getattr(manager.config, option)}, the default of {option}: --keep sets the number.")
 
 
 def _warn_of_new_backups(manager: CheckpointManager, report: CleanupReport, *, is_about_backups: bool) -> None:

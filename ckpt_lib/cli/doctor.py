@@ -58,6 +58,8 @@ def doctor(
         print_json({**report.model_dump(), "findings": findings, "is_healthy": report.is_healthy})
     else:
         _print_report(report, fix=fix)
+        if report and not deep:
+            note("Only names and sizes were compared: --deep reads every byte.")
     if not report:
         raise typer.Exit(DAMAGE)
 

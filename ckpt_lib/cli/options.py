@@ -54,6 +54,7 @@ SomeCheckpointNames = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]
+Pin = Annotated[bool, typer.Option("--pin", help="Also pin, so that no save or cleanup deletes it again.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Succeed if there are no checkpoints.")]
 
 _WHICH_STORE = ("store", "experiment", "config")

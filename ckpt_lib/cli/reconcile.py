@@ -31,19 +31,21 @@ def reconcile(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    allow_missing: options.AllowMissing = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Move checkpoints from the fallback folder to the store.
 
     Without --experiment, those of all experiments in the fallback folder. Each is verified in the store, which must be
     there, before it is deleted from the fallback folder. An interrupted move is continued by the next call, and
-    training may run meanwhile. A damaged checkpoint stays where it is, and the exit code is 1.
+    training may run meanwhile. A damaged checkpoint stays where it is, and the exit code is 1. Exits with 2 if the
+    fallback folder is empty or not there, unless --allow-missing is given.
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:
         raise ConfigError("no fallback folder is given", expected="--fallback, or fallback_dir in the configuration")
     _require_store(settings.checkpoint_dir)
-    reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment)]
+    reports = [_reconciled(settings, name) for name in _experiments(settings.fallback_dir, experiment, allow_missing)]
     if experiment is None:  # records of what came home before stay for a while
         reports = [report for report in reports if report.moved or report.already_home or report.failed]
     if as_json:
@@ -62,12 +64,18 @@ def _require_store(url: str) -> None:
     read_identity(open_store(url))
 
 
-def _experiments(fallback_dir: str, experiment: str | None) -> list[str]:
+def _experiments(fallback_dir: str, experiment: str | None, allow_missing: bool) -> list[str]:
     from ckpt_lib.experiment.listing import check_experiment_exists, list_experiments
     from ckpt_lib.store import open_store
 
     fallback = open_store(fallback_dir)
     entries = fallback.list("")
+    if not entries and not allow_missing:
+        raise NotAStoreError(
+            "the fallback folder is empty or not there",
+            path=fallback_dir,
+            hint="With --allow-missing, this is not an error.",
+        )
     try:
         if experiment is not None and entries:
             return [check_experiment_exists(fallback, experiment)]

@@ -18,9 +18,7 @@ def undelete(
         list[str], typer.Argument(metavar="ID", help="Ids of deleted checkpoints; `ckpt trash` lists them.")
     ],
     *,
-    pin: Annotated[
-        bool, typer.Option("--pin", help="Also pin them, so that no save or cleanup deletes them again.")
-    ] = False,
+    pin: options.Pin = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
@@ -33,9 +31,12 @@ def undelete(
     """
     manager = open_manager(store, experiment, config)
     live = set(manager.checkpoint_ids())
+    set_aside = {item.checkpoint_id for item in manager.list_quarantined()}
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
     for checkpoint_id in back:
-        if checkpoint_id in live:
+        if checkpoint_id in set_aside:
+            note(f"{checkpoint_id} was not deleted: it is in quarantine, and `ckpt repair` may bring it back.")
+        elif checkpoint_id in live:
             note(f"{checkpoint_id} was not deleted: it is live.")
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "undeleted_ids": back})

@@ -76,8 +76,11 @@ def validate(
         )
     else:
         _print_reports(manager, reports, backups=backups)
-        kind = "backup" if backups else "checkpoint"
-        note(f"{count_of(len(reports), kind)} validated, {len(damaged)} damaged.", warning=bool(damaged or not reports))
+        found = count_of(len(reports), "backup" if backups else "checkpoint")
+        unknown = sum(report.has_unknown_format for report in reports)
+        of_unknown_format = f", {unknown} of a format that is not installed" if unknown else ""
+        outcome = f"{found} validated, {len(damaged) - unknown} damaged{of_unknown_format}."
+        note(outcome, warning=bool(damaged or not reports))
     if damaged:
         raise typer.Exit(DAMAGE)
 
@@ -209,12 +212,17 @@ def repair(
 
 
 def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationReport], *, backups: bool) -> None:
-    intact, damaged = Text("intact", style="green"), Text("damaged", style="bold red")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
-        [(item.checkpoint_id, intact if item else damaged, size_text(item.size_bytes)) for item in reports],
+        [(item.checkpoint_id, _result(item), size_text(item.size_bytes)) for item in reports],
     )
     _print_damages(manager, *((), reports) if backups else (reports, ()))
+
+
+def _result(report: ValidationReport) -> Text:
+    if report:
+        return Text("intact", style="green")
+    return Text("not loadable", style="yellow") if report.has_unknown_format else Text("damaged", style="bold red")
 
 
 def _print_damages(
@@ -240,7 +248,9 @@ def _described(damage: Damage, checkpoint_id: str) -> str:
 
 
 def _advice(manager: CheckpointManager, copy: str, report: ValidationReport, other: ValidationReport | None) -> str:
-    """Return the command that helps this copy."""
+    """Return what helps this copy, which is a command if it is damaged."""
+    if report.has_unknown_format:
+        return "install the package that provides its format"
     command: Remedy = "repair"
     with suppress(CheckpointError):  # the other copy cannot be read now
         command = manager.remedy(report, of_backup=copy == "backup", other=other)

@@ -16,7 +16,9 @@ class Damage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     file: str
-    kind: Literal["missing", "truncated", "extended", "altered", "manifest", "unreadable", "unloadable"]
+    kind: Literal[
+        "missing", "truncated", "extended", "altered", "manifest", "unreadable", "unloadable", "unknown format"
+    ]
     start: int = Field(default=0, ge=0)
     stop: int = Field(default=0, ge=0)
     message: str

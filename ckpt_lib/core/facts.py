@@ -39,6 +39,7 @@ class CheckpointFacts:
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
     unhealthy: str | None = None
+    home_uid: str | None = None
     uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 

@@ -133,6 +133,11 @@ class Manifest(CheckpointFields, Record):
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=MAX_FILES)
     monitor: Monitor = Field(default=Monitor(), description="What the run took for its measure of the best.")
     libraries: dict[str, str] = Field(default={})
+    home_uid: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="In a fallback folder: the store that the checkpoint belongs to, if that had an identity.",
+    )
     idempotency_key: str | None = None
 
     @property

@@ -106,7 +106,7 @@ def _find_place(
         if found.record is not None and found.record.uid == manifest.uid:
             found = _ended(target, found)
             if isinstance(found.record, Manifest) and found.record.uid == manifest.uid:
-                return _there(target, found.record, asked=asked)
+                return _there(manifest, target, found.record, asked=asked)
         is_free = found.record is None or found.record.state == "gone"
         if not is_free or (new_id and found.record is not None and found.record.uid != manifest.uid):
             continue
@@ -121,10 +121,17 @@ def _ids(wanted: str, *, new_id: bool) -> Iterable[str]:
     return new_ids(CheckpointId.parse(wanted)) if new_id else [wanted]
 
 
-def _there(target: Experiment, manifest: Manifest, *, asked: bool) -> Manifest | None:
-    if manifest.is_visible:
-        return manifest
-    return undelete(target, manifest.checkpoint_id) if asked else None
+def _there(wanted: Manifest, target: Experiment, there: Manifest, *, asked: bool) -> Manifest | None:
+    if there.sha256 != wanted.sha256:
+        raise CheckpointExistsError(
+            "a checkpoint with its uid is there, and holds something else",
+            checkpoint_id=there.checkpoint_id,
+            path=target.location(),
+            hint="One of the two manifests was not made by this library: import the payload without its manifest.",
+        )
+    if there.is_visible:
+        return there
+    return undelete(target, there.checkpoint_id) if asked else None
 
 
 def _ended(target: Experiment, found: Found) -> Found:
@@ -177,6 +184,7 @@ def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> 
         deleted_at=None,
         in_use_until=None,
         quarantined=None,
+        home_uid=None,
     )
 
 

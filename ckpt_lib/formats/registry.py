@@ -29,7 +29,7 @@ def check_format_name(name: str) -> None:
         raise UnsupportedFormatError(
             f"no format called {name!r} is installed",
             expected=", ".join(sorted({*_BUILT_IN, *_installed()})),
-            hint=f"A package provides one by the entry point group {ENTRY_POINT_GROUP}.",
+            hint=f"Install the package that provides it, by the entry point group {ENTRY_POINT_GROUP}.",
         )
 
 

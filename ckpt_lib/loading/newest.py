@@ -14,6 +14,7 @@ from ckpt_lib.errors import (
     IntegrityError,
     NoValidCheckpointError,
     StoreError,
+    UnsupportedFormatError,
     is_store_failure,
 )
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
@@ -29,7 +30,8 @@ def load_newest(locations: Locations, load: Load) -> Payload | None:
 
     The returned dict's ``passed_over`` lists the others, which are also logged. Raises
     :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot
-    be loaded without running code, or is unhealthy.
+    be loaded without running code, or is unhealthy; and :class:`UnsupportedFormatError` where the newest is intact and
+    only lacks its format here.
     """
     for _ in range(ATTEMPTS):
         copies = _Copies(locations)
@@ -45,7 +47,8 @@ def load_newest(locations: Locations, load: Load) -> Payload | None:
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
                 retired = True
             except (*UNLOADABLE, IntegrityError, StoreError) as error:
-                if isinstance(error, StoreError) and not is_unreadable(error):
+                is_damage = not isinstance(error, StoreError) or is_unreadable(error)
+                if not is_damage or isinstance(error, UnsupportedFormatError):
                     raise
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:

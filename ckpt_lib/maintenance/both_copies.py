@@ -46,14 +46,13 @@ class Copies:
     cleaner: BackupCleaner
 
     def back_up(self, manifest: Manifest, progress: Progress | None = None, *, verify_existing: bool = False) -> bool:
-        """Make a verified backup and clean up the backups; ``False`` when there is one already."""
+        """Make a verified backup; ``False`` when there is one already."""
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         if copied:
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
-            self.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
         return copied
 
     def restore(self, name: str, progress: Progress | None) -> Manifest:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.config import CheckpointConfig, is_max_backups_given
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
@@ -220,7 +220,11 @@ def clean_all(
     *,
     dry_run: bool,
 ) -> CleanupReport:
-    """Clean up the checkpoints by ``policy``, and then the backups, whose failure is reported and not raised."""
+    """Clean up the checkpoints by ``policy``, and the backups where ``max_backups`` is given.
+
+    The default would be none of the training's choosing, and no backup comes back. A failure of their cleanup is
+    reported and not raised.
+    """
     if not checkpoints.experiment.index.view().entries:  # a mistyped name creates no experiment
         return checkpoints.clean(policy, dry_run=dry_run)
     try:
@@ -228,6 +232,8 @@ def clean_all(
     finally:
         if not dry_run:
             snapshot.write()
+    if not is_max_backups_given(checkpoints.config):
+        return report
     try:
         outcome: dict[str, Any] = {"backups": backups.clean(dry_run=dry_run)}
     except (CheckpointError, OSError) as error:  # what became of the checkpoints is to be told all the same

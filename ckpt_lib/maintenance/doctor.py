@@ -218,6 +218,8 @@ class Doctor:
     @staticmethod
     def _damaged(side: _Side, other: _Side | None, manifest: Manifest, report: ValidationReport) -> Finding:
         checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
+        if report.has_unknown_format:
+            return side.finding("unknown format", checkpoint_id, report.message, size_bytes=size_bytes)
         links = _links(location(side.experiment.store, side.experiment.path))
         if links.intersection(damage.file for damage in report.damages):
             message = f"{report.message}: a link is where it should be, which is never followed"

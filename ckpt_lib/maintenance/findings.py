@@ -13,6 +13,7 @@ Kind = Literal[
     "half deletion",
     "damaged",
     "newer version",
+    "unknown format",
     "no manifest",
     "no backup",
     "quarantined",
@@ -27,7 +28,9 @@ Kind = Literal[
 ]
 Action = Literal["sweep", "repair", "quarantine", "back up", "write snapshot", "mend pointer"]
 """What `ckpt doctor --fix` does about a finding."""
-_REMARKS: frozenset[Kind] = frozenset({"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version"})
+_REMARKS: frozenset[Kind] = frozenset(
+    {"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version", "unknown format"}
+)
 """Kinds that are worth knowing and no trouble."""
 
 

@@ -129,8 +129,6 @@ def _import_file(
     stored = format_of_bare_files()
     try:
         entry = _digest(origin, name)
-        with open_file(origin, name) as file:
-            stored.check_records(file)
         facts = _facts(_read(origin, entry), experiment.name, monitor)
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
@@ -167,8 +165,10 @@ def _digest(origin: Experiment, name: str) -> FileEntry:
 
 def _read(origin: Experiment, entry: FileEntry) -> dict[str, Any]:
     """Return what it holds: of the very bytes that were digested, and without running code."""
+    stored = format_of_bare_files()
     with StoredPayload(origin, [entry], verify=True) as source:
-        payload = format_of_bare_files().read(source)
+        stored.check_records(source)
+        payload = stored.read(source)
     if missing := _KEYS - payload.keys():
         raise NotACheckpointError(f"it holds no {', '.join(sorted(missing))}")
     return payload

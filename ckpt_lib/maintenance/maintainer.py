@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.config import CheckpointConfig, is_max_backups_given
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId, check_experiment_name
@@ -153,12 +153,15 @@ class Maintainer:
         """Make a verified copy in the backup location; ``False`` when there is one already.
 
         A copy that is there counts if its size is right, and so does the checkpoint then. ``verify_existing`` reads
-        every byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``.
-        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found damaged, which is never
-        copied.
+        every byte of both, and replaces a damaged copy. Afterwards old backups are retired down to ``max_backups``, if
+        the configuration gives it. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint is found
+        damaged, which is never copied.
         """
         manifest = self._catalogue.resolve(checkpoint_id)
-        return self._copies.back_up(manifest, progress, verify_existing=verify_existing)
+        is_new = self._copies.back_up(manifest, progress, verify_existing=verify_existing)
+        if is_new and is_max_backups_given(self.config):
+            self._copies.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
+        return is_new
 
     def backup_ids(self) -> list[str]:
         """The id of every backup there is, oldest first, and then those whose manifest cannot be read."""
@@ -173,14 +176,19 @@ class Maintainer:
         backups = self._locations.backup_catalogue
         return backups.describe(backups.resolve(checkpoint_id))
 
-    def restore_checkpoint(self, checkpoint_id: str, *, progress: Progress | None = None) -> CheckpointMetadata:
+    def restore_checkpoint(
+        self, checkpoint_id: str, *, pin: bool = False, progress: Progress | None = None
+    ) -> CheckpointMetadata:
         """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
 
-        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. When there is no backup or it is
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. The rules of retention hold for
+        it: ``pin`` pins it as soon as it is back, so that no save of a run retires it. When there is no backup or it is
         damaged, the error says what else may help.
         """
         with self._best.look_after():
             manifest = self._copies.restore(checkpoint_id, progress)
+        if pin:
+            return self.pin_checkpoint(manifest.checkpoint_id)
         return self._catalogue.describe(manifest)
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
@@ -207,7 +215,8 @@ class Maintainer:
         """Return the advice for a checkpoint, or a backup, that a report tells to be damaged.
 
         ``"repair"`` where its other copy has what is missing, and else ``"quarantine"``. The other copy is read, unless
-        its report is given as ``other``.
+        its report is given as ``other``. Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes
+        are sound, which can be loaded where its format is installed.
         """
         return remedy(report, self._locations.home if of_backup else self._locations.backups, other)
 
@@ -324,10 +333,10 @@ class Maintainer:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
 
         What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
-        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Backups beyond ``max_backups`` go for
-        good; the report's ``backups`` tells which. When only they cannot be cleaned up, nothing is raised: the report's
-        ``backups_error`` says why. What the store raises when it fails on the way says which checkpoints are gone;
-        batches deleted before stay deleted.
+        ``trash_seconds``, :meth:`undelete_checkpoint` brings back what went. Where the configuration gives
+        ``max_backups``, backups beyond it go for good; the report's ``backups`` tells which. When only they cannot be
+        cleaned up, nothing is raised: the report's ``backups_error`` says why. What the store raises when it fails on
+        the way says which checkpoints are gone; batches deleted before stay deleted.
         """
         check_policy(policy, "reasons")
         if dry_run:
@@ -338,8 +347,9 @@ class Maintainer:
     def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
         """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
 
-        Backups of damaged checkpoints stay, and so do those of checkpoints in quarantine. :meth:`cleanup_checkpoints`
-        and each new backup do this by ``max_backups`` as well.
+        Backups of damaged checkpoints stay, and so do those of checkpoints in quarantine. Each save that makes a backup
+        does this by ``max_backups`` as well, and so do :meth:`cleanup_checkpoints` and :meth:`backup_checkpoint` if the
+        configuration gives it.
         """
         check_policy(policy, "reasons")
         return self._backup_cleaner.clean(policy, dry_run=dry_run)

@@ -110,8 +110,9 @@ def set_aside(
         try:
             repaired = repair(experiment, checkpoint_id, other, progress)
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
-            if report.is_unloadable:
-                format_named(manifest.format)  # else it is intact, and can be loaded where its format is installed
+            if report.has_unknown_format:
+                format_named(manifest.format)  # raises, unless it was installed meanwhile
+                continue
             is_sound = partial((known or KnownVersions()).verify, experiment)
             if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):
                 return found_to_be(report)

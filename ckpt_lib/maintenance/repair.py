@@ -27,6 +27,7 @@ from ckpt_lib.errors import (
     CorruptManifestError,
     IntegrityError,
     StoreError,
+    UnsupportedFormatError,
     VersionConflictError,
 )
 from ckpt_lib.experiment import edits
@@ -109,8 +110,14 @@ def remedy(report: ValidationReport, other: Experiment, other_report: Validation
     """Return what helps a damaged copy; the one in ``other`` is read, unless its report is known.
 
     ``"quarantine"`` where nothing can bring the bytes back. Of a checkpoint whose manifest cannot be read, only a
-    repair can tell.
+    repair can tell. Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes are sound.
     """
+    if report.has_unknown_format:
+        raise UnsupportedFormatError(
+            report.message,
+            checkpoint_id=report.checkpoint_id,
+            hint="Install the package that provides its format.",
+        )
     if any(damage.kind == "manifest" for damage in report.damages):
         return "repair"
     if report.is_unloadable:

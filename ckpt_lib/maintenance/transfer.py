@@ -107,6 +107,8 @@ def other_ways(home: Experiment, backups: Experiment, checkpoint_id: str) -> str
     here, there = _readable(home, checkpoint_id), _readable(backups, checkpoint_id)
     if isinstance(here, Manifest) and here.state == "deleted":
         ways.append(f"It is in the trash: `ckpt undelete {checkpoint_id}` brings it back.")
+    elif isinstance(here, Manifest) and isinstance(there, Manifest):
+        ways.append(f"`ckpt repair {checkpoint_id}` puts together what is sound in the two.")
     if isinstance(there, Manifest) and there.quarantined:
         ways.append("Its backup was set aside: `ckpt quarantine --backups` tells why.")
     ways.append("`ckpt list` shows older checkpoints, `ckpt list --backups` other backups; an export may be a copy.")

@@ -33,6 +33,7 @@ Find = Callable[[BinaryIO, FileEntry], list[Damage]]
 UNLOADABLE = (UnsafePayloadError, CorruptCheckpointError, UnsupportedFormatError)
 """What reading a payload raises that can never be loaded without running code, or not here."""
 
+_OF_SOUND_BYTES = {"unloadable", "unknown format"}
 _NAMED_IN_MESSAGES = 3
 _UNKNOWN_TENSORS = "which tensors lie there cannot be told, for the structure of the file is damaged"
 
@@ -58,7 +59,12 @@ class ValidationReport(BaseModel):
     @property
     def is_unloadable(self) -> bool:
         """True when its bytes are those that were saved, so that no other copy can help."""
-        return any(damage.kind == "unloadable" for damage in self.damages)
+        return any(damage.kind in _OF_SOUND_BYTES for damage in self.damages)
+
+    @property
+    def has_unknown_format(self) -> bool:
+        """True when its bytes are those that were saved, and no installed format reads them: nothing is damaged."""
+        return any(damage.kind == "unknown format" for damage in self.damages)
 
     @property
     def message(self) -> str:
@@ -152,6 +158,9 @@ def _examine_file(experiment: Experiment, entry: FileEntry, find: Find) -> list[
 
 def _damage_of(name: str, error: CheckpointError) -> Damage:
     """Return what an error says of a file; raise it again when it says nothing, as that of a store that is away."""
+    if isinstance(error, UnsupportedFormatError):
+        message = f"{name} is as it was saved, and cannot be loaded here: {error.message}"
+        return Damage(file=name, kind="unknown format", message=message)
     if isinstance(error, UNLOADABLE):
         return Damage(file=name, kind="unloadable", message=f"{name} cannot be loaded: {error.message}")
     if is_unreadable(error):
@@ -273,7 +282,7 @@ class KnownVersions:
         if not is_same or is_loadable is not None:
             return is_same and bool(is_loadable)
         damages = find_unloadable(experiment, manifest)
-        if all(damage.kind == "unloadable" for damage in damages):
+        if all(damage.kind in _OF_SOUND_BYTES for damage in damages):
             self.remember(experiment, manifest, is_loadable=not damages)
         return not damages
 

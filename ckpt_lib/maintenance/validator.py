@@ -95,6 +95,8 @@ class Verdicts:
 
         The detail ``was_damaged`` tells whether the checkpoint was found damaged before.
         """
+        if report.has_unknown_format:
+            return  # which is no verdict
         is_backup = experiment is self._locations.backups
         before = self._found.get((is_backup, report.checkpoint_id))
         self._found[is_backup, report.checkpoint_id] = report.is_valid

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_lib.config import OnSaveFailure
@@ -73,6 +73,11 @@ class SaveTarget:
         self._watch = watch
         self._verify = verify
         self._last_size_bytes: int | None = None
+
+    @property
+    def store_uid(self) -> str | None:
+        """The ``uid`` of the store that is watched; ``None`` where it is not known."""
+        return self._watch.uid if self._watch else None
 
     def save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
         """Commit; what is transient is tried again, and a full store is given room once.
@@ -195,7 +200,7 @@ class FailoverWriter:
     def _save_in_fallback(
         self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout
     ) -> Saved:
-        manifest = fallback.save(facts, payload_format, layout)
+        manifest = fallback.save(replace(facts, home_uid=self.home.store_uid), payload_format, layout)
         path = fallback.experiment.location(manifest.payload_name)
         fallback.experiment.events.emit(
             "checkpoint.stranded",

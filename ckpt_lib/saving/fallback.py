@@ -14,6 +14,7 @@ from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConfigError,
     IntegrityError,
     NotAStoreError,
     StorageFullError,
@@ -27,7 +28,9 @@ from ckpt_lib.experiment.edits import edit, release
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.validate import validate
+from ckpt_lib.store.identity import StoreWatch
 from ckpt_lib.stream import Progress
 
 
@@ -52,10 +55,11 @@ class ReconcileReport(BaseModel):
 class Fallback:
     """One experiment's fallback folder, and the home that its checkpoints belong to."""
 
-    def __init__(self, stranded: Experiment, home: Experiment, backups: Experiment) -> None:
+    def __init__(self, stranded: Experiment, home: Experiment, backups: Experiment, watch: StoreWatch) -> None:
         self.experiment = stranded
         self._home = home
         self._backups = backups
+        self._watch = watch
         self._given_up: set[str] = set()
 
     def manifests(self) -> list[Manifest]:
@@ -65,9 +69,16 @@ class Fallback:
     @property
     def has_work(self) -> bool:
         """True while something is there to move, that did not fail to before, or to remove; costs one listing."""
-        view = self.experiment.index.view()
+        view = self._view()
         left = view.deleted or view.purging
         return bool(left) or any(manifest.uid not in self._given_up for manifest in view.manifests)
+
+    def _view(self) -> View:
+        """Look at what is there, and learn from it which store is its home: the disk of that may be unmounted now."""
+        view = self.experiment.index.view()
+        for home_uid in [item.home_uid for item in reversed(view.manifests) if item.home_uid][:1]:
+            self._watch.expect(home_uid)
+        return view
 
     def reconcile(self, progress: Progress | None = None) -> ReconcileReport:
         """Move everything home, oldest first: copied, made durable, verified there, then removed here.
@@ -80,7 +91,8 @@ class Fallback:
         moved: dict[str, str] = {}
         already_home: dict[str, str] = {}
         moved_bytes = 0
-        view = self.experiment.index.view()
+        view = self._view()
+        self._watch.check()
         if view.manifests or view.deleted or view.purging:
             self._check_apart()
         failed = {str(error.checkpoint_id): error.message for error in view.unreadable}
@@ -118,6 +130,14 @@ class Fallback:
 
     def _move(self, manifest: Manifest, progress: Progress | None) -> str | None:
         """Move one and return the id that it has at home; ``None`` when it was home before, and was deleted there."""
+        if manifest.home_uid not in (None, self._watch.uid):
+            raise ConfigError(
+                "it belongs to another store",
+                checkpoint_id=manifest.checkpoint_id,
+                expected=f"the store with the uid {manifest.home_uid}",
+                got=str(self._watch.uid),
+                hint="`ckpt import` takes it into any store.",
+            )
         self._require_room(manifest)
         brought = self._copy(manifest, progress)
         if brought is None and self._is_deleted_as_damaged(manifest):

@@ -29,8 +29,10 @@ class PostSave:
             self.locations.watch.ensure()
         # What someone else has deleted by now needs no backup.
         with failures_logged(f"backing up {manifest.checkpoint_id}"), suppress(CheckpointNotFoundError):
-            if self._wants_backup(manifest):
-                self.copies.back_up(self.locations.catalogue.resolve(manifest.checkpoint_id))
+            if self._wants_backup(manifest) and self.copies.back_up(
+                self.locations.catalogue.resolve(manifest.checkpoint_id)
+            ):
+                self.copies.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()

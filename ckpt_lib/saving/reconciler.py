@@ -32,7 +32,6 @@ class Reconciler:
     def reconcile(self, progress: Progress | None = None) -> ReconcileReport:
         """Move everything, then do for each what follows a save. Raises :class:`~ckpt_lib.errors.StoreError`."""
         with self._lock:
-            self._post_save.locations.watch.check()
             report = self._fallback.reconcile(progress)
             self._lineage.remap({**report.already_home, **report.moved})
         for checkpoint_id in report.moved.values():

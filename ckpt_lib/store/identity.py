@@ -54,6 +54,15 @@ class StoreWatch:
                     raise self._gone(f"another store is there, with the uid {uid}")
                 self._uid, self._version = uid, entry.version
 
+    @property
+    def uid(self) -> str | None:
+        """The ``uid`` of the store; ``None`` before it is known."""
+        return self._uid
+
+    def expect(self, uid: str) -> None:
+        """Take the store with this ``uid`` for the one that was there before, unless another one is known."""
+        self._uid = self._uid or uid
+
     def ensure(self) -> None:
         """Write the identity file unless the store has one, and know it from now on."""
         if self._uid is None:
@@ -62,11 +71,12 @@ class StoreWatch:
 
     def _gone(self, got: str) -> StoreUnavailableError:
         error = StoreUnavailableError(
-            "the store is not the one that this process has saved to",
+            "the store is not the one that was saved to before",
             path=location(self._store, IDENTITY_NAME),
             expected=f"the store with the uid {self._uid}",
             got=got,
-            hint="Mount its disk again. If another store is wanted there, start the training anew.",
+            hint="Mount its disk again. If another store is wanted there, import or move away what is in the fallback "
+            "folder, and start the training anew.",
         )
         error.may_have_happened = False
         return error

@@ -23,6 +23,16 @@ def test_restore_brings_back_damaged_and_deleted(store: Path, ids: list[str]) ->
     run("validate", "--all", store=store)
 
 
+def test_restore_says_how_to_keep_what_comes_back(store: Path, ids: list[str]) -> None:
+    """A training retires it again, unless it is pinned; of what was there all the time, nothing is said."""
+    hint = "--pin keeps it"
+    assert hint not in run("restore", ids[0], store=store).stderr
+    run("delete", ids[0], ids[1], "--yes", store=store)
+    assert hint in run("restore", ids[0], store=store).stderr
+    assert hint not in run("restore", ids[1], "--pin", store=store).stderr
+    assert run_json("show", ids[1], store=store)["pinned"]
+
+
 def test_backup_reports_each_outcome(store: Path, ids: list[str]) -> None:
     """A damaged checkpoint is reported with exit code 1 and never copied; the others are backed up."""
     shutil.rmtree(store / "digits" / "backups")

@@ -23,6 +23,7 @@ def lost(store: Path, ids: list[str]) -> str:
 def test_doctor_of_a_sound_store(store: Path) -> None:
     """It says so, and exits with 0."""
     assert "digits: healthy." in run("doctor", "--deep", store=store).stderr
+    assert "--deep reads every byte" in run("doctor", store=store).stderr
     document = run_json("doctor", store=store)
     assert document == {"experiment_name": "digits", "findings": [], "done": [], "is_healthy": True}
 

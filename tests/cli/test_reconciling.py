@@ -55,9 +55,11 @@ def test_reconcile_reports_what_stays(store: Path, fallback: Path) -> None:
 
 
 def test_reconcile_without_a_fallback_folder(store: Path, tmp_path: Path) -> None:
-    """Not named is bad usage; empty or not there is nothing to do, and nothing is created."""
+    """Not named is bad usage, and so is one that is not there, unless that is expected; nothing is created."""
     assert run_json("reconcile", store=store, code=2)["error"]["type"] == "ConfigError"
-    assert run_json("reconcile", "--fallback", tmp_path / "none", store=store) == {"experiments": []}
+    missing = ("reconcile", "--fallback", tmp_path / "none")
+    assert run_json(*missing, store=store, code=2)["error"]["type"] == "NotAStoreError"
+    assert run_json(*missing, "--allow-missing", store=store) == {"experiments": []}
     assert not (tmp_path / "none").exists()
 
 

@@ -29,6 +29,22 @@ def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) 
     assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids[1:]
 
 
+def test_cleanup_says_that_a_number_is_the_default(store: Path, ids: list[str]) -> None:
+    """That of the training is not known here."""
+    said = "Keeps 10, the default of max_checkpoints"
+    assert said in run("cleanup", "--dry-run", store=store).stderr
+    assert said not in run("cleanup", "--keep", "0", "--dry-run", store=store).stderr
+    assert "Keeps 10, the default of max_backups" in run("cleanup", "--backups", "--dry-run", store=store).stderr
+
+
+def test_undelete_tells_what_is_in_quarantine(store: Path, ids: list[str]) -> None:
+    """It was never deleted, and another command brings it back."""
+    for path in store.rglob(f"{ids[0]}.pt"):
+        flip_bit(path, 300)
+    run("quarantine", ids[0], store=store)
+    assert "it is in quarantine" in run("undelete", ids[0], store=store).stderr
+
+
 @on_posix
 def test_cleanup_with_nothing_to_delete_asks_nothing(store: Path, ids: list[str]) -> None:
     """It clears up what dead processes left, for which nobody is asked."""
@@ -162,7 +178,7 @@ def test_backups_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Pat
 def test_backups_that_are_away_stop_no_work_on_checkpoints(store: Path, ids: list[str], tmp_path: Path) -> None:
     """It is done and told, and a cleanup that left the backups ends with 3."""
     (tmp_path / "backups").write_text("mine")
-    away = {"CKPT_BACKUP_DIR": str(tmp_path / "backups"), "CKPT_TRASH_SECONDS": "0"}
+    away = {"CKPT_BACKUP_DIR": str(tmp_path / "backups"), "CKPT_TRASH_SECONDS": "0", "CKPT_MAX_BACKUPS": "9"}
     planned = run("cleanup", "--keep", "0", "--dry-run", store=store, env=away, code=3)
     assert "The backups cannot be cleaned up: " in planned.stderr
     done = run("cleanup", "--keep", "0", "--yes", store=store, env=away, code=3)

@@ -84,6 +84,8 @@ def test_any_bytes_are_a_structure_or_a_typed_error(data: bytes, start: bytes) -
         (b"}K\1" + b"\x85" * 5000 + b"Ns", "too many parts"),
         (b"ccollections\nOrderedDict\n)R}X\5\0\0\0itemsK\1sb", "attributes that a dict does not have"),
         (b"ccollections\nOrderedDict\n)RK\1b", "attributes that a dict does not have"),
+        (b"ccollections\nOrderedDict\n)R}X\x0c\0\0\0__setstate__K\1sb", "attributes that a dict does not have"),
+        (b"ccollections\nOrderedDict\n)R}X\x0c\0\0\0__deepcopy__K\1sb", "attributes that a dict does not have"),
         (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "named in the pickle"),
         (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R", "makes an empty"),
         (b"ctorch.nn.parameter\nParameter\n)\x81", "makes an empty"),

@@ -214,12 +214,39 @@ def test_an_experiment_of_nothing_but_backups_is_found(make_manager: MakeManager
     assert manager.restore_checkpoint(saved).checkpoint_id == saved
 
 
+def test_a_number_that_nobody_gave_deletes_no_backup(make_manager: MakeManager) -> None:
+    """The training keeps more than the default: neither a backup by hand, nor the doctor, nor a cleanup knows that."""
+    training = make_manager(max_checkpoints=2, max_backups=14)
+    saved = [save(training, epoch, 1 / epoch) for epoch in range(1, 14)]
+    other = make_manager()
+    other.delete_backup(saved[-1])
+    assert other.backup_checkpoint(saved[-1])
+    other.delete_backup(saved[-1])
+    assert "backed up" in [item.outcome for item in other.doctor(fix=True).done]
+    assert other.cleanup_checkpoints().backups is None
+    assert backup_ids(training) == saved
+    chosen = make_manager(max_backups=5)
+    chosen.delete_backup(saved[-1])
+    assert chosen.backup_checkpoint(saved[-1])
+    assert len(backup_ids(training)) == 5
+    assert len(make_manager(max_backups=4).cleanup_checkpoints().backups.deleted_ids) == 1  # type: ignore[union-attr]
+
+
+def test_a_restored_checkpoint_may_come_back_pinned(make_manager: MakeManager) -> None:
+    """Retention deleted it for good, and would again."""
+    manager = make_manager(max_checkpoints=1)
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2)]
+    assert manager.restore_checkpoint(saved[0], pin=True).pinned
+    saved.append(save(manager, 3, 0.1))
+    assert ids(manager) == [saved[0], saved[2]]
+
+
 @pytest.mark.parametrize("what", ["a file", "a dangling link"])
 def test_a_cleanup_reports_what_it_deleted_though_the_backups_are_away(
     make_manager: MakeManager, tmp_path: Path, what: str
 ) -> None:
     """The report tells both: what went, and why the backups stayed."""
-    manager = make_manager(backup_checkpoints=False, backup_dir=str(tmp_path / "backups"))
+    manager = make_manager(backup_checkpoints=False, backup_dir=str(tmp_path / "backups"), max_backups=9)
     saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
     if what == "a file":
         (tmp_path / "backups").write_text("mine")

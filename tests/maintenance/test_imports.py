@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.errors import ConfigError, CorruptCheckpointError, IntegrityError, NotACheckpointError
+from ckpt_lib.errors import (
+    CheckpointExistsError,
+    ConfigError,
+    CorruptCheckpointError,
+    IntegrityError,
+    NotACheckpointError,
+)
 from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import MakeManager, experiment_folder, flip_bit, ids, manifest_path, payload_path, save
 from tests.maintenance.pairs import DAMAGES
@@ -122,6 +128,31 @@ def test_a_payload_without_a_manifest_is_imported(make_manager: MakeManager, tmp
     with pytest.raises(NotACheckpointError):
         target.import_checkpoint(payload)
     assert ids(target) == [imported]
+
+
+def test_an_archive_that_names_a_record_often_is_refused_unread(
+    make_manager: MakeManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it once for each name would take for ever: a small file can name gigabytes."""
+    path = tmp_path / "best.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", bytes(1000))
+        archive.filelist *= 1000
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("its records are read"))
+    with pytest.raises(NotACheckpointError, match="is repeated"):
+        make_manager("target").import_checkpoint(path)
+
+
+def test_another_payload_under_the_same_uid_is_refused(make_manager: MakeManager, tmp_path: Path) -> None:
+    """A manifest that somebody wrote stands for no checkpoint that is here."""
+    source, target = make_manager("source"), make_manager("target")
+    here = target.import_checkpoint(source.export_checkpoint(save(source, 1), tmp_path / "one"))
+    other = Path(source.export_checkpoint(save(source, 2), tmp_path / "two")).with_suffix(".json")
+    forged = manifest_in(other).changed(uid=target._locations.home.get(here).uid)
+    other.write_bytes(forged.to_bytes())
+    with pytest.raises(CheckpointExistsError, match="holds something else"):
+        target.import_checkpoint(other)
+    assert ids(target) == [here]
 
 
 def test_a_payload_that_changes_while_it_is_imported_is_refused(make_manager: MakeManager, tmp_path: Path) -> None:

@@ -408,6 +408,27 @@ def test_what_only_lacks_its_format_is_not_set_aside(make_manager: MakeManager, 
         with pytest.raises(UnsupportedFormatError, match="no format called 'unheard-of' is installed"):
             manager.quarantine_checkpoint(checkpoint_id)
     else:
-        assert not manager.doctor(fix=True, deep=True)
+        report = manager.doctor(fix=True, deep=True)
+        assert [finding.kind for finding in report.findings if finding.name == checkpoint_id] == ["unknown format"]
+        assert report.is_healthy
     assert manager.list_quarantined() == []
     assert manager.checkpoint_ids() == [checkpoint_id]
+
+
+def test_what_only_lacks_its_format_is_not_called_damaged(make_manager: MakeManager) -> None:
+    """Each answer says what to install: a check, an advice, an event, and a resume, which goes back to no older one."""
+    manager = make_manager()
+    save(manager, 1)
+    newest = save(manager, 2)
+    edits.edit(manager._locations.home, newest, lambda manifest: manifest.changed(format="unheard-of"))
+    told: list[str] = []
+    unsubscribe = manager.on_event(lambda event: told.append(event.kind))
+    report = manager.validate_checkpoint(newest)
+    unsubscribe()
+    assert "is as it was saved, and cannot be loaded here" in report.message
+    assert (report.is_valid, report.has_unknown_format, told) == (False, True, [])
+    with pytest.raises(UnsupportedFormatError) as advice:
+        manager.remedy(report)
+    assert "Install the package" in str(advice.value.hint)
+    with pytest.raises(UnsupportedFormatError, match="no format called 'unheard-of' is installed"):
+        manager.resume()

@@ -104,7 +104,7 @@ def test_an_empty_mount_point_is_not_the_store_of_before(make_manager: MakeManag
     saved = [save_with(writer, 1), save_with(follower, 2)]
     store = unmounted(writer, tmp_path)
     for manager in (writer, follower):
-        with pytest.raises(StoreUnavailableError, match="not the one that this process has saved to") as caught:
+        with pytest.raises(StoreUnavailableError, match="not the one that was saved to before") as caught:
             save_with(manager, 3)
         assert caught.value.got == "its identity file is missing"
     assert list(store.iterdir()) == []
@@ -126,6 +126,48 @@ def test_while_the_disk_is_unmounted_the_fallback_takes_over(make_manager: MakeM
     assert list(store.iterdir()) == []
     mounted_again(store, tmp_path)
     assert [first, *stranded, save_with(manager, 4)] == ids(manager)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_process_that_starts_while_the_disk_is_unmounted_knows_of_it(
+    make_manager: MakeManager, tmp_path: Path
+) -> None:
+    """From what is stranded: it resumes from that, strands what it saves, and leaves the mount point empty."""
+    fallback = str(tmp_path / "fallback")
+    earlier = make_manager(fallback_dir=fallback)
+    saved = [save_with(earlier, 1)]
+    store = unmounted(earlier, tmp_path)
+    saved.append(save_with(earlier, 2))
+    later = make_manager(fallback_dir=fallback)
+    resumed = later.resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == saved[1]
+    saved.append(save_with(later, 3))
+    assert [item.checkpoint_id for item in later.list_stranded()] == saved[1:]
+    assert list(store.iterdir()) == []
+    mounted_again(store, tmp_path)
+    assert [*saved, save_with(make_manager(fallback_dir=fallback), 4)] == ids(later)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_what_is_stranded_goes_to_no_other_store(make_manager: MakeManager, tmp_path: Path) -> None:
+    """It names the store that it belongs to. Where that will not come back, an import takes it in."""
+    earlier = make_manager(fallback_dir=str(tmp_path / "fallback"))
+    save_with(earlier, 1)
+    store = unmounted(earlier, tmp_path)
+    stranded = save_with(earlier, 2)
+    init_store(str(store))
+    with pytest.raises(StoreUnavailableError, match="not the one"):
+        make_manager(fallback_dir=str(tmp_path / "fallback")).reconcile()
+    writer = make_manager(fallback_dir=str(tmp_path / "fallback"))
+    own = save_with(make_manager(), 3)
+    assert writer.resume() is not None
+    late = make_manager(fallback_dir=str(tmp_path / "fallback"))
+    save_with(make_manager(), 4)
+    assert [item.checkpoint_id for item in late.list_stranded()] == [stranded]
+    assert own in ids(late)
+    imported = make_manager().import_checkpoint(tmp_path / "fallback" / "run" / f"{stranded}.json")
+    assert imported in ids(late)
 
 
 @pytest.mark.usefixtures("_no_waiting")

@@ -53,7 +53,9 @@ def test_backups_that_cannot_be_cleaned_up_fail_the_run_at_its_end(
     config: CheckpointConfig, tmp_path: Path, flow: Any
 ) -> None:
     """The checkpoints are cleaned up all the same, and the table says what was not done."""
-    config = config.model_copy(update={"backup_checkpoints": False, "backup_dir": str(tmp_path / "backups")})
+    config = config.model_copy(
+        update={"backup_checkpoints": False, "backup_dir": str(tmp_path / "backups"), "max_backups": 9}
+    )
     first, *others = saved(config)
     (tmp_path / "backups").write_text("mine")
     arguments = {"experiment_name": "run", "export_dir": str(tmp_path / "exports")} if flow != cleanup_store else {}

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import random
+import shutil
 import signal
 import stat
 import sys
@@ -223,6 +224,20 @@ def test_a_folder_that_a_killed_process_made_is_made_durable(folder: Path, monke
     disk.synced_folders.clear()
     store.put("e/y", b"2")
     assert disk.synced_folders == [folder / "root" / "e"]
+
+
+def test_a_folder_that_is_made_again_is_made_durable_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may give it the number of the one that was deleted, as ext4 does."""
+    monkeypatch.setattr(folders, "_identity", lambda path: (str(path), 0, 0))
+    monkeypatch.setattr(folders, "_durable", set())
+    disk = Disk()
+    store = LocalStore(str(folder / "root"), system=disk)
+    disk.armed = True
+    for _ in range(2):
+        store.put("e/y", b"1")
+        assert {folder, folder / "root"} <= set(disk.synced_folders)
+        disk.synced_folders.clear()
+        shutil.rmtree(folder / "root")
 
 
 def test_each_barrier_is_an_fsync_of_the_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expand
 from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
+from ckpt_lib.formats.torch.zip_reading import read_directory
 from ckpt_lib.state.memory import check_memory, has_memory, is_per_channel
 from ckpt_lib.state.tree import tensors_in
 
@@ -97,16 +98,17 @@ class TorchZipFormat:
         """Map tensor names to bytes of the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
         return tensor_ranges(source.open(name))
 
-    def check_records(self, file: BinaryIO) -> None:
+    def check_records(self, source: PayloadSource) -> None:
         """Compare the CRC-32 of each record, which finds every accident in a file that has no manifest.
 
-        Raises :class:`CorruptCheckpointError` for a file that is no whole archive, and for compressed records, which
-        this format does not write and which might not end.
+        Raises :class:`CorruptCheckpointError` for a file that is no whole archive of records stored one after the other
+        and each once. Any other might take for ever to read.
         """
+        file = source.open()
+        read_directory(file)
+        file.seek(0)
         try:
             with zipfile.ZipFile(file) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise CorruptCheckpointError("it is compressed")
                 damaged = archive.testzip()
         except CheckpointError:
             raise

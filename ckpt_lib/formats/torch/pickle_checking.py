@@ -36,7 +36,8 @@ _MAX_EQUAL_HASHES = 100  # among the keys of one dict: each further key is compa
 
 _NUMBERS = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){8,50000}", re.DOTALL)
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, torch.dtype, torch.device}
-_METHODS = frozenset(dir(OrderedDict))
+_METHODS = frozenset({*dir(OrderedDict), "__setstate__", "__copy__", "__deepcopy__"})
+"""Names of methods, and of what pickle and copy would call if an object had it."""
 _STOP = ord(pickle.STOP)
 
 

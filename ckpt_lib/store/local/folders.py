@@ -15,7 +15,8 @@ from ckpt_lib.store.local.system import System
 _durable: set[tuple[str, int, int]] = set()
 """Folders whose entry in the parent this process has synced: an existing one may come from a process that crashed.
 
-By path as well as by number: a folder may be moved, and a new one gets the number of one that is gone.
+By path as well as by number: a folder may be moved. A new one may get path and number of one that is gone, so that
+making a folder forgets it.
 """
 
 
@@ -57,8 +58,7 @@ class Folders:
         for end in range(1, len(parts) + 1):
             folder = self.path(parts[:end])
             if is_missing:
-                with contextlib.suppress(FileExistsError):
-                    self._system.mkdir(folder)
+                self._mkdir(folder)
                 self._check(folder, parts[:end])
             self._make_durable(folder)
         return self.path(parts)
@@ -125,15 +125,18 @@ class Folders:
         if folder.is_dir():
             return
         self._make_missing(folder.parent)
-        with contextlib.suppress(FileExistsError):
-            self._system.mkdir(folder)
+        self._mkdir(folder)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         self._make_durable(folder)
 
+    def _mkdir(self, folder: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._system.mkdir(folder)
+            _durable.discard(_identity(folder))
+
     def _make_durable(self, folder: Path, *, is_root: bool = False) -> None:
-        found = os.stat(folder)
-        identity = (str(folder), found.st_dev, found.st_ino)
+        identity = _identity(folder)
         if identity in _durable:
             return
         try:
@@ -142,6 +145,11 @@ class Folders:
             if not is_root:  # the folder above the root is not ours, and may be one that we cannot open
                 raise
         _durable.add(identity)
+
+
+def _identity(folder: Path) -> tuple[str, int, int]:
+    found = os.stat(folder)
+    return str(folder), found.st_dev, found.st_ino
 
 
 def _check_folder(found: os.stat_result, path: Path) -> None:
