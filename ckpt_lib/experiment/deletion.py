@@ -7,7 +7,7 @@ leaving itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -41,9 +41,11 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
 
 @dataclass
 class Deletion:
-    """The outcome of a deletion. A checkpoint that others had deleted already is in neither field."""
+    """The outcome of a deletion. A checkpoint that others had deleted already is in no field."""
 
     deleted: list[Manifest] = field(default_factory=list)
+    freed: list[Manifest] = field(default_factory=list)
+    """Those deleted for good whose files are gone."""
     refused: dict[str, CheckpointError] = field(default_factory=dict)
 
 
@@ -51,14 +53,16 @@ def delete_all(
     experiment: Experiment,
     checkpoint_ids: Iterable[str],
     *,
-    relied_on: Collection[str] = (),
+    relied_on: Sequence[str] = (),
     check: Check = refuse_pinned,
+    for_good: bool = False,
 ) -> Deletion:
     """Delete checkpoints, unless one of those ``relied_on`` is not there, not valid, or about to be deleted.
 
-    :func:`undelete` brings one back until :func:`purge` has removed its files. ``check`` judges each manifest as it is
-    when it is replaced, and what a run has resumed from stays for an hour. Killed on the way, each checkpoint is there
-    or deleted.
+    :func:`undelete` brings one back until :func:`purge` has removed its files; ``for_good`` removes them at once.
+    ``check`` judges each manifest as it is when it is replaced, and what a run has resumed from stays for an hour.
+    Killed on the way, each checkpoint is there or deleted. One whose files cannot be removed keeps no other one from
+    going: it is logged, and left to the next purge.
     """
     outcome = Deletion()
     experiment.check_writable()
@@ -70,7 +74,17 @@ def delete_all(
         return outcome
     if not _all_valid(experiment, relied_on):
         _stay(experiment, leaving, outcome)
-        return outcome
+    elif for_good and relied_on:
+        _remove(experiment, leaving, relied_on, outcome)
+    else:
+        _hide(experiment, leaving, relied_on, now, outcome)
+    return outcome
+
+
+def _hide(
+    experiment: Experiment, leaving: Iterable[Found], relied_on: Sequence[str], now: datetime, outcome: Deletion
+) -> None:
+    """Put checkpoints that are leaving into the trash."""
     deleted = []
     for found in leaving:
         if moved := rewrite(experiment, found, state="deleted", deleted_at=now):
@@ -81,7 +95,22 @@ def delete_all(
         _stay(experiment, deleted, outcome)
     else:
         outcome.deleted = [found.manifest for found in deleted]
-    return outcome
+
+
+def _remove(experiment: Experiment, leaving: Sequence[Found], relied_on: Sequence[str], outcome: Deletion) -> None:
+    """Remove checkpoints that are leaving, while the first of those that the deletion relies on is valid."""
+    for position, found in enumerate(leaving):
+        if not _all_valid(experiment, relied_on[:1]):
+            _stay(experiment, leaving[position:], outcome)
+            return
+        moved = rewrite(experiment, found, state="purging")
+        if moved is None:
+            _refuse(experiment, found, "it was changed meanwhile", outcome)
+            continue
+        outcome.deleted.append(moved.manifest)
+        with _going_on(moved.manifest, []):
+            finish_purge(experiment, moved)
+            outcome.freed.append(moved.manifest)
 
 
 def _take_back(experiment: Experiment, checkpoint_id: str) -> None:

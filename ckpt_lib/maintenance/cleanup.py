@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
-from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
+from ckpt_lib.experiment.deletion import Check, Deletion, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.experiment.view import View
@@ -124,15 +125,16 @@ def clean(
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
     expired = expire(experiment, trash_seconds, verified)
-    deleted, spared = _delete(experiment, view, plan)
-    freed = [] if grace_seconds else _free(experiment, deleted, trash_seconds, verified)
+    # Where readers lose what they have open, files stay for as long as the trash keeps them.
+    for_good = not grace_seconds and (not trash_seconds or experiment.store.capabilities.memory_map)
+    outcome = _delete(experiment, view, plan, for_good=for_good)
     return CleanupReport(
         plan=plan,
         dry_run=False,
-        deleted_ids=tuple(manifest.checkpoint_id for manifest in deleted),
-        freed_bytes=_size_bytes(freed),
-        trashed_bytes=_size_bytes(deleted) - _size_bytes(freed),
-        spared=spared,
+        deleted_ids=tuple(manifest.checkpoint_id for manifest in outcome.deleted),
+        freed_bytes=_size_bytes(outcome.freed),
+        trashed_bytes=_size_bytes(outcome.deleted) - _size_bytes(outcome.freed),
+        spared={checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()},
         swept=(*swept.claims, *swept.files),
         expired_ids=tuple(manifest.checkpoint_id for manifest in expired),
         expired_bytes=_size_bytes(expired),
@@ -183,31 +185,15 @@ def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -
     return purge(experiment, grace_seconds=trash_seconds, is_sound=partial(known.verify, experiment))
 
 
-def _free(
-    experiment: Experiment, deleted: Sequence[Manifest], trash_seconds: float, known: KnownVersions
-) -> list[Manifest]:
-    """Remove the files of what was just deleted, where readers keep what they have open; else a later cleanup does."""
-    if not deleted or (trash_seconds and not experiment.store.capabilities.memory_map):
-        return []
-    ids = {manifest.checkpoint_id for manifest in deleted}
-    return purge(
-        experiment,
-        grace_seconds=0.0,
-        only=lambda manifest: manifest.checkpoint_id in ids,
-        is_sound=partial(known.verify, experiment),
-    )
-
-
 def _size_bytes(manifests: Iterable[Manifest]) -> int:
     return sum(manifest.size_bytes for manifest in manifests)
 
 
-def _delete(experiment: Experiment, view: View, plan: RetentionPlan) -> tuple[list[Manifest], dict[str, str]]:
-    """Delete what the plan gives up, and return it; and why the rest of it was spared."""
+def _delete(experiment: Experiment, view: View, plan: RetentionPlan, *, for_good: bool) -> Deletion:
+    """Delete what the plan gives up."""
     planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
     relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
-    deleted: list[Manifest] = []
-    spared: dict[str, str] = {}
+    deletion = Deletion()
     # Oldest first: whatever stops this, what is left is the newer part.
     doomed_ids = plan.deleted_ids[::-1]
     batch_size = max(_MIN_BATCH, len(planned) // _MAX_LOOKS)
@@ -218,11 +204,13 @@ def _delete(experiment: Experiment, view: View, plan: RetentionPlan) -> tuple[li
                 doomed_ids[start : start + batch_size],
                 relied_on=[manifest.checkpoint_id for manifest in relied_on],
                 check=_check_of_plan(experiment, planned, relied_on),
+                for_good=for_good,
             )
-            deleted += outcome.deleted
             tell_of_deletion(experiment.events, outcome.deleted)
-            spared |= {checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()}
-    return deleted, spared
+            deletion.deleted += outcome.deleted
+            deletion.freed += outcome.freed
+            deletion.refused |= outcome.refused
+    return deletion
 
 
 def tell_of_deletion(events: Events, manifests: Iterable[Manifest]) -> None:
@@ -271,6 +259,6 @@ def _check_of_plan(experiment: Experiment, planned: Mapping[str, Manifest], reli
     return check
 
 
-def _facts(manifest: Manifest) -> bytes:
+def _facts(manifest: Manifest) -> str:
     """Return what a plan goes by, as text: a NaN among the metrics would make a manifest differ from itself."""
-    return manifest.changed(revision="", state="live").to_bytes()
+    return json.dumps(manifest.model_dump(mode="json", exclude={"revision", "state"}), sort_keys=True)

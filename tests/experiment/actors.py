@@ -52,9 +52,9 @@ def purge(experiment: Experiment) -> Any:
     return "purged", len(deletion.purge(experiment, grace_seconds=0))
 
 
-def delete(checkpoint_id: str = X, *relied_on: str) -> Actor:
+def delete(checkpoint_id: str = X, *relied_on: str, for_good: bool = False) -> Actor:
     def actor(experiment: Experiment) -> Any:
-        outcome = deletion.delete_all(experiment, [checkpoint_id], relied_on=relied_on)
+        outcome = deletion.delete_all(experiment, [checkpoint_id], relied_on=relied_on, for_good=for_good)
         return "deleted", len(outcome.deleted)
 
     return actor

@@ -133,6 +133,13 @@ OPERATIONS: dict[str, Operation] = {
         lambda place: place.state(OLD) == "deleted",
         takes=OLD,
     ),
+    "delete for good": Operation(
+        lambda place: deletion.delete_all(
+            place.experiment(), [place.id(OLD)], relied_on=[place.id(NEWEST)], for_good=True
+        ),
+        lambda place: place.state(OLD) in ("purging", "gone"),
+        takes=OLD,
+    ),
     "undelete": Operation(
         lambda place: deletion.undelete(place.experiment(), place.id(DELETED)), lambda place: place.get(DELETED)
     ),

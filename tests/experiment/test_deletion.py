@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError
+from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError, StoreError
 from ckpt_lib.experiment import deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.store.memory import MemoryStore
@@ -47,6 +47,50 @@ def test_a_deletion_whose_support_goes_is_undone(store: MemoryStore, moment: int
     assert gone_at
     assert not outcome.deleted
     assert state_of(experiment, victim.checkpoint_id) == "live"
+
+
+def test_a_deletion_for_good_ends_when_its_support_goes(store: MemoryStore) -> None:
+    """What is gone by then is gone; the other victims stay, and the support can be brought back."""
+    experiment = Experiment(store, "e", "e")
+    first, second, support = save(experiment), save(experiment, 2), save(experiment, 3)
+
+    def between(operation: str, key: str) -> None:
+        if operation == "delete" and key.endswith(first.payload.name):
+            deletion.delete_all(Experiment(store, "e", "e"), [support.checkpoint_id])
+
+    watched = Experiment(FaultyStore(store, FaultPlan(between=between)), "e", "e")
+    outcome = deletion.delete_all(
+        watched,
+        [first.checkpoint_id, second.checkpoint_id],
+        relied_on=[support.checkpoint_id],
+        for_good=True,
+    )
+    assert [item.uid for item in outcome.deleted] == [item.uid for item in outcome.freed] == [first.uid]
+    assert list(outcome.refused) == [second.checkpoint_id]
+    states = [state_of(experiment, item.checkpoint_id) for item in (first, second, support)]
+    assert states == ["gone", "live", "deleted"]
+
+
+def test_a_deletion_for_good_goes_on_after_what_cannot_be_removed(store: MemoryStore) -> None:
+    """It is deleted, and the next purge frees it."""
+    experiment = Experiment(store, "e", "e")
+    stuck, other, support = save(experiment), save(experiment, 2), save(experiment, 3)
+
+    def between(operation: str, key: str) -> None:
+        if operation == "delete" and key.endswith(stuck.payload.name):
+            raise StoreError("a bad sector")
+
+    watched = Experiment(FaultyStore(store, FaultPlan(between=between)), "e", "e")
+    outcome = deletion.delete_all(
+        watched,
+        [stuck.checkpoint_id, other.checkpoint_id],
+        relied_on=[support.checkpoint_id],
+        for_good=True,
+    )
+    assert [item.uid for item in outcome.deleted] == [stuck.uid, other.uid]
+    assert [item.uid for item in outcome.freed] == [other.uid]
+    assert state_of(experiment, stuck.checkpoint_id) == "purging"
+    assert [item.uid for item in deletion.purge(experiment, grace_seconds=0)] == [stuck.uid]
 
 
 def test_what_was_deleted_comes_back_as_it_was(experiment: Experiment, clock: Clock) -> None:

@@ -60,6 +60,13 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         "return found",
         "two cleanups",
     ),
+    "no leaving before a deletion for good": (
+        deletion,
+        lambda: deletion._leave,
+        'if moved := rewrite(experiment, found, state="leaving"):\n            return moved',
+        "return found",
+        "two cleanups for good",
+    ),
     "fixed payload names": (
         claims,
         lambda: claims.claim_over,
