@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ckpt_lib.errors import CheckpointError
-from tests.torture.attacker import PLANTED_ID, contents, plant, small_payload, torch_file
+from tests.torture.attacker import PLANTED_ID, contents, manifest_for, plant, small_payload, torch_file
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
 
@@ -263,7 +263,9 @@ def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
             manager = plant(around / "store", data)
             found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
             assert found in ([], ["unloadable"]), "the bytes are as they were planted"
-            target = plant(around / "other", torch_file(small_payload()))
+            taken = torch_file(small_payload())
+            other_manifest = manifest_for(taken).changed(uid="b" * 32).to_bytes()
+            target = plant(around / "other", taken, other_manifest)  # so that the import reads, and gets another id
             manager.export_checkpoint(PLANTED_ID, around / "exported")
             try:
                 loaded = manager.load_checkpoint(PLANTED_ID)
