@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.core.monitor import Monitor
@@ -31,15 +30,12 @@ class View:
     """The files in the folders of payloads, and those saved since the listing, by key."""
     path: str = ""
     """The folder."""
+    usable: tuple[Manifest, ...] = ()
+    """Those that readers are shown: not in quarantine."""
     whole: tuple[Manifest, ...] = ()
     """Those of ``usable`` whose files are all there, with the right sizes."""
     best: Manifest | None = None
     """The best of ``usable``, by the measure that the newest of them records."""
-
-    @cached_property
-    def usable(self) -> tuple[Manifest, ...]:
-        """Those that readers are shown: not in quarantine."""
-        return tuple(item for item in self.manifests if item.quarantined is None)
 
     @property
     def quarantined(self) -> tuple[Manifest, ...]:
@@ -84,6 +80,7 @@ class View:
             manifests=manifests,
             claims=tuple(claim for claim in self.claims if claim.checkpoint_id != manifest.checkpoint_id),
             below={**self.below, **{entry.key: entry for entry in files}},
+            usable=(*self.usable, manifest),
             whole=(*self.whole, manifest),
         )
         newest = self.manifests[-1:]
@@ -113,8 +110,9 @@ def view_of(
 
 def _with_answers(view: View) -> View:
     """Return ``view`` with what each save asks of it."""
-    usable = view.usable
-    return replace(view, whole=tuple(item for item in usable if view.is_complete(item)), best=best_of(usable))
+    usable = tuple(item for item in view.manifests if item.quarantined is None)
+    whole = tuple(item for item in usable if view.is_complete(item))
+    return replace(view, usable=usable, whole=whole, best=best_of(usable))
 
 
 def best_of(manifests: Sequence[Manifest]) -> Manifest | None:

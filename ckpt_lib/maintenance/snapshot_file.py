@@ -23,15 +23,16 @@ class SnapshotFile:
 
     def write(self) -> None:
         """Write it anew, unless the configuration wants none."""
-        self._write(self._locations.home.index.view)
+        self._write(self._locations.home.index.view, is_new=True)
 
-    def _write(self, view: Callable[[], View | None]) -> None:
+    def _write(self, view: Callable[[], View | None], *, is_new: bool) -> None:
         if not self._locations.config.save_metadata:
             return
         with failures_logged(f"updating {SNAPSHOT_NAME}"):
             home = self._locations.home
             if found := view():
                 home.store.put(home.key(SNAPSHOT_NAME), self._content(found), durable=False)
+                self._is_behind = not is_new
 
     @contextmanager
     def written_after(self) -> Iterator[None]:
@@ -47,17 +48,19 @@ class SnapshotFile:
         manifests = view.usable
         # Writing costs as much as there are checkpoints; spread over so many saves, each save costs the same.
         self._saves_until_due = len(manifests) // 10
-        self._is_behind = False
         return snapshot(manifests, self._locations.name)
 
     def note_save(self) -> None:
-        """Write it if enough saves have passed since the last time; what others did just now may be missing in it."""
+        """Write it if enough saves have passed since the last time.
+
+        What others did just now may be missing in it, until :meth:`catch_up`.
+        """
         self._saves_until_due -= 1
         self._is_behind = True
         if self._saves_until_due < 0:
-            self._write(self._locations.home.index.affordable_view)
+            self._write(self._locations.home.index.affordable_view, is_new=False)
 
     def catch_up(self) -> None:
-        """Write it if any save has passed since the last time."""
+        """Write it if any save has passed since it was written from a new listing."""
         if self._is_behind:
             self.write()

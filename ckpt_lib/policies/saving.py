@@ -74,7 +74,7 @@ class EveryEpochs:
         _check_positive("epochs", self.epochs)
 
     def should_save(self, context: SaveContext) -> bool:
-        return _is_due(context.epoch, self.epochs, [item.epoch for item in context.saved])
+        return _is_due(context.epoch, self.epochs, [item.epoch for item in context.saved[-1:]])
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class EverySteps:
         _check_positive("steps", self.steps)
 
     def should_save(self, context: SaveContext) -> bool:
-        return _is_due(context.step, self.steps, [item.step for item in context.saved])
+        return _is_due(context.step, self.steps, [item.step for item in context.saved[-1:]])
 
 
-def _is_due(now: int, interval: int, saved: Sequence[int]) -> bool:
+def _is_due(now: int, interval: int, last_saved: Sequence[int]) -> bool:
     """Return whether ``interval`` has passed. Counts may skip multiples, as with gradient accumulation."""
-    last = saved[-1] if saved else 0
+    last = last_saved[0] if last_saved else 0
     return now % interval == 0 or now - last >= interval
 
 

@@ -49,6 +49,7 @@ for epoch in range(saves):
             model=torch.nn.Linear(2, 1), epoch=1, metrics={"val_loss": epoch + number / 10}, idempotency_key=key
         )
     )
+manager.close()
 """
 
 
@@ -92,7 +93,7 @@ def test_four_processes_save_to_one_experiment(make_manager: MakeManager) -> Non
     assert all(manager.validate_all())
     assert manager._locations.home.index.view().claims == ()
     content = json.loads((experiment_folder(manager) / "checkpoint_metadata.json").read_text())
-    assert len(content["checkpoints"]) >= 60  # each of the four may lag behind by a tenth
+    assert len(content["checkpoints"]) >= 90  # two that end at once may each have listed before the other's last save
     manager.edit_checkpoint("latest", add_tags=["last"])
     content = json.loads((experiment_folder(manager) / "checkpoint_metadata.json").read_text())
     assert len(content["checkpoints"]) == 100
