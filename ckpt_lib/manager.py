@@ -14,7 +14,8 @@ from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.experiment.query import select
+from ckpt_lib.experiment.conditions import Condition
+from ckpt_lib.experiment.selection import select
 from ckpt_lib.formats import Payload
 from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.loading.loader import Loader, LoadTarget
@@ -371,6 +372,7 @@ class CheckpointManager(Maintainer):
     def list_checkpoints(
         self,
         *,
+        where: Collection[str | Condition] = (),
         tags: Collection[str] = (),
         search: str = "",
         min_epoch: int | None = None,
@@ -378,10 +380,12 @@ class CheckpointManager(Maintainer):
         sort_by: str = "sequence",
         descending: bool = False,
         limit: int | None = None,
+        after: str | None = None,
     ) -> list[CheckpointMetadata]:
-        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.experiment.query.select`."""
+        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.experiment.selection.select`."""
         return select(
             self._catalogue.describe_all(),
+            where=where,
             tags=tags,
             search=search,
             min_epoch=min_epoch,
@@ -389,6 +393,7 @@ class CheckpointManager(Maintainer):
             sort_by=sort_by,
             descending=descending,
             limit=limit,
+            after=after,
         )
 
     def checkpoint_ids(self) -> list[str]:

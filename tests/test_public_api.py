@@ -17,6 +17,7 @@ EXPECTED = [
     "CheckpointManager",
     "CheckpointMetadata",
     "CleanupReport",
+    "Condition",
     "DoctorReport",
     "ExperimentSummary",
     "ReconcileReport",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +28,6 @@ from ckpt_lib.core.wording import count_of, size_text
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
-    from ckpt_lib.core.monitor import Monitor
     from ckpt_lib.manager import CheckpointManager
 
 _MARK_STYLES = {"best": "bold green", "latest": "bold cyan", "pinned": "bold yellow", "unhealthy": "bold red"}
@@ -39,6 +38,15 @@ def list_checkpoints(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            "-w",
+            metavar="CONDITION",
+            help='Only checkpoints that meet this, such as "val_loss<0.3" or "epoch>=10"; repeat for more.',
+        ),
+    ] = None,
     tags: Annotated[
         list[str] | None,
         typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
@@ -57,39 +65,52 @@ def list_checkpoints(
     ] = "sequence",
     descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="Begin after this checkpoint: the last of the page before.")
+    ] = None,
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List checkpoints in the order of saving."""
+    """List checkpoints in the order of saving.
+
+    --where compares epoch, step, sequence, file_size, timestamp, pinned, healthy, model_name, run_id, or a metric, by
+    <, <=, =, !=, >= or >. A checkpoint without the metric, or with NaN, meets no condition on it.
+    """
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
-    from ckpt_lib.experiment.query import select
+    from ckpt_lib.experiment.conditions import conditions_of
+    from ckpt_lib.experiment.selection import select
 
     manager = open_copies(store, experiment, config, backups=backups)
     everything = manager.list_backups() if backups else manager.list_checkpoints()
-    found = select(
+    matching = select(
         everything,
+        where=where or (),
         tags=tags or (),
         search=search,
         min_epoch=min_epoch,
         max_epoch=max_epoch,
         sort_by=sort_by,
         descending=descending,
-        limit=limit,
+        after=after,
     )
+    found, is_last_page = matching[:limit], limit is None or len(matching) <= limit
     unreadable = manager.list_unreadable_backups() if backups else manager.list_unreadable()
     if as_json:
         reports = [{"checkpoint_id": item.checkpoint_id, "message": item.message} for item in unreadable]
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
         return
     monitor = manager.monitor
-    _print_checkpoints(found, _ordered_metrics(everything, monitor, sort_by))
+    asked = {sort_by, *(condition.metric or condition.name for condition in conditions_of(where or ()))}
+    _print_checkpoints(found, _metrics_of(everything), {monitor.metric, *asked})
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
         f"{size_text(sum(item.file_size for item in found))}. "
         f"The best is by {monitor.metric} ({monitor.mode})."
     )
+    if not is_last_page:
+        note(f"There are more: --after {found[-1].checkpoint_id} shows the next.")
     known = {name for item in everything for name in item.tags}
     for unknown in sorted(set(check_tags(tags or ())) - known):
         note(f"No {kind} has the tag {unknown!r}. {did_you_mean(unknown, known)}".rstrip(), warning=True)
@@ -99,24 +120,24 @@ def list_checkpoints(
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
 
 
-def _ordered_metrics(checkpoints: Sequence[CheckpointMetadata], monitor: Monitor, sort_by: str) -> list[str]:
-    """Return all metrics: the monitored one, the one sorted by, and then as they were recorded."""
-    recorded = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
-    preferred = [name for name in (monitor.metric, sort_by) if name in recorded]
-    return list(dict.fromkeys((*preferred, *recorded)))
+def _metrics_of(checkpoints: Sequence[CheckpointMetadata]) -> list[str]:
+    """Return the names of all metrics, as they were recorded."""
+    return list(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics))
 
 
-def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Sequence[str]) -> None:
-    first, others = metrics[:1], metrics[1:]
+def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Sequence[str], asked: Set[str]) -> None:
+    """Print a table; what was ``asked`` about is shown however narrow the terminal is."""
+    first = [name for name in metrics if name in asked]
+    others = [name for name in metrics if name not in asked]
     columns = (
         Column("id"),
         *(Column(name, numeric=True) for name in first),
         Column("marks"),
-        Column("age", numeric=True, optional=True),
-        Column("size", numeric=True, optional=True),
+        Column("age", numeric=True, optional="timestamp" not in asked),
+        Column("size", numeric=True, optional="file_size" not in asked),
         Column("tags", wraps=True, optional=True),
-        Column("epoch", numeric=True, optional=True),
-        Column("step", numeric=True, optional=True),
+        Column("epoch", numeric=True, optional="epoch" not in asked),
+        Column("step", numeric=True, optional="step" not in asked),
         *(Column(name, numeric=True, optional=True) for name in others),
     )
     rows: list[tuple[str | Text, ...]] = [

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.core.metadata import CheckpointMetadata, check_count
+from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
-from ckpt_lib.core.names import check_tags, is_checkpoint_id
+from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.view import View
-from ckpt_lib.policies.ranking import HasMetrics, is_rankable, missing_metric, ranked
-
-SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
+from ckpt_lib.policies.ranking import HasMetrics, missing_metric, ranked
 
 
 class MonitorRecord:
@@ -233,56 +231,6 @@ def _names_of(manifests: Sequence[Manifest]) -> list[str]:
 
 def _latest_id(manifests: Sequence[Manifest]) -> str | None:
     return manifests[-1].checkpoint_id if manifests else None
-
-
-def select(
-    checkpoints: Sequence[CheckpointMetadata],
-    *,
-    tags: Collection[str] = (),
-    search: str = "",
-    min_epoch: int | None = None,
-    max_epoch: int | None = None,
-    sort_by: str = "sequence",
-    descending: bool = False,
-    limit: int | None = None,
-) -> list[CheckpointMetadata]:
-    """Return those that carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range.
-
-    ``sort_by`` is one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way.
-    """
-    for name, value in (("min_epoch", min_epoch), ("max_epoch", max_epoch), ("limit", limit)):
-        if value is not None:
-            check_count(name, value)
-    if not isinstance(search, str):
-        raise ConfigError("search is a text", got=type(search).__name__)
-    wanted = set(check_tags(tags))
-    text = unicodedata.normalize("NFC", search).casefold()
-    found = [
-        checkpoint
-        for checkpoint in checkpoints
-        if wanted <= set(checkpoint.tags)
-        and text in _searched(checkpoint)
-        and (min_epoch is None or checkpoint.epoch >= min_epoch)
-        and (max_epoch is None or checkpoint.epoch <= max_epoch)
-    ]
-    ordered = _sorted(found, checkpoints, sort_by, descending)
-    return ordered if limit is None else ordered[:limit]
-
-
-def _searched(checkpoint: CheckpointMetadata) -> str:
-    text = "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
-    return unicodedata.normalize("NFC", text).casefold()
-
-
-def _sorted(
-    found: list[CheckpointMetadata], known: Sequence[CheckpointMetadata], sort_by: str, descending: bool
-) -> list[CheckpointMetadata]:
-    if sort_by in SORTABLE:
-        return sorted(found, key=lambda item: (getattr(item, sort_by), item.sequence), reverse=descending)
-    check_metric_is_known(sort_by, known)
-    comparable = [item for item in found if is_rankable(item.metrics.get(sort_by))]
-    others = [item for item in found if not is_rankable(item.metrics.get(sort_by))]
-    return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
 
 
 def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:

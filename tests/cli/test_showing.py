@@ -35,6 +35,9 @@ def test_list_shows_each_checkpoint_on_one_whole_line(store: Path, ids: list[str
         (["--sort-by", "loss"], [2, 1, 0]),
         (["--sort-by", "epoch", "--descending", "--limit", "2"], [2, 1]),
         (["--backups", "--max-epoch", "1"], [0]),
+        (["--where", "accuracy>0.6"], [1]),
+        (["-w", "epoch>=2", "-w", "loss<0.4"], [2]),
+        (["--backups", "--where", "epoch!=2"], [0, 2]),
     ],
 )
 def test_list_filters_and_sorts(store: Path, ids: list[str], options: list[str], found: list[int]) -> None:
@@ -44,6 +47,18 @@ def test_list_filters_and_sorts(store: Path, ids: list[str], options: list[str],
     assert [line.split()[0] for line in run("list", *options, store=store).stdout.splitlines()[1:]] == [
         ids[number] for number in found
     ]
+
+
+def test_list_shows_what_was_asked_about_and_the_next_page(store: Path, ids: list[str]) -> None:
+    """In 80 columns, and a page at a time; what is no condition is bad usage."""
+    shown = run("list", "--sort-by", "loss", "--limit", "2", store=store, env={"COLUMNS": "80"})
+    assert "loss" in shown.stdout
+    assert f"--after {ids[1]} shows the next" in " ".join(shown.stderr.split())
+    (last,) = run_json("list", "--sort-by", "loss", "--limit", "2", "--after", ids[1], store=store)["checkpoints"]
+    assert last["checkpoint_id"] == ids[0]
+    assert "shows the next" not in run("list", "--limit", "3", store=store).stderr
+    assert run_json("list", "--where", "loss", store=store, code=2)["error"]["type"] == "ConfigError"
+    assert run_json("list", "--where", "los<3", store=store, code=2)["error"]["type"] == "UnknownMetricError"
 
 
 def test_list_names_checkpoints_it_cannot_read(store: Path, ids: list[str]) -> None:
