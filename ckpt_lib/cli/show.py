@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.manager import CheckpointManager
 
-_MARK_STYLES = {"best": "bold green", "latest": "bold cyan", "pinned": "bold yellow", "unhealthy": "bold red"}
+_MARK_STYLES = {
+    "best": "bold green",
+    "latest": "bold cyan",
+    "pinned": "bold yellow",
+    "unhealthy": "bold red",
+    "incomplete": "bold red",
+}
 
 
 def list_checkpoints(
@@ -116,6 +122,8 @@ def list_checkpoints(
         note(f"No {kind} has the tag {unknown!r}. {did_you_mean(unknown, known)}".rstrip(), warning=True)
     if problem := manager.monitor_warning:
         note(problem, warning=True)
+    if not all(item.is_complete for item in found):
+        note("Of the incomplete ones, files are missing or cut short: `ckpt doctor` says what helps.", warning=True)
     for report in unreadable:
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
 

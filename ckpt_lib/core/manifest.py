@@ -169,7 +169,9 @@ class Manifest(CheckpointFields, Record):
         """The digest of the payload; see :func:`payload_sha256`."""
         return payload_sha256({file.part: file.sha256 for file in self.files})
 
-    def describe(self, *, is_best: bool = False, is_latest: bool = False) -> CheckpointMetadata:
+    def describe(
+        self, *, is_best: bool = False, is_latest: bool = False, is_complete: bool = True
+    ) -> CheckpointMetadata:
         """Return the public view of this manifest."""
         shared = {name: getattr(self, name) for name in CheckpointFields.model_fields}
         return CheckpointMetadata(
@@ -178,6 +180,7 @@ class Manifest(CheckpointFields, Record):
             checksum=self.sha256,
             is_best=is_best,
             is_latest=is_latest,
+            is_complete=is_complete,
         )
 
 

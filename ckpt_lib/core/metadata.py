@@ -157,7 +157,7 @@ class CheckpointFields(BaseModel):
 
 
 class CheckpointMetadata(CheckpointFields):
-    """One checkpoint as people see it. ``is_best`` and ``is_latest`` are computed for each query."""
+    """One checkpoint as people see it. ``is_best``, ``is_latest`` and ``is_complete`` are computed for each query."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -168,6 +168,7 @@ class CheckpointMetadata(CheckpointFields):
     )
     is_best: bool = False
     is_latest: bool = False
+    is_complete: bool = Field(default=True, description="Whether each payload file is there with its size.")
 
 
 def marks_of(checkpoint: CheckpointMetadata) -> list[str]:
@@ -177,5 +178,6 @@ def marks_of(checkpoint: CheckpointMetadata) -> list[str]:
         "latest": checkpoint.is_latest,
         "pinned": checkpoint.pinned,
         "unhealthy": not checkpoint.healthy,
+        "incomplete": not checkpoint.is_complete,
     }
     return [mark for mark, applies in marks.items() if applies]

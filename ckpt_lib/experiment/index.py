@@ -172,7 +172,8 @@ def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
 def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:
     """Return the content of ``checkpoint_metadata.json``: all manifests in one file, for people."""
     described = [
-        manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest"}) for manifest in manifests
+        manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest", "is_complete"})
+        for manifest in manifests
     ]
     content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
     # Sorted as manifests are: what was just saved here is in the order of the caller.

@@ -109,8 +109,8 @@ class Catalogue:
 
         ``None`` when no value is finite.
         """
-        manifests = self.manifests()
-        checkpoints = self._describe(manifests)
+        view = self._view()
+        manifests, checkpoints = list(view.usable), self._describe(view)
         if metric is not None:
             check_metric_is_known(metric, checkpoints)
         if mode not in (None, "min", "max"):
@@ -128,13 +128,17 @@ class Catalogue:
 
     def describe_all(self) -> list[CheckpointMetadata]:
         """Describe every checkpoint, oldest first."""
-        return self._describe(self.manifests())
+        return self._describe(self._view())
 
-    def _describe(self, manifests: Sequence[Manifest]) -> list[CheckpointMetadata]:
-        best, latest = self._best_id(manifests), _latest_id(manifests)
+    def _describe(self, view: View) -> list[CheckpointMetadata]:
+        best, latest = self._best_id(view.usable), _latest_id(view.usable)
         return [
-            manifest.describe(is_best=manifest.checkpoint_id == best, is_latest=manifest.checkpoint_id == latest)
-            for manifest in manifests
+            manifest.describe(
+                is_best=manifest.checkpoint_id == best,
+                is_latest=manifest.checkpoint_id == latest,
+                is_complete=view.is_complete(manifest),
+            )
+            for manifest in view.usable
         ]
 
     def describe(self, manifest: Manifest, *, among: Sequence[Manifest] | None = None) -> CheckpointMetadata:
@@ -143,6 +147,7 @@ class Catalogue:
         return manifest.describe(
             is_best=manifest.checkpoint_id == self._best_id(manifests),
             is_latest=manifest.checkpoint_id == _latest_id(manifests),
+            is_complete=among is not None or self.experiment.is_complete(manifest),
         )
 
     def resolve(self, name: str) -> Manifest:

@@ -61,6 +61,18 @@ def test_list_shows_what_was_asked_about_and_the_next_page(store: Path, ids: lis
     assert run_json("list", "--where", "los<3", store=store, code=2)["error"]["type"] == "UnknownMetricError"
 
 
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_list_marks_what_is_incomplete(store: Path, ids: list[str], is_missing: bool) -> None:
+    """A payload that is missing or cut short is seen without reading a byte."""
+    path = payload(store, ids[2])
+    path.unlink() if is_missing else path.write_bytes(path.read_bytes()[:-1])
+    result = run("list", store=store, env={"COLUMNS": "120"})
+    (line,) = [line for line in result.stdout.splitlines() if "incomplete" in line]
+    assert line.startswith(ids[2])
+    assert "`ckpt doctor" in result.stderr
+    assert [item["is_complete"] for item in run_json("list", store=store)["checkpoints"]] == [True, True, False]
+
+
 def test_list_names_checkpoints_it_cannot_read(store: Path, ids: list[str]) -> None:
     """A checkpoint whose manifest is damaged is missing from the table and named beside it."""
     flip_bit(payload(store, ids[0]).with_suffix(".json"), 100)

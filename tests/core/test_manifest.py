@@ -106,7 +106,7 @@ def test_describe_shows_the_facts_and_nothing_that_could_go_stale() -> None:
     assert isinstance(described, CheckpointMetadata)
     assert (described.file_size, described.checksum, described.pinned) == (3, "a" * 64, True)
     assert (described.is_best, described.is_latest) == (True, False)
-    assert not {"is_best", "is_latest"} & plain_fields().keys()
+    assert not {"is_best", "is_latest", "is_complete"} & plain_fields().keys()
 
 
 # --- alterations ---

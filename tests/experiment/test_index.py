@@ -196,4 +196,4 @@ def test_the_snapshot_holds_every_manifest_for_people() -> None:
     """Strict JSON, oldest first, and nothing in it that can go stale."""
     content = json.loads(snapshot([manifest(X), manifest(Y, W)], "e"))
     assert [item["checkpoint_id"] for item in content["checkpoints"]] == [X, Y]
-    assert not {"is_best", "is_latest"} & {*content["checkpoints"][0]}
+    assert not {"is_best", "is_latest", "is_complete"} & {*content["checkpoints"][0]}
