@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import did_you_mean
@@ -14,17 +16,19 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME, FOLDER_SUFFIX, SNAPSHOT_NAME, manifest_entries
-from ckpt_lib.store import Store, location
+from ckpt_lib.store import Store, location, open_store
 from ckpt_lib.store.identity import IDENTITY_NAME
 
 
-def list_experiments(store: Store, *, missing_ok: bool = False) -> list[str]:
-    """Return the names of the experiments in ``store``, sorted.
+def list_experiments(store: Store | str | os.PathLike[str], *, missing_ok: bool = False) -> list[str]:
+    """Return the names of the experiments in ``store``, sorted; a path or URL is opened as a store.
 
     A store that was initialised and holds none yet gives an empty list. Raises :class:`NotAStoreError` when there is
     neither an identity file nor an experiment, so that a mistyped path or a missing disk does not look like an empty
     store; with ``missing_ok``, a folder that is empty or missing gives an empty list as well.
     """
+    if isinstance(store, str | os.PathLike):
+        store = open_store(store)
     entries = store.list("")
     folders = [entry.key.removesuffix(FOLDER_SUFFIX) for entry in entries if entry.is_folder]
     names = [name for name in folders if _is_experiment(store, name)]

@@ -152,3 +152,12 @@ def test_an_export_takes_no_name_that_was_given_meanwhile(manager: CheckpointMan
             saved, tmp_path / "out.pt", progress=lambda _: (tmp_path / "out.pt").write_bytes(b"mine")
         )
     assert (tmp_path / "out.pt").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["best.pt", "folder"])
+def test_an_export_sets_no_room_aside(make_manager: MakeManager, tmp_path: Path, name: str) -> None:
+    """Nobody deletes there on a full disk: what stays beside the export is a lock of a few bytes."""
+    manager = make_manager()
+    exported = Path(manager.export_checkpoint(save(manager, 1), tmp_path / "out" / name))
+    own = exported.parent / ".ckpt-tmp"
+    assert sum(path.stat().st_size for path in own.iterdir()) < 1000

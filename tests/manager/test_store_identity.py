@@ -43,7 +43,8 @@ def test_an_import_makes_a_store(tmp_path: Path) -> None:
 def test_an_initialised_store_may_be_empty(tmp_path: Path) -> None:
     """A new store holds no experiments, which is no error; a folder without the file is no store."""
     init_store(str(tmp_path / "store"))
-    assert list_experiments(open_store(tmp_path / "store")) == []
+    for store in (open_store(tmp_path / "store"), tmp_path / "store", f"file://{tmp_path}/store"):
+        assert list_experiments(store) == []
     with pytest.raises(ExperimentNotFoundError, match="none yet"):
         check_experiment_exists(open_store(tmp_path / "store"), "run")
     (tmp_path / "mount-point").mkdir()

@@ -174,7 +174,7 @@ class LocalStore:
         if not self._probed(place.folder).locks:
             file = create_temporary(place.own, self._system, locks=False)
             sweep_old(place.own, self._system, now_seconds=os.fstat(file.fileno()).st_mtime)
-            keep_reserve(self._folders, self._system)
+            self._keep_reserve(place)
             return file
         # Under the lock of the folder: on Windows, a file is not locked while it gets its name.
         with (
@@ -182,8 +182,13 @@ class LocalStore:
             FolderLock(lock_file, self._system, self._patience_seconds),
         ):
             sweep_abandoned(place.own, self._system)
-            keep_reserve(self._folders, self._system)
+            self._keep_reserve(place)
         return create_temporary(place.own, self._system, locks=True)
+
+    def _keep_reserve(self, place: Place) -> None:
+        """Set room aside for the deletions of experiments, which lie below the root: exports lie at the root."""
+        if place.folder != self._folders.root:
+            keep_reserve(self._folders, self._system)
 
     def _probed(self, folder: Path) -> Abilities:
         """Return what the file system of a folder can do; what is usual where nothing can be tried."""
