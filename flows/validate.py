@@ -146,7 +146,7 @@ def fail_on_damage(reports: Sequence[ValidationReport], backups: Sequence[Valida
         raise CorruptCheckpointError(
             f"{len(damaged)} of {len(reports) + len(backups)} are damaged or cannot be loaded: {'; '.join(findings)}",
             damages=[damage for report in damaged for damage in report.damages],
-            hint="The validation report in the artifacts says what can be done.",
+            hint="The validation report in the artifacts says what can be done, as `ckpt validate --all` does.",
         )
 
 

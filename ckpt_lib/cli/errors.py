@@ -109,7 +109,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     elif isinstance(error, typer.TyperException):
         name, message = "UsageError", error.format_message()
         context = getattr(error, "ctx", None)
-        facts["hint"] = f"`{context.command_path if context else 'ckpt'} --help` lists commands and options."
+        facts["hint"] = f"`{context.command_path if context else 'ckpt'} --help` says what it takes."
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         name, message = "Interrupted", "interrupted"
         facts["hint"] = "No checkpoint is left half changed."

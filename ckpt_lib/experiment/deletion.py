@@ -141,6 +141,7 @@ def _in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:
     return ProtectedCheckpointError(
         f"a run has resumed from it: it is kept until {manifest.in_use_until:%Y-%m-%d %H:%M} UTC",
         checkpoint_id=manifest.checkpoint_id,
+        hint="Delete it after that: a run that is killed before its first save needs it again.",
     )
 
 

@@ -220,11 +220,13 @@ class Catalogue:
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
         count = count_of(len(manifests), "checkpoint")
-        hint = did_you_mean(name, _names_of(manifests), otherwise=f"The experiment has {count}.")
+        hint = did_you_mean(name, _names_of(manifests), otherwise=f"`ckpt list` shows the {count} of the experiment.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
         if name == "best" and manifests:
-            hint = f"No healthy checkpoint has a finite {self._monitor_of(manifests).metric!r}."
+            monitor = self._monitor_of(manifests)
+            hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
+            hint = hint[0].upper() + hint[1:]
         return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
 
 

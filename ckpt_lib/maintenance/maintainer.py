@@ -409,7 +409,8 @@ def check_policy(policy: Any, method: str) -> None:
     """Raise :class:`~ckpt_lib.errors.ConfigError` for a policy without its method."""
     if policy is not None and not callable(getattr(policy, method, None)):
         raise ConfigError(
-            f"a policy has a method {method}",
+            "this is no policy",
+            expected=f"an object with a method {method}",
             got=type(policy).__name__,
-            hint="ckpt_lib.policies.saving and ckpt_lib.policies.retention have such policies.",
+            hint="ckpt_lib.policies.saving and ckpt_lib.policies.retention have them.",
         )

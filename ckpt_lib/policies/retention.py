@@ -188,7 +188,7 @@ def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:
         raise ConfigError(
             f"the policy file holds no retention policy: {'; '.join(problems)}",
             path=str(path),
-            hint="A policy is a mapping such as `{kind: newest, count: 5}`.",
+            hint="The file is a mapping such as `{kind: newest, count: 5}`, with no key above it.",
         ) from error
 
 

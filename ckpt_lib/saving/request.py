@@ -91,7 +91,8 @@ class StateMapping:
             raise ConfigError(
                 f"state has unknown keys: {listed(unknown)}",
                 expected=", ".join((*_PARTS, "extra_state")),
-                hint='Put anything else into "extra_state".',
+                hint='The state of a model alone is {"model_state_dict": model.state_dict()}; "extra_state" takes '
+                "anything else.",
             )
         if self.states.get("model_state_dict") is None:
             raise ConfigError("a checkpoint needs a model", expected='state["model_state_dict"]')

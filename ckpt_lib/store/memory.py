@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from ckpt_lib.errors import StoreError, VersionConflictError
+from ckpt_lib.errors import ConfigError, StoreError, VersionConflictError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
 from ckpt_lib.store.checks import check_delete, check_key, check_prefix, check_put
 from ckpt_lib.stream.digests import Buffer
@@ -42,6 +42,8 @@ class MemoryStore:
 
     def __init__(self, name: str, capabilities: Capabilities = ALL) -> None:
         name = name.removeprefix(SCHEME).strip("/")
+        if not name:
+            raise ConfigError("a store in memory has a name", expected=f"{SCHEME}NAME", got=SCHEME)
         check_key(name)
         self._name = name
         self._capabilities = capabilities
