@@ -15,6 +15,7 @@ from ckpt_lib.core.metadata import MAX_COUNT, Metric, check_count, check_metrics
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import check_description, check_tags
 from ckpt_lib.core.plain import check_run_config
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 
 
@@ -66,7 +67,7 @@ class GivenFacts:
         """
         key = self.idempotency_key
         if key is not None and not (isinstance(key, str) and key.isprintable()):
-            raise ConfigError("idempotency_key must be a visible text", got=ascii(key)[:120])
+            raise ConfigError("idempotency_key must be a visible text", got=shown(key))
         return CheckpointFacts(
             epoch=check_count("epoch", self.epoch, below=MAX_COUNT),
             step=check_count("step", self.step, below=MAX_COUNT),

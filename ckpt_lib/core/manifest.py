@@ -119,7 +119,7 @@ class Claim(Record):
 class Manifest(CheckpointFields, Record):
     """The facts of one checkpoint as its manifest file holds them."""
 
-    state: State = "live"
+    state: State
     deleted_at: AwareDatetime | None = Field(default=None, description="By the store's clock.")
     quarantined: Quarantine | None = Field(default=None, description="Damage was found; readers pass over it.")
     in_use_until: AwareDatetime | None = Field(

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 from ckpt_lib.core.names import MAX_TAG_LENGTH, check_description, check_tag
 from ckpt_lib.core.plain import json_number
-from ckpt_lib.core.wording import briefly
+from ckpt_lib.core.wording import briefly, shown
 from ckpt_lib.errors import ConfigError, InvalidMetricError
 
 MAX_METRICS = 10_000
@@ -29,7 +29,7 @@ Metric = float | int | str | None
 def _metric_from_json(value: Any) -> Any:
     if isinstance(value, str):
         if not value.isprintable():
-            raise InvalidMetricError("a metric is text with hidden characters", got=ascii(value)[:120])
+            raise InvalidMetricError("a metric is text with hidden characters", got=shown(value))
         return _NON_FINITE.get(value, value)
     if isinstance(value, int) and abs(value) >= LIMIT_64_BITS:
         raise InvalidMetricError("a metric is too large for a whole number", expected="one of 64 bits, or a float")
@@ -84,7 +84,7 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Metric]:
 def _metric_name(name: Any) -> str:
     if not isinstance(name, str) or not name or len(name) > MAX_TAG_LENGTH or not name.isprintable():
         raise InvalidMetricError(
-            "a metric's name cannot be stored", expected=f"1 to {MAX_TAG_LENGTH} visible characters", got=ascii(name)
+            "a metric's name cannot be stored", expected=f"1 to {MAX_TAG_LENGTH} visible characters", got=shown(name)
         )
     return name
 
@@ -101,7 +101,7 @@ def _plain_metric(name: str, value: Any) -> Metric:
             raise InvalidMetricError(f"metric {name!r} is not a single number: {error}") from error
     if isinstance(value, str):
         if not value.isprintable():
-            raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=ascii(value)[:120])
+            raise InvalidMetricError(f"metric {name!r} is text with hidden characters", got=shown(value))
         return _NON_FINITE.get(value, str.__str__(value))  # subclasses, such as enumerations, become plain text
     if isinstance(value, numbers.Real):
         if isinstance(value, numbers.Integral):

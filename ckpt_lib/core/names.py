@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Self
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import InvalidNameError
 
 MAX_EXPERIMENT_NAME_LENGTH = 100
@@ -67,7 +68,7 @@ class CheckpointId:
                 raise ValueError("it is another spelling of an id")
         except ValueError as error:
             raise InvalidNameError(
-                f"{_shown(text)} is not a checkpoint id",
+                f"{shown(text)} is not a checkpoint id",
                 expected="checkpoint_epoch_0001_step_000100_20231201_143022",
                 hint="`ckpt list` shows the ids of an experiment, `ckpt trash` those of deleted checkpoints.",
             ) from error
@@ -104,7 +105,7 @@ def check_experiment_name(name: str) -> str:
         or stem in _WINDOWS_DEVICES
     ):
         raise InvalidNameError(
-            f"{_shown(name)} cannot be an experiment name",
+            f"{shown(name)} cannot be an experiment name",
             expected=f"1 to {MAX_EXPERIMENT_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ - = , + and blanks that "
             "start with a letter or digit, do not end with a dot or a blank and are no Windows device name",
             hint="Choose another experiment_name.",
@@ -118,16 +119,16 @@ def check_tag(tag: str) -> str:
     normal = unicodedata.normalize("NFC", tag) if isinstance(tag, str) else ""
     if not normal or normal != normal.strip() or len(normal) > MAX_TAG_LENGTH or _has_hidden(normal):
         raise InvalidNameError(
-            f"{_shown(tag)} cannot be a tag",
+            f"{shown(tag)} cannot be a tag",
             expected=f"1 to {MAX_TAG_LENGTH} visible characters on one line, without blanks at either end",
         )
     if normal in _RESERVED_TAGS or is_checkpoint_id(normal):
         raise InvalidNameError(
-            f"{_shown(tag)} cannot be a tag: it stands for a checkpoint already", hint="Choose another word."
+            f"{shown(tag)} cannot be a tag: it stands for a checkpoint already", hint="Choose another word."
         )
     if normal.startswith("@") or "~" in normal or "/" in normal:
         raise InvalidNameError(
-            f"{_shown(tag)} cannot be a tag", expected="a text that does not begin with @ and holds neither ~ nor /"
+            f"{shown(tag)} cannot be a tag", expected="a text that does not begin with @ and holds neither ~ nor /"
         )
     return normal
 
@@ -135,7 +136,7 @@ def check_tag(tag: str) -> str:
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Check each tag and drop repeated ones, keeping the order. Raises :class:`InvalidNameError`."""
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise InvalidNameError("tags must be a list", expected="['a tag']", got=_shown(tags))
+        raise InvalidNameError("tags must be a list", expected="['a tag']", got=shown(tags))
     given = list(islice(tags, MAX_TAGS + 1))
     if len(given) > MAX_TAGS:
         raise InvalidNameError("there are too many tags", expected=f"at most {MAX_TAGS}")
@@ -152,16 +153,10 @@ def check_description(text: str) -> str:
         raise InvalidNameError(
             "the description cannot be stored",
             expected=f"at most {MAX_DESCRIPTION_LENGTH} visible characters, tabs and line breaks",
-            got=_shown(text),
+            got=shown(text),
         )
     return text
 
 
 def _has_hidden(text: str) -> bool:
     return any(unicodedata.category(character) in _HIDDEN_CATEGORIES for character in text)
-
-
-def _shown(value: object) -> str:
-    """Make any value safe and short enough for a message."""
-    text = ascii(value)
-    return text if len(text) <= 120 else text[:117] + "..."

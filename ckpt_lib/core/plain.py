@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 
 MAX_CONFIG_BYTES = 2**20
@@ -217,7 +218,7 @@ def _key(key: Any, path: str) -> str:
         return str.__str__(key)
     if key is None or isinstance(key, bool | int | float):
         return str(key)
-    raise ConfigError(f"{path} has a key that cannot be stored", expected="text or a number", got=repr(key)[:120])
+    raise ConfigError(f"{path} has a key that cannot be stored", expected="text or a number", got=shown(key))
 
 
 def json_number(value: float) -> float | str:

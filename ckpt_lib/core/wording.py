@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 
 MAX_NAME_LENGTH = 200
+_SHOWN_LENGTH = 120
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _YEARS_SHOWN = 100
 
@@ -23,6 +24,12 @@ def briefly(value: object) -> str:
         return _BRIEFLY.repr(value)
     except ValueError:  # Python does not write whole numbers of more than 4,300 digits
         return f"a {type(value).__name__} that is too long to show"
+
+
+def shown(value: object) -> str:
+    """Return any value as printable ASCII that is short enough for a message."""
+    text = ascii(value)
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -196,17 +196,19 @@ def end(experiment: Experiment, found: Found) -> None:
     """Turn a record without files to ``gone``, and remove its key when it is old enough."""
     record = found.record
     assert record is not None
-    gone = Claim(
-        checkpoint_id=record.checkpoint_id,
-        uid=record.uid,
-        claim=record.claim,
-        state="gone",
-        owner=Owner.current(),
-        files=(),
-    )
     with contextlib.suppress(VersionConflictError):
-        ended = experiment.put_record(gone, found.version)
+        ended = experiment.put_record(_gone(record.checkpoint_id, record.uid, record.claim), found.version)
         remove_gone(experiment, ended, datetime.fromtimestamp(ended.modified_seconds, UTC))
+
+
+def end_unreadable(experiment: Experiment, checkpoint_id: str, uid: str, version: str) -> None:
+    """Turn a record that cannot be read to ``gone``, unless somebody has replaced it already."""
+    with contextlib.suppress(VersionConflictError):
+        experiment.put_record(_gone(checkpoint_id, uid, new_token()), version)
+
+
+def _gone(checkpoint_id: str, uid: str, token: str) -> Claim:
+    return Claim(checkpoint_id=checkpoint_id, uid=uid, claim=token, state="gone", owner=Owner.current(), files=())
 
 
 def remove_gone(experiment: Experiment, found: Found, now: datetime) -> None:

@@ -118,6 +118,7 @@ def save(
         manifest = Manifest(
             checkpoint_id=held.checkpoint_id,
             claim=held.claim.claim,
+            state="live",
             sequence=experiment.index.next_sequence(),
             format=format_name,
             files=tuple(payload.files),

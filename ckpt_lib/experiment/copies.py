@@ -18,7 +18,7 @@ from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.claims import HeldClaim, abandon, claim_over, give_up, is_dead, new_ids
 from ckpt_lib.experiment.commit import Payload, commit
 from ckpt_lib.experiment.deletion import finish_purge, undelete
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import copy_file
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_suffix, uid_name
@@ -74,7 +74,7 @@ def copy(
         except BaseException as error:
             give_up(held, error)
             raise
-    raise VersionConflictError("others kept changing the copy", checkpoint_id=manifest.checkpoint_id)
+    raise too_busy(target, "the copy", manifest.checkpoint_id)
 
 
 class _Place(NamedTuple):

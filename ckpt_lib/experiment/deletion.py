@@ -19,11 +19,10 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ProtectedCheckpointError,
     StoreUnavailableError,
-    VersionConflictError,
 )
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.found import Found
 
 Check = Callable[[Manifest], CheckpointError | None]
@@ -131,7 +130,7 @@ def _leave(experiment: Experiment, checkpoint_id: str, check: Check, now: dateti
             return None
         if moved := rewrite(experiment, found, state="leaving"):
             return moved
-    outcome.refused[checkpoint_id] = VersionConflictError("others kept changing it", checkpoint_id=checkpoint_id)
+    outcome.refused[checkpoint_id] = too_busy(experiment, "the checkpoint", checkpoint_id)
     return None
 
 

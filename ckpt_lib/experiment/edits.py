@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, Quarantine
 from ckpt_lib.errors import VersionConflictError
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.view import in_order
 
@@ -26,7 +26,7 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
         found = experiment.read_visible(checkpoint_id)
         if written := _replace(experiment, found, change(found.manifest).changed(state="live")):
             return written.manifest
-    raise VersionConflictError("others kept changing the checkpoint", checkpoint_id=checkpoint_id)
+    raise too_busy(experiment, "the checkpoint", checkpoint_id)
 
 
 def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | None:
@@ -106,7 +106,7 @@ def keep_one_valid(experiment: Experiment, is_sound: Callable[[Manifest], bool] 
             return None
         if back := _bring_back(experiment, newest.checkpoint_id):
             return back
-    raise VersionConflictError("others kept changing the checkpoints", path=experiment.location())
+    raise too_busy(experiment, "the checkpoints")
 
 
 def _bring_back(experiment: Experiment, checkpoint_id: str) -> Manifest | None:

@@ -24,6 +24,16 @@ ATTEMPTS = 20
 """How often a change is tried again when someone else was faster, or no answer came."""
 
 
+def too_busy(experiment: Experiment, what: str, checkpoint_id: str | None = None) -> VersionConflictError:
+    """Return the error for a change that others were faster with, :data:`ATTEMPTS` times."""
+    return VersionConflictError(
+        f"others kept changing {what}",
+        checkpoint_id=checkpoint_id,
+        path=experiment.location(),
+        hint="Try again when nobody else works on it.",
+    )
+
+
 class Experiment:
     """The checkpoints in one folder of a store.
 
@@ -198,7 +208,8 @@ class Experiment:
                 return found[1]
             if (found[1].version if found else ABSENT) != if_version:
                 raise VersionConflictError("someone else wrote the key first", path=self.location(name)) from lost
-        raise lost or StoreUnavailableError("the store gave no answer", path=self.location(name))
+        assert lost is not None  # every other error was raised at once
+        raise lost
 
     def put(self, name: str, data: bytes, if_version: Condition) -> Entry:
         """Write a small file under a condition, as :meth:`ckpt_lib.store.base.Store.put`.

@@ -10,7 +10,7 @@ from ckpt_lib.errors import CheckpointError, CheckpointExistsError, CorruptManif
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.claims import HeldClaim, abandon, is_dead
 from ckpt_lib.experiment.deletion import undelete
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.layout import key_name
 from ckpt_lib.store.base import ABSENT, Condition
@@ -82,7 +82,7 @@ def take(held: HeldClaim, idempotency_key: str) -> Manifest | None:
         with contextlib.suppress(VersionConflictError):
             pointers.put(experiment, name, mine, version)
             return None
-    raise VersionConflictError("others kept changing the idempotency key", path=experiment.location(name))
+    raise too_busy(experiment, "the idempotency key")
 
 
 def _still_saving(experiment: Experiment, checkpoint_id: str) -> CheckpointExistsError:

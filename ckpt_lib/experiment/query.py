@@ -12,7 +12,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import count_of, did_you_mean
+from ckpt_lib.core.wording import count_of, did_you_mean, shown
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.view import View
@@ -227,7 +227,7 @@ class Catalogue:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
             hint = hint[0].upper() + hint[1:]
-        return CheckpointNotFoundError(f"no checkpoint answers to {ascii(name)[:120]}", hint=hint)
+        return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", hint=hint)
 
 
 def _names_of(manifests: Sequence[Manifest]) -> list[str]:

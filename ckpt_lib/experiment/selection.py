@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.names import check_tags
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.conditions import Condition, conditions_of
 from ckpt_lib.experiment.query import check_metric_is_known
@@ -71,7 +72,7 @@ def _following(ordered: list[CheckpointMetadata], after: str) -> list[Checkpoint
         if checkpoint.checkpoint_id == after:
             return ordered[position + 1 :]
     raise CheckpointNotFoundError(
-        f"the page cannot begin after {ascii(after)[:120]}: it is not among what was asked for",
+        f"the page cannot begin after {shown(after)}: it is not among what was asked for",
         hint="It may have been deleted meanwhile: begin with the first page.",
     )
 

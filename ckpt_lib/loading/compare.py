@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ckpt_lib.analysis.results import CheckpointComparison, TensorDifference
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.query import Catalogue, check_metric_is_known
 from ckpt_lib.formats import Payload
@@ -19,7 +20,7 @@ def compare_named(
 
     for argument, value in (("checkpoint_ids", names), ("metrics", () if metrics is None else metrics)):
         if isinstance(value, str) or not isinstance(value, Collection):
-            raise ConfigError(f"{argument} must be a list", got=repr(value)[:120])
+            raise ConfigError(f"{argument} must be a list", got=shown(value))
     found = [catalogue.describe(catalogue.resolve(name)) for name in names]
     for metric in metrics or ():
         check_metric_is_known(metric, found)

@@ -20,11 +20,10 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ProtectedCheckpointError,
-    VersionConflictError,
 )
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.formats import format_named
 from ckpt_lib.maintenance.repair import RepairReport, repair
@@ -118,12 +117,7 @@ def set_aside(
                 return found_to_be(report)
         else:
             return found_to_be(report, repaired)
-    raise VersionConflictError(
-        "others kept changing the checkpoint while it was examined",
-        checkpoint_id=checkpoint_id,
-        path=experiment.location(),
-        hint="Try again when nobody else works on it.",
-    )
+    raise too_busy(experiment, "the checkpoint while it was examined", checkpoint_id)
 
 
 def list_quarantined(experiment: Experiment, *, is_backup: bool = False) -> list[QuarantinedCheckpoint]:

@@ -28,10 +28,9 @@ from ckpt_lib.errors import (
     IntegrityError,
     StoreError,
     UnsupportedFormatError,
-    VersionConflictError,
 )
 from ckpt_lib.experiment import edits
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import blocks_of, replace_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.validate import (
@@ -98,12 +97,7 @@ def repair(
         report = _Repair(experiment, manifest, other, progress).run()
         if report and (manifest.quarantined is None or edits.release(experiment, found)):
             return report
-    raise VersionConflictError(
-        "others kept changing the checkpoint while it was repaired",
-        checkpoint_id=checkpoint_id,
-        path=experiment.location(),
-        hint="Try again when nobody else works on it.",
-    )
+    raise too_busy(experiment, "the checkpoint while it was repaired", checkpoint_id)
 
 
 def remedy(report: ValidationReport, other: Experiment, other_report: ValidationReport | None = None) -> Remedy:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
-from ckpt_lib.core.manifest import Claim, FileEntry, Manifest, new_token
-from ckpt_lib.core.owners import Owner
+from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
     CorruptManifestError,
-    VersionConflictError,
 )
-from ckpt_lib.experiment import copies, edits
+from ckpt_lib.experiment import claims, copies, edits
 from ckpt_lib.experiment.deletion import undelete
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import blocks_of, damaged_source, replace_file
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.locations import check_apart
@@ -146,12 +143,7 @@ def _put_in_place(
             return existing
         if released := edits.release(target, found):
             return released
-    raise VersionConflictError(
-        "others kept changing the checkpoint",
-        checkpoint_id=saved.checkpoint_id,
-        path=target.location(),
-        hint="Try again when nobody else works on it.",
-    )
+    raise too_busy(target, "the checkpoint", saved.checkpoint_id)
 
 
 def _rewrite(
@@ -190,16 +182,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
     report = compare(source, saved)
     if not report:
         raise damaged_source(source, saved, saved.payload_name, report.damages)
-    gone = Claim(
-        checkpoint_id=saved.checkpoint_id,
-        uid=saved.uid,
-        claim=new_token(),
-        state="gone",
-        owner=Owner.current(),
-        files=(),
-    )
-    with contextlib.suppress(VersionConflictError):  # somebody was faster, and is looked at next
-        target.put_record(gone, entry.version)
+    claims.end_unreadable(target, saved.checkpoint_id, saved.uid, entry.version)
 
 
 def _readable(experiment: Experiment, checkpoint_id: str) -> Manifest | Claim | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.core.wording import listed
+from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -130,7 +130,7 @@ def check_parts(payload: Mapping[str, Any], manifest: Manifest) -> None:
             raise CorruptCheckpointError(f"the payload is malformed: {reason}")
     for name, wanted in (("epoch", manifest.epoch), ("step", manifest.step)):
         if name in payload and payload[name] != wanted:
-            got = ascii(payload[name])[:120]
+            got = shown(payload[name])
             raise CorruptCheckpointError(f"the payload is malformed: it is of another {name}", expected=wanted, got=got)
 
 

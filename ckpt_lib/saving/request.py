@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.wording import listed
+from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.state.stateful import MAX_NAMES_BYTES, Names, Stateful, capture, check_parts, kinds_of, parameter_names
@@ -87,7 +87,7 @@ class StateMapping:
     def check(self) -> None:
         if not isinstance(self.states, Mapping):
             raise ConfigError("state must be a mapping", got=type(self.states).__name__)
-        if unknown := sorted(ascii(key)[:120] for key in self.states.keys() - {*_PARTS, "extra_state"}):
+        if unknown := sorted(shown(key) for key in self.states.keys() - {*_PARTS, "extra_state"}):
             raise ConfigError(
                 f"state has unknown keys: {listed(unknown)}",
                 expected=", ".join((*_PARTS, "extra_state")),

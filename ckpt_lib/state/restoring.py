@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.core.wording import listed
+from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.model_state import check_model
 from ckpt_lib.state.optimizer_state import (
@@ -145,7 +145,7 @@ def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[s
             raise ConfigError(
                 "keep lists settings of an optimizer or a scheduler that is passed",
                 expected='keep={"optimizer": ["lr"]}',
-                got=ascii({part: names})[:120],
+                got=shown({part: names}),
             )
 
 

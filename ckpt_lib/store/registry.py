@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, cast
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.store.base import Store
 
@@ -30,7 +31,7 @@ def url_text(url: str | os.PathLike[str]) -> str:
     """Return a path or URL as text, or raise :class:`~ckpt_lib.errors.ConfigError` when it is none."""
     text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
     if not isinstance(text, str) or not text or not _can_be_a_path(text):
-        raise ConfigError("that is neither a path nor a URL", got=ascii(url)[:120])
+        raise ConfigError("that is neither a path nor a URL", got=shown(url))
     return text
 
 

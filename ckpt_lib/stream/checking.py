@@ -12,7 +12,6 @@ from ckpt_lib.stream.chunks import (
     altered_chunks,
     comparable_chunks,
     differing_chunks,
-    has_chunk_table,
     local_size_bytes,
     size_damage,
 )
@@ -35,8 +34,7 @@ def find_damages(source: BinaryIO, entry: FileEntry, progress: Progress | None =
 
 
 def _compare(found: FileDigests, entry: FileEntry) -> list[Damage]:
-    known = range(min(len(entry.chunk_xxh3_128), len(found.chunk_xxh3_128)))  # a third party's table may be empty
-    comparable = set(comparable_chunks(entry, found.size_bytes)).intersection(known)
+    comparable = comparable_chunks(entry, found.size_bytes)
     differing = [number for number in comparable if found.chunk_xxh3_128[number] != entry.chunk_xxh3_128[number]]
     damages = [*size_damage(entry, found.size_bytes), *altered_chunks(entry, differing)]
     if not damages and found.sha256 != entry.sha256:
@@ -49,11 +47,11 @@ def find_damaged_chunks(source: BinaryIO, entry: FileEntry, progress: Progress |
     """Compare the size and the XXH3-128 of every chunk of a local file, on several processors.
 
     This quick check finds the same accidents as :func:`find_damages` and returns the same findings. Only SHA-256 also
-    detects a file that was forged to have the same chunk digests. ``source`` is read from its start. Any other source,
-    and one whose ``entry`` has no chunk table, is checked by :func:`find_damages`. Raises the errors of the source.
+    detects a file that was forged to have the same chunk digests. ``source`` is read from its start. Any other source
+    is checked by :func:`find_damages`. Raises the errors of the source.
     """
     size_bytes = local_size_bytes(source)
-    if size_bytes is None or not has_chunk_table(entry):
+    if size_bytes is None:
         return find_damages(source, entry, progress)
     numbers = differing_chunks(entry, comparable_chunks(entry, size_bytes), ReadAt(source).digest, progress)
     return [*size_damage(entry, size_bytes), *altered_chunks(entry, numbers)]

@@ -27,11 +27,6 @@ MAX_WORKERS = 8
 """More threads read a disk no faster."""
 
 
-def has_chunk_table(entry: FileEntry) -> bool:
-    """Tell whether the entry has a digest for every chunk. A manifest of a third party may have none."""
-    return len(entry.chunk_xxh3_128) == -(-entry.size_bytes // entry.chunk_size_bytes)
-
-
 def chunk_range(entry: FileEntry, number: int) -> tuple[int, int]:
     """Return first and last byte of a chunk, the last exclusive. The last chunk may be short."""
     start = number * entry.chunk_size_bytes

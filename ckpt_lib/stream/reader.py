@@ -17,7 +17,6 @@ from ckpt_lib.stream.chunks import (
     altered_chunks,
     comparable_chunks,
     differing_chunks,
-    has_chunk_table,
     runs,
     size_damage,
 )
@@ -31,8 +30,8 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
 
     The constructor compares the size. Each chunk is compared before any of its bytes is returned; :meth:`require`
     verifies many chunks at once, on several processors. Every method that returns bytes raises
-    :class:`CorruptCheckpointError` with all damage found. Without a chunk table, the first access verifies the SHA-256
-    of the whole file. Without an ``entry``, or with ``verify=False``, nothing is compared.
+    :class:`CorruptCheckpointError` with all damage found. Without an ``entry``, or with ``verify=False``, nothing is
+    compared.
 
     The bytes returned are the bytes verified, unless the file is overwritten in place after its pages left the memory.
     The file takes over ``source`` and closes it.
@@ -57,18 +56,17 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         """Return how many bytes are verified at once."""
         if self._entry is None:  # nothing is hashed, so small reads are enough
             return _PIECE_BYTES
-        return self._entry.chunk_size_bytes if has_chunk_table(self._entry) else max(1, self.size_bytes)
+        return self._entry.chunk_size_bytes
 
     def _check_size(self) -> None:
         entry = self._entry
         if entry is None:
             return
         if damages := size_damage(entry, self.size_bytes):
-            if has_chunk_table(entry):
-                damages += self._damages_of(entry, comparable_chunks(entry, self.size_bytes))
+            damages += self._damages_of(entry, comparable_chunks(entry, self.size_bytes))
             raise _corrupt(entry, damages)
-        if not self.size_bytes:  # no later access would verify it
-            self._verify_whole(entry)
+        if not self.size_bytes and (damages := find_damages(io.BytesIO(), entry)):  # no later access would verify it
+            raise _corrupt(entry, damages)
 
     def require(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Verify every chunk that these byte ranges touch, unless that was done before.
@@ -88,8 +86,6 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
             return
         if self._entry is None:
             self._fetch(numbers)
-        elif not has_chunk_table(self._entry):
-            self._verify_whole(self._entry)
         elif damages := self._damages_of(self._entry, numbers):
             raise _corrupt(self._entry, damages)
         self._unverified.difference_update(numbers)
@@ -127,11 +123,6 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
                 "the file became shorter while it was read",
                 hint="Another program writes to the store's files. Restore a backup once it has stopped.",
             )
-
-    def _verify_whole(self, entry: FileEntry) -> None:
-        self._fetch_range(0, self.size_bytes)
-        if damages := find_damages(MemoryFile(self._held.view), entry):
-            raise _corrupt(entry, damages)
 
     # --- as a file ---
 

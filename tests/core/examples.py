@@ -58,6 +58,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         pinned=draw(st.booleans()),
         uid=draw(hex32),
         claim="c" * 16,
+        state="live",
         format=draw(visible),
         files=(
             FileEntry(
@@ -87,6 +88,7 @@ def example(**facts: Any) -> Manifest:
         "sequence": 1,
         "uid": "0" * 32,
         "claim": "c" * 16,
+        "state": "live",
         "format": "torch",
         "files": (
             FileEntry(name=f"{ID}.pt", size_bytes=3, sha256="a" * 64, chunk_size_bytes=8, chunk_xxh3_128=("b" * 32,)),

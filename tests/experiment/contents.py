@@ -32,6 +32,7 @@ def manifest(checkpoint_id: str = X, uid: str = U, **facts: Any) -> Manifest:
         "checkpoint_id": checkpoint_id,
         "uid": uid,
         "claim": "f" * 16,
+        "state": "live",
         "revision": "f" * 16,
         "timestamp": MOMENT,
         "epoch": epoch,

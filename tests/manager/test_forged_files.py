@@ -50,6 +50,7 @@ def _write_checkpoint(
         "sequence": 1,
         "uid": "0" * 32,
         "claim": "0" * 16,
+        "state": "live",
         "format": "torch",
         "files": [entry],
     }

@@ -93,17 +93,6 @@ def test_a_chunk_is_verified_once(opened: Any, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(digested) == [(3, 6), (6, 9)]
 
 
-@pytest.mark.parametrize("table", [(), ("0" * 32,)], ids=["none", "too short"])
-def test_without_a_chunk_table_the_whole_is_verified_first(opened: Any, table: tuple[str, ...]) -> None:
-    """Nothing is handed out before the SHA-256 of everything agreed."""
-    entry = entry_of(b"0123456789").model_copy(update={"chunk_xxh3_128": table})
-    with VerifiedFile(opened(b"012345678x"), entry) as file, pytest.raises(CorruptCheckpointError):
-        file.view(0, 1)
-    if not table:
-        with VerifiedFile(opened(b"0123456789"), entry) as file:
-            assert file.read() == b"0123456789"
-
-
 def test_what_an_empty_file_should_have_been_is_compared_too() -> None:
     """No byte of it is ever asked for, so its digest is compared when it is opened."""
     entry = entry_of(b"").model_copy(update={"sha256": "0" * 64})

@@ -69,6 +69,7 @@ def manifest_for(payload: bytes, **facts: Any) -> Manifest:
         "sequence": 1,
         "uid": "0123456789abcdef" * 2,
         "claim": "0123456789abcdef",
+        "state": "live",
         "format": "torch",
         "files": (FileEntry(name=f"{PLANTED_ID}.pt", **digest.finish().__dict__),),
         **facts,

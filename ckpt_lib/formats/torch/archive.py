@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.torch.zip_reading import Record, read_directory, start_of
 from ckpt_lib.stream import VerifiedFile
@@ -37,7 +38,7 @@ class TorchArchive:
         try:
             return self._records[f"{self.root}/{name}"]
         except KeyError:
-            raise CorruptCheckpointError(f"the payload has no record {ascii(name)[:120]}") from None
+            raise CorruptCheckpointError(f"the payload has no record {shown(name)}") from None
 
     def require(self, names: Iterable[str]) -> None:
         """Verify these records completely, headers included."""

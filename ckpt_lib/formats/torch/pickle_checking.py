@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.limits import (
@@ -111,7 +112,7 @@ class PickleChecker:
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # bytes that are no pickle raise errors of many types
-            reason = f"its structure is damaged: {ascii(error)[:120]}"
+            reason = f"its structure is damaged: {shown(error)}"
             raise CorruptCheckpointError(f"the payload is not a torch file: {reason}") from error
         if self._has_shared:
             check_sharing(loaded)

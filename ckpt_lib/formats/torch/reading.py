@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.selection import select
@@ -101,9 +102,9 @@ class TorchReader:
     def _find_storage(self, key: Any) -> Storage:
         storage = storage_of(key)
         if storage.size_bytes > self._archive.record(storage.record).size_bytes:
-            raise CorruptCheckpointError(f"the record {ascii(storage.record)[:120]} is too short for its tensors")
+            raise CorruptCheckpointError(f"the record {shown(storage.record)} is too short for its tensors")
         if storage.size_bytes > self._size_bytes.setdefault(storage.record, storage.size_bytes):
-            raise CorruptCheckpointError(f"the record {ascii(storage.record)[:120]} is described in two ways")
+            raise CorruptCheckpointError(f"the record {shown(storage.record)} is described in two ways")
         return storage
 
     def _unusual_part(self) -> str | None:

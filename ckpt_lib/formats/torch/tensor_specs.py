@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes, extent, unsafe
 from ckpt_lib.formats.torch.pickle_checking import Unknown, UnusualPayloadError
@@ -159,7 +160,7 @@ class SpecPass:
                 raise CorruptCheckpointError("a tensor has an impossible shape")
         spec = TensorSpec(storage, dtype, offset, tuple(size), tuple(stride), grad, is_conjugate)
         if spec.range_bytes[1] > storage.size_bytes * _ELEMENTS_PER_BYTE.get(dtype, 1):
-            raise CorruptCheckpointError(f"a tensor reaches beyond its record {ascii(storage.record)[:120]}")
+            raise CorruptCheckpointError(f"a tensor reaches beyond its record {shown(storage.record)}")
         self.expanded_bytes += expanded_bytes(spec.size, spec.stride, dtype.itemsize)
         if self.expanded_bytes > MAX_EXPANDED_BYTES:
             raise unsafe(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than their stored memory")

@@ -11,6 +11,7 @@ import pickle
 import struct
 from typing import NamedTuple, NoReturn
 
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.torch.limits import needs_trust
 from ckpt_lib.stream import VerifiedFile
@@ -138,7 +139,7 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
     for _ in range(count):
         entry, position = _entry(directory, position)
         if entry.name in names or not _is_plain(entry.name):  # at the first one: a million would take seconds
-            _refuse(f"the record {ascii(entry.name)[:120]} is repeated, or leads elsewhere")
+            _refuse(f"the record {shown(entry.name)} is repeated, or leads elsewhere")
         names.add(entry.name)
         entries.append(entry)
     if position != len(directory):

@@ -1,7 +1,7 @@
 """Room for a few records: a disk that is full to the last byte must not keep anyone from deleting what fills it.
 
-Each change of a checkpoint's state, a deletion too, writes a new record before the old one goes. Only changes of what
-is there get the room, so that saves that fail one after the other do not use it up.
+Each change of a checkpoint's state, a deletion too, writes a record before the old one goes. All writes of small files
+get the room but those of new records, so that saves that fail one after the other do not use it up.
 """
 
 from __future__ import annotations
