@@ -19,6 +19,7 @@ from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
+from ckpt_lib.store.checks import version_conflict
 
 ATTEMPTS = 20
 """How often a change is tried again when someone else was faster, or no answer came."""
@@ -206,8 +207,9 @@ class Experiment:
             found = self.read_small(name, Record.MAX_BYTES + 1)
             if found and proves(found[0]):
                 return found[1]
-            if (found[1].version if found else ABSENT) != if_version:
-                raise VersionConflictError("someone else wrote the key first", path=self.location(name)) from lost
+            version = found[1].version if found else ABSENT
+            if version != if_version:
+                raise version_conflict(self.location(name), if_version, version) from lost
         assert lost is not None  # every other error was raised at once
         raise lost
 
@@ -222,8 +224,9 @@ class Experiment:
         if self.has_conditions or if_version is None:
             return self.store.put(key, data, if_version=if_version)
         there = self.store.stat(key)
-        if (there.version if there else ABSENT) != if_version:
-            raise VersionConflictError("the key has another version", path=self.location(name))
+        version = there.version if there else ABSENT
+        if version != if_version:
+            raise version_conflict(self.location(name), if_version, version)
         return self.store.put(key, data)
 
     def check_writable(self) -> None:

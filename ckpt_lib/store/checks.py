@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ckpt_lib.core.wording import briefly
-from ckpt_lib.errors import ConfigError, InvalidNameError
+from ckpt_lib.errors import ConfigError, InvalidNameError, VersionConflictError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f]")
@@ -13,6 +13,17 @@ OWN_FOLDER = ".ckpt-tmp"
 """Folders of this name are the store's own: no key may lie in one, and no listing shows one."""
 MAX_PART_BYTES = 255
 """The longest name that local file systems take."""
+
+
+def version_conflict(path: str, expected: Condition, got: object) -> VersionConflictError:
+    """Return the error for a key that somebody else wrote first."""
+    return VersionConflictError(
+        "somebody else wrote the key first",
+        path=path,
+        expected="no such key" if expected is ABSENT else expected or "a free name",
+        got="no such key" if got is ABSENT else got,
+        hint="Read it again and decide anew.",
+    )
 
 
 def check_key(key: str) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from ckpt_lib.errors import ConfigError, StoreError, VersionConflictError
+from ckpt_lib.errors import ConfigError, StoreError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
-from ckpt_lib.store.checks import check_delete, check_key, check_prefix, check_put
+from ckpt_lib.store.checks import check_delete, check_key, check_prefix, check_put, version_conflict
 from ckpt_lib.stream.digests import Buffer
 
 SCHEME = "memory://"
@@ -121,7 +121,7 @@ class MemoryStore:
         found = self._content.objects.get(key)
         version = found[1].version if found else ABSENT
         if version != expected:
-            raise VersionConflictError("the key has another version", path=key, expected=expected, got=version)
+            raise version_conflict(key, expected, version)
 
 
 def _directly_under(start: str, entry: Entry) -> Entry:

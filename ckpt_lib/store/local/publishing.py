@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ckpt_lib.errors import NotDurableError, StoreError, VersionConflictError
+from ckpt_lib.errors import NotDurableError, StoreError
 from ckpt_lib.store.base import ABSENT, Condition, Entry
-from ckpt_lib.store.checks import OWN_FOLDER
+from ckpt_lib.store.checks import OWN_FOLDER, version_conflict
 from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
 from ckpt_lib.store.local.folders import Folders
 from ckpt_lib.store.local.probe import IMPOSSIBLE, Abilities
@@ -86,13 +86,13 @@ class Publisher:
 
     def _check_version(self, place: Place, expected: Condition) -> None:
         if not self._folders.is_spelled_so(place.folder, place.name):
-            raise _conflict(place, expected, "a key whose name differs in case only")
+            raise version_conflict(str(place.path), expected, "a key whose name differs in case only")
         if expected is None:
             return
         current = self._current(place)
         version = current.version if current else ABSENT
         if version != expected:
-            raise _conflict(place, expected, "no such key" if version is ABSENT else version)
+            raise version_conflict(str(place.path), expected, version)
 
     def _current(self, place: Place) -> Entry | None:
         """Return the entry of a key; opened, since a network file system may remember what it was a moment ago."""
@@ -114,14 +114,14 @@ class Publisher:
         try:
             self._system.link(path_of(file), place.path)
         except FileExistsError:
-            raise _conflict(place, ABSENT, "a key, or something else of that name") from None
+            raise version_conflict(str(place.path), ABSENT, "a key, or something else of that name") from None
         except OSError as error:
             if error.errno not in IMPOSSIBLE or not self._abilities.locks:
                 raise
             # Under the lock of the folder, looking and renaming are one step for everyone who takes it.
             with contextlib.suppress(FileNotFoundError):
                 self._system.lstat(place.path)
-                raise _conflict(place, ABSENT, "a key, or something else of that name") from None
+                raise version_conflict(str(place.path), ABSENT, "a key, or something else of that name") from None
             self._rename(file, place)
 
     def _rename(self, file: io.FileIO, place: Place) -> None:
@@ -155,16 +155,6 @@ class Publisher:
                 path=str(place.path),
                 hint="Check the disk and its messages in the system's log; write elsewhere.",
             ) from error
-
-
-def _conflict(place: Place, expected: Condition, got: str) -> VersionConflictError:
-    return VersionConflictError(
-        "the key is not as it was expected to be",
-        path=str(place.path),
-        expected="no such key" if expected is ABSENT else expected or "a free name",
-        got=got,
-        hint="Read it again and decide anew.",
-    )
 
 
 def entry_of(key: str, found: os.stat_result) -> Entry:
