@@ -38,6 +38,15 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
     )
 
 
+def deleted_by_others(checkpoint_id: str) -> CheckpointNotFoundError:
+    """Return the error for a checkpoint that someone else was faster to delete."""
+    return CheckpointNotFoundError(
+        "someone else has deleted the checkpoint meanwhile",
+        checkpoint_id=checkpoint_id,
+        hint=f"`ckpt undelete {checkpoint_id}` may bring it back.",
+    )
+
+
 @dataclass
 class Deletion:
     """The outcome of a deletion. A checkpoint that others had deleted already is in no field."""
@@ -160,9 +169,13 @@ def _refuse(experiment: Experiment, found: Found, reason: str, outcome: Deletion
     checkpoint_id = found.manifest.checkpoint_id
     record = experiment.read(checkpoint_id).record
     if isinstance(record, Manifest) and record.is_visible:
-        error: CheckpointError = ProtectedCheckpointError(f"it was kept: {reason}", checkpoint_id=checkpoint_id)
+        error: CheckpointError = ProtectedCheckpointError(
+            f"the checkpoint was kept: {reason}",
+            checkpoint_id=checkpoint_id,
+            hint="Look at it again, and delete it then.",
+        )
     else:
-        error = CheckpointNotFoundError("someone else deleted it meanwhile", checkpoint_id=checkpoint_id)
+        error = deleted_by_others(checkpoint_id)
     outcome.refused[checkpoint_id] = error
 
 

@@ -105,7 +105,7 @@ def damaged_source(
 ) -> CorruptCheckpointError:
     """Return the error of a copy that was refused because the file ``name``, or another, is damaged."""
     return CorruptCheckpointError(
-        "it is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
+        "the checkpoint is damaged and was not copied: " + "; ".join(damage.message for damage in damages),
         checkpoint_id=manifest.checkpoint_id,
         path=source.location(name),
         damages=damages,

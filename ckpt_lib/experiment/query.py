@@ -117,9 +117,7 @@ class Catalogue:
             raise ConfigError('mode must be "min" or "max"', got=repr(mode))
         monitor = self._monitor_of(manifests)
         if metric not in (None, monitor.metric) and mode is None:
-            raise ConfigError(
-                f"whether a smaller or a larger {metric!r} is better was not said", expected='mode="min" or "max"'
-            )
+            raise ConfigError(f"a mode is needed for the metric {metric!r}", expected='mode="min" or "max"')
         best = ranked(checkpoints, Monitor(metric=metric or monitor.metric, mode=mode or monitor.mode))
         return best[0] if best else None
 
@@ -153,7 +151,7 @@ class Catalogue:
     def resolve(self, name: str) -> Manifest:
         """Return the manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
         if not isinstance(name, str):
-            raise ConfigError("a checkpoint is named by text", got=type(name).__name__)
+            raise ConfigError("a checkpoint's name must be text", got=type(name).__name__)
         if is_checkpoint_id(name):
             return self._get_id(name)
         for _ in range(ATTEMPTS - 1):
@@ -243,7 +241,7 @@ def _latest_id(manifests: Sequence[Manifest]) -> str | None:
 def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
     """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
     if not isinstance(metric, str):
-        raise ConfigError("a metric is named by text", got=type(metric).__name__)
+        raise ConfigError("a metric's name must be text", got=type(metric).__name__)
     names = {name for checkpoint in known for name in checkpoint.metrics}
     if known and metric not in names:
         raise UnknownMetricError(

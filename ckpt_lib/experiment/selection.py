@@ -44,7 +44,7 @@ def select(
         if value is not None:
             check_count(name, value)
     if not isinstance(search, str):
-        raise ConfigError("search is a text", got=type(search).__name__)
+        raise ConfigError("search must be text", got=type(search).__name__)
     conditions = conditions_of(where)
     for condition in conditions:
         if condition.metric is not None:

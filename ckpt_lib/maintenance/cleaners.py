@@ -17,7 +17,7 @@ from ckpt_lib.errors import (
     CorruptManifestError,
     ProtectedCheckpointError,
 )
-from ckpt_lib.experiment.deletion import delete_all
+from ckpt_lib.experiment.deletion import delete_all, deleted_by_others
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations, check_apart
@@ -123,7 +123,7 @@ class CheckpointCleaner:
         if error := outcome.refused.get(resolved):
             raise error
         if not outcome.deleted:
-            raise CheckpointNotFoundError(f"{resolved} was deleted by someone else", checkpoint_id=resolved)
+            raise deleted_by_others(resolved)
         tell_of_deletion(self.experiment.events, outcome.deleted)
         expire(self.experiment, self.config.trash_seconds, self.known)
         record = self.experiment.read(resolved).record

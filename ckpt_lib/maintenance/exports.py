@@ -141,7 +141,7 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
             raise CheckpointExistsError(
                 "another file has the name of the manifest there",
                 path=location(target.store, name),
-                hint="It was left as it is.",
+                hint="It was left as it is: move it away, or export to another folder.",
             ) from error
         return False
     same_or_raise(record, exported, target)
@@ -161,7 +161,9 @@ def _holds(target: Experiment, file: FileEntry, *, may_replace: bool = False) ->
 
 def _taken(target: Experiment, file: FileEntry) -> CheckpointExistsError:
     return CheckpointExistsError(
-        "another file has that name there", path=location(target.store, file.name), hint="It was left as it is."
+        "another file has that name there",
+        path=location(target.store, file.name),
+        hint="It was left as it is: move it away, or export to another folder.",
     )
 
 

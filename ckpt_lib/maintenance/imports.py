@@ -77,7 +77,7 @@ def _require_intact(experiment: Experiment, imported: Manifest) -> None:
     report = validate(experiment, imported)
     if not report:
         raise CorruptCheckpointError(
-            f"it was imported before, and is damaged here: {report.message}",
+            f"the checkpoint was imported before, and is damaged here: {report.message}",
             checkpoint_id=imported.checkpoint_id,
             path=experiment.location(imported.payload_name),
             damages=report.damages,
@@ -170,7 +170,7 @@ def _read(origin: Experiment, entry: FileEntry) -> dict[str, Any]:
         stored.check_records(source)
         payload = stored.read(source)
     if missing := _KEYS - payload.keys():
-        raise NotACheckpointError(f"it holds no {', '.join(sorted(missing))}")
+        raise NotACheckpointError(f"the file holds no {', '.join(sorted(missing))}")
     return payload
 
 

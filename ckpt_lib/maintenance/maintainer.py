@@ -45,7 +45,7 @@ class Maintainer:
     ) -> None:
         self.config = config if config is not None else CheckpointConfig()
         if not isinstance(self.config, CheckpointConfig):
-            raise ConfigError("the first argument is a CheckpointConfig", got=type(config).__name__)
+            raise ConfigError("config must be a CheckpointConfig", got=type(config).__name__)
         self.experiment_name = check_experiment_name(experiment_name)
         check_policy(retention_policy, "reasons")
         self.retention_policy = retention_policy

@@ -22,7 +22,7 @@ from ckpt_lib.errors import (
     ProtectedCheckpointError,
 )
 from ckpt_lib.experiment import edits
-from ckpt_lib.experiment.deletion import Check, delete_all, purge, refuse_pinned
+from ckpt_lib.experiment.deletion import Check, delete_all, deleted_by_others, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.formats import format_named
@@ -165,7 +165,9 @@ def _refuse_sound_and_pinned(manifest: Manifest) -> CheckpointError | None:
 
 
 def _not_quarantined(checkpoint_id: str) -> CheckpointNotFoundError:
-    return CheckpointNotFoundError("it is not in quarantine", checkpoint_id=checkpoint_id)
+    return CheckpointNotFoundError(
+        "the checkpoint is not in quarantine", checkpoint_id=checkpoint_id, hint="`ckpt quarantine` lists what is."
+    )
 
 
 def delete_for_good(experiment: Experiment, checkpoint_id: str, *, check: Check = lambda _: None) -> int:
@@ -183,7 +185,7 @@ def delete_for_good(experiment: Experiment, checkpoint_id: str, *, check: Check 
         raise error
     revisions = [item.revision for item in outcome.deleted]  # what someone else has deleted is theirs to bring back
     if not revisions:
-        raise CheckpointNotFoundError("someone else deleted it meanwhile", checkpoint_id=checkpoint_id)
+        raise deleted_by_others(checkpoint_id)
     purge(experiment, grace_seconds=0.0, only=lambda item: item.revision in revisions, asked=True)
     return size_bytes
 

@@ -195,7 +195,7 @@ class _Repair:
     def _unloadable(self, found: ValidationReport) -> CorruptCheckpointError:
         checkpoint_id = self.manifest.checkpoint_id
         return CorruptCheckpointError(
-            f"its bytes are those that were saved, and no copy can help: {found.message}",
+            f"the checkpoint holds the bytes that were saved, so no copy can help: {found.message}",
             checkpoint_id=checkpoint_id,
             path=self.experiment.location(self.manifest.payload_name),
             damages=found.damages,
@@ -297,7 +297,7 @@ def _lost(
 ) -> CorruptCheckpointError:
     what = "; ".join(damage.message for damage in damages)
     return CorruptCheckpointError(
-        f"it cannot be repaired: damaged {'in both copies' if in_both else 'here'}: {what}. "
+        f"the checkpoint cannot be repaired: damaged {'in both copies' if in_both else 'here'}: {what}. "
         f"Of the other copy: {reason}",
         checkpoint_id=checkpoint_id,
         path=experiment.location(),

@@ -63,7 +63,7 @@ def _require_intact(home: Experiment, manifest: Manifest, progress: Progress | N
     if not report:
         home.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
         raise CorruptCheckpointError(
-            f"it is damaged, and its backup is there already: {report.message}",
+            f"the checkpoint is damaged, and has its backup already: {report.message}",
             checkpoint_id=manifest.checkpoint_id,
             path=home.location(manifest.payload_name),
             damages=report.damages,
@@ -202,5 +202,5 @@ def same_or_raise(existing: Manifest | Claim | None, wanted: Manifest, experimen
             path=experiment.location(),
             expected=f"uid {wanted.uid}",
             got=f"uid {existing.uid if existing else None}",
-            hint="It was left as it is.",
+            hint="Nothing was changed: move it away, or choose another backup_dir.",
         )

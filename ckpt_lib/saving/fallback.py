@@ -196,14 +196,14 @@ class Fallback:
         if not report:
             self._home.check_current(brought)  # raises when it was deleted meanwhile, which is no damage
             raise IntegrityError(
-                f"its copy in the store is damaged: {report.message}",
+                f"the copy in the store is damaged: {report.message}",
                 checkpoint_id=brought.checkpoint_id,
                 path=self._home.location(brought.payload_name),
                 hint="`ckpt repair` or delete that copy; the one in the fallback folder stays.",
             )
         if found and not (found.manifest.claim == brought.claim and release(self._home, found)):
             raise VersionConflictError(
-                "its copy in the store was changed while it was read",
+                "the copy in the store was changed while it was read",
                 checkpoint_id=brought.checkpoint_id,
                 path=self._home.location(brought.payload_name),
                 hint="Try again.",

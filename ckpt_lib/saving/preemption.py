@@ -138,7 +138,7 @@ def _checked(number: int) -> signal.Signals:
         found = signal.Signals(number)
         signal.getsignal(found)
     except ValueError as error:
-        raise ConfigError("that is no signal", expected="one such as signal.SIGTERM", got=repr(number)) from error
+        raise ConfigError(f"{number!r} is not a signal", expected="one such as signal.SIGTERM") from error
     if found.name in ("SIGKILL", "SIGSTOP"):
-        raise ConfigError(f"nobody can handle {found.name}", expected="one such as signal.SIGTERM")
+        raise ConfigError(f"{found.name} cannot be handled", expected="one such as signal.SIGTERM")
     return found

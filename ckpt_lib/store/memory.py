@@ -150,7 +150,7 @@ class _MemoryUpload:
 
     def _open_data(self) -> bytearray:
         if self._data is None:
-            raise StoreError("the upload was committed or aborted before", path=self._key)
+            raise StoreError("the upload has ended", path=self._key, hint="Begin another one with open_write.")
         return self._data
 
 

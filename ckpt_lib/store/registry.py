@@ -31,7 +31,7 @@ def url_text(url: str | os.PathLike[str]) -> str:
     """Return a path or URL as text, or raise :class:`~ckpt_lib.errors.ConfigError` when it is none."""
     text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
     if not isinstance(text, str) or not text or not _can_be_a_path(text):
-        raise ConfigError("that is neither a path nor a URL", got=shown(url))
+        raise ConfigError("a store is named by a path or a URL", expected='such as "checkpoints"', got=shown(url))
     return text
 
 

@@ -49,7 +49,7 @@ def test_reconcile_reports_what_stays(store: Path, fallback: Path) -> None:
     damaged, *_ = sorted((fallback / "digits").glob("*.pt"))
     flip_bit(damaged, 300)
     result = run("reconcile", "--fallback", fallback, "-e", "digits", store=store, code=1)
-    assert "stays: it is damaged" in result.stdout
+    assert "stays: the checkpoint is damaged" in result.stdout
     assert damaged.exists()
     assert "1 checkpoint moved" in result.stderr
 

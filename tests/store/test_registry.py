@@ -72,7 +72,7 @@ def test_an_unknown_scheme_is_refused_by_name(url: str, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("url", ["", "a\0b", "\ud800", b"bytes", 7, None])
 def test_what_is_neither_a_path_nor_a_url_is_refused(url: str) -> None:
     """Before anything looks for it."""
-    with pytest.raises(ConfigError, match="neither a path nor a URL"):
+    with pytest.raises(ConfigError, match="named by a path or a URL"):
         open_store(url)
 
 

@@ -108,7 +108,11 @@ class Folders:
             found = self._system.lstat(folder)
             _check_folder(found, folder)
             if not self.is_spelled_so(parent, part):
-                raise StoreError("a folder is there whose name differs in case only", path=str(folder))
+                raise StoreError(
+                    "a folder differs from this name in case only",
+                    path=str(folder),
+                    hint="Use its spelling, or rename it.",
+                )
         self._devices[path] = found.st_dev
 
     def _refuse_missing_disk(self, path: Path) -> None:
@@ -170,7 +174,7 @@ def _refuse_dangling_link(root: Path) -> None:
     for path in (root, *root.parents):
         if path.is_symlink() and not path.exists():
             raise NotAStoreError(
-                f"it is a link that leads nowhere: to {os.readlink(path)}",
+                f"the store is behind a link to {os.readlink(path)}, which does not exist",
                 path=str(path),
                 hint="Mount the disk that it leads to, or choose another folder.",
             )

@@ -161,7 +161,9 @@ class LocalStore:
         *parts, name = check_key(key)
         for part in (*parts, name):
             if not self._system.takes_name(part):
-                raise InvalidNameError(f"this system has no file of the name {part!r}", path=key)
+                raise InvalidNameError(
+                    f"this system cannot name a file {part!r}", path=key, hint="Choose another name."
+                )
         folder = self._folders.make(tuple(parts))
         self._folders.own(folder)
         return Place(key, folder, name)

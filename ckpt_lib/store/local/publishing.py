@@ -140,7 +140,7 @@ class Publisher:
     def _unlink(self, place: Place) -> None:
         try:
             if stat.S_ISDIR(self._system.lstat(place.path).st_mode):
-                raise StoreError("a folder has the name of the key", path=str(place.path))
+                raise StoreError("a folder has the name of the key", path=str(place.path), hint="Move the folder away.")
             if self._folders.is_spelled_so(place.folder, place.name):
                 self._system.unlink(place.path)
         except FileNotFoundError:

@@ -44,4 +44,6 @@ class LocalUpload:
 
     def _check_open(self) -> None:
         if self._file.closed:
-            raise StoreError("the upload was ended before, or by another process", path=str(self._place.path))
+            raise StoreError(
+                "the upload has ended", path=str(self._place.path), hint="Begin another one with open_write."
+            )
