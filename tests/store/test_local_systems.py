@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,3 +152,12 @@ def test_a_failing_probe_proves_nothing(root: Path) -> None:
     assert store.capabilities.replace_if_version
     system.on_call = lambda _: None
     assert store.capabilities.replace_if_version
+
+
+def test_nothing_of_ours_runs_when_a_locked_file_is_freed(root: Path) -> None:
+    """Python forgets a Ctrl-C that arrives in the callback of a weak reference."""
+    system = System()
+    root.mkdir()
+    with system.create(root / "file") as file:
+        assert system.try_lock(file)
+        assert [reference.__callback__ for reference in weakref.getweakrefs(file)] == [None]

@@ -32,14 +32,16 @@ _RESERVED_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]|
 _LOCKED_BYTE = 2**30
 """The byte that is locked on Windows, where a locked byte cannot be read: beyond all that a lock file holds."""
 
-_locked_files: weakref.WeakSet[io.FileIO] = weakref.WeakSet()
+_locked_files: dict[int, weakref.ref[io.FileIO]] = {}
+"""By descriptor, whose number the next file takes over. No reference has a callback: an interrupt in one is lost."""
 
 
 def _close_locked_files() -> None:
     """Close what a fork has inherited: a lock ends when the last copy of its descriptor is closed."""
-    for file in list(_locked_files):
-        with contextlib.suppress(OSError):
-            file.close()
+    for reference in list(_locked_files.values()):
+        if (file := reference()) is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -132,7 +134,7 @@ class System:
 
     def try_lock(self, file: io.FileIO) -> bool:
         """Lock a file for this object alone, whoever else has it open; return whether nobody else had it locked."""
-        _locked_files.add(file)
+        _locked_files[file.fileno()] = weakref.ref(file)
         try:
             if sys.platform == "win32":
                 os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
