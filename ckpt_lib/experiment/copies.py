@@ -17,7 +17,7 @@ from ckpt_lib.errors import CheckpointExistsError, VersionConflictError
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.claims import HeldClaim, abandon, claim_over, give_up, is_dead, new_ids
 from ckpt_lib.experiment.commit import Payload, commit
-from ckpt_lib.experiment.deletion import finish_purge, undelete
+from ckpt_lib.experiment.deletion import take_over_purge, undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import copy_file
 from ckpt_lib.experiment.found import Found
@@ -142,7 +142,7 @@ def _ended(target: Experiment, found: Found) -> Found:
     deadline = time.monotonic() + claims.PATIENCE_SECONDS
     while (record := found.record) is not None and record.state in ("saving", "abandoned", "purging"):
         if record.state == "purging":
-            finish_purge(target, found)
+            take_over_purge(target, found)
         elif record.state == "abandoned" or is_dead(found, target.now()):
             abandon(target, found)
         elif time.monotonic() > deadline:

@@ -268,12 +268,24 @@ def _go_on(experiment: Experiment, manifest: Manifest) -> bool:
     found = experiment.read(manifest.checkpoint_id)
     if not (isinstance(found.record, Manifest) and found.record.state == "purging"):
         return False
-    finish_purge(experiment, found)
+    return take_over_purge(experiment, found)
+
+
+def take_over_purge(experiment: Experiment, found: Found) -> bool:
+    """Finish a purge that someone else began; ``False`` when others did so meanwhile.
+
+    Its record is written anew first. Whoever wrote it may have been killed before it was durable: after power loss the
+    checkpoint would be back without its files.
+    """
+    durable = rewrite(experiment, found, state="purging")
+    if durable is None:
+        return False
+    finish_purge(experiment, durable)
     return True
 
 
 def finish_purge(experiment: Experiment, found: Found) -> None:
-    """Remove what is left of a checkpoint that is ``purging``; any number of purgers may do so at once."""
+    """Remove what is left of a checkpoint whose record is ``purging``, durably so."""
     manifest = found.manifest
     pointers.forget(experiment, manifest)
     claims.remove_files(experiment, [file.name for file in manifest.files])

@@ -93,6 +93,18 @@ def test_a_deletion_for_good_goes_on_after_what_cannot_be_removed(store: MemoryS
     assert [item.uid for item in deletion.purge(experiment, grace_seconds=0)] == [stuck.uid]
 
 
+def test_a_purge_that_someone_began_is_durable_before_its_files_go(store: MemoryStore) -> None:
+    """Whoever began it may have been killed before its record was: power loss would bring it back without files."""
+    experiment = Experiment(store, "e", "e")
+    made, _ = save(experiment), save(experiment, 2)
+    edits.rewrite(experiment, experiment.read(made.checkpoint_id), state="purging")
+    done: list[str] = []
+    plan = FaultPlan(between=lambda operation, key: done.append(f"{operation} {key}"))
+    assert deletion.purge(Experiment(FaultyStore(store, plan), "e", "e"), grace_seconds=0)
+    written, removed = f"put e/{made.checkpoint_id}.json", f"delete e/{made.payload.name}"
+    assert written in done[: done.index(removed)]
+
+
 def test_what_was_deleted_comes_back_as_it_was(experiment: Experiment, clock: Clock) -> None:
     """Within its grace period, pinned from the first moment if so wished; after it nothing does, as the error says."""
     made = save(experiment)
