@@ -161,10 +161,18 @@ def _rewrite(
         try:
             is_there = replace_file(target, existing, file, _stored_blocks(source, stored, progress))
         except (CorruptCheckpointError, FileNotFoundError) as error:
+            _require_there(source, saved)
             raise damaged_source(source, saved, stored.name, compare(source, saved).damages) from error
         if not is_there:
             return False
     return True
+
+
+def _require_there(source: Experiment, saved: Manifest) -> None:
+    """Raise when the copy that was read has gone meanwhile: what is missing of it is no damage."""
+    record = source.read(saved.checkpoint_id).record
+    if not isinstance(record, Manifest) or record.claim != saved.claim or record.state == "purging":
+        raise no_backup(source, saved.checkpoint_id)
 
 
 def _stored_blocks(experiment: Experiment, file: FileEntry, progress: Progress | None) -> Iterator[bytes]:
@@ -181,6 +189,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
         return
     report = compare(source, saved)
     if not report:
+        _require_there(source, saved)
         raise damaged_source(source, saved, saved.payload_name, report.damages)
     claims.end_unreadable(target, saved.checkpoint_id, saved.uid, entry.version)
 

@@ -20,6 +20,7 @@ from ckpt_lib.errors import (
     StorageFullError,
 )
 from ckpt_lib.experiment.files import replace_file
+from ckpt_lib.maintenance import transfer
 from ckpt_lib.store import Entry
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.testing import FaultPlan, faults_injected
@@ -238,3 +239,19 @@ def test_a_restore_keeps_what_was_edited_while_it_copied(
     manager.restore_checkpoint(checkpoint_id)
     assert manager.get_checkpoint(checkpoint_id).tags == ("meanwhile",)
     assert manager.validate_checkpoint(checkpoint_id)
+
+
+def test_a_backup_that_goes_during_a_restore_is_no_damage(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody deleted it: it is missed, and nobody is told of damage."""
+    manager = make_manager()
+    saved = save(manager, 1)
+
+    def goes(*_: object) -> bool:
+        manager.delete_backup(saved)
+        raise FileNotFoundError("gone")
+
+    monkeypatch.setattr(transfer, "replace_file", goes)
+    with pytest.raises(CheckpointNotFoundError):
+        manager.restore_checkpoint(saved)
