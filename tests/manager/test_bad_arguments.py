@@ -37,7 +37,7 @@ class _Stateless:
         {"scheduler": "cosine"},
         {"config": [1]},
         {"config": "lr=1"},
-        {"config": {"lr": {0.1}}},
+        {"config": {"lr": 1j}},
         {"config": {"model": nn.Linear(2, 1)}},
         {"config": {"path": "caf\udce9"}},
         {"extra_state": 5},
