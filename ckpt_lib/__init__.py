@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.errors import CheckpointError
-    from ckpt_lib.experiment.conditions import Condition
+    from ckpt_lib.index.conditions import Condition
     from ckpt_lib.experiment.listing import list_experiments
     from ckpt_lib.maintenance.cleanup import CleanupReport
     from ckpt_lib.maintenance.findings import DoctorReport
@@ -38,7 +38,7 @@ _HOMES = {
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.core.metadata",
     "CleanupReport": "ckpt_lib.maintenance.cleanup",
-    "Condition": "ckpt_lib.experiment.conditions",
+    "Condition": "ckpt_lib.index.conditions",
     "DoctorReport": "ckpt_lib.maintenance.findings",
     "ExperimentSummary": "ckpt_lib.analysis.results",
     "ReconcileReport": "ckpt_lib.saving.fallback",

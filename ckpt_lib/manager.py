@@ -14,8 +14,8 @@ from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.experiment.conditions import Condition
-from ckpt_lib.experiment.selection import select
+from ckpt_lib.index.conditions import Condition
+from ckpt_lib.index.selection import select
 from ckpt_lib.formats import Payload
 from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.loading.loader import Loader, LoadTarget
@@ -382,7 +382,7 @@ class CheckpointManager(Maintainer):
         limit: int | None = None,
         after: str | None = None,
     ) -> list[CheckpointMetadata]:
-        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.experiment.selection.select`."""
+        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.index.selection.select`."""
         return select(
             self._catalogue.describe_all(),
             where=where,

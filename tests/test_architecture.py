@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"state"},
     {"formats"},
     {"testing", "policies"},
+    {"index"},
     {"experiment"},
     {"analysis", "maintenance"},
     {"saving"},

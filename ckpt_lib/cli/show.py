@@ -84,8 +84,8 @@ def list_checkpoints(
     """
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
-    from ckpt_lib.experiment.conditions import conditions_of
-    from ckpt_lib.experiment.selection import select
+    from ckpt_lib.index.conditions import conditions_of
+    from ckpt_lib.index.selection import select
 
     manager = open_copies(store, experiment, config, backups=backups)
     everything = manager.list_backups() if backups else manager.list_checkpoints()

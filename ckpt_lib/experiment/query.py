@@ -13,10 +13,11 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import count_of, did_you_mean, shown
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.view import View
-from ckpt_lib.policies.ranking import HasMetrics, missing_metric, ranked
+from ckpt_lib.index.selection import check_metric_is_known
+from ckpt_lib.policies.ranking import missing_metric, ranked
 
 
 class MonitorRecord:
@@ -236,16 +237,3 @@ def _names_of(manifests: Sequence[Manifest]) -> list[str]:
 
 def _latest_id(manifests: Sequence[Manifest]) -> str | None:
     return manifests[-1].checkpoint_id if manifests else None
-
-
-def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
-    """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
-    if not isinstance(metric, str):
-        raise ConfigError("a metric's name must be text", got=type(metric).__name__)
-    names = {name for checkpoint in known for name in checkpoint.metrics}
-    if known and metric not in names:
-        raise UnknownMetricError(
-            f"no checkpoint has recorded a metric {metric!r}",
-            expected=", ".join(sorted(names)) or "none was recorded",
-            hint=did_you_mean(metric, names) or None,
-        )

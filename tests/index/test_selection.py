@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
-from ckpt_lib.experiment.conditions import Condition, Operator
-from ckpt_lib.experiment.selection import SORTABLE, select
+from ckpt_lib.index.conditions import Condition, Operator
+from ckpt_lib.index.selection import SORTABLE, select
 
 MOMENT = datetime(2026, 11, 1, tzinfo=UTC)
 COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {

@@ -7,11 +7,10 @@ from collections.abc import Collection, Sequence
 
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.names import check_tags
-from ckpt_lib.core.wording import shown
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
-from ckpt_lib.experiment.conditions import Condition, conditions_of
-from ckpt_lib.experiment.query import check_metric_is_known
-from ckpt_lib.policies.ranking import is_rankable
+from ckpt_lib.core.wording import did_you_mean, shown
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
+from ckpt_lib.index.conditions import Condition, conditions_of
+from ckpt_lib.policies.ranking import HasMetrics, is_rankable
 
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
 
@@ -31,7 +30,7 @@ def select(
 ) -> list[CheckpointMetadata]:
     """Return those that meet all conditions of ``where`` and the other options.
 
-    ``where`` holds :class:`~ckpt_lib.experiment.conditions.Condition` or text such as ``"val_loss<0.3"``. Those that
+    ``where`` holds :class:`~ckpt_lib.index.conditions.Condition` or text such as ``"val_loss<0.3"``. Those that
     are meant carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range. ``sort_by`` is
     one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way. ``after`` is an
     id: only what follows it in this order is returned, so that the last id of one page begins the next.
@@ -91,3 +90,16 @@ def _sorted(
     comparable = [item for item in found if is_rankable(item.metrics.get(sort_by))]
     others = [item for item in found if not is_rankable(item.metrics.get(sort_by))]
     return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
+
+
+def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
+    """Raise :class:`UnknownMetricError` when there are checkpoints and none of them has recorded ``metric``."""
+    if not isinstance(metric, str):
+        raise ConfigError("a metric's name must be text", got=type(metric).__name__)
+    names = {name for checkpoint in known for name in checkpoint.metrics}
+    if known and metric not in names:
+        raise UnknownMetricError(
+            f"no checkpoint has recorded a metric {metric!r}",
+            expected=", ".join(sorted(names)) or "none was recorded",
+            hint=did_you_mean(metric, names) or None,
+        )

@@ -1,0 +1,1 @@
+"""What lists ask, and the database that answers across experiments."""
