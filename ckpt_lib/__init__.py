@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.errors import CheckpointError
-    from ckpt_lib.index.conditions import Condition
     from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.index.conditions import Condition
     from ckpt_lib.maintenance.cleanup import CleanupReport
     from ckpt_lib.maintenance.findings import DoctorReport
     from ckpt_lib.maintenance.repair import RepairReport

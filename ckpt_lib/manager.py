@@ -14,9 +14,9 @@ from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.formats import Payload
 from ckpt_lib.index.conditions import Condition
 from ckpt_lib.index.selection import select
-from ckpt_lib.formats import Payload
 from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.loading.loader import Loader, LoadTarget
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
