@@ -133,6 +133,13 @@ class Store(Protocol):
         """Return the entry of one key, or ``None``."""
         ...
 
+    def folder_version(self, prefix: str) -> str | None:
+        """Return a text that is another one after each write or deletion of a key directly under ``prefix``.
+
+        It costs no listing. ``None`` where the store cannot tell, or not at this moment.
+        """
+        ...
+
     def open_read(self, key: str) -> RangeReader:
         """Open an object for reading. Raises ``FileNotFoundError`` when the key is missing."""
         ...

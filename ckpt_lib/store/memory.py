@@ -27,6 +27,7 @@ class _Content:
 
     objects: dict[str, tuple[bytes, Entry]] = field(default_factory=dict)
     versions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    changes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     clock: Callable[[], float] = time.time
 
@@ -82,6 +83,10 @@ class MemoryStore:
         found = self._content.objects.get(key)
         return found[1] if found else None
 
+    def folder_version(self, prefix: str) -> str:
+        check_prefix(prefix)
+        return f"c{self._content.changes}"
+
     def open_read(self, key: str) -> _MemoryReader:
         check_key(key)
         found = self._content.objects.get(key)
@@ -102,6 +107,7 @@ class MemoryStore:
             version, modified_seconds = f"v{next(self._content.versions)}", self._content.clock()
             entry = Entry(key, len(data), version, modified_seconds)
             self._content.objects[key] = (bytes(data), entry)
+            self._content.changes += 1
         return entry
 
     def delete(self, key: str, *, if_version: str | None = None) -> None:
@@ -111,6 +117,7 @@ class MemoryStore:
             if key in self._content.objects:
                 self._check_version(key, if_version)
                 del self._content.objects[key]
+                self._content.changes += 1
 
     def free_bytes(self) -> None:
         return None

@@ -160,6 +160,9 @@ class FaultyStore:
     def stat(self, key: str) -> Entry | None:
         return self.plan.run("stat", key, lambda: self._store.stat(key))
 
+    def folder_version(self, prefix: str) -> str | None:
+        return self.plan.run("folder_version", prefix, lambda: self._store.folder_version(prefix))
+
     def open_read(self, key: str) -> RangeReader:
         reader = self.plan.run("open_read", key, lambda: self._store.open_read(key), lambda found: found.close())
         return _FaultyReader(reader, key, self.plan)

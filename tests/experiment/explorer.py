@@ -105,6 +105,9 @@ class ReplayStore:
         if kind == "conflict":
             raise VersionConflictError("conflict", path=key)
 
+    def folder_version(self, prefix: str) -> None:
+        return None
+
     def free_bytes(self) -> None:
         return None
 

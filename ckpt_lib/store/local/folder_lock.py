@@ -36,6 +36,21 @@ def open_lock(own: Path, system: System) -> io.FileIO:
         return system.open(path, "r+")
 
 
+def last_date(own: Path, system: System) -> int | None:
+    """Return the time of the last write in a folder, in nanoseconds; ``None`` while somebody writes there.
+
+    Without the lock, a write that has its date may still have to take its name. Raises ``OSError`` where nobody has
+    written under a lock, or nothing can be locked.
+    """
+    with system.open(own / LOCK_NAME, "r+") as file:
+        if not system.try_lock(file):
+            return None
+        try:
+            return _parsed(system.read_at(file, 0, _RECORD_BYTES))[0] or None
+        finally:
+            system.unlock(file)
+
+
 class FolderLock:
     """The lock that goes with a file of :func:`open_lock`; used as a context inside of the file's own.
 
@@ -90,14 +105,17 @@ class FolderLock:
 
     def _read(self) -> tuple[int, str]:
         """Return the time of the last write, and who had the lock last."""
-        text = self._system.read_at(self._file, 0, _RECORD_BYTES).decode(errors="replace")
-        number, _, holder = text.strip().partition(" ")
-        return (int(number), holder) if number.isascii() and number.isdigit() else (0, "")
+        return _parsed(self._system.read_at(self._file, 0, _RECORD_BYTES))
 
     def _write(self, nanoseconds: int) -> None:
         record = f"{nanoseconds} {_this_process()}".encode()[:_RECORD_BYTES]
         self._file.seek(0)
         self._system.write(self._file, memoryview(record.ljust(_RECORD_BYTES)))
+
+
+def _parsed(record: bytes) -> tuple[int, str]:
+    number, _, holder = record.decode(errors="replace").strip().partition(" ")
+    return (int(number), holder) if number.isascii() and number.isdigit() else (0, "")
 
 
 def _this_process() -> str:

@@ -19,7 +19,7 @@ from ckpt_lib.errors import InvalidNameError, StorageFullError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
 from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
 from ckpt_lib.store.local.direct import Output
-from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
+from ckpt_lib.store.local.folder_lock import FolderLock, last_date, open_lock
 from ckpt_lib.store.local.folders import Folders, nearest
 from ckpt_lib.store.local.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.store.local.probe import USUAL, Abilities, probe
@@ -87,6 +87,18 @@ class LocalStore:
             found = self._system.lstat(folder / name)
             if stat.S_ISREG(found.st_mode):
                 return entry_of(key, found)
+        return None
+
+    def folder_version(self, prefix: str) -> str | None:
+        """Return the date of the last write, and when the names in the folder last changed."""
+        parts = check_prefix(prefix)
+        with typed_errors(self._folders.path(parts)):
+            folder = self._folders.find(parts)
+            if folder is None:
+                return None
+            with contextlib.suppress(OSError):  # nobody has written here, or nobody may
+                date = last_date(folder / OWN_FOLDER, self._system)
+                return None if date is None else f"{date:x}-{os.stat(folder).st_mtime_ns:x}"
         return None
 
     def open_read(self, key: str) -> LocalReader:
