@@ -174,8 +174,8 @@ class Manifest(CheckpointFields, Record):
     ) -> CheckpointMetadata:
         """Return the public view of this manifest."""
         shared = {name: getattr(self, name) for name in CheckpointFields.model_fields}
-        return CheckpointMetadata(
-            **shared,
+        return CheckpointMetadata.model_construct(  # all of it was validated, which takes long for many
+            **{**shared, "metrics": dict(self.metrics), "config": dict(self.config)},
             file_size=self.size_bytes,
             checksum=self.sha256,
             is_best=is_best,

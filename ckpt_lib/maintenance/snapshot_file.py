@@ -18,7 +18,7 @@ class SnapshotFile:
 
     def __init__(self, locations: Locations) -> None:
         self._locations = locations
-        self._saves_until_due = 0
+        self._saves_until_due: int | None = None
         self._is_behind = False
 
     def write(self) -> None:
@@ -55,10 +55,19 @@ class SnapshotFile:
 
         What others did just now may be missing in it, until :meth:`catch_up`.
         """
-        self._saves_until_due -= 1
         self._is_behind = True
-        if self._saves_until_due < 0:
-            self._write(self._locations.home.index.affordable_view, is_new=False)
+        with failures_logged(f"updating {SNAPSHOT_NAME}"):
+            if self._saves_until_due is None:
+                self._saves_until_due = self._saves_until_first()
+            self._saves_until_due -= 1
+            if self._saves_until_due < 0:
+                self._write(self._locations.home.index.affordable_view, is_new=False)
+
+    def _saves_until_first(self) -> int:
+        """Return how many saves of this process may pass until it writes the file: none where there is none yet."""
+        home = self._locations.home
+        view = home.index.affordable_view()
+        return len(view.usable) // 10 if view and home.key(SNAPSHOT_NAME) in view.entries else 0
 
     def catch_up(self) -> None:
         """Write it if any save has passed since it was written from a new listing."""
