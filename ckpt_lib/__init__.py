@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
     from ckpt_lib.errors import CheckpointError
     from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
     from ckpt_lib.index.conditions import Condition
+    from ckpt_lib.index.overview import ExperimentOverview
     from ckpt_lib.maintenance.cleanup import CleanupReport
     from ckpt_lib.maintenance.findings import DoctorReport
     from ckpt_lib.maintenance.repair import RepairReport
@@ -40,12 +42,15 @@ _HOMES = {
     "CleanupReport": "ckpt_lib.maintenance.cleanup",
     "Condition": "ckpt_lib.index.conditions",
     "DoctorReport": "ckpt_lib.maintenance.findings",
+    "ExperimentOverview": "ckpt_lib.index.overview",
     "ExperimentSummary": "ckpt_lib.analysis.results",
     "ReconcileReport": "ckpt_lib.saving.fallback",
     "RepairReport": "ckpt_lib.maintenance.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "ScrubReport": "ckpt_lib.maintenance.scrub",
     "ValidationReport": "ckpt_lib.maintenance.validate",
+    "describe_experiments": "ckpt_lib.experiment.overviews",
+    "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
     "list_experiments": "ckpt_lib.experiment.listing",
     "open_store": "ckpt_lib.store",
@@ -60,12 +65,15 @@ __all__ = [
     "CleanupReport",
     "Condition",
     "DoctorReport",
+    "ExperimentOverview",
     "ExperimentSummary",
     "ReconcileReport",
     "RepairReport",
     "RetentionPlan",
     "ScrubReport",
     "ValidationReport",
+    "describe_experiments",
+    "find_checkpoints",
     "init_store",
     "list_experiments",
     "open_store",

@@ -110,6 +110,12 @@ class CheckpointConfig(BaseModel):
         description="Your word that one process alone writes to the experiment: needed where the store cannot keep two "
         "writers apart, as a file system without locks.",
     )
+    index_url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Database that remembers what the stores hold, so that large experiments answer at once: a URL of "
+        "SQLAlchemy's for SQLite or PostgreSQL. Default: a file in the user's cache folder.",
+    )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,
@@ -153,6 +159,21 @@ class CheckpointConfig(BaseModel):
         if value is not None and b"\0" in os.fsencode(value):
             raise ValueError("a path cannot hold a NUL character")
         return value
+
+    @field_validator("index_url")
+    @classmethod
+    def _names_a_database(cls, value: str | None) -> str | None:
+        from sqlalchemy.engine import make_url  # it takes a moment to load, and few set this option
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            if value is not None and make_url(value).get_backend_name() in ("sqlite", "postgresql"):
+                return value
+        except ArgumentError:
+            pass
+        if value is not None:
+            raise ValueError("expected sqlite:////path/of/a/file or postgresql+psycopg://user@host/database")
+        return None
 
     @field_validator("compression")
     @classmethod

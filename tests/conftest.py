@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ settings.load_profile("test")
 
 SECONDS_TO_START_A_SERVER = 120
 """Prefect's default is 20, too few where other tests keep every core of a slow machine busy."""
+
+
+# The index that tests fill is no user's, in processes of their own either; Matplotlib keeps its list of fonts.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+_CACHE = tempfile.TemporaryDirectory(prefix="ckpt-cache-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

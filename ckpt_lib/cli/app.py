@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ckpt_lib.cli import backup, cleanup, compare, doctor, edit, init, options, reconcile, show, trash, validate
+from ckpt_lib.cli import (
+    backup,
+    cleanup,
+    compare,
+    doctor,
+    edit,
+    experiments,
+    init,
+    options,
+    reconcile,
+    show,
+    trash,
+    validate,
+)
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
@@ -78,8 +91,10 @@ _add("list", show.list_checkpoints, "Show")
 _add("show", show.show, "Show")
 _add("compare", compare.compare, "Show")
 _add("summary", compare.summary, "Show")
-_add("experiments", show.experiments, "Show")
+_add("experiments", experiments.experiments, "Show")
+_add("find", experiments.find, "Show")
 _add("init", init.init, "Protect")
+_add("reindex", experiments.reindex, "Protect")
 _add("validate", validate.validate, "Protect")
 _add("scrub", validate.scrub, "Protect")
 _add("repair", validate.repair, "Protect")

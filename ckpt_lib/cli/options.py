@@ -46,6 +46,29 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, errors included.")]
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        "-w",
+        metavar="CONDITION",
+        help='Only checkpoints that meet this, such as "val_loss<0.3" or "epoch>=10"; repeat for more.',
+    ),
+]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
+]
+Search = Annotated[
+    str,
+    typer.Option(metavar="TEXT", help="Only checkpoints with this text in id, tags or description; case is ignored."),
+]
+SortBy = Annotated[
+    str, typer.Option(metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or a metric.")
+]
+Descending = Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")]
+Limit = Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")]
+
 CheckpointName = Annotated[str, typer.Argument(metavar="ID", help="A checkpoint id, latest, best, or a tag.")]
 CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags.")]
 SomeCheckpointNames = Annotated[
@@ -77,7 +100,7 @@ def to_type(command: str) -> str:
     """Return a command with the typed options that select the store, so that it works when copied."""
     knows_none = command.startswith("ckpt init") or "--help" in command
     options = "" if knows_none else _typed.get()
-    if command.startswith("ckpt experiments"):
+    if command.startswith(("ckpt experiments", "ckpt find", "ckpt reindex")):
         options = re.sub(r" --experiment \S+", "", options)
     return command + options
 

@@ -1,4 +1,4 @@
-"""A progress bar that counts bytes."""
+"""Progress bars: one counts bytes, one counts things."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ def byte_progress(doing: str, total_bytes: int | None) -> Iterator[Callable[[int
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(doing, total=total_bytes)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def count_progress(doing: str) -> Iterator[Callable[[int, int], object]]:
+    """Show a bar if stderr is a terminal; yield a function that takes how many of how many are done."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _of: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    description = TextColumn("{task.description}", markup=False)
+    with Progress(description, BarColumn(), MofNCompleteColumn(), console=diagnostics(), transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,9 +1,9 @@
-"""Commands that show what is stored: ``ckpt list``, ``show`` and ``experiments``."""
+"""Commands that show what is stored: ``ckpt list`` and ``show``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -21,7 +21,7 @@ from ckpt_lib.cli.output import (
     print_json,
     print_table,
 )
-from ckpt_lib.cli.session import open_copies, open_manager, read_config
+from ckpt_lib.cli.session import open_copies, open_manager
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import count_of, size_text
 
@@ -44,33 +44,14 @@ def list_checkpoints(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            "-w",
-            metavar="CONDITION",
-            help='Only checkpoints that meet this, such as "val_loss<0.3" or "epoch>=10"; repeat for more.',
-        ),
-    ] = None,
-    tags: Annotated[
-        list[str] | None,
-        typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
-    ] = None,
-    search: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT", help="Only checkpoints with this text in id, tags or description; case is ignored."
-        ),
-    ] = "",
+    where: options.Where = None,
+    tags: options.Tags = None,
+    search: options.Search = "",
     min_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints from this epoch on.")] = None,
     max_epoch: Annotated[int | None, typer.Option(metavar="N", help="Only checkpoints up to this epoch.")] = None,
-    sort_by: Annotated[
-        str,
-        typer.Option(metavar="KEY", help="sequence, timestamp, epoch, step, checkpoint_id, file_size, or a metric."),
-    ] = "sequence",
-    descending: Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")] = None,
+    sort_by: options.SortBy = "sequence",
+    descending: options.Descending = False,
+    limit: options.Limit = None,
     after: Annotated[
         str | None, typer.Option(metavar="ID", help="Begin after this checkpoint: the last of the page before.")
     ] = None,
@@ -84,7 +65,6 @@ def list_checkpoints(
     """
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
-    from ckpt_lib.index.conditions import conditions_of
     from ckpt_lib.index.selection import select
 
     manager = open_copies(store, experiment, config, backups=backups)
@@ -107,8 +87,7 @@ def list_checkpoints(
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
         return
     monitor = manager.monitor
-    asked = {sort_by, *(condition.metric or condition.name for condition in conditions_of(where or ()))}
-    _print_checkpoints(found, _metrics_of(everything), {monitor.metric, *asked})
+    print_found(found, {monitor.metric, *asked_about(sort_by, where)}, metrics=_metrics_of(everything))
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
@@ -133,11 +112,26 @@ def _metrics_of(checkpoints: Sequence[CheckpointMetadata]) -> list[str]:
     return list(dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics))
 
 
-def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Sequence[str], asked: Set[str]) -> None:
+def asked_about(sort_by: str, where: Sequence[str] | None) -> Set[str]:
+    """Return the facts and metrics that the options of a list name."""
+    from ckpt_lib.index.conditions import conditions_of
+
+    return {sort_by, *(condition.metric or condition.name for condition in conditions_of(where or ()))}
+
+
+def print_found(
+    checkpoints: Sequence[CheckpointMetadata],
+    asked: Set[str],
+    *,
+    metrics: Sequence[str] | None = None,
+    with_experiment: bool = False,
+) -> None:
     """Print a table; what was ``asked`` about is shown however narrow the terminal is."""
+    metrics = _metrics_of(checkpoints) if metrics is None else metrics
     first = [name for name in metrics if name in asked]
     others = [name for name in metrics if name not in asked]
     columns = (
+        *((Column("experiment"),) if with_experiment else ()),
         Column("id"),
         *(Column(name, numeric=True) for name in first),
         Column("marks"),
@@ -150,6 +144,7 @@ def _print_checkpoints(checkpoints: Sequence[CheckpointMetadata], metrics: Seque
     )
     rows: list[tuple[str | Text, ...]] = [
         (
+            *((item.experiment_name,) if with_experiment else ()),
             item.checkpoint_id,
             *(as_number(item.metrics.get(name)) for name in first),
             _marks(item),
@@ -238,51 +233,3 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         if mapping:
             print_heading(heading)
             print_facts({f"  {name}": as_value(value) for name, value in mapping.items()})
-
-
-def experiments(
-    *,
-    store: options.Store = None,
-    config: options.Config = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """List the experiments of a store."""
-    from ckpt_lib.experiment.listing import list_experiments
-    from ckpt_lib.manager import CheckpointManager
-    from ckpt_lib.store import open_store
-
-    settings = read_config(store, config)
-    found = {
-        name: CheckpointManager(settings, name).list_checkpoints()
-        for name in list_experiments(open_store(settings.checkpoint_dir))
-    }
-    if as_json:
-        print_json({"experiments": [_experiment_facts(name, held) for name, held in found.items()]})
-        return
-    columns = (
-        Column("experiment"),
-        Column("checkpoints", numeric=True),
-        Column("size", numeric=True),
-        Column("last saved", numeric=True),
-        Column("latest", optional=True),
-    )
-    rows = [
-        (
-            name,
-            str(len(held)),
-            size_text(sum(item.file_size for item in held)),
-            f"{as_age(held[-1].timestamp)} ago" if held else "-",
-            held[-1].checkpoint_id if held else "-",
-        )
-        for name, held in found.items()
-    ]
-    print_table(columns, rows)
-
-
-def _experiment_facts(name: str, checkpoints: Sequence[CheckpointMetadata]) -> dict[str, Any]:
-    return {
-        "experiment_name": name,
-        "total_checkpoints": len(checkpoints),
-        "total_size_bytes": sum(item.file_size for item in checkpoints),
-        "latest_checkpoint": checkpoints[-1].checkpoint_id if checkpoints else None,
-    }

@@ -18,6 +18,7 @@ from ckpt_lib.events import Events
 from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
+from ckpt_lib.experiment.stored_index import StoredIndex
 from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
 from ckpt_lib.store.checks import version_conflict
 
@@ -39,17 +40,28 @@ class Experiment:
     """The checkpoints in one folder of a store.
 
     ``single_writer`` is the caller's word that no other process writes here. Only with it may a store be written to
-    that lacks ``create_if_absent`` or ``replace_if_version``. What happens here is told to ``events``.
+    that lacks ``create_if_absent`` or ``replace_if_version``. What happens here is told to ``events``. ``is_indexed``
+    says whether the database at ``index_url``, by default the user's own, remembers the records.
     """
 
     def __init__(
-        self, store: Store, path: str, name: str, *, single_writer: bool = False, events: Events | None = None
+        self,
+        store: Store,
+        path: str,
+        name: str,
+        *,
+        single_writer: bool = False,
+        events: Events | None = None,
+        is_indexed: bool = False,
+        index_url: str | None = None,
     ) -> None:
         self.store = store
         self.path = path
         self.name = name
         self.events = events or Events(name)
-        self.index = Index(store, path, self.read)
+        self.index = Index(
+            store, path, name, self.read, StoredIndex(store, path, name, index_url) if is_indexed else None
+        )
         self._single_writer = single_writer
 
     @property

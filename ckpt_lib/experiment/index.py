@@ -20,7 +20,9 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import manifest_entries, manifest_name
+from ckpt_lib.experiment.stored_index import StoredIndex, overview_of
 from ckpt_lib.experiment.view import View, view_of
+from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.store.base import Entry, Store
 
 Item = Manifest | Claim | CheckpointError
@@ -32,10 +34,19 @@ _LISTING_SHARE = 0.01
 class Index:
     """The records of one folder. Each question first reads again those that changed."""
 
-    def __init__(self, store: Store, path: str, read: Callable[[str], Found]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        experiment_name: str,
+        read: Callable[[str], Found],
+        stored: StoredIndex | None = None,
+    ) -> None:
         self._store = store
         self._path = path
+        self._experiment_name = experiment_name
         self._read = read
+        self._stored = stored
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
         self._last: View | None = None
@@ -43,20 +54,31 @@ class Index:
         self._largest = 0
         self._is_listed = False
 
-    def view(self) -> View:
-        """Return what is there now."""
+    def view(self, *, is_noted: bool = False) -> View:
+        """Return what is there now; with ``is_noted``, the database knows all of it afterwards."""
         with self._lock:
-            started = time.monotonic()
+            started, listed_seconds = time.monotonic(), time.time()
+            folder_version = self._store.folder_version(self._path) if self._stored else None
             entries = self._store.list(self._path)
             listed = manifest_entries(entries, self._path)
+            if self._stored:
+                known = self._stored.unread(len(listed.keys() - self._found.keys()))
+                self._found = {**{item: (found.version, found.record) for item, found in known.items()}, **self._found}
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
             items = [item for _, item in self._found.values()]
             self._last = view_of(items, entries, self._below(items), self._path)
             self._note_all(self._last)
+            if self._stored:
+                self._stored.note(self._last, self._found, listed_seconds, folder_version, is_wanted=is_noted)
             now = time.monotonic()
             self._fresh_until = now + (now - started) / _LISTING_SHARE
             return self._last
+
+    def sync(self) -> ExperimentOverview:
+        """List the folder, let the database know all of it, and return what there is in a few numbers."""
+        listed_seconds = time.time()
+        return overview_of(self.view(is_noted=True), self._experiment_name, listed_seconds)
 
     def last_with(self, changed: Manifest) -> View:
         """Return :attr:`last`, with ``changed`` as it is now."""
@@ -170,11 +192,12 @@ def _outcome(read: Callable[[str], Found], checkpoint_id: str) -> Item | None:
 
 
 def snapshot(manifests: Iterable[Manifest], experiment_name: str) -> bytes:
-    """Return the content of ``checkpoint_metadata.json``: all manifests in one file, for people."""
-    described = [
+    """Return the content of ``checkpoint_metadata.json``: all manifests in one file, for people, each on a line."""
+    described = (
         manifest.describe().model_dump(mode="json", exclude={"is_best", "is_latest", "is_complete"})
         for manifest in manifests
-    ]
-    content = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name, "checkpoints": described}
+    )
+    head = {"schema_version": SCHEMA_VERSION, "experiment_name": experiment_name}
     # Sorted as manifests are: what was just saved here is in the order of the caller.
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
+    lines = ",\n".join(json.dumps(item, sort_keys=True, ensure_ascii=False) for item in described)
+    return f'{json.dumps(head)[:-1]}, "checkpoints": [\n{lines}\n]}}\n'.encode()

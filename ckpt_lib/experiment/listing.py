@@ -31,7 +31,7 @@ def list_experiments(store: Store | str | os.PathLike[str], *, missing_ok: bool 
         store = open_store(store)
     entries = store.list("")
     folders = [entry.key.removesuffix(FOLDER_SUFFIX) for entry in entries if entry.is_folder]
-    names = [name for name in folders if _is_experiment(store, name)]
+    names = [name for name in folders if is_experiment(store, name)]
     is_store = bool(names) or any(entry.key == IDENTITY_NAME for entry in entries)
     if not is_store and (entries or not missing_ok):
         raise NotAStoreError(
@@ -50,6 +50,8 @@ def check_experiment_exists(store: Store, name: str, *, backups: Store | None = 
     The error names what is there.
     """
     check_experiment_name(name)
+    if is_experiment(store, name):  # to ask for all takes longer the more there are
+        return name
     known = list_experiments(store, missing_ok=backups is not None)
     if name not in known and backups is not None:  # all the checkpoints may be gone
         known = sorted({*known, *list_experiments(backups, missing_ok=True)}) or list_experiments(store)
@@ -62,7 +64,8 @@ def check_experiment_exists(store: Store, name: str, *, backups: Store | None = 
     return name
 
 
-def _is_experiment(store: Store, name: str) -> bool:
+def is_experiment(store: Store, name: str) -> bool:
+    """Tell whether the folder of this name holds checkpoints, or their backups."""
     try:
         check_experiment_name(name)
     except InvalidNameError:
@@ -72,9 +75,10 @@ def _is_experiment(store: Store, name: str) -> bool:
 
 
 def _holds_checkpoints(experiment: Experiment) -> bool:
+    if experiment.store.stat(experiment.key(SNAPSHOT_NAME)) is not None:
+        return True
     entries = experiment.store.list(experiment.path)
-    is_described = any(entry.key == experiment.key(SNAPSHOT_NAME) for entry in entries)
-    return is_described or any(_is_manifest(experiment, item) for item in manifest_entries(entries, experiment.path))
+    return any(_is_manifest(experiment, item) for item in manifest_entries(entries, experiment.path))
 
 
 def _is_manifest(experiment: Experiment, checkpoint_id: str) -> bool:

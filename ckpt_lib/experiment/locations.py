@@ -51,7 +51,15 @@ class Locations:
         self.fallback_catalogue = Catalogue(self.fallback, MonitorRecord(config.monitor)) if self.fallback else None
 
     def _experiment(self, store: Store, path: str) -> Experiment:
-        return Experiment(store, path, self.name, single_writer=self.config.single_writer, events=self.events)
+        return Experiment(
+            store,
+            path,
+            self.name,
+            single_writer=self.config.single_writer,
+            events=self.events,
+            is_indexed=True,
+            index_url=self.config.index_url,
+        )
 
     def find(self, name: str) -> tuple[Experiment, Manifest]:
         """Find what ``name`` stands for, and where it lies: an id may be in the fallback folder alone."""

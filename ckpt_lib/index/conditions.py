@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from ckpt_lib.policies.ranking import is_rankable
 Operator = Literal["<", "<=", "==", "!=", ">=", ">"]
 Value = float | datetime | bool | str
 
-_COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {
+OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     "==": operator.eq,
@@ -28,7 +28,7 @@ _COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
 }
-_OPERATORS: dict[str, Operator] = {**{sign: sign for sign in _COMPARE}, "=": "=="}
+_SIGNS: dict[str, Operator] = {**{sign: sign for sign in OPERATORS}, "=": "=="}
 _METRIC_PREFIX = "metrics."
 _SPELLED = re.compile(r"\s*([^<>=!]*[^<>=!\s])\s*(<=|>=|==|!=|<|>|=)\s*(.*\S)\s*", re.DOTALL)
 _EXAMPLES = "a comparison such as val_loss<0.3, epoch>=10, file_size>1GB, timestamp>=2026-11-01 or pinned=true"
@@ -67,7 +67,9 @@ class _Kind(NamedTuple):
 
 
 def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # which is false for NaN, and no conversion fails
 
 
 def _is_moment(value: Value) -> bool:
@@ -108,7 +110,7 @@ class Condition:
     ``name`` is ``epoch``, ``step``, ``sequence``, ``file_size``, ``timestamp``, ``pinned``, ``healthy``,
     ``model_name``, ``run_id``, or a metric, which ``metrics.`` may precede. Truth and text are equal or not, and no
     more. A checkpoint that did not record the metric, or whose value is NaN, infinite or of another type, meets no
-    condition on it. Raises :class:`~ckpt_lib.errors.ConfigError`.
+    condition on it. Metrics are compared as floats of 64 bits. Raises :class:`~ckpt_lib.errors.ConfigError`.
     """
 
     name: str
@@ -117,8 +119,8 @@ class Condition:
 
     def __post_init__(self) -> None:
         kind = _FACTS.get(self.name, _METRIC)
-        if self.operator not in _COMPARE:
-            raise ConfigError("this is no comparison", expected=" ".join(_COMPARE), got=briefly(self.operator))
+        if self.operator not in OPERATORS:
+            raise ConfigError("this is no comparison", expected=" ".join(OPERATORS), got=briefly(self.operator))
         if not kind.is_right(self.value):
             raise ConfigError(f"{self.name} cannot be compared with {briefly(self.value)}", expected=kind.expected)
         if self.operator not in ("==", "!=") and isinstance(self.value, str | bool):
@@ -136,7 +138,7 @@ class Condition:
             read = kind.read(value)
         except (ValueError, KeyError) as error:
             raise ConfigError(f"{name} cannot be compared with {briefly(value)}", expected=kind.expected) from error
-        return cls(name, _OPERATORS[sign], read)
+        return cls(name, _SIGNS[sign], read)
 
     @property
     def metric(self) -> str | None:
@@ -147,10 +149,10 @@ class Condition:
         """Tell whether a checkpoint meets it."""
         found = getattr(checkpoint, self.name) if self.metric is None else checkpoint.metrics.get(self.metric)
         if isinstance(self.value, str):
-            return isinstance(found, str) and _COMPARE[self.operator](found, self.value)
-        if self.metric is not None and not is_rankable(found):
-            return False
-        return _COMPARE[self.operator](found, self.value)
+            return isinstance(found, str) and OPERATORS[self.operator](found, self.value)
+        if self.metric is not None:
+            return is_rankable(found) and OPERATORS[self.operator](float(found), float(self.value))  # type: ignore[arg-type]
+        return OPERATORS[self.operator](found, self.value)
 
 
 def conditions_of(where: object) -> list[Condition]:

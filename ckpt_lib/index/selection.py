@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.names import check_tags
@@ -15,81 +17,132 @@ from ckpt_lib.policies.ranking import HasMetrics, is_rankable
 SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
 
 
-def select(
-    checkpoints: Sequence[CheckpointMetadata],
-    *,
-    where: Collection[str | Condition] = (),
-    tags: Collection[str] = (),
-    search: str = "",
-    min_epoch: int | None = None,
-    max_epoch: int | None = None,
-    sort_by: str = "sequence",
-    descending: bool = False,
-    limit: int | None = None,
-    after: str | None = None,
-) -> list[CheckpointMetadata]:
+@dataclass(frozen=True)
+class Selection:
+    """What a list is asked for, checked. Equals in the order are in the order of saving, or all in reverse."""
+
+    where: tuple[Condition, ...] = ()
+    tags: frozenset[str] = frozenset()
+    search: str = ""
+    """Normalised by :func:`searched_text`."""
+    sort_by: str = "sequence"
+    descending: bool = False
+    limit: int | None = None
+    after: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        where: Collection[str | Condition] = (),
+        tags: Collection[str] = (),
+        search: str = "",
+        min_epoch: int | None = None,
+        max_epoch: int | None = None,
+        sort_by: str = "sequence",
+        descending: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Self:
+        """Check what was asked for; see :func:`select`. Raises :class:`~ckpt_lib.errors.ConfigError`."""
+        counts = {"min_epoch": min_epoch, "max_epoch": max_epoch, "limit": limit}
+        given = {name: check_count(name, value) for name, value in counts.items() if value is not None}
+        if not isinstance(search, str):
+            raise ConfigError("search must be text", got=type(search).__name__)
+        if not isinstance(sort_by, str):
+            raise ConfigError("sort_by must be text", got=type(sort_by).__name__)
+        conditions = conditions_of(where)
+        if "min_epoch" in given:
+            conditions.append(Condition("epoch", ">=", given["min_epoch"]))
+        if "max_epoch" in given:
+            conditions.append(Condition("epoch", "<=", given["max_epoch"]))
+        return cls(
+            where=tuple(conditions),
+            tags=frozenset(check_tags(tags)),
+            search=searched_text([search]),
+            sort_by=sort_by,
+            descending=bool(descending),
+            limit=given.get("limit"),
+            after=after,
+        )
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that conditions or the order ask about."""
+        asked = [condition.metric for condition in self.where if condition.metric is not None]
+        return asked if self.sort_by in SORTABLE else [*asked, self.sort_by]
+
+
+def select(checkpoints: Sequence[CheckpointMetadata], **asked: Any) -> list[CheckpointMetadata]:
     """Return those that meet all conditions of ``where`` and the other options.
 
-    ``where`` holds :class:`~ckpt_lib.index.conditions.Condition` or text such as ``"val_loss<0.3"``. Those that
-    are meant carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range. ``sort_by`` is
-    one of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way. ``after`` is an
-    id: only what follows it in this order is returned, so that the last id of one page begins the next.
+    ``where`` holds :class:`~ckpt_lib.index.conditions.Condition` or text such as ``"val_loss<0.3"``. Those that are
+    meant carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range. ``sort_by`` is one
+    of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way. ``after`` is an id:
+    only what follows it in this order is returned, so that the last id of one page begins the next.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for what is no condition, :class:`~ckpt_lib.errors.UnknownMetricError`
     for a metric that none has recorded, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` for an ``after`` that is
     not there.
     """
-    for name, value in (("min_epoch", min_epoch), ("max_epoch", max_epoch), ("limit", limit)):
-        if value is not None:
-            check_count(name, value)
-    if not isinstance(search, str):
-        raise ConfigError("search must be text", got=type(search).__name__)
-    conditions = conditions_of(where)
-    for condition in conditions:
-        if condition.metric is not None:
-            check_metric_is_known(condition.metric, checkpoints)
-    wanted = set(check_tags(tags))
-    text = unicodedata.normalize("NFC", search).casefold()
+    return select_from(checkpoints, Selection.of(**asked))
+
+
+def select_from(checkpoints: Sequence[CheckpointMetadata], selection: Selection) -> list[CheckpointMetadata]:
+    """Return what :func:`select` does; ``checkpoints`` are in the order of saving."""
+    for metric in selection.metrics:
+        check_metric_is_known(metric, checkpoints)
     found = [
         checkpoint
         for checkpoint in checkpoints
-        if all(condition.holds(checkpoint) for condition in conditions)
-        and wanted <= set(checkpoint.tags)
-        and text in _searched(checkpoint)
-        and (min_epoch is None or checkpoint.epoch >= min_epoch)
-        and (max_epoch is None or checkpoint.epoch <= max_epoch)
+        if all(condition.holds(checkpoint) for condition in selection.where)
+        and selection.tags <= set(checkpoint.tags)
+        and selection.search in searched_text((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
     ]
-    ordered = _sorted(found, checkpoints, sort_by, descending)
-    if after is not None:
-        ordered = _following(ordered, after)
-    return ordered if limit is None else ordered[:limit]
+    ordered = _sorted(found, selection)
+    if selection.after is not None:
+        ordered = _following(ordered, selection.after)
+    return ordered if selection.limit is None else ordered[: selection.limit]
+
+
+def searched_text(texts: Sequence[str]) -> str:
+    """Return what a search for text looks in: without regard to case, and to how an accent is spelled."""
+    return unicodedata.normalize("NFC", "\n".join(texts)).casefold()
+
+
+def _sorted(found: list[CheckpointMetadata], selection: Selection) -> list[CheckpointMetadata]:
+    values = [_value(item, selection.sort_by) for item in found]
+    positions = range(len(found))
+    comparable = [at for at in positions if values[at] is not None]
+    others = sorted(set(positions) - set(comparable), reverse=selection.descending)
+    ordered = sorted(comparable, key=lambda at: (values[at], at), reverse=selection.descending)
+    return [found[at] for at in (*ordered, *others)]
+
+
+def _value(checkpoint: CheckpointMetadata, sort_by: str) -> Any:
+    """Return what a checkpoint is ordered by before the order of saving is asked; ``None`` for nothing comparable."""
+    if sort_by == "sequence":
+        return 0  # across experiments it says nothing, and within one it is the order of saving
+    if sort_by in SORTABLE:
+        return getattr(checkpoint, sort_by)
+    metric = checkpoint.metrics.get(sort_by)
+    return float(metric) if is_rankable(metric) else None
 
 
 def _following(ordered: list[CheckpointMetadata], after: str) -> list[CheckpointMetadata]:
     """Return what follows a checkpoint; by its place, for several may have one value."""
     for position, checkpoint in enumerate(ordered):
-        if checkpoint.checkpoint_id == after:
+        if after in (checkpoint.checkpoint_id, f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}"):
             return ordered[position + 1 :]
-    raise CheckpointNotFoundError(
+    raise not_there(after)
+
+
+def not_there(after: str) -> CheckpointNotFoundError:
+    """Return the error for a page that would begin after what is not there."""
+    return CheckpointNotFoundError(
         f"the page cannot begin after {shown(after)}: it is not among what was asked for",
         hint="It may have been deleted meanwhile: begin with the first page.",
     )
-
-
-def _searched(checkpoint: CheckpointMetadata) -> str:
-    text = "\n".join((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
-    return unicodedata.normalize("NFC", text).casefold()
-
-
-def _sorted(
-    found: list[CheckpointMetadata], known: Sequence[CheckpointMetadata], sort_by: str, descending: bool
-) -> list[CheckpointMetadata]:
-    if sort_by in SORTABLE:
-        return sorted(found, key=lambda item: (getattr(item, sort_by), item.sequence), reverse=descending)
-    check_metric_is_known(sort_by, known)
-    comparable = [item for item in found if is_rankable(item.metrics.get(sort_by))]
-    others = [item for item in found if not is_rankable(item.metrics.get(sort_by))]
-    return sorted(comparable, key=lambda item: item.metrics[sort_by], reverse=descending) + others  # type: ignore[arg-type, return-value]
 
 
 def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
@@ -98,8 +151,13 @@ def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
         raise ConfigError("a metric's name must be text", got=type(metric).__name__)
     names = {name for checkpoint in known for name in checkpoint.metrics}
     if known and metric not in names:
-        raise UnknownMetricError(
-            f"no checkpoint has recorded a metric {metric!r}",
-            expected=", ".join(sorted(names)) or "none was recorded",
-            hint=did_you_mean(metric, names) or None,
-        )
+        raise unknown_metric(metric, names)
+
+
+def unknown_metric(metric: str, names: Collection[str]) -> UnknownMetricError:
+    """Return the error for a metric that none of the checkpoints has recorded."""
+    return UnknownMetricError(
+        f"no checkpoint has recorded a metric {metric!r}",
+        expected=", ".join(sorted(names)) or "none was recorded",
+        hint=did_you_mean(metric, names) or None,
+    )

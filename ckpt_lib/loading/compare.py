@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from ckpt_lib.analysis.results import CheckpointComparison, TensorDifference
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.experiment.query import Catalogue, check_metric_is_known
+from ckpt_lib.experiment.query import Catalogue
 from ckpt_lib.formats import Payload
+from ckpt_lib.index.selection import check_metric_is_known
 from ckpt_lib.loading.payload import read_payload
 
 

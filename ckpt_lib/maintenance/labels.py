@@ -15,7 +15,8 @@ from ckpt_lib.core.names import check_description, check_tags, is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.query import Catalogue, check_metric_is_known
+from ckpt_lib.experiment.query import Catalogue
+from ckpt_lib.index.selection import check_metric_is_known
 from ckpt_lib.maintenance.quarantine import is_quarantined
 
 Change = Callable[[Manifest], Manifest]

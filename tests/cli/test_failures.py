@@ -37,6 +37,8 @@ LOOKING = (
     ("compare", "latest", "best"),
     ("summary",),
     ("experiments",),
+    ("find",),
+    ("reindex",),
     ("validate", "--all"),
     ("validate", "--all", "--backups"),
     ("cleanup", "--dry-run"),

@@ -1,4 +1,4 @@
-"""The commands of ``ckpt`` that look: list, show, experiments, summary and compare, for people and with ``--json``."""
+"""The commands of ``ckpt`` that look: list, show, summary and compare, for people and with ``--json``."""
 
 from __future__ import annotations
 
@@ -115,13 +115,6 @@ def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
     payload(store, ids[0]).unlink()
     assert "ckpt restore" in run("show", ids[0], store=store).stderr
     assert run_json("show", ids[0], store=store)["is_complete"] is False
-
-
-def test_experiments_lists_them(store: Path, ids: list[str]) -> None:
-    """`experiments` counts what each experiment of the store holds."""
-    assert run("experiments", store=store).stdout.splitlines()[1].split()[:2] == ["digits", "3"]
-    (found,) = run_json("experiments", store=store)["experiments"]
-    assert (found["experiment_name"], found["latest_checkpoint"]) == ("digits", ids[2])
 
 
 def test_several_experiments_need_a_name(store: Path) -> None:

@@ -1,0 +1,123 @@
+"""``StoredIndex``: what the database knows of one folder of records."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.errors import NotAStoreError
+from ckpt_lib.experiment.view import View
+from ckpt_lib.index.listing import FolderKey, Known, Listing
+from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.store.base import Store
+from ckpt_lib.store.identity import read_identity
+from ckpt_lib.store.registry import scheme_of
+
+if TYPE_CHECKING:
+    from ckpt_lib.index.database import IndexDatabase
+
+WORTH_ASKING = 64
+"""From so many records on, asking the database takes less time than reading them does."""
+
+
+def store_name(store: Store) -> str:
+    """Return what names a store in the database: the same on all machines that find it by one URL, and on no others."""
+    with suppress(NotAStoreError):
+        return f"{read_identity(store).uid} {store.url}"
+    return f"{platform.node()} {store.url}"
+
+
+class StoredIndex:
+    """The rows of one folder. A store in memory has none: it ends with its process."""
+
+    def __init__(self, store: Store, path: str, experiment_name: str, index_url: str | None) -> None:
+        self._store = store
+        self._path = path
+        self._experiment_name = experiment_name
+        self._index_url = index_url
+        self._noted: dict[str, tuple[str, bool]] | None = None
+
+    @property
+    def _is_kept(self) -> bool:
+        return scheme_of(self._store.url) != "memory"
+
+    @cached_property
+    def _key(self) -> FolderKey:
+        return FolderKey(store_name(self._store), self._path)
+
+    @property
+    def _database(self) -> IndexDatabase:
+        from ckpt_lib.index.database import database_at  # SQLAlchemy takes a moment to load
+
+        return database_at(self._index_url)
+
+    def unread(self, unread_count: int) -> Mapping[str, Known]:
+        """Return the records that the database knows, where that takes less time than reading so many; once."""
+        if self._noted is not None or unread_count < WORTH_ASKING or not self._is_kept:
+            return {}
+        return self._load()
+
+    def note(
+        self,
+        view: View,
+        versions: Mapping[str, tuple[str, object]],
+        listed_seconds: float,
+        folder_version: str | None,
+        *,
+        is_wanted: bool,
+    ) -> None:
+        """Write what a listing has shown, if that is wanted or much of it is new."""
+        if not self._is_kept:
+            return
+        complete = {manifest.checkpoint_id for manifest in view.whole}
+        records = {
+            checkpoint_id: (version, item, checkpoint_id in complete)
+            for checkpoint_id, (version, item) in versions.items()
+            if isinstance(item, Manifest | Claim)
+        }
+        if self._noted is None and (is_wanted or len(records) >= WORTH_ASKING):
+            self._load()
+        before = self._noted or {}
+        changed = [item for item, (version, _, is_whole) in records.items() if before.get(item) != (version, is_whole)]
+        gone = before.keys() - records.keys()
+        if not is_wanted and len(changed) + len(gone) < WORTH_ASKING:
+            return
+        listing = Listing(
+            listed_seconds=listed_seconds,
+            folder_version=folder_version,
+            changed={checkpoint_id: Known(*records[checkpoint_id]) for checkpoint_id in changed},
+            gone=gone,
+            record_count=len(records),
+            overview=overview_of(view, self._experiment_name, listed_seconds),
+        )
+        if self._database.note(self._key, listing):
+            self._noted = {item: (version, is_whole) for item, (version, _, is_whole) in records.items()}
+
+    def _load(self) -> Mapping[str, Known]:
+        known = self._database.known(self._key)
+        self._noted = {checkpoint_id: (item.version, item.is_complete) for checkpoint_id, item in known.items()}
+        return known
+
+
+def overview_of(view: View, experiment_name: str, listed_seconds: float) -> ExperimentOverview:
+    """Return what lists of experiments show of one whose listing began at this time."""
+    newest = view.usable[-1] if view.usable else None
+    best = view.best if newest else None
+    return ExperimentOverview(
+        experiment_name=experiment_name,
+        total_checkpoints=len(view.usable),
+        total_size_bytes=sum(item.size_bytes for item in view.usable),
+        latest_checkpoint=newest.checkpoint_id if newest else None,
+        latest_timestamp=newest.timestamp if newest else None,
+        best_checkpoint=best.checkpoint_id if best else None,
+        monitor_metric=newest.monitor.metric if newest else None,
+        best_value=float(best.metrics[newest.monitor.metric] or 0) if newest and best else None,
+        unreadable_checkpoints=len(view.unreadable),
+        quarantined_checkpoints=len(view.quarantined),
+        as_of=datetime.fromtimestamp(listed_seconds, UTC),
+    )

@@ -1,0 +1,49 @@
+"""What a listing of a folder showed, for the database: light to import, for small experiments do without that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ckpt_lib.core.manifest import Claim, Manifest
+from ckpt_lib.index.overview import ExperimentOverview
+
+
+class Known(NamedTuple):
+    """A record as it was when its folder was listed."""
+
+    version: str
+    """That of its key in the store."""
+    record: Manifest | Claim
+    is_complete: bool
+    """Whether its payload files were all there."""
+
+
+class KnownFolder(NamedTuple):
+    """A folder as it was when it was last listed."""
+
+    version: str | None
+    """That of the folder, where the store has one."""
+    overview: ExperimentOverview
+
+
+@dataclass(frozen=True)
+class FolderKey:
+    """A folder of records: ``store`` names the store wherever it is indexed, ``path`` the folder in it."""
+
+    store: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a listing of a folder showed that the index does not know."""
+
+    listed_seconds: float
+    """When the listing began, in seconds since 1970."""
+    folder_version: str | None
+    changed: Mapping[str, Known]
+    gone: Collection[str]
+    record_count: int
+    overview: ExperimentOverview

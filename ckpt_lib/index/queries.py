@@ -1,0 +1,169 @@
+"""Selections as SQL, over the records of all experiments of a store."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import JSON, ColumnElement, Connection, and_, case, cast, false, func, select, true
+
+from ckpt_lib.core.metadata import Metric
+from ckpt_lib.index.conditions import OPERATORS, Condition, Operator
+from ckpt_lib.index.selection import SORTABLE, Selection, not_there
+from ckpt_lib.index.tables import folders, records
+from ckpt_lib.policies.ranking import is_rankable
+
+TAG_SEPARATOR = "\n"
+"""Stands before and after each tag: no tag holds one."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+_NUMBER, _TEXT, _OTHER = "n", "t", "-"
+_COLUMNS: Mapping[str, Any] = {
+    "sequence": records.c.sequence,
+    "timestamp": records.c.timestamp_microseconds,
+    "epoch": records.c.epoch,
+    "step": records.c.step,
+    "checkpoint_id": records.c.checkpoint_id,
+    "file_size": records.c.size_bytes,
+    "pinned": records.c.pinned,
+    "healthy": records.c.healthy,
+    "model_name": records.c.model_name,
+    "run_id": records.c.run_id,
+}
+
+
+def microseconds_of(moment: datetime) -> int:
+    """Return the whole microseconds since 1970."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def metric_key(name: str) -> str:
+    """Return the name of a metric as letters and digits: databases differ in how a path spells others."""
+    return f"m{name.encode().hex()}"
+
+
+def metric_text(value: Metric) -> str:
+    """Return the value of a metric as text whose order is that of the numbers, as floats of 64 bits."""
+    if isinstance(value, str):
+        return f"{_TEXT}{value}"
+    if not is_rankable(value):
+        return _OTHER
+    (bits,) = struct.unpack(">Q", struct.pack(">d", float(value) + 0.0))  # both zeros become one
+    return f"{_NUMBER}{bits ^ (2**64 - 1 if bits >> 63 else 2**63):016x}"
+
+
+def find(connection: Connection, store: str, selection: Selection) -> list[Mapping[str, Any]]:
+    """Return the rows that are meant, in their order, each with the ``overview`` of its folder.
+
+    ``selection.after`` is an experiment and an id, with a slash between them. Raises
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when that is not among what was asked for.
+    """
+    sql = _Dialect(connection.dialect.name)
+    place = func.row_number().over(order_by=sql.order(selection)).label("place")
+    chosen = (
+        select(records, folders.c.path, folders.c.overview, place)
+        .join(folders)
+        .where(*_in_store(store), *(sql.holds(condition) for condition in selection.where))
+        .where(*(sql.contains(records.c.tags, f"{TAG_SEPARATOR}{tag}{TAG_SEPARATOR}") for tag in selection.tags))
+    )
+    if selection.search:
+        chosen = chosen.where(sql.contains(records.c.searched, selection.search))
+    ordered = chosen.subquery()
+    page = select(ordered).order_by(ordered.c.place).limit(selection.limit)
+    if selection.after is not None:
+        experiment, _, checkpoint_id = selection.after.rpartition("/")
+        is_there = and_(ordered.c.path == experiment, ordered.c.checkpoint_id == checkpoint_id)
+        begin = connection.execute(select(ordered.c.place).where(is_there)).scalar()
+        if begin is None:
+            raise not_there(selection.after)
+        page = page.where(ordered.c.place > begin)
+    return [dict(row) for row in connection.execute(page).mappings()]
+
+
+def is_recorded(connection: Connection, store: str, metric: str) -> bool:
+    """Tell whether any checkpoint of a store has recorded a metric; true where there is none to ask."""
+    listed = select(records.c.checkpoint_id).join(folders).where(*_in_store(store)).limit(1)
+    value = _Dialect(connection.dialect.name).metric(metric)
+    is_known = connection.execute(listed.where(value.is_not(None))).first() is not None
+    return is_known or connection.execute(listed).first() is None
+
+
+def recorded_metrics(connection: Connection, store: str) -> set[str]:
+    """Return the names of all metrics that checkpoints of a store have recorded. Reads them all."""
+    metrics = connection.execute(select(records.c.metrics).join(folders).where(*_in_store(store)).distinct())
+    keys = {key for (text,) in metrics for key in json.loads(text)}
+    return {bytes.fromhex(key[1:]).decode() for key in keys}
+
+
+def _in_store(store: str) -> list[ColumnElement[bool]]:
+    """Return the conditions for checkpoints that readers are shown; backups lie in a folder of the experiment's."""
+    return [folders.c.store == store, ~folders.c.path.contains("/"), records.c.is_listed.is_(True)]
+
+
+class _Dialect:
+    """What SQLite and PostgreSQL spell differently."""
+
+    def __init__(self, name: str) -> None:
+        self._is_sqlite = name == "sqlite"
+
+    def contains(self, column: ColumnElement[Any], text: str) -> ColumnElement[bool]:
+        return (func.instr if self._is_sqlite else func.strpos)(column, text) > 0
+
+    def metric(self, name: str) -> ColumnElement[str]:
+        """Return the value of a metric as :func:`metric_text` spells it; null where it was not recorded."""
+        if self._is_sqlite:
+            return func.json_extract(records.c.metrics, f"$.{metric_key(name)}")
+        return cast(records.c.metrics, JSON).op("->>")(metric_key(name)).collate("C")
+
+    def holds(self, condition: Condition) -> ColumnElement[bool]:
+        """Return the condition in SQL."""
+        value = condition.value
+        if condition.metric is not None:
+            found, text = self.metric(condition.metric), metric_text(value)  # type: ignore[arg-type]
+            return and_(func.substr(found, 1, 1) == text[:1], _compared(found, condition.operator, text))
+        column = _COLUMNS[condition.name]
+        if isinstance(value, bool | str):
+            return _compared(column, condition.operator, value)
+        number = microseconds_of(value) if isinstance(value, datetime) else value
+        return _compared_whole(column, condition.operator, number)
+
+    def order(self, selection: Selection) -> list[ColumnElement[Any]]:
+        """Return what to order by: the value, and then the order of saving. What cannot be compared comes last."""
+        saving = (folders.c.path, records.c.sequence, records.c.timestamp_microseconds, records.c.uid)
+        last: list[ColumnElement[Any]] = []
+        value: list[ColumnElement[Any]] = []
+        if selection.sort_by not in SORTABLE:
+            found = self.metric(selection.sort_by)
+            is_number = func.substr(found, 1, 1) == _NUMBER
+            last, value = [case((is_number, 0), else_=1)], [case((is_number, found), else_="")]
+        elif selection.sort_by != "sequence":  # which says nothing across experiments
+            value = [_COLUMNS[selection.sort_by]]
+        return [*last, *(item.desc() if selection.descending else item.asc() for item in (*value, *saving))]
+
+
+def _compared(column: ColumnElement[Any], operator: Operator, value: Any) -> ColumnElement[bool]:
+    compared: ColumnElement[bool] = OPERATORS[operator](column, value)  # type: ignore[assignment]
+    return compared
+
+
+def _compared_whole(column: ColumnElement[int], operator: Operator, number: float) -> ColumnElement[bool]:
+    """Compare whole numbers of 64 bits with any number, of which databases know fewer."""
+    floor, ceiling = math.floor(number), math.ceil(number)
+    match operator:
+        case "<" | "<=":
+            most = floor if operator == "<=" else ceiling - 1
+            return true() if most >= _LARGEST else column <= max(most, _SMALLEST)
+        case ">" | ">=":
+            least = ceiling if operator == ">=" else floor + 1
+            return true() if least <= _SMALLEST else column >= min(least, _LARGEST)
+        case _:
+            is_possible = floor == ceiling and _SMALLEST <= floor <= _LARGEST
+            if operator == "==":
+                return column == floor if is_possible else false()
+            return column != floor if is_possible else true()

@@ -1,0 +1,95 @@
+"""What a database must answer, whichever it is: what selecting in memory answers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.errors import CheckpointNotFoundError, UnknownMetricError
+from ckpt_lib.index.database import IndexDatabase
+from ckpt_lib.index.listing import FolderKey
+from ckpt_lib.index.selection import Selection, select_from
+from tests.index.examples import NAMES, SELECTIONS, STORE, described, experiments, note
+
+same_database = settings(
+    max_examples=60,  # a profile that asks for more would ask three databases
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+"""Each example fills the database anew, and each subclass has its own."""
+
+
+class QueryContract:
+    """Subclasses have a fixture ``database``: an :class:`IndexDatabase` that is used for nothing else."""
+
+    @pytest.fixture
+    def database(self) -> IndexDatabase:
+        raise NotImplementedError
+
+    @same_database
+    @given(experiments(), SELECTIONS)
+    def test_it_answers_as_a_selection_in_memory_does(
+        self, database: IndexDatabase, stored: dict[str, list[Manifest]], selection: Selection
+    ) -> None:
+        """The same checkpoints in the same order, or the same error."""
+        self._fill(database, stored)
+        assert _outcome(lambda: database.find(STORE, selection)) == _outcome(
+            lambda: select_from(described(stored), selection)
+        )
+
+    @same_database
+    @given(experiments(), SELECTIONS, st.integers(1, 3))
+    def test_pages_add_up_to_the_whole(
+        self, database: IndexDatabase, stored: dict[str, list[Manifest]], selection: Selection, size: int
+    ) -> None:
+        """Each begins after the last of the one before, also among equals."""
+        self._fill(database, stored)
+        asked = vars(selection) | {"limit": None, "sort_by": "sequence", "where": ()}
+        for sort_by in ("sequence", "epoch", *NAMES[:1]):
+            asked["sort_by"] = sort_by
+            try:
+                whole = database.find(STORE, Selection(**asked))
+            except UnknownMetricError:
+                continue
+            pages: list[CheckpointMetadata] = []
+            after = None
+            while page := database.find(STORE, Selection(**asked | {"limit": size, "after": after})):
+                pages += page
+                after = f"{page[-1].experiment_name}/{page[-1].checkpoint_id}"
+            assert pages == whole
+
+    def test_a_page_after_what_is_not_there_is_refused(self, database: IndexDatabase) -> None:
+        """The page would begin anywhere."""
+        with pytest.raises(CheckpointNotFoundError, match="cannot begin after"):
+            database.find(STORE, Selection(after="a/checkpoint_epoch_0001_step_000000_20260101_000001"))
+
+    @same_database
+    @given(experiments(), experiments())
+    def test_it_knows_what_was_listed_last(
+        self, database: IndexDatabase, first: dict[str, list[Manifest]], later: dict[str, list[Manifest]]
+    ) -> None:
+        """Records, overviews and versions of folders, and nothing of what is gone."""
+        self._fill(database, first)
+        self._fill(database, later)
+        for name in {*first, *later}:
+            known = database.known(FolderKey(STORE, name))
+            assert {key: item.record for key, item in known.items()} == {
+                item.checkpoint_id: item for item in later.get(name, [])
+            }
+        assert {name: folder.overview.total_checkpoints for name, folder in database.folders(STORE).items()} == {
+            name: len(found) for name, found in sorted(later.items())
+        }
+
+    def _fill(self, database: IndexDatabase, stored: dict[str, list[Manifest]]) -> None:
+        database.forget(STORE, [name for name in database.folders(STORE) if name not in stored])
+        for name, manifests in stored.items():
+            assert note(database, name, manifests)
+
+
+def _outcome(ask: object) -> object:
+    try:
+        return ask()  # type: ignore[operator]
+    except UnknownMetricError as error:
+        return str(error)
