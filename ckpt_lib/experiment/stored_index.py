@@ -27,9 +27,10 @@ WORTH_ASKING = 64
 
 def store_name(store: Store) -> str:
     """Return what names a store in the database: the same on all machines that find it by one URL, and on no others."""
+    owner = platform.node()
     with suppress(NotAStoreError):
-        return f"{read_identity(store).uid} {store.url}"
-    return f"{platform.node()} {store.url}"
+        owner = read_identity(store).uid
+    return f"{owner} {store.url}".encode(errors="backslashreplace").decode()  # a path may be no text
 
 
 class StoredIndex:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
@@ -33,6 +34,7 @@ _DAYS_KEPT = 180
 _BATCH = 500
 _SQLITE_HEADER = b"SQLite format 3\0"
 _OUTAGES = ("locked", "busy", "readonly", "unable to open", "full")
+_databases: weakref.WeakSet[IndexDatabase] = weakref.WeakSet()
 _inherited: list[Engine] = []
 """Those that a fork has inherited. Their connections are the parent's: closing one here would end its locks."""
 
@@ -58,8 +60,7 @@ class IndexDatabase:
         self._unusable_until = 0.0
         self._has_forgotten = False
         self._checked: set[str] = set()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+        _databases.add(self)
 
     def __repr__(self) -> str:
         return f"IndexDatabase({self._url.render_as_string()!r})"
@@ -182,7 +183,7 @@ class IndexDatabase:
                 except Exception as error:  # whatever it is: training and lists go on without an index
                     failure = error
                 self._disconnect()
-                if not (_is_damage(failure) and self._set_aside(failure)):
+                if not (_is_damage(failure, writes=writes) and self._set_aside(failure)):
                     break
             self._unusable_until = time.monotonic() + _SECONDS_UNTIL_TRIED_AGAIN
             logger.warning(
@@ -230,11 +231,21 @@ class IndexDatabase:
             self._engine = None
             self._checked.clear()
 
-    def _after_fork(self) -> None:
+    def let_go(self) -> None:
+        """Leave the connection to the parent of a forked process, and open another one when it is needed."""
         self._lock = threading.RLock()
         if self._engine is not None:
             _inherited.append(self._engine)
             self._engine = None
+
+
+def _let_go() -> None:
+    for database in list(_databases):
+        database.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _plain(rows: CursorResult[Any]) -> Iterator[dict[str, Any]]:
@@ -279,9 +290,9 @@ def _remove(connection: Connection, folder_id: int, ids: Sequence[str]) -> None:
         connection.execute(delete(records).where(records.c.folder_id == folder_id, chosen))
 
 
-def _is_damage(error: Exception) -> bool:
-    """Tell damaged content from a database that cannot be reached or written to."""
+def _is_damage(error: Exception, *, writes: bool) -> bool:
+    """Tell damaged content from a database that is out of reach, and from a value that it cannot hold."""
     if isinstance(error, DBAPIError):
-        text = str(error.orig).lower()
-        return not any(word in text for word in _OUTAGES)
-    return isinstance(error, DamagedIndexError | ValueError | TypeError | LookupError)
+        return not any(word in str(error.orig).lower() for word in _OUTAGES)
+    is_unreadable = isinstance(error, ValueError | TypeError | LookupError) and not writes
+    return is_unreadable or isinstance(error, DamagedIndexError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,20 @@ def test_every_index_gives_the_same_answers(
     assert [item.checkpoint_id for item in find_checkpoints(other, tags=["keep"])] == [b1]
     assert [item.checkpoint_id for item in find_checkpoints(other, limit=1, after=f"a/{a1}")] == [b1]
     assert ("cannot be used" in caplog.text) == (index_url == UNUSABLE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, every path is text")
+def test_a_path_that_is_no_text_is_indexed(
+    config: CheckpointConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database holds text alone, and must not be taken for damaged."""
+    (tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(tmp_path / "caf\udce9")
+    odd = CheckpointConfig(**config.model_dump() | {"checkpoint_dir": "store"})
+    a1 = save(odd, "a", 1, 0.5)
+    assert by_name(describe_experiments(odd)) == {"a": (1, a1, a1)}
+    assert by_name(describe_experiments(odd, sync=False)) == {"a": (1, a1, a1)}
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 def test_a_copy_of_an_experiment_has_the_name_of_its_folder(config: CheckpointConfig) -> None:
