@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import xxhash
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -40,7 +41,7 @@ def _write(folder: Path, name: str, count: int, chance: random.Random) -> None:
             size_bytes=len(_PAYLOAD),
             sha256=digest,
             chunk_size_bytes=2**23,
-            chunk_xxh3_128=("0" * 32,),
+            chunk_xxh3_128=(xxhash.xxh3_128_hexdigest(_PAYLOAD),),
         )
         manifest = Manifest(
             checkpoint_id=checkpoint_id,
