@@ -77,32 +77,25 @@ class StoredIndex:
             return
         complete = {manifest.checkpoint_id for manifest in view.whole}
         records = {
-            checkpoint_id: (version, item, checkpoint_id in complete)
+            checkpoint_id: Known(version, item, checkpoint_id in complete)
             for checkpoint_id, (version, item) in versions.items()
             if isinstance(item, Manifest | Claim)
         }
-        if self._noted is None and (is_wanted or len(records) >= WORTH_ASKING):
-            self._load()
-        before = self._noted or {}
-        changed = [item for item, (version, _, is_whole) in records.items() if before.get(item) != (version, is_whole)]
-        gone = before.keys() - records.keys()
-        if not is_wanted and len(changed) + len(gone) < WORTH_ASKING:
-            return
-        listing = Listing(
-            listed_seconds=listed_seconds,
-            folder_version=folder_version,
-            changed={checkpoint_id: Known(*records[checkpoint_id]) for checkpoint_id in changed},
-            gone=gone,
-            record_count=len(records),
-            overview=overview_of(view, self._experiment_name, listed_seconds),
-        )
-        if self._database.note(self._key, listing):
-            self._noted = {item: (version, is_whole) for item, (version, _, is_whole) in records.items()}
+        before, now = self._noted or {}, _noted_of(records)
+        new_count = len(before.items() ^ now.items())
+        if is_wanted or new_count >= WORTH_ASKING:
+            overview = overview_of(view, self._experiment_name, listed_seconds)
+            if self._database.note(self._key, Listing(listed_seconds, folder_version, records, overview)):
+                self._noted = now
 
     def _load(self) -> Mapping[str, Known]:
         known = self._database.known(self._key)
-        self._noted = {checkpoint_id: (item.version, item.is_complete) for checkpoint_id, item in known.items()}
+        self._noted = _noted_of(known)
         return known
+
+
+def _noted_of(records: Mapping[str, Known]) -> dict[str, tuple[str, bool]]:
+    return {checkpoint_id: (known.version, known.is_complete) for checkpoint_id, known in records.items()}
 
 
 def overview_of(view: View, experiment_name: str, listed_seconds: float) -> ExperimentOverview:

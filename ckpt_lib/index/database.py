@@ -92,13 +92,11 @@ class IndexDatabase:
                 "path": key.path,
                 "listed_seconds": listing.listed_seconds,
                 "folder_version": listing.folder_version,
-                "record_count": listing.record_count,
+                "record_count": len(listing.records),
                 "overview": listing.overview.model_dump_json(),
             }
             folder_id = _put_folder(connection, folder_row(facts), folder.folder_id if folder else None)
-            _remove(connection, folder_id, [*listing.gone, *listing.changed])
-            if listing.changed:
-                connection.execute(insert(records), [row_of(folder_id, known) for known in listing.changed.values()])
+            _replace(connection, folder_id, listing.records)
             return True
 
         return self._run(write, False, writes=True)
@@ -284,10 +282,18 @@ def _put_folder(connection: Connection, row: Mapping[str, Any], folder_id: int |
     return int(inserted)
 
 
-def _remove(connection: Connection, folder_id: int, ids: Sequence[str]) -> None:
-    for start in range(0, len(ids), _BATCH):
-        chosen = records.c.checkpoint_id.in_(ids[start : start + _BATCH])
+def _replace(connection: Connection, folder_id: int, wanted: Mapping[str, Known]) -> None:
+    """Let the rows of a folder be these records; those that are so already stay."""
+    columns = records.c.checkpoint_id, records.c.version, records.c.is_complete
+    rows = connection.execute(select(*columns).where(records.c.folder_id == folder_id))
+    there = {checkpoint_id: (version, is_complete) for checkpoint_id, version, is_complete in rows}
+    changed = [item for item, known in wanted.items() if there.get(item) != (known.version, known.is_complete)]
+    outdated = [*(there.keys() - wanted.keys()), *(there.keys() & set(changed))]
+    for start in range(0, len(outdated), _BATCH):
+        chosen = records.c.checkpoint_id.in_(outdated[start : start + _BATCH])
         connection.execute(delete(records).where(records.c.folder_id == folder_id, chosen))
+    if changed:
+        connection.execute(insert(records), [row_of(folder_id, wanted[item]) for item in changed])
 
 
 def _is_damage(error: Exception, *, writes: bool) -> bool:

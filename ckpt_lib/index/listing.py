@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,12 +38,12 @@ class FolderKey:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a listing of a folder showed that the index does not know."""
+    """What a folder held when it was listed."""
 
     listed_seconds: float
     """When the listing began, in seconds since 1970."""
     folder_version: str | None
-    changed: Mapping[str, Known]
-    gone: Collection[str]
-    record_count: int
+    """That of the folder just before, where the store has one."""
+    records: Mapping[str, Known]
+    """All that can be read, by id."""
     overview: ExperimentOverview

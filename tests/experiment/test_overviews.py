@@ -253,6 +253,21 @@ def test_a_new_process_reads_from_the_store_what_has_changed(config: CheckpointC
     assert list(found.manifests) == [*wanted, added]
 
 
+def test_a_record_that_another_process_noted_goes_with_its_checkpoint(config: CheckpointConfig) -> None:
+    """It came and went while this process was not looking: what this one notes later is all there is."""
+    mine = many(config, "run", 70)
+    mine.index.sync()
+    added = manifest(X.replace("0001", "0099"), uid="f" * 32, sequence=99)
+    mine.store.put(f"run/{added.checkpoint_id}.json", added.to_bytes())
+    large(config, "run").index.sync()
+    assert len(find_checkpoints(config, sync=False)) == 71
+    mine.store.delete(f"run/{added.checkpoint_id}.json")
+    mine.index.sync()
+    database_at(config.index_url).close()  # the next question checks all rows
+    assert len(find_checkpoints(config, sync=False)) == 70
+    assert not list(Path(config.checkpoint_dir).parent.glob("*.damaged"))
+
+
 def test_a_small_experiment_does_without_a_database(config: CheckpointConfig) -> None:
     """Reading a few records takes less time than loading SQLAlchemy."""
     many(config, "run", 20).index.view()

@@ -133,18 +133,14 @@ def described(experiments: dict[str, list[Manifest]]) -> list[CheckpointMetadata
 
 def note(database: IndexDatabase, experiment: str, manifests: Sequence[Manifest], **listing: object) -> bool:
     """Tell a database that a folder holds these, and nothing else."""
-    key = FolderKey(STORE, experiment)
-    gone = database.known(key).keys() - {item.checkpoint_id for item in manifests}
     facts = {
         "listed_seconds": time.time(),
         "folder_version": "v1",
-        "changed": {item.checkpoint_id: Known(f"v{item.revision}", item, True) for item in manifests},
-        "gone": gone,
-        "record_count": len(manifests),
+        "records": {item.checkpoint_id: Known(f"v{item.revision}", item, True) for item in manifests},
         "overview": overview(experiment, manifests),
         **listing,
     }
-    return database.note(key, Listing(**facts))  # type: ignore[arg-type]
+    return database.note(FolderKey(STORE, experiment), Listing(**facts))  # type: ignore[arg-type]
 
 
 def overview(experiment: str, manifests: Sequence[Manifest]) -> ExperimentOverview:
