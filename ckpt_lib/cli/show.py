@@ -134,7 +134,7 @@ def print_found(
         *((Column("experiment"),) if with_experiment else ()),
         Column("id"),
         *(Column(name, numeric=True) for name in first),
-        Column("marks"),
+        Column("marks", optional=with_experiment),
         Column("age", numeric=True, optional="timestamp" not in asked),
         Column("size", numeric=True, optional="file_size" not in asked),
         Column("tags", wraps=True, optional=True),
