@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -33,7 +34,13 @@ _SECONDS_UNTIL_TRIED_AGAIN = 60.0
 _DAYS_KEPT = 180
 _BATCH = 500
 _SQLITE_HEADER = b"SQLite format 3\0"
-_OUTAGES = ("locked", "busy", "readonly", "unable to open", "full")
+_OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+}
 _databases: weakref.WeakSet[IndexDatabase] = weakref.WeakSet()
 _inherited: list[Engine] = []
 """Those that a fork has inherited. Their connections are the parent's: closing one here would end its locks."""
@@ -299,6 +306,7 @@ def _replace(connection: Connection, folder_id: int, wanted: Mapping[str, Known]
 def _is_damage(error: Exception, *, writes: bool) -> bool:
     """Tell damaged content from a database that is out of reach, and from a value that it cannot hold."""
     if isinstance(error, DBAPIError):
-        return not any(word in str(error.orig).lower() for word in _OUTAGES)
+        code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none for text that is no UTF-8
+        return code & 0xFF not in _OUTAGES
     is_unreadable = isinstance(error, ValueError | TypeError | LookupError) and not writes
     return is_unreadable or isinstance(error, DamagedIndexError)

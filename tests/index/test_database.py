@@ -161,6 +161,17 @@ def test_bytes_altered_at_random_are_never_believed(path: Path) -> None:
         database.close()
 
 
+def test_a_word_of_an_outage_in_a_damaged_schema_is_none(path: Path) -> None:
+    """What SQLite says of a damage may hold any text of the file."""
+    right = filled(path)
+    path.write_bytes(path.read_bytes().replace(b"PRIMARY KEY", b"FULL LOCKED"))
+    database = open_file(path)
+    assert database.known(KEY) == {}
+    assert note(database, "a", list(right.manifests))
+    assert ask(database) == right
+    database.close()
+
+
 def test_what_was_set_aside_is_there_to_look_at(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A damaged file is renamed, and that is said."""
     filled(path)
