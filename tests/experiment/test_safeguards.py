@@ -309,6 +309,19 @@ def test_a_copy_under_way_is_not_taken_over(experiment: Experiment, monkeypatch:
     assert target.read(made.checkpoint_id).version == held.found.version
 
 
+def test_a_claim_after_another_one_leaves_a_record_on_a_full_store(experiment: Experiment) -> None:
+    """Whoever saw the earlier one end may remove files of the plain name later: the id must not begin anew."""
+    made, target = save(experiment), Experiment(experiment.store, "b", "e")
+    first = claims.claim_over(target, made.checkpoint_id, made.uid, ".pt")
+    assert first
+    claims.give_up(first)
+    again = claims.claim_over(target, made.checkpoint_id, made.uid, ".pt", target.read(made.checkpoint_id))
+    assert again
+    assert not again.has_plain_name
+    claims.give_up(again, StorageFullError("no space"))
+    assert state_of(target, made.checkpoint_id) in ("abandoned", "gone")
+
+
 def test_a_save_of_a_key_does_not_wait_for_ever(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process is saving with the key: this save waits, is refused in the end, and leaves that one alone."""
     polls = iter(range(100))
