@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import settle
 from benchmarks.many import fill
 from ckpt_lib import CheckpointConfig, CheckpointManager, describe_experiments, find_checkpoints
+from ckpt_lib.index.database import database_at
 from tests.torture.report import write_between
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALE.md"
@@ -57,17 +59,20 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200)
     parser.add_argument("--large", type=int, default=10_000)
     parser.add_argument("--cleaned", type=int, nargs="*", default=[10_000])
-    parser.add_argument("--dry-run", action="store_true", help="print the table, and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="write no table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        lines = [
-            *_whole_store(Path(folder) / "many", options.experiments, options.each),
-            *_large_experiment(Path(folder) / "large", options.large),
-            *(line for count in options.cleaned for line in _cleanup(Path(folder) / "cleaned", count)),
-        ]
+        parts = (
+            _whole_store(Path(folder) / "many", options.experiments, options.each),
+            _large_experiment(Path(folder) / "large", options.large),
+            *(_cleanup(Path(folder) / "cleaned", count) for count in options.cleaned),
+        )
+        lines = []
+        for line in chain(*parts):
+            print(*line, sep=": ", flush=True)
+            lines.append(line)
     text = "\n".join(["| what | of how many | time |", "|---|---|---|", *(f"| {' | '.join(line)} |" for line in lines)])
-    print(text)
     if not options.dry_run:
         write_between(PAGE, BEGIN, END, f"{text}\n")
 
@@ -75,6 +80,7 @@ def main() -> None:
 def _whole_store(root: Path, experiments: int, each: int) -> Iterator[Line]:
     """Questions about one experiment and about all, over a store of many."""
     fill(root, experiments, each)
+    database_at(None).close()  # else it would go on with the file that is removed
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
     settle()
     config = CheckpointConfig(checkpoint_dir=str(root), max_checkpoints=10**9)
