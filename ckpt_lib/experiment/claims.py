@@ -22,6 +22,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
+from ckpt_lib.store.base import Condition, Delete
 
 GONE_FOR = timedelta(days=1)
 """How long after the time in its id a ``gone`` record stays, so that nobody gets the id again."""
@@ -192,13 +193,21 @@ def abandon(experiment: Experiment, found: Found) -> bool:
     return True
 
 
-def end(experiment: Experiment, found: Found) -> None:
-    """Turn a record without files to ``gone``, and remove its key when it is old enough."""
-    record = found.record
-    assert record is not None
-    with contextlib.suppress(VersionConflictError):
-        ended = experiment.put_record(_gone(record.checkpoint_id, record.uid, record.claim), found.version)
-        remove_gone(experiment, ended, datetime.fromtimestamp(ended.modified_seconds, UTC))
+def end(experiment: Experiment, *ended: Found) -> None:
+    """Turn records without files to ``gone``, but for old ones: their keys are removed."""
+    may_remove = experiment.store.capabilities.delete_if_version
+    removed: list[Delete] = []
+    gone: list[tuple[Claim, Condition]] = []
+    for found in ended:
+        record = found.record
+        assert record is not None
+        if may_remove and _is_old(record.checkpoint_id, found.modified_seconds):
+            removed.append(Delete(experiment.key(manifest_name(record.checkpoint_id)), str(found.version)))
+        else:
+            gone.append((_gone(record.checkpoint_id, record.uid, record.claim), found.version))
+    if removed:
+        experiment.store.delete_many(removed)
+    experiment.put_records(gone)
 
 
 def end_unreadable(experiment: Experiment, checkpoint_id: str, uid: str, version: str) -> None:
@@ -214,20 +223,29 @@ def _gone(checkpoint_id: str, uid: str, token: str) -> Claim:
 def remove_gone(experiment: Experiment, found: Found, now: datetime) -> None:
     """Remove the key of a ``gone`` record a day after the id's time: no save with that plain name is under way then."""
     assert found.record is not None
-    checkpoint_id = found.record.checkpoint_id
-    if now - CheckpointId.parse(checkpoint_id).timestamp >= GONE_FOR:
+    if _is_old(found.record.checkpoint_id, now.timestamp()):
         with contextlib.suppress(VersionConflictError):
-            experiment.delete_key(manifest_name(checkpoint_id), found.version)
+            experiment.delete_key(manifest_name(found.record.checkpoint_id), found.version)
+
+
+def _is_old(checkpoint_id: str, now_seconds: float) -> bool:
+    return now_seconds - CheckpointId.parse(checkpoint_id).timestamp.timestamp() >= GONE_FOR.total_seconds()
 
 
 def remove_files(experiment: Experiment, names: Iterable[str]) -> None:
     """Remove payload files; a name that ends with ``/`` means all below. A folder where a file should be stays."""
+    store = experiment.store
+    keys: list[str] = []
     for name in names:
         key = experiment.key(name)
         if name.endswith(FOLDER_SUFFIX):
-            for entry in experiment.store.list(key, recursive=True):
-                experiment.store.delete(entry.key)
+            keys += [entry.key for entry in store.list(key, recursive=True)]
         else:
+            keys.append(key)
+    try:
+        store.delete_many([Delete(key) for key in keys])
+    except StoreError:  # of some of them, which need not be there
+        for key in keys:
             _remove_file(experiment, key)
 
 

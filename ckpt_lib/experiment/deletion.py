@@ -8,7 +8,7 @@ leaving itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -21,10 +21,12 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.experiment import claims, pointers
-from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite
+from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite, rewrite_all
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.found import Found
 
+_AT_ONCE = 64
+"""How many are removed before the next look at what the deletion relies on."""
 Check = Callable[[Manifest], CheckpointError | None]
 """Returns the error to raise instead of deleting the checkpoint of a manifest; ``None`` when it may be deleted."""
 
@@ -77,7 +79,7 @@ def delete_all(
     now = experiment.now()
     for checkpoint_id in relied_on:
         _take_back(experiment, checkpoint_id)
-    leaving = [found for item in checkpoint_ids if (found := _leave(experiment, item, check, now, outcome))]
+    leaving = _leave(experiment, checkpoint_ids, check, now, outcome)
     if not leaving:
         return outcome
     if not _all_valid(experiment, relied_on):
@@ -90,15 +92,10 @@ def delete_all(
 
 
 def _hide(
-    experiment: Experiment, leaving: Iterable[Found], relied_on: Sequence[str], now: datetime, outcome: Deletion
+    experiment: Experiment, leaving: Sequence[Found], relied_on: Sequence[str], now: datetime, outcome: Deletion
 ) -> None:
     """Put checkpoints that are leaving into the trash."""
-    deleted = []
-    for found in leaving:
-        if moved := rewrite(experiment, found, state="deleted", deleted_at=now):
-            deleted.append(moved)
-        else:
-            _refuse(experiment, found, "it was changed meanwhile", outcome)
+    deleted = _move(experiment, leaving, outcome, state="deleted", deleted_at=now)
     if not _all_valid(experiment, relied_on):
         _stay(experiment, deleted, outcome)
     else:
@@ -107,18 +104,22 @@ def _hide(
 
 def _remove(experiment: Experiment, leaving: Sequence[Found], relied_on: Sequence[str], outcome: Deletion) -> None:
     """Remove checkpoints that are leaving, while the first of those that the deletion relies on is valid."""
-    for position, found in enumerate(leaving):
+    for start in range(0, len(leaving), _AT_ONCE):
         if not _all_valid(experiment, relied_on[:1]):
-            _stay(experiment, leaving[position:], outcome)
+            _stay(experiment, leaving[start:], outcome)
             return
-        moved = rewrite(experiment, found, state="purging")
-        if moved is None:
+        moved = _move(experiment, leaving[start : start + _AT_ONCE], outcome, state="purging")
+        outcome.deleted += [found.manifest for found in moved]
+        outcome.freed += finish_purges(experiment, moved, [])
+
+
+def _move(experiment: Experiment, leaving: Sequence[Found], outcome: Deletion, **facts: object) -> list[Found]:
+    """Change the state of checkpoints that are leaving; return those that were still the same."""
+    moved = rewrite_all(experiment, leaving, **facts)
+    for found, written in zip(leaving, moved, strict=True):
+        if written is None:
             _refuse(experiment, found, "it was changed meanwhile", outcome)
-            continue
-        outcome.deleted.append(moved.manifest)
-        with _going_on(moved.manifest, []):
-            finish_purge(experiment, moved)
-            outcome.freed.append(moved.manifest)
+    return list(filter(None, moved))
 
 
 def _take_back(experiment: Experiment, checkpoint_id: str) -> None:
@@ -128,19 +129,44 @@ def _take_back(experiment: Experiment, checkpoint_id: str) -> None:
         rewrite(experiment, found, state="live")
 
 
-def _leave(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime, outcome: Deletion) -> Found | None:
+def _leave(
+    experiment: Experiment, checkpoint_ids: Iterable[str], check: Check, now: datetime, outcome: Deletion
+) -> list[Found]:
+    """Let all see that checkpoints are leaving; return those that are."""
+    waiting, leaving = list(checkpoint_ids), list[Found]()
+    found = [item for checkpoint_id in waiting if (item := _known_victim(experiment, checkpoint_id, check, now))]
     for _ in range(ATTEMPTS):
-        found = experiment.read(checkpoint_id)
-        manifest = found.record
-        if not (isinstance(manifest, Manifest) and manifest.is_visible):
-            return None
-        if error := _in_use(manifest, now) or check(manifest):
-            outcome.refused[checkpoint_id] = error
-            return None
-        if moved := rewrite(experiment, found, state="leaving"):
-            return moved
-    outcome.refused[checkpoint_id] = too_busy(experiment, "the checkpoint", checkpoint_id)
-    return None
+        moved = rewrite_all(experiment, found, state="leaving")
+        leaving += filter(None, moved)
+        left = {item.manifest.checkpoint_id for item in filter(None, moved)}
+        waiting = [checkpoint_id for checkpoint_id in waiting if checkpoint_id not in left]
+        found = [item for checkpoint_id in waiting if (item := _victim(experiment, checkpoint_id, check, now, outcome))]
+        waiting = [item.manifest.checkpoint_id for item in found]
+        if not waiting:
+            return leaving
+    for checkpoint_id in waiting:
+        outcome.refused[checkpoint_id] = too_busy(experiment, "the checkpoint", checkpoint_id)
+    return leaving
+
+
+def _known_victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime) -> Found | None:
+    """Return what the last listing knows of a checkpoint, if it may be deleted: an edit since then is a conflict."""
+    found = experiment.index.known(checkpoint_id)
+    if found is None or not found.manifest.is_visible or _in_use(found.manifest, now) or check(found.manifest):
+        return None
+    return found
+
+
+def _victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime, outcome: Deletion) -> Found | None:
+    """Return what is to be deleted; ``None`` where it is not there, or may not be."""
+    found = experiment.read(checkpoint_id)
+    manifest = found.record
+    if not (isinstance(manifest, Manifest) and manifest.is_visible):
+        return None
+    if error := _in_use(manifest, now) or check(manifest):
+        outcome.refused[checkpoint_id] = error
+        return None
+    return found
 
 
 def _in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:
@@ -214,7 +240,7 @@ def purge(
     grace_seconds: float,
     only: Callable[[Manifest], bool] = lambda _: True,
     asked: bool = False,
-    is_enough: Callable[[], bool] = lambda: False,
+    is_enough: Callable[[], bool] | None = None,
     is_sound: Callable[[Manifest], bool] = lambda _: True,
 ) -> list[Manifest]:
     """Remove the files of checkpoints deleted at least ``grace_seconds`` ago, first deleted first; return them.
@@ -231,24 +257,31 @@ def purge(
         with _going_on(manifest, failed if only(manifest) else []):
             if _go_on(experiment, manifest):
                 purged.append(manifest)
+    due = [
+        manifest
+        for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence))
+        if only(manifest) and now - (manifest.deleted_at or now) >= timedelta(seconds=grace_seconds)
+    ]
     relied_on: Manifest | None = None
-    for manifest in sorted(view.deleted, key=lambda item: (item.deleted_at or now, item.sequence)):
-        if is_enough():
+    at_once = 1 if is_enough else _AT_ONCE
+    for start in range(0, len(due), at_once):
+        if is_enough and is_enough():
             break
-        if not only(manifest) or now - (manifest.deleted_at or now) < timedelta(seconds=grace_seconds):
-            continue
-        found = experiment.read(manifest.checkpoint_id)
-        if found.record is None or found.record.revision != manifest.revision:
-            continue  # it is back, or was deleted anew: its grace period is another one
+        found = [item for manifest in due[start : start + at_once] if (item := _unchanged(experiment, manifest))]
         if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
-        if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
-            with _going_on(manifest, failed):
-                finish_purge(experiment, moved)
-                purged.append(manifest)
+        if asked or relied_on:
+            moved = rewrite_all(experiment, found, state="purging")
+            purged += finish_purges(experiment, list(filter(None, moved)), failed)
     if asked and failed:
         raise failed[0]
     return purged
+
+
+def _unchanged(experiment: Experiment, manifest: Manifest) -> Found | None:
+    """Return a deleted checkpoint, unless it is back or was deleted anew: its grace period is another one then."""
+    found = experiment.read(manifest.checkpoint_id)
+    return found if found.record is not None and found.record.revision == manifest.revision else None
 
 
 @contextmanager
@@ -284,9 +317,22 @@ def take_over_purge(experiment: Experiment, found: Found) -> bool:
     return True
 
 
-def finish_purge(experiment: Experiment, found: Found) -> None:
-    """Remove what is left of a checkpoint whose record is ``purging``, durably so."""
-    manifest = found.manifest
-    pointers.forget(experiment, manifest)
-    claims.remove_files(experiment, [file.name for file in manifest.files])
-    claims.end(experiment, found)
+def finish_purges(experiment: Experiment, purging: Sequence[Found], failed: list[CheckpointError]) -> list[Manifest]:
+    """Finish purges as :func:`finish_purge` does; return those of which nothing is left, and log and note failures."""
+    with suppress(CheckpointError):
+        finish_purge(experiment, *purging)
+        return [found.manifest for found in purging]
+    finished = []
+    for found in purging:  # one whose files cannot be removed keeps no other one from going
+        with _going_on(found.manifest, failed):
+            finish_purge(experiment, found)
+            finished.append(found.manifest)
+    return finished
+
+
+def finish_purge(experiment: Experiment, *purging: Found) -> None:
+    """Remove what is left of checkpoints whose records are ``purging``, durably so."""
+    for found in purging:
+        pointers.forget(experiment, found.manifest)
+    claims.remove_files(experiment, [file.name for found in purging for file in found.manifest.files])
+    claims.end(experiment, *purging)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from ckpt_lib.core.manifest import Claim, Manifest, Record, new_token, parse_record
@@ -19,7 +19,7 @@ from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.experiment.stored_index import StoredIndex
-from ckpt_lib.store.base import ABSENT, Condition, Entry, Store
+from ckpt_lib.store.base import ABSENT, Condition, Entry, Put, Store
 from ckpt_lib.store.checks import version_conflict
 
 ATTEMPTS = 20
@@ -190,6 +190,35 @@ class Experiment:
 
         entry = self.put_small(name, data, if_version, is_mine=proves)
         return Found(record, entry.version, entry.modified_seconds)
+
+    def put_records(self, records: Sequence[tuple[Manifest | Claim, Condition]]) -> list[Found | None]:
+        """Write many records, each as :meth:`put_record`, in less time; ``None`` where someone else was faster."""
+        if len(records) > 1 and self.has_conditions:
+            puts = [
+                Put(self.key(manifest_name(record.checkpoint_id)), record.to_bytes(), version)
+                for record, version in records
+            ]
+            try:
+                answers = self.store.put_many(puts)
+            except (StoreUnavailableError, StorageFullError):  # some may have been written
+                return [self._put_again(*record) for record in records]
+            return [
+                Found(record, answer.version, answer.modified_seconds) if isinstance(answer, Entry) else None
+                for (record, _), answer in zip(records, answers, strict=True)
+            ]
+        return [self._put_or_refuse(*record) for record in records]
+
+    def _put_again(self, record: Manifest | Claim, version: Condition) -> Found | None:
+        found = self.read_small(manifest_name(record.checkpoint_id), Record.MAX_BYTES + 1)
+        if found and found[0] == record.to_bytes():
+            return Found(record, found[1].version, found[1].modified_seconds)
+        return self._put_or_refuse(record, version)
+
+    def _put_or_refuse(self, record: Manifest | Claim, version: Condition) -> Found | None:
+        try:
+            return self.put_record(record, version)
+        except VersionConflictError:
+            return None
 
     def put_small(
         self, name: str, data: bytes, if_version: Condition, *, is_mine: Callable[[bytes], bool] | None = None

@@ -140,6 +140,11 @@ class Index:
         with self._lock:
             self._largest = max(self._largest, sequence)
 
+    def known(self, checkpoint_id: str) -> Found | None:
+        """Return a manifest and its version as this process last saw them; the store is not asked."""
+        version, record = self._found.get(checkpoint_id, ("", None))
+        return Found(record, version) if isinstance(record, Manifest) else None
+
     def note_rewritten(self, found: Found) -> None:
         """Take in a manifest that was just changed here: the next listing need not read it again."""
         with self._lock:

@@ -23,7 +23,7 @@ from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
 
-_MAX_LOOKS = 64
+_MAX_LOOKS = 16
 _MIN_BATCH = 64
 """Each batch lists the folder, and reads what the plan relies on, so a cleanup takes ``_MAX_LOOKS`` batches or so."""
 _MAX_NAMED = 10
@@ -248,7 +248,8 @@ def _check_of_plan(experiment: Experiment, planned: Mapping[str, Manifest], reli
     def check(current: Manifest) -> CheckpointError | None:
         if error := refuse_pinned(current):
             return error
-        if _facts(current) != _facts(planned[current.checkpoint_id]):
+        known = planned[current.checkpoint_id]
+        if current is not known and _facts(current) != _facts(known):
             reason = "changed since the plan was made; the next cleanup decides again"
         elif not kept_are_complete:
             reason = "what the plan meant to keep is gone; the next cleanup decides again"

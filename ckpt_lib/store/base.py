@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, NamedTuple, Protocol, Self
 
+from ckpt_lib.errors import VersionConflictError
 from ckpt_lib.stream.digests import Buffer
 
 
@@ -26,6 +27,21 @@ ABSENT: Final = _Absent.ABSENT
 
 Condition = str | Literal[_Absent.ABSENT] | None
 """A version, :data:`ABSENT`, or ``None`` for whatever is there."""
+
+
+class Put(NamedTuple):
+    """One write of :meth:`Store.put_many`."""
+
+    key: str
+    data: bytes
+    if_version: Condition
+
+
+class Delete(NamedTuple):
+    """One deletion of :meth:`Store.delete_many`."""
+
+    key: str
+    if_version: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +180,18 @@ class Store(Protocol):
         Raises :class:`~ckpt_lib.errors.VersionConflictError` when ``if_version`` does not hold, and
         :class:`~ckpt_lib.errors.ConfigError` for it without ``delete_if_version``.
         """
+        ...
+
+    def put_many(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        """Do what :meth:`put` does for each of some keys, durably, in any order and in less time than one by one.
+
+        Returns the entry of each, or the error of one whose condition does not hold. After any other error, each may
+        have happened or not.
+        """
+        ...
+
+    def delete_many(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        """Do what :meth:`delete` does for each of some keys, as :meth:`put_many`."""
         ...
 
     def free_bytes(self) -> int | None:

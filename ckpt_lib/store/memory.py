@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from ckpt_lib.errors import ConfigError, StoreError
-from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
+from ckpt_lib.errors import ConfigError, StoreError, VersionConflictError
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Delete, Entry, Put
 from ckpt_lib.store.checks import check_delete, check_key, check_prefix, check_put, version_conflict
+from ckpt_lib.store.one_by_one import delete_one_by_one, put_one_by_one
 from ckpt_lib.stream.digests import Buffer
 
 SCHEME = "memory://"
@@ -118,6 +119,12 @@ class MemoryStore:
                 self._check_version(key, if_version)
                 del self._content.objects[key]
                 self._content.changes += 1
+
+    def put_many(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        return put_one_by_one(self, puts)
+
+    def delete_many(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        return delete_one_by_one(self, deletes)
 
     def free_bytes(self) -> None:
         return None

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Self, TypeVar
 
-from ckpt_lib.errors import StorageFullError, StoreError
-from ckpt_lib.store import Capabilities, Condition, Entry, RangeReader, Store, Upload
+from ckpt_lib.errors import StorageFullError, StoreError, VersionConflictError
+from ckpt_lib.store import Capabilities, Condition, Delete, Entry, Put, RangeReader, Store, Upload
+from ckpt_lib.store.one_by_one import delete_one_by_one, put_one_by_one
 from ckpt_lib.store.registry import factory_of, registered
 from ckpt_lib.stream.digests import Buffer
 
@@ -185,6 +186,14 @@ class FaultyStore:
                 self._store.delete(key, if_version=if_version)
 
         self.plan.run("delete", key, work)
+
+    def put_many(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        """Do each with its own chance to fail."""
+        return put_one_by_one(self, puts)
+
+    def delete_many(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        """Do each with its own chance to fail."""
+        return delete_one_by_one(self, deletes)
 
     def free_bytes(self) -> int | None:
         return self.plan.run("free_bytes", "", lambda: self.plan.left_bytes(self._store.free_bytes()))

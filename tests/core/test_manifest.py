@@ -170,6 +170,13 @@ def test_the_same_text_in_another_encoding_is_noticed(codec: str) -> None:
     assert _is_noticed(example().to_bytes().decode().encode(codec))
 
 
+@pytest.mark.parametrize("text", ["C:\\ud800", "\\\\ud800", "\\u0041"])
+def test_a_text_that_looks_like_an_escape_is_none(text: str) -> None:
+    """Only a character that no text can hold is refused."""
+    manifest = example(description=text)
+    assert read(manifest.to_bytes()) == manifest
+
+
 def test_duplicate_keys_are_noticed() -> None:
     """JSON keeps the last of two; a reader that keeps the first would see another checkpoint."""
     data = example().to_bytes()

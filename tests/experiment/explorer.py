@@ -25,7 +25,8 @@ from ckpt_lib.errors import CheckpointError, StorageFullError, StoreUnavailableE
 from ckpt_lib.experiment import claims, copies, experiment, index, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import CLOCK_NAME
-from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Delete, Entry, Put
+from ckpt_lib.store.one_by_one import delete_one_by_one, put_one_by_one
 from ckpt_lib.stream.digests import Buffer
 
 MOMENT = datetime(2023, 12, 1, 14, 30, 22, tzinfo=UTC)
@@ -107,6 +108,12 @@ class ReplayStore:
 
     def folder_version(self, prefix: str) -> None:
         return None
+
+    def put_many(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        return put_one_by_one(self, puts)
+
+    def delete_many(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        return delete_one_by_one(self, deletes)
 
     def free_bytes(self) -> None:
         return None

@@ -49,8 +49,9 @@ def test_a_deletion_whose_support_goes_is_undone(store: MemoryStore, moment: int
     assert state_of(experiment, victim.checkpoint_id) == "live"
 
 
-def test_a_deletion_for_good_ends_when_its_support_goes(store: MemoryStore) -> None:
+def test_a_deletion_for_good_ends_when_its_support_goes(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is gone by then is gone; the other victims stay, and the support can be brought back."""
+    monkeypatch.setattr(deletion, "_AT_ONCE", 1)
     experiment = Experiment(store, "e", "e")
     first, second, support = save(experiment), save(experiment, 2), save(experiment, 3)
 

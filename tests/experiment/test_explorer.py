@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib.experiment import claims, commit, copies, deletion, edits, experiment, keys, sweep
+from ckpt_lib.experiment import claims, commit, copies, deletion, edits, keys, sweep
 from tests.experiment.worlds import WORLDS
 
 MAX_STATES = int(os.environ.get("CKPT_EXPLORER_STATES", "30000"))  # read before tests clear the variables of CKPT_*
@@ -56,15 +56,15 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "no leaving": (
         deletion,
         lambda: deletion._leave,
-        'if moved := rewrite(experiment, found, state="leaving"):\n            return moved',
-        "return found",
+        'moved = rewrite_all(experiment, found, state="leaving")',
+        "moved = found",
         "two cleanups",
     ),
     "no leaving before a deletion for good": (
         deletion,
         lambda: deletion._leave,
-        'if moved := rewrite(experiment, found, state="leaving"):\n            return moved',
-        "return found",
+        'moved = rewrite_all(experiment, found, state="leaving")',
+        "moved = found",
         "two cleanups for good",
     ),
     "fixed payload names": (
@@ -75,10 +75,10 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         "a purge and a restore after another purge",
     ),
     "keys deleted unconditionally": (
-        experiment,
-        lambda: experiment.Experiment.delete_key,
-        "self.store.delete(self.key(name), if_version=version)",
-        "self.store.delete(self.key(name))",
+        claims,
+        lambda: claims.end,
+        "Delete(experiment.key(manifest_name(record.checkpoint_id)), str(found.version))",
+        "Delete(experiment.key(manifest_name(record.checkpoint_id)))",
         "a purge and a restore",
     ),
     "a purge that looks too late": (
@@ -86,13 +86,14 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
         lambda: deletion.purge,
         """        if not asked and (relied_on is None or not _all_valid(experiment, [relied_on.checkpoint_id])):
             relied_on = keep_one_valid(experiment, is_sound)
-        if (asked or relied_on) and (moved := rewrite(experiment, found, state="purging")):
-            with""",
-        """        if moved := rewrite(experiment, found, state="purging"):
-            if not keep_one_valid(experiment):
-                rewrite(experiment, moved, state="live")
-                continue
-            with""",
+        if asked or relied_on:
+            moved = rewrite_all(experiment, found, state="purging")
+""",
+        """        moved = rewrite_all(experiment, found, state="purging")
+        if not keep_one_valid(experiment):
+            rewrite_all(experiment, filter(None, moved), state="live")
+        else:
+""",
         "a purge while nothing is live",
     ),
     "no quarantine looks what is left": (
@@ -134,9 +135,9 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     ),
     "keys that end at once": (
         claims,
-        lambda: claims.remove_gone,
-        "if now - CheckpointId.parse(checkpoint_id).timestamp >= GONE_FOR:",
-        "if True:",
+        lambda: claims._is_old,
+        "return now_seconds - CheckpointId.parse(checkpoint_id).timestamp.timestamp() >= GONE_FOR.total_seconds()",
+        "return True",
         "a sweep and a save after another sweep",
     ),
 }

@@ -12,11 +12,15 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
-from ckpt_lib.errors import InvalidNameError, StorageFullError
-from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Entry
+from ckpt_lib.errors import InvalidNameError, StorageFullError, VersionConflictError
+from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Delete, Entry, Put
 from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
 from ckpt_lib.store.local.direct import Output
 from ckpt_lib.store.local.folder_lock import FolderLock, last_date, open_lock
@@ -32,6 +36,10 @@ from ckpt_lib.store.local.upload import LocalUpload
 
 _SCHEME = "file://"
 _DRIVE = re.compile(r"/[A-Za-z]:")
+_FILES_AT_ONCE = 64
+_SYNCS_AT_ONCE = 16
+"""File systems write a journal for several at once: with 16, a sync takes half of the time that it takes alone."""
+_Keyed = TypeVar("_Keyed", Put, Delete)
 PATIENCE_SECONDS = 30.0
 """How long to wait for a lock that is held for microseconds, until its holder is taken for stopped."""
 
@@ -64,7 +72,9 @@ class LocalStore:
             return self._capabilities_at(self._root)
 
     def _capabilities_at(self, folder: Path) -> Capabilities:
-        abilities = self._probed(nearest(folder))
+        return self._capabilities_of(self._probed(nearest(folder)))
+
+    def _capabilities_of(self, abilities: Abilities) -> Capabilities:
         return Capabilities(
             create_if_absent=abilities.links or abilities.locks,
             replace_if_version=abilities.has_versions,
@@ -144,16 +154,48 @@ class LocalStore:
                     discard(file, self._system)
 
     def delete(self, key: str, *, if_version: str | None = None) -> None:
-        with errors_of_writing(self._root / key):
-            *parts, name = check_key(key)
-            check_delete(self._capabilities_at(self._folders.path(tuple(parts))), if_version, self.url)
+        (answer,) = self.delete_many([Delete(key, if_version)])
+        if answer is not None:
+            raise answer
+
+    def put_many(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        return [answer for some in _some_of_a_folder(puts) for answer in self._put_some(some)]
+
+    def _put_some(self, puts: Sequence[Put]) -> Sequence[Entry | VersionConflictError]:
+        """Write files of one folder: made durable at once, and named under one lock."""
+        with errors_of_writing(self._root / puts[0].key), contextlib.ExitStack() as stack:
+            files, outputs = [], []
+            for key, data, if_version in puts:
+                place = self._made(key)
+                abilities = self._probed(place.folder)
+                check_put(self._capabilities_of(abilities), if_version, self.url)
+                file = create_temporary(place.own, self._system, locks=abilities.locks)
+                stack.callback(discard, file, self._system)
+                output = Output(file, self._system)
+                output.write(data)
+                files.append((file, place, if_version))
+                outputs.append(output)
+            with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+                deque(pool.map(Output.sync, outputs), maxlen=0)
+            return self._publisher(files[0][1]).publish_all(files)
+
+    def delete_many(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        return [answer for some in _some_of_a_folder(deletes) for answer in self._delete_some(some)]
+
+    def _delete_some(self, deletes: Sequence[Delete]) -> Sequence[VersionConflictError | None]:
+        """Delete keys of one folder, under one lock where there are conditions."""
+        with errors_of_writing(self._root / deletes[0].key):
+            *parts, _ = check_key(deletes[0].key)
+            capabilities = self._capabilities_at(self._folders.path(tuple(parts)))
+            for _, if_version in deletes:
+                check_delete(capabilities, if_version, self.url)
             folder = self._folders.find(tuple(parts))
             if folder is None:
-                return
-            if if_version is not None:
+                return [None] * len(deletes)
+            if any(if_version is not None for _, if_version in deletes):
                 self._folders.own(folder)  # for the lock
-            place = Place(key, folder, name)
-            self._publisher(place).delete(place, if_version)
+            places = [(Place(key, folder, check_key(key)[-1]), if_version) for key, if_version in deletes]
+            return self._publisher(places[0][0]).delete_all(places)
 
     def free_bytes(self) -> int | None:
         with typed_errors(self._root):
@@ -235,6 +277,14 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError):
             return next(self._entries(folder, "", True), None) is not None
         return False
+
+
+def _some_of_a_folder(wanted: Sequence[_Keyed]) -> Iterator[Sequence[_Keyed]]:
+    """Yield what is wanted in parts: each of one folder, and of no more files than a process may have open."""
+    for _, group in groupby(wanted, lambda item: item.key.rpartition("/")[0]):
+        of_folder = list(group)
+        for start in range(0, len(of_folder), _FILES_AT_ONCE):
+            yield of_folder[start : start + _FILES_AT_ONCE]
 
 
 def _may_be_key(name: str) -> bool:

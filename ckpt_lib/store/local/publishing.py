@@ -10,11 +10,12 @@ import contextlib
 import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ckpt_lib.errors import NotDurableError, StoreError
+from ckpt_lib.errors import NotDurableError, StoreError, VersionConflictError
 from ckpt_lib.store.base import ABSENT, Condition, Entry
 from ckpt_lib.store.checks import OWN_FOLDER, version_conflict
 from ckpt_lib.store.local.folder_lock import FolderLock, open_lock
@@ -53,23 +54,37 @@ class Publisher:
     def publish(self, file: io.FileIO, place: Place, condition: Condition, *, durable: bool = True) -> Entry:
         """Give a file its key, durably if the file is; close it. After a failure it is gone."""
         try:
-            found = (self._name_locked if self._abilities.locks else self._name)(file, place, condition)
+            (answer,) = self.publish_all([(file, place, condition)], durable=durable)
         finally:
             discard(file, self._system)
-        if durable:
-            self._make_durable(place)
-        return entry_of(place.key, found)
+        if isinstance(answer, VersionConflictError):
+            raise answer
+        return answer
 
-    def delete(self, place: Place, expected: str | None) -> None:
-        """Take a key away, durably, if it is there."""
-        if expected is None:
-            self._unlink(place)
+    def publish_all(
+        self, files: Sequence[tuple[io.FileIO, Place, Condition]], *, durable: bool = True
+    ) -> list[Entry | VersionConflictError]:
+        """Give files of one folder their keys, as :meth:`publish`; the caller discards them."""
+        _, some_place, _ = files[0]
+        if self._abilities.locks:
+            with self._open_lock(some_place) as lock_file, self._locked(lock_file) as lock:
+                answers = [self._name_or_refuse(*file, lock) for file in files]
         else:
-            with self._open_lock(place) as lock_file, self._locked(lock_file):
-                if self._current(place) is not None:
-                    self._check_version(place, expected)
-                    self._unlink(place)
-        self._make_durable(place)
+            answers = [self._name_or_refuse(*file, None) for file in files]
+        if durable and any(isinstance(answer, Entry) for answer in answers):
+            self._make_durable(some_place)
+        return answers
+
+    def delete_all(self, places: Sequence[tuple[Place, str | None]]) -> list[VersionConflictError | None]:
+        """Take keys of one folder away, durably, where they are there and have the version that is expected."""
+        some_place, _ = places[0]
+        if any(expected is not None for _, expected in places):
+            with self._open_lock(some_place) as lock_file, self._locked(lock_file):
+                answers = [self._unlink_or_refuse(*place) for place in places]
+        else:
+            answers = [self._unlink_or_refuse(*place) for place in places]
+        self._make_durable(some_place)
+        return answers
 
     def _open_lock(self, place: Place) -> io.FileIO:
         return open_lock(place.own, self._system)
@@ -77,12 +92,28 @@ class Publisher:
     def _locked(self, lock_file: io.FileIO) -> FolderLock:
         return FolderLock(lock_file, self._system, self._patience_seconds)
 
-    def _name_locked(self, file: io.FileIO, place: Place, condition: Condition) -> os.stat_result:
-        with self._open_lock(place) as lock_file, self._locked(lock_file) as lock:
-            if self._abilities.time_step_nanoseconds is not None:
-                lock.date(file, self._abilities.time_step_nanoseconds)
-            self._check_version(place, condition)
-            return self._name(file, place, condition)
+    def _name_or_refuse(
+        self, file: io.FileIO, place: Place, condition: Condition, lock: FolderLock | None
+    ) -> Entry | VersionConflictError:
+        try:
+            if lock is not None:
+                if self._abilities.time_step_nanoseconds is not None:
+                    lock.date(file, self._abilities.time_step_nanoseconds)
+                self._check_version(place, condition)
+            return entry_of(place.key, self._name(file, place, condition))
+        except VersionConflictError as error:
+            return error
+
+    def _unlink_or_refuse(self, place: Place, expected: str | None) -> VersionConflictError | None:
+        try:
+            if expected is not None:
+                if self._current(place) is None:
+                    return None
+                self._check_version(place, expected)
+            self._unlink(place)
+        except VersionConflictError as error:
+            return error
+        return None
 
     def _check_version(self, place: Place, expected: Condition) -> None:
         if not self._folders.is_spelled_so(place.folder, place.name):
