@@ -23,7 +23,7 @@ from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
 
-_MAX_LOOKS = 16
+_MAX_LOOKS = 10
 _MIN_BATCH = 64
 """Each batch lists the folder, and reads what the plan relies on, so a cleanup takes ``_MAX_LOOKS`` batches or so."""
 _MAX_NAMED = 10

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from ckpt_lib.errors import ConfigError, InvalidNameError, StoreError, StoreUnavailableError, VersionConflictError
-from ckpt_lib.store import ABSENT, Condition, Entry, Store, open_store
+from ckpt_lib.store import ABSENT, Condition, Delete, Entry, Put, Store, open_store
 
 CONTENTS = [b"", b"1", bytes(range(256)) * 300]
 BAD_KEYS = [
@@ -368,6 +368,55 @@ class StoreContract:
         for _ in range(2):
             assert (store.free_bytes() is not None) is store.capabilities.free_space
             store.put("e/x", b"1")
+
+    # --- many at once ---
+
+    def test_many_are_put_each_under_its_condition(self, store: Store, other: Store) -> None:
+        """The answers are in the order of the puts; one that conflicts keeps no other one from being written."""
+        if not (store.capabilities.create_if_absent and store.capabilities.replace_if_version):
+            self._check_many_without_conditions(store, other)
+            return
+        old = [store.put(f"e/{number}", b"old") for number in range(150)]
+        late = other.put("e/7", b"theirs")
+        puts = [Put(entry.key, b"new", entry.version) for entry in old]
+        answers = store.put_many(
+            [*puts, Put("f/x", b"new", ABSENT), Put("e/y", b"new", ABSENT), Put("f/x", b"", ABSENT)]
+        )
+        refused = [number for number, answer in enumerate(answers) if isinstance(answer, VersionConflictError)]
+        assert refused == [7, 152]
+        written = [answer for answer in answers if isinstance(answer, Entry)]
+        assert [entry.key for entry in written] == [*(entry.key for entry in old if entry.key != "e/7"), "f/x", "e/y"]
+        assert all(other.stat(entry.key) == entry and get(other, entry.key) == b"new" for entry in written)
+        assert other.stat("e/7") == late
+        assert len({entry.version for entry in (*old, *written)}) == len(old) + len(written)
+
+    def _check_many_without_conditions(self, store: Store, other: Store) -> None:
+        with pytest.raises(ConfigError):
+            store.put_many([Put("e/x", b"new", ABSENT), Put("e/y", b"new", "1")])
+        answers = store.put_many([Put("e/x", b"1", None), Put("f/y", b"2", None)])
+        assert answers == [other.stat("e/x"), other.stat("f/y")]
+
+    def test_many_are_deleted(self, store: Store, other: Store) -> None:
+        """One that is not there is no error; one that is another version by now stays."""
+        for number in range(150):
+            store.put(f"e/{number}", b"1")
+        store.put("f/x", b"1")
+        deletes = [Delete("e/none"), Delete("f/x"), *(Delete(f"e/{number}") for number in range(149))]
+        assert list(store.delete_many(deletes)) == [None] * len(deletes)
+        assert keys(other, recursive=True) == ["e/149"]
+        if not store.capabilities.delete_if_version:
+            return
+        first, second = version_of(store, "e/149"), other.put("e/149", b"2")
+        before = other.put("e/x", b"1")
+        answers = store.delete_many([Delete("e/149", first), Delete("e/x", before.version)])
+        assert isinstance(answers[0], VersionConflictError)
+        assert answers[1] is None
+        assert other.stat("e/149") == second
+        assert keys(other, "e") == ["e/149"]
+
+    def test_nothing_of_many_is_nothing(self, store: Store) -> None:
+        """Whoever has nothing to write need not ask."""
+        assert list(store.put_many([])) == list(store.delete_many([])) == []
 
     # --- races ---
 

@@ -60,6 +60,14 @@ def delete(checkpoint_id: str = X, *relied_on: str, for_good: bool = False) -> A
     return actor
 
 
+def delete_both(one: str, two: str, *relied_on: str, for_good: bool = False) -> Actor:
+    def actor(experiment: Experiment) -> Any:
+        outcome = deletion.delete_all(experiment, [one, two], relied_on=relied_on, for_good=for_good)
+        return "deleted", len(outcome.deleted)
+
+    return actor
+
+
 def undelete(checkpoint_id: str = X) -> Actor:
     return lambda experiment: ("back", deletion.undelete(experiment, checkpoint_id).checkpoint_id)
 

@@ -9,6 +9,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from tests.experiment.actors import (
     copy,
     delete,
+    delete_both,
     edit,
     purge,
     quarantine,
@@ -191,6 +192,24 @@ WORLDS = named(
         content=stored(manifest(X), manifest(Y, W), manifest(V, Z)),
         always=something_live,
         crash=(0, 1, 2),
+        days=0,
+    ),
+    a_cleanup_of_two_and_one_of_the_third=_world(
+        ("clean", delete_both(X, Y, V)),
+        ("clean2", delete(V, Y)),
+        content=stored(manifest(X), manifest(Y, W), manifest(V, Z)),
+        always=something_live,
+        crash=(0, 1),
+        lost=1,
+        days=0,
+    ),
+    a_cleanup_of_two_for_good_and_one_of_the_third=_world(
+        ("clean", delete_both(X, Y, V, for_good=True)),
+        ("clean2", delete(V, Y, for_good=True)),
+        content=stored(manifest(X), manifest(Y, W), manifest(V, Z)),
+        always=something_live,
+        crash=(0, 1),
+        lost=1,
         days=0,
     ),
     a_pin_a_cleanup_for_good_and_a_purge=_world(

@@ -165,10 +165,12 @@ class LocalStore:
         """Write files of one folder: made durable at once, and named under one lock."""
         with errors_of_writing(self._root / puts[0].key), contextlib.ExitStack() as stack:
             files, outputs = [], []
+            folder = self._made(puts[0].key).folder
+            abilities = self._probed(folder)
+            capabilities = self._capabilities_of(abilities)
             for key, data, if_version in puts:
-                place = self._made(key)
-                abilities = self._probed(place.folder)
-                check_put(self._capabilities_of(abilities), if_version, self.url)
+                place = Place(key, folder, self._name(key))
+                check_put(capabilities, if_version, self.url)
                 file = create_temporary(place.own, self._system, locks=abilities.locks)
                 stack.callback(discard, file, self._system)
                 output = Output(file, self._system)
@@ -212,15 +214,20 @@ class LocalStore:
 
     def _made(self, key: str) -> Place:
         """Return where a key is to be written; make the folders."""
-        *parts, name = check_key(key)
-        for part in (*parts, name):
+        name = self._name(key)
+        folder = self._folders.make(check_key(key)[:-1])
+        self._folders.own(folder)
+        return Place(key, folder, name)
+
+    def _name(self, key: str) -> str:
+        """Return the last part of a key that is to be written."""
+        parts = check_key(key)
+        for part in parts:
             if not self._system.takes_name(part):
                 raise InvalidNameError(
                     f"this system cannot name a file {part!r}", path=key, hint="Choose another name."
                 )
-        folder = self._folders.make(tuple(parts))
-        self._folders.own(folder)
-        return Place(key, folder, name)
+        return parts[-1]
 
     def _publisher(self, place: Place) -> Publisher:
         return Publisher(self._folders, self._probed(place.folder), self._system, self._patience_seconds)
