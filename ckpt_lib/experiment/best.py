@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ckpt_lib.core.logs import failures_logged
@@ -40,48 +40,48 @@ class BestWatch:
         self._note(manifest, self._view_with(manifest))
 
     def _view_with(self, manifest: Manifest) -> View:
-        """Return the last listing, with ``manifest`` as it is now; a new one where there would be a best to tell of.
+        """Return the last listing, with ``manifest`` as it is now; a newer one where there would be a best to tell of.
 
-        What others have saved since the last one may be better.
+        What others have saved since the last one may be better. In an experiment so large that listing it takes longer
+        than a save, this is noticed later.
         """
         index = self._catalogue.experiment.index
         view = index.last_with(manifest)
         best_id = view.best.checkpoint_id if view.best else None
         if best_id == manifest.checkpoint_id or (self._is_known and best_id != self._best_id):
-            return index.view_or_last() or view
+            return index.newer_view() or view
         return view
 
     def _note(self, manifest: Manifest, view: View) -> None:
         if not self._is_known:
             self._remember(best_of([item for item in view.usable if item.uid != manifest.uid]))
-        self._compare(view.best, view.usable)
+        self._compare(view)
 
     @contextmanager
     def look_after(self) -> Iterator[None]:
         """Look after a change that is no save, also after one that failed on the way."""
         if not self._is_known:
             with failures_logged("looking for the best checkpoint"):
-                self._remember(best_of(self._catalogue.manifests()))
+                self._remember(self._catalogue.view().best)
         try:
             yield
         finally:
             if self._is_known:
                 with failures_logged("looking for the best checkpoint"):
-                    manifests = self._catalogue.manifests()
-                    self._compare(best_of(manifests), manifests)
+                    self._compare(self._catalogue.view())
 
     def _remember(self, best: Manifest | None) -> None:
         self._best_id, self._is_known = best.checkpoint_id if best else None, True
 
-    def _compare(self, best: Manifest | None, manifests: Sequence[Manifest]) -> None:
-        before = self._best_id
+    def _compare(self, view: View) -> None:
+        best, before = view.best, self._best_id
         self._remember(best)
         if self._best_id == before:
             return
         self._catalogue.experiment.events.emit(
             "checkpoint.best_changed",
             f"the best checkpoint is {self._best_id}" if best else "no checkpoint is the best any more",
-            checkpoint=self._catalogue.describe(best, among=manifests) if best else None,
+            checkpoint=_described(best, view) if best else None,
             before=before,
         )
 

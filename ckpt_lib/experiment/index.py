@@ -29,6 +29,7 @@ Item = Manifest | Claim | CheckpointError
 
 _LISTING_SHARE = 0.01
 """The part of a run's time that may go into listing anew what its saves know well enough."""
+_MOMENT_SECONDS = 0.005
 
 
 class Index:
@@ -50,6 +51,7 @@ class Index:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
         self._last: View | None = None
+        self._listing_seconds = 0.0
         self._fresh_until = 0.0
         self._largest = 0
         self._is_listed = False
@@ -72,7 +74,8 @@ class Index:
             if self._stored:
                 self._stored.note(self._last, self._found, listed_seconds, folder_version, is_wanted=is_noted)
             now = time.monotonic()
-            self._fresh_until = now + (now - started) / _LISTING_SHARE
+            self._listing_seconds = now - started
+            self._fresh_until = now + self._listing_seconds / _LISTING_SHARE
             return self._last
 
     def sync(self) -> ExperimentOverview:
@@ -91,6 +94,13 @@ class Index:
         """
         is_fresh = time.monotonic() < self._fresh_until and self._is_newest_unchanged()
         return self._last if is_fresh else self.view_or_last()
+
+    def newer_view(self) -> View | None:
+        """Return what is there now where listing it takes a moment, and :meth:`affordable_view` where it takes longer.
+
+        ``None`` when the store has never answered.
+        """
+        return self.view_or_last() if self._listing_seconds < _MOMENT_SECONDS else self.affordable_view()
 
     def _is_newest_unchanged(self) -> bool:
         newest = self._last.manifests[-1:] if self._last else ()

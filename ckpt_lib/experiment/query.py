@@ -72,13 +72,14 @@ class Catalogue:
         self._backups = backups
 
     def manifests(self) -> list[Manifest]:
-        """Return every readable checkpoint that is not in quarantine, oldest first.
+        """Return every readable checkpoint that is not in quarantine, oldest first."""
+        return list(self.view().usable)
 
-        That there is none is said after two equal listings: one may miss a checkpoint that replaces another meanwhile.
+    def view(self) -> View:
+        """Return what is there now.
+
+        That there is nothing is said after two equal listings: one may miss what replaces another meanwhile.
         """
-        return list(self._view().usable)
-
-    def _view(self) -> View:
         view = self.experiment.index.view()
         for _ in range(ATTEMPTS):
             before = view
@@ -110,7 +111,7 @@ class Catalogue:
 
         ``None`` when no value is finite.
         """
-        view = self._view()
+        view = self.view()
         manifests, checkpoints = list(view.usable), self._describe(view)
         if metric is not None:
             check_metric_is_known(metric, checkpoints)
@@ -127,7 +128,7 @@ class Catalogue:
 
     def describe_all(self) -> list[CheckpointMetadata]:
         """Describe every checkpoint, oldest first."""
-        return self._describe(self._view())
+        return self._describe(self.view())
 
     def _describe(self, view: View) -> list[CheckpointMetadata]:
         best, latest = self._best_id(view.usable), _latest_id(view.usable)
@@ -140,13 +141,13 @@ class Catalogue:
             for manifest in view.usable
         ]
 
-    def describe(self, manifest: Manifest, *, among: Sequence[Manifest] | None = None) -> CheckpointMetadata:
-        """Describe one checkpoint, among all that there are or those that are known."""
-        manifests = self.manifests() if among is None else among
+    def describe(self, manifest: Manifest) -> CheckpointMetadata:
+        """Describe one checkpoint, among all that there are."""
+        manifests = self.manifests()
         return manifest.describe(
             is_best=manifest.checkpoint_id == self._best_id(manifests),
             is_latest=manifest.checkpoint_id == _latest_id(manifests),
-            is_complete=among is not None or self.experiment.is_complete(manifest),
+            is_complete=self.experiment.is_complete(manifest),
         )
 
     def resolve(self, name: str) -> Manifest:
@@ -198,7 +199,7 @@ class Catalogue:
 
     def _id_named(self, name: str) -> str:
         """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
-        view = self._view()
+        view = self.view()
         manifests = list(view.usable)
         if name == "latest":
             for error in view.unreadable:

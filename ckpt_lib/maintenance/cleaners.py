@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
@@ -15,7 +17,11 @@ from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     CorruptManifestError,
+    IntegrityError,
     ProtectedCheckpointError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedSchemaError,
 )
 from ckpt_lib.experiment.deletion import delete_all, deleted_by_others
 from ckpt_lib.experiment.experiment import Experiment
@@ -31,6 +37,8 @@ from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 
 _SECONDS_BETWEEN_SWEEPS = 600.0
+_WORTH_LISTING = 64
+"""So many records are read in no less time than all are listed."""
 
 
 class Cleaner(Protocol):
@@ -63,6 +71,22 @@ class PeriodicSweep:
             self._due = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
 
 
+class Turn:
+    """Lets a cleanup happen after every save or, where there are hundreds of checkpoints, after every so many.
+
+    It looks at all of them. Spread over a hundredth as many saves, that costs each save the same.
+    """
+
+    def __init__(self) -> None:
+        self._saves_left = 0
+
+    def do_if_due(self, count: int, clean: Callable[[], object]) -> None:
+        self._saves_left = min(self._saves_left, count // 100) - 1
+        if self._saves_left < 0:
+            clean()
+            self._saves_left = count // 100
+
+
 @dataclass
 class CheckpointCleaner:
     """Cleans up checkpoints, at home or in the fallback location; what the run goes on from stays."""
@@ -75,6 +99,7 @@ class CheckpointCleaner:
 
     def __post_init__(self) -> None:
         self._periodic_sweep = PeriodicSweep(self.experiment, self.config.trash_seconds, self.known)
+        self._turn = Turn()
 
     @property
     def experiment(self) -> Experiment:
@@ -87,7 +112,7 @@ class CheckpointCleaner:
         """Clean up after a save, quickly where nothing can be too much."""
         view = self.experiment.index.affordable_view()
         if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
-            self.clean_quickly()
+            self._turn.do_if_due(0 if view is None else len(view.usable), self.clean_quickly)
         else:  # a plan would keep them all, and takes a while to say so
             self._periodic_sweep.do_if_due()
 
@@ -145,6 +170,7 @@ class BackupCleaner:
 
     def __post_init__(self) -> None:
         self._periodic_sweep = PeriodicSweep(self.experiment, self.locations.config.trash_seconds, self.known)
+        self._turn = Turn()
 
     @property
     def experiment(self) -> Experiment:
@@ -153,11 +179,12 @@ class BackupCleaner:
     def clean_quickly(self) -> CleanupReport:
         return self.clean(known=self.known)
 
-    def delete_surplus(self, just_made: str) -> None:
-        """Clean up after a backup, quickly where nothing can be too much."""
+    def delete_surplus(self, just_made: str, monitor: Monitor) -> None:
+        """Clean up after a backup, quickly where nothing can be too much. ``monitor`` is the experiment's."""
         view = self.experiment.index.affordable_view()
         if view is None or len(view.usable) > self.locations.config.max_backups:
-            self.clean(known=self.known, just_made=just_made)
+            clean = partial(self.clean, known=self.known, just_made=just_made, monitor=monitor)
+            self._turn.do_if_due(0 if view is None else len(view.usable), clean)
         else:
             self._periodic_sweep.do_if_due()
 
@@ -165,6 +192,7 @@ class BackupCleaner:
         self,
         policy: RetentionPolicy | None = None,
         *,
+        monitor: Monitor | None = None,
         known: KnownVersions | None = None,
         dry_run: bool = False,
         just_made: str | None = None,
@@ -172,15 +200,13 @@ class BackupCleaner:
         """Clean up by ``policy``, or else by ``max_backups``, and keep the one that was ``just_made``."""
         if not dry_run:
             self._check_apart()
-        monitor = self.locations.catalogue.monitor()
-        protected = dict.fromkeys(self._damaged_checkpoints(), "its checkpoint is damaged")
-        if just_made is not None:
-            protected[just_made] = "made just now"
+        monitor = monitor or self.locations.catalogue.monitor()
         return clean(
             self.experiment,
             policy or at_most(self.locations.config.max_backups, monitor),
             monitor=monitor,
-            protected=protected,
+            protected={just_made: "made just now"} if just_made else None,
+            protects=self._of_damaged_checkpoints,
             known=known,
             dry_run=dry_run,
             trash_seconds=self.locations.config.trash_seconds,
@@ -191,13 +217,18 @@ class BackupCleaner:
         if self.experiment.index.view().manifests:  # else nothing is lost, and there may be no folder
             check_apart("checkpoints", self.locations.home, "backup_dir", self.experiment)
 
-    def _damaged_checkpoints(self) -> list[str]:
-        view = self.locations.home.index.view()
-        return [
-            *(str(error.checkpoint_id) for error in view.unreadable),
-            *(item.checkpoint_id for item in view.manifests if not view.is_complete(item)),
-            *(item.checkpoint_id for item in view.quarantined),
-        ]
+    def _of_damaged_checkpoints(self, checkpoint_ids: Collection[str]) -> dict[str, str]:
+        """Return those whose checkpoint may need its backup, with the reason to keep it."""
+        home = self.locations.home
+        if len(checkpoint_ids) < _WORTH_LISTING:
+            damaged = {checkpoint_id for checkpoint_id in checkpoint_ids if _is_damaged(home, checkpoint_id)}
+        else:
+            view = home.index.view()
+            incomplete = [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
+            quarantined = [item.checkpoint_id for item in view.quarantined]
+            unreadable = [str(error.checkpoint_id) for error in view.unreadable]
+            damaged = {*incomplete, *quarantined, *unreadable}.intersection(checkpoint_ids)
+        return dict.fromkeys(damaged, "its checkpoint is damaged")
 
     def delete(self, name: str) -> int:
         """Delete one backup, sound or in quarantine, for good; return how many bytes that frees."""
@@ -210,6 +241,19 @@ class BackupCleaner:
             raise
         except CheckpointNotFoundError as error:
             raise no_backup(self.experiment, checkpoint_id) from error
+
+
+def _is_damaged(home: Experiment, checkpoint_id: str) -> bool:
+    """Tell whether a checkpoint's record cannot be read, or it is in quarantine, or lacks files."""
+    try:
+        record = home.read(checkpoint_id).record
+    except StoreUnavailableError:
+        raise
+    except (IntegrityError, UnsupportedSchemaError, StoreError):
+        return True
+    if not isinstance(record, Manifest) or not record.is_visible:
+        return False
+    return record.quarantined is not None or not home.is_complete(record)
 
 
 def clean_all(

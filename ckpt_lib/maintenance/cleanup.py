@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,8 @@ _MAX_LOOKS = 10
 _MIN_BATCH = 64
 """Each batch lists the folder, and reads what the plan relies on, so a cleanup takes ``_MAX_LOOKS`` batches or so."""
 _MAX_NAMED = 10
+Protects = Callable[[Collection[str]], Mapping[str, str]]
+"""Returns, of some ids, those that stay, with the reason."""
 
 
 class CleanupReport(BaseModel):
@@ -101,6 +103,7 @@ def clean(
     *,
     monitor: Monitor,
     protected: Mapping[str, str] | None = None,
+    protects: Protects = lambda _: {},
     known: KnownVersions | None = None,
     dry_run: bool = False,
     grace_seconds: float = 0.0,
@@ -115,12 +118,15 @@ def clean(
 
     The newest and the best valid checkpoint are verified first. With ``known``, what it has seen to be intact counts
     as verified, and the others that stay count as they are. Without, whatever stays while others go is read as well:
-    a damaged one takes no other's place. The experiment's events tell of each that is deleted.
+    a damaged one takes no other's place. What is ``protected`` stays, and what ``protects`` has a reason for: it is
+    asked of what would go. The experiment's events tell of each that is deleted.
     """
     view = experiment.index.view()
     verified = known or KnownVersions()
     assessment = _Assessment(experiment, view, verified)
-    plan = _plan(assessment, view, policy, monitor=monitor, protected=protected, reads_all=known is None)
+    plan = _plan(
+        assessment, view, policy, monitor=monitor, protected=protected, protects=protects, reads_all=known is None
+    )
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
@@ -148,6 +154,7 @@ def _plan(
     *,
     monitor: Monitor,
     protected: Mapping[str, str] | None,
+    protects: Protects,
     reads_all: bool,
 ) -> RetentionPlan:
     manifests = view.usable
@@ -156,8 +163,14 @@ def _plan(
     assessment.verify_newest_and_best(monitors)
     now = datetime.now(UTC)  # a dry run writes nothing; delete_all asks the store's clock
     protected = {**_in_use(manifests, now), **(protected or {})}
+    asked: set[str] = set()
     while True:
         plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
+        doomed = set(plan.deleted_ids) - asked
+        asked |= doomed
+        if doomed and (reasons := protects(doomed)):
+            protected |= reasons
+            continue
         doubtful = [item.checkpoint_id for item in plan.decisions if item.keep and item.status == "unverified"]
         if not reads_all or not plan.deleted_ids or not doubtful:
             return plan.model_copy(update={"warning": missing_metric(monitor, manifests)})

@@ -160,7 +160,7 @@ class Maintainer:
         manifest = self._catalogue.resolve(checkpoint_id)
         is_new = self._copies.back_up(manifest, progress, verify_existing=verify_existing)
         if is_new and is_max_backups_given(self.config):
-            self._copies.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
+            self._copies.cleaner.delete_surplus(manifest.checkpoint_id, self._locations.catalogue.monitor())
         return is_new
 
     def backup_ids(self) -> list[str]:

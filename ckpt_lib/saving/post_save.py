@@ -32,7 +32,7 @@ class PostSave:
             if self._wants_backup(manifest) and self.copies.back_up(
                 self.locations.catalogue.resolve(manifest.checkpoint_id)
             ):
-                self.copies.cleaner.delete_surplus(just_made=manifest.checkpoint_id)
+                self.copies.cleaner.delete_surplus(manifest.checkpoint_id, manifest.monitor)
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()
@@ -41,4 +41,4 @@ class PostSave:
         config = self.locations.config
         if not config.backup_checkpoints:
             return False
-        return not config.backup_only_best or self.locations.catalogue.best_id() == manifest.checkpoint_id
+        return not config.backup_only_best or self.locations.best.describe(manifest).is_best

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import count
+from typing import Literal
 
 import pytest
 
-from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError, StoreError
+from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError, StoreError, StoreUnavailableError
 from ckpt_lib.experiment import deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.store.memory import MemoryStore
@@ -25,6 +26,51 @@ def test_a_deletion_asks_first(experiment: Experiment, clock: Clock) -> None:
     assert len(experiment.index.manifests()) == len(outcome.refused) == 2
     clock.now += timedelta(hours=1)
     assert deletion.delete_all(experiment, [used.checkpoint_id]).deleted
+
+
+def test_a_deletion_asks_first_of_what_it_knows(experiment: Experiment) -> None:
+    """A listing has told of the pin and of the use: no manifest is read again, and both stay."""
+    pinned, used, free = save(experiment), save(experiment, 2), save(experiment, 3)
+    edits.edit(experiment, pinned.checkpoint_id, lambda item: item.changed(pinned=True))
+    edits.mark_in_use(experiment, used.checkpoint_id)
+    known = experiment.index.view().manifests
+    outcome = deletion.delete_all(experiment, [item.checkpoint_id for item in known])
+    assert [item.uid for item in outcome.deleted] == [free.uid]
+    assert outcome.refused.keys() == {pinned.checkpoint_id, used.checkpoint_id}
+
+
+def test_what_is_known_may_be_old(experiment: Experiment, store: MemoryStore) -> None:
+    """A pin that another process has set since the listing holds; one that it has taken off does not."""
+    pinned, unpinned = save(experiment), save(experiment, 2)
+    edits.edit(experiment, unpinned.checkpoint_id, lambda item: item.changed(pinned=True))
+    experiment.index.view()
+    other = Experiment(store, "e", "e")
+    edits.edit(other, pinned.checkpoint_id, lambda item: item.changed(pinned=True))
+    edits.edit(other, unpinned.checkpoint_id, lambda item: item.changed(pinned=False))
+    outcome = deletion.delete_all(experiment, [pinned.checkpoint_id, unpinned.checkpoint_id])
+    assert list(outcome.refused) == [pinned.checkpoint_id]
+    assert [item.uid for item in outcome.deleted] == [unpinned.uid]
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("fail_at", range(2, 8))
+def test_many_writes_that_are_cut_off_are_looked_for(
+    store: MemoryStore, fail_at: int, when: Literal["before", "after"], for_good: bool
+) -> None:
+    """One of many writes gets no answer: those that happened are not taken for somebody else's.
+
+    The first write asks for the time.
+    """
+    *victims, support = (save(Experiment(store, "e", "e"), epoch) for epoch in range(4))
+    plan = FaultPlan(fail_at=fail_at, when=when, error=StoreUnavailableError, only=frozenset({"put"}))
+    watched = Experiment(FaultyStore(store, plan), "e", "e")
+    outcome = deletion.delete_all(
+        watched, [item.checkpoint_id for item in victims], relied_on=[support.checkpoint_id], for_good=for_good
+    )
+    assert plan.failures == 1
+    assert not outcome.refused
+    assert [item.uid for item in outcome.deleted] == [item.uid for item in victims]
 
 
 @pytest.mark.parametrize("moment", range(1, 12))
