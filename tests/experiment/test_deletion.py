@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError, StoreError, StoreUnavailableError
-from ckpt_lib.experiment import deletion, edits
+from ckpt_lib.experiment import claims, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
@@ -188,3 +188,14 @@ def test_room_is_made_of_what_was_deleted_first(experiment: Experiment, clock: C
     purged = deletion.purge(experiment, grace_seconds=0)
     assert [item.epoch for item in purged] == [1, 2]
     assert state_of(experiment, made[2].checkpoint_id) == "live"
+
+
+def test_the_end_of_an_old_record_leaves_what_took_its_place(experiment: Experiment, clock: Clock) -> None:
+    """Another purger went on with it, ended it, and a restore has the id by now."""
+    made = save(experiment)
+    clock.now += timedelta(days=2)
+    purging = edits.rewrite(experiment, experiment.read(made.checkpoint_id), state="purging")
+    assert purging
+    assert edits.rewrite(experiment, purging, state="live")
+    claims.end(experiment, purging)
+    assert state_of(experiment, made.checkpoint_id) == "live"

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import StoreError
+from ckpt_lib.errors import StoreError, VersionConflictError
 from ckpt_lib.experiment import copies, deletion, pointers
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import key_name, manifest_name, uid_name
+from ckpt_lib.store.base import ABSENT
 from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
 from tests.experiment.small import Clock, names, read, save, state_of
@@ -134,3 +135,14 @@ def test_what_cannot_be_removed_keeps_nothing_else_from_going(store: MemoryStore
         assert state_of(home, other.checkpoint_id) == "gone"
         assert state_of(home, stuck.checkpoint_id) == "purging"
     assert [item.checkpoint_id for item in deletion.purge(home, grace_seconds=0)] == [stuck.checkpoint_id]
+
+
+def test_what_was_written_anew_is_not_deleted(experiment: Experiment) -> None:
+    """Whoever deletes a small file means the one that was read."""
+    before = experiment.put("x", b"old", ABSENT)
+    after = experiment.put("x", b"new", before.version)
+    with pytest.raises(VersionConflictError):
+        experiment.delete_key("x", before.version)
+    assert experiment.store.stat(experiment.key("x")) == after
+    assert experiment.delete_key("x", after.version)
+    assert experiment.store.stat(experiment.key("x")) is None
