@@ -36,10 +36,20 @@ def running_server(folder: Path) -> Iterator[str]:
         _run([*prefix, _program("pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop"])
 
 
+def lacking() -> str:
+    """Return what is missing for a server, and how to get it; empty when one can run."""
+    missing = [name for name in ("initdb", "pg_ctl") if _found(name) is None]
+    return f"{' and '.join(missing)}: install PostgreSQL (Debian: apt-get install postgresql)" if missing else ""
+
+
 def _program(name: str) -> str:
-    found = shutil.which(name) or next(map(str, sorted(_DEBIAN.glob(f"*/bin/{name}"), reverse=True)), None)
-    assert found, f"{name} is missing: install PostgreSQL (Debian: apt-get install postgresql)"
+    found = _found(name)
+    assert found, lacking()
     return found
+
+
+def _found(name: str) -> str | None:
+    return shutil.which(name) or next(map(str, sorted(_DEBIAN.glob(f"*/bin/{name}"), reverse=True)), None)
 
 
 def _run(command: list[str]) -> None:

@@ -62,6 +62,6 @@ class Row:
     exclusive: bool = False
     """Whether it needs the machine for itself, as what watches the clock does; others run two at a time."""
     needs_server: bool = False
-    """Whether it starts a Prefect server: its sample then runs in `make test-servers`."""
+    """Whether it starts a server: its sample then runs in `make test-servers`."""
     lacks: Callable[[], str] = nothing
     """What this machine lacks for it and how to get that, in words; empty when it can run."""
