@@ -26,6 +26,7 @@ from benchmarks.harness import settle
 from benchmarks.many import fill
 from ckpt_lib import CheckpointConfig, CheckpointManager, describe_experiments, find_checkpoints
 from ckpt_lib.index.database import database_at
+from ckpt_lib.policies.retention import KeepAtMost
 from tests.torture.report import write_between
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALE.md"
@@ -39,7 +40,7 @@ root, name, width = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = CheckpointConfig(checkpoint_dir=root, max_checkpoints=10**9, backup_checkpoints=False)
 manager, model, found = CheckpointManager(config, name), nn.Linear(width, width), []
 steps = [lambda: manager.list_checkpoints(limit=50, descending=True)] * 2 if not width else [
-    lambda: manager.save_checkpoint(model=model, epoch=1, metrics={"val_loss": 3.0})] * 5
+    lambda: manager.save_checkpoint(model=model, epoch=1, metrics={"val_loss": -time.time()})] * 5  # each is the best
 for step in steps:
     started = time.perf_counter()
     step()
@@ -106,6 +107,14 @@ def _whole_store(root: Path, experiments: int, each: int) -> Iterator[Line]:
 
     yield "page of 50 of all, by conditions and in the order of a metric; first", many, _once(found)
     yield "the same again", many, _median(found)
+    managers = [CheckpointManager(config, f"run_{number:05}") for number in range(experiments)]
+    few = KeepAtMost(count=10)
+    yield (
+        "retention: a plan for each experiment, with what stays read and verified",
+        many,
+        _once(lambda: [manager.cleanup_checkpoints(policy=few, dry_run=True) for manager in managers]),
+    )
+    yield "scrub: every byte of all read and verified", many, _once(lambda: [manager.scrub() for manager in managers])
     shutil.rmtree(root)
 
 

@@ -50,6 +50,8 @@ class Index:
         self._stored = stored
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
+        self._from_database: dict[str, str] = {}
+        """The versions of the records that were not read from the store."""
         self._last: View | None = None
         self._listing_seconds = 0.0
         self._fresh_until = 0.0
@@ -64,8 +66,9 @@ class Index:
             entries = self._store.list(self._path)
             listed = manifest_entries(entries, self._path)
             if self._stored:
-                known = self._stored.unread(len(listed.keys() - self._found.keys()))
-                self._found = {**{item: (found.version, found.record) for item, found in known.items()}, **self._found}
+                stored = self._stored.unread(len(listed.keys() - self._found.keys()))
+                self._from_database |= {checkpoint_id: found.version for checkpoint_id, found in stored.items()}
+                self._found = {**{item: (found.version, found.record) for item, found in stored.items()}, **self._found}
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
             items = [item for _, item in self._found.values()]
@@ -151,9 +154,13 @@ class Index:
             self._largest = max(self._largest, sequence)
 
     def known(self, checkpoint_id: str) -> Found | None:
-        """Return a manifest and its version as this process last saw them; the store is not asked."""
+        """Return a manifest and its version as this process last read them; the store is not asked.
+
+        What the database says is not returned: nothing is overwritten that was not read from the store.
+        """
         version, record = self._found.get(checkpoint_id, ("", None))
-        return Found(record, version) if isinstance(record, Manifest) else None
+        was_read = self._from_database.get(checkpoint_id) != version
+        return Found(record, version) if was_read and isinstance(record, Manifest) else None
 
     def note_rewritten(self, found: Found) -> None:
         """Take in a manifest that was just changed here: the next listing need not read it again."""
