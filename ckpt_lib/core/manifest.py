@@ -318,7 +318,7 @@ def _canonical(fields: dict[str, Any]) -> bytes:
 
 
 def _is_intact(data: bytes) -> bool:
-    """Tell whether the digest is that of all other bytes: :func:`_canonical` wrote them, and none was altered since."""
+    """Tell whether the digest is that of all other bytes, as :func:`_canonical` writes them."""
     parts = _DIGEST_LINE.split(data)
     if len(parts) != 4 or _SURROGATE.search(data):  # this library writes neither two digests nor such a character
         return False

@@ -42,14 +42,16 @@ class BestWatch:
     def _view_with(self, manifest: Manifest) -> View:
         """Return the last listing, with ``manifest`` as it is now; a newer one where there would be a best to tell of.
 
-        What others have saved since the last one may be better. In an experiment so large that listing it takes longer
-        than a save, this is noticed later.
+        What others have saved since the last one may be better; where listing takes longer than a moment, that is
+        noticed later. A best that is gone or changed is noticed at once.
         """
         index = self._catalogue.experiment.index
         view = index.last_with(manifest)
         best_id = view.best.checkpoint_id if view.best else None
         if best_id == manifest.checkpoint_id or (self._is_known and best_id != self._best_id):
             return index.newer_view() or view
+        if view.best and not index.is_unchanged(view.best):
+            return index.view_or_last() or view
         return view
 
     def _note(self, manifest: Manifest, view: View) -> None:

@@ -14,8 +14,10 @@ from ckpt_lib.core.names import CheckpointId
 from ckpt_lib.core.owners import Owner, is_proven_dead
 from ckpt_lib.errors import (
     CheckpointError,
+    NotDurableError,
     StorageFullError,
     StoreError,
+    StoreUnavailableError,
     UnsupportedFormatError,
     VersionConflictError,
 )
@@ -194,19 +196,22 @@ def abandon(experiment: Experiment, found: Found) -> bool:
 
 
 def end(experiment: Experiment, *ended: Found) -> None:
-    """Turn records without files to ``gone``, but for old ones: their keys are removed."""
+    """Remove records without files whose ids are old; turn the others to ``gone``, and all where the store cannot tell.
+
+    ``gone`` is what :func:`remove_gone` removes later.
+    """
     may_remove = experiment.store.capabilities.delete_if_version
     removed: list[Delete] = []
     gone: list[tuple[Claim, Condition]] = []
     for found in ended:
         record = found.record
         assert record is not None
+        assert isinstance(found.version, str)
         if may_remove and _is_old(record.checkpoint_id, found.modified_seconds):
-            removed.append(Delete(experiment.key(manifest_name(record.checkpoint_id)), str(found.version)))
+            removed.append(Delete(experiment.key(manifest_name(record.checkpoint_id)), found.version))
         else:
             gone.append((_gone(record.checkpoint_id, record.uid, record.claim), found.version))
-    if removed:
-        experiment.store.delete_many(removed)
+    experiment.store.delete_many(removed)
     experiment.put_records(gone)
 
 
@@ -244,6 +249,8 @@ def remove_files(experiment: Experiment, names: Iterable[str]) -> None:
             keys.append(key)
     try:
         store.delete_many([Delete(key) for key in keys])
+    except (NotDurableError, StoreUnavailableError):
+        raise
     except StoreError:  # of some of them, which need not be there
         for key in keys:
             _remove_file(experiment, key)

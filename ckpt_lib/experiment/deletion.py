@@ -8,7 +8,7 @@ leaving itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -17,6 +17,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    NotDurableError,
     ProtectedCheckpointError,
     StoreUnavailableError,
 )
@@ -110,7 +111,7 @@ def _remove(experiment: Experiment, leaving: Sequence[Found], relied_on: Sequenc
             return
         moved = _move(experiment, leaving[start : start + _AT_ONCE], outcome, state="purging")
         outcome.deleted += [found.manifest for found in moved]
-        outcome.freed += finish_purges(experiment, moved, [])
+        outcome.freed += finish_each_purge(experiment, moved, [])
 
 
 def _move(experiment: Experiment, leaving: Sequence[Found], outcome: Deletion, **facts: object) -> list[Found]:
@@ -134,14 +135,14 @@ def _leave(
 ) -> list[Found]:
     """Let all see that checkpoints are leaving; return those that are."""
     waiting, leaving = list(checkpoint_ids), list[Found]()
-    found = [item for checkpoint_id in waiting if (item := _known_victim(experiment, checkpoint_id, check, now))]
+    victims = [item for checkpoint_id in waiting if (item := _known_victim(experiment, checkpoint_id, check, now))]
     for _ in range(ATTEMPTS):
-        moved = rewrite_all(experiment, found, state="leaving")
+        moved = rewrite_all(experiment, victims, state="leaving")
         leaving += filter(None, moved)
         left = {item.manifest.checkpoint_id for item in filter(None, moved)}
         waiting = [checkpoint_id for checkpoint_id in waiting if checkpoint_id not in left]
-        found = [item for checkpoint_id in waiting if (item := _victim(experiment, checkpoint_id, check, now, outcome))]
-        waiting = [item.manifest.checkpoint_id for item in found]
+        victims = [item for name in waiting if (item := _victim(experiment, name, check, now, outcome))]
+        waiting = [item.manifest.checkpoint_id for item in victims]
         if not waiting:
             return leaving
     for checkpoint_id in waiting:
@@ -272,7 +273,7 @@ def purge(
             relied_on = keep_one_valid(experiment, is_sound)
         if asked or relied_on:
             moved = rewrite_all(experiment, found, state="purging")
-            purged += finish_purges(experiment, list(filter(None, moved)), failed)
+            purged += finish_each_purge(experiment, list(filter(None, moved)), failed)
     if asked and failed:
         raise failed[0]
     return purged
@@ -317,11 +318,17 @@ def take_over_purge(experiment: Experiment, found: Found) -> bool:
     return True
 
 
-def finish_purges(experiment: Experiment, purging: Sequence[Found], failed: list[CheckpointError]) -> list[Manifest]:
+def finish_each_purge(
+    experiment: Experiment, purging: Sequence[Found], failed: list[CheckpointError]
+) -> list[Manifest]:
     """Finish purges as :func:`finish_purge` does; return those of which nothing is left, and log and note failures."""
-    with suppress(CheckpointError):
+    try:
         finish_purge(experiment, *purging)
         return [found.manifest for found in purging]
+    except (NotDurableError, StoreUnavailableError):  # another attempt would prove nothing, or wait in vain
+        raise
+    except CheckpointError as error:
+        logger.debug("removing the files of many checkpoints failed, now one by one: %s", error)
     finished = []
     for found in purging:  # one whose files cannot be removed keeps no other one from going
         with _going_on(found.manifest, failed):

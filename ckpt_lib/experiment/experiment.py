@@ -11,6 +11,7 @@ from ckpt_lib.errors import (
     ConfigError,
     CorruptManifestError,
     StorageFullError,
+    StoreError,
     StoreUnavailableError,
     VersionConflictError,
 )
@@ -181,6 +182,7 @@ class Experiment:
         if_version: Condition,
         *,
         is_mine: Callable[[Manifest | Claim], bool] | None = None,
+        lost: StoreError | None = None,
     ) -> Found:
         """Write a record, as :meth:`put_small`. ``is_mine`` recognises a later record of the same write."""
         name, data = manifest_name(record.checkpoint_id), record.to_bytes()
@@ -188,7 +190,7 @@ class Experiment:
         def proves(found: bytes) -> bool:
             return found == data or (is_mine is not None and is_mine(parse_record(found, path=self.location(name))))
 
-        entry = self.put_small(name, data, if_version, is_mine=proves)
+        entry = self.put_small(name, data, if_version, is_mine=proves, lost=lost)
         return Found(record, entry.version, entry.modified_seconds)
 
     def put_records(self, records: Sequence[tuple[Manifest | Claim, Condition]]) -> list[Found | None]:
@@ -200,37 +202,39 @@ class Experiment:
             ]
             try:
                 answers = self.store.put_many(puts)
-            except (StoreUnavailableError, StorageFullError):  # some may have been written
-                return [self._put_again(*record) for record in records]
+            except (StoreUnavailableError, StorageFullError) as error:  # each may have been written, or still be
+                return [self._put_or_refuse(*record, lost=error) for record in records]
             return [
                 Found(record, answer.version, answer.modified_seconds) if isinstance(answer, Entry) else None
                 for (record, _), answer in zip(records, answers, strict=True)
             ]
         return [self._put_or_refuse(*record) for record in records]
 
-    def _put_again(self, record: Manifest | Claim, version: Condition) -> Found | None:
-        found = self.read_small(manifest_name(record.checkpoint_id), Record.MAX_BYTES + 1)
-        if found and found[0] == record.to_bytes():
-            return Found(record, found[1].version, found[1].modified_seconds)
-        return self._put_or_refuse(record, version)
-
-    def _put_or_refuse(self, record: Manifest | Claim, version: Condition) -> Found | None:
+    def _put_or_refuse(
+        self, record: Manifest | Claim, version: Condition, *, lost: StoreError | None = None
+    ) -> Found | None:
         try:
-            return self.put_record(record, version)
+            return self.put_record(record, version, lost=lost)
         except VersionConflictError:
             return None
 
     def put_small(
-        self, name: str, data: bytes, if_version: Condition, *, is_mine: Callable[[bytes], bool] | None = None
+        self,
+        name: str,
+        data: bytes,
+        if_version: Condition,
+        *,
+        is_mine: Callable[[bytes], bool] | None = None,
+        lost: StoreError | None = None,
     ) -> Entry:
         """Write a small file under a condition; ``data`` is such that nobody else writes the same.
 
         A write without an answer is looked for: it has happened if the file holds ``data``, or what ``is_mine`` takes
-        for it. Raises :class:`~ckpt_lib.errors.VersionConflictError` when someone else was faster, and
+        for it. ``lost`` is the error of an earlier attempt at the same write. Raises
+        :class:`~ckpt_lib.errors.VersionConflictError` when someone else was faster, and
         :class:`~ckpt_lib.errors.StoreUnavailableError` when no answer came; then it may have happened.
         """
         proves = is_mine or data.__eq__
-        lost: StoreUnavailableError | None = None
         for _ in range(ATTEMPTS):
             try:
                 return self.put(name, data, if_version)

@@ -30,6 +30,7 @@ Item = Manifest | Claim | CheckpointError
 _LISTING_SHARE = 0.01
 """The part of a run's time that may go into listing anew what its saves know well enough."""
 _MOMENT_SECONDS = 0.005
+"""A listing that takes no longer is made anew with each save that may be the best; a save takes about as long."""
 
 
 class Index:
@@ -61,9 +62,11 @@ class Index:
     def view(self, *, is_noted: bool = False) -> View:
         """Return what is there now; with ``is_noted``, the database knows all of it afterwards."""
         with self._lock:
-            started, listed_seconds = time.monotonic(), time.time()
+            began, listed_seconds = time.monotonic(), time.time()
             folder_version = self._store.folder_version(self._path) if self._stored else None
+            started = time.monotonic()
             entries = self._store.list(self._path)
+            self._listing_seconds = time.monotonic() - started  # what is read below need not be read the next time
             listed = manifest_entries(entries, self._path)
             if self._stored:
                 stored = self._stored.unread(len(listed.keys() - self._found.keys()))
@@ -72,13 +75,14 @@ class Index:
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
             items = [item for _, item in self._found.values()]
+            started = time.monotonic()
             self._last = view_of(items, entries, self._below(items), self._path)
+            self._listing_seconds += time.monotonic() - started
             self._note_all(self._last)
             if self._stored:
                 self._stored.note(self._last, self._found, listed_seconds, folder_version, is_wanted=is_noted)
             now = time.monotonic()
-            self._listing_seconds = now - started
-            self._fresh_until = now + self._listing_seconds / _LISTING_SHARE
+            self._fresh_until = now + (now - began) / _LISTING_SHARE
             return self._last
 
     def sync(self) -> ExperimentOverview:
@@ -95,7 +99,8 @@ class Index:
 
         A new monitor is known at once: the record of the newest checkpoint, which holds it, is looked at each time.
         """
-        is_fresh = time.monotonic() < self._fresh_until and self._is_newest_unchanged()
+        newest = self._last.manifests[-1:] if self._last else ()
+        is_fresh = time.monotonic() < self._fresh_until and all(map(self.is_unchanged, newest))
         return self._last if is_fresh else self.view_or_last()
 
     def newer_view(self) -> View | None:
@@ -105,18 +110,16 @@ class Index:
         """
         return self.view_or_last() if self._listing_seconds < _MOMENT_SECONDS else self.affordable_view()
 
-    def _is_newest_unchanged(self) -> bool:
-        newest = self._last.manifests[-1:] if self._last else ()
-        for manifest in newest:
-            try:
-                entry = self._store.stat(f"{self._path}/{manifest_name(manifest.checkpoint_id)}".lstrip("/"))
-            except Exception as error:
-                if not is_store_failure(error):
-                    raise
-                return False
-            known = self._found.get(manifest.checkpoint_id)  # another thread may have listed meanwhile
-            return entry is not None and known is not None and entry.version == known[0]
-        return True
+    def is_unchanged(self, manifest: Manifest) -> bool:
+        """Tell whether the record of a checkpoint is still as this process knows it; asks for its version alone."""
+        try:
+            entry = self._store.stat(f"{self._path}/{manifest_name(manifest.checkpoint_id)}".lstrip("/"))
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+            return False
+        known = self._found.get(manifest.checkpoint_id)  # another thread may have listed meanwhile
+        return entry is not None and known is not None and entry.version == known[0]
 
     def view_or_last(self) -> View | None:
         """Return what is there now, or what was when the store last answered; ``None`` when it never has."""

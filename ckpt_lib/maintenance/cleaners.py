@@ -37,8 +37,6 @@ from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
 
 _SECONDS_BETWEEN_SWEEPS = 600.0
-_WORTH_LISTING = 64
-"""So many records are read in no less time than all are listed."""
 
 
 class Cleaner(Protocol):
@@ -71,20 +69,21 @@ class PeriodicSweep:
             self._due = time.monotonic() + _SECONDS_BETWEEN_SWEEPS
 
 
-class Turn:
-    """Lets a cleanup happen after every save or, where there are hundreds of checkpoints, after every so many.
+class SpreadCleanup:
+    """Lets saves go by without a cleanup where hundreds of checkpoints are kept: a hundredth as many as that.
 
-    It looks at all of them. Spread over a hundredth as many saves, that costs each save the same.
+    A cleanup looks at all of them. Spread over so many saves, it costs each save the same.
     """
 
     def __init__(self) -> None:
         self._saves_left = 0
 
-    def do_if_due(self, count: int, clean: Callable[[], object]) -> None:
-        self._saves_left = min(self._saves_left, count // 100) - 1
+    def after_save(self, kept: int, clean: Callable[[], object]) -> None:
+        """Clean up if that is due. ``kept`` is how many checkpoints the cleanup keeps."""
+        self._saves_left = min(self._saves_left, kept // 100) - 1
         if self._saves_left < 0:
             clean()
-            self._saves_left = count // 100
+            self._saves_left = kept // 100
 
 
 @dataclass
@@ -99,7 +98,7 @@ class CheckpointCleaner:
 
     def __post_init__(self) -> None:
         self._periodic_sweep = PeriodicSweep(self.experiment, self.config.trash_seconds, self.known)
-        self._turn = Turn()
+        self._spread = SpreadCleanup()
 
     @property
     def experiment(self) -> Experiment:
@@ -111,8 +110,10 @@ class CheckpointCleaner:
     def delete_surplus(self) -> None:
         """Clean up after a save, quickly where nothing can be too much."""
         view = self.experiment.index.affordable_view()
-        if self.policy is not None or view is None or len(view.usable) > self.config.max_checkpoints:
-            self._turn.do_if_due(0 if view is None else len(view.usable), self.clean_quickly)
+        if self.policy is not None:
+            self.clean_quickly()
+        elif view is None or len(view.usable) > self.config.max_checkpoints:
+            self._spread.after_save(self.config.max_checkpoints, self.clean_quickly)
         else:  # a plan would keep them all, and takes a while to say so
             self._periodic_sweep.do_if_due()
 
@@ -170,7 +171,7 @@ class BackupCleaner:
 
     def __post_init__(self) -> None:
         self._periodic_sweep = PeriodicSweep(self.experiment, self.locations.config.trash_seconds, self.known)
-        self._turn = Turn()
+        self._spread = SpreadCleanup()
 
     @property
     def experiment(self) -> Experiment:
@@ -184,7 +185,7 @@ class BackupCleaner:
         view = self.experiment.index.affordable_view()
         if view is None or len(view.usable) > self.locations.config.max_backups:
             clean = partial(self.clean, known=self.known, just_made=just_made, monitor=monitor)
-            self._turn.do_if_due(0 if view is None else len(view.usable), clean)
+            self._spread.after_save(self.locations.config.max_backups, clean)
         else:
             self._periodic_sweep.do_if_due()
 
@@ -219,15 +220,7 @@ class BackupCleaner:
 
     def _of_damaged_checkpoints(self, checkpoint_ids: Collection[str]) -> dict[str, str]:
         """Return those whose checkpoint may need its backup, with the reason to keep it."""
-        home = self.locations.home
-        if len(checkpoint_ids) < _WORTH_LISTING:
-            damaged = {checkpoint_id for checkpoint_id in checkpoint_ids if _is_damaged(home, checkpoint_id)}
-        else:
-            view = home.index.view()
-            incomplete = [item.checkpoint_id for item in view.manifests if not view.is_complete(item)]
-            quarantined = [item.checkpoint_id for item in view.quarantined]
-            unreadable = [str(error.checkpoint_id) for error in view.unreadable]
-            damaged = {*incomplete, *quarantined, *unreadable}.intersection(checkpoint_ids)
+        damaged = [item for item in checkpoint_ids if _is_damaged(self.locations.home, item)]
         return dict.fromkeys(damaged, "its checkpoint is damaged")
 
     def delete(self, name: str) -> int:

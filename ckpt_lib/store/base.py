@@ -186,7 +186,7 @@ class Store(Protocol):
         """Do what :meth:`put` does for each of some keys, durably, in any order and in less time than one by one.
 
         Returns the entry of each, or the error of one whose condition does not hold. After any other error, each may
-        have happened or not.
+        have happened or not, and :meth:`put` may succeed with those that did not, as where the store is almost full.
         """
         ...
 

@@ -56,15 +56,15 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "no leaving": (
         deletion,
         lambda: deletion._leave,
-        'moved = rewrite_all(experiment, found, state="leaving")',
-        "moved = found",
+        'moved = rewrite_all(experiment, victims, state="leaving")',
+        "moved = victims",
         "two cleanups",
     ),
     "no leaving before a deletion for good": (
         deletion,
         lambda: deletion._leave,
-        'moved = rewrite_all(experiment, found, state="leaving")',
-        "moved = found",
+        'moved = rewrite_all(experiment, victims, state="leaving")',
+        "moved = victims",
         "two cleanups for good",
     ),
     "fixed payload names": (
@@ -77,7 +77,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "keys deleted unconditionally": (
         claims,
         lambda: claims.end,
-        "Delete(experiment.key(manifest_name(record.checkpoint_id)), str(found.version))",
+        "Delete(experiment.key(manifest_name(record.checkpoint_id)), found.version)",
         "Delete(experiment.key(manifest_name(record.checkpoint_id)))",
         "a purge and a restore",
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckpt_lib.experiment import index
-from ckpt_lib.maintenance.cleaners import Turn
+from ckpt_lib.maintenance.cleaners import SpreadCleanup
 from ckpt_lib.testing.faulty_store import FaultPlan, faults_injected
 from tests.helpers import MakeManager, save
 
@@ -58,17 +58,17 @@ def test_a_save_that_retires_a_backup_does_not_list_the_checkpoints(
 @pytest.mark.parametrize(("count", "each"), [(1, 1), (10, 1), (99, 1), (100, 2), (1_000, 11), (10_000, 101)])
 def test_cleanups_after_saves_cost_each_save_the_same(count: int, each: int) -> None:
     """One looks at all checkpoints: of hundreds, after so many more saves. The first is due at once."""
-    turn, cleaned = Turn(), Counter[int]()
+    spread, cleaned = SpreadCleanup(), Counter[int]()
     for number in range(5 * each):
-        turn.do_if_due(count, partial(cleaned.update, [number]))
+        spread.after_save(count, partial(cleaned.update, [number]))
     assert sorted(cleaned) == [each * turns for turns in range(5)]
 
 
-def test_a_turn_comes_sooner_when_there_is_less_to_look_at() -> None:
-    """After many were deleted by somebody else, the next cleanup is not put off by their number."""
-    turn, cleaned = Turn(), list[int]()
-    turn.do_if_due(100_000, lambda: cleaned.append(1))
-    turn.do_if_due(10, lambda: cleaned.append(2))
+def test_a_cleanup_comes_sooner_when_less_is_kept() -> None:
+    """Saves that may go by are those of the limit of now."""
+    spread, cleaned = SpreadCleanup(), list[int]()
+    spread.after_save(100_000, lambda: cleaned.append(1))
+    spread.after_save(10, lambda: cleaned.append(2))
     assert cleaned == [1, 2]
 
 

@@ -1,7 +1,8 @@
 """The lock of a folder: whoever gives a name in it or takes one, on a condition, is the only one for that moment.
 
 It is the kernel's lock of a file, so it ends with its process, and is never broken by age. It is held for the
-microseconds that a comparison and a rename take. A process that is stopped while it holds it makes the others wait.
+microseconds that a comparison and a rename take, of 64 files at most. A process that is stopped while it holds it makes
+the others wait.
 
 The file also holds the time of the last write in the folder. Each write is dated after it, so that no two writes have
 the same version, however coarse the clock is and whatever numbers of files are used again.

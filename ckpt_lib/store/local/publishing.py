@@ -66,24 +66,31 @@ class Publisher:
     ) -> list[Entry | VersionConflictError]:
         """Give files of one folder their keys, as :meth:`publish`; the caller discards them."""
         _, some_place, _ = files[0]
-        if self._abilities.locks:
-            with self._open_lock(some_place) as lock_file, self._locked(lock_file) as lock:
-                answers = [self._name_or_refuse(*file, lock) for file in files]
-        else:
-            answers = [self._name_or_refuse(*file, None) for file in files]
-        if durable and any(isinstance(answer, Entry) for answer in answers):
-            self._make_durable(some_place)
+        answers: list[Entry | VersionConflictError] = []
+        try:
+            if self._abilities.locks:
+                with self._open_lock(some_place) as lock_file, self._locked(lock_file) as lock:
+                    self._name_all(files, answers, lock)
+            else:
+                self._name_all(files, answers)
+        finally:  # those before an error, too: whoever looks finds them written
+            if durable and any(isinstance(answer, Entry) for answer in answers):
+                self._make_durable(some_place)
         return answers
 
     def delete_all(self, places: Sequence[tuple[Place, str | None]]) -> list[VersionConflictError | None]:
         """Take keys of one folder away, durably, where they are there and have the version that is expected."""
         some_place, _ = places[0]
-        if any(expected is not None for _, expected in places):
-            with self._open_lock(some_place) as lock_file, self._locked(lock_file):
-                answers = [self._unlink_or_refuse(*place) for place in places]
-        else:
-            answers = [self._unlink_or_refuse(*place) for place in places]
-        self._make_durable(some_place)
+        answers: list[VersionConflictError | None] = []
+        try:
+            if any(expected is not None for _, expected in places):
+                with self._open_lock(some_place) as lock_file, self._locked(lock_file):
+                    self._unlink_all(places, answers)
+            else:
+                self._unlink_all(places, answers)
+        finally:
+            if answers:
+                self._make_durable(some_place)
         return answers
 
     def _open_lock(self, place: Place) -> io.FileIO:
@@ -91,6 +98,16 @@ class Publisher:
 
     def _locked(self, lock_file: io.FileIO) -> FolderLock:
         return FolderLock(lock_file, self._system, self._patience_seconds)
+
+    def _name_all(
+        self,
+        files: Sequence[tuple[io.FileIO, Place, Condition]],
+        answers: list[Entry | VersionConflictError],
+        lock: FolderLock | None = None,
+    ) -> None:
+        for file in files:
+            answer = self._name_or_refuse(*file, lock)
+            answers.append(answer)  # at once: an error may end this on the way
 
     def _name_or_refuse(
         self, file: io.FileIO, place: Place, condition: Condition, lock: FolderLock | None
@@ -103,6 +120,13 @@ class Publisher:
             return entry_of(place.key, self._name(file, place, condition))
         except VersionConflictError as error:
             return error
+
+    def _unlink_all(
+        self, places: Sequence[tuple[Place, str | None]], answers: list[VersionConflictError | None]
+    ) -> None:
+        for place in places:
+            answer = self._unlink_or_refuse(*place)
+            answers.append(answer)
 
     def _unlink_or_refuse(self, place: Place, expected: str | None) -> VersionConflictError | None:
         try:
