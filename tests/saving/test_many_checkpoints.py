@@ -11,7 +11,7 @@ import pytest
 from ckpt_lib.experiment import index
 from ckpt_lib.maintenance.cleaners import SpreadCleanup
 from ckpt_lib.testing.faulty_store import FaultPlan, faults_injected
-from tests.helpers import MakeManager, save
+from tests.helpers import MakeManager, backup_ids, save
 
 
 def listings_of_saves(make_manager: MakeManager, metrics: list[float], **options: Any) -> list[int]:
@@ -53,6 +53,21 @@ def test_a_save_that_retires_a_backup_does_not_list_the_checkpoints(
         save(manager, 5)
     assert plan.calls
     assert all(call.endswith("/backups") for call in plan.calls)
+
+
+def test_a_save_is_the_best_once_a_better_one_is_gone(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has deleted that: it is noticed at once, and the save gets the backup of the best."""
+    monkeypatch.setattr(index, "_MOMENT_SECONDS", 0.0)
+    monkeypatch.setattr(index, "_LISTING_SHARE", 1e-6)
+    options: dict[str, Any] = {"max_checkpoints": 100, "backup_only_best": True}
+    manager = make_manager(**options)
+    best = save(manager, 1, 0.1)
+    save(manager, 2, 0.9)
+    make_manager(**options).delete_checkpoint(best)
+    better = save(manager, 3, 0.5)
+    assert backup_ids(manager) == [best, better]
 
 
 @pytest.mark.parametrize(("count", "each"), [(1, 1), (10, 1), (99, 1), (100, 2), (1_000, 11), (10_000, 101)])

@@ -9,20 +9,22 @@ import random
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from ckpt_lib.errors import NotDurableError, StorageFullError, StoreError
-from ckpt_lib.store import ABSENT, Put, Store
+from ckpt_lib.errors import NotDurableError, StorageFullError, StoreError, StoreUnavailableError
+from ckpt_lib.store import ABSENT, Delete, Put, Store
 from ckpt_lib.store.local import LocalStore, folders
 from ckpt_lib.store.local.system import System
 from ckpt_lib.testing.store_contract import get, keys, upload, version_of
@@ -280,6 +282,45 @@ def test_deleting_what_is_gone_makes_sure_that_it_is(folder: Path) -> None:
     disk.armed = True
     store.delete("e/x")
     assert disk.synced_folders == [folder / "e"]
+
+
+@pytest.mark.parametrize("call", ["replace", "unlink"])
+def test_what_was_done_of_many_before_an_error_is_durable(folder: Path, call: str) -> None:
+    """Whoever looks after the error finds it done, and goes on."""
+    disk = Disk()
+    store = prepared(folder, disk)
+    store.put("e/y", b"old")
+    calls = count(1)
+
+    def fail(name: str) -> None:
+        if name == call and next(calls) == 2:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    disk.armed, disk.on_call = True, fail
+    change, left = {
+        "replace": (
+            lambda: store.put_many([Put("e/x", b"new", None), Put("e/y", b"new", None)]),
+            {"e/x": b"new", "e/y": b"old"},
+        ),
+        "unlink": (lambda: store.delete_many([Delete("e/x"), Delete("e/y")]), {"e/y": b"old"}),
+    }[call]
+    with pytest.raises(StoreUnavailableError):
+        change()
+    assert contents(LocalStore(str(folder))) == left
+    assert disk.synced_folders[-1:] == [folder / "e"]
+
+
+def test_many_are_put_while_the_program_ends(folder: Path) -> None:
+    """Threads start no more then: what the last background save deletes is written all the same."""
+    script = f"""
+import atexit
+from concurrent.futures import ThreadPoolExecutor
+from ckpt_lib.store import ABSENT, Put, open_store
+store = open_store({str(folder)!r})
+atexit.register(lambda: store.put_many([Put("e/x", b"1", ABSENT), Put("e/y", b"2", ABSENT)]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert contents(LocalStore(str(folder))) == {"e/x": b"1", "e/y": b"2"}
 
 
 # --- interrupts ---
