@@ -297,13 +297,14 @@ def test_what_was_done_of_many_before_an_error_is_durable(folder: Path, call: st
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     disk.armed, disk.on_call = True, fail
-    change, left = {
+    operations: dict[str, tuple[Callable[[], object], dict[str, bytes]]] = {
         "replace": (
             lambda: store.put_many([Put("e/x", b"new", None), Put("e/y", b"new", None)]),
             {"e/x": b"new", "e/y": b"old"},
         ),
         "unlink": (lambda: store.delete_many([Delete("e/x"), Delete("e/y")]), {"e/y": b"old"}),
-    }[call]
+    }
+    change, left = operations[call]
     with pytest.raises(StoreUnavailableError):
         change()
     assert contents(LocalStore(str(folder))) == left
