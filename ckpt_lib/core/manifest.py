@@ -216,7 +216,7 @@ def parse_record(data: bytes, *, path: str) -> Manifest | Claim:
             hint="Upgrade prefect-checkpoints to read it.",
         )
     recorded = fields.pop(_DIGEST_FIELD, None)
-    if not _is_intact(data):
+    if not _is_intact(data, recorded):
         raise _corrupt(path, "its bytes differ from what was written", expected=recorded)
     if reason := _excess(fields):
         raise _corrupt(path, reason)
@@ -317,12 +317,14 @@ def _canonical(fields: dict[str, Any]) -> bytes:
     return before + digest + after + b"\n"
 
 
-def _is_intact(data: bytes) -> bool:
+def _is_intact(data: bytes, recorded: object) -> bool:
     """Tell whether the digest is that of all other bytes, as :func:`_canonical` writes them."""
     parts = _DIGEST_LINE.split(data)
     if len(parts) != 4 or _SURROGATE.search(data):  # this library writes neither two digests nor such a character
         return False
     before, digest, comma, after = parts
+    if digest.decode() != recorded:  # what looks like its line stands elsewhere
+        return False
     body = before + after if comma else before.removesuffix(b",") + after
     return body.endswith(b"}\n") and hashlib.sha256(body[:-1]).hexdigest().encode() == digest
 

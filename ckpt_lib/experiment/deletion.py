@@ -17,9 +17,13 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    IntegrityError,
     NotDurableError,
     ProtectedCheckpointError,
+    StoreError,
     StoreUnavailableError,
+    UnsupportedSchemaError,
+    VersionConflictError,
 )
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite, rewrite_all
@@ -116,11 +120,15 @@ def _remove(experiment: Experiment, leaving: Sequence[Found], relied_on: Sequenc
 
 def _move(experiment: Experiment, leaving: Sequence[Found], outcome: Deletion, **facts: object) -> list[Found]:
     """Change the state of checkpoints that are leaving; return those that were still the same."""
-    moved = rewrite_all(experiment, leaving, **facts)
-    for found, written in zip(leaving, moved, strict=True):
-        if written is None:
+    moved = []
+    for found, written in zip(leaving, rewrite_all(experiment, leaving, **facts), strict=True):
+        if isinstance(written, Found):
+            moved.append(written)
+        elif isinstance(written, VersionConflictError):
             _refuse(experiment, found, "it was changed meanwhile", outcome)
-    return list(filter(None, moved))
+        else:
+            outcome.refused[found.manifest.checkpoint_id] = written
+    return moved
 
 
 def _take_back(experiment: Experiment, checkpoint_id: str) -> None:
@@ -135,14 +143,16 @@ def _leave(
 ) -> list[Found]:
     """Let all see that checkpoints are leaving; return those that are."""
     waiting, leaving = list(checkpoint_ids), list[Found]()
-    victims = [item for checkpoint_id in waiting if (item := _known_victim(experiment, checkpoint_id, check, now))]
     for _ in range(ATTEMPTS):
-        moved = rewrite_all(experiment, victims, state="leaving")
-        leaving += filter(None, moved)
-        left = {item.manifest.checkpoint_id for item in filter(None, moved)}
-        waiting = [checkpoint_id for checkpoint_id in waiting if checkpoint_id not in left]
         victims = [item for name in waiting if (item := _victim(experiment, name, check, now, outcome))]
-        waiting = [item.manifest.checkpoint_id for item in victims]
+        waiting = []
+        for victim, written in zip(victims, rewrite_all(experiment, victims, state="leaving"), strict=True):
+            if isinstance(written, Found):
+                leaving.append(written)
+            elif isinstance(written, VersionConflictError):
+                waiting.append(victim.manifest.checkpoint_id)
+            else:
+                outcome.refused[victim.manifest.checkpoint_id] = written
         if not waiting:
             return leaving
     for checkpoint_id in waiting:
@@ -150,17 +160,15 @@ def _leave(
     return leaving
 
 
-def _known_victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime) -> Found | None:
-    """Return what the last listing knows of a checkpoint, if it may be deleted: an edit since then is a conflict."""
-    found = experiment.index.known(checkpoint_id)
-    if found is None or not found.manifest.is_visible or _in_use(found.manifest, now) or check(found.manifest):
-        return None
-    return found
-
-
 def _victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datetime, outcome: Deletion) -> Found | None:
     """Return what is to be deleted; ``None`` where it is not there, or may not be."""
-    found = experiment.read(checkpoint_id)
+    try:
+        found = experiment.read(checkpoint_id)
+    except StoreUnavailableError:
+        raise
+    except (IntegrityError, UnsupportedSchemaError, StoreError) as unread:  # it keeps no other one from going
+        outcome.refused[checkpoint_id] = unread
+        return None
     manifest = found.record
     if not (isinstance(manifest, Manifest) and manifest.is_visible):
         return None
@@ -273,7 +281,10 @@ def purge(
             relied_on = keep_one_valid(experiment, is_sound)
         if asked or relied_on:
             moved = rewrite_all(experiment, found, state="purging")
-            purged += finish_each_purge(experiment, list(filter(None, moved)), failed)
+            failed += [
+                item for item in moved if isinstance(item, StoreError) and not isinstance(item, VersionConflictError)
+            ]
+            purged += finish_each_purge(experiment, [item for item in moved if isinstance(item, Found)], failed)
     if asked and failed:
         raise failed[0]
     return purged

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, Quarantine
+from ckpt_lib.errors import StoreError, VersionConflictError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.view import in_order
@@ -23,26 +24,31 @@ def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest]
     """
     for _ in range(ATTEMPTS):
         found = experiment.read_visible(checkpoint_id)
-        changed = change(found.manifest).changed(state="live")
-        if written := _replace_all(experiment, [(found, changed)])[0]:
+        if written := _replace(experiment, found, change(found.manifest).changed(state="live")):
             return written.manifest
     raise too_busy(experiment, "the checkpoint", checkpoint_id)
 
 
 def rewrite(experiment: Experiment, found: Found, **facts: object) -> Found | None:
     """Change facts of a manifest as it was found; ``None``, and nothing is changed, when it is another one by now."""
-    return rewrite_all(experiment, [found], **facts)[0]
+    return _replace(experiment, found, found.manifest.changed(**facts))
 
 
-def rewrite_all(experiment: Experiment, found: Iterable[Found], **facts: object) -> list[Found | None]:
-    """Change the same facts of some manifests, each as :func:`rewrite` does."""
-    return _replace_all(experiment, [(item, item.manifest.changed(**facts)) for item in found])
+def _replace(experiment: Experiment, found: Found, changed: Manifest) -> Found | None:
+    try:
+        written = experiment.put_record(changed, found.version)
+    except VersionConflictError:
+        return None
+    experiment.index.note_rewritten(written)
+    return written
 
 
-def _replace_all(experiment: Experiment, changes: Sequence[tuple[Found, Manifest]]) -> list[Found | None]:
-    written = experiment.put_records([(changed, found.version) for found, changed in changes])
-    for found in filter(None, written):
-        experiment.index.note_rewritten(found)
+def rewrite_all(experiment: Experiment, found: Iterable[Found], **facts: object) -> list[Found | StoreError]:
+    """Change the same facts of some manifests; for each, what it is now or why not, as ``Experiment.put_records``."""
+    written = experiment.put_records([(item.manifest.changed(**facts), item.version) for item in found])
+    for item in written:
+        if isinstance(item, Found):
+            experiment.index.note_rewritten(item)
     return written
 
 

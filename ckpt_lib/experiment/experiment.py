@@ -10,6 +10,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptManifestError,
+    NotDurableError,
     StorageFullError,
     StoreError,
     StoreUnavailableError,
@@ -193,8 +194,14 @@ class Experiment:
         entry = self.put_small(name, data, if_version, is_mine=proves, lost=lost)
         return Found(record, entry.version, entry.modified_seconds)
 
-    def put_records(self, records: Sequence[tuple[Manifest | Claim, Condition]]) -> list[Found | None]:
-        """Write many records, each as :meth:`put_record`, in less time; ``None`` where someone else was faster."""
+    def put_records(self, records: Sequence[tuple[Manifest | Claim, Condition]]) -> list[Found | StoreError]:
+        """Write many records, each as :meth:`put_record`, in less time.
+
+        Returns for each what it holds now, or the error of one that could not be written, as when someone else was
+        faster. What fails the others as well is raised: :class:`~ckpt_lib.errors.StoreUnavailableError`,
+        :class:`~ckpt_lib.errors.StorageFullError` and :class:`~ckpt_lib.errors.NotDurableError`.
+        """
+        lost: StoreError | None = None
         if len(records) > 1 and self.has_conditions:
             puts = [
                 Put(self.key(manifest_name(record.checkpoint_id)), record.to_bytes(), version)
@@ -202,21 +209,26 @@ class Experiment:
             ]
             try:
                 answers = self.store.put_many(puts)
-            except (StoreUnavailableError, StorageFullError) as error:  # each may have been written, or still be
-                return [self._put_or_refuse(*record, lost=error) for record in records]
-            return [
-                Found(record, answer.version, answer.modified_seconds) if isinstance(answer, Entry) else None
-                for (record, _), answer in zip(records, answers, strict=True)
-            ]
-        return [self._put_or_refuse(*record) for record in records]
+            except NotDurableError:
+                raise
+            except StoreError as error:  # each may have been written, or still be
+                lost = error
+            else:
+                return [
+                    Found(record, answer.version, answer.modified_seconds) if isinstance(answer, Entry) else answer
+                    for (record, _), answer in zip(records, answers, strict=True)
+                ]
+        return [self._put_or_refuse(*record, lost) for record in records]
 
     def _put_or_refuse(
-        self, record: Manifest | Claim, version: Condition, *, lost: StoreError | None = None
-    ) -> Found | None:
+        self, record: Manifest | Claim, version: Condition, lost: StoreError | None
+    ) -> Found | StoreError:
         try:
             return self.put_record(record, version, lost=lost)
-        except VersionConflictError:
-            return None
+        except (StoreUnavailableError, StorageFullError, NotDurableError):
+            raise
+        except StoreError as error:
+            return error
 
     def put_small(
         self,

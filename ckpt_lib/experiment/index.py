@@ -51,8 +51,6 @@ class Index:
         self._stored = stored
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
-        self._from_database: dict[str, str] = {}
-        """The versions of the records that were not read from the store."""
         self._last: View | None = None
         self._listing_seconds = 0.0
         self._fresh_until = 0.0
@@ -69,9 +67,8 @@ class Index:
             self._listing_seconds = time.monotonic() - started  # what is read below need not be read the next time
             listed = manifest_entries(entries, self._path)
             if self._stored:
-                stored = self._stored.unread(len(listed.keys() - self._found.keys()))
-                self._from_database |= {checkpoint_id: found.version for checkpoint_id, found in stored.items()}
-                self._found = {**{item: (found.version, found.record) for item, found in stored.items()}, **self._found}
+                known = self._stored.unread(len(listed.keys() - self._found.keys()))
+                self._found = {**{item: (found.version, found.record) for item, found in known.items()}, **self._found}
             found = {checkpoint_id: self._item(checkpoint_id, entry) for checkpoint_id, entry in listed.items()}
             self._found = {checkpoint_id: item for checkpoint_id, item in found.items() if item is not None}
             items = [item for _, item in self._found.values()]
@@ -155,15 +152,6 @@ class Index:
         """Let later saves come after ``sequence``, which was seen elsewhere or was just given."""
         with self._lock:
             self._largest = max(self._largest, sequence)
-
-    def known(self, checkpoint_id: str) -> Found | None:
-        """Return a manifest and its version as this process last read them; the store is not asked.
-
-        What the database says is not returned: nothing is overwritten that was not read from the store.
-        """
-        version, record = self._found.get(checkpoint_id, ("", None))
-        was_read = self._from_database.get(checkpoint_id) != version
-        return Found(record, version) if was_read and isinstance(record, Manifest) else None
 
     def note_rewritten(self, found: Found) -> None:
         """Take in a manifest that was just changed here: the next listing need not read it again."""

@@ -177,6 +177,16 @@ def test_a_text_that_looks_like_an_escape_is_none(text: str) -> None:
     assert read(manifest.to_bytes()) == manifest
 
 
+def test_a_digest_that_was_moved_is_noticed() -> None:
+    """Inside of a mapping of the user's it would be a value of it."""
+    manifest = example(config={"a": 1})
+    lines = manifest.to_bytes().splitlines(keepends=True)
+    (digest,) = (line for line in lines if b"manifest_sha256" in line)
+    lines.remove(digest)
+    at = next(number for number, line in enumerate(lines) if line.startswith(b'  "config": {'))
+    assert _is_noticed(b"".join([*lines[: at + 1], digest, *lines[at + 1 :]]))
+
+
 def test_duplicate_keys_are_noticed() -> None:
     """JSON keeps the last of two; a reader that keeps the first would see another checkpoint."""
     data = example().to_bytes()

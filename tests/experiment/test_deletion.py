@@ -8,7 +8,13 @@ from typing import Literal
 
 import pytest
 
-from ckpt_lib.errors import CheckpointNotFoundError, ProtectedCheckpointError, StoreError, StoreUnavailableError
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ProtectedCheckpointError,
+    StoreError,
+    StorePermissionError,
+    StoreUnavailableError,
+)
 from ckpt_lib.experiment import claims, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.store.memory import MemoryStore
@@ -28,18 +34,7 @@ def test_a_deletion_asks_first(experiment: Experiment, clock: Clock) -> None:
     assert deletion.delete_all(experiment, [used.checkpoint_id]).deleted
 
 
-def test_a_deletion_asks_first_of_what_it_knows(experiment: Experiment) -> None:
-    """A listing has told of the pin and of the use: no manifest is read again, and both stay."""
-    pinned, used, free = save(experiment), save(experiment, 2), save(experiment, 3)
-    edits.edit(experiment, pinned.checkpoint_id, lambda item: item.changed(pinned=True))
-    edits.mark_in_use(experiment, used.checkpoint_id)
-    known = experiment.index.view().manifests
-    outcome = deletion.delete_all(experiment, [item.checkpoint_id for item in known])
-    assert [item.uid for item in outcome.deleted] == [free.uid]
-    assert outcome.refused.keys() == {pinned.checkpoint_id, used.checkpoint_id}
-
-
-def test_what_is_known_may_be_old(experiment: Experiment, store: MemoryStore) -> None:
+def test_what_was_listed_may_be_old(experiment: Experiment, store: MemoryStore) -> None:
     """A pin that another process has set since the listing holds; one that it has taken off does not."""
     pinned, unpinned = save(experiment), save(experiment, 2)
     edits.edit(experiment, unpinned.checkpoint_id, lambda item: item.changed(pinned=True))
@@ -50,6 +45,28 @@ def test_what_is_known_may_be_old(experiment: Experiment, store: MemoryStore) ->
     outcome = deletion.delete_all(experiment, [pinned.checkpoint_id, unpinned.checkpoint_id])
     assert list(outcome.refused) == [pinned.checkpoint_id]
     assert [item.uid for item in outcome.deleted] == [unpinned.uid]
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("operation", ["put", "open_read"])
+def test_a_manifest_out_of_reach_keeps_no_other_one_from_going(
+    store: MemoryStore, operation: str, for_good: bool
+) -> None:
+    """It cannot be read, or not be written: it stays, the error says why, and the others go."""
+    *victims, support = (save(Experiment(store, "e", "e"), epoch) for epoch in range(4))
+    stuck = victims[1].checkpoint_id
+
+    def between(called: str, key: str) -> None:
+        if called == operation and key == f"e/{stuck}.json":
+            raise StorePermissionError("the store refuses access", path=key)
+
+    watched = Experiment(FaultyStore(store, FaultPlan(between=between)), "e", "e")
+    outcome = deletion.delete_all(
+        watched, [item.checkpoint_id for item in victims], relied_on=[support.checkpoint_id], for_good=for_good
+    )
+    assert [item.uid for item in outcome.deleted] == [victims[0].uid, victims[2].uid]
+    assert {name: type(error) for name, error in outcome.refused.items()} == {stuck: StorePermissionError}
+    assert state_of(Experiment(store, "e", "e"), stuck) == "live"
 
 
 @pytest.mark.parametrize("for_good", [False, True])

@@ -56,15 +56,15 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "no leaving": (
         deletion,
         lambda: deletion._leave,
-        'moved = rewrite_all(experiment, victims, state="leaving")',
-        "moved = victims",
+        'rewrite_all(experiment, victims, state="leaving")',
+        "victims",
         "two cleanups",
     ),
     "no leaving before a deletion for good": (
         deletion,
         lambda: deletion._leave,
-        'moved = rewrite_all(experiment, victims, state="leaving")',
-        "moved = victims",
+        'rewrite_all(experiment, victims, state="leaving")',
+        "victims",
         "two cleanups for good",
     ),
     "fixed payload names": (
@@ -91,7 +91,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
 """,
         """        moved = rewrite_all(experiment, found, state="purging")
         if not keep_one_valid(experiment):
-            rewrite_all(experiment, filter(None, moved), state="live")
+            rewrite_all(experiment, [item for item in moved if isinstance(item, Found)], state="live")
         else:
 """,
         "a purge while nothing is live",
