@@ -290,7 +290,7 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
     if reason := _too_large(data):
         raise _corrupt(path, reason)
     try:
-        fields = json.loads(data, parse_constant=_refuse_constant)
+        fields = json.loads(data.decode(), parse_constant=_refuse_constant)  # which would take surrogates, too
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):

@@ -17,6 +17,7 @@ from ckpt_lib.errors import (
     NotDurableError,
     StorageFullError,
     StoreError,
+    StorePermissionError,
     StoreUnavailableError,
     UnsupportedFormatError,
     VersionConflictError,
@@ -212,7 +213,9 @@ def end(experiment: Experiment, *ended: Found) -> None:
         else:
             gone.append((_gone(record.checkpoint_id, record.uid, record.claim), found.version))
     experiment.store.delete_many(removed)
-    experiment.put_records(gone)
+    for answer in experiment.put_records(gone):
+        if isinstance(answer, StorePermissionError):
+            raise answer
 
 
 def end_unreadable(experiment: Experiment, checkpoint_id: str, uid: str, version: str) -> None:

@@ -21,6 +21,7 @@ from ckpt_lib.errors import (
     NotDurableError,
     ProtectedCheckpointError,
     StoreError,
+    StorePermissionError,
     StoreUnavailableError,
     UnsupportedSchemaError,
     VersionConflictError,
@@ -164,9 +165,7 @@ def _victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datet
     """Return what is to be deleted; ``None`` where it is not there, or may not be."""
     try:
         found = experiment.read(checkpoint_id)
-    except StoreUnavailableError:
-        raise
-    except (IntegrityError, UnsupportedSchemaError, StoreError) as unread:  # it keeps no other one from going
+    except (IntegrityError, UnsupportedSchemaError, StorePermissionError) as unread:  # it keeps no other one from going
         outcome.refused[checkpoint_id] = unread
         return None
     manifest = found.record

@@ -10,9 +10,9 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptManifestError,
-    NotDurableError,
     StorageFullError,
     StoreError,
+    StorePermissionError,
     StoreUnavailableError,
     VersionConflictError,
 )
@@ -197,9 +197,8 @@ class Experiment:
     def put_records(self, records: Sequence[tuple[Manifest | Claim, Condition]]) -> list[Found | StoreError]:
         """Write many records, each as :meth:`put_record`, in less time.
 
-        Returns for each what it holds now, or the error of one that could not be written, as when someone else was
-        faster. What fails the others as well is raised: :class:`~ckpt_lib.errors.StoreUnavailableError`,
-        :class:`~ckpt_lib.errors.StorageFullError` and :class:`~ckpt_lib.errors.NotDurableError`.
+        Returns for each what it holds now, or why this one alone could not be written: someone else was faster, or it
+        is not ours to write. Any other error is raised.
         """
         lost: StoreError | None = None
         if len(records) > 1 and self.has_conditions:
@@ -209,10 +208,8 @@ class Experiment:
             ]
             try:
                 answers = self.store.put_many(puts)
-            except NotDurableError:
-                raise
-            except StoreError as error:  # each may have been written, or still be
-                lost = error
+            except (StoreUnavailableError, StorageFullError, StorePermissionError) as error:
+                lost = error  # each may have been written, or still be
             else:
                 return [
                     Found(record, answer.version, answer.modified_seconds) if isinstance(answer, Entry) else answer
@@ -225,9 +222,7 @@ class Experiment:
     ) -> Found | StoreError:
         try:
             return self.put_record(record, version, lost=lost)
-        except (StoreUnavailableError, StorageFullError, NotDurableError):
-            raise
-        except StoreError as error:
+        except (VersionConflictError, StorePermissionError) as error:
             return error
 
     def put_small(
