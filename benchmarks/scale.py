@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ manager.close()
 print(json.dumps(found))
 """
 
+_PARTS = ["store", "large", "cleanup"]
 Line = tuple[str, str, str]
 
 
@@ -60,22 +61,34 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200)
     parser.add_argument("--large", type=int, default=10_000)
     parser.add_argument("--cleaned", type=int, nargs="*", default=[10_000])
+    parser.add_argument("--parts", nargs="*", choices=_PARTS, default=_PARTS, help="the other lines stay as they are")
     parser.add_argument("--dry-run", action="store_true", help="write no table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        parts = (
-            _whole_store(Path(folder) / "many", options.experiments, options.each),
-            _large_experiment(Path(folder) / "large", options.large),
-            *(_cleanup(Path(folder) / "cleaned", count) for count in options.cleaned),
-        )
+        parts: dict[str, Callable[[], Iterator[Line]]] = {
+            "store": lambda: _whole_store(Path(folder) / "many", options.experiments, options.each),
+            "large": lambda: _large_experiment(Path(folder) / "large", options.large),
+            "cleanup": lambda: chain(*(_cleanup(Path(folder) / "cleaned", count) for count in options.cleaned)),
+        }
         lines = []
-        for line in chain(*parts):
+        for line in chain.from_iterable(parts[name]() for name in options.parts):
             print(*line, sep=": ", flush=True)
             lines.append(line)
-    text = "\n".join(["| what | of how many | time |", "|---|---|---|", *(f"| {' | '.join(line)} |" for line in lines)])
     if not options.dry_run:
-        write_between(PAGE, BEGIN, END, f"{text}\n")
+        _write(lines)
+
+
+def _write(lines: Sequence[Line]) -> None:
+    """Put lines into the table of the page, in the place of earlier ones of the same name."""
+    _, _, after = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    table: dict[tuple[str, str], str] = {}
+    for earlier in after.partition(END)[0].strip().splitlines()[2:]:
+        what, of_how_many, measured = earlier.strip("| ").split(" | ")
+        table[what, of_how_many] = measured
+    table |= {(what, of_how_many): measured for what, of_how_many, measured in lines}
+    rows = [f"| {' | '.join((*name, measured))} |" for name, measured in table.items()]
+    write_between(PAGE, BEGIN, END, "\n".join(["| what | of how many | time |", "|---|---|---|", *rows]) + "\n")
 
 
 def _whole_store(root: Path, experiments: int, each: int) -> Iterator[Line]:
