@@ -4,8 +4,8 @@
 >>> manager = CheckpointManager(CheckpointConfig(checkpoint_dir="checkpoints"), "my_experiment")
 
 Names load when they are first used, so that ``import ckpt_lib`` costs next to nothing. Errors are in
-``ckpt_lib.errors``, events in ``ckpt_lib.events``, save policies in ``ckpt_lib.policies.saving``, retention policies in
-``ckpt_lib.policies.retention``.
+``ckpt_lib.errors``, reports in ``ckpt_lib.reports``, events in ``ckpt_lib.events``, save policies in
+``ckpt_lib.policies.saving``, retention policies in ``ckpt_lib.policies.retention``.
 """
 
 from importlib import import_module
@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
     from ckpt_lib.index.conditions import Condition
     from ckpt_lib.index.overview import ExperimentOverview
-    from ckpt_lib.maintenance.cleanup import CleanupReport
-    from ckpt_lib.maintenance.findings import DoctorReport
-    from ckpt_lib.maintenance.repair import RepairReport
-    from ckpt_lib.maintenance.scrub import ScrubReport
-    from ckpt_lib.maintenance.validate import ValidationReport
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import RetentionPlan
-    from ckpt_lib.saving.fallback import ReconcileReport
     from ckpt_lib.store import open_store
     from ckpt_lib.store.identity import init_store
 
@@ -39,16 +33,10 @@ _HOMES = {
     "CheckpointError": "ckpt_lib.errors",
     "CheckpointManager": "ckpt_lib.manager",
     "CheckpointMetadata": "ckpt_lib.core.metadata",
-    "CleanupReport": "ckpt_lib.maintenance.cleanup",
     "Condition": "ckpt_lib.index.conditions",
-    "DoctorReport": "ckpt_lib.maintenance.findings",
     "ExperimentOverview": "ckpt_lib.index.overview",
     "ExperimentSummary": "ckpt_lib.analysis.results",
-    "ReconcileReport": "ckpt_lib.saving.fallback",
-    "RepairReport": "ckpt_lib.maintenance.repair",
     "RetentionPlan": "ckpt_lib.policies.retention",
-    "ScrubReport": "ckpt_lib.maintenance.scrub",
-    "ValidationReport": "ckpt_lib.maintenance.validate",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
@@ -62,16 +50,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "CheckpointMetadata",
-    "CleanupReport",
     "Condition",
-    "DoctorReport",
     "ExperimentOverview",
     "ExperimentSummary",
-    "ReconcileReport",
-    "RepairReport",
     "RetentionPlan",
-    "ScrubReport",
-    "ValidationReport",
     "describe_experiments",
     "find_checkpoints",
     "init_store",

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
 from ckpt_lib.config import CheckpointConfig, located
 from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.finder import Finder
 from ckpt_lib.formats import Payload
-from ckpt_lib.index.conditions import Condition
-from ckpt_lib.index.selection import select
-from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.loading.loader import Loader, LoadTarget
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
-from ckpt_lib.maintenance.maintainer import Maintainer, check_policy
+from ckpt_lib.maintenance.maintainer import check_policy
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.saving.background import SaveHandle
@@ -36,7 +32,7 @@ from ckpt_lib.state.stateful import Stateful
 from ckpt_lib.stream import Progress
 
 
-class CheckpointManager(Maintainer):
+class CheckpointManager(Finder):
     """Saves, finds, checks, loads and retires the checkpoints of one experiment.
 
     Creating a manager reads and writes nothing. It may be shared by threads, and any number of managers, in any number
@@ -366,79 +362,6 @@ class CheckpointManager(Maintainer):
             model=model, optimizer=optimizer, scheduler=scheduler, keep=keep, require_exact=require_exact
         )
         return self._loader.resume(target, map_location=map_location)
-
-    # --- finding, comparing, summarising ---
-
-    def list_checkpoints(
-        self,
-        *,
-        where: Collection[str | Condition] = (),
-        tags: Collection[str] = (),
-        search: str = "",
-        min_epoch: int | None = None,
-        max_epoch: int | None = None,
-        sort_by: str = "sequence",
-        descending: bool = False,
-        limit: int | None = None,
-        after: str | None = None,
-    ) -> list[CheckpointMetadata]:
-        """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.index.selection.select`."""
-        return select(
-            self._catalogue.describe_all(),
-            where=where,
-            tags=tags,
-            search=search,
-            min_epoch=min_epoch,
-            max_epoch=max_epoch,
-            sort_by=sort_by,
-            descending=descending,
-            limit=limit,
-            after=after,
-        )
-
-    def checkpoint_ids(self) -> list[str]:
-        """Every id there is, oldest first, and then those whose manifest cannot be read."""
-        return self._catalogue.ids()
-
-    def get_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
-        """The metadata of one checkpoint."""
-        return self._catalogue.describe(self._catalogue.resolve(checkpoint_id))
-
-    def get_latest_checkpoint(self) -> CheckpointMetadata | None:
-        """The newest checkpoint, by order of saving; ``None`` when there is none."""
-        return next(reversed(self._catalogue.describe_all()), None)
-
-    def get_best_checkpoint(self, metric: str | None = None, mode: Mode | None = None) -> CheckpointMetadata | None:
-        """The best healthy checkpoint by any metric, by default the monitored one; ``None`` when no value is finite.
-
-        Of equals, the earlier. Another metric than the monitored needs a ``mode``.
-
-        Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a ``metric`` that no checkpoint has.
-        """
-        return self._catalogue.best(metric, mode)
-
-    def compare_checkpoints(
-        self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
-    ) -> CheckpointComparison:
-        """Set checkpoints side by side.
-
-        ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
-        how its tensors differ from the first one's; that loads them, two at a time.
-        """
-        return compare_named(self._catalogue, checkpoint_ids, metrics=metrics, tensors=tensors)
-
-    def get_checkpoint_summary(self) -> ExperimentSummary:
-        """Return totals, the best and the latest id, and statistics of every metric."""
-        from ckpt_lib.analysis.statistics import summarize  # pandas, only where it is used
-
-        return summarize(
-            self._catalogue.describe_all(),
-            self.experiment_name,
-            total_backups=len(self.backup_ids()),
-            unreadable=[str(error.checkpoint_id) for error in self._locations.home.index.unreadable()],
-            monitor=self._catalogue.monitor(),
-            monitor_warning=self._catalogue.monitor_warning(),
-        )
 
 
 def _rebuild(

@@ -17,8 +17,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, CleanupReport
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core.wording import count_of
+from ckpt_lib.reports import CleanupReport
 from prefect_checkpoints.flows import TrainingParameters, checkpoint_lifecycle, train
 
 EXPERIMENT = "digits"

@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 from prefect import get_run_logger
 from prefect.states import Completed
 
-from ckpt_lib import CleanupReport
 from ckpt_lib.errors import StoreError
+from ckpt_lib.reports import CleanupReport
 
 R = TypeVar("R")
 

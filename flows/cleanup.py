@@ -6,8 +6,9 @@ from collections.abc import Collection
 
 from prefect import flow, unmapped
 
-from ckpt_lib import CheckpointConfig, CheckpointError, CleanupReport
+from ckpt_lib import CheckpointConfig, CheckpointError
 from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.reports import CleanupReport
 from prefect_checkpoints.flows._form import ConfigForCleanup
 from prefect_checkpoints.flows._outcome import completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner

@@ -9,11 +9,12 @@ from zlib import crc32
 
 from prefect import flow, get_run_logger
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy
 from ckpt_lib.maintenance.validate import can_repair
+from ckpt_lib.reports import ValidationReport
 from prefect_checkpoints.flows._form import ConfigForValidation
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport
+from ckpt_lib import CheckpointConfig, CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.reports import CleanupReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, CleanupReport
+from ckpt_lib import CheckpointConfig
 from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.reports import CleanupReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 

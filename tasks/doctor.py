@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, DoctorReport
+from ckpt_lib import CheckpointConfig
 from ckpt_lib.maintenance.quarantine import QuarantineReport
+from ckpt_lib.reports import DoctorReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 

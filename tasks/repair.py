@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, RepairReport
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.reports import RepairReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 
 

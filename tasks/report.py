@@ -19,10 +19,11 @@ from prefect import Task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from ckpt_lib import CheckpointConfig, CheckpointMetadata, CleanupReport, DoctorReport, ValidationReport, open_store
+from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
 from ckpt_lib.analysis.results import CheckpointComparison
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import size_text
+from ckpt_lib.reports import CleanupReport, DoctorReport, ValidationReport
 from ckpt_lib.store import location
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 

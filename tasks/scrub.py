@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ckpt_lib import CheckpointConfig, ScrubReport
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.reports import ScrubReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key

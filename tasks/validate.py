@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ckpt_lib import CheckpointConfig, CheckpointError, ValidationReport
+from ckpt_lib import CheckpointConfig, CheckpointError
 from ckpt_lib.errors import CheckpointNotFoundError
+from ckpt_lib.reports import ValidationReport
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for, remembered
 
 

@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"analysis", "maintenance"},
     {"saving"},
     {"loading"},
+    {"finder", "reports"},
     {"manager"},
     {"cli"},
     {"tasks"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckpt_lib import CheckpointManager, DoctorReport
+from ckpt_lib import CheckpointManager
+from ckpt_lib.reports import DoctorReport
 from tests.helpers import experiment_folder, snapshot
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointManager, DoctorReport
+from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import NotACheckpointError, NotAStoreError
+from ckpt_lib.reports import DoctorReport
 from tests.helpers import (
     MakeManager,
     backup_ids,

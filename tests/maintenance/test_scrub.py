@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt_lib import CheckpointManager, ScrubReport
+from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import ConfigError, StorePermissionError, StoreUnavailableError
 from ckpt_lib.maintenance import scrub as scrub_module
 from ckpt_lib.maintenance.scrub import RECORD_NAME
+from ckpt_lib.reports import ScrubReport
 from ckpt_lib.store import Entry
 from ckpt_lib.store.local import LocalStore
 from ckpt_lib.stream.page_cache import NeutralReader, absent_ranges

@@ -1,0 +1,10 @@
+"""What validation, scrub, repair, cleanup, reconcile and the doctor return."""
+
+from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.repair import RepairReport
+from ckpt_lib.maintenance.scrub import ScrubReport
+from ckpt_lib.maintenance.validate import ValidationReport
+from ckpt_lib.saving.fallback import ReconcileReport
+
+__all__ = ["CleanupReport", "DoctorReport", "ReconcileReport", "RepairReport", "ScrubReport", "ValidationReport"]
