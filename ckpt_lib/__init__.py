@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ckpt_lib.index.overview import ExperimentOverview
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import RetentionPlan
+    from ckpt_lib.state.data import ResumableLoader
+    from ckpt_lib.state.training_state import TrainingState
     from ckpt_lib.store import open_store
     from ckpt_lib.store.identity import init_store
 
@@ -36,7 +38,9 @@ _HOMES = {
     "Condition": "ckpt_lib.index.conditions",
     "ExperimentOverview": "ckpt_lib.index.overview",
     "ExperimentSummary": "ckpt_lib.analysis.results",
+    "ResumableLoader": "ckpt_lib.state.data",
     "RetentionPlan": "ckpt_lib.policies.retention",
+    "TrainingState": "ckpt_lib.state.training_state",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
@@ -53,7 +57,9 @@ __all__ = [
     "Condition",
     "ExperimentOverview",
     "ExperimentSummary",
+    "ResumableLoader",
     "RetentionPlan",
+    "TrainingState",
     "describe_experiments",
     "find_checkpoints",
     "init_store",

@@ -46,6 +46,9 @@ class CheckpointConfig(BaseModel):
     monitor_mode: Mode = Field(default="min", description="Whether a smaller or a larger monitor_metric is better.")
     save_optimizer: bool = Field(default=True, description="Store the optimizer state.")
     save_scheduler: bool = Field(default=True, description="Store the learning-rate scheduler state.")
+    save_rng: bool = Field(
+        default=True, description="Store the state of Python's, NumPy's and PyTorch's random number generators."
+    )
     save_metadata: bool = Field(
         default=True,
         description="Record config and library versions in the manifest, and keep checkpoint_metadata.json. "

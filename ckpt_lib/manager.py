@@ -26,9 +26,9 @@ from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.saving.preemption import Preemption
 from ckpt_lib.saving.reconciler import Reconciler
-from ckpt_lib.saving.request import SaveRequest, StateMapping, TrainingObjects
+from ckpt_lib.saving.request import ObjectState, SaveRequest, StateMapping
 from ckpt_lib.saving.saver import Saver
-from ckpt_lib.state.stateful import Stateful
+from ckpt_lib.state.training_state import Named, TrainingState, training_state
 from ckpt_lib.stream import Progress
 
 
@@ -104,11 +104,15 @@ class CheckpointManager(Finder):
 
     def save_checkpoint(
         self,
+        state: TrainingState | None = None,
         *,
-        model: Stateful,
         epoch: int,
-        optimizer: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: Named | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
+        data: Named | None = None,
+        others: Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
         step: int = 0,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
@@ -117,7 +121,7 @@ class CheckpointManager(Finder):
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         compare_content: bool = False,
-        epoch_finished: bool = True,
+        epoch_finished: bool | None = None,
         force: bool = False,
     ) -> str | None:
         """Save, if the save policy says so or with ``force``, and return the new id; ``None`` when it says no.
@@ -133,9 +137,19 @@ class CheckpointManager(Finder):
         what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
         the next one to train.
         """
-        state = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, extra_state=extra_state)
+        objects = training_state(
+            state,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            others=others,
+            generators=generators,
+        )
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
-        return self._saver.save(SaveRequest(state, facts, compare_content=compare_content, force=force))
+        return self._saver.save(
+            SaveRequest(ObjectState(objects, extra_state), facts, compare_content=compare_content, force=force)
+        )
 
     def save_state(
         self,
@@ -149,7 +163,7 @@ class CheckpointManager(Finder):
         config: Any = None,
         idempotency_key: str | None = None,
         compare_content: bool = False,
-        epoch_finished: bool = True,
+        epoch_finished: bool | None = None,
         force: bool = False,
     ) -> str | None:
         """Save as :meth:`save_checkpoint` does, for those who have states and not the objects that hold them.
@@ -165,10 +179,14 @@ class CheckpointManager(Finder):
 
     def check(
         self,
+        state: TrainingState | None = None,
         *,
-        model: Stateful,
-        optimizer: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: Named | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
+        data: Named | None = None,
+        others: Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
         description: str = "",
@@ -180,17 +198,29 @@ class CheckpointManager(Finder):
         Pass ``metrics`` as training will, whatever their values: with ``save_best_only`` or
         ``on_missing_metric="raise"``, a save without the monitored metric is refused.
         """
-        state = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, extra_state=extra_state)
+        objects = training_state(
+            state,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            others=others,
+            generators=generators,
+        )
         facts = GivenFacts(0, metrics=metrics, tags=tags, description=description, config=config)
-        self._saver.check(SaveRequest(state, facts))
+        self._saver.check(SaveRequest(ObjectState(objects, extra_state), facts))
 
     def save_checkpoint_async(
         self,
+        state: TrainingState | None = None,
         *,
-        model: Stateful,
         epoch: int,
-        optimizer: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: Named | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
+        data: Named | None = None,
+        others: Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
         step: int = 0,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
@@ -198,7 +228,7 @@ class CheckpointManager(Finder):
         config: Any = None,
         extra_state: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-        epoch_finished: bool = True,
+        epoch_finished: bool | None = None,
         force: bool = False,
     ) -> SaveHandle:
         """Save as :meth:`save_checkpoint` does, but return as soon as the state is copied: what training does next
@@ -215,9 +245,17 @@ class CheckpointManager(Finder):
         ``max_pending_saves`` under way, this waits for the oldest. A kill loses what is not durable, and nothing else;
         the interpreter's normal end waits.
         """
-        state = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, extra_state=extra_state)
+        objects = training_state(
+            state,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            others=others,
+            generators=generators,
+        )
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
-        return self._saver.start(SaveRequest(state, facts, force=force))
+        return self._saver.start(SaveRequest(ObjectState(objects, extra_state), facts, force=force))
 
     def save_on_signal(
         self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
@@ -237,11 +275,19 @@ class CheckpointManager(Finder):
         wanted = (signal.SIGTERM, signal.SIGINT) if signals is None else signals
         return Preemption(partial(self._saver.save_preempted, state), wanted)
 
-    def prepare(self, *, model: Stateful, optimizer: Stateful | None = None, scheduler: Stateful | None = None) -> None:
+    def prepare(
+        self,
+        state: TrainingState | None = None,
+        *,
+        model: Named | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
+    ) -> None:
         """Take and touch the memory for background saves, so that the first does not keep training any longer than
         the next: to be called when the optimizer has its state, which is after its first step.
         """
-        self._saver.prepare(TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler))
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
+        self._saver.prepare(ObjectState(objects))
 
     @property
     def staging_bytes(self) -> int:
@@ -296,10 +342,13 @@ class CheckpointManager(Finder):
     def load_checkpoint(
         self,
         checkpoint_id: str = "latest",
-        model: Stateful | None = None,
-        optimizer: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: Named | TrainingState | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
         *,
+        data: Named | None = None,
+        others: Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
         keys: Collection[str] | None = None,
         map_location: Any = "cpu",
         trust_pickle: bool = False,
@@ -329,17 +378,27 @@ class CheckpointManager(Finder):
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        target = LoadTarget(
-            model=model, optimizer=optimizer, scheduler=scheduler, keep=keep, require_exact=require_exact
+        state = training_state(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            others=others,
+            generators=generators,
+            rng=False,
         )
+        target = LoadTarget(state=state, keep=keep, require_exact=require_exact)
         return self._loader.load(checkpoint_id, target, keys=keys, map_location=map_location, trust_pickle=trust_pickle)
 
     def resume(
         self,
-        model: Stateful | None = None,
-        optimizer: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: Named | TrainingState | None = None,
+        optimizer: Named | None = None,
+        scheduler: Named | None = None,
         *,
+        data: Named | None = None,
+        others: Mapping[str, Any] | None = None,
+        generators: Mapping[str, Any] | None = None,
         map_location: Any = "cpu",
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
@@ -358,9 +417,16 @@ class CheckpointManager(Finder):
         middle of that. Its first batches are then seen again. ``keep`` and ``require_exact`` are those of
         :meth:`load_checkpoint`.
         """
-        target = LoadTarget(
-            model=model, optimizer=optimizer, scheduler=scheduler, keep=keep, require_exact=require_exact
+        state = training_state(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            others=others,
+            generators=generators,
+            rng=True,
         )
+        target = LoadTarget(state=state, keep=keep, require_exact=require_exact)
         return self._loader.resume(target, map_location=map_location)
 
 

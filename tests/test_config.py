@@ -26,6 +26,7 @@ ASKED_FOR: dict[str, tuple[Any, Any]] = {
     "monitor_mode": (Literal["min", "max"], "min"),
     "save_optimizer": (bool, True),
     "save_scheduler": (bool, True),
+    "save_rng": (bool, True),
     "save_metadata": (bool, True),
     "compression": (bool, False),
     "backup_checkpoints": (bool, True),

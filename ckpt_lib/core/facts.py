@@ -35,7 +35,7 @@ class CheckpointFacts:
     parent_id: str | None = None
     run_id: str | None = None
     kinds: dict[str, str] = field(default_factory=dict)
-    parameter_names: tuple[tuple[str, ...], ...] | None = None
+    parameter_names: tuple[tuple[str, ...], ...] | dict[str, tuple[tuple[str, ...], ...]] | None = None
     epoch_finished: bool = True
     libraries: dict[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
@@ -56,7 +56,8 @@ class GivenFacts:
     description: str = ""
     config: Any = None
     idempotency_key: str | None = None
-    epoch_finished: bool = True
+    epoch_finished: bool | None = None
+    """``None``: the data loader of the state says so, and without one it is."""
 
     def checked(
         self, *, model_name: str, experiment_name: str, monitor: Monitor, with_environment: bool
@@ -78,7 +79,7 @@ class GivenFacts:
             tags=check_tags(self.tags),
             description=check_description(self.description),
             monitor=monitor,
-            epoch_finished=self.epoch_finished,
+            epoch_finished=self.epoch_finished is not False,
             libraries=dict(_libraries()) if with_environment else {},
             idempotency_key=key,
         )

@@ -127,9 +127,11 @@ class Manifest(CheckpointFields, Record):
     in_use_until: AwareDatetime | None = Field(
         default=None, description="A run has resumed from it: no deletion before, by the store's clock."
     )
-    kinds: dict[str, str] = Field(default={}, description="Classes of model, optimizer and scheduler.")
-    parameter_names: tuple[tuple[str, ...], ...] | None = Field(
-        default=None, description="The optimizer's parameters, group by group; None when not known or too many."
+    kinds: dict[str, str] = Field(default={}, description="The class of each object whose state was saved.")
+    parameter_names: tuple[tuple[str, ...], ...] | dict[str, tuple[tuple[str, ...], ...]] | None = Field(
+        default=None,
+        description="The optimizer's parameters, group by group, or each optimizer's by its name; None when not known "
+        "or too many.",
     )
     format: str
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=MAX_FILES)

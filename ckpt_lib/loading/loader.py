@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ckpt_lib.core.logs import store_failures_logged
+from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.wording import listed
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -19,7 +20,8 @@ from ckpt_lib.loading.payload import read_payload
 from ckpt_lib.saving.background import wait_until_all_copied
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.state.restoring import Stored, restore
-from ckpt_lib.state.stateful import Stateful, check_stateful, check_wanted
+from ckpt_lib.state.stateful import check_stateful, check_wanted
+from ckpt_lib.state.training_state import PAYLOAD_KEYS, TrainingState
 from ckpt_lib.stream.cache import PayloadCache
 
 Read = Callable[[Experiment, Manifest], Payload]
@@ -29,33 +31,21 @@ Read = Callable[[Experiment, Manifest], Payload]
 class LoadTarget:
     """The objects that a checkpoint is restored into, and the options of :meth:`CheckpointManager.load_checkpoint`."""
 
-    model: Stateful | None = None
-    optimizer: Stateful | None = None
-    scheduler: Stateful | None = None
+    state: TrainingState
     keep: Mapping[str, Collection[str]] | None = None
     require_exact: bool = False
 
     def check(self, keys: Collection[str] | None = None) -> None:
         """Raise :class:`~ckpt_lib.errors.ConfigError` for what takes no state, or whose state ``keys`` leave out."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        check_stateful("load_state_dict", **parts)
-        check_wanted(keys, **parts)
+        parts = {part.label: part for part in self.state.parts()}
+        check_stateful("load_state_dict", **{label: part.item for label, part in parts.items()})
+        check_wanted(keys, {label: PAYLOAD_KEYS[part.kind] for label, part in parts.items()})
 
     def restore(self, payload: Payload, manifest: Manifest) -> dict[str, Any]:
         """Restore a payload; return what that replaced and changed, or nothing where nothing was passed."""
-        report = restore(
-            payload,
-            Stored(manifest.kinds, manifest.parameter_names),
-            model=self.model,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-            keep=self.keep,
-            require_exact=self.require_exact,
-        )
-        # Compared with None: some models cannot be asked for their truth.
-        if self.model is None and self.optimizer is None and self.scheduler is None:
-            return {}
-        return {"replaced": report.replaced, "changed_values": report.changed_values}
+        stored = Stored(manifest.kinds, manifest.parameter_names)
+        report = restore(payload, stored, self.state, keep=self.keep, require_exact=self.require_exact)
+        return vars(report) if any(part.kind != "rng" for part in self.state.parts()) else {}
 
 
 class Loader:
@@ -99,6 +89,15 @@ class Loader:
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
         payload = self._load(read, target, experiment, manifest, is_kept=True)
         self._locations.monitor_record.tell_if_other(manifest.monitor)
+        if not manifest.epoch_finished and target.state.data is None:
+            logger.warning(
+                "%s was saved in the middle of epoch %d, and no data= is there to go on with its next batch: train the "
+                'epoch again from its start, range(resumed["next_epoch"], ...)',
+                manifest.checkpoint_id,
+                manifest.epoch,
+            )
+        if left := payload.get("not_restored"):
+            logger.info("stored in %s, and not restored: %s", manifest.checkpoint_id, listed(left))
         return payload
 
     def _load(

@@ -53,13 +53,6 @@ def load_newest(locations: Locations, load: Load) -> Payload | None:
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
-                if not manifest.epoch_finished:
-                    logger.warning(
-                        "%s was saved in the middle of epoch %d: train it again from its start, range(resumed"
-                        '["next_epoch"], ...)',
-                        manifest.checkpoint_id,
-                        manifest.epoch,
-                    )
                 next_epoch = manifest.epoch + manifest.epoch_finished
                 return {**payload, "passed_over": passed_over, "next_epoch": next_epoch}
         if not retired:

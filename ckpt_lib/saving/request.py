@@ -12,12 +12,14 @@ from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.state.health import HealthCheck
-from ckpt_lib.state.stateful import MAX_NAMES_BYTES, Names, Stateful, capture, check_parts, kinds_of, parameter_names
+from ckpt_lib.state.stateful import Stateful
+from ckpt_lib.state.training_state import TrainingState, training_state
 
 _PARTS = ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict")
+_MAPPINGS = ("others", "extra_state")
 
 
-class TrainingState(Protocol):
+class SavableState(Protocol):
     """A state that can be saved."""
 
     def check(self) -> None:
@@ -36,46 +38,54 @@ class TrainingState(Protocol):
     def model_name(self) -> str: ...
 
     @property
+    def knows_position(self) -> bool:
+        """Whether the state says how far an epoch has come."""
+
+    @property
     def optimizer(self) -> Stateful | None:
         """The optimizer whose next step changes the state, if it is known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingObjects:
-    """Model, optimizer and scheduler, whose ``state_dict()`` is saved."""
+@dataclass(frozen=True)
+class ObjectState:
+    """The objects of a training, whose ``state_dict()`` is saved."""
 
-    model: Stateful
-    optimizer: Stateful | None = None
-    scheduler: Stateful | None = None
+    objects: TrainingState
     extra_state: Mapping[str, Any] | None = None
 
     def check(self) -> None:
-        check_parts(model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
+        self.objects.check_savable()
         _check_mapping("extra_state", self.extra_state)
 
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
-        states = capture(
-            model=self.model,
-            optimizer=self.optimizer if config.save_optimizer else None,
-            scheduler=self.scheduler if config.save_scheduler else None,
-        )
+        states = self.objects.capture(without=_left_out(config))
         return {**states, "extra_state": dict(self.extra_state or {})}
 
     def facts(self) -> dict[str, Any]:
-        kinds = kinds_of(model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
-        return {"kinds": kinds, "parameter_names": self._parameter_names()}
-
-    def _parameter_names(self) -> Names | None:
-        names = None if self.optimizer is None else parameter_names(self.optimizer, self.model)
-        is_too_long = names and sum(len(name) for group in names for name in group) > MAX_NAMES_BYTES
-        return None if is_too_long else names
+        return {"kinds": self.objects.kinds(), "parameter_names": self.objects.parameter_names()}
 
     def health_check(self, monitor: Monitor) -> HealthCheck:
-        return HealthCheck.of(self.model, monitor)
+        return HealthCheck.of(self.objects.model, monitor)
 
     @property
     def model_name(self) -> str:
-        return type(self.model).__name__
+        return self.objects.model_name
+
+    @property
+    def knows_position(self) -> bool:
+        return self.objects.data is not None
+
+    @property
+    def optimizer(self) -> Stateful | None:
+        """Of several optimizers none: each would step without waiting for what the others change."""
+        optimizer = self.objects.optimizer
+        return None if isinstance(optimizer, Mapping) else optimizer
+
+
+def _left_out(config: CheckpointConfig) -> frozenset[str]:
+    """Return the kinds of state that a configuration leaves out."""
+    is_saved = {"optimizer": config.save_optimizer, "scheduler": config.save_scheduler, "rng": config.save_rng}
+    return frozenset(kind for kind, saved in is_saved.items() if not saved)
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,10 @@ class StateMapping:
     def check(self) -> None:
         if not isinstance(self.states, Mapping):
             raise ConfigError("state must be a mapping", got=type(self.states).__name__)
-        if unknown := sorted(shown(key) for key in self.states.keys() - {*_PARTS, "extra_state"}):
+        if unknown := sorted(shown(key) for key in self.states.keys() - {*_PARTS, *_MAPPINGS}):
             raise ConfigError(
                 f"state has unknown keys: {listed(unknown)}",
-                expected=", ".join((*_PARTS, "extra_state")),
+                expected=", ".join((*_PARTS, *_MAPPINGS)),
                 hint='The state of a model alone is {"model_state_dict": model.state_dict()}; "extra_state" takes '
                 "anything else.",
             )
@@ -100,12 +110,10 @@ class StateMapping:
             _check_mapping(key, value)
 
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
-        left_out = {
-            *(() if config.save_optimizer else ("optimizer_state_dict",)),
-            *(() if config.save_scheduler else ("scheduler_state_dict",)),
-        }
-        states = {part: None if part in left_out else self.states.get(part) for part in _PARTS}
-        return {**states, "extra_state": dict(self.states.get("extra_state") or {})}
+        left_out = {f"{kind}_state_dict" for kind in _left_out(config)}
+        given = {key: self.states.get(key) for key in _PARTS if key not in left_out}
+        mappings = {key: dict(self.states.get(key) or {}) for key in _MAPPINGS}
+        return {**TrainingState(rng=config.save_rng).capture(), **given, **mappings}
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -118,6 +126,10 @@ class StateMapping:
         return "unknown"
 
     @property
+    def knows_position(self) -> bool:
+        return False
+
+    @property
     def optimizer(self) -> None:
         return None
 
@@ -126,7 +138,7 @@ class StateMapping:
 class SaveRequest:
     """A state, the facts of its checkpoint, and when to save it."""
 
-    state: TrainingState
+    state: SavableState
     facts: GivenFacts
     compare_content: bool = field(default=False, kw_only=True)
     """Save again under a taken idempotency key when something differs."""
@@ -139,17 +151,19 @@ _OPTIONS = ("compare_content", "force")
 
 def request_from(arguments: Mapping[str, Any]) -> SaveRequest:
     """Return the request that these arguments of ``save_checkpoint`` make. Raises ``TypeError``, as the call would."""
-    state, facts = (_arguments_of(kind, arguments) for kind in (TrainingObjects, GivenFacts))
-    if unknown := arguments.keys() - {*state, *facts, *_OPTIONS}:
-        raise TypeError(f"unexpected argument {min(unknown)!r}")
-    if missing := {"model", "epoch"} - arguments.keys():
-        raise TypeError(f"missing argument {max(missing)!r}")
-    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
-    return SaveRequest(TrainingObjects(**state), GivenFacts(**facts), **options)
+    rest = dict(arguments)
+    objects = {name: rest.pop(name) for name in ("state", *_OBJECTS) if name in rest}
+    extra_state = rest.pop("extra_state", None)
+    facts = {item.name: rest.pop(item.name) for item in fields(GivenFacts) if item.name in rest}
+    options = {name: rest.pop(name) for name in _OPTIONS if name in rest}
+    if rest:
+        raise TypeError(f"unexpected argument {min(rest)!r}")
+    if missing := [name for name, is_given in (("model", objects), ("epoch", "epoch" in facts)) if not is_given]:
+        raise TypeError(f"missing argument {missing[0]!r}")
+    return SaveRequest(ObjectState(training_state(**objects), extra_state), GivenFacts(**facts), **options)
 
 
-def _arguments_of(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {item.name: arguments[item.name] for item in fields(kind) if item.name in arguments}
+_OBJECTS = tuple(item.name for item in fields(TrainingState) if item.name != "rng")
 
 
 def _check_mapping(name: str, value: object) -> None:

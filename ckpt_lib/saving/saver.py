@@ -29,9 +29,10 @@ from ckpt_lib.saving.failover import FailoverWriter, Saved
 from ckpt_lib.saving.policy_check import PolicyCheck
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.saving.reconciler import Reconciler
-from ckpt_lib.saving.request import SaveRequest, TrainingObjects, request_from
+from ckpt_lib.saving.request import ObjectState, SaveRequest, request_from
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.state.stateful import Stateful
+from ckpt_lib.state.training_state import is_mid_epoch
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
 
@@ -111,11 +112,13 @@ class Saver:
         self._locations.events.emit("training.preempted", "a signal asked training to stop")
         self.background.wait_all()
         try:
-            request = request_from({"epoch_finished": False, **state(), "force": True})
+            request = request_from({**state(), "force": True})
         except TypeError as error:
             raise ConfigError(
                 f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
             ) from error
+        if request.facts.epoch_finished is None and not request.state.knows_position:
+            request = replace(request, facts=replace(request.facts, epoch_finished=False))
         self.save(request)
         self._post_save.snapshot.catch_up()
 
@@ -126,7 +129,7 @@ class Saver:
         layout = self._format.lay_out(self._payload(facts, request))
         logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
 
-    def prepare(self, state: TrainingObjects) -> None:
+    def prepare(self, state: ObjectState) -> None:
         """Take and touch the memory that saves in the background will need."""
         state.check()
         payload = self._format.prepare(state.payload(self._config))
@@ -164,7 +167,9 @@ class Saver:
         if not request.force and not self._policy.wants(facts):
             return None
         health = request.state.health_check(facts.monitor) if self._config.health_check else None
-        return _PlannedSave(facts, self._payload(facts, request), health)
+        payload = self._payload(facts, request)
+        facts = replace(facts, epoch_finished=_is_epoch_finished(request.facts.epoch_finished, payload))
+        return _PlannedSave(facts, payload, health)
 
     def _checked(self, request: SaveRequest) -> CheckpointFacts:
         """Return the facts of a save, or raise the first error in them."""
@@ -258,6 +263,19 @@ class Saver:
                 return Snapshot(payload, buffer, deferred)
 
         return snapshot_into
+
+
+def _is_epoch_finished(given: bool | None, payload: Payload) -> bool:
+    """Tell whether the epoch was trained to its end: as the caller says or, if nothing is said, the data loader."""
+    is_mid = is_mid_epoch(payload)
+    if given and is_mid:
+        raise ConfigError(
+            "epoch_finished=True is given in the middle of the data loader's epoch: a resume would take the rest of it "
+            "for the next epoch",
+            hint="Leave epoch_finished out, and save after the loop over the batches. To end epochs early, wrap a "
+            "plain DataLoader in ResumableLoader, which notices when its loop is left.",
+        )
+    return not is_mid if given is None else given
 
 
 class _DigestSink:

@@ -33,12 +33,9 @@ class HealthCheck:
 
     @classmethod
     def of(cls, model: Any, monitor: Monitor) -> HealthCheck:
-        """Return the check for ``model``, which need not be a ``torch.nn.Module``."""
-        from torch.nn import Module
-
-        # All names count: a mask that layers share has one in each of them.
-        named = model.named_buffers(remove_duplicate=False) if isinstance(model, Module) else ()
-        return cls(monitor, frozenset(name for name, _ in named))
+        """Return the check for ``model``, or for several by name. None need be a ``torch.nn.Module``."""
+        models = model.items() if isinstance(model, Mapping) else [("", model)]
+        return cls(monitor, frozenset(name for prefix, item in models for name in _buffer_names(prefix, item)))
 
     def find_fault(self, payload: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str | None:
         """Return why the state is unhealthy, in one line; ``None`` if all checked numbers are finite.
@@ -67,6 +64,14 @@ class HealthCheck:
         if name.removeprefix("model_state_dict.") in self.buffers:
             return highest < math.inf  # false for NaN as well
         return math.isfinite(lowest) and math.isfinite(highest)
+
+
+def _buffer_names(prefix: str, model: Any) -> Iterator[str]:
+    from torch.nn import Module
+
+    # All names count: a mask that layers share has one in each of them.
+    for name, _ in model.named_buffers(remove_duplicate=False) if isinstance(model, Module) else ():
+        yield f"{prefix}.{name}" if prefix else name
 
 
 def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

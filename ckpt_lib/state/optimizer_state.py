@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import is_held
-from ckpt_lib.state.stateful import UNCHANGED, Names, Stateful, parameter_names, shape_of
+from ckpt_lib.state.stateful import UNCHANGED, Names, parameter_names, shape_of
 
 _SHAPED_LIKE_PARAMETERS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
@@ -21,7 +21,7 @@ SavedTypes = dict[Any, Any]
 
 
 def match_parameters(
-    optimizer: Any, state: Mapping[str, Any], stored_names: Names | None, model: Stateful | None
+    optimizer: Any, state: Mapping[str, Any], stored_names: Names | None, model: Any
 ) -> Mapping[str, Any]:
     """Return the stored state in the order of the optimizer's parameters: by name where both sides have names.
 

@@ -1,4 +1,4 @@
-"""Restores models, optimizers and schedulers from a verified payload.
+"""Restores the objects of a training from a verified payload.
 
 A model accepts what its ``load_state_dict(strict=True)`` accepts. An optimizer's state is matched by parameter names
 where both sides have them, else by position. Restored objects share no memory with the payload. After an error, all of
@@ -7,7 +7,7 @@ them are as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,9 @@ from ckpt_lib.state.settings import (
     merge_optimizer_settings,
     merge_scheduler_settings,
 )
-from ckpt_lib.state.stateful import PARTS, UNCHANGED, Names, Stateful, check_stateful, parameter_names
+from ckpt_lib.state.stateful import UNCHANGED, Names, check_stateful, parameter_names
+from ckpt_lib.state.stored_state import StoredState
+from ckpt_lib.state.training_state import Part, TrainingState
 from ckpt_lib.state.undo import own_copy, way_back
 
 
@@ -38,140 +40,147 @@ class Stored:
     """The classes and parameter names of the objects whose state is in a payload, from its manifest."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
-    names: Names | None = None
+    names: Names | Mapping[str, Names] | None = None
+
+    def names_of(self, part: Part) -> Names | None:
+        """Return the parameter names of one optimizer."""
+        if isinstance(self.names, Mapping):
+            return None if part.name is None else self.names.get(part.name)
+        return self.names if part.name is None else None
 
 
 @dataclass
 class Restored:
-    """The changes by a restore that a caller may not expect."""
+    """What a caller of a restore may not expect."""
 
     replaced: dict[str, Changes] = field(default_factory=dict)
     """Maps part and setting to the caller's value and the stored value that replaced it."""
     changed_values: list[str] = field(default_factory=list)
     """Tensors of the model whose types or ties could not hold the stored values."""
+    not_restored: list[str] = field(default_factory=list)
+    """What the payload holds beside, such as ``optimizer_state_dict`` or ``others.ema``."""
+    approximate: list[str] = field(default_factory=list)
+    """Why training may not go on exactly as it would have."""
 
 
 def restore(
     payload: Mapping[str, Any],
-    stored: Stored = Stored(),
+    stored: Stored,
+    state: TrainingState,
     *,
-    model: Stateful | None = None,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
 ) -> Restored:
-    """Load a payload's state into the objects that are passed, and report what that replaced.
+    """Load a payload's state into the objects of ``state``, and report what that replaced.
 
     ``keep`` names settings, by part, that keep the caller's value; see :mod:`ckpt_lib.state.settings`. With
     ``require_exact``, a tensor that would lose any value is refused. Raises :class:`ConfigError` for wrong arguments,
     and :class:`StateMismatchError` for a state that does not fit; every object then has the state that it had before.
     For that, a model with load hooks or loading code of its own is copied first.
     """
-    check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
-    given = dict(zip(PARTS, (model, optimizer, scheduler), strict=True))
-    wanted = {part: stateful for part, stateful in given.items() if stateful is not None}
-    states = {part: _state_in(payload, part) for part in wanted}
-    _check_kept(keep, wanted)
-    report = Restored()
-    types: SavedTypes = {}
-    if optimizer is not None:
-        _check_kind("optimizer", optimizer, stored)
-        states["optimizer"] = match_parameters(optimizer, states["optimizer"], stored.names, model)
-        names = parameter_names(optimizer, model) or stored.names
-        types = saved_types(states["optimizer"], names, payload.get("model_state_dict"))
-        if require_exact:
-            refuse_rounded_state(optimizer, states["optimizer"], types)
-    if scheduler is not None:
-        _check_kind("scheduler", scheduler, stored)
-    _merge_settings(payload, states, wanted, keep or {}, report)
-    if model is not None:
-        report.changed_values = check_model(model, states["model"], require_exact=require_exact)
-    _load(wanted, states, types)
+    found = StoredState(payload)
+    parts = {part.label: part for part in state.parts() if part.label != "rng" or found.find("rng", None)}
+    check_stateful("load_state_dict", **{label: part.item for label, part in parts.items()})
+    _check_kept(keep, parts)
+    states = {label: found.of(part) for label, part in parts.items()}
+    report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
+    types: dict[str, SavedTypes] = {}
+    for label, part in parts.items():
+        if part.kind in ("optimizer", "scheduler"):
+            _check_kind(part, stored)
+        if part.kind == "optimizer":
+            names = stored.names_of(part)
+            states[label] = match_parameters(part.item, states[label], names, state.model)
+            own_names = parameter_names(part.item, state.model) or names
+            types[label] = saved_types(states[label], own_names, found.flat_model_state())
+            if require_exact:
+                refuse_rounded_state(part.item, states[label], types[label])
+    _merge_settings(found, states, parts, keep or {}, report)
+    for label, part in parts.items():
+        if part.kind == "model":
+            changed = check_model(part.item, states[label], require_exact=require_exact)
+            report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
+    _load(parts, states, types)
     _warn(report)
     return report
 
 
-def _state_in(payload: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    found = payload.get(f"{part}_state_dict")
-    if not isinstance(found, Mapping):
-        raise StateMismatchError(
-            f"the checkpoint holds no {part} state",
-            hint=f"Leave out {part}=, or load a checkpoint that was saved with it.",
-        )
-    return found
-
-
-def _check_kind(part: str, stateful: Stateful, stored: Stored) -> None:
-    kind, saved = type(stateful).__qualname__, stored.kinds.get(part)
+def _check_kind(part: Part, stored: Stored) -> None:
+    kind, saved = type(part.item).__qualname__, stored.kinds.get(part.label)
     # A class may move to another module, such as from a script into a package. Its name must be the same.
     if saved is not None and saved.rpartition(".")[2] != kind.rpartition(".")[2]:
         raise StateMismatchError(
-            f"the checkpoint was saved with another kind of {part}",
+            f"the checkpoint was saved with another kind of {part.label}",
             expected=kind,
             got=saved,
-            hint=f"{UNCHANGED} To go on with a new {part}, leave out {part}=.",
+            hint=f"{UNCHANGED} To go on with a new {part.kind}, leave out {part.label}=.",
         )
 
 
 def _merge_settings(
-    payload: Mapping[str, Any],
-    states: dict[str, Mapping[str, Any]],
-    wanted: Mapping[str, Stateful],
+    found: StoredState,
+    states: dict[str, Any],
+    parts: Mapping[str, Part],
     keep: Mapping[str, Collection[str]],
     report: Restored,
 ) -> None:
     """Put the settings to keep into the states, and report the settings that the states replace."""
     merged: dict[str, MergedState] = {}
-    if (stateful := wanted.get("optimizer")) is not None:
-        schedule = payload.get("scheduler_state_dict")
-        merged["optimizer"] = merge_optimizer_settings(
-            stateful, states["optimizer"], keep.get("optimizer", ()), schedule
-        )
-    if (stateful := wanted.get("scheduler")) is not None:
-        kept_rates = merged["optimizer"].kept_rates if "optimizer" in merged else ()
-        merged["scheduler"] = merge_scheduler_settings(
-            stateful, states["scheduler"], keep.get("scheduler", ()), kept_rates
-        )
-    for part, result in merged.items():
-        states[part] = result.state
+    for label, part in parts.items():
+        if part.kind == "optimizer":
+            schedule = found.find("scheduler", part.name)
+            merged[label] = merge_optimizer_settings(part.item, states[label], keep.get(label, ()), schedule)
+    for label, part in parts.items():
+        if part.kind == "scheduler":
+            optimizer = merged.get(label.replace("scheduler", "optimizer", 1))  # of the same name
+            kept_rates = optimizer.kept_rates if optimizer else ()
+            merged[label] = merge_scheduler_settings(part.item, states[label], keep.get(label, ()), kept_rates)
+    for label, result in merged.items():
+        states[label] = result.state
         if result.replaced:
-            report.replaced[part] = result.replaced
+            report.replaced[label] = result.replaced
 
 
-def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[str]) -> None:
-    for part, names in (keep or {}).items():
-        if part not in ("optimizer", "scheduler") or part not in wanted or isinstance(names, str):
+def _check_kept(keep: Mapping[str, Collection[str]] | None, parts: Mapping[str, Part]) -> None:
+    for label, names in (keep or {}).items():
+        if label not in parts or parts[label].kind not in ("optimizer", "scheduler") or isinstance(names, str):
             raise ConfigError(
                 "keep lists settings of an optimizer or a scheduler that is passed",
                 expected='keep={"optimizer": ["lr"]}',
-                got=shown({part: names}),
+                got=shown({label: names}),
             )
 
 
-def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]], types: SavedTypes) -> None:
+def _load(parts: Mapping[str, Part], states: Mapping[str, Any], types: Mapping[str, SavedTypes]) -> None:
     """Load each part. If one of them refuses its state, bring all of them back to the state before.
 
-    The model comes last, since its tensors are overwritten in place. The other parts replace their state as a whole, so
-    keeping their previous state costs no memory.
+    Models come last but for random number generators, from which loading may draw: their tensors are overwritten in
+    place. The other parts replace their state as a whole, so keeping their previous state costs no memory.
     """
-    undo: list[Callable[[], object]] = []
-    for part in reversed(list(wanted)):
-        stateful, state = wanted[part], states[part]
+    from ckpt_lib.state.data import draw_first_numbers
+
+    undo = [way_back(part.kind, part.item, states[label]) for label, part in parts.items() if part.kind == "rng"]
+    for label in reversed(list(parts)):
+        part, state = parts[label], states[label]
         try:
-            undo.append(way_back(part, stateful, state))
-            stateful.load_state_dict(own_copy(stateful, state))
-            if part == "optimizer":
-                restore_types(stateful, state, types)
+            if part.kind != "rng":
+                undo.append(way_back(part.kind, part.item, state))
+            part.item.load_state_dict(own_copy(part.item, state))
+            if label in types:
+                restore_types(part.item, state, types[label])
+            if part.kind == "data":
+                draw_first_numbers(part.item)
         except Exception as error:
             for back in reversed(undo):
                 back()
             raise StateMismatchError(
-                f"the {part} refused its stored state: {_reason(error)}", hint=UNCHANGED
+                f"the {label} refused its stored state: {_reason(error)}", hint=UNCHANGED
             ) from error
 
 
 def _warn(report: Restored) -> None:
+    for reason in report.approximate:
+        logger.warning("training may not go on exactly as it would have: %s", reason)
     for part, changes in report.replaced.items():
         logger.warning(
             "the stored %s replaces settings that were built anew: %s; keep= keeps yours",

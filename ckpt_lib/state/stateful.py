@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from ckpt_lib.errors import ConfigError, UnsupportedStateError
 
-PARTS = ("model", "optimizer", "scheduler")
 MAX_NAMES_BYTES = 2**20
 """Longer lists of parameter names are left out of the manifest. Restoring then matches parameters by position."""
 
@@ -36,59 +35,42 @@ def check_stateful(method: str, **given: Any) -> None:
             )
 
 
-def check_wanted(keys: Collection[str] | None, **given: Any) -> None:
-    """Raise :class:`ConfigError` unless ``keys`` name the whole state of each object that is given."""
-    for part, stateful in given.items():
-        if stateful is not None and keys is not None and f"{part}_state_dict" not in keys:
+def check_wanted(keys: Collection[str] | None, wanted: Mapping[str, str]) -> None:
+    """Raise :class:`ConfigError` unless ``keys`` name the whole state of each object, given as label and its key."""
+    for label, key in wanted.items():
+        if keys is not None and key not in keys:
             raise ConfigError(
-                f"keys leaves out the state that {part}= needs",
-                expected=f"{part}_state_dict among them",
-                hint=f"Add it, or leave out {part}= and restore from what is returned.",
+                f"keys leaves out the state that {label}= needs",
+                expected=f"{key} among them",
+                hint=f"Add it, or leave out {label}= and restore from what is returned.",
             )
 
 
-def check_parts(*, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> None:
-    """Raise :class:`ConfigError` for an object without a state to save, or when there is no model."""
-    if model is None:
-        raise ConfigError("a checkpoint needs a model", expected="model=<torch.nn.Module>")
-    check_stateful("state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
-
-
-def capture(*, model: Stateful, optimizer: Stateful | None, scheduler: Stateful | None) -> dict[str, Any]:
-    """Return the ``*_state_dict`` entries of a payload, with ``None`` for each object that is not given.
-
-    Raises :class:`UnsupportedStateError` for a state that is no mapping.
-    """
-    given = dict(zip(PARTS, (model, optimizer, scheduler), strict=True))
-    return {f"{part}_state_dict": None if item is None else _state_of(part, item) for part, item in given.items()}
-
-
-def _state_of(part: str, stateful: Stateful) -> Mapping[str, Any]:
+def state_of(label: str, stateful: Stateful) -> Any:
+    """Return an object's state. Raises :class:`UnsupportedStateError` for a state that is no mapping."""
     state = stateful.state_dict()
     if not isinstance(state, Mapping):  # restore() could not tell it from a part that was not saved
         raise UnsupportedStateError(
-            f"state_dict() of the {part} is not a mapping", expected="a dict", got=type(state).__name__
+            f"state_dict() of the {label} is not a mapping", expected="a dict", got=type(state).__name__
         )
     return state
 
 
-def kinds_of(**given: Stateful | None) -> dict[str, str]:
-    """Return the class of each object that is given, as ``module.ClassName``."""
-    kinds = {part: type(stateful) for part, stateful in given.items() if stateful is not None}
-    return {part: f"{kind.__module__}.{kind.__qualname__}" for part, kind in kinds.items()}
+def kind_of(stateful: Stateful) -> str:
+    """Return the class of an object, as ``module.ClassName``."""
+    return f"{type(stateful).__module__}.{type(stateful).__qualname__}"
 
 
 def parameter_names(optimizer: Any, model: Any) -> Names | None:
     """Return the names of an optimizer's parameters; ``None`` unless each parameter has a unique name.
 
-    An optimizer built from ``named_parameters()`` knows the names. For any other, they are looked up in ``model``.
+    An optimizer built from ``named_parameters()`` knows the names. For any other, they are looked up in ``model``, or
+    in each of several.
     """
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list):
         return None
-    known: dict[int, str] = {}
-    if callable(getattr(model, "named_parameters", None)):
-        known = {id(parameter): name for name, parameter in model.named_parameters()}
+    known = dict(_named_parameters(model))
     names = tuple(
         tuple(group.get("param_names") or (known.get(id(parameter), "") for parameter in group["params"]))
         for group in groups
@@ -96,6 +78,15 @@ def parameter_names(optimizer: Any, model: Any) -> Names | None:
     every = [name for group in names for name in group]
     is_known = all(isinstance(name, str) and name for name in every) and len(set(every)) == len(every)
     return names if is_known else None
+
+
+def _named_parameters(model: Any) -> Iterator[tuple[int, str]]:
+    """Yield the identity and the name of each parameter, which begins with the name of its model where it has one."""
+    models = model.items() if isinstance(model, Mapping) else [("", model)]
+    for prefix, item in models:
+        if callable(getattr(item, "named_parameters", None)):
+            for name, parameter in item.named_parameters():
+                yield id(parameter), f"{prefix}.{name}" if prefix else name
 
 
 def is_module(stateful: Any) -> bool:

@@ -11,14 +11,13 @@ from ckpt_lib.state.model_state import differences, has_own_loading
 from ckpt_lib.state.stateful import Stateful, is_module
 
 
-def way_back(part: str, stateful: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
-    """Return a function that puts an object back into its present state."""
-    if part == "model":
-        if not _may_fail_midway(stateful, state):
-            return lambda: None
-        if is_module(stateful):
-            return _ModuleBackup(stateful).restore
-    before = _copied(stateful.state_dict()) if part == "model" else stateful.state_dict()
+def way_back(kind: str, stateful: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
+    """Return a function that puts an object back into its present state, after loading ``state`` has failed."""
+    if is_module(stateful):
+        return _ModuleBackup(stateful).restore if _may_fail_midway(stateful, state) else lambda: None
+    before = stateful.state_dict()
+    if kind not in ("optimizer", "scheduler"):  # these replace what they hold as a whole
+        before = _copied(before)
     return lambda: stateful.load_state_dict(before)
 
 

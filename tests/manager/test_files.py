@@ -23,6 +23,9 @@ PAYLOAD_KEYS = {
     "metrics",
     "config",
     "extra_state",
+    "rng_state",
+    "data_state",
+    "others",
 }
 
 

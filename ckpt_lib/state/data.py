@@ -1,0 +1,309 @@
+"""``ResumableLoader``: a PyTorch ``DataLoader`` that goes on with the batch that would have come next."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import torch
+import xxhash
+from torch.utils.data import DataLoader, IterableDataset
+
+from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state.generators import GlobalGenerators, NamedGenerator
+from ckpt_lib.state.stateful import UNCHANGED
+
+Batch = TypeVar("Batch")
+
+_NO_BATCH = xxhash.xxh3_128().hexdigest()
+
+
+class ResumableLoader(Generic[Batch]):
+    """Hands out the batches of a ``DataLoader``, and can go on in the middle of an epoch.
+
+    ::
+
+        loader = ResumableLoader(DataLoader(dataset, batch_size=32, shuffle=True, num_workers=2))
+        state = TrainingState(model=model, optimizer=optimizer, data=loader)
+
+    Its state holds the generators that decide an epoch's order and the seeds of worker processes, as they were when the
+    epoch began, and how many batches training has taken since. To resume, the order is drawn again from there, and
+    those batches are passed over. Without worker processes they are not loaded. Worker processes load them once more,
+    since their own generators advance with each sample. ``deterministic=True`` says that the dataset draws no random
+    numbers when it loads a sample; then nothing is loaded twice.
+
+    The state also holds a digest of the indices so far. So another order is noticed: that of a dataset that has grown,
+    or of a sampler with a random state of its own.
+    """
+
+    def __init__(self, loader: DataLoader[Batch], *, deterministic: bool = False) -> None:
+        """Raises :class:`~ckpt_lib.errors.ConfigError` for a loader whose position cannot be restored.
+
+        That is one over an iterable dataset that is not ``deterministic``. One with a state of its own, such as
+        torchdata's ``StatefulDataLoader``, needs no wrapper.
+        """
+        _check_loader(loader, deterministic=deterministic)
+        self.loader = loader
+        self._deterministic = deterministic
+        self._is_iterable = isinstance(loader.dataset, IterableDataset)
+        self._generators = GlobalGenerators()
+        self._named = [NamedGenerator(generator) for generator in _generators_of(loader)]
+        self._indices = _WatchedIndices(() if self._is_iterable else _index_sampler_of(loader))
+        self._source = loader if self._is_iterable else _with_index_sampler(loader, self._indices)
+        self._start: Mapping[str, Any] | None = None
+        """What decided the order of the epoch that goes on; ``None`` between epochs."""
+        self._batches_done = 0
+        self._to_resume: Mapping[str, Any] | None = None
+        self._loops = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """True from an epoch's first batch on, until the loop over it has ended."""
+        return self._start is not None or self._to_resume is not None
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches of the epoch training has taken; 0 between epochs."""
+        return self._batches_done
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Begin an epoch or, after :meth:`load_state_dict`, go on in the middle of one.
+
+        Raises :class:`~ckpt_lib.errors.StateMismatchError` when the order is not that of the interrupted epoch.
+        """
+        self._loops += 1
+        loop = self._loops
+        for batch in self._resumed() if self._to_resume is not None else self._begun():
+            self._batches_done += 1
+            try:
+                yield batch
+            except GeneratorExit:  # the loop was left: the next one begins another epoch
+                if loop == self._loops:
+                    self._end_epoch()
+                raise
+        self._end_epoch()
+
+    def _begun(self) -> Iterator[Batch]:
+        self._start = self._state_of_order()
+        self._batches_done = 0
+        return iter(self._source)
+
+    def _resumed(self) -> Iterator[Batch]:
+        stored, now = self._to_resume or {}, self._generators.state_dict()
+        count = stored["batches_done"]
+        self._restore_order(stored["start"])
+        try:
+            batches = self._after(count)
+        finally:
+            self._generators.load_state_dict(now)  # the other generators have advanced as they did then
+        if self._indices.digest_after(count) != stored["order_digest"]:
+            raise StateMismatchError(
+                "the data loader does not repeat the order of the interrupted epoch",
+                hint="The dataset or its sampler has changed, or the sampler draws from a generator of its own: give "
+                "it as generator=. To begin the epoch anew, leave out data=.",
+            )
+        self._start, self._batches_done, self._to_resume = stored["start"], count, None
+        return batches
+
+    def _after(self, count: int) -> Iterator[Batch]:
+        """Return the epoch's batches without the first ``count``."""
+        must_load = self._is_iterable or (self.loader.num_workers > 0 and not self._deterministic)
+        if not must_load:
+            self._indices.skip_next(count)
+        batches = iter(self._source)
+        if must_load:
+            for _ in islice(batches, count):
+                pass
+        else:
+            self._indices.skip_now()
+        return batches
+
+    def _end_epoch(self) -> None:
+        self._start, self._batches_done = None, 0
+
+    def _state_of_order(self) -> dict[str, Any]:
+        return {
+            "global": self._generators.state_dict(),
+            "named": [generator.state_dict() for generator in self._named],
+            "sampler_epoch": getattr(_sampler_of(self.loader), "epoch", None),
+        }
+
+    def _restore_order(self, start: Mapping[str, Any]) -> None:
+        self._generators.load_state_dict(start["global"])
+        for generator, state in zip(self._named, start["named"], strict=True):
+            generator.load_state_dict(state)
+        if start["sampler_epoch"] is not None:
+            _sampler_of(self.loader).set_epoch(start["sampler_epoch"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position. Its size does not depend on that of the dataset."""
+        if self._to_resume is not None:
+            return dict(self._to_resume)
+        return {
+            "is_mid_epoch": self.is_mid_epoch,
+            "batches_done": self.batches_done,
+            "order_digest": self._indices.digest_after(self.batches_done) if self.is_mid_epoch else None,
+            "start": self._start,
+            "named": [generator.state_dict() for generator in self._named],
+            "length": self._length(),
+            "approximate": self._approximate(),
+        }
+
+    def _length(self) -> int | None:
+        return None if self._is_iterable else len(self.loader)
+
+    def _approximate(self) -> str | None:
+        """Say why the next batches may differ after a resume; ``None`` if they will not."""
+        if not getattr(self.loader, "in_order", True):
+            return "in_order=False hands out batches as they come"
+        if self.loader.persistent_workers and not self._deterministic:
+            return "workers that persist keep generators of their own from epoch to epoch"
+        return None
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Let the next loop go on where the stored one was. Raises :class:`~ckpt_lib.errors.StateMismatchError`."""
+        if state["length"] != self._length() or len(state["named"]) != len(self._named):
+            raise StateMismatchError(
+                "the data loader is another one than was saved",
+                expected=f"{state['length']} batches an epoch, and {len(state['named'])} generators",
+                got=f"{self._length()} batches, and {len(self._named)} generators",
+                hint=f"{UNCHANGED} To begin the epoch anew, leave out data=.",
+            )
+        for generator, generator_state in zip(self._named, state["named"], strict=True):
+            generator.load_state_dict(generator_state)
+        self._end_epoch()
+        self._loops += 1  # a loop that still runs says nothing of the position any more
+        self._to_resume = None
+        if state["is_mid_epoch"]:
+            self._to_resume, self._batches_done = state, state["batches_done"]
+
+
+class _WatchedIndices:
+    """Hands out what a sampler does, skips the first ones if told to, and takes a digest of them."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._digests: deque[str] = deque([_NO_BATCH])
+        self._first = 0
+        """The number of batches that the first digest is of."""
+        self._to_skip = 0
+        self._hash = xxhash.xxh3_128()
+        self._iterator: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A loader with worker processes asks for an iterator twice, and uses the second one.
+        self._hash.reset()
+        self._digests, self._first = deque([_NO_BATCH]), 0
+        self._iterator = iter(self._sampler)
+        return self._watch(self._iterator)
+
+    def _watch(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        self.skip_now()
+        for indices in iterator:
+            self._note(indices)
+            yield indices
+
+    def skip_next(self, count: int) -> None:
+        """Skip the first ``count`` of the next iterator when its first one is wanted."""
+        self._to_skip = count
+
+    def skip_now(self) -> None:
+        """Skip them at once, before others draw random numbers."""
+        count, self._to_skip = self._to_skip, 0
+        for indices in islice(self._iterator, count):
+            self._note(indices)
+
+    def _note(self, indices: Any) -> None:
+        self._hash.update(repr(indices).encode())
+        self._digests.append(self._hash.hexdigest())
+
+    def digest_after(self, count: int) -> str:
+        """Return the digest of the first ``count``, and forget those of fewer."""
+        while self._first < count and len(self._digests) > 1:
+            self._digests.popleft()
+            self._first += 1
+        return self._digests[0]
+
+
+def _check_loader(loader: Any, *, deterministic: bool) -> None:
+    if not isinstance(loader, DataLoader) or callable(getattr(loader, "state_dict", None)):
+        raise ConfigError(
+            "ResumableLoader takes a plain DataLoader",
+            expected="a torch.utils.data.DataLoader without state_dict()",
+            got=type(loader).__name__,
+            hint="An object with state_dict() and load_state_dict() is passed as data= itself.",
+        )
+    if isinstance(loader.dataset, IterableDataset) and not deterministic:
+        raise ConfigError(
+            "the position in an iterable dataset cannot be restored exactly",
+            expected="a dataset with indices",
+            got=type(loader.dataset).__name__,
+            hint="torchdata's StatefulDataLoader asks a dataset for its state. Or pass deterministic=True for one that "
+            "begins each epoch with the same samples; those that were seen are loaded again.",
+        )
+
+
+def _index_sampler_of(loader: DataLoader[Any]) -> Any:
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+
+
+def _sampler_of(loader: DataLoader[Any]) -> Any:
+    """Return the sampler of single indices where there is one, which is the one that knows epochs."""
+    return getattr(loader.batch_sampler, "sampler", loader.sampler)
+
+
+def _with_index_sampler(loader: DataLoader[Batch], indices: _WatchedIndices) -> DataLoader[Batch]:
+    """Return a copy of a loader, of the same class, with another sampler of batches."""
+    twin = copy.copy(loader)
+    # Assigning to the attribute raises: a loader in use must not change. This one is not in use yet.
+    vars(twin)["sampler" if loader.batch_sampler is None else "batch_sampler"] = indices
+    return twin
+
+
+def _generators_of(loader: DataLoader[Any]) -> list[Any]:
+    """Return the generators that the loader and its samplers were given, each once."""
+    owners = (loader, loader.batch_sampler, _sampler_of(loader))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+
+def is_torchdata(loader: Any) -> bool:
+    """Tell whether a loader is torchdata's ``StatefulDataLoader``, which need not be installed."""
+    return any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__)
+
+
+def draw_first_numbers(loader: Any) -> None:
+    """Let a loader draw the random numbers that its next loop begins with, before generators are restored.
+
+    torchdata's ``StatefulDataLoader`` draws the seed of its worker processes for each loop, and so also to go on in an
+    epoch, for which the interrupted training had drawn it already. It makes the iterator of the next loop when it is
+    asked for its state before that.
+    """
+    if is_torchdata(loader):
+        loader.state_dict()
+
+
+def approximation_of(loader: Any, state: Mapping[str, Any]) -> str | None:
+    """Say why the next batches may not be those that would have come; ``None`` if they will be, as far as is known."""
+    has_state = callable(getattr(getattr(loader, "dataset", None), "state_dict", None))
+    if is_torchdata(loader) and loader.num_workers and not has_state:
+        return "if the dataset draws random numbers, those in worker processes begin anew; ResumableLoader repeats them"
+    return state.get("approximate")
+
+
+def is_mid_epoch(state: Mapping[str, Any]) -> bool | None:
+    """Tell from a loader's state whether an epoch goes on; ``None`` if it does not say."""
+    if "is_mid_epoch" in state:
+        return bool(state["is_mid_epoch"])
+    if "_iterator_finished" in state:  # torchdata's
+        return not state["_iterator_finished"]
+    return None
