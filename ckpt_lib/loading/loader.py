@@ -97,7 +97,7 @@ class Loader:
                 manifest.epoch,
             )
         if left := payload.get("not_restored"):
-            logger.info("stored in %s, and not restored: %s", manifest.checkpoint_id, listed(left))
+            logger.info("stored in %s, and not restored: %s", manifest.checkpoint_id, listed(left, 10))
         return payload
 
     def _load(
