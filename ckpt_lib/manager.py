@@ -54,12 +54,16 @@ class CheckpointManager(Finder):
         *,
         save_policy: SavePolicy | None = None,
         retention_policy: RetentionPolicy | None = None,
+        run_id: str | None = None,
     ) -> None:
         """``save_policy`` and ``retention_policy`` take the place of those that ``config`` spells.
 
+        With a ``run_id``, all saves belong to that run, and :meth:`resume` goes on with no other: for a run that begins
+        anew, or from an older checkpoint, under the name of an experiment that has others.
+
         Raises :class:`~ckpt_lib.errors.InvalidNameError` or :class:`~ckpt_lib.errors.ConfigError`.
         """
-        super().__init__(config, experiment_name, retention_policy)
+        super().__init__(config, experiment_name, retention_policy, run_id)
         check_policy(save_policy, "should_save")
         self._located_config = located(self.config)  # now: the working directory may be another later
         self._own_save_policy = save_policy
@@ -95,7 +99,8 @@ class CheckpointManager(Finder):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A manager for the same checkpoints; saves under way, and what this one has loaded, stay in its process.
-        return _rebuild, (self._located_config, self.experiment_name, self._own_save_policy, self.retention_policy)
+        policies = self._own_save_policy, self.retention_policy
+        return _rebuild, (self._located_config, self.experiment_name, *policies, self._lineage.only_run_id)
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self._locations.home.location()!r})"
@@ -258,7 +263,11 @@ class CheckpointManager(Finder):
         return self._saver.start(SaveRequest(ObjectState(objects, extra_state), facts, force=force))
 
     def save_on_signal(
-        self, state: Callable[[], Mapping[str, Any]], *, signals: Collection[int] | None = None
+        self,
+        state: Callable[[], Mapping[str, Any]],
+        *,
+        signals: Collection[int] | None = None,
+        deadline_seconds: float | None = None,
     ) -> Preemption:
         """Save once more when a signal, by default SIGTERM or SIGINT, asks this process to stop.
 
@@ -273,7 +282,7 @@ class CheckpointManager(Finder):
         if not callable(state):
             raise ConfigError("state must be a function that returns what to save", got=type(state).__name__)
         wanted = (signal.SIGTERM, signal.SIGINT) if signals is None else signals
-        return Preemption(partial(self._saver.save_preempted, state), wanted)
+        return Preemption(partial(self._saver.save_preempted, state), wanted, deadline_seconds)
 
     def prepare(
         self,
@@ -431,6 +440,10 @@ class CheckpointManager(Finder):
 
 
 def _rebuild(
-    config: CheckpointConfig, name: str, save_policy: SavePolicy | None, retention_policy: RetentionPolicy | None
+    config: CheckpointConfig,
+    name: str,
+    save_policy: SavePolicy | None,
+    retention_policy: RetentionPolicy | None,
+    run_id: str | None,
 ) -> CheckpointManager:
-    return CheckpointManager(config, name, save_policy=save_policy, retention_policy=retention_policy)
+    return CheckpointManager(config, name, save_policy=save_policy, retention_policy=retention_policy, run_id=run_id)

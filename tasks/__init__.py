@@ -17,6 +17,7 @@ from prefect_checkpoints.tasks.backup import (
     quarantine_backup,
     restore_checkpoint,
 )
+from prefect_checkpoints.tasks.checkpointing import checkpointing
 from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
@@ -40,6 +41,7 @@ from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpo
 
 __all__ = [
     "backup_checkpoint",
+    "checkpointing",
     "cleanup_backups",
     "cleanup_checkpoints",
     "compare_checkpoints",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar, cast
@@ -46,9 +47,10 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 
 def checkpoint_task(
-    run_name: str, *, kind: type[CheckpointTask[..., Any]] = CheckpointTask, **options: Any
+    run_name: str | Callable[[], str], *, kind: type[CheckpointTask[..., Any]] = CheckpointTask, **options: Any
 ) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Return the ``@task`` decorator of this package. ``run_name`` is formatted with the call's parameters.
+    """Return the ``@task`` decorator of this package. ``run_name`` is formatted with the call's parameters, or
+    called in the task's run.
 
     Parameters are neither hashed for a cache key nor persisted, so the cost of a call does not depend on the size of
     the model.
@@ -91,12 +93,27 @@ def remembered(kind: str, content: Callable[[dict[str, Any]], str | None]) -> di
 
 def manager_for(config: CheckpointConfig, experiment_name: str) -> CheckpointManager:
     """Return the manager of this flow run or, outside of flows, of this process. It caches what it has verified."""
-    return _manager(config, experiment_name, flow_run.id)
+    kept = _kept.get((config, experiment_name, flow_run.id))
+    return kept or _manager(config, experiment_name, flow_run.id)
 
 
 @lru_cache(maxsize=16)
 def _manager(config: CheckpointConfig, experiment_name: str, _run_id: str | None) -> CheckpointManager:
     return CheckpointManager(config, experiment_name)
+
+
+_kept: dict[tuple[CheckpointConfig, str, str | None], CheckpointManager] = {}
+
+
+@contextmanager
+def keep_manager(manager: CheckpointManager) -> Iterator[None]:
+    """Let the tasks of this flow run use ``manager`` for its experiment while the context lasts."""
+    key = manager.config, manager.experiment_name, flow_run.id
+    _kept[key] = manager
+    try:
+        yield
+    finally:
+        del _kept[key]
 
 
 def idempotency_key(epoch: int, step: int) -> str | None:

@@ -143,6 +143,13 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(check_tag, given)))
 
 
+def check_run_id(run_id: str | None) -> str | None:
+    """Return ``run_id`` if it is ``None`` or can be stored, else raise :class:`InvalidNameError`."""
+    if run_id is not None and not (isinstance(run_id, str) and 0 < len(run_id) <= 100 and run_id.isprintable()):
+        raise InvalidNameError("run_id cannot be stored", expected="1 to 100 visible characters", got=shown(run_id))
+    return run_id
+
+
 def check_description(text: str) -> str:
     """Return ``text`` if it can be stored and printed, else raise :class:`InvalidNameError`."""
     if (

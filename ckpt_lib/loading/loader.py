@@ -80,7 +80,7 @@ class Loader:
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
         self._reconcile()
-        return load_newest(self._locations, partial(self._resume_from, read, target))
+        return load_newest(self._locations, partial(self._resume_from, read, target), run_id=self._lineage.only_run_id)
 
     def _reconcile(self) -> None:
         if self._reconciler is not None:
@@ -112,4 +112,5 @@ class Loader:
         wait_until_all_copied()  # before what is being copied is written over
         report = target.restore(payload, manifest)
         self._lineage.go_on_from(manifest)
-        return {**payload, "checkpoint_id": manifest.checkpoint_id, **report}
+        next_epoch = {"next_epoch": manifest.epoch + manifest.epoch_finished} if report or is_kept else {}
+        return {**payload, "checkpoint_id": manifest.checkpoint_id, **next_epoch, **report}

@@ -25,19 +25,21 @@ from ckpt_lib.maintenance.validate import UNLOADABLE, is_unreadable
 Load = Callable[[Experiment, Manifest], Payload]
 
 
-def load_newest(locations: Locations, load: Load) -> Payload | None:
+def load_newest(locations: Locations, load: Load, *, run_id: str | None = None) -> Payload | None:
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
-    The returned dict's ``passed_over`` lists the others, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot
-    be loaded without running code, or is unhealthy; and :class:`UnsupportedFormatError` where the newest is intact and
-    only lacks its format here.
+    With a ``run_id``, only those of that run are looked at. The returned dict's ``passed_over`` lists the others, which
+    are also logged. Raises :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every
+    one is damaged, cannot be loaded without running code, or is unhealthy; and :class:`UnsupportedFormatError` where
+    the newest is intact and only lacks its format here.
     """
     for _ in range(ATTEMPTS):
         copies = _Copies(locations)
         passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in copies.unreadable()]
         unhealthy_id, retired = None, False
         for manifest in reversed(copies.manifests):
+            if run_id is not None and manifest.run_id != run_id:
+                continue
             if manifest.unhealthy:
                 unhealthy_id = unhealthy_id or manifest.checkpoint_id
                 passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
@@ -53,12 +55,12 @@ def load_newest(locations: Locations, load: Load) -> Payload | None:
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
-                next_epoch = manifest.epoch + manifest.epoch_finished
-                return {**payload, "passed_over": passed_over, "next_epoch": next_epoch}
+                return {**payload, "passed_over": passed_over}
         if not retired:
             break
     if not passed_over:
-        _refuse_to_forget(locations)
+        if run_id is None:
+            _refuse_to_forget(locations)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(

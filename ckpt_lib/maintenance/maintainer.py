@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
-from ckpt_lib.core.names import CheckpointId, check_experiment_name
+from ckpt_lib.core.names import CheckpointId, check_experiment_name, check_run_id
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError
 from ckpt_lib.events import Listener
 from ckpt_lib.experiment.deletion import purge, undelete
@@ -41,7 +41,11 @@ class Maintainer:
     """
 
     def __init__(
-        self, config: CheckpointConfig | None, experiment_name: str, retention_policy: RetentionPolicy | None
+        self,
+        config: CheckpointConfig | None,
+        experiment_name: str,
+        retention_policy: RetentionPolicy | None,
+        run_id: str | None = None,
     ) -> None:
         self.config = config if config is not None else CheckpointConfig()
         if not isinstance(self.config, CheckpointConfig):
@@ -51,7 +55,7 @@ class Maintainer:
         self.retention_policy = retention_policy
         self._locations = Locations(self.config, self.experiment_name)
         self._catalogue, self._best = self._locations.catalogue, self._locations.best
-        self._known, self._lineage = KnownVersions(), Lineage()
+        self._known, self._lineage = KnownVersions(), Lineage(check_run_id(run_id))
         self._snapshot = SnapshotFile(self._locations)
         self._validator = Validator(self._locations, self._known, Verdicts(self._locations))
         self._cleaner = CheckpointCleaner(self._catalogue, self.config, retention_policy, self._lineage, self._known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import multiprocessing.util
 import os
 import sys
@@ -321,8 +322,9 @@ class _Worker:
         self._thread: Helper | None = None
 
     def put(self, task: Callable[[], object]) -> None:
+        """Do ``task`` later, in the context of the caller, to which whoever hears of an event belongs."""
         with self._lock:
-            self._tasks.append(task)
+            self._tasks.append(partial(contextvars.copy_context().run, task))
             if self._thread is not None:
                 return
             # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.

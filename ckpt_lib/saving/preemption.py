@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
 
 _SECOND_THOUGHT_SECONDS = 1.0
@@ -40,11 +41,18 @@ class Preemption:
 
     It acts in the process that entered the block alone: processes forked inside answer signals as before.
 
-    A second Ctrl-C, more than a second after the first, goes to the earlier handler at once.
+    A second Ctrl-C, more than a second after the first, goes to the earlier handler at once. So does the signal itself,
+    without a save, when the loop comes to no safe point within ``deadline_seconds``. A save that has begun is not cut
+    off.
     """
 
-    def __init__(self, save: Callable[[], object], signals: Collection[int]) -> None:
+    def __init__(
+        self, save: Callable[[], object], signals: Collection[int], deadline_seconds: float | None = None
+    ) -> None:
         self._save = save
+        self._deadline_seconds = deadline_seconds
+        self._deadline: threading.Timer | None = None
+        self._is_too_late = False
         self._signals = [_checked(number) for number in signals]
         self._earlier: dict[int, Any] = {}
         self._received: int | None = None
@@ -66,7 +74,12 @@ class Preemption:
         number = self._received
         if not self._has_saved:
             self._has_saved = True
+            self._stop_waiting()
             self._save()
+        self._hand_over(number)
+
+    def _hand_over(self, number: int) -> None:
+        """Let what would have handled the signal have it."""
         self._restore()
         self._received = None
         earlier = self._earlier.get(number, signal.SIG_DFL)
@@ -96,18 +109,41 @@ class Preemption:
             if error is None:
                 self.safe_point()  # the end of the block is one
         finally:
+            self._stop_waiting()
             self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._received is None:
             self._received, self._received_at = number, now
+            self._begin_waiting(number)
+        elif self._is_too_late and not self._has_saved:
+            logger.error("no safe point came within %s s of the signal: nothing was saved", self._deadline_seconds)
+            self._hand_over(self._received)
         elif number == signal.SIGINT and now - self._received_at > _SECOND_THOUGHT_SECONDS:
             earlier = self._earlier[number]
             if callable(earlier):
                 earlier(number, frame)
             else:
                 raise KeyboardInterrupt
+
+    def _begin_waiting(self, number: int) -> None:
+        if self._deadline_seconds is None:
+            return
+
+        def remind() -> None:
+            self._is_too_late = True
+            main_thread = threading.main_thread().ident
+            assert main_thread is not None
+            signal.pthread_kill(main_thread, number)  # which ends a wait there as well
+
+        self._deadline = threading.Timer(self._deadline_seconds, remind)
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _leave_to_parent(self) -> None:
         """In a forked child, which did not ask for this: answer signals as if it were not there."""

@@ -64,7 +64,7 @@ def test_staging_memory_is_reported_and_used_again(make_manager: MakeManager, ga
     assert manager.staging_bytes == 0
     manager.prepare(**parts.kwargs())
     prepared = manager.staging_bytes
-    assert 2 * size_bytes <= prepared < 2 * size_bytes + 20_000
+    assert 2 * size_bytes <= prepared < 2 * size_bytes + 60_000  # generators are in it as well
     for epoch in range(6):
         manager.save_checkpoint_async(**parts.kwargs(), epoch=epoch)
     assert manager.staging_bytes == prepared

@@ -1,0 +1,225 @@
+"""``checkpointing``: a training loop's checkpoints inside a flow, from the resume to the last commit."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+from prefect.states import Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.engine import propose_state_sync
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, TrainingState
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.formats import Payload
+from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.policies.saving import SavePolicy
+from ckpt_lib.saving.background import SaveHandle
+from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, keep_manager
+from prefect_checkpoints.tasks._progress import progress_artifact
+from prefect_checkpoints.tasks.report import artifact_key
+
+_FROM = "from:"
+
+
+def _commit_name() -> str:
+    facts = task_run.parameters["handle"].facts
+    return f"commit {facts.experiment_name} epoch {facts.epoch} step {facts.step}"
+
+
+@checkpoint_task(_commit_name, tags=NO_TAGS, retries=0)
+def commit_checkpoint(handle: SaveHandle) -> str | None:
+    """Wait until a save is durable, and return its id: the save's own task run.
+
+    A store that does not answer is tried again by the save itself.
+    """
+    return handle.result()
+
+
+class Checkpoints:
+    """What :func:`checkpointing` yields: where the training stands, and how it saves."""
+
+    def __init__(
+        self,
+        manager: CheckpointManager,
+        state: TrainingState,
+        runner: ThreadPoolTaskRunner[Any],
+        advance: Callable[[float], None],
+        resumed: Payload | None,
+    ) -> None:
+        self.manager = manager
+        self.state = state
+        self.resumed = resumed
+        """What :meth:`ckpt_lib.CheckpointManager.resume` returned; ``None`` for a training that begins."""
+        self.epoch = resumed["next_epoch"] if resumed else 1
+        """The epoch that is being trained."""
+        self.step = resumed["step"] if resumed else 0
+        """How many steps have been trained."""
+        self._runner = runner
+        self._advance = advance
+        self._commits: list[PrefectFuture[str | None]] = []
+        self._safe_point: Callable[[], None] = lambda: None
+
+    def epochs(self, last: int) -> Iterator[int]:
+        """Yield the epochs that are left up to ``last``, counted from 1, and show the progress in the run."""
+        first = self.epoch
+        for epoch in range(first, last + 1):
+            self.epoch = epoch
+            yield epoch
+            self._advance(1 / (last + 1 - first))
+
+    def count_step(self) -> None:
+        """Count a step. The state is whole here, so training ends here if a signal asks it to."""
+        self.step += 1
+        self._safe_point()
+
+    def save(self, metrics: Mapping[str, Any] | None = None, **options: Any) -> SaveHandle:
+        """Copy the state, and return; a task run of its own reports the commit.
+
+        The save policy decides whether there is anything to save. ``options`` are those of
+        :meth:`ckpt_lib.CheckpointManager.save_checkpoint_async`. Raises the error of an earlier save that failed,
+        unless ``on_save_failure`` is ``"warn"``.
+        """
+        self._raise_failure()
+        handle = self.manager.save_checkpoint_async(
+            self.state, metrics=metrics, **{"epoch": self.epoch, "step": self.step, **options}
+        )
+        if handle.facts is not None:  # else the policy said no
+            self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
+        self._safe_point()
+        return handle
+
+    def _raise_failure(self) -> None:
+        done = [future for future in self._commits if future.state.is_final()]
+        self._commits = [future for future in self._commits if future not in done]
+        for future in done:
+            future.result()
+
+    def _finish(self) -> None:
+        """Wait for every commit and what follows it; raise the first error."""
+        self.manager.flush()
+        commits, self._commits = self._commits, []
+        for future in commits:
+            future.wait()
+        for future in commits:
+            future.result()
+
+
+@contextlib.contextmanager
+def checkpointing(
+    config: CheckpointConfig,
+    experiment_name: str,
+    state: TrainingState,
+    *,
+    start: str = "resume",
+    save_policy: SavePolicy | None = None,
+    retention_policy: RetentionPolicy | None = None,
+    deadline_seconds: float = 25.0,
+    map_location: Any = "cpu",
+) -> Iterator[Checkpoints]:
+    """Save and resume the training that a flow runs::
+
+        with checkpointing(config, "digits", state) as checkpoints:
+            for epoch in checkpoints.epochs(10):
+                for batch in loader:
+                    train_step(batch)
+                    checkpoints.count_step()
+                checkpoints.save({"val_loss": evaluate(model)})
+
+    At entry, the state is restored from the newest checkpoint that verifies. With ``start="fresh"`` it is not, and with
+    ``start="from:<id>"`` it is from that one; another attempt of the same flow run then goes on from what it has saved
+    itself. Each save returns when the state is copied. At the end, every commit has come to its own end.
+
+    On SIGTERM, the state is saved at the next save or counted step, and the flow run ends. Its state is then called
+    ``Preempted``; with ``PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR=reschedule`` it goes on elsewhere. If the loop comes
+    to no such point within ``deadline_seconds``, it ends without that save.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` outside of a flow, for an unknown ``start``, and for what cannot be
+    saved; the errors of :meth:`ckpt_lib.CheckpointManager.resume`; and at its end that of a save that failed.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise ConfigError(
+            "checkpointing is for flows", expected="a call in a flow run", hint="Elsewhere, use CheckpointManager."
+        )
+    own_run_id = None if start == "resume" else context.flow_run.id.hex
+    manager = CheckpointManager(
+        config, experiment_name, save_policy=save_policy, retention_policy=retention_policy, run_id=own_run_id
+    )
+    manager.check(state)
+    resumed = _begin(manager, state, start, map_location)
+    key = artifact_key("training", config, experiment_name)
+    with (
+        keep_manager(manager),
+        _task_runner(config) as runner,
+        progress_artifact(key, f"Training {experiment_name}", 1.0) as advance,
+    ):
+        checkpoints = Checkpoints(manager, state, runner, advance, resumed)
+        with manager, _ended_by_signal(checkpoints, deadline_seconds):
+            yield checkpoints
+            checkpoints._finish()
+
+
+def _task_runner(config: CheckpointConfig) -> ThreadPoolTaskRunner[Any]:
+    """Return threads of our own: whatever runs the flow's tasks, a save under way stays in this process."""
+    return ThreadPoolTaskRunner(max_workers=config.max_pending_saves + 1)
+
+
+def _begin(manager: CheckpointManager, state: TrainingState, start: str, map_location: Any) -> Payload | None:
+    if start not in ("resume", "fresh") and not start.startswith(_FROM):
+        raise ConfigError("start is unknown", expected='"resume", "fresh" or "from:<id>"', got=start)
+    resumed = manager.resume(state, map_location=map_location)
+    if resumed is None and start.startswith(_FROM):
+        resumed = manager.load_checkpoint(start.removeprefix(_FROM), state, map_location=map_location)
+    if resumed is not None:
+        get_run_logger().info("Going on from %s with epoch %d", resumed["checkpoint_id"], resumed["next_epoch"])
+    return resumed
+
+
+@contextlib.contextmanager
+def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Iterator[None]:
+    """Save once more when SIGTERM comes, and have the state of the flow run say so."""
+    if threading.current_thread() is not threading.main_thread():
+        get_run_logger().info("SIGTERM is not handled: the flow does not run in the main thread")
+        yield
+        return
+
+    def last_save() -> dict[str, Any]:
+        return {"state": checkpoints.state, "epoch": checkpoints.epoch, "step": checkpoints.step}
+
+    preemption = checkpoints.manager.save_on_signal(
+        last_save, signals=[signal.SIGTERM], deadline_seconds=deadline_seconds
+    )
+    try:
+        with preemption:
+            checkpoints._safe_point = preemption.safe_point
+            yield
+    except TerminationSignal:
+        _call_preempted(checkpoints)
+        raise
+
+
+def _call_preempted(checkpoints: Checkpoints) -> None:
+    """Set the final state of a flow run that nothing starts again: the engine leaves a final state as it is."""
+    from prefect._internal.control_listener import get_intent
+
+    context = FlowRunContext.get()
+    if get_intent() is not None or context is None or context.flow_run is None:
+        return
+    latest = checkpoints.manager.get_latest_checkpoint()
+    saved = f"the newest checkpoint is {latest.checkpoint_id}" if latest else "no checkpoint was saved"
+    crashed: State[Any] = Crashed(
+        name="Preempted", message=f"SIGTERM ended the training at step {checkpoints.step}: {saved}."
+    )
+    with get_client(sync_client=True) as client:
+        context.flow_run.state = propose_state_sync(client, crashed, flow_run_id=context.flow_run.id)
