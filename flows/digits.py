@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from ckpt_lib import ResumableLoader
 
 VALIDATION_FRACTION = 0.2
 MAX_PIXEL = 16.0
@@ -59,21 +62,10 @@ def load_digits(seed: int) -> Digits:
     return Digits(images[train], labels[train], images[validation], labels[validation])
 
 
-def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, *, batch_size: int, seed: int
-) -> tuple[float, int]:
-    """One pass over the training part, in an order that ``seed`` decides; return the mean loss and the batches."""
-    model.train()
-    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
-    total_loss, batches = 0.0, 0
-    for batch in torch.split(order, batch_size):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total_loss += loss.item() * len(batch)
-        batches += 1
-    return total_loss / len(order), batches
+def batches_of(data: Digits, batch_size: int) -> ResumableLoader[tuple[torch.Tensor, ...]]:
+    """Return a loader of batches of images and labels of the training part, in another order each epoch."""
+    dataset = TensorDataset(data.train_images, data.train_labels)
+    return ResumableLoader(DataLoader(dataset, batch_size, shuffle=True), deterministic=True)
 
 
 @torch.no_grad()

@@ -1,24 +1,18 @@
-"""``train``: a training run that saves by the save task and resumes where it stopped."""
+"""``train``: a training run to copy. It saves, resumes in the middle of an epoch, and recovers from a loss spike."""
 
 from __future__ import annotations
 
 import torch
-from prefect import flow, get_run_logger
+from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import functional
 
-from ckpt_lib import CheckpointConfig
+from ckpt_lib import CheckpointConfig, TrainingState
 from ckpt_lib.analysis.results import ExperimentSummary
+from prefect_checkpoints.flows._loss import LossWatch
 from prefect_checkpoints.flows._store import require_absolute
-from prefect_checkpoints.flows.digits import DigitsCNN, evaluate, load_digits, train_epoch
-from prefect_checkpoints.tasks import (
-    report_checkpoints,
-    report_metrics,
-    resume_training,
-    save_checkpoint,
-    summarize_checkpoints,
-)
-from prefect_checkpoints.tasks._progress import progress_artifact
-from prefect_checkpoints.tasks.report import artifact_key
+from prefect_checkpoints.flows.digits import DigitsCNN, batches_of, evaluate, load_digits
+from prefect_checkpoints.tasks import checkpointing, report_checkpoints, report_metrics, summarize_checkpoints
 
 
 class TrainingParameters(BaseModel):
@@ -42,7 +36,8 @@ def train(
     """Train a small CNN on handwritten digits, and save checkpoints as the configuration says.
 
     After a kill at any moment, the next run resumes from the newest checkpoint that verifies, and ends with the weights
-    of an uninterrupted run. Returns the summary of the experiment.
+    of an uninterrupted run. When the loss spikes, the training goes back to the newest healthy checkpoint, skips the
+    batches since, and goes on at half the learning rate. Returns the summary of the experiment.
 
     Args:
         experiment_name: The experiment; created by the first save.
@@ -50,43 +45,38 @@ def train(
         training: How the model is trained.
     """
     require_absolute(checkpoints)
-    logger = get_run_logger()
     torch.manual_seed(training.seed)
     model = DigitsCNN(training.channels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.95)
     data = load_digits(training.seed)
+    loader, losses = batches_of(data, training.batch_size), LossWatch()
+    state = TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, data=loader, others={"losses": losses})
 
-    resumed = resume_training(checkpoints, experiment_name, model=model, optimizer=optimizer, scheduler=scheduler)
-    first, step = (resumed["next_epoch"], resumed["step"]) if resumed else (1, 0)
-    if resumed:
-        logger.info("Resumed from %s, continuing with epoch %d", resumed["checkpoint_id"], first)
-
-    remaining = range(first, training.epochs + 1)
-    key = artifact_key("training", checkpoints, experiment_name)
-    with progress_artifact(key, f"Training {experiment_name} to epoch {training.epochs}", len(remaining)) as advance:
-        for epoch in remaining:
-            train_loss, batches = train_epoch(
-                model, optimizer, data, batch_size=training.batch_size, seed=training.seed + epoch
-            )
+    with checkpointing(checkpoints, experiment_name, state) as run:
+        for _ in run.epochs(training.epochs):
+            for images, labels in loader:
+                model.train()
+                optimizer.zero_grad()
+                loss = functional.cross_entropy(model(images), labels)
+                if losses.is_spike(loss.item()):
+                    run.roll_back(f"the loss is {loss.item():.4g} at step {run.step}")
+                    _slow_down(optimizer)
+                    continue
+                torch.autograd.backward(loss)
+                optimizer.step()
+                run.count_step()
             scheduler.step()
-            step += batches
             val_loss, val_accuracy = evaluate(model, data)
-            metrics = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
-            logger.info("Epoch %d: val_loss %.4f, val_accuracy %.4f", epoch, val_loss, val_accuracy)
-            save_checkpoint(
-                checkpoints,
-                experiment_name,
-                model=model,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                epoch=epoch,
-                step=step,
-                metrics=metrics,
-                run_config=training.model_dump(),
-            )
-            advance(1)
+            metrics = {"train_loss": losses.end_epoch(), "val_loss": val_loss, "val_accuracy": val_accuracy}
+            run.save(metrics, config=training.model_dump())
 
     report_checkpoints(checkpoints, experiment_name)
     report_metrics(checkpoints, experiment_name)
     return summarize_checkpoints(checkpoints, experiment_name)
+
+
+def _slow_down(optimizer: torch.optim.Optimizer) -> None:
+    """Halve the learning rate. ``ExponentialLR`` goes on from the rate that it finds."""
+    for group in optimizer.param_groups:
+        group["lr"] /= 2

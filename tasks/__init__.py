@@ -32,6 +32,7 @@ from prefect_checkpoints.tasks.report import (
     report_comparison,
     report_doctor,
     report_metrics,
+    report_rollback,
     report_validation,
 )
 from prefect_checkpoints.tasks.save import save_checkpoint
@@ -62,6 +63,7 @@ __all__ = [
     "report_comparison",
     "report_doctor",
     "report_metrics",
+    "report_rollback",
     "report_validation",
     "restore_checkpoint",
     "resume_training",

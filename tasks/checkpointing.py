@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -20,16 +21,17 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.engine import propose_state_sync
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, TrainingState
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, NoValidCheckpointError
 from ckpt_lib.formats import Payload
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import SaveHandle
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, keep_manager
 from prefect_checkpoints.tasks._progress import progress_artifact
-from prefect_checkpoints.tasks.report import artifact_key
+from prefect_checkpoints.tasks.report import artifact_key, report_rollback
 
 _FROM = "from:"
+_MAX_TIMES_BACK = 3
 
 
 def _commit_name() -> str:
@@ -69,6 +71,8 @@ class Checkpoints:
         self._advance = advance
         self._commits: list[PrefectFuture[str | None]] = []
         self._safe_point: Callable[[], None] = lambda: None
+        self._went_back_to: str | None = None
+        self._times_back = 0
 
     def epochs(self, last: int) -> Iterator[int]:
         """Yield the epochs that are left up to ``last``, counted from 1, and show the progress in the run."""
@@ -98,6 +102,33 @@ class Checkpoints:
             self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
         self._safe_point()
         return handle
+
+    def roll_back(self, reason: str) -> Payload:
+        """Go back to the newest healthy checkpoint, and on from there with the batches that come next.
+
+        What was trained since is lost, and the batches of it are not seen again: the position in the data and the
+        random numbers go on. The step goes on counting too, so that later checkpoints are later ones. The run's log and
+        an artifact say why.
+
+        Raises :class:`~ckpt_lib.errors.NoValidCheckpointError` when there is none to go back to, and after the third
+        time that no checkpoint was saved in between.
+        """
+        self.manager.flush()
+        newest = self.manager.get_latest_checkpoint()
+        latest_id = newest.checkpoint_id if newest else None
+        self._times_back = self._times_back + 1 if latest_id == self._went_back_to else 1
+        self._went_back_to = latest_id
+        if self._times_back > _MAX_TIMES_BACK:
+            raise NoValidCheckpointError(
+                f"the training came to no save after going back {_MAX_TIMES_BACK} times: {reason}",
+                hint="Lower the learning rate, or begin from an older checkpoint: start='from:<id>'.",
+            )
+        restored = self.manager.resume(replace(self.state, data=None, generators={}, rng=False))
+        if restored is None:
+            raise NoValidCheckpointError(f"there is no checkpoint to go back to: {reason}")
+        get_run_logger().warning("%s: going back to %s", reason, restored["checkpoint_id"])
+        report_rollback(self.manager.config, self.manager.experiment_name, reason, restored["checkpoint_id"], self.step)
+        return restored
 
     def _raise_failure(self) -> None:
         done = [future for future in self._commits if future.state.is_final()]

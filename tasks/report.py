@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from prefect import Task
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
@@ -172,6 +172,15 @@ def report_comparison(config: CheckpointConfig, experiment_name: str, comparison
     ]
     title = f"Comparison in {experiment_name} of {store_of(config)}"
     _publish(rows, artifact_key("comparison", config, experiment_name), title)
+
+
+@report_task("report rollback of {experiment_name}")
+def report_rollback(config: CheckpointConfig, experiment_name: str, reason: str, checkpoint_id: str, step: int) -> None:
+    """Publish why a training went back to a checkpoint."""
+    title = f"Rollback of {experiment_name} in {store_of(config)}"
+    text = f"At step {step}, the training went back to `{checkpoint_id}`.\n\n    {reason}\n"
+    key = artifact_key("rollback", config, experiment_name)
+    create_markdown_artifact(markdown=text, key=key, description=title)
 
 
 @report_task("report doctor of {experiment_name}")

@@ -89,7 +89,7 @@ class Loader:
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
         payload = self._load(read, target, experiment, manifest, is_kept=True)
         self._locations.monitor_record.tell_if_other(manifest.monitor)
-        if not manifest.epoch_finished and target.state.data is None:
+        if not manifest.epoch_finished and target.state.data is None and target.state.rng:
             logger.warning(
                 "%s was saved in the middle of epoch %d, and no data= is there to go on with its next batch: train the "
                 'epoch again from its start, range(resumed["next_epoch"], ...)',

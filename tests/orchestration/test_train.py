@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from torch.nn import functional
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import NoValidCheckpointError, StateMismatchError
 from prefect_checkpoints.flows import TrainingParameters, train
 from prefect_checkpoints.tasks import _progress
 from tests.orchestration.runs import artifacts
@@ -60,3 +62,37 @@ def test_train_learns(tmp_path: Path) -> None:
     best = CheckpointManager(config, "digits").get_best_checkpoint()
     assert best is not None
     assert float(best.metrics["val_accuracy"] or 0) > 0.9
+
+
+def test_a_loss_spike_is_undone(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights go back to the newest checkpoint, the batch is not seen again, the rate is halved, and the run tells."""
+    seen: list[float] = []
+
+    def loss_of(logits: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+        if not logits.requires_grad:
+            return torch.tensor(0.5)  # on the validation part
+        seen.append(float("nan") if len(seen) == 30 else 0.5)
+        return logits.sum() * 0 + seen[-1]
+
+    monkeypatch.setattr(functional, "cross_entropy", loss_of)
+    state = train("digits", config, TrainingParameters(epochs=6, **SMALL), return_state=True)
+    assert state.is_completed()
+    assert len(seen) == 36
+    assert "the loss is nan at step 30" in artifacts(state)["rollback-digits"]
+    manager = CheckpointManager(config, "digits")
+    saved = manager.list_checkpoints()
+    assert [item.step for item in saved[-2:]] == [30, 35]
+    rates = [
+        manager.load_checkpoint(item.checkpoint_id)["optimizer_state_dict"]["param_groups"][0]["lr"] for item in saved
+    ]
+    assert rates[-1] / rates[-2] == pytest.approx(0.95 / 2)
+
+
+def test_a_training_that_only_spikes_ends(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not go back for ever."""
+    monkeypatch.setattr(functional, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
+    CheckpointManager(config, "digits").save_state({"model_state_dict": {}}, epoch=1)
+    with pytest.raises(StateMismatchError):
+        train("digits", config, TrainingParameters(epochs=2, **SMALL))
+    with pytest.raises(NoValidCheckpointError, match="no checkpoint to go back to: the loss is nan at step 0"):
+        train("other", config, TrainingParameters(epochs=2, **SMALL))

@@ -6,18 +6,19 @@ import sys
 from typing import Any
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.saving.background import SaveHandle
 from prefect_checkpoints.flows import TrainingParameters, train
 
 
 def main(checkpoint_dir: str, epochs: int) -> None:
-    save = CheckpointManager.save_checkpoint
+    save = CheckpointManager.save_checkpoint_async
 
-    def announced(self: CheckpointManager, **arguments: Any) -> str | None:
-        checkpoint_id = save(self, **arguments)
-        print("acknowledged", arguments["epoch"], flush=True)
-        return checkpoint_id
+    def announced(self: CheckpointManager, *arguments: Any, **options: Any) -> SaveHandle:
+        handle = save(self, *arguments, **options)
+        handle.add_done_callback(lambda _: print("acknowledged", options["epoch"], flush=True))
+        return handle
 
-    CheckpointManager.save_checkpoint = announced  # type: ignore[method-assign]
+    CheckpointManager.save_checkpoint_async = announced  # type: ignore[method-assign]
     config = CheckpointConfig(checkpoint_dir=checkpoint_dir, max_checkpoints=4, max_backups=2)
     train("digits", config, TrainingParameters(epochs=epochs, batch_size=512))
 
