@@ -28,6 +28,8 @@ from ckpt_lib.saving.preemption import Preemption
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.saving.request import SaveRequest, StateMapping, TrainingObjects
 from ckpt_lib.saving.saver import Saver
+from ckpt_lib.state.naming import Naming
+from ckpt_lib.state.renames import KeyMap
 from ckpt_lib.state.stateful import Stateful
 from ckpt_lib.stream import Progress
 
@@ -305,6 +307,9 @@ class CheckpointManager(Finder):
         trust_pickle: bool = False,
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
+        key_map: KeyMap | None = None,
+        strict: bool = True,
+        only: str | None = None,
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
@@ -326,11 +331,22 @@ class CheckpointManager(Finder):
         ``changed_values`` names tensors whose stored values the model's types cannot hold. With ``require_exact``, any
         value of model or optimizer that would differ is refused, if only by rounding.
 
+        What wrappers such as ``DistributedDataParallel`` and ``torch.compile`` add to names makes no difference.
+        ``key_map`` maps other stored names, or prefixes of them up to a dot, to the model's. With ``strict=False``,
+        what matches is restored, and the dict lists ``missing`` and ``unexpected`` names.
+        ``only="model_state_dict.encoder"`` restores what is stored below that name into the model that is passed, for
+        example a submodule, and reads what ``keys`` would.
+
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
         target = LoadTarget(
-            model=model, optimizer=optimizer, scheduler=scheduler, keep=keep, require_exact=require_exact
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            keep=keep,
+            require_exact=require_exact,
+            naming=Naming(key_map, strict, only),
         )
         return self._loader.load(checkpoint_id, target, keys=keys, map_location=map_location, trust_pickle=trust_pickle)
 

@@ -15,9 +15,10 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.loading.newest import load_newest
-from ckpt_lib.loading.payload import read_payload
+from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.saving.background import wait_until_all_copied
 from ckpt_lib.saving.reconciler import Reconciler
+from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import Stateful, check_stateful, check_wanted
 from ckpt_lib.stream.cache import PayloadCache
@@ -34,11 +35,13 @@ class LoadTarget:
     scheduler: Stateful | None = None
     keep: Mapping[str, Collection[str]] | None = None
     require_exact: bool = False
+    naming: Naming = AS_STORED
 
     def check(self, keys: Collection[str] | None = None) -> None:
         """Raise :class:`~ckpt_lib.errors.ConfigError` for what takes no state, or whose state ``keys`` leave out."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         check_stateful("load_state_dict", **parts)
+        self.naming.check(keys, **parts)
         check_wanted(keys, **parts)
 
     def restore(self, payload: Payload, manifest: Manifest) -> dict[str, Any]:
@@ -51,11 +54,12 @@ class LoadTarget:
             scheduler=self.scheduler,
             keep=self.keep,
             require_exact=self.require_exact,
+            naming=self.naming,
         )
         # Compared with None: some models cannot be asked for their truth.
         if self.model is None and self.optimizer is None and self.scheduler is None:
             return {}
-        return {"replaced": report.replaced, "changed_values": report.changed_values}
+        return {"replaced": report.replaced, "changed_values": report.changed_values, **report.incomplete}
 
 
 class Loader:
@@ -75,11 +79,12 @@ class Loader:
         wanted = check_keys(keys)
         target.check(wanted)
         read = partial(
-            read_payload,
+            read_part,
             verify=self._locations.config.validate_checkpoints,
             map_location=map_location,
             trust_pickle=trust_pickle,
             keys=wanted,
+            only=target.naming.only,
             cache=self.cache,
         )
         self._reconcile()

@@ -1,6 +1,7 @@
 """Restores models, optimizers and schedulers from a verified payload.
 
-A model accepts what its ``load_state_dict(strict=True)`` accepts. An optimizer's state is matched by parameter names
+A model accepts what its ``load_state_dict(strict=True)`` accepts, once the names are the model's own; see
+:mod:`ckpt_lib.state.naming`. An optimizer's state is matched by parameter names
 where both sides have them, else by position. Restored objects share no memory with the payload. After an error, all of
 them are as they were.
 """
@@ -9,12 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
-from ckpt_lib.state.model_state import check_model
+from ckpt_lib.state.advice import advice
+from ckpt_lib.state.model_state import Hint, check_model
+from ckpt_lib.state.naming import (
+    AS_STORED,
+    MODEL_PART,
+    NOTHING,
+    NamedState,
+    Naming,
+    check_covered,
+    load_named,
+    named_for,
+    part_of,
+)
 from ckpt_lib.state.optimizer_state import (
     SavedTypes,
     match_parameters,
@@ -49,6 +63,8 @@ class Restored:
     """Maps part and setting to the caller's value and the stored value that replaced it."""
     changed_values: list[str] = field(default_factory=list)
     """Tensors of the model whose types or ties could not hold the stored values."""
+    incomplete: dict[str, list[str]] = field(default_factory=dict)
+    """Without ``strict``, the names of tensors that were ``missing`` and ``unexpected``."""
 
 
 def restore(
@@ -60,34 +76,43 @@ def restore(
     scheduler: Stateful | None = None,
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
+    naming: Naming = AS_STORED,
 ) -> Restored:
     """Load a payload's state into the objects that are passed, and report what that replaced.
 
     ``keep`` names settings, by part, that keep the caller's value; see :mod:`ckpt_lib.state.settings`. With
-    ``require_exact``, a tensor that would lose any value is refused. Raises :class:`ConfigError` for wrong arguments,
+    ``require_exact``, a tensor that would lose any value is refused. ``naming`` says how stored names stand for the
+    model's. Raises :class:`ConfigError` for wrong arguments,
     and :class:`StateMismatchError` for a state that does not fit; every object then has the state that it had before.
     For that, a model with load hooks or loading code of its own is copied first.
     """
     check_stateful("load_state_dict", model=model, optimizer=optimizer, scheduler=scheduler)
     given = dict(zip(PARTS, (model, optimizer, scheduler), strict=True))
     wanted = {part: stateful for part, stateful in given.items() if stateful is not None}
+    if naming.only is not None:
+        payload = {**payload, MODEL_PART: part_of(payload, naming.only)}
     states = {part: _state_in(payload, part) for part in wanted}
+    named = NOTHING if model is None else named_for(model, states["model"], naming)
     _check_kept(keep, wanted)
     report = Restored()
     types: SavedTypes = {}
     if optimizer is not None:
         _check_kind("optimizer", optimizer, stored)
-        states["optimizer"] = match_parameters(optimizer, states["optimizer"], stored.names, model)
+        if not naming.strict:
+            check_covered(optimizer, model, named)
+        states["optimizer"] = match_parameters(optimizer, states["optimizer"], stored.names, model, named)
         names = parameter_names(optimizer, model) or stored.names
-        types = saved_types(states["optimizer"], names, payload.get("model_state_dict"))
+        types = saved_types(states["optimizer"], names, named.state or payload.get(MODEL_PART))
         if require_exact:
             refuse_rounded_state(optimizer, states["optimizer"], types)
     if scheduler is not None:
         _check_kind("scheduler", scheduler, stored)
     _merge_settings(payload, states, wanted, keep or {}, report)
+    hint: Hint = partial(advice, payload, named)
     if model is not None:
-        report.changed_values = check_model(model, states["model"], require_exact=require_exact)
-    _load(wanted, states, types)
+        states["model"] = named.state
+        report.changed_values = check_model(model, named, require_exact=require_exact, hint=hint)
+    report.incomplete = _load(wanted, states, types, named, hint)
     _warn(report)
     return report
 
@@ -149,26 +174,38 @@ def _check_kept(keep: Mapping[str, Collection[str]] | None, wanted: Collection[s
             )
 
 
-def _load(wanted: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]], types: SavedTypes) -> None:
+def _load(
+    wanted: Mapping[str, Stateful],
+    states: Mapping[str, Mapping[str, Any]],
+    types: SavedTypes,
+    named: NamedState,
+    hint: Hint,
+) -> dict[str, list[str]]:
     """Load each part. If one of them refuses its state, bring all of them back to the state before.
 
     The model comes last, since its tensors are overwritten in place. The other parts replace their state as a whole, so
     keeping their previous state costs no memory.
     """
     undo: list[Callable[[], object]] = []
+    incomplete: dict[str, list[str]] = {}
     for part in reversed(list(wanted)):
         stateful, state = wanted[part], states[part]
         try:
-            undo.append(way_back(part, stateful, state))
-            stateful.load_state_dict(own_copy(stateful, state))
+            undo.append(way_back(part, stateful, state, strict=named.naming.strict))
+            if part == "model":
+                incomplete = load_named(stateful, named, own_copy(stateful, state))
+            else:
+                stateful.load_state_dict(own_copy(stateful, state))
             if part == "optimizer":
                 restore_types(stateful, state, types)
         except Exception as error:
             for back in reversed(undo):
                 back()
             raise StateMismatchError(
-                f"the {part} refused its stored state: {_reason(error)}", hint=UNCHANGED
+                f"the {part} refused its stored state: {_reason(error)}",
+                hint=hint() if part == "model" else UNCHANGED,
             ) from error
+    return incomplete
 
 
 def _warn(report: Restored) -> None:

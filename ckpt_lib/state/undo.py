@@ -11,10 +11,10 @@ from ckpt_lib.state.model_state import differences, has_own_loading
 from ckpt_lib.state.stateful import Stateful, is_module
 
 
-def way_back(part: str, stateful: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
-    """Return a function that puts an object back into its present state."""
+def way_back(part: str, stateful: Stateful, state: Mapping[str, Any], *, strict: bool = True) -> Callable[[], object]:
+    """Return a function that puts an object back into its present state. ``strict`` is how a model will be loaded."""
     if part == "model":
-        if not _may_fail_midway(stateful, state):
+        if not _may_fail_midway(stateful, state, strict):
             return lambda: None
         if is_module(stateful):
             return _ModuleBackup(stateful).restore
@@ -22,9 +22,9 @@ def way_back(part: str, stateful: Stateful, state: Mapping[str, Any]) -> Callabl
     return lambda: stateful.load_state_dict(before)
 
 
-def _may_fail_midway(model: Any, state: Mapping[str, Any]) -> bool:
+def _may_fail_midway(model: Any, state: Mapping[str, Any], strict: bool) -> bool:
     """Tell whether loading may raise midway: names or shapes differ, or loading code is not PyTorch's."""
-    return _has_own_loading(model) or bool(differences(model.state_dict(), state))
+    return _has_own_loading(model) or bool(differences(model.state_dict(), state, strict=strict))
 
 
 def _has_own_loading(stateful: Any) -> bool:
