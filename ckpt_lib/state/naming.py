@@ -16,7 +16,7 @@ from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.renames import KeyMap, check_key_map, renamed, unmatched
 from ckpt_lib.state.stateful import UNCHANGED, Names, is_module
-from ckpt_lib.state.wrappers import ModelNames, bare_spellings, starts_of, state_name
+from ckpt_lib.state.wrappers import ModelNames, bare_spellings, is_usual, starts_of, state_name
 
 MODEL_PART = "model_state_dict"
 """Where the model's state is in a payload."""
@@ -125,7 +125,7 @@ def _mapped(key_map: KeyMap, stored: list[str], model_names: ModelNames) -> dict
     known = {*model_names.by_bare_name.values()}
     bare = bare_spellings(stored) if isinstance(key_map, Mapping) else {}
     for spelling in ({name: name for name in stored}, bare):
-        found, unused = renamed(key_map, set(spelling.values())) if spelling else ({}, {""})
+        found, unused = renamed(key_map, list(spelling.values())) if spelling else ({}, {""})
         if unused:
             missed = missed or unused
             continue
@@ -181,7 +181,7 @@ def _moved_versions(versions: Mapping[Any, Any], names: Mapping[str, str]) -> Or
 def _moved_paths(names: Mapping[str, str]) -> dict[str, str]:
     """Return where each prefix of stored names went: the outer levels that a tensor's two names do not share."""
     paths: dict[str, str] = {}
-    for stored, name in names.items():
+    for stored, name in ((stored, name) for stored, name in names.items() if is_usual(stored)):
         before, after = stored.split(".")[:-1], name.split(".")[:-1]
         paths.setdefault(_prefix(before), _prefix(after))
         while before and after and before.pop() == after.pop():
@@ -244,7 +244,7 @@ def load_named(model: Any, named: NamedState, own: Mapping[str, Any]) -> dict[st
         model.load_state_dict(own)
         return {}
     missing, unexpected = model.load_state_dict(own, strict=False)
-    if missing and not model.state_dict().keys() - set(missing):
+    if missing and not named.state.keys() - set(unexpected):
         raise StateMismatchError("nothing in the checkpoint has a name of the model", got=listed(list(named.names), 5))
     return {"missing": list(missing), "unexpected": [named.stored_names.get(name, name) for name in unexpected]}
 

@@ -69,18 +69,19 @@ class ModelNames:
         Names that the model does not have are mapped as if it had them.
         """
         names = list(stored)
-        found, prefixes = _paired(_tree_of({name: name for name in names if _is_usual(name)}), self._tree)
+        found, prefixes = _paired(_tree_of({name: name for name in names if is_usual(name)}), self._tree)
         return {name: found.get(name) or _with_prefix_of(name, prefixes) for name in names}
 
 
 def bare_spellings(names: Iterable[str]) -> dict[str, str]:
     """Map names to what they are if every level that a wrapper may have added was added by one."""
     known = list(names)
-    tree = _tree_of({name: name for name in known if _is_usual(name)})
-    return {name: _bare_in(tree, name) if _is_usual(name) else name for name in known}
+    tree = _tree_of({name: name for name in known if is_usual(name)})
+    return {name: _bare_in(tree, name) if is_usual(name) else name for name in known}
 
 
-def _is_usual(name: str) -> bool:
+def is_usual(name: str) -> bool:
+    """Tell whether a name has as few levels as those of models."""
     return name.count(".") <= _MOST_LEVELS
 
 
@@ -90,11 +91,10 @@ def state_name(parameter: str) -> str:
 
 
 def starts_of(name: str) -> Iterator[str]:
-    """Yield ``a.b.``, ``a.`` and the empty text for ``a.b.c``."""
-    end = name.rfind(".")
-    while end >= 0:
-        yield name[: end + 1]
-        end = name.rfind(".", 0, end)
+    """Yield ``a.b.``, ``a.`` and the empty text for ``a.b.c``; of a forged name of many levels the outer ones."""
+    parts = name.split(".", _MOST_LEVELS)[:-1]
+    for count in range(len(parts), 0, -1):
+        yield ".".join([*parts[:count], ""])
     yield ""
 
 
