@@ -25,9 +25,9 @@ from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.saving.preemption import Preemption
+from ckpt_lib.saving.rank_saver import RankSaver
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.saving.request import SaveRequest, StateMapping, TrainingObjects
-from ckpt_lib.saving.saver import Saver
 from ckpt_lib.state.naming import Naming
 from ckpt_lib.state.renames import KeyMap
 from ckpt_lib.state.stateful import Stateful
@@ -68,7 +68,7 @@ class CheckpointManager(Finder):
         self.save_policy = save_policy or policy_of(self.config)
         post_save = PostSave(self._locations, self._copies, self._cleaner, self._snapshot)
         self._fallback, self._reconciler = self._fallback_with(post_save)
-        self._saver = Saver(
+        self._saver = RankSaver(
             self._locations,
             self.save_policy,
             writer=FailoverWriter(*self._targets(), self.config.on_save_failure),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -17,12 +18,14 @@ from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.saving.background import wait_until_all_copied
+from ckpt_lib.saving.ranks import follows, lead_or_follow
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import Stateful, check_stateful, check_wanted
 from ckpt_lib.stream.cache import PayloadCache
 
+T = TypeVar("T")
 Read = Callable[[Experiment, Manifest], Payload]
 
 
@@ -44,6 +47,12 @@ class LoadTarget:
         self.naming.check(keys, **parts)
         check_wanted(keys, **parts)
 
+    @property
+    def is_empty(self) -> bool:
+        """True where there is nothing to restore into."""
+        # Compared with None: some models cannot be asked for their truth.
+        return self.model is None and self.optimizer is None and self.scheduler is None
+
     def restore(self, payload: Payload, manifest: Manifest) -> dict[str, Any]:
         """Restore a payload; return what that replaced and changed, or nothing where nothing was passed."""
         report = restore(
@@ -56,10 +65,20 @@ class LoadTarget:
             require_exact=self.require_exact,
             naming=self.naming,
         )
-        # Compared with None: some models cannot be asked for their truth.
-        if self.model is None and self.optimizer is None and self.scheduler is None:
+        if self.is_empty:
             return {}
         return {"replaced": report.replaced, "changed_values": report.changed_values, **report.incomplete}
+
+
+def _id_of(payload: Payload) -> str:
+    return str(payload["checkpoint_id"])
+
+
+def _resumed_from(payload: Payload | None) -> dict[str, Any] | None:
+    """Return what another rank needs to resume from the same checkpoint."""
+    if payload is None:
+        return None
+    return {name: payload[name] for name in ("checkpoint_id", "passed_over", "next_epoch")}
 
 
 class Loader:
@@ -87,18 +106,41 @@ class Loader:
             only=target.naming.only,
             cache=self.cache,
         )
-        self._reconcile()
-        return self._locations.with_found(name, partial(self._load, read, target))
+        load = partial(self._load_named, read, target)
+        if target.is_empty or not isinstance(name, str) or is_checkpoint_id(name):
+            return load(name)
+        return self._as_rank_zero(f"load of {name}", partial(load, name), tell=_id_of, follow=load)
 
     def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
+        newest = partial(self._newest, read, target)
+        if target.is_empty:
+            return newest()
+        return self._as_rank_zero("resume", newest, tell=_resumed_from, follow=partial(self._follow, read, target))
+
+    def _as_rank_zero(
+        self, what: str, lead: Callable[[], T], *, tell: Callable[[T], Any], follow: Callable[[Any], T]
+    ) -> T:
+        """Load on rank 0, and on other ranks what rank 0 has loaded, so that they go on from the same checkpoint."""
+        if not self._locations.config.rank_zero_saves:
+            return lead()
+        return lead_or_follow(f"{what} of {self._locations.name}", lead, tell=tell, follow=follow)
+
+    def _newest(self, read: Read, target: LoadTarget) -> Payload | None:
         self._reconcile()
         return load_newest(self._locations, partial(self._resume_from, read, target))
 
+    def _follow(self, read: Read, target: LoadTarget, resumed: Mapping[str, Any] | None) -> Payload | None:
+        return None if resumed is None else {**self._load_named(read, target, resumed["checkpoint_id"]), **resumed}
+
+    def _load_named(self, read: Read, target: LoadTarget, name: str) -> Payload:
+        self._reconcile()
+        return self._locations.with_found(name, partial(self._load, read, target))
+
     def _reconcile(self) -> None:
-        if self._reconciler is not None:
+        if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
