@@ -1,22 +1,20 @@
-"""What the ranks of small trainings do, each in a process of its own; ``python -m tests.saving.rank_runs`` is one."""
+"""What the ranks of small trainings do, each in a process of its own."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import RankError, StoreUnavailableError
 from ckpt_lib.saving.ranks import gather_from_ranks
-
-warnings.simplefilter("error")
 
 
 def _model(seed: int) -> nn.Module:
@@ -33,7 +31,9 @@ def save(manager: CheckpointManager, rank: int) -> Any:
     model = _model(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     found: list[Any] = [manager.resume(model, optimizer)]
-    found += [manager.save_checkpoint(model=model, optimizer=optimizer, epoch=epoch) for epoch in (1, 2)]
+    for epoch in (1, 2):
+        metrics = {"val_loss": float(epoch + rank)}  # of rank 0 alone
+        found.append(manager.save_checkpoint(model=model, optimizer=optimizer, epoch=epoch, metrics=metrics))
     if rank == 0:
         manager.save_checkpoint(model=model, optimizer=optimizer, epoch=3)
         manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=4).result()
@@ -56,15 +56,12 @@ def fail(manager: CheckpointManager, rank: int) -> Any:
     found = []
     for epoch, extra in ((1, {"bad": object()}), (2, {})):
         if rank == 0 and epoch == 2:
-            os.chmod(manager.config.checkpoint_dir, 0)
             manager._saver._writer.save = _raise  # type: ignore[method-assign]
         for method in (manager.save_checkpoint, lambda **given: manager.save_checkpoint_async(**given).result()):
             try:
-                method(model=model, epoch=epoch, extra_state=extra, idempotency_key=None)
+                method(model=model, epoch=epoch, extra_state=extra)
             except Exception as error:
                 found.append(f"{type(error).__name__}: {str(error)[:60]}")
-    if rank == 0:
-        os.chmod(manager.config.checkpoint_dir, 0o700)
     manager.save_checkpoint_async(model=model, epoch=3)
     try:
         manager.flush()
@@ -75,8 +72,6 @@ def fail(manager: CheckpointManager, rank: int) -> Any:
 
 
 def _raise(*_arguments: Any) -> Any:
-    from ckpt_lib.errors import StoreUnavailableError
-
     raise StoreUnavailableError("the disk is away")
 
 
@@ -105,9 +100,11 @@ def alone(manager: CheckpointManager, rank: int) -> Any:
         return None
     try:
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
-    except Exception as error:
+    except RankError as error:
+        return str(error)
+    finally:
         distributed.barrier()
-        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def leave(manager: CheckpointManager, rank: int) -> Any:
@@ -121,20 +118,18 @@ RUNS: dict[str, Callable[[CheckpointManager, int], Any]] = {
 
 
 def main(name: str, folder: str, address: str, rank: int, size: int) -> None:
-    """One rank: print as JSON what the run returns."""
-    patience = datetime.timedelta(seconds=3 if name == "alone" else 60)
+    """One rank: write as JSON what the run returns."""
+    warnings.simplefilter("error")
+    patience = datetime.timedelta(seconds=60)
     host, _, port = address.partition(":")
     store: Any = distributed.FileStore(address, size)  # type: ignore[attr-defined]
     if port.isdigit():
         store = distributed.TCPStore(host, int(port), size, rank == 0, timeout=patience)  # type: ignore[attr-defined]
-    store.set_timeout(patience)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    if name == "alone":
+        store.set_timeout(datetime.timedelta(seconds=1))
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=folder, max_checkpoints=20), "run")
-    print(json.dumps(RUNS[name](manager, rank), default=str), flush=True)
+    Path(f"{folder}-{rank}.json").write_text(json.dumps(RUNS[name](manager, rank)), encoding="utf-8")
     if name != "leave":
         distributed.barrier()
         distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
