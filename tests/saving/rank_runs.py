@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which optimizers would load in each process
 from torch import distributed, nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -56,7 +57,7 @@ def fail(manager: CheckpointManager, rank: int) -> Any:
     found = []
     for epoch, extra in ((1, {"bad": object()}), (2, {})):
         if rank == 0 and epoch == 2:
-            manager._saver._writer.save = _raise  # type: ignore[method-assign]
+            manager._saver._writer.save = _raise  # type: ignore[method-assign, assignment]
         for method in (manager.save_checkpoint, lambda **given: manager.save_checkpoint_async(**given).result()):
             try:
                 method(model=model, epoch=epoch, extra_state=extra)

@@ -48,7 +48,7 @@ def manager(make_manager: MakeManager) -> CheckpointManager:
     return make_manager(backup_checkpoints=False)
 
 
-def values(model: nn.Module) -> list[Any]:
+def values(model: Any) -> list[Any]:
     return list(model.state_dict().values())
 
 
@@ -212,7 +212,7 @@ def test_momentum_of_weights_that_were_not_restored_is_refused(manager: Checkpoi
     with pytest.raises(StateMismatchError, match=re.escape("not in the checkpoint: c.weight, c.bias")):
         manager.load_checkpoint(model=target, optimizer=own, strict=False)
     assert is_equal([values(target), own.state_dict()], before)
-    fitting = net(3, "a", "b", "new")
+    fitting: Any = net(3, "a", "b", "new")
     partly = torch.optim.SGD([*fitting.a.parameters(), *fitting.b.parameters()], momentum=0.9)
     assert manager.load_checkpoint(model=fitting, optimizer=partly, strict=False)["missing"] == [
         "new.weight",
@@ -241,9 +241,10 @@ def test_a_part_is_restored_into_a_part(manager: CheckpointManager) -> None:
 
 def test_a_part_of_a_wrapped_model_and_of_other_state(manager: CheckpointManager) -> None:
     """The wrapper of the whole model need not be named; a part may be anywhere in the payload."""
-    model = nn.DataParallel(torch.compile(nested(1), backend="eager"))
+    compiled: Any = torch.compile(nested(1), backend="eager")
+    model = nn.DataParallel(compiled)
     manager.save_checkpoint(model=model, epoch=1, extra_state={"ema": {"weights": nested(5).state_dict()}})
-    target = torch.compile(nested(2), backend="eager")
+    target: Any = torch.compile(nested(2), backend="eager")
     manager.load_checkpoint(model=target.encoder, only="model_state_dict.encoder")
     assert is_equal(values(target.encoder), values(nested(1).encoder))
     manager.load_checkpoint(model=target, only="extra_state.ema.weights")

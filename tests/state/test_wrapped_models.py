@@ -28,8 +28,8 @@ def plain(model: nn.Module) -> nn.Module:
     return model
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    wrapped: nn.Module = torch.compile(model, backend="eager")
+def compiled(model: nn.Module) -> Any:
+    wrapped: Any = torch.compile(model, backend="eager")
     return wrapped
 
 
@@ -68,7 +68,7 @@ WRAPS: dict[str, Wrap] = {
 def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A training of one process, which DistributedDataParallel asks for."""
     meeting: Path = tmp_path_factory.mktemp("ranks") / "store"
-    store = distributed.FileStore(str(meeting), 1)
+    store = distributed.FileStore(str(meeting), 1)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
@@ -99,7 +99,7 @@ def build(seed: int, wrap: Wrap = plain, *, module: bool = False, named: bool = 
     """A wrapped model after a step, and its optimizer with momentum."""
     torch.manual_seed(seed)
     model = wrap(Net(module=module))
-    parameters = list(model.named_parameters() if named else model.parameters())
+    parameters: Any = list(model.named_parameters() if named else model.parameters())
     optimizer = torch.optim.Adam(parameters)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -208,13 +208,14 @@ def test_a_wrapper_is_not_invented(make_manager: MakeManager) -> None:
 def test_old_states_are_migrated_across_wraps(wrap: str) -> None:
     """The versions of modules, by which PyTorch migrates old states, are found under the modules' new names."""
     source = WRAPS["distributed, compiled"](Net())
-    stored = source.state_dict()
+    stored: Any = source.state_dict()
     del stored["module._orig_mod.encoder.norm.num_batches_tracked"]  # as before version 2 of BatchNorm
     stored._metadata["module._orig_mod.encoder.norm"] = {"version": 1}
     target = WRAPS[wrap](Net())
     named = named_for(target, stored)
     target.load_state_dict(named.state)
-    expected = {name: dict(value) for name, value in target.state_dict()._metadata.items()}
+    versions: Any = getattr(target.state_dict(), "_metadata", None)
+    expected = {name: dict(value) for name, value in versions.items()}
     found = {name: dict(value) for name, value in named.state._metadata.items()}  # type: ignore[attr-defined]
     norm = next(name for name in expected if name.endswith("norm"))
     expected[norm] = {"version": 1}
@@ -230,7 +231,7 @@ def test_a_model_with_hooks_gets_old_names_under_its_wrapper(make_manager: MakeM
             super().__init__()
             self.new = nn.Linear(2, 2)
             self.other = nn.Linear(2, 2)
-            self.register_load_state_dict_pre_hook(self._rename)
+            self.register_load_state_dict_pre_hook(self._rename)  # type: ignore[no-untyped-call]
 
         @staticmethod
         def _rename(_module: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
@@ -294,7 +295,8 @@ def module_of(tree: Any, wraps: Iterator[int]) -> nn.Module:
         made = nn.Linear(tree, 1)
     else:
         made = Branch({name: module_of(below, wraps) for name, below in tree.items()})
-    return {1: parallel, 2: compiled, 3: lambda model: parallel(compiled(model))}.get(next(wraps), plain)(made)
+    wrappers: dict[int, Wrap] = {1: parallel, 2: compiled, 3: lambda model: parallel(compiled(model))}
+    return wrappers.get(next(wraps), plain)(made)
 
 
 @settings(max_examples=100, deadline=None)
