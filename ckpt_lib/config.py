@@ -113,6 +113,11 @@ class CheckpointConfig(BaseModel):
         description="Your word that one process alone writes to the experiment: needed where the store cannot keep two "
         "writers apart, as a file system without locks.",
     )
+    rank_zero_saves: bool = Field(
+        default=True,
+        description="In a torch.distributed training, rank 0 alone writes, and the other ranks that make the same call "
+        "get its outcome. Without it, each rank acts by itself: for ranks with experiments of their own.",
+    )
     index_url: str | None = Field(
         default=None,
         min_length=1,

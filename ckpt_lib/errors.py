@@ -10,6 +10,7 @@
     ├── UnsupportedStateError (TypeError)         state that plain ``torch.load`` could not read back
     ├── StateChangedError (RuntimeError)          state that changed before a background save had copied it
     ├── StateMismatchError (ValueError)           state that does not fit the model, optimizer or scheduler
+    ├── RankError (RuntimeError)                  the ranks of a distributed training do not act together
     ├── CheckpointNotFoundError (FileNotFoundError)
     ├── ExperimentNotFoundError (FileNotFoundError)
     ├── NotAStoreError (ValueError)               a folder that holds no checkpoints of ours
@@ -122,6 +123,10 @@ class StateChangedError(CheckpointError, RuntimeError):
 
 class StateMismatchError(CheckpointError, ValueError):
     """The stored state does not fit the model, optimizer or scheduler; nothing was changed."""
+
+
+class RankError(CheckpointError, RuntimeError):
+    """The ranks of a distributed training do not act together: one made another call, failed, or has ended."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):

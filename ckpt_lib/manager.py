@@ -25,9 +25,11 @@ from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.free_space import FreeSpace
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.saving.preemption import Preemption
+from ckpt_lib.saving.rank_saver import RankSaver
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.saving.request import ObjectState, SaveRequest, StateMapping
-from ckpt_lib.saving.saver import Saver
+from ckpt_lib.state.naming import Naming
+from ckpt_lib.state.renames import KeyMap
 from ckpt_lib.state.training_state import Named, TrainingState, training_state
 from ckpt_lib.stream import Progress
 
@@ -70,7 +72,7 @@ class CheckpointManager(Finder):
         self.save_policy = save_policy or policy_of(self.config)
         post_save = PostSave(self._locations, self._copies, self._cleaner, self._snapshot)
         self._fallback, self._reconciler = self._fallback_with(post_save)
-        self._saver = Saver(
+        self._saver = RankSaver(
             self._locations,
             self.save_policy,
             writer=FailoverWriter(*self._targets(), self.config.on_save_failure),
@@ -363,6 +365,9 @@ class CheckpointManager(Finder):
         trust_pickle: bool = False,
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
+        key_map: KeyMap | None = None,
+        strict: bool = True,
+        only: str | None = None,
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
@@ -384,6 +389,12 @@ class CheckpointManager(Finder):
         ``changed_values`` names tensors whose stored values the model's types cannot hold. With ``require_exact``, any
         value of model or optimizer that would differ is refused, if only by rounding.
 
+        What wrappers such as ``DistributedDataParallel`` and ``torch.compile`` add to names makes no difference.
+        ``key_map`` maps other stored names, or prefixes of them up to a dot, to the model's. With ``strict=False``,
+        what matches is restored, and the dict lists ``missing`` and ``unexpected`` names.
+        ``only="model_state_dict.encoder"`` restores what is stored below that name into the model that is passed, for
+        example a submodule, and reads what ``keys`` would.
+
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
@@ -396,7 +407,8 @@ class CheckpointManager(Finder):
             generators=generators,
             rng=False,
         )
-        target = LoadTarget(state=state, keep=keep, require_exact=require_exact)
+        naming = Naming(key_map, strict, only)
+        target = LoadTarget(state=state, keep=keep, require_exact=require_exact, naming=naming)
         return self._loader.load(checkpoint_id, target, keys=keys, map_location=map_location, trust_pickle=trust_pickle)
 
     def resume(

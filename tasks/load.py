@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
+from ckpt_lib.state.renames import KeyMap
 from ckpt_lib.state.stateful import Stateful
 from prefect_checkpoints.tasks._kinds import RestoringTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
@@ -25,6 +26,9 @@ def load_checkpoint(
     map_location: Any = "cpu",
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
+    key_map: KeyMap | None = None,
+    strict: bool = True,
+    only: str | None = None,
 ) -> Payload:
     """Verify a checkpoint and restore it into what was passed; return the rest of its payload, or only ``keys``.
 
@@ -42,6 +46,9 @@ def load_checkpoint(
         map_location=map_location,
         keep=keep,
         require_exact=require_exact,
+        key_map=key_map,
+        strict=strict,
+        only=only,
     )
     return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import listed
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
@@ -16,14 +17,18 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
 from ckpt_lib.loading.newest import load_newest
-from ckpt_lib.loading.payload import read_payload
+from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.saving.background import wait_until_all_copied
+from ckpt_lib.saving.ranks import follows, lead_or_follow, place_of_process
 from ckpt_lib.saving.reconciler import Reconciler
+from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import check_stateful, check_wanted
+from ckpt_lib.state.stored_state import StoredState
 from ckpt_lib.state.training_state import PAYLOAD_KEYS, TrainingState
 from ckpt_lib.stream.cache import PayloadCache
 
+T = TypeVar("T")
 Read = Callable[[Experiment, Manifest], Payload]
 
 
@@ -34,18 +39,46 @@ class LoadTarget:
     state: TrainingState
     keep: Mapping[str, Collection[str]] | None = None
     require_exact: bool = False
+    naming: Naming = AS_STORED
 
     def check(self, keys: Collection[str] | None = None) -> None:
         """Raise :class:`~ckpt_lib.errors.ConfigError` for what takes no state, or whose state ``keys`` leave out."""
         parts = {part.label: part for part in self.state.parts()}
         check_stateful("load_state_dict", **{label: part.item for label, part in parts.items()})
+        self.naming.check(keys, self.state)
         check_wanted(keys, {label: PAYLOAD_KEYS[part.kind] for label, part in parts.items()})
 
-    def restore(self, payload: Payload, manifest: Manifest) -> dict[str, Any]:
-        """Restore a payload; return what that replaced and changed, or nothing where nothing was passed."""
+    @property
+    def is_empty(self) -> bool:
+        """True where there is nothing to restore into."""
+        return all(part.label == "rng" for part in self.state.parts())
+
+    def restore(self, payload: Payload, manifest: Manifest, process: tuple[int, int]) -> dict[str, Any]:
+        """Restore a payload; return what that replaced and changed, or nothing where nothing was passed.
+
+        ``process`` is the number of this process among those that train together, and how many these are.
+        """
         stored = Stored(manifest.kinds, manifest.parameter_names)
-        report = restore(payload, stored, self.state, keep=self.keep, require_exact=self.require_exact)
-        return vars(report) if any(part.kind != "rng" for part in self.state.parts()) else {}
+        report = restore(
+            StoredState(payload, *process),
+            stored,
+            self.state,
+            keep=self.keep,
+            require_exact=self.require_exact,
+            naming=self.naming,
+        )
+        return {} if self.is_empty else report.told()
+
+
+def _id_of(payload: Payload) -> str:
+    return str(payload["checkpoint_id"])
+
+
+def _resumed_from(payload: Payload | None) -> dict[str, Any] | None:
+    """Return what another rank needs to resume from the same checkpoint."""
+    if payload is None:
+        return None
+    return {name: payload[name] for name in ("checkpoint_id", "passed_over", "next_epoch")}
 
 
 class Loader:
@@ -65,25 +98,49 @@ class Loader:
         wanted = check_keys(keys)
         target.check(wanted)
         read = partial(
-            read_payload,
+            read_part,
             verify=self._locations.config.validate_checkpoints,
             map_location=map_location,
             trust_pickle=trust_pickle,
             keys=wanted,
+            only=target.naming.only,
             cache=self.cache,
         )
-        self._reconcile()
-        return self._locations.with_found(name, partial(self._load, read, target))
+        load = partial(self._load_named, read, target)
+        if target.is_empty or not isinstance(name, str) or is_checkpoint_id(name):
+            return load(name)
+        return self._as_rank_zero(f"load of {name}", partial(load, name), tell=_id_of, follow=load)
 
     def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
+        newest = partial(self._newest, read, target)
+        if target.is_empty:
+            return newest()
+        return self._as_rank_zero("resume", newest, tell=_resumed_from, follow=partial(self._follow, read, target))
+
+    def _as_rank_zero(
+        self, what: str, lead: Callable[[], T], *, tell: Callable[[T], Any], follow: Callable[[Any], T]
+    ) -> T:
+        """Load on rank 0, and on other ranks what rank 0 has loaded, so that they go on from the same checkpoint."""
+        if not self._locations.config.rank_zero_saves:
+            return lead()
+        return lead_or_follow(f"{what} of {self._locations.name}", lead, tell=tell, follow=follow)
+
+    def _newest(self, read: Read, target: LoadTarget) -> Payload | None:
         self._reconcile()
         return load_newest(self._locations, partial(self._resume_from, read, target), run_id=self._lineage.only_run_id)
 
+    def _follow(self, read: Read, target: LoadTarget, resumed: Mapping[str, Any] | None) -> Payload | None:
+        return None if resumed is None else {**self._load_named(read, target, resumed["checkpoint_id"]), **resumed}
+
+    def _load_named(self, read: Read, target: LoadTarget, name: str) -> Payload:
+        self._reconcile()
+        return self._locations.with_found(name, partial(self._load, read, target))
+
     def _reconcile(self) -> None:
-        if self._reconciler is not None:
+        if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
@@ -110,7 +167,8 @@ class Loader:
             with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
                 mark_in_use(experiment, manifest.checkpoint_id)
         wait_until_all_copied()  # before what is being copied is written over
-        report = target.restore(payload, manifest)
+        process = place_of_process() if self._locations.config.rank_zero_saves else (0, 1)
+        report = target.restore(payload, manifest, process)
         self._lineage.go_on_from(manifest)
         next_epoch = {"next_epoch": manifest.epoch + manifest.epoch_finished} if report or is_kept else {}
         return {**payload, "checkpoint_id": manifest.checkpoint_id, **next_epoch, **report}

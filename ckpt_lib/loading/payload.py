@@ -7,11 +7,12 @@ from typing import Any
 
 from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts
+from ckpt_lib.state.naming import spellings_of_part
 from ckpt_lib.stream.cache import PayloadCache
 
 
@@ -53,6 +54,25 @@ def read_payload(
         error.checkpoint_id = manifest.checkpoint_id
         error.path = experiment.location(manifest.payload_name)
         raise
+
+
+def read_part(
+    experiment: Experiment, manifest: Manifest, *, only: str | None, keys: Collection[str] | None, **options: Any
+) -> Payload:
+    """Read what ``keys`` name, or the part ``only``, as :func:`read_payload` does.
+
+    The name of the part may leave out what a wrapper of the whole model has added.
+    """
+    if only is None:
+        return read_payload(experiment, manifest, keys=keys, **options)
+    unknown: ConfigError | None = None
+    for name in spellings_of_part(only):
+        try:
+            return read_payload(experiment, manifest, keys=[name], **options)
+        except ConfigError as error:
+            unknown = unknown or error
+    assert unknown is not None
+    raise unknown
 
 
 def _missing(experiment: Experiment, manifest: Manifest, name: str) -> CorruptCheckpointError:

@@ -39,7 +39,7 @@ class SavableState(Protocol):
 
     @property
     def knows_position(self) -> bool:
-        """Whether the state says how far an epoch has come."""
+        """Whether the state says how far an epoch has come, which is asked of each rank of a training."""
 
     @property
     def optimizer(self) -> Stateful | None:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import changed_values, is_lazy
+from ckpt_lib.state.naming import NamedState
 from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
 
+Hint = Callable[[], str]
+"""Returns what to do about a state that does not fit."""
 
-def check_model(model: Any, state: Mapping[str, Any], *, require_exact: bool) -> list[str]:
+
+def check_model(model: Any, named: NamedState, *, require_exact: bool, hint: Hint) -> list[str]:
     """Refuse a state that PyTorch would refuse, and return the names of tensors whose values will change.
 
-    Raises :class:`StateMismatchError`. Nothing has been changed then.
+    Raises :class:`StateMismatchError`, for another set of names with ``hint``. Nothing has been changed then.
     """
-    current = model.state_dict()
+    current, state = model.state_dict(), named.state
     if not isinstance(current, Mapping):
         return []
     _refuse_meta(current)
     _refuse_nested(model, current)
-    if is_module(model) and not _decides_itself(model) and (found := differences(current, state)):
-        raise StateMismatchError(
-            "the checkpoint does not fit the model: " + "; ".join(found),
-            hint=f"Build the model as it was when the checkpoint was saved. {UNCHANGED}",
-        )
+    is_checked = is_module(model) and not _decides_itself(model)
+    if is_checked and (found := differences(current, state, named.stored_names, strict=named.naming.strict)):
+        raise StateMismatchError("the checkpoint does not fit the model: " + "; ".join(found), hint=hint())
     if require_exact and (differing := changed_values(current, state, exactly=True)):
         raise StateMismatchError(f"the model cannot hold stored values exactly: {listed(differing, 5)}", hint=UNCHANGED)
     return changed_values(current, state, exactly=False)
@@ -49,10 +51,20 @@ def _refuse_meta(current: Mapping[str, Any]) -> None:
         )
 
 
-def differences(current: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
-    """Describe the differences for which PyTorch's strict loading refuses a state, unless hooks handle them."""
-    missing = sorted(str(name) for name in current.keys() - state.keys())
-    unexpected = sorted(str(name) for name in state.keys() - current.keys())
+def differences(
+    current: Mapping[str, Any],
+    state: Mapping[str, Any],
+    stored_names: Mapping[str, str] | None = None,
+    *,
+    strict: bool = True,
+) -> list[str]:
+    """Describe the differences for which PyTorch refuses a state, unless hooks handle them.
+
+    Without ``strict``, names may differ. ``stored_names`` are those of the tensors in ``state``, where they are others.
+    """
+    stored = stored_names or {}
+    missing = sorted(str(name) for name in current.keys() - state.keys() if strict)
+    unexpected = sorted(str(stored.get(name, name)) for name in state.keys() - current.keys() if strict)
     shapes = [
         f"{name} {shape_of(state[name])} instead of {shape_of(value)}"
         for name, value in current.items()

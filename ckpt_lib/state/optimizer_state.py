@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import is_held
+from ckpt_lib.state.naming import NOTHING, NamedModels, NamedState
 from ckpt_lib.state.stateful import UNCHANGED, Names, parameter_names, shape_of
 
 _SHAPED_LIKE_PARAMETERS = {
@@ -21,11 +22,16 @@ SavedTypes = dict[Any, Any]
 
 
 def match_parameters(
-    optimizer: Any, state: Mapping[str, Any], stored_names: Names | None, model: Any
+    optimizer: Any,
+    state: Mapping[str, Any],
+    stored_names: Names | None,
+    model: Any,
+    named: NamedState | NamedModels = NOTHING,
 ) -> Mapping[str, Any]:
     """Return the stored state in the order of the optimizer's parameters: by name where both sides have names.
 
-    Raises :class:`StateMismatchError` when the parameters do not match.
+    ``named`` tells for which names of the model the stored ones stand. Raises :class:`StateMismatchError` when the
+    parameters do not match.
     """
     groups, own = state.get("param_groups", ()), getattr(optimizer, "param_groups", ())
     sizes = [[len(group.get("params", ())) for group in found] for found in (groups, own)]
@@ -36,10 +42,14 @@ def match_parameters(
             got=sizes[0],
             hint=f"Build the optimizer as it was when the checkpoint was saved. {UNCHANGED}",
         )
-    saved = _names_in(groups) or stored_names
-    current = parameter_names(optimizer, model)
-    if saved is not None and current is not None and saved != current and list(map(len, saved)) == sizes[0]:
+    saved, current = _names_on_both_sides(
+        [named.bare_of_stored(names) for names in (_names_in(groups), stored_names) if names],
+        [named.bare_of(names) for names in (parameter_names(optimizer, model), _names_in(own)) if names],
+        sizes[0],
+    )
+    if saved != current:
         state = _reordered(state, saved, current)
+    state = _with_own_names(state, own)
     _check_shapes(state, own)
     return state
 
@@ -49,6 +59,25 @@ def _names_in(groups: Any) -> Names | None:
     if not groups or not all(group.get("param_names") for group in groups):
         return None
     return tuple(tuple(group["param_names"]) for group in groups)
+
+
+def _names_on_both_sides(saved: list[Names], current: list[Names], sizes: list[int]) -> tuple[Names, Names]:
+    """Return the stored and the present names that stand for the same parameters; two empty ones if there are none.
+
+    Where no two do, the first of each are returned.
+    """
+    pairs = [(one, other) for one in saved for other in current if list(map(len, one)) == sizes]
+    same = (pair for pair in pairs if [set(names) for names in pair[0]] == [set(names) for names in pair[1]])
+    return next(same, pairs[0] if pairs else ((), ()))
+
+
+def _with_own_names(state: Mapping[str, Any], own: Any) -> Mapping[str, Any]:
+    """Return a state in which an optimizer that has names for its parameters finds them as it has them."""
+    stored = state.get("param_groups", ())
+    if _names_in(stored) == (names := _names_in(own)) or not _names_in(stored) or names is None:
+        return state
+    groups = [{**group, "param_names": list(own_names)} for group, own_names in zip(stored, names, strict=True)]
+    return {**state, "param_groups": groups}
 
 
 def _reordered(state: Mapping[str, Any], saved: Names, current: Names) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Restores the objects of a training from a verified payload.
 
-A model accepts what its ``load_state_dict(strict=True)`` accepts. An optimizer's state is matched by parameter names
+A model accepts what its ``load_state_dict(strict=True)`` accepts, once the names are the model's own; see
+:mod:`ckpt_lib.state.naming`. An optimizer's state is matched by parameter names
 where both sides have them, else by position. Restored objects share no memory with the payload. After an error, all of
 them are as they were.
 """
@@ -9,12 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state.advice import advice
 from ckpt_lib.state.model_state import check_model
+from ckpt_lib.state.naming import (
+    AS_STORED,
+    NOTHING,
+    NamedModels,
+    NamedState,
+    Naming,
+    check_covered,
+    load_named,
+    named_for,
+    part_of,
+)
 from ckpt_lib.state.optimizer_state import (
     SavedTypes,
     match_parameters,
@@ -61,46 +75,52 @@ class Restored:
     """What the payload holds beside, such as ``optimizer_state_dict`` or ``others.ema``."""
     approximate: list[str] = field(default_factory=list)
     """Why training may not go on exactly as it would have."""
+    incomplete: dict[str, list[str]] = field(default_factory=dict)
+    """Without ``strict``, the names of tensors that were ``missing`` and ``unexpected``."""
+
+    def told(self) -> dict[str, Any]:
+        """Return what a load tells its caller."""
+        told: dict[str, Any] = {key: value for key, value in vars(self).items() if key != "incomplete"}
+        return told | self.incomplete
 
 
 def restore(
-    payload: Mapping[str, Any],
+    found: StoredState,
     stored: Stored,
     state: TrainingState,
     *,
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
+    naming: Naming = AS_STORED,
 ) -> Restored:
     """Load a payload's state into the objects of ``state``, and report what that replaced.
 
     ``keep`` names settings, by part, that keep the caller's value; see :mod:`ckpt_lib.state.settings`. With
-    ``require_exact``, a tensor that would lose any value is refused. Raises :class:`ConfigError` for wrong arguments,
+    ``require_exact``, a tensor that would lose any value is refused. ``naming`` says how stored names stand for the
+    model's. Raises :class:`ConfigError` for wrong arguments,
     and :class:`StateMismatchError` for a state that does not fit; every object then has the state that it had before.
     For that, a model with load hooks or loading code of its own is copied first.
     """
-    found = StoredState(payload)
+    if naming.only is not None:
+        found = found.with_model(part_of(found.payload, naming.only))
     parts = {part.label: part for part in state.parts() if part.label != "rng" or found.find("rng", None)}
     check_stateful("load_state_dict", **{label: part.item for label, part in parts.items()})
     _check_kept(keep, parts)
     states = {label: found.of(part) for label, part in parts.items()}
+    models = {
+        part.name: named_for(part.item, states[label], naming) for label, part in parts.items() if part.kind == "model"
+    }
     report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
-    types: dict[str, SavedTypes] = {}
-    for label, part in parts.items():
-        if part.kind in ("optimizer", "scheduler"):
-            _check_kind(part, stored)
-        if part.kind == "optimizer":
-            names = stored.names_of(part)
-            states[label] = match_parameters(part.item, states[label], names, state.model)
-            own_names = parameter_names(part.item, state.model) or names
-            types[label] = saved_types(states[label], own_names, found.flat_model_state())
-            if require_exact:
-                refuse_rounded_state(part.item, states[label], types[label])
+    types = _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
     _merge_settings(found, states, parts, keep or {}, report)
     for label, part in parts.items():
         if part.kind == "model":
-            changed = check_model(part.item, states[label], require_exact=require_exact)
+            named = models[part.name]
+            states[label] = named.state
+            hint = partial(advice, found.payload, named)
+            changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
             report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
-    _load(parts, states, types)
+    report.incomplete = _load(parts, states, types, models, found.payload)
     _warn(report)
     return report
 
@@ -151,7 +171,42 @@ def _check_kept(keep: Mapping[str, Collection[str]] | None, parts: Mapping[str, 
             )
 
 
-def _load(parts: Mapping[str, Part], states: Mapping[str, Any], types: Mapping[str, SavedTypes]) -> None:
+def _match_optimizers(
+    found: StoredState,
+    states: dict[str, Any],
+    parts: Mapping[str, Part],
+    models: Mapping[str | None, NamedState],
+    stored: Stored,
+    *,
+    require_exact: bool,
+) -> dict[str, SavedTypes]:
+    """Put the states of optimizers in the order of their parameters; return the types of what they hold."""
+    types: dict[str, SavedTypes] = {}
+    named = NamedModels(models)
+    own = {part.name: part.item for part in parts.values() if part.kind == "model"}
+    model = own.get(None, own)
+    for label, part in parts.items():
+        if part.kind in ("optimizer", "scheduler"):
+            _check_kind(part, stored)
+        if part.kind == "optimizer":
+            if models and None in models and not models[None].naming.strict:
+                check_covered(part.item, model, models[None])
+            names = stored.names_of(part)
+            states[label] = match_parameters(part.item, states[label], names, model, named)
+            own_names = parameter_names(part.item, model) or names
+            types[label] = saved_types(states[label], own_names, named.state or found.flat_model_state())
+            if require_exact:
+                refuse_rounded_state(part.item, states[label], types[label])
+    return types
+
+
+def _load(
+    parts: Mapping[str, Part],
+    states: Mapping[str, Any],
+    types: Mapping[str, SavedTypes],
+    models: Mapping[str | None, NamedState],
+    payload: Mapping[str, Any],
+) -> dict[str, list[str]]:
     """Load each part. If one of them refuses its state, bring all of them back to the state before.
 
     Models come last but for random number generators, from which loading may draw: their tensors are overwritten in
@@ -159,13 +214,18 @@ def _load(parts: Mapping[str, Part], states: Mapping[str, Any], types: Mapping[s
     """
     from ckpt_lib.state.data import draw_first_numbers
 
+    incomplete: dict[str, list[str]] = {}
     undo = [way_back(part.kind, part.item, states[label]) for label, part in parts.items() if part.kind == "rng"]
     for label in reversed(list(parts)):
         part, state = parts[label], states[label]
+        named = models[part.name] if part.kind == "model" else NOTHING
         try:
             if part.kind != "rng":
-                undo.append(way_back(part.kind, part.item, state))
-            part.item.load_state_dict(own_copy(part.item, state))
+                undo.append(way_back(part.kind, part.item, state, strict=named.naming.strict))
+            if part.kind == "model":
+                incomplete = load_named(part.item, named, own_copy(part.item, state))
+            else:
+                part.item.load_state_dict(own_copy(part.item, state))
             if label in types:
                 restore_types(part.item, state, types[label])
             if part.kind == "data":
@@ -174,8 +234,10 @@ def _load(parts: Mapping[str, Part], states: Mapping[str, Any], types: Mapping[s
             for back in reversed(undo):
                 back()
             raise StateMismatchError(
-                f"the {label} refused its stored state: {_reason(error)}", hint=UNCHANGED
+                f"the {label} refused its stored state: {_reason(error)}",
+                hint=advice(payload, named) if part.kind == "model" else UNCHANGED,
             ) from error
+    return incomplete
 
 
 def _warn(report: Restored) -> None:

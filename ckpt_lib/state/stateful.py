@@ -64,17 +64,14 @@ def kind_of(stateful: Stateful) -> str:
 def parameter_names(optimizer: Any, model: Any) -> Names | None:
     """Return the names of an optimizer's parameters; ``None`` unless each parameter has a unique name.
 
-    An optimizer built from ``named_parameters()`` knows the names. For any other, they are looked up in ``model``, or
-    in each of several.
+    They are looked up in ``model``, or in each of several. An optimizer of other parameters knows the names if it was
+    built from ``named_parameters()``.
     """
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(groups, list):
         return None
     known = dict(_named_parameters(model))
-    names = tuple(
-        tuple(group.get("param_names") or (known.get(id(parameter), "") for parameter in group["params"]))
-        for group in groups
-    )
+    names = tuple(_names_in_group(group, known) for group in groups)
     every = [name for group in names for name in group]
     is_known = all(isinstance(name, str) and name for name in every) and len(set(every)) == len(every)
     return names if is_known else None
@@ -87,6 +84,11 @@ def _named_parameters(model: Any) -> Iterator[tuple[int, str]]:
         if callable(getattr(item, "named_parameters", None)):
             for name, parameter in item.named_parameters():
                 yield id(parameter), f"{prefix}.{name}" if prefix else name
+
+
+def _names_in_group(group: Mapping[str, Any], known: Mapping[int, str]) -> tuple[str, ...]:
+    names = tuple(known.get(id(parameter), "") for parameter in group["params"])
+    return names if all(names) else tuple(group.get("param_names") or names)
 
 
 def is_module(stateful: Any) -> bool:

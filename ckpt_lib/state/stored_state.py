@@ -16,9 +16,13 @@ class StoredState:
     """
 
     def __init__(self, payload: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
-        self._payload = payload
+        self.payload = payload
         self._rank = rank
         self._world_size = world_size
+
+    def with_model(self, state: Mapping[str, Any]) -> StoredState:
+        """Return the same with another state of the model."""
+        return StoredState({**self.payload, PAYLOAD_KEYS["model"]: state}, self._rank, self._world_size)
 
     def of(self, part: Part) -> Mapping[str, Any]:
         """Return the state of one object. Raises :class:`StateMismatchError` if the payload does not hold it."""
@@ -40,7 +44,7 @@ class StoredState:
 
     def find(self, kind: str, name: str | None) -> Any:
         """Return the state of a kind and, if it is one of several, a name; ``None`` if there is none."""
-        found: Any = self._payload.get(PAYLOAD_KEYS[kind])
+        found: Any = self.payload.get(PAYLOAD_KEYS[kind])
         if kind in PER_PROCESS:
             found = found[self._rank] if self._processes(kind) == self._world_size else None
         if kind == "rng" and isinstance(found, Mapping):
@@ -48,12 +52,12 @@ class StoredState:
         return found if name is None else found.get(name) if isinstance(found, Mapping) else None
 
     def _processes(self, kind: str) -> int:
-        found = self._payload.get(PAYLOAD_KEYS[kind])
+        found = self.payload.get(PAYLOAD_KEYS[kind])
         return len(found) if isinstance(found, list) else 0
 
     def flat_model_state(self) -> dict[str, Any]:
         """Return the tensors of the model by name; those of several models by the model's name as well."""
-        state = self._payload.get("model_state_dict")
+        state = self.payload.get("model_state_dict")
         flat: dict[str, Any] = {}
         for name, value in state.items() if isinstance(state, Mapping) else ():
             flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {}
@@ -69,8 +73,8 @@ class StoredState:
     def _names(self) -> Iterator[str]:
         for kind, key in PAYLOAD_KEYS.items():
             if kind == "others":
-                yield from (_shown(kind, name) for name in self._payload.get(key) or {})
-            elif self._payload.get(key):
+                yield from (_shown(kind, name) for name in self.payload.get(key) or {})
+            elif self.payload.get(key):
                 yield key
 
     def approximations(self, state: TrainingState) -> list[str]:

@@ -11,19 +11,22 @@ from ckpt_lib.state.model_state import differences, has_own_loading
 from ckpt_lib.state.stateful import Stateful, is_module
 
 
-def way_back(kind: str, stateful: Stateful, state: Mapping[str, Any]) -> Callable[[], object]:
-    """Return a function that puts an object back into its present state, after loading ``state`` has failed."""
+def way_back(kind: str, stateful: Stateful, state: Mapping[str, Any], *, strict: bool = True) -> Callable[[], object]:
+    """Return a function that puts an object back into its present state, after loading ``state`` has failed.
+
+    ``strict`` is how a model will be loaded.
+    """
     if is_module(stateful):
-        return _ModuleBackup(stateful).restore if _may_fail_midway(stateful, state) else lambda: None
+        return _ModuleBackup(stateful).restore if _may_fail_midway(stateful, state, strict) else lambda: None
     before = stateful.state_dict()
     if kind not in ("optimizer", "scheduler"):  # these replace what they hold as a whole
         before = _copied(before)
     return lambda: stateful.load_state_dict(before)
 
 
-def _may_fail_midway(model: Any, state: Mapping[str, Any]) -> bool:
+def _may_fail_midway(model: Any, state: Mapping[str, Any], strict: bool) -> bool:
     """Tell whether loading may raise midway: names or shapes differ, or loading code is not PyTorch's."""
-    return _has_own_loading(model) or bool(differences(model.state_dict(), state))
+    return _has_own_loading(model) or bool(differences(model.state_dict(), state, strict=strict))
 
 
 def _has_own_loading(stateful: Any) -> bool:

@@ -1,0 +1,289 @@
+"""The ranks of a ``torch.distributed`` training: rank 0 acts, and the others learn what came of it.
+
+Rank 0 never waits for another rank, so that it may also act alone, as code that says ``if rank == 0:`` does. A rank
+that makes the same call waits for the outcome of rank 0 and returns or raises it. Outcomes go through the key-value
+store that ``init_process_group`` has set up, and not through collective operations, which would have to be called by
+all ranks, in the same order as those of training, and by one thread.
+
+Calls of two ranks are the same when they have the same topic and are the same number of calls with that topic.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing.util
+import pickle
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+from ckpt_lib.core.logs import logger
+from ckpt_lib.core.wording import duration
+from ckpt_lib.errors import CheckpointError, RankError
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_FIRST_PAUSE_SECONDS = 0.001
+_LONGEST_PAUSE_SECONDS = 0.1
+_PATIENCE_SECONDS = 10.0
+"""After this time, a rank that waits says so in the log."""
+_FAREWELL_SECONDS = 5.0
+"""How long rank 0 stays at its end for ranks that still ask: its process may be the one that serves the store."""
+_KEPT = 1_000
+"""How many outcomes are kept for ranks that are late."""
+
+
+class _Ranks(NamedTuple):
+    """The process group at the moment."""
+
+    rank: int
+    size: int
+    store: Any
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long ranks wait for each other: as long as ``init_process_group`` was told."""
+        return float(self.store.timeout.total_seconds())
+
+
+def _present() -> _Ranks | None:
+    """Return the ranks of this training; ``None`` unless there are several."""
+    if "torch" not in sys.modules:
+        return None
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return None
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _Ranks(distributed.get_rank(), distributed.get_world_size(), _get_default_store())
+
+
+def place_of_process() -> tuple[int, int]:
+    """Return the number of this process among the ranks, and how many there are: 0 and 1 without ranks."""
+    return (0, 1) if (ranks := _present()) is None else (ranks.rank, ranks.size)
+
+
+def follows() -> bool:
+    """Tell whether this process is a rank that leaves what changes the store to rank 0."""
+    return (ranks := _present()) is not None and ranks.rank > 0
+
+
+class Call:
+    """One call that several ranks make, of which rank 0 tells the outcome."""
+
+    def __init__(self, ranks: _Ranks, topic: str) -> None:
+        self._ranks = ranks
+        self.topic = topic
+        self.key = f"ckpt_lib/{topic}/{_numbers.next_of(topic, ranks.store)}"
+
+    def tell(self, value: Any) -> None:
+        """Tell the other ranks what rank 0 returns."""
+        self._put(("value", value))
+
+    def tell_error(self, error: BaseException) -> None:
+        """Tell the other ranks what rank 0 raises; of an error that is not of this library, only that there is one."""
+        self._put(("error", error if isinstance(error, CheckpointError) else _failed(self.topic, repr(error))))
+
+    def _put(self, outcome: tuple[str, Any]) -> None:
+        """Put an outcome where the others look for it. A failure is logged: what rank 0 has done it has done."""
+        try:
+            self._ranks.store.set(self.key, pickle.dumps(outcome))
+            _farewell.note(self)
+        except Exception as failure:
+            logger.warning("the other ranks could not be told the outcome of a %s: %s", self.topic, failure)
+
+    @property
+    def is_told(self) -> bool:
+        """True when rank 0 has told the outcome."""
+        with _store_errors(self.topic):
+            return bool(self._ranks.store.check([self.key]))
+
+    def outcome(self, seconds: float | None = None) -> Any:
+        """Return or raise what rank 0 does. Raises ``TimeoutError`` after ``seconds``, if given."""
+        with _store_errors(self.topic):
+            self._ranks.store.add(f"{self.key}/asked", 1)
+        try:
+            self._wait(seconds)
+            with _store_errors(self.topic):
+                kind, value = _unpickled(self._ranks.store.get(self.key))
+        finally:
+            with _store_errors(self.topic):
+                self._ranks.store.add(f"{self.key}/answered", 1)
+        if kind == "error":
+            raise value
+        return value
+
+    def _wait(self, seconds: float | None) -> None:
+        for waited in _pauses(self.topic, "rank 0"):
+            if self.is_told:
+                return
+            if seconds is not None and waited > seconds:
+                raise TimeoutError
+            if waited > self._ranks.deadline_seconds:
+                raise _late(self.topic, "rank 0", waited)
+
+    def bring(self, value: Any) -> None:
+        """Give rank 0 what this rank has to add to the call. It is pickled, so it should be small."""
+        with _store_errors(self.topic):
+            self._ranks.store.set(f"{self.key}/of/{self._ranks.rank}", pickle.dumps(value))
+
+    def brought(self, patience_seconds: float) -> list[Any] | None:
+        """Return what all other ranks bring, in their order; ``None`` if none does within ``patience_seconds``.
+
+        Once one has come, all are waited for. Raises :class:`RankError` if one does not come in the time that
+        ``init_process_group`` was told.
+        """
+        keys = [f"{self.key}/of/{rank}" for rank in range(1, self._ranks.size)]
+        with _store_errors(self.topic):
+            for waited in _pauses(self.topic, "other ranks"):
+                come = [self._ranks.store.check([key]) for key in keys]
+                if all(come):
+                    break
+                if not any(come) and waited > patience_seconds:
+                    return None
+                if waited > self._ranks.deadline_seconds:
+                    raise _late(self.topic, f"rank {come.index(False) + 1}", waited)
+            values = [_unpickled(self._ranks.store.get(key)) for key in keys]
+            self.drop_brought()
+        return values
+
+    def drop_brought(self) -> None:
+        """Remove from the store what other ranks have brought."""
+        for rank in range(1, self._ranks.size):
+            self._ranks.store.delete_key(f"{self.key}/of/{rank}")
+
+    @property
+    def is_asked_for(self) -> bool:
+        """True while another rank waits for the outcome."""
+        asked, answered = (self._ranks.store.add(f"{self.key}/{mark}", 0) for mark in ("asked", "answered"))
+        return bool(asked > answered)
+
+    def forget(self) -> None:
+        """Remove the outcome from the store."""
+        for mark in ("", "/asked", "/answered"):
+            self._ranks.store.delete_key(f"{self.key}{mark}")
+
+
+class _Numbers:
+    """Counts the calls of each topic, for each process group anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store: Any = None
+        self._counts: Counter[str] = Counter()
+
+    def next_of(self, topic: str, store: Any) -> int:
+        with self._lock:
+            if store is not self._store:
+                self._store, self._counts = store, Counter()
+            self._counts[topic] += 1
+            return self._counts[topic]
+
+
+class _Farewell:
+    """The outcomes that rank 0 told: forgets old ones, and waits at the end for whoever asks for the last."""
+
+    def __init__(self) -> None:
+        self._told: deque[Call] = deque()
+
+    def note(self, call: Call) -> None:
+        _stay_at_end()
+        self._told.append(call)
+        if len(self._told) > _KEPT:
+            with contextlib.suppress(IndexError, RuntimeError):  # it is only memory
+                self._told.popleft().forget()
+
+    def stay(self) -> None:
+        if not self._told:
+            return
+        last, deadline = self._told[-1], time.monotonic() + _FAREWELL_SECONDS
+        with contextlib.suppress(RuntimeError):  # the store has gone: nobody can ask any more
+            while last.is_asked_for and time.monotonic() < deadline:
+                time.sleep(_FIRST_PAUSE_SECONDS)
+
+
+_numbers = _Numbers()
+_farewell = _Farewell()
+
+
+@cache
+def _stay_at_end() -> None:
+    """Have the end of this process wait for ranks that ask; one that multiprocessing started has no exit handlers."""
+    atexit.register(_farewell.stay)
+    multiprocessing.util.Finalize(None, _farewell.stay, exitpriority=0)
+
+
+def call_with_ranks(topic: str) -> tuple[Call | None, bool]:
+    """Begin a call that other ranks may make as well: ``None`` if there are none, and whether this rank follows."""
+    ranks = _present()
+    return (None, False) if ranks is None else (Call(ranks, topic), ranks.rank > 0)
+
+
+def lead_or_follow(topic: str, lead: Callable[[], T], *, tell: Callable[[T], U], follow: Callable[[U], T]) -> T:
+    """Call ``lead`` on rank 0, and on other ranks ``follow`` with what ``tell`` made of the result of rank 0.
+
+    An error on rank 0 is raised on every rank that calls this: the same one if it is one of this library, else
+    :class:`RankError`, which is also raised where rank 0 does not make this call in the time that
+    ``init_process_group`` was told. Without other ranks, this is ``lead()``.
+    """
+    call, is_follower = call_with_ranks(topic)
+    if call is None:
+        return lead()
+    if is_follower:
+        return follow(call.outcome())
+    try:
+        result = lead()
+    except BaseException as error:
+        call.tell_error(error)
+        raise
+    call.tell(tell(result))
+    return result
+
+
+def _unpickled(data: bytes) -> Any:
+    """Return what another rank of this training has sent, by the way on which torch.distributed sends objects too."""
+    return pickle.loads(data)  # noqa: S301
+
+
+def _pauses(topic: str, awaited: str) -> Iterator[float]:
+    """Yield how many seconds were waited, at longer and longer intervals; tell once that it takes long."""
+    begin, pause, has_told = time.monotonic(), _FIRST_PAUSE_SECONDS, False
+    while True:
+        waited = time.monotonic() - begin
+        yield waited
+        if waited > _PATIENCE_SECONDS and not has_told:
+            has_told = True
+            logger.warning("waiting for %s to make the same call: %s", awaited, topic)
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _store_errors(topic: str) -> Iterator[None]:
+    """Raise :class:`RankError` where the store of the process group fails, as it does when rank 0 has ended."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except RuntimeError as error:
+        raise _failed(topic, f"the ranks cannot reach each other: {str(error).splitlines()[0]}") from error
+
+
+def _failed(topic: str, reason: str) -> RankError:
+    return RankError(f"rank 0 has failed: {topic}", got=reason, hint="See the log of rank 0.")
+
+
+def _late(topic: str, awaited: str, waited_seconds: float) -> RankError:
+    return RankError(
+        f"{awaited} did not make the same call within {duration(waited_seconds)}: {topic}",
+        expected="the call on rank 0, or on all ranks",
+        hint="Ranks other than 0 get the outcome of rank 0; see docs/how-to/data-parallel.md. Ranks with experiments "
+        "of their own need rank_zero_saves=False.",
+    )

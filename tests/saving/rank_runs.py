@@ -1,0 +1,175 @@
+"""What the ranks of small trainings do, each in a process of its own."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # which optimizers would load in each process
+from torch import distributed, nn
+from torch.utils.data import DataLoader
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader, TrainingState
+from ckpt_lib.errors import RankError, StateMismatchError, StoreUnavailableError
+
+
+def _model(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.parallel.DistributedDataParallel(nn.Linear(3, 2))
+
+
+def _first_weight(model: nn.Module) -> float:
+    return float(next(model.parameters())[0, 0].detach())
+
+
+def save(manager: CheckpointManager, rank: int) -> Any:
+    """All ranks save and resume; then rank 0 alone saves; then all load by name."""
+    model = _model(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    found: list[Any] = [manager.resume(model, optimizer)]
+    for epoch in (1, 2):
+        metrics = {"val_loss": float(epoch + rank)}  # of rank 0 alone
+        found.append(manager.save_checkpoint(model=model, optimizer=optimizer, epoch=epoch, metrics=metrics))
+    if rank == 0:
+        manager.save_checkpoint(model=model, optimizer=optimizer, epoch=3)
+        manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=4).result()
+    handle = manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=5)
+    found += [handle.result(), handle.done()]
+    found.append(manager.save_checkpoint_async(model=model, optimizer=optimizer, epoch=6).exception())
+    manager.flush()
+    other = _model(2)
+    payload = manager.resume(other, torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9))
+    assert payload is not None
+    assert _first_weight(other) == _first_weight(model)
+    found += [payload["checkpoint_id"], payload["next_epoch"], payload["passed_over"]]
+    found.append(manager.load_checkpoint("best", other)["checkpoint_id"])
+    return [*found, manager.load_checkpoint(found[1], other)["epoch"]]
+
+
+def fail(manager: CheckpointManager, rank: int) -> Any:
+    """Every save fails on rank 0, at once and in the background; a state that cannot be saved as well."""
+    model = _model(1)
+    found = []
+    for epoch, extra in ((1, {"bad": object()}), (2, {})):
+        if rank == 0 and epoch == 2:
+            manager._saver._writer.save = _raise  # type: ignore[method-assign, assignment]
+        for method in (manager.save_checkpoint, lambda **given: manager.save_checkpoint_async(**given).result()):
+            try:
+                method(model=model, epoch=epoch, extra_state=extra)
+            except Exception as error:
+                found.append(f"{type(error).__name__}: {str(error)[:60]}")
+    manager.save_checkpoint_async(model=model, epoch=3)
+    try:
+        manager.flush()
+    except Exception as error:
+        found.append(type(error).__name__)
+    manager.flush()  # once
+    return found
+
+
+def _raise(*_arguments: Any) -> Any:
+    raise StoreUnavailableError("the disk is away")
+
+
+def apart(manager: CheckpointManager, rank: int) -> Any:
+    """Each rank has an experiment of its own."""
+    config = manager.config.model_copy(update={"rank_zero_saves": False})
+    own = CheckpointManager(config, f"rank-{rank}")
+    saved = own.save_checkpoint(model=nn.Linear(1, 1), epoch=rank)
+    return [bool(saved), own.load_checkpoint("latest", nn.Linear(1, 1))["epoch"] == rank]
+
+
+def positions(manager: CheckpointManager, rank: int) -> Any:
+    """All ranks save with generators and positions of their own, which come back to each of them."""
+    torch.manual_seed(rank)
+    state = TrainingState(
+        model=_model(1), data=_loader(rank), generators={"noise": torch.Generator().manual_seed(rank)}
+    )
+    torch.manual_seed(rank)
+    batches = iter(state.data)  # type: ignore[arg-type]
+    for _ in range(rank + 1):
+        next(batches)
+    for save in (
+        manager.save_checkpoint,
+        lambda *given, **facts: manager.save_checkpoint_async(*given, **facts).result(),
+    ):
+        found = save(state, epoch=1)
+        assert found is not None
+    expected = [torch.rand(1).item(), torch.rand(1, generator=state.generators["noise"]).item(), next(batches).tolist()]
+    resumed = TrainingState(model=_model(2), data=_loader(rank), generators={"noise": torch.Generator()})
+    payload = manager.resume(resumed)
+    assert payload is not None
+    assert payload["approximate"] == []
+    noise = resumed.generators["noise"]
+    drawn = [torch.rand(1).item(), torch.rand(1, generator=noise).item(), next(iter(resumed.data)).tolist()]  # type: ignore[call-overload]
+    return [drawn == expected, len(payload["rng_state"]), [item["batches_done"] for item in payload["data_state"]]]
+
+
+def _loader(rank: int) -> ResumableLoader[Any]:
+    generator = torch.Generator().manual_seed(rank)
+    return ResumableLoader(DataLoader(list(range(20)), 2, shuffle=True, generator=generator))  # type: ignore[arg-type]
+
+
+def zero(manager: CheckpointManager, rank: int) -> Any:
+    """Rank 0 alone saves a state with a position; no other rank can go on from it exactly."""
+    state = TrainingState(model=_model(1), data=_loader(rank))
+    if rank == 0:
+        manager._saver._patience_seconds = 0.2
+        manager.save_checkpoint(state, epoch=1)
+        began = time.monotonic()
+        manager.save_checkpoint(state, epoch=2)
+        assert time.monotonic() - began < 5
+    distributed.barrier()
+    try:
+        manager.resume(state)
+    except StateMismatchError as error:
+        return str(error)
+    return None
+
+
+def alone(manager: CheckpointManager, rank: int) -> Any:
+    """Rank 1 makes a call that rank 0 does not make."""
+    if rank == 0:
+        distributed.barrier()
+        return None
+    try:
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    except RankError as error:
+        return str(error)
+    finally:
+        distributed.barrier()
+    return None
+
+
+def leave(manager: CheckpointManager, rank: int) -> Any:
+    """Rank 0 ends as soon as it has saved; the store of the process group is in its process."""
+    return manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+
+
+RUNS: dict[str, Callable[[CheckpointManager, int], Any]] = {
+    run.__name__: run for run in (save, fail, apart, positions, zero, alone, leave)
+}
+
+
+def main(name: str, folder: str, address: str, rank: int, size: int) -> None:
+    """One rank: write as JSON what the run returns."""
+    warnings.simplefilter("error")
+    patience = datetime.timedelta(seconds=60)
+    host, _, port = address.partition(":")
+    store: Any = distributed.FileStore(address, size)  # type: ignore[attr-defined]
+    if port.isdigit():
+        store = distributed.TCPStore(host, int(port), size, rank == 0, timeout=patience)  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    if name == "alone":
+        store.set_timeout(datetime.timedelta(seconds=1))
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=folder, max_checkpoints=20), "run")
+    Path(f"{folder}-{rank}.json").write_text(json.dumps(RUNS[name](manager, rank)), encoding="utf-8")
+    if name != "leave":
+        distributed.barrier()
+        distributed.destroy_process_group()
