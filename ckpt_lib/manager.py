@@ -74,7 +74,7 @@ class CheckpointManager(Finder):
             post_save=post_save,
             reconciler=self._reconciler,
         )
-        self._loader = Loader(self._locations, self._lineage, self._reconciler)
+        self._loader = Loader(self._locations, self._lineage, self._reconciler, self._copies)
 
     def _fallback_with(self, post_save: PostSave) -> tuple[Fallback | None, Reconciler | None]:
         home, stranded = self._locations.home, self._locations.fallback

@@ -14,8 +14,10 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
+from ckpt_lib.loading.anywhere import Anywhere
 from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_payload
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.saving.background import wait_until_all_copied
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.state.restoring import Stored, restore
@@ -61,8 +63,9 @@ class LoadTarget:
 class Loader:
     """Loads the checkpoints of one experiment; the run goes on from the one loaded last."""
 
-    def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None) -> None:
+    def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None, copies: Copies) -> None:
         self._locations = locations
+        self._anywhere = Anywhere(locations, copies)
         self._lineage = lineage
         self._reconciler = reconciler
         size_bytes = locations.config.cache_size_bytes
@@ -83,14 +86,14 @@ class Loader:
             cache=self.cache,
         )
         self._reconcile()
-        return self._locations.with_found(name, partial(self._load, read, target))
+        return self._anywhere.load_named(name, partial(self._load, read, target))
 
     def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
         self._reconcile()
-        return load_newest(self._locations, partial(self._resume_from, read, target))
+        return load_newest(self._anywhere, partial(self._resume_from, read, target))
 
     def _reconcile(self) -> None:
         if self._reconciler is not None:

@@ -12,10 +12,10 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, IntegrityError
 from ckpt_lib.events import EventKind
-from ckpt_lib.experiment import keys
+from ckpt_lib.experiment import deleted_by_name, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.maintenance import imports, quarantine, transfer
+from ckpt_lib.maintenance import deletions, imports, quarantine, transfer
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
 from ckpt_lib.maintenance.quarantine import QuarantineReport
@@ -50,6 +50,8 @@ class Copies:
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         if copied:
+            if deleted_by_name.is_marked(home, manifest.uid):  # since it was read here
+                deleted_by_name.follow(home, backups)
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
@@ -67,6 +69,7 @@ class Copies:
             error.hint = transfer.other_ways(home, backups, checkpoint_id)
             raise
         keys.point_to(home, manifest)
+        deletions.note_back(self.locations, manifest)
         self.known.remember(home, manifest)
         self.snapshot.write()
         return manifest
@@ -157,7 +160,8 @@ class Copies:
         """Remove what is left of a quarantined checkpoint; return how many bytes that frees."""
         home, backups = self._pair()
         try:
-            freed_bytes = quarantine.remove(home, checkpoint_id)
+            with deletions.deleting(self.locations, home.get(checkpoint_id)):
+                return quarantine.remove(home, checkpoint_id)
         except CheckpointNotFoundError as error:
             error.hint = "`list_quarantined` and `ckpt quarantine` show what is."
             with suppress(CheckpointError):  # backups that cannot be reached
@@ -166,7 +170,6 @@ class Copies:
                         f"Its backup is: `delete_backup` removes it, or `ckpt delete --backups {checkpoint_id}`."
                     )
             raise
-        return freed_bytes
 
     def wanted_backups(self) -> set[str]:
         """Return what should have a backup: as the configuration says, and as many as the backup location keeps.
