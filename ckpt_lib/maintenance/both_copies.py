@@ -36,7 +36,7 @@ def backups_named(backups: Experiment, checkpoint_id: str) -> Iterator[None]:
         raise transfer.no_backup(backups, checkpoint_id) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Copies:
     """Makes, restores, repairs and sets aside the two copies of an experiment's checkpoints."""
 
@@ -45,17 +45,28 @@ class Copies:
     snapshot: SnapshotFile
     cleaner: BackupCleaner
 
+    def __post_init__(self) -> None:
+        self._marks_are_followed = False
+
     def back_up(self, manifest: Manifest, progress: Progress | None = None, *, verify_existing: bool = False) -> bool:
         """Make a verified backup; ``False`` when there is one already."""
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         if copied:
             if deleted_by_name.is_marked(home, manifest.uid):  # since it was read here
-                deleted_by_name.follow(home, backups)
+                self._marks_are_followed = False
+            self._follow_marks()
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
         return copied
+
+    def _follow_marks(self) -> None:
+        """Repeat beside the backups what was deleted by name while they did not answer; once in each process."""
+        if not self._marks_are_followed:
+            with failures_logged("marking the backups of what was deleted by name"):
+                deleted_by_name.follow(*self._pair())
+                self._marks_are_followed = True
 
     def restore(self, name: str, progress: Progress | None) -> Manifest:
         """Put a backup back in its place; when that fails, the error says what else may help."""
@@ -160,7 +171,7 @@ class Copies:
         """Remove what is left of a quarantined checkpoint; return how many bytes that frees."""
         home, backups = self._pair()
         try:
-            with deletions.deleting(self.locations, home.get(checkpoint_id)):
+            with deletions.deleting(self.locations, quarantine.get(home, checkpoint_id)):
                 return quarantine.remove(home, checkpoint_id)
         except CheckpointNotFoundError as error:
             error.hint = "`list_quarantined` and `ckpt quarantine` show what is."
