@@ -20,6 +20,7 @@ from ckpt_lib.maintenance.maintainer import check_policy
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.saving.background import SaveHandle
+from ckpt_lib.saving.backups import Backups
 from ckpt_lib.saving.failover import FailoverWriter, SaveTarget
 from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.free_space import FreeSpace
@@ -64,7 +65,7 @@ class CheckpointManager(Finder):
         self._located_config = located(self.config)  # now: the working directory may be another later
         self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
-        post_save = PostSave(self._locations, self._copies, self._cleaner, self._snapshot)
+        post_save = PostSave(self._locations, Backups(self._locations, self._copies), self._cleaner, self._snapshot)
         self._fallback, self._reconciler = self._fallback_with(post_save)
         self._saver = Saver(
             self._locations,
@@ -249,7 +250,11 @@ class CheckpointManager(Finder):
         return self._saver.background.staging_bytes
 
     def flush(self) -> None:
-        """Return once every background save so far is durable and backed up. Raises an error no one has seen."""
+        """Return once every background save so far is durable and backed up. Raises an error no one has seen.
+
+        Backups in the background are waited for until ``backup_deadline_seconds`` have passed. What is missing then is
+        named in the log, and made with a later backup.
+        """
         self._saver.flush()
 
     def close(self, final: Mapping[str, Any] | None = None) -> None:

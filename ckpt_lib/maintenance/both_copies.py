@@ -24,7 +24,7 @@ from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.stream import Progress
 
-_ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "max_backups"}
+_ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "backup_mode", "max_backups"}
 
 
 @contextmanager

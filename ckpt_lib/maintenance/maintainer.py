@@ -18,6 +18,7 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import deletions, exports, quarantine
+from ckpt_lib.maintenance.backup_status import BackupStatus, backup_status
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
 from ckpt_lib.maintenance.cleanup import CleanupReport
@@ -175,6 +176,13 @@ class Maintainer:
         """The metadata of one backup; ``"latest"``, ``"best"`` and tags stand for one of the backups."""
         backups = self._locations.backup_catalogue
         return backups.describe(backups.resolve(checkpoint_id))
+
+    def backup_status(self, checkpoint_id: str = "latest") -> BackupStatus:
+        """Tell whether a checkpoint has a backup, and whether that was read back since it was written.
+
+        No payload is read. A backup location that does not answer is no error: the state is ``"unknown"`` then.
+        """
+        return backup_status(self._locations.backups, self._catalogue.resolve(checkpoint_id))
 
     def restore_checkpoint(
         self, checkpoint_id: str, *, pin: bool = False, progress: Progress | None = None
