@@ -313,6 +313,9 @@ class CheckpointManager(Finder):
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
+        One that is damaged in the store is repaired from its backup first. An id, or a name where the store has no
+        checkpoint at all, is looked for among the backups as well, and brought back, unless it was deleted by name.
+
         The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``. Nothing is handed out before its bytes
         have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer and
         scheduler as they were.
@@ -349,12 +352,17 @@ class CheckpointManager(Finder):
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
     ) -> Payload | None:
-        """Restore from the newest healthy checkpoint that is valid; return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint that is valid in any location, and return what
+        :meth:`load_checkpoint` returns.
+
+        One that is damaged in the store is repaired from its backup first, and one that is in the backups alone is
+        brought back, unless it was deleted by name. What a crash leaves of that, the next call completes.
 
         Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
         in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
-        when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
+        when the experiment has neither checkpoint nor backup. When it has some and *none* will do, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person. When
+        it has none and the backups do not answer, raises :class:`~ckpt_lib.errors.StoreError`. When
         the package of the newest one's format is not installed, raises
         :class:`~ckpt_lib.errors.UnsupportedFormatError`.
 
