@@ -80,6 +80,11 @@ class CheckpointConfig(BaseModel):
         lt=LIMIT_64,
         description="Memory for verified payloads that are loaded again; 0 keeps none.",
     )
+    backup_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Root of the backups. Default: the folder backups/ inside the experiment.",
+    )
     backup_mode: BackupMode = Field(
         default="blocking",
         description="Whether save_checkpoint returns after its backup is made, or after the commit, and a thread makes "
@@ -91,11 +96,6 @@ class CheckpointConfig(BaseModel):
         allow_inf_nan=False,
         description="How long flush(), close(), save_on_signal() and the end of the process wait for backups in the "
         "background. What is not done by then is named in the log, and made with the next backup that succeeds.",
-    )
-    backup_dir: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Root of the backups. Default: the folder backups/ inside the experiment.",
     )
     backup_only_best: bool = Field(default=False, description="Back up only checkpoints that are the best so far.")
     max_backups: int = Field(
