@@ -130,7 +130,10 @@ class _Places:
         runs = {item.run_id for item in self._near}
         lost = [item for item in self.backups if item.uid not in known]
         is_other = [bool(runs) and item.run_id not in runs for item in lost]
-        self.of_other_runs = [item for item, other in zip(lost, is_other, strict=True) if other]
+        newest = max((item.sequence for item in self._near), default=0)
+        self.of_other_runs = [
+            item for item, other in zip(lost, is_other, strict=True) if other and item.sequence >= newest
+        ]
         self._lost = {item.uid: item for item, other in zip(lost, is_other, strict=True) if not other}
         at_home = [*home, *self._lost.values()]
         self._manifests = [*in_order(at_home), *self._near[len(home) :]]
