@@ -18,6 +18,7 @@ from ckpt_lib.errors import ConfigError
 
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
+BackupMode = Literal["blocking", "background"]
 
 LIMIT_64 = 2**63  # Prefect's forms and events hold no larger numbers
 
@@ -86,6 +87,18 @@ class CheckpointConfig(BaseModel):
         default=None,
         min_length=1,
         description="Root of the backups. Default: the folder backups/ inside the experiment.",
+    )
+    backup_mode: BackupMode = Field(
+        default="blocking",
+        description="Whether save_checkpoint returns after its backup is made, or after the commit, and a thread makes "
+        "the backup in the background. Background saves never wait for backups.",
+    )
+    backup_deadline_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long flush(), close(), save_on_signal() and the end of the process wait for backups in the "
+        "background. What is not done by then is named in the log, and made with the next backup that succeeds.",
     )
     backup_only_best: bool = Field(default=False, description="Back up only checkpoints that are the best so far.")
     max_backups: int = Field(

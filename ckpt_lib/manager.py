@@ -20,6 +20,7 @@ from ckpt_lib.maintenance.maintainer import check_policy
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.saving.background import SaveHandle
+from ckpt_lib.saving.backups import Backups
 from ckpt_lib.saving.failover import FailoverWriter, SaveTarget
 from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.free_space import FreeSpace
@@ -70,7 +71,7 @@ class CheckpointManager(Finder):
         self._located_config = located(self.config)  # now: the working directory may be another later
         self._own_save_policy = save_policy
         self.save_policy = save_policy or policy_of(self.config)
-        post_save = PostSave(self._locations, self._copies, self._cleaner, self._snapshot)
+        post_save = PostSave(self._locations, Backups(self._locations, self._copies), self._cleaner, self._snapshot)
         self._fallback, self._reconciler = self._fallback_with(post_save)
         self._saver = RankSaver(
             self._locations,
@@ -80,7 +81,7 @@ class CheckpointManager(Finder):
             post_save=post_save,
             reconciler=self._reconciler,
         )
-        self._loader = Loader(self._locations, self._lineage, self._reconciler)
+        self._loader = Loader(self._locations, self._lineage, self._reconciler, self._copies)
 
     def _fallback_with(self, post_save: PostSave) -> tuple[Fallback | None, Reconciler | None]:
         home, stranded = self._locations.home, self._locations.fallback
@@ -306,7 +307,11 @@ class CheckpointManager(Finder):
         return self._saver.background.staging_bytes
 
     def flush(self) -> None:
-        """Return once every background save so far is durable and backed up. Raises an error no one has seen."""
+        """Return once every background save so far is durable and backed up. Raises an error no one has seen.
+
+        Backups in the background are waited for until ``backup_deadline_seconds`` have passed. What is missing then is
+        named in the log, and made with a later backup.
+        """
         self._saver.flush()
 
     def close(self, final: Mapping[str, Any] | None = None) -> None:
@@ -371,6 +376,9 @@ class CheckpointManager(Finder):
     ) -> Payload:
         """Verify a checkpoint, restore it into what was passed, and return its payload as a dict.
 
+        One that is damaged in the store is repaired from its backup first. An id, or a name where the store has no
+        checkpoint at all, is looked for among the backups as well, and brought back, unless it was deleted by name.
+
         The dict holds the payload's keys (docs/FORMAT.md) and ``checkpoint_id``. Nothing is handed out before its bytes
         have been verified, no stored code runs unless ``trust_pickle``, and an error leaves model, optimizer and
         scheduler as they were.
@@ -424,12 +432,17 @@ class CheckpointManager(Finder):
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
     ) -> Payload | None:
-        """Restore from the newest healthy checkpoint that is valid; return what :meth:`load_checkpoint` returns.
+        """Restore from the newest healthy checkpoint that is valid in any location, and return what
+        :meth:`load_checkpoint` returns.
+
+        One that is damaged in the store is repaired from its backup first, and one that is in the backups alone is
+        brought back, unless it was deleted by name. What a crash leaves of that, the next call completes.
 
         Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
         in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
-        when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
+        when the experiment has neither checkpoint nor backup. When it has some and *none* will do, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person. When
+        it has none and the backups do not answer, raises :class:`~ckpt_lib.errors.StoreError`. When
         the package of the newest one's format is not installed, raises
         :class:`~ckpt_lib.errors.UnsupportedFormatError`.
 

@@ -1,5 +1,6 @@
 """What validation, scrub, repair, cleanup, reconcile and the doctor return."""
 
+from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.findings import DoctorReport
 from ckpt_lib.maintenance.repair import RepairReport
@@ -7,4 +8,12 @@ from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.saving.fallback import ReconcileReport
 
-__all__ = ["CleanupReport", "DoctorReport", "ReconcileReport", "RepairReport", "ScrubReport", "ValidationReport"]
+__all__ = [
+    "BackupStatus",
+    "CleanupReport",
+    "DoctorReport",
+    "ReconcileReport",
+    "RepairReport",
+    "ScrubReport",
+    "ValidationReport",
+]

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.formats import format_named
-from ckpt_lib.saving import background
+from ckpt_lib.saving import worker
 from tests.formats.folder_format import FolderFormat
 from tests.helpers import MakeManager, Parts, build
 
@@ -47,19 +47,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-NICENESS = background._NICENESS
+NICENESS = worker.NICENESS
 
 
 @pytest.fixture(autouse=True)
 def _saves_do_not_step_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Background saves have the priority of the test: behind other tests on every core, they would wait for seconds."""
-    monkeypatch.setattr(background, "_NICENESS", 0)
+    monkeypatch.setattr(worker, "NICENESS", 0)
 
 
 @pytest.fixture
 def saves_step_back(_saves_do_not_step_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Background saves have the priority that users give them."""
-    monkeypatch.setattr(background, "_NICENESS", NICENESS)
+    monkeypatch.setattr(worker, "NICENESS", NICENESS)
 
 
 @pytest.fixture

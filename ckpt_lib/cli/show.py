@@ -28,6 +28,7 @@ from ckpt_lib.core.wording import count_of, size_text
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
+    from ckpt_lib.maintenance.backup_status import BackupStatus
     from ckpt_lib.manager import CheckpointManager
 
 _MARK_STYLES = {
@@ -179,7 +180,8 @@ def show(
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
     manifest, path, is_complete = _stored(manager, checkpoint.checkpoint_id)
-    has_backup = any(item.checkpoint_id == checkpoint.checkpoint_id for item in manager.list_backups())
+    status = manager.backup_status(checkpoint.checkpoint_id)
+    has_backup = status.state in ("written", "verified")
     if as_json:
         print_json(
             {
@@ -188,16 +190,19 @@ def show(
                 "path": path,
                 "is_complete": is_complete,
                 "has_backup": has_backup,
+                "backup": status.model_dump(mode="json", exclude={"checkpoint_id"}),
             }
         )
         return
-    _print_checkpoint(checkpoint, manifest, path)
+    _print_checkpoint(checkpoint, manifest, path, status)
     identifier = checkpoint.checkpoint_id
     if not is_complete:
         advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
         note(f"The payload is missing or has the wrong size: {advice}", warning=True)
+    elif status.state == "unknown":
+        note("The backup location did not answer.", warning=True)
     elif not has_backup:
-        note(f"It has no backup: `ckpt backup {identifier}`.")
+        note(f"It has no {'sound ' if status.state == 'damaged' else ''}backup: `ckpt backup {identifier}`.")
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
@@ -209,7 +214,8 @@ def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, s
     return manifest, home.location(manifest.payload_name), home.is_complete(manifest)
 
 
-def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str) -> None:
+def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str, status: BackupStatus) -> None:
+    verified = f", {as_age(status.verified_at)} ago" if status.verified_at else ""
     facts: dict[str, str | Text] = {
         "id": checkpoint.checkpoint_id,
         "marks": _marks(checkpoint),
@@ -223,6 +229,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "description": checkpoint.description,
         "parent": checkpoint.parent_id or "",
         "path": path,
+        "backup": f"{status.state}{verified}",
         "size": f"{size_text(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
         "SHA-256": checkpoint.checksum,
         "format": manifest.format,

@@ -17,6 +17,7 @@ OWN_PREFIX: Final = ".ckpt-"
 """Begins the names of what stores and this library keep for themselves."""
 CLOCK_NAME: Final = f"{OWN_PREFIX}clock"
 """Written to learn the time by the store's own clock."""
+UIDS_FOLDER: Final = "uids"
 FOLDER_SUFFIX: Final = "/"
 """Takes the place of a suffix where a format writes several files into a folder."""
 
@@ -43,7 +44,7 @@ def key_name(idempotency_key: str) -> str:
 
 def uid_name(uid: str) -> str:
     """Return the name of the pointer to the copy of a checkpoint."""
-    return f"uids/{uid}.json"
+    return f"{UIDS_FOLDER}/{uid}{MANIFEST_SUFFIX}"
 
 
 def manifest_entries(entries: Iterable[Entry], path: str) -> dict[str, Entry]:

@@ -27,6 +27,8 @@ class Pointer(BaseModel):
     uid: str
     gone: bool = False
     """True when it was purged: copies do not bring it back unless a person asks for it."""
+    deleted: bool = False
+    """True when a person deleted it by name; see :mod:`ckpt_lib.experiment.deleted_by_name`."""
     revision: str = Field(default_factory=new_token)
 
 

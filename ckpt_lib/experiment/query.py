@@ -200,23 +200,30 @@ class Catalogue:
     def _id_named(self, name: str) -> str:
         """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
         view = self.view()
-        manifests = list(view.usable)
         if name == "latest":
             for error in view.unreadable:
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
-            found = _latest_id(manifests)
-        elif name == "best":
-            found = self._best_id(manifests)
-        else:
-            tag = unicodedata.normalize("NFC", name)
-            found = _latest_id([manifest for manifest in manifests if tag in manifest.tags])
+        found = self.named(name, view.usable)
         if found is None:
-            raise self._not_found(name, manifests)
-        return found
+            raise self._not_found(name, view.usable)
+        return found.checkpoint_id
+
+    def named(self, name: str, manifests: Sequence[Manifest]) -> Manifest | None:
+        """Return which of some checkpoints, oldest first, ``"latest"``, ``"best"`` or a tag stands for."""
+        if name == "best":
+            return self._best(manifests)
+        if name != "latest":
+            tag = unicodedata.normalize("NFC", name)
+            manifests = [manifest for manifest in manifests if tag in manifest.tags]
+        return manifests[-1] if manifests else None
+
+    def _best(self, manifests: Sequence[Manifest]) -> Manifest | None:
+        best = ranked(manifests, self._monitor_of(manifests))
+        return best[0] if best else None
 
     def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
-        best = ranked(manifests, self._monitor_of(manifests))
-        return best[0].checkpoint_id if best else None
+        best = self._best(manifests)
+        return best.checkpoint_id if best else None
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
         count = count_of(len(manifests), "checkpoint")

@@ -16,8 +16,10 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
+from ckpt_lib.loading.anywhere import Anywhere
 from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
+from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.saving.background import wait_until_all_copied
 from ckpt_lib.saving.ranks import follows, lead_or_follow, place_of_process
 from ckpt_lib.saving.reconciler import Reconciler
@@ -84,8 +86,9 @@ def _resumed_from(payload: Payload | None) -> dict[str, Any] | None:
 class Loader:
     """Loads the checkpoints of one experiment; the run goes on from the one loaded last."""
 
-    def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None) -> None:
+    def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None, copies: Copies) -> None:
         self._locations = locations
+        self._anywhere = Anywhere(locations, copies)
         self._lineage = lineage
         self._reconciler = reconciler
         size_bytes = locations.config.cache_size_bytes
@@ -130,14 +133,14 @@ class Loader:
 
     def _newest(self, read: Read, target: LoadTarget) -> Payload | None:
         self._reconcile()
-        return load_newest(self._locations, partial(self._resume_from, read, target), run_id=self._lineage.only_run_id)
+        return load_newest(self._anywhere, partial(self._resume_from, read, target), run_id=self._lineage.only_run_id)
 
     def _follow(self, read: Read, target: LoadTarget, resumed: Mapping[str, Any] | None) -> Payload | None:
         return None if resumed is None else {**self._load_named(read, target, resumed["checkpoint_id"]), **resumed}
 
     def _load_named(self, read: Read, target: LoadTarget, name: str) -> Payload:
         self._reconcile()
-        return self._locations.with_found(name, partial(self._load, read, target))
+        return self._anywhere.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
         if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):

@@ -1,8 +1,8 @@
-"""The newest checkpoint that can be resumed from, at home and in the fallback folder."""
+"""The newest checkpoint that can be resumed from, in any location."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from ckpt_lib.core.logs import logger
@@ -17,40 +17,45 @@ from ckpt_lib.errors import (
     UnsupportedFormatError,
     is_store_failure,
 )
-from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.experiment import ATTEMPTS
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.view import in_order
 from ckpt_lib.formats import Payload
+from ckpt_lib.loading.anywhere import Anywhere, Load, unreachable
 from ckpt_lib.maintenance.validate import UNLOADABLE, is_unreadable
 
-Load = Callable[[Experiment, Manifest], Payload]
+_OF_ANOTHER_RUN = "its backup is of another run than all checkpoints here: `ckpt restore` brings it back"
 
 
-def load_newest(locations: Locations, load: Load, *, run_id: str | None = None) -> Payload | None:
+def load_newest(anywhere: Anywhere, load: Load, *, run_id: str | None = None) -> Payload | None:
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
     With a ``run_id``, only those of that run are looked at. The returned dict's ``passed_over`` lists the others, which
-    are also logged. Raises :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every
-    one is damaged, cannot be loaded without running code, or is unhealthy; and :class:`UnsupportedFormatError` where
-    the newest is intact and only lacks its format here.
+    are also logged. Raises :class:`NoValidCheckpointError` when there are checkpoints or backups of which every one is
+    damaged, cannot be loaded without running code, is unhealthy, or was deleted by name;
+    :class:`UnsupportedFormatError` where the newest is intact and only lacks its format here; and
+    :class:`~ckpt_lib.errors.StoreError` where there is no checkpoint and the backups cannot be looked at.
     """
+    locations = anywhere.locations
     for _ in range(ATTEMPTS):
-        copies = _Copies(locations)
-        passed_over = [_passed_over(str(error.checkpoint_id), error.message) for error in copies.unreadable()]
+        places = _Places(anywhere)
+        passed_over = []
+        if run_id is None:
+            passed_over += [_passed_over(str(error.checkpoint_id), error.message) for error in places.unreadable()]
+            passed_over += [_passed_over(item.checkpoint_id, _OF_ANOTHER_RUN) for item in places.of_other_runs]
         unhealthy_id, retired = None, False
-        for manifest in reversed(copies.manifests):
-            if run_id is not None and manifest.run_id != run_id:
-                continue
+        for manifest in places.newest_first(run_id):
             if manifest.unhealthy:
                 unhealthy_id = unhealthy_id or manifest.checkpoint_id
                 passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
                 continue
             try:
-                payload = copies.load(load, manifest)
+                payload = places.load(load, manifest)
             except CheckpointNotFoundError:  # since it was listed; whoever did that has newer ones
                 retired = True
             except (*UNLOADABLE, IntegrityError, StoreError) as error:
                 is_damage = not isinstance(error, StoreError) or is_unreadable(error)
-                if not is_damage or isinstance(error, UnsupportedFormatError):
+                if not (is_damage or places.can_do_without(manifest)) or isinstance(error, UnsupportedFormatError):
                     raise
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
@@ -60,7 +65,7 @@ def load_newest(locations: Locations, load: Load, *, run_id: str | None = None) 
             break
     if not passed_over:
         if run_id is None:
-            _refuse_to_forget(locations)
+            _refuse_to_forget(locations, places.backups)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
@@ -70,17 +75,17 @@ def load_newest(locations: Locations, load: Load, *, run_id: str | None = None) 
     )
 
 
-def _refuse_to_forget(locations: Locations) -> None:
-    """Raise when nothing is there to resume from, but something that may be brought back."""
+def _refuse_to_forget(locations: Locations, backups: Sequence[Manifest]) -> None:
+    """Raise when nothing is there to resume from, but something that a person may bring back."""
     if set_aside := locations.home.index.view().quarantined:
         raise NoValidCheckpointError(
             f"{locations.name!r} has no checkpoint, but {len(set_aside)} that were found damaged and set aside",
             hint="`ckpt quarantine` shows them, `ckpt repair` brings one back when there is a backup of it. "
             "To begin again, choose another experiment name.",
         )
-    if backups := locations.backup_catalogue.manifests():
+    if backups:
         raise NoValidCheckpointError(
-            f"{locations.name!r} has no checkpoint, but {count_of(len(backups), 'backup')} of what it had",
+            f"{locations.name!r} has no checkpoint, but {count_of(len(backups), 'backup')} of what was deleted by name",
             hint=f"`ckpt restore {backups[-1].checkpoint_id}` brings back the newest. "
             "To begin again, choose another experiment name.",
         )
@@ -99,21 +104,34 @@ def _warn_of(passed_over: Sequence[Mapping[str, str]]) -> None:
         logger.warning("passed over %s while resuming: %s", item["checkpoint_id"], item["reason"])
 
 
-class _Copies:
-    """The checkpoints at home and in the fallback folder, oldest first.
+class _Places:
+    """The checkpoints at home, in the fallback folder and in the backups, oldest first.
 
     What is in the fallback folder alone was saved last, as far as this machine knows. Where the home does not answer,
-    it is all there is.
+    it is all there is. Where the backups do not answer, home and fallback folder are, if they hold anything.
     """
 
-    def __init__(self, locations: Locations) -> None:
-        self._locations = locations
-        fallback = locations.fallback_catalogue
+    def __init__(self, anywhere: Anywhere) -> None:
+        self._anywhere = anywhere
+        self._locations = anywhere.locations
+        fallback = self._locations.fallback_catalogue
         stranded = fallback.manifests() if fallback else []
         self._stranded = {item.uid: item for item in stranded}
         home = self._at_home()
         self._at_home_uids = {item.uid for item in home}
-        self.manifests = [*home, *(item for item in stranded if item.uid not in self._at_home_uids)]
+        self._near = [*home, *(item for item in stranded if item.uid not in self._at_home_uids)]
+        self.backups = self._in_backups()
+        known = {item.uid for item in self._near}
+        runs = {item.run_id for item in self._near}
+        lost = [item for item in self.backups if item.uid not in known]
+        is_other = [bool(runs) and item.run_id not in runs for item in lost]
+        newest = max((item.sequence for item in self._near), default=0)
+        self.of_other_runs = [
+            item for item, other in zip(lost, is_other, strict=True) if other and item.sequence >= newest
+        ]
+        self._lost = {item.uid: item for item, other in zip(lost, is_other, strict=True) if not other}
+        at_home = [*home, *self._lost.values()]
+        self._manifests = [*in_order(at_home), *self._near[len(home) :]]
 
     def _at_home(self) -> list[Manifest]:
         try:
@@ -123,18 +141,45 @@ class _Copies:
                 raise
             return []
 
+    def _in_backups(self) -> list[Manifest]:
+        try:
+            return self._anywhere.backups()
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+            if not self._near:
+                raise unreachable(self._locations, error) from error
+            logger.warning("resuming without the backups, which cannot be looked at: %s", error)
+            return []
+
+    def newest_first(self, run_id: str | None) -> Iterator[Manifest]:
+        """Yield the checkpoints, of one run if it is given, that no person has deleted by name."""
+        for manifest in reversed(self._manifests):
+            if run_id is not None and manifest.run_id != run_id:
+                continue
+            if manifest.uid not in self._lost or not self._anywhere.is_deleted(manifest):
+                yield manifest
+
+    def can_do_without(self, manifest: Manifest) -> bool:
+        """Tell whether a checkpoint is in the backups alone while there are others elsewhere."""
+        return manifest.uid in self._lost and bool(self._near)
+
     def load(self, action: Load, manifest: Manifest) -> Payload:
-        """Load one from where it lies: if in both, at home first; damage there does not cost the other copy."""
+        """Load one from where it lies: if in several places, at home first; damage there costs no other copy."""
+        if manifest.uid in self._lost:
+            return self._anywhere.load_backup(action, manifest)
         stranded, fallback = self._stranded.get(manifest.uid), self._locations.fallback
         if stranded is None or fallback is None:
-            return action(self._locations.home, manifest)
+            return self._anywhere.load_at_home(action, manifest)
         if manifest.uid in self._at_home_uids:
             with suppress(IntegrityError):
                 return action(self._locations.home, manifest)
         return action(fallback, stranded)
 
     def unreadable(self) -> list[CheckpointError]:
-        """Return why each record that cannot be read cannot."""
+        """Return why each record that cannot be read cannot, unless a backup may take its place."""
         experiments = (self._locations.home, self._locations.fallback)
         views = [experiment.index.view_or_last() for experiment in experiments if experiment]
-        return [error for view in views if view for error in view.unreadable]
+        replaced = {item.checkpoint_id for item in self._lost.values()}
+        errors = [error for view in views if view for error in view.unreadable]
+        return [error for error in errors if error.checkpoint_id not in replaced]

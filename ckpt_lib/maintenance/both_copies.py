@@ -12,10 +12,10 @@ from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, IntegrityError
 from ckpt_lib.events import EventKind
-from ckpt_lib.experiment import keys
+from ckpt_lib.experiment import deleted_by_name, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.maintenance import imports, quarantine, transfer
+from ckpt_lib.maintenance import deletions, imports, quarantine, transfer
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
 from ckpt_lib.maintenance.quarantine import QuarantineReport
@@ -24,7 +24,7 @@ from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.stream import Progress
 
-_ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "max_backups"}
+_ABOUT_BACKUPS = {"backup_checkpoints", "backup_only_best", "backup_dir", "backup_mode", "max_backups"}
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def backups_named(backups: Experiment, checkpoint_id: str) -> Iterator[None]:
         raise transfer.no_backup(backups, checkpoint_id) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Copies:
     """Makes, restores, repairs and sets aside the two copies of an experiment's checkpoints."""
 
@@ -45,15 +45,28 @@ class Copies:
     snapshot: SnapshotFile
     cleaner: BackupCleaner
 
+    def __post_init__(self) -> None:
+        self._marks_are_followed = False
+
     def back_up(self, manifest: Manifest, progress: Progress | None = None, *, verify_existing: bool = False) -> bool:
         """Make a verified backup; ``False`` when there is one already."""
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         if copied:
+            if deleted_by_name.is_marked(home, manifest.uid):  # since it was read here
+                self._marks_are_followed = False
+            self._follow_marks()
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
         return copied
+
+    def _follow_marks(self) -> None:
+        """Repeat beside the backups what was deleted by name while they did not answer; once in each process."""
+        if not self._marks_are_followed:
+            with failures_logged("marking the backups of what was deleted by name"):
+                deleted_by_name.follow(*self._pair())
+                self._marks_are_followed = True
 
     def restore(self, name: str, progress: Progress | None) -> Manifest:
         """Put a backup back in its place; when that fails, the error says what else may help."""
@@ -67,6 +80,7 @@ class Copies:
             error.hint = transfer.other_ways(home, backups, checkpoint_id)
             raise
         keys.point_to(home, manifest)
+        deletions.note_back(self.locations, manifest)
         self.known.remember(home, manifest)
         self.snapshot.write()
         return manifest
@@ -157,7 +171,8 @@ class Copies:
         """Remove what is left of a quarantined checkpoint; return how many bytes that frees."""
         home, backups = self._pair()
         try:
-            freed_bytes = quarantine.remove(home, checkpoint_id)
+            with deletions.deleting(self.locations, quarantine.get(home, checkpoint_id)):
+                return quarantine.remove(home, checkpoint_id)
         except CheckpointNotFoundError as error:
             error.hint = "`list_quarantined` and `ckpt quarantine` show what is."
             with suppress(CheckpointError):  # backups that cannot be reached
@@ -166,7 +181,6 @@ class Copies:
                         f"Its backup is: `delete_backup` removes it, or `ckpt delete --backups {checkpoint_id}`."
                     )
             raise
-        return freed_bytes
 
     def wanted_backups(self) -> set[str]:
         """Return what should have a backup: as the configuration says, and as many as the backup location keeps.

@@ -17,7 +17,8 @@ from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
-from ckpt_lib.maintenance import exports, quarantine
+from ckpt_lib.maintenance import deletions, exports, quarantine
+from ckpt_lib.maintenance.backup_status import BackupStatus, backup_status
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
 from ckpt_lib.maintenance.cleanup import CleanupReport
@@ -180,6 +181,13 @@ class Maintainer:
         backups = self._locations.backup_catalogue
         return backups.describe(backups.resolve(checkpoint_id))
 
+    def backup_status(self, checkpoint_id: str = "latest") -> BackupStatus:
+        """Tell whether a checkpoint has a backup, and whether that was read back since it was written.
+
+        No payload is read. A backup location that does not answer is no error: the state is ``"unknown"`` then.
+        """
+        return backup_status(self._locations.backups, self._catalogue.resolve(checkpoint_id))
+
     def restore_checkpoint(
         self, checkpoint_id: str, *, pin: bool = False, progress: Progress | None = None
     ) -> CheckpointMetadata:
@@ -292,13 +300,15 @@ class Maintainer:
     # --- deleting ---
 
     def delete_checkpoint(self, checkpoint_id: str) -> str:
-        """Delete one checkpoint and return its id; its backup stays.
+        """Delete one checkpoint and return its id; its backup stays, and no run resumes from that.
 
         For ``trash_seconds``, :meth:`undelete_checkpoint` brings it back. Raises
         :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
         """
         with self._best.look_after(), self._snapshot.written_after():
-            return self._cleaner.delete(checkpoint_id)
+            manifest = self._catalogue.resolve(checkpoint_id)
+            with deletions.deleting(self._locations, manifest):
+                return self._cleaner.delete(manifest.checkpoint_id)
 
     def undelete_checkpoint(self, checkpoint_id: str, *, pin: bool = False) -> CheckpointMetadata:
         """Bring a deleted checkpoint back as it was, its place in the order of saving included.
@@ -309,6 +319,7 @@ class Maintainer:
         """
         with self._best.look_after(), self._snapshot.written_after():
             manifest = undelete(self._locations.home, str(CheckpointId.parse(checkpoint_id)), pin=pin)
+            deletions.note_back(self._locations, manifest)
         return self._catalogue.describe(manifest)
 
     def list_deleted(self) -> list[CheckpointMetadata]:

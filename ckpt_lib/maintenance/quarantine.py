@@ -148,14 +148,20 @@ def is_quarantined(experiment: Experiment, checkpoint_id: str) -> bool:
     return isinstance(record, Manifest) and record.is_visible and record.quarantined is not None
 
 
+def get(experiment: Experiment, checkpoint_id: str) -> Manifest:
+    """Return a checkpoint that is in quarantine, or raise :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+    if not is_quarantined(experiment, checkpoint_id):
+        raise _not_quarantined(checkpoint_id)
+    return experiment.get(checkpoint_id)
+
+
 def remove(experiment: Experiment, checkpoint_id: str) -> int:
     """Remove a checkpoint in quarantine for good; return how many bytes that frees.
 
     Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it is not in quarantine, or not any more, and
     :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it.
     """
-    if not is_quarantined(experiment, checkpoint_id):
-        raise _not_quarantined(checkpoint_id)
+    get(experiment, checkpoint_id)
     return delete_for_good(experiment, checkpoint_id, check=_refuse_sound_and_pinned)
 
 

@@ -23,6 +23,7 @@ from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
+from ckpt_lib.maintenance.backup_status import Verified, note_verified
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
     examine,
@@ -158,6 +159,9 @@ def scrub(
         home, current or _Round(experiment_name=home.name, started_at=datetime.now(UTC)), max_bytes_per_second
     )
     done = scrubber.run(items, progress)
+    note_verified(
+        backups, {item.manifest.checkpoint_id: scrubber.verified(item) for item in items if item.side == "backups"}
+    )
     unreadable = {"checkpoints": home.index.unreadable(), "backups": backups.index.unreadable()}
 
     def reports(side: Side) -> tuple[ValidationReport, ...]:
@@ -207,6 +211,11 @@ class _Scrubber:
             if items:  # a mistyped name creates no experiment
                 self._record()
         return {key: outcome.report for key, outcome in self.round.outcomes.items()}
+
+    def verified(self, item: _Item) -> Verified | None:
+        """Return which version of a payload was read in this round and found valid."""
+        outcome = self.round.outcomes.get(item.key)
+        return Verified(version=outcome.version, at=outcome.checked_at) if outcome and outcome.report else None
 
     def _still_valid(self, items: Sequence[_Item]) -> dict[str, _Outcome]:
         """Return what this round has found already, of payloads that are as they were then."""

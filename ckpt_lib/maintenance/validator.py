@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointNotFoundError, CorruptManifestError, UnsupportedSchemaError
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.maintenance.backup_status import Verified, note_verified
 from ckpt_lib.maintenance.both_copies import backups_named
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, unreadable_report, validate, with_tensors
 from ckpt_lib.stream import Progress
@@ -47,15 +50,26 @@ class Validator:
                 report = unreadable_report(error, checkpoint_id, self.locations.name)
                 self.verdicts.note(backups, report)
                 return report
-            return self._validate(backups, manifest, progress, deep=deep)
+            version = payload_version(backups, manifest)
+            report = self._validate(backups, manifest, progress, deep=deep)
+        note_verified(backups, {checkpoint_id: _verified(report, version)})
+        return report
 
     def validate_all(
         self, experiment: Experiment, progress: Progress | None, *, deep: bool
     ) -> Iterator[ValidationReport]:
         """Validate every checkpoint that is not in quarantine, those whose manifest cannot be read at the end."""
-        for manifest in experiment.index.view().usable:
-            with suppress(CheckpointNotFoundError):  # deleted meanwhile
-                yield self._validate(experiment, manifest, progress, deep=deep)
+        found: dict[str, Verified | None] = {}
+        try:
+            for manifest in experiment.index.view().usable:
+                with suppress(CheckpointNotFoundError):  # deleted meanwhile
+                    version = payload_version(experiment, manifest)
+                    report = self._validate(experiment, manifest, progress, deep=deep)
+                    found[manifest.checkpoint_id] = _verified(report, version)
+                    yield report
+        finally:  # also where nobody asks for the rest
+            if experiment is self.locations.backups:
+                note_verified(experiment, found)
         for report in self.unreadable(experiment):
             self.verdicts.note(experiment, report)
             yield report
@@ -81,6 +95,10 @@ class Validator:
         home, backups = self.locations.home, self.locations.backups
         self.verdicts.note(experiment, report, manifest)
         return with_tensors(report, manifest, experiment, backups if experiment is home else home)
+
+
+def _verified(report: ValidationReport, version: str | None) -> Verified | None:
+    return Verified(version=version, at=datetime.now(UTC)) if report and version else None
 
 
 class Verdicts:

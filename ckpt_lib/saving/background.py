@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import contextvars
-import multiprocessing.util
 import os
-import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.stream.threads import Helper
+from ckpt_lib.saving.worker import Background, Worker, flush_at_end, living
 
 if TYPE_CHECKING:
     from ckpt_lib.state.staging import Snapshot, StagingBuffer
-
-
-_NICENESS = 10
-"""Training comes first: where it wants every processor, saving gets a tenth of one, and elsewhere what it needs."""
 
 
 class SaveHandle(Future["str | None"]):
@@ -144,7 +134,7 @@ def finished(checkpoint_id: str | None) -> SaveHandle:
     return handle
 
 
-class BackgroundSaves:
+class BackgroundSaves(Background):
     """Copies, commits and follow-ups, each on a thread of its own, in the order of the calls.
 
     At most ``limit`` saves are under way; each has a staging buffer, and one more waits for a buffer. What follows a
@@ -153,16 +143,15 @@ class BackgroundSaves:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._reset()
-        _LIVING.add(weakref.ref(self, _LIVING.discard))
+        super().__init__()
 
     def _reset(self) -> None:
         self._buffers: list[StagingBuffer] = []
         self._handles: list[SaveHandle] = []
         self._lock = threading.Lock()
-        self._copying = _Worker("ckpt-copy")
-        self._committing = _Worker("ckpt-save", niceness=_NICENESS)
-        self._following_up = _Worker("ckpt-after-save", niceness=_NICENESS)
+        self._copying = Worker("ckpt-copy")
+        self._committing = Worker("ckpt-save", steps_back=True)
+        self._following_up = Worker("ckpt-after-save", steps_back=True)
 
     @property
     def staging_bytes(self) -> int:
@@ -186,7 +175,7 @@ class BackgroundSaves:
         follow_up: Callable[[Any], object],
     ) -> SaveHandle:
         """Copy a state, and have it committed and followed up. Waits while ``limit`` saves are under way."""
-        _flush_at_end()
+        flush_at_end()
         handle = SaveHandle(facts)
         snapshot: Snapshot | None = None
         try:
@@ -308,111 +297,8 @@ class BackgroundSaves:
                 self._buffers = []
 
 
-class _Worker:
-    """Does one thing after the other on a thread, which lives for as long as there is something to do.
-
-    Neither what waits for the thread nor the lock, a plain one, is left held by an interrupt.
-    """
-
-    def __init__(self, name: str, niceness: int = 0) -> None:
-        self._name = name
-        self._niceness = niceness
-        self._tasks: deque[Callable[[], object]] = deque()
-        self._lock = threading.Lock()
-        self._thread: Helper | None = None
-
-    def put(self, task: Callable[[], object]) -> None:
-        """Do ``task`` later, in the context of the caller, to which whoever hears of an event belongs."""
-        with self._lock:
-            self._tasks.append(partial(contextvars.copy_context().run, task))
-            if self._thread is not None:
-                return
-            # A daemon: the interpreter waits for it in an exit handler, while threads may still be started.
-            self._thread = Helper(self._work, self._name)
-            try:
-                self._thread.start()
-            except BaseException:  # it may begin later all the same, and ends when it finds that it is not this one
-                self._thread = None
-                self._tasks.pop()
-                raise
-
-    @property
-    def is_current(self) -> bool:
-        """True on this thread."""
-        return self._thread is threading.current_thread()
-
-    def wait(self) -> None:
-        """Return once there is nothing left to do."""
-        if self.is_current:
-            raise RuntimeError("a callback of a save waits for the thread that called it")
-        while (thread := self._current_thread()) is not None:
-            thread.wait()
-
-    def _current_thread(self) -> Helper | None:
-        with self._lock:  # under which it is started: what has not begun cannot be waited for
-            return self._thread
-
-    def _work(self) -> None:
-        _step_back(self._niceness)
-        while (task := self._next_task()) is not None:
-            try:
-                task()
-            except BaseException:  # whatever it is, others wait for this thread
-                logger.exception("%s failed", self._name)
-
-    def _next_task(self) -> Callable[[], object] | None:
-        with self._lock:
-            if not self.is_current:  # its start was interrupted
-                return None
-            if self._tasks:
-                return self._tasks.popleft()
-            self._thread = None
-            return None
-
-
-def _step_back(niceness: int) -> None:
-    """Lower the priority of this thread, and of those it starts; Linux alone has priorities of threads."""
-    if niceness and sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
-
-
-_LIVING: set[weakref.ref[BackgroundSaves]] = set()
-"""A plain set, which is listed in one step while other threads add to it."""
-
-
-def _living() -> list[BackgroundSaves]:
-    return [saves for reference in list(_LIVING) if (saves := reference()) is not None]
-
-
 def wait_until_all_copied() -> None:
     """Return once nothing that is being saved in this process is still to be copied from where it is used."""
-    for saves in _living():
-        saves.wait_until_copied()
-
-
-def _flush_all() -> None:
-    for saves in _living():
-        try:
-            saves.flush()
-        except Exception as error:  # it was logged when it happened; nothing is left that could catch it
-            logger.error("a background save had failed before the end: %s", error)
-
-
-@cache
-def _flush_at_end() -> None:
-    """Have the end of this process wait for its saves; one that multiprocessing started calls no exit handlers."""
-    atexit.register(_flush_all)
-    multiprocessing.util.Finalize(None, _flush_all, exitpriority=0)
-
-
-def _forget_all() -> None:
-    """A forked child has none of the threads, and the saves are its parent's."""
-    _flush_at_end.cache_clear()
-    for saves in _living():
-        saves._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    for saves in living():
+        if isinstance(saves, BackgroundSaves):
+            saves.wait_until_copied()

@@ -121,6 +121,7 @@ class Saver:
             request = replace(request, facts=replace(request.facts, epoch_finished=False))
         self.save(request)
         self._post_save.snapshot.catch_up()
+        self._post_save.backups.wait()
 
     def check(self, request: SaveRequest) -> None:
         """Raise what a save would raise before anything is written."""
@@ -136,14 +137,23 @@ class Saver:
         self.background.prepare(self._snapshot_of(payload, state.optimizer))
 
     def flush(self) -> None:
-        """Return once every save so far is committed and followed up; raise an error that no one has seen."""
-        self.background.flush()
+        """Return once every save so far is committed and followed up, and backed up unless that takes too long.
+
+        Raises an error that no one has seen.
+        """
+        try:
+            self.background.flush()
+        finally:
+            self._post_save.backups.wait()
         self._post_save.snapshot.catch_up()
+        self._post_save.backups.raise_failure()
 
     def close(self) -> None:
         """:meth:`flush`, and let go of the memory for copies."""
-        self.background.close()
-        self._post_save.snapshot.catch_up()
+        try:
+            self.flush()
+        finally:
+            self.background.close()
 
     @property
     def _format(self) -> Format:

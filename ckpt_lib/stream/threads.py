@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+
+_POLL_SECONDS = 0.01
 
 
 class Helper(threading.Thread):
@@ -23,8 +26,17 @@ class Helper(threading.Thread):
         finally:
             self._working.release()
 
-    def wait(self) -> None:
-        """Return when the work is done, or at once if an interrupt prevented the start."""
-        if self.ident is not None:
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Return when the work is done, or at once if an interrupt prevented the start; ``False`` after the timeout."""
+        if self.ident is None:
+            return True
+        if timeout_seconds is None:
             with self._working:
-                pass
+                return True
+        # The lock is only looked at: one that is taken with a timeout may be left held by an interrupt.
+        deadline = time.monotonic() + timeout_seconds
+        while is_working := self._working.locked():
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return not is_working

@@ -16,7 +16,6 @@ from ckpt_lib.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     IntegrityError,
-    NoValidCheckpointError,
     StorageFullError,
 )
 from ckpt_lib.experiment.files import replace_file
@@ -200,13 +199,14 @@ def test_restoring_an_intact_checkpoint_is_harmless(backed_up: CheckpointManager
 
 
 def test_backups_elsewhere_survive_the_loss_of_the_experiment(make_manager: MakeManager, tmp_path: Path) -> None:
-    """With the whole experiment folder gone, every backup comes back by its id."""
+    """With the whole experiment folder gone, every backup comes back by its id, and the newest by itself."""
     manager = make_manager(backup_dir=str(tmp_path / "vault"))
     saved = [save(manager, epoch) for epoch in (1, 2)]
     shutil.rmtree(experiment_folder(manager))
     again = make_manager(backup_dir=str(tmp_path / "vault"))
-    with pytest.raises(NoValidCheckpointError, match=saved[1]):  # and no run begins again as if nothing had been
-        again.resume()
+    resumed = again.resume()
+    assert resumed is not None  # and no run begins again as if nothing had been
+    assert resumed["checkpoint_id"] == saved[1]
     for checkpoint_id in backup_ids(again):
         again.restore_checkpoint(checkpoint_id)
     assert ids(again) == saved

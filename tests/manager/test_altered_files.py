@@ -167,7 +167,7 @@ def test_damage_of_one_checkpoint_hides_no_other(filled: CheckpointManager) -> N
 
 def test_without_validation_a_broken_file_is_still_a_typed_error(make_manager: MakeManager) -> None:
     """validate_checkpoints=False skips the reading ahead; a file that torch cannot read is reported all the same."""
-    manager = make_manager(validate_checkpoints=False)
+    manager = make_manager(validate_checkpoints=False, backup_checkpoints=False)
     saved = save(manager, 1)
     assert manager.load_checkpoint(saved)["epoch"] == 1
     path = payload_path(manager, saved)

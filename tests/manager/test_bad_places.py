@@ -112,10 +112,9 @@ def test_links_are_not_followed_when_listing_or_cleaning(make_manager: MakeManag
 
 
 @pytest.mark.parametrize("target", ["a whole payload", "nothing", "/proc/self/mem"])
-def test_a_link_in_the_place_of_a_payload_is_no_payload(
-    manager: CheckpointManager, tmp_path: Path, target: str
-) -> None:
+def test_a_link_in_the_place_of_a_payload_is_no_payload(make_manager: MakeManager, tmp_path: Path, target: str) -> None:
     """It is not followed, wherever it leads: the payload is missing, and what the link leads to stays as it is."""
+    manager = make_manager(backup_checkpoints=False)
     saved = save(manager, 1)
     path, other = payload_path(manager, saved), tmp_path / "a whole payload"
     content = path.read_bytes()

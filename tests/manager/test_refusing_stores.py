@@ -196,7 +196,7 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StoreError
 
-manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run")
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1], backup_checkpoints=False), "run")
 saved = manager.save_checkpoint(model=nn.Linear(2, 1), epoch=1)
 payload = f"{sys.argv[1]}/run/{saved}.pt"
 subprocess.run(["mount", "--bind", f"/proc/{os.getpid()}/mem", payload], check=True)  # its first page cannot be read

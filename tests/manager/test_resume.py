@@ -44,6 +44,12 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 }
 
 
+@pytest.fixture
+def manager(make_manager: MakeManager) -> CheckpointManager:
+    """A manager without backups, which would be taken for what is damaged: ``test_from_backups.py`` has them."""
+    return make_manager(backup_checkpoints=False)
+
+
 def test_resumed_training_is_the_uninterrupted_training(make_manager: MakeManager) -> None:
     """A run stopped after 3 of 6 epochs and resumed elsewhere ends with the very same bits."""
     whole = build()
@@ -370,7 +376,7 @@ def test_a_checkpoint_that_is_gone_is_not_called_damaged(manager: CheckpointMana
 
 def test_resume_verifies_whatever_the_configuration_says(make_manager: MakeManager) -> None:
     """`validate_checkpoints=False` spares loads the check, and never the resuming of a run."""
-    manager = make_manager(validate_checkpoints=False)
+    manager = make_manager(validate_checkpoints=False, backup_checkpoints=False)
     first = save(manager, 1, 1.0)
     weight = (model := nn.Linear(3, 2)).weight.detach().numpy()
     second = manager.save_checkpoint(model=model, epoch=2)

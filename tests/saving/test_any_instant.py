@@ -24,7 +24,8 @@ from torch import nn
 
 from ckpt_lib.formats.torch import gc_pause
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
-from ckpt_lib.saving.background import BackgroundSaves, _Worker, wait_until_all_copied
+from ckpt_lib.saving.background import BackgroundSaves, wait_until_all_copied
+from ckpt_lib.saving.worker import Worker
 from ckpt_lib.store.local import LocalStore, folder_lock
 from tests.helpers import MakeManager
 
@@ -172,7 +173,7 @@ def test_the_search_for_garbage_goes_on() -> None:
 
 def test_a_thread_whose_start_was_interrupted_takes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may begin after all, while another works: then a wait for that one still waits."""
-    worker, begin, go_on = _Worker("test"), threading.Event(), threading.Event()
+    worker, begin, go_on = Worker("test"), threading.Event(), threading.Event()
     done: list[str] = []
     start, late = threading.Thread.start, threading.Thread(target=lambda: begin.wait(30) and run[0]())
     run: list[Callable[[], object]] = []
@@ -239,7 +240,7 @@ def test_a_save_is_begun_whole_or_not_at_all(make_manager: MakeManager) -> None:
     saving = make_manager(backup_checkpoints=False, save_metadata=False, max_checkpoints=2)
     model = nn.Linear(8, 8)
     codes = {vars(kind)[name].__code__ for kind, name in ((BackgroundSaves, "start"), (BackgroundSaves, "_begin"))}
-    codes |= {_Worker.put.__code__, vars(BackgroundSaves)["_forget"].__code__}
+    codes |= {Worker.put.__code__, vars(BackgroundSaves)["_forget"].__code__}
 
     def use() -> None:
         saving.save_checkpoint_async(model=model, epoch=1)

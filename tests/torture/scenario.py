@@ -178,7 +178,7 @@ DELETIONS: dict[str, Operation] = {
         lambda scenario: scenario.manager(trash_seconds=0).delete_checkpoint(scenario.ids[PLAIN]),
         lambda scenario: _listed(scenario) == scenario.ids[1:],
         gives_up=frozenset({PLAIN}),
-        touches=lambda scenario: (scenario.trashed[0],),  # whose grace period is over as well
+        touches=lambda scenario: (scenario.trashed[0], "/uids/"),  # whose grace period is over as well
         refuses_again=True,
     ),
     "cleanup": Operation(
@@ -191,12 +191,12 @@ DELETIONS: dict[str, Operation] = {
         lambda scenario: (
             scenario.trashed[0] in _listed(scenario) or not (scenario.folder / f"{scenario.trashed[0]}.pt").exists()
         ),
-        touches=lambda scenario: (scenario.trashed[0],),
+        touches=lambda scenario: (scenario.trashed[0], "/uids/"),
     ),
     "undelete": Operation(
         lambda scenario: scenario.manager().undelete_checkpoint(scenario.trashed[0]),
         lambda scenario: _listed(scenario) == [*scenario.trashed, *scenario.ids],
-        touches=lambda scenario: (scenario.trashed[0],),
+        touches=lambda scenario: (scenario.trashed[0], "/uids/"),
     ),
 }
 

@@ -1,0 +1,64 @@
+"""Which checkpoints a person has deleted by name: their backups do not come back by themselves.
+
+The pointer of a checkpoint's ``uid`` says so, at home and beside the backups: its record may be gone, and so may the
+disk that it was on. A checkpoint that is live at home is not deleted, whatever a pointer says.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ckpt_lib.core.manifest import Manifest, new_token
+from ckpt_lib.errors import VersionConflictError
+from ckpt_lib.experiment import pointers
+from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
+from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, UIDS_FOLDER, uid_name
+
+
+def mark(experiment: Experiment, manifest: Manifest) -> None:
+    """Note that a person deletes a checkpoint. Killed before the deletion itself, nothing goes by the mark."""
+    for _ in range(ATTEMPTS):
+        pointer, version = pointers.read(experiment, uid_name(manifest.uid))
+        if pointer and pointer.deleted:
+            return
+        pointer = pointer or pointers.Pointer(checkpoint_id=manifest.checkpoint_id, uid=manifest.uid)
+        marked = pointer.model_copy(update={"deleted": True, "revision": new_token()})
+        with suppress(VersionConflictError):
+            pointers.put(experiment, uid_name(manifest.uid), marked, version)
+            return
+    raise too_busy(experiment, "the mark of a deletion", manifest.checkpoint_id)
+
+
+def unmark(experiment: Experiment, uid: str) -> None:
+    """Take the mark away, where there is one: the checkpoint is back."""
+    for _ in range(ATTEMPTS):
+        pointer, version = pointers.read(experiment, uid_name(uid))
+        if pointer is None or not pointer.deleted:
+            return
+        with suppress(VersionConflictError):
+            unmarked = pointer.model_copy(update={"deleted": False, "revision": new_token()})
+            pointers.put(experiment, uid_name(uid), unmarked, version)
+            return
+    raise too_busy(experiment, "the mark of a deletion")
+
+
+def is_marked(experiment: Experiment, uid: str) -> bool:
+    """Tell whether a person has deleted the checkpoint of this ``uid`` by name."""
+    pointer = pointers.read(experiment, uid_name(uid)).pointer
+    return pointer is not None and pointer.deleted
+
+
+def follow(home: Experiment, backups: Experiment) -> None:
+    """Let the marks beside the backups say what those at home do: one of the two places may not have answered then."""
+    live = {item.uid for item in home.index.view().manifests}
+    held = {item.uid: item for item in backups.index.view().manifests}
+    for uid in _pointed_to(home) & held.keys() - live:
+        if is_marked(home, uid):
+            mark(backups, held[uid])
+    for uid in _pointed_to(backups) & live:
+        unmark(backups, uid)
+
+
+def _pointed_to(experiment: Experiment) -> set[str]:
+    entries = experiment.store.list(experiment.key(UIDS_FOLDER))
+    return {entry.key.rpartition("/")[2].removesuffix(MANIFEST_SUFFIX) for entry in entries if not entry.is_folder}
