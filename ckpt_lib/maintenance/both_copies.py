@@ -16,6 +16,7 @@ from ckpt_lib.experiment import keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import imports, quarantine, transfer
+from ckpt_lib.maintenance.added_metrics import carry_to_backup
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
 from ckpt_lib.maintenance.quarantine import QuarantineReport
@@ -49,6 +50,8 @@ class Copies:
         """Make a verified backup; ``False`` when there is one already."""
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
+        with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
+            carry_to_backup(home.get(manifest.checkpoint_id), backups)
         if copied:
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
