@@ -232,7 +232,7 @@ def _added(scenario: Scenario) -> object:
 CHANGES: dict[str, Operation] = {
     "add metrics": Operation(
         _added,
-        lambda scenario: scenario.manager().get_checkpoint(scenario.ids[NEWEST]).metrics["accuracy"] == 0.9,
+        lambda scenario: scenario.manager().get_checkpoint(scenario.ids[NEWEST]).metrics.get("accuracy") == 0.9,
         touches=lambda scenario: (f"{scenario.ids[NEWEST]}.json",),
     ),
     "edit": Operation(
