@@ -17,7 +17,6 @@ import httpx
 import pytest
 from prefect import get_client
 from prefect.deployments.runner import RunnerDeployment
-from prefect.events import ReceivedEvent
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -94,15 +93,15 @@ class Evaluation:
 
     def repeat_event(self, checkpoint_id: str) -> None:
         """Tell of a save once more, as a process does whose answer was lost."""
-        event = ReceivedEvent(
-            occurred=datetime.now(UTC),
-            event="prefect-checkpoints.checkpoint.saved",
-            resource={"prefect.resource.id": f"prefect-checkpoints.experiment.{self.name}"},
-            payload={"checkpoint_id": checkpoint_id},
-            id=uuid4(),
-        )
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "prefect-checkpoints.checkpoint.saved",
+            "resource": {"prefect.resource.id": f"prefect-checkpoints.experiment.{self.name}"},
+            "payload": {"checkpoint_id": checkpoint_id},
+        }
         with httpx.Client(base_url=self.environment["PREFECT_API_URL"]) as client:
-            client.post("/events", json=[event.model_dump(mode="json")]).raise_for_status()
+            client.post("/events", json=[event]).raise_for_status()
 
 
 @contextmanager
@@ -198,7 +197,7 @@ def test_installing_twice_changes_the_one_automation(config: CheckpointConfig, d
     }
     assert first == again
     with get_client(sync_client=True) as client:
-        found = {item.id: item for item in client.read_automations()}
+        found = {item.id: item for item in client.read_automations() if str(deployment_id) in item.model_dump_json()}
         for automation_id in found:
             client.delete_automation(automation_id)
     assert found.keys() == {first, *others}

@@ -37,7 +37,10 @@ GATE = Gate(where=("accuracy>0.9", "val_loss<2"))
 def evaluated(config: CheckpointConfig, value: float | None = 0.95, **options: Any) -> CheckpointMetadata:
     """Evaluate the checkpoint of the first epoch by a function that returns ``value``."""
     parameters = {"checkpoint_id": "first", "gate": GATE, "arguments": {"value": value}, **options}
-    return evaluate_checkpoint(f"{MODULE}:accuracy", SOURCE, EXPERIMENT, checkpoints=config, **parameters)
+    found: CheckpointMetadata = evaluate_checkpoint(
+        f"{MODULE}:accuracy", SOURCE, EXPERIMENT, checkpoints=config, **parameters
+    )
+    return found
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
+from prefect_checkpoints.flows import (
+    checkpoint_lifecycle,
+    cleanup_store,
+    evaluate_checkpoint,
+    manage_backups,
+    train,
+    validate_store,
+)
 
 pytestmark = pytest.mark.usefixtures("own_results")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
@@ -28,6 +35,7 @@ SHOWN = [
     (validate_store, CLEANED - {"max_checkpoints"} | {"backup_checkpoints", "backup_only_best"}),
     (cleanup_store, CLEANED),
     (manage_backups, CLEANED - {"max_checkpoints", "trash_seconds"}),
+    (evaluate_checkpoint, {"checkpoint_dir", "backup_dir"}),
 ]
 
 
@@ -59,7 +67,7 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
     assert schema["properties"]["checkpoints"]["default"] == defaults
 
 
-@pytest.mark.parametrize("flow", MAINTENANCE)
+@pytest.mark.parametrize("flow", [*MAINTENANCE, evaluate_checkpoint])
 def test_the_page_lists_what_a_form_shows(flow: Any) -> None:
     """The table of forms names the options of each maintenance flow, in the order of its form."""
     options = flow.parameters.definitions["CheckpointConfig"]["properties"]
