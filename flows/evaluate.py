@@ -1,7 +1,5 @@
 """``evaluate_checkpoint``: measure a stored checkpoint by a function of the user's, and promote it if it is good."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``train``: a training run that saves by the save task and resumes where it stopped."""
 
-from __future__ import annotations
-
 import torch
 from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from prefect.deployments.runner import EntrypointType
+
 from prefect_checkpoints.flows import evaluate_checkpoint
 
 if __name__ == "__main__":
-    evaluate_checkpoint.serve(name="evaluate", limit=2, pause_on_shutdown=False)
+    evaluate_checkpoint.serve(name="evaluate", limit=2, entrypoint_type=EntrypointType.MODULE_PATH)

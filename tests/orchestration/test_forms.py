@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import cloudpickle
 import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
@@ -65,6 +68,20 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
     assert options.keys() == shown
     assert {name: option["default"] for name, option in options.items()} == defaults
     assert schema["properties"]["checkpoints"]["default"] == defaults
+
+
+CHECKS = """
+import sys, cloudpickle
+for flow in cloudpickle.load(sys.stdin.buffer):
+    flow.validate_parameters({"function": "a:b", "source": "s"} if flow.name == "evaluate_checkpoint" else {})
+"""
+
+
+def test_served_flows_know_the_types_of_their_parameters() -> None:
+    """`serve` sends a flow to a process of its own, which does not import its module."""
+    flows = cloudpickle.dumps([flow for flow, _ in SHOWN])
+    done = subprocess.run([sys.executable, "-c", CHECKS], input=flows, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("flow", [*MAINTENANCE, evaluate_checkpoint])
