@@ -30,7 +30,7 @@ def test_metrics_are_added_and_shown(store: Path, ids: list[str]) -> None:
     """`metrics` adds to what the save recorded; `show` and `list` take it for any other, with source and time."""
     added = run("metrics", ids[0], "f1=0.91", "a=b=3", "nan=NaN", "--source", "eval/x", store=store).stdout
     assert "0.91  (by eval/x, 20" in added
-    replaced = ("f1=0.5", "val_loss=9", "--source", "eval/y")
+    replaced = ("f1=0.5", "accuracy=0.99", "--source", "eval/y")
     assert "'eval/x'" in run_json("metrics", ids[0], *replaced, store=store, code=2)["error"]["message"]
     shown = run_json("metrics", ids[0], *replaced, "--replace", store=store)
     assert (shown["metrics"]["f1"], shown["metrics"]["a=b"], shown["metrics"]["nan"]) == (0.5, 3, "NaN")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect.deployments.runner import EntrypointType
+from prefect.types.entrypoint import EntrypointType
 
 from prefect_checkpoints.flows import evaluate_checkpoint
 

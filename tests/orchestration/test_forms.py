@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
