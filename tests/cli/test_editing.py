@@ -31,7 +31,7 @@ def test_metrics_are_added_and_shown(store: Path, ids: list[str]) -> None:
     added = run("metrics", ids[0], "f1=0.91", "a=b=3", "nan=NaN", "--source", "eval/x", store=store).stdout
     assert "0.91  (by eval/x, 20" in added
     replaced = ("f1=0.5", "accuracy=0.99", "--source", "eval/y")
-    assert "'eval/x'" in run_json("metrics", ids[0], *replaced, store=store, code=2)["error"]["message"]
+    assert "by the save" in run_json("metrics", ids[0], *replaced, store=store, code=2)["error"]["message"]
     shown = run_json("metrics", ids[0], *replaced, "--replace", store=store)
     assert (shown["metrics"]["f1"], shown["metrics"]["a=b"], shown["metrics"]["nan"]) == (0.5, 3, "NaN")
     assert [item["source"] for item in shown["added_metrics"]] == ["eval/x"] * 3 + [None] + ["eval/y"] * 2
