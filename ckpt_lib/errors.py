@@ -6,7 +6,9 @@
     ├── ConfigError (ValueError)                  an option that cannot work
     ├── InvalidNameError (ValueError)             experiment name, checkpoint id, tag, description
     ├── InvalidMetricError (ValueError)           a metric that is neither number, text nor None
+    ├── MetricConflictError (ValueError)          a metric that has another value already
     ├── UnknownMetricError (KeyError)             a metric no checkpoint has recorded
+    ├── EvaluationError (RuntimeError)            an evaluation that failed or returned no metrics
     ├── UnsupportedStateError (TypeError)         state that plain ``torch.load`` could not read back
     ├── StateChangedError (RuntimeError)          state that changed before a background save had copied it
     ├── StateMismatchError (ValueError)           state that does not fit the model, optimizer or scheduler
@@ -109,8 +111,16 @@ class InvalidMetricError(CheckpointError, ValueError):
     """A metric that is neither a number, a text nor ``None``; nothing was written."""
 
 
+class MetricConflictError(CheckpointError, ValueError):
+    """A metric to be added has another value already; nothing was written."""
+
+
 class UnknownMetricError(CheckpointError, KeyError):
     """No checkpoint has recorded the requested metric."""
+
+
+class EvaluationError(CheckpointError, RuntimeError):
+    """The function that evaluates a checkpoint raised, or returned no metrics; nothing was recorded."""
 
 
 class UnsupportedStateError(CheckpointError, TypeError):

@@ -33,6 +33,7 @@ EventKind = Literal[
     "checkpoint.repaired",
     "checkpoint.quarantined",
     "checkpoint.deleted",
+    "checkpoint.metrics_added",
     "checkpoint.best_changed",
     "training.preempted",
 ]
@@ -52,6 +53,7 @@ EventKind = Literal[
 - ``checkpoint.repaired``: damaged bytes were brought back from the other copy.
 - ``checkpoint.quarantined``: it was set aside.
 - ``checkpoint.deleted``: it was deleted, by hand or by retention.
+- ``checkpoint.metrics_added``: metrics were added to it after its save, or replaced.
 - ``checkpoint.best_changed``: another checkpoint is the best now.
 
 The detail ``is_backup`` says that an event about damage or its repair is about the backup of the checkpoint.
@@ -66,6 +68,7 @@ _QUIET: set[EventKind] = {
     "checkpoint.validated",
     "checkpoint.repaired",
     "checkpoint.deleted",
+    "checkpoint.metrics_added",
     "checkpoint.best_changed",
 }
 

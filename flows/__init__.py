@@ -1,4 +1,4 @@
-"""Prefect flows: training, the lifecycle of an experiment, validation and cleanup of a store, and backups.
+"""Prefect flows: training, evaluation, the lifecycle of an experiment, validation and cleanup of a store, and backups.
 
 Installed, this package is ``prefect_checkpoints.flows``::
 
@@ -7,8 +7,18 @@ Installed, this package is ``prefect_checkpoints.flows``::
 
 from prefect_checkpoints.flows.backups import manage_backups
 from prefect_checkpoints.flows.cleanup import cleanup_store
+from prefect_checkpoints.flows.evaluate import Gate, evaluate_checkpoint
 from prefect_checkpoints.flows.lifecycle import checkpoint_lifecycle
 from prefect_checkpoints.flows.train import TrainingParameters, train
 from prefect_checkpoints.flows.validate import validate_store
 
-__all__ = ["TrainingParameters", "checkpoint_lifecycle", "cleanup_store", "manage_backups", "train", "validate_store"]
+__all__ = [
+    "Gate",
+    "TrainingParameters",
+    "checkpoint_lifecycle",
+    "cleanup_store",
+    "evaluate_checkpoint",
+    "manage_backups",
+    "train",
+    "validate_store",
+]

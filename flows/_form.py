@@ -40,10 +40,13 @@ def _default(options: tuple[str, ...]) -> FieldInfo:
 _VALIDATION = ("checkpoint_dir", "backup_dir", "backup_checkpoints", "backup_only_best", "max_backups", "trash_seconds")
 _CLEANUP = ("checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "trash_seconds")
 _BACKUPS = ("checkpoint_dir", "backup_dir", "max_backups")
+_EVALUATION = ("checkpoint_dir", "backup_dir")
 _LIFECYCLE = ("checkpoint_dir", "max_checkpoints", "backup_dir", "backup_only_best", "max_backups", "trash_seconds")
 
 ConfigForValidation = Annotated[CheckpointConfig, _Shows(_VALIDATION), _default(_VALIDATION)]
 """The doctor makes missing backups, so it needs the options of backups."""
 ConfigForCleanup = Annotated[CheckpointConfig, _Shows(_CLEANUP), _default(_CLEANUP)]
 ConfigForBackups = Annotated[CheckpointConfig, _Shows(_BACKUPS), _default(_BACKUPS)]
+ConfigForEvaluation = Annotated[CheckpointConfig, _Shows(_EVALUATION), _default(_EVALUATION)]
+"""Backups get the metrics that are added to their checkpoints."""
 ConfigForLifecycle = Annotated[CheckpointConfig, _Shows(_LIFECYCLE), _default(_LIFECYCLE)]

@@ -27,8 +27,12 @@ def require_absolute(checkpoints: CheckpointConfig, **folders: str | None) -> No
     A worker would resolve it against its own working directory, and use another store.
     """
     run = FlowRunContext.get()
-    if run is None or run.flow_run is None or run.flow_run.deployment_id is None:
-        return
+    if run is not None and run.flow_run is not None and run.flow_run.deployment_id is not None:
+        refuse_relative(checkpoints, **folders)
+
+
+def refuse_relative(checkpoints: CheckpointConfig, **folders: str | None) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for a relative folder that a run of a deployment would refuse."""
     folders |= {name: getattr(checkpoints, name) for name in ("checkpoint_dir", "backup_dir", "fallback_dir")}
     for name, folder in folders.items():
         if folder is not None and not _is_absolute(folder):

@@ -1,7 +1,5 @@
 """``manage_backups``: list the backups of an experiment, and delete some."""
 
-from __future__ import annotations
-
 from prefect import flow
 
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store

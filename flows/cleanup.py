@@ -1,7 +1,5 @@
 """``cleanup_store``: delete old checkpoints of every experiment in a store."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from prefect import flow, unmapped

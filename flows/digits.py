@@ -6,7 +6,9 @@ Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998, https
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,3 +78,16 @@ def evaluate(model: nn.Module, data: Digits) -> tuple[float, float]:
     loss = functional.cross_entropy(logits, data.validation_labels).item()
     accuracy = (logits.argmax(dim=1) == data.validation_labels).float().mean().item()
     return loss, accuracy
+
+
+@torch.no_grad()
+def worst_digit(payload: Mapping[str, Any]) -> dict[str, float]:
+    """Evaluate a checkpoint of ``train``: its accuracy on the digit that it recognises worst."""
+    training = payload["config"]
+    model = DigitsCNN(training["channels"])
+    model.load_state_dict(payload["model_state_dict"])
+    model.eval()
+    data = load_digits(training["seed"])
+    is_right = model(data.validation_images).argmax(dim=1) == data.validation_labels
+    accuracies = [is_right[data.validation_labels == digit].float().mean().item() for digit in range(10)]
+    return {"worst_digit_accuracy": min(accuracies)}

@@ -1,7 +1,5 @@
 """``checkpoint_lifecycle``: validate, back up, compare, export and clean up the checkpoints of an experiment."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

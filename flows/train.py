@@ -1,7 +1,5 @@
 """``train``: a training run to copy. It saves, resumes in the middle of an epoch, and recovers from a loss spike."""
 
-from __future__ import annotations
-
 import torch
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field

@@ -1,7 +1,5 @@
 """``validate_store``: read every byte in a store, report damage and, if asked, repair it from the other copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any

@@ -21,6 +21,7 @@ from prefect_checkpoints.tasks.checkpointing import checkpointing
 from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
+from prefect_checkpoints.tasks.edit import add_metrics, tag_checkpoint
 from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
 from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
@@ -31,6 +32,7 @@ from prefect_checkpoints.tasks.report import (
     report_cleanup,
     report_comparison,
     report_doctor,
+    report_evaluation,
     report_metrics,
     report_rollback,
     report_validation,
@@ -41,6 +43,7 @@ from prefect_checkpoints.tasks.summarize import summarize_checkpoints
 from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint, validate_checkpoints
 
 __all__ = [
+    "add_metrics",
     "backup_checkpoint",
     "checkpointing",
     "cleanup_backups",
@@ -62,6 +65,7 @@ __all__ = [
     "report_cleanup",
     "report_comparison",
     "report_doctor",
+    "report_evaluation",
     "report_metrics",
     "report_rollback",
     "report_validation",
@@ -70,6 +74,7 @@ __all__ = [
     "save_checkpoint",
     "scrub_checkpoints",
     "summarize_checkpoints",
+    "tag_checkpoint",
     "validate_backup",
     "validate_checkpoint",
     "validate_checkpoints",

@@ -183,6 +183,25 @@ def report_rollback(config: CheckpointConfig, experiment_name: str, reason: str,
     create_markdown_artifact(markdown=text, key=key, description=title)
 
 
+@report_task("report evaluation of {experiment_name}")
+def report_evaluation(
+    config: CheckpointConfig, experiment_name: str, checkpoint: CheckpointMetadata, outcome: str
+) -> None:
+    """Publish the metrics of a checkpoint, each with what measured it and when; ``outcome`` says what it led to."""
+    added = {item.name: item for item in checkpoint.added_metrics}
+    rows: list[Row] = [
+        {
+            "metric": name,
+            "value": _cell(value),
+            "source": (added[name].source if name in added else None) or "the save",
+            "recorded": (added[name].at if name in added else checkpoint.timestamp).isoformat(),
+        }
+        for name, value in sorted(checkpoint.metrics.items(), key=lambda item: item[0] not in added)
+    ]
+    title = f"Evaluation of {checkpoint.checkpoint_id} of {experiment_name} in {store_of(config)}: {outcome}"
+    _publish(rows, artifact_key("evaluation", config, experiment_name), title)
+
+
 @report_task("report doctor of {experiment_name}")
 def report_doctor(config: CheckpointConfig, experiment_name: str, report: DoctorReport) -> None:
     """Publish what the doctor fixed and what is left, problems first."""

@@ -20,7 +20,7 @@ def checkpoint_frame(checkpoints: Sequence[CheckpointMetadata]) -> pd.DataFrame:
     """Return a row for each checkpoint, indexed by id: its facts, and a column ``metrics.<name>`` for each metric."""
     rows = [
         {
-            **checkpoint.model_dump(exclude={"metrics", "config"}),
+            **checkpoint.model_dump(exclude={"metrics", "added_metrics", "config"}),
             **{f"metrics.{name}": value for name, value in checkpoint.metrics.items()},
         }
         for checkpoint in checkpoints

@@ -17,6 +17,7 @@ from ckpt_lib.cli import (
     edit,
     experiments,
     init,
+    metrics,
     options,
     reconcile,
     show,
@@ -106,6 +107,7 @@ _add("reconcile", reconcile.reconcile, "Protect")
 _add("pin", edit.pin, "Protect")
 _add("monitor", edit.monitor, "Edit and move")
 _add("tag", edit.tag, "Edit and move")
+_add("metrics", metrics.metrics, "Edit and move")
 _add("export", backup.export, "Edit and move")
 _add("import", backup.import_checkpoint, "Edit and move")
 _add("cleanup", cleanup.cleanup, "Delete")

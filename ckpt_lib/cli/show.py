@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.metrics import print_metrics
 from ckpt_lib.cli.output import (
     Column,
     as_age,
@@ -236,7 +237,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
     }
     print_facts({name: value for name, value in facts.items() if value})
-    for heading, mapping in (("Metrics", checkpoint.metrics), ("Configuration", checkpoint.config)):
-        if mapping:
-            print_heading(heading)
-            print_facts({f"  {name}": as_value(value) for name, value in mapping.items()})
+    print_metrics(checkpoint)
+    if checkpoint.config:
+        print_heading("Configuration")
+        print_facts({f"  {name}": as_value(value) for name, value in checkpoint.config.items()})

@@ -32,6 +32,13 @@ _MAX_LINES = 1_000_000  # each value takes at least one line
 _SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # a chunk costs more than hashing so few bytes
 _MAX_REASON_LENGTH = 1_000
 MAX_FILES = 10_000
+_MOST = {
+    "tags": MAX_TAGS,
+    "metrics": MAX_METRICS,
+    "added_metrics": MAX_METRICS,
+    "libraries": MAX_METRICS,
+    "files": MAX_FILES,
+}
 _PAYLOAD_SUFFIX = re.compile(r"(\.[0-9a-f]{16})?(\.[A-Za-z0-9][A-Za-z0-9.]{0,31}|/)")
 _FILE_BELOW = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}){0,7}")
 _RANDOM = r"^[0-9a-f]{16}$"
@@ -233,7 +240,7 @@ def parse_record(data: bytes, *, path: str) -> Manifest | Claim:
 
 def _excess(fields: Mapping[str, Any]) -> str | None:
     """Name what a manifest has more of than any writer stores. The counts are cheap, validating each value is not."""
-    for name, most in (("tags", MAX_TAGS), ("metrics", MAX_METRICS), ("libraries", MAX_METRICS), ("files", MAX_FILES)):
+    for name, most in _MOST.items():
         if isinstance(found := fields.get(name), list | dict) and len(found) > most:
             return f"it has {len(found)} {name}, more than {most}"
     config = fields.get("config")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from ckpt_lib.core.names import MAX_TAG_LENGTH, check_description, check_tag
 from ckpt_lib.core.plain import json_number
 from ckpt_lib.core.wording import briefly, shown
-from ckpt_lib.errors import ConfigError, InvalidMetricError
+from ckpt_lib.errors import ConfigError, InvalidMetricError, InvalidNameError
 
 MAX_METRICS = 10_000
 MAX_COUNT = 10**18
@@ -128,6 +128,35 @@ def _in_utc_range(moment: datetime) -> datetime:
     return moment
 
 
+def check_source(source: Any) -> str:
+    """Return the name of what measured a metric if it can be stored, else raise :class:`InvalidNameError`."""
+    if (
+        not isinstance(source, str)
+        or not source
+        or source != source.strip()
+        or len(source) > MAX_TAG_LENGTH
+        or not source.isprintable()
+    ):
+        raise InvalidNameError(
+            f"{shown(source)} cannot be the source of a metric",
+            expected=f"1 to {MAX_TAG_LENGTH} visible characters without blanks at either end, as in 'eval/mnist-test'",
+        )
+    return source
+
+
+class AddedMetric(BaseModel):
+    """One value of a metric that was added after the save, or that of the save which it replaced."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Annotated[str, BeforeValidator(_metric_name)]
+    value: StoredMetric
+    at: Annotated[AwareDatetime, AfterValidator(_in_utc_range)]
+    source: Annotated[str, BeforeValidator(check_source)] | None = Field(
+        description="What measured it, such as an evaluation on a data set; None for the save."
+    )
+
+
 class CheckpointFields(BaseModel):
     """The fields that metadata and manifest share."""
 
@@ -138,6 +167,9 @@ class CheckpointFields(BaseModel):
     model_name: str
     experiment_name: str
     metrics: dict[Annotated[str, BeforeValidator(_metric_name)], StoredMetric] = {}
+    added_metrics: tuple[AddedMetric, ...] = Field(
+        default=(), description="What was added to the metrics after the save, oldest first."
+    )
     config: dict[str, Any] = {}
     tags: tuple[Annotated[str, BeforeValidator(check_tag)], ...] = ()
     description: Annotated[str, BeforeValidator(check_description)] = ""

@@ -19,12 +19,17 @@ IN_USE_SECONDS = 3600.0
 def edit(experiment: Experiment, checkpoint_id: str, change: Callable[[Manifest], Manifest]) -> Manifest:
     """Rewrite a manifest; edits at once are all applied. ``change`` may be called again, with what others wrote.
 
+    Nothing is written when ``change`` returns the manifest that it was given.
+
     One that was about to leave stays: whoever wanted it gone did not know of the edit. Raises
     :class:`~ckpt_lib.errors.CheckpointNotFoundError`, and what ``change`` does; then nothing has changed.
     """
     for _ in range(ATTEMPTS):
         found = experiment.read_visible(checkpoint_id)
-        if written := _replace(experiment, found, change(found.manifest).changed(state="live")):
+        changed = change(found.manifest)
+        if changed is found.manifest:
+            return changed
+        if written := _replace(experiment, found, changed.changed(state="live")):
             return written.manifest
     raise too_busy(experiment, "the checkpoint", checkpoint_id)
 

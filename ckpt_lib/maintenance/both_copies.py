@@ -16,6 +16,7 @@ from ckpt_lib.experiment import deleted_by_name, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.maintenance import deletions, imports, quarantine, transfer
+from ckpt_lib.maintenance.added_metrics import carry_to_backup
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
 from ckpt_lib.maintenance.quarantine import QuarantineReport
@@ -52,6 +53,8 @@ class Copies:
         """Make a verified backup; ``False`` when there is one already."""
         home, backups = self._pair()
         copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
+        with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
+            carry_to_backup(home.get(manifest.checkpoint_id), backups)
         if copied:
             if deleted_by_name.is_marked(home, manifest.uid):  # since it was read here
                 self._marks_are_followed = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
@@ -18,6 +18,7 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import deletions, exports, quarantine
+from ckpt_lib.maintenance.added_metrics import Addition, add_metrics
 from ckpt_lib.maintenance.backup_status import BackupStatus, backup_status
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner, clean_all
@@ -396,6 +397,25 @@ class Maintainer:
         metadata = edit(self._catalogue, checkpoint_id, change)
         self._snapshot.write()
         return metadata
+
+    def add_metrics(
+        self, checkpoint_id: str, metrics: Mapping[str, Any], *, source: str, replace: bool = False
+    ) -> CheckpointMetadata:
+        """Add metrics that were measured after the save, and then look for the best checkpoint anew.
+
+        ``source`` names what measured them, such as ``"eval/mnist-test"``; ``added_metrics`` of the result holds each
+        value with its time and source. All are added at once or none, and the payload stays untouched. A value that is
+        recorded already changes nothing, whoever recorded it. Another value raises
+        :class:`~ckpt_lib.errors.MetricConflictError`, or takes its place with ``replace``; the earlier one stays in
+        ``added_metrics``. The backup gets them too; killed before that, the next call with the same metrics does it.
+        Raises :class:`~ckpt_lib.errors.InvalidMetricError` and :class:`~ckpt_lib.errors.InvalidNameError`.
+        """
+        addition = Addition.of(metrics, source, replace=replace)
+        with self._best.look_after():
+            manifest, is_changed = add_metrics(self._locations, checkpoint_id, addition)
+        if is_changed:
+            self._snapshot.write()
+        return self._catalogue.describe(manifest)
 
     @property
     def monitor(self) -> Monitor:

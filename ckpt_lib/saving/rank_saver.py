@@ -70,9 +70,9 @@ class RankSaver(Saver):
             return super().save(request)
         if follows():
             self._bring(request, call)
-            checkpoint_id: str | None = call.outcome()
-            return self._caught_up(checkpoint_id)
-        return self._lead(request, call, super().save, call.tell)
+            return self._caught_up(call.outcome())
+        checkpoint_id: str | None = self._lead(request, call, super().save, call.tell)
+        return checkpoint_id
 
     def start(self, request: SaveRequest) -> SaveHandle:
         call = self._call(request)

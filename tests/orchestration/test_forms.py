@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
@@ -16,7 +19,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
+from prefect_checkpoints.flows import (
+    checkpoint_lifecycle,
+    cleanup_store,
+    evaluate_checkpoint,
+    manage_backups,
+    train,
+    validate_store,
+)
 
 pytestmark = pytest.mark.usefixtures("own_results")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
@@ -28,6 +38,7 @@ SHOWN = [
     (validate_store, CLEANED - {"max_checkpoints"} | {"backup_checkpoints", "backup_only_best"}),
     (cleanup_store, CLEANED),
     (manage_backups, CLEANED - {"max_checkpoints", "trash_seconds"}),
+    (evaluate_checkpoint, {"checkpoint_dir", "backup_dir"}),
 ]
 
 
@@ -59,7 +70,21 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
     assert schema["properties"]["checkpoints"]["default"] == defaults
 
 
-@pytest.mark.parametrize("flow", MAINTENANCE)
+CHECKS = """
+import sys, cloudpickle
+for flow in cloudpickle.load(sys.stdin.buffer):
+    flow.validate_parameters({"function": "a:b", "source": "s"} if flow.name == "evaluate_checkpoint" else {})
+"""
+
+
+def test_served_flows_know_the_types_of_their_parameters() -> None:
+    """`serve` sends a flow to a process of its own, which does not import its module."""
+    flows = cloudpickle.dumps([flow for flow, _ in SHOWN])
+    done = subprocess.run([sys.executable, "-c", CHECKS], input=flows, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("flow", [*MAINTENANCE, evaluate_checkpoint])
 def test_the_page_lists_what_a_form_shows(flow: Any) -> None:
     """The table of forms names the options of each maintenance flow, in the order of its form."""
     options = flow.parameters.definitions["CheckpointConfig"]["properties"]

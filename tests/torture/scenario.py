@@ -223,7 +223,18 @@ COPIES: dict[str, Operation] = {
     ),
 }
 
+
+def _added(scenario: Scenario) -> object:
+    manager = scenario.manager()
+    return manager.add_metrics(scenario.ids[NEWEST], {"accuracy": 0.9, "val_loss": 0.3}, source="eval", replace=True)
+
+
 CHANGES: dict[str, Operation] = {
+    "add metrics": Operation(
+        _added,
+        lambda scenario: scenario.manager().get_checkpoint(scenario.ids[NEWEST]).metrics.get("accuracy") == 0.9,
+        touches=lambda scenario: (f"{scenario.ids[NEWEST]}.json",),
+    ),
     "edit": Operation(
         lambda scenario: scenario.manager().edit_checkpoint(scenario.ids[PLAIN], add_tags=["new"]),
         lambda scenario: "new" in scenario.manager().get_checkpoint(scenario.ids[PLAIN]).tags,

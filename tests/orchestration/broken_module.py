@@ -1,0 +1,3 @@
+"""A module whose own code fails."""
+
+VALUE = 1 / 0
