@@ -170,7 +170,7 @@ def _taken(target: Experiment, checkpoint_id: str) -> CheckpointExistsError:
 
 
 def _suffix(manifest: Manifest) -> str:
-    return payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
+    return payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
 
 
 def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> Manifest:
@@ -185,6 +185,8 @@ def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> 
         in_use_until=None,
         quarantined=None,
         home_uid=None,
+        next=None,
+        obsolete=(),
     )
 
 

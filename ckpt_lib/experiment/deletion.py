@@ -351,5 +351,5 @@ def finish_purge(experiment: Experiment, *purging: Found) -> None:
     """Remove what is left of checkpoints whose records are ``purging``, durably so."""
     for found in purging:
         pointers.forget(experiment, found.manifest)
-    claims.remove_files(experiment, [file.name for found in purging for file in found.manifest.files])
+    claims.remove_files(experiment, [name for found in purging for name in found.manifest.all_names])
     claims.end(experiment, *purging)

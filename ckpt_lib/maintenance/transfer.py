@@ -171,7 +171,7 @@ def _rewrite(
 def _require_there(source: Experiment, saved: Manifest) -> None:
     """Raise when the copy that was read has gone meanwhile: what is missing of it is no damage."""
     record = source.read(saved.checkpoint_id).record
-    if not isinstance(record, Manifest) or record.claim != saved.claim or record.state == "purging":
+    if not isinstance(record, Manifest) or not record.has_files_of(saved) or record.state == "purging":
         raise no_backup(source, saved.checkpoint_id)
 
 
