@@ -343,11 +343,14 @@ class CheckpointManager(Finder):
         map_location: Any = "cpu",
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
+        allow_thinned: bool = False,
     ) -> Payload | None:
         """Restore from the newest healthy checkpoint that is valid; return what :meth:`load_checkpoint` returns.
 
-        Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
-        in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
+        Those that are damaged, unhealthy, thinned, or cannot be loaded without running code are passed over, each with
+        a warning in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. With
+        ``allow_thinned``, one that holds only its weights will do; when it is the newest, asking for the state of an
+        optimizer or scheduler raises :class:`~ckpt_lib.errors.StateMismatchError`. Returns ``None``
         when the experiment has no checkpoint yet. When it has some and *none* will do, or only backups are left, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person. When
         the package of the newest one's format is not installed, raises
@@ -361,7 +364,7 @@ class CheckpointManager(Finder):
         target = LoadTarget(
             model=model, optimizer=optimizer, scheduler=scheduler, keep=keep, require_exact=require_exact
         )
-        return self._loader.resume(target, map_location=map_location)
+        return self._loader.resume(target, map_location=map_location, allow_thinned=allow_thinned)
 
 
 def _rebuild(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -40,6 +41,18 @@ class LoadTarget:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         check_stateful("load_state_dict", **parts)
         check_wanted(keys, **parts)
+
+    def check_thinned(self, manifest: Manifest) -> None:
+        """Raise :class:`~ckpt_lib.errors.StateMismatchError` for state that the checkpoint has lost."""
+        asked = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        parts = [part for part, stateful in asked.items() if stateful is not None]
+        if manifest.thinned and parts:
+            raise StateMismatchError(
+                f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(parts)}",
+                checkpoint_id=manifest.checkpoint_id,
+                hint=f"Leave out {' and '.join(f'{part}=' for part in parts)}; `ckpt thin --undo` brings back what is "
+                "in the trash, `ckpt restore` what a backup holds.",
+            )
 
     def restore(self, payload: Payload, manifest: Manifest) -> dict[str, Any]:
         """Restore a payload; return what that replaced and changed, or nothing where nothing was passed."""
@@ -85,12 +98,12 @@ class Loader:
         self._reconcile()
         return self._locations.with_found(name, partial(self._load, read, target))
 
-    def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
+    def resume(self, target: LoadTarget, *, map_location: Any, allow_thinned: bool) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
         self._reconcile()
-        return load_newest(self._locations, partial(self._resume_from, read, target))
+        return load_newest(self._locations, partial(self._resume_from, read, target), allow_thinned=allow_thinned)
 
     def _reconcile(self) -> None:
         if self._reconciler is not None:
@@ -105,6 +118,7 @@ class Loader:
         self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest, *, is_kept: bool = False
     ) -> Payload:
         """Load one checkpoint; ``is_kept`` keeps it from being deleted until the run has had time to save."""
+        target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
         if is_kept:
