@@ -137,7 +137,10 @@ def _name_next(experiment: Experiment, checkpoint_id: str, suffix: str, check: C
 
 
 def _switch(held: HeldNext, files: tuple[FileEntry, ...], thinned: Thinned | None, check: Check) -> Manifest:
-    """Make the files that were written those of the checkpoint: one conditional rewrite."""
+    """Make the files that were written those of the checkpoint: one conditional rewrite.
+
+    A quarantine ends: it was about the other files.
+    """
     since = held.experiment.now()
 
     def change(manifest: Manifest) -> Manifest:
@@ -148,7 +151,8 @@ def _switch(held: HeldNext, files: tuple[FileEntry, ...], thinned: Thinned | Non
         if error := check(manifest):
             raise error
         old = ObsoletePayload(files=manifest.files, since=since, thinned=manifest.thinned)
-        return manifest.changed(files=files, thinned=thinned, next=None, obsolete=(*manifest.obsolete, old))
+        obsolete = (*manifest.obsolete, old)
+        return manifest.changed(files=files, thinned=thinned, next=None, obsolete=obsolete, quarantined=None)
 
     return edit(held.experiment, held.checkpoint_id, change)
 

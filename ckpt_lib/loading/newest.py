@@ -28,10 +28,10 @@ Load = Callable[[Experiment, Manifest], Payload]
 def load_newest(locations: Locations, load: Load, *, allow_thinned: bool = False) -> Payload | None:
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
-    One that was thinned is passed over, unless ``allow_thinned``. The returned dict's ``passed_over`` lists the others, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which every one is damaged, cannot
-    be loaded without running code, or is unhealthy; and :class:`UnsupportedFormatError` where the newest is intact and
-    only lacks its format here.
+    One that was thinned is passed over, unless ``allow_thinned``. The returned dict's ``passed_over`` lists the others,
+    which are also logged. Raises :class:`NoValidCheckpointError` when there are backups alone, or checkpoints of which
+    every one is damaged, thinned, unhealthy, or cannot be loaded without running code; and
+    :class:`UnsupportedFormatError` where the newest is intact and only lacks its format here.
     """
     for _ in range(ATTEMPTS):
         copies = _Copies(locations)
@@ -74,8 +74,9 @@ def load_newest(locations: Locations, load: Load, *, allow_thinned: bool = False
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
         f"none of {count_of(len(passed_over), 'checkpoint')} of {locations.name!r} can be resumed from: {reasons}",
-        hint=f"{_taken_on_purpose(unhealthy_id)}{_with_weights_alone(thinned_id)}`ckpt list --backups` lists backups, `ckpt restore ID` restores one. "
-        "To begin again, choose another experiment name.",
+        hint=f"{_taken_on_purpose(unhealthy_id)}{_with_weights_alone(thinned_id)}"
+        "`ckpt list --backups` lists backups, `ckpt restore ID` restores one. To begin again, choose another experiment "
+        "name.",
     )
 
 
@@ -107,8 +108,8 @@ def _with_weights_alone(thinned_id: str | None) -> str:
     if thinned_id is None:
         return ""
     return (
-        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash; resume(allow_thinned=True) "
-        "goes on with its weights and a new optimizer. "
+        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash; "
+        "resume(allow_thinned=True) goes on with its weights and a new optimizer. "
     )
 
 

@@ -85,7 +85,12 @@ class _Assessment:
         manifests = list(self._manifests.values())
         healthy = [manifest for manifest in manifests if manifest.healthy]
         full = [manifest for manifest in healthy or manifests if manifest.thinned is None]
-        for candidates in (manifests[::-1], healthy[::-1], full[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
+        for candidates in (
+            manifests[::-1],
+            healthy[::-1],
+            full[::-1],
+            *(ranked(manifests, monitor) for monitor in monitors),
+        ):
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:
@@ -118,7 +123,9 @@ def clean(
     trash_seconds: float = 0.0,
     thinner: Thinner | None = None,
 ) -> CleanupReport:
-    """Plan, then delete batch by batch, and then thin one by one what the ``thinner`` says. Killed at any point, every checkpoint is either whole or deleted.
+    """Plan, then delete batch by batch, and then thin one by one what the ``thinner`` says.
+
+    Killed at any point, every checkpoint is either whole or deleted.
 
     When the store fails on the way, the batches deleted before stay deleted, and the error says what is gone.
 
@@ -225,8 +232,9 @@ class Expired:
 def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -> Expired:
     """Remove the files of what was deleted more than ``trash_seconds`` ago, and of what somebody began to remove.
 
-    So do the payloads in whose place others came so long ago. Nothing goes, and nothing comes back by itself, when nothing is live: a person has deleted the last one. When all
-    that is live is damaged, the newest sound one comes back.
+    So do the payloads in whose place others came so long ago. Nothing goes, and nothing comes back by itself, when
+    nothing is live: a person has deleted the last one. When all that is live is damaged, the newest sound one comes
+    back.
     """
     view = experiment.index.view()
     expired, is_sound = Expired(), partial(known.verify, experiment)

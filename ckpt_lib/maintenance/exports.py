@@ -151,6 +151,12 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
             ) from error
         return False
     same_or_raise(record, exported, target)
+    if isinstance(record, Manifest) and record.sha256 != exported.sha256:
+        raise CheckpointExistsError(
+            "an export of the checkpoint is there, and one of the two was thinned",
+            path=location(target.store, name),
+            hint="It was left as it is: move it away, or export to another folder.",
+        )
     return True
 
 

@@ -103,9 +103,7 @@ class Thinner:
         """
         outcome = Thinning()
         kept_whole = [
-            item.checkpoint_id
-            for item in plan.decisions
-            if item.keep and not item.thin and item.status == "valid"
+            item.checkpoint_id for item in plan.decisions if item.keep and not item.thin and item.status == "valid"
         ]
 
         def may_thin(manifest: Manifest) -> CheckpointError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,25 +22,32 @@ def first_difference(found: Any, wanted: Any, place: str = "the payload") -> str
     if isinstance(wanted, Mapping):
         return _first_in_mappings(found, wanted, place)
     if isinstance(wanted, list | tuple):
-        if len(found) != len(wanted):
-            return place
-        items = enumerate(zip(found, wanted, strict=True))
-        return _first((first_difference(one, other, f"{place}[{number}]") for number, (one, other) in items))
-    if isinstance(wanted, float):
-        return None if struct.pack("<d", found) == struct.pack("<d", wanted) else place
-    return None if found == wanted else place
+        return _first_in_sequences(found, wanted, place)
+    return None if _spelled(found) == _spelled(wanted) else place
+
+
+def _spelled(value: Any) -> Any:
+    return struct.pack("<d", value) if isinstance(value, float) else value
+
+
+def _first_in_sequences(found: Sequence[Any], wanted: Sequence[Any], place: str) -> str | None:
+    if len(found) != len(wanted):
+        return place
+    items = enumerate(zip(found, wanted, strict=True))
+    return _first(first_difference(one, other, f"{place}[{number}]") for number, (one, other) in items)
 
 
 def _first_in_mappings(found: Mapping[Any, Any], wanted: Mapping[Any, Any], place: str) -> str | None:
     if list(found) != list(wanted):
         return place
-    if difference := first_difference(vars(found), vars(wanted), place) if hasattr(wanted, "__dict__") else None:
-        return difference  # state_dict() keeps the versions of modules in its attributes
+    # state_dict() keeps the versions of modules in its attributes.
+    if hasattr(wanted, "__dict__") and (difference := first_difference(vars(found), vars(wanted), place)):
+        return difference
     start = "" if place == "the payload" else f"{place}."
     return _first(first_difference(found[key], value, f"{start}{key}") for key, value in wanted.items())
 
 
-def _first(differences: Any) -> str | None:
+def _first(differences: Iterable[str | None]) -> str | None:
     return next((place for place in differences if place), None)
 
 
