@@ -176,7 +176,7 @@ def switch_back(experiment: Experiment, checkpoint_id: str, earlier: ObsoletePay
                 hint=f"A backup may still hold it: `ckpt restore {checkpoint_id}`.",
             )
         present = ObsoletePayload(files=manifest.files, since=since, thinned=manifest.thinned)
-        others = tuple(item for item in manifest.obsolete if item != earlier)
+        others = tuple(item for item in manifest.obsolete if item.files != earlier.files)
         return manifest.changed(
             files=earlier.files, thinned=earlier.thinned, obsolete=(*others, present), quarantined=None
         )
