@@ -36,6 +36,7 @@ _MARK_STYLES = {
     "pinned": "bold yellow",
     "unhealthy": "bold red",
     "incomplete": "bold red",
+    "weights only": "yellow",
 }
 
 
@@ -198,6 +199,8 @@ def show(
         note(f"The payload is missing or has the wrong size: {advice}", warning=True)
     elif not has_backup:
         note(f"It has no backup: `ckpt backup {identifier}`.")
+    if manifest.thinned:
+        note(f"Thinned on {as_time(manifest.thinned.at)}: only its weights are left, and no run resumes from it.")
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:

@@ -75,8 +75,8 @@ def load_newest(locations: Locations, load: Load, *, allow_thinned: bool = False
     raise NoValidCheckpointError(
         f"none of {count_of(len(passed_over), 'checkpoint')} of {locations.name!r} can be resumed from: {reasons}",
         hint=f"{_taken_on_purpose(unhealthy_id)}{_with_weights_alone(thinned_id)}"
-        "`ckpt list --backups` lists backups, `ckpt restore ID` restores one. To begin again, choose another experiment "
-        "name.",
+        "`ckpt list --backups` lists backups, `ckpt restore ID` restores one. "
+        "To begin again, choose another experiment name.",
     )
 
 

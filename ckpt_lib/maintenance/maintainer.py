@@ -387,6 +387,11 @@ class Maintainer:
             manifest = self._cleaner.unthin(self._catalogue.id_of(checkpoint_id))
         return self._catalogue.describe(manifest)
 
+    def dropped_bytes(self) -> dict[str, int]:
+        """Map ids to the bytes that wait in the trash because the checkpoint was thinned, or its thinning undone."""
+        kept = ((item.checkpoint_id, item.obsolete) for item in self._locations.home.index.view().manifests)
+        return {name: sum(earlier.size_bytes for earlier in payloads) for name, payloads in kept if payloads}
+
     def thin_backup(self, checkpoint_id: str) -> CheckpointMetadata:
         """Thin the backup of a checkpoint, as :meth:`thin_checkpoint` does the checkpoint, which stays as it is."""
         return self._locations.backup_catalogue.describe(self._backup_cleaner.thin(checkpoint_id))

@@ -198,7 +198,7 @@ def _unlike(saved: Manifest, backups: Experiment) -> CorruptCheckpointError:
         "the backup is damaged, and the checkpoint cannot make it whole: one of the two was thinned",
         checkpoint_id=saved.checkpoint_id,
         path=backups.location(),
-        hint=f"`ckpt delete --backups {saved.checkpoint_id}` gives up what is left of it; `ckpt backup` makes a new one.",
+        hint=f"`ckpt delete --backups {saved.checkpoint_id}` gives up what is left of it, `ckpt backup` makes another.",
     )
 
 

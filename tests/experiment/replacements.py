@@ -68,12 +68,13 @@ def known(content: dict[str, bytes], _: Sequence[Any]) -> str | None:
     names = [key.removeprefix("e/") for key in content if key.startswith(f"e/{X}") and not key.endswith(".json")]
     if X not in found:
         return None
-    named = found[X].all_names if isinstance(found[X], Manifest) else found[X].files
+    record = found[X]
+    named = record.all_names if isinstance(record, Manifest) else record.files
     lost = [
         name
         for name in names
         if not any(name == item or (item.endswith("/") and name.startswith(item)) for item in named)
-        and not is_leftover(found[X], name)
+        and not is_leftover(record, name)
     ]
     return f"nobody knows {lost}" if lost else None
 
