@@ -194,11 +194,11 @@ def _give_up(held: HeldNext, reason: BaseException) -> None:
     """
     claims.note_ended(held.payload.claim)
     with contextlib.suppress(CheckpointError, OSError):
-        if isinstance(reason, StorageFullError):
-            remove_files(held.experiment, held.payload.files)
         found = held.experiment.read(held.checkpoint_id)
         record = found.record
         if isinstance(record, Manifest) and record.next and record.next.claim == held.payload.claim:
+            if isinstance(reason, StorageFullError):
+                remove_files(held.experiment, held.payload.files)
             _end_next(held.experiment, found)
         elif not (isinstance(record, Manifest) and _holds(record, held.payload)):
             remove_files(held.experiment, held.payload.files)
