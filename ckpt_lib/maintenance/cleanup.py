@@ -85,12 +85,8 @@ class _Assessment:
         manifests = list(self._manifests.values())
         healthy = [manifest for manifest in manifests if manifest.healthy]
         full = [manifest for manifest in healthy or manifests if manifest.thinned is None]
-        for candidates in (
-            manifests[::-1],
-            healthy[::-1],
-            full[::-1],
-            *(ranked(manifests, monitor) for monitor in monitors),
-        ):
+        best = [ranked(manifests, monitor) for monitor in monitors]
+        for candidates in (manifests[::-1], healthy[::-1], full[::-1], *best):
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:
