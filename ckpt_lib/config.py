@@ -137,6 +137,14 @@ class CheckpointConfig(BaseModel):
         description="Database that remembers what the stores hold, so that large experiments answer at once: a URL of "
         "SQLAlchemy's for SQLite or PostgreSQL. Default: a file in the user's cache folder.",
     )
+    thin_after: int | None = Field(
+        default=None,
+        ge=1,
+        lt=LIMIT_64,
+        description="All but the newest so many checkpoints keep only their weights: they lose the state of optimizer "
+        "and scheduler, and no run can resume from them. The best and pinned ones keep everything. Default: all keep "
+        "everything.",
+    )
     trash_seconds: float = Field(
         default=86_400.0,
         ge=0,

@@ -32,6 +32,8 @@ EventKind = Literal[
     "checkpoint.corrupted",
     "checkpoint.repaired",
     "checkpoint.quarantined",
+    "checkpoint.thinned",
+    "checkpoint.unthinned",
     "checkpoint.deleted",
     "checkpoint.metrics_added",
     "checkpoint.best_changed",
@@ -52,6 +54,8 @@ EventKind = Literal[
 - ``checkpoint.corrupted``: it was read and is damaged; told once by each manager, until it is found intact.
 - ``checkpoint.repaired``: damaged bytes were brought back from the other copy.
 - ``checkpoint.quarantined``: it was set aside.
+- ``checkpoint.thinned``: it lost all but its weights, by hand or by retention.
+- ``checkpoint.unthinned``: all that it had lost came back from the trash.
 - ``checkpoint.deleted``: it was deleted, by hand or by retention.
 - ``checkpoint.metrics_added``: metrics were added to it after its save, or replaced.
 - ``checkpoint.best_changed``: another checkpoint is the best now.
@@ -67,6 +71,8 @@ _QUIET: set[EventKind] = {
     "checkpoint.backed_up",
     "checkpoint.validated",
     "checkpoint.repaired",
+    "checkpoint.thinned",
+    "checkpoint.unthinned",
     "checkpoint.deleted",
     "checkpoint.metrics_added",
     "checkpoint.best_changed",

@@ -431,6 +431,7 @@ class CheckpointManager(Finder):
         map_location: Any = "cpu",
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
+        allow_thinned: bool = False,
     ) -> Payload | None:
         """Restore from the newest healthy checkpoint that is valid in any location, and return what
         :meth:`load_checkpoint` returns.
@@ -438,9 +439,11 @@ class CheckpointManager(Finder):
         One that is damaged in the store is repaired from its backup first, and one that is in the backups alone is
         brought back, unless it was deleted by name. What a crash leaves of that, the next call completes.
 
-        Those that are damaged, unhealthy, or cannot be loaded without running code are passed over, each with a warning
-        in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. Returns ``None``
-        when the experiment has neither checkpoint nor backup. When it has some and *none* will do, raises
+        Those that are damaged, unhealthy, thinned, or cannot be loaded without running code are passed over, each with
+        a warning in the log; the returned dict's ``passed_over`` lists them as ``{"checkpoint_id", "reason"}``. With
+        ``allow_thinned``, one that holds only its weights will do; when it is the newest, asking for the state of an
+        optimizer or scheduler raises :class:`~ckpt_lib.errors.StateMismatchError`. Returns ``None`` when the experiment
+        has neither checkpoint nor backup. When it has some and *none* will do, raises
         :class:`~ckpt_lib.errors.NoValidCheckpointError`: beginning again from nothing is a decision for a person. When
         it has none and the backups do not answer, raises :class:`~ckpt_lib.errors.StoreError`. When
         the package of the newest one's format is not installed, raises
@@ -461,7 +464,7 @@ class CheckpointManager(Finder):
             rng=True,
         )
         target = LoadTarget(state=state, keep=keep, require_exact=require_exact)
-        return self._loader.resume(target, map_location=map_location)
+        return self._loader.resume(target, map_location=map_location, allow_thinned=allow_thinned)
 
 
 def _rebuild(

@@ -40,6 +40,7 @@ from prefect_checkpoints.tasks.report import (
 from prefect_checkpoints.tasks.save import save_checkpoint
 from prefect_checkpoints.tasks.scrub import scrub_checkpoints
 from prefect_checkpoints.tasks.summarize import summarize_checkpoints
+from prefect_checkpoints.tasks.thin import thin_checkpoint
 from prefect_checkpoints.tasks.validate import validate_backup, validate_checkpoint, validate_checkpoints
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "scrub_checkpoints",
     "summarize_checkpoints",
     "tag_checkpoint",
+    "thin_checkpoint",
     "validate_backup",
     "validate_checkpoint",
     "validate_checkpoints",

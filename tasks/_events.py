@@ -18,6 +18,8 @@ REPEATABLE: set[EventKind] = {
     "checkpoint.corrupted",
     "checkpoint.repaired",
     "checkpoint.quarantined",
+    "checkpoint.thinned",
+    "checkpoint.unthinned",
     "checkpoint.deleted",
     "checkpoint.best_changed",
 }

@@ -23,6 +23,7 @@ from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
 from ckpt_lib.analysis.results import CheckpointComparison
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import size_text
+from ckpt_lib.policies.retention import Decision
 from ckpt_lib.reports import CleanupReport, DoctorReport, ValidationReport
 from ckpt_lib.store import location
 from prefect_checkpoints.tasks._options import checkpoint_task, manager_for
@@ -248,7 +249,7 @@ def report_cleanup(
 def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: CleanupReport, backups: bool) -> None:
     rows: list[Row] = [
         {
-            "decision": _outcome(decision.keep, decision.checkpoint_id, report),
+            "decision": _outcome(decision, report),
             "checkpoint": decision.checkpoint_id,
             "reason": report.spared.get(decision.checkpoint_id, decision.reason),
             "status": decision.status,
@@ -275,12 +276,14 @@ def _publish_cleanup(config: CheckpointConfig, experiment_name: str, report: Cle
     _publish(rows, artifact_key("cleanup-of-backups" if backups else "cleanup", config, experiment_name), title)
 
 
-def _outcome(keep: bool, checkpoint_id: str, report: CleanupReport) -> str:
-    if keep:
+def _outcome(decision: Decision, report: CleanupReport) -> str:
+    if decision.keep and not decision.thin:
         return "keep"
     if report.dry_run:
-        return "would delete"
-    return "deleted" if checkpoint_id in report.deleted_ids else "spared"
+        return "would thin" if decision.thin else "would delete"
+    if decision.checkpoint_id in report.thinned_ids:
+        return "thinned"
+    return "deleted" if decision.checkpoint_id in report.deleted_ids else "spared"
 
 
 def _publish(rows: list[Row], key: str, description: str) -> None:

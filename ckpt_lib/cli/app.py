@@ -21,6 +21,7 @@ from ckpt_lib.cli import (
     options,
     reconcile,
     show,
+    thin,
     trash,
     validate,
 )
@@ -112,5 +113,6 @@ _add("export", backup.export, "Edit and move")
 _add("import", backup.import_checkpoint, "Edit and move")
 _add("cleanup", cleanup.cleanup, "Delete")
 _add("delete", cleanup.delete, "Delete")
+_add("thin", thin.thin, "Delete")
 _add("undelete", trash.undelete, "Delete")
 _add("trash", trash.trash, "Delete")

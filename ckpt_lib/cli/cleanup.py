@@ -59,6 +59,7 @@ def cleanup(
     """Delete old checkpoints by number or by a retention policy.
 
     Always keeps the newest and the best valid checkpoint, pinned ones, and damaged ones, which may still be repaired.
+    With thin_after, all but the newest so many of those that stay keep only their weights: see `ckpt thin`.
     Also deletes leftovers of dead processes and, if max_backups is given, the backups beyond it. `ckpt undelete` brings
     checkpoints back for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only
     backups are deleted, at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not
@@ -90,7 +91,9 @@ def cleanup(
         if planned.plan.deleted_ids:
             _tell_of_trash(trash_seconds)
         if planned.plan.deleted_ids or (planned.backups and planned.backups.plan.deleted_ids):
-            confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}?")
+            confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}{_describe_thinning(planned)}?")
+        elif planned.plan.thinned_ids:
+            confirm(f"Keep only the weights of {count_of(len(planned.plan.thinned_ids), kind)}?")
     report = clean_up(policy=rules)
     if yes and not as_json:
         _print_plans(report)
@@ -131,6 +134,11 @@ def _describe_deletions(report: CleanupReport, kind: str, trash_seconds: float) 
     return text
 
 
+def _describe_thinning(report: CleanupReport) -> str:
+    count = len(report.plan.thinned_ids)
+    return f", and keep only the weights of {count_of(count, 'checkpoint')}" if count else ""
+
+
 def _print_plans(report: CleanupReport) -> None:
     _print_plan(report.plan.decisions)
     if report.backups and report.backups.plan.deleted_ids:
@@ -161,7 +169,7 @@ def _print_plan(decisions: Sequence[Decision]) -> None:
     rows = [
         (
             decision.checkpoint_id,
-            Text("keep", style="green") if decision.keep else Text("delete", style="bold red"),
+            _action(decision),
             decision.reason,
             Text(decision.status, style=_STATUS_STYLES.get(decision.status, "dim")),
             size_text(decision.size_bytes),
@@ -171,6 +179,12 @@ def _print_plan(decisions: Sequence[Decision]) -> None:
     print_table(columns, rows)
 
 
+def _action(decision: Decision) -> Text:
+    if not decision.keep:
+        return Text("delete", style="bold red")
+    return Text("thin", style="yellow") if decision.thin else Text("keep", style="green")
+
+
 def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
@@ -178,20 +192,25 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
     if report.plan.warning:
         note(report.plan.warning, warning=True)
     if report.dry_run:
-        note(f"Would delete {_describe_deletions(report, kind, trash_seconds)}.")
+        note(f"Would delete {_describe_deletions(report, kind, trash_seconds)}{_describe_thinning(report)}.")
         return
     for checkpoint_id, reason in report.spared.items():
         note(f"Spared {checkpoint_id}: {reason}", warning=True)
     leftovers = f"; {count_of(len(report.swept), 'leftover')} removed" if report.swept else ""
-    note(f"{count_of(len(report.deleted_ids), kind)} deleted, {size_text(report.freed_bytes)} freed{leftovers}.")
+    more = f", {len(report.thinned_ids)} thinned" if report.thinned_ids else ""
+    deleted = f"{count_of(len(report.deleted_ids), kind)} deleted{more}"
+    note(f"{deleted}, {size_text(report.freed_bytes)} freed{leftovers}.")
     if report.expired_ids:
         expired = count_of(len(report.expired_ids), kind)
         note(f"{expired} from the trash deleted for good, {size_text(report.expired_bytes)} freed.")
+    elif report.expired_bytes:
+        note(f"{size_text(report.expired_bytes)} that checkpoints had been thinned of freed.")
     if report.backups and report.backups.deleted_ids:
         backups = report.backups
         note(f"{count_of(len(backups.deleted_ids), 'backup')} deleted, {size_text(backups.freed_bytes)} freed.")
     if report.trashed_bytes:
-        note(f"{size_text(report.trashed_bytes)} moved to the trash: see `ckpt trash` and `ckpt undelete ID`.")
+        undo = " and `ckpt thin --undo ID`" if report.thinned_ids else ""
+        note(f"{size_text(report.trashed_bytes)} moved to the trash: see `ckpt trash` and `ckpt undelete ID`{undo}.")
     if report.backups_error:
         note(f"The backups were not cleaned up: {report.backups_error}", warning=True)
 

@@ -38,6 +38,7 @@ _MARK_STYLES = {
     "pinned": "bold yellow",
     "unhealthy": "bold red",
     "incomplete": "bold red",
+    "weights only": "yellow",
 }
 
 
@@ -204,6 +205,8 @@ def show(
         note("The backup location did not answer.", warning=True)
     elif not has_backup:
         note(f"It has no {'sound ' if status.state == 'damaged' else ''}backup: `ckpt backup {identifier}`.")
+    if manifest.thinned:
+        note(f"Thinned on {as_time(manifest.thinned.at)}: only its weights are left, and no run resumes from it.")
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:

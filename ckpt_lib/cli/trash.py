@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.core.wording import count_of, size_text
+
+if TYPE_CHECKING:
+    from ckpt_lib.core.metadata import CheckpointMetadata
 
 
 def undelete(
@@ -53,22 +57,45 @@ def trash(
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the deleted checkpoints that `ckpt undelete` can bring back.
+    """List the deleted checkpoints that `ckpt undelete` can bring back, and what `ckpt thin --undo` can.
 
-    With --empty, delete them for good. Backups stay.
+    With --empty, delete all of it for good. Backups stay.
     """
     manager = open_manager(store, experiment, config)
-    deleted = manager.list_deleted()
-    if empty and deleted and not yes:
+    deleted, dropped = manager.list_deleted(), manager.dropped_bytes()
+    if empty and (deleted or dropped) and not yes:
         refuse_to_ask(as_json=as_json)
-        confirm(f"Delete {count_of(len(deleted), 'checkpoint')} in the trash for good?")
-    removed = manager.empty_trash() if empty and deleted else []
+        confirm(f"Delete {_described(len(deleted), dropped)} in the trash for good?")
+    removed = manager.empty_trash() if empty and (deleted or dropped) else []
     if as_json:
-        print_json({"experiment_name": manager.experiment_name, "deleted": deleted, "removed": removed})
+        facts = {"deleted": deleted, "dropped_bytes": dropped, "removed": removed}
+        print_json({"experiment_name": manager.experiment_name, **facts})
         return
-    if not deleted:
+    if not (deleted or dropped):
         note("The trash is empty.")
         return
+    if deleted:
+        _print_deleted(deleted)
+    if empty:
+        freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
+        freed_bytes += sum(dropped.values()) - sum(manager.dropped_bytes().values())
+        note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
+        return
+    if deleted:
+        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")
+    if dropped:
+        lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
+        note(f"{lost}: {', '.join(dropped)}. `ckpt thin --undo ID` brings back what one was thinned of.")
+
+
+def _described(deleted: int, dropped: dict[str, int]) -> str:
+    parts = [count_of(deleted, "checkpoint")] if deleted else []
+    if dropped:
+        parts.append(f"what {count_of(len(dropped), 'other')} lost ({size_text(sum(dropped.values()))})")
+    return " and ".join(parts)
+
+
+def _print_deleted(deleted: Sequence[CheckpointMetadata]) -> None:
     print_table(
         (Column("id"), Column("epoch", numeric=True), Column("step", numeric=True), Column("size", numeric=True)),
         [
@@ -76,8 +103,3 @@ def trash(
             for item in deleted
         ],
     )
-    if empty:
-        freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
-        note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
-    else:
-        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")

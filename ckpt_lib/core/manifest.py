@@ -32,6 +32,7 @@ _MAX_LINES = 1_000_000  # each value takes at least one line
 _SMALL_CHUNK_BYTES, _MAX_SMALL_CHUNKS = 2**16, 1024  # a chunk costs more than hashing so few bytes
 _MAX_REASON_LENGTH = 1_000
 MAX_FILES = 10_000
+MAX_OBSOLETE = 16
 _MOST = {
     "tags": MAX_TAGS,
     "metrics": MAX_METRICS,
@@ -76,6 +77,41 @@ class Quarantine(BaseModel):
 
     report: dict[str, Any]
     at: AwareDatetime
+
+
+class Thinned(BaseModel):
+    """Since when a checkpoint holds only its weights, and the digest of the payload that held all of its state."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    at: AwareDatetime
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class NextPayload(BaseModel):
+    """The payload that is being written to take the place of a checkpoint's: a claim beside a live manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    claim: str = Field(pattern=_RANDOM)
+    owner: Owner
+    files: tuple[str, ...] = Field(min_length=1, max_length=MAX_FILES, description="As those of a claim.")
+    abandoned: bool = Field(default=False, description="Nothing comes of it; its files are going.")
+
+
+class ObsoletePayload(BaseModel):
+    """A payload in whose place another one came, with what the manifest said of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    files: tuple[FileEntry, ...] = Field(min_length=1, max_length=MAX_FILES)
+    since: AwareDatetime = Field(description="By the store's clock.")
+    thinned: Thinned | None = None
+    removing: bool = Field(default=False, description="Its files are going; it never comes back.")
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
 
 
 class Record(BaseModel):
@@ -150,6 +186,11 @@ class Manifest(CheckpointFields, Record):
         description="In a fallback folder: the store that the checkpoint belongs to, if that had an identity.",
     )
     idempotency_key: str | None = None
+    thinned: Thinned | None = Field(default=None, description="Only the weights are left; no run can go on from it.")
+    next: NextPayload | None = Field(default=None, description="What is being written to take the payload's place.")
+    obsolete: tuple[ObsoletePayload, ...] = Field(
+        default=(), max_length=MAX_OBSOLETE, description="Payloads in whose place another one came."
+    )
 
     @property
     def is_visible(self) -> bool:
@@ -171,6 +212,21 @@ class Manifest(CheckpointFields, Record):
         """The name of the payload: its one file, or the folder that holds its files."""
         return self.files[0].name.partition("/")[0]
 
+    def has_files_of(self, earlier: Manifest) -> bool:
+        """Tell whether the files are those of another reading of the same record: by their names, given only once."""
+        return self.claim == earlier.claim and [file.name for file in self.files] == [
+            file.name for file in earlier.files
+        ]
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The names of all files that are this checkpoint's, of its next and its obsolete payloads too.
+
+        Of the next payload they are those of a claim: a name that ends with ``/`` means all below.
+        """
+        stored = (file.name for files in (self.files, *(item.files for item in self.obsolete)) for file in files)
+        return (*stored, *(self.next.files if self.next else ()))
+
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
@@ -179,6 +235,11 @@ class Manifest(CheckpointFields, Record):
     def sha256(self) -> str:
         """The digest of the payload; see :func:`payload_sha256`."""
         return payload_sha256({file.part: file.sha256 for file in self.files})
+
+    @property
+    def saved_sha256(self) -> str:
+        """The digest of the payload as it was saved, of one that was thinned as well: all copies have the same."""
+        return self.thinned.sha256 if self.thinned else self.sha256
 
     def describe(
         self, *, is_best: bool = False, is_latest: bool = False, is_complete: bool = True
@@ -192,6 +253,7 @@ class Manifest(CheckpointFields, Record):
             is_best=is_best,
             is_latest=is_latest,
             is_complete=is_complete,
+            is_thinned=self.thinned is not None,
         )
 
 
@@ -258,14 +320,16 @@ def _check_names(record: Manifest | Claim, path: str) -> None:
     """Refuse a record whose file names lead anywhere but to its own payload."""
     if not is_checkpoint_id(record.checkpoint_id):
         raise _corrupt(path, f"it is of {record.checkpoint_id!r}", expected="a checkpoint id")
-    names = record.files if isinstance(record, Claim) else tuple(file.name for file in record.files)
+    names = record.files if isinstance(record, Claim) else record.all_names
+    claimed = record.files if isinstance(record, Claim) else record.next.files if record.next else ()
     for name in names:
-        if not is_payload_name(name, record.checkpoint_id, is_file=isinstance(record, Manifest)):
+        if not is_payload_name(name, record.checkpoint_id, is_file=name not in claimed):
             raise _corrupt(path, f"it names the payload {name!r}", expected=f"{record.checkpoint_id}.<format suffix>")
     if len(set(names)) != len(names):
         raise _corrupt(path, "it names a payload file twice")
-    for file in record.files if isinstance(record, Manifest) else ():
-        _check_chunks(file, path)
+    for files in (record.files, *(item.files for item in record.obsolete)) if isinstance(record, Manifest) else ():
+        for file in files:
+            _check_chunks(file, path)
 
 
 def is_payload_name(name: str, checkpoint_id: str, *, is_file: bool = True) -> bool:

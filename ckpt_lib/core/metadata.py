@@ -201,6 +201,7 @@ class CheckpointMetadata(CheckpointFields):
     is_best: bool = False
     is_latest: bool = False
     is_complete: bool = Field(default=True, description="Whether each payload file is there with its size.")
+    is_thinned: bool = Field(default=False, description="Whether only the weights are left: no run can go on from it.")
 
 
 def marks_of(checkpoint: CheckpointMetadata) -> list[str]:
@@ -211,5 +212,6 @@ def marks_of(checkpoint: CheckpointMetadata) -> list[str]:
         "pinned": checkpoint.pinned,
         "unhealthy": not checkpoint.healthy,
         "incomplete": not checkpoint.is_complete,
+        "weights only": checkpoint.is_thinned,
     }
     return [mark for mark, applies in marks.items() if applies]

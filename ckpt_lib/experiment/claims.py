@@ -33,7 +33,8 @@ ABANDONED_AFTER_SECONDS = 86_400.0
 """A claim that nobody renewed for so long is given up by anyone."""
 PATIENCE_SECONDS = 120.0
 """How long to wait for another process that saves or copies the same checkpoint."""
-_RENEW_AFTER_SECONDS = ABANDONED_AFTER_SECONDS / 8
+RENEW_AFTER_SECONDS = ABANDONED_AFTER_SECONDS / 8
+"""How often whoever writes files shows that it is alive."""
 _under_way: set[str] = set()
 """The tokens of this process's claims that something may still come of. It may be unable to end the others in the
 store, as on a full disk; nobody need wait for them."""
@@ -65,13 +66,7 @@ class HeldClaim:
 
         Raises :class:`~ckpt_lib.errors.UnsupportedFormatError`.
         """
-        full = self.claim.files[0] + name
-        if bool(name) != (self.suffix == FOLDER_SUFFIX) or not is_payload_name(full, self.checkpoint_id):
-            raise UnsupportedFormatError(
-                f"the format cannot name a file {name!r}",
-                expected="a plain name in a folder, or none where the payload is a single file",
-            )
-        return full
+        return file_name_below(self.claim.files[0], name, self.checkpoint_id)
 
     def confirm(self) -> None:
         """Take a name that no one had before, if the claim came so late that an earlier one may have ended.
@@ -83,13 +78,26 @@ class HeldClaim:
 
     def renew(self) -> None:
         """Show that the owner is alive, if it has been a while."""
-        if time.monotonic() - self.renewed_at >= _RENEW_AFTER_SECONDS:
+        if time.monotonic() - self.renewed_at >= RENEW_AFTER_SECONDS:
             self._rewrite()
 
     def _rewrite(self, **facts: object) -> None:
         claim = self.claim.changed(**facts)
         self.found = self.experiment.put_record(claim, self.found.version)
         self.claim, self.renewed_at = claim, time.monotonic()
+
+
+def file_name_below(start: str, name: str, checkpoint_id: str) -> str:
+    """Return the name of a payload file, where ``start`` is what was claimed: a file, or a folder that ends with ``/``.
+
+    Raises :class:`~ckpt_lib.errors.UnsupportedFormatError`.
+    """
+    if bool(name) != start.endswith(FOLDER_SUFFIX) or not is_payload_name(start + name, checkpoint_id):
+        raise UnsupportedFormatError(
+            f"the format cannot name a file {name!r}",
+            expected="a plain name in a folder, or none where the payload is a single file",
+        )
+    return start + name
 
 
 def claim_new(experiment: Experiment, wanted: CheckpointId, uid: str, suffix: str) -> HeldClaim:
@@ -273,8 +281,23 @@ def is_dead(found: Found, now: datetime, *, abandoned_after_seconds: float = ABA
     Its owner is a process of this host that has ended, or this one, which gave it up; or nobody renewed it for so long.
     """
     claim = found.claim
-    if is_proven_dead(claim.owner):
+    return is_over(claim.owner, claim.claim, now.timestamp() - found.modified_seconds, abandoned_after_seconds)
+
+
+def is_over(owner: Owner, token: str, idle_seconds: float, abandoned_after_seconds: float) -> bool:
+    """Tell whether nothing comes of what ``owner`` has claimed under ``token``, and last renewed so long ago."""
+    if is_proven_dead(owner):
         return True
-    if claim.owner == Owner.current() and claim.claim not in _under_way:
+    if owner == Owner.current() and token not in _under_way:
         return True
-    return now.timestamp() - found.modified_seconds >= abandoned_after_seconds
+    return idle_seconds >= abandoned_after_seconds
+
+
+def note_begun(token: str) -> None:
+    """Remember that something may come of a claim of this process."""
+    _under_way.add(token)
+
+
+def note_ended(token: str) -> None:
+    """Forget a claim of this process that has come to its end, or of which nothing comes."""
+    _under_way.discard(token)

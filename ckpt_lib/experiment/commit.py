@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
@@ -26,6 +27,19 @@ OVERHEAD_BYTES = 32 * 2**10
 """Room that a commit takes beside the payload: for its claim and its manifest."""
 
 
+class Holder(Protocol):
+    """Whose the files of a payload are: a claim, or the next payload of a checkpoint."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+
+    def file_name(self, name: str) -> str:
+        """Return the name of a payload file in the experiment, as :meth:`HeldClaim.file_name`."""
+
+    def renew(self) -> None:
+        """Show that the owner is alive, if it has been a while."""
+
+
 class Payload:
     """The sink that a format writes the files of one checkpoint to.
 
@@ -33,7 +47,7 @@ class Payload:
     way, and durable when its context ends. With ``verify``, it is read back then.
     """
 
-    def __init__(self, held: HeldClaim, *, verify: bool = False) -> None:
+    def __init__(self, held: Holder, *, verify: bool = False) -> None:
         self._held = held
         self._verify = verify
         self.files: list[FileEntry] = []
@@ -76,7 +90,7 @@ class Payload:
 class _RenewingSink:
     """An upload that renews its claim: a save may take longer than an abandoned claim is kept."""
 
-    def __init__(self, held: HeldClaim, upload: Upload) -> None:
+    def __init__(self, held: Holder, upload: Upload) -> None:
         self._held = held
         self._upload = upload
 

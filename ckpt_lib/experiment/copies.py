@@ -57,7 +57,7 @@ def copy(
             continue
         if not isinstance(place, _Place):
             return place
-        held = claim_over(target, place.checkpoint_id, manifest.uid, _suffix(manifest), place.found, replace=replace)
+        held = claim_over(target, place.checkpoint_id, manifest.uid, suffix_of(manifest), place.found, replace=replace)
         if held is None:
             _refuse_taken(target, place.checkpoint_id, manifest, new_id=new_id)
             continue
@@ -67,9 +67,7 @@ def copy(
                 give_up(held)
                 continue
             payload = Payload(held, verify=verify)
-            for file in manifest.files:
-                _copy_file(source, manifest, file, payload, progress)
-            copied = change(_copied(manifest, held, payload.files))
+            copied = change(_copied(manifest, held, copy_files(source, manifest, payload, progress)))
             return commit(held, copied, take_monitor=use_pointer)
         except BaseException as error:
             give_up(held, error)
@@ -122,7 +120,7 @@ def _ids(wanted: str, *, new_id: bool) -> Iterable[str]:
 
 
 def _there(wanted: Manifest, target: Experiment, there: Manifest, *, asked: bool) -> Manifest | None:
-    if there.sha256 != wanted.sha256:
+    if there.saved_sha256 != wanted.saved_sha256:  # one of two copies may have been thinned
         raise CheckpointExistsError(
             "a checkpoint with its uid is there, and holds something else",
             checkpoint_id=there.checkpoint_id,
@@ -169,8 +167,9 @@ def _taken(target: Experiment, checkpoint_id: str) -> CheckpointExistsError:
     )
 
 
-def _suffix(manifest: Manifest) -> str:
-    return payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
+def suffix_of(manifest: Manifest) -> str:
+    """Return the suffix of a checkpoint's payload."""
+    return payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
 
 
 def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> Manifest:
@@ -179,13 +178,27 @@ def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> 
     return manifest.changed(
         checkpoint_id=held.checkpoint_id,
         claim=held.claim.claim,
-        files=tuple(file.model_copy(update=dict(new)) for file, new in zip(manifest.files, files, strict=True)),
+        files=tuple(files),
         state="live",
         deleted_at=None,
         in_use_until=None,
         quarantined=None,
         home_uid=None,
+        next=None,
+        obsolete=(),
     )
+
+
+def copy_files(
+    source: Experiment, manifest: Manifest, payload: Payload, progress: Progress | None
+) -> tuple[FileEntry, ...]:
+    """Copy all files of a checkpoint, verified, and return what a manifest says of the copies.
+
+    That holds what newer versions say of files. Raises as :func:`~ckpt_lib.experiment.files.copy_file`.
+    """
+    for file in manifest.files:
+        _copy_file(source, manifest, file, payload, progress)
+    return tuple(file.model_copy(update=dict(new)) for file, new in zip(manifest.files, payload.files, strict=True))
 
 
 def _copy_file(

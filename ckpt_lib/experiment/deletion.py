@@ -46,6 +46,17 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
     )
 
 
+def refuse_in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:
+    """Return an error for a checkpoint that a run has just resumed from."""
+    if manifest.in_use_until is None or manifest.in_use_until <= now:
+        return None
+    return ProtectedCheckpointError(
+        f"a run has resumed from it: it is kept until {manifest.in_use_until:%Y-%m-%d %H:%M} UTC",
+        checkpoint_id=manifest.checkpoint_id,
+        hint="Try again after that: a run that is killed before its first save needs it again.",
+    )
+
+
 def deleted_by_others(checkpoint_id: str) -> CheckpointNotFoundError:
     """Return the error for a checkpoint that someone else was faster to delete."""
     return CheckpointNotFoundError(
@@ -171,20 +182,10 @@ def _victim(experiment: Experiment, checkpoint_id: str, check: Check, now: datet
     manifest = found.record
     if not (isinstance(manifest, Manifest) and manifest.is_visible):
         return None
-    if error := _in_use(manifest, now) or check(manifest):
+    if error := refuse_in_use(manifest, now) or check(manifest):
         outcome.refused[checkpoint_id] = error
         return None
     return found
-
-
-def _in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:
-    if manifest.in_use_until is None or manifest.in_use_until <= now:
-        return None
-    return ProtectedCheckpointError(
-        f"a run has resumed from it: it is kept until {manifest.in_use_until:%Y-%m-%d %H:%M} UTC",
-        checkpoint_id=manifest.checkpoint_id,
-        hint="Delete it after that: a run that is killed before its first save needs it again.",
-    )
 
 
 def _all_valid(experiment: Experiment, checkpoint_ids: Iterable[str]) -> bool:
@@ -351,5 +352,5 @@ def finish_purge(experiment: Experiment, *purging: Found) -> None:
     """Remove what is left of checkpoints whose records are ``purging``, durably so."""
     for found in purging:
         pointers.forget(experiment, found.manifest)
-    claims.remove_files(experiment, [file.name for found in purging for file in found.manifest.files])
+    claims.remove_files(experiment, [name for found in purging for name in found.manifest.all_names])
     claims.end(experiment, *purging)

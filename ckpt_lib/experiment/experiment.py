@@ -138,11 +138,12 @@ class Experiment:
     def check_current(self, manifest: Manifest) -> None:
         """Raise :class:`~ckpt_lib.errors.CheckpointNotFoundError` if it was deleted since its manifest was read.
 
-        It may be back, with files of other names. What is missing of the old ones is no damage.
+        It may be back, or have another payload, with files of other names. What is missing of the old ones is no
+        damage.
         """
-        if self.get(manifest.checkpoint_id).claim != manifest.claim:
+        if not self.get(manifest.checkpoint_id).has_files_of(manifest):
             raise CheckpointNotFoundError(
-                f"{manifest.checkpoint_id} was deleted and brought back meanwhile",
+                f"the files of {manifest.checkpoint_id} were replaced by others meanwhile",
                 checkpoint_id=manifest.checkpoint_id,
                 path=self.location(),
                 hint="Try again.",

@@ -123,7 +123,10 @@ def payload_version(experiment: Experiment, manifest: Manifest) -> str | None:
 def _is_still_named(experiment: Experiment, manifest: Manifest, file: FileEntry) -> bool:
     """Look whether the file is wanted still; a purge may have been faster, and nobody would remove the file again."""
     record = experiment.read(manifest.checkpoint_id).record
-    if isinstance(record, Manifest) and record.state != "purging" and file.name in {item.name for item in record.files}:
-        return True
+    if isinstance(record, Manifest) and record.state != "purging":
+        if file.name in {item.name for item in record.files}:
+            return True
+        if any(file in item.files and not item.removing for item in record.obsolete):  # it may come back
+            return False
     experiment.store.delete(experiment.key(file.name))
     return False

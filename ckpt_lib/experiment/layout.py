@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -21,6 +22,8 @@ UIDS_FOLDER: Final = "uids"
 FOLDER_SUFFIX: Final = "/"
 """Takes the place of a suffix where a format writes several files into a folder."""
 
+_CLAIM = re.compile(r"^\.[0-9a-f]{16}(?=[./])")
+
 
 def manifest_name(checkpoint_id: str) -> str:
     return checkpoint_id + MANIFEST_SUFFIX
@@ -31,9 +34,9 @@ def payload_name(checkpoint_id: str, suffix: str, claim: str = "") -> str:
     return f"{checkpoint_id}.{claim}{suffix}" if claim else f"{checkpoint_id}{suffix}"
 
 
-def payload_suffix(name: str, checkpoint_id: str, claim: str) -> str:
-    """Return the suffix of a payload file's name; ``"/"`` where it lies in a folder."""
-    rest = name.removeprefix(checkpoint_id).removeprefix(f".{claim}")
+def payload_suffix(name: str, checkpoint_id: str) -> str:
+    """Return the suffix of a payload file's name, without a claim; ``"/"`` where it lies in a folder."""
+    rest = _CLAIM.sub("", name.removeprefix(checkpoint_id), count=1)
     return FOLDER_SUFFIX if rest.startswith(FOLDER_SUFFIX) else rest
 
 

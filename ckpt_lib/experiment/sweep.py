@@ -13,6 +13,7 @@ from ckpt_lib.errors import IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, GONE_FOR, abandon, is_dead, remove_files, remove_gone
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner, payload_suffix
+from ckpt_lib.experiment.replacement import end_next_of_the_dead
 from ckpt_lib.formats.registry import PAYLOAD_SUFFIXES
 
 _CLAIMED = re.compile(r"\.[0-9a-f]{16}\.")
@@ -23,7 +24,7 @@ class Swept:
     """The claims and files that a sweep removed."""
 
     claims: list[str] = field(default_factory=list)
-    """Ids of saves that were never finished."""
+    """Ids of saves, and of checkpoints whose payload was to be replaced, that were never finished."""
     files: list[str] = field(default_factory=list)
     """Names of files that the manifest of their id does not name."""
 
@@ -43,7 +44,13 @@ def sweep(experiment: Experiment, *, abandoned_after_seconds: float = ABANDONED_
                 continue  # its key stays: there is nothing to look at
             if _end_claim(experiment, claim.checkpoint_id, now, abandoned_after_seconds):
                 swept.claims.append(claim.checkpoint_id)
-    named = {file.name for manifest in (*view.manifests, *view.deleted) for file in manifest.files}
+    manifests = (*view.manifests, *view.deleted)
+    for manifest in manifests:
+        if manifest.next is not None and end_next_of_the_dead(
+            experiment, manifest.checkpoint_id, abandoned_after_seconds
+        ):
+            swept.claims.append(manifest.checkpoint_id)
+    named = {name for manifest in manifests for name in manifest.all_names}
     for key in view.entries:
         name = key[len(experiment.path) + 1 :] if experiment.path else key
         if name not in named and (checkpoint_id := payload_owner(name)):
@@ -86,7 +93,7 @@ def is_leftover(record: Manifest | Claim, name: str) -> bool:
     save wrote there goes with its claim or its manifest, which name it.
     """
     suffix = name.removeprefix(record.checkpoint_id)
-    known = {payload_suffix(file, record.checkpoint_id, record.claim) for file in _named_by(record)}
+    known = {payload_suffix(file, record.checkpoint_id) for file in _named_by(record)}
     is_ours = bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
     return is_ours and not name.endswith(FOLDER_SUFFIX) and not is_named(record, name)
 
@@ -97,4 +104,4 @@ def is_named(record: Manifest | Claim, name: str) -> bool:
 
 
 def _named_by(record: Manifest | Claim) -> Iterable[str]:
-    return record.files if isinstance(record, Claim) else (file.name for file in record.files)
+    return record.files if isinstance(record, Claim) else record.all_names

@@ -11,6 +11,7 @@ from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import listed
+from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
@@ -54,6 +55,18 @@ class LoadTarget:
     def is_empty(self) -> bool:
         """True where there is nothing to restore into."""
         return all(part.label == "rng" for part in self.state.parts())
+
+    def check_thinned(self, manifest: Manifest) -> None:
+        """Raise :class:`~ckpt_lib.errors.StateMismatchError` for state that the checkpoint has lost."""
+        kept = ("model", "others")
+        lost = [part.label for part in self.state.parts() if part.kind not in kept and part.label != "rng"]
+        if manifest.thinned and lost:
+            raise StateMismatchError(
+                f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(lost)}",
+                checkpoint_id=manifest.checkpoint_id,
+                hint=f"Leave out {' and '.join(f'{label}=' for label in lost)}; `ckpt thin --undo` brings back what is "
+                "in the trash, `ckpt restore` what a backup holds.",
+            )
 
     def restore(self, payload: Payload, manifest: Manifest, process: tuple[int, int]) -> dict[str, Any]:
         """Restore a payload; return what that replaced and changed, or nothing where nothing was passed.
@@ -114,11 +127,11 @@ class Loader:
             return load(name)
         return self._as_rank_zero(f"load of {name}", partial(load, name), tell=_id_of, follow=load)
 
-    def resume(self, target: LoadTarget, *, map_location: Any) -> Payload | None:
+    def resume(self, target: LoadTarget, *, map_location: Any, allow_thinned: bool) -> Payload | None:
         """Load the newest checkpoint that is valid and healthy; see :func:`~ckpt_lib.loading.newest.load_newest`."""
         target.check()
         read = partial(read_payload, verify=True, map_location=map_location, cache=self.cache)
-        newest = partial(self._newest, read, target)
+        newest = partial(self._newest, read, target, allow_thinned)
         if target.is_empty:
             return newest()
         return self._as_rank_zero("resume", newest, tell=_resumed_from, follow=partial(self._follow, read, target))
@@ -131,9 +144,14 @@ class Loader:
             return lead()
         return lead_or_follow(f"{what} of {self._locations.name}", lead, tell=tell, follow=follow)
 
-    def _newest(self, read: Read, target: LoadTarget) -> Payload | None:
+    def _newest(self, read: Read, target: LoadTarget, allow_thinned: bool) -> Payload | None:
         self._reconcile()
-        return load_newest(self._anywhere, partial(self._resume_from, read, target), run_id=self._lineage.only_run_id)
+        return load_newest(
+            self._anywhere,
+            partial(self._resume_from, read, target),
+            run_id=self._lineage.only_run_id,
+            allow_thinned=allow_thinned,
+        )
 
     def _follow(self, read: Read, target: LoadTarget, resumed: Mapping[str, Any] | None) -> Payload | None:
         return None if resumed is None else {**self._load_named(read, target, resumed["checkpoint_id"]), **resumed}
@@ -164,6 +182,7 @@ class Loader:
         self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest, *, is_kept: bool = False
     ) -> Payload:
         """Load one checkpoint; ``is_kept`` keeps it from being deleted until the run has had time to save."""
+        target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
         if is_kept:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import Manifest, Thinned
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
     CheckpointError,
@@ -27,14 +27,17 @@ from ckpt_lib.maintenance.validate import UNLOADABLE, is_unreadable
 _OF_ANOTHER_RUN = "its backup is of another run than all checkpoints here: `ckpt restore` brings it back"
 
 
-def load_newest(anywhere: Anywhere, load: Load, *, run_id: str | None = None) -> Payload | None:
+def load_newest(
+    anywhere: Anywhere, load: Load, *, run_id: str | None = None, allow_thinned: bool = False
+) -> Payload | None:
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
-    With a ``run_id``, only those of that run are looked at. The returned dict's ``passed_over`` lists the others, which
-    are also logged. Raises :class:`NoValidCheckpointError` when there are checkpoints or backups of which every one is
-    damaged, cannot be loaded without running code, is unhealthy, or was deleted by name;
-    :class:`UnsupportedFormatError` where the newest is intact and only lacks its format here; and
-    :class:`~ckpt_lib.errors.StoreError` where there is no checkpoint and the backups cannot be looked at.
+    With a ``run_id``, only those of that run are looked at. One that was thinned is passed over, unless
+    ``allow_thinned``. The returned dict's ``passed_over`` lists the others, which are also logged. Raises
+    :class:`NoValidCheckpointError` when there are checkpoints or backups of which every one is damaged, thinned,
+    unhealthy, was deleted by name, or cannot be loaded without running code; :class:`UnsupportedFormatError` where the
+    newest is intact and only lacks its format here; and :class:`~ckpt_lib.errors.StoreError` where there is no
+    checkpoint and the backups cannot be looked at.
     """
     locations = anywhere.locations
     for _ in range(ATTEMPTS):
@@ -43,11 +46,15 @@ def load_newest(anywhere: Anywhere, load: Load, *, run_id: str | None = None) ->
         if run_id is None:
             passed_over += [_passed_over(str(error.checkpoint_id), error.message) for error in places.unreadable()]
             passed_over += [_passed_over(item.checkpoint_id, _OF_ANOTHER_RUN) for item in places.of_other_runs]
-        unhealthy_id, retired = None, False
+        unhealthy_id, thinned_id, retired = None, None, False
         for manifest in places.newest_first(run_id):
             if manifest.unhealthy:
                 unhealthy_id = unhealthy_id or manifest.checkpoint_id
                 passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
+                continue
+            if manifest.thinned and not allow_thinned:
+                thinned_id = thinned_id or manifest.checkpoint_id
+                passed_over.append(_passed_over(manifest.checkpoint_id, _only_weights(manifest.thinned)))
                 continue
             try:
                 payload = places.load(load, manifest)
@@ -70,7 +77,8 @@ def load_newest(anywhere: Anywhere, load: Load, *, run_id: str | None = None) ->
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
         f"none of {count_of(len(passed_over), 'checkpoint')} of {locations.name!r} can be resumed from: {reasons}",
-        hint=f"{_taken_on_purpose(unhealthy_id)}`ckpt list --backups` lists backups, `ckpt restore ID` restores one. "
+        hint=f"{_taken_on_purpose(unhealthy_id)}{_with_weights_alone(thinned_id)}"
+        "`ckpt list --backups` lists backups, `ckpt restore ID` restores one. "
         "To begin again, choose another experiment name.",
     )
 
@@ -93,6 +101,19 @@ def _refuse_to_forget(locations: Locations, backups: Sequence[Manifest]) -> None
 
 def _taken_on_purpose(unhealthy_id: str | None) -> str:
     return f"load_checkpoint({unhealthy_id!r}) takes the newest unhealthy one all the same. " if unhealthy_id else ""
+
+
+def _only_weights(thinned: Thinned) -> str:
+    return f"thinned on {thinned.at:%Y-%m-%d %H:%M} UTC: only its weights are left"
+
+
+def _with_weights_alone(thinned_id: str | None) -> str:
+    if thinned_id is None:
+        return ""
+    return (
+        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash; "
+        "resume(allow_thinned=True) goes on with its weights and a new optimizer. "
+    )
 
 
 def _passed_over(checkpoint_id: str, reason: str) -> dict[str, str]:

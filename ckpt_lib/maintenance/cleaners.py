@@ -32,6 +32,7 @@ from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.cleanup import CleanupReport, clean, expire, tell_of_deletion
 from ckpt_lib.maintenance.quarantine import delete_for_good
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
+from ckpt_lib.maintenance.thinner import Thinner
 from ckpt_lib.maintenance.transfer import no_backup
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.retention import KeepAtMost, RetentionPolicy
@@ -99,6 +100,7 @@ class CheckpointCleaner:
     def __post_init__(self) -> None:
         self._periodic_sweep = PeriodicSweep(self.experiment, self.config.trash_seconds, self.known)
         self._spread = SpreadCleanup()
+        self._thinner = Thinner(self.config.thin_after)
 
     @property
     def experiment(self) -> Experiment:
@@ -112,7 +114,7 @@ class CheckpointCleaner:
         view = self.experiment.index.affordable_view()
         if self.policy is not None:
             self.clean_quickly()
-        elif view is None or len(view.usable) > self.config.max_checkpoints:
+        elif view is None or len(view.usable) > self.config.max_checkpoints or self._thinner.has_work(view):
             self._spread.after_save(self.config.max_checkpoints, self.clean_quickly)
         else:  # a plan would keep them all, and takes a while to say so
             self._periodic_sweep.do_if_due()
@@ -136,7 +138,18 @@ class CheckpointCleaner:
             dry_run=dry_run,
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
+            thinner=self._thinner,
         )
+
+    def thin(self, name: str) -> Manifest:
+        """Thin one checkpoint and return its manifest; see :func:`ckpt_lib.maintenance.thin.thin`."""
+        manifest = self._thinner.thin(self.experiment, self.catalogue.resolve(name).checkpoint_id, self.known)
+        expire(self.experiment, self.config.trash_seconds, self.known)
+        return manifest
+
+    def unthin(self, checkpoint_id: str) -> Manifest:
+        """Bring back what one checkpoint lost; see :func:`ckpt_lib.maintenance.thin.unthin`."""
+        return self._thinner.unthin(self.experiment, checkpoint_id, self.known)
 
     def delete(self, name: str) -> str:
         """Delete one checkpoint and return its id.
@@ -222,6 +235,17 @@ class BackupCleaner:
         """Return those whose checkpoint may need its backup, with the reason to keep it."""
         damaged = [item for item in checkpoint_ids if _is_damaged(self.locations.home, item)]
         return dict.fromkeys(damaged, "its checkpoint is damaged")
+
+    def thin(self, name: str) -> Manifest:
+        """Thin one backup; a pin does not keep it: that of a backup is its checkpoint's."""
+        self._check_apart()
+        checkpoint_id = self.locations.backup_catalogue.id_of(name)
+        try:
+            manifest = Thinner().thin(self.experiment, checkpoint_id, self.known, lambda _: None)
+        except CheckpointNotFoundError as error:
+            raise no_backup(self.experiment, checkpoint_id) from error
+        expire(self.experiment, self.locations.config.trash_seconds, self.known)
+        return manifest
 
     def delete(self, name: str) -> int:
         """Delete one backup, sound or in quarantine, for good; return how many bytes that frees."""

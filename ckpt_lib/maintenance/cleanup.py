@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import Manifest, ObsoletePayload
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.deletion import Check, Deletion, delete_all, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.replacement import remove_obsolete
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.experiment.view import View
+from ckpt_lib.maintenance.thinner import Thinner, Thinning
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.policies.ranking import missing_metric, ranked
 from ckpt_lib.policies.retention import RetentionPlan, RetentionPolicy, RetentionRecord, Status, plan_retention
@@ -39,14 +42,17 @@ class CleanupReport(BaseModel):
     plan: RetentionPlan
     dry_run: bool
     deleted_ids: tuple[str, ...] = ()
+    thinned_ids: tuple[str, ...] = ()
+    """The checkpoints that lost all but their weights."""
     freed_bytes: int = 0
     trashed_bytes: int = 0
-    """The bytes to be freed later: until then ``deleted_ids`` can be brought back."""
+    """The bytes to be freed later: until then ``deleted_ids``, and what ``thinned_ids`` lost, can be brought back."""
     expired_ids: tuple[str, ...] = ()
     """The checkpoints deleted earlier whose time in the trash was over: removed for good."""
     expired_bytes: int = 0
+    """Their bytes, and those of what had been thinned away so long ago."""
     spared: dict[str, str] = {}
-    """Ids that the plan gave up and that were found changed when their turn came."""
+    """Ids that the plan gave up, or meant to thin, and why they were left as they are."""
     swept: tuple[str, ...] = ()
     """Leftovers of dead processes that were removed."""
     backups: CleanupReport | None = None
@@ -78,7 +84,9 @@ class _Assessment:
         """Verify until the newest valid checkpoint, the newest healthy one and the best by each monitor are known."""
         manifests = list(self._manifests.values())
         healthy = [manifest for manifest in manifests if manifest.healthy]
-        for candidates in (manifests[::-1], healthy[::-1], *(ranked(manifests, monitor) for monitor in monitors)):
+        full = [manifest for manifest in healthy or manifests if manifest.thinned is None]
+        best = [ranked(manifests, monitor) for monitor in monitors]
+        for candidates in (manifests[::-1], healthy[::-1], full[::-1], *best):
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:
@@ -86,9 +94,10 @@ class _Assessment:
 
 
 def _record(manifest: Manifest, status: Status) -> RetentionRecord:
-    shared = set(RetentionRecord.model_fields) - {"size_bytes", "status"}
+    shared = set(RetentionRecord.model_fields) - {"size_bytes", "status", "thinned"}
     facts = {name: getattr(manifest, name) for name in shared}
-    return RetentionRecord(**facts, size_bytes=manifest.size_bytes, status=status)
+    is_thinned = manifest.thinned is not None
+    return RetentionRecord(**facts, size_bytes=manifest.size_bytes, status=status, thinned=is_thinned)
 
 
 def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
@@ -108,8 +117,11 @@ def clean(
     dry_run: bool = False,
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
+    thinner: Thinner | None = None,
 ) -> CleanupReport:
-    """Plan, then delete batch by batch. Killed at any point, every checkpoint is either whole or deleted.
+    """Plan, then delete batch by batch, and then thin one by one what the ``thinner`` says.
+
+    Killed at any point, every checkpoint is either whole or deleted.
 
     When the store fails on the way, the batches deleted before stay deleted, and the error says what is gone.
 
@@ -124,9 +136,19 @@ def clean(
     view = experiment.index.view()
     verified = known or KnownVersions()
     assessment = _Assessment(experiment, view, verified)
+    thin_after = thinner.after if thinner else None
     plan = _plan(
-        assessment, view, policy, monitor=monitor, protected=protected, protects=protects, reads_all=known is None
+        assessment,
+        view,
+        policy,
+        monitor=monitor,
+        protected=protected,
+        protects=protects,
+        reads_all=known is None,
+        thin_after=thin_after,
     )
+    if thinner:
+        plan = thinner.without_thin_ones(experiment, view, plan)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
@@ -134,16 +156,21 @@ def clean(
     # Where readers lose what they have open, files stay for as long as the trash keeps them.
     for_good = not grace_seconds and (not trash_seconds or experiment.store.capabilities.memory_map)
     outcome = _delete(experiment, view, plan, for_good=for_good)
+    thinning = Thinning()
+    if thinner and plan.thinned_ids:
+        check = _check_of_plan(experiment, *_planned(view, plan))
+        thinning = thinner.carry_out(experiment, plan, check, verified, for_good=for_good)
     return CleanupReport(
         plan=plan,
         dry_run=False,
         deleted_ids=tuple(manifest.checkpoint_id for manifest in outcome.deleted),
-        freed_bytes=_size_bytes(outcome.freed),
-        trashed_bytes=_size_bytes(outcome.deleted) - _size_bytes(outcome.freed),
-        spared={checkpoint_id: error.message for checkpoint_id, error in outcome.refused.items()},
+        thinned_ids=tuple(thinning.thinned_ids),
+        freed_bytes=_size_bytes(outcome.freed) + thinning.freed_bytes,
+        trashed_bytes=_size_bytes(outcome.deleted) - _size_bytes(outcome.freed) + thinning.trashed_bytes,
+        spared={name: error.message for name, error in (outcome.refused | thinning.refused).items()},
         swept=(*swept.claims, *swept.files),
-        expired_ids=tuple(manifest.checkpoint_id for manifest in expired),
-        expired_bytes=_size_bytes(expired),
+        expired_ids=tuple(manifest.checkpoint_id for manifest in expired.checkpoints),
+        expired_bytes=_size_bytes(expired.checkpoints) + sum(item.size_bytes for item in expired.payloads),
     )
 
 
@@ -156,6 +183,7 @@ def _plan(
     protected: Mapping[str, str] | None,
     protects: Protects,
     reads_all: bool,
+    thin_after: int | None,
 ) -> RetentionPlan:
     manifests = view.usable
     # What the runs themselves took for the best stays too, whoever cleans up with whatever configuration.
@@ -165,7 +193,9 @@ def _plan(
     protected = {**_in_use(manifests, now), **(protected or {})}
     asked: set[str] = set()
     while True:
-        plan = plan_retention(assessment.records(), policy, now=now, monitors=monitors, protected=protected)
+        plan = plan_retention(
+            assessment.records(), policy, now=now, monitors=monitors, protected=protected, thin_after=thin_after
+        )
         doomed = set(plan.deleted_ids) - asked
         asked |= doomed
         if doomed and (reasons := protects(doomed)):
@@ -186,16 +216,29 @@ def _in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
     }
 
 
-def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -> list[Manifest]:
+@dataclass
+class Expired:
+    """What was removed because its time in the trash was over."""
+
+    checkpoints: list[Manifest] = field(default_factory=list)
+    payloads: list[ObsoletePayload] = field(default_factory=list)
+    """What checkpoints held before they were thinned, or thinned no more."""
+
+
+def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -> Expired:
     """Remove the files of what was deleted more than ``trash_seconds`` ago, and of what somebody began to remove.
 
-    Nothing goes, and nothing comes back by itself, when nothing is live: a person has deleted the last one. When all
-    that is live is damaged, the newest sound one comes back.
+    So do the payloads in whose place others came so long ago. Nothing goes, and nothing comes back by itself, when
+    nothing is live: a person has deleted the last one. When all that is live is damaged, the newest sound one comes
+    back.
     """
     view = experiment.index.view()
-    if not view.valid or not (view.deleted or view.purging):
-        return []
-    return purge(experiment, grace_seconds=trash_seconds, is_sound=partial(known.verify, experiment))
+    expired, is_sound = Expired(), partial(known.verify, experiment)
+    if view.valid and (view.deleted or view.purging):
+        expired.checkpoints = purge(experiment, grace_seconds=trash_seconds, is_sound=is_sound)
+    if any(item.obsolete for item in view.valid):
+        expired.payloads = remove_obsolete(experiment, grace_seconds=trash_seconds, is_sound=is_sound)
+    return expired
 
 
 def _size_bytes(manifests: Iterable[Manifest]) -> int:
@@ -204,8 +247,7 @@ def _size_bytes(manifests: Iterable[Manifest]) -> int:
 
 def _delete(experiment: Experiment, view: View, plan: RetentionPlan, *, for_good: bool) -> Deletion:
     """Delete what the plan gives up."""
-    planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
-    relied_on = [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
+    planned, relied_on = _planned(view, plan)
     deletion = Deletion()
     # Oldest first: whatever stops this, what is left is the newer part.
     doomed_ids = plan.deleted_ids[::-1]
@@ -224,6 +266,12 @@ def _delete(experiment: Experiment, view: View, plan: RetentionPlan, *, for_good
             deletion.freed += outcome.freed
             deletion.refused |= outcome.refused
     return deletion
+
+
+def _planned(view: View, plan: RetentionPlan) -> tuple[dict[str, Manifest], list[Manifest]]:
+    """Return what was planned for, by id, and what the plan relies on."""
+    planned = {manifest.checkpoint_id: manifest for manifest in view.usable}
+    return planned, [planned[item.checkpoint_id] for item in plan.decisions if item.keep and item.status == "valid"]
 
 
 def tell_of_deletion(events: Events, manifests: Iterable[Manifest]) -> None:
@@ -275,4 +323,5 @@ def _check_of_plan(experiment: Experiment, planned: Mapping[str, Manifest], reli
 
 def _facts(manifest: Manifest) -> str:
     """Return what a plan goes by, as text: a NaN among the metrics would make a manifest differ from itself."""
-    return json.dumps(manifest.model_dump(mode="json", exclude={"revision", "state"}), sort_keys=True)
+    unimportant = {"revision", "state", "next", "obsolete"}
+    return json.dumps(manifest.model_dump(mode="json", exclude=unimportant), sort_keys=True)

@@ -24,7 +24,7 @@ from ckpt_lib.errors import (
     UnsupportedSchemaError,
 )
 from ckpt_lib.experiment import pointers
-from ckpt_lib.experiment.claims import is_dead
+from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, is_dead, is_over
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
 from ckpt_lib.experiment.layout import (
@@ -182,6 +182,10 @@ class Doctor:
             yield side.finding("half deletion", manifest.checkpoint_id, message, action="sweep")
         for manifest in side.view.deleted:
             yield from self._of_deleted(side, manifest, now)
+        for manifest in (*side.view.manifests, *side.view.deleted):
+            yield from _of_next(side, manifest, now)
+        for manifest in side.view.valid:
+            yield from self._of_obsolete(side, manifest, now)
 
     def _of_deleted(self, side: _Side, manifest: Manifest, now: datetime) -> Iterator[Finding]:
         checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
@@ -194,6 +198,20 @@ class Doctor:
             limit = f"for another {duration(left_seconds)}" if left_seconds > 0 else "as long as no other one is left"
             message = f"deleted; `ckpt undelete {checkpoint_id}` brings it back {limit}"
             yield side.finding("deleted", checkpoint_id, message, size_bytes=size_bytes)
+
+    def _of_obsolete(self, side: _Side, manifest: Manifest, now: datetime) -> Iterator[Finding]:
+        """Say what is left of the payloads in whose place others came."""
+        checkpoint_id, trash = manifest.checkpoint_id, timedelta(seconds=self.locations.config.trash_seconds)
+        for item in manifest.obsolete:
+            left_seconds = (item.since + trash - now).total_seconds()
+            if left_seconds <= 0 or item.removing:
+                message = "another payload has taken its place, and its bytes are still there"
+                yield side.finding("half deletion", checkpoint_id, message, action="sweep", size_bytes=item.size_bytes)
+            elif manifest.thinned and item.thinned is None and side.place == "checkpoints":
+                undo = (
+                    f"`ckpt thin --undo {checkpoint_id}` brings back what it lost for another {duration(left_seconds)}"
+                )
+                yield side.finding("thinned", checkpoint_id, f"thinned; {undo}", size_bytes=item.size_bytes)
 
     def _of_damage(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         for manifest in side.view.usable:
@@ -255,6 +273,12 @@ class Doctor:
                 message = f"its checkpoint is gone: `ckpt restore {checkpoint_id}` brings it back"
                 size_bytes = manifest.size_bytes
                 yield backups.finding("backup only", checkpoint_id, message, size_bytes=size_bytes)
+            elif isinstance(original, Manifest) and manifest.thinned and not original.thinned:
+                message = (
+                    f"it was thinned and holds less than its checkpoint: `ckpt delete --backups {checkpoint_id}` and "
+                    f"`ckpt backup {checkpoint_id}` make a full one"
+                )
+                yield backups.finding("thinned", checkpoint_id, message, size_bytes=manifest.size_bytes)
         wanted = self.copies.wanted_backups() - copied.keys() - backups.unreadable_ids()
         for manifest in home.view.usable:
             if manifest.checkpoint_id in wanted and self._is_usable(home, manifest):
@@ -328,6 +352,18 @@ class Doctor:
         sweep(experiment)
         expire(experiment, self.locations.config.trash_seconds, self.copies.known)
         return "removed"
+
+
+def _of_next(side: _Side, manifest: Manifest, now: datetime) -> Iterator[Finding]:
+    """Say what a dead process wrote to take the place of a payload."""
+    if manifest.next is None:
+        return
+    found = side.experiment.read(manifest.checkpoint_id)
+    payload = found.record.next if isinstance(found.record, Manifest) else None
+    idle_seconds = now.timestamp() - found.modified_seconds
+    if payload and (payload.abandoned or is_over(payload.owner, payload.claim, idle_seconds, ABANDONED_AFTER_SECONDS)):
+        message = "a payload that was to take the place of this one was not finished"
+        yield side.finding("half save", manifest.checkpoint_id, message, action="sweep")
 
 
 def _remedy(report: ValidationReport, manifest: Manifest, other: _Side | None) -> Remedy:

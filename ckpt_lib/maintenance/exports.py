@@ -43,14 +43,20 @@ def export(
     become one. Killed on the way, call it again.
     """
     place = location(open_store(destination))
-    suffix = payload_suffix(manifest.files[0].name, manifest.checkpoint_id, manifest.claim)
+    suffix = payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
     if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     _refuse_experiment(target)
     _refuse_records(target)
     exported = manifest.changed(
-        files=_plain_files(manifest, suffix), claim=_CLAIM, state="live", deleted_at=None, in_use_until=None
+        files=_plain_files(manifest, suffix),
+        claim=_CLAIM,
+        state="live",
+        deleted_at=None,
+        in_use_until=None,
+        next=None,
+        obsolete=(),
     )
     is_there = _is_exported(target, exported)
     for file, copy in zip(manifest.files, exported.files, strict=True):
@@ -145,6 +151,12 @@ def _is_exported(target: Experiment, exported: Manifest) -> bool:
             ) from error
         return False
     same_or_raise(record, exported, target)
+    if isinstance(record, Manifest) and record.sha256 != exported.sha256:
+        raise CheckpointExistsError(
+            "an export of the checkpoint is there, and one of the two was thinned",
+            path=location(target.store, name),
+            hint="It was left as it is: move it away, or export to another folder.",
+        )
     return True
 
 

@@ -20,6 +20,7 @@ Kind = Literal[
     "other checkpoint",
     "backup location",
     "deleted",
+    "thinned",
     "backup only",
     "stale snapshot",
     "damaged pointer",
@@ -29,7 +30,7 @@ Kind = Literal[
 Action = Literal["sweep", "repair", "quarantine", "back up", "write snapshot", "mend pointer"]
 """What `ckpt doctor --fix` does about a finding."""
 _REMARKS: frozenset[Kind] = frozenset(
-    {"deleted", "backup only", "stale snapshot", "link", "unknown", "newer version", "unknown format"}
+    {"deleted", "thinned", "backup only", "stale snapshot", "link", "unknown", "newer version", "unknown format"}
 )
 """Kinds that are worth knowing and no trouble."""
 

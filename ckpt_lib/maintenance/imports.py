@@ -19,7 +19,14 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.metadata import check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, NotAStoreError, StoreError
+from ckpt_lib.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CorruptCheckpointError,
+    NotACheckpointError,
+    NotAStoreError,
+    StoreError,
+)
 from ckpt_lib.experiment import commit, copies, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import blocks_of
@@ -117,7 +124,19 @@ def _import_exported(
     assert imported is not None  # None is the answer only to those who do not ask
     if not is_new:
         _require_intact(experiment, imported)
+        _require_alike(experiment, manifest, imported)
     return imported
+
+
+def _require_alike(experiment: Experiment, manifest: Manifest, imported: Manifest) -> None:
+    """Raise when what was imported before holds more than what is to be imported, or less."""
+    if imported.sha256 != manifest.sha256:
+        raise CheckpointExistsError(
+            "the checkpoint was imported before, and one of the two was thinned",
+            checkpoint_id=imported.checkpoint_id,
+            path=experiment.location(imported.payload_name),
+            hint="Nothing was imported. Import it into another experiment, or delete the checkpoint first.",
+        )
 
 
 # --- without one ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
@@ -16,6 +17,7 @@ from ckpt_lib.experiment.deletion import purge, undelete
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.replacement import remove_obsolete
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance import deletions, exports, quarantine
 from ckpt_lib.maintenance.added_metrics import Addition, add_metrics
@@ -329,12 +331,14 @@ class Maintainer:
         return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
 
     def empty_trash(self) -> list[str]:
-        """Remove the bytes of everything deleted, whatever ``trash_seconds`` says.
+        """Remove the bytes of everything deleted, and what others were thinned of, whatever ``trash_seconds`` says.
 
         Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
-        sweep(self._locations.home)
-        purged = purge(self._locations.home, grace_seconds=0.0, asked=True)
+        home = self._locations.home
+        sweep(home)
+        purged = purge(home, grace_seconds=0.0, asked=True)
+        remove_obsolete(home, grace_seconds=0.0, is_sound=partial(self._known.verify, home))
         return [manifest.checkpoint_id for manifest in purged]
 
     def delete_backup(self, checkpoint_id: str) -> int:
@@ -369,6 +373,44 @@ class Maintainer:
         """
         check_policy(policy, "reasons")
         return self._backup_cleaner.clean(policy, dry_run=dry_run)
+
+    # --- thinning ---
+
+    def thin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Keep the weights of a checkpoint, and what was saved beside them, and drop what only resuming needs.
+
+        It loses the state of optimizer and scheduler, of random number generators and of the data; ``is_thinned`` of
+        the metadata says so then. One that has nothing to drop stays as it is. Each byte is verified, and the weights
+        are the same to the bit. For ``trash_seconds``, :meth:`unthin_checkpoint` brings the rest back; its backup stays
+        as it is. Killed at any point, the checkpoint is whole: as it was, or thinned.
+
+        Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` when it is pinned, or a run has just resumed from it,
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` when it is damaged, and
+        :class:`~ckpt_lib.errors.VersionConflictError` when another process is thinning it.
+        """
+        with self._snapshot.written_after():
+            manifest = self._cleaner.thin(checkpoint_id)
+        return self._catalogue.describe(manifest)
+
+    def unthin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Bring back all that a thinned checkpoint held, while that is in the trash; its bytes are verified first.
+
+        Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` when it has been removed: :meth:`restore_checkpoint`
+        brings it back from a backup that was not thinned. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when
+        it is damaged; then nothing is changed.
+        """
+        with self._snapshot.written_after():
+            manifest = self._cleaner.unthin(self._catalogue.id_of(checkpoint_id))
+        return self._catalogue.describe(manifest)
+
+    def dropped_bytes(self) -> dict[str, int]:
+        """Map ids to the bytes that wait in the trash because the checkpoint was thinned, or its thinning undone."""
+        kept = ((item.checkpoint_id, item.obsolete) for item in self._locations.home.index.view().manifests)
+        return {name: sum(earlier.size_bytes for earlier in payloads) for name, payloads in kept if payloads}
+
+    def thin_backup(self, checkpoint_id: str) -> CheckpointMetadata:
+        """Thin the backup of a checkpoint, as :meth:`thin_checkpoint` does the checkpoint, which stays as it is."""
+        return self._locations.backup_catalogue.describe(self._backup_cleaner.thin(checkpoint_id))
 
     # --- editing ---
 

@@ -211,8 +211,8 @@ class _Repair:
         files = self._other_files()
         if files is None:
             raise self._lost(found.damages, "there is none")
-        if len(files) != len(self.manifest.files):
-            raise self._lost(found.damages, "it has other files")
+        if not files:
+            raise self._lost(found.damages, "it holds other bytes, because one of the two was thinned")
         parts, lacking = [], []
         for file, twin in zip(self.manifest.files, files, strict=True):
             damages = [damage for damage in found.damages if damage.file == file.name]
@@ -233,8 +233,9 @@ class _Repair:
         return parts
 
     def _other_files(self) -> Sequence[FileEntry] | None:
-        """Return the files of the other copy; ``None`` where there is none.
+        """Return the files of the other copy, of one that was thinned those in its trash; ``None`` where there is none.
 
+        None of them are returned where it holds other bytes, because one of the two was thinned.
         Refuses another checkpoint of the same id. The chunks of a copy with a damaged manifest speak for themselves.
         """
         try:
@@ -250,7 +251,10 @@ class _Repair:
                 got=f"uid {twin.uid}",
                 hint=f"Nothing was repaired; {self.experiment.location(self.manifest.payload_name)} is as it was.",
             )
-        return twin.files if isinstance(twin, Manifest) else None
+        if not isinstance(twin, Manifest):
+            return None
+        payloads = [twin.files, *(item.files for item in twin.obsolete if not item.removing)]
+        return next((files for files in payloads if _content(files) == _content(self.manifest.files)), ())
 
     def _chunks(self, part: _Part) -> Iterator[bytes]:
         """Yield all chunks of a file, each verified: what was sound a moment ago is not written unseen."""
@@ -305,6 +309,10 @@ def _lost(
         hint=f"Nothing was written. The other copy was looked for in {other.location()}. An export may be a third one; "
         "`ckpt list` shows older checkpoints, `ckpt list --backups` other backups.",
     )
+
+
+def _content(files: Sequence[FileEntry]) -> list[tuple[str, str]]:
+    return [(file.part, file.sha256) for file in files]
 
 
 def _open(experiment: Experiment, file: FileEntry, stack: ExitStack) -> RangeReader | None:

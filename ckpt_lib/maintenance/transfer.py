@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckpt_lib.core.manifest import Claim, FileEntry, Manifest
 from ckpt_lib.errors import (
@@ -10,13 +10,16 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     CorruptManifestError,
+    ProtectedCheckpointError,
 )
 from ckpt_lib.experiment import claims, copies, edits
+from ckpt_lib.experiment.commit import Payload
 from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import blocks_of, damaged_source, replace_file
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.locations import check_apart
+from ckpt_lib.experiment.replacement import HeldNext, replace_payload
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
 from ckpt_lib.stream import Progress
@@ -33,7 +36,8 @@ def backup(
     """Copy a checkpoint to the backup location; ``False`` when a whole copy is there already.
 
     A copy that is there is judged by its manifest and its size, and so is the checkpoint then. With
-    ``verify_existing``, every byte of both is read, and a damaged copy is replaced.
+    ``verify_existing``, every byte of both is read, and a damaged copy is replaced. Where one of the two was thinned,
+    each is judged by its own digests, and neither is replaced by the other.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when the checkpoint itself is found damaged: damage is never
     copied over a backup; and :class:`~ckpt_lib.errors.ConfigError` when the backup is the checkpoint itself, under
@@ -76,7 +80,9 @@ def restore(
 ) -> Manifest:
     """Put the other copy of a checkpoint in its place, whether that is damaged, half gone or deleted.
 
-    Tags and description stay as the experiment has them, if its manifest can still be read. Raises
+    Tags and description stay as the experiment has them, if its manifest can still be read. Where one of the two copies
+    was thinned, the payload here goes to the trash; one that is whole is not replaced by less, which raises
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError`. Raises
     :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.CorruptManifestError` when the other
     copy is damaged too, :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none, and
     :class:`~ckpt_lib.errors.CheckpointExistsError` when a checkpoint with another ``uid`` has the id; the experiment is
@@ -134,6 +140,8 @@ def _put_in_place(
                 sweep(target)
             return copied
         same_or_raise(existing, saved, target)
+        if existing.sha256 != saved.sha256:
+            return _bring_other_payload(source, saved, target, existing, progress, may_replace=use_pointer)
         if not _rewrite(source, saved, target, existing, progress):
             continue
         if existing.state == "deleted":
@@ -144,6 +152,54 @@ def _put_in_place(
         if released := edits.release(target, found):
             return released
     raise too_busy(target, "the checkpoint", saved.checkpoint_id)
+
+
+def _bring_other_payload(
+    source: Experiment,
+    saved: Manifest,
+    target: Experiment,
+    existing: Manifest,
+    progress: Progress | None,
+    *,
+    may_replace: bool,
+) -> Manifest:
+    """Put the payload of the other copy in the place of this one's, where one of the two was thinned.
+
+    The present payload goes to the trash, and is never replaced by less while it is whole. A backup is never changed
+    in this way: what it holds is for a person to give up.
+    """
+    if existing.saved_sha256 != saved.saved_sha256:
+        raise CheckpointExistsError(
+            "a checkpoint with its uid is there, and holds something else",
+            checkpoint_id=existing.checkpoint_id,
+            path=target.location(),
+            hint="One of the two manifests was not made by this library: delete the copy that is wrong.",
+        )
+    if not may_replace:
+        raise _unlike(saved, target)
+    if saved.thinned and existing.thinned is None and compare(target, existing):
+        raise ProtectedCheckpointError(
+            "the checkpoint is whole, and its backup was thinned and holds less",
+            checkpoint_id=existing.checkpoint_id,
+            path=target.location(existing.payload_name),
+            hint="Nothing was changed. `ckpt undelete` brings a deleted one back.",
+        )
+    if existing.state == "deleted":
+        existing = undelete(target, existing.checkpoint_id)
+
+    def write(held: HeldNext) -> Sequence[FileEntry]:
+        return copies.copy_files(source, saved, Payload(held), progress)
+
+    return replace_payload(target, existing, copies.suffix_of(saved), write, thinned=saved.thinned)
+
+
+def _unlike(saved: Manifest, backups: Experiment) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        "the backup is damaged, and the checkpoint cannot make it whole: one of the two was thinned",
+        checkpoint_id=saved.checkpoint_id,
+        path=backups.location(),
+        hint=f"`ckpt delete --backups {saved.checkpoint_id}` gives up what is left of it, `ckpt backup` makes another.",
+    )
 
 
 def _rewrite(
@@ -171,7 +227,7 @@ def _rewrite(
 def _require_there(source: Experiment, saved: Manifest) -> None:
     """Raise when the copy that was read has gone meanwhile: what is missing of it is no damage."""
     record = source.read(saved.checkpoint_id).record
-    if not isinstance(record, Manifest) or record.claim != saved.claim or record.state == "purging":
+    if not isinstance(record, Manifest) or not record.has_files_of(saved) or record.state == "purging":
         raise no_backup(source, saved.checkpoint_id)
 
 

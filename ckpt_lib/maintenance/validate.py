@@ -223,6 +223,8 @@ def can_repair(other: ValidationReport | None, damaged: ValidationReport) -> boo
 
     Of one whose manifest cannot be read nothing is known; a repair compares its chunks with the manifest that there is.
     """
+    if other is not None and other.sha256 and damaged.sha256 and other.sha256 != damaged.sha256:
+        return False  # one of the two was thinned
     if damaged.is_unloadable or other is None or other.is_valid:
         return other is not None and not damaged.is_unloadable
     if other.is_unloadable or any(damage.kind == "manifest" for damage in damaged.damages):

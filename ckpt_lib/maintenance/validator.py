@@ -90,7 +90,7 @@ class Validator:
             self.verdicts.note(experiment, report, manifest)
             return report
         current = experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile, which is no damage
-        if current.claim != manifest.claim:  # it was brought back: its files have other names
+        if not current.has_files_of(manifest):  # it was brought back, or has another payload, under other names
             return self._validate(experiment, current, progress, deep=deep)
         home, backups = self.locations.home, self.locations.backups
         self.verdicts.note(experiment, report, manifest)

@@ -1,6 +1,7 @@
 """Retention plans: which checkpoints stay, and why. The rules are in ``rules``; deleting is done elsewhere.
 
-Whatever the policy says, a plan keeps the newest valid checkpoint, the best valid one, pinned ones, those in use
+Whatever the policy says, a plan keeps the newest valid checkpoint, the newest valid one that was not thinned, the best
+valid one, pinned ones, those in use
 (``protected``), and damaged ones, which may still be repaired and count towards no limit.
 
 The policy judges healthy and unhealthy checkpoints separately, so that those of a run with NaN displace no healthy one.
@@ -73,6 +74,8 @@ class Decision(BaseModel):
     step: int
     size_bytes: int
     status: Status
+    thin: bool = False
+    """True when it stays and is to lose all but its weights."""
 
 
 class RetentionPlan(BaseModel):
@@ -93,8 +96,13 @@ class RetentionPlan(BaseModel):
         return tuple(decision.checkpoint_id for decision in self.decisions if not decision.keep)
 
     @property
+    def thinned_ids(self) -> tuple[str, ...]:
+        """What stays and is to lose all but its weights."""
+        return tuple(decision.checkpoint_id for decision in self.decisions if decision.thin)
+
+    @property
     def freed_bytes(self) -> int:
-        """Bytes that carrying out the plan frees."""
+        """Bytes that the deletions of the plan free."""
         return sum(decision.size_bytes for decision in self.decisions if not decision.keep)
 
 
@@ -105,8 +113,12 @@ def plan_retention(
     now: datetime,
     monitors: Collection[Monitor],
     protected: Mapping[str, str] | None = None,
+    thin_after: int | None = None,
 ) -> RetentionPlan:
     """Decide about every record. ``protected`` maps ids in use to reasons for keeping them.
+
+    Of those that stay, all but the newest ``thin_after`` are to be thinned: the unhealthy ones are counted by
+    themselves. The newest, the best, pinned, damaged and ``protected`` ones never are.
 
     The best by each of ``monitors`` is kept. Checkpoints are ordered by sequence, never by time stamps. ``now`` is used
     by rules about age, and cannot affect what every plan keeps. Raises :class:`~ckpt_lib.errors.ConfigError` if it has
@@ -117,6 +129,8 @@ def plan_retention(
     newest_first = sorted(records, key=lambda record: (record.sequence, record.checkpoint_id), reverse=True)
     whole = [record for record in newest_first if record.status != "damaged"]
     reasons = _wanted(policy, whole, now) | dict(protected or {}) | _always_kept(newest_first, whole, monitors)
+    kept = [record for record in whole if record.checkpoint_id in reasons]
+    thin = set() if thin_after is None else _to_thin(kept, thin_after, monitors) - set(protected or {})
     return RetentionPlan(
         decisions=tuple(
             Decision(
@@ -127,10 +141,20 @@ def plan_retention(
                 step=record.step,
                 size_bytes=record.size_bytes,
                 status=record.status,
+                thin=record.checkpoint_id in thin,
             )
             for record in newest_first
         )
     )
+
+
+def _to_thin(kept: Sequence[RetentionRecord], thin_after: int, monitors: Collection[Monitor]) -> set[str]:
+    """Return which of the records that stay, newest first, are to lose all but their weights."""
+    full = [record for record in kept if not record.thinned]
+    spared = set(_always_kept(full, full, monitors))
+    for healthy in (True, False):
+        spared |= set([record.checkpoint_id for record in full if record.healthy is healthy][:thin_after])
+    return {record.checkpoint_id for record in full} - spared
 
 
 def _wanted(policy: RetentionPolicy, whole: Sequence[RetentionRecord], now: datetime) -> Reasons:
@@ -166,8 +190,13 @@ def _always_kept(
     for candidates in (whole, [record for record in whole if record.status == "valid"]):
         healthy = [record for record in candidates if record.healthy]
         # An unhealthy checkpoint is better than none.
-        for record in (healthy or candidates)[:1]:
+        newest = healthy or candidates
+        for record in newest[:1]:
             keep([record], _said_of(record, f"newest {record.status}"))
+        if newest and newest[0].thinned:  # no run can go on from it
+            full = [record for record in newest if not record.thinned]
+            for record in full[:1]:
+                keep([record], _said_of(record, f"newest {record.status} with all of its state"))
         for monitor in monitors:
             for record in ranked(healthy, monitor)[:1]:
                 keep([record], f"best {record.status} by {monitor.metric}")

@@ -45,6 +45,8 @@ class RetentionRecord(BaseModel):
     status: Status = "unverified"
     healthy: bool = True
     """``False`` if the health check found NaN or infinities."""
+    thinned: bool = False
+    """True when it holds only its weights: no run can go on from it."""
 
 
 Reasons = dict[str, str]

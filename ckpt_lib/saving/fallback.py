@@ -201,7 +201,7 @@ class Fallback:
                 path=self._home.location(brought.payload_name),
                 hint="`ckpt repair` or delete that copy; the one in the fallback folder stays.",
             )
-        if found and not (found.manifest.claim == brought.claim and release(self._home, found)):
+        if found and not (found.manifest.has_files_of(brought) and release(self._home, found)):
             raise VersionConflictError(
                 "the copy in the store was changed while it was read",
                 checkpoint_id=brought.checkpoint_id,

@@ -6,6 +6,7 @@ from functools import partial
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.experiment.deletion import purge
+from ckpt_lib.experiment.replacement import remove_obsolete
 from ckpt_lib.maintenance.cleaners import Cleaner
 
 
@@ -23,7 +24,8 @@ class FreeSpace:
 
 
 def reclaim(cleaner: Cleaner, needed_bytes: int | None) -> None:
-    """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what retention deletes.
+    """Free ``needed_bytes``, or as much as may go: deleted checkpoints first, then what others were thinned of, and
+    then what retention deletes.
 
     ``None`` stands for a store that was full although it told of free space, as one with a quota does: then all goes
     that may. No guarantee of retention is weaker here. Killed on the way, every checkpoint is whole or gone. Raises
@@ -40,8 +42,9 @@ def reclaim(cleaner: Cleaner, needed_bytes: int | None) -> None:
         return
     is_sound = partial(cleaner.known.verify, experiment)
     purged = purge(experiment, grace_seconds=0, is_enough=is_enough, is_sound=is_sound) if view.valid else []
+    dropped = remove_obsolete(experiment, grace_seconds=0, is_enough=is_enough, is_sound=is_sound)
     deleted = () if is_enough() else cleaner.clean_quickly().deleted_ids
-    if purged or deleted:
+    if purged or dropped or deleted:
         experiment.events.emit(
             "store.reclaimed",
             f"removed {len(purged)} deleted checkpoints for good and retired {len(deleted)} to make room",

@@ -309,7 +309,7 @@ class _Discard:
 
 
 def _content_of(manifest: Manifest) -> str:
-    return _content_digest(manifest.sha256, manifest.tags, manifest.description)
+    return _content_digest(manifest.saved_sha256, manifest.tags, manifest.description)
 
 
 def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:

@@ -221,7 +221,7 @@ def test_one_that_was_taken_for_dead_is_refused(experiment: Experiment, clock: C
 
 def test_a_long_upload_renews_its_claim(experiment: Experiment, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, no sweep takes it for dead while it writes."""
-    monkeypatch.setattr(claims, "_RENEW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "RENEW_AFTER_SECONDS", 0.0)
 
     def slow(payload: commit.Payload) -> None:
         clock.now += timedelta(hours=20)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import StoreUnavailableError
-from ckpt_lib.experiment import claims, copies, deletion, edits
+from ckpt_lib.experiment import claims, commit, copies, deletion, edits, replacement
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.testing.faulty_store import FaultPlan, FaultyStore
-from tests.experiment.small import Clock, new_store, save
+from tests.experiment.small import Clock, new_store, save, write
 
 
 def _life(experiment: Experiment) -> None:
@@ -23,11 +24,21 @@ def _life(experiment: Experiment) -> None:
     edits.quarantine(experiment, experiment.read(first.checkpoint_id), {"files": []})
     edits.release(experiment, experiment.read(first.checkpoint_id))
     copies.copy(experiment, first, Experiment(experiment.store, "b", "e"))
+    source = experiment.get(first.checkpoint_id)
+    replacement.replace_payload(experiment, source, ".pt", _write_again, thinned=None)
+    replacement.switch_back(experiment, first.checkpoint_id, experiment.get(first.checkpoint_id).obsolete[-1])
+    replacement.remove_obsolete(experiment, grace_seconds=0)
     deletion.delete_all(experiment, [first.checkpoint_id])
     deletion.undelete(experiment, first.checkpoint_id)
     deletion.delete_all(experiment, [first.checkpoint_id])
     deletion.purge(experiment, grace_seconds=0)
     sweep(experiment)
+
+
+def _write_again(held: replacement.HeldNext) -> list[FileEntry]:
+    payload = commit.Payload(held)
+    write(payload)
+    return payload.files
 
 
 class Killed(BaseException):
@@ -80,7 +91,8 @@ def _assert_nothing_is_left(store: MemoryStore, step: int) -> None:
         sweep(experiment)
         view = experiment.index.view()
         assert {claim.state for claim in view.claims} <= {"gone"}, step
-        named = {experiment.key(file.name) for item in (*view.manifests, *view.deleted) for file in item.files}
+        assert all(item.next is None for item in view.manifests), step
+        named = {experiment.key(name) for item in (*view.manifests, *view.deleted) for name in item.all_names}
         assert {key for key in view.entries if key.endswith(".pt")} == named, step
 
 

@@ -197,6 +197,6 @@ def test_files_that_were_deleted_and_brought_back_are_read_anew(manager: Checkpo
     home = Experiment(open_store(str(experiment_folder(manager).parent)), "run", "run")
     manifest = home.get(saved)
     bring_back(manager, saved)
-    with pytest.raises(CheckpointNotFoundError, match="brought back meanwhile"):
+    with pytest.raises(CheckpointNotFoundError, match="replaced by others meanwhile"):
         read_payload(home, manifest, verify=True)
     assert read_payload(home, home.get(saved), verify=True)["epoch"] == 1

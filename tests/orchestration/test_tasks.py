@@ -236,3 +236,13 @@ def test_a_report_never_fails_its_run(config: CheckpointConfig, caplog: pytest.L
 
     assert reports() == "done"
     assert "No report was published" in caplog.text
+
+
+def test_thin_keeps_the_weights(config: CheckpointConfig) -> None:
+    """Run again, it changes nothing more."""
+    manager, model = CheckpointManager(config, EXPERIMENT), nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    first = manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
+    thinned = in_flow(lambda: [tasks.thin_checkpoint(config, EXPERIMENT, str(first)) for _ in range(2)])
+    assert thinned[0].is_thinned
+    assert thinned[0] == thinned[1]

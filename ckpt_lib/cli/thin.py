@@ -1,0 +1,66 @@
+"""The command that drops all but the weights of checkpoints: ``ckpt thin``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.output import Column, note, print_json, print_table
+from ckpt_lib.cli.session import open_copies, resolve_all
+from ckpt_lib.core.wording import count_of, duration, size_text
+from ckpt_lib.errors import ConfigError
+
+
+def thin(
+    checkpoint_ids: options.CheckpointNames,
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Bring back what they lost, if it is in the trash.")] = False,
+    backups: options.OfBackups = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Keep only the weights of checkpoints, and drop what is needed to resume from them.
+
+    They lose the state of optimizer, scheduler, random number generators and data, and no run resumes from them any
+    more; they can be loaded, compared and exported as before. What they lost stays in the trash for trash_seconds, a
+    day by default. Backups keep everything: with --backups, only the backups of these ids are thinned.
+    """
+    if undo and backups:
+        raise ConfigError("--undo and --backups cannot be combined", expected="one of them")
+    manager = open_copies(store, experiment, config, backups=backups)
+    ids = resolve_all(manager, checkpoint_ids, backups=backups)
+    describe = manager.get_backup if backups else manager.get_checkpoint
+    before = {} if undo else {name: describe(name) for name in ids}
+    change = manager.unthin_checkpoint if undo else manager.thin_backup if backups else manager.thin_checkpoint
+    after = [change(name) for name in ids]
+    if as_json:
+        print_json({"experiment_name": manager.experiment_name, "checkpoints": after})
+        return
+    columns = (Column("id"), Column("holds"), Column("size", numeric=True))
+    print_table(
+        columns,
+        [
+            (item.checkpoint_id, "weights only" if item.is_thinned else "everything", size_text(item.file_size))
+            for item in after
+        ],
+    )
+    thinned = [item for item in after if item.is_thinned and not before[item.checkpoint_id].is_thinned]
+    if thinned:
+        freed_bytes = sum(before[item.checkpoint_id].file_size - item.file_size for item in thinned)
+        _tell_of_trash(len(thinned), freed_bytes, manager.config.trash_seconds, backups=backups)
+    elif not undo:
+        note("Nothing was dropped: they hold nothing but their weights.")
+
+
+def _tell_of_trash(count: int, freed_bytes: int, trash_seconds: float, *, backups: bool) -> None:
+    what = f"{count_of(count, 'backup' if backups else 'checkpoint')} thinned, {size_text(freed_bytes)} less"
+    if trash_seconds <= 0:
+        note(f"{what}.")
+    elif backups:
+        note(f"{what} once the trash is emptied, in {duration(trash_seconds)}.")
+    else:
+        note(f"{what} once the trash is emptied, in {duration(trash_seconds)}: `ckpt thin --undo ID` until then.")

@@ -1,0 +1,73 @@
+"""Whether two payloads are the same, bit for bit: types, structure, numbers, and the bytes of tensors."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def first_difference(found: Any, wanted: Any, place: str = "the payload") -> str | None:
+    """Return where two payloads differ, such as ``model_state_dict.weight``; ``None`` where they are the same.
+
+    NaN is the same as NaN of the same bits, and 0.0 is not the same as -0.0.
+    """
+    if isinstance(wanted, torch.Tensor):
+        return None if isinstance(found, torch.Tensor) and _same_tensors(found, wanted) else place
+    if type(found) is not type(wanted):
+        return place
+    if isinstance(wanted, Mapping):
+        return _first_in_mappings(found, wanted, place)
+    if isinstance(wanted, list | tuple):
+        return _first_in_sequences(found, wanted, place)
+    return None if _spelled(found) == _spelled(wanted) else place
+
+
+def _spelled(value: Any) -> Any:
+    return struct.pack("<d", value) if isinstance(value, float) else value
+
+
+def _first_in_sequences(found: Sequence[Any], wanted: Sequence[Any], place: str) -> str | None:
+    if len(found) != len(wanted):
+        return place
+    items = enumerate(zip(found, wanted, strict=True))
+    return _first(first_difference(one, other, f"{place}[{number}]") for number, (one, other) in items)
+
+
+def _first_in_mappings(found: Mapping[Any, Any], wanted: Mapping[Any, Any], place: str) -> str | None:
+    if list(found) != list(wanted):
+        return place
+    # state_dict() keeps the versions of modules in its attributes.
+    if hasattr(wanted, "__dict__") and (difference := first_difference(vars(found), vars(wanted), place)):
+        return difference
+    start = "" if place == "the payload" else f"{place}."
+    return _first(first_difference(found[key], value, f"{start}{key}") for key, value in wanted.items())
+
+
+def _first(differences: Iterable[str | None]) -> str | None:
+    return next((place for place in differences if place), None)
+
+
+def _same_tensors(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    facts = ("dtype", "shape", "requires_grad", "layout", "is_quantized", "is_nested")
+    if any(getattr(found, fact) != getattr(wanted, fact) for fact in facts):
+        return False
+    if wanted.layout is not torch.strided or wanted.is_quantized or wanted.is_nested:
+        return _saved(found) == _saved(wanted)
+    return torch.equal(_bytes(found), _bytes(wanted))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    # A single element may keep an odd stride, which is contiguous all the same and no bytes to torch.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8) if flat.numel() else torch.empty(0)
+
+
+def _saved(tensor: torch.Tensor) -> bytes:
+    """Return what torch stores of a tensor that has no bytes in a row."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()

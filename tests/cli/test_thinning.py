@@ -1,0 +1,70 @@
+"""``ckpt thin`` and what other commands say of checkpoints that hold only their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from tests.cli.running import run, run_json
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A store with three checkpoints of a model with its optimizer."""
+    store, model = tmp_path / "trained", nn.Linear(64, 64)
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.autograd.backward(model(torch.randn(2, 64)).sum())
+    optimizer.step()
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store)), "run")
+    options = {"model": model, "optimizer": optimizer}
+    made = [manager.save_checkpoint(**options, epoch=epoch, metrics={"val_loss": epoch}) for epoch in (1, 2, 3)]
+    return store, [str(checkpoint_id) for checkpoint_id in made]
+
+
+def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
+    """Each command says what the checkpoints hold now, and what can come back."""
+    store, (first, second, _) = trained
+    result = run("thin", first, second, store=store)
+    assert result.stdout.count("weights only") == 2
+    assert "2 checkpoints thinned" in result.stderr
+    assert "ckpt thin --undo" in result.stderr
+    assert "weights only" in run("list", store=store).stdout
+    assert "only its weights are left" in run("show", first, store=store).stderr
+    assert "2 other checkpoints in the trash" in run("trash", store=store).stderr
+    assert "everything" in run("thin", "--undo", first, store=store).stdout
+    assert run_json("thin", second, store=store)["checkpoints"][0]["is_thinned"] is True
+    assert set(run_json("trash", store=store)["dropped_bytes"]) == {first, second}
+    assert "freed" in run("trash", "--empty", "--yes", store=store).stderr
+    assert run_json("trash", store=store)["dropped_bytes"] == {}
+    assert "has been removed" in run("thin", "--undo", second, store=store, code=2).stderr
+    assert run_json("restore", second, store=store)
+    assert run_json("show", second, store=store)["is_thinned"] is False
+
+
+def test_thin_backups(trained: tuple[Path, list[str]]) -> None:
+    """The backups of these ids alone; to undo that is not offered."""
+    store, (first, *_) = trained
+    assert "1 backup thinned" in run("thin", "--backups", first, store=store).stderr
+    assert run_json("show", first, store=store)["is_thinned"] is False
+    assert "cannot be combined" in run("thin", "--backups", "--undo", first, store=store, code=2).stderr
+
+
+def test_cleanup_plans_and_thins(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """With thin_after, the plan says which ones, and the report what came of it."""
+    store, (_, second, _) = trained
+    config = tmp_path / "ckpt.yaml"
+    config.write_text(f"{{checkpoint_dir: '{store}', thin_after: 1}}")
+    planned = run("cleanup", "--dry-run", "--config", config)
+    assert f"{second}  thin" in planned.stdout
+    assert "keep only the weights of 1 checkpoint" in planned.stderr
+    assert "1 thinned" in run("cleanup", "--yes", "--config", config).stderr
+    assert run_json("show", second, store=store)["is_thinned"] is True
+
+
+def test_thin_tells_when_there_is_nothing_to_drop(store: Path, ids: list[str]) -> None:
+    """They were saved without an optimizer."""
+    assert "Nothing was dropped" in run("thin", ids[0], store=store).stderr
