@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -75,6 +76,25 @@ class CheckpointManager(Finder):
             reconciler=self._reconciler,
         )
         self._loader = Loader(self._locations, self._lineage, self._reconciler)
+
+    @classmethod
+    def from_env(
+        cls,
+        experiment_name: str | None = None,
+        *,
+        save_policy: SavePolicy | None = None,
+        retention_policy: RetentionPolicy | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the manager that ``CKPT_*`` variables describe, as the flow ``launch`` sets them for its command.
+
+        ``CKPT_EXPERIMENT`` names the experiment, and :meth:`CheckpointConfig.from_env` reads the options; arguments
+        override both. Raises :class:`~ckpt_lib.errors.ConfigError` if no experiment is named, or for a wrong option.
+        """
+        if not (name := experiment_name or os.environ.get("CKPT_EXPERIMENT")):
+            raise ConfigError("no experiment is named", expected="an experiment_name, or CKPT_EXPERIMENT")
+        config = CheckpointConfig.from_env(**options)
+        return cls(config, name, save_policy=save_policy, retention_policy=retention_policy)
 
     def _fallback_with(self, post_save: PostSave) -> tuple[Fallback | None, Reconciler | None]:
         home, stranded = self._locations.home, self._locations.fallback

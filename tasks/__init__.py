@@ -30,6 +30,7 @@ from prefect_checkpoints.tasks.report import (
     report_cleanup,
     report_comparison,
     report_doctor,
+    report_launch,
     report_metrics,
     report_validation,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "report_cleanup",
     "report_comparison",
     "report_doctor",
+    "report_launch",
     "report_metrics",
     "report_validation",
     "restore_checkpoint",

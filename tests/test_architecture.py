@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"store"},
     {"state"},
     {"formats"},
-    {"testing", "policies"},
+    {"testing", "policies", "launch"},
     {"index"},
     {"experiment"},
     {"analysis", "maintenance"},

@@ -43,8 +43,7 @@ def classify(
     if is_hung:
         return Ending("hung", stop_reason or "no new checkpoint")
     if stop_reason is not None:
-        # A command may end by itself just before it is told to.
-        return Ending("done", "exit code 0") if code == 0 else Ending("preempted", stop_reason)
+        return Ending("preempted", stop_reason)  # with any exit code: many end with 0 when they are asked to
     if code == 0:
         return Ending("done", "exit code 0")
     if code is None:

@@ -18,7 +18,7 @@ MAX_LINE_CHARACTERS = 8_192
 TAIL_LINES = 60
 LINES_PER_SECOND = 200
 BURST_LINES = 5_000
-"""A log, a server most of all, takes only so much. What comes faster is counted, and its end is in the tail."""
+"""A log, a server most of all, takes only so much. What comes faster is counted, and left out but for its end."""
 PARTIAL_SECONDS = 2.0
 """An unfinished line, such as a question or a progress bar, is logged after this time."""
 
@@ -37,6 +37,7 @@ class Output:
         self._allowance = float(BURST_LINES)
         self._allowed_at = time.monotonic()
         self._left_out = 0
+        self._lost_bytes = 0
         self._has_failed = False
 
     @property
@@ -54,7 +55,7 @@ class Output:
         for lines in self._lines.values():
             for line in lines.take_overdue():
                 self._emit(line)
-        if self._left_out and self._may_log(BURST_LINES / 2):
+        if self._is_behind and self._may_log(BURST_LINES / 2):
             self._tell_left_out()
 
     def finish(self) -> None:
@@ -62,16 +63,23 @@ class Output:
         for lines in self._lines.values():
             for line in lines.take_rest():
                 self._emit(line)
-        if self._left_out:
+        if self._is_behind:
+            last = list(self._tail)[-self._left_out :] if self._left_out else []
             self._tell_left_out()
+            for line in last:
+                self._send(line)
 
     def note_dropped(self, size_bytes: int) -> None:
-        """Say that output was lost because this process did not read it in time."""
-        self._emit(f"[{size_text(size_bytes)} of output lost: the command wrote faster than could be read]")
+        """Note that output was lost because this process did not read it in time."""
+        self._lost_bytes += size_bytes
+
+    @property
+    def _is_behind(self) -> bool:
+        return bool(self._left_out or self._lost_bytes)
 
     def _emit(self, line: str) -> None:
         self._tail.append(line)
-        if self._left_out == 0 and self._may_log(1):
+        if not self._is_behind and self._may_log(1):
             self._allowance -= 1
             self._send(line)
         else:
@@ -84,8 +92,9 @@ class Output:
         return self._allowance >= lines
 
     def _tell_left_out(self) -> None:
-        self._send(f"[{count_of(self._left_out, 'line')} left out: more than the log can take]")
-        self._left_out = 0
+        lost = f" and {size_text(self._lost_bytes)}" if self._lost_bytes else ""
+        self._send(f"[{count_of(self._left_out, 'line')}{lost} left out: more than the log can take]")
+        self._left_out = self._lost_bytes = 0
 
     def _send(self, line: str) -> None:
         try:
