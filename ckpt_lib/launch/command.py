@@ -25,10 +25,7 @@ def words_of(command: str | Sequence[str]) -> list[str]:
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for an empty command, and for a text that only a shell understands.
     """
-    if isinstance(command, str):
-        words = _split(command)
-    else:
-        words = list(command)
+    words = _split(command) if isinstance(command, str) else list(command or ())
     if not words or not all(isinstance(word, str) for word in words) or not words[0]:
         raise ConfigError("the command is empty or not text", expected="a program and arguments", got=briefly(command))
     if any("\0" in word for word in words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from ckpt_lib.store.registry import scheme_of
 
 _LONGEST_SECONDS_BETWEEN_LOOKS = 30.0
 _LOOKS_PER_STALL = 10
+_SHORTEST_STALL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class LaunchRequest:
         check_experiment_name(self.experiment_name)
         if scheme_of(self.config.checkpoint_dir) == "memory":
             raise ConfigError("another process cannot reach a store in memory", got=self.config.checkpoint_dir)
+        _check_number("the deadline of a stop", self.stop_seconds, at_least=0)
+        _check_number("the wait before a restart", self.restarts.delay_seconds, at_least=0)
+        _check_number("the number of restarts", min(self.restarts.max_restarts, self.restarts.max_fruitless_restarts))
+        if self.stall_seconds is not None:
+            _check_number("the time without a checkpoint", self.stall_seconds, at_least=_SHORTEST_STALL_SECONDS)
         self.order()
 
     def order(self, number: int = 1, lock: LaunchLock | None = None) -> Order:
@@ -182,6 +189,11 @@ class Launcher:
                 self._stopped_by = self._stopped_by or error
                 stop_reason = stop_reason or f"the launch was asked to stop ({type(error).__name__})"
                 command.stop()
+
+
+def _check_number(what: str, value: float, at_least: float = 0) -> None:
+    if not at_least <= value < math.inf:
+        raise ConfigError(f"{what} cannot be {value}", expected=f"a number from {at_least} on", got=repr(value))
 
 
 def _seconds_between_looks(stall_seconds: float | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ckpt_lib.launch.report import Outcome
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = frozenset(signal.Signals)
 _SHELL_BASE = 128
 """Shells, and ``save_on_signal``, report a signal as 128 and its number."""
 
@@ -65,7 +66,7 @@ def classify(
 def _signal_of(code: int) -> int | None:
     """Return the signal that an exit code stands for."""
     number = -code if code < 0 else code - _SHELL_BASE
-    return number if (code < 0 or code > _SHELL_BASE) and number in set(signal.Signals) else None
+    return number if (code < 0 or code > _SHELL_BASE) and number in _SIGNALS else None
 
 
 def _signal_from_torchrun(last_lines: Sequence[str], otherwise: str) -> tuple[int | None, str]:

@@ -120,8 +120,8 @@ class _Lines:
         *whole, partial = (self._partial + self._decode(data)).split("\n")
         if whole:
             self._partial_since = time.monotonic()
-        if "\r" in partial[:-1]:
-            partial = partial[partial.rindex("\r", 0, len(partial) - 1) :]  # what came before was written over
+        if (at := partial.rstrip("\r").rfind("\r")) >= 0:
+            partial = partial[at:]  # what came before was written over
         pieces = [piece for line in whole for piece in _pieces(_as_seen(line))]
         while len(partial) > MAX_LINE_CHARACTERS:
             pieces.append(_printable(partial[:MAX_LINE_CHARACTERS]))

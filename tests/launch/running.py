@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig
 from ckpt_lib.launch.launcher import Launcher, LaunchRequest
 from ckpt_lib.launch.locking import VARIABLE
-from ckpt_lib.launch.processes import Process, with_variable
+from ckpt_lib.launch.processes import Process, descendants, table, with_variable
 from ckpt_lib.launch.report import LaunchReport
 from ckpt_lib.launch.restarts import RestartPolicy
 
@@ -46,8 +46,12 @@ def launched(
 
 
 def launcher(what: LaunchRequest, logged: Logged, ids: Callable[[], Sequence[str]] | None = None) -> Launcher:
-    manager = CheckpointManager(what.config, what.experiment_name)
-    return Launcher(what, ids or manager.checkpoint_ids, log_line=logged.lines.append, tell=logged.told.append)
+    return Launcher(what, ids or partial(ids_in, Path(what.config.checkpoint_dir)), log_line=logged.lines.append, tell=logged.told.append)
+
+
+def ids_in(store: Path) -> list[str]:
+    """The ids in the experiment's folder, without PyTorch, which takes seconds to load."""
+    return sorted(path.stem for path in (store / "run").glob("checkpoint_epoch*.json"))
 
 
 def python(code: str) -> list[str]:
@@ -57,6 +61,13 @@ def python(code: str) -> list[str]:
 def processes_of(what: LaunchRequest) -> list[Process]:
     """What is running of a launch."""
     return with_variable(VARIABLE, what.lock().name)
+
+
+def supervisor_of(launcher_pid: int) -> int:
+    """The process between a launcher and its command."""
+    children = [item.pid for item in descendants(launcher_pid, table().values()) if item.parent == launcher_pid]
+    (found,) = [pid for pid in children if b"ckpt_lib.launch.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
 
 
 def wait_until(what: str, condition: Callable[[], Any], seconds: float = SECONDS_TO_WAIT) -> Any:
@@ -71,9 +82,9 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = SECONDS
 
 def started(store: Path, command: Sequence[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
     """A launch in a process of its own, which can be killed."""
-    arguments = [sys.executable, "-m", "tests.launch.running", str(store), json.dumps(list(command))]
+    arguments = [sys.executable, "-u", "-m", "tests.launch.running", str(store), json.dumps(list(command))]
     with log.open("ab") as file:
-        return subprocess.Popen(
+        return subprocess.Popen(  # unbuffered: the test reads it meanwhile
             [*arguments, json.dumps(options)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
 
@@ -81,13 +92,10 @@ def started(store: Path, command: Sequence[str], log: Path, **options: Any) -> s
 def main(store: str, command: str, options: str) -> None:
     given = json.loads(options)
     given["restarts"] = RestartPolicy(*given.get("restarts", (2, 1, 0.05)))
-    logged = Logged()
     what = request(Path(store), json.loads(command), **given)
-    manager = CheckpointManager(what.config, what.experiment_name)
-    launch = Launcher(what, manager.checkpoint_ids, log_line=logged.lines.append, tell=lambda text: print(text, flush=True))
-    print("launcher", os.getpid(), flush=True)
+    launch = Launcher(what, partial(ids_in, Path(store)), log_line=print, tell=print)
     report = launch.run()
-    print(report, flush=True)
+    print(report)
     if launch.stopped_by is not None:
         raise launch.stopped_by
     sys.exit(0 if report.outcome == "done" else 1)
