@@ -117,7 +117,8 @@ class Launcher:
         with request.lock() as lock:
             while True:
                 self._attempts.append(self._attempt(len(self._attempts) + 1, lock))
-                self._tell(f"Attempt {len(self._attempts)}: {self._attempts[-1]}")
+                if self._attempts[-1].outcome != "done":
+                    self._tell(f"Attempt {len(self._attempts)}: {self._attempts[-1]}")
                 conclusion = request.restarts.conclusion(self._attempts)
                 if self._stopped_by is not None:
                     conclusion = "the launch was asked to stop"

@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
+from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, launch, manage_backups, train, validate_store
 
 pytestmark = pytest.mark.usefixtures("own_results")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "flows.md"
@@ -24,6 +24,7 @@ CLEANED = {"checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "tr
 MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store, manage_backups]
 SHOWN = [
     (train, set(CheckpointConfig.model_fields)),
+    (launch, set(CheckpointConfig.model_fields)),
     (checkpoint_lifecycle, CLEANED | {"backup_only_best"}),
     (validate_store, CLEANED - {"max_checkpoints"} | {"backup_checkpoints", "backup_only_best"}),
     (cleanup_store, CLEANED),

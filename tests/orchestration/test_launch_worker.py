@@ -1,0 +1,168 @@
+"""Launched trainings on a process worker: kills of ranks, of the run's process and of the worker; cancelled, preempted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ckpt_lib.launch.processes import descendants, table
+from deployments.serve import PROJECT
+from tests.launch.running import processes_of, wait_until
+from tests.launch.steps import SAVE_EVERY
+from tests.launch.test_torchrun import Run
+from tests.orchestration.test_deployments import SECONDS_TO_WAIT, Api, ended
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(sys.platform != "linux", reason="commands are launched on Linux only"),
+]
+KILLS = int(os.environ.get("CKPT_TEST_LAUNCH_KILLS", "10"))
+
+
+class Fixture:
+    """A deployment of ``launch`` in a work pool of its own, and a worker that can be killed."""
+
+    def __init__(self, api: Api, environment: dict[str, str], folder: Path, name: str) -> None:
+        self.api, self.name = api, name
+        self._environment, self._folder = environment, folder
+        self.worker: subprocess.Popen[bytes] | None = None
+        api.post("/work_pools/", {"name": name, "type": "process"})
+        flow = api.post("/flows/", {"name": "launch"})
+        deployment = {"name": name, "flow_id": flow["id"], "entrypoint": "prefect_checkpoints.flows.launch"}
+        self.deployment = api.post("/deployments/", {**deployment, "work_pool_name": name, "path": str(PROJECT)})
+
+    def start_worker(self) -> None:
+        command = ["prefect", "worker", "start", "--pool", self.name, "--type", "process"]
+        with (self._folder / "worker.log").open("ab") as log:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=PROJECT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def launch(self, run: Run, **parameters: Any) -> str:
+        options = {
+            "command": list(run.request.command),
+            "experiment_name": "run",
+            "checkpoints": {"checkpoint_dir": str(run.store)},
+            "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            "working_directory": str(PROJECT),
+            "restart_delay_seconds": 0,
+            "stop_deadline_seconds": 20,
+            "max_restarts": KILLS,
+        }
+        return self.api.start(self.deployment, options | parameters)
+
+    def process_of(self, run_id: str) -> int:
+        """The flow run's process: what the supervisor of its command is a child of."""
+
+        def found() -> int:
+            everyone = table()
+            supervisors = [pid for pid in everyone if b"ckpt_lib.launch.supervisor" in _read(pid, "cmdline")]
+            parents = [everyone[pid].parent for pid in supervisors]
+            return next((pid for pid in parents if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in _read(pid, "environ")), 0)
+
+        return int(wait_until("the run's process", found))
+
+    def stop(self) -> None:
+        """End the worker, and all that it has started."""
+        if self.worker is not None:
+            below = [item.pid for item in descendants(self.worker.pid, table().values())]
+            for pid in (self.worker.pid, *below):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.worker.wait()
+
+
+def _read(pid: int, name: str) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
+
+
+@pytest.fixture
+def api(server_environment: dict[str, str]) -> Iterator[Api]:
+    with httpx.Client(base_url=server_environment["PREFECT_API_URL"], timeout=SECONDS_TO_WAIT) as client:
+        yield Api(client)
+
+
+@contextmanager
+def pool(api: Api, environment: dict[str, str], folder: Path, name: str) -> Iterator[Fixture]:
+    fixture = Fixture(api, environment, folder, name)
+    fixture.start_worker()
+    try:
+        yield fixture
+    finally:
+        fixture.stop()
+
+
+def test_training_survives_kills_of_everything(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """Of a rank: restarted. Of the run's process: nothing is left, and the next run resumes. Of the worker: goes on."""
+    run = Run(tmp_path, last_step=16 * KILLS)
+    with pool(api, server_environment, tmp_path, "kills") as fixture:
+        run_id = fixture.launch(run)
+        for kill in range(KILLS):
+            run.await_steps(SAVE_EVERY + kill % 3)
+            if kill % 3 == 0:
+                os.kill(run.ranks()[kill % 2].pid, signal.SIGKILL)
+            elif kill % 3 == 1:
+                os.kill(fixture.process_of(run_id), signal.SIGKILL)
+                wait_until("the end of the orphans", lambda: not processes_of(run.request), 10)
+                run_id = fixture.launch(run)
+            else:
+                assert fixture.worker is not None
+                fixture.worker.kill()
+                fixture.worker.wait()
+                made = len(run.trained_steps())
+                wait_until("the run to go on", lambda made=made: len(run.trained_steps()) > made)
+                fixture.start_worker()
+        wait_until("the last step", lambda: run.trained_steps()[-1] == run.last_step, 300)
+        wait_until("the end", lambda: not processes_of(run.request))
+        found = ended(api, run_id)
+    # Prefect itself may call a run crashed whose worker was killed, although its process has completed it.
+    assert found["state_type"] in {"COMPLETED", "CRASHED"}
+    run.check_end(kills=KILLS)
+
+
+def test_a_cancelled_run_saves_and_leaves_nothing(
+    server_environment: dict[str, str], api: Api, tmp_path: Path
+) -> None:
+    """Cancelled on the page, the ranks save where they are, all processes end, and the run is Cancelled."""
+    run = Run(tmp_path, last_step=10_000)
+    with pool(api, server_environment, tmp_path, "cancelled") as fixture:
+        run_id = fixture.launch(run)
+        run.await_steps(SAVE_EVERY + 2)
+        api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+        assert ended(api, run_id)["state_type"] == "CANCELLED"
+        wait_until("the end", lambda: not processes_of(run.request), 10)
+    latest = run.manager.get_latest_checkpoint()
+    assert latest is not None
+    assert latest.step == run.trained_steps()[-1]
+    assert "launch-run" in api.artifact_keys(run_id)
+
+
+def test_a_rescheduled_run_resumes_by_itself(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """With Prefect's setting, SIGTERM saves and puts the same run back; it is picked up again, and repeats nothing."""
+    environment = {**server_environment, "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+    run = Run(tmp_path, last_step=40)
+    with pool(api, environment, tmp_path, "rescheduled") as fixture:
+        run_id = fixture.launch(run)
+        run.await_steps(SAVE_EVERY + 2)
+        os.kill(fixture.process_of(run_id), signal.SIGTERM)
+        found = ended(api, run_id)
+        assert found["state_type"] == "COMPLETED", found["state"]
+        assert found["run_count"] == 2
+    assert run.trained_steps() == list(range(1, run.last_step + 1))
+    run.check_end(kills=0)
