@@ -12,4 +12,12 @@ from prefect_checkpoints.flows.lifecycle import checkpoint_lifecycle
 from prefect_checkpoints.flows.train import TrainingParameters, train
 from prefect_checkpoints.flows.validate import validate_store
 
-__all__ = ["TrainingParameters", "checkpoint_lifecycle", "cleanup_store", "launch", "manage_backups", "train", "validate_store"]
+__all__ = [
+    "TrainingParameters",
+    "checkpoint_lifecycle",
+    "cleanup_store",
+    "launch",
+    "manage_backups",
+    "train",
+    "validate_store",
+]

@@ -71,7 +71,8 @@ def launch(
     report = launcher.run()
     if launcher.stopped_by is not None:
         logger.warning("%s", report)
-        report_launch.fn(checkpoints, experiment_name, report)  # not as a task: those of a run being cancelled are not run
+        # Not as a task: those of a run that is being cancelled do not run.
+        report_launch.fn(checkpoints, experiment_name, report)
         raise launcher.stopped_by
     report_launch(checkpoints, experiment_name, report)
     if report.outcome != "done":

@@ -70,7 +70,7 @@ def child_environment(
     given = located(config).model_dump(mode="json", exclude_unset=True, exclude_none=True)
     environment |= {options[name]: _as_text(value) for name, value in given.items()}
     environment |= {EXPERIMENT: experiment_name, LAUNCH_ID: launch_id}
-    environment.setdefault("PYTHONUNBUFFERED", "1")  # else Python's output waits until there are several kilobytes of it
+    environment.setdefault("PYTHONUNBUFFERED", "1")  # else Python keeps several kilobytes of output to itself
     return {**environment, **(extra or {})}
 
 

@@ -45,22 +45,25 @@ def classify(
         return Ending("hung", stop_reason or "no new checkpoint")
     if stop_reason is not None:
         return Ending("preempted", stop_reason)  # with any exit code: many end with 0 when they are asked to
-    if code == 0:
-        return Ending("done", "exit code 0")
     if code is None:
         return Ending("killed", "its supervisor process was killed")
+    if code == 0:
+        return Ending("done", "exit code 0")
+    return _from_failure(code, last_lines, oom_kills)
+
+
+def _from_failure(code: int, last_lines: Sequence[str], oom_kills: int) -> Ending:
     number, told_by = _signal_of(code), f"exit code {code}"
     if number is None:
         number, told_by = _signal_from_torchrun(last_lines, told_by)
+    name = signal.Signals(number).name if number is not None else ""
     if number in _STOP_SIGNALS:
-        return Ending("preempted", f"{told_by}: {signal.Signals(number).name} asked it to stop")
+        return Ending("preempted", f"{told_by}: {name} asked it to stop")
     if number == signal.SIGKILL and oom_kills:
-        return Ending("out of memory", f"{told_by}: SIGKILL, and the kernel has killed {oom_kills} for want of memory")
+        return Ending("out of memory", f"{told_by}: {name}, and the kernel has killed {oom_kills} for want of memory")
     if line := _line_about_memory(last_lines):
         return Ending("out of memory", f"{told_by}, and its output says: {line}")
-    if number is not None:
-        return Ending("killed", f"{told_by}: {_name_of(number)}")
-    return Ending("failed", told_by)
+    return Ending("killed", f"{told_by}: {name}") if name else Ending("failed", told_by)
 
 
 def _signal_of(code: int) -> int | None:
@@ -84,10 +87,6 @@ def _signal_from_torchrun(last_lines: Sequence[str], otherwise: str) -> tuple[in
 
 def _line_about_memory(last_lines: Sequence[str]) -> str | None:
     return next((line.strip()[:200] for line in reversed(last_lines) if _OUT_OF_MEMORY.search(line)), None)
-
-
-def _name_of(number: int) -> str:
-    return signal.Signals(number).name
 
 
 def oom_kill_count() -> int:

@@ -59,7 +59,8 @@ def with_variable(name: str, value: str) -> list[Process]:
         own.add(pid)
         pid = everyone[pid].parent
     entry = os.fsencode(f"{name}={value}")
-    return [process for pid, process in everyone.items() if pid not in own and entry in _environment(pid)]  # that of a zombie is empty
+    # The environment of a process that has ended is empty.
+    return [process for pid, process in everyone.items() if pid not in own and entry in _environment(pid)]
 
 
 def send(processes: Iterable[Process], number: int) -> None:

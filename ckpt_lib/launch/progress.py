@@ -30,7 +30,7 @@ class Progress:
     def look(self) -> float:
         """Ask the store, and return how many seconds ago the last checkpoint appeared, or this was begun.
 
-        A store that does not answer proves nothing, and takes no saves either: the time is counted from its next answer.
+        A store that does not answer proves nothing, and takes no saves either: the time counts from its next answer.
         """
         try:
             found = self._list_ids()

@@ -39,7 +39,7 @@ class RestartPolicy:
     def delay(self, attempts: Sequence[LaunchAttempt]) -> float:
         """Return how many seconds to wait before the next attempt."""
         doublings = min(_fruitless(attempts), 30)
-        return min(self.delay_seconds * 2**doublings, max(LONGEST_DELAY_SECONDS, self.delay_seconds))
+        return min(self.delay_seconds * float(2**doublings), max(LONGEST_DELAY_SECONDS, self.delay_seconds))
 
 
 def _fruitless(attempts: Sequence[LaunchAttempt]) -> int:

@@ -17,17 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ckpt_lib import CheckpointManager
 from tests.launch.steps import SAVE_EVERY, batch, build
 
-_asked_to_stop = False
+_signals: list[int] = []
 
 
-def note(_number: int, _frame: FrameType | None) -> None:
-    global _asked_to_stop
-    _asked_to_stop = True
+def note(number: int, _frame: FrameType | None) -> None:
+    _signals.append(number)
 
 
 def is_asked_to_stop() -> bool:
     """Whether any rank is: the ranks must agree, or one would wait for the others for ever."""
-    flag = torch.tensor(int(_asked_to_stop))
+    flag = torch.tensor(int(bool(_signals)))
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
 

@@ -46,7 +46,12 @@ def launched(
 
 
 def launcher(what: LaunchRequest, logged: Logged, ids: Callable[[], Sequence[str]] | None = None) -> Launcher:
-    return Launcher(what, ids or partial(ids_in, Path(what.config.checkpoint_dir)), log_line=logged.lines.append, tell=logged.told.append)
+    return Launcher(
+        what,
+        ids or partial(ids_in, Path(what.config.checkpoint_dir)),
+        log_line=logged.lines.append,
+        tell=logged.told.append,
+    )
 
 
 def ids_in(store: Path) -> list[str]:

@@ -84,7 +84,10 @@ def test_what_the_launch_sets_cannot_be_set_twice(name: str) -> None:
 
 def test_programs_of_the_same_environment_are_found(tmp_path: Path) -> None:
     """``torchrun`` is that beside this Python, even where PATH does not lead there; a path is one from the folder."""
-    assert with_program(["torchrun", "x"], {"PATH": "/bin"}, "/") == [str(Path(sys.executable).parent / "torchrun"), "x"]
+    assert with_program(["torchrun", "x"], {"PATH": "/bin"}, "/") == [
+        str(Path(sys.executable).parent / "torchrun"),
+        "x",
+    ]
     (tmp_path / "tool").touch(0o755)
     assert with_program(["./tool"], {}, str(tmp_path)) == [str(tmp_path / "tool")]
     with pytest.raises(ConfigError):

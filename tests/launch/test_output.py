@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from ckpt_lib.launch import output
 from ckpt_lib.launch.output import BURST_LINES, MAX_LINE_CHARACTERS, TAIL_LINES, Output
 
-PIECES = st.lists(st.binary(max_size=12) | st.sampled_from([b"\n", b"\r", b"\r\n", "é€😀".encode(), b"\xff"]), max_size=30)
+PIECES = st.lists(
+    st.binary(max_size=12) | st.sampled_from([b"\n", b"\r", b"\r\n", "é€😀".encode(), b"\xff"]), max_size=30
+)
 
 
 def lines_of(*pieces: bytes) -> list[str]:

@@ -216,13 +216,14 @@ def test_a_flood_of_output_neither_blocks_nor_fills_the_log(tmp_path: Path) -> N
 def test_a_log_that_hangs_does_not_block_the_command(tmp_path: Path) -> None:
     """More than all pipes hold is written to its end, while the launcher is busy with the first line."""
     done = tmp_path / "done"
-    code = f"import sys\nsys.stdout.write('x' * 79 + '\\n')\nfor _ in range(200): sys.stdout.write(('y' * 79 + '\\n') * 1000)\n"
+    code = "import sys\nsys.stdout.write('x' * 79 + '\\n')\n"
+    code += "for _ in range(200): sys.stdout.write(('y' * 79 + '\\n') * 1000)\n"
     code += f"sys.stdout.flush()\nopen({str(done)!r}, 'w').write('done')"
     logged = Logged()
 
     def hang(line: str) -> None:
         if not logged.lines:
-            wait_until("the command", lambda: done.exists())
+            wait_until("the command", done.exists)
         logged.lines.append(line)
 
     what = request(tmp_path, python(code))

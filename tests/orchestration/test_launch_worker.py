@@ -1,4 +1,4 @@
-"""Launched trainings on a process worker: kills of ranks, of the run's process and of the worker; cancelled, preempted."""
+"""Launched trainings on a process worker: kills of ranks, of the run's process and of the worker; stops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Fixture:
         api.post("/work_pools/", {"name": name, "type": "process"})
         flow = api.post("/flows/", {"name": "launch"})
         deployment = {"name": name, "flow_id": flow["id"], "entrypoint": "prefect_checkpoints.flows.launch"}
-        self.deployment = api.post("/deployments/", {**deployment, "work_pool_name": name, "path": str(PROJECT)})
+        pull = {"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}
+        self.deployment = api.post("/deployments/", {**deployment, "work_pool_name": name, "pull_steps": [pull]})
 
     def start_worker(self) -> None:
         command = ["prefect", "worker", "start", "--pool", self.name, "--type", "process"]
@@ -72,7 +73,9 @@ class Fixture:
             everyone = table()
             supervisors = [pid for pid in everyone if b"ckpt_lib.launch.supervisor" in _read(pid, "cmdline")]
             parents = [everyone[pid].parent for pid in supervisors]
-            return next((pid for pid in parents if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in _read(pid, "environ")), 0)
+            return next(
+                (pid for pid in parents if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in _read(pid, "environ")), 0
+            )
 
         return int(wait_until("the run's process", found))
 
@@ -125,8 +128,7 @@ def test_training_survives_kills_of_everything(server_environment: dict[str, str
                 assert fixture.worker is not None
                 fixture.worker.kill()
                 fixture.worker.wait()
-                made = len(run.trained_steps())
-                wait_until("the run to go on", lambda made=made: len(run.trained_steps()) > made)
+                run.await_steps(1)
                 fixture.start_worker()
         wait_until("the last step", lambda: run.trained_steps()[-1] == run.last_step, 300)
         wait_until("the end", lambda: not processes_of(run.request))
@@ -136,9 +138,7 @@ def test_training_survives_kills_of_everything(server_environment: dict[str, str
     run.check_end(kills=KILLS)
 
 
-def test_a_cancelled_run_saves_and_leaves_nothing(
-    server_environment: dict[str, str], api: Api, tmp_path: Path
-) -> None:
+def test_a_cancelled_run_saves_and_leaves_nothing(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
     """Cancelled on the page, the ranks save where they are, all processes end, and the run is Cancelled."""
     run = Run(tmp_path, last_step=10_000)
     with pool(api, server_environment, tmp_path, "cancelled") as fixture:
