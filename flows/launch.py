@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from uuid import uuid4
 
 from prefect import flow, get_run_logger
@@ -67,10 +70,11 @@ def launch(
     def ids() -> list[str]:
         return [*manager.checkpoint_ids(), *(item.checkpoint_id for item in manager.list_stranded())]
 
-    launcher = Launcher(request, ids, log_line=lambda line: logger.info("%s", line), tell=logger.warning)
+    log_line, tell = partial(_log, logger.info), partial(_log, logger.warning)
+    launcher = Launcher(request, ids, log_line=log_line, tell=tell)
     report = launcher.run()
     if launcher.stopped_by is not None:
-        logger.warning("%s", report)
+        tell(str(report))
         # Not as a task: those of a run that is being cancelled do not run.
         report_launch.fn(checkpoints, experiment_name, report)
         raise launcher.stopped_by
@@ -78,3 +82,12 @@ def launch(
     if report.outcome != "done":
         raise LaunchError(f"the command did not get done: {report}", report=report)
     return completed(report, str(report))
+
+
+def _log(log: Callable[..., None], text: str) -> None:
+    """Log a text, also when the worker that reads this process's console was killed.
+
+    Prefect writes to the console by Rich, which then ends the program, once; the server has got the text before.
+    """
+    with suppress(SystemExit):
+        log("%s", text)

@@ -138,7 +138,7 @@ class SupervisedCommand:
     def _serve(self) -> None:
         try:
             self._read_frames()
-        except Exception:
+        except BaseException:  # this is the whole thread: nobody else would deal with it
             logger.exception("the output of the command could not be read")
         finally:
             if self._exit.code is None:

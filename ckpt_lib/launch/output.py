@@ -99,7 +99,7 @@ class Output:
     def _send(self, line: str) -> None:
         try:
             self._log(line)
-        except Exception:  # training must not end because of a log
+        except BaseException:  # training must not end because of a log; nor because one ends the program
             if not self._has_failed:
                 self._has_failed = True
                 logger.exception("the output of the command cannot be logged")
