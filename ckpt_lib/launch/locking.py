@@ -21,8 +21,8 @@ from ckpt_lib.launch.processes import stop_with_variable
 
 VARIABLE = "CKPT_LAUNCH_LOCK"
 """The environment variable, with the name of the lock, by which the processes of a launch can be found."""
-SECONDS_TO_WAIT = 30.0
-"""More than an orphan needs to end."""
+SECONDS_TO_WAIT = 60.0
+"""More than it takes to end a run that Prefect puts back: 30 seconds for the run, and some for an orphan."""
 _PAUSE_SECONDS = 0.2
 _RECORD_BYTES = 200
 

@@ -28,12 +28,13 @@ pytestmark = [
 KILLS = int(os.environ.get("CKPT_TEST_LAUNCH_KILLS", "10"))
 
 
-class Fixture:
+class Pool:
     """A deployment of ``launch`` in a work pool of its own, and a worker that can be killed."""
 
     def __init__(self, api: Api, environment: dict[str, str], folder: Path, name: str) -> None:
         self.api, self.name = api, name
         self._environment, self._folder = environment, folder
+        self._children: list[subprocess.Popen[bytes]] = []
         self.worker: subprocess.Popen[bytes] | None = None
         api.post("/work_pools/", {"name": name, "type": "process"})
         flow = api.post("/flows/", {"name": "launch"})
@@ -42,16 +43,24 @@ class Fixture:
         self.deployment = api.post("/deployments/", {**deployment, "work_pool_name": name, "pull_steps": [pull]})
 
     def start_worker(self) -> None:
-        command = ["prefect", "worker", "start", "--pool", self.name, "--type", "process"]
-        with (self._folder / "worker.log").open("ab") as log:
-            self.worker = subprocess.Popen(
-                [sys.executable, "-m", *command],
+        self.worker = self._prefect("worker", "start", "--pool", self.name, "--type", "process")
+
+    def execute(self, run_id: str) -> subprocess.Popen[bytes]:
+        """Execute a run as a container does."""
+        return self._prefect("flow-run", "execute", run_id)
+
+    def _prefect(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._folder / "prefect.log").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "prefect", *arguments],
                 cwd=PROJECT,
                 env=self._environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self._children.append(child)
+        return child
 
     def launch(self, run: Run, **parameters: Any) -> str:
         options = {
@@ -80,13 +89,13 @@ class Fixture:
         return int(wait_until("the run's process", found))
 
     def stop(self) -> None:
-        """End the worker, and all that it has started."""
-        if self.worker is not None:
-            below = [item.pid for item in descendants(self.worker.pid, table().values())]
-            for pid in (self.worker.pid, *below):
+        """End what was started here, and what that has started."""
+        for child in self._children:
+            below = [item.pid for item in descendants(child.pid, table().values())]
+            for pid in (child.pid, *below) if child.poll() is None else ():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self.worker.wait()
+            child.wait()
 
 
 def _read(pid: int, name: str) -> bytes:
@@ -102,34 +111,34 @@ def api(server_environment: dict[str, str]) -> Iterator[Api]:
 
 
 @contextmanager
-def pool(api: Api, environment: dict[str, str], folder: Path, name: str) -> Iterator[Fixture]:
-    fixture = Fixture(api, environment, folder, name)
-    fixture.start_worker()
+def work_pool(api: Api, environment: dict[str, str], folder: Path, name: str) -> Iterator[Pool]:
+    found = Pool(api, environment, folder, name)
+    found.start_worker()
     try:
-        yield fixture
+        yield found
     finally:
-        fixture.stop()
+        found.stop()
 
 
 def test_training_survives_kills_of_everything(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
     """Of a rank: restarted. Of the run's process: nothing is left, and the next run resumes. Of the worker: goes on."""
     run = Run(tmp_path, last_step=15 * KILLS)
-    with pool(api, server_environment, tmp_path, "kills") as fixture:
-        run_id = fixture.launch(run)
+    with work_pool(api, server_environment, tmp_path, "kills") as pool:
+        run_id = pool.launch(run)
         for kill in range(KILLS):
             run.await_steps(SAVE_EVERY + kill % 3)
             if kill % 3 == 0:
                 os.kill(run.ranks()[kill % 2].pid, signal.SIGKILL)
             elif kill % 3 == 1:
-                os.kill(fixture.process_of(run_id), signal.SIGKILL)
+                os.kill(pool.process_of(run_id), signal.SIGKILL)
                 wait_until("the end of the orphans", lambda: not processes_of(run.request), 10)
-                run_id = fixture.launch(run)
+                run_id = pool.launch(run)
             else:
-                assert fixture.worker is not None
-                fixture.worker.kill()
-                fixture.worker.wait()
+                assert pool.worker is not None
+                pool.worker.kill()
+                pool.worker.wait()
                 run.await_steps(1)
-                fixture.start_worker()
+                pool.start_worker()
         wait_until("the last step", lambda: run.trained_steps()[-1] == run.last_step, 300)
         wait_until("the end", lambda: not processes_of(run.request))
         found = ended(api, run_id)
@@ -141,8 +150,8 @@ def test_training_survives_kills_of_everything(server_environment: dict[str, str
 def test_a_cancelled_run_saves_and_leaves_nothing(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
     """Cancelled on the page, the ranks save where they are, all processes end, and the run is Cancelled."""
     run = Run(tmp_path, last_step=10_000)
-    with pool(api, server_environment, tmp_path, "cancelled") as fixture:
-        run_id = fixture.launch(run)
+    with work_pool(api, server_environment, tmp_path, "cancelled") as pool:
+        run_id = pool.launch(run)
         run.await_steps(SAVE_EVERY + 2)
         api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
         assert ended(api, run_id)["state_type"] == "CANCELLED"
@@ -153,16 +162,24 @@ def test_a_cancelled_run_saves_and_leaves_nothing(server_environment: dict[str, 
     assert "launch-run" in api.artifact_keys(run_id)
 
 
-def test_a_rescheduled_run_resumes_by_itself(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
-    """With Prefect's setting, SIGTERM saves and puts the same run back; it is picked up again, and repeats nothing."""
+def test_a_rescheduled_run_resumes(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """With Prefect's setting, SIGTERM saves and puts the same run back; executed again, it repeats nothing."""
     environment = {**server_environment, "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
     run = Run(tmp_path, last_step=40)
-    with pool(api, environment, tmp_path, "rescheduled") as fixture:
-        run_id = fixture.launch(run)
+    pool = Pool(api, environment, tmp_path, "rescheduled")
+    run_id = pool.launch(run)
+    try:
+        first = pool.execute(run_id)
         run.await_steps(SAVE_EVERY + 2)
-        os.kill(fixture.process_of(run_id), signal.SIGTERM)
-        found = ended(api, run_id)
-        assert found["state_type"] == "COMPLETED", found["state"]
-        assert found["run_count"] == 2
+        first.terminate()
+        assert first.wait(60) == 0
+        assert api.run(run_id)["state_name"] == "AwaitingRetry"
+        assert processes_of(run.request) == []
+        assert run.trained_steps()[-1] < run.last_step
+        assert pool.execute(run_id).wait(180) == 0
+    finally:
+        pool.stop()
+    found = api.run(run_id)
+    assert (found["state_type"], found["run_count"]) == ("COMPLETED", 2), found["state"]
     assert run.trained_steps() == list(range(1, run.last_step + 1))
     run.check_end(kills=0)
