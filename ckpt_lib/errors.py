@@ -22,6 +22,8 @@
     ├── UnsafePayloadError (ValueError)           loading it would run code, or cost out of proportion
     ├── UnsupportedSchemaError (ValueError)       written by a newer version of this library
     ├── UnsupportedFormatError (ValueError)       no installed format reads or writes it
+    ├── LaunchError (RuntimeError)                a launched command could not start, or did not get done
+    ├── AlreadyRunningError (RuntimeError)        another launch of the experiment has not ended
     ├── IntegrityError (ValueError)
     │   ├── CorruptCheckpointError                the payload differs from its digests, or is missing
     │   ├── CorruptManifestError                  the manifest differs from its own digest
@@ -44,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_lib.core.damage import Damage
+    from ckpt_lib.launch.report import LaunchReport
 
 _DETAILS = ("checkpoint_id", "path", "expected", "got", "hint")
 
@@ -173,6 +176,18 @@ class UnsupportedSchemaError(CheckpointError, ValueError):
 
 class UnsupportedFormatError(CheckpointError, ValueError):
     """No installed format reads or writes this payload."""
+
+
+class LaunchError(CheckpointError, RuntimeError):
+    """A launched command could not be started, or ended before it was done. ``report`` tells of its attempts."""
+
+    def __init__(self, message: str, *, report: LaunchReport | None = None, **details: Any) -> None:
+        self.report = report
+        super().__init__(message, **details)
+
+
+class AlreadyRunningError(CheckpointError, RuntimeError):
+    """A launch of the experiment is running on this machine, or its processes have not ended; nothing was started."""
 
 
 class IntegrityError(CheckpointError, ValueError):

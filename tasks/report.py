@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
@@ -22,7 +23,8 @@ from prefect.logging import get_run_logger
 from ckpt_lib import CheckpointConfig, CheckpointMetadata, open_store
 from ckpt_lib.analysis.results import CheckpointComparison
 from ckpt_lib.core.metadata import marks_of
-from ckpt_lib.core.wording import size_text
+from ckpt_lib.core.wording import duration, size_text
+from ckpt_lib.launch.report import LaunchReport
 from ckpt_lib.policies.retention import Decision
 from ckpt_lib.reports import CleanupReport, DoctorReport, ValidationReport
 from ckpt_lib.store import location
@@ -231,6 +233,26 @@ def report_doctor(config: CheckpointConfig, experiment_name: str, report: Doctor
     summary = "healthy" if report else f"problems left: {len(report.problems)}"
     title = f"Doctor of {experiment_name} in {store_of(config)}: {summary}"
     _publish(left + done, artifact_key("doctor", config, experiment_name), title)
+
+
+@report_task("report launch of {experiment_name}")
+def report_launch(config: CheckpointConfig, experiment_name: str, report: LaunchReport) -> None:
+    """Publish how each attempt of a launched command ended, newest first."""
+    rows: list[Row] = [
+        {
+            "attempt": attempt.number,
+            "outcome": attempt.outcome,
+            "evidence": attempt.evidence,
+            "exit code": attempt.exit_code,
+            "time": duration(attempt.seconds),
+            "new checkpoints": len(attempt.checkpoint_ids),
+            "newest checkpoint": next(reversed(attempt.checkpoint_ids), ""),
+            "last lines": "\n".join(attempt.last_lines),
+        }
+        for attempt in reversed(report.attempts)
+    ]
+    title = f"Launch of {shlex.join(report.command)} for {experiment_name} in {store_of(config)}: {report}"
+    _publish(rows, artifact_key("launch", config, experiment_name), title)
 
 
 @report_task("report cleanup of {experiment_name}")

@@ -28,10 +28,11 @@ SECONDS_TO_START_A_SERVER = 120
 """Prefect's default is 20, too few where other tests keep every core of a slow machine busy."""
 
 
-# The index that tests fill is no user's, in processes of their own either; Matplotlib keeps its list of fonts.
+# The index that tests fill is no user's, in processes of their own either, nor are the locks of launches; Matplotlib
+# keeps its list of fonts.
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 _CACHE = tempfile.TemporaryDirectory(prefix="ckpt-cache-", ignore_cleanup_errors=True)
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ["XDG_STATE_HOME"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from prefect_checkpoints.flows import (
     checkpoint_lifecycle,
     cleanup_store,
     evaluate_checkpoint,
+    launch,
     manage_backups,
     train,
     validate_store,
@@ -34,6 +35,7 @@ CLEANED = {"checkpoint_dir", "max_checkpoints", "backup_dir", "max_backups", "tr
 MAINTENANCE = [checkpoint_lifecycle, validate_store, cleanup_store, manage_backups]
 SHOWN = [
     (train, set(CheckpointConfig.model_fields)),
+    (launch, set(CheckpointConfig.model_fields)),
     (checkpoint_lifecycle, CLEANED | {"backup_only_best"}),
     (validate_store, CLEANED - {"max_checkpoints"} | {"backup_checkpoints", "backup_only_best"}),
     (cleanup_store, CLEANED),
@@ -72,8 +74,12 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
 
 CHECKS = """
 import sys, cloudpickle
+needed = {
+    "evaluate_checkpoint": {"function": "a:b", "source": "s"},
+    "launch": {"command": "true", "experiment_name": "e"},
+}
 for flow in cloudpickle.load(sys.stdin.buffer):
-    flow.validate_parameters({"function": "a:b", "source": "s"} if flow.name == "evaluate_checkpoint" else {})
+    flow.validate_parameters(needed.get(flow.name, {}))
 """
 
 
