@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def trained(tmp_path: Path) -> tuple[Path, list[str]]:
     torch.autograd.backward(model(torch.randn(2, 64)).sum())
     optimizer.step()
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store)), "run")
-    options = {"model": model, "optimizer": optimizer}
+    options: dict[str, Any] = {"model": model, "optimizer": optimizer}
     made = [manager.save_checkpoint(**options, epoch=epoch, metrics={"val_loss": epoch}) for epoch in (1, 2, 3)]
     return store, [str(checkpoint_id) for checkpoint_id in made]
 

@@ -243,6 +243,11 @@ def test_thin_keeps_the_weights(config: CheckpointConfig) -> None:
     manager, model = CheckpointManager(config, EXPERIMENT), nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     first = manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
-    thinned = in_flow(lambda: [tasks.thin_checkpoint(config, EXPERIMENT, str(first)) for _ in range(2)])
+
+    @flow
+    def twice() -> list[Any]:
+        return [tasks.thin_checkpoint(config, EXPERIMENT, str(first)) for _ in range(2)]
+
+    thinned = twice()
     assert thinned[0].is_thinned
     assert thinned[0] == thinned[1]
