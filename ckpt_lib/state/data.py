@@ -6,15 +6,15 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
 import xxhash
-from torch.utils.data import DataLoader, IterableDataset
 
 from ckpt_lib.errors import ConfigError, StateMismatchError
-from ckpt_lib.state.generators import GlobalGenerators, NamedGenerator
 from ckpt_lib.state.stateful import UNCHANGED
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 Batch = TypeVar("Batch")
 
@@ -45,10 +45,12 @@ class ResumableLoader(Generic[Batch]):
         That is one over an iterable dataset that is not ``deterministic``. One with a state of its own, such as
         torchdata's ``StatefulDataLoader``, needs no wrapper.
         """
+        from ckpt_lib.state.generators import GlobalGenerators, NamedGenerator
+
         _check_loader(loader, deterministic=deterministic)
         self.loader = loader
         self._deterministic = deterministic
-        self._is_iterable = isinstance(loader.dataset, IterableDataset)
+        self._is_iterable = _is_iterable(loader)
         self._generators = GlobalGenerators()
         self._named = [NamedGenerator(generator) for generator in _generators_of(loader)]
         self._indices = _WatchedIndices(() if self._is_iterable else _index_sampler_of(loader))
@@ -234,7 +236,15 @@ class _WatchedIndices:
         return self._digests[0]
 
 
+def _is_iterable(loader: DataLoader[Any]) -> bool:
+    from torch.utils.data import IterableDataset
+
+    return isinstance(loader.dataset, IterableDataset)
+
+
 def _check_loader(loader: Any, *, deterministic: bool) -> None:
+    from torch.utils.data import DataLoader
+
     if not isinstance(loader, DataLoader) or callable(getattr(loader, "state_dict", None)):
         raise ConfigError(
             "ResumableLoader takes a plain DataLoader",
@@ -242,7 +252,7 @@ def _check_loader(loader: Any, *, deterministic: bool) -> None:
             got=type(loader).__name__,
             hint="An object with state_dict() and load_state_dict() is passed as data= itself.",
         )
-    if isinstance(loader.dataset, IterableDataset) and not deterministic:
+    if _is_iterable(loader) and not deterministic:
         raise ConfigError(
             "the position in an iterable dataset cannot be restored exactly",
             expected="a dataset with indices",
@@ -271,6 +281,8 @@ def _with_index_sampler(loader: DataLoader[Batch], indices: _WatchedIndices) -> 
 
 def _generators_of(loader: DataLoader[Any]) -> list[Any]:
     """Return the generators that the loader and its samplers were given, each once."""
+    import torch
+
     owners = (loader, loader.batch_sampler, _sampler_of(loader))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())

@@ -25,6 +25,7 @@ from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import BACKUPS_NAME, CLOCK_NAME, SNAPSHOT_NAME, payload_owner
 from ckpt_lib.experiment.sweep import is_named, sweep
 from ckpt_lib.experiment.view import View
+from ckpt_lib.maintenance.backup_status import VERIFIED_NAME
 from ckpt_lib.maintenance.scrub import RECORD_NAME
 from ckpt_lib.policies.retention import KeepAtMost
 from ckpt_lib.store import ABSENT, Store, open_store
@@ -59,7 +60,7 @@ def _needless(place: Path) -> Iterable[Path]:
         elif path.name.startswith("checkpoint_epoch"):
             if not _is_needed(experiment, path.name):
                 yield path
-        elif path.name not in {SNAPSHOT_NAME, BACKUPS_NAME, RECORD_NAME, CLOCK_NAME, "keys", "uids"}:
+        elif path.name not in {SNAPSHOT_NAME, BACKUPS_NAME, RECORD_NAME, VERIFIED_NAME, CLOCK_NAME, "keys", "uids"}:
             yield path
 
 
