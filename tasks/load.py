@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.formats import Payload
 from ckpt_lib.state.renames import KeyMap
-from ckpt_lib.state.stateful import Stateful
+from ckpt_lib.state.training_state import PAYLOAD_KEYS, Named, TrainingState, training_state
 from prefect_checkpoints.tasks._kinds import RestoringTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 
@@ -19,9 +19,10 @@ def load_checkpoint(
     experiment_name: str,
     checkpoint_id: str = "latest",
     *,
-    model: Stateful | None = None,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
+    state: TrainingState | None = None,
+    model: Named | None = None,
+    optimizer: Named | None = None,
+    scheduler: Named | None = None,
     keys: Collection[str] | None = None,
     map_location: Any = "cpu",
     keep: Mapping[str, Collection[str]] | None = None,
@@ -37,11 +38,10 @@ def load_checkpoint(
     because another process could not reach it. See
     :meth:`ckpt_lib.CheckpointManager.load_checkpoint`.
     """
+    objects = training_state(state, rng=False, model=model, optimizer=optimizer, scheduler=scheduler)
     payload = manager_for(config, experiment_name).load_checkpoint(
         checkpoint_id,
-        model,
-        optimizer,
-        scheduler,
+        objects,
         keys=keys,
         map_location=map_location,
         keep=keep,
@@ -50,7 +50,7 @@ def load_checkpoint(
         strict=strict,
         only=only,
     )
-    return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+    return _without_restored(payload, objects)
 
 
 @checkpoint_task("resume {experiment_name}", kind=RestoringTask, tags=NO_TAGS)
@@ -58,9 +58,10 @@ def resume_training(
     config: CheckpointConfig,
     experiment_name: str,
     *,
-    model: Stateful,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
+    state: TrainingState | None = None,
+    model: Named | None = None,
+    optimizer: Named | None = None,
+    scheduler: Named | None = None,
     map_location: Any = "cpu",
     keep: Mapping[str, Collection[str]] | None = None,
     require_exact: bool = False,
@@ -70,14 +71,15 @@ def resume_training(
     As in :func:`load_checkpoint`, restored state is not returned, and ``submit`` is refused. See
     :meth:`ckpt_lib.CheckpointManager.resume`.
     """
+    objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
     payload = manager_for(config, experiment_name).resume(
-        model, optimizer, scheduler, map_location=map_location, keep=keep, require_exact=require_exact
+        objects, map_location=map_location, keep=keep, require_exact=require_exact
     )
     if payload is None:
         return None
-    return _without_restored(payload, model=model, optimizer=optimizer, scheduler=scheduler)
+    return _without_restored(payload, objects)
 
 
-def _without_restored(payload: Payload, **owners: Stateful | None) -> Payload:
-    restored = {f"{part}_state_dict" for part, owner in owners.items() if owner is not None}
+def _without_restored(payload: Payload, state: TrainingState) -> Payload:
+    restored = {PAYLOAD_KEYS[part.kind] for part in state.parts() if part.kind != "rng"}
     return {key: value for key, value in payload.items() if key not in restored}

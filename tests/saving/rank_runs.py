@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def positions(manager: CheckpointManager, rank: int) -> Any:
         model=_model(1), data=_loader(rank), generators={"noise": torch.Generator().manual_seed(rank)}
     )
     torch.manual_seed(rank)
-    batches = iter(state.data)  # type: ignore[arg-type]
+    batches = _batches(state)
     for _ in range(rank + 1):
         next(batches)
     for save in (
@@ -101,14 +101,22 @@ def positions(manager: CheckpointManager, rank: int) -> Any:
     ):
         found = save(state, epoch=1)
         assert found is not None
-    expected = [torch.rand(1).item(), torch.rand(1, generator=state.generators["noise"]).item(), next(batches).tolist()]
+    expected = [torch.rand(1).item(), _noise(state), next(batches).tolist()]
     resumed = TrainingState(model=_model(2), data=_loader(rank), generators={"noise": torch.Generator()})
     payload = manager.resume(resumed)
     assert payload is not None
     assert payload["approximate"] == []
-    noise = resumed.generators["noise"]
-    drawn = [torch.rand(1).item(), torch.rand(1, generator=noise).item(), next(iter(resumed.data)).tolist()]  # type: ignore[call-overload]
+    drawn = [torch.rand(1).item(), _noise(resumed), next(_batches(resumed)).tolist()]
     return [drawn == expected, len(payload["rng_state"]), [item["batches_done"] for item in payload["data_state"]]]
+
+
+def _noise(state: TrainingState) -> float:
+    return torch.rand(1, generator=state.generators["noise"]).item()
+
+
+def _batches(state: TrainingState) -> Iterator[torch.Tensor]:
+    assert isinstance(state.data, ResumableLoader)
+    return iter(state.data)
 
 
 def _loader(rank: int) -> ResumableLoader[Any]:
