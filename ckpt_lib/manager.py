@@ -302,7 +302,8 @@ class CheckpointManager(Restorer):
         if not callable(state):
             raise ConfigError("state must be a function that returns what to save", got=type(state).__name__)
         wanted = (signal.SIGTERM, signal.SIGINT) if signals is None else signals
-        return Preemption(partial(self._saver.save_preempted, state), wanted, deadline_seconds)
+        save = partial(self._saver.save_preempted, state)
+        return Preemption(save, wanted, deadline_seconds, with_ranks=self.config.rank_zero_saves)
 
     def prepare(
         self,

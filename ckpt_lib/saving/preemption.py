@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.saving.ranks import CommonStop
 
 _SECOND_THOUGHT_SECONDS = 1.0
 """A later Ctrl-C is a person who does not want to wait; an earlier one is the same, delivered twice by a launcher."""
@@ -47,9 +48,16 @@ class Preemption:
     """
 
     def __init__(
-        self, save: Callable[[], object], signals: Collection[int], deadline_seconds: float | None = None
+        self,
+        save: Callable[[], object],
+        signals: Collection[int],
+        deadline_seconds: float | None = None,
+        *,
+        with_ranks: bool = False,
     ) -> None:
+        """``with_ranks`` lets all ranks of a distributed training stop at the same safe point."""
         self._save = save
+        self._common_stop = CommonStop() if with_ranks else None
         self._deadline_seconds = deadline_seconds
         self._deadline: threading.Timer | None = None
         self._is_too_late = False
@@ -69,9 +77,13 @@ class Preemption:
 
         An error of the save is raised; training ends by that.
         """
-        if self._received is None:
-            return
-        number = self._received
+        is_asked = self._received is not None
+        if is_asked if self._common_stop is None else self._common_stop.is_here(is_asked=is_asked):
+            self._end()
+
+    def _end(self) -> None:
+        """Save, and let what would have handled the signal have it; of other ranks, that is as if it had come here."""
+        number = next(iter(self._earlier), signal.SIGTERM) if self._received is None else self._received
         if not self._has_saved:
             self._has_saved = True
             self._stop_waiting()
@@ -106,8 +118,8 @@ class Preemption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None:
-                self.safe_point()  # the end of the block is one
+            if error is None and self._received is not None:
+                self._end()  # the end of the block is a safe point
         finally:
             self._stop_waiting()
             self._restore()

@@ -247,6 +247,42 @@ def lead_or_follow(topic: str, lead: Callable[[], T], *, tell: Callable[[T], U],
     return result
 
 
+class CommonStop:
+    """Lets all ranks of a training stop at the same safe point, whichever of them was asked to, and when.
+
+    Ranks that train together cannot be apart by a whole step: the next gradients need all of them. So when rank 0 is at
+    a safe point, no other one has passed the next, and that is where all of them stop.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._stop_at: int | None = None
+        self._has_asked = False
+
+    def is_here(self, *, is_asked: bool) -> bool:
+        """Count a safe point, and tell whether to stop at it. Without other ranks, that is ``is_asked``."""
+        ranks = _present()
+        if ranks is None:
+            return is_asked
+        self._count += 1
+        with _store_errors("stop"):
+            if ranks.rank == 0:
+                if self._stop_at is None and (is_asked or ranks.store.check([_STOP_ASKED])):
+                    self._stop_at = self._count + 1
+                    ranks.store.set(_STOP_AT, str(self._stop_at))
+            else:
+                if is_asked and not self._has_asked:
+                    self._has_asked = True
+                    ranks.store.set(_STOP_ASKED, "")
+                if self._stop_at is None and ranks.store.check([_STOP_AT]):
+                    self._stop_at = int(ranks.store.get(_STOP_AT))
+        return self._stop_at is not None and self._count >= self._stop_at
+
+
+_STOP_ASKED = "ckpt_lib/stop/asked"
+_STOP_AT = "ckpt_lib/stop/at"
+
+
 def _unpickled(data: bytes) -> Any:
     """Return what another rank of this training has sent, by the way on which torch.distributed sends objects too."""
     return pickle.loads(data)  # noqa: S301

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,6 +142,45 @@ def zero(manager: CheckpointManager, rank: int) -> Any:
     return None
 
 
+def preempted(manager: CheckpointManager, rank: int) -> Any:
+    """Ranks are asked to stop at different steps, the first of them by no signal at all; all save at the same one."""
+    found = []
+    for run, asked in enumerate(((5, 4), (4, 5), (None, 4), (4, None))):
+        own = CheckpointManager(manager.config, f"run-{run}", run_id=str(run))
+        distributed.barrier()
+        _forget_stop(rank)
+        found.append(_preempted(own, rank, asked[rank]))
+    return found
+
+
+def _forget_stop(rank: int) -> None:
+    """A process group has one stop; here it has several."""
+    store = distributed.distributed_c10d._get_default_store()
+    if rank == 0:
+        for key in ("ckpt_lib/stop/asked", "ckpt_lib/stop/at"):
+            store.delete_key(key)
+    distributed.barrier()
+
+
+def _preempted(manager: CheckpointManager, rank: int, asked_at: int | None) -> Any:
+    model = _model(1)
+    state = TrainingState(model=model, data=_loader(rank), generators={"noise": torch.Generator().manual_seed(rank)})
+    step = 0
+    last_save = lambda: {"state": state, "epoch": 1, "step": step}  # noqa: E731
+    try:
+        with manager.save_on_signal(last_save, signals=[signal.SIGUSR1]) as preemption:
+            for _ in _batches(state):
+                model(torch.ones(2, 3)).sum().backward()  # which waits for the other rank
+                step += 1
+                if step == asked_at:
+                    signal.raise_signal(signal.SIGUSR1)
+                preemption.safe_point()
+    except SystemExit as end:
+        saved = manager.load_checkpoint()
+        return [end.code, step, saved["step"], len(saved["rng_state"]), len(saved["data_state"])]
+    return "it was not stopped"
+
+
 def alone(manager: CheckpointManager, rank: int) -> Any:
     """Rank 1 makes a call that rank 0 does not make."""
     if rank == 0:
@@ -161,7 +201,7 @@ def leave(manager: CheckpointManager, rank: int) -> Any:
 
 
 RUNS: dict[str, Callable[[CheckpointManager, int], Any]] = {
-    run.__name__: run for run in (save, fail, apart, positions, zero, alone, leave)
+    run.__name__: run for run in (save, fail, apart, positions, zero, preempted, alone, leave)
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ def test_ranks_may_act_apart(tmp_path: Path) -> None:
 def test_each_rank_goes_on_from_its_own_position(tmp_path: Path) -> None:
     """Generators and positions in the data of every rank are in the checkpoint, from saves of both kinds."""
     assert run_ranks("positions", tmp_path, size=3) == [[True, 3, [1, 2, 3]]] * 3
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+    """Signals come to ranks at different moments, or to one alone: none waits for the other for ever."""
+    first, second = run_ranks("preempted", tmp_path)
+    assert first == second
+    assert [outcome[0] for outcome in first] == [128 + signal.SIGUSR1] * 4
+    for _, stopped, saved, *processes in first:
+        assert stopped == saved in (5, 6)
+        assert processes == [2, 2]
 
 
 def test_positions_of_rank_zero_alone_are_no_others(tmp_path: Path) -> None:
