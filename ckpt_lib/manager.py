@@ -194,9 +194,9 @@ class CheckpointManager(Restorer):
         """Save as :meth:`save_checkpoint` does, for those who have states and not the objects that hold them.
 
         ``state`` holds ``"model_state_dict"`` and, where there are any, ``"optimizer_state_dict"``,
-        ``"scheduler_state_dict"`` and ``"extra_state"``, each a mapping; another key raises
-        :class:`~ckpt_lib.errors.ConfigError`. The checkpoint does not name the classes that the states are of, and its
-        optimizer's state is matched by position when it is loaded.
+        ``"scheduler_state_dict"``, ``"others"`` and ``"extra_state"``, each a mapping; another key raises
+        :class:`~ckpt_lib.errors.ConfigError`. The generators without a name are saved with them. The checkpoint does
+        not name the classes that the states are of, and its optimizer's state is matched by position when it is loaded.
         """
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
         request = SaveRequest(StateMapping(state), facts, compare_content=compare_content, force=force)

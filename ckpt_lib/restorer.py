@@ -29,6 +29,7 @@ class Restorer(Finder):
         optimizer: Named | None = None,
         scheduler: Named | None = None,
         *,
+        state: TrainingState | None = None,
         data: Named | None = None,
         others: Mapping[str, Any] | None = None,
         generators: Mapping[str, Any] | None = None,
@@ -73,7 +74,8 @@ class Restorer(Finder):
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        state = training_state(
+        objects = training_state(
+            state,
             model=model,
             optimizer=optimizer,
             scheduler=scheduler,
@@ -83,7 +85,7 @@ class Restorer(Finder):
             rng=False,
         )
         naming = Naming(key_map, strict, only)
-        target = LoadTarget(state=state, keep=keep, require_exact=require_exact, naming=naming)
+        target = LoadTarget(state=objects, keep=keep, require_exact=require_exact, naming=naming)
         return self._loader.load(checkpoint_id, target, keys=keys, map_location=map_location, trust_pickle=trust_pickle)
 
     def resume(
@@ -92,6 +94,7 @@ class Restorer(Finder):
         optimizer: Named | None = None,
         scheduler: Named | None = None,
         *,
+        state: TrainingState | None = None,
         data: Named | None = None,
         others: Mapping[str, Any] | None = None,
         generators: Mapping[str, Any] | None = None,
@@ -121,7 +124,8 @@ class Restorer(Finder):
         middle of that. Its first batches are then seen again. ``keep`` and ``require_exact`` are those of
         :meth:`load_checkpoint`.
         """
-        state = training_state(
+        objects = training_state(
+            state,
             model=model,
             optimizer=optimizer,
             scheduler=scheduler,
@@ -130,5 +134,5 @@ class Restorer(Finder):
             generators=generators,
             rng=True,
         )
-        target = LoadTarget(state=state, keep=keep, require_exact=require_exact)
+        target = LoadTarget(state=objects, keep=keep, require_exact=require_exact)
         return self._loader.resume(target, map_location=map_location, allow_thinned=allow_thinned)

@@ -59,7 +59,7 @@ def train(
                 loss = functional.cross_entropy(model(images), labels)
                 if losses.is_spike(loss.item()):
                     run.roll_back(f"the loss is {loss.item():.4g} at step {run.step}")
-                    _slow_down(optimizer)
+                    _slow_down(optimizer, run.times_back)
                     continue
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -74,7 +74,7 @@ def train(
     return summarize_checkpoints(checkpoints, experiment_name)
 
 
-def _slow_down(optimizer: torch.optim.Optimizer) -> None:
-    """Halve the learning rate. ``ExponentialLR`` goes on from the rate that it finds."""
+def _slow_down(optimizer: torch.optim.Optimizer, times: int) -> None:
+    """Halve the learning rate, which was just restored, ``times``. ``ExponentialLR`` goes on from what it finds."""
     for group in optimizer.param_groups:
-        group["lr"] /= 2
+        group["lr"] /= 2**times

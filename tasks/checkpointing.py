@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -21,14 +22,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.engine import propose_state_sync
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, TrainingState
-from ckpt_lib.errors import ConfigError, NoValidCheckpointError
+from ckpt_lib.errors import AlreadyRunningError, ConfigError, LaunchError, NoValidCheckpointError, UnknownMetricError
 from ckpt_lib.formats import Payload
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import SaveHandle
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, keep_manager
 from prefect_checkpoints.tasks._progress import progress_artifact
-from prefect_checkpoints.tasks.report import artifact_key, report_rollback
+from prefect_checkpoints.tasks.report import artifact_key, report_rollback, store_of
 
 _FROM = "from:"
 _MAX_TIMES_BACK = 3
@@ -72,7 +73,8 @@ class Checkpoints:
         self._commits: list[PrefectFuture[str | None]] = []
         self._safe_point: Callable[[], None] = lambda: None
         self._went_back_to: str | None = None
-        self._times_back = 0
+        self.times_back = 0
+        """How often the training went back to the same checkpoint."""
 
     def epochs(self, last: int) -> Iterator[int]:
         """Yield the epochs that are left up to ``last``, counted from 1, and show the progress in the run."""
@@ -116,14 +118,17 @@ class Checkpoints:
         self.manager.flush()
         newest = self.manager.get_latest_checkpoint()
         latest_id = newest.checkpoint_id if newest else None
-        self._times_back = self._times_back + 1 if latest_id == self._went_back_to else 1
+        self.times_back = self.times_back + 1 if latest_id == self._went_back_to else 1
         self._went_back_to = latest_id
-        if self._times_back > _MAX_TIMES_BACK:
+        if self.times_back > _MAX_TIMES_BACK:
             raise NoValidCheckpointError(
                 f"the training came to no save after going back {_MAX_TIMES_BACK} times: {reason}",
                 hint="Lower the learning rate, or begin from an older checkpoint: start='from:<id>'.",
             )
-        restored = self.manager.resume(replace(self.state, data=None, generators={}, rng=False))
+        kept = replace(self.state, data=None, generators={}, rng=False)
+        restored = self.manager.resume(kept)
+        if restored is None and self.resumed is not None:  # nothing was saved since this run began from another one
+            restored = self.manager.load_checkpoint(self.resumed["checkpoint_id"], kept)
         if restored is None:
             raise NoValidCheckpointError(f"there is no checkpoint to go back to: {reason}")
         get_run_logger().warning("%s: going back to %s", reason, restored["checkpoint_id"])
@@ -176,7 +181,9 @@ def checkpointing(
     to no such point within ``deadline_seconds``, it ends without that save.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` outside of a flow, for an unknown ``start``, and for what cannot be
-    saved; the errors of :meth:`ckpt_lib.CheckpointManager.resume`; and at its end that of a save that failed.
+    saved; the errors of :meth:`ckpt_lib.CheckpointManager.resume`; :class:`~ckpt_lib.errors.AlreadyRunningError` where
+    a process of this machine trains this run already, as one does whose worker has died; and at its end the error of a
+    save that failed.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -187,18 +194,39 @@ def checkpointing(
     manager = CheckpointManager(
         config, experiment_name, save_policy=save_policy, retention_policy=retention_policy, run_id=own_run_id
     )
-    manager.check(state)
-    resumed = _begin(manager, state, start, map_location)
+    with contextlib.suppress(UnknownMetricError):  # which metrics will come, only the training knows
+        manager.check(state)
     key = artifact_key("training", config, experiment_name)
     with (
+        _only_one(config, experiment_name, own_run_id),
         keep_manager(manager),
         _task_runner(config) as runner,
         progress_artifact(key, f"Training {experiment_name}", 1.0) as advance,
     ):
+        resumed = _begin(manager, state, start, map_location)
         checkpoints = Checkpoints(manager, state, runner, advance, resumed)
         with manager, _ended_by_signal(checkpoints, deadline_seconds):
             yield checkpoints
             checkpoints._finish()
+
+
+@contextlib.contextmanager
+def _only_one(config: CheckpointConfig, experiment_name: str, run_id: str | None) -> Iterator[None]:
+    """Keep two trainings of one run apart: a flow run is run again while the process of a dead worker goes on."""
+    if sys.platform == "win32":
+        yield
+        return
+    from ckpt_lib.launch.locking import LaunchLock
+
+    with contextlib.ExitStack() as stack:
+        try:
+            name = experiment_name if run_id is None else f"{experiment_name}/{run_id}"
+            stack.enter_context(LaunchLock(store_of(config), name, stop_seconds=0))
+        except AlreadyRunningError:
+            raise
+        except LaunchError as error:  # no place for a lock is no reason not to train
+            get_run_logger().warning("Nothing keeps a second training of this run away: %s", error)
+        yield
 
 
 def _task_runner(config: CheckpointConfig) -> ThreadPoolTaskRunner[Any]:
@@ -242,8 +270,10 @@ def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Itera
 
 def _call_preempted(checkpoints: Checkpoints) -> None:
     """Set the final state of a flow run that nothing starts again: the engine leaves a final state as it is."""
-    from prefect._internal.control_listener import get_intent
-
+    try:
+        from prefect._internal.control_listener import get_intent
+    except ImportError:  # another version of Prefect: it sets the state as it does for any flow
+        return
     context = FlowRunContext.get()
     if get_intent() is not None or context is None or context.flow_run is None:
         return

@@ -178,8 +178,18 @@ class _Places:
         for manifest in reversed(self._manifests):
             if run_id is not None and manifest.run_id != run_id:
                 continue
-            if manifest.uid not in self._lost or not self._anywhere.is_deleted(manifest):
+            if manifest.uid not in self._lost or not self._is_deleted(manifest):
                 yield manifest
+
+    def _is_deleted(self, manifest: Manifest) -> bool:
+        """Tell whether a backup was deleted by name; where the marks cannot be read, it may have been."""
+        try:
+            return self._anywhere.is_deleted(manifest)
+        except Exception as error:
+            if not (self._near and is_store_failure(error)):
+                raise
+            logger.warning("%s is left in the backups, which do not answer: %s", manifest.checkpoint_id, error)
+            return True
 
     def can_do_without(self, manifest: Manifest) -> bool:
         """Tell whether a checkpoint is in the backups alone while there are others elsewhere."""

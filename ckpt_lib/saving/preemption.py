@@ -84,6 +84,8 @@ class Preemption:
     def _end(self) -> None:
         """Save, and let what would have handled the signal have it; of other ranks, that is as if it had come here."""
         number = next(iter(self._earlier), signal.SIGTERM) if self._received is None else self._received
+        if self._common_stop is not None:
+            self._common_stop.is_over = True
         if not self._has_saved:
             self._has_saved = True
             self._stop_waiting()
@@ -118,7 +120,10 @@ class Preemption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None and self._received is not None:
+            is_asked = self._received is not None
+            if error is None and (
+                is_asked if self._common_stop is None else self._common_stop.is_at_end(is_asked=is_asked)
+            ):
                 self._end()  # the end of the block is a safe point
         finally:
             self._stop_waiting()

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ckpt_lib.config import CheckpointConfig
-from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.saving.background import SaveHandle
 from ckpt_lib.saving.ranks import Call, call_with_ranks, follows
@@ -20,35 +19,27 @@ from ckpt_lib.state.training_state import PAYLOAD_KEYS, PER_PROCESS
 T = TypeVar("T")
 
 _OF_EACH_RANK = tuple(PAYLOAD_KEYS[kind] for kind in PER_PROCESS)
-_PATIENCE_SECONDS = 5.0
-"""How long rank 0 waits for other ranks to come with their positions: code may also call a save on rank 0 alone."""
 
 
 class StateOfRanks:
     """The state that rank 0 saves, with the generators and the position in the data of every rank."""
 
-    def __init__(self, state: SavableState, call: Call, patience_seconds: float) -> None:
+    def __init__(self, state: SavableState, call: Call) -> None:
         self._state = state
         self._call = call
-        self._patience_seconds = patience_seconds
-        self._brought: list[dict[str, Any]] | None = None
+        self._brought: list[dict[str, Any]] = []
         self.is_gathered = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
 
-    @property
-    def is_alone(self) -> bool:
-        """True if no other rank has made the call."""
-        return self.is_gathered and self._brought is None
-
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
         states = self._state.payload(config)
         if not self.is_gathered and self._state.knows_position:
-            self._brought = self._call.brought(self._patience_seconds)
+            self._brought = self._call.brought()
             self.is_gathered = True
         return states | {
-            key: [*states[key], *(brought[key][0] for brought in self._brought or ())]
+            key: [*states[key], *(brought[key][0] for brought in self._brought)]
             for key in _OF_EACH_RANK
             if states[key] is not None
         }
@@ -60,7 +51,6 @@ class RankSaver(Saver):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._followed: list[FollowedSave] = []
-        self._patience_seconds = _PATIENCE_SECONDS
         self._left: Call | None = None
         """A call of which what other ranks bring was not wanted."""
 
@@ -96,7 +86,7 @@ class RankSaver(Saver):
         """Save the state of all ranks, and tell them what came of it."""
         if self._left is not None:
             self._left.drop_brought()
-        state = StateOfRanks(request.state, call, self._patience_seconds)
+        state = StateOfRanks(request.state, call)
         try:
             result = save(replace(request, state=state))
         except BaseException as error:
@@ -104,12 +94,6 @@ class RankSaver(Saver):
             raise
         finally:
             self._left = call if request.state.knows_position and not state.is_gathered else None
-        if state.is_alone and self._patience_seconds:
-            self._patience_seconds = 0.0
-            logger.warning(
-                "only rank 0 makes this call: generators and positions in the data of other ranks are not saved; for "
-                "an exact resume, call it on all ranks"
-            )
         tell(result)
         return result
 

@@ -94,7 +94,11 @@ class Call:
     def _put(self, outcome: tuple[str, Any]) -> None:
         """Put an outcome where the others look for it. A failure is logged: what rank 0 has done it has done."""
         try:
-            self._ranks.store.set(self.key, pickle.dumps(outcome))
+            try:
+                data = pickle.dumps(outcome)
+            except Exception as failure:  # an error may hold what cannot be sent
+                data = pickle.dumps(("error", _failed(self.topic, repr(failure))))
+            self._ranks.store.set(self.key, data)
             _farewell.note(self)
         except Exception as failure:
             logger.warning("the other ranks could not be told the outcome of a %s: %s", self.topic, failure)
@@ -134,22 +138,23 @@ class Call:
         with _store_errors(self.topic):
             self._ranks.store.set(f"{self.key}/of/{self._ranks.rank}", pickle.dumps(value))
 
-    def brought(self, patience_seconds: float) -> list[Any] | None:
-        """Return what all other ranks bring, in their order; ``None`` if none does within ``patience_seconds``.
+    def brought(self) -> list[Any]:
+        """Return what all other ranks bring, in their order, and wait for it.
 
-        Once one has come, all are waited for. Raises :class:`RankError` if one does not come in the time that
-        ``init_process_group`` was told.
+        Raises :class:`RankError` if one does not come in the time that ``init_process_group`` was told.
         """
         keys = [f"{self.key}/of/{rank}" for rank in range(1, self._ranks.size)]
         with _store_errors(self.topic):
             for waited in _pauses(self.topic, "other ranks"):
-                come = [self._ranks.store.check([key]) for key in keys]
-                if all(come):
+                missing = [rank for rank, key in enumerate(keys, start=1) if not self._ranks.store.check([key])]
+                if not missing:
                     break
-                if not any(come) and waited > patience_seconds:
-                    return None
                 if waited > self._ranks.deadline_seconds:
-                    raise _late(self.topic, f"rank {come.index(False) + 1}", waited)
+                    raise RankError(
+                        f"rank {missing[0]} did not make the same call within {duration(waited)}: {self.topic}",
+                        expected="a save with data= on all ranks, since each has a position of its own",
+                        hint="Call it on all ranks, or leave out data= where rank 0 alone saves.",
+                    )
             values = [_unpickled(self._ranks.store.get(key)) for key in keys]
             self.drop_brought()
         return values
@@ -250,37 +255,65 @@ def lead_or_follow(topic: str, lead: Callable[[], T], *, tell: Callable[[T], U],
 class CommonStop:
     """Lets all ranks of a training stop at the same safe point, whichever of them was asked to, and when.
 
-    Ranks that train together cannot be apart by a whole step: the next gradients need all of them. So when rank 0 is at
-    a safe point, no other one has passed the next, and that is where all of them stop.
+    Ranks that train together cannot be apart by a whole step: the next gradients need all of them. That is so once each
+    waits for its device at every safe point, as they do when they have learned that a stop is asked for, and said so.
+    Then rank 0 names the safe point after its own, which no other has passed.
     """
 
     def __init__(self) -> None:
         self._count = 0
+        self._key = ""
         self._stop_at: int | None = None
-        self._has_asked = False
+        self._is_asked = False
+        self.is_over = False
 
     def is_here(self, *, is_asked: bool) -> bool:
         """Count a safe point, and tell whether to stop at it. Without other ranks, that is ``is_asked``."""
         ranks = _present()
-        if ranks is None:
+        if ranks is None or self.is_over:
             return is_asked
         self._count += 1
         with _store_errors("stop"):
-            if ranks.rank == 0:
-                if self._stop_at is None and (is_asked or ranks.store.check([_STOP_ASKED])):
-                    self._stop_at = self._count + 1
-                    ranks.store.set(_STOP_AT, str(self._stop_at))
-            else:
-                if is_asked and not self._has_asked:
-                    self._has_asked = True
-                    ranks.store.set(_STOP_ASKED, "")
-                if self._stop_at is None and ranks.store.check([_STOP_AT]):
-                    self._stop_at = int(ranks.store.get(_STOP_AT))
+            self._ask(ranks, is_asked=is_asked)
+            if self._is_asked and self._stop_at is None:
+                _wait_for_device()
+                self._name_safe_point(ranks)
         return self._stop_at is not None and self._count >= self._stop_at
 
+    def is_at_end(self, *, is_asked: bool) -> bool:
+        """Tell whether a stop is asked for at the end of the block, which all ranks reach."""
+        ranks = _present()
+        if ranks is None or self.is_over:
+            return is_asked
+        with _store_errors("stop"):
+            self._ask(ranks, is_asked=is_asked)
+        return lead_or_follow("stop at the end", lambda: self._is_asked, tell=bool, follow=bool)
 
-_STOP_ASKED = "ckpt_lib/stop/asked"
-_STOP_AT = "ckpt_lib/stop/at"
+    def _ask(self, ranks: _Ranks, *, is_asked: bool) -> None:
+        """Tell the others that this rank was asked to stop, or learn that another one was."""
+        self._key = self._key or Call(ranks, "stop").key
+        if self._is_asked:
+            return
+        self._is_asked = is_asked or bool(ranks.store.check([f"{self._key}/asked"]))
+        if self._is_asked:
+            ranks.store.set(f"{self._key}/asked", "")
+            ranks.store.add(f"{self._key}/known", 1)
+
+    def _name_safe_point(self, ranks: _Ranks) -> None:
+        if ranks.rank > 0:
+            if ranks.store.check([f"{self._key}/at"]):
+                self._stop_at = int(ranks.store.get(f"{self._key}/at"))
+        elif ranks.store.add(f"{self._key}/known", 0) == ranks.size:
+            self._stop_at = self._count + 1
+            ranks.store.set(f"{self._key}/at", str(self._stop_at))
+
+
+def _wait_for_device() -> None:
+    """Wait until the work that was given to a GPU is done: until then, Python may be steps ahead of the training."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def _unpickled(data: bytes) -> Any:

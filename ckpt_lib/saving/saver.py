@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
-from ckpt_lib.errors import ConfigError, StateChangedError
+from ckpt_lib.errors import CheckpointError, ConfigError, StateChangedError
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, Payload, check_format_name, format_named
 from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
@@ -126,9 +127,9 @@ class Saver:
     def check(self, request: SaveRequest) -> None:
         """Raise what a save would raise before anything is written."""
         facts = self._checked(request)
-        self._policy.check(facts)
         layout = self._format.lay_out(self._payload(facts, request))
         logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
+        self._policy.check(facts)
 
     def prepare(self, state: ObjectState) -> None:
         """Take and touch the memory that saves in the background will need."""
@@ -169,7 +170,7 @@ class Saver:
             if not request.compare_content:
                 return earlier.checkpoint_id
             content = self._content(facts, self._payload(facts, request))
-            if content == _content_of(earlier):
+            if content == self._content_of(earlier):
                 return earlier.checkpoint_id
             facts = replace(facts, idempotency_key=f"{facts.idempotency_key}/{content}")
             if earlier := self._writer.earlier(facts):
@@ -216,11 +217,23 @@ class Saver:
             }
         )
 
-    def _content(self, facts: CheckpointFacts, payload: Payload) -> str:
-        """Return a digest of what a save would store. Hashing has its cost, so ask for a taken key only."""
+    def _content(self, facts: CheckpointFacts | Manifest, payload: Payload) -> str:
+        """Return a digest of what a save would store, which has its cost: ask for a taken key only.
+
+        Generators and positions do not count: whoever repeats a save may have drawn a random number in between, as
+        Prefect does before a retry.
+        """
         sink = _DigestSink()
-        self._format.lay_out(payload).write(sink)
+        self._format.lay_out({**payload, "rng_state": None, "data_state": None}).write(sink)
         return _content_digest(payload_sha256(sink.digests), facts.tags, facts.description)
+
+    def _content_of(self, manifest: Manifest) -> str | None:
+        """Return the same of a stored checkpoint; ``None`` if it cannot be read, and so is no repeat of this save."""
+        with suppress(CheckpointError, OSError):
+            with StoredPayload(self._locations.home, manifest.files, verify=True) as source:
+                payload = format_named(manifest.format).read(source)
+            return self._content(manifest, self._format.prepare(payload))
+        return None
 
     def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
         try:
@@ -282,8 +295,8 @@ def _is_epoch_finished(given: bool | None, payload: Payload) -> bool:
         raise ConfigError(
             "epoch_finished=True is given in the middle of the data loader's epoch: a resume would take the rest of it "
             "for the next epoch",
-            hint="Leave epoch_finished out, and save after the loop over the batches. To end epochs early, wrap a "
-            "plain DataLoader in ResumableLoader, which notices when its loop is left.",
+            hint="Leave epoch_finished out, and save after the loop over the batches. Where epochs end early on "
+            "purpose, call end_epoch() of the ResumableLoader before the save.",
         )
     return not is_mid if given is None else given
 
@@ -306,10 +319,6 @@ class _Discard:
 
     def write(self, data: Buffer, /) -> int:
         return memoryview(data).nbytes
-
-
-def _content_of(manifest: Manifest) -> str:
-    return _content_digest(manifest.saved_sha256, manifest.tags, manifest.description)
 
 
 def _content_digest(payload_sha256: str, tags: Sequence[str], description: str) -> str:

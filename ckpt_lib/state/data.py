@@ -66,7 +66,7 @@ class ResumableLoader(Generic[Batch]):
 
     @property
     def is_mid_epoch(self) -> bool:
-        """True from an epoch's first batch on, until the loop over it has ended."""
+        """True from an epoch's first batch on, until the loop over it has come to its end."""
         return self._start is not None or self._to_resume is not None
 
     @property
@@ -82,14 +82,18 @@ class ResumableLoader(Generic[Batch]):
         self._loops += 1
         loop = self._loops
         for batch in self._resumed() if self._to_resume is not None else self._begun():
-            self._batches_done += 1
-            try:
-                yield batch
-            except GeneratorExit:  # the loop was left: the next one begins another epoch
-                if loop == self._loops:
-                    self._end_epoch()
-                raise
-        self._end_epoch()
+            if loop == self._loops:  # else another loop has begun meanwhile, and its position counts
+                self._batches_done += 1
+            yield batch
+        if loop == self._loops:
+            self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Say that the epoch has ended, after a loop that was left early on purpose.
+
+        By itself, a position stays where a loop was left, by ``break`` or by an error, until another one begins.
+        """
+        self._start, self._batches_done = None, 0
 
     def _begun(self) -> Iterator[Batch]:
         self._start = self._state_of_order()
@@ -103,7 +107,9 @@ class ResumableLoader(Generic[Batch]):
         try:
             batches = self._after(count)
         finally:
-            self._generators.load_state_dict(now)  # the other generators have advanced as they did then
+            self._generators.load_state_dict(now)
+            for generator, state in zip(self._named, stored["named"], strict=True):
+                generator.load_state_dict(state)  # training may have drawn from them as well
         if self._indices.digest_after(count) != stored["order_digest"]:
             raise StateMismatchError(
                 "the data loader does not repeat the order of the interrupted epoch",
@@ -125,9 +131,6 @@ class ResumableLoader(Generic[Batch]):
         else:
             self._indices.skip_now()
         return batches
-
-    def _end_epoch(self) -> None:
-        self._start, self._batches_done = None, 0
 
     def _state_of_order(self) -> dict[str, Any]:
         return {
@@ -179,7 +182,7 @@ class ResumableLoader(Generic[Batch]):
             )
         for generator, generator_state in zip(self._named, state["named"], strict=True):
             generator.load_state_dict(generator_state)
-        self._end_epoch()
+        self.end_epoch()
         self._loops += 1  # a loop that still runs says nothing of the position any more
         self._to_resume = None
         if state["is_mid_epoch"]:

@@ -8,7 +8,7 @@ them are as they were.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -133,7 +133,7 @@ def _check_kind(part: Part, stored: Stored) -> None:
             f"the checkpoint was saved with another kind of {part.label}",
             expected=kind,
             got=saved,
-            hint=f"{UNCHANGED} To go on with a new {part.kind}, leave out {part.label}=.",
+            hint=f"{UNCHANGED} To go on with a new {part.kind}, leave out {part.argument}.",
         )
 
 
@@ -209,19 +209,22 @@ def _load(
 ) -> dict[str, list[str]]:
     """Load each part. If one of them refuses its state, bring all of them back to the state before.
 
-    Models come last but for random number generators, from which loading may draw: their tensors are overwritten in
-    place. The other parts replace their state as a whole, so keeping their previous state costs no memory.
+    Models come last, since their tensors are overwritten in place: of the very last one no copy is needed. Random
+    number generators are set twice: at first to see that their states fit, and again at the end, since loading may draw
+    from them.
     """
     from ckpt_lib.state.data import draw_first_numbers
 
+    generators = [label for label, part in parts.items() if part.kind == "rng"]
+    others = [label for label in reversed(list(parts)) if label not in generators]
     incomplete: dict[str, list[str]] = {}
-    undo = [way_back(part.kind, part.item, states[label]) for label, part in parts.items() if part.kind == "rng"]
-    for label in reversed(list(parts)):
+    undo: list[Callable[[], object]] = []
+    for label in (*generators, *others):
         part, state = parts[label], states[label]
         named = models[part.name] if part.kind == "model" else NOTHING
         try:
-            if part.kind != "rng":
-                undo.append(way_back(part.kind, part.item, state, strict=named.naming.strict))
+            is_last = label == others[-1] if others else False
+            undo.append(way_back(part.kind, part.item, state, strict=named.naming.strict, is_last=is_last))
             if part.kind == "model":
                 incomplete = load_named(part.item, named, own_copy(part.item, state))
             else:
@@ -237,6 +240,8 @@ def _load(
                 f"the {label} refused its stored state: {_reason(error)}",
                 hint=advice(payload, named) if part.kind == "model" else UNCHANGED,
             ) from error
+    for label in generators:
+        parts[label].item.load_state_dict(states[label])
     return incomplete
 
 

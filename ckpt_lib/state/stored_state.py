@@ -35,11 +35,11 @@ class StoredState:
                 f"the {part.label} state is that of another number of processes",
                 expected=self._world_size,
                 got=count,
-                hint=f"Leave out {part.label}= to go on without it.",
+                hint=f"Leave out {part.argument} to go on without it.",
             )
         raise StateMismatchError(
             f"the checkpoint holds no {part.label} state",
-            hint=f"Leave out {part.label}=, or load a checkpoint that was saved with it.",
+            hint=f"Leave out {part.argument}, or load a checkpoint that was saved with it.",
         )
 
     def find(self, kind: str, name: str | None) -> Any:

@@ -40,6 +40,12 @@ class Part:
         """What messages and manifests call it, such as ``optimizer`` or ``optimizer.generator``."""
         return self.kind if self.name is None else f"{self.kind}.{self.name}"
 
+    @property
+    def argument(self) -> str:
+        """How a caller passes it, such as ``optimizer=`` or ``generators={'noise': ...}``."""
+        keyword = "generators" if self.kind == "rng" else self.kind
+        return f"{keyword}=" if self.name is None else f"{keyword}={{{self.name!r}: ...}}"
+
 
 _STATE_DICTS = ("model", "optimizer", "scheduler")
 PAYLOAD_KEYS = {
@@ -189,12 +195,13 @@ def training_state(state: TrainingState | None = None, *, rng: bool = True, **ob
 
 
 def is_mid_epoch(payload: Mapping[str, Any]) -> bool | None:
-    """Tell from the state of data loaders whether an epoch goes on; ``None`` if they do not say."""
+    """Tell from the state of data loaders whether an epoch goes on in any of them; ``None`` if they do not say."""
     from ckpt_lib.state import data
 
     (position, *_) = payload.get("data_state") or [{}]
     answers = [data.is_mid_epoch(state) for state in (position, *position.values()) if isinstance(state, Mapping)]
-    return next((answer for answer in answers if answer is not None), None)
+    known = [answer for answer in answers if answer is not None]
+    return any(known) if known else None
 
 
 def _check_name(part: Part) -> None:

@@ -11,13 +11,17 @@ from ckpt_lib.state.model_state import differences, has_own_loading
 from ckpt_lib.state.stateful import Stateful, is_module
 
 
-def way_back(kind: str, stateful: Stateful, state: Mapping[str, Any], *, strict: bool = True) -> Callable[[], object]:
-    """Return a function that puts an object back into its present state, after loading ``state`` has failed.
+def way_back(
+    kind: str, stateful: Stateful, state: Mapping[str, Any], *, strict: bool = True, is_last: bool = False
+) -> Callable[[], object]:
+    """Return a function that puts an object back into its present state, after this or a later load has failed.
 
-    ``strict`` is how a model will be loaded.
+    ``strict`` is how a model will be loaded. ``is_last`` says that no load follows that may fail: a module of which
+    loading cannot fail midway need not be copied then.
     """
     if is_module(stateful):
-        return _ModuleBackup(stateful).restore if _may_fail_midway(stateful, state, strict) else lambda: None
+        is_needed = not is_last or _may_fail_midway(stateful, state, strict)
+        return _ModuleBackup(stateful).restore if is_needed else lambda: None
     before = stateful.state_dict()
     if kind not in ("optimizer", "scheduler"):  # these replace what they hold as a whole
         before = _copied(before)

@@ -150,6 +150,57 @@ def test_a_part_that_refuses_leaves_all_as_they_were(make_manager: MakeManager) 
     assert content(state) == before
 
 
+@pytest.mark.parametrize("wrong", ["generator", "second model"])
+def test_what_is_restored_last_is_undone_too(make_manager: MakeManager, wrong: str) -> None:
+    """A generator of another kind, or a second model that refuses: the first model has its own weights again."""
+    saved = build(1)
+    make_manager().save_checkpoint(saved, epoch=1)
+    state = build(2)
+    if wrong == "generator":
+        state.generators["noise"] = random.Random()  # type: ignore[index]
+    else:
+        state.model["judge"] = Stubborn()  # type: ignore[index]
+        state = TrainingState(model=state.model, generators=state.generators)
+    before = content(state)
+    with pytest.raises(StateMismatchError):
+        make_manager().resume(state)
+    assert content(state) == before
+
+
+class Stubborn(nn.Module):
+    """A module that refuses a state in the middle of loading it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def load_state_dict(self, *_arguments: Any, **_options: Any) -> Any:
+        raise RuntimeError("no")
+
+
+def test_a_repeat_may_have_drawn_random_numbers(make_manager: MakeManager) -> None:
+    """As Prefect does before a retry: the save is the same all the same, and another state is not."""
+    manager, model = make_manager(), nn.Linear(2, 2)
+    again: dict[str, Any] = {"epoch": 1, "idempotency_key": "once", "compare_content": True}
+    first = manager.save_checkpoint(model=model, **again)
+    random.random()
+    assert manager.save_checkpoint(model=model, **again) == first
+    torch.nn.init.constant_(model.weight, 3.0)
+    second = manager.save_checkpoint(model=model, **again)
+    random.random()
+    assert manager.save_checkpoint(model=model, **again) == second != first
+
+
+def test_any_loader_in_the_middle_of_its_epoch_counts(make_manager: MakeManager) -> None:
+    """Whatever the order in which several are named."""
+    manager, whole, part = make_manager(), loader(), loader()
+    batches = iter(part)
+    next(batches)
+    for named in ({"a": whole, "b": part}, {"b": part, "a": whole}):
+        saved = manager.save_checkpoint(model=nn.Linear(1, 1), data=named, epoch=1)
+        assert not manager.get_checkpoint(str(saved)).epoch_finished
+
+
 def test_a_load_of_a_model_leaves_generators_alone(make_manager: MakeManager) -> None:
     """To look at a checkpoint must not change the numbers that a program draws; to go on from one must."""
     manager, model = make_manager(), nn.Linear(2, 2)

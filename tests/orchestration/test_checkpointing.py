@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader, TrainingState
-from ckpt_lib.errors import ConfigError, StoreError
+from ckpt_lib.errors import AlreadyRunningError, ConfigError, StoreError
 from ckpt_lib.store.local.local_store import LocalStore
 from prefect_checkpoints.tasks import checkpointing, validate_checkpoint
 from tests.helpers import fingerprint
@@ -179,6 +179,34 @@ def test_an_unknown_start_is_refused(config: CheckpointConfig, start: str) -> No
             raise AssertionError
 
     with pytest.raises(ConfigError, match="start is unknown"):
+        run_flow(body).result()
+
+
+def test_a_configuration_that_saves_the_best_is_taken(config: CheckpointConfig) -> None:
+    """Which metrics will come is not known when the training begins."""
+
+    def body() -> None:
+        options = config.model_copy(update={"save_best_only": True})
+        with checkpointing(options, EXPERIMENT, TrainingState(model=nn.Linear(2, 2))) as run:
+            for epoch in run.epochs(2):
+                run.save({"val_loss": 1 / epoch})
+
+    assert run_flow(body).is_completed()
+    assert len(saved_ids(config)) == 2
+
+
+def test_a_second_training_of_the_same_run_is_refused(
+    config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a flow run that is run again while the process of its dead worker goes on."""
+    monkeypatch.setattr("ckpt_lib.launch.locking.SECONDS_TO_WAIT", 0.1)
+
+    def body() -> None:
+        state = TrainingState(model=nn.Linear(2, 2))
+        with checkpointing(config, EXPERIMENT, state), checkpointing(config, EXPERIMENT, state):
+            raise AssertionError
+
+    with pytest.raises(AlreadyRunningError):
         run_flow(body).result()
 
 

@@ -158,7 +158,10 @@ def test_an_iterable_dataset_is_read_again() -> None:
 
 
 def test_the_position_says_whether_an_epoch_goes_on() -> None:
-    """After the last batch it still does: what follows the loop is yet to come. After the loop, or a break, not."""
+    """After the last batch it still does: what follows the loop is yet to come. After the loop not.
+
+    A loop that was left has not come to its end: someone stopped it, or an error. ``end_epoch`` says that it was meant.
+    """
     loader = ResumableLoader(DataLoader(Noisy(4), 2))
     found = [loader.is_mid_epoch]
     found += [loader.is_mid_epoch for _ in loader]
@@ -166,7 +169,11 @@ def test_the_position_says_whether_an_epoch_goes_on() -> None:
     for _ in loader:
         break
     found.append(loader.is_mid_epoch)
-    assert found == [False, True, True, False, False]
+    assert loader.batches_done == 1
+    loader.end_epoch()
+    found.append(loader.is_mid_epoch)
+    assert found == [False, True, True, False, True, False]
+    assert len(list(loader)) == 2
     assert len(loader) == 2
 
 
