@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -216,7 +217,11 @@ def _only_one(config: CheckpointConfig, experiment_name: str, run_id: str | None
     if sys.platform == "win32":
         yield
         return
-    from ckpt_lib.launch.locking import LaunchLock
+    from ckpt_lib.launch.locking import VARIABLE, LaunchLock
+
+    if VARIABLE in os.environ:  # the launch that started this process does that already
+        yield
+        return
 
     with contextlib.ExitStack() as stack:
         try:

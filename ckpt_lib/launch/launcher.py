@@ -96,6 +96,7 @@ class Launcher:
         self._list_ids = list_ids
         self._log_line = log_line
         self._tell = tell
+        self._progress: Progress | None = None
         self._attempts: list[LaunchAttempt] = []
         self._stopped_by: BaseException | None = None
 
@@ -146,7 +147,9 @@ class Launcher:
         return None
 
     def _attempt(self, number: int, lock: LaunchLock) -> LaunchAttempt:
-        output, progress = Output(self._log_line), Progress(self._list_ids)
+        output, progress = Output(self._log_line), self._progress or Progress(self._list_ids)
+        self._progress = progress
+        progress.begin_attempt()
         oom_kills, started_at, began = oom_kill_count(), datetime.now(UTC), time.monotonic()
         command = SupervisedCommand(self._request.order(number, lock), lock, output)
         try:

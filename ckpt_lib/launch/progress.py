@@ -19,6 +19,10 @@ class Progress:
     def __init__(self, list_ids: Callable[[], Collection[str]]) -> None:
         self._list_ids = list_ids
         self._known = set(list_ids())
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        """Count from here on. The store is not asked: that it does not answer must not end a launch."""
         self._new: list[str] = []
         self._seen_at = time.monotonic()
 
