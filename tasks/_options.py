@@ -113,7 +113,7 @@ def keep_manager(manager: CheckpointManager) -> Iterator[None]:
     try:
         yield
     finally:
-        del _kept[key]
+        _kept.pop(key, None)
 
 
 def idempotency_key(epoch: int, step: int) -> str | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from multiprocessing import get_start_method
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -73,6 +74,8 @@ class Checkpoints:
         self._advance = advance
         self._commits: list[PrefectFuture[str | None]] = []
         self._safe_point: Callable[[], None] = lambda: None
+        self._ended_epoch: tuple[int, int] | None = None
+        """Epoch and step of a save at an epoch's end, until more is trained."""
         self._went_back_to: str | None = None
         self.times_back = 0
         """How often the training went back to the same checkpoint."""
@@ -98,11 +101,14 @@ class Checkpoints:
         unless ``on_save_failure`` is ``"warn"``.
         """
         self._raise_failure()
+        self._ended_epoch = None
         handle = self.manager.save_checkpoint_async(
             self.state, metrics=metrics, **{"epoch": self.epoch, "step": self.step, **options}
         )
         if handle.facts is not None:  # else the policy said no
             self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
+            if handle.facts.epoch_finished:
+                self._ended_epoch = self.epoch, self.step
         self._safe_point()
         return handle
 
@@ -135,6 +141,11 @@ class Checkpoints:
         get_run_logger().warning("%s: going back to %s", reason, restored["checkpoint_id"])
         report_rollback(self.manager.config, self.manager.experiment_name, reason, restored["checkpoint_id"], self.step)
         return restored
+
+    def _last_save(self) -> dict[str, Any]:
+        """Return what is saved when a signal comes; what was saved as the end of an epoch is one still."""
+        is_end = self._ended_epoch == (self.epoch, self.step) or None
+        return {"state": self.state, "epoch": self.epoch, "step": self.step, "epoch_finished": is_end}
 
     def _raise_failure(self) -> None:
         done = [future for future in self._commits if future.state.is_final()]
@@ -191,6 +202,7 @@ def checkpointing(
         raise ConfigError(
             "checkpointing is for flows", expected="a call in a flow run", hint="Elsewhere, use CheckpointManager."
         )
+    _check_workers(state)
     own_run_id = None if start == "resume" else context.flow_run.id.hex
     manager = CheckpointManager(
         config, experiment_name, save_policy=save_policy, retention_policy=retention_policy, run_id=own_run_id
@@ -234,6 +246,25 @@ def _only_one(config: CheckpointConfig, experiment_name: str, run_id: str | None
         yield
 
 
+def _check_workers(state: TrainingState) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for worker processes that are forked, which fail in a flow.
+
+    What Prefect runs at the end of a process fails in a forked one, and PyTorch ends the training for that.
+    """
+    for part in state.parts():
+        loader: Any = getattr(part.item, "loader", part.item)
+        if part.kind != "data" or not getattr(loader, "num_workers", 0):
+            continue
+        context = loader.multiprocessing_context
+        method = get_start_method() if context is None else context.get_start_method()
+        if method == "fork":
+            raise ConfigError(
+                "the data loader forks its worker processes, and a forked process of a Prefect flow fails at its end",
+                expected="worker processes that are not forked from the flow's",
+                hint='Pass multiprocessing_context="forkserver" to the DataLoader, or num_workers=0.',
+            )
+
+
 def _task_runner(config: CheckpointConfig) -> ThreadPoolTaskRunner[Any]:
     """Return threads of our own: whatever runs the flow's tasks, a save under way stays in this process."""
     return ThreadPoolTaskRunner(max_workers=config.max_pending_saves + 1)
@@ -258,11 +289,8 @@ def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Itera
         yield
         return
 
-    def last_save() -> dict[str, Any]:
-        return {"state": checkpoints.state, "epoch": checkpoints.epoch, "step": checkpoints.step}
-
     preemption = checkpoints.manager.save_on_signal(
-        last_save, signals=[signal.SIGTERM], deadline_seconds=deadline_seconds
+        checkpoints._last_save, signals=[signal.SIGTERM], deadline_seconds=deadline_seconds
     )
     try:
         with preemption:

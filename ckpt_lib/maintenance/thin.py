@@ -25,6 +25,8 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, Layout, Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts, compare
 
+_WORTH_DROPPING = ("optimizer_state_dict", "scheduler_state_dict")
+"""Without one of these a checkpoint stays whole: the rest is a few kilobytes, and a run may still go on from it."""
 DROPPED = ("optimizer_state_dict", "scheduler_state_dict", "rng_state", "data_state")
 """The parts of a payload that only a run that goes on from it needs; all others stay, also those of newer versions."""
 
@@ -122,7 +124,8 @@ def droppable(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
         error.checkpoint_id = manifest.checkpoint_id
         error.path = experiment.location(manifest.payload_name)
         raise
-    return tuple(key for key in DROPPED if outline.get(key) is not None)
+    found = tuple(key for key in DROPPED if outline.get(key) is not None)
+    return found if set(found) & set(_WORTH_DROPPING) else ()
 
 
 def _refuse_damaged(manifest: Manifest) -> CheckpointError | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.saving.background import SaveHandle
-from ckpt_lib.saving.ranks import Call, call_with_ranks, follows
+from ckpt_lib.saving.ranks import Call, call_with_ranks, follows, place_of_process
 from ckpt_lib.saving.request import ObjectState, SavableState, SaveRequest
 from ckpt_lib.saving.saver import Saver
 from ckpt_lib.state.training_state import PAYLOAD_KEYS, PER_PROCESS
@@ -76,9 +76,11 @@ class RankSaver(Saver):
         return self._lead(request, call, super().start, lambda handle: handle.add_done_callback(partial(_tell, call)))
 
     def _call(self, request: SaveRequest) -> Call | None:
+        if not self._config.rank_zero_saves or place_of_process()[1] == 1:
+            return None
         facts = request.facts
         topic = f"save of {self._locations.name}, epoch {facts.epoch!r}, step {facts.step!r}"
-        return call_with_ranks(topic)[0] if self._config.rank_zero_saves else None
+        return call_with_ranks(topic)[0]
 
     def _lead(
         self, request: SaveRequest, call: Call, save: Callable[[SaveRequest], T], tell: Callable[[T], object]

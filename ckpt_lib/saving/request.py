@@ -144,6 +144,8 @@ class SaveRequest:
     """Save again under a taken idempotency key when something differs."""
     force: bool = field(default=False, kw_only=True)
     """Save whatever the policy says."""
+    is_interruption: bool = field(default=False, kw_only=True)
+    """A signal asked for the save, at whatever point of an epoch."""
 
 
 _OPTIONS = ("compare_content", "force")

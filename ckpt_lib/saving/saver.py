@@ -118,9 +118,7 @@ class Saver:
             raise ConfigError(
                 f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
             ) from error
-        if request.facts.epoch_finished is None and not request.state.knows_position:
-            request = replace(request, facts=replace(request.facts, epoch_finished=False))
-        self.save(request)
+        self.save(replace(request, is_interruption=True))
         self._post_save.snapshot.catch_up()
         self._post_save.backups.wait()
 
@@ -169,9 +167,10 @@ class Saver:
         if earlier := self._writer.earlier(facts):
             if not request.compare_content:
                 return earlier.checkpoint_id
-            content = self._content(facts, self._payload(facts, request))
-            if content == self._content_of(earlier):
+            payload = self._payload(facts, request)
+            if self._is_repeat(facts, payload, earlier):
                 return earlier.checkpoint_id
+            content = self._content(facts, payload)
             facts = replace(facts, idempotency_key=f"{facts.idempotency_key}/{content}")
             if earlier := self._writer.earlier(facts):
                 return earlier.checkpoint_id
@@ -179,7 +178,7 @@ class Saver:
             return None
         health = request.state.health_check(facts.monitor) if self._config.health_check else None
         payload = self._payload(facts, request)
-        facts = replace(facts, epoch_finished=_is_epoch_finished(request.facts.epoch_finished, payload))
+        facts = replace(facts, epoch_finished=_is_epoch_finished(request, payload))
         return _PlannedSave(facts, payload, health)
 
     def _checked(self, request: SaveRequest) -> CheckpointFacts:
@@ -217,23 +216,28 @@ class Saver:
             }
         )
 
-    def _content(self, facts: CheckpointFacts | Manifest, payload: Payload) -> str:
+    def _content(self, facts: CheckpointFacts | Manifest, payload: Payload, without: Sequence[str] = ()) -> str:
         """Return a digest of what a save would store, which has its cost: ask for a taken key only.
 
         Generators and positions do not count: whoever repeats a save may have drawn a random number in between, as
         Prefect does before a retry.
         """
         sink = _DigestSink()
-        self._format.lay_out({**payload, "rng_state": None, "data_state": None}).write(sink)
+        left_out = dict.fromkeys(("rng_state", "data_state", *without))
+        self._format.lay_out({**payload, **left_out}).write(sink)
         return _content_digest(payload_sha256(sink.digests), facts.tags, facts.description)
 
-    def _content_of(self, manifest: Manifest) -> str | None:
-        """Return the same of a stored checkpoint; ``None`` if it cannot be read, and so is no repeat of this save."""
+    def _is_repeat(self, facts: CheckpointFacts, payload: Payload, earlier: Manifest) -> bool:
+        """Tell whether a save would store what a checkpoint holds, or held before it was thinned.
+
+        One that cannot be read is no repeat.
+        """
+        without = ("optimizer_state_dict", "scheduler_state_dict") if earlier.thinned else ()
         with suppress(CheckpointError, OSError):
-            with StoredPayload(self._locations.home, manifest.files, verify=True) as source:
-                payload = format_named(manifest.format).read(source)
-            return self._content(manifest, self._format.prepare(payload))
-        return None
+            with StoredPayload(self._locations.home, earlier.files, verify=True) as source:
+                stored = self._format.prepare(format_named(earlier.format).read(source))
+            return self._content(earlier, stored, without) == self._content(facts, payload, without)
+        return False
 
     def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
         try:
@@ -288,9 +292,12 @@ class Saver:
         return snapshot_into
 
 
-def _is_epoch_finished(given: bool | None, payload: Payload) -> bool:
-    """Tell whether the epoch was trained to its end: as the caller says or, if nothing is said, the data loader."""
-    is_mid = is_mid_epoch(payload)
+def _is_epoch_finished(request: SaveRequest, payload: Payload) -> bool:
+    """Tell whether the epoch was trained to its end: as the caller says or, if nothing is said, the data loader.
+
+    If neither does, an interruption came in the middle of it, and any other save at its end.
+    """
+    given, is_mid = request.facts.epoch_finished, is_mid_epoch(payload)
     if given and is_mid:
         raise ConfigError(
             "epoch_finished=True is given in the middle of the data loader's epoch: a resume would take the rest of it "
@@ -298,7 +305,9 @@ def _is_epoch_finished(given: bool | None, payload: Payload) -> bool:
             hint="Leave epoch_finished out, and save after the loop over the batches. Where epochs end early on "
             "purpose, call end_epoch() of the ResumableLoader before the save.",
         )
-    return not is_mid if given is None else given
+    if given is not None:
+        return given
+    return not (request.is_interruption if is_mid is None else is_mid)
 
 
 class _DigestSink:

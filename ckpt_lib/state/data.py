@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -54,12 +58,15 @@ class ResumableLoader(Generic[Batch]):
         self._generators = GlobalGenerators()
         self._named = [NamedGenerator(generator) for generator in _generators_of(loader)]
         self._indices = _WatchedIndices(() if self._is_iterable else _index_sampler_of(loader))
-        self._source = loader if self._is_iterable else _with_index_sampler(loader, self._indices)
+        self._source = _own_copy(loader, None if self._is_iterable else self._indices)
         self._start: Mapping[str, Any] | None = None
         """What decided the order of the epoch that goes on; ``None`` between epochs."""
         self._batches_done = 0
         self._to_resume: Mapping[str, Any] | None = None
         self._loops = 0
+        self._open_loops = 0
+        self._is_disturbed = False
+        """Whether a loop was begun while another one was not over: then no position is that of the training."""
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -81,12 +88,17 @@ class ResumableLoader(Generic[Batch]):
         """
         self._loops += 1
         loop = self._loops
-        for batch in self._resumed() if self._to_resume is not None else self._begun():
-            if loop == self._loops:  # else another loop has begun meanwhile, and its position counts
-                self._batches_done += 1
-            yield batch
-        if loop == self._loops:
-            self.end_epoch()
+        self._is_disturbed = self._open_loops > 0
+        self._open_loops += 1
+        try:
+            for batch in self._resumed() if self._to_resume is not None else self._begun():
+                if loop == self._loops:  # else another loop has begun meanwhile, and its position counts
+                    self._batches_done += 1
+                yield batch
+            if loop == self._loops:
+                self.end_epoch()
+        finally:
+            self._open_loops -= 1
 
     def end_epoch(self) -> None:
         """Say that the epoch has ended, after a loop that was left early on purpose.
@@ -139,12 +151,18 @@ class ResumableLoader(Generic[Batch]):
             "sampler_epoch": getattr(_sampler_of(self.loader), "epoch", None),
         }
 
+    def _set_sampler_epoch(self, epoch: int | None) -> None:
+        sampler = _sampler_of(self.loader)
+        if epoch is not None and callable(getattr(sampler, "set_epoch", None)):
+            sampler.set_epoch(epoch)
+        elif epoch is not None:
+            sampler.epoch = epoch
+
     def _restore_order(self, start: Mapping[str, Any]) -> None:
         self._generators.load_state_dict(start["global"])
         for generator, state in zip(self._named, start["named"], strict=True):
             generator.load_state_dict(state)
-        if start["sampler_epoch"] is not None:
-            _sampler_of(self.loader).set_epoch(start["sampler_epoch"])
+        self._set_sampler_epoch(start["sampler_epoch"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position. Its size does not depend on that of the dataset."""
@@ -156,37 +174,56 @@ class ResumableLoader(Generic[Batch]):
             "order_digest": self._indices.digest_after(self.batches_done) if self.is_mid_epoch else None,
             "start": self._start,
             "named": [generator.state_dict() for generator in self._named],
-            "length": self._length(),
+            "sampler_epoch": getattr(_sampler_of(self.loader), "epoch", None),
+            "shape": self._shape(),
             "approximate": self._approximate(),
         }
 
-    def _length(self) -> int | None:
-        return None if self._is_iterable else len(self.loader)
+    def _shape(self) -> dict[str, int | None]:
+        """Return what must be the same for a position to mean the same."""
+        dataset: Any = self.loader.dataset
+        return {
+            "samples": None if self._is_iterable or not hasattr(dataset, "__len__") else len(dataset),
+            "batch_size": self.loader.batch_size,
+            "generators": len(self._named),
+        }
 
     def _approximate(self) -> str | None:
         """Say why the next batches may differ after a resume; ``None`` if they will not."""
         if not getattr(self.loader, "in_order", True):
             return "in_order=False hands out batches as they come"
-        if self.loader.persistent_workers and not self._deterministic:
-            return "workers that persist keep generators of their own from epoch to epoch"
+        if self._is_disturbed:
+            return "a loop over it was begun while another one was not over"
         return None
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Let the next loop go on where the stored one was. Raises :class:`~ckpt_lib.errors.StateMismatchError`."""
-        if state["length"] != self._length() or len(state["named"]) != len(self._named):
+        if state["shape"] != self._shape():
             raise StateMismatchError(
                 "the data loader is another one than was saved",
-                expected=f"{state['length']} batches an epoch, and {len(state['named'])} generators",
-                got=f"{self._length()} batches, and {len(self._named)} generators",
+                expected=state["shape"],
+                got=self._shape(),
                 hint=f"{UNCHANGED} To begin the epoch anew, leave out data=.",
             )
         for generator, generator_state in zip(self._named, state["named"], strict=True):
             generator.load_state_dict(generator_state)
+        self._set_sampler_epoch(state["sampler_epoch"])
         self.end_epoch()
         self._loops += 1  # a loop that still runs says nothing of the position any more
         self._to_resume = None
         if state["is_mid_epoch"]:
             self._to_resume, self._batches_done = state, state["batches_done"]
+
+    def way_back(self) -> Callable[[], None]:
+        """Return a function that brings the position back after a load, also that of a loop that is running."""
+        before, named = dict(vars(self)), [generator.state_dict() for generator in self._named]
+
+        def back() -> None:
+            vars(self).update(before)
+            for generator, state in zip(self._named, named, strict=True):
+                generator.load_state_dict(state)
+
+        return back
 
 
 class _WatchedIndices:
@@ -255,6 +292,11 @@ def _check_loader(loader: Any, *, deterministic: bool) -> None:
             got=type(loader).__name__,
             hint="An object with state_dict() and load_state_dict() is passed as data= itself.",
         )
+    if loader.persistent_workers:
+        raise ConfigError(
+            "workers that persist keep generators of their own from epoch to epoch, which cannot be restored",
+            expected="persistent_workers=False",
+        )
     if _is_iterable(loader) and not deterministic:
         raise ConfigError(
             "the position in an iterable dataset cannot be restored exactly",
@@ -274,21 +316,44 @@ def _sampler_of(loader: DataLoader[Any]) -> Any:
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
 
 
-def _with_index_sampler(loader: DataLoader[Batch], indices: _WatchedIndices) -> DataLoader[Batch]:
-    """Return a copy of a loader, of the same class, with another sampler of batches."""
+def _own_copy(loader: DataLoader[Batch], indices: _WatchedIndices | None) -> DataLoader[Batch]:
+    """Return a copy of a loader, of the same class, with another sampler of batches if it has indices.
+
+    Its worker processes leave signals to the training: a cluster, ``torchrun`` and a terminal send them to all
+    processes of a group, and without its workers the training would come to no safe point.
+    """
     twin = copy.copy(loader)
-    # Assigning to the attribute raises: a loader in use must not change. This one is not in use yet.
-    vars(twin)["sampler" if loader.batch_sampler is None else "batch_sampler"] = indices
+    if loader.num_workers:
+        twin.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+    if indices is not None:
+        # Assigning to the attribute raises: a loader in use must not change. This one is not in use yet.
+        vars(twin)["sampler" if loader.batch_sampler is None else "batch_sampler"] = indices
     return twin
 
 
-def _generators_of(loader: DataLoader[Any]) -> list[Any]:
-    """Return the generators that the loader and its samplers were given, each once."""
-    import torch
+def _begin_worker(own: Callable[[int], object] | None, number: int) -> None:
+    """Let a worker process end by SIGTERM of its parent alone, which is how PyTorch ends one, and ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if own is not None:
+        own(number)
 
-    owners = (loader, loader.batch_sampler, _sampler_of(loader))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _generators_of(loader: DataLoader[Any]) -> list[Any]:
+    """Return the generators that the loader and its samplers hold, each once."""
+    from ckpt_lib.state.generators import is_generator
+
+    samplers = [item for item in (loader.batch_sampler, _sampler_of(loader)) if hasattr(item, "__dict__")]
+    found = [loader.generator, *(value for sampler in samplers for value in vars(sampler).values())]
+    return list({id(generator): generator for generator in found if is_generator(generator)}.values())
 
 
 def is_torchdata(loader: Any) -> bool:
@@ -309,10 +374,25 @@ def draw_first_numbers(loader: Any) -> None:
 
 def approximation_of(loader: Any, state: Mapping[str, Any]) -> str | None:
     """Say why the next batches may not be those that would have come; ``None`` if they will be, as far as is known."""
-    has_state = callable(getattr(getattr(loader, "dataset", None), "state_dict", None))
-    if is_torchdata(loader) and loader.num_workers and not has_state:
+    return _approximation_of_torchdata(loader) if is_torchdata(loader) else state.get("approximate")
+
+
+def _approximation_of_torchdata(loader: Any) -> str | None:
+    from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
+
+    sampler = _sampler_of(loader)
+    if isinstance(loader.dataset, IterableDataset) and loader.num_workers:
+        return "torchdata begins anew with what a worker process has read to its end"
+    if isinstance(sampler, RandomSampler) and sampler.generator is not None:
+        return "torchdata does not keep the loader's generator; ResumableLoader does"
+    has_state = callable(getattr(sampler, "state_dict", None))
+    if not isinstance(loader.dataset, IterableDataset) and not (
+        has_state or isinstance(sampler, RandomSampler | SequentialSampler)
+    ):
+        return "its sampler has no state; ResumableLoader repeats its order"
+    if loader.num_workers and not callable(getattr(loader.dataset, "state_dict", None)):
         return "if the dataset draws random numbers, those in worker processes begin anew; ResumableLoader repeats them"
-    return state.get("approximate")
+    return None
 
 
 def is_mid_epoch(state: Mapping[str, Any]) -> bool | None:

@@ -69,13 +69,20 @@ class GlobalGenerators:
             torch.mps.set_rng_state(state["mps"])
 
 
+_KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+
+def is_generator(item: Any) -> bool:
+    """Tell whether :class:`NamedGenerator` takes an object."""
+    return isinstance(item, _KINDS) and not isinstance(item, random.SystemRandom)
+
+
 class NamedGenerator:
     """One generator: ``torch.Generator``, ``random.Random``, ``numpy.random.Generator`` or ``RandomState``."""
 
     def __init__(self, generator: Any) -> None:
         """Raises :class:`ConfigError` for anything else."""
-        kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-        if not isinstance(generator, kinds) or isinstance(generator, random.SystemRandom):
+        if not is_generator(generator):
             raise ConfigError(
                 "this is no generator with a state",
                 expected="torch.Generator, random.Random, numpy.random.Generator or numpy.random.RandomState",

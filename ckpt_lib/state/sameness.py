@@ -63,7 +63,9 @@ def _same_tensors(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     # A single element may keep an odd stride, which is contiguous all the same and no bytes to torch.
-    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8) if flat.numel() else torch.empty(0)
+    if not flat.numel():
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
 
 
 def _saved(tensor: torch.Tensor) -> bytes:

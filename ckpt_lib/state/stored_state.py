@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_lib.errors import StateMismatchError
@@ -66,16 +66,26 @@ class StoredState:
 
     def beside(self, state: TrainingState) -> list[str]:
         """Return the names of what is stored and belongs to no object of ``state``."""
-        wanted = {_shown(part.kind, part.name) for part in state.parts()} | {"rng_state"}
-        wanted |= {_shown(part.kind, None) for part in state.parts() if part.kind != "others"}
-        return [name for name in self._names() if name not in wanted]
-
-    def _names(self) -> Iterator[str]:
+        parts = list(state.parts())
+        wanted = {(part.kind, part.name) for part in parts}
+        found = []
         for kind, key in PAYLOAD_KEYS.items():
-            if kind == "others":
-                yield from (_shown(kind, name) for name in self.payload.get(key) or {})
-            elif self.payload.get(key):
-                yield key
+            stored = self.payload.get(key)
+            if kind in PER_PROCESS:
+                stored = stored[0] if stored else None
+            names = self._names_of(kind, stored, {part.name for part in parts if part.kind == kind})
+            found += [_shown(kind, name) for name in names if (kind, name) not in wanted]
+        return found
+
+    @staticmethod
+    def _names_of(kind: str, stored: Any, asked: set[str | None]) -> list[str | None]:
+        """Return the names of the states of one kind: of all where they are named, and else ``None``."""
+        if not stored:
+            return []
+        if kind == "rng":
+            return list(stored.get("named", {}))
+        is_named = kind == "others" or bool(asked - {None})
+        return list(stored) if is_named else [None]
 
     def approximations(self, state: TrainingState) -> list[str]:
         """Say, a sentence each, why a training that goes on from here may not be exactly the one that was saved."""

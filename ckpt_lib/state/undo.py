@@ -22,6 +22,9 @@ def way_back(
     if is_module(stateful):
         is_needed = not is_last or _may_fail_midway(stateful, state, strict)
         return _ModuleBackup(stateful).restore if is_needed else lambda: None
+    if kind == "data" and callable(own := getattr(stateful, "way_back", None)):
+        found: Callable[[], object] = own()
+        return found
     before = stateful.state_dict()
     if kind not in ("optimizer", "scheduler"):  # these replace what they hold as a whole
         before = _copied(before)

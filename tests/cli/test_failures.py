@@ -40,7 +40,6 @@ LOOKING = (
     ("find",),
     ("reindex",),
     ("validate", "--all"),
-    ("validate", "--all", "--backups"),
     ("cleanup", "--dry-run"),
 )
 
@@ -322,7 +321,6 @@ def test_program_passes_on_the_exit_code(store: Path, ids: list[str]) -> None:
     [
         ("list", "--backups"),
         ("quarantine", "--backups"),
-        ("validate", "--all", "--backups"),
         ("cleanup", "--backups", "--dry-run"),
         ("delete", "--backups", "--yes", "latest"),
         ("backup", "--all"),

@@ -14,7 +14,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.loading.payload import read_payload
 from ckpt_lib.maintenance import scrub
 from ckpt_lib.store import open_store
-from tests.helpers import experiment_folder, flip_bit, manifest_path, payload_path, truncate
+from tests.helpers import MakeManager, experiment_folder, flip_bit, manifest_path, payload_path, truncate
 from tests.maintenance.records import manifest_in
 from tests.maintenance.test_repair import rechunked
 
@@ -29,6 +29,12 @@ class Model(torch.nn.Module):
         self.first = torch.nn.Parameter(torch.randn(1000))
         self.second = torch.nn.Parameter(torch.randn(1000))
         self.third = torch.nn.Parameter(torch.randn(1000))
+
+
+@pytest.fixture
+def manager(make_manager: MakeManager) -> CheckpointManager:
+    """One that saves no generators, so that a file has the tensors of its model alone."""
+    return make_manager(save_rng=False)
 
 
 @pytest.fixture

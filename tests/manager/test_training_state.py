@@ -115,7 +115,15 @@ def test_what_was_not_asked_for_is_said(make_manager: MakeManager, caplog: pytes
     with caplog.at_level(logging.INFO):
         resumed = make_manager().resume(TrainingState(model=state.model, others={"counter": state.others["counter"]}))
     assert resumed is not None
-    assert resumed["not_restored"] == ["optimizer_state_dict", "scheduler_state_dict", "data_state", "others.average"]
+    assert resumed["not_restored"] == [
+        *("optimizer_state_dict", "scheduler_state_dict", "data_state", "others.average"),
+        *("rng_state.noise", "rng_state.shuffle"),
+    ]
+    partly = TrainingState(model={"judge": state.model["judge"]}, data={"labelled": loader()})  # type: ignore[index]
+    resumed = make_manager().resume(partly)
+    assert resumed is not None
+    assert resumed["not_restored"][0] == "model_state_dict.generator"
+    assert "data_state.unlabelled" in resumed["not_restored"]
     assert "others.average" in caplog.text
 
 

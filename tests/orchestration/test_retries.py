@@ -77,6 +77,7 @@ def test_a_store_that_does_not_answer_is_tried_again(config: CheckpointConfig, m
 @pytest.mark.parametrize("damaged", [True, False])
 def test_damage_and_bad_input_are_not_tried_again(config: CheckpointConfig, damaged: bool) -> None:
     """Neither corruption nor a model that does not fit is retried; the typed error reaches the caller."""
+    config = config.model_copy(update={"backup_checkpoints": False})  # from a backup, damage is mended
     (checkpoint_id,) = saved(config, losses=(1.0,))
     if damaged:
         damage(config, checkpoint_id)

@@ -45,7 +45,7 @@ def test_where_there_is_plenty_nothing_is_predicted_twice(
         return asked[-1]
 
     monkeypatch.setattr(ArchiveLayout, "size_bytes", property(counted))
-    manager = make_manager()
+    manager = make_manager(save_rng=False)
     saved = [save(manager, epoch) for epoch in range(3)]
     assert asked == [payload_path(manager, saved[0]).stat().st_size]
     monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 36_000)

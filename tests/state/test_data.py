@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ckpt_lib import ResumableLoader
+from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.generators import GlobalGenerators
 
@@ -129,7 +133,9 @@ def test_worker_processes_go_on(deterministic: bool) -> None:
     """With worker processes as well: the same samples, and the same noise unless it was said that there is none."""
 
     def loader() -> ResumableLoader[torch.Tensor]:
-        return ResumableLoader(DataLoader(Noisy(), 3, shuffle=True, num_workers=2), deterministic=deterministic)
+        # Not forked: what other tests run in this process is not made for that.
+        plain = DataLoader(Noisy(), 3, shuffle=True, num_workers=2, multiprocessing_context="forkserver")
+        return ResumableLoader(plain, deterministic=deterministic)
 
     seed_all(3)
     whole = loader()
@@ -201,10 +207,10 @@ def test_a_position_that_waits_is_saved_as_it_is() -> None:
 
 
 class Forgetful(Sampler[int]):
-    """Shuffles by a generator that no one else knows."""
+    """Shuffles by a generator that has no state."""
 
     def __init__(self) -> None:
-        self._random = random.Random()
+        self._random = random.SystemRandom()
 
     def __len__(self) -> int:
         return 20
@@ -218,7 +224,7 @@ class Forgetful(Sampler[int]):
     [
         (lambda: DataLoader(Noisy(), 3, sampler=Forgetful()), lambda: DataLoader(Noisy(), 3, sampler=Forgetful())),
         (lambda: DataLoader(Noisy(), 3), lambda: DataLoader(Noisy(), 3, sampler=range(20)[::-1])),
-        (lambda: DataLoader(Noisy(20), 3), lambda: DataLoader(Noisy(21), 3, shuffle=True)),
+        (lambda: DataLoader(Noisy(20), 3), lambda: DataLoader(Noisy(20), 3, shuffle=True)),
     ],
     ids=["a hidden generator", "another order", "shuffled now"],
 )
@@ -248,8 +254,9 @@ def test_another_length_is_refused() -> None:
         ([1, 2], "takes a plain DataLoader"),
         (DataLoader(Counting(), 2), "iterable dataset cannot be restored exactly"),
         (ResumableLoader(DataLoader(Noisy(), 2)), "takes a plain DataLoader"),
+        (DataLoader(Noisy(), 2, num_workers=1, persistent_workers=True), "persist"),
     ],
-    ids=["a list", "an iterable dataset", "one that is wrapped"],
+    ids=["a list", "an iterable dataset", "one that is wrapped", "workers that persist"],
 )
 def test_what_cannot_be_exact_is_refused(loader: Any, message: str) -> None:
     """With a sentence that says what will do."""
@@ -257,8 +264,96 @@ def test_what_cannot_be_exact_is_refused(loader: Any, message: str) -> None:
         ResumableLoader(loader)
 
 
-def test_workers_that_persist_are_said_to_be_approximate() -> None:
-    """Their generators go on from epoch to epoch, and are in no state."""
-    persistent = DataLoader(Noisy(), 2, num_workers=1, persistent_workers=True)
-    assert "workers that persist" in ResumableLoader(persistent).state_dict()["approximate"]
-    assert ResumableLoader(persistent, deterministic=True).state_dict()["approximate"] is None
+class EpochCounter(Sampler[int]):
+    """Shuffles by the number of the epoch, which it counts itself."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        return iter(torch.randperm(20, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+
+class Owner(Sampler[int]):
+    """Shuffles by a generator of its own."""
+
+    def __init__(self) -> None:
+        self.chance = np.random.default_rng(1)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chance.permutation(20).tolist())
+
+
+@pytest.mark.parametrize("sampler", [EpochCounter, Owner])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_samplers_with_a_state_of_their_own_go_on(sampler: Callable[[], Any], count: int) -> None:
+    """The number of an epoch and any generator among their attributes are found, in mid-epoch and between epochs."""
+    whole = ResumableLoader(DataLoader(Noisy(), 3, sampler=sampler()))
+    list(whole)
+    batches = iter(whole)
+    take(batches, count)
+    position = whole.state_dict()
+    expected = [[int(index) for batch in loop for index in batch[:, 0]] for loop in (batches, whole)]
+    resumed = ResumableLoader(DataLoader(Noisy(), 3, sampler=sampler()))
+    resumed.load_state_dict(position)
+    loops: list[Any] = [resumed if position["is_mid_epoch"] else [], resumed]
+    assert [[int(index) for batch in loop for index in batch[:, 0]] for loop in loops] == expected
+
+
+def test_a_loop_inside_another_is_said_to_be_approximate() -> None:
+    """The inner one has taken the position away."""
+    loader = ResumableLoader(DataLoader(Noisy(), 5))
+    for _ in loader:
+        list(loader)
+        break
+    assert "while another one was not over" in loader.state_dict()["approximate"]
+    list(loader)
+    assert loader.state_dict()["approximate"] is None
+
+
+def test_a_load_that_is_undone_leaves_a_running_loop() -> None:
+    """Its next batch is the next one, and so is the position that it saves."""
+    loader = ResumableLoader(DataLoader(Noisy(), 5))
+    batches = iter(loader)
+    next(batches)
+    position = loader.state_dict()
+    next(batches)
+    back = loader.way_back()
+    loader.load_state_dict(position)
+    back()
+    next(batches)
+    assert loader.batches_done == 3
+    assert loader.state_dict()["batches_done"] == 3
+
+
+def test_signals_to_the_group_leave_workers_alone(tmp_path: Path) -> None:
+    """SIGTERM to all processes of a training with workers: it saves at its safe point, and all of them end."""
+    code = """
+import os, signal, sys, time, torch
+from torch import nn
+from torch.utils.data import DataLoader
+from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader, TrainingState
+loader = ResumableLoader(DataLoader(torch.arange(40.0).reshape(40, 1), 2, num_workers=2))
+state = TrainingState(model=nn.Linear(1, 1), data=loader)
+manager, step = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), "run"), 0
+with manager.save_on_signal(lambda: {"state": state, "epoch": 1, "step": step}) as preemption:
+    for batch in loader:
+        step += 1
+        if step == 3:
+            os.killpg(0, signal.SIGTERM)
+            time.sleep(0.5)
+        preemption.safe_point()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store")], start_new_session=True)
+    assert child.wait(100) == 143
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / "store")), "run")
+    assert manager.get_checkpoint("latest").step == 3
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)

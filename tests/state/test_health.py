@@ -276,7 +276,7 @@ def test_a_mark_is_logged(make_manager: MakeManager, caplog: pytest.LogCaptureFi
 
 def test_resume_passes_over_unhealthy_ones(make_manager: MakeManager) -> None:
     """Resuming skips unhealthy checkpoints, and logs that as for damaged ones."""
-    manager = make_manager(health_check=True)
+    manager = make_manager(health_check=True, backup_checkpoints=False)
     good = save(manager, 1)
     damaged = save(manager, 2)
     bad = manager.save_checkpoint(model=poisoned(), epoch=3)

@@ -83,7 +83,7 @@ class Shelf:
         return self._manager(backup_dir=str(self.root / "backups"))
 
     def _manager(self, **options: Any) -> CheckpointManager:
-        options = {"backup_checkpoints": False, "max_checkpoints": 99, "max_backups": 99, **options}
+        options = {"backup_checkpoints": False, "save_rng": False, "max_checkpoints": 99, "max_backups": 99, **options}
         return CheckpointManager(CheckpointConfig(checkpoint_dir=str(self.root / "store"), **options), _EXPERIMENT)
 
     @property
