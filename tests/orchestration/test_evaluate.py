@@ -157,6 +157,7 @@ def test_damage_is_not_promoted(config: CheckpointConfig, first: str) -> None:
     """
     CheckpointManager(config, EXPERIMENT).add_metrics(first, {"accuracy": 0.95}, source=SOURCE)
     damage(config, first)
+    damage(config, first, "backups")  # else it is repaired
     state = evaluate_checkpoint(f"{MODULE}:accuracy", SOURCE, EXPERIMENT, first, config, gate=GATE, return_state=True)
     with pytest.raises(CorruptCheckpointError):
         state.result()
@@ -169,7 +170,8 @@ def test_damage_is_not_promoted(config: CheckpointConfig, first: str) -> None:
 
 def test_stored_code_never_runs(config: CheckpointConfig, first: str) -> None:
     """A payload that differs by one byte from what was saved reaches no function."""
-    flip_a_byte(Path(config.checkpoint_dir, EXPERIMENT, f"{first}.pt"))
+    for folder in ("", "backups"):  # else it is repaired
+        flip_a_byte(Path(config.checkpoint_dir, EXPERIMENT, folder, f"{first}.pt"))
     with pytest.raises(CorruptCheckpointError):
         evaluated(config)
     assert not CheckpointManager(config, EXPERIMENT).get_checkpoint(first).added_metrics

@@ -54,8 +54,8 @@ def test_a_retried_run_tells_prefect_once(config: CheckpointConfig, monkeypatch:
     failures = iter([StoreUnavailableError("the store did not answer")])
     real = CheckpointManager.save_checkpoint
 
-    def answer_lost(self: CheckpointManager, **arguments: Any) -> str | None:
-        saved = real(self, **arguments)
+    def answer_lost(self: CheckpointManager, *objects: Any, **arguments: Any) -> str | None:
+        saved = real(self, *objects, **arguments)
         if error := next(failures, None):
             raise error
         return saved
