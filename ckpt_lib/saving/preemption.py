@@ -111,6 +111,8 @@ class Preemption:
         if foreign := [number.name for number, handler in earlier.items() if handler is None]:
             raise ConfigError(f"{foreign[0]} has a handler that is not Python's, which could not be put back")
         self._earlier = {number: handler for number, handler in earlier.items() if handler is not signal.SIG_IGN}
+        if self._common_stop is not None:
+            self._common_stop.begin()
         _ACTIVE.add(self)
         for number in self._earlier:
             signal.signal(number, self._note)
@@ -125,6 +127,8 @@ class Preemption:
                 is_asked if self._common_stop is None else self._common_stop.is_at_end(is_asked=is_asked)
             ):
                 self._end()  # the end of the block is a safe point
+            elif error is not None and self._common_stop is not None:
+                self._common_stop.leave()
         finally:
             self._stop_waiting()
             self._restore()

@@ -267,6 +267,18 @@ class CommonStop:
         self._is_asked = False
         self.is_over = False
 
+    def begin(self) -> None:
+        """Say that this rank takes part. Rank 0 may do so alone."""
+        if (ranks := _present()) is not None:
+            with _store_errors("stop"):
+                self._take_part(ranks)
+
+    def leave(self) -> None:
+        """Say that this rank asks for nothing any more, since an error has ended its training."""
+        if self._key and (ranks := _present()) is not None:
+            with contextlib.suppress(RuntimeError):  # the error that is on its way says more
+                ranks.store.add(f"{self._key}/ended", 1)
+
     def is_here(self, *, is_asked: bool) -> bool:
         """Count a safe point, and tell whether to stop at it. Without other ranks, that is ``is_asked``."""
         ranks = _present()
@@ -287,11 +299,26 @@ class CommonStop:
             return is_asked
         with _store_errors("stop"):
             self._ask(ranks, is_asked=is_asked)
-        return lead_or_follow("stop at the end", lambda: self._is_asked, tell=bool, follow=bool)
+            ranks.store.add(f"{self._key}/ended", 1)
+        return lead_or_follow("stop at the end", lambda: self._is_asked_of_any(ranks), tell=bool, follow=bool)
+
+    def _is_asked_of_any(self, ranks: _Ranks) -> bool:
+        """Tell whether any rank was asked to stop, once all that take part have come to the end."""
+        for waited in _pauses("stop at the end", "other ranks"):
+            if ranks.store.add(f"{self._key}/ended", 0) >= ranks.store.add(f"{self._key}/begun", 0):
+                break
+            if waited > ranks.deadline_seconds:
+                raise _late("stop at the end", "another rank", waited)
+        return bool(ranks.store.check([f"{self._key}/asked"]))
+
+    def _take_part(self, ranks: _Ranks) -> None:
+        if not self._key:
+            self._key = Call(ranks, "stop").key
+            ranks.store.add(f"{self._key}/begun", 1)
 
     def _ask(self, ranks: _Ranks, *, is_asked: bool) -> None:
         """Tell the others that this rank was asked to stop, or learn that another one was."""
-        self._key = self._key or Call(ranks, "stop").key
+        self._take_part(ranks)
         if self._is_asked:
             return
         self._is_asked = is_asked or bool(ranks.store.check([f"{self._key}/asked"]))

@@ -27,6 +27,7 @@ def run(name, folder, delay_seconds, rank):
     Path(f"{folder}.digests.{rank}").write_text(json.dumps(train(setup, Path(folder))))
 
 
+torch.set_num_threads(1)  # a forked process has no threads, and would wait for them
 train(SETUPS["averaged weights"], Path(sys.argv[1]))  # loads what is loaded at first use
 
 print("ready", flush=True)

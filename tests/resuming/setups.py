@@ -134,9 +134,8 @@ def train(setup: Setup, folder: Path) -> dict[str, str]:
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        data=loader,
+        data={"batches": loader, "seen": recorder},  # of each rank
         others={
-            "recorder": recorder,
             **({"scaler": scaler} if setup.amp else {}),
             **({"average": average} if setup.ema else {}),
         },
@@ -167,6 +166,9 @@ def train(setup: Setup, folder: Path) -> dict[str, str]:
         scheduler.step()
         save(state, epoch=epoch, step=step)
     manager.close()
+    if setup.distributed:  # before each step, ranks take over the buffers of rank 0; so they do after the last
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     return digests_of(state)
 
 

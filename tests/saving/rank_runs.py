@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,11 +149,12 @@ def preempted(manager: CheckpointManager, rank: int) -> Any:
     for run, asked in enumerate(((5, 4), (4, 5), (None, 4), (4, None), (None, 10), (10, None))):
         own = CheckpointManager(manager.config, f"run-{run}", run_id=str(run))
         distributed.barrier()
-        found.append(_preempted(own, rank, asked[rank]))
+        found.append(_preempted(own, rank, asked[rank], late_seconds=0.1 if asked[rank] == 10 else 0.0))
     return found
 
 
-def _preempted(manager: CheckpointManager, rank: int, asked_at: int | None) -> Any:
+def _preempted(manager: CheckpointManager, rank: int, asked_at: int | None, *, late_seconds: float) -> Any:
+    """Train, and be asked to stop ``late_seconds`` after the other rank may have ended the same step."""
     model = _model(1)
     state = TrainingState(model=model, data=_loader(rank), generators={"noise": torch.Generator().manual_seed(rank)})
     step = 0
@@ -163,6 +165,7 @@ def _preempted(manager: CheckpointManager, rank: int, asked_at: int | None) -> A
                 model(torch.ones(2, 3)).sum().backward()  # which waits for the other rank
                 step += 1
                 if step == asked_at:
+                    time.sleep(late_seconds)
                     signal.raise_signal(signal.SIGUSR1)
                 preemption.safe_point()
     except SystemExit as end:
