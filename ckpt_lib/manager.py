@@ -111,7 +111,11 @@ class CheckpointManager(Restorer):
         """Return the home and, where configured, the fallback, each with what may be deleted to make room."""
         known, verify = self._known, self.config.verify_after_write
         space = FreeSpace(self._cleaner, self._backup_cleaner)
-        home = SaveTarget(self._locations.home, known, space, watch=self._locations.watch, verify=verify)
+        at_once = self.config.backup_mode == "blocking" and not self.config.backup_only_best
+        backups = self._locations.backups if self.config.backup_checkpoints and at_once else None
+        home = SaveTarget(
+            self._locations.home, known, space, watch=self._locations.watch, backups=backups, verify=verify
+        )
         if (fallback := self._locations.fallback_catalogue) is None:
             return home, None
         cleaner = CheckpointCleaner(fallback, self.config, self.retention_policy, self._lineage, known)

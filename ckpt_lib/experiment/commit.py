@@ -21,6 +21,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import find_stored_damages
 from ckpt_lib.store.base import Upload
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.mirror import Mirror
 from ckpt_lib.stream.writer import HashingWriter
 
 OVERHEAD_BYTES = 32 * 2**10
@@ -33,6 +34,9 @@ class Holder(Protocol):
     @property
     def experiment(self) -> Experiment: ...
 
+    @property
+    def checkpoint_id(self) -> str: ...
+
     def file_name(self, name: str) -> str:
         """Return the name of a payload file in the experiment, as :meth:`HeldClaim.file_name`."""
 
@@ -44,13 +48,19 @@ class Payload:
     """The sink that a format writes the files of one checkpoint to.
 
     ``open()`` gives the one file of a payload, ``open(name)`` a file of one that is a folder. Each is hashed on the
-    way, and durable when its context ends. With ``verify``, it is read back then.
+    way, and durable when its context ends. With ``verify``, it is read back then. A ``mirror`` gets the bytes of the
+    one file as well.
     """
 
     def __init__(self, held: Holder, *, verify: bool = False) -> None:
         self._held = held
         self._verify = verify
         self.files: list[FileEntry] = []
+        self.mirror: Mirror | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        return self._held.checkpoint_id
 
     @contextmanager
     def open(self, name: str = "") -> Iterator[HashingWriter]:
@@ -64,7 +74,7 @@ class Payload:
             raise UnsupportedFormatError(f"the format wrote the file {name!r} twice")
         upload = self._held.experiment.store.open_write(self._held.experiment.key(full))
         try:
-            with HashingWriter(_RenewingSink(self._held, upload)) as stream:
+            with HashingWriter(_RenewingSink(self._held, upload), mirror=self.mirror) as stream:
                 yield stream
                 digests = stream.finish()
             size_bytes = upload.commit().size_bytes

@@ -67,7 +67,7 @@ def copy(
                 give_up(held)
                 continue
             payload = Payload(held, verify=verify)
-            copied = change(_copied(manifest, held, copy_files(source, manifest, payload, progress)))
+            copied = change(copied_manifest(manifest, held, copy_files(source, manifest, payload, progress)))
             return commit(held, copied, take_monitor=use_pointer)
         except BaseException as error:
             give_up(held, error)
@@ -172,7 +172,7 @@ def suffix_of(manifest: Manifest) -> str:
     return payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
 
 
-def _copied(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> Manifest:
+def copied_manifest(manifest: Manifest, held: HeldClaim, files: Iterable[FileEntry]) -> Manifest:
     """Return the manifest of the copy, with all that newer versions wrote into it and its files."""
     held.experiment.index.note(manifest.sequence)
     return manifest.changed(

@@ -49,10 +49,17 @@ class Copies:
     def __post_init__(self) -> None:
         self._marks_are_followed = False
 
-    def back_up(self, manifest: Manifest, progress: Progress | None = None, *, verify_existing: bool = False) -> bool:
-        """Make a verified backup; ``False`` when there is one already."""
+    def back_up(
+        self,
+        manifest: Manifest,
+        progress: Progress | None = None,
+        *,
+        verify_existing: bool = False,
+        is_made: bool = False,
+    ) -> bool:
+        """Make a verified backup, unless its save has made it; ``False`` when there was one before."""
         home, backups = self._pair()
-        copied = transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
+        copied = is_made or transfer.backup(home, manifest, backups, verify_existing=verify_existing, progress=progress)
         with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
             carry_to_backup(home.get(manifest.checkpoint_id), backups)
         if copied:

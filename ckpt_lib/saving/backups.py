@@ -46,13 +46,13 @@ class Backups(Background):
         self._failure: Exception | None = None
         self._is_behind = True  # an earlier process may have been
 
-    def make(self, manifest: Manifest) -> None:
-        """Back up what was just saved, now or in the background. Never raises: the checkpoint is safe."""
+    def make(self, manifest: Manifest, *, is_made: bool = False) -> None:
+        """Back up what was just saved, now or in the background, unless that ``is_made``. Never raises."""
         if not self._locations.config.backup_checkpoints:
             return
         with failures_logged(f"backing up {manifest.checkpoint_id}"):
             if self._locations.config.backup_mode == "blocking":
-                self._back_up(manifest)
+                self._back_up(manifest, is_made=is_made)
                 return
             flush_at_end()
             self._put(manifest)
@@ -134,10 +134,10 @@ class Backups(Background):
         with self._lock:
             self._failure, self._is_behind = None, bool(self._waiting)
 
-    def _back_up(self, manifest: Manifest) -> None:
+    def _back_up(self, manifest: Manifest, *, is_made: bool = False) -> None:
         with suppress(CheckpointNotFoundError):  # what someone has deleted by now needs no backup
             if self._wants(manifest) and self._copies.back_up(
-                self._locations.catalogue.resolve(manifest.checkpoint_id)
+                self._locations.catalogue.resolve(manifest.checkpoint_id), is_made=is_made
             ):
                 self._copies.cleaner.delete_surplus(manifest.checkpoint_id, manifest.monitor)
 

@@ -25,6 +25,8 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX
+from ckpt_lib.experiment.twin import Twin
 from ckpt_lib.formats import Format, Layout, Payload
 from ckpt_lib.maintenance.validate import KnownVersions
 from ckpt_lib.saving.free_space import FreeSpace
@@ -45,7 +47,9 @@ class Saved:
     """A committed checkpoint, at home or in the fallback folder."""
 
     manifest: Manifest
-    in_fallback: bool
+    in_fallback: bool = False
+    has_backup: bool = False
+    """True when its backup was written in the same pass."""
 
     @property
     def checkpoint_id(self) -> str:
@@ -55,7 +59,8 @@ class Saved:
 class SaveTarget:
     """An experiment that saves go to. With ``verify``, payloads are read back before they are committed.
 
-    With a ``watch``, a save fails where the store is not the one of earlier saves.
+    With a ``watch``, a save fails where the store is not the one of earlier saves. With ``backups``, payloads of a
+    single file are written to both in one pass, where there is room for both.
     """
 
     def __init__(
@@ -65,9 +70,11 @@ class SaveTarget:
         free_space: FreeSpace,
         *,
         watch: StoreWatch | None = None,
+        backups: Experiment | None = None,
         verify: bool = False,
     ) -> None:
         self.experiment = experiment
+        self._backups = backups
         self._known = known
         self._free_space = free_space
         self._watch = watch
@@ -79,7 +86,7 @@ class SaveTarget:
         """The ``uid`` of the store that is watched; ``None`` where it is not known."""
         return self._watch.uid if self._watch else None
 
-    def save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
+    def save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Saved:
         """Commit; what is transient is tried again, and a full store is given room once.
 
         Each attempt is a save of its own: a file that could not be made durable is never tried again.
@@ -96,45 +103,67 @@ class SaveTarget:
             is_repeated = True
         return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
 
-    def _attempt(
-        self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, is_repeated: bool
-    ) -> Manifest:
+    def _attempt(self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, is_repeated: bool) -> Saved:
         if self._watch:
             self._watch.check()
         if is_repeated and (left := self._left_behind(facts)):
-            return left
-        self._require_room(layout)
+            return Saved(left)
+        twin = self._twin(facts, payload_format, self._require_room(layout))
         try:
-            return self._commit(facts, payload_format, layout)
+            return self._commit(facts, payload_format, layout, twin)
         except StorageFullError as error:
             # Another program may have been faster, or a quota is smaller than the disk.
             self.experiment.events.emit("store.full", error.message, **_described(error))
             self._free_space.make(None)
         return self._commit(facts, payload_format, layout)
 
-    def _commit(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Manifest:
-        manifest = commit.save(
-            self.experiment,
-            facts,
-            layout.write,
-            format_name=payload_format.name,
-            suffix=payload_format.suffix,
-            verify=self._verify,
-        )
+    def _twin(self, facts: CheckpointFacts, payload_format: Format, needed_bytes: int) -> Twin | None:
+        """Return the backup to be written with the save, if there is room for both, be it on one disk."""
+        if self._backups is None or payload_format.suffix == FOLDER_SUFFIX:
+            return None
+        with store_failures_logged("looking at the backup location"):
+            is_local = self._backups.store.capabilities.memory_map  # any other takes longer
+            if is_local and _free_bytes(self._backups) >= 2 * needed_bytes:
+                return Twin(self._backups, facts.uid, payload_format.suffix)
+        return None
+
+    def _commit(
+        self, facts: CheckpointFacts, payload_format: Format, layout: Layout, twin: Twin | None = None
+    ) -> Saved:
+        try:
+            manifest = commit.save(
+                self.experiment,
+                facts,
+                twin.beside(layout.write) if twin else layout.write,
+                format_name=payload_format.name,
+                suffix=payload_format.suffix,
+                verify=self._verify,
+            )
+            if twin:
+                twin.finish(manifest)
+        except BaseException:
+            if twin:
+                twin.drop()
+            raise
         self._last_size_bytes = manifest.size_bytes
         if manifest.uid == facts.uid:  # else another process was faster with the same save, and this one read nothing
             with store_failures_logged("looking at what was just saved"):
                 self._known.remember(self.experiment, manifest, is_loadable=True)
-        return manifest
+        return Saved(manifest, has_backup=twin is not None and twin.is_committed)
 
-    def _require_room(self, layout: Layout) -> None:
-        """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
-        free_bytes = self._free_bytes()
-        if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
-            return
+    def _require_room(self, layout: Layout) -> int:
+        """Return how many bytes suffice for the save, once they are free.
+
+        Raises :class:`StorageFullError` before anything is written.
+        """
+        free_bytes = _free_bytes(self.experiment)
+        if self._last_size_bytes is not None:
+            ample_bytes = _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES
+            if free_bytes >= ample_bytes:
+                return ample_bytes
         needed_bytes = layout.size_bytes + commit.OVERHEAD_BYTES
         if free_bytes >= needed_bytes:
-            return
+            return needed_bytes
         error = StorageFullError(
             "there is not enough space for the checkpoint",
             path=self.experiment.location(),
@@ -150,14 +179,11 @@ class SaveTarget:
             **_described(error),
         )
         self._free_space.make(needed_bytes)
-        free_bytes = self._free_bytes()
+        free_bytes = _free_bytes(self.experiment)
         if free_bytes < needed_bytes:
             error.got = f"{int(free_bytes)} bytes free"
             raise error
-
-    def _free_bytes(self) -> float:
-        found = self.experiment.store.free_bytes()
-        return float("inf") if found is None else found
+        return needed_bytes
 
     def _left_behind(self, facts: CheckpointFacts) -> Manifest | None:
         """Return what an attempt committed whose acknowledgement was lost."""
@@ -177,7 +203,7 @@ class FailoverWriter:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
         layout = payload_format.lay_out(payload)
         try:
-            return Saved(self.home.save(facts, payload_format, layout), in_fallback=False)
+            return self.home.save(facts, payload_format, layout)
         except Exception as error:
             if not _is_degrading(error):
                 raise
@@ -200,7 +226,7 @@ class FailoverWriter:
     def _save_in_fallback(
         self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout
     ) -> Saved:
-        manifest = fallback.save(replace(facts, home_uid=self.home.store_uid), payload_format, layout)
+        manifest = fallback.save(replace(facts, home_uid=self.home.store_uid), payload_format, layout).manifest
         path = fallback.experiment.location(manifest.payload_name)
         fallback.experiment.events.emit(
             "checkpoint.stranded",
@@ -238,6 +264,11 @@ class FailoverWriter:
         if len(views) == 1:
             return views[0].whole
         return list({item.uid: item for view in views for item in view.whole}.values())
+
+
+def _free_bytes(experiment: Experiment) -> float:
+    found = experiment.store.free_bytes()
+    return float("inf") if found is None else found
 
 
 def _is_degrading(error: Exception) -> bool:

@@ -21,11 +21,11 @@ class PostSave:
     cleaner: CheckpointCleaner
     snapshot: SnapshotFile
 
-    def run(self, manifest: Manifest) -> None:
-        """Do all that is due once ``manifest`` is committed."""
+    def run(self, manifest: Manifest, *, has_backup: bool = False) -> None:
+        """Do all that is due once ``manifest`` is committed; its backup may have been written with it."""
         with failures_logged("writing the identity of the store"):  # after the first save, and where that was cut off
             self.locations.watch.ensure()
-        self.backups.make(manifest)
+        self.backups.make(manifest, is_made=has_backup)
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()

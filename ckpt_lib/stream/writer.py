@@ -20,6 +20,7 @@ import xxhash
 
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Buffer, FileDigests
+from ckpt_lib.stream.mirror import Mirror
 from ckpt_lib.stream.threads import Helper
 
 BUFFER_COUNT = 6
@@ -38,11 +39,13 @@ class HashingWriter:
     Every buffer that reaches the sink has the size of a chunk, except the last, and begins at a page of memory, so that
     the store can write it with direct I/O. After a failure, nothing more reaches the sink. The first error is raised
     again by every later call and by ``__exit__``, because C serializers replace exceptions raised in ``write``. Seeking
-    is such a failure: the digests would belong to a stream that never existed. No thread outlives the context.
+    is such a failure: the digests would belong to a stream that never existed. No thread outlives the context, but for
+    that of a ``mirror``, which gets each buffer that the sink gets.
     """
 
-    def __init__(self, sink: Sink, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES) -> None:
+    def __init__(self, sink: Sink, *, chunk_size_bytes: int = CHUNK_SIZE_BYTES, mirror: Mirror | None = None) -> None:
         self._sink = sink
+        self._mirror = mirror
         self._chunk_size_bytes = chunk_size_bytes
         self._sha256 = hashlib.sha256()
         self._chunk_digests: list[str] = []
@@ -60,6 +63,8 @@ class HashingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._join()
+        if self._mirror and (error or self._failure):
+            self._mirror.drop()
         _give_back(self._buffers)
         self._buffers = []
         if self._failure is not None and error is not None and error is not self._failure:
@@ -124,12 +129,17 @@ class HashingWriter:
         try:
             self._raise_failure()
             if rest and not self._threads:  # a file of less than one chunk is not worth two threads
+                if self._mirror:
+                    self._mirror.put(rest)
                 self._hash(rest)
                 self._pass_on(rest)
             elif rest:
                 self._hand_over(rest)
             self._join()
             self._raise_failure()
+            if self._mirror:
+                self._mirror.wait()
+                self._mirror.end()
         except BaseException as error:
             self._failure = self._failure or error
             raise
@@ -138,9 +148,11 @@ class HashingWriter:
         )
 
     def _next_buffer(self) -> memoryview:
-        """Return a buffer that both threads have finished."""
+        """Return a buffer that all threads have finished."""
         for thread in self._threads:
             thread.free_buffers.acquire()
+        if self._mirror:
+            self._mirror.wait(unfinished=BUFFER_COUNT - 1)
         self._raise_failure()
         number = self._size_bytes // self._chunk_size_bytes
         if number < BUFFER_COUNT:
@@ -152,6 +164,8 @@ class HashingWriter:
             self._threads = (PipelineThread(self._hash, "ckpt-hash"), PipelineThread(self._pass_on, "ckpt-write"))
             for thread in self._threads:
                 thread.start()
+        if self._mirror:
+            self._mirror.put(buffer)
         for thread in self._threads:
             thread.put(buffer)
 

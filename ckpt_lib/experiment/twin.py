@@ -1,0 +1,97 @@
+"""A save in two places at once: the bytes of a checkpoint are hashed once and written twice.
+
+The second copy, the twin, is a backup. It never fails the save, and delays it little: the checkpoint is committed at
+home first, whatever becomes of its twin, which can be made from it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+
+from ckpt_lib.core.logs import logger
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.experiment.claims import HeldClaim, claim_over, give_up
+from ckpt_lib.experiment.commit import Payload, commit
+from ckpt_lib.experiment.copies import copied_manifest
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.stream.mirror import Mirror
+
+
+class Twin:
+    """The twin of one save, a payload of a single file, in the experiment ``target``.
+
+    Killed at any point, it leaves a claim, which a sweep ends together with its file, or a whole copy.
+    """
+
+    def __init__(self, target: Experiment, uid: str, suffix: str) -> None:
+        self._target = target
+        self._uid = uid
+        self._suffix = suffix
+        self._mirror: Mirror | None = None
+        self._at_home: SimpleQueue[Manifest | None] = SimpleQueue()
+        self.is_committed = False
+
+    def beside(self, write: Callable[[Payload], object]) -> Callable[[Payload], object]:
+        """Return a ``write`` for :func:`~ckpt_lib.experiment.commit.save` that gives the twin the same bytes."""
+
+        def write_both(payload: Payload) -> None:
+            self._mirror = payload.mirror = Mirror(partial(self._make, payload.checkpoint_id), "ckpt-twin")
+            write(payload)
+
+        return write_both
+
+    def finish(self, manifest: Manifest) -> None:
+        """Commit the twin of what was committed at home; ``is_committed`` tells whether that was possible."""
+        if self._mirror is None:
+            return
+        if not self._mirror.is_dropped:
+            self._at_home.put(manifest)
+            self._mirror.join()
+        if not self.is_committed:
+            reason = self._mirror.failure or "it took much longer"
+            logger.debug("%s is backed up after its save, and not with it: %r", manifest.checkpoint_id, reason)
+
+    def drop(self) -> None:
+        """Give the twin up, without a wait."""
+        if self._mirror is not None:
+            self._mirror.drop()
+            self._at_home.put(None)
+
+    def _make(self, checkpoint_id: str, mirror: Mirror) -> None:
+        """Do, on the thread of ``mirror``, all that may take long or not return: the backups may be unreachable."""
+        held = claim_over(self._target, checkpoint_id, self._uid, self._suffix)
+        if held is None:
+            return
+        try:
+            held.confirm()
+            self._write(held, mirror)
+        except BaseException as error:
+            give_up(held, error)
+            raise
+
+    def _write(self, held: HeldClaim, mirror: Mirror) -> None:
+        name = held.file_name("")
+        upload = self._target.store.open_write(self._target.key(name))
+        try:
+            for buffer in mirror.buffers():
+                held.renew()
+                upload.write(buffer)
+            manifest = self._at_home.get()
+            mirror.check()
+            assert manifest is not None
+            file = manifest.files[0].model_copy(update={"name": name})
+            size_bytes = upload.commit().size_bytes
+        finally:
+            upload.abort()
+        if size_bytes != file.size_bytes:
+            raise CorruptCheckpointError(
+                "the backup location does not give back what was written",
+                path=self._target.location(name),
+                expected=f"{file.size_bytes} bytes",
+                got=f"{size_bytes} bytes",
+            )
+        commit(held, copied_manifest(manifest, held, [file]), take_monitor=False)
+        self.is_committed = True
