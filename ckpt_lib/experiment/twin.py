@@ -32,7 +32,7 @@ class Twin:
         self._suffix = suffix
         self._mirror: Mirror | None = None
         self._at_home: SimpleQueue[Manifest | None] = SimpleQueue()
-        self.is_committed = False
+        self._is_committed = False
 
     def beside(self, write: Callable[[Payload], object]) -> Callable[[Payload], object]:
         """Return a ``write`` for :func:`~ckpt_lib.experiment.commit.save` that gives the twin the same bytes."""
@@ -44,15 +44,19 @@ class Twin:
         return write_both
 
     def finish(self, manifest: Manifest) -> None:
-        """Commit the twin of what was committed at home; ``is_committed`` tells whether that was possible."""
+        """Have the twin of what was committed at home be committed, without a wait."""
+        self._at_home.put(manifest)
+
+    def wait(self) -> bool:
+        """Tell, once that is decided, whether the twin is committed."""
         if self._mirror is None:
-            return
+            return False
         if not self._mirror.is_dropped:
-            self._at_home.put(manifest)
             self._mirror.join()
-        if not self.is_committed:
+        if not self._is_committed:
             reason = self._mirror.failure or "it took much longer"
-            logger.debug("%s is backed up after its save, and not with it: %r", manifest.checkpoint_id, reason)
+            logger.debug("the backup is made after the save, and not with it: %r", reason)
+        return self._is_committed
 
     def drop(self) -> None:
         """Give the twin up, without a wait."""
@@ -94,4 +98,4 @@ class Twin:
                 got=f"{size_bytes} bytes",
             )
         commit(held, copied_manifest(manifest, held, [file]), take_monitor=False)
-        self.is_committed = True
+        self._is_committed = True

@@ -17,6 +17,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import duration
 from ckpt_lib.errors import CheckpointNotFoundError, StoreUnavailableError
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.twin import Twin
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.saving.worker import Background, Worker, flush_at_end
 
@@ -46,13 +47,13 @@ class Backups(Background):
         self._failure: Exception | None = None
         self._is_behind = True  # an earlier process may have been
 
-    def make(self, manifest: Manifest, *, is_made: bool = False) -> None:
-        """Back up what was just saved, now or in the background, unless that ``is_made``. Never raises."""
+    def make(self, manifest: Manifest, twin: Twin | None = None) -> None:
+        """Back up what was just saved, now or in the background, unless its ``twin`` is a backup. Never raises."""
         if not self._locations.config.backup_checkpoints:
             return
         with failures_logged(f"backing up {manifest.checkpoint_id}"):
             if self._locations.config.backup_mode == "blocking":
-                self._back_up(manifest, is_made=is_made)
+                self._back_up(manifest, is_made=twin is not None and twin.wait())
                 return
             flush_at_end()
             self._put(manifest)

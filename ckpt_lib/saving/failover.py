@@ -48,8 +48,8 @@ class Saved:
 
     manifest: Manifest
     in_fallback: bool = False
-    has_backup: bool = False
-    """True when its backup was written in the same pass."""
+    twin: Twin | None = None
+    """The backup that was written in the same pass."""
 
     @property
     def checkpoint_id(self) -> str:
@@ -149,7 +149,7 @@ class SaveTarget:
         if manifest.uid == facts.uid:  # else another process was faster with the same save, and this one read nothing
             with store_failures_logged("looking at what was just saved"):
                 self._known.remember(self.experiment, manifest, is_loadable=True)
-        return Saved(manifest, has_backup=twin is not None and twin.is_committed)
+        return Saved(manifest, twin=twin)
 
     def _require_room(self, layout: Layout) -> int:
         """Return how many bytes suffice for the save, once they are free.

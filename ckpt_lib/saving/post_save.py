@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.twin import Twin
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
 from ckpt_lib.saving.backups import Backups
@@ -21,11 +22,11 @@ class PostSave:
     cleaner: CheckpointCleaner
     snapshot: SnapshotFile
 
-    def run(self, manifest: Manifest, *, has_backup: bool = False) -> None:
-        """Do all that is due once ``manifest`` is committed; its backup may have been written with it."""
+    def run(self, manifest: Manifest, twin: Twin | None = None) -> None:
+        """Do all that is due once ``manifest`` is committed; its ``twin`` may become its backup."""
         with failures_logged("writing the identity of the store"):  # after the first save, and where that was cut off
             self.locations.watch.ensure()
-        self.backups.make(manifest, is_made=has_backup)
+        self.backups.make(manifest, twin)
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()

@@ -267,7 +267,7 @@ class Saver:
     def _follow_up(self, saved: Saved) -> None:
         if saved.in_fallback:
             return
-        self._post_save.run(saved.manifest, has_backup=saved.has_backup)
+        self._post_save.run(saved.manifest, saved.twin)
 
     # --- in the background ---
 
