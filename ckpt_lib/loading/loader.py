@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
+from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, RESUME_ONLY_KEYS
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.experiment.edits import mark_in_use
@@ -28,7 +29,7 @@ from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import check_stateful, check_wanted
 from ckpt_lib.state.stored_state import StoredState
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, TrainingState
+from ckpt_lib.state.training_state import TrainingState
 from ckpt_lib.stream.cache import PayloadCache
 
 T = TypeVar("T")
@@ -58,8 +59,8 @@ class LoadTarget:
 
     def check_thinned(self, manifest: Manifest) -> None:
         """Raise :class:`~ckpt_lib.errors.StateMismatchError` for state that the checkpoint has lost."""
-        kept = ("model", "others")
-        lost = [part.label for part in self.state.parts() if part.kind not in kept and part.label != "rng"]
+        objects = [part for part in self.state.parts() if part.label != "rng"]
+        lost = [part.label for part in objects if PAYLOAD_KEYS[part.kind] in RESUME_ONLY_KEYS]
         if manifest.thinned and lost:
             raise StateMismatchError(
                 f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(lost)}",

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, PER_PROCESS
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.saving.background import SaveHandle
 from ckpt_lib.saving.ranks import Call, call_with_ranks, follows, place_of_process
 from ckpt_lib.saving.request import ObjectState, SavableState, SaveRequest
 from ckpt_lib.saving.saver import Saver
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, PER_PROCESS
 
 T = TypeVar("T")
 

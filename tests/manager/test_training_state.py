@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import signal
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -205,7 +207,7 @@ def test_any_loader_in_the_middle_of_its_epoch_counts(make_manager: MakeManager)
     batches = iter(part)
     next(batches)
     for named in ({"a": whole, "b": part}, {"b": part, "a": whole}):
-        saved = manager.save_checkpoint(model=nn.Linear(1, 1), data=named, epoch=1)
+        saved = manager.save_checkpoint(TrainingState(model=nn.Linear(1, 1), data=named), epoch=1)
         assert not manager.get_checkpoint(str(saved)).epoch_finished
 
 
@@ -320,6 +322,17 @@ def test_states_without_objects_hold_generators_too(make_manager: MakeManager) -
     manager: CheckpointManager = make_manager()
     manager.save_state({"model_state_dict": {"w": torch.ones(1)}, "others": {"counter": {"count": 4}}}, epoch=1)
     counter = Counter()
-    payload = manager.load_checkpoint("latest", others={"counter": counter})
+    payload = manager.load_checkpoint("latest", TrainingState(others={"counter": counter}, rng=False))
     assert counter.count == 4
     assert payload["rng_state"] is not None
+
+
+@pytest.mark.parametrize("call", ["save_checkpoint", "save_checkpoint_async", "check", "load_checkpoint", "resume"])
+def test_only_a_training_state_names_more_than_three_objects(call: str, make_manager: MakeManager) -> None:
+    """What a call drops is not restored later: an object has one place where it is named, or raises at once."""
+    parts = {item.name for item in fields(TrainingState)}
+    parameters = inspect.signature(getattr(CheckpointManager, call)).parameters
+    assert parts & parameters.keys() == {"model", "optimizer", "scheduler"}
+    assert "state" in parameters
+    with pytest.raises(TypeError, match="others"):
+        getattr(make_manager(), call)(others={"counter": Counter()})
