@@ -28,8 +28,8 @@ ARRIVALS = {"prefect-checkpoints.checkpoint.saved", "prefect-checkpoints.checkpo
 
 
 def install_evaluation(
+    config: CheckpointConfig,
     experiment_name: str,
-    checkpoints: CheckpointConfig,
     *,
     function: str,
     source: str,
@@ -46,17 +46,17 @@ def install_evaluation(
     Raises :class:`~ckpt_lib.errors.ConfigError` for a deployment that does not exist and for a relative folder.
     """
     check_experiment_name(experiment_name)
-    refuse_relative(checkpoints)
+    refuse_relative(config)
     parameters = {
         "function": function,
         "source": check_source(source),
         "experiment_name": experiment_name,
-        "checkpoints": checkpoints.model_dump(mode="json", exclude_unset=True),
+        "config": config.model_dump(mode="json", exclude_unset=True),
         "arguments": dict(arguments or {}),
         "gate": gate.model_dump(mode="json") if gate else None,
     }
-    name = artifact_key(f"evaluate-{source}", checkpoints, experiment_name)
-    description = f"Evaluates new checkpoints of {experiment_name} in {store_of(checkpoints)} by {function}."
+    name = artifact_key(f"evaluate-{source}", config, experiment_name)
+    description = f"Evaluates new checkpoints of {experiment_name} in {store_of(config)} by {function}."
     with get_client(sync_client=True) as client:
         action = RunDeployment(
             source="selected",

@@ -20,9 +20,9 @@ from prefect_checkpoints.tasks import report_launch
 
 @flow(name="launch", flow_run_name="launch {experiment_name}")
 def launch(
-    command: list[str] | str,
+    config: CheckpointConfig,
     experiment_name: str,
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    command: list[str] | str,
     *,
     max_restarts: int = 3,
     max_fruitless_restarts: int = 1,
@@ -40,9 +40,9 @@ def launch(
     fails if the command did not get done. Returns how each attempt ended.
 
     Args:
-        command: The program and its arguments; a text is split into words, but no shell runs it.
+        config: The store and its options, handed to the command as CKPT_ variables.
         experiment_name: The experiment that the command saves to.
-        checkpoints: The store and its options, handed to the command as CKPT_ variables.
+        command: The program and its arguments; a text is split into words, but no shell runs it.
         max_restarts: How often to restart a command that failed, hung or was killed.
         max_fruitless_restarts: How many restarts in a row may follow attempts that made no checkpoint.
         restart_delay_seconds: Wait before a restart; doubled after each attempt without a checkpoint.
@@ -51,10 +51,10 @@ def launch(
         environment: Further variables for the command.
         working_directory: The folder to run the command in.
     """
-    require_absolute(checkpoints)
+    require_absolute(config)
     request = LaunchRequest(
         command,
-        checkpoints,
+        config,
         experiment_name,
         launch_id=str(flow_run.id or uuid4()),
         restarts=RestartPolicy(max_restarts, max_fruitless_restarts, restart_delay_seconds),
@@ -63,7 +63,7 @@ def launch(
         environment=environment,
         directory=working_directory,
     )
-    manager, logger = CheckpointManager(checkpoints, experiment_name), get_run_logger()
+    manager, logger = CheckpointManager(config, experiment_name), get_run_logger()
 
     def ids() -> list[str]:
         return [*manager.checkpoint_ids(), *(item.checkpoint_id for item in manager.list_stranded())]
@@ -74,9 +74,9 @@ def launch(
     if launcher.stopped_by is not None:
         tell(str(report))
         # Not as a task: those of a run that is being cancelled do not run.
-        report_launch.fn(checkpoints, experiment_name, report)
+        report_launch.fn(config, experiment_name, report)
         raise launcher.stopped_by
-    report_launch(checkpoints, experiment_name, report)
+    report_launch(config, experiment_name, report)
     if report.outcome != "done":
         raise LaunchError(f"the command did not get done: {report}", report=report)
     return completed(report, str(report))

@@ -139,7 +139,7 @@ class Checkpoints:
         if restored is None:
             raise NoValidCheckpointError(f"there is no checkpoint to go back to: {reason}")
         get_run_logger().warning("%s: going back to %s", reason, restored["checkpoint_id"])
-        report_rollback(self.manager.config, self.manager.experiment_name, reason, restored["checkpoint_id"], self.step)
+        report_rollback(self.manager.config, self.manager.experiment_name, restored["checkpoint_id"], reason, self.step)
         return restored
 
     def _last_save(self) -> dict[str, Any]:

@@ -96,18 +96,16 @@ def test_a_plain_file_holds_it(make_manager: MakeManager) -> None:
 
 
 def test_object_by_object_is_the_same(make_manager: MakeManager) -> None:
-    """A call may name the objects itself."""
-    saved = build(1)
-    named = {part: getattr(saved, part) for part in ("model", "optimizer", "data", "others", "generators")}
-    make_manager().save_checkpoint(**named, epoch=1)
-    other = build(2)
-    named = {part: getattr(other, part) for part in named}
-    resumed = make_manager().resume(**named)
+    """A call may name the model, the optimizer and the scheduler itself."""
+    saved, other = build(1), build(2)
+    make_manager().save_checkpoint(model=saved.model, optimizer=saved.optimizer, scheduler=saved.scheduler, epoch=1)
+    resumed = make_manager().resume(other.model, other.optimizer, other.scheduler)
     assert resumed is not None
-    assert content(other) | {"scheduler.generator": "", "scheduler.judge": ""} == content(saved) | {
-        "scheduler.generator": "",
-        "scheduler.judge": "",
-    }
+    found, expected = (
+        {label: value for label, value in content(state).items() if label.startswith(("model", "optim", "sched"))}
+        for state in (other, saved)
+    )
+    assert found == expected
 
 
 def test_what_was_not_asked_for_is_said(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
@@ -144,7 +142,7 @@ def test_what_was_not_saved_is_refused(make_manager: MakeManager, wanted: dict[s
     model = nn.Linear(2, 2)
     before = fingerprint([model.state_dict()]), str(GlobalGenerators().state_dict())
     with pytest.raises(StateMismatchError, match=message):
-        make_manager().resume(model, **wanted)
+        make_manager().resume(TrainingState(model=model, **wanted))
     assert (fingerprint([model.state_dict()]), str(GlobalGenerators().state_dict())) == before
 
 

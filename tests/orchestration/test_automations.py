@@ -52,7 +52,7 @@ class Evaluation:
         arguments = {"log": str(self.log), **options}
         gate = Gate(where=("accuracy>0.9",))
         return install_evaluation(
-            self.name, self.config, function=FUNCTION, source=SOURCE, arguments=arguments, gate=gate
+            self.config, self.name, function=FUNCTION, source=SOURCE, arguments=arguments, gate=gate
         )
 
     def save(self, epoch: int) -> str:
@@ -188,12 +188,12 @@ def deployment_id(own_results: None) -> Iterator[UUID]:
 def test_installing_twice_changes_the_one_automation(config: CheckpointConfig, deployment_id: UUID) -> None:
     """One for each store, experiment and source; a text with braces reaches the flow as it is."""
     options: dict[str, Any] = {"function": FUNCTION, "source": SOURCE}
-    first = install_evaluation("run", config, **options)
-    again = install_evaluation("run", config, **options, arguments={"log": "{{ x }}"}, gate=Gate(where=("a>1",)))
+    first = install_evaluation(config, "run", **options)
+    again = install_evaluation(config, "run", **options, arguments={"log": "{{ x }}"}, gate=Gate(where=("a>1",)))
     others = {
-        install_evaluation("run", config, function=FUNCTION, source="eval/other"),
-        install_evaluation("other", config, **options),
-        install_evaluation("run", CheckpointConfig(checkpoint_dir=f"{config.checkpoint_dir}-2"), **options),
+        install_evaluation(config, "run", function=FUNCTION, source="eval/other"),
+        install_evaluation(config, "other", **options),
+        install_evaluation(CheckpointConfig(checkpoint_dir=f"{config.checkpoint_dir}-2"), "run", **options),
     }
     assert first == again
     with get_client(sync_client=True) as client:
@@ -211,6 +211,6 @@ def test_what_cannot_be_installed_is_refused(config: CheckpointConfig, own_resul
     options: dict[str, Any] = {"function": FUNCTION, "source": SOURCE}
     for name in ("evaluate_checkpoint/none", "none"):
         with pytest.raises(ConfigError, match="prefect deploy"):
-            install_evaluation("run", config, **options, deployment=name)
+            install_evaluation(config, "run", **options, deployment=name)
     with pytest.raises(ConfigError, match="checkpoint_dir is relative"):
-        install_evaluation("run", CheckpointConfig(), **options)
+        install_evaluation(CheckpointConfig(), "run", **options)

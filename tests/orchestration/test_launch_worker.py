@@ -66,7 +66,7 @@ class Pool:
         options = {
             "command": list(run.request.command),
             "experiment_name": "run",
-            "checkpoints": {"checkpoint_dir": str(run.store)},
+            "config": {"checkpoint_dir": str(run.store)},
             "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             "working_directory": str(PROJECT),
             "restart_delay_seconds": 0,
