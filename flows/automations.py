@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.actions import RunDeployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
@@ -21,6 +22,7 @@ from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.errors import ConfigError
 from prefect_checkpoints.flows._store import refuse_relative
 from prefect_checkpoints.flows.evaluate import Gate
+from prefect_checkpoints.tasks._preempted import PREEMPTED
 from prefect_checkpoints.tasks.report import artifact_key, store_of
 
 ARRIVALS = {"prefect-checkpoints.checkpoint.saved", "prefect-checkpoints.checkpoint.reconciled"}
@@ -77,6 +79,42 @@ def install_evaluation(
         return _install(client, automation)
 
 
+def install_rescheduling(deployment: str) -> UUID:
+    """Put each run of a deployment back when SIGTERM has ended it; return the id of the Prefect automation.
+
+    It is the same run that goes on, as soon as a worker of the deployment's pool takes it, so a training with
+    ``checkpointing`` or ``launch`` resumes. A run that failed, crashed or was cancelled stays as it is. There is one
+    automation for each deployment: calling this again changes nothing. Killed on the way, call it again.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a deployment that does not exist.
+    """
+    with get_client(sync_client=True) as client:
+        found = _deployment_named(client, deployment)
+        trigger = EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.id": f"prefect.deployment.{found.id}", "prefect.resource.role": "deployment"}
+            ),
+            expect={f"prefect.flow-run.{PREEMPTED}"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        )
+        message = "SIGTERM ended the run: a worker may take it again."
+        action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message, force=False)
+        automation = AutomationCore(
+            name=f"reschedule-{found.id}",
+            description=f"Puts runs of {deployment} back that SIGTERM has ended.",
+            enabled=True,
+            trigger=trigger,
+            actions=[action],
+            actions_on_trigger=[],
+            actions_on_resolve=[],
+            tags=["checkpoints"],
+        )
+        return _install(client, automation)
+
+
 _CHECKPOINT_ID = {"__prefect_kind": "jinja", "template": "{{ event.payload.checkpoint_id }}"}
 
 
@@ -101,8 +139,8 @@ def _deployment_named(client: SyncPrefectClient, name: str) -> DeploymentRespons
     except (ObjectNotFound, ValueError) as error:
         raise ConfigError(
             f"there is no deployment {name!r} on the Prefect server",
-            expected="evaluate_checkpoint/<name>",
-            hint="Deploy it first: `prefect deploy --all`, or evaluate_checkpoint.serve(name=...).",
+            expected="<flow>/<name>",
+            hint="Deploy it first: `prefect deploy --all`, or the flow's .serve(name=...).",
         ) from error
 
 

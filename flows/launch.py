@@ -6,6 +6,7 @@ from functools import partial
 from uuid import uuid4
 
 from prefect import flow, get_run_logger
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -16,6 +17,7 @@ from ckpt_lib.launch.restarts import RestartPolicy
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import report_launch
+from prefect_checkpoints.tasks._preempted import end_preempted
 
 
 @flow(name="launch", flow_run_name="launch {experiment_name}")
@@ -36,8 +38,9 @@ def launch(
 
     The command finds its experiment by CheckpointManager.from_env(), and resumes by itself. Its output is in the run's
     log. When this run is cancelled or asked to stop, or its process is killed, the command gets time to save, and then
-    it and all that it has started are ended. The next launch of the experiment on this machine waits for that. The run
-    fails if the command did not get done. Returns how each attempt ended.
+    it and all that it has started are ended; the next launch of the experiment on this machine waits for that. After
+    SIGTERM, the run's state is Preempted. The run fails if the command did not get done. Returns how each attempt
+    ended.
 
     Args:
         config: The store and its options, handed to the command as CKPT_ variables.
@@ -75,6 +78,8 @@ def launch(
         tell(str(report))
         # Not as a task: those of a run that is being cancelled do not run.
         report_launch.fn(config, experiment_name, report)
+        if isinstance(launcher.stopped_by, TerminationSignal):
+            end_preempted(manager, f"the launch ({report})")
         raise launcher.stopped_by
     report_launch(config, experiment_name, report)
     if report.outcome != "done":

@@ -50,6 +50,11 @@ class Api:
         run: dict[str, Any] = self._client.get(f"/flow_runs/{run_id}").json()
         return run
 
+    def states(self, run_id: str) -> list[dict[str, Any]]:
+        """The states that a run has had."""
+        found: list[dict[str, Any]] = self._client.get(f"/flow_run_states/?flow_run_id={run_id}").json()
+        return found
+
     def runs_of(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
         runs: list[dict[str, Any]] = self.post(
             "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}
