@@ -18,7 +18,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
-from ckpt_lib.loading.anywhere import Anywhere
+from ckpt_lib.loading.anywhere import HomeOrBackup
 from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.maintenance.both_copies import Copies
@@ -102,7 +102,7 @@ class Loader:
 
     def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None, copies: Copies) -> None:
         self._locations = locations
-        self._anywhere = Anywhere(locations, copies)
+        self._home_or_backup = HomeOrBackup(locations, copies)
         self._lineage = lineage
         self._reconciler = reconciler
         size_bytes = locations.config.cache_size_bytes
@@ -148,7 +148,7 @@ class Loader:
     def _newest(self, read: Read, target: LoadTarget, allow_thinned: bool) -> Payload | None:
         self._reconcile()
         return load_newest(
-            self._anywhere,
+            self._home_or_backup,
             partial(self._resume_from, read, target),
             run_id=self._lineage.only_run_id,
             allow_thinned=allow_thinned,
@@ -159,7 +159,7 @@ class Loader:
 
     def _load_named(self, read: Read, target: LoadTarget, name: str) -> Payload:
         self._reconcile()
-        return self._anywhere.load_named(name, partial(self._load, read, target))
+        return self._home_or_backup.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
         if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):
