@@ -22,6 +22,7 @@ from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.errors import ConfigError
 from prefect_checkpoints.flows._store import refuse_relative
 from prefect_checkpoints.flows.evaluate import Gate
+from prefect_checkpoints.tasks._events import STORE_LABEL
 from prefect_checkpoints.tasks._preempted import PREEMPTED
 from prefect_checkpoints.tasks.report import artifact_key, store_of
 
@@ -42,8 +43,9 @@ def install_evaluation(
     """Evaluate each checkpoint of an experiment when it has been saved; return the id of the Prefect automation.
 
     The automation runs a deployment of ``evaluate_checkpoint`` with the id of the checkpoint and these parameters,
-    when a flow of the experiment tells of a save, or of a checkpoint that came home from the fallback folder. There is
-    one for each store, experiment and source: calling this again changes it. Killed on the way, call it again.
+    when a flow of the experiment tells of a save, or of a checkpoint that came home from the fallback folder. The flow
+    must name the store by the same path or URL. There is one automation for each store, experiment and source: calling
+    this again changes it. Killed on the way, call it again.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for a deployment that does not exist and for a relative folder.
     """
@@ -70,7 +72,7 @@ def install_evaluation(
             name=name,
             description=description,
             enabled=True,
-            trigger=_arrivals_of(experiment_name),
+            trigger=_arrivals_of(config, experiment_name),
             actions=[action],
             actions_on_trigger=[],
             actions_on_resolve=[],
@@ -123,9 +125,15 @@ def _as_json(value: Any) -> dict[str, str]:
     return {"__prefect_kind": "json", "value": json.dumps(value)}
 
 
-def _arrivals_of(experiment_name: str) -> EventTrigger:
+def _arrivals_of(config: CheckpointConfig, experiment_name: str) -> EventTrigger:
+    """Return the trigger for the experiment of that store: another store may have one of the same name."""
     return EventTrigger(
-        match=ResourceSpecification({"prefect.resource.id": f"prefect-checkpoints.experiment.{experiment_name}"}),
+        match=ResourceSpecification(
+            {
+                "prefect.resource.id": f"prefect-checkpoints.experiment.{experiment_name}",
+                STORE_LABEL: store_of(config),
+            }
+        ),
         expect=ARRIVALS,
         posture=Posture.Reactive,
         threshold=1,

@@ -16,10 +16,6 @@ from deployments.serve import PROJECT
 from prefect_checkpoints.flows import launch
 from tests.launch.running import wait_until
 
-pytestmark = [
-    pytest.mark.usefixtures("own_results"),
-    pytest.mark.skipif(sys.platform != "linux", reason="commands are launched on Linux only"),
-]
 SCRIPT = PROJECT / "examples" / "torchrun_training.py"
 EPOCHS = 40
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -37,6 +33,9 @@ def start(config: CheckpointConfig, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command(), env={**os.environ, **variables}, stdout=file, stderr=file)
 
 
+@pytest.mark.servers
+@pytest.mark.usefixtures("own_results")
+@pytest.mark.skipif(sys.platform != "linux", reason="commands are launched on Linux only")
 def test_a_script_that_was_stopped_ends_like_one_that_was_launched(config: CheckpointConfig, tmp_path: Path) -> None:
     """All ranks save the step that SIGTERM found them at, and the weights are those of an uninterrupted training."""
     report = launch(config, "launched", command(), environment=ENVIRONMENT)
