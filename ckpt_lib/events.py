@@ -87,6 +87,8 @@ class Event(BaseModel):
     kind: EventKind
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     experiment_name: str
+    store: str
+    """Where the store of the experiment is: an absolute path or a URL, also for what happened to a backup."""
     checkpoint_id: str | None = None
     checkpoint: CheckpointMetadata | None = None
     """The checkpoint's metadata, in events about a checkpoint that is in the store or has just been deleted."""
@@ -121,8 +123,9 @@ def _subscribe(listeners: list[Listener], listener: Listener) -> Callable[[], No
 class Events:
     """Emits the events of one manager: to the log, to its own listeners and to those of the process."""
 
-    def __init__(self, experiment_name: str) -> None:
+    def __init__(self, experiment_name: str, store: str) -> None:
         self._experiment_name = experiment_name
+        self._store = store
         self._listeners: list[Listener] = []
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -144,6 +147,7 @@ class Events:
                 kind=kind,
                 message=message,
                 experiment_name=self._experiment_name,
+                store=self._store,
                 checkpoint_id=checkpoint.checkpoint_id if checkpoint else checkpoint_id,
                 checkpoint=checkpoint,
                 details=details,

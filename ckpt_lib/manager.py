@@ -139,9 +139,6 @@ class CheckpointManager(Restorer):
         model: Named | None = None,
         optimizer: Named | None = None,
         scheduler: Named | None = None,
-        data: Named | None = None,
-        others: Mapping[str, Any] | None = None,
-        generators: Mapping[str, Any] | None = None,
         step: int = 0,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
@@ -166,15 +163,7 @@ class CheckpointManager(Restorer):
         what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
         the next one to train.
         """
-        objects = training_state(
-            state,
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            data=data,
-            others=others,
-            generators=generators,
-        )
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
         return self._saver.save(
             SaveRequest(ObjectState(objects, extra_state), facts, compare_content=compare_content, force=force)
@@ -213,9 +202,6 @@ class CheckpointManager(Restorer):
         model: Named | None = None,
         optimizer: Named | None = None,
         scheduler: Named | None = None,
-        data: Named | None = None,
-        others: Mapping[str, Any] | None = None,
-        generators: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
         description: str = "",
@@ -227,15 +213,7 @@ class CheckpointManager(Restorer):
         Pass ``metrics`` as training will, whatever their values: with ``save_best_only`` or
         ``on_missing_metric="raise"``, a save without the monitored metric is refused.
         """
-        objects = training_state(
-            state,
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            data=data,
-            others=others,
-            generators=generators,
-        )
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(0, metrics=metrics, tags=tags, description=description, config=config)
         self._saver.check(SaveRequest(ObjectState(objects, extra_state), facts))
 
@@ -247,9 +225,6 @@ class CheckpointManager(Restorer):
         model: Named | None = None,
         optimizer: Named | None = None,
         scheduler: Named | None = None,
-        data: Named | None = None,
-        others: Mapping[str, Any] | None = None,
-        generators: Mapping[str, Any] | None = None,
         step: int = 0,
         metrics: Mapping[str, Any] | None = None,
         tags: Collection[str] = (),
@@ -274,15 +249,7 @@ class CheckpointManager(Restorer):
         ``max_pending_saves`` under way, this waits for the oldest. A kill loses what is not durable, and nothing else;
         the interpreter's normal end waits.
         """
-        objects = training_state(
-            state,
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            data=data,
-            others=others,
-            generators=generators,
-        )
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
         return self._saver.start(SaveRequest(ObjectState(objects, extra_state), facts, force=force))
 

@@ -30,9 +30,6 @@ class Restorer(Finder):
         scheduler: Named | None = None,
         *,
         state: TrainingState | None = None,
-        data: Named | None = None,
-        others: Mapping[str, Any] | None = None,
-        generators: Mapping[str, Any] | None = None,
         keys: Collection[str] | None = None,
         map_location: Any = "cpu",
         trust_pickle: bool = False,
@@ -74,16 +71,7 @@ class Restorer(Finder):
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.StateMismatchError`, :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        objects = training_state(
-            state,
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            data=data,
-            others=others,
-            generators=generators,
-            rng=False,
-        )
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler, rng=False)
         naming = Naming(key_map, strict, only)
         target = LoadTarget(state=objects, keep=keep, require_exact=require_exact, naming=naming)
         return self._loader.load(checkpoint_id, target, keys=keys, map_location=map_location, trust_pickle=trust_pickle)
@@ -95,9 +83,6 @@ class Restorer(Finder):
         scheduler: Named | None = None,
         *,
         state: TrainingState | None = None,
-        data: Named | None = None,
-        others: Mapping[str, Any] | None = None,
-        generators: Mapping[str, Any] | None = None,
         map_location: Any = "cpu",
         keep: Mapping[str, Collection[str]] | None = None,
         require_exact: bool = False,
@@ -124,15 +109,6 @@ class Restorer(Finder):
         middle of that. Its first batches are then seen again. ``keep`` and ``require_exact`` are those of
         :meth:`load_checkpoint`.
         """
-        objects = training_state(
-            state,
-            model=model,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            data=data,
-            others=others,
-            generators=generators,
-            rng=True,
-        )
+        objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         target = LoadTarget(state=objects, keep=keep, require_exact=require_exact)
         return self._loader.resume(target, map_location=map_location, allow_thinned=allow_thinned)

@@ -66,7 +66,7 @@ def _run_deployments(api: httpx.Client, checkpoints: dict[str, Any], export_dir:
     for name, own in parameters.items():
         while name not in (found := {item["name"]: item for item in _post(api, "/deployments/filter", {})}):
             time.sleep(1)
-        body = {"parameters": {"checkpoints": checkpoints, **own}}
+        body = {"parameters": {"config": checkpoints, **own}}
         runs[name] = str(_post(api, f"/deployments/{found[name]['id']}/create_flow_run", body)["id"])
         while (state := api.get(f"/flow_runs/{runs[name]}").json()["state_type"]) not in {"COMPLETED", "FAILED"}:
             time.sleep(1)

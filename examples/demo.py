@@ -52,13 +52,13 @@ def main() -> None:
 
     _say(console, f"[bold]Training a CNN on 1,797 handwritten digits[/bold]: epochs {first} to {last}, {beginning}")
     started = time.monotonic()
-    train(EXPERIMENT, config, TrainingParameters(epochs=last))
+    train(config, EXPERIMENT, TrainingParameters(epochs=last))
     _say(console, f"Trained and saved {EPOCHS_PER_RUN} epochs in {time.monotonic() - started:.1f} seconds.\n")
 
     _say(console, "[bold]The lifecycle[/bold]: validate, back up, compare, export the best, clean up")
     # Fewer are kept than the training kept, so that the plan has something to say.
     fewer = config.model_copy(update={"max_checkpoints": KEPT_BY_LIFECYCLE})
-    lifecycle = checkpoint_lifecycle(EXPERIMENT, fewer, arguments.export_dir)
+    lifecycle = checkpoint_lifecycle(fewer, EXPERIMENT, arguments.export_dir)
     _show(console, manager, lifecycle)
     if arguments.picture:
         console.save_svg(str(arguments.picture), title="make demo")

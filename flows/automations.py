@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.actions import RunDeployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
@@ -21,6 +22,8 @@ from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.errors import ConfigError
 from prefect_checkpoints.flows._store import refuse_relative
 from prefect_checkpoints.flows.evaluate import Gate
+from prefect_checkpoints.tasks._events import STORE_LABEL
+from prefect_checkpoints.tasks._preempted import PREEMPTED
 from prefect_checkpoints.tasks.report import artifact_key, store_of
 
 ARRIVALS = {"prefect-checkpoints.checkpoint.saved", "prefect-checkpoints.checkpoint.reconciled"}
@@ -28,8 +31,8 @@ ARRIVALS = {"prefect-checkpoints.checkpoint.saved", "prefect-checkpoints.checkpo
 
 
 def install_evaluation(
+    config: CheckpointConfig,
     experiment_name: str,
-    checkpoints: CheckpointConfig,
     *,
     function: str,
     source: str,
@@ -40,23 +43,24 @@ def install_evaluation(
     """Evaluate each checkpoint of an experiment when it has been saved; return the id of the Prefect automation.
 
     The automation runs a deployment of ``evaluate_checkpoint`` with the id of the checkpoint and these parameters,
-    when a flow of the experiment tells of a save, or of a checkpoint that came home from the fallback folder. There is
-    one for each store, experiment and source: calling this again changes it. Killed on the way, call it again.
+    when a flow of the experiment tells of a save, or of a checkpoint that came home from the fallback folder. The flow
+    must name the store by the same path or URL. There is one automation for each store, experiment and source: calling
+    this again changes it. Killed on the way, call it again.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for a deployment that does not exist and for a relative folder.
     """
     check_experiment_name(experiment_name)
-    refuse_relative(checkpoints)
+    refuse_relative(config)
     parameters = {
         "function": function,
         "source": check_source(source),
         "experiment_name": experiment_name,
-        "checkpoints": checkpoints.model_dump(mode="json", exclude_unset=True),
+        "config": config.model_dump(mode="json", exclude_unset=True),
         "arguments": dict(arguments or {}),
         "gate": gate.model_dump(mode="json") if gate else None,
     }
-    name = artifact_key(f"evaluate-{source}", checkpoints, experiment_name)
-    description = f"Evaluates new checkpoints of {experiment_name} in {store_of(checkpoints)} by {function}."
+    name = artifact_key(f"evaluate-{source}", config, experiment_name)
+    description = f"Evaluates new checkpoints of {experiment_name} in {store_of(config)} by {function}."
     with get_client(sync_client=True) as client:
         action = RunDeployment(
             source="selected",
@@ -68,7 +72,43 @@ def install_evaluation(
             name=name,
             description=description,
             enabled=True,
-            trigger=_arrivals_of(experiment_name),
+            trigger=_arrivals_of(config, experiment_name),
+            actions=[action],
+            actions_on_trigger=[],
+            actions_on_resolve=[],
+            tags=["checkpoints"],
+        )
+        return _install(client, automation)
+
+
+def install_rescheduling(deployment: str) -> UUID:
+    """Put each run of a deployment back when SIGTERM has ended it; return the id of the Prefect automation.
+
+    It is the same run that goes on, as soon as a worker of the deployment's pool takes it, so a training with
+    ``checkpointing`` or ``launch`` resumes. A run that failed, crashed or was cancelled stays as it is. There is one
+    automation for each deployment: calling this again changes nothing. Killed on the way, call it again.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a deployment that does not exist.
+    """
+    with get_client(sync_client=True) as client:
+        found = _deployment_named(client, deployment)
+        trigger = EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.id": f"prefect.deployment.{found.id}", "prefect.resource.role": "deployment"}
+            ),
+            expect={f"prefect.flow-run.{PREEMPTED}"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        )
+        message = "SIGTERM ended the run: a worker may take it again."
+        action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message, force=False)
+        automation = AutomationCore(
+            name=f"reschedule-{found.id}",
+            description=f"Puts runs of {deployment} back that SIGTERM has ended.",
+            enabled=True,
+            trigger=trigger,
             actions=[action],
             actions_on_trigger=[],
             actions_on_resolve=[],
@@ -85,9 +125,15 @@ def _as_json(value: Any) -> dict[str, str]:
     return {"__prefect_kind": "json", "value": json.dumps(value)}
 
 
-def _arrivals_of(experiment_name: str) -> EventTrigger:
+def _arrivals_of(config: CheckpointConfig, experiment_name: str) -> EventTrigger:
+    """Return the trigger for the experiment of that store: another store may have one of the same name."""
     return EventTrigger(
-        match=ResourceSpecification({"prefect.resource.id": f"prefect-checkpoints.experiment.{experiment_name}"}),
+        match=ResourceSpecification(
+            {
+                "prefect.resource.id": f"prefect-checkpoints.experiment.{experiment_name}",
+                STORE_LABEL: store_of(config),
+            }
+        ),
         expect=ARRIVALS,
         posture=Posture.Reactive,
         threshold=1,
@@ -101,8 +147,8 @@ def _deployment_named(client: SyncPrefectClient, name: str) -> DeploymentRespons
     except (ObjectNotFound, ValueError) as error:
         raise ConfigError(
             f"there is no deployment {name!r} on the Prefect server",
-            expected="evaluate_checkpoint/<name>",
-            hint="Deploy it first: `prefect deploy --all`, or evaluate_checkpoint.serve(name=...).",
+            expected="<flow>/<name>",
+            hint="Deploy it first: `prefect deploy --all`, or the flow's .serve(name=...).",
         ) from error
 
 

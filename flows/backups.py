@@ -16,8 +16,8 @@ from prefect_checkpoints.tasks import cleanup_backups, delete_backup, list_backu
 
 @flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner())
 def manage_backups(
+    config: ConfigForBackups = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",
-    checkpoints: ConfigForBackups = CheckpointConfig(),  # noqa: B008  frozen
     delete_ids: tuple[str, ...] = (),
     retention: RetentionPolicy | None = None,
     dry_run: bool = True,
@@ -29,20 +29,20 @@ def manage_backups(
     Checkpoints stay. Returns the remaining backups, oldest first.
 
     Args:
+        config: The store and its options.
         experiment_name: An existing experiment; it may consist of backups alone.
-        checkpoints: The store and its options.
         delete_ids: Backups to delete for good, intact or in quarantine.
         retention: Replaces max_backups.
         dry_run: Only list and plan.
     """
-    require_absolute(checkpoints)
-    backups = open_store(checkpoints.backup_dir) if checkpoints.backup_dir else None
-    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name, backups=backups)
+    require_absolute(config)
+    backups = open_store(config.backup_dir) if config.backup_dir else None
+    check_experiment_exists(open_store(config.checkpoint_dir), experiment_name, backups=backups)
     if dry_run and delete_ids:
         raise ConfigError("delete_ids were given, but dry_run is on", expected="dry_run=False", got=str(delete_ids))
-    freed_bytes = sum(delete_backup(checkpoints, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)
-    report = cleanup_backups(checkpoints, experiment_name, retention, dry_run)
-    report_cleanup(checkpoints, experiment_name, report, backups=True)
-    report_backups(checkpoints, experiment_name)
-    left = list_backups(checkpoints, experiment_name)
+    freed_bytes = sum(delete_backup(config, experiment_name, checkpoint_id) for checkpoint_id in delete_ids)
+    report = cleanup_backups(config, experiment_name, retention, dry_run)
+    report_cleanup(config, experiment_name, report, backups=True)
+    report_backups(config, experiment_name)
+    left = list_backups(config, experiment_name)
     return completed(left, f"{count_of(len(left), 'backup')}; {size_text(freed_bytes + report.freed_bytes)} freed")

@@ -14,9 +14,9 @@ from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 
-@flow(name="cleanup_store", flow_run_name="clean up {checkpoints.checkpoint_dir}", task_runner=thread_runner())
+@flow(name="cleanup_store", flow_run_name="clean up {config.checkpoint_dir}", task_runner=thread_runner())
 def cleanup_store(
-    checkpoints: ConfigForCleanup = CheckpointConfig(),  # noqa: B008  frozen
+    config: ConfigForCleanup = CheckpointConfig(),  # noqa: B008  frozen
     retention: RetentionPolicy | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
@@ -28,17 +28,15 @@ def cleanup_store(
     Returns the reports by experiment.
 
     Args:
-        checkpoints: The store and its options.
+        config: The store and its options.
         retention: Replaces max_checkpoints.
         dry_run: Only plan.
         allow_missing: Complete without doing anything if there is no store.
     """
-    names = experiments_of(checkpoints, allow_missing=allow_missing)
+    names = experiments_of(config, allow_missing=allow_missing)
     if not names:
-        return completed({}, f"Nothing to clean up: no experiments in {checkpoints.checkpoint_dir}")
-    futures = cleanup_checkpoints.map(
-        unmapped(checkpoints), names, policy=unmapped(retention), dry_run=unmapped(dry_run)
-    )
+        return completed({}, f"Nothing to clean up: no experiments in {config.checkpoint_dir}")
+    futures = cleanup_checkpoints.map(unmapped(config), names, policy=unmapped(retention), dry_run=unmapped(dry_run))
     reports: dict[str, CleanupReport] = {}
     failures: list[CheckpointError] = []
     for name, future in zip(names, futures, strict=True):
@@ -47,7 +45,7 @@ def cleanup_store(
         except CheckpointError as error:
             failures.append(error)
         else:
-            report_cleanup(checkpoints, name, reports[name])
+            report_cleanup(config, name, reports[name])
     if failures:
         raise failures[0]
     fail_on_backups(reports)

@@ -63,12 +63,12 @@ class Gate(BaseModel):
 
 @flow(name="evaluate_checkpoint", flow_run_name="evaluate {experiment_name} {checkpoint_id}")
 def evaluate_checkpoint(
-    function: str,
-    source: str,
+    config: ConfigForEvaluation = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",
     checkpoint_id: str = "latest",
-    checkpoints: ConfigForEvaluation = CheckpointConfig(),  # noqa: B008  frozen
     *,
+    function: str,
+    source: str,
     arguments: dict[str, Any] | None = None,
     gate: Gate | None = None,
     replace: bool = False,
@@ -82,31 +82,31 @@ def evaluate_checkpoint(
     the checkpoint's metadata.
 
     Args:
-        function: What measures, as package.module:function; it gets the payload and returns a mapping of metrics.
-        source: What the metrics are recorded under, such as eval/mnist-test.
+        config: The store and its options.
         experiment_name: An existing experiment.
         checkpoint_id: An id, latest, best, or a tag.
-        checkpoints: The store and its options.
+        function: What measures, as package.module:function; it gets the payload and returns a mapping of metrics.
+        source: What the metrics are recorded under, such as eval/mnist-test.
         arguments: Keyword arguments for the function.
         gate: When to promote the checkpoint; without it, the metrics are only added.
         replace: Evaluate again, and replace other values.
     """
-    require_absolute(checkpoints)
+    require_absolute(config)
     evaluator = Evaluator.named(function, arguments or {})
     check_source(source)
-    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
-    manager = CheckpointManager(checkpoints, experiment_name)
+    check_experiment_exists(open_store(config.checkpoint_dir), experiment_name)
+    manager = CheckpointManager(config, experiment_name)
     found = manager.get_checkpoint(checkpoint_id)
     metrics = {} if replace else _recorded(found, source)
     if metrics:
         get_run_logger().info("%s has evaluated %s before", source, found.checkpoint_id)
     else:
-        metrics = evaluator.measure(load_checkpoint(checkpoints, experiment_name, found.checkpoint_id))
+        metrics = evaluator.measure(load_checkpoint(config, experiment_name, found.checkpoint_id))
     evaluated = _record(manager, found.checkpoint_id, metrics, source, replace)
     outcome, report = "evaluated", None
     if gate is not None:
-        evaluated, outcome, report = _promote(checkpoints, evaluated, gate)
-    report_evaluation(checkpoints, experiment_name, evaluated, outcome)
+        evaluated, outcome, report = _promote(config, evaluated, gate)
+    report_evaluation(config, experiment_name, evaluated, outcome)
     if report is not None:
         fail_on_damage([report])
     values = listed([f"{name} {evaluated.metrics[name]}" for name in metrics])
@@ -134,12 +134,12 @@ def _record(
 
 
 def _promote(
-    checkpoints: CheckpointConfig, evaluated: CheckpointMetadata, gate: Gate
+    config: CheckpointConfig, evaluated: CheckpointMetadata, gate: Gate
 ) -> tuple[CheckpointMetadata, str, ValidationReport | None]:
     """Return the checkpoint as it is then, what became of it, and the report of its validation, if it was made."""
     if unmet := gate.unmet(evaluated):
         return evaluated, f"not promoted: {'; '.join(unmet)}", None
-    place = (checkpoints, evaluated.experiment_name, evaluated.checkpoint_id)
+    place = (config, evaluated.experiment_name, evaluated.checkpoint_id)
     report = validate_checkpoint(*place)
     if not report:
         return evaluated, f"NOT PROMOTED: {report.message}", report

@@ -6,6 +6,7 @@ from functools import partial
 from uuid import uuid4
 
 from prefect import flow, get_run_logger
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -16,13 +17,14 @@ from ckpt_lib.launch.restarts import RestartPolicy
 from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import report_launch
+from prefect_checkpoints.tasks._preempted import end_preempted
 
 
 @flow(name="launch", flow_run_name="launch {experiment_name}")
 def launch(
-    command: list[str] | str,
+    config: CheckpointConfig,
     experiment_name: str,
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
+    command: list[str] | str,
     *,
     max_restarts: int = 3,
     max_fruitless_restarts: int = 1,
@@ -36,13 +38,14 @@ def launch(
 
     The command finds its experiment by CheckpointManager.from_env(), and resumes by itself. Its output is in the run's
     log. When this run is cancelled or asked to stop, or its process is killed, the command gets time to save, and then
-    it and all that it has started are ended. The next launch of the experiment on this machine waits for that. The run
-    fails if the command did not get done. Returns how each attempt ended.
+    it and all that it has started are ended; the next launch of the experiment on this machine waits for that. After
+    SIGTERM, the run's state is Preempted. The run fails if the command did not get done. Returns how each attempt
+    ended.
 
     Args:
-        command: The program and its arguments; a text is split into words, but no shell runs it.
+        config: The store and its options, handed to the command as CKPT_ variables.
         experiment_name: The experiment that the command saves to.
-        checkpoints: The store and its options, handed to the command as CKPT_ variables.
+        command: The program and its arguments; a text is split into words, but no shell runs it.
         max_restarts: How often to restart a command that failed, hung or was killed.
         max_fruitless_restarts: How many restarts in a row may follow attempts that made no checkpoint.
         restart_delay_seconds: Wait before a restart; doubled after each attempt without a checkpoint.
@@ -51,10 +54,10 @@ def launch(
         environment: Further variables for the command.
         working_directory: The folder to run the command in.
     """
-    require_absolute(checkpoints)
+    require_absolute(config)
     request = LaunchRequest(
         command,
-        checkpoints,
+        config,
         experiment_name,
         launch_id=str(flow_run.id or uuid4()),
         restarts=RestartPolicy(max_restarts, max_fruitless_restarts, restart_delay_seconds),
@@ -63,7 +66,7 @@ def launch(
         environment=environment,
         directory=working_directory,
     )
-    manager, logger = CheckpointManager(checkpoints, experiment_name), get_run_logger()
+    manager, logger = CheckpointManager(config, experiment_name), get_run_logger()
 
     def ids() -> list[str]:
         return [*manager.checkpoint_ids(), *(item.checkpoint_id for item in manager.list_stranded())]
@@ -74,9 +77,11 @@ def launch(
     if launcher.stopped_by is not None:
         tell(str(report))
         # Not as a task: those of a run that is being cancelled do not run.
-        report_launch.fn(checkpoints, experiment_name, report)
+        report_launch.fn(config, experiment_name, report)
+        if isinstance(launcher.stopped_by, TerminationSignal):
+            end_preempted(manager, f"the launch ({report})")
         raise launcher.stopped_by
-    report_launch(checkpoints, experiment_name, report)
+    report_launch(config, experiment_name, report)
     if report.outcome != "done":
         raise LaunchError(f"the command did not get done: {report}", report=report)
     return completed(report, str(report))

@@ -38,8 +38,8 @@ MAX_COMPARED = 4
     task_runner=thread_runner(),
 )
 def checkpoint_lifecycle(
+    config: ConfigForLifecycle = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",
-    checkpoints: ConfigForLifecycle = CheckpointConfig(),  # noqa: B008  frozen
     export_dir: str = "exports",
     retention: RetentionPolicy | None = None,
     dry_run: bool = False,
@@ -51,34 +51,34 @@ def checkpoint_lifecycle(
     the exported payload) and ``cleanup`` (a report).
 
     Args:
+        config: The store and its options.
         experiment_name: An existing experiment.
-        checkpoints: The store and its options.
         export_dir: The folder to export the best checkpoint to.
         retention: Replaces max_checkpoints.
         dry_run: Only plan the cleanup.
     """
-    require_absolute(checkpoints, export_dir=export_dir)
-    check_experiment_exists(open_store(checkpoints.checkpoint_dir), experiment_name)
-    manager = CheckpointManager(checkpoints, experiment_name)
-    reports = validate_batches(checkpoints, experiment_name, manager.checkpoint_ids())
-    report_validation(checkpoints, experiment_name, reports, advise(manager, reports))
+    require_absolute(config, export_dir=export_dir)
+    check_experiment_exists(open_store(config.checkpoint_dir), experiment_name)
+    manager = CheckpointManager(config, experiment_name)
+    reports = validate_batches(config, experiment_name, manager.checkpoint_ids())
+    report_validation(config, experiment_name, reports, advise(manager, reports))
     intact = [report.checkpoint_id for report in reports if report]
 
     best = manager.get_best_checkpoint() or manager.get_latest_checkpoint()
     best_id = best.checkpoint_id if best and best.checkpoint_id in intact else None
     backups = backup_checkpoint.map(
-        unmapped(checkpoints), unmapped(experiment_name), _worth_a_backup(manager, best_id, intact)
+        unmapped(config), unmapped(experiment_name), _worth_a_backup(manager, best_id, intact)
     )
-    comparison = _compare(checkpoints, experiment_name, best_id, intact)
-    exports = [export_checkpoint.submit(checkpoints, experiment_name, best_id, export_dir)] if best_id else []
+    comparison = _compare(config, experiment_name, best_id, intact)
+    exports = [export_checkpoint.submit(config, experiment_name, best_id, export_dir)] if best_id else []
 
     copies: list[PrefectFuture[Any]] = [*backups, *exports]
     wait(copies)  # delete nothing before the backups are made
-    cleanup = cleanup_checkpoints(checkpoints, experiment_name, retention, dry_run)
-    report_cleanup(checkpoints, experiment_name, cleanup)
-    report_checkpoints(checkpoints, experiment_name)
-    report_metrics(checkpoints, experiment_name)
-    summary = summarize_checkpoints(checkpoints, experiment_name)
+    cleanup = cleanup_checkpoints(config, experiment_name, retention, dry_run)
+    report_cleanup(config, experiment_name, cleanup)
+    report_checkpoints(config, experiment_name)
+    report_metrics(config, experiment_name)
+    summary = summarize_checkpoints(config, experiment_name)
     fail_on_damage(reports)
     # Last, so that a failed copy fails the run but not the steps that do not depend on it.
     for backup in backups:
@@ -101,12 +101,12 @@ def _worth_a_backup(manager: CheckpointManager, best_id: str | None, intact: lis
     return [checkpoint_id for checkpoint_id in intact if checkpoint_id in always or checkpoint_id in newest]
 
 
-def _compare(checkpoints: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> Any:
+def _compare(config: CheckpointConfig, experiment_name: str, best_id: str | None, intact: list[str]) -> Any:
     """Compare the best checkpoint with the newest others; return ``None`` if there are fewer than two."""
     compared = list(dict.fromkeys([*([best_id] if best_id else []), *intact[::-1]]))[:MAX_COMPARED]
     if len(compared) < 2:
         get_run_logger().info("Nothing to compare: intact checkpoints: %d", len(compared))
         return None
-    comparison = compare_checkpoints(checkpoints, experiment_name, compared)
-    report_comparison(checkpoints, experiment_name, comparison)
+    comparison = compare_checkpoints(config, experiment_name, compared)
+    report_comparison(config, experiment_name, comparison)
     return comparison

@@ -27,8 +27,8 @@ class TrainingParameters(BaseModel):
 
 @flow(name="train", flow_run_name="train {experiment_name}")
 def train(
+    config: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",
-    checkpoints: CheckpointConfig = CheckpointConfig(),  # noqa: B008  frozen
     training: TrainingParameters = TrainingParameters(),  # noqa: B008  frozen
 ) -> ExperimentSummary:
     """Train a small CNN on handwritten digits, and save checkpoints as the configuration says.
@@ -38,11 +38,11 @@ def train(
     batches since, and goes on at half the learning rate. Returns the summary of the experiment.
 
     Args:
+        config: The store and its options.
         experiment_name: The experiment; created by the first save.
-        checkpoints: The store and its options.
         training: How the model is trained.
     """
-    require_absolute(checkpoints)
+    require_absolute(config)
     torch.manual_seed(training.seed)
     model = DigitsCNN(training.channels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
@@ -51,7 +51,7 @@ def train(
     loader, losses = batches_of(data, training.batch_size), LossWatch()
     state = TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, data=loader, others={"losses": losses})
 
-    with checkpointing(checkpoints, experiment_name, state) as run:
+    with checkpointing(config, experiment_name, state) as run:
         for _ in run.epochs(training.epochs):
             for images, labels in loader:
                 model.train()
@@ -69,9 +69,9 @@ def train(
             metrics = {"train_loss": losses.end_epoch(), "val_loss": val_loss, "val_accuracy": val_accuracy}
             run.save(metrics, config=training.model_dump())
 
-    report_checkpoints(checkpoints, experiment_name)
-    report_metrics(checkpoints, experiment_name)
-    return summarize_checkpoints(checkpoints, experiment_name)
+    report_checkpoints(config, experiment_name)
+    report_metrics(config, experiment_name)
+    return summarize_checkpoints(config, experiment_name)
 
 
 def _slow_down(optimizer: torch.optim.Optimizer, times: int) -> None:

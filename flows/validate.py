@@ -49,9 +49,9 @@ Copy = tuple[str, str]
 """Experiment name and id: two experiments may have checkpoints with the same id."""
 
 
-@flow(name="validate_store", flow_run_name="validate {checkpoints.checkpoint_dir}", task_runner=thread_runner())
+@flow(name="validate_store", flow_run_name="validate {config.checkpoint_dir}", task_runner=thread_runner())
 def validate_store(
-    checkpoints: ConfigForValidation = CheckpointConfig(),  # noqa: B008  frozen
+    config: ConfigForValidation = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,
     max_bytes_per_second: float | None = None,
     allow_missing: bool = False,
@@ -65,29 +65,29 @@ def validate_store(
     fails only on new damage.
 
     Args:
-        checkpoints: The store and its options.
+        config: The store and its options.
         repair: Repair damage from the other copy, quarantine what cannot be repaired, and let the doctor fix problems.
         max_bytes_per_second: Read each experiment no faster than this.
         allow_missing: Complete without doing anything if there is no store.
     """
-    names = experiments_of(checkpoints, allow_missing=allow_missing)
-    stored, backups = _scrub_each(checkpoints, names, max_bytes_per_second)
+    names = experiments_of(config, allow_missing=allow_missing)
+    stored, backups = _scrub_each(config, names, max_bytes_per_second)
 
     def repair_one(name: str, checkpoint_id: str) -> None:
-        repair_checkpoint(checkpoints, name, checkpoint_id)
+        repair_checkpoint(config, name, checkpoint_id)
 
     def repair_one_backup(name: str, checkpoint_id: str) -> None:
-        repair_backup(checkpoints, name, checkpoint_id)
+        repair_backup(config, name, checkpoint_id)
 
     advice = _repair(stored, backups, repair_one if repair else None)
     backup_advice = _repair(backups, stored, repair_one_backup if repair else None)
     if repair:
-        _quarantine(checkpoints, stored, advice, quarantine_checkpoint)
-        _quarantine(checkpoints, backups, backup_advice, quarantine_backup)
+        _quarantine(config, stored, advice, quarantine_checkpoint)
+        _quarantine(config, backups, backup_advice, quarantine_backup)
     for name in names:
-        report_doctor(checkpoints, name, examine_checkpoints(checkpoints, name, fix=repair))
-    report_validation(checkpoints, None, stored, advice)
-    report_validation(checkpoints, None, backups, backup_advice, backups=True)
+        report_doctor(config, name, examine_checkpoints(config, name, fix=repair))
+    report_validation(config, None, stored, advice)
+    report_validation(config, None, backups, backup_advice, backups=True)
     fail_on_damage(
         [report for report in stored if advice.get(_copy(report)) != REPAIRED],
         [report for report in backups if backup_advice.get(_copy(report)) != REPAIRED],
@@ -97,14 +97,14 @@ def validate_store(
 
 
 def _scrub_each(
-    checkpoints: CheckpointConfig, names: Sequence[str], max_bytes_per_second: float | None
+    config: CheckpointConfig, names: Sequence[str], max_bytes_per_second: float | None
 ) -> tuple[Reports, Reports]:
     """Read all that the experiments hold; the reports of their checkpoints, and those of their backups."""
-    managers = [CheckpointManager(checkpoints, name) for name in names]
+    managers = [CheckpointManager(config, name) for name in names]
     held = [manager.experiment_name for manager in managers if manager.checkpoint_ids() or manager.backup_ids()]
     if not held:
         get_run_logger().info("Nothing to validate: no checkpoints in the store")
-    scrubs = [scrub_checkpoints.submit(checkpoints, name, max_bytes_per_second) for name in held]
+    scrubs = [scrub_checkpoints.submit(config, name, max_bytes_per_second) for name in held]
     reports = [scrub.result() for scrub in scrubs]
     return (
         [found for report in reports for found in report.checkpoints],
@@ -112,7 +112,7 @@ def _scrub_each(
     )
 
 
-def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: Sequence[str]) -> Reports:
+def validate_batches(config: CheckpointConfig, experiment_name: str, ids: Sequence[str]) -> Reports:
     """Validate checkpoints in a few tasks with a progress bar; return the reports in the order of ids.
 
     The id alone decides in which task a checkpoint is validated, so that a new checkpoint leaves the cached results of
@@ -124,8 +124,8 @@ def validate_batches(checkpoints: CheckpointConfig, experiment_name: str, ids: S
     batches: dict[int, list[str]] = {}
     for checkpoint_id in ids:
         batches.setdefault(crc32(checkpoint_id.encode()) % MAX_BATCHES, []).append(checkpoint_id)
-    futures = [validate_checkpoints.submit(checkpoints, experiment_name, batch) for batch in batches.values()]
-    key = artifact_key("validating", checkpoints, experiment_name)
+    futures = [validate_checkpoints.submit(config, experiment_name, batch) for batch in batches.values()]
+    key = artifact_key("validating", config, experiment_name)
     with progress_artifact(key, f"Validating {experiment_name}", len(ids)) as advance:
         for future, batch in zip(futures, batches.values(), strict=True):
             future.wait()
@@ -184,7 +184,7 @@ def _repair(reports: Reports, other_copies: Reports, repair: Callable[[str, str]
 
 
 def _quarantine(
-    checkpoints: CheckpointConfig,
+    config: CheckpointConfig,
     reports: Reports,
     advice: dict[Copy, str],
     quarantine: Callable[[CheckpointConfig, str, str], QuarantineReport],
@@ -192,7 +192,7 @@ def _quarantine(
     """Quarantine the copies that cannot be repaired, and note it in ``advice``."""
     for copy in [_copy(report) for report in reports if advice.get(_copy(report)) == LOST]:
         try:
-            outcome = quarantine(checkpoints, *copy)
+            outcome = quarantine(config, *copy)
             advice[copy] = QUARANTINED if outcome.is_quarantined else REPAIRED
         except CheckpointError as error:
             advice[copy] = f"{LOST}; not quarantined: {error.message}"

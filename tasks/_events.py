@@ -25,6 +25,9 @@ REPEATABLE: set[EventKind] = {
 }
 """What a task may do again when it is retried: Prefect hears of each such kind once per checkpoint and run."""
 
+STORE_LABEL = "prefect-checkpoints.store"
+"""The label of the resource that tells experiments of one name in several stores apart."""
+
 _lock = threading.Lock()
 _emitted: dict[UUID, None] = {}
 _MAX_REMEMBERED = 10_000
@@ -41,14 +44,20 @@ def _emit(event: Event) -> None:
         return
     emit_event(
         event=f"prefect-checkpoints.{event.kind}",
-        resource={
-            "prefect.resource.id": f"prefect-checkpoints.experiment.{event.experiment_name}",
-            "prefect.resource.name": event.experiment_name,
-        },
+        resource=resource_of(event),
         occurred=event.time,
         payload=event.model_dump(mode="json", include={"message", "checkpoint_id", "checkpoint", "details"}),
         id=event_id,
     )
+
+
+def resource_of(event: Event) -> dict[str, str]:
+    """Return the resource that a Prefect event is about: the experiment, with its store as a label."""
+    return {
+        "prefect.resource.id": f"prefect-checkpoints.experiment.{event.experiment_name}",
+        "prefect.resource.name": event.experiment_name,
+        STORE_LABEL: event.store,
+    }
 
 
 def _id_of(event: Event) -> UUID | None:
@@ -57,7 +66,7 @@ def _id_of(event: Event) -> UUID | None:
         return None
     run_id = flow_run.id or task_run.id
     of_backup = bool(event.details.get("is_backup"))
-    what = f"{run_id}/{event.experiment_name}/{event.kind}/{event.checkpoint_id}/{of_backup}"
+    what = f"{run_id}/{event.store}/{event.experiment_name}/{event.kind}/{event.checkpoint_id}/{of_backup}"
     return uuid5(NAMESPACE_URL, f"prefect-checkpoints:{what}")
 
 

@@ -12,16 +12,12 @@ from dataclasses import replace
 from multiprocessing import get_start_method
 from typing import Any
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
-from prefect.states import Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.engine import propose_state_sync
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, TrainingState
 from ckpt_lib.errors import AlreadyRunningError, ConfigError, LaunchError, NoValidCheckpointError, UnknownMetricError
@@ -30,6 +26,7 @@ from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import SaveHandle
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, keep_manager
+from prefect_checkpoints.tasks._preempted import end_preempted
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, report_rollback, store_of
 
@@ -139,7 +136,7 @@ class Checkpoints:
         if restored is None:
             raise NoValidCheckpointError(f"there is no checkpoint to go back to: {reason}")
         get_run_logger().warning("%s: going back to %s", reason, restored["checkpoint_id"])
-        report_rollback(self.manager.config, self.manager.experiment_name, reason, restored["checkpoint_id"], self.step)
+        report_rollback(self.manager.config, self.manager.experiment_name, restored["checkpoint_id"], reason, self.step)
         return restored
 
     def _last_save(self) -> dict[str, Any]:
@@ -297,23 +294,5 @@ def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Itera
             checkpoints._safe_point = preemption.safe_point
             yield
     except TerminationSignal:
-        _call_preempted(checkpoints)
+        end_preempted(checkpoints.manager, f"the training at step {checkpoints.step}")
         raise
-
-
-def _call_preempted(checkpoints: Checkpoints) -> None:
-    """Set the final state of a flow run that nothing starts again: the engine leaves a final state as it is."""
-    try:
-        from prefect._internal.control_listener import get_intent
-    except ImportError:  # another version of Prefect: it sets the state as it does for any flow
-        return
-    context = FlowRunContext.get()
-    if get_intent() is not None or context is None or context.flow_run is None:
-        return
-    latest = checkpoints.manager.get_latest_checkpoint()
-    saved = f"the newest checkpoint is {latest.checkpoint_id}" if latest else "no checkpoint was saved"
-    crashed: State[Any] = Crashed(
-        name="Preempted", message=f"SIGTERM ended the training at step {checkpoints.step}: {saved}."
-    )
-    with get_client(sync_client=True) as client:
-        context.flow_run.state = propose_state_sync(client, crashed, flow_run_id=context.flow_run.id)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_lib import CheckpointConfig
+from ckpt_lib.core.payload_keys import PAYLOAD_KEYS
 from ckpt_lib.formats import Payload
 from ckpt_lib.state.renames import KeyMap
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, Named, TrainingState, training_state
+from ckpt_lib.state.training_state import Named, TrainingState, training_state
 from prefect_checkpoints.tasks._kinds import RestoringTask
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, manager_for
 

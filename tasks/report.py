@@ -178,7 +178,7 @@ def report_comparison(config: CheckpointConfig, experiment_name: str, comparison
 
 
 @report_task("report rollback of {experiment_name}")
-def report_rollback(config: CheckpointConfig, experiment_name: str, reason: str, checkpoint_id: str, step: int) -> None:
+def report_rollback(config: CheckpointConfig, experiment_name: str, checkpoint_id: str, reason: str, step: int) -> None:
     """Publish why a training went back to a checkpoint."""
     title = f"Rollback of {experiment_name} in {store_of(config)}"
     text = f"At step {step}, the training went back to `{checkpoint_id}`.\n\n    {reason}\n"

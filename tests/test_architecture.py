@@ -197,6 +197,19 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert len(all_imports()) > 200
 
 
+def test_the_keys_of_a_payload_are_spelled_once() -> None:
+    """Two modules that spell one key differently would lose a state. ``testing`` and ``flows`` do as users do."""
+    spelled = {
+        module
+        for module, path in sources().items()
+        if not re.match(r"ckpt_lib\.testing|flows", module)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"(model|optimizer|scheduler)_state_dict|(rng|data)_state", node.value)
+    }
+    assert spelled == {"ckpt_lib.core.payload_keys"}
+
+
 def test_every_package_is_shipped() -> None:
     """A folder of modules that pyproject does not list would be missing from the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]

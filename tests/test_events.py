@@ -16,7 +16,7 @@ def test_an_event_reaches_the_log_and_each_listener(caplog: pytest.LogCaptureFix
     ends = [subscribe(lambda event: seen.append((0, event))), subscribe(lambda event: seen.append((1, event)))]
     try:
         with caplog.at_level(logging.INFO, logger="ckpt_lib.events"):
-            Events("run").emit("store.full", "no space", needed_bytes=5)
+            Events("run", "/store").emit("store.full", "no space", needed_bytes=5)
     finally:
         for end in ends:
             end()
@@ -38,10 +38,10 @@ def test_who_has_unsubscribed_hears_nothing() -> None:
     seen: list[Event] = []
     first, second = subscribe(seen.append), subscribe(seen.append)
     first()
-    Events("run").emit("save.failed", "one")
+    Events("run", "/store").emit("save.failed", "one")
     second()
     second()
-    Events("run").emit("save.failed", "two")
+    Events("run", "/store").emit("save.failed", "two")
     assert [event.message for event in seen] == ["one"]
     assert events._listeners == [listener for listener in events._listeners if listener != seen.append]
 
@@ -55,7 +55,7 @@ def test_the_error_of_a_listener_reaches_no_one_else(caplog: pytest.LogCaptureFi
     seen: list[Event] = []
     ends = [subscribe(fail), subscribe(seen.append)]
     try:
-        Events("run").emit("save.degraded", "the store failed")
+        Events("run", "/store").emit("save.degraded", "the store failed")
     finally:
         for end in ends:
             end()
@@ -76,14 +76,14 @@ def test_the_error_of_a_listener_reaches_no_one_else(caplog: pytest.LogCaptureFi
 def test_levels(caplog: pytest.LogCaptureFixture, kind: events.EventKind, level: str) -> None:
     """What needs a person is louder than what ends well."""
     with caplog.at_level(logging.INFO, logger="ckpt_lib.events"):
-        Events("run").emit(kind, "it happened")
+        Events("run", "/store").emit(kind, "it happened")
     assert [record.levelname for record in caplog.records] == [level]
 
 
 def test_own_listeners_hear_their_own_events_first() -> None:
     """A listener of one emitter hears no other; those of the process hear all."""
     seen: list[tuple[str, str]] = []
-    one, other = Events("one"), Events("other")
+    one, other = Events("one", "/store"), Events("other", "/store")
     end = subscribe(lambda event: seen.append(("all", event.message)))
     stop = one.subscribe(lambda event: seen.append(("one", event.message)))
     try:

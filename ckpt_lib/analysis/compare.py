@@ -10,6 +10,7 @@ import torch
 
 from ckpt_lib.analysis.results import CheckpointComparison, ComparedFacts, TensorDifference
 from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats import Payload
 
@@ -58,7 +59,7 @@ def compare_tensors(reference: Payload, other: Payload) -> dict[str, TensorDiffe
     One tensor at a time is converted to float64 (complex ones to complex128): beyond the two payloads, this takes the
     memory of a few copies of the largest tensor.
     """
-    first, second = reference["model_state_dict"], other["model_state_dict"]
+    first, second = reference[MODEL_KEY], other[MODEL_KEY]
     names = dict.fromkeys((*first, *second))
     return {name: _tensor_difference(first.get(name), second.get(name)) for name in names}
 

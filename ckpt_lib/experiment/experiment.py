@@ -21,6 +21,7 @@ from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.experiment.stored_index import StoredIndex
+from ckpt_lib.store import location
 from ckpt_lib.store.base import ABSENT, Condition, Entry, Put, Store
 from ckpt_lib.store.checks import version_conflict
 
@@ -60,7 +61,7 @@ class Experiment:
         self.store = store
         self.path = path
         self.name = name
-        self.events = events or Events(name)
+        self.events = events or Events(name, location(store))
         self.index = Index(
             store, path, name, self.read, StoredIndex(store, path, name, index_url) if is_indexed else None
         )

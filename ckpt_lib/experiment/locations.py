@@ -32,8 +32,9 @@ class Locations:
     def __init__(self, config: CheckpointConfig, name: str) -> None:
         self.config = config
         self.name = name
-        self.events = Events(name)
-        self.home = self._experiment(open_store(config.checkpoint_dir), name)
+        store = open_store(config.checkpoint_dir)
+        self.events = Events(name, location(store))
+        self.home = self._experiment(store, name)
         self.watch = StoreWatch(self.home.store)
         if config.backup_dir:
             self.backups = self._experiment(open_store(config.backup_dir), name)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.core.wording import did_you_mean, shown
 from ckpt_lib.errors import ConfigError
 
@@ -19,7 +20,7 @@ def check_keys(keys: Collection[str] | None) -> frozenset[str] | None:
     if keys is None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Collection) or not all(isinstance(key, str) for key in keys):
-        raise ConfigError("keys must be a collection of names", expected='["model_state_dict"]', got=shown(keys))
+        raise ConfigError("keys must be a collection of names", expected=f'["{MODEL_KEY}"]', got=shown(keys))
     if not keys:
         raise ConfigError("keys is empty", expected="at least one name", hint="Leave it out to load everything.")
     return frozenset(keys)

@@ -142,7 +142,7 @@ class SupervisedCommand:
             logger.exception("the output of the command could not be read")
         finally:
             if self._exit.code is None:
-                self._mourn()
+                self._end_leftovers()
             self._output.finish()
             self._ended.set()
 
@@ -184,7 +184,7 @@ class SupervisedCommand:
         elif event["event"] == "ended":
             self._exit = Exit(event["code"], event["was_killed"])
 
-    def _mourn(self) -> None:
+    def _end_leftovers(self) -> None:
         """The supervisor was killed: end what it has left behind."""
         self._supervisor.wait()
         stop_with_variable(VARIABLE, self._lock.name, self._order.stop_seconds)

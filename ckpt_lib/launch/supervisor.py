@@ -72,7 +72,7 @@ class Supervisor:
             self._tell(event="started", pid=self._command.pid)
             self._watch()
             while not self._is_over():
-                for key, _ in self._selector.select(self._patience()):
+                for key, _ in self._selector.select(self._seconds_until_look()):
                     key.data()
         finally:
             self._kill_everything()
@@ -104,7 +104,7 @@ class Supervisor:
         if self._control is not None:
             self._control.setblocking(False)
             self._selector.register(self._control, selectors.EVENT_READ, self._serve_control)
-            self._obey(b"")
+            self._take_order(b"")
 
     def _pipes(self) -> list[tuple[bytes, IO[bytes]]]:
         pipes = ((b"o", self._command.stdout), (b"e", self._command.stderr))
@@ -118,7 +118,7 @@ class Supervisor:
     def _is_over(self) -> bool:
         """Do what is due, and return whether nothing of the command is left."""
         if self._control is None or os.getppid() != self._order["launcher"]:
-            self._lose_launcher()
+            self._stop_without_launcher()
         late = self._deadline is not None and time.monotonic() > self._deadline
         if not self._has_ended():
             if late:
@@ -168,7 +168,7 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._command.pid, number)
 
-    def _patience(self) -> float:
+    def _seconds_until_look(self) -> float:
         if self._deadline is None:
             return _SECONDS_BETWEEN_LOOKS
         return min(max(self._deadline - time.monotonic(), _SECONDS_BETWEEN_KILLS), _SECONDS_BETWEEN_LOOKS)
@@ -207,16 +207,16 @@ class Supervisor:
         except OSError:
             data = b""
         if data:
-            self._obey(data)
+            self._take_order(data)
         else:
-            self._lose_launcher()
+            self._stop_without_launcher()
 
-    def _obey(self, data: bytes) -> None:
+    def _take_order(self, data: bytes) -> None:
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
             self._stop(json.loads(line)["stop_seconds"])
 
-    def _lose_launcher(self) -> None:
+    def _stop_without_launcher(self) -> None:
         """Go on without the launcher, to the command's early end."""
         if self._control is not None:
             with contextlib.suppress(KeyError):

@@ -34,7 +34,7 @@ Load = Callable[[Experiment, Manifest], Payload]
 
 
 @dataclass(frozen=True)
-class Anywhere:
+class HomeOrBackup:
     """Loads checkpoints of one experiment from home or, where that copy is damaged or lost, from their backups."""
 
     locations: Locations

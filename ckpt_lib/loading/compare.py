@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ckpt_lib.analysis.results import CheckpointComparison, TensorDifference
+from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.query import Catalogue
@@ -40,7 +41,7 @@ def _compare_tensors(catalogue: Catalogue, checkpoint_ids: Sequence[str]) -> dic
 
     def load(checkpoint_id: str) -> Payload:
         manifest = catalogue.resolve(checkpoint_id)
-        return read_payload(catalogue.experiment, manifest, verify=True, keys=["model_state_dict"])
+        return read_payload(catalogue.experiment, manifest, verify=True, keys=[MODEL_KEY])
 
     first_id, *other_ids = checkpoint_ids
     first = load(first_id)

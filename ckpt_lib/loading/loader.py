@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
+from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, RESUME_ONLY_KEYS
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.experiment.edits import mark_in_use
@@ -17,7 +18,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload, check_keys
-from ckpt_lib.loading.anywhere import Anywhere
+from ckpt_lib.loading.anywhere import HomeOrBackup
 from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.maintenance.both_copies import Copies
@@ -28,7 +29,7 @@ from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
 from ckpt_lib.state.stateful import check_stateful, check_wanted
 from ckpt_lib.state.stored_state import StoredState
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, TrainingState
+from ckpt_lib.state.training_state import TrainingState
 from ckpt_lib.stream.cache import PayloadCache
 
 T = TypeVar("T")
@@ -58,8 +59,8 @@ class LoadTarget:
 
     def check_thinned(self, manifest: Manifest) -> None:
         """Raise :class:`~ckpt_lib.errors.StateMismatchError` for state that the checkpoint has lost."""
-        kept = ("model", "others")
-        lost = [part.label for part in self.state.parts() if part.kind not in kept and part.label != "rng"]
+        objects = [part for part in self.state.parts() if part.label != "rng"]
+        lost = [part.label for part in objects if PAYLOAD_KEYS[part.kind] in RESUME_ONLY_KEYS]
         if manifest.thinned and lost:
             raise StateMismatchError(
                 f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(lost)}",
@@ -101,7 +102,7 @@ class Loader:
 
     def __init__(self, locations: Locations, lineage: Lineage, reconciler: Reconciler | None, copies: Copies) -> None:
         self._locations = locations
-        self._anywhere = Anywhere(locations, copies)
+        self._home_or_backup = HomeOrBackup(locations, copies)
         self._lineage = lineage
         self._reconciler = reconciler
         size_bytes = locations.config.cache_size_bytes
@@ -147,7 +148,7 @@ class Loader:
     def _newest(self, read: Read, target: LoadTarget, allow_thinned: bool) -> Payload | None:
         self._reconcile()
         return load_newest(
-            self._anywhere,
+            self._home_or_backup,
             partial(self._resume_from, read, target),
             run_id=self._lineage.only_run_id,
             allow_thinned=allow_thinned,
@@ -158,7 +159,7 @@ class Loader:
 
     def _load_named(self, read: Read, target: LoadTarget, name: str) -> Payload:
         self._reconcile()
-        return self._anywhere.load_named(name, partial(self._load, read, target))
+        return self._home_or_backup.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
         if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):

@@ -21,14 +21,14 @@ from ckpt_lib.experiment.experiment import ATTEMPTS
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.view import in_order
 from ckpt_lib.formats import Payload
-from ckpt_lib.loading.anywhere import Anywhere, Load, unreachable
+from ckpt_lib.loading.anywhere import HomeOrBackup, Load, unreachable
 from ckpt_lib.maintenance.validate import UNLOADABLE, is_unreadable
 
 _OF_ANOTHER_RUN = "its backup is of another run than all checkpoints here: `ckpt restore` brings it back"
 
 
 def load_newest(
-    anywhere: Anywhere, load: Load, *, run_id: str | None = None, allow_thinned: bool = False
+    home_or_backup: HomeOrBackup, load: Load, *, run_id: str | None = None, allow_thinned: bool = False
 ) -> Payload | None:
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
@@ -39,9 +39,9 @@ def load_newest(
     newest is intact and only lacks its format here; and :class:`~ckpt_lib.errors.StoreError` where there is no
     checkpoint and the backups cannot be looked at.
     """
-    locations = anywhere.locations
+    locations = home_or_backup.locations
     for _ in range(ATTEMPTS):
-        places = _Places(anywhere)
+        places = _Places(home_or_backup)
         passed_over = []
         if run_id is None:
             passed_over += [_passed_over(str(error.checkpoint_id), error.message) for error in places.unreadable()]
@@ -72,7 +72,7 @@ def load_newest(
             break
     if not passed_over:
         if run_id is None:
-            _refuse_to_forget(locations, places.backups)
+            _raise_if_any_can_come_back(locations, places.backups)
         return None
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
@@ -83,7 +83,7 @@ def load_newest(
     )
 
 
-def _refuse_to_forget(locations: Locations, backups: Sequence[Manifest]) -> None:
+def _raise_if_any_can_come_back(locations: Locations, backups: Sequence[Manifest]) -> None:
     """Raise when nothing is there to resume from, but something that a person may bring back."""
     if set_aside := locations.home.index.view().quarantined:
         raise NoValidCheckpointError(
@@ -132,9 +132,9 @@ class _Places:
     it is all there is. Where the backups do not answer, home and fallback folder are, if they hold anything.
     """
 
-    def __init__(self, anywhere: Anywhere) -> None:
-        self._anywhere = anywhere
-        self._locations = anywhere.locations
+    def __init__(self, home_or_backup: HomeOrBackup) -> None:
+        self._home_or_backup = home_or_backup
+        self._locations = home_or_backup.locations
         fallback = self._locations.fallback_catalogue
         stranded = fallback.manifests() if fallback else []
         self._stranded = {item.uid: item for item in stranded}
@@ -164,7 +164,7 @@ class _Places:
 
     def _in_backups(self) -> list[Manifest]:
         try:
-            return self._anywhere.backups()
+            return self._home_or_backup.backups()
         except Exception as error:
             if not is_store_failure(error):
                 raise
@@ -184,7 +184,7 @@ class _Places:
     def _is_deleted(self, manifest: Manifest) -> bool:
         """Tell whether a backup was deleted by name; where the marks cannot be read, it may have been."""
         try:
-            return self._anywhere.is_deleted(manifest)
+            return self._home_or_backup.is_deleted(manifest)
         except Exception as error:
             if not (self._near and is_store_failure(error)):
                 raise
@@ -198,10 +198,10 @@ class _Places:
     def load(self, action: Load, manifest: Manifest) -> Payload:
         """Load one from where it lies: if in several places, at home first; damage there costs no other copy."""
         if manifest.uid in self._lost:
-            return self._anywhere.load_backup(action, manifest)
+            return self._home_or_backup.load_backup(action, manifest)
         stranded, fallback = self._stranded.get(manifest.uid), self._locations.fallback
         if stranded is None or fallback is None:
-            return self._anywhere.load_at_home(action, manifest)
+            return self._home_or_backup.load_at_home(action, manifest)
         if manifest.uid in self._at_home_uids:
             with suppress(IntegrityError):
                 return action(self._locations.home, manifest)

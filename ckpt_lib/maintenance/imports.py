@@ -19,6 +19,7 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.metadata import check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
+from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -50,7 +51,7 @@ _IMPORTABLE = (
     f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload that this library "
     "saved"
 )
-_KEYS = {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "step", "metrics", "config"}
+_KEYS = {MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY, "epoch", "step", "metrics", "config"}
 
 
 def import_checkpoint(

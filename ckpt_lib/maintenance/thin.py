@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest, ObsoletePayload, Thinned
+from ckpt_lib.core.payload_keys import OPTIMIZER_KEY, RESUME_ONLY_KEYS, SCHEDULER_KEY
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -25,14 +26,12 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, Layout, Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts, compare
 
-_WORTH_DROPPING = ("optimizer_state_dict", "scheduler_state_dict")
+_WORTH_DROPPING = (OPTIMIZER_KEY, SCHEDULER_KEY)
 """Without one of these a checkpoint stays whole: the rest is a few kilobytes, and a run may still go on from it."""
-DROPPED = ("optimizer_state_dict", "scheduler_state_dict", "rng_state", "data_state")
-"""The parts of a payload that only a run that goes on from it needs; all others stay, also those of newer versions."""
 
 
 def thin(experiment: Experiment, checkpoint_id: str, *, check: Check = refuse_pinned) -> Manifest:
-    """Replace the payload of a checkpoint by one that lacks what :data:`DROPPED` names; return the manifest then.
+    """Replace the payload of a checkpoint by one without :data:`RESUME_ONLY_KEYS`; return the manifest then.
 
     One that is thinned, or has nothing to drop, stays as it is. Every byte is verified as it is read, and what was
     written is read back and compared before it takes the old payload's place. That stays in the trash, from where
@@ -59,7 +58,7 @@ def thin(experiment: Experiment, checkpoint_id: str, *, check: Check = refuse_pi
     if not droppable(experiment, manifest):
         return manifest
     payload = _read(experiment, manifest, stored, manifest.files)
-    kept = {key: None if key in DROPPED else value for key, value in payload.items()}
+    kept = {key: None if key in RESUME_ONLY_KEYS else value for key, value in payload.items()}
     layout = stored.lay_out(stored.prepare(kept))
     _require_room(experiment, manifest, layout)
 
@@ -124,7 +123,7 @@ def droppable(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
         error.checkpoint_id = manifest.checkpoint_id
         error.path = experiment.location(manifest.payload_name)
         raise
-    found = tuple(key for key in DROPPED if outline.get(key) is not None)
+    found = tuple(key for key in RESUME_ONLY_KEYS if outline.get(key) is not None)
     return found if set(found) & set(_WORTH_DROPPING) else ()
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import (
     CheckpointError,
@@ -123,9 +124,9 @@ def require_loadable(experiment: Experiment, manifest: Manifest) -> None:
 
 def check_parts(payload: Mapping[str, Any], manifest: Manifest) -> None:
     """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` for a payload without the parts that every one has."""
-    for name in ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict"):
+    for name in (MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY):
         found = payload.get(name)
-        if not isinstance(found, Mapping) and (found is not None or name == "model_state_dict"):
+        if not isinstance(found, Mapping) and (found is not None or name == MODEL_KEY):
             reason = f"its {name} is no dict" if name in payload else f"it holds no {name}"
             raise CorruptCheckpointError(f"the payload is malformed: {reason}")
     for name, wanted in (("epoch", manifest.epoch), ("step", manifest.step)):

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, PER_PROCESS
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.saving.background import SaveHandle
 from ckpt_lib.saving.ranks import Call, call_with_ranks, follows, place_of_process
 from ckpt_lib.saving.request import ObjectState, SavableState, SaveRequest
 from ckpt_lib.saving.saver import Saver
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, PER_PROCESS
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class StateOfRanks:
     def __init__(self, state: SavableState, call: Call) -> None:
         self._state = state
         self._call = call
-        self._brought: list[dict[str, Any]] = []
+        self._from_others: list[dict[str, Any]] = []
         self.is_gathered = False
 
     def __getattr__(self, name: str) -> Any:
@@ -36,10 +36,10 @@ class StateOfRanks:
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
         states = self._state.payload(config)
         if not self.is_gathered and self._state.knows_position:
-            self._brought = self._call.brought()
+            self._from_others = self._call.gather()
             self.is_gathered = True
         return states | {
-            key: [*states[key], *(brought[key][0] for brought in self._brought)]
+            key: [*states[key], *(sent[key][0] for sent in self._from_others)]
             for key in _OF_EACH_RANK
             if states[key] is not None
         }
@@ -52,14 +52,14 @@ class RankSaver(Saver):
         super().__init__(*arguments, **options)
         self._followed: list[FollowedSave] = []
         self._left: Call | None = None
-        """A call of which what other ranks bring was not wanted."""
+        """A call of which what other ranks send was not wanted."""
 
     def save(self, request: SaveRequest) -> str | None:
         call = self._call(request)
         if call is None:
             return super().save(request)
         if follows():
-            self._bring(request, call)
+            self._send(request, call)
             return self._caught_up(call.outcome())
         checkpoint_id: str | None = self._lead(request, call, super().save, call.tell)
         return checkpoint_id
@@ -70,7 +70,7 @@ class RankSaver(Saver):
             return super().start(request)
         if follows():
             self._raise_failure()
-            self._bring(request, call)
+            self._send(request, call)
             self._followed.append(FollowedSave(call))
             return self._followed[-1]
         return self._lead(request, call, super().start, lambda handle: handle.add_done_callback(partial(_tell, call)))
@@ -87,7 +87,7 @@ class RankSaver(Saver):
     ) -> T:
         """Save the state of all ranks, and tell them what came of it."""
         if self._left is not None:
-            self._left.drop_brought()
+            self._left.drop_sent()
         state = StateOfRanks(request.state, call)
         try:
             result = save(replace(request, state=state))
@@ -99,10 +99,10 @@ class RankSaver(Saver):
         tell(result)
         return result
 
-    def _bring(self, request: SaveRequest, call: Call) -> None:
+    def _send(self, request: SaveRequest, call: Call) -> None:
         if request.state.knows_position:
             payload = request.state.payload(self._config)
-            call.bring({key: payload[key] for key in _OF_EACH_RANK})
+            call.send({key: payload[key] for key in _OF_EACH_RANK})
 
     def prepare(self, state: ObjectState) -> None:
         if not (self._config.rank_zero_saves and follows()):

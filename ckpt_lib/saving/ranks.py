@@ -31,9 +31,9 @@ U = TypeVar("U")
 
 _FIRST_PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.1
-_PATIENCE_SECONDS = 10.0
+_SILENT_SECONDS = 10.0
 """After this time, a rank that waits says so in the log."""
-_FAREWELL_SECONDS = 5.0
+_LONGEST_EXIT_SECONDS = 5.0
 """How long rank 0 stays at its end for ranks that still ask: its process may be the one that serves the store."""
 _KEPT = 1_000
 """How many outcomes are kept for ranks that are late."""
@@ -52,7 +52,7 @@ class _Ranks(NamedTuple):
         return float(self.store.timeout.total_seconds())
 
 
-def _present() -> _Ranks | None:
+def _current_ranks() -> _Ranks | None:
     """Return the ranks of this training; ``None`` unless there are several."""
     if "torch" not in sys.modules:
         return None
@@ -67,12 +67,12 @@ def _present() -> _Ranks | None:
 
 def place_of_process() -> tuple[int, int]:
     """Return the number of this process among the ranks, and how many there are: 0 and 1 without ranks."""
-    return (0, 1) if (ranks := _present()) is None else (ranks.rank, ranks.size)
+    return (0, 1) if (ranks := _current_ranks()) is None else (ranks.rank, ranks.size)
 
 
 def follows() -> bool:
     """Tell whether this process is a rank that leaves what changes the store to rank 0."""
-    return (ranks := _present()) is not None and ranks.rank > 0
+    return (ranks := _current_ranks()) is not None and ranks.rank > 0
 
 
 class Call:
@@ -99,7 +99,7 @@ class Call:
             except Exception as failure:  # an error may hold what cannot be sent
                 data = pickle.dumps(("error", _failed(self.topic, repr(failure))))
             self._ranks.store.set(self.key, data)
-            _farewell.note(self)
+            _told_outcomes.note(self)
         except Exception as failure:
             logger.warning("the other ranks could not be told the outcome of a %s: %s", self.topic, failure)
 
@@ -133,13 +133,13 @@ class Call:
             if waited > self._ranks.deadline_seconds:
                 raise _late(self.topic, "rank 0", waited)
 
-    def bring(self, value: Any) -> None:
+    def send(self, value: Any) -> None:
         """Give rank 0 what this rank has to add to the call. It is pickled, so it should be small."""
         with _store_errors(self.topic):
             self._ranks.store.set(f"{self.key}/of/{self._ranks.rank}", pickle.dumps(value))
 
-    def brought(self) -> list[Any]:
-        """Return what all other ranks bring, in their order, and wait for it.
+    def gather(self) -> list[Any]:
+        """Return what all other ranks send, in their order, and wait for it.
 
         Raises :class:`RankError` if one does not come in the time that ``init_process_group`` was told.
         """
@@ -156,11 +156,11 @@ class Call:
                         hint="Call it on all ranks, or leave out data= where rank 0 alone saves.",
                     )
             values = [_unpickled(self._ranks.store.get(key)) for key in keys]
-            self.drop_brought()
+            self.drop_sent()
         return values
 
-    def drop_brought(self) -> None:
-        """Remove from the store what other ranks have brought."""
+    def drop_sent(self) -> None:
+        """Remove from the store what other ranks have sent."""
         for rank in range(1, self._ranks.size):
             self._ranks.store.delete_key(f"{self.key}/of/{rank}")
 
@@ -170,7 +170,7 @@ class Call:
         asked, answered = (self._ranks.store.add(f"{self.key}/{mark}", 0) for mark in ("asked", "answered"))
         return bool(asked > answered)
 
-    def forget(self) -> None:
+    def remove(self) -> None:
         """Remove the outcome from the store."""
         for mark in ("", "/asked", "/answered"):
             self._ranks.store.delete_key(f"{self.key}{mark}")
@@ -192,42 +192,42 @@ class _Numbers:
             return self._counts[topic]
 
 
-class _Farewell:
-    """The outcomes that rank 0 told: forgets old ones, and waits at the end for whoever asks for the last."""
+class _ToldOutcomes:
+    """The outcomes that rank 0 told: removes old ones, and waits at the end for whoever asks for the last."""
 
     def __init__(self) -> None:
         self._told: deque[Call] = deque()
 
     def note(self, call: Call) -> None:
-        _stay_at_end()
+        _wait_at_exit()
         self._told.append(call)
         if len(self._told) > _KEPT:
             with contextlib.suppress(IndexError, RuntimeError):  # it is only memory
-                self._told.popleft().forget()
+                self._told.popleft().remove()
 
-    def stay(self) -> None:
+    def wait_until_answered(self) -> None:
         if not self._told:
             return
-        last, deadline = self._told[-1], time.monotonic() + _FAREWELL_SECONDS
+        last, deadline = self._told[-1], time.monotonic() + _LONGEST_EXIT_SECONDS
         with contextlib.suppress(RuntimeError):  # the store has gone: nobody can ask any more
             while last.is_asked_for and time.monotonic() < deadline:
                 time.sleep(_FIRST_PAUSE_SECONDS)
 
 
 _numbers = _Numbers()
-_farewell = _Farewell()
+_told_outcomes = _ToldOutcomes()
 
 
 @cache
-def _stay_at_end() -> None:
+def _wait_at_exit() -> None:
     """Have the end of this process wait for ranks that ask; one that multiprocessing started has no exit handlers."""
-    atexit.register(_farewell.stay)
-    multiprocessing.util.Finalize(None, _farewell.stay, exitpriority=0)
+    atexit.register(_told_outcomes.wait_until_answered)
+    multiprocessing.util.Finalize(None, _told_outcomes.wait_until_answered, exitpriority=0)
 
 
 def call_with_ranks(topic: str) -> tuple[Call | None, bool]:
     """Begin a call that other ranks may make as well: ``None`` if there are none, and whether this rank follows."""
-    ranks = _present()
+    ranks = _current_ranks()
     return (None, False) if ranks is None else (Call(ranks, topic), ranks.rank > 0)
 
 
@@ -269,19 +269,19 @@ class CommonStop:
 
     def begin(self) -> None:
         """Say that this rank takes part. Rank 0 may do so alone."""
-        if (ranks := _present()) is not None:
+        if (ranks := _current_ranks()) is not None:
             with _store_errors("stop"):
                 self._take_part(ranks)
 
     def leave(self) -> None:
         """Say that this rank asks for nothing any more, since an error has ended its training."""
-        if self._key and (ranks := _present()) is not None:
+        if self._key and (ranks := _current_ranks()) is not None:
             with contextlib.suppress(RuntimeError):  # the error that is on its way says more
                 ranks.store.add(f"{self._key}/ended", 1)
 
     def is_here(self, *, is_asked: bool) -> bool:
         """Count a safe point, and tell whether to stop at it. Without other ranks, that is ``is_asked``."""
-        ranks = _present()
+        ranks = _current_ranks()
         if ranks is None or self.is_over:
             return is_asked
         self._count += 1
@@ -294,7 +294,7 @@ class CommonStop:
 
     def is_at_end(self, *, is_asked: bool) -> bool:
         """Tell whether a stop is asked for at the end of the block, which all ranks reach."""
-        ranks = _present()
+        ranks = _current_ranks()
         if ranks is None or self.is_over:
             return is_asked
         with _store_errors("stop"):
@@ -354,7 +354,7 @@ def _pauses(topic: str, awaited: str) -> Iterator[float]:
     while True:
         waited = time.monotonic() - begin
         yield waited
-        if waited > _PATIENCE_SECONDS and not has_told:
+        if waited > _SILENT_SECONDS and not has_told:
             has_told = True
             logger.warning("waiting for %s to make the same call: %s", awaited, topic)
         time.sleep(pause)

@@ -9,14 +9,22 @@ from typing import Any, Protocol
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.payload_keys import (
+    EXTRA_STATE_KEY,
+    MODEL_KEY,
+    OPTIMIZER_KEY,
+    OTHERS_KEY,
+    PAYLOAD_KEYS,
+    SCHEDULER_KEY,
+)
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.state.stateful import Stateful
 from ckpt_lib.state.training_state import TrainingState, training_state
 
-_PARTS = ("model_state_dict", "optimizer_state_dict", "scheduler_state_dict")
-_MAPPINGS = ("others", "extra_state")
+_PARTS = (MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY)
+_MAPPINGS = (OTHERS_KEY, EXTRA_STATE_KEY)
 
 
 class SavableState(Protocol):
@@ -59,7 +67,7 @@ class ObjectState:
 
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
         states = self.objects.capture(without=_left_out(config))
-        return {**states, "extra_state": dict(self.extra_state or {})}
+        return {**states, EXTRA_STATE_KEY: dict(self.extra_state or {})}
 
     def facts(self) -> dict[str, Any]:
         return {"kinds": self.objects.kinds(), "parameter_names": self.objects.parameter_names()}
@@ -101,16 +109,16 @@ class StateMapping:
             raise ConfigError(
                 f"state has unknown keys: {listed(unknown)}",
                 expected=", ".join((*_PARTS, *_MAPPINGS)),
-                hint='The state of a model alone is {"model_state_dict": model.state_dict()}; "extra_state" takes '
+                hint=f'The state of a model alone is {{"{MODEL_KEY}": model.state_dict()}}; "{EXTRA_STATE_KEY}" takes '
                 "anything else.",
             )
-        if self.states.get("model_state_dict") is None:
-            raise ConfigError("a checkpoint needs a model", expected='state["model_state_dict"]')
+        if self.states.get(MODEL_KEY) is None:
+            raise ConfigError("a checkpoint needs a model", expected=f'state["{MODEL_KEY}"]')
         for key, value in self.states.items():
             _check_mapping(key, value)
 
     def payload(self, config: CheckpointConfig) -> dict[str, Any]:
-        left_out = {f"{kind}_state_dict" for kind in _left_out(config)}
+        left_out = {PAYLOAD_KEYS[kind] for kind in _left_out(config)}
         given = {key: self.states.get(key) for key in _PARTS if key not in left_out}
         mappings = {key: dict(self.states.get(key) or {}) for key in _MAPPINGS}
         return {**TrainingState(rng=config.save_rng).capture(), **given, **mappings}
@@ -148,13 +156,14 @@ class SaveRequest:
     """A signal asked for the save, at whatever point of an epoch."""
 
 
+_OBJECTS = ("state", "model", "optimizer", "scheduler")
 _OPTIONS = ("compare_content", "force")
 
 
 def request_from(arguments: Mapping[str, Any]) -> SaveRequest:
     """Return the request that these arguments of ``save_checkpoint`` make. Raises ``TypeError``, as the call would."""
     rest = dict(arguments)
-    objects = {name: rest.pop(name) for name in ("state", *_OBJECTS) if name in rest}
+    objects = {name: rest.pop(name) for name in _OBJECTS if name in rest}
     extra_state = rest.pop("extra_state", None)
     facts = {item.name: rest.pop(item.name) for item in fields(GivenFacts) if item.name in rest}
     options = {name: rest.pop(name) for name in _OPTIONS if name in rest}
@@ -163,9 +172,6 @@ def request_from(arguments: Mapping[str, Any]) -> SaveRequest:
     if missing := [name for name, is_given in (("model", objects), ("epoch", "epoch" in facts)) if not is_given]:
         raise TypeError(f"missing argument {missing[0]!r}")
     return SaveRequest(ObjectState(training_state(**objects), extra_state), GivenFacts(**facts), **options)
-
-
-_OBJECTS = tuple(item.name for item in fields(TrainingState) if item.name != "rng")
 
 
 def _check_mapping(name: str, value: object) -> None:

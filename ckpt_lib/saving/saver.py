@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, payload_sha256
+from ckpt_lib.core.payload_keys import DATA_KEY, EXTRA_STATE_KEY, RESUME_ONLY_KEYS, RNG_KEY
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import CheckpointError, ConfigError, StateChangedError
@@ -204,7 +205,7 @@ class Saver:
 
     def _payload(self, facts: CheckpointFacts, request: SaveRequest) -> Payload:
         state = request.state.payload(self._config)
-        extra_state = state.pop("extra_state")
+        extra_state = state.pop(EXTRA_STATE_KEY)
         return self._format.prepare(
             {
                 **state,
@@ -212,7 +213,7 @@ class Saver:
                 "step": facts.step,
                 "metrics": facts.metrics,
                 "config": facts.config,
-                "extra_state": extra_state,
+                EXTRA_STATE_KEY: extra_state,
             }
         )
 
@@ -223,7 +224,7 @@ class Saver:
         Prefect does before a retry.
         """
         sink = _DigestSink()
-        left_out = dict.fromkeys(("rng_state", "data_state", *without))
+        left_out = dict.fromkeys((RNG_KEY, DATA_KEY, *without))
         self._format.lay_out({**payload, **left_out}).write(sink)
         return _content_digest(payload_sha256(sink.digests), facts.tags, facts.description)
 
@@ -232,7 +233,7 @@ class Saver:
 
         One that cannot be read is no repeat.
         """
-        without = ("optimizer_state_dict", "scheduler_state_dict") if earlier.thinned else ()
+        without = RESUME_ONLY_KEYS if earlier.thinned else ()
         with suppress(CheckpointError, OSError):
             with StoredPayload(self._locations.home, earlier.files, verify=True) as source:
                 stored = self._format.prepare(format_named(earlier.format).read(source))

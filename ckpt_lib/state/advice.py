@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from ckpt_lib.state.naming import MODEL_PART, NamedState
+from ckpt_lib.core.payload_keys import MODEL_KEY
+from ckpt_lib.state.naming import NamedState
 from ckpt_lib.state.stateful import UNCHANGED
 
 _MAX_NAMES = 200_000
@@ -32,7 +33,7 @@ def _place_of(wanted: list[str], payload: Mapping[str, Any]) -> str | None:
     """Return the dotted name of the part of a payload below which all wanted names are."""
     names = set(islice(_dotted(payload), _MAX_NAMES))
     ending = f".{wanted[-1]}"
-    places = sorted({name.removesuffix(ending) for name in names if name.endswith(ending)} - {MODEL_PART}, key=len)
+    places = sorted({name.removesuffix(ending) for name in names if name.endswith(ending)} - {MODEL_KEY}, key=len)
     found = (place for place in places[:_MAX_PLACES] if all(f"{place}.{name}" in names for name in wanted))
     return next(found, None)
 

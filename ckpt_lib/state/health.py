@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY
 from ckpt_lib.core.wording import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CHECKED = ("model_state_dict", "optimizer_state_dict")
+_CHECKED = (MODEL_KEY, OPTIMIZER_KEY)
 _MAX_NAME_LENGTH = 120
 _PIECE_ELEMENTS = 2**20
 """How many elements are widened at a time, of tensors whose type has no arithmetic."""

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.renames import KeyMap, check_key_map, renamed, unmatched
 from ckpt_lib.state.stateful import UNCHANGED, Names, is_module
 from ckpt_lib.state.training_state import TrainingState
 from ckpt_lib.state.wrappers import ModelNames, bare_spellings, is_usual, starts_of, state_name
-
-MODEL_PART = "model_state_dict"
-"""Where the model's state is in a payload."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ def part_of(payload: Mapping[str, Any], only: str) -> Mapping[str, Any]:
     """
     found = next((part for name in spellings_of_part(only) if (part := _below(payload, name))), None)
     if found is None:
-        raise ConfigError(f"{only!r} is no part with names below it", expected=f'"{MODEL_PART}.encoder"')
+        raise ConfigError(f"{only!r} is no part with names below it", expected=f'"{MODEL_KEY}.encoder"')
     return found
 
 

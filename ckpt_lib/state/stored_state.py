@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckpt_lib.core.payload_keys import MODEL_KEY, PAYLOAD_KEYS, PER_PROCESS
 from ckpt_lib.errors import StateMismatchError
-from ckpt_lib.state.training_state import PAYLOAD_KEYS, PER_PROCESS, Part, TrainingState
+from ckpt_lib.state.training_state import Part, TrainingState
 
 
 class StoredState:
@@ -22,7 +23,7 @@ class StoredState:
 
     def with_model(self, state: Mapping[str, Any]) -> StoredState:
         """Return the same with another state of the model."""
-        return StoredState({**self.payload, PAYLOAD_KEYS["model"]: state}, self._rank, self._world_size)
+        return StoredState({**self.payload, MODEL_KEY: state}, self._rank, self._world_size)
 
     def of(self, part: Part) -> Mapping[str, Any]:
         """Return the state of one object. Raises :class:`StateMismatchError` if the payload does not hold it."""
@@ -57,7 +58,7 @@ class StoredState:
 
     def flat_model_state(self) -> dict[str, Any]:
         """Return the tensors of the model by name; those of several models by the model's name as well."""
-        state = self.payload.get("model_state_dict")
+        state = self.payload.get(MODEL_KEY)
         flat: dict[str, Any] = {}
         for name, value in state.items() if isinstance(state, Mapping) else ():
             flat |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckpt_lib.core.payload_keys import DATA_KEY, OTHERS_KEY, PAYLOAD_KEYS, PER_PROCESS
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.state.stateful import (
@@ -48,17 +49,6 @@ class Part:
 
 
 _STATE_DICTS = ("model", "optimizer", "scheduler")
-PAYLOAD_KEYS = {
-    "model": "model_state_dict",
-    "optimizer": "optimizer_state_dict",
-    "scheduler": "scheduler_state_dict",
-    "data": "data_state",
-    "others": "others",
-    "rng": "rng_state",
-}
-"""Where a payload holds the state of each kind."""
-PER_PROCESS = ("data", "rng")
-"""The kinds of which each process of a data-parallel training has its own state; a payload holds a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +120,7 @@ class TrainingState:
         ``without`` names kinds to leave out. Raises :class:`~ckpt_lib.errors.UnsupportedStateError` for a state that
         is no mapping.
         """
-        states: dict[str, Any] = {**dict.fromkeys(PAYLOAD_KEYS.values()), "others": {}}
+        states: dict[str, Any] = {**dict.fromkeys(PAYLOAD_KEYS.values()), OTHERS_KEY: {}}
         for part in reversed(list(self.parts())):
             if part.kind in without:
                 continue
@@ -168,28 +158,36 @@ class TrainingState:
         return "+".join(type(model).__name__ for model in models)
 
 
-def training_state(state: TrainingState | None = None, *, rng: bool = True, **objects: Any) -> TrainingState:
+def training_state(
+    state: TrainingState | None = None,
+    *,
+    model: Named | TrainingState | None = None,
+    optimizer: Named | None = None,
+    scheduler: Named | None = None,
+    rng: bool = True,
+) -> TrainingState:
     """Return the state that the arguments of a call name: a whole one, or object by object.
 
     A whole one may also come as the model. ``rng`` says whether the generators without a name belong to one that is
     named object by object. Raises :class:`~ckpt_lib.errors.ConfigError` for a whole one beside objects.
     """
-    given = {name: value for name, value in objects.items() if value is not None}
-    if state is None and isinstance(given.get("model"), TrainingState):
-        state = given.pop("model")
+    if state is None and isinstance(model, TrainingState):
+        state, model = model, None
     if state is None:
-        return TrainingState(rng=rng, **given)
+        assert not isinstance(model, TrainingState)
+        return TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, rng=rng)
     if not isinstance(state, TrainingState):
         raise ConfigError(
             "state must be a TrainingState",
             expected="TrainingState(model=model, optimizer=optimizer)",
             got=type(state).__name__,
         )
-    if given:
+    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    if given := [name for name, item in objects.items() if item is not None]:
         raise ConfigError(
-            f"{min(given)} is given beside a TrainingState",
+            f"{given[0]} is given beside a TrainingState",
             expected="one of them",
-            hint=f"Name it once: TrainingState(..., {min(given)}=...).",
+            hint=f"Name it once: TrainingState(..., {given[0]}=...).",
         )
     return state
 
@@ -198,7 +196,7 @@ def is_mid_epoch(payload: Mapping[str, Any]) -> bool | None:
     """Tell from the state of data loaders whether an epoch goes on in any of them; ``None`` if they do not say."""
     from ckpt_lib.state import data
 
-    (position, *_) = payload.get("data_state") or [{}]
+    (position, *_) = payload.get(DATA_KEY) or [{}]
     answers = [data.is_mid_epoch(state) for state in (position, *position.values()) if isinstance(state, Mapping)]
     known = [answer for answer in answers if answer is not None]
     return any(known) if known else None

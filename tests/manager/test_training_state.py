@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import signal
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -94,18 +96,16 @@ def test_a_plain_file_holds_it(make_manager: MakeManager) -> None:
 
 
 def test_object_by_object_is_the_same(make_manager: MakeManager) -> None:
-    """A call may name the objects itself."""
-    saved = build(1)
-    named = {part: getattr(saved, part) for part in ("model", "optimizer", "data", "others", "generators")}
-    make_manager().save_checkpoint(**named, epoch=1)
-    other = build(2)
-    named = {part: getattr(other, part) for part in named}
-    resumed = make_manager().resume(**named)
+    """A call may name the model, the optimizer and the scheduler itself."""
+    saved, other = build(1), build(2)
+    make_manager().save_checkpoint(model=saved.model, optimizer=saved.optimizer, scheduler=saved.scheduler, epoch=1)
+    resumed = make_manager().resume(other.model, other.optimizer, other.scheduler)
     assert resumed is not None
-    assert content(other) | {"scheduler.generator": "", "scheduler.judge": ""} == content(saved) | {
-        "scheduler.generator": "",
-        "scheduler.judge": "",
-    }
+    found, expected = (
+        {label: value for label, value in content(state).items() if label.startswith(("model", "optim", "sched"))}
+        for state in (other, saved)
+    )
+    assert found == expected
 
 
 def test_what_was_not_asked_for_is_said(make_manager: MakeManager, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +142,7 @@ def test_what_was_not_saved_is_refused(make_manager: MakeManager, wanted: dict[s
     model = nn.Linear(2, 2)
     before = fingerprint([model.state_dict()]), str(GlobalGenerators().state_dict())
     with pytest.raises(StateMismatchError, match=message):
-        make_manager().resume(model, **wanted)
+        make_manager().resume(TrainingState(model=model, **wanted))
     assert (fingerprint([model.state_dict()]), str(GlobalGenerators().state_dict())) == before
 
 
@@ -205,7 +205,7 @@ def test_any_loader_in_the_middle_of_its_epoch_counts(make_manager: MakeManager)
     batches = iter(part)
     next(batches)
     for named in ({"a": whole, "b": part}, {"b": part, "a": whole}):
-        saved = manager.save_checkpoint(model=nn.Linear(1, 1), data=named, epoch=1)
+        saved = manager.save_checkpoint(TrainingState(model=nn.Linear(1, 1), data=named), epoch=1)
         assert not manager.get_checkpoint(str(saved)).epoch_finished
 
 
@@ -320,6 +320,17 @@ def test_states_without_objects_hold_generators_too(make_manager: MakeManager) -
     manager: CheckpointManager = make_manager()
     manager.save_state({"model_state_dict": {"w": torch.ones(1)}, "others": {"counter": {"count": 4}}}, epoch=1)
     counter = Counter()
-    payload = manager.load_checkpoint("latest", others={"counter": counter})
+    payload = manager.load_checkpoint("latest", TrainingState(others={"counter": counter}, rng=False))
     assert counter.count == 4
     assert payload["rng_state"] is not None
+
+
+@pytest.mark.parametrize("call", ["save_checkpoint", "save_checkpoint_async", "check", "load_checkpoint", "resume"])
+def test_only_a_training_state_names_more_than_three_objects(call: str, make_manager: MakeManager) -> None:
+    """What a call drops is not restored later: an object has one place where it is named, or raises at once."""
+    parts = {item.name for item in fields(TrainingState)}
+    parameters = inspect.signature(getattr(CheckpointManager, call)).parameters
+    assert parts & parameters.keys() == {"model", "optimizer", "scheduler"}
+    assert "state" in parameters
+    with pytest.raises(TypeError, match="others"):
+        getattr(make_manager(), call)(others={"counter": Counter()})

@@ -22,7 +22,7 @@ SAVE_EVERY = 3
 
 
 @flow
-def slow_training(checkpoints: CheckpointConfig, result: str, pause_seconds: float = 0.1) -> None:
+def slow_training(config: CheckpointConfig, result: str, pause_seconds: float = 0.1) -> None:
     """Train, save every third step, and write at the end the steps of the last attempt and digests of all there is."""
     random.seed(0)
     np.random.seed(0)
@@ -33,7 +33,7 @@ def slow_training(checkpoints: CheckpointConfig, result: str, pause_seconds: flo
     loader = ResumableLoader(DataLoader(data, 4, shuffle=True))
     state = TrainingState(model=model, optimizer=optimizer, data=loader)
     steps = []
-    with checkpointing(checkpoints, "run", state) as run:
+    with checkpointing(config, "run", state) as run:
         for _ in run.epochs(EPOCHS):
             for (batch,) in loader:
                 optimizer.zero_grad()

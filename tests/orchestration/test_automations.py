@@ -17,13 +17,18 @@ import httpx
 import pytest
 from prefect import get_client
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.automations import EventTrigger
+from prefect.events.schemas.events import Resource, ResourceSpecification
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.events import Event
 from deployments.serve import PROJECT
 from prefect_checkpoints.flows import Gate, evaluate_checkpoint
 from prefect_checkpoints.flows.automations import install_evaluation
+from prefect_checkpoints.tasks._events import resource_of
 from tests.orchestration import evaluators, saving_run, serving_evaluation
 from tests.orchestration.runs import is_running
 from tests.orchestration.test_deployments import Api, finished, process, wait_for
@@ -52,14 +57,15 @@ class Evaluation:
         arguments = {"log": str(self.log), **options}
         gate = Gate(where=("accuracy>0.9",))
         return install_evaluation(
-            self.name, self.config, function=FUNCTION, source=SOURCE, arguments=arguments, gate=gate
+            self.config, self.name, function=FUNCTION, source=SOURCE, arguments=arguments, gate=gate
         )
 
-    def save(self, epoch: int) -> str:
-        """Save a checkpoint in a process of its own; return its id."""
-        command = [sys.executable, "-m", saving_run.__name__, self.config.checkpoint_dir, self.name, str(epoch)]
+    def save(self, epoch: int, config: CheckpointConfig | None = None) -> str:
+        """Save a checkpoint in a process of its own, in the experiment's store or another one; return its id."""
+        config = config or self.config
+        command = [sys.executable, "-m", saving_run.__name__, config.checkpoint_dir, self.name, str(epoch)]
         subprocess.run(command, cwd=PROJECT, env=self.environment, check=True, timeout=120, capture_output=True)
-        latest = CheckpointManager(self.config, self.name).get_latest_checkpoint()
+        latest = CheckpointManager(config, self.name).get_latest_checkpoint()
         assert latest is not None
         return latest.checkpoint_id
 
@@ -97,7 +103,10 @@ class Evaluation:
             "id": str(uuid4()),
             "occurred": datetime.now(UTC).isoformat(),
             "event": "prefect-checkpoints.checkpoint.saved",
-            "resource": {"prefect.resource.id": f"prefect-checkpoints.experiment.{self.name}"},
+            "resource": {
+                "prefect.resource.id": f"prefect-checkpoints.experiment.{self.name}",
+                "prefect-checkpoints.store": self.config.checkpoint_dir,
+            },
             "payload": {"checkpoint_id": checkpoint_id},
         }
         with httpx.Client(base_url=self.environment["PREFECT_API_URL"]) as client:
@@ -128,6 +137,7 @@ def test_a_save_is_evaluated_once_by_another_process(evaluation: Evaluation) -> 
         wait_for("the deployment", evaluation.is_served)
         assert evaluation.install() == evaluation.install()
         manager = CheckpointManager(evaluation.config, evaluation.name)
+        evaluation.save(1, CheckpointConfig(checkpoint_dir=f"{evaluation.config.checkpoint_dir}-2"))  # starts nothing
         first = evaluation.save(epoch=1)
         (run,) = evaluation.wait_for_runs(1)
         assert finished(evaluation.api, run["id"])["parameters"]["checkpoint_id"] == first
@@ -188,12 +198,12 @@ def deployment_id(own_results: None) -> Iterator[UUID]:
 def test_installing_twice_changes_the_one_automation(config: CheckpointConfig, deployment_id: UUID) -> None:
     """One for each store, experiment and source; a text with braces reaches the flow as it is."""
     options: dict[str, Any] = {"function": FUNCTION, "source": SOURCE}
-    first = install_evaluation("run", config, **options)
-    again = install_evaluation("run", config, **options, arguments={"log": "{{ x }}"}, gate=Gate(where=("a>1",)))
+    first = install_evaluation(config, "run", **options)
+    again = install_evaluation(config, "run", **options, arguments={"log": "{{ x }}"}, gate=Gate(where=("a>1",)))
     others = {
-        install_evaluation("run", config, function=FUNCTION, source="eval/other"),
-        install_evaluation("other", config, **options),
-        install_evaluation("run", CheckpointConfig(checkpoint_dir=f"{config.checkpoint_dir}-2"), **options),
+        install_evaluation(config, "run", function=FUNCTION, source="eval/other"),
+        install_evaluation(config, "other", **options),
+        install_evaluation(CheckpointConfig(checkpoint_dir=f"{config.checkpoint_dir}-2"), "run", **options),
     }
     assert first == again
     with get_client(sync_client=True) as client:
@@ -206,11 +216,30 @@ def test_installing_twice_changes_the_one_automation(config: CheckpointConfig, d
     assert action.parameters["arguments"] == {"__prefect_kind": "json", "value": '{"log": "{{ x }}"}'}  # type: ignore[union-attr, index]
 
 
+def test_equal_names_in_two_stores_do_not_meet(config: CheckpointConfig, deployment_id: UUID) -> None:
+    """The trigger takes the events of its own store: the id of another store's checkpoint would not be found here."""
+    other = CheckpointConfig(checkpoint_dir=f"{config.checkpoint_dir}-2")
+    told: list[Event] = []
+    for store in (config, other):
+        manager = CheckpointManager(store, "run")
+        manager.on_event(told.append)
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    automation_id = install_evaluation(config, "run", function=FUNCTION, source=SOURCE)
+    with get_client(sync_client=True) as client:
+        (automation,) = (item for item in client.read_automations() if item.id == automation_id)
+        client.delete_automation(automation_id)
+    trigger = automation.trigger
+    assert isinstance(trigger, EventTrigger)
+    assert isinstance(trigger.match, ResourceSpecification)
+    resources = [Resource(resource_of(event)) for event in told if event.kind == "checkpoint.saved"]
+    assert [trigger.match.matches(resource) for resource in resources] == [True, False]
+
+
 def test_what_cannot_be_installed_is_refused(config: CheckpointConfig, own_results: None) -> None:
     """A deployment that is not there, a name of none, and a store that a worker would not find."""
     options: dict[str, Any] = {"function": FUNCTION, "source": SOURCE}
     for name in ("evaluate_checkpoint/none", "none"):
         with pytest.raises(ConfigError, match="prefect deploy"):
-            install_evaluation("run", config, **options, deployment=name)
+            install_evaluation(config, "run", **options, deployment=name)
     with pytest.raises(ConfigError, match="checkpoint_dir is relative"):
-        install_evaluation("run", CheckpointConfig(), **options)
+        install_evaluation(CheckpointConfig(), "run", **options)

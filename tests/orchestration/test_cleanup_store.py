@@ -48,7 +48,7 @@ def test_cleanup_store_takes_every_rule(config: CheckpointConfig) -> None:
     kinds = {rule["kind"] for rule in (policy, *rules, *rules[-2]["policies"], rules[-3]["policy"])}
     known = {kind.model_fields["kind"].default for kind in get_args(get_args(RetentionPolicy)[0])}
     assert kinds == known
-    parameters = {"checkpoints": config.model_dump(exclude_unset=True), "retention": policy, "dry_run": True}
+    parameters = {"config": config.model_dump(exclude_unset=True), "retention": policy, "dry_run": True}
     schema_tools.validate(parameters, cleanup_store.parameters.model_dump())
     planned = cleanup_store(config, policy, dry_run=True, return_state=True)
     table = artifacts(planned)["cleanup-run"]

@@ -50,6 +50,11 @@ class Api:
         run: dict[str, Any] = self._client.get(f"/flow_runs/{run_id}").json()
         return run
 
+    def states(self, run_id: str) -> list[dict[str, Any]]:
+        """The states that a run has had."""
+        found: list[dict[str, Any]] = self._client.get(f"/flow_run_states/?flow_run_id={run_id}").json()
+        return found
+
     def runs_of(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
         runs: list[dict[str, Any]] = self.post(
             "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}
@@ -165,10 +170,10 @@ def test_deployed_flows_run_on_a_worker(server_environment: dict[str, str], api:
     deployed = api.deployments()
     assert deployed.keys() >= {item["name"] for item in declared}
     assert deployed["nightly"]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-    assert deployed["nightly"]["parameters"]["checkpoints"]["checkpoint_dir"] == str(tmp_path / "store")
+    assert deployed["nightly"]["parameters"]["config"]["checkpoint_dir"] == str(tmp_path / "store")
     run_id = api.start(deployed["digits"], {"training": {"epochs": 2, "channels": 4}})
-    relative = api.start(deployed["nightly"], {"checkpoints": {"checkpoint_dir": "checkpoints"}})
-    missing = api.start(deployed["hourly"], {"checkpoints": {"checkpoint_dir": str(tmp_path / "unmounted")}})
+    relative = api.start(deployed["nightly"], {"config": {"checkpoint_dir": "checkpoints"}})
+    missing = api.start(deployed["hourly"], {"config": {"checkpoint_dir": str(tmp_path / "unmounted")}})
     worker = ["prefect", "worker", "start", "--pool", "checkpoints", "--type", "process", "--limit", "1"]
     with process(worker, environment, tmp_path / "worker.log"):
         finished(api, run_id)

@@ -38,7 +38,7 @@ def evaluated(config: CheckpointConfig, value: float | None = 0.95, **options: A
     """Evaluate the checkpoint of the first epoch by a function that returns ``value``."""
     parameters = {"checkpoint_id": "first", "gate": GATE, "arguments": {"value": value}, **options}
     found: CheckpointMetadata = evaluate_checkpoint(
-        f"{MODULE}:accuracy", SOURCE, EXPERIMENT, checkpoints=config, **parameters
+        config, EXPERIMENT, function=f"{MODULE}:accuracy", source=SOURCE, **parameters
     )
     return found
 
@@ -56,7 +56,7 @@ def test_it_measures_the_weights_and_records_them(config: CheckpointConfig, firs
     manager = CheckpointManager(config, EXPERIMENT)
     weight = float(manager.load_checkpoint(first)["model_state_dict"]["weight"].mean())
     state = evaluate_checkpoint(
-        f"{MODULE}:Holder.accuracy", SOURCE, EXPERIMENT, first, config, gate=GATE, return_state=True
+        config, EXPERIMENT, first, function=f"{MODULE}:Holder.accuracy", source=SOURCE, gate=GATE, return_state=True
     )
     found = manager.get_checkpoint(first)
     assert state.result() == found
@@ -130,7 +130,9 @@ def test_replacing_evaluates_again(config: CheckpointConfig, first: str) -> None
     assert [(item.value, item.source) for item in found.added_metrics] == [(0.95, SOURCE), (0.5, SOURCE)]
     assert "promoted" in found.tags
     with pytest.raises(MetricConflictError):
-        evaluate_checkpoint(f"{MODULE}:accuracy", "eval/other", EXPERIMENT, first, config, arguments={"value": 0.1})
+        evaluate_checkpoint(
+            config, EXPERIMENT, first, function=f"{MODULE}:accuracy", source="eval/other", arguments={"value": 0.1}
+        )
 
 
 def test_only_what_is_healthy_and_finite_passes(config: CheckpointConfig) -> None:
@@ -158,12 +160,14 @@ def test_damage_is_not_promoted(config: CheckpointConfig, first: str) -> None:
     CheckpointManager(config, EXPERIMENT).add_metrics(first, {"accuracy": 0.95}, source=SOURCE)
     damage(config, first)
     damage(config, first, "backups")  # else it is repaired
-    state = evaluate_checkpoint(f"{MODULE}:accuracy", SOURCE, EXPERIMENT, first, config, gate=GATE, return_state=True)
+    state = evaluate_checkpoint(
+        config, EXPERIMENT, first, function=f"{MODULE}:accuracy", source=SOURCE, gate=GATE, return_state=True
+    )
     with pytest.raises(CorruptCheckpointError):
         state.result()
     assert "NOT PROMOTED" in descriptions(state)["evaluation-run"]
     with pytest.raises(CorruptCheckpointError):
-        evaluate_checkpoint(f"{MODULE}:accuracy", "eval/other", EXPERIMENT, first, config)
+        evaluate_checkpoint(config, EXPERIMENT, first, function=f"{MODULE}:accuracy", source="eval/other")
     found = CheckpointManager(config, EXPERIMENT).get_checkpoint(first)
     assert (found.tags, len(found.added_metrics)) == (("first",), 1)
 
@@ -198,7 +202,7 @@ def test_what_cannot_be_evaluated_records_nothing(
         "source": SOURCE,
         "experiment_name": EXPERIMENT,
         "checkpoint_id": first,
-        "checkpoints": config,
+        "config": config,
         **parameters,
     }
     with pytest.raises(error, match=says):
@@ -237,8 +241,8 @@ def test_the_tasks_write_once(config: CheckpointConfig, first: str) -> None:
 
 def test_the_example_evaluates_what_train_saves(config: CheckpointConfig) -> None:
     """The deployment ``evaluate`` works on the checkpoints of the training flow."""
-    train("digits", config, TrainingParameters(epochs=1, channels=4))
+    train(config, "digits", TrainingParameters(epochs=1, channels=4))
     found = evaluate_checkpoint(
-        "prefect_checkpoints.flows.digits:worst_digit", "digits/worst-digit", checkpoints=config
+        config, function="prefect_checkpoints.flows.digits:worst_digit", source="digits/worst-digit"
     )
     assert 0 <= float(found.metrics["worst_digit_accuracy"] or 0) <= float(found.metrics["val_accuracy"] or 0)

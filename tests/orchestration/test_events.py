@@ -44,6 +44,7 @@ def test_events_reach_prefect(degraded: CheckpointConfig) -> None:
     assert kinds_of(found) == ["save.degraded", "checkpoint.stranded"]
     assert found[0]["payload"]["details"]["error"] == "StoreError"
     assert found[1]["resource"]["prefect.resource.id"] == f"prefect-checkpoints.experiment.{name}"
+    assert found[1]["resource"]["prefect-checkpoints.store"] == degraded.checkpoint_dir
     related = {item["prefect.resource.role"] for item in found[1]["related"]}
     assert {"flow-run", "task-run"} <= related
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from ckpt_lib import CheckpointConfig, init_store
 from ckpt_lib.errors import NotAStoreError
+from prefect_checkpoints import flows, tasks
 from prefect_checkpoints.flows import checkpoint_lifecycle, cleanup_store, manage_backups, train, validate_store
+from prefect_checkpoints.flows.automations import install_evaluation
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -56,9 +59,23 @@ def test_forms_describe_every_option(flow: Any) -> None:
     assert all(field.get("description") for field in fields)
 
 
+def test_flows_and_tasks_take_the_same_first_parameters() -> None:
+    """What is written for one is right for the next: a swapped store and experiment would be found only when run."""
+    order = ["config", "experiment_name", "checkpoint_id"]
+    found = {item.fn for module in (flows, tasks) for item in vars(module).values() if hasattr(item, "fn")}
+    found |= {install_evaluation, tasks.checkpointing}
+    assert len(found) > 30
+    for function in found:
+        names = list(inspect.signature(function).parameters)
+        wanted = [name for name in order if name in names]
+        assert names[: len(wanted)] == wanted, function.__qualname__
+        assert "config" in names
+        assert "checkpoints" not in names
+
+
 def test_wrong_parameters_are_refused_before_anything_runs(config: CheckpointConfig) -> None:
     """What the form would refuse, the flow refuses."""
-    state = train.with_options()("digits", {"save_interval": 0}, return_state=True)
+    state = train.with_options()({"save_interval": 0}, "digits", return_state=True)
     assert state.is_failed()
     assert "save_interval" in str(state.message)
     assert not Path(config.checkpoint_dir).exists()

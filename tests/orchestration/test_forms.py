@@ -69,7 +69,7 @@ def test_forms_show_the_options_that_their_flow_uses(flow: Any, shown: set[str])
     defaults = CheckpointConfig().model_dump(include=shown)
     assert options.keys() == shown
     assert {name: option["default"] for name, option in options.items()} == defaults
-    assert schema["properties"]["checkpoints"]["default"] == defaults
+    assert schema["properties"]["config"]["default"] == defaults
 
 
 CHECKS = """
@@ -105,9 +105,9 @@ def test_a_filled_in_form_cleans_up_as_it_says(config: CheckpointConfig, deploym
         manager.save_checkpoint(model=nn.Linear(3, 2), epoch=epoch, metrics={"val_loss": 9 - epoch})
         for epoch in (1, 2, 3)
     ]
-    default = cleanup_store.parameters.properties["checkpoints"]["default"]
+    default = cleanup_store.parameters.properties["config"]["default"]
     filled_in = default | {"checkpoint_dir": config.checkpoint_dir, "max_checkpoints": 1, "max_backups": 2}
-    run = scheduled(deployment_id, checkpoints=filled_in)
+    run = scheduled(deployment_id, config=filled_in)
     cleanup_store(**run.parameters)
     assert manager.checkpoint_ids() == ids[2:]
     assert manager.backup_ids() == ids[1:]
@@ -116,19 +116,19 @@ def test_a_filled_in_form_cleans_up_as_it_says(config: CheckpointConfig, deploym
 def test_a_deployment_takes_a_whole_configuration(config: CheckpointConfig, deployment_id: UUID) -> None:
     """Options that the form does not show are no errors, and reach the flow as they are."""
     config = config.model_copy(update={"save_metadata": False, "monitor_metric": "accuracy", "monitor_mode": "max"})
-    run = scheduled(deployment_id, checkpoints=config)
-    assert cleanup_store.validate_parameters(run.parameters)["checkpoints"] == config
+    run = scheduled(deployment_id, config=config)
+    assert cleanup_store.validate_parameters(run.parameters)["config"] == config
 
 
 def test_a_deployment_refuses_a_misspelt_option(deployment_id: UUID) -> None:
     """The server refuses an option that does not exist before a run is created."""
     with pytest.raises(PrefectHTTPStatusError, match="max_checkpoint'"):
-        scheduled(deployment_id, checkpoints={"max_checkpoint": 1})
+        scheduled(deployment_id, config={"max_checkpoint": 1})
 
 
 @pytest.mark.parametrize("flow", MAINTENANCE)
 def test_flows_take_the_configuration_of_the_training(flow: Any, config: CheckpointConfig) -> None:
     """A caller in Python passes the configuration it saves with, or any of its options."""
     config = config.model_copy(update={"save_interval": 7})
-    assert flow.validate_parameters({"checkpoints": config})["checkpoints"] is config
-    assert flow.validate_parameters({"checkpoints": {"save_interval": 7}})["checkpoints"].save_interval == 7
+    assert flow.validate_parameters({"config": config})["config"] is config
+    assert flow.validate_parameters({"config": {"save_interval": 7}})["config"].save_interval == 7

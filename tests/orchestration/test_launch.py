@@ -43,7 +43,7 @@ def python(code: str) -> list[str]:
 def test_a_training_is_restarted_until_it_is_done(config: CheckpointConfig, caplog: pytest.LogCaptureFixture) -> None:
     """It fails after its first epoch, resumes and is done: state, result, artifact and log say so."""
     with caplog.at_level(logging.INFO, "prefect.flow_runs"):
-        state: State[Any] = launch(python(TRAINING), EXPERIMENT, config, **QUICK, return_state=True)
+        state: State[Any] = launch(config, EXPERIMENT, python(TRAINING), **QUICK, return_state=True)
     report = state.result()
     assert isinstance(report, LaunchReport)
     assert [attempt.outcome for attempt in report.attempts] == ["failed", "done"]
@@ -61,7 +61,7 @@ def test_a_training_is_restarted_until_it_is_done(config: CheckpointConfig, capl
 
 def test_a_crash_loop_ends_in_a_failed_run(config: CheckpointConfig) -> None:
     """Two attempts without a checkpoint are enough: the state says why, and the error has the report."""
-    state: State[Any] = launch(python("raise SystemExit('no data')"), EXPERIMENT, config, **QUICK, return_state=True)
+    state: State[Any] = launch(config, EXPERIMENT, python("raise SystemExit('no data')"), **QUICK, return_state=True)
     assert state.is_failed()
     assert "failed: exit code 1, 1 restart, 0 new checkpoints; 2 attempts in a row made no" in str(state.message)
     with pytest.raises(LaunchError) as raised:
@@ -73,14 +73,14 @@ def test_a_crash_loop_ends_in_a_failed_run(config: CheckpointConfig) -> None:
 
 def test_a_preempted_training_is_neither_done_nor_restarted(config: CheckpointConfig) -> None:
     """Somebody else asked it to stop: the run fails, so that a retry or a person launches it again."""
-    state: State[Any] = launch("sh -c 'exit 143'", EXPERIMENT, config, **QUICK, return_state=True)
+    state: State[Any] = launch(config, EXPERIMENT, "sh -c 'exit 143'", **QUICK, return_state=True)
     assert state.is_failed()
     assert "preempted: exit code 143: SIGTERM asked it to stop, 0 new" in str(state.message)
 
 
 def test_what_cannot_run_fails_at_once(config: CheckpointConfig, tmp_path: Path) -> None:
     """Nothing is started, and nothing is written, for a command that does not exist."""
-    state: State[Any] = launch("no-such-program", EXPERIMENT, config, return_state=True)
+    state: State[Any] = launch(config, EXPERIMENT, "no-such-program", return_state=True)
     with pytest.raises(ConfigError, match="program was not found"):
         state.result()
     assert not (tmp_path / "store").exists()

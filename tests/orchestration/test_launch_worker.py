@@ -16,9 +16,11 @@ import pytest
 
 from ckpt_lib.launch.processes import descendants, table
 from deployments.serve import PROJECT
+from prefect_checkpoints.flows.automations import install_rescheduling
 from tests.launch.running import processes_of, wait_until
 from tests.launch.steps import SAVE_EVERY
 from tests.launch.test_torchrun import Run
+from tests.orchestration.test_automations import using
 from tests.orchestration.test_deployments import SECONDS_TO_WAIT, Api, ended
 
 pytestmark = [
@@ -66,7 +68,7 @@ class Pool:
         options = {
             "command": list(run.request.command),
             "experiment_name": "run",
-            "checkpoints": {"checkpoint_dir": str(run.store)},
+            "config": {"checkpoint_dir": str(run.store)},
             "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             "working_directory": str(PROJECT),
             "restart_delay_seconds": 0,
@@ -160,6 +162,32 @@ def test_a_cancelled_run_saves_and_leaves_nothing(server_environment: dict[str, 
     assert latest is not None
     assert latest.step == run.trained_steps()[-1]
     assert "launch-run" in api.artifact_keys(run_id)
+
+
+def test_a_preempted_run_is_put_back(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:
+    """SIGTERM to the run's process: its state says so and names the newest checkpoint, and an automation puts it back.
+
+    The worker takes the same run again, and no step is repeated.
+    """
+    run = Run(tmp_path, last_step=40)
+    with work_pool(api, server_environment, tmp_path, "preempted") as pool:
+        with using(server_environment):
+            first = install_rescheduling("launch/preempted")
+            assert install_rescheduling("launch/preempted") == first
+        run_id = pool.launch(run)
+        run.await_steps(SAVE_EVERY + 2)
+        os.kill(pool.process_of(run_id), signal.SIGTERM)
+        wait_until("the second run", lambda: api.run(run_id)["run_count"] == 2, 120)
+        found = ended(api, run_id)
+        states = api.states(run_id)
+    assert (found["state_type"], found["run_count"]) == ("COMPLETED", 2), found["state"]
+    (preempted,) = [state for state in states if state["type"] == "CRASHED"]
+    assert preempted["name"] == "Preempted"
+    stopped_at = next(item for item in run.manager.list_checkpoints() if item.checkpoint_id in preempted["message"])
+    assert "preempted: the launch was asked to stop" in preempted["message"]
+    assert 0 < stopped_at.step < run.last_step
+    assert run.trained_steps() == list(range(1, run.last_step + 1))
+    run.check_end(kills=0)
 
 
 def test_a_rescheduled_run_resumes(server_environment: dict[str, str], api: Api, tmp_path: Path) -> None:

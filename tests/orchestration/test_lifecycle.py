@@ -26,7 +26,7 @@ def test_lifecycle_takes_all_steps(config: CheckpointConfig, tmp_path: Path) -> 
     """Everything is validated, backed up, compared, exported, retired by the given policy, and published."""
     config = config.model_copy(update={"backup_checkpoints": False})
     first, best, latest = saved(config)
-    state = checkpoint_lifecycle("run", config, str(tmp_path / "out"), KeepNewest(count=1), return_state=True)
+    state = checkpoint_lifecycle(config, "run", str(tmp_path / "out"), KeepNewest(count=1), return_state=True)
     outcome = state.result()
     manager = CheckpointManager(config, "run")
     assert manager.checkpoint_ids() == [best, latest]
@@ -46,7 +46,7 @@ def test_lifecycle_serves_the_rest_and_fails_on_damage(config: CheckpointConfig,
     config = config.model_copy(update={"backup_checkpoints": False})
     first, best, latest = saved(config)
     damage(config, best)
-    state = checkpoint_lifecycle("run", config, str(tmp_path / "out"), return_state=True)
+    state = checkpoint_lifecycle(config, "run", str(tmp_path / "out"), return_state=True)
     assert state.is_failed()
     with pytest.raises(CorruptCheckpointError, match=best):
         state.result()
@@ -78,7 +78,7 @@ def test_lifecycle_makes_no_backup_that_would_be_retired(
 
     monkeypatch.setattr(CheckpointManager, "backup_checkpoint", noted)
     for _ in range(2):
-        checkpoint_lifecycle("run", config, str(tmp_path / "out"))
+        checkpoint_lifecycle(config, "run", str(tmp_path / "out"))
         assert [item.epoch for item in CheckpointManager(config, "run").list_backups()] == epochs
     assert len(copied) == len(epochs)
 
@@ -89,11 +89,11 @@ def test_rot_that_a_remembered_validation_missed_stops_no_other_step(
     """Bits that rot behind a remembered validation fail the export and the run, after all reports were published."""
     *_, best = saved(config, losses=(2.0, 1.0))
     versions = {item: CheckpointManager(config, "run").payload_version(item) for item in saved_ids(config)}
-    assert checkpoint_lifecycle("run", config, str(tmp_path / "before"), return_state=True).is_completed()
+    assert checkpoint_lifecycle(config, "run", str(tmp_path / "before"), return_state=True).is_completed()
     damage(config, best)
     # As rot does: the file system notices nothing.
     monkeypatch.setattr(CheckpointManager, "payload_version", lambda _, checkpoint_id: versions[checkpoint_id])
-    state = checkpoint_lifecycle("run", config, str(tmp_path / "after"), return_state=True)
+    state = checkpoint_lifecycle(config, "run", str(tmp_path / "after"), return_state=True)
     assert state.is_failed()
     assert artifacts(state).keys() >= {"validation-run", "cleanup-run", "checkpoints-run", "metrics-run"}
     with pytest.raises(CorruptCheckpointError, match="was altered"):
@@ -103,7 +103,7 @@ def test_rot_that_a_remembered_validation_missed_stops_no_other_step(
 def test_lifecycle_with_one_checkpoint_and_infinite_metrics(config: CheckpointConfig, tmp_path: Path) -> None:
     """With nothing to compare and no finite metric the latest is exported, and the tables hold no bare infinity."""
     (only,) = saved(config, losses=(float("inf"),))
-    state = checkpoint_lifecycle("run", config, str(tmp_path / "out"), return_state=True)
+    state = checkpoint_lifecycle(config, "run", str(tmp_path / "out"), return_state=True)
     assert Path(state.result()["exported"]).stem == only
     assert '"inf"' in artifacts(state)["checkpoints-run"]
 
@@ -135,4 +135,4 @@ def test_lifecycle_names_what_there_is(config: CheckpointConfig) -> None:
     """A mistyped experiment is told apart from an empty one."""
     saved(config)
     with pytest.raises(ExperimentNotFoundError, match="Did you mean 'run'"):
-        checkpoint_lifecycle("runn", config)
+        checkpoint_lifecycle(config, "runn")

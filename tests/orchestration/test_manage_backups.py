@@ -21,16 +21,16 @@ def test_manage_backups_lists_plans_and_deletes(config: CheckpointConfig) -> Non
     """By default nothing is deleted; then what was named goes, and what is beyond the limit."""
     config = config.model_copy(update={"max_backups": 0})
     _first, best, latest = ids = saved(config.model_copy(update={"max_backups": 10}))
-    assert manage_backups("run", config, (latest,), return_state=True).is_failed()
-    published = artifacts(manage_backups("run", config, return_state=True))
+    assert manage_backups(config, "run", (latest,), return_state=True).is_failed()
+    published = artifacts(manage_backups(config, "run", return_state=True))
     assert "would delete" in published["cleanup-of-backups-run"]
     assert all(checkpoint_id in published["backups-run"] for checkpoint_id in ids)
     manager = CheckpointManager(config, "run")
     assert manager.backup_ids() == ids
-    left = manage_backups("run", config, (latest,), dry_run=False)
+    left = manage_backups(config, "run", (latest,), dry_run=False)
     assert [item.checkpoint_id for item in left] == [best] == manager.backup_ids()
     assert manager.checkpoint_ids() == ids
-    state = manage_backups("run", config, (latest,), dry_run=False, return_state=True)
+    state = manage_backups(config, "run", (latest,), dry_run=False, return_state=True)
     assert state.message == "1 backup; 0 B freed"
 
 
@@ -39,13 +39,13 @@ def test_manage_backups_of_an_experiment_that_has_nothing_else(config: Checkpoin
     config = config.model_copy(update={"backup_dir": str(tmp_path / "backups")})
     ids = saved(config)
     shutil.rmtree(Path(config.checkpoint_dir) / "run")
-    assert [item.checkpoint_id for item in manage_backups("run", config)] == ids
-    assert manage_backups("run", config, tuple(ids), dry_run=False) == []
+    assert [item.checkpoint_id for item in manage_backups(config, "run")] == ids
+    assert manage_backups(config, "run", tuple(ids), dry_run=False) == []
     saved(config, "other")
     with pytest.raises(ExperimentNotFoundError, match="Did you mean 'other'"):
-        manage_backups("othr", config)
+        manage_backups(config, "othr")
     with pytest.raises(ExperimentNotFoundError):
-        manage_backups("run", config)
+        manage_backups(config, "run")
 
 
 @pytest.mark.parametrize("flow", [cleanup_store, checkpoint_lifecycle])
@@ -59,7 +59,7 @@ def test_backups_that_cannot_be_cleaned_up_fail_the_run_at_its_end(
     first, *others = saved(config)
     (tmp_path / "backups").write_text("mine")
     arguments = {"experiment_name": "run", "export_dir": str(tmp_path / "exports")} if flow != cleanup_store else {}
-    state = flow(checkpoints=config, retention=KeepNewest(count=1), **arguments, return_state=True)
+    state = flow(config=config, retention=KeepNewest(count=1), **arguments, return_state=True)
     assert state.is_failed()
     assert CheckpointManager(config, "run").checkpoint_ids() == others
     assert first in artifacts(state)["cleanup-run"]

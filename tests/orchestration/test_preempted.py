@@ -48,7 +48,7 @@ class Machine:
     def create(self) -> str:
         """A run that nothing has executed yet."""
         given = {"checkpoint_dir": self.config.checkpoint_dir, "backup_dir": self.config.backup_dir, "max_backups": 20}
-        return self.api.start(self._deployment, {"checkpoints": given, "result": str(self.folder / "result")})
+        return self.api.start(self._deployment, {"config": given, "result": str(self.folder / "result")})
 
     def execute(self, run_id: str) -> subprocess.Popen[bytes]:
         with (self.folder / "prefect.log").open("ab") as log:

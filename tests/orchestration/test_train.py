@@ -25,9 +25,9 @@ def test_train_resumes_to_the_same_weights(tmp_path: Path) -> None:
     """A run in two parts ends bit-equal to one in a single part, and publishes table, plot and progress."""
     halves = CheckpointConfig(checkpoint_dir=str(tmp_path / "halves"))
     whole = CheckpointConfig(checkpoint_dir=str(tmp_path / "whole"))
-    train("digits", halves, TrainingParameters(epochs=2, **SMALL))
-    state = train("digits", halves, TrainingParameters(epochs=4, **SMALL), return_state=True)
-    train("digits", whole, TrainingParameters(epochs=4, **SMALL))
+    train(halves, "digits", TrainingParameters(epochs=2, **SMALL))
+    state = train(halves, "digits", TrainingParameters(epochs=4, **SMALL), return_state=True)
+    train(whole, "digits", TrainingParameters(epochs=4, **SMALL))
 
     first, second = (CheckpointManager(config, "digits").load_checkpoint("latest") for config in (halves, whole))
     assert first["epoch"] == second["epoch"] == 4
@@ -52,13 +52,13 @@ def test_training_outlives_the_progress_bar(config: CheckpointConfig, monkeypatc
         raise httpx.ConnectError("All connection attempts failed")
 
     monkeypatch.setattr(_progress, "update_progress_artifact", unreachable)
-    assert train("digits", config, TrainingParameters(epochs=1, **SMALL))["total_checkpoints"] == 1
+    assert train(config, "digits", TrainingParameters(epochs=1, **SMALL))["total_checkpoints"] == 1
 
 
 def test_train_learns(tmp_path: Path) -> None:
     """The training is real: after four epochs more than nine in ten unseen digits are right."""
     config = CheckpointConfig(checkpoint_dir=str(tmp_path))
-    train("digits", config, TrainingParameters(epochs=4))
+    train(config, "digits", TrainingParameters(epochs=4))
     best = CheckpointManager(config, "digits").get_best_checkpoint()
     assert best is not None
     assert float(best.metrics["val_accuracy"] or 0) > 0.9
@@ -75,7 +75,7 @@ def test_a_loss_spike_is_undone(config: CheckpointConfig, monkeypatch: pytest.Mo
         return logits.sum() * 0 + seen[-1]
 
     monkeypatch.setattr(functional, "cross_entropy", loss_of)
-    state = train("digits", config, TrainingParameters(epochs=6, **SMALL), return_state=True)
+    state = train(config, "digits", TrainingParameters(epochs=6, **SMALL), return_state=True)
     assert state.is_completed()
     assert len(seen) == 36
     assert "the loss is nan at step 30" in artifacts(state)["rollback-digits"]
@@ -93,6 +93,6 @@ def test_a_training_that_only_spikes_ends(config: CheckpointConfig, monkeypatch:
     monkeypatch.setattr(functional, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
     CheckpointManager(config, "digits").save_state({"model_state_dict": {}}, epoch=1)
     with pytest.raises(StateMismatchError):
-        train("digits", config, TrainingParameters(epochs=2, **SMALL))
+        train(config, "digits", TrainingParameters(epochs=2, **SMALL))
     with pytest.raises(NoValidCheckpointError, match="no checkpoint to go back to: the loss is nan at step 0"):
-        train("other", config, TrainingParameters(epochs=2, **SMALL))
+        train(config, "other", TrainingParameters(epochs=2, **SMALL))

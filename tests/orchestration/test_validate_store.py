@@ -99,7 +99,7 @@ def test_a_damaged_backup_of_nothing_fails_one_night(config: CheckpointConfig) -
     state = validate_store(config, repair=True, return_state=True)
     assert state.is_completed()
     assert '"quarantined"' in artifacts(state)["doctor-run"]
-    assert manage_backups("run", config, (first,), dry_run=False)
+    assert manage_backups(config, "run", (first,), dry_run=False)
     assert manager.list_quarantined_backups() == []
 
 
@@ -211,7 +211,7 @@ def test_what_is_retired_meanwhile_fails_no_run(
 
     monkeypatch.setattr(CheckpointManager, "checkpoint_ids", then_retire)
     own = {} if flow is validate_store else {"experiment_name": "run", "export_dir": str(tmp_path / "out")}
-    state = flow(checkpoints=config, **own, return_state=True)
+    state = flow(config=config, **own, return_state=True)
     assert state.is_completed(), state.message
     table = artifacts(state)["validation-store" if flow is validate_store else "validation-run"]
     assert [first in table, *(other in table for other in others)] == [False, True, True]

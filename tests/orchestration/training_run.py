@@ -20,7 +20,7 @@ def main(checkpoint_dir: str, epochs: int) -> None:
 
     CheckpointManager.save_checkpoint_async = announced  # type: ignore[method-assign]
     config = CheckpointConfig(checkpoint_dir=checkpoint_dir, max_checkpoints=4, max_backups=2)
-    train("digits", config, TrainingParameters(epochs=epochs, batch_size=512))
+    train(config, "digits", TrainingParameters(epochs=epochs, batch_size=512))
 
 
 if __name__ == "__main__":

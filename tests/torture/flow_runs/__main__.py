@@ -42,13 +42,13 @@ IMPORTED_LATE = (
 
 
 @flow
-def retrain(experiment_name: str, checkpoints: CheckpointConfig, training: TrainingParameters) -> None:
+def retrain(config: CheckpointConfig, experiment_name: str, training: TrainingParameters) -> None:
     """Train without resuming: begun again, it saves again what it has saved before."""
     torch.manual_seed(training.seed)
     model = torch.nn.Linear(2, 1)
     for epoch in range(1, training.epochs + 1):
         torch.nn.init.constant_(model.weight, epoch)
-        save_checkpoint(checkpoints, experiment_name, model=model, epoch=epoch, step=10 * epoch)
+        save_checkpoint(config, experiment_name, model=model, epoch=epoch, step=10 * epoch)
 
 
 FLOWS: tuple[Flow[Any, Any], ...] = (train, retrain)
@@ -101,7 +101,7 @@ def _kill_flow_runs(count: int, seed: str, store: Path) -> Outcome:
 
 
 def _begin(kind: Flow[Any, Any], manager: CheckpointManager) -> FlowRun:
-    parameters = {"experiment_name": manager.experiment_name, "checkpoints": manager.config, "training": TRAINING}
+    parameters = {"experiment_name": manager.experiment_name, "config": manager.config, "training": TRAINING}
     with Child(_create_flow_run, kind, parameters) as child:
         return FlowRun(kind, child.result(), parameters)
 
