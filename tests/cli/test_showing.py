@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.names import CheckpointId
 from tests.cli.running import HOSTILE_TAG, payload, run, run_json
 from tests.helpers import flip_bit
 
@@ -107,7 +111,28 @@ def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
     shown += run("show", ids[1], store=store, code=2).stderr
     assert "`ckpt undelete" in shown
     assert "Did you mean" not in shown
-    assert "Did you mean" in run("show", ids[1][:-1], store=store, code=2).stderr
+    assert "Did you mean" in run("show", ids[2][:-1], store=store, code=2).stderr
+
+
+def test_runs_are_told_apart(store: Path, ids: list[str]) -> None:
+    """`show` tells the run, which `--where` takes; `list` as soon as there are several."""
+    run_id = run_json("show", ids[0], store=store)["run_id"]
+    assert re.search(rf"^run +{run_id}$", run("show", ids[0], store=store).stdout, re.MULTILINE)
+    assert run_id not in run("list", store=store).stdout
+    config = CheckpointConfig(checkpoint_dir=str(store))
+    CheckpointManager(config, "digits", run_id="second").save_checkpoint(model=nn.Linear(1, 1), epoch=4)
+    lines = run("list", store=store).stdout.splitlines()
+    assert [("second" in line, run_id in line) for line in lines[1:]] == [(False, True)] * 3 + [(True, False)]
+    assert run("list", "--where", "run_id=second", store=store).stdout.count("checkpoint_") == 1
+
+
+def test_only_a_close_id_is_suggested(store: Path, ids: list[str]) -> None:
+    """A typing error is, wherever it is; an id of another epoch that looks much the same is not."""
+    later = CheckpointId.parse(ids[1])
+    for close in (ids[1].replace("_epoch_0002", "_epoch_0020"), ids[1].replace("checkpoint", "chekpoint")):
+        assert f"Did you mean '{ids[1]}'?" in " ".join(run("show", close, store=store, code=2).stderr.split())
+    for other in (replace(later, epoch=7, step=70), replace(later, epoch=7, step=70, suffix=1)):
+        assert "Did you mean" not in run("show", str(other), store=store, code=2).stderr
 
 
 def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
