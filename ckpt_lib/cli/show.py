@@ -90,7 +90,12 @@ def list_checkpoints(
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
         return
     monitor = manager.monitor
-    print_found(found, {monitor.metric, *asked_about(sort_by, where)}, metrics=_metrics_of(everything))
+    print_found(
+        found,
+        {monitor.metric, *asked_about(sort_by, where)},
+        metrics=_metrics_of(everything),
+        with_run=len({item.run_id for item in everything}) > 1,
+    )
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
@@ -128,6 +133,7 @@ def print_found(
     *,
     metrics: Sequence[str] | None = None,
     with_experiment: bool = False,
+    with_run: bool = False,
 ) -> None:
     """Print a table; what was ``asked`` about is shown however narrow the terminal is."""
     metrics = _metrics_of(checkpoints) if metrics is None else metrics
@@ -143,6 +149,7 @@ def print_found(
         Column("tags", wraps=True, optional=True),
         Column("epoch", numeric=True, optional="epoch" not in asked),
         Column("step", numeric=True, optional="step" not in asked),
+        *((Column("run", wraps=True, optional="run_id" not in asked),) if with_run else ()),
         *(Column(name, numeric=True, optional=True) for name in others),
     )
     rows: list[tuple[str | Text, ...]] = [
@@ -156,6 +163,7 @@ def print_found(
             ", ".join(item.tags),
             str(item.epoch),
             str(item.step),
+            *((item.run_id or "-",) if with_run else ()),
             *(as_number(item.metrics.get(name)) for name in others),
         )
         for item in checkpoints
@@ -207,6 +215,19 @@ def show(
         note(f"It has no {'sound ' if status.state == 'damaged' else ''}backup: `ckpt backup {identifier}`.")
     if manifest.thinned:
         note(f"Thinned on {as_time(manifest.thinned.at)}: only its weights are left, and no run resumes from it.")
+        note(_way_to_undo(manager, manifest, has_backup=has_backup))
+
+
+def _way_to_undo(manager: CheckpointManager, manifest: Manifest, *, has_backup: bool) -> str:
+    """Say what brings back the state that a thinned checkpoint has lost."""
+    from ckpt_lib.maintenance.thin import full_payload_of
+
+    identifier = manifest.checkpoint_id
+    if full_payload_of(manifest) is not None:
+        return f"The rest is in the trash: `ckpt thin --undo {identifier}` brings it back."
+    if has_backup and not manager.get_backup(identifier).is_thinned:
+        return f"The backup holds the rest: `ckpt restore {identifier}` brings it back."
+    return "The rest is neither in the trash nor in a backup."
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
@@ -228,6 +249,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "saved": f"{as_time(checkpoint.timestamp)}, {as_age(checkpoint.timestamp)} ago",
         "epoch": str(checkpoint.epoch),
         "step": str(checkpoint.step),
+        "run": checkpoint.run_id or "",
         "model": checkpoint.model_name,
         "tags": ", ".join(checkpoint.tags),
         "description": checkpoint.description,

@@ -64,8 +64,9 @@ class LoadTarget:
             raise StateMismatchError(
                 f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(lost)}",
                 checkpoint_id=manifest.checkpoint_id,
-                hint=f"Leave out {' and '.join(f'{label}=' for label in lost)}; `ckpt thin --undo` brings back what is "
-                "in the trash, `ckpt restore` what a backup holds.",
+                hint=f"Leave out {' and '.join(f'{label}=' for label in lost)}; "
+                f"`ckpt thin --undo {manifest.checkpoint_id}` brings back what is in the trash, "
+                f"`ckpt restore {manifest.checkpoint_id}` what a backup holds.",
             )
 
     def restore(self, payload: Payload, manifest: Manifest, process: tuple[int, int]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _with_weights_alone(thinned_id: str | None) -> str:
     if thinned_id is None:
         return ""
     return (
-        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash; "
+        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash, and "
+        f"`ckpt restore {thinned_id}` what its backup holds; "
         "resume(allow_thinned=True) goes on with its weights and a new optimizer. "
     )
 
