@@ -1,7 +1,8 @@
 """Checkpoints from any location: a copy that is damaged or lost at home is brought back from its backup.
 
 What is taken from the backups is verified while it is copied home, and loaded from there. Where nothing can be written
-at home, it is loaded from the backup itself, which is verified like everything that is loaded.
+at home, and on a rank that leaves that to rank 0, it is loaded from the backup itself, which is verified like
+everything that is loaded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.formats import Payload
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.validate import is_unreadable
+from ckpt_lib.saving.ranks import follows
 
 Load = Callable[[Experiment, Manifest], Payload]
 
@@ -39,6 +41,11 @@ class Anywhere:
 
     locations: Locations
     copies: Copies
+
+    @property
+    def is_follower(self) -> bool:
+        """True on a rank that changes nothing in the store: rank 0 does."""
+        return self.locations.config.rank_zero_saves and follows()
 
     def load_named(self, name: str, load: Load) -> Payload:
         """Load what ``name`` stands for: at home or, where home has none at all or not this id, among the backups.
@@ -72,6 +79,8 @@ class Anywhere:
             if (backup := self._backup_of(manifest)) is None:
                 raise
             logger.warning("%s is damaged, and its backup is taken: %s", manifest.checkpoint_id, error.message)
+            if self.is_follower:
+                return load(self.locations.backups, backup)
             try:
                 self.copies.repair(manifest.checkpoint_id, None)
             except StoreError as failure:
@@ -91,6 +100,8 @@ class Anywhere:
         locations = self.locations
         locations.watch.check()
         logger.warning("%s is not in %s, and is taken from its backup", backup.checkpoint_id, locations.home.location())
+        if self.is_follower:
+            return load(locations.backups, backup)
         try:
             with locations.best.look_after():
                 restored = self.copies.restore(backup.checkpoint_id, None)

@@ -22,7 +22,7 @@ from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.saving.background import wait_until_all_copied
-from ckpt_lib.saving.ranks import follows, lead_or_follow, place_of_process
+from ckpt_lib.saving.ranks import lead_or_follow, place_of_process
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
@@ -162,7 +162,7 @@ class Loader:
         return self._anywhere.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
-        if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):
+        if self._reconciler is not None and not self._anywhere.is_follower:
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
@@ -186,7 +186,7 @@ class Loader:
         target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
-        if is_kept:
+        if is_kept and not self._anywhere.is_follower:
             with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
                 mark_in_use(experiment, manifest.checkpoint_id)
         wait_until_all_copied()  # before what is being copied is written over
