@@ -25,6 +25,7 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.session import open_copies, open_manager
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
@@ -85,6 +86,8 @@ def list_checkpoints(
     )
     found, is_last_page = matching[:limit], limit is None or len(matching) <= limit
     unreadable = manager.list_unreadable_backups() if backups else manager.list_unreadable()
+    if not (everything or unreadable or backups):
+        _check_none_is_lost(manager)
     if as_json:
         reports = [{"checkpoint_id": item.checkpoint_id, "message": item.message} for item in unreadable]
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
@@ -113,6 +116,21 @@ def list_checkpoints(
         note("Of the incomplete ones, files are missing or cut short: `ckpt doctor` says what helps.", warning=True)
     for report in unreadable:
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
+
+
+def _check_none_is_lost(manager: CheckpointManager) -> None:
+    """Raise ``CheckpointNotFoundError`` where there are only backups: a list of nothing would hide them."""
+    try:
+        count = len(manager.backup_ids())
+    except (CheckpointError, OSError) as error:
+        note(f"Whether there are backups could not be told: {error}", warning=True)
+        return
+    if count:
+        raise CheckpointNotFoundError(
+            f"{manager.experiment_name!r} has no checkpoint in the store, but {count_of(count, 'backup')}",
+            path=manager.config.checkpoint_dir,
+            hint="`ckpt list --backups` lists them, and `ckpt restore ID` brings one back.",
+        )
 
 
 def _metrics_of(checkpoints: Sequence[CheckpointMetadata]) -> list[str]:

@@ -198,6 +198,11 @@ class Catalogue:
             return self._backups is not None and self._backups.get(checkpoint_id).quarantined is None
         return False
 
+    def _count_of_backups(self) -> int:
+        with suppress(CheckpointError, OSError):  # they cannot be reached
+            return 0 if self._backups is None else len(self._backups.index.view().usable)
+        return 0
+
     def _id_named(self, name: str) -> str:
         """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
         view = self.view()
@@ -232,6 +237,8 @@ class Catalogue:
         hint = did_you_mean(name, known, otherwise=f"`ckpt list` shows the {count} of the experiment.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
+        if not manifests and (backups := self._count_of_backups()):
+            hint = f"There are {count_of(backups, 'backup')}: `ckpt list --backups` lists them."
         if name == "best" and manifests:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."

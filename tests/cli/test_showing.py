@@ -162,6 +162,36 @@ def test_list_shows_backups_that_are_all_that_is_left(store: Path, ids: list[str
     assert run("list", "--backups", "--experiment", "gone", store=store, env=env, code=2).stdout == ""
 
 
+@pytest.mark.parametrize("lost", ["experiment", "store", "disk", "checkpoints"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_lost_checkpoints_are_not_shown_as_none(
+    store: Path, ids: list[str], tmp_path: Path, lost: str, is_named: bool
+) -> None:
+    """`list` and `show` fail, and name the command that lists the backups, which does."""
+    shutil.move(store / "digits" / "backups", tmp_path / "elsewhere" / "digits")
+    env = {"CKPT_BACKUP_DIR": str(tmp_path / "elsewhere")}
+    if lost == "checkpoints":
+        shutil.move(tmp_path / "elsewhere" / "digits", store / "digits" / "backups")
+        env = {}
+        for path in (store / "digits").glob("checkpoint_*.*"):
+            path.unlink()
+    elif lost == "disk":
+        shutil.rmtree(store)
+    else:
+        shutil.rmtree(store / "digits")
+        if lost == "store":
+            shutil.rmtree(store)
+            store.mkdir()
+    name = ["--experiment", "digits"] if is_named else []
+    for command in (["list"], ["show", "latest"]):
+        error = run_json(*command, *name, store=store, env=env, code=2)["error"]
+        assert "`ckpt list --backups" in error["hint"]
+        printed = " ".join(run(*command, *name, store=store, env=env, code=2).stderr.split())
+        (proposed,) = re.findall(r"`ckpt (list --backups[^`]*)`", printed)
+        listed = run_json(*proposed.split(), store=store, env=env)["checkpoints"]
+        assert [item["checkpoint_id"] for item in listed] == ids
+
+
 # --- analysing ---
 
 
