@@ -7,7 +7,7 @@ everything that is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -27,9 +27,11 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import deleted_by_name
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.view import in_order
 from ckpt_lib.formats import Payload
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.validate import is_unreadable
+from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.saving.ranks import follows
 
 Load = Callable[[Experiment, Manifest], Payload]
@@ -63,7 +65,10 @@ class Anywhere:
             found = self._backup_named(name, error)
             if found is None:
                 raise
-        return self.load_backup(load, found)
+        payload = self.load_backup(load, found)
+        with failures_logged("looking among the backups for the best checkpoint"):
+            self.bring_best_back(self.backups())
+        return payload
 
     def load_at_home(self, load: Load, manifest: Manifest) -> Payload:
         """Load a checkpoint from home; one that is damaged there is repaired from its backup first, if it has one.
@@ -111,6 +116,34 @@ class Anywhere:
         with failures_logged("writing the identity of the store"):
             locations.watch.ensure()
         return load(locations.home, restored)
+
+    def bring_best_back(self, backups: Sequence[Manifest]) -> None:
+        """Bring the best checkpoint back if it is among the backups alone: then ``"best"`` stands for it again.
+
+        Retention never deletes the best, so one that home has not was lost. Backups of other runs than those at home do
+        not count, nor what was deleted by name. One that is damaged is logged, and the next best counts. Killed on the
+        way, the next resume does it. Raises :class:`~ckpt_lib.errors.StoreError` and ``OSError``.
+        """
+        home = self.locations.catalogue.manifests()
+        runs, there = {item.run_id for item in home}, {item.uid for item in home}
+        lost = [item for item in backups if item.run_id in runs and item.uid not in there]
+        if not lost or self.is_follower:
+            return
+        known = in_order([*home, *lost])
+        for best in ranked(known, self.locations.monitor_record.of(known)):
+            if best.uid in there:
+                return
+            if not self._may_be_lost(best.checkpoint_id) or self.is_deleted(best):
+                continue
+            logger.warning("%s, the best checkpoint, is only in the backups, and is brought back", best.checkpoint_id)
+            try:
+                with self.locations.best.look_after():
+                    self.copies.restore(best.checkpoint_id, None)
+                return
+            except CheckpointError as failure:
+                logger.warning("%s, the best checkpoint, is in the backups alone: %s", best.checkpoint_id, failure)
+                if not isinstance(failure, IntegrityError):
+                    return
 
     def backups(self) -> list[Manifest]:
         """Return the backups, oldest first. What is saved from now on comes after them, whether or not they come back.
