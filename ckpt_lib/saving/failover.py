@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ckpt_lib.config import OnSaveFailure
@@ -129,35 +130,25 @@ class SaveTarget:
 
     def _require_room(self, layout: Layout) -> None:
         """Make room for the payload, or raise :class:`StorageFullError` before anything is written."""
-        free_bytes = self._free_bytes()
-        if self._last_size_bytes is not None and free_bytes >= _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES:
+        free_bytes = self.experiment.store.free_bytes()
+        last_bytes = self._last_size_bytes
+        if free_bytes is None or (last_bytes is not None and free_bytes >= _ROOMY * last_bytes + commit.OVERHEAD_BYTES):
+            return
+        hint = "Free some space: `ckpt cleanup` shows what may go."
+        lack = partial(commit.lack_of_room, self.experiment, layout.size_bytes, "for the checkpoint", hint=hint)
+        if (error := lack()) is None:
             return
         needed_bytes = layout.size_bytes + commit.OVERHEAD_BYTES
-        if free_bytes >= needed_bytes:
-            return
-        error = StorageFullError(
-            "there is not enough space for the checkpoint",
-            path=self.experiment.location(),
-            expected=f"{needed_bytes} bytes",
-            got=f"{int(free_bytes)} bytes free",
-            hint="Free some space: `ckpt cleanup` shows what may go.",
-        )
         self.experiment.events.emit(
             "store.full",
             error.message,
             needed_bytes=needed_bytes,
-            free_bytes=int(free_bytes),
+            free_bytes=free_bytes,
             **_described(error),
         )
         self._free_space.make(needed_bytes)
-        free_bytes = self._free_bytes()
-        if free_bytes < needed_bytes:
-            error.got = f"{int(free_bytes)} bytes free"
+        if error := lack():
             raise error
-
-    def _free_bytes(self) -> float:
-        found = self.experiment.store.free_bytes()
-        return float("inf") if found is None else found
 
     def _left_behind(self, facts: CheckpointFacts) -> Manifest | None:
         """Return what an attempt committed whose acknowledgement was lost."""
