@@ -255,14 +255,15 @@ class CheckpointManager(Restorer):
 
     def save_on_signal(
         self,
-        state: Callable[[], Mapping[str, Any]],
+        state: Callable[[], Mapping[str, Any] | None],
         *,
         signals: Collection[int] | None = None,
         deadline_seconds: float | None = None,
     ) -> Preemption:
         """Save once more when a signal, by default SIGTERM or SIGINT, asks this process to stop.
 
-        ``state`` is called then, and returns the arguments for :meth:`save_checkpoint`. It is called at the next safe
+        ``state`` is called then, and returns the arguments for :meth:`save_checkpoint`, or ``None`` when what there is
+        has just been saved. It is called at the next safe
         point that the loop declares, for only the loop knows when the state is whole; see
         :class:`ckpt_lib.saving.preemption.Preemption`. The save policy is not asked, and background saves are waited
         for.

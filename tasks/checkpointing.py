@@ -73,6 +73,8 @@ class Checkpoints:
         self._safe_point: Callable[[], None] = lambda: None
         self._ended_epoch: tuple[int, int] | None = None
         """Epoch and step of a save at an epoch's end, until more is trained."""
+        self._just_saved: SaveHandle | None = None
+        """The save that has just copied the state, while nothing can have changed that."""
         self._went_back_to: str | None = None
         self.times_back = 0
         """How often the training went back to the same checkpoint."""
@@ -106,7 +108,9 @@ class Checkpoints:
             self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
             if handle.facts.epoch_finished:
                 self._ended_epoch = self.epoch, self.step
+            self._just_saved = handle
         self._safe_point()
+        self._just_saved = None
         return handle
 
     def roll_back(self, reason: str) -> Payload:
@@ -139,8 +143,13 @@ class Checkpoints:
         report_rollback(self.manager.config, self.manager.experiment_name, restored["checkpoint_id"], reason, self.step)
         return restored
 
-    def _last_save(self) -> dict[str, Any]:
-        """Return what is saved when a signal comes; what was saved as the end of an epoch is one still."""
+    def _last_save(self) -> dict[str, Any] | None:
+        """Return what is saved when a signal comes: nothing, if the same has just been saved.
+
+        What was saved as the end of an epoch is one still.
+        """
+        if self._just_saved is not None and self._just_saved.exception() is None:
+            return None
         is_end = self._ended_epoch == (self.epoch, self.step) or None
         return {"state": self.state, "epoch": self.epoch, "step": self.step, "epoch_finished": is_end}
 

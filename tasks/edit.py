@@ -20,7 +20,7 @@ def add_metrics(
     source: str,
     replace: bool = False,
 ) -> CheckpointMetadata:
-    """Add metrics that ``source`` measured after the save; values that are recorded already change nothing.
+    """Add metrics that ``source`` measured after the save; values that it has recorded already change nothing.
 
     See :meth:`ckpt_lib.CheckpointManager.add_metrics`.
     """

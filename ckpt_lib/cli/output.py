@@ -86,7 +86,10 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column. On a narrow terminal, ``optional`` ones are left out, and cells fold if ``wraps`` is set."""
+    """A table column. On a narrow terminal, ``optional`` ones are left out, first those without any text.
+
+    Cells fold if ``wraps`` is set.
+    """
 
     header: str
     numeric: bool = False
@@ -115,7 +118,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]])
     for row in cells:
         table.add_row(*(row[number] for number in widths))
     console.print(table)
-    if hidden := [column.header for number, column in enumerate(columns) if number not in widths]:
+    left_out = [number for number in range(len(columns)) if number not in widths]
+    if hidden := [columns[number].header for number in left_out if any(row[number].plain for row in cells)]:
         note(f"Not shown in {console.width} columns: {', '.join(hidden)}.")
 
 
@@ -128,7 +132,7 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], availabl
     if _total(shown) > available:
         shown = _required(columns, headers, widest, _NARROW_WIDTH, _NARROW_WIDTH)
         return {} if _total(shown) > available else _widened(shown, whole, available)
-    for number, column in enumerate(columns):
+    for number, column in sorted(enumerate(columns), key=lambda item: widest[item[0]] == 0):
         width = min(whole[number], max(headers[number], _WRAPPED_WIDTH)) if column.wraps else whole[number]
         if column.optional and _total(shown) + _GAP + width <= available:
             shown[number] = width

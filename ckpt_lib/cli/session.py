@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_lib.errors import ConfigError, ExperimentNotFoundError, NotAStoreError, StoreUnavailableError
+from ckpt_lib.errors import CheckpointError, ConfigError, ExperimentNotFoundError, NotAStoreError, StoreUnavailableError
 
 # Functions import the core when they use it, so that `ckpt --help` answers at once.
 if TYPE_CHECKING:
@@ -64,8 +64,34 @@ def open_manager(
     from ckpt_lib.store import open_store
 
     config = read_config(store, config_file, **options)
-    name = _experiment_name(open_store(config.checkpoint_dir), experiment, may_be_new=may_be_new)
+    try:
+        name = _experiment_name(open_store(config.checkpoint_dir), experiment, may_be_new=may_be_new)
+    except (NotAStoreError, ExperimentNotFoundError) as error:
+        error.hint = _where_backups_are(config, experiment) or error.hint
+        raise
     return CheckpointManager(config, name)
+
+
+def _where_backups_are(config: CheckpointConfig, experiment: str | None) -> str | None:
+    """Say which experiments are left in the backup location, as after the loss of the store's disk; ``None`` if none.
+
+    With the name of an ``experiment``, only that one counts.
+    """
+    from ckpt_lib.core.wording import listed
+    from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.store import open_store
+
+    if config.backup_dir is None:
+        return None
+    try:
+        found = list_experiments(open_store(config.backup_dir))
+    except (CheckpointError, OSError):  # it holds none, or does not answer
+        return None
+    left = [name for name in found if experiment in (None, name)]
+    if not left:
+        return None
+    command = "`ckpt list --backups`" if experiment else f"`ckpt list --backups --experiment {left[0]}`"
+    return f"Backups of {listed(left, most=10)} are in {config.backup_dir}: {command} lists them."
 
 
 def open_copies(

@@ -25,6 +25,7 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.session import open_copies, open_manager
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
@@ -85,12 +86,19 @@ def list_checkpoints(
     )
     found, is_last_page = matching[:limit], limit is None or len(matching) <= limit
     unreadable = manager.list_unreadable_backups() if backups else manager.list_unreadable()
+    if not (everything or unreadable or backups):
+        _check_none_is_lost(manager)
     if as_json:
         reports = [{"checkpoint_id": item.checkpoint_id, "message": item.message} for item in unreadable]
         print_json({"experiment_name": manager.experiment_name, "checkpoints": found, "unreadable": reports})
         return
     monitor = manager.monitor
-    print_found(found, {monitor.metric, *asked_about(sort_by, where)}, metrics=_metrics_of(everything))
+    print_found(
+        found,
+        {monitor.metric, *asked_about(sort_by, where)},
+        metrics=_metrics_of(everything),
+        with_run=len({item.run_id for item in everything}) > 1,
+    )
     kind = "backup" if backups else "checkpoint"
     note(
         f"{len(found)} of {count_of(len(everything), kind)} of {manager.experiment_name}, "
@@ -108,6 +116,21 @@ def list_checkpoints(
         note("Of the incomplete ones, files are missing or cut short: `ckpt doctor` says what helps.", warning=True)
     for report in unreadable:
         note(f"Not shown: {report.checkpoint_id}: {report.message}", warning=True)
+
+
+def _check_none_is_lost(manager: CheckpointManager) -> None:
+    """Raise ``CheckpointNotFoundError`` where there are only backups: a list of nothing would hide them."""
+    try:
+        count = len(manager.backup_ids())
+    except (CheckpointError, OSError) as error:
+        note(f"Whether there are backups could not be told: {error}", warning=True)
+        return
+    if count:
+        raise CheckpointNotFoundError(
+            f"{manager.experiment_name!r} has no checkpoint in the store, but {count_of(count, 'backup')}",
+            path=manager.config.checkpoint_dir,
+            hint="`ckpt list --backups` lists them, and `ckpt restore ID` brings one back.",
+        )
 
 
 def _metrics_of(checkpoints: Sequence[CheckpointMetadata]) -> list[str]:
@@ -128,6 +151,7 @@ def print_found(
     *,
     metrics: Sequence[str] | None = None,
     with_experiment: bool = False,
+    with_run: bool = False,
 ) -> None:
     """Print a table; what was ``asked`` about is shown however narrow the terminal is."""
     metrics = _metrics_of(checkpoints) if metrics is None else metrics
@@ -143,6 +167,7 @@ def print_found(
         Column("tags", wraps=True, optional=True),
         Column("epoch", numeric=True, optional="epoch" not in asked),
         Column("step", numeric=True, optional="step" not in asked),
+        *((Column("run", wraps=True, optional="run_id" not in asked),) if with_run else ()),
         *(Column(name, numeric=True, optional=True) for name in others),
     )
     rows: list[tuple[str | Text, ...]] = [
@@ -156,6 +181,7 @@ def print_found(
             ", ".join(item.tags),
             str(item.epoch),
             str(item.step),
+            *((item.run_id or "-",) if with_run else ()),
             *(as_number(item.metrics.get(name)) for name in others),
         )
         for item in checkpoints
@@ -207,6 +233,19 @@ def show(
         note(f"It has no {'sound ' if status.state == 'damaged' else ''}backup: `ckpt backup {identifier}`.")
     if manifest.thinned:
         note(f"Thinned on {as_time(manifest.thinned.at)}: only its weights are left, and no run resumes from it.")
+        note(_way_to_undo(manager, manifest, has_backup=has_backup))
+
+
+def _way_to_undo(manager: CheckpointManager, manifest: Manifest, *, has_backup: bool) -> str:
+    """Say what brings back the state that a thinned checkpoint has lost."""
+    from ckpt_lib.maintenance.thin import full_payload_of
+
+    identifier = manifest.checkpoint_id
+    if full_payload_of(manifest) is not None:
+        return f"The rest is in the trash: `ckpt thin --undo {identifier}` brings it back."
+    if has_backup and not manager.get_backup(identifier).is_thinned:
+        return f"The backup holds the rest: `ckpt restore {identifier}` brings it back."
+    return "The rest is neither in the trash nor in a backup."
 
 
 def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, str, bool]:
@@ -228,6 +267,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "saved": f"{as_time(checkpoint.timestamp)}, {as_age(checkpoint.timestamp)} ago",
         "epoch": str(checkpoint.epoch),
         "step": str(checkpoint.step),
+        "run": checkpoint.run_id or "",
         "model": checkpoint.model_name,
         "tags": ", ".join(checkpoint.tags),
         "description": checkpoint.description,

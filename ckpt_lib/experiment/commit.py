@@ -14,7 +14,7 @@ from typing import Protocol
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.names import CheckpointId
-from ckpt_lib.errors import CorruptCheckpointError, UnsupportedFormatError, VersionConflictError
+from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, UnsupportedFormatError, VersionConflictError
 from ckpt_lib.experiment import claims, keys
 from ckpt_lib.experiment.claims import HeldClaim, claim_new, give_up
 from ckpt_lib.experiment.experiment import Experiment
@@ -26,6 +26,23 @@ from ckpt_lib.stream.writer import HashingWriter
 
 OVERHEAD_BYTES = 32 * 2**10
 """Room that a commit takes beside the payload: for its claim and its manifest."""
+
+
+def lack_of_room(experiment: Experiment, size_bytes: int, purpose: str, *, hint: str) -> StorageFullError | None:
+    """Return the error for a payload that does not fit into the store; ``None`` if it does, or nobody can tell.
+
+    ``purpose`` says what the space would be for: ``"for the checkpoint"``.
+    """
+    free_bytes, needed_bytes = experiment.store.free_bytes(), size_bytes + OVERHEAD_BYTES
+    if free_bytes is None or free_bytes >= needed_bytes:
+        return None
+    return StorageFullError(
+        f"there is not enough space {purpose}",
+        path=experiment.location(),
+        expected=f"{needed_bytes} bytes",
+        got=f"{free_bytes} bytes free",
+        hint=hint,
+    )
 
 
 class Holder(Protocol):

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
@@ -190,12 +191,17 @@ class Catalogue:
             return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
         if any(key.startswith((f"{start}.", f"{start}/")) for key in view.entries):
             return "Its payload is there without a manifest: `ckpt import` takes it in."
-        return f"{did_you_mean(checkpoint_id, (item.checkpoint_id for item in view.usable))} {otherwise}".strip()
+        return f"{did_you_mean(checkpoint_id, _ids_like(checkpoint_id, view.usable))} {otherwise}".strip()
 
     def _has_backup(self, checkpoint_id: str) -> bool:
         with suppress(CheckpointError):  # no backup, a damaged one, or backups that cannot be reached
             return self._backups is not None and self._backups.get(checkpoint_id).quarantined is None
         return False
+
+    def _count_of_backups(self) -> int:
+        with suppress(CheckpointError, OSError):  # they cannot be reached
+            return 0 if self._backups is None else len(self._backups.index.view().usable)
+        return 0
 
     def _id_named(self, name: str) -> str:
         """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
@@ -227,9 +233,12 @@ class Catalogue:
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
         count = count_of(len(manifests), "checkpoint")
-        hint = did_you_mean(name, _names_of(manifests), otherwise=f"`ckpt list` shows the {count} of the experiment.")
+        known = _names_like(name, manifests)
+        hint = did_you_mean(name, known, otherwise=f"`ckpt list` shows the {count} of the experiment.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
+        if not manifests and (backups := self._count_of_backups()):
+            hint = f"There are {count_of(backups, 'backup')}: `ckpt list --backups` lists them."
         if name == "best" and manifests:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
@@ -237,10 +246,21 @@ class Catalogue:
         return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", hint=hint)
 
 
-def _names_of(manifests: Sequence[Manifest]) -> list[str]:
-    """Return all that a checkpoint can be asked for by."""
+def _names_like(name: str, manifests: Sequence[Manifest]) -> list[str]:
+    """Return what a checkpoint can be asked for by, without the ids that a name cannot misspell."""
     tags = {tag for item in manifests for tag in item.tags}
-    return ["latest", "best", *sorted(tags), *(item.checkpoint_id for item in manifests)] if manifests else []
+    return ["latest", "best", *sorted(tags), *_ids_like(name, manifests)] if manifests else []
+
+
+def _ids_like(name: str, manifests: Sequence[Manifest]) -> list[str]:
+    """Return the ids that begin with a name, or differ from it in one part: all ids of a run look much alike."""
+    parts = name.split("_")
+
+    def is_like(checkpoint_id: str) -> bool:
+        pairs = zip_longest(parts, checkpoint_id.split("_"))
+        return checkpoint_id.startswith(name) or sum(one != other for one, other in pairs) == 1
+
+    return [item.checkpoint_id for item in manifests if is_like(item.checkpoint_id)]
 
 
 def _latest_id(manifests: Sequence[Manifest]) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from ckpt_lib.core.manifest import FileEntry
-from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.core.damage import missing_file
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.stream import VerifiedFile
@@ -85,6 +86,31 @@ class StoredPayload:
         if self._cache and key and self._keep and (kept := self._cache.admit(key, source, entry)):
             return kept
         return VerifiedFile(source, entry, verify=self._verify)
+
+
+@contextmanager
+def errors_named(experiment: Experiment, manifest: Manifest, files: Sequence[FileEntry]) -> Iterator[None]:
+    """Let errors of reading ``files`` of a checkpoint say which checkpoint it is.
+
+    A missing file raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and where the checkpoint was deleted
+    meanwhile :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
+        damage = missing_file(str(error.filename))
+        raise CorruptCheckpointError(
+            damage.message,
+            checkpoint_id=manifest.checkpoint_id,
+            path=experiment.location(str(error.filename)),
+            damages=[damage],
+            hint=f"`ckpt restore {manifest.checkpoint_id}` restores a backup.",
+        ) from error
+    except CheckpointError as error:
+        error.checkpoint_id = manifest.checkpoint_id
+        error.path = experiment.location(files[0].name.partition("/")[0])
+        raise
 
 
 def _cache_key(experiment: Experiment, entry: FileEntry) -> CacheKey | None:

@@ -67,11 +67,19 @@ def _starts(name: str) -> Iterator[str]:
 
 
 def _unknown(key: str, payload: Mapping[str, Any]) -> ConfigError:
+    names = list(islice(_names(payload), _MAX_CANDIDATES))
+    place = next((found for name in names if (found := _up_to(name, key))), None)
     return ConfigError(
         f"the checkpoint holds no {key!r}",
         expected=f"one of {', '.join(map(str, payload))}, or what is in them",
-        hint=did_you_mean(key, islice(_names(payload), _MAX_CANDIDATES)) or None,
+        hint=f"Did you mean {place!r}?" if place else did_you_mean(key, names) or None,
     )
+
+
+def _up_to(name: str, key: str) -> str | None:
+    """Return ``a.b`` for the key ``b`` in the name ``a.b.c``; ``None`` where the name has no such inner part."""
+    before, found, _ = f"{name}.".partition(f".{key}.")
+    return f"{before}.{key}" if found else None
 
 
 def _names(payload: Mapping[Any, Any]) -> Iterator[str]:

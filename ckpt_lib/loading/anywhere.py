@@ -1,12 +1,13 @@
 """Checkpoints from any location: a copy that is damaged or lost at home is brought back from its backup.
 
 What is taken from the backups is verified while it is copied home, and loaded from there. Where nothing can be written
-at home, it is loaded from the backup itself, which is verified like everything that is loaded.
+at home, and on a rank that leaves that to rank 0, it is loaded from the backup itself, which is verified like
+everything that is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,9 +27,12 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import deleted_by_name
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.view import in_order
 from ckpt_lib.formats import Payload
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.validate import is_unreadable
+from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.saving.ranks import follows
 
 Load = Callable[[Experiment, Manifest], Payload]
 
@@ -39,6 +43,11 @@ class HomeOrBackup:
 
     locations: Locations
     copies: Copies
+
+    @property
+    def is_follower(self) -> bool:
+        """True on a rank that changes nothing in the store: rank 0 does."""
+        return self.locations.config.rank_zero_saves and follows()
 
     def load_named(self, name: str, load: Load) -> Payload:
         """Load what ``name`` stands for: at home or, where home has none at all or not this id, among the backups.
@@ -56,7 +65,10 @@ class HomeOrBackup:
             found = self._backup_named(name, error)
             if found is None:
                 raise
-        return self.load_backup(load, found)
+        payload = self.load_backup(load, found)
+        with failures_logged("looking among the backups for the best checkpoint"):
+            self.bring_best_back(self.backups())
+        return payload
 
     def load_at_home(self, load: Load, manifest: Manifest) -> Payload:
         """Load a checkpoint from home; one that is damaged there is repaired from its backup first, if it has one.
@@ -72,6 +84,8 @@ class HomeOrBackup:
             if (backup := self._backup_of(manifest)) is None:
                 raise
             logger.warning("%s is damaged, and its backup is taken: %s", manifest.checkpoint_id, error.message)
+            if self.is_follower:
+                return load(self.locations.backups, backup)
             try:
                 self.copies.repair(manifest.checkpoint_id, None)
             except StoreError as failure:
@@ -91,6 +105,8 @@ class HomeOrBackup:
         locations = self.locations
         locations.watch.check()
         logger.warning("%s is not in %s, and is taken from its backup", backup.checkpoint_id, locations.home.location())
+        if self.is_follower:
+            return load(locations.backups, backup)
         try:
             with locations.best.look_after():
                 restored = self.copies.restore(backup.checkpoint_id, None)
@@ -100,6 +116,34 @@ class HomeOrBackup:
         with failures_logged("writing the identity of the store"):
             locations.watch.ensure()
         return load(locations.home, restored)
+
+    def bring_best_back(self, backups: Sequence[Manifest]) -> None:
+        """Bring the best checkpoint back if it is among the backups alone: then ``"best"`` stands for it again.
+
+        Retention never deletes the best, so one that home has not was lost. Backups of other runs than those at home do
+        not count, nor what was deleted by name. One that is damaged is logged, and the next best counts. Killed on the
+        way, the next resume does it. Raises :class:`~ckpt_lib.errors.StoreError` and ``OSError``.
+        """
+        home = self.locations.catalogue.manifests()
+        runs, there = {item.run_id for item in home}, {item.uid for item in home}
+        lost = [item for item in backups if item.run_id in runs and item.uid not in there]
+        if not lost or self.is_follower:
+            return
+        known = in_order([*home, *lost])
+        for best in ranked(known, self.locations.monitor_record.of(known)):
+            if best.uid in there:
+                return
+            if not self._may_be_lost(best.checkpoint_id) or self.is_deleted(best):
+                continue
+            logger.warning("%s, the best checkpoint, is only in the backups, and is brought back", best.checkpoint_id)
+            try:
+                with self.locations.best.look_after():
+                    self.copies.restore(best.checkpoint_id, None)
+                return
+            except CheckpointError as failure:
+                logger.warning("%s, the best checkpoint, is in the backups alone: %s", best.checkpoint_id, failure)
+                if not isinstance(failure, IntegrityError):
+                    return
 
     def backups(self) -> list[Manifest]:
         """Return the backups, oldest first. What is saved from now on comes after them, whether or not they come back.

@@ -23,7 +23,7 @@ from ckpt_lib.loading.newest import load_newest
 from ckpt_lib.loading.payload import read_part, read_payload
 from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.saving.background import wait_until_all_copied
-from ckpt_lib.saving.ranks import follows, lead_or_follow, place_of_process
+from ckpt_lib.saving.ranks import lead_or_follow, place_of_process
 from ckpt_lib.saving.reconciler import Reconciler
 from ckpt_lib.state.naming import AS_STORED, Naming
 from ckpt_lib.state.restoring import Stored, restore
@@ -65,8 +65,9 @@ class LoadTarget:
             raise StateMismatchError(
                 f"the checkpoint was thinned: only its weights are left, and no state of the {' and the '.join(lost)}",
                 checkpoint_id=manifest.checkpoint_id,
-                hint=f"Leave out {' and '.join(f'{label}=' for label in lost)}; `ckpt thin --undo` brings back what is "
-                "in the trash, `ckpt restore` what a backup holds.",
+                hint=f"Leave out {' and '.join(f'{label}=' for label in lost)}; "
+                f"`ckpt thin --undo {manifest.checkpoint_id}` brings back what is in the trash, "
+                f"`ckpt restore {manifest.checkpoint_id}` what a backup holds.",
             )
 
     def restore(self, payload: Payload, manifest: Manifest, process: tuple[int, int]) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class Loader:
         return self._home_or_backup.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
-        if self._reconciler is not None and not (self._locations.config.rank_zero_saves and follows()):
+        if self._reconciler is not None and not self._anywhere.is_follower:
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
@@ -186,7 +187,7 @@ class Loader:
         target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
-        if is_kept:
+        if is_kept and not self._anywhere.is_follower:
             with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
                 mark_in_use(experiment, manifest.checkpoint_id)
         wait_until_all_copied()  # before what is being copied is written over

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from ckpt_lib.core.logs import logger
+from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, Thinned
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import (
@@ -67,6 +67,8 @@ def load_newest(
                 passed_over.append(_passed_over(manifest.checkpoint_id, error.message))
             else:
                 _warn_of(passed_over)
+                with failures_logged("looking among the backups for the best checkpoint"):
+                    anywhere.bring_best_back(places.backups)
                 return {**payload, "passed_over": passed_over}
         if not retired:
             break
@@ -111,7 +113,8 @@ def _with_weights_alone(thinned_id: str | None) -> str:
     if thinned_id is None:
         return ""
     return (
-        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash; "
+        f"`ckpt thin --undo {thinned_id}` brings back what it lost, if that is in the trash, and "
+        f"`ckpt restore {thinned_id}` what its backup holds; "
         "resume(allow_thinned=True) goes on with its weights and a new optimizer. "
     )
 

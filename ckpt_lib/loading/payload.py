@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ckpt_lib.core.damage import missing_file
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.stored_payload import StoredPayload
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
 from ckpt_lib.formats import Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.state.naming import spellings_of_part
@@ -32,13 +31,13 @@ def read_payload(
     writing to them changes no file. With a ``cache``, the files of a whole payload that was verified are kept in it,
     and taken from it.
 
-    Raises :class:`CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, :class:`~ckpt_lib.errors.UnsafePayloadError`,
     :class:`~ckpt_lib.errors.ConfigError` for a key that stands for nothing, or
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
     """
     is_whole = keys is None
     keep = is_whole and cache is not None and manifest.size_bytes <= cache.limit_bytes
-    try:
+    with errors_named(experiment, manifest, manifest.files):
         with StoredPayload(experiment, manifest.files, verify=verify, cache=cache, keep=keep) as source:
             if is_whole or trust_pickle:
                 source.require_all()
@@ -46,14 +45,7 @@ def read_payload(
             payload = stored.read(source, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
         if is_whole and not trust_pickle:
             check_parts(payload, manifest)
-        return payload
-    except FileNotFoundError as error:
-        experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
-        raise _missing(experiment, manifest, str(error.filename)) from error
-    except CheckpointError as error:
-        error.checkpoint_id = manifest.checkpoint_id
-        error.path = experiment.location(manifest.payload_name)
-        raise
+    return payload
 
 
 def read_part(
@@ -73,14 +65,3 @@ def read_part(
             unknown = unknown or error
     assert unknown is not None
     raise unknown
-
-
-def _missing(experiment: Experiment, manifest: Manifest, name: str) -> CorruptCheckpointError:
-    damage = missing_file(name)
-    return CorruptCheckpointError(
-        damage.message,
-        checkpoint_id=manifest.checkpoint_id,
-        path=experiment.location(name),
-        damages=[damage],
-        hint=f"`ckpt restore {manifest.checkpoint_id}` restores a backup.",
-    )

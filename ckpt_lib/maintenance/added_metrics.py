@@ -36,21 +36,26 @@ class Addition:
         return cls(checked, check_source(source), bool(replace))
 
     def __call__(self, manifest: Manifest) -> Manifest:
-        """Return the manifest itself when it has all of these values already.
+        """Return the manifest itself when this source has recorded all of these values already.
+
+        A value that another source or the save has recorded gets an entry for this one, so that it is known to have
+        measured it.
 
         Raises :class:`~ckpt_lib.errors.MetricConflictError` for another value, unless it is to be replaced, and
         :class:`~ckpt_lib.errors.InvalidMetricError` when a manifest has no room for more.
         """
         recorded = manifest.metrics
         new = {name: value for name, value in self.metrics.items() if not _is_recorded(recorded, name, value)}
-        if not new:
+        own = {item.name: item.value for item in manifest.added_metrics if item.source == self.source}
+        unknown = new | {name: value for name, value in self.metrics.items() if not _is_recorded(own, name, value)}
+        if not unknown:
             return manifest
         if not self.replace and (others := sorted(new.keys() & recorded.keys())):
             raise self._conflict(manifest, others[0])
-        replaced = [_of_save(manifest, name) for name in new if name in recorded and not _was_added(manifest, name)]
-        added = [AddedMetric(name=name, value=value, at=self.at, source=self.source) for name, value in new.items()]
+        of_save = [_of_save(manifest, name) for name in unknown if name in recorded and not _was_added(manifest, name)]
+        added = [AddedMetric(name=name, value=value, at=self.at, source=self.source) for name, value in unknown.items()]
         changed = manifest.changed(
-            metrics={**recorded, **new}, added_metrics=(*manifest.added_metrics, *replaced, *added)
+            metrics={**recorded, **unknown}, added_metrics=(*manifest.added_metrics, *of_save, *added)
         )
         if max(len(changed.metrics), len(changed.added_metrics)) > MAX_METRICS:
             raise InvalidMetricError(

@@ -446,8 +446,9 @@ class Maintainer:
         """Add metrics that were measured after the save, and then look for the best checkpoint anew.
 
         ``source`` names what measured them, such as ``"eval/mnist-test"``; ``added_metrics`` of the result holds each
-        value with its time and source. All are added at once or none, and the payload stays untouched. A value that is
-        recorded already changes nothing, whoever recorded it. Another value raises
+        value with its time and source. All are added at once or none, and the payload stays untouched. What a source
+        has recorded already changes nothing; a value that somebody else has recorded gets an entry of this source, and
+        stays. Another value raises
         :class:`~ckpt_lib.errors.MetricConflictError`, or takes its place with ``replace``; the earlier one stays in
         ``added_metrics``. The backup gets them too; killed before that, the next call with the same metrics does it.
         Raises :class:`~ckpt_lib.errors.InvalidMetricError` and :class:`~ckpt_lib.errors.InvalidNameError`.

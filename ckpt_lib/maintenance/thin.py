@@ -6,9 +6,8 @@ evaluated, compared, exported and fine-tuned from; no run can go on from it as i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest, ObsoletePayload, Thinned
 from ckpt_lib.core.payload_keys import OPTIMIZER_KEY, RESUME_ONLY_KEYS, SCHEDULER_KEY
 from ckpt_lib.errors import (
@@ -16,14 +15,13 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ProtectedCheckpointError,
-    StorageFullError,
 )
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.deletion import refuse_in_use, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.replacement import Check, HeldNext, replace_payload, switch_back
-from ckpt_lib.experiment.stored_payload import StoredPayload
-from ckpt_lib.formats import Format, Layout, Payload, format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
+from ckpt_lib.formats import Format, Payload, format_named
 from ckpt_lib.maintenance.validate import check_parts, compare
 
 _WORTH_DROPPING = (OPTIMIZER_KEY, SCHEDULER_KEY)
@@ -60,7 +58,10 @@ def thin(experiment: Experiment, checkpoint_id: str, *, check: Check = refuse_pi
     payload = _read(experiment, manifest, stored, manifest.files)
     kept = {key: None if key in RESUME_ONLY_KEYS else value for key, value in payload.items()}
     layout = stored.lay_out(stored.prepare(kept))
-    _require_room(experiment, manifest, layout)
+    hint = "Nothing was written. `ckpt trash --empty` and `ckpt cleanup` free space."
+    if lack := commit.lack_of_room(experiment, layout.size_bytes, "to write the weights anew", hint=hint):
+        lack.checkpoint_id = checkpoint_id
+        raise lack
 
     def write(held: HeldNext) -> Sequence[FileEntry]:
         sink = commit.Payload(held)
@@ -114,15 +115,9 @@ def droppable(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
 
     Raises what :func:`~ckpt_lib.maintenance.validate.require_loadable` raises.
     """
-    try:
-        with StoredPayload(experiment, manifest.files, verify=False) as source:
-            outline = format_named(manifest.format).inspect(source)
-    except FileNotFoundError as error:
-        raise _damaged(experiment, manifest, [missing_file(str(error.filename))]) from error
-    except CheckpointError as error:
-        error.checkpoint_id = manifest.checkpoint_id
-        error.path = experiment.location(manifest.payload_name)
-        raise
+    files = manifest.files
+    with errors_named(experiment, manifest, files), StoredPayload(experiment, files, verify=False) as source:
+        outline = format_named(manifest.format).inspect(source)
     found = tuple(key for key in RESUME_ONLY_KEYS if outline.get(key) is not None)
     return found if set(found) & set(_WORTH_DROPPING) else ()
 
@@ -139,42 +134,12 @@ def _refuse_damaged(manifest: Manifest) -> CheckpointError | None:
 
 def _read(experiment: Experiment, manifest: Manifest, stored: Format, files: Sequence[FileEntry]) -> Payload:
     """Read a payload of a checkpoint, each byte of it verified."""
-    try:
+    with errors_named(experiment, manifest, files):
         with StoredPayload(experiment, files, verify=True) as source:
             source.require_all()
             payload = stored.read(source)
         check_parts(payload, manifest)
-        return payload
-    except FileNotFoundError as error:
-        raise _damaged(experiment, manifest, [missing_file(str(error.filename))]) from error
-    except CheckpointError as error:
-        error.checkpoint_id = manifest.checkpoint_id
-        error.path = experiment.location(files[0].name)
-        raise
-
-
-def _damaged(experiment: Experiment, manifest: Manifest, damages: Collection[Damage]) -> CorruptCheckpointError:
-    experiment.check_current(manifest)  # raises when it was deleted meanwhile, which is no damage
-    return CorruptCheckpointError(
-        "the checkpoint is damaged and was not thinned: " + "; ".join(damage.message for damage in damages),
-        checkpoint_id=manifest.checkpoint_id,
-        path=experiment.location(manifest.payload_name),
-        damages=tuple(damages),
-        hint=f"`ckpt repair {manifest.checkpoint_id}` brings back what its backup holds.",
-    )
-
-
-def _require_room(experiment: Experiment, manifest: Manifest, layout: Layout) -> None:
-    free_bytes, needed_bytes = experiment.store.free_bytes(), layout.size_bytes + commit.OVERHEAD_BYTES
-    if free_bytes is not None and free_bytes < needed_bytes:
-        raise StorageFullError(
-            "there is not enough space to write the weights anew",
-            checkpoint_id=manifest.checkpoint_id,
-            path=experiment.location(),
-            expected=f"{needed_bytes} bytes",
-            got=f"{free_bytes} bytes free",
-            hint="Nothing was written. `ckpt trash --empty` and `ckpt cleanup` free space.",
-        )
+    return payload
 
 
 def _compare(wanted: Mapping[str, object], found: Payload, experiment: Experiment, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ckpt_lib.config import OnSaveFailure
@@ -122,8 +123,10 @@ class SaveTarget:
         if self._backups is None or payload_format.suffix == FOLDER_SUFFIX:
             return None
         with store_failures_logged("looking at the backup location"):
-            is_local = self._backups.store.capabilities.memory_map  # any other takes longer
-            if is_local and _free_bytes(self._backups) >= 2 * needed_bytes:
+            store = self._backups.store
+            free_bytes = store.free_bytes()
+            is_local = store.capabilities.memory_map  # any other takes longer
+            if is_local and (free_bytes is None or free_bytes >= 2 * needed_bytes):
                 return Twin(self._backups, facts.uid, payload_format.suffix)
         return None
 
@@ -156,32 +159,25 @@ class SaveTarget:
 
         Raises :class:`StorageFullError` before anything is written.
         """
-        free_bytes = _free_bytes(self.experiment)
-        if self._last_size_bytes is not None:
-            ample_bytes = _ROOMY * self._last_size_bytes + commit.OVERHEAD_BYTES
-            if free_bytes >= ample_bytes:
+        free_bytes, last_bytes = self.experiment.store.free_bytes(), self._last_size_bytes
+        if last_bytes is not None:
+            ample_bytes = _ROOMY * last_bytes + commit.OVERHEAD_BYTES
+            if free_bytes is None or free_bytes >= ample_bytes:
                 return ample_bytes
         needed_bytes = layout.size_bytes + commit.OVERHEAD_BYTES
-        if free_bytes >= needed_bytes:
+        hint = "Free some space: `ckpt cleanup` shows what may go."
+        lack = partial(commit.lack_of_room, self.experiment, layout.size_bytes, "for the checkpoint", hint=hint)
+        if (error := lack()) is None:
             return needed_bytes
-        error = StorageFullError(
-            "there is not enough space for the checkpoint",
-            path=self.experiment.location(),
-            expected=f"{needed_bytes} bytes",
-            got=f"{int(free_bytes)} bytes free",
-            hint="Free some space: `ckpt cleanup` shows what may go.",
-        )
         self.experiment.events.emit(
             "store.full",
             error.message,
             needed_bytes=needed_bytes,
-            free_bytes=int(free_bytes),
+            free_bytes=free_bytes,
             **_described(error),
         )
         self._free_space.make(needed_bytes)
-        free_bytes = _free_bytes(self.experiment)
-        if free_bytes < needed_bytes:
-            error.got = f"{int(free_bytes)} bytes free"
+        if error := lack():
             raise error
         return needed_bytes
 
@@ -264,11 +260,6 @@ class FailoverWriter:
         if len(views) == 1:
             return views[0].whole
         return list({item.uid: item for view in views for item in view.whole}.values())
-
-
-def _free_bytes(experiment: Experiment) -> float:
-    found = experiment.store.free_bytes()
-    return float("inf") if found is None else found
 
 
 def _is_degrading(error: Exception) -> bool:

@@ -17,7 +17,6 @@ from ckpt_lib.errors import (
     ConfigError,
     IntegrityError,
     NotAStoreError,
-    StorageFullError,
     StoreError,
     VersionConflictError,
 )
@@ -164,17 +163,11 @@ class Fallback:
         return any(not validate(self._home, item) for item in deleted)
 
     def _require_room(self, manifest: Manifest) -> None:
-        free_bytes = self._home.store.free_bytes()
-        needed_bytes = manifest.size_bytes + commit.OVERHEAD_BYTES
-        if free_bytes is not None and free_bytes < needed_bytes:
-            raise StorageFullError(
-                f"there is not enough space to move {manifest.checkpoint_id} to the store",
-                checkpoint_id=manifest.checkpoint_id,
-                path=self._home.location(),
-                expected=f"{needed_bytes} bytes",
-                got=f"{free_bytes} bytes free",
-                hint="It stays in the fallback folder.",
-            )
+        purpose = f"to move {manifest.checkpoint_id} to the store"
+        hint = "It stays in the fallback folder."
+        if lack := commit.lack_of_room(self._home, manifest.size_bytes, purpose, hint=hint):
+            lack.checkpoint_id = manifest.checkpoint_id
+            raise lack
 
     def _refuse_itself(self, manifest: Manifest, brought: Manifest) -> None:
         """Raise when the copy at home may be no copy: one that this library makes has a claim of its own."""

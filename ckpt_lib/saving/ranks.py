@@ -202,14 +202,14 @@ class _ToldOutcomes:
         _wait_at_exit()
         self._told.append(call)
         if len(self._told) > _KEPT:
-            with contextlib.suppress(IndexError, RuntimeError):  # it is only memory
+            with contextlib.suppress(IndexError, _error_of_store()):  # it is only memory
                 self._told.popleft().remove()
 
     def wait_until_answered(self) -> None:
         if not self._told:
             return
         last, deadline = self._told[-1], time.monotonic() + _LONGEST_EXIT_SECONDS
-        with contextlib.suppress(RuntimeError):  # the store has gone: nobody can ask any more
+        with contextlib.suppress(_error_of_store()):  # the store has gone: nobody can ask any more
             while last.is_asked_for and time.monotonic() < deadline:
                 time.sleep(_FIRST_PAUSE_SECONDS)
 
@@ -276,7 +276,7 @@ class CommonStop:
     def leave(self) -> None:
         """Say that this rank asks for nothing any more, since an error has ended its training."""
         if self._key and (ranks := _current_ranks()) is not None:
-            with contextlib.suppress(RuntimeError):  # the error that is on its way says more
+            with contextlib.suppress(_error_of_store()):  # the error that is on its way says more
                 ranks.store.add(f"{self._key}/ended", 1)
 
     def is_here(self, *, is_asked: bool) -> bool:
@@ -363,13 +363,22 @@ def _pauses(topic: str, awaited: str) -> Iterator[float]:
 
 @contextlib.contextmanager
 def _store_errors(topic: str) -> Iterator[None]:
-    """Raise :class:`RankError` where the store of the process group fails, as it does when rank 0 has ended."""
+    """Raise :class:`RankError` where the store of the process group fails, as it does when rank 0 has ended.
+
+    Other errors come through: the death of a worker of a ``DataLoader`` is raised wherever this process waits.
+    """
     try:
         yield
-    except CheckpointError:
-        raise
-    except RuntimeError as error:
-        raise _failed(topic, f"the ranks cannot reach each other: {str(error).splitlines()[0]}") from error
+    except _error_of_store() as error:
+        reason, _, _ = str(error).partition("\n")
+        raise _failed(topic, f"the ranks cannot reach each other: {reason}") from error
+
+
+def _error_of_store() -> type[Exception]:
+    """Return what the stores of process groups raise when they fail."""
+    from torch.distributed import DistError
+
+    return DistError
 
 
 def _failed(topic: str, reason: str) -> RankError:

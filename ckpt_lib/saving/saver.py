@@ -109,17 +109,18 @@ class Saver:
         self._policy.note_save()
         return handle
 
-    def save_preempted(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Save what ``state`` returns, whatever the policy says, after all saves under way."""
+    def save_preempted(self, state: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Save what ``state`` returns, unless that is ``None``, whatever the policy says, after all saves under way."""
         self._locations.events.emit("training.preempted", "a signal asked training to stop")
         self.background.wait_all()
-        try:
-            request = request_from({**state(), "force": True})
-        except TypeError as error:
-            raise ConfigError(
-                f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
-            ) from error
-        self.save(replace(request, is_interruption=True))
+        if (given := state()) is not None:
+            try:
+                request = request_from({**given, "force": True})
+            except TypeError as error:
+                raise ConfigError(
+                    f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
+                ) from error
+            self.save(replace(request, is_interruption=True))
         self._post_save.snapshot.catch_up()
         self._post_save.backups.wait()
 

@@ -22,11 +22,20 @@ _OPTIONS = (
 def advice(payload: Mapping[str, Any], named: NamedState) -> str:
     """Return the hint of an error about a state that does not fit: where the model's names are, if they are there."""
     wanted = [] if named.model_names is None else sorted(named.model_names.by_bare_name, key=len)
-    if wanted and named.naming.only is None and (place := _place_of(wanted, payload)):
+    if wanted and (place := _place_to_read(wanted, payload, named)):
         return f'The checkpoint has the names of the model below {place!r}: see only="{place}". {UNCHANGED}'
     if wanted and (submodule := _place_in(wanted, list(named.names))):
         return f"The names in the checkpoint are those of a part of the model: pass model.{submodule}. {UNCHANGED}"
     return f"{_OPTIONS} {UNCHANGED}"
+
+
+def _place_to_read(wanted: list[str], payload: Mapping[str, Any], named: NamedState) -> str | None:
+    """Return what ``only`` should be: in the whole payload or, if a part was asked for, below that."""
+    only = named.naming.only
+    if only is None:
+        return _place_of(wanted, payload)
+    place = _place_of(wanted, {stored: named.state[name] for stored, name in named.names.items()})
+    return place and f"{only}.{place}"
 
 
 def _place_of(wanted: list[str], payload: Mapping[str, Any]) -> str | None:

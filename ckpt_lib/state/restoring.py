@@ -43,7 +43,7 @@ from ckpt_lib.state.settings import (
     merge_optimizer_settings,
     merge_scheduler_settings,
 )
-from ckpt_lib.state.stateful import UNCHANGED, Names, check_stateful, parameter_names
+from ckpt_lib.state.stateful import UNCHANGED, Names, check_stateful, is_module, parameter_names
 from ckpt_lib.state.stored_state import StoredState
 from ckpt_lib.state.training_state import Part, TrainingState
 from ckpt_lib.state.undo import own_copy, way_back
@@ -120,6 +120,8 @@ def restore(
             hint = partial(advice, found.payload, named)
             changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
             report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
+        elif part.kind == "others" and is_module(part.item):
+            states[label] = named_for(part.item, states[label]).state
     report.incomplete = _load(parts, states, types, models, found.payload)
     _warn(report)
     return report

@@ -81,6 +81,23 @@ def test_terminal_output_keeps_ids_whole(store: Path, ids: list[str], columns: i
     assert (HOSTILE_TAG in output) == (columns == 200)
 
 
+@on_posix
+def test_empty_columns_give_way_first(tmp_path: Path) -> None:
+    """Without tags, their column takes no room from those that tell something, and is not called missing."""
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / "plain")), "run")
+    for epoch in (1, 2):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": 1 / epoch})
+
+    def listed(columns: int) -> list[str]:
+        _, output = run_on_terminal("list", "--store", tmp_path / "plain", columns=columns)
+        return re.sub(r"\x1b\[[\d;]*m", "", output).split()
+
+    assert {"tags", "size", "epoch", "step"} <= {*listed(200)}
+    narrow = listed(94)
+    assert {"size", "epoch"} <= {*narrow}
+    assert "tags" not in narrow
+
+
 @pytest.fixture
 def wide_store(tmp_path: Path) -> tuple[Path, list[str]]:
     """A store and its ids: many metrics, one with a long name and one of text, and steps of eight digits."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.names import CheckpointId
 from tests.cli.running import HOSTILE_TAG, payload, run, run_json
 from tests.helpers import flip_bit
 
@@ -107,7 +111,28 @@ def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
     shown += run("show", ids[1], store=store, code=2).stderr
     assert "`ckpt undelete" in shown
     assert "Did you mean" not in shown
-    assert "Did you mean" in run("show", ids[1][:-1], store=store, code=2).stderr
+    assert "Did you mean" in run("show", ids[2][:-1], store=store, code=2).stderr
+
+
+def test_runs_are_told_apart(store: Path, ids: list[str]) -> None:
+    """`show` tells the run, which `--where` takes; `list` as soon as there are several."""
+    run_id = run_json("show", ids[0], store=store)["run_id"]
+    assert re.search(rf"^run +{run_id}$", run("show", ids[0], store=store).stdout, re.MULTILINE)
+    assert run_id not in run("list", store=store).stdout
+    config = CheckpointConfig(checkpoint_dir=str(store))
+    CheckpointManager(config, "digits", run_id="second").save_checkpoint(model=nn.Linear(1, 1), epoch=4)
+    lines = run("list", store=store).stdout.splitlines()
+    assert [("second" in line, run_id in line) for line in lines[1:]] == [(False, True)] * 3 + [(True, False)]
+    assert run("list", "--where", "run_id=second", store=store).stdout.count("checkpoint_") == 1
+
+
+def test_only_a_close_id_is_suggested(store: Path, ids: list[str]) -> None:
+    """A typing error is, wherever it is; an id of another epoch that looks much the same is not."""
+    later = CheckpointId.parse(ids[1])
+    for close in (ids[1].replace("_epoch_0002", "_epoch_0020"), ids[1].replace("checkpoint", "chekpoint")):
+        assert f"Did you mean '{ids[1]}'?" in " ".join(run("show", close, store=store, code=2).stderr.split())
+    for other in (replace(later, epoch=7, step=70), replace(later, epoch=7, step=70, suffix=1)):
+        assert "Did you mean" not in run("show", str(other), store=store, code=2).stderr
 
 
 def test_show_warns_of_a_missing_payload(store: Path, ids: list[str]) -> None:
@@ -135,6 +160,36 @@ def test_list_shows_backups_that_are_all_that_is_left(store: Path, ids: list[str
     listed = run_json("list", "--backups", "--experiment", "digits", store=store, env=env)
     assert [item["checkpoint_id"] for item in listed["checkpoints"]] == ids
     assert run("list", "--backups", "--experiment", "gone", store=store, env=env, code=2).stdout == ""
+
+
+@pytest.mark.parametrize("lost", ["experiment", "store", "disk", "checkpoints"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_lost_checkpoints_are_not_shown_as_none(
+    store: Path, ids: list[str], tmp_path: Path, lost: str, is_named: bool
+) -> None:
+    """`list` and `show` fail, and name the command that lists the backups, which does."""
+    shutil.move(store / "digits" / "backups", tmp_path / "elsewhere" / "digits")
+    env = {"CKPT_BACKUP_DIR": str(tmp_path / "elsewhere")}
+    if lost == "checkpoints":
+        shutil.move(tmp_path / "elsewhere" / "digits", store / "digits" / "backups")
+        env = {}
+        for path in (store / "digits").glob("checkpoint_*.*"):
+            path.unlink()
+    elif lost == "disk":
+        shutil.rmtree(store)
+    else:
+        shutil.rmtree(store / "digits")
+        if lost == "store":
+            shutil.rmtree(store)
+            store.mkdir()
+    name = ["--experiment", "digits"] if is_named else []
+    for command in (["list"], ["show", "latest"]):
+        error = run_json(*command, *name, store=store, env=env, code=2)["error"]
+        assert "`ckpt list --backups" in error["hint"]
+        printed = " ".join(run(*command, *name, store=store, env=env, code=2).stderr.split())
+        (proposed,) = re.findall(r"`ckpt (list --backups[^`]*)`", printed)
+        listed = run_json(*proposed.split(), store=store, env=env)["checkpoints"]
+        assert [item["checkpoint_id"] for item in listed] == ids
 
 
 # --- analysing ---

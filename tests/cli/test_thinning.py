@@ -34,13 +34,16 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     assert "2 checkpoints thinned" in result.stderr
     assert "ckpt thin --undo" in result.stderr
     assert "weights only" in run("list", store=store).stdout
-    assert "only its weights are left" in run("show", first, store=store).stderr
+    shown = " ".join(run("show", first, store=store).stderr.split())
+    assert "only its weights are left" in shown
+    assert f"`ckpt thin --undo {first}`" in shown
     assert "2 other checkpoints in the trash" in run("trash", store=store).stderr
     assert "everything" in run("thin", "--undo", first, store=store).stdout
     assert run_json("thin", second, store=store)["checkpoints"][0]["is_thinned"] is True
     assert set(run_json("trash", store=store)["dropped_bytes"]) == {first, second}
     assert "freed" in run("trash", "--empty", "--yes", store=store).stderr
     assert run_json("trash", store=store)["dropped_bytes"] == {}
+    assert f"`ckpt restore {second}`" in " ".join(run("show", second, store=store).stderr.split())
     assert "has been removed" in run("thin", "--undo", second, store=store, code=2).stderr
     assert run_json("restore", second, store=store)
     assert run_json("show", second, store=store)["is_thinned"] is False

@@ -72,14 +72,28 @@ def test_an_added_metric_counts_at_every_door(make_manager: MakeManager) -> None
 
 
 def test_the_same_value_again_changes_nothing(manager: CheckpointManager) -> None:
-    """Not a byte of the store, whoever measured it: an evaluation that runs twice has one result."""
-    saved = save(manager, 1, metrics={"val_loss": 0.5, "nan": math.nan, "note": "x", "none": None})
-    manager.add_metrics(saved, {"accuracy": 0.91, "inf": math.inf}, source=EVAL)
-    before = snapshot(Path(manager.config.checkpoint_dir))
+    """Not a byte of the store: an evaluation that runs twice has one result."""
+    saved = save(manager, 1, metrics={"val_loss": 0.5})
     same = {"accuracy": 0.91, "inf": math.inf, "nan": math.nan, "note": "x", "none": None, "val_loss": 0.5}
-    for source in (EVAL, OTHER):
-        manager.add_metrics(saved, same, source=source, replace=source == OTHER)
+    manager.add_metrics(saved, same, source=EVAL)
+    before = snapshot(Path(manager.config.checkpoint_dir))
+    for replace in (False, True):
+        manager.add_metrics(saved, same, source=EVAL, replace=replace)
     assert snapshot(Path(manager.config.checkpoint_dir)) == before
+
+
+def test_the_same_value_from_another_source_is_noted(manager: CheckpointManager) -> None:
+    """The values stay, and it is known who has measured them; else an evaluation would be made again and again."""
+    saved = save(manager, 1, metrics={"val_loss": 0.5, "nan": math.nan})
+    manager.add_metrics(saved, {"accuracy": 0.91}, source=EVAL)
+    before = manager.get_checkpoint(saved).metrics
+    found = manager.add_metrics(saved, {"accuracy": 0.91, "val_loss": 0.5, "nan": math.nan}, source=OTHER)
+    assert repr(found.metrics) == repr(before)
+    assert [(item.name, item.source) for item in found.added_metrics] == [
+        ("accuracy", EVAL),
+        *(("val_loss", None), ("nan", None)),
+        *(("accuracy", OTHER), ("val_loss", OTHER), ("nan", OTHER)),
+    ]
 
 
 @pytest.mark.parametrize("value", [0.92, math.nan, "0.91", None])
@@ -181,7 +195,7 @@ def test_a_manifest_has_room_for_so_many_additions() -> None:
 
 
 def test_additions_at_once_all_survive(make_manager: MakeManager) -> None:
-    """Of different metrics by different processes, each is there with its source; of one value given twice, one."""
+    """Of different metrics by different processes, each is there with its source; of one value, each source."""
     manager = make_manager()
     saved = save(manager, 1)
     managers = [make_manager() for _ in range(8)]
@@ -194,7 +208,7 @@ def test_additions_at_once_all_survive(make_manager: MakeManager) -> None:
         )
     found = history(manager, saved)
     assert sorted(item for item in found if item[0] != "same") == [(f"m{n}", n, f"s{n}") for n in range(8)]
-    assert len([item for item in found if item[0] == "same"]) == 1
+    assert sorted(item for item in found if item[0] == "same") == [("same", 1, f"s{n}") for n in range(8)]
     assert backup_manifest(manager, saved)["metrics"] == manager.get_checkpoint(saved).metrics
 
 

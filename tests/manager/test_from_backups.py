@@ -106,7 +106,7 @@ def test_two_processes_go_on_from_a_backup_bit_for_bit(vault: Vault) -> None:
 
 @pytest.mark.parametrize("name", ["latest", "best", "first"])
 def test_names_and_ids_are_found_among_the_backups(vault: Vault, name: str) -> None:
-    """On an empty disk, what is asked for by a keyword, a tag or an id comes back, and that alone."""
+    """On an empty disk, what is asked for by a keyword, a tag or an id comes back, and with it the best alone."""
     manager = vault.manager()
     saved = [
         save(manager, epoch, loss, tags=tags) for epoch, loss, tags in [(1, 0.5, ["first"]), (2, 0.1, []), (3, 0.3, [])]
@@ -116,8 +116,47 @@ def test_names_and_ids_are_found_among_the_backups(vault: Vault, name: str) -> N
     again = vault.manager()
     assert again.list_checkpoints() == []
     assert loaded_id(again, name) == wanted
-    assert ids(again) == [wanted]
+    assert ids(again) == sorted({wanted, saved[1]})
     assert loaded_id(again, saved[0]) == saved[0]
+
+
+@pytest.mark.parametrize("is_all_lost", [True, False])
+def test_the_best_counts_after_a_lost_disk(vault: Vault, is_all_lost: bool) -> None:
+    """A better checkpoint that only the backups have comes back with the one that is resumed from."""
+    manager = vault.manager()
+    saved = [save(manager, epoch, loss) for epoch, loss in [(1, 0.4), (2, 0.1), (3, 0.3)]]
+    if is_all_lost:
+        vault.lose_disk()
+    else:
+        for path in (payload_path(manager, saved[1]), manifest_path(manager, saved[1])):
+            path.unlink()
+    again = vault.manager()
+    assert resumed_id(again) == saved[2]
+    best = again.get_best_checkpoint()
+    assert best is not None
+    assert best.checkpoint_id == loaded_id(again, "best") == saved[1]
+    assert not again.get_checkpoint(save(again, 4, 0.2)).is_best
+    assert ids(again)[:-1] == (saved[1:] if is_all_lost else saved)
+    assert all(again.validate_all())
+
+
+@pytest.mark.parametrize("why", ["damaged", "deleted"])
+def test_a_better_backup_that_cannot_count_is_told_or_left(
+    vault: Vault, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on, and the best is the best of the others."""
+    manager = vault.manager()
+    saved = [save(manager, epoch, loss) for epoch, loss in [(1, 0.2), (2, 0.1), (3, 0.3)]]
+    if why == "damaged":
+        flip_bit(vault.payload(saved[1]), 200)
+    else:
+        manager.delete_checkpoint(saved[1])
+    vault.lose_disk()
+    again = vault.manager()
+    assert again.resume() is not None
+    assert loaded_id(again, "best") == saved[0]
+    told = f"{saved[1]}, the best checkpoint, is in the backups alone" in caplog.text
+    assert told == (why == "damaged")
 
 
 def test_a_save_after_a_lost_disk_is_the_newest(vault: Vault) -> None:
@@ -313,8 +352,9 @@ def test_backups_of_another_run_are_not_taken_for_its_own(vault: Vault, tmp_path
     """Two stores that share a backup location and a name: each run goes on from its own, and says what it left."""
     mine = save(vault.manager(), 1)
     other = vault.manager(checkpoint_dir=str(tmp_path / "other"))
-    theirs = [save(other, epoch) for epoch in (7, 8)]
+    theirs = [save(other, epoch, 0.1) for epoch in (7, 8)]
     resumed = vault.manager().resume()
+    assert loaded_id(vault.manager(), "best") == mine
     assert resumed is not None
     assert resumed["checkpoint_id"] == mine
     assert {item["checkpoint_id"] for item in resumed["passed_over"]} == set(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -155,6 +157,42 @@ def test_a_failed_commit_is_told(config: CheckpointConfig, monkeypatch: pytest.M
     assert run.state is not None
     assert run.state.is_failed()
     assert saved_ids(config) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_before_a_save_saves_once(
+    config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The save that the loop makes then is the last one; where it fails, another one is tried."""
+    real = LocalStore.open_write
+
+    def fail_once(store: LocalStore, *given: Any, **options: Any) -> Any:
+        monkeypatch.setattr(LocalStore, "open_write", real)
+        raise StoreError("the disk is broken")
+
+    def body() -> None:
+        model = nn.Linear(2, 2)
+        with checkpointing(config, EXPERIMENT, TrainingState(model=model)) as checkpoints:
+            for _ in checkpoints.epochs(3):
+                checkpoints.count_step()
+                if checkpoints.epoch == 2:
+                    checkpoints.manager.flush()
+                    signal.raise_signal(signal.SIGTERM)
+                    if fails:
+                        monkeypatch.setattr(LocalStore, "open_write", fail_once)
+                checkpoints.save()
+
+    earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which Prefect sends once more at the end
+    try:
+        with pytest.raises(TerminationSignal):
+            run_flow(body)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    manager = CheckpointManager(config, EXPERIMENT)
+    assert [(item.epoch, item.step, item.epoch_finished) for item in manager.list_checkpoints()] == [
+        (1, 1, True),
+        (2, 2, True),
+    ]
 
 
 def test_a_policy_that_says_no_makes_no_task_run(config: CheckpointConfig) -> None:

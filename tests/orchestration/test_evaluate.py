@@ -83,6 +83,16 @@ def test_a_second_run_changes_nothing(config: CheckpointConfig, first: str, monk
     assert snapshot(Path(config.checkpoint_dir)) == before
 
 
+def test_what_changes_no_value_is_evaluated_once(
+    config: CheckpointConfig, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that finds what the save or another source has recorded is known to have been made."""
+    CheckpointManager(config, EXPERIMENT).add_metrics(first, {"accuracy": 0.95}, source="eval/other")
+    assert evaluated(config).metrics["accuracy"] == 0.95
+    monkeypatch.setattr(evaluators, "accuracy", lambda payload, **_: pytest.fail("evaluated again"))
+    assert evaluated(config).tags == ("first", "promoted")
+
+
 @pytest.mark.parametrize("step", ["add_metrics", "validate_checkpoint", "tag_checkpoint", "report_evaluation"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_that_ends_anywhere_is_run_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -193,8 +194,58 @@ def leave(manager: CheckpointManager, rank: int) -> Any:
     return manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
 
 
+def readers(manager: CheckpointManager, rank: int) -> Any:
+    """A checkpoint is damaged, then lost; rank 1 loads it before rank 0 has brought it back, and then all resume."""
+    model = _model(1)
+    saved = manager.save_checkpoint(model=model, epoch=1)
+    folder = Path(manager.config.checkpoint_dir, manager.experiment_name)
+    payload, manifest = folder / f"{saved}.pt", folder / f"{saved}.json"
+    found: list[Any] = []
+    for lose in (lambda: payload.write_bytes(bytes(100)), lambda: (payload.unlink(), manifest.unlink())):
+        if rank == 0:
+            lose()
+        distributed.barrier()
+        if rank == 1:
+            before, other = _files(folder), nn.Linear(3, 2)
+            own = CheckpointManager(manager.config, manager.experiment_name)
+            assert own.load_checkpoint(saved or "", other)["checkpoint_id"] == saved
+            assert _first_weight(other) == _first_weight(model)
+            resumed = own.resume()
+            assert resumed is not None
+            found += [resumed["checkpoint_id"] == saved, _files(folder) == before]
+        distributed.barrier()
+        own = CheckpointManager(manager.config, manager.experiment_name)
+        assert own.resume(_model(3)) is not None
+        found.append(bool(own.validate_checkpoint(saved or "")))
+        distributed.barrier()
+    return found
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def worker(manager: CheckpointManager, rank: int) -> Any:
+    """A worker of rank 1's data loader is killed while that rank waits for rank 0."""
+    loader = DataLoader(list(range(100)), num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
+    batches = iter(loader)
+    next(batches)
+    distributed.barrier()
+    error = ""
+    if rank == 0:
+        time.sleep(1)
+    else:
+        killer = threading.Timer(0.3, batches._workers[0].kill)  # type: ignore[attr-defined]
+        killer.start()
+    try:
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    except RuntimeError as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    return error
+
+
 RUNS: dict[str, Callable[[CheckpointManager, int], Any]] = {
-    run.__name__: run for run in (save, fail, apart, positions, zero, preempted, alone, leave)
+    run.__name__: run for run in (save, fail, apart, positions, zero, preempted, alone, leave, readers, worker)
 }
 
 

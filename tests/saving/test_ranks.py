@@ -99,6 +99,20 @@ def test_a_call_that_rank_zero_does_not_make_ends_with_an_error(tmp_path: Path) 
     assert "rank_zero_saves=False" in error
 
 
+def test_the_death_of_a_worker_is_not_blamed_on_rank_zero(tmp_path: Path) -> None:
+    """PyTorch raises it in whatever the main thread does then, such as waiting for rank 0: it comes through."""
+    saved, error = run_ranks("worker", tmp_path)
+    assert saved == ""
+    assert error.startswith("RuntimeError: DataLoader worker")
+
+
+def test_rank_zero_alone_brings_back_what_is_damaged_or_lost(tmp_path: Path) -> None:
+    """Another rank loads it from its backup, and writes nothing: neither by its id nor while it resumes."""
+    first, second = run_ranks("readers", tmp_path)
+    assert first == [True, True]
+    assert second == [True] * 6
+
+
 def test_rank_zero_stays_until_all_have_heard(tmp_path: Path) -> None:
     """The process that serves the others ends when they have the outcome of the last save."""
     first, second = run_ranks("leave", tmp_path, over_network=True)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, StateMismatchError
@@ -253,6 +254,24 @@ def test_a_part_of_a_wrapped_model_and_of_other_state(manager: CheckpointManager
     renamed_part = net(3, "first", "end")
     manager.load_checkpoint(model=renamed_part, only="model_state_dict.encoder", key_map={"last": "end"})
     assert is_equal(values(renamed_part), values(nested(1).encoder))
+
+
+def test_weights_beside_the_model_are_found(manager: CheckpointManager) -> None:
+    """Each error on the way names what to ask for next, and the last answer loads."""
+    averaged = AveragedModel(nn.DataParallel(nested(3)))
+    manager.save_checkpoint(model=nested(1), epoch=1, others={"ema": averaged})
+    target = nested(2)
+    for only, hint in (
+        ("ema", "Did you mean 'others.ema'"),
+        ("ema.module", "Did you mean 'others.ema.module'"),
+        ("others", 'only="others.ema.module.module"'),
+        ("others.ema", 'only="others.ema.module.module"'),
+    ):
+        with pytest.raises(CheckpointError, match=hint):
+            manager.load_checkpoint(model=target, only=only)
+    assert is_equal(values(target), values(nested(2)))
+    manager.load_checkpoint(model=target, only="others.ema.module.module")
+    assert is_equal(values(target), values(nested(3)))
 
 
 @pytest.mark.parametrize(

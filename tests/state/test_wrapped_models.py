@@ -196,6 +196,26 @@ def test_averaged_weights_are_not_the_model(make_manager: MakeManager) -> None:
     assert is_equal(values(wrapped), values(averaged))
 
 
+@pytest.mark.parametrize("loaded", WRAPS)
+@pytest.mark.parametrize("saved", ["plain", "distributed, compiled"])
+def test_modules_beside_the_model_load_across_wraps(make_manager: MakeManager, saved: str, loaded: str) -> None:
+    """Also averaged weights of a wrapped model, whose levels are in the middle of the names."""
+
+    def others(seed: int, wrap: Wrap) -> dict[str, nn.Module]:
+        torch.manual_seed(seed)
+        return {"teacher": wrap(Net()), "ema": AveragedModel(wrap(Net()))}
+
+    manager, before, after = make_manager(), others(1, WRAPS[saved]), others(2, WRAPS[loaded])
+    model = nn.Linear(1, 1)
+    manager.save_checkpoint(model=model, epoch=1, others=before)
+    assert manager.resume(model, others=after) is not None
+    for name in before:
+        assert is_equal(values(after[name]), values(before[name]))
+    plain_model = Net()
+    manager.load_checkpoint(model=plain_model, only="others.ema.module")
+    assert is_equal(values(plain_model), values(before["ema"])[1:])
+
+
 def test_a_wrapper_is_not_invented(make_manager: MakeManager) -> None:
     """A model with a submodule ``module`` takes no state without that level, for it has no wrapper."""
     manager = make_manager(backup_checkpoints=False)
