@@ -14,6 +14,7 @@ from tests.resuming.setups import SETUPS
 from tests.torture.runner import memory_folder
 
 KILLS = 3
+MANY_KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,16 @@ def trainings(folder: Path) -> Iterator[Trainings]:
     found.close()
 
 
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.servers)])
 @pytest.mark.parametrize("name", SETUPS)
-def test_a_killed_training_ends_like_one_that_was_not(trainings: Trainings, folder: Path, name: str) -> None:
+def test_a_killed_training_ends_like_one_that_was_not(
+    trainings: Trainings, folder: Path, name: str, kills: int
+) -> None:
     """Weights, optimizer, every generator, position in the data and the sequence of batches are equal at the end."""
-    whole = trainings.to_the_end(name, folder / f"{name} whole")
-    (folder / f"{name} killed").mkdir()
-    trainings.killed(name, folder / f"{name} killed", KILLS, whole, random.Random(name))
+    place = folder / f"{name} {kills}"
+    place.mkdir()
+    whole = trainings.to_the_end(name, place / "whole")
+    series = trainings.killed(name, place, kills, whole, random.Random(f"{name} {kills}"))
+    assert series.wrong == []
+    assert series.kills >= kills
+    assert series.is_proof
