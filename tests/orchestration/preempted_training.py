@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_lib import CheckpointConfig, ResumableLoader, TrainingState
 from prefect_checkpoints.tasks import checkpointing
-from tests.resuming.setups import digests_of
+from tests.resuming.digests import digests_of
 
 EPOCHS, BATCHES = 4, 8
 SAVE_EVERY = 3
@@ -45,4 +45,5 @@ def slow_training(checkpoints: CheckpointConfig, result: str, pause_seconds: flo
                 if run.step % SAVE_EVERY == 0:
                     run.save()
             run.save({"val_loss": 1.0 / run.epoch})
-    Path(result).write_text(json.dumps({"steps": steps, "digests": digests_of(state)}))
+    digests = digests_of(model=model, optimizer=optimizer, loader=loader)
+    Path(result).write_text(json.dumps({"steps": steps, "digests": digests}))

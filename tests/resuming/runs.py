@@ -15,8 +15,9 @@ from tests.resuming.setups import EXPERIMENT, SETUPS, Setup, config_of
 
 _SERVER = "from tests.resuming.server import serve; serve()"
 _KILLED = (-signal.SIGPROF, -signal.SIGKILL)
-_MOST_STEPS = 2.0
-"""The longest time from the step at which a kill is due to the kill, in the time that a step takes."""
+
+Moment = tuple[int | None, float]
+"""A step, or the begin, and the processor time from there on."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,20 @@ class Finished:
 
 @dataclass
 class Series:
-    """What came of killing trainings of one kind."""
+    """Trainings of one kind that are killed, and what came of it."""
 
-    setup: Setup
+    name: str
+    whole: Finished
+    """One that nothing killed."""
+    chance: random.Random
     kills: int = 0
     resumed: list[int] = field(default_factory=list)
     """The steps from which trainings went on, whose further checkpoints the ends that were compared came from."""
     wrong: list[str] = field(default_factory=list)
+
+    @property
+    def setup(self) -> Setup:
+        return SETUPS[self.name]
 
     @property
     def mid_epoch(self) -> int:
@@ -51,62 +59,76 @@ class Series:
         """
         return bool(self.mid_epoch if self.setup.save_every else self.resumed)
 
+    def moment(self, saved: int | None) -> Moment:
+        """Draw when to kill one that has saved so many steps: at a step to come, or before any.
+
+        As long as there is no proof, it is killed after its first save and, where that is in an epoch, in the same.
+        """
+        setup, now = self.setup, saved or 0
+        steps = range(now, max(now + 1, setup.steps))
+        if not self.is_proof and saved is None:
+            steps = range(setup.save_every, setup.batches) if setup.save_every else range(setup.batches, setup.steps)
+        step = self.chance.choice(steps)
+        seconds = self.chance.uniform(0, self.whole.cpu_seconds / setup.steps)
+        return (None if step == now else step), seconds
+
+    def compare(self, number: int, found: list[dict[str, str]]) -> None:
+        """Note what a training has at its end that the whole one has not."""
+        for rank, (digests, expected) in enumerate(zip(found, self.whole.digests, strict=True)):
+            parts = [part for part in digests | expected if digests.get(part) != expected.get(part)]
+            if parts:
+                self.wrong.append(f"{self.name}, training {number}, rank {rank}: {', '.join(parts)} are not the same")
+
 
 @dataclass
 class Trainings:
     """Trains in new processes. Loading PyTorch takes longer than each training, so it is loaded once."""
 
     folder: Path
+    """Of their own."""
 
     def __post_init__(self) -> None:
-        self._server = start_python(_SERVER, self.folder)
+        self._server = start_python(_SERVER, self.folder / "first")
         assert self._answer() == "ready\n"
 
-    def to_the_end(self, name: str, folder: Path) -> Finished:
+    def killed(self, name: str, times: int, seed: str) -> Series:
+        """Train again and again, killed at ``times`` moments in all and resumed after each; compare each end.
+
+        More often where that is needed for a proof.
+        """
+        folder = self.folder / f"{name} {seed}"
+        folder.mkdir()
+        series, number = Series(name, self._whole(name, folder / "whole"), random.Random(seed)), 0
+        while series.kills < times or not (series.is_proof or series.wrong):
+            number += 1
+            assert number <= 10 + 2 * times, f"after {number} trainings, {series.kills} kills, {series.resumed}"
+            self._kill_until_ended(series, times, folder / str(number))
+            series.compare(number, _digests(folder / str(number)))
+        return series
+
+    def _whole(self, name: str, folder: Path) -> Finished:
         """Train without an interruption."""
         is_done, cpu_seconds = self._run(name, folder, None)
         assert is_done
         return Finished(_digests(folder), cpu_seconds)
 
-    def killed(self, name: str, folder: Path, times: int, whole: Finished, chance: random.Random) -> Series:
-        """Train again and again, killed at ``times`` moments in all and resumed after each; compare with ``whole``.
-
-        More often where that is needed for a proof.
-        """
-        series, number = Series(SETUPS[name]), 0
-        while series.kills < times or not (series.is_proof or series.wrong):
-            number += 1
-            assert number <= 10 + 2 * times, f"after {number} trainings, {series.kills} kills, {series.resumed}"
-            place = folder / str(number)
-            self._kill_until_ended(name, place, times, whole, chance, series)
-            for rank, (found, expected) in enumerate(zip(_digests(place), whole.digests, strict=True)):
-                parts = [part for part in expected if found.get(part) != expected[part]]
-                if parts or found.keys() != expected.keys():
-                    series.wrong.append(f"{name}, training {number}, rank {rank}: {', '.join(parts)} are others")
-        return series
-
-    def _kill_until_ended(
-        self, name: str, place: Path, times: int, whole: Finished, chance: random.Random, series: Series
-    ) -> None:
-        """Train in one folder to the end."""
-        saved, resumed, is_done, own_kills = None, set(), False, 0
+    def _kill_until_ended(self, series: Series, times: int, place: Path) -> None:
+        """Train in one folder to the end, with at least one kill and no more than are left."""
+        saved, resumed, is_done, kills = None, set(), False, 0
         while not is_done:
-            is_enough = own_kills > 0 and series.kills >= times
-            moment = None if is_enough else _moment(series, saved, whole, chance)
-            is_done, _ = self._run(name, place, moment)
-            own_kills += not is_done
+            is_enough = kills > 0 and series.kills >= times
+            is_done, _ = self._run(series.name, place, None if is_enough else series.moment(saved))
+            kills += not is_done
             series.kills += not is_done
             begun = list(_begun(place))
             if any(step != saved for step in begun):
-                series.wrong.append(f"{name}: ranks went on from steps {begun}, and saved was {saved}")
+                series.wrong.append(f"{series.name}: it went on from steps {begun}, and step {saved} was saved")
             if saved is not None and begun:
                 resumed.add(saved)
             saved = newest_step(place)
         series.resumed += resumed
 
-    def _run(
-        self, name: str, folder: Path, moment: tuple[int | None, float] | None
-    ) -> tuple[bool, float]:
+    def _run(self, name: str, folder: Path, moment: Moment | None) -> tuple[bool, float]:
         """Return whether the training came to its end, and its processor time. Fails when nothing killed it."""
         for path in folder.parent.glob(f"{folder.name}.begun.*"):
             path.unlink()
@@ -125,20 +147,8 @@ class Trainings:
         return answer
 
     def close(self) -> str:
+        """End the process; return what was said on stderr."""
         return str(self._server.communicate(timeout=60)[1])
-
-
-def _moment(
-    series: Series, saved: int | None, whole: Finished, chance: random.Random
-) -> tuple[int | None, float]:
-    """Draw when to kill: at a step to come, or before any. As long as nothing was resumed, not before the first save.
-    """
-    setup, lowest = series.setup, saved or 0
-    if not series.is_proof and saved is None:
-        lowest = setup.save_every or setup.batches
-    step = chance.randint(lowest, max(lowest, setup.steps - 1))
-    seconds = chance.uniform(0, _MOST_STEPS * whole.cpu_seconds / setup.steps)
-    return (None if step == (saved or 0) else step), seconds
 
 
 def newest_step(folder: Path) -> int | None:

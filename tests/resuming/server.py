@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -14,16 +15,14 @@ import sys
 import traceback
 from pathlib import Path
 
-import ckpt_lib.formats.torch.format
-import ckpt_lib.manager
 import torch
-import torchdata.stateful_dataloader  # noqa: F401
 
 from tests.resuming.setups import SETUPS, train
 
 HUNG_SECONDS = 100
 """After that, a training tells where each of its threads stands, and ends."""
 _LEAST_SECONDS = 1e-6
+_IMPORTED_LATE = ("ckpt_lib.manager", "ckpt_lib.formats.torch.format", "torchdata.stateful_dataloader")
 
 
 class Killed:
@@ -51,6 +50,8 @@ class Killed:
 def serve() -> None:
     """Answer requests until there are no more."""
     torch.set_num_threads(1)  # a forked process has no threads, and would wait for them
+    for module in _IMPORTED_LATE:
+        importlib.import_module(module)
     train(SETUPS["averaged weights"], Path(sys.argv[1]))  # loads what is loaded at first use
     print("ready", flush=True)
     for number, line in enumerate(sys.stdin):

@@ -106,7 +106,7 @@ SETUPS = {
     "torchdata, two workers": Setup(workers=2, stateful=True),
     "mixed precision": Setup(amp=True),
     "averaged weights": Setup(ema=True, background=True),
-    "two processes": Setup(distributed=True, workers=1),
+    "two processes": Setup(distributed=True, workers=1, save_every=2),
 }
 
 
