@@ -59,18 +59,18 @@ class Series:
         """
         return bool(self.mid_epoch if self.setup.save_every else self.resumed)
 
-    def moment(self, saved: int | None) -> Moment:
-        """Draw when to kill one that has saved so many steps: at a step to come, or before any.
+    def moment(self, saved: int | None) -> Moment | None:
+        """Draw when to kill one that has saved so many steps: up to two intervals later. ``None`` is not at all.
 
         As long as there is no proof, it is killed after its first save and, where that is in an epoch, in the same.
         """
         setup, now = self.setup, saved or 0
-        steps = range(now, max(now + 1, setup.steps))
-        if not self.is_proof and saved is None:
-            steps = range(setup.save_every, setup.batches) if setup.save_every else range(setup.batches, setup.steps)
-        step = self.chance.choice(steps)
-        seconds = self.chance.uniform(0, self.whole.cpu_seconds / setup.steps)
-        return (None if step == now else step), seconds
+        interval = setup.save_every or setup.batches
+        is_first = not self.is_proof and saved is None
+        last = setup.batches - 1 if is_first and setup.save_every else now + 2 * interval
+        step = self.chance.randint(interval if is_first else now, last)
+        seconds = self.chance.uniform(0, self.whole.cpu_seconds / setup.steps / 2)
+        return None if step >= setup.steps else (None if step == now else step, seconds)
 
     def compare(self, number: int, found: list[dict[str, str]]) -> None:
         """Note what a training has at its end that the whole one has not."""

@@ -205,6 +205,11 @@ class Training:
         self.scaler.update()
         self.average.update_parameters(self.model)
 
+    def end_epoch(self) -> None:
+        with warnings.catch_warnings():  # that no optimizer has stepped: not in this process, after the first epoch
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
+
     def digests(self) -> dict[str, str]:
         if self.setup.distributed:  # before each step, ranks take over the buffers of rank 0; so they do after the last
             for buffer in self.model.buffers():
@@ -240,7 +245,7 @@ def train(setup: Setup, folder: Path, watcher: Watcher | None = None) -> dict[st
             step += 1
             if setup.save_every and step % setup.save_every == 0:
                 save(state, epoch=epoch, step=step)
-        training.scheduler.step()
+        training.end_epoch()
         save(state, epoch=epoch, step=step)
     manager.close()
     return training.digests()
