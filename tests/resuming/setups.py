@@ -99,7 +99,7 @@ class Setup:
 
 
 SETUPS = {
-    "plain loop": Setup(shuffle=False, save_every=0),
+    "plain loop": Setup(own_order=True, save_every=0),
     "mid-epoch saves": Setup(shuffle=False),
     "shuffling, no workers": Setup(own_order=True),
     "shuffling, two workers": Setup(workers=2),
