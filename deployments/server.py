@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 HOME = Path(__file__).resolve().parent.parent / ".prefect"
 _SERVER_SETTINGS = ("PREFECT_SERVER_", "PREFECT_API_", "PREFECT_UI_", "PREFECT_CLOUD_", "PREFECT_PROFILE")
-SECONDS_TO_START = 90.0
+SECONDS_TO_START = 300.0  # reached only when something is wrong: a busy machine takes a minute
 SECONDS_TO_STOP = 15.0
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,12 @@ class Run:
         return [item for item in processes_of(self.request) if b"\0RANK=" in environ(item)]
 
     def check_end(self, kills: int) -> None:
-        """Everything was trained, at most one interval and the step under way twice for each kill, to the same end."""
+        """All was trained to the same end, at most one interval twice for each of so many kills; no process is left."""
         steps = self.trained_steps()
         assert set(steps) == set(range(1, self.last_step + 1))
-        assert len(steps) - self.last_step <= kills * SAVE_EVERY
+        repeated = [last - step + 1 for last, step in pairwise(steps) if step != last + 1]
+        assert len(repeated) <= kills, repeated
+        assert all(1 <= count <= SAVE_EVERY for count in repeated), repeated
         state = self.manager.load_checkpoint("latest")["model_state_dict"]
         expected = trained(self.last_step)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())

@@ -1,10 +1,12 @@
-"""A training flow that takes its time, for tests that stop its process in the middle of an epoch."""
+"""A training flow that waits in the middle of an epoch, for tests that stop its process there."""
 
 # Without `from __future__ import annotations`: Prefect sends flows to processes that do not import this module.
 
 import json
+import os
 import random
-import time
+import select
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_lib import CheckpointConfig, ResumableLoader, TrainingState
 from prefect_checkpoints.tasks import checkpointing
-from tests.resuming.setups import digests_of
+from tests.resuming.digests import digests_of
 
 EPOCHS, BATCHES = 4, 8
 SAVE_EVERY = 3
+MIDDLE = 13
+"""A step in the middle of the second epoch, after a save in it."""
+WAITING_SECONDS = 120
 
 
 @flow
-def slow_training(config: CheckpointConfig, result: str, pause_seconds: float = 0.1) -> None:
-    """Train, save every third step, and write at the end the steps of the last attempt and digests of all there is."""
+def slow_training(config: CheckpointConfig, result: str, wait_at_step: int = 0) -> None:
+    """Train, save every third step, and write at the end the steps of the last attempt and digests of all there is.
+
+    In a step, it may wait for a signal.
+    """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -39,10 +47,26 @@ def slow_training(config: CheckpointConfig, result: str, pause_seconds: float = 
                 optimizer.zero_grad()
                 torch.autograd.backward(model(batch).square().mean())
                 optimizer.step()
-                time.sleep(pause_seconds)
                 steps.append(run.step + 1)
+                if steps[-1] == wait_at_step:
+                    _wait_for_signal(Path(f"{result}.waits"))
                 run.count_step()
                 if run.step % SAVE_EVERY == 0:
                     run.save()
             run.save({"val_loss": 1.0 / run.epoch})
-    Path(result).write_text(json.dumps({"steps": steps, "digests": digests_of(state)}))
+    digests = digests_of(model=model, optimizer=optimizer, loader=loader)
+    Path(result).write_text(json.dumps({"steps": steps, "digests": digests}))
+
+
+def _wait_for_signal(told: Path) -> None:
+    """Create a file, and wait until a signal has been handled."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    earlier = signal.set_wakeup_fd(writing)
+    try:
+        told.touch()
+        select.select([reading], [], [], WAITING_SECONDS)
+    finally:
+        signal.set_wakeup_fd(earlier)
+        os.close(reading)
+        os.close(writing)

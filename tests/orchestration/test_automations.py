@@ -182,7 +182,8 @@ def test_an_evaluation_that_was_killed_is_started_again(evaluation: Evaluation) 
     assert (found.checkpoint_id, found.is_best) == (saved, True)
     assert [(item.value, item.source) for item in found.added_metrics] == [(1.0, SOURCE)]
     assert evaluation.evaluated() == [saved, saved]
-    assert evaluation.events("metrics_added") == [saved]
+    for kind in ("saved", "metrics_added", "best_changed"):
+        assert evaluation.events(kind) == [saved], kind
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import pytest
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.launch.processes import descendants, table
 from deployments.serve import PROJECT
-from tests.orchestration.preempted_training import BATCHES, EPOCHS, SAVE_EVERY
-from tests.orchestration.test_deployments import SECONDS_TO_WAIT, Api, wait_for
+from tests.launch.running import wait_until
+from tests.orchestration.preempted_training import BATCHES, EPOCHS, MIDDLE, SAVE_EVERY
+from tests.orchestration.test_deployments import SECONDS_TO_WAIT, Api
 
 pytestmark = pytest.mark.servers
 
@@ -45,10 +46,11 @@ class Machine:
         content = {"name": folder.name, "flow_id": flow["id"], "entrypoint": entrypoint, "pull_steps": [pull]}
         self._deployment = api.post("/deployments/", content)
 
-    def create(self) -> str:
+    def create(self, wait_at_step: int = 0) -> str:
         """A run that nothing has executed yet."""
         given = {"checkpoint_dir": self.config.checkpoint_dir, "backup_dir": self.config.backup_dir, "max_backups": 20}
-        return self.api.start(self._deployment, {"config": given, "result": str(self.folder / "result")})
+        parameters = {"config": given, "result": str(self.folder / "result"), "wait_at_step": wait_at_step}
+        return self.api.start(self._deployment, parameters)
 
     def execute(self, run_id: str) -> subprocess.Popen[bytes]:
         with (self.folder / "prefect.log").open("ab") as log:
@@ -65,12 +67,22 @@ class Machine:
         found: dict[str, Any] = json.loads((self.folder / "result").read_text())
         return found
 
-    def steps_saved(self) -> list[int]:
-        manager = CheckpointManager(self.config, "run")
-        return [item.step for item in manager.list_checkpoints()] if Path(self.config.checkpoint_dir).exists() else []
+    def wait_for_the_middle(self) -> None:
+        wait_until("the middle of an epoch", (self.folder / "result.waits").exists, SECONDS_TO_WAIT)
 
-    def wait_for_step(self, step: int) -> None:
-        wait_for(f"step {step}", lambda: max(self.steps_saved(), default=0) >= step)
+    def last_backup(self) -> int:
+        """The step of the newest checkpoint among the backups."""
+        return max(item.step for item in CheckpointManager(self.config, "run").list_backups())
+
+    def lose_disk(self) -> None:
+        shutil.rmtree(self.config.checkpoint_dir)
+
+    def check_end(self, resumed_from: int, expected: dict[str, Any]) -> None:
+        """It went on from a step in the middle of an epoch, repeated none, and came to the end of the whole one."""
+        assert resumed_from % BATCHES != 0
+        found = self.result()
+        assert found["steps"] == list(range(resumed_from + 1, EPOCHS * BATCHES + 1))
+        assert found["digests"] == expected["digests"]
 
 
 @pytest.fixture(scope="module")
@@ -90,39 +102,37 @@ def test_sigterm_moves_the_run_to_a_machine_without_its_disk(
     """Stopped in the middle of an epoch, the same flow run resumes from the backup, and repeats no step."""
     environment = {**server_environment, "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
     machine = Machine(api, environment, tmp_path)
-    run_id = machine.create()
+    run_id = machine.create(wait_at_step=MIDDLE)
     first = machine.execute(run_id)
-    machine.wait_for_step(SAVE_EVERY)
+    machine.wait_for_the_middle()
     first.send_signal(signal.SIGTERM)
     assert first.wait(90) == 0
     assert api.run(run_id)["state_name"] == "AwaitingRetry"
-    saved = max(machine.steps_saved())
-    shutil.rmtree(machine.config.checkpoint_dir)
+    machine.lose_disk()
+    assert machine.last_backup() == MIDDLE
     assert machine.execute(run_id).wait(180) == 0
-    found = machine.result()
     assert api.run(run_id)["state_type"] == "COMPLETED"
-    assert found["steps"] == list(range(saved + 1, EPOCHS * BATCHES + 1))
-    assert found["digests"] == expected["digests"]
+    machine.check_end(MIDDLE, expected)
 
 
 def test_a_killed_run_that_is_run_again_repeats_one_interval(
     server_environment: dict[str, str], api: Api, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
-    """SIGKILL leaves the run as it is; put back by hand, it goes on from its last save."""
+    """SIGKILL leaves the run as it is; put back by hand, elsewhere, it goes on from the backup of its last save."""
     machine = Machine(api, server_environment, tmp_path)
-    run_id = machine.create()
+    run_id = machine.create(wait_at_step=MIDDLE)
     first = machine.execute(run_id)
-    machine.wait_for_step(2 * SAVE_EVERY)
+    machine.wait_for_the_middle()
+    saved = MIDDLE - MIDDLE % SAVE_EVERY
+    wait_until("the backup", lambda: machine.last_backup() == saved)
     below = descendants(first.pid, table().values())
     for pid in (first.pid, *(item.pid for item in below)):
         os.kill(pid, signal.SIGKILL)
     first.wait(30)
-    saved = max(machine.steps_saved())
+    machine.lose_disk()
     api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
     assert machine.execute(run_id).wait(180) == 0
-    found = machine.result()
-    assert found["steps"] == list(range(saved + 1, EPOCHS * BATCHES + 1))
-    assert found["digests"] == expected["digests"]
+    machine.check_end(saved, expected)
 
 
 def test_without_that_setting_the_run_is_called_preempted(
@@ -132,17 +142,19 @@ def test_without_that_setting_the_run_is_called_preempted(
     config = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"))
     code = (
         "import sys; from ckpt_lib import CheckpointConfig\n"
-        "from tests.orchestration.preempted_training import slow_training\n"
-        "slow_training(CheckpointConfig(checkpoint_dir=sys.argv[1]), sys.argv[1] + '/result', 0.2)"
+        "from tests.orchestration.preempted_training import MIDDLE, slow_training\n"
+        "slow_training(CheckpointConfig(checkpoint_dir=sys.argv[1]), sys.argv[2], MIDDLE)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, config.checkpoint_dir], cwd=PROJECT, env=server_environment)
-    manager = CheckpointManager(config, "run")
-    wait_for("a checkpoint", lambda: Path(config.checkpoint_dir).exists() and manager.list_checkpoints())
+    result = tmp_path / "result"
+    command = [sys.executable, "-c", code, config.checkpoint_dir, str(result)]
+    process = subprocess.Popen(command, cwd=PROJECT, env=server_environment)
+    wait_until("the middle of an epoch", Path(f"{result}.waits").exists, SECONDS_TO_WAIT)
     process.send_signal(signal.SIGTERM)
     assert process.wait(90) != 0
     (run,) = api.post("/flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Preempted"]}}}})
-    newest = manager.get_checkpoint("latest")
+    newest = CheckpointManager(config, "run").get_checkpoint("latest")
     assert run["state_type"] == "CRASHED"
     assert newest.checkpoint_id in run["state"]["message"]
-    assert f"at step {newest.step}" in run["state"]["message"]
-    assert not (tmp_path / "store" / "result").exists()
+    assert f"at step {MIDDLE}" in run["state"]["message"]
+    assert newest.step == MIDDLE
+    assert not result.exists()
