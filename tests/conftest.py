@@ -14,6 +14,7 @@ from hypothesis import settings
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.formats import format_named
 from ckpt_lib.saving import worker
+from tests.folders import write_to_memory
 from tests.formats.folder_format import FolderFormat
 from tests.helpers import MakeManager, Parts, build
 
@@ -27,6 +28,10 @@ settings.load_profile("test")
 SECONDS_TO_START_A_SERVER = 120
 """Prefect's default is 20, too few where other tests keep every core of a slow machine busy."""
 
+
+# Most tests prove what does not depend on a disk, and wait for none: what they write lies in memory, as what their
+# child processes write, and Prefect's database. Those of tests/store write to the disk.
+write_to_memory()
 
 # The index that tests fill is no user's, in processes of their own either, nor are the locks of launches; Matplotlib
 # keeps its list of fonts.

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from ckpt_lib.store import local
+from tests.folders import memory_folder
 from tests.torture import interrupts, report
 from tests.torture.__main__ import PAGE, RESULTS, main
 from tests.torture.rows import Row
-from tests.torture.runner import discover, memory_folder
+from tests.torture.runner import discover
 
 SEED = "sample"
 ROWS = discover()

@@ -20,9 +20,9 @@ import pytest
 from ckpt_lib.experiment import claims
 from ckpt_lib.store.local import folders
 from tests.experiment.crashes import OPERATIONS, Place, broken_promises, prepare
+from tests.folders import memory_folder
 from tests.store.helpers import in_fork
 from tests.store.systems import Disk, Watched
-from tests.torture.runner import memory_folder
 
 NAMINGS = ("link", "replace", "unlink")
 """The system calls that change what others see. A kill loses nothing: all moments between two of them are alike."""

@@ -23,11 +23,11 @@ from ckpt_lib.errors import (
     StoreError,
     StorePermissionError,
 )
+from tests.folders import memory_folder
 from tests.torture import kill_methods
 from tests.torture.kill_methods import Fault, injected
 from tests.torture.kills import Campaign
 from tests.torture.machine import another_process
-from tests.torture.runner import memory_folder
 from tests.torture.scenario import MODEL, OPERATIONS, PLAIN, Scenario, broken_promises, build_scenario
 
 SAMPLE = 6

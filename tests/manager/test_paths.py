@@ -23,10 +23,10 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.experiment import commit
 from ckpt_lib.state import overlap
 from ckpt_lib.stream import HashingWriter
+from tests.folders import memory_folder
 from tests.formats.archives import ALIGNMENT_BYTES, PROPERTY, data_start
 from tests.helpers import flip_bit
 from tests.manager.states import states
-from tests.torture.runner import memory_folder
 
 CHUNK_BYTES = 1024
 ONE_NEGATED = torch.view_as_complex(torch.ones(2, 2))[1:].conj().imag

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import memory_folder
 from tests.resuming.runs import Trainings
 from tests.resuming.setups import SETUPS
-from tests.torture.runner import memory_folder
 
 KILLS = 3
 MANY_KILLS = 20

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.experiment import replacements, worlds
 from tests.experiment.explorer import Verdict
-from tests.experiment.worlds import WORLDS
 from tests.torture.rows import Outcome, Row
 
 STATES_A_WORLD = 150_000
 SECONDS_A_WORLD = 60.0
+WORLDS = worlds.WORLDS | replacements.WORLDS
 CLEANUPS = ("two cleanups", "three cleanups", "two cleanups and a purge")
 """Cleanups that each rely on what another deletes. They come first."""
 

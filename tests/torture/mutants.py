@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tests.folders import memory_folder
 from tests.torture.report import write_between
-from tests.torture.runner import ROOT, memory_folder
+from tests.torture.runner import ROOT
 
 LIST = ROOT / "tests" / "torture" / "mutants.toml"
 PAGE = ROOT / "docs" / "MUTANTS.md"

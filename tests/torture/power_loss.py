@@ -171,13 +171,13 @@ def _said(facts: object) -> str:
 
 
 def lose_power(count: int, seed: str, folder: Path) -> Outcome:
-    """Row 3: every moment of each scenario, or of half of them for a sample, and then of random histories."""
+    """Row 3: every moment of each scenario, or of a quarter of them for a sample, and then of random histories."""
     outcome, per_action, number = Outcome(), dict[str, int](), 0
     is_full = count >= ROWS[0].count
     with quiet():
         scenarios = _scenarios()
         if not is_full:
-            scenarios = random.Random(seed).sample(scenarios, len(scenarios) // 2)
+            scenarios = random.Random(seed).sample(scenarios, len(scenarios) // 4)
         for names, start in scenarios:
             watch = Watch(new_disk(folder, start), f"{seed} {names}", max(2, count // 200))
             watch.keeps_killed = len(names) == 1 and (is_full or watch.is_chosen(0.2))
@@ -248,7 +248,7 @@ def barriers(seed: str, folder: Path) -> dict[Barrier, list[Story]]:
     """Every place in the store that makes something durable, and the scenarios that come by it."""
     found: dict[Barrier, list[Story]] = {}
     for names, start in _scenarios():
-        watch = Watch(new_disk(folder, start), f"{seed} {names}", limit=0)
+        watch = Watch(new_disk(folder, start), f"{seed} {names}", limit=0, recover=False)
         for name in names:
             watch.run(name)
         watch.disk.remove()

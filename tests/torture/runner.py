@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
 import queue
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from tests.folders import memory_folder
 from tests.torture.report import Result, result
 from tests.torture.rows import Outcome, Row
 
@@ -48,11 +48,6 @@ def discover(package: str = PACKAGE) -> list[Row]:
             if rows.setdefault(row.number, row) is not row:
                 raise ValueError(f"two rows have the number {row.number}")
     return [rows[number] for number in sorted(rows)]
-
-
-def memory_folder() -> str | None:
-    """Where temporary files cost no disk, if there is such a place: most faults do not depend on one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def run_all(jobs: Sequence[Job], console: Console) -> Iterator[Result]:
