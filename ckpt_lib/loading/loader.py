@@ -163,7 +163,7 @@ class Loader:
         return self._home_or_backup.load_named(name, partial(self._load, read, target))
 
     def _reconcile(self) -> None:
-        if self._reconciler is not None and not self._anywhere.is_follower:
+        if self._reconciler is not None and not self._home_or_backup.is_follower:
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
@@ -187,7 +187,7 @@ class Loader:
         target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
-        if is_kept and not self._anywhere.is_follower:
+        if is_kept and not self._home_or_backup.is_follower:
             with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
                 mark_in_use(experiment, manifest.checkpoint_id)
         wait_until_all_copied()  # before what is being copied is written over

@@ -68,7 +68,7 @@ def load_newest(
             else:
                 _warn_of(passed_over)
                 with failures_logged("looking among the backups for the best checkpoint"):
-                    anywhere.bring_best_back(places.backups)
+                    home_or_backup.bring_best_back(places.backups)
                 return {**payload, "passed_over": passed_over}
         if not retired:
             break
