@@ -201,9 +201,12 @@ def readers(manager: CheckpointManager, rank: int) -> Any:
     folder = Path(manager.config.checkpoint_dir, manager.experiment_name)
     payload, manifest = folder / f"{saved}.pt", folder / f"{saved}.json"
     found: list[Any] = []
-    for lose in (lambda: payload.write_bytes(bytes(100)), lambda: (payload.unlink(), manifest.unlink())):
-        if rank == 0:
-            lose()
+    for is_lost in (False, True):
+        if rank == 0 and is_lost:
+            payload.unlink()
+            manifest.unlink()
+        elif rank == 0:
+            payload.write_bytes(bytes(100))
         distributed.barrier()
         if rank == 1:
             before, other = _files(folder), nn.Linear(3, 2)
@@ -227,7 +230,7 @@ def _files(folder: Path) -> dict[str, int]:
 
 def worker(manager: CheckpointManager, rank: int) -> Any:
     """A worker of rank 1's data loader is killed while that rank waits for rank 0."""
-    loader = DataLoader(list(range(100)), num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
+    loader: DataLoader[int] = DataLoader(list(range(100)), num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
     batches = iter(loader)
     next(batches)
     distributed.barrier()

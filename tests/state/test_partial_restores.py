@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointManager, TrainingState
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, StateMismatchError
 from ckpt_lib.state.renames import renamed
 from tests.helpers import MakeManager, flip_bit, payload_path
@@ -259,7 +259,7 @@ def test_a_part_of_a_wrapped_model_and_of_other_state(manager: CheckpointManager
 def test_weights_beside_the_model_are_found(manager: CheckpointManager) -> None:
     """Each error on the way names what to ask for next, and the last answer loads."""
     averaged = AveragedModel(nn.DataParallel(nested(3)))
-    manager.save_checkpoint(model=nested(1), epoch=1, others={"ema": averaged})
+    manager.save_checkpoint(TrainingState(model=nested(1), others={"ema": averaged}), epoch=1)
     target = nested(2)
     for only, hint in (
         ("ema", "Did you mean 'others.ema'"),

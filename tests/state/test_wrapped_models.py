@@ -16,6 +16,7 @@ from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
+from ckpt_lib import TrainingState
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.naming import named_for
 from tests.helpers import MakeManager
@@ -207,8 +208,8 @@ def test_modules_beside_the_model_load_across_wraps(make_manager: MakeManager, s
 
     manager, before, after = make_manager(), others(1, WRAPS[saved]), others(2, WRAPS[loaded])
     model = nn.Linear(1, 1)
-    manager.save_checkpoint(model=model, epoch=1, others=before)
-    assert manager.resume(model, others=after) is not None
+    manager.save_checkpoint(TrainingState(model=model, others=before), epoch=1)
+    assert manager.resume(TrainingState(model=model, others=after)) is not None
     for name in before:
         assert is_equal(values(after[name]), values(before[name]))
     plain_model = Net()
