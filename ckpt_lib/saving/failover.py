@@ -164,9 +164,10 @@ class SaveTarget:
             ample_bytes = _ROOMY * last_bytes + commit.OVERHEAD_BYTES
             if free_bytes is None or free_bytes >= ample_bytes:
                 return ample_bytes
-        needed_bytes = layout.size_bytes + commit.OVERHEAD_BYTES
+        size_bytes = layout.size_bytes
+        needed_bytes = size_bytes + commit.OVERHEAD_BYTES
         hint = "Free some space: `ckpt cleanup` shows what may go."
-        lack = partial(commit.lack_of_room, self.experiment, layout.size_bytes, "for the checkpoint", hint=hint)
+        lack = partial(commit.lack_of_room, self.experiment, size_bytes, "for the checkpoint", hint=hint)
         if (error := lack()) is None:
             return needed_bytes
         self.experiment.events.emit(

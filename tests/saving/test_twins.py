@@ -14,6 +14,7 @@ from ckpt_lib.errors import StorageFullError, StoreError, StoreUnavailableError
 from ckpt_lib.stream import mirror
 from ckpt_lib.testing import OPERATIONS, FaultPlan, faults_injected
 from tests.helpers import MakeManager, backup_ids, build, ids, payload_path, save, snapshot
+from tests.saving.test_backups import until
 
 BACKUPS = "run/backups/"
 
@@ -126,6 +127,27 @@ def test_the_checkpoint_is_committed_while_its_backup_hangs(
     assert before == [[]]
     assert backup_ids(reader) == [saved]
     assert is_sound(reader, saved)
+
+
+@pytest.mark.parametrize("operation", ["open_write", "write", "commit"])
+def test_a_save_that_fails_leaves_no_backup(
+    make_manager: MakeManager, plan: FaultPlan, store_path: Path, operation: str
+) -> None:
+    """A backup of a checkpoint that never was would be one that nobody trained."""
+
+    def strike(asked: str, key: str) -> None:
+        if asked == operation and key.endswith(".pt") and not key.startswith(BACKUPS):
+            raise StoreError("injected", path=key)
+
+    manager = make_manager()
+    plan.between = strike
+    with pytest.raises(StoreError, match="injected"):
+        save(manager, 1)
+    plan.between = None
+    saved = save(manager, 2)
+    assert backup_ids(manager) == ids(manager) == [saved]
+    until(lambda: len([name for name in snapshot(store_path) if name.endswith(".pt")]) == 2)
+    assert [thread for thread in threading.enumerate() if thread.name == "ckpt-twin"] == []
 
 
 def test_where_there_is_no_room_for_both_the_backup_waits(

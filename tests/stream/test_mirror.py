@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -54,6 +55,22 @@ def test_a_mirror_that_fails_leaves_the_stream_alone(fail_at: int) -> None:
     assert digests == expected_digests(b"".join(data), 8)
     assert bytes(sink.data) == b"".join(data)
     assert copier.failure is (FULL if fail_at < len(data) else None)
+
+
+def test_a_slow_mirror_holds_the_stream_up() -> None:
+    """A buffer is not filled again before it was read."""
+
+    class Slow(Sink):
+        def write(self, data: Any, /) -> int:
+            time.sleep(0.001)
+            return super().write(data)
+
+    copy = Slow()
+    copier = copying_into(copy)
+    data = [bytes([number]) * 8 for number in range(5 * BUFFER_COUNT)]
+    write_all(HashingWriter(Sink(), chunk_size_bytes=8, mirror=copier), data)
+    copier.join()
+    assert bytes(copy.data) == b"".join(data)
 
 
 def test_a_mirror_that_hangs_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
