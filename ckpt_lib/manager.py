@@ -15,7 +15,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.loading.loader import Loader
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
-from ckpt_lib.maintenance.maintainer import check_policy
+from ckpt_lib.maintenance.keeper import check_policy
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.restorer import Restorer
