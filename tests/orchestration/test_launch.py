@@ -89,7 +89,7 @@ def test_what_cannot_run_fails_at_once(config: CheckpointConfig, tmp_path: Path)
 def test_the_form_takes_text_and_lists() -> None:
     """Parameters are plain values, which a form or a YAML file holds."""
     schema = launch.parameters.model_dump()
-    assert schema["required"] == ["command", "experiment_name"]
+    assert schema["required"] == ["config", "experiment_name", "command"]
     kinds = [item.get("type") for item in schema["properties"]["command"]["anyOf"]]
     assert kinds == ["array", "string"]
     for command in ("torchrun train.py", ["torchrun", "train.py"]):
