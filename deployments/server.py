@@ -11,10 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 
@@ -28,6 +28,10 @@ SECONDS_TO_STOP = 15.0
 
 class ServerError(RuntimeError):
     """The server did not start; the message says where the log is."""
+
+
+class PortTakenError(ServerError):
+    """Another program has taken the port since it was found free."""
 
 
 def free_port(preferred: int = DEFAULT_PORT) -> int:
@@ -53,25 +57,41 @@ def prefect_server(home: Path = HOME, port: int | None = None, **settings: str) 
     it does not start.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = port or free_port()
-    address = f"http://{HOST}:{port}"
-    environment = {**_without_server_settings(), **settings, **_settings(home, address, port)}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with (home / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=home,  # Prefect also reads settings from files in the working directory
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C must end the block first, which then stops the server
-        )
         try:
-            _wait_until_ready(server, address, Path(log.name))
+            server, environment = _started(home, port or free_port(), settings, log)
+        except PortTakenError:
+            if port is not None:
+                raise
+            server, environment = _started(home, free_port(0), settings, log)
+        try:
             yield environment
         finally:
             _stop(server)
+
+
+def _started(
+    home: Path, port: int, settings: Mapping[str, str], log: BinaryIO
+) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """Start a server, and wait until it answers."""
+    address = f"http://{HOST}:{port}"
+    environment = {**_without_server_settings(), **settings, **_settings(home, address, port)}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    server = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=home,  # Prefect also reads settings from files in the working directory
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C must end the block first, which then stops the server
+    )
+    try:
+        _wait_until_ready(server, home, port)
+    except BaseException:
+        _stop(server)
+        raise
+    return server, environment
 
 
 def _without_server_settings() -> dict[str, str]:
@@ -97,16 +117,29 @@ def _settings(home: Path, address: str, port: int) -> dict[str, str]:
     }
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + SECONDS_TO_START
+def _wait_until_ready(server: subprocess.Popen[bytes], home: Path, port: int) -> None:
+    log, deadline = home / "server.log", time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
-        if server.poll() is not None:
+        if (answering := _home_at(port)) == str(home):
+            return
+        is_taken = answering is not None or (server.poll() is not None and free_port(port) != port)
+        if is_taken:
+            raise PortTakenError(f"another program has taken port {port}; the log of the Prefect server is {log}")
+        if server.returncode is not None:
             raise ServerError(f"the Prefect server ended with code {server.returncode}; its log is {log}")
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/api/health", timeout=2, trust_env=False).is_success:
-                return
         time.sleep(0.2)
     raise ServerError(f"the Prefect server was not ready after {SECONDS_TO_START:.0f} s; its log is {log}")
+
+
+def _home_at(port: int) -> str | None:
+    """Return the home of the Prefect server that answers; empty for another program, ``None`` without an answer."""
+    try:
+        answer = httpx.get(f"http://{HOST}:{port}/api/admin/settings", timeout=2, trust_env=False)
+        return str(answer.json()["home"]) if answer.is_success else ""
+    except httpx.HTTPError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

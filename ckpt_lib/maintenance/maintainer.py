@@ -152,6 +152,21 @@ class Maintainer(Keeper):
         """Change tags and description of a saved checkpoint; the payload stays untouched."""
         return self._edit(checkpoint_id, relabeling(add_tags, remove_tags, description))
 
+    def restore_checkpoint(
+        self, checkpoint_id: str, *, pin: bool = False, progress: Progress | None = None
+    ) -> CheckpointMetadata:
+        """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
+
+        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. The rules of retention hold for
+        it: ``pin`` pins it as soon as it is back, so that no save of a run retires it. When there is no backup or it is
+        damaged, the error says what else may help.
+        """
+        with self._best.look_after():
+            manifest = self._copies.restore(checkpoint_id, progress)
+        if pin:
+            return self.pin_checkpoint(manifest.checkpoint_id)
+        return self._catalogue.describe(manifest)
+
     def pin_checkpoint(self, checkpoint_id: str) -> CheckpointMetadata:
         """Protect a checkpoint from retention and deletion."""
         return self._edit(checkpoint_id, lambda manifest: manifest.changed(pinned=True))

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.server import HOME, prefect_server
+from deployments import server
+from deployments.server import HOME, PortTakenError, free_port, prefect_server
 from tests.orchestration.runs import is_running
 
 pytestmark = pytest.mark.servers
 PROJECT = HOME.parent
+SECONDS_TO_WAIT = 300.0  # reached only when something is wrong
 ANNOUNCED = """
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ def announced(process, *rest):
 server._wait_until_ready = announced
 sys.exit(server.main(sys.argv[2:], Path(sys.argv[1])))
 """
-RUNS_ON = "import time; print('running', flush=True); time.sleep(60)"
+RUNS_ON = "import time; print('running', flush=True); time.sleep(300)"
 
 
 @contextmanager
@@ -58,14 +60,14 @@ def test_no_server_stays(tmp_path: Path, name: str, moment: str) -> None:
     number = signal.Signals[name]
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip(f"{name} is ignored here, as nohup has it")
-    with started(tmp_path, sys.executable, "-c", RUNS_ON) as (process, server):
+    with started(tmp_path, sys.executable, "-c", RUNS_ON) as (process, server_pid):
         assert process.stdout is not None
         if moment == "running":
             assert process.stdout.readline() == "running\n"
-        assert is_running(server)
+        assert is_running(server_pid)
         process.send_signal(number)
-        assert process.wait(timeout=60) != 0
-        assert not is_running(server)
+        assert process.wait(timeout=SECONDS_TO_WAIT) != 0
+        assert not is_running(server_pid)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -82,7 +84,7 @@ def test_a_background_job_of_a_script_is_stopped(tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("Starting")
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=SECONDS_TO_WAIT) == 128 + signal.SIGTERM
         assert process.stderr.read() == ""
 
 
@@ -102,18 +104,18 @@ def test_the_server_takes_no_settings_of_another_one(tmp_path: Path, monkeypatch
         monkeypatch.setenv(name, value)
     asks = "from prefect import get_client; get_client(sync_client=True).read_flows()"
     with prefect_server(tmp_path / "home") as environment:
-        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=SECONDS_TO_WAIT)
     assert not theirs.exists()
     assert (tmp_path / "home" / "prefect.db").exists()
 
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     """A mistyped command is told of in one line; none at all starts no server."""
-    with started(tmp_path, "no-such-command") as (process, server):
-        assert process.wait(timeout=60) == 1
-        assert not is_running(server)
+    with started(tmp_path, "no-such-command") as (process, server_pid):
+        assert process.wait(timeout=SECONDS_TO_WAIT) == 1
+        assert not is_running(server_pid)
     none = [sys.executable, "-m", "deployments.server"]
-    done = subprocess.run(none, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(none, cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS_TO_WAIT, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage:")
 
@@ -126,7 +128,19 @@ def test_a_proxy_does_not_come_between(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.delenv(variable, raising=False)
     asks = "from prefect import get_client; get_client(sync_client=True).hello().raise_for_status()"
     with prefect_server(tmp_path) as environment:
-        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", asks], env=environment, check=True, timeout=SECONDS_TO_WAIT)
+
+
+def test_the_server_of_someone_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has taken the port meanwhile: the server comes up at another one, unless this one was asked for."""
+    with prefect_server(tmp_path / "theirs", free_port(0)) as theirs:
+        port = int(theirs["PREFECT_SERVER_API_PORT"])
+        with pytest.raises(PortTakenError, match=str(port)), prefect_server(tmp_path / "ours", port):
+            pass
+        monkeypatch.setattr(server, "free_port", lambda preferred=port: preferred or free_port(0))
+        with prefect_server(tmp_path / "ours") as ours:
+            assert ours["PREFECT_API_URL"] != theirs["PREFECT_API_URL"]
+            assert server._home_at(int(ours["PREFECT_SERVER_API_PORT"])) == str(tmp_path / "ours")
 
 
 def test_serving_needs_a_server(tmp_path: Path) -> None:
@@ -138,7 +152,7 @@ def test_serving_needs_a_server(tmp_path: Path) -> None:
         env={**environment, "PREFECT_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=SECONDS_TO_WAIT,
         check=False,
     )
     assert done.returncode == 1
