@@ -189,6 +189,8 @@ def _load() -> None:
     for module in pkgutil.walk_packages(ckpt_lib.__path__, "ckpt_lib."):
         if not module.name.startswith(("ckpt_lib.index.migrations", "ckpt_lib.cli", "ckpt_lib.testing")):
             importlib.import_module(module.name)
+    for name in ("alembic.command", "hypothesis", "pytest"):
+        importlib.import_module(name)
 
 
 def _receive(connection: socket.socket, size_bytes: int) -> bytes:
