@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import settings
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.formats import format_named
 from ckpt_lib.saving import worker
-from tests.folders import write_to_memory
+from tests.folders import disk_folder, write_to_memory
 from tests.formats.folder_format import FolderFormat
 from tests.helpers import MakeManager, Parts, build
 
@@ -28,6 +29,10 @@ settings.load_profile("test")
 SECONDS_TO_START_A_SERVER = 120
 """Prefect's default is 20, too few where other tests keep every core of a slow machine busy."""
 
+
+# A shell has what it runs in the background ignore Ctrl-C, and tests send it to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most tests prove what does not depend on a disk, and wait for none: what they write lies in memory, as what their
 # child processes write, and Prefect's database. Those of tests/store write to the disk.
@@ -112,6 +117,13 @@ def prefect_api(prefect_test_server: None) -> Iterator[None]:
 
     yield
     EventsWorker.drain_all(timeout=30)
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """A folder on the disk, for what memory cannot show."""
+    with tempfile.TemporaryDirectory(prefix="test-", dir=disk_folder(), ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ckpt_lib.core.manifest import Claim
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.store.identity import IDENTITY_NAME
 from tests.torture import fingerprints
+from tests.warm import ROOT, Python
 
 fingerprint = fingerprints.fingerprint
 
@@ -154,16 +155,24 @@ def truncate(path: Path, size_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:size_bytes])
 
 
-def start_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> subprocess.Popen[str]:
+def start_python(code: str, *arguments: object) -> Python:
     """Start a child that runs ``code``, which finds ``arguments`` in ``sys.argv``; warnings are errors in it."""
+    return Python(code, [str(argument) for argument in arguments])
+
+
+def start_interpreter(code: str, *arguments: object, prefix: Iterable[str] = ()) -> subprocess.Popen[str]:
+    """Start a new interpreter that does so, after a command ``prefix`` if there is one."""
     command = [*prefix, sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    root, pipe = str(Path(__file__).parent.parent), subprocess.PIPE
-    return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def run_python(code: str, *arguments: object, prefix: Iterable[str] = ()) -> str:
-    """Run ``code`` in a child of its own and return what it printed; fails with what it said on stderr."""
-    child = start_python(code, *arguments, prefix=prefix)
+    """Run ``code`` in a child of its own and return what it printed; fails with what it said on stderr.
+
+    With a ``prefix``, a command before the interpreter, the interpreter is a new one.
+    """
+    child = start_interpreter(code, *arguments, prefix=prefix) if prefix else start_python(code, *arguments)
     output, errors = child.communicate(timeout=120)
     assert child.returncode == 0, f"exit code {child.returncode}\n{output}\n{errors}"
     return output

@@ -317,10 +317,10 @@ def cached_pages(path: Path) -> list[bool]:
 
 @on_linux
 @pytest.mark.parametrize("piece_bytes", [2**20, 10_000])
-def test_the_page_cache_stays_as_it_was(tmp_path: Path, piece_bytes: int) -> None:
+def test_the_page_cache_stays_as_it_was(disk_path: Path, piece_bytes: int) -> None:
     """What it held is still there, what it did not hold is not, to the last page."""
     size_bytes, cached = 5 * 2**20 + 123, range(2**20, 2**21)
-    path = tmp_path / "file"
+    path = disk_path / "file"
     partly_cached(path, size_bytes, cached)
     before = cached_pages(path)
     counted = 0
@@ -339,8 +339,9 @@ def test_the_page_cache_stays_as_it_was(tmp_path: Path, piece_bytes: int) -> Non
 
 
 @on_linux
-def test_a_scrub_leaves_the_page_cache_alone(manager: CheckpointManager) -> None:
+def test_a_scrub_leaves_the_page_cache_alone(make_manager: MakeManager, disk_path: Path) -> None:
     """The same for payloads, of which one is in use and the others are not."""
+    manager = make_manager(checkpoint_dir=str(disk_path / "store"))
     first, second = fill(manager, 2)
     cold, warm = payload_path(manager, first), payload_path(manager, second)
     for path in (cold, warm):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import MakeManager, ids, run_python, save, start_python
+from tests.helpers import MakeManager, ids, run_python, save, start_interpreter, start_python
 
 _ENDING = """
 import os, sys
@@ -39,7 +39,7 @@ def test_the_interpreter_waits_for_saves_under_way(
     make_manager: MakeManager, store_path: Path, how: str, count: int
 ) -> None:
     """However the script ends short of a kill, each save is there and backed up; a forked child repeats none."""
-    child = start_python(_ENDING, store_path, how)
+    child = start_interpreter(_ENDING, store_path, how)
     _, errors = child.communicate(timeout=120)
     assert (child.returncode == 0) == (how != "error"), errors
     manager = make_manager()
@@ -79,7 +79,7 @@ manager.save_checkpoint_async(model=nn.Linear(2, 1), epoch=0)
 
 def test_an_error_at_the_end_is_in_the_log(tmp_path: Path) -> None:
     """Nothing is left that could catch it; the script's own exit code stays."""
-    child = start_python(_FAILING, tmp_path)
+    child = start_interpreter(_FAILING, tmp_path)
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert "a background save failed: the store is full" in errors

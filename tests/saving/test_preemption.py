@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 from concurrent.futures import wait
 from pathlib import Path
@@ -17,6 +16,7 @@ from ckpt_lib.errors import ConfigError, StorageFullError
 from ckpt_lib.experiment import commit
 from ckpt_lib.saving.preemption import Preemption
 from tests.helpers import MakeManager, start_python
+from tests.warm import Python
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals between processes are POSIX")
 
@@ -50,9 +50,7 @@ finally:
 """
 
 
-def start(
-    store: Path, *, before: str = "", inside: str = "time.sleep(0.001)", after: str = ""
-) -> subprocess.Popen[str]:
+def start(store: Path, *, before: str = "", inside: str = "time.sleep(0.001)", after: str = "") -> Python:
     child = start_python(_TRAINING.format(before=before, inside=inside, after=after), store)
     assert child.stdout is not None
     assert child.stdout.readline() == "running\n"

@@ -113,7 +113,7 @@ def test_a_fork_has_none_of_its_parents_locks(store: Store, root: Path) -> None:
         try:
             began = time.monotonic()
             upload(store, "e/y", b"2")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30  # the child would sleep for a minute
             assert temporary_files(root / "e") == []
         finally:
             os.kill(grandchild, signal.SIGKILL)
