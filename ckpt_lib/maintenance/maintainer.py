@@ -19,6 +19,7 @@ from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.keeper import Keeper, check_policy
 from ckpt_lib.maintenance.labels import Change, edit, relabeling, set_monitor, unpin
 from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.stream import Progress
 
 
 class Maintainer(Keeper):
