@@ -93,4 +93,5 @@ def test_the_form_takes_text_and_lists() -> None:
     kinds = [item.get("type") for item in schema["properties"]["command"]["anyOf"]]
     assert kinds == ["array", "string"]
     for command in ("torchrun train.py", ["torchrun", "train.py"]):
-        assert launch.validate_parameters({"command": command, "experiment_name": "x"})["command"] == command
+        given = {"config": {}, "experiment_name": "x", "command": command}
+        assert launch.validate_parameters(given)["command"] == command
