@@ -22,7 +22,7 @@ def kill_trainings(count: int, seed: str, folder: Path) -> Outcome:
             resumed, mid_epoch = resumed + len(series.resumed), mid_epoch + series.mid_epoch
     finally:
         trainings.close()
-    outcome.detail = f"resumed from {resumed} checkpoints, {mid_epoch} of them in mid-epoch; {len(names)} kinds of training"
+    outcome.detail = f"resumed from {resumed} checkpoints, {mid_epoch} of them in mid-epoch; {len(names)} kinds"
     return outcome
 
 
