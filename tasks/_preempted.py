@@ -34,6 +34,8 @@ def end_preempted(manager: CheckpointManager, what: str) -> None:
     context = FlowRunContext.get()
     if get_intent() is not None or context is None or context.flow_run is None:
         return
+    if context.flow_run.parent_task_run_id is not None:
+        return
     state: State[Any] = Crashed(name=PREEMPTED, message=f"SIGTERM ended {what}: {_newest(manager)}.")
     try:
         with get_client(sync_client=True) as client:
@@ -41,13 +43,12 @@ def end_preempted(manager: CheckpointManager, what: str) -> None:
     except Exception:  # whatever the server says: the run ends, and the engine tries to say so
         get_run_logger().warning("The run's state could not be set", exc_info=True)
         return
-    if context.flow_run.parent_task_run_id is None:
-        raise Abort(state.message)
+    raise Abort(state.message)
 
 
 def _newest(manager: CheckpointManager) -> str:
     try:
         latest = manager.get_latest_checkpoint()
-    except CheckpointError as error:
-        return f"the newest checkpoint is not known ({error.message})"
+    except (CheckpointError, OSError) as error:
+        return f"the newest checkpoint is not known ({error})"
     return f"the newest checkpoint is {latest.checkpoint_id}" if latest else "no checkpoint was saved"

@@ -148,7 +148,8 @@ class Checkpoints:
 
         What was saved as the end of an epoch is one still.
         """
-        if self._just_saved is not None and self._just_saved.exception() is None:
+        saved = self._just_saved
+        if saved is not None and saved.exception() is None and saved.result() is not None:
             return None
         is_end = self._ended_epoch == (self.epoch, self.step) or None
         return {"state": self.state, "epoch": self.epoch, "step": self.step, "epoch_finished": is_end}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,19 @@ import pytest
 from benchmarks import asynchronous, checking, loading, memory, report, retiring, saving, stalls, tensors, training
 from benchmarks.harness import Row, compare, interleave, size_bytes_of
 from benchmarks.limits import cached_bytes, drop_cached
+from tests.folders import disk_folder
 
 ROW = Row(name="save", state="few large", size_bytes=10**6, peer="torch.save", target=2.0, met=True, ratio=0.5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Iterator[Path]:
     """Where one run of everything, as ``make bench`` does it but tiny, has been and has left its results."""
-    folder = tmp_path_factory.mktemp("benchmarks")
+    with tempfile.TemporaryDirectory(dir=disk_folder()) as name:  # in memory, no read is cold
+        yield _measured(Path(name))
+
+
+def _measured(folder: Path) -> Path:
     # Nothing is timed here that would have to wait until the disk has finished what other tests have written.
     unsettled = "import os, runpy; os.sync = lambda: None; runpy.run_module('benchmarks', run_name='__main__')"
     command = [sys.executable, "-c", unsettled, "--size", "100KB", "--rounds", "1", "--warm-up", "0"]
@@ -119,9 +126,9 @@ def test_a_row_compares_medians() -> None:
     assert row.spread == {"ours": [1.0, 9.0], "peer": [1.0, 4.0]}
 
 
-def test_a_cold_file_is_not_in_memory(tmp_path: Path) -> None:
+def test_a_cold_file_is_not_in_memory(disk_path: Path) -> None:
     """Dropping takes every page of a file out of the page cache."""
-    path = tmp_path / "file"
+    path = disk_path / "file"
     path.write_bytes(b"x" * 2**20)
     before = cached_bytes(path)
 

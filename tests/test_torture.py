@@ -116,6 +116,8 @@ class Runner:
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rows_of_a_test"]:  # of an earlier test
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     return Runner(tmp_path)
 
@@ -188,6 +190,8 @@ def test_two_rows_of_one_number_are_refused(tmp_path: Path, monkeypatch: pytest.
     for name in ("__init__", "one", "two"):
         (package / f"{name}.py").write_text(_PACKAGE if name != "__init__" else "")
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rows_of_a_test"]:  # of an earlier test
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ValueError, match="two rows have the number 1"):
         discover("rows_that_clash")
 

@@ -393,9 +393,8 @@ def _canonical(fields: dict[str, Any]) -> bytes:
 def _is_intact(data: bytes, recorded: object) -> bool:
     """Tell whether the digest is that of all other bytes, as :func:`_canonical` writes them."""
     parts = _DIGEST_LINE.split(data)
-    if len(parts) != 4 or _SURROGATE.search(
-        data.replace(rb"\\", b"")
-    ):  # this library writes neither two digests nor such a character
+    unescaped = data.replace(rb"\\", b"")
+    if len(parts) != 4 or _SURROGATE.search(unescaped):  # this library writes neither two digests nor such a character
         return False
     before, digest, comma, after = parts
     if digest.decode() != recorded:  # what looks like its line stands elsewhere

@@ -13,11 +13,11 @@ from queue import SimpleQueue
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.experiment.claims import HeldClaim, claim_over, give_up
+from ckpt_lib.experiment.claims import HeldClaim, claim_over, give_up, note_ended
 from ckpt_lib.experiment.commit import Payload, commit
 from ckpt_lib.experiment.copies import copied_manifest
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.stream.mirror import Mirror
+from ckpt_lib.stream.mirror import PATIENCE_SECONDS, Mirror
 
 
 class Twin:
@@ -26,12 +26,15 @@ class Twin:
     Killed at any point, it leaves a claim, which a sweep ends together with its file, or a whole copy.
     """
 
-    def __init__(self, target: Experiment, uid: str, suffix: str) -> None:
+    def __init__(self, target: Experiment, uid: str, suffix: str, *, room_bytes: int) -> None:
+        """``room_bytes`` have to be free in the target: those of both copies, which may lie on one disk."""
         self._target = target
+        self._room_bytes = room_bytes
         self._uid = uid
         self._suffix = suffix
         self._mirror: Mirror | None = None
         self._at_home: SimpleQueue[Manifest | None] = SimpleQueue()
+        self._held: HeldClaim | None = None
         self._is_committed = False
 
     def beside(self, write: Callable[[Payload], object]) -> Callable[[Payload], object]:
@@ -39,34 +42,50 @@ class Twin:
 
         def write_both(payload: Payload) -> None:
             self._mirror = payload.mirror = Mirror(partial(self._make, payload.checkpoint_id), "ckpt-twin")
+            self._mirror.start()
             write(payload)
 
         return write_both
 
     def finish(self, manifest: Manifest) -> None:
-        """Have the twin of what was committed at home be committed, without a wait."""
+        """Tell its thread to commit the twin of what was committed at home; return at once."""
         self._at_home.put(manifest)
 
     def wait(self) -> bool:
         """Tell, once that is decided, whether the twin is committed."""
         if self._mirror is None:
             return False
-        if not self._mirror.is_dropped:
+        if self._mirror.is_dropped:
+            self.drop()
+        else:
             self._mirror.join()
         if not self._is_committed:
-            reason = self._mirror.failure or "it took much longer"
-            logger.debug("the backup is made after the save, and not with it: %r", reason)
+            logger.debug("the backup is made after the save, and not with it: %r", self._mirror.failure)
         return self._is_committed
 
     def drop(self) -> None:
-        """Give the twin up, without a wait."""
-        if self._mirror is not None:
-            self._mirror.drop()
-            self._at_home.put(None)
+        """Give the twin up, and return when nothing is left of it, or its thread hangs.
+
+        What hangs loses its claim: nothing can come of it any more, and nobody need wait for it.
+        """
+        if self._mirror is None:
+            return
+        self._at_home.put(None)
+        self._mirror.drop()
+        if not self._mirror.join(PATIENCE_SECONDS) and self._held is not None:
+            note_ended(self._held.claim.claim)
+
+    @property
+    def hangs(self) -> bool:
+        """True while the backup location has not answered the thread of a twin that was given up."""
+        return self._mirror is not None and self._mirror.is_dropped and not self._mirror.join(0)
 
     def _make(self, checkpoint_id: str, mirror: Mirror) -> None:
         """Do, on the thread of ``mirror``, all that may take long or not return: the backups may be unreachable."""
-        held = claim_over(self._target, checkpoint_id, self._uid, self._suffix)
+        free_bytes = self._target.store.free_bytes()
+        if free_bytes is not None and free_bytes < self._room_bytes:
+            return
+        self._held = held = claim_over(self._target, checkpoint_id, self._uid, self._suffix)
         if held is None:
             return
         try:

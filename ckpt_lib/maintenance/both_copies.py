@@ -65,18 +65,18 @@ class Copies:
         if copied:
             if deleted_by_name.is_marked(home, manifest.uid):  # since it was read here
                 self._marks_are_followed = False
-            self._follow_marks()
+            if not self._marks_are_followed:
+                self.follow_marks()
             self._tell("checkpoint.backed_up", manifest, f"backed up {manifest.checkpoint_id}")
             with suppress(CheckpointNotFoundError):  # deleted at home meanwhile
                 self.known.remember(backups, backups.get(manifest.checkpoint_id))
         return copied
 
-    def _follow_marks(self) -> None:
-        """Repeat beside the backups what was deleted by name while they did not answer; once in each process."""
-        if not self._marks_are_followed:
-            with failures_logged("marking the backups of what was deleted by name"):
-                deleted_by_name.follow(*self._pair())
-                self._marks_are_followed = True
+    def follow_marks(self) -> None:
+        """Repeat beside the backups what was deleted by name while they did not answer, or before they were there."""
+        with failures_logged("marking the backups of what was deleted by name"):
+            deleted_by_name.follow(*self._pair())
+            self._marks_are_followed = True
 
     def restore(self, name: str, progress: Progress | None) -> Manifest:
         """Put a backup back in its place; when that fails, the error says what else may help."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import suppress
 
 from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest
@@ -136,11 +135,14 @@ class Backups(Background):
             self._failure, self._is_behind = None, bool(self._waiting)
 
     def _back_up(self, manifest: Manifest, *, is_made: bool = False) -> None:
-        with suppress(CheckpointNotFoundError):  # what someone has deleted by now needs no backup
+        try:
             if self._wants(manifest) and self._copies.back_up(
                 self._locations.catalogue.resolve(manifest.checkpoint_id), is_made=is_made
             ):
                 self._copies.cleaner.delete_surplus(manifest.checkpoint_id, manifest.monitor)
+        except CheckpointNotFoundError:  # what someone has deleted by now needs no backup
+            if is_made:
+                self._copies.follow_marks()  # of the deletion, which found no backup yet
 
     def _wants(self, manifest: Manifest) -> bool:
         return not self._locations.config.backup_only_best or self._locations.best.describe(manifest).is_best

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -76,6 +77,8 @@ class SaveTarget:
     ) -> None:
         self.experiment = experiment
         self._backups = backups
+        self._twin: Twin | None = None
+        """The backup that was last written with its save."""
         self._known = known
         self._free_space = free_space
         self._watch = watch
@@ -87,48 +90,54 @@ class SaveTarget:
         """The ``uid`` of the store that is watched; ``None`` where it is not known."""
         return self._watch.uid if self._watch else None
 
-    def save(self, facts: CheckpointFacts, payload_format: Format, layout: Layout) -> Saved:
+    def save(
+        self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, with_backup: bool = True
+    ) -> Saved:
         """Commit; what is transient is tried again, and a full store is given room once.
 
-        Each attempt is a save of its own: a file that could not be made durable is never tried again.
+        Each attempt is a save of its own: a file that could not be made durable is never tried again. A backup that is
+        written with it may take time from it: leave that out where the process is about to end.
         """
+        attempt = partial(self._attempt, facts, payload_format, layout, with_backup)
         begun, is_repeated = time.monotonic(), False
         for delay_seconds in RETRY_DELAYS_SECONDS:
             try:
-                return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
+                return attempt(is_repeated=is_repeated)
             except (StoreUnavailableError, VersionConflictError) as error:
                 if time.monotonic() - begun > MAX_RETRY_SECONDS:
                     raise
                 self.experiment.events.emit("save.retried", error.message, **_described(error))
             time.sleep(delay_seconds * _chance.uniform(0.5, 1.5))
             is_repeated = True
-        return self._attempt(facts, payload_format, layout, is_repeated=is_repeated)
+        return attempt(is_repeated=is_repeated)
 
-    def _attempt(self, facts: CheckpointFacts, payload_format: Format, layout: Layout, *, is_repeated: bool) -> Saved:
+    def _attempt(
+        self, facts: CheckpointFacts, payload_format: Format, layout: Layout, with_backup: bool, *, is_repeated: bool
+    ) -> Saved:
         if self._watch:
             self._watch.check()
         if is_repeated and (left := self._left_behind(facts)):
             return Saved(left)
-        twin = self._twin(facts, payload_format, self._require_room(layout))
+        needed_bytes = self._require_room(layout)
+        self._twin = self._new_twin(facts, payload_format, needed_bytes) if with_backup else None
         try:
-            return self._commit(facts, payload_format, layout, twin)
+            return self._commit(facts, payload_format, layout, self._twin)
         except StorageFullError as error:
+            if self._twin is not None:  # which may have taken the room
+                with suppress(StorageFullError):
+                    return self._commit(facts, payload_format, layout)
             # Another program may have been faster, or a quota is smaller than the disk.
             self.experiment.events.emit("store.full", error.message, **_described(error))
             self._free_space.make(None)
         return self._commit(facts, payload_format, layout)
 
-    def _twin(self, facts: CheckpointFacts, payload_format: Format, needed_bytes: int) -> Twin | None:
-        """Return the backup to be written with the save, if there is room for both, be it on one disk."""
+    def _new_twin(self, facts: CheckpointFacts, payload_format: Format, needed_bytes: int) -> Twin | None:
+        """Return the backup to be written with the save; ``None`` where the location is not local, or hangs."""
         if self._backups is None or payload_format.suffix == FOLDER_SUFFIX:
             return None
-        with store_failures_logged("looking at the backup location"):
-            store = self._backups.store
-            free_bytes = store.free_bytes()
-            is_local = store.capabilities.memory_map  # any other takes longer
-            if is_local and (free_bytes is None or free_bytes >= 2 * needed_bytes):
-                return Twin(self._backups, facts.uid, payload_format.suffix)
-        return None
+        if (self._twin is not None and self._twin.hangs) or not self._backups.store.capabilities.memory_map:
+            return None
+        return Twin(self._backups, facts.uid, payload_format.suffix, room_bytes=2 * needed_bytes)
 
     def _commit(
         self, facts: CheckpointFacts, payload_format: Format, layout: Layout, twin: Twin | None = None
@@ -155,7 +164,7 @@ class SaveTarget:
         return Saved(manifest, twin=twin)
 
     def _require_room(self, layout: Layout) -> int:
-        """Return how many bytes suffice for the save, once they are free.
+        """Make room, and return a number of bytes that suffices for the save.
 
         Raises :class:`StorageFullError` before anything is written.
         """
@@ -196,11 +205,13 @@ class FailoverWriter:
         self.fallback = fallback
         self._on_failure = on_failure
 
-    def save(self, facts: CheckpointFacts, payload_format: Format, payload: Payload) -> Saved | None:
+    def save(
+        self, facts: CheckpointFacts, payload_format: Format, payload: Payload, *, with_backup: bool = True
+    ) -> Saved | None:
         """Commit and say where; ``None`` when nothing was saved and training goes on without."""
         layout = payload_format.lay_out(payload)
         try:
-            return self.home.save(facts, payload_format, layout)
+            return self.home.save(facts, payload_format, layout, with_backup=with_backup)
         except Exception as error:
             if not _is_degrading(error):
                 raise

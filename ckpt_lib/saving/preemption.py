@@ -111,11 +111,15 @@ class Preemption:
         if foreign := [number.name for number, handler in earlier.items() if handler is None]:
             raise ConfigError(f"{foreign[0]} has a handler that is not Python's, which could not be put back")
         self._earlier = {number: handler for number, handler in earlier.items() if handler is not signal.SIG_IGN}
-        if self._common_stop is not None:
-            self._common_stop.begin()
         _ACTIVE.add(self)
         for number in self._earlier:
             signal.signal(number, self._note)
+        try:
+            if self._common_stop is not None:
+                self._common_stop.begin()
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     def __exit__(
@@ -129,6 +133,8 @@ class Preemption:
                 self._end()  # the end of the block is a safe point
             elif error is not None and self._common_stop is not None:
                 self._common_stop.leave()
+            elif error is None and self._received is not None:  # while the ranks agreed that nobody was asked
+                self._hand_over(self._received)
         finally:
             self._stop_waiting()
             self._restore()

@@ -304,12 +304,13 @@ class CommonStop:
 
     def _is_asked_of_any(self, ranks: _Ranks) -> bool:
         """Tell whether any rank was asked to stop, once all that take part have come to the end."""
-        for waited in _pauses("stop at the end", "other ranks"):
-            if ranks.store.add(f"{self._key}/ended", 0) >= ranks.store.add(f"{self._key}/begun", 0):
-                break
-            if waited > ranks.deadline_seconds:
-                raise _late("stop at the end", "another rank", waited)
-        return bool(ranks.store.check([f"{self._key}/asked"]))
+        with _store_errors("stop at the end"):
+            for waited in _pauses("stop at the end", "other ranks"):
+                if ranks.store.add(f"{self._key}/ended", 0) >= ranks.store.add(f"{self._key}/begun", 0):
+                    break
+                if waited > ranks.deadline_seconds:
+                    raise _late("stop at the end", "another rank", waited)
+            return bool(ranks.store.check([f"{self._key}/asked"]))
 
     def _take_part(self, ranks: _Ranks) -> None:
         if not self._key:
@@ -330,7 +331,7 @@ class CommonStop:
         if ranks.rank > 0:
             if ranks.store.check([f"{self._key}/at"]):
                 self._stop_at = int(ranks.store.get(f"{self._key}/at"))
-        elif ranks.store.add(f"{self._key}/known", 0) == ranks.size:
+        elif ranks.store.add(f"{self._key}/known", 0) == ranks.store.add(f"{self._key}/begun", 0):
             self._stop_at = self._count + 1
             ranks.store.set(f"{self._key}/at", str(self._stop_at))
 

@@ -84,7 +84,7 @@ class Saver:
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
-        saved = self._write(planned.facts, planned.health, planned.payload)
+        saved = self._write(planned.facts, planned.health, planned.payload, with_backup=not request.is_interruption)
         if saved is None:
             return None
         self._follow_up(saved)
@@ -249,13 +249,15 @@ class Saver:
             raise
         return self._write(facts, health, payload)
 
-    def _write(self, facts: CheckpointFacts, health: HealthCheck | None, payload: Payload) -> Saved | None:
+    def _write(
+        self, facts: CheckpointFacts, health: HealthCheck | None, payload: Payload, *, with_backup: bool = True
+    ) -> Saved | None:
         if self._reconciler is not None:
             self._reconciler.before_save()
         facts = replace(facts, parent_id=self._lineage.parent_id, run_id=self._lineage.run_id)
         if health:
             facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
-        saved = self._writer.save(facts, self._format, payload)
+        saved = self._writer.save(facts, self._format, payload, with_backup=with_backup)
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
             if not saved.in_fallback and saved.manifest.uid == facts.uid:  # else it was saved before

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from ckpt_lib.stream.threads import Helper
 
 PATIENCE_SECONDS = 2.0
-"""A stream that has taken less time than twice this waits so long for its mirror in all; a longer one half its time."""
+"""How long a stream waits for its mirror in all, before it goes on without it."""
 
 
 class DroppedError(Exception):
@@ -20,8 +20,8 @@ class DroppedError(Exception):
 class Mirror:
     """Calls ``work`` with itself on a thread of its own, to iterate over the :meth:`buffers` of a stream.
 
-    A mirror that raises, or falls far behind, is dropped: the stream goes on without it. The buffer that it is reading
-    then may be filled again meanwhile, so nothing may come of what it read.
+    A mirror that raises, or holds the stream up too long, is dropped: the stream goes on without it. The buffer that
+    it is reading then may be filled again meanwhile, so nothing may come of what it read.
     """
 
     def __init__(self, work: Callable[[Mirror], object], name: str) -> None:
@@ -32,8 +32,10 @@ class Mirror:
         self._done = threading.Semaphore(0)
         self._unfinished = 0
         self._waited_seconds = 0.0
-        self._started = time.monotonic()
         self._thread = Helper(self._run, name)
+
+    def start(self) -> None:
+        """Begin the work. The caller knows the mirror by now: an interrupt here must not leave it to itself."""
         self._thread.start()
 
     # --- for the stream ---
@@ -47,8 +49,7 @@ class Mirror:
         """Return when at most so many buffers are unfinished, or the mirror is dropped, also for taking too long."""
         while self._unfinished > unfinished and not self.is_dropped:
             begun = time.monotonic()
-            most = max(PATIENCE_SECONDS, (begun - self._started) / 2)
-            if not self._done.acquire(timeout=max(0.0, most - self._waited_seconds)):
+            if not self._done.acquire(timeout=max(0.0, PATIENCE_SECONDS - self._waited_seconds)):
                 self.drop()
             self._waited_seconds += time.monotonic() - begun
             self._unfinished -= 1
@@ -58,13 +59,13 @@ class Mirror:
         self._filled.put(None)
 
     def drop(self) -> None:
-        """Go on without it."""
+        """Stop waiting for the mirror; its work raises :class:`DroppedError`."""
         self.is_dropped = True
         self.end()
 
-    def join(self) -> None:
-        """Return when the work has ended."""
-        self._thread.wait()
+    def join(self, timeout_seconds: float | None = None) -> bool:
+        """Return when the work has ended; ``False`` after the timeout."""
+        return self._thread.wait(timeout_seconds)
 
     # --- for its work ---
 

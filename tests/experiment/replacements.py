@@ -111,6 +111,7 @@ WORLDS: dict[str, Callable[[], World]] = {
         content=PAIR,
         always=nothing_lost,
         crash=(0, 1),
+        days=0,  # what is written into a folder a day late, by a process that is killed then, is known to nobody
     ),
     "a replacement on a full store and a sweep": _world(
         ("replace", replace()), ("sweep", sweeper), content=PAIR, always=nothing_lost, full=(0,), crash=(0,), lost=1

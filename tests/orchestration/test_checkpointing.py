@@ -12,7 +12,7 @@ import torch
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -184,7 +184,7 @@ def test_a_signal_before_a_save_saves_once(
 
     earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which Prefect sends once more at the end
     try:
-        with pytest.raises(TerminationSignal):
+        with pytest.raises(Abort, match="SIGTERM ended the training at step 2"):
             run_flow(body)
     finally:
         signal.signal(signal.SIGTERM, earlier)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("error", [AWAY, VersionConflictError("this process stood still")])
 def test_what_is_transient_is_tried_again(make_manager: MakeManager, seen: list[Event], error: Exception) -> None:
     """A bounded number of times; each is told."""
-    manager, drawn = make_manager(), random.getstate()
+    manager, drawn = make_manager(backup_checkpoints=False), random.getstate()
     with failing(manager, error, "open_write", times=2):
         saved = save(manager, 1)
     assert ids(manager) == [saved]
