@@ -75,7 +75,7 @@ def fail(manager: CheckpointManager, rank: int) -> Any:
     return found
 
 
-def _raise(*_arguments: Any) -> Any:
+def _raise(*_arguments: Any, **_options: Any) -> Any:
     raise StoreUnavailableError("the disk is away")
 
 

@@ -26,7 +26,9 @@ def copying_into(sink: Sink) -> Mirror:
             sink.write(buffer)
         sink.calls = -1  # the end has come
 
-    return Mirror(work, "test-mirror")
+    copier = Mirror(work, "test-mirror")
+    copier.start()
+    return copier
 
 
 @given(pieces(), st.integers(1, 40))
@@ -87,6 +89,7 @@ def test_a_mirror_that_hangs_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
             ends.append("dropped")
 
     copier = Mirror(work, "test-mirror")
+    copier.start()
     sink = Sink()
     data = [bytes([number]) * 8 for number in range(3 * BUFFER_COUNT)]
     digests = write_all(HashingWriter(sink, chunk_size_bytes=8, mirror=copier), data)
