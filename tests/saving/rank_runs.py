@@ -60,7 +60,7 @@ def fail(manager: CheckpointManager, rank: int) -> Any:
     found = []
     for epoch, extra in ((1, {"bad": object()}), (2, {})):
         if rank == 0 and epoch == 2:
-            manager._saver._writer.save = _raise  # type: ignore[method-assign, assignment]
+            manager._saver._writer.save = _raise  # type: ignore[method-assign]
         for method in (manager.save_checkpoint, lambda **given: manager.save_checkpoint_async(**given).result()):
             try:
                 method(model=model, epoch=epoch, extra_state=extra)
