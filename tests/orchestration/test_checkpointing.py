@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader, TrainingState
+from ckpt_lib.config import OnSaveFailure
 from ckpt_lib.errors import AlreadyRunningError, ConfigError, StoreError
 from ckpt_lib.store.local.local_store import LocalStore
 from prefect_checkpoints.tasks import checkpointing, validate_checkpoint
@@ -159,11 +160,12 @@ def test_a_failed_commit_is_told(config: CheckpointConfig, monkeypatch: pytest.M
     assert saved_ids(config) == []
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("fails", "on_failure"), [(False, "raise"), (True, "raise"), (True, "warn")])
 def test_a_signal_before_a_save_saves_once(
-    config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch, fails: bool
+    config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch, fails: bool, on_failure: OnSaveFailure
 ) -> None:
     """The save that the loop makes then is the last one; where it fails, another one is tried."""
+    config = config.model_copy(update={"backup_checkpoints": False, "on_save_failure": on_failure})
     real = LocalStore.open_write
 
     def fail_once(store: LocalStore, *given: Any, **options: Any) -> Any:
