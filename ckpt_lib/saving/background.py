@@ -201,16 +201,17 @@ class BackgroundSaves(Background):
         """
         while True:
             with self._lock:
-                used = [handle.buffer for handle in self._handles if handle.buffer is not None]
-                free = [buffer for buffer in self._buffers if not any(buffer is other for other in used)]
-                if not free and len(used) < self._limit:
+                # Each handle is asked once: it may give its buffer back at any moment.
+                busy = [(handle, buffer) for handle in self._handles if (buffer := handle.buffer) is not None]
+                free = [buffer for buffer in self._buffers if not any(buffer is used for _, used in busy)]
+                if not free and len(busy) < self._limit:
                     free = self._new_buffers(1)
                     self._buffers += free
                 if free:
                     handle.buffer = free[0]
                     self._handles.append(handle)
                     return
-                oldest = next(handle for handle in self._handles if handle.buffer is not None)
+                oldest = busy[0][0]
             if self._committing.is_current:
                 raise RuntimeError("a callback of a save would wait for a later save, which waits for the callback")
             oldest.wait_for_buffer()

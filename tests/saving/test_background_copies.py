@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ckpt_lib.errors import UnsupportedStateError
+from ckpt_lib.saving.background import SaveHandle
 from ckpt_lib.state.copy_tasks import CopyTask, copy_together
 from ckpt_lib.state.overlap import unchanged_until_step
 from ckpt_lib.state.staging import Snapshot, StagingBuffer
@@ -33,6 +34,29 @@ def test_what_training_does_next_never_reaches_the_file(make_manager: MakeManage
     assert {handle.result(): state for handle, state in expected.items()} == {
         checkpoint_id: stored_state(manager, checkpoint_id) for checkpoint_id in ids(manager)
     }
+
+
+def test_a_buffer_may_come_back_while_one_is_looked_for(make_manager: MakeManager) -> None:
+    """At whichever moment: the save takes it."""
+    saves = make_manager(max_pending_saves=1)._saver.background
+
+    class Releasing:
+        """A save under way that gives its buffer back once it was asked for it twice."""
+
+        def __init__(self, buffer: StagingBuffer) -> None:
+            self._answers = [buffer, buffer]
+
+        @property
+        def buffer(self) -> StagingBuffer | None:
+            return self._answers.pop() if self._answers else None
+
+        def wait_for_buffer(self) -> None:
+            """Return at once: the buffer may be back."""
+
+    buffer, handle = StagingBuffer(), SaveHandle()
+    saves._buffers, saves._handles, saves._limit = [buffer], [Releasing(buffer)], 1  # type: ignore[list-item]
+    saves._begin(handle)
+    assert handle.buffer is buffer
 
 
 def test_the_step_waits_for_what_is_left_to_copy(make_manager: MakeManager) -> None:
