@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -17,6 +20,29 @@ from ckpt_lib.errors import CheckpointError
 
 PREEMPTED = "Preempted"
 """The name of the state, whose type is ``CRASHED``."""
+
+
+@contextlib.contextmanager
+def acknowledging_stops() -> Iterator[None]:
+    """Have Prefect take the handler of SIGTERM that is installed now for its own, until the block ends.
+
+    Before ``prefect flow-run execute`` stops a flow, it asks whether the flow's process will end by itself. Prefect says
+    yes for it, as long as the handler is Prefect's, and otherwise the process gets SIGKILL, and saves nothing. There is
+    no public way to say that another handler saves first, and then hands over to Prefect's.
+    """
+    from prefect.utilities import engine
+
+    if not hasattr(engine, "_prefect_sigterm_handler"):  # another version of Prefect, which may kill the process
+        yield
+        return
+    with engine._prefect_sigterm_bridge_lock:
+        prefects = engine._prefect_sigterm_handler
+        engine._prefect_sigterm_handler = signal.getsignal(signal.SIGTERM)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with engine._prefect_sigterm_bridge_lock:
+            engine._prefect_sigterm_handler = prefects
 
 
 def end_preempted(manager: CheckpointManager, what: str) -> None:

@@ -26,7 +26,7 @@ from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import SaveHandle
 from prefect_checkpoints.tasks._options import NO_TAGS, checkpoint_task, keep_manager
-from prefect_checkpoints.tasks._preempted import end_preempted
+from prefect_checkpoints.tasks._preempted import acknowledging_stops, end_preempted
 from prefect_checkpoints.tasks._progress import progress_artifact
 from prefect_checkpoints.tasks.report import artifact_key, report_rollback, store_of
 
@@ -300,7 +300,7 @@ def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Itera
         checkpoints._last_save, signals=[signal.SIGTERM], deadline_seconds=deadline_seconds
     )
     try:
-        with preemption:
+        with preemption, acknowledging_stops():
             checkpoints._safe_point = preemption.safe_point
             yield
     except TerminationSignal:
