@@ -26,9 +26,9 @@ PREEMPTED = "Preempted"
 def acknowledging_stops() -> Iterator[None]:
     """Have Prefect take the handler of SIGTERM that is installed now for its own, until the block ends.
 
-    Before ``prefect flow-run execute`` stops a flow, it asks whether the flow's process will end by itself. Prefect says
-    yes for it, as long as the handler is Prefect's, and otherwise the process gets SIGKILL, and saves nothing. There is
-    no public way to say that another handler saves first, and then hands over to Prefect's.
+    Before ``prefect flow-run execute`` stops a flow, it asks the flow's process whether it will end by itself. Prefect
+    answers yes while the handler is its own. Otherwise the process gets SIGKILL, and saves nothing. There is no public
+    way to say that another handler saves first, and then hands over to Prefect's.
     """
     from prefect.utilities import engine
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import get_start_method
@@ -70,6 +71,8 @@ class Checkpoints:
         self._runner = runner
         self._advance = advance
         self._commits: list[PrefectFuture[str | None]] = []
+        self._ended: deque[PrefectFuture[str | None]] = deque()
+        """Those of the commits that have ended: to ask one for its state would ask the server, in the training loop."""
         self._safe_point: Callable[[], None] = lambda: None
         self._ended_epoch: tuple[int, int] | None = None
         """Epoch and step of a save at an epoch's end, until more is trained."""
@@ -105,7 +108,9 @@ class Checkpoints:
             self.state, metrics=metrics, **{"epoch": self.epoch, "step": self.step, **options}
         )
         if handle.facts is not None:  # else the policy said no
-            self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
+            commit = self._runner.submit(commit_checkpoint, {"handle": handle})
+            self._commits.append(commit)
+            commit.add_done_callback(self._ended.append)
             if handle.facts.epoch_finished:
                 self._ended_epoch = self.epoch, self.step
             self._just_saved = handle
@@ -155,10 +160,10 @@ class Checkpoints:
         return {"state": self.state, "epoch": self.epoch, "step": self.step, "epoch_finished": is_end}
 
     def _raise_failure(self) -> None:
-        done = [future for future in self._commits if future.state.is_final()]
-        self._commits = [future for future in self._commits if future not in done]
-        for future in done:
-            future.result()
+        while self._ended:
+            commit = self._ended.popleft()
+            self._commits.remove(commit)
+            commit.result()
 
     def _finish(self) -> None:
         """Wait for every commit and what follows it; raise the first error."""

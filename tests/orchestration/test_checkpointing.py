@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from prefect import flow, get_client
@@ -22,6 +24,7 @@ from ckpt_lib.errors import AlreadyRunningError, ConfigError, StoreError
 from ckpt_lib.store.local.local_store import LocalStore
 from prefect_checkpoints.tasks import checkpointing, validate_checkpoint
 from tests.helpers import fingerprint
+from tests.launch.running import wait_until
 from tests.orchestration.runs import EXPERIMENT, read_task_run, saved_ids
 
 pytestmark = pytest.mark.usefixtures("own_results")
@@ -158,6 +161,29 @@ def test_a_failed_commit_is_told(config: CheckpointConfig, monkeypatch: pytest.M
     assert run.state is not None
     assert run.state.is_failed()
     assert saved_ids(config) == []
+
+
+def test_a_save_waits_for_no_server(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that trains asks Prefect's server nothing, also for what became of the commits before."""
+    asking: list[int] = []
+    real = httpx.Client.send
+
+    def note(client: httpx.Client, *given: Any, **options: Any) -> httpx.Response:
+        asking.append(threading.get_ident())
+        return real(client, *given, **options)
+
+    def body() -> None:
+        with checkpointing(config, EXPERIMENT, TrainingState(model=nn.Linear(2, 2))) as checkpoints:
+            monkeypatch.setattr(httpx.Client, "send", note)
+            for _ in checkpoints.epochs(3):
+                asking.clear()
+                handle = checkpoints.save()
+                assert threading.get_ident() not in asking
+                handle.result()
+                wait_until("the end of the task run", lambda: checkpoints._ended)
+
+    assert run_flow(body).is_completed()
+    assert len(saved_ids(config)) == 3
 
 
 @pytest.mark.parametrize(("fails", "on_failure"), [(False, "raise"), (True, "raise"), (True, "warn")])

@@ -217,7 +217,7 @@ class Worker:
             self._check_payload(payload)
 
     def load_any(self) -> None:
-        """Asked for by its id, one that a policy has deleted since it was listed comes from its backup, if that is left."""
+        """Load any by its id; one that a policy deleted since it was listed comes from its backup."""
         self._complaints.expected = "and is taken from its backup"
         with contextlib.suppress(CheckpointNotFoundError):
             payload = self.manager.load_checkpoint(self._any().checkpoint_id)
