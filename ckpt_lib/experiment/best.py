@@ -72,6 +72,19 @@ class BestWatch:
                 with failures_logged("looking for the best checkpoint"):
                     self._compare(self._catalogue.view())
 
+    @property
+    def best_id(self) -> str:
+        """The id of the best checkpoint as of the last look; empty for none, or where nobody has looked."""
+        return self._best_id or ""
+
+    def go_back_to(self, best_id: str, changed_id: str) -> None:
+        """Tell next what a change of ``changed_id`` made of what was the best before; it was made, and not told of.
+
+        If the best is neither of the two, whoever has made another one the best has told that.
+        """
+        if changed_id in (best_id, self._best_id):
+            self._best_id = best_id or None
+
     def _remember(self, best: Manifest | None) -> None:
         self._best_id, self._is_known = best.checkpoint_id if best else None, True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from ckpt_lib.errors import CheckpointNotFoundError, InvalidMetricError, MetricC
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
+
+TELLING_SECONDS = 10.0
+"""Whoever adds metrics has told of them by then; listeners may wait for a server, for less."""
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,28 +109,58 @@ def _is_recorded(recorded: Mapping[str, Metric], name: str, value: Metric) -> bo
 def add_metrics(locations: Locations, name: str, addition: Addition) -> tuple[Manifest, bool]:
     """Add metrics to a checkpoint and then to its backup; return its manifest, and whether that was changed.
 
-    Its backup is told last: killed before that, the next call with the same metrics does it. A backup that cannot be
-    reached is logged, and fails nothing.
+    Also looks for the best checkpoint anew, and tells of both. Killed before all that, the next call with the same
+    metrics does it: the manifest says that nobody was told. A backup that cannot be reached is logged, and fails
+    nothing.
     """
-    before: list[Manifest] = []
+    checkpoint_id = locations.catalogue.resolve(name).checkpoint_id
+    is_changed = False
+    with locations.best.look_after():
+        best_id = locations.best.best_id
 
-    def change(manifest: Manifest) -> Manifest:
-        before[:] = [manifest]
-        return addition(manifest)
+        def change(manifest: Manifest) -> Manifest:
+            nonlocal is_changed
+            changed = addition(manifest)
+            is_changed = changed is not manifest
+            if not is_changed or manifest.untold_best is not None:
+                return changed
+            return changed.changed(untold_best=best_id)
 
-    manifest = edits.edit(locations.home, locations.catalogue.resolve(name).checkpoint_id, change)
-    is_changed = manifest is not before[0]
-    if is_changed:
-        values = ", ".join(f"{name}={manifest.metrics[name]}" for name in addition.metrics)
-        locations.events.emit(
-            "checkpoint.metrics_added",
-            f"{addition.source} added to {manifest.checkpoint_id}: {values}",
-            checkpoint=locations.best.describe(manifest),
-            source=addition.source,
-            metrics=list(addition.metrics),
-        )
+        manifest = edits.edit(locations.home, checkpoint_id, change)
+        is_told = not is_changed and _is_told_by_another(locations.home, manifest)
+        if not is_told:
+            _tell(locations, manifest, addition)
+    if not is_told:
+        with failures_logged("noting that added metrics were told of"), suppress(CheckpointNotFoundError):
+            edits.edit(locations.home, checkpoint_id, _told)
     carry_to_backup(manifest, locations.backups)
     return manifest, is_changed
+
+
+def _tell(locations: Locations, manifest: Manifest, addition: Addition) -> None:
+    values = ", ".join(f"{name}={manifest.metrics[name]}" for name in addition.metrics)
+    locations.events.emit(
+        "checkpoint.metrics_added",
+        f"{addition.source} added to {manifest.checkpoint_id}: {values}",
+        checkpoint=locations.best.describe(manifest),
+        source=addition.source,
+        metrics=list(addition.metrics),
+    )
+    if manifest.untold_best is not None:
+        locations.best.go_back_to(manifest.untold_best, manifest.checkpoint_id)
+
+
+def _is_told_by_another(home: Experiment, manifest: Manifest) -> bool:
+    """Tell whether whoever added the metrics has told of them, or does so in time; else it was killed."""
+    deadline = time.monotonic() + TELLING_SECONDS
+    while manifest.untold_best is not None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        manifest = home.get(manifest.checkpoint_id)
+    return manifest.untold_best is None
+
+
+def _told(manifest: Manifest) -> Manifest:
+    return manifest if manifest.untold_best is None else manifest.changed(untold_best=None)
 
 
 def carry_to_backup(manifest: Manifest, backups: Experiment) -> None:

@@ -193,12 +193,12 @@ class Maintainer(Keeper):
         has recorded already changes nothing; a value that somebody else has recorded gets an entry of this source, and
         stays. Another value raises
         :class:`~ckpt_lib.errors.MetricConflictError`, or takes its place with ``replace``; the earlier one stays in
-        ``added_metrics``. The backup gets them too; killed before that, the next call with the same metrics does it.
+        ``added_metrics``. The backup gets them too, and events tell of them and of another best; killed before that,
+        the next call with the same metrics does it.
         Raises :class:`~ckpt_lib.errors.InvalidMetricError` and :class:`~ckpt_lib.errors.InvalidNameError`.
         """
         addition = Addition.of(metrics, source, replace=replace)
-        with self._best.look_after():
-            manifest, is_changed = add_metrics(self._locations, checkpoint_id, addition)
+        manifest, is_changed = add_metrics(self._locations, checkpoint_id, addition)
         if is_changed:
             self._snapshot.write()
         return self._catalogue.describe(manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from ckpt_lib.errors import (
     StoreError,
 )
 from ckpt_lib.events import Event
-from ckpt_lib.maintenance import transfer
+from ckpt_lib.maintenance import added_metrics, transfer
 from ckpt_lib.maintenance.added_metrics import Addition
 from ckpt_lib.policies.retention import KeepBest
 from ckpt_lib.store.local import LocalStore
@@ -233,6 +234,88 @@ def test_what_is_added_decides_the_best(manager: CheckpointManager) -> None:
     assert not manager.add_metrics(second, {"accuracy": math.nan}, source=OTHER, replace=True).is_best
     assert heard[-1].kind == "checkpoint.best_changed"
     assert heard[-1].checkpoint_id == first
+
+
+@pytest.mark.parametrize("kind", ["checkpoint.metrics_added", "checkpoint.best_changed"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_that_is_killed_is_made_up_for(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, kind: str, when: str
+) -> None:
+    """Whoever adds the same metrics again tells of them, and of the best, if the first was killed while it did."""
+    monkeypatch.setattr(added_metrics, "TELLING_SECONDS", 0.2)
+    manager = make_manager()
+    worse, better = save(manager, 1), save(manager, 2)
+    told: list[tuple[str, str | None, Any]] = []
+
+    def die(event: Event) -> None:
+        if when == "after":
+            note(event)
+        if event.kind == kind:
+            raise KeyboardInterrupt
+
+    def note(event: Event) -> None:
+        if event.kind in ("checkpoint.metrics_added", "checkpoint.best_changed"):
+            told.append((event.kind, event.checkpoint_id, event.details.get("before")))
+
+    dying = make_manager()
+    dying.on_event(die)
+    with pytest.raises(KeyboardInterrupt):
+        dying.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
+    again = make_manager()
+    again.on_event(note)
+    again.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
+    wanted = {("checkpoint.metrics_added", better, None), ("checkpoint.best_changed", better, worse)}
+    assert set(told) == wanted
+    told.clear()
+    again.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
+    assert told == []
+    assert json.loads(manifest_path(manager, better).read_text())["untold_best"] is None
+
+
+def test_whoever_has_made_another_one_the_best_has_told_that(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process did not tell is told of its checkpoint alone."""
+    monkeypatch.setattr(added_metrics, "TELLING_SECONDS", 0.2)
+    manager = make_manager()
+    save(manager, 1)
+    second = save(manager, 2)
+    dying = make_manager()
+    dying.on_event(_die)
+    with pytest.raises(KeyboardInterrupt):
+        dying.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
+    save(manager, 3, metrics={"val_loss": 0.01})
+    kinds: list[str] = []
+    again = make_manager()
+    again.on_event(lambda event: kinds.append(event.kind))
+    again.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
+    assert kinds == ["checkpoint.metrics_added"]
+
+
+def _die(event: Event) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_same_twice_at_once_is_told_once(make_manager: MakeManager) -> None:
+    """As when an event that starts an evaluation arrives twice: the later process waits for the first to tell."""
+    manager = make_manager()
+    save(manager, 1)
+    second = save(manager, 2)
+    kinds: list[str] = []
+
+    def note(event: Event) -> None:
+        if event.kind == "checkpoint.metrics_added":
+            time.sleep(0.3)
+        kinds.append(event.kind)
+
+    def add(_: int) -> None:
+        own = make_manager()
+        own.on_event(note)
+        own.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(add, range(3)))
+    assert kinds == ["checkpoint.metrics_added", "checkpoint.best_changed"]
 
 
 def test_one_that_is_not_there(manager: CheckpointManager) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ckpt_lib.events import EventKind, subscribe
 
 NOT_A_FUNCTION = 1
 FAILURES = {"returns a list": [0.9], "returns nothing": {}, "returns text": "0.9", "returns a bad value": {"a": [1]}}
@@ -17,13 +20,20 @@ def accuracy(payload: Mapping[str, Any], *, value: float | None = None) -> dict[
     return {"accuracy": float(payload["model_state_dict"]["weight"].mean()) if value is None else value}
 
 
-def accuracy_by_epoch(payload: Mapping[str, Any], log: str, wait: str | None = None) -> dict[str, float]:
-    """Half an epoch's number; notes that it ran and, the first time, waits until ``wait`` exists."""
+def accuracy_by_epoch(
+    payload: Mapping[str, Any], log: str, wait: str | None = None, die_at: EventKind | None = None
+) -> dict[str, float]:
+    """Half an epoch's number; notes that it ran and, the first time, waits until ``wait`` exists.
+
+    With ``die_at``, the process of the first time is killed when it has told of an event of that kind.
+    """
     is_first = not Path(log).exists()
     with Path(log).open("a") as file:
         file.write(f"{payload['checkpoint_id']} {os.getpid()}\n")
     while is_first and wait is not None and not Path(wait).exists():
         time.sleep(0.1)
+    if is_first and die_at is not None:
+        subscribe(lambda event: os.kill(os.getpid(), signal.SIGKILL) if event.kind == die_at else None)
     return {"accuracy": payload["epoch"] / 2}
 
 

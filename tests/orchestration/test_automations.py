@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,8 +87,16 @@ class Evaluation:
         """The id of each checkpoint that the function was called with."""
         return [line.split()[0] for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
-    def events(self, kind: str) -> list[str]:
-        """The checkpoints that events of a kind tell of."""
+    def events(self, kind: str, count: int) -> list[str]:
+        """The checkpoints that events of a kind tell of, once there are so many: the server writes some at a time."""
+
+        def enough() -> list[str] | None:
+            return found if len(found := self._events(kind)) >= count else None
+
+        found: list[str] = wait_for(f"{count} events {kind}", enough)
+        return found
+
+    def _events(self, kind: str) -> list[str]:
         wanted = {
             "event": {"name": [f"prefect-checkpoints.checkpoint.{kind}"]},
             "resource": {"id": [f"prefect-checkpoints.experiment.{self.name}"]},
@@ -127,7 +136,7 @@ def evaluation(
     """An experiment of the test's own, on the server of this project."""
     environment = {**server_environment, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     with httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=60) as client, using(environment):
-        yield Evaluation(Api(client), environment, tmp_path, request.node.name.replace("test_", ""))
+        yield Evaluation(Api(client), environment, tmp_path, re.sub(r"\W", "-", request.node.name))
 
 
 @pytest.mark.servers
@@ -155,7 +164,7 @@ def test_a_save_is_evaluated_once_by_another_process(evaluation: Evaluation) -> 
         assert manifest.read_bytes() == before
     assert evaluation.evaluated() == [first, second]
     for kind in ("metrics_added", "best_changed"):
-        assert evaluation.events(kind) == [first, second], kind
+        assert evaluation.events(kind, 2) == [first, second], kind
 
 
 @pytest.mark.servers
@@ -183,7 +192,28 @@ def test_an_evaluation_that_was_killed_is_started_again(evaluation: Evaluation) 
     assert [(item.value, item.source) for item in found.added_metrics] == [(1.0, SOURCE)]
     assert evaluation.evaluated() == [saved, saved]
     for kind in ("saved", "metrics_added", "best_changed"):
-        assert evaluation.events(kind) == [saved], kind
+        assert evaluation.events(kind, 1) == [saved], kind
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["metrics_added", "best_changed"])
+def test_what_a_killed_evaluation_did_not_tell_is_told(evaluation: Evaluation, kind: str) -> None:
+    """Its metrics are recorded, and its process is killed while it tells: the best has changed once for Prefect."""
+    with evaluation.serve():
+        wait_for("the deployment", evaluation.is_served)
+        evaluation.install(die_at=f"checkpoint.{kind}")
+        saved = evaluation.save(epoch=2)
+        wait_for("the evaluation to begin", evaluation.evaluated)
+        pid = int(evaluation.log.read_text().split()[1])
+        wait_for("the process to be gone", lambda: not is_running(pid))
+        manager = CheckpointManager(evaluation.config, evaluation.name)
+        assert [item.value for item in manager.get_checkpoint(saved).added_metrics] == [1.0]
+        (killed,) = evaluation.runs()
+        evaluation.api.post(f"/flow_runs/{killed['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+        finished(evaluation.api, killed["id"])
+    assert manager.get_checkpoint("promoted").checkpoint_id == saved
+    assert evaluation.evaluated() == [saved]
+    assert evaluation.events("best_changed", 1) == [saved]
 
 
 @pytest.fixture
