@@ -93,6 +93,8 @@ class Event(BaseModel):
     checkpoint: CheckpointMetadata | None = None
     """The checkpoint's metadata, in events about a checkpoint that is in the store or has just been deleted."""
     message: str
+    key: str | None = None
+    """The same in each event about the same change, where one may be emitted again; ``None`` for most kinds."""
     details: dict[str, Any] = {}
     """Plain values, such as numbers of bytes, paths, and the type and text of an error."""
 
@@ -139,6 +141,7 @@ class Events:
         *,
         checkpoint_id: str | None = None,
         checkpoint: CheckpointMetadata | None = None,
+        key: str | None = None,
         **details: Any,
     ) -> None:
         """Log an event and tell every listener; never raises an ``Exception``."""
@@ -150,6 +153,7 @@ class Events:
                 store=self._store,
                 checkpoint_id=checkpoint.checkpoint_id if checkpoint else checkpoint_id,
                 checkpoint=checkpoint,
+                key=key,
                 details=details,
             )
             level = logging.INFO if kind in _QUIET else logging.ERROR if kind == "save.failed" else logging.WARNING

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPStatusError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
@@ -25,6 +27,8 @@ from prefect_checkpoints.flows.evaluate import Gate
 from prefect_checkpoints.tasks._events import STORE_LABEL
 from prefect_checkpoints.tasks._preempted import PREEMPTED
 from prefect_checkpoints.tasks.report import artifact_key, store_of
+
+_INSTALL_ATTEMPTS = 5
 
 ARRIVALS = {"prefect-checkpoints.checkpoint.saved", "prefect-checkpoints.checkpoint.reconciled"}
 """The events that tell of a new checkpoint in the store."""
@@ -153,13 +157,23 @@ def _deployment_named(client: SyncPrefectClient, name: str) -> DeploymentRespons
 
 
 def _install(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
-    """Create or change the automation of that name. Two callers at once leave one, since both keep the same."""
-    found = client.read_automations_by_name(automation.name)
-    if not found:
-        client.create_automation(automation)
+    """Create or change the automation of that name. Two callers at once leave one, since both keep the same.
+
+    One that another caller has deleted meanwhile, in favour of its own, is looked for again.
+    """
+    for _ in range(_INSTALL_ATTEMPTS):
         found = client.read_automations_by_name(automation.name)
-    first, *others = sorted(found, key=lambda item: item.id)
-    client.update_automation(first.id, automation)
-    for other in others:
-        client.delete_automation(other.id)
-    return first.id
+        if not found:
+            client.create_automation(automation)
+            continue
+        first, *others = sorted(found, key=lambda item: item.id)
+        try:
+            client.update_automation(first.id, automation)
+        except HTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
+            continue
+        for other in others:
+            client.delete_automation(other.id)
+        return first.id
+    raise ConfigError(f"the automation {automation.name!r} changes all the time", hint="Install it once.")

@@ -114,23 +114,22 @@ def evaluate_checkpoint(
 
 
 def _recorded(checkpoint: CheckpointMetadata, source: str) -> Mapping[str, Metric]:
-    """Return the metrics that a source has added, with the values that count now."""
-    return {item.name: checkpoint.metrics[item.name] for item in checkpoint.added_metrics if item.source == source}
+    """Return the metrics that a source has added, as it has measured them."""
+    return {item.name: item.value for item in checkpoint.added_metrics if item.source == source}
 
 
 def _record(
     manager: CheckpointManager, checkpoint_id: str, metrics: Mapping[str, Metric], source: str, replace: bool
 ) -> CheckpointMetadata:
     """Add the metrics, unless another run of the same evaluation was faster: then its values count."""
+    place = (manager.config, manager.experiment_name, checkpoint_id)
     try:
-        return add_metrics(
-            manager.config, manager.experiment_name, checkpoint_id, metrics, source=source, replace=replace
-        )
+        return add_metrics(*place, metrics, source=source, replace=replace)
     except MetricConflictError:
-        found = manager.get_checkpoint(checkpoint_id)
-        if not metrics.keys() <= _recorded(found, source).keys():
+        recorded = _recorded(manager.get_checkpoint(checkpoint_id), source)
+        if not metrics.keys() <= recorded.keys():
             raise
-        return found
+        return add_metrics(*place, recorded, source=source)  # emits what the other run may not have
 
 
 def _promote(

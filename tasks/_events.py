@@ -7,7 +7,6 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
-from prefect.events.worker import EventsWorker
 from prefect.runtime import flow_run, task_run
 
 from ckpt_lib.events import Event, EventKind, subscribe
@@ -25,12 +24,6 @@ REPEATABLE: set[EventKind] = {
     "checkpoint.best_changed",
 }
 """What a task may do again when it is retried: Prefect hears of each such kind once per checkpoint and run."""
-
-SENT_BEFORE_GOING_ON: set[EventKind] = {"checkpoint.metrics_added", "checkpoint.best_changed"}
-"""What a manifest says has been told as soon as the listeners return: a kill before Prefect has it would lose it."""
-
-_SENDING_SECONDS = 5.0
-"""Shorter than ``added_metrics.TELLING_SECONDS``. A server takes milliseconds, and one that is away so long at most."""
 
 STORE_LABEL = "prefect-checkpoints.store"
 """The label of the resource that tells experiments of one name in several stores apart."""
@@ -56,10 +49,6 @@ def _emit(event: Event) -> None:
         payload=event.model_dump(mode="json", include={"message", "checkpoint_id", "checkpoint", "details"}),
         id=event_id,
     )
-    if event.kind in SENT_BEFORE_GOING_ON:
-        sending = threading.Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
-        sending.start()
-        sending.join(_SENDING_SECONDS)
 
 
 def resource_of(event: Event) -> dict[str, str]:
@@ -72,7 +61,14 @@ def resource_of(event: Event) -> dict[str, str]:
 
 
 def _id_of(event: Event) -> UUID | None:
-    """Return an id that the event has again in another attempt of this run; the server keeps one event of an id."""
+    """Return an id that the event has again in another attempt of this run, or of any run where the event has a key.
+
+    The server keeps one event of an id.
+    """
+    if event.key is not None:
+        return uuid5(
+            NAMESPACE_URL, f"prefect-checkpoints:{event.store}/{event.experiment_name}/{event.kind}/{event.key}"
+        )
     if event.kind not in REPEATABLE:
         return None
     run_id = flow_run.id or task_run.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Crashed
+from prefect.utilities import engine
 from prefect.utilities.engine import propose_state_sync
 
 from ckpt_lib import CheckpointManager
@@ -23,26 +24,29 @@ PREEMPTED = "Preempted"
 
 
 @contextlib.contextmanager
-def acknowledging_stops() -> Iterator[None]:
-    """Have Prefect take the handler of SIGTERM that is installed now for its own, until the block ends.
+def acknowledging_stops(handler: Callable[..., object]) -> Iterator[None]:
+    """Let Prefect stop this flow with SIGTERM, and not with SIGKILL, while ``handler`` is the handler of SIGTERM.
 
-    Before ``prefect flow-run execute`` stops a flow, it asks the flow's process whether it will end by itself. Prefect
-    answers yes while the handler is its own. Otherwise the process gets SIGKILL, and saves nothing. There is no public
-    way to say that another handler saves first, and then hands over to Prefect's.
+    ``prefect flow-run execute`` kills a process whose handler is not Prefect's, before that could save. So ``handler``
+    takes the place of Prefect's, which it has to call in the end, until the block is left. If the flow has installed
+    one of its own before, nothing is done: Prefect would not be called.
     """
-    from prefect.utilities import engine
-
-    if not hasattr(engine, "_prefect_sigterm_handler"):  # another version of Prefect, which may kill the process
+    original: Any = getattr(engine, "_prefect_sigterm_handler", None)
+    lock = getattr(engine, "_prefect_sigterm_bridge_lock", None)
+    if original is None or lock is None or signal.getsignal(signal.SIGTERM) is not original:
+        get_run_logger().warning("If Prefect stops this run, it may not be saved before: SIGTERM has another handler")
         yield
         return
-    with engine._prefect_sigterm_bridge_lock:
-        prefects = engine._prefect_sigterm_handler
-        engine._prefect_sigterm_handler = signal.getsignal(signal.SIGTERM)  # type: ignore[assignment]
+
+    def register(handler: Any) -> None:
+        with lock:
+            engine._prefect_sigterm_handler = handler
+
+    register(handler)
     try:
         yield
     finally:
-        with engine._prefect_sigterm_bridge_lock:
-            engine._prefect_sigterm_handler = prefects
+        register(original)
 
 
 def end_preempted(manager: CheckpointManager, what: str) -> None:

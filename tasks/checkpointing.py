@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import get_start_method
@@ -15,7 +14,7 @@ from typing import Any
 
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectConcurrentFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -70,9 +69,7 @@ class Checkpoints:
         """How many steps have been trained."""
         self._runner = runner
         self._advance = advance
-        self._commits: list[PrefectFuture[str | None]] = []
-        self._ended: deque[PrefectFuture[str | None]] = deque()
-        """Those of the commits that have ended: to ask one for its state would ask the server, in the training loop."""
+        self._commits: list[PrefectConcurrentFuture[str | None]] = []
         self._safe_point: Callable[[], None] = lambda: None
         self._ended_epoch: tuple[int, int] | None = None
         """Epoch and step of a save at an epoch's end, until more is trained."""
@@ -108,9 +105,7 @@ class Checkpoints:
             self.state, metrics=metrics, **{"epoch": self.epoch, "step": self.step, **options}
         )
         if handle.facts is not None:  # else the policy said no
-            commit = self._runner.submit(commit_checkpoint, {"handle": handle})
-            self._commits.append(commit)
-            commit.add_done_callback(self._ended.append)
+            self._commits.append(self._runner.submit(commit_checkpoint, {"handle": handle}))
             if handle.facts.epoch_finished:
                 self._ended_epoch = self.epoch, self.step
             self._just_saved = handle
@@ -160,9 +155,9 @@ class Checkpoints:
         return {"state": self.state, "epoch": self.epoch, "step": self.step, "epoch_finished": is_end}
 
     def _raise_failure(self) -> None:
-        while self._ended:
-            commit = self._ended.popleft()
-            self._commits.remove(commit)
+        ended = [commit for commit in self._commits if commit.wrapped_future.done()]  # .state would ask the server
+        self._commits = [commit for commit in self._commits if commit not in ended]
+        for commit in ended:
             commit.result()
 
     def _finish(self) -> None:
@@ -305,7 +300,7 @@ def _ended_by_signal(checkpoints: Checkpoints, deadline_seconds: float) -> Itera
         checkpoints._last_save, signals=[signal.SIGTERM], deadline_seconds=deadline_seconds
     )
     try:
-        with preemption, acknowledging_stops():
+        with acknowledging_stops(preemption.handler), preemption:
             checkpoints._safe_point = preemption.safe_point
             yield
     except TerminationSignal:

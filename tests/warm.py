@@ -72,7 +72,9 @@ class Python:
 
     def _look(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
-            self.returncode = os.waitstatus_to_exitcode(int.from_bytes(os.read(self._ended, 8)))
+            status = os.read(self._ended, 8)
+            assert len(status) == 8, "the process that watches the script was killed"
+            self.returncode = os.waitstatus_to_exitcode(int.from_bytes(status))
             os.close(self._ended)
         return self.returncode
 

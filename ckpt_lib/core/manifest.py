@@ -187,10 +187,6 @@ class Manifest(CheckpointFields, Record):
     )
     idempotency_key: str | None = None
     thinned: Thinned | None = Field(default=None, description="Only the weights are left; no run can go on from it.")
-    untold_best: str | None = Field(
-        default=None,
-        description="Metrics were added, and nobody was told yet: the id of the best before that, empty for none.",
-    )
     next: NextPayload | None = Field(default=None, description="What is being written to take the payload's place.")
     obsolete: tuple[ObsoletePayload, ...] = Field(
         default=(), max_length=MAX_OBSOLETE, description="Payloads in whose place another one came."

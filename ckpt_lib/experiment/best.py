@@ -72,31 +72,35 @@ class BestWatch:
                 with failures_logged("looking for the best checkpoint"):
                     self._compare(self._catalogue.view())
 
-    @property
-    def best_id(self) -> str:
-        """The id of the best checkpoint as of the last look; empty for none, or where nobody has looked."""
-        return self._best_id or ""
+    def note_addition(self, manifest: Manifest, before: Manifest, key: str) -> None:
+        """Emit ``checkpoint.best_changed`` if metrics that were added to a checkpoint have changed the best.
 
-    def go_back_to(self, best_id: str, changed_id: str) -> None:
-        """Tell next what a change of ``changed_id`` made of what was the best before; it was made, and not told of.
-
-        If the best is neither of the two, whoever has made another one the best has told that.
+        ``before`` is its manifest without them. Called again, this emits the event again, with the same ``key``, unless
+        another checkpoint is the best by now: that has an event of its own.
         """
-        if changed_id in (best_id, self._best_id):
-            self._best_id = best_id or None
+        view = self._catalogue.view()
+        best_before = best_of([before if item.uid == before.uid else item for item in view.usable])
+        self._remember(view.best)
+        before_id, best_id = (item.checkpoint_id if item else None for item in (best_before, view.best))
+        if before_id != best_id and manifest.checkpoint_id in (before_id, best_id):
+            self._emit(view, before_id, key)
 
     def _remember(self, best: Manifest | None) -> None:
         self._best_id, self._is_known = best.checkpoint_id if best else None, True
 
     def _compare(self, view: View) -> None:
-        best, before = view.best, self._best_id
-        self._remember(best)
-        if self._best_id == before:
-            return
+        before = self._best_id
+        self._remember(view.best)
+        if self._best_id != before:
+            self._emit(view, before)
+
+    def _emit(self, view: View, before: str | None, key: str | None = None) -> None:
+        best = view.best
         self._catalogue.experiment.events.emit(
             "checkpoint.best_changed",
-            f"the best checkpoint is {self._best_id}" if best else "no checkpoint is the best any more",
+            f"the best checkpoint is {best.checkpoint_id}" if best else "no checkpoint is the best any more",
             checkpoint=_described(best, view) if best else None,
+            key=key,
             before=before,
         )
 

@@ -70,8 +70,8 @@ class Twin:
         """
         if self._mirror is None:
             return
-        self._at_home.put(None)
         self._mirror.drop()
+        self._at_home.put(None)  # wakes the thread, which then finds that it was dropped
         if not self._mirror.join(PATIENCE_SECONDS) and self._held is not None:
             note_ended(self._held.claim.claim)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,10 +16,6 @@ from ckpt_lib.errors import CheckpointNotFoundError, InvalidMetricError, MetricC
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
-
-TELLING_SECONDS = 10.0
-"""Whoever adds metrics has told of them by then; listeners may wait for a server, for less."""
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,19 +38,20 @@ class Addition:
     def __call__(self, manifest: Manifest) -> Manifest:
         """Return the manifest itself when this source has recorded all of these values already.
 
-        A value that another source or the save has recorded gets an entry for this one, so that it is known to have
-        measured it.
+        So it does when another source has replaced one since, unless this one is to ``replace`` that. A value that
+        another source or the save has recorded gets an entry for this one, so that it is known to have measured it.
 
         Raises :class:`~ckpt_lib.errors.MetricConflictError` for another value, unless it is to be replaced, and
         :class:`~ckpt_lib.errors.InvalidMetricError` when a manifest has no room for more.
         """
         recorded = manifest.metrics
         new = {name: value for name, value in self.metrics.items() if not _is_recorded(recorded, name, value)}
-        own = {item.name: item.value for item in manifest.added_metrics if item.source == self.source}
-        unknown = new | {name: value for name, value in self.metrics.items() if not _is_recorded(own, name, value)}
+        own = recorded_from(manifest.added_metrics, self.source)
+        unmeasured = {name: value for name, value in self.metrics.items() if not _is_recorded(own, name, value)}
+        unknown = new | unmeasured if self.replace else unmeasured
         if not unknown:
             return manifest
-        if not self.replace and (others := sorted(new.keys() & recorded.keys())):
+        if not self.replace and (others := sorted(new.keys() & unknown.keys() & recorded.keys())):
             raise self._conflict(manifest, others[0])
         of_save = [_of_save(manifest, name) for name in unknown if name in recorded and not _was_added(manifest, name)]
         added = [AddedMetric(name=name, value=value, at=self.at, source=self.source) for name, value in unknown.items()]
@@ -70,6 +66,20 @@ class Addition:
             )
         return changed
 
+    def span(self, manifest: Manifest) -> tuple[int, int]:
+        """Return where the record of a manifest's additions has these, once they are recorded: from, and up to where.
+
+        Of several additions by which this source has recorded them, it is the last one.
+        """
+        added = manifest.added_metrics
+        own = {item.name: number for number, item in enumerate(added) if item.source == self.source}
+        first = last = max(own[name] for name in self.metrics)
+        while first and added[first - 1].name in self.metrics and added[first - 1].source in (self.source, None):
+            if added[first - 1].source and added[first - 1].at != added[last].at:
+                break
+            first -= 1
+        return first, last + 1
+
     def _conflict(self, manifest: Manifest, name: str) -> MetricConflictError:
         earlier = recorded_by(manifest.added_metrics, name)
         by = f"{earlier.source!r} at {earlier.at.isoformat()}" if earlier and earlier.source else "the save"
@@ -81,6 +91,11 @@ class Addition:
             hint="Give the metric another name, or replace the value (replace=True, `--replace`): the "
             "earlier one stays on record.",
         )
+
+
+def recorded_from(added: Iterable[AddedMetric], source: str) -> dict[str, Metric]:
+    """Return the newest value of each metric that a source has added, whether or not it counts now."""
+    return {item.name: item.value for item in added if item.source == source}
 
 
 def recorded_by(added: Iterable[AddedMetric], name: str) -> AddedMetric | None:
@@ -107,60 +122,46 @@ def _is_recorded(recorded: Mapping[str, Metric], name: str, value: Metric) -> bo
 
 
 def add_metrics(locations: Locations, name: str, addition: Addition) -> tuple[Manifest, bool]:
-    """Add metrics to a checkpoint and then to its backup; return its manifest, and whether that was changed.
+    """Add metrics to a checkpoint and its backup; return its manifest, and whether that was changed.
 
-    Also looks for the best checkpoint anew, and tells of both. Killed before all that, the next call with the same
-    metrics does it: the manifest says that nobody was told. A backup that cannot be reached is logged, and fails
-    nothing.
+    Emits ``checkpoint.metrics_added``, and ``checkpoint.best_changed`` if that has made another checkpoint the best. If
+    the process is killed on the way, the next call with the same metrics emits the events, with the same keys, and
+    edits the backup. A backup that cannot be reached is logged, and fails nothing.
     """
-    checkpoint_id = locations.catalogue.resolve(name).checkpoint_id
     is_changed = False
-    with locations.best.look_after():
-        best_id = locations.best.best_id
 
-        def change(manifest: Manifest) -> Manifest:
-            nonlocal is_changed
-            changed = addition(manifest)
-            is_changed = changed is not manifest
-            if not is_changed or manifest.untold_best is not None:
-                return changed
-            return changed.changed(untold_best=best_id)
+    def change(before: Manifest) -> Manifest:
+        nonlocal is_changed
+        after = addition(before)
+        is_changed = after is not before
+        return after
 
-        manifest = edits.edit(locations.home, checkpoint_id, change)
-        is_told = not is_changed and _is_told_by_another(locations.home, manifest)
-        if not is_told:
-            _tell(locations, manifest, addition)
-    if not is_told:
-        with failures_logged("noting that added metrics were told of"), suppress(CheckpointNotFoundError):
-            edits.edit(locations.home, checkpoint_id, _told)
-    carry_to_backup(manifest, locations.backups)
-    return manifest, is_changed
-
-
-def _tell(locations: Locations, manifest: Manifest, addition: Addition) -> None:
-    values = ", ".join(f"{name}={manifest.metrics[name]}" for name in addition.metrics)
+    manifest = edits.edit(locations.home, locations.catalogue.resolve(name).checkpoint_id, change)
+    first, stop = addition.span(manifest)
+    key = f"{manifest.uid}/{stop}"
+    values = ", ".join(f"{name}={value}" for name, value in addition.metrics.items())
     locations.events.emit(
         "checkpoint.metrics_added",
         f"{addition.source} added to {manifest.checkpoint_id}: {values}",
         checkpoint=locations.best.describe(manifest),
+        key=key,
         source=addition.source,
         metrics=list(addition.metrics),
     )
-    if manifest.untold_best is not None:
-        locations.best.go_back_to(manifest.untold_best, manifest.checkpoint_id)
+    with failures_logged("looking for the best checkpoint"):
+        locations.best.note_addition(manifest, without_additions(manifest, first), key)
+    carry_to_backup(manifest, locations.backups)
+    return manifest, is_changed
 
 
-def _is_told_by_another(home: Experiment, manifest: Manifest) -> bool:
-    """Tell whether whoever added the metrics has told of them, or does so in time; else it was killed."""
-    deadline = time.monotonic() + TELLING_SECONDS
-    while manifest.untold_best is not None and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        manifest = home.get(manifest.checkpoint_id)
-    return manifest.untold_best is None
-
-
-def _told(manifest: Manifest) -> Manifest:
-    return manifest if manifest.untold_best is None else manifest.changed(untold_best=None)
+def without_additions(manifest: Manifest, first: int) -> Manifest:
+    """Return a manifest as it was before the addition ``first`` of its record, and all later ones."""
+    added = {item.name for item in manifest.added_metrics}
+    metrics = {name: value for name, value in manifest.metrics.items() if name not in added}
+    of_save = [item for item in manifest.added_metrics if item.source is None]
+    for item in (*of_save, *manifest.added_metrics[:first]):
+        metrics[item.name] = item.value
+    return manifest.changed(metrics=metrics, added_metrics=manifest.added_metrics[:first])
 
 
 def carry_to_backup(manifest: Manifest, backups: Experiment) -> None:

@@ -190,11 +190,11 @@ class Maintainer(Keeper):
 
         ``source`` names what measured them, such as ``"eval/mnist-test"``; ``added_metrics`` of the result holds each
         value with its time and source. All are added at once or none, and the payload stays untouched. What a source
-        has recorded already changes nothing; a value that somebody else has recorded gets an entry of this source, and
-        stays. Another value raises
+        has recorded already changes nothing, and emits the same events again; a value that somebody else has recorded
+        gets an entry of this source, and stays. Another value raises
         :class:`~ckpt_lib.errors.MetricConflictError`, or takes its place with ``replace``; the earlier one stays in
-        ``added_metrics``. The backup gets them too, and events tell of them and of another best; killed before that,
-        the next call with the same metrics does it.
+        ``added_metrics``. The backup gets them too. If the process is killed on the way, the next call with the same
+        metrics does what is left.
         Raises :class:`~ckpt_lib.errors.InvalidMetricError` and :class:`~ckpt_lib.errors.InvalidNameError`.
         """
         addition = Addition.of(metrics, source, replace=replace)

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
@@ -56,11 +56,13 @@ class Preemption:
         with_ranks: bool = False,
     ) -> None:
         """``with_ranks`` lets all ranks of a distributed training stop at the same safe point."""
+        self.handler: Final = self._note
+        """The handler that is installed while the block lasts."""
         self._save = save
         self._common_stop = CommonStop() if with_ranks else None
         self._deadline_seconds = deadline_seconds
         self._deadline: threading.Timer | None = None
-        self._is_too_late = False
+        self._is_reminder_due = False
         self._signals = [_checked(number) for number in signals]
         self._earlier: dict[int, Any] = {}
         self._received: int | None = None
@@ -113,7 +115,7 @@ class Preemption:
         self._earlier = {number: handler for number, handler in earlier.items() if handler is not signal.SIG_IGN}
         _ACTIVE.add(self)
         for number in self._earlier:
-            signal.signal(number, self._note)
+            signal.signal(number, self.handler)
         try:
             if self._common_stop is not None:
                 self._common_stop.begin()
@@ -144,9 +146,11 @@ class Preemption:
         if self._received is None:
             self._received, self._received_at = number, now
             self._begin_waiting(number)
-        elif self._is_too_late and not self._has_saved:
-            logger.error("no safe point came within %s s of the signal: nothing was saved", self._deadline_seconds)
-            self._hand_over(self._received)
+        elif self._is_reminder_due:
+            self._is_reminder_due = False
+            if not self._has_saved:
+                logger.error("no safe point came within %s s of the signal: nothing was saved", self._deadline_seconds)
+                self._hand_over(self._received)
         elif number == signal.SIGINT and now - self._received_at > _SECOND_THOUGHT_SECONDS:
             earlier = self._earlier[number]
             if callable(earlier):
@@ -159,7 +163,7 @@ class Preemption:
             return
 
         def remind() -> None:
-            self._is_too_late = True
+            self._is_reminder_due = True
             main_thread = threading.main_thread().ident
             assert main_thread is not None
             signal.pthread_kill(main_thread, number)  # which ends a wait there as well
@@ -180,7 +184,7 @@ class Preemption:
     def _restore(self) -> None:
         _ACTIVE.discard(self)
         for number, earlier in self._earlier.items():
-            if signal.getsignal(number) == self._note:  # else someone took over after us, and is not ours to undo
+            if signal.getsignal(number) is self.handler:  # else someone took over after us, and is not ours to undo
                 signal.signal(number, earlier)
 
 

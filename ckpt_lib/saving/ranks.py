@@ -245,10 +245,11 @@ def lead_or_follow(topic: str, lead: Callable[[], T], *, tell: Callable[[T], U],
         return follow(call.outcome())
     try:
         result = lead()
+        told = tell(result)
     except BaseException as error:
         call.tell_error(error)
         raise
-    call.tell(tell(result))
+    call.tell(told)
     return result
 
 
@@ -325,6 +326,7 @@ class CommonStop:
         self._is_asked = is_asked or bool(ranks.store.check([f"{self._key}/asked"]))
         if self._is_asked:
             ranks.store.set(f"{self._key}/asked", "")
+            _wait_for_device()  # before rank 0 may name the next safe point, which this rank could be past
             ranks.store.add(f"{self._key}/known", 1)
 
     def _name_safe_point(self, ranks: _Ranks) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +26,22 @@ from ckpt_lib.errors import (
     StoreError,
 )
 from ckpt_lib.events import Event
-from ckpt_lib.maintenance import added_metrics, transfer
+from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.added_metrics import Addition
 from ckpt_lib.policies.retention import KeepBest
 from ckpt_lib.store.local import LocalStore
 from tests.core.examples import example
-from tests.helpers import MakeManager, experiment_folder, flip_bit, ids, manifest_path, payload_path, save, snapshot
+from tests.helpers import (
+    MakeManager,
+    experiment_folder,
+    flip_bit,
+    ids,
+    manifest_path,
+    payload_path,
+    save,
+    snapshot,
+    start_python,
+)
 
 EVAL, OTHER = "eval/mnist-test", "eval/other"
 
@@ -230,60 +240,64 @@ def test_what_is_added_decides_the_best(manager: CheckpointManager) -> None:
     assert heard[0].checkpoint is not None
     assert heard[0].checkpoint.metrics["accuracy"] == 0.9
     manager.add_metrics(second, {"accuracy": 0.9}, source=EVAL)
-    assert len(heard) == 2, "nothing was changed"
+    assert [event.key for event in heard[2:]] == [event.key for event in heard[:2]]
     assert not manager.add_metrics(second, {"accuracy": math.nan}, source=OTHER, replace=True).is_best
     assert heard[-1].kind == "checkpoint.best_changed"
     assert heard[-1].checkpoint_id == first
 
 
-@pytest.mark.parametrize("kind", ["checkpoint.metrics_added", "checkpoint.best_changed"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_process_that_is_killed_is_made_up_for(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch, kind: str, when: str
-) -> None:
-    """Whoever adds the same metrics again tells of them, and of the best, if the first was killed while it did."""
-    monkeypatch.setattr(added_metrics, "TELLING_SECONDS", 0.2)
+TELLS = ("checkpoint.metrics_added", "checkpoint.best_changed")
+
+
+@pytest.mark.parametrize("dies_at", range(3))
+def test_a_process_that_is_killed_is_made_up_for(make_manager: MakeManager, dies_at: int) -> None:
+    """Killed before one of the events or after both: a repeat emits both, with the keys that they had."""
     manager = make_manager()
     worse, better = save(manager, 1), save(manager, 2)
-    told: list[tuple[str, str | None, Any]] = []
-
-    def die(event: Event) -> None:
-        if when == "after":
-            note(event)
-        if event.kind == kind:
-            raise KeyboardInterrupt
-
-    def note(event: Event) -> None:
-        if event.kind in ("checkpoint.metrics_added", "checkpoint.best_changed"):
-            told.append((event.kind, event.checkpoint_id, event.details.get("before")))
-
-    dying = make_manager()
-    dying.on_event(die)
-    with pytest.raises(KeyboardInterrupt):
-        dying.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
+    folder = manager.config.checkpoint_dir
+    with start_python(_ADD_AND_DIE, folder, better, str(dies_at)) as killed:
+        assert killed.wait(60) == -signal.SIGKILL
+    before = [tuple(line.split()) for line in Path(folder, "told").read_text().splitlines()]
+    assert [kind for kind, _ in before] == list(TELLS[:dies_at])
+    told: list[Event] = []
     again = make_manager()
-    again.on_event(note)
-    again.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
-    wanted = {("checkpoint.metrics_added", better, None), ("checkpoint.best_changed", better, worse)}
-    assert set(told) == wanted
-    told.clear()
-    again.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
-    assert told == []
-    assert json.loads(manifest_path(manager, better).read_text())["untold_best"] is None
+    again.on_event(told.append)
+    for _ in range(2):
+        again.add_metrics(better, {"val_loss": 0.1}, source=EVAL, replace=True)
+    assert [event.kind for event in told] == [*TELLS, *TELLS]
+    assert {event.checkpoint_id for event in told} == {better}
+    assert [event.details["before"] for event in told if "before" in event.details] == [worse, worse]
+    assert len({(event.kind, event.key) for event in told} | set(before)) == 2
 
 
-def test_whoever_has_made_another_one_the_best_has_told_that(
-    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a killed process did not tell is told of its checkpoint alone."""
-    monkeypatch.setattr(added_metrics, "TELLING_SECONDS", 0.2)
+_ADD_AND_DIE = f"""
+import os, signal, sys
+from pathlib import Path
+from ckpt_lib import CheckpointConfig, CheckpointManager
+
+folder, checkpoint_id, dies_at = sys.argv[1:]
+
+def note(event):
+    told = Path(folder, "told")
+    if len(told.read_text().splitlines()) == int(dies_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    with told.open("a") as file:
+        print(event.kind, event.key, file=file)
+
+Path(folder, "told").touch()
+manager = CheckpointManager(CheckpointConfig(checkpoint_dir=folder), "run")
+manager.on_event(note)
+manager.add_metrics(checkpoint_id, {{"val_loss": 0.1}}, source={EVAL!r}, replace=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_repeat_tells_nothing_of_what_others_have_made_the_best(make_manager: MakeManager) -> None:
+    """The save of the one that is the best now has told that."""
     manager = make_manager()
     save(manager, 1)
     second = save(manager, 2)
-    dying = make_manager()
-    dying.on_event(_die)
-    with pytest.raises(KeyboardInterrupt):
-        dying.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
+    manager.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
     save(manager, 3, metrics={"val_loss": 0.01})
     kinds: list[str] = []
     again = make_manager()
@@ -292,30 +306,29 @@ def test_whoever_has_made_another_one_the_best_has_told_that(
     assert kinds == ["checkpoint.metrics_added"]
 
 
-def _die(event: Event) -> None:
-    raise KeyboardInterrupt
-
-
-def test_the_same_twice_at_once_is_told_once(make_manager: MakeManager) -> None:
-    """As when an event that starts an evaluation arrives twice: the later process waits for the first to tell."""
+def test_additions_have_keys_of_their_own(make_manager: MakeManager) -> None:
+    """Also one that records only a part of its metrics, since the same source has recorded the others."""
     manager = make_manager()
-    save(manager, 1)
-    second = save(manager, 2)
-    kinds: list[str] = []
+    first, second = save(manager, 1), save(manager, 2)
+    told: list[Event] = []
+    manager.on_event(told.append)
+    manager.add_metrics(first, {"accuracy": 0.1}, source=EVAL)
+    manager.add_metrics(first, {"accuracy": 0.1, "f1": 0.1}, source=EVAL)
+    manager.add_metrics(first, {"f1": 0.1}, source=OTHER)
+    manager.add_metrics(second, {"accuracy": 0.1}, source=EVAL)
+    assert len({event.key for event in told}) == len(told) == 4
 
-    def note(event: Event) -> None:
-        if event.kind == "checkpoint.metrics_added":
-            time.sleep(0.3)
-        kinds.append(event.kind)
 
-    def add(_: int) -> None:
-        own = make_manager()
-        own.on_event(note)
-        own.add_metrics(second, {"val_loss": 0.1}, source=EVAL, replace=True)
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(add, range(3)))
-    assert kinds == ["checkpoint.metrics_added", "checkpoint.best_changed"]
+def test_a_source_that_was_replaced_says_the_same_again(make_manager: MakeManager) -> None:
+    """Nothing changes: what another source has measured since is not taken for its own value."""
+    manager = make_manager()
+    saved = save(manager, 1)
+    manager.add_metrics(saved, {"accuracy": 0.91}, source=EVAL)
+    manager.add_metrics(saved, {"accuracy": 0.89}, source=OTHER, replace=True)
+    before = snapshot(Path(manager.config.checkpoint_dir))
+    assert manager.add_metrics(saved, {"accuracy": 0.91}, source=EVAL).metrics["accuracy"] == 0.89
+    assert snapshot(Path(manager.config.checkpoint_dir)) == before
+    assert manager.add_metrics(saved, {"accuracy": 0.91}, source=EVAL, replace=True).metrics["accuracy"] == 0.91
 
 
 def test_one_that_is_not_there(manager: CheckpointManager) -> None:

@@ -25,7 +25,7 @@ def accuracy_by_epoch(
 ) -> dict[str, float]:
     """Half an epoch's number; notes that it ran and, the first time, waits until ``wait`` exists.
 
-    With ``die_at``, the process of the first time is killed when it has told of an event of that kind.
+    With ``die_at``, the process of the first time is killed when it tells of an event of that kind.
     """
     is_first = not Path(log).exists()
     with Path(log).open("a") as file:

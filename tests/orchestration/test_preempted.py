@@ -72,7 +72,7 @@ class Machine:
 
     def last_backup(self) -> int:
         """The step of the newest checkpoint among the backups."""
-        return max(item.step for item in CheckpointManager(self.config, "run").list_backups())
+        return max((item.step for item in CheckpointManager(self.config, "run").list_backups()), default=0)
 
     def lose_disk(self) -> None:
         shutil.rmtree(self.config.checkpoint_dir)

@@ -95,12 +95,12 @@ class _Complaints(logging.Handler):
     def __init__(self, diary: Diary) -> None:
         super().__init__(logging.WARNING)
         self._diary = diary
-        self.expected = ""
-        """What a complaint ends with that is none just now."""
+        self.may_come_from_backup: str | None = None
+        """The id of a checkpoint that was asked for, and may have been deleted before it was."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if self.expected and text.endswith(self.expected):
+        if self.may_come_from_backup and text.startswith(f"{self.may_come_from_backup} is not in "):
             return
         if record.exc_info and record.exc_info[1]:
             text += "".join(traceback.format_exception(record.exc_info[1]))
@@ -217,12 +217,14 @@ class Worker:
             self._check_payload(payload)
 
     def load_any(self) -> None:
-        """Load any by its id; one that a policy deleted since it was listed comes from its backup."""
-        self._complaints.expected = "and is taken from its backup"
-        with contextlib.suppress(CheckpointNotFoundError):
-            payload = self.manager.load_checkpoint(self._any().checkpoint_id)
-            self._check_payload(payload)
-        self._complaints.expected = ""
+        """Load one by its id, which comes from its backup where a policy has deleted it since it was listed."""
+        found = self._any()
+        self._complaints.may_come_from_backup = found.checkpoint_id
+        try:
+            with contextlib.suppress(CheckpointNotFoundError):
+                self._check_payload(self.manager.load_checkpoint(found.checkpoint_id))
+        finally:
+            self._complaints.may_come_from_backup = None
 
     def resume(self) -> None:
         model, begun = torch.nn.Linear(64, 128), time.monotonic()
