@@ -74,11 +74,12 @@ def run_flow(training: Callable[[], object], **options: Any) -> State[Any]:
     return train(return_state=True)
 
 
-def task_runs(state: State[Any]) -> list[TaskRun]:
-    """The task runs of a flow run that have ended, by name."""
+def task_runs(state: State[Any], count: int) -> list[TaskRun]:
+    """The task runs of a flow run that have ended, by name, once the server has noted so many."""
     assert state.state_details.flow_run_id is not None
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
+        wait_until("the task runs", lambda: len(client.read_task_runs(flow_run_filter=chosen)) >= count)
         found = client.read_task_runs(flow_run_filter=chosen)
     return sorted((read_task_run(run.id) for run in found), key=lambda run: run.name)
 
@@ -90,7 +91,7 @@ def test_each_commit_is_a_task_run(config: CheckpointConfig) -> None:
     assert state.is_completed()
     manager = CheckpointManager(config, EXPERIMENT)
     expected = {f"commit {EXPERIMENT} epoch {item.epoch} step {item.step}" for item in manager.list_checkpoints()}
-    runs = task_runs(state)
+    runs = task_runs(state, 7)
     assert {run.name for run in runs} == expected
     assert all(run.state and run.state.is_completed() for run in runs)
     assert [item.step for item in manager.list_checkpoints()] == [3, 4, 6, 8, 9, 12, 12]
@@ -159,7 +160,7 @@ def test_a_failed_commit_is_told(config: CheckpointConfig, monkeypatch: pytest.M
     state = run_flow(body)
     assert state.is_failed()
     assert "the disk is broken" in str(state.message)
-    (run,) = task_runs(state)
+    (run,) = task_runs(state, 1)
     assert run.state is not None
     assert run.state.is_failed()
     assert saved_ids(config) == []
@@ -235,7 +236,7 @@ def test_a_policy_that_says_no_makes_no_task_run(config: CheckpointConfig) -> No
                 checkpoints.save()
 
     state = run_flow(body)
-    assert [run.name for run in task_runs(state)] == [f"commit {EXPERIMENT} epoch 5 step 0"]
+    assert [run.name for run in task_runs(state, 1)] == [f"commit {EXPERIMENT} epoch 5 step 0"]
 
 
 @pytest.mark.parametrize("start", ["again", "from"])
