@@ -23,7 +23,7 @@ from ckpt_lib.cli.output import (
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import open_copies, open_manager, resolve_all
+from ckpt_lib.cli.session import open_copies, open_manager, resolve_all, tell_of_other_backups
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import NotAStoreError, StoreError
@@ -50,6 +50,7 @@ def doctor(
     uses. Exits with 1 if a problem is left.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
+    tell_of_other_backups(manager)
     held = (*manager.list_checkpoints(), *manager.list_backups()) if deep else ()
     with byte_progress("Examining", sum(item.file_size for item in held) if deep else None) as progress:
         report = manager.doctor(fix=fix, deep=deep, progress=progress)

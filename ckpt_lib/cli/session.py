@@ -106,10 +106,20 @@ def open_copies(
 
     manager = open_manager(store, experiment, config_file, may_be_new=backups, **options)
     if backups:
+        tell_of_other_backups(manager)
         require_backup_location(manager)
         elsewhere = open_store(manager.config.backup_dir) if manager.config.backup_dir else None
         check_experiment_exists(open_store(manager.config.checkpoint_dir), manager.experiment_name, backups=elsewhere)
     return manager
+
+
+def tell_of_other_backups(manager: CheckpointManager) -> None:
+    """Say where runs have backups that this configuration does not name."""
+    from ckpt_lib.cli.output import note
+
+    if place := manager.other_backup_dir:
+        name = manager.experiment_name
+        note(f"Runs of {name} have their backups in {place}: set CKPT_BACKUP_DIR to see them.", warning=True)
 
 
 def require_backup_location(manager: CheckpointManager) -> None:

@@ -22,7 +22,7 @@ from ckpt_lib.cli.output import (
     print_json,
     print_table,
 )
-from ckpt_lib.cli.session import open_copies, open_manager
+from ckpt_lib.cli.session import open_copies, open_manager, tell_of_other_backups
 from ckpt_lib.core.metadata import marks_of
 from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
@@ -227,6 +227,8 @@ def show(
     if not is_complete:
         advice = f"`ckpt restore {identifier}`." if has_backup else "`ckpt doctor` says what can be done."
         note(f"The payload is missing or has the wrong size: {advice}", warning=True)
+    elif manager.other_backup_dir:
+        tell_of_other_backups(manager)
     elif status.state == "unknown":
         note("The backup location did not answer.", warning=True)
     elif not has_backup:

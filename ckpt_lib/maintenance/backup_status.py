@@ -14,9 +14,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from ckpt_lib.core.logs import store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError, CorruptManifestError, is_store_failure
+from ckpt_lib.experiment import noted_backups
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.layout import OWN_PREFIX
+from ckpt_lib.experiment.locations import Locations
 
 VERIFIED_NAME = f"{OWN_PREFIX}verified.json"
 _MAX_BYTES = 2**26
@@ -29,7 +31,7 @@ class BackupStatus(BaseModel):
 
     ``local only``: there is none. ``written``: hashed on the way, and not read back since. ``verified``: read back to
     its last byte since. ``damaged``: in quarantine, not readable, or without all of its files. ``unknown``: the backup
-    location did not answer.
+    location did not answer, or the configuration does not name it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,10 +75,12 @@ def _read(backups: Experiment) -> dict[str, Verified]:
         return {}
 
 
-def backup_status(backups: Experiment, checkpoint: Manifest) -> BackupStatus:
+def backup_status(locations: Locations, checkpoint: Manifest) -> BackupStatus:
     """Return what is known of a checkpoint's backup; no payload is read."""
     try:
-        state, verified_at = _status(backups, checkpoint)
+        state, verified_at = _status(locations.backups, checkpoint)
+        if state == "local only" and noted_backups.elsewhere(locations):
+            state = "unknown"
     except Exception as error:
         if not (isinstance(error, CheckpointError) or is_store_failure(error)):
             raise

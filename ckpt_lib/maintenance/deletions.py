@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import StorageFullError
-from ckpt_lib.experiment import deleted_by_name
+from ckpt_lib.experiment import deleted_by_name, noted_backups
 from ckpt_lib.experiment.locations import Locations
 
 
@@ -21,8 +21,10 @@ def deleting(locations: Locations, manifest: Manifest) -> Iterator[None]:
     """Mark a checkpoint that is deleted inside, and its backup when that is done.
 
     A backup location that does not answer stops no deletion: the mark at home counts, and the next pass over the
-    backups repeats it there.
+    backups repeats it there. Raises :class:`~ckpt_lib.errors.ConfigError` where runs have backups that this
+    configuration does not name.
     """
+    noted_backups.require_known(locations)
     try:
         deleted_by_name.mark(locations.home, manifest)
     except StorageFullError as error:  # deleting is what frees space

@@ -11,6 +11,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.names import CheckpointId, check_experiment_name, check_run_id
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError
 from ckpt_lib.events import Listener
+from ckpt_lib.experiment import noted_backups
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
@@ -187,12 +188,18 @@ class Keeper:
         backups = self._locations.backup_catalogue
         return backups.describe(backups.resolve(checkpoint_id))
 
+    @property
+    def other_backup_dir(self) -> str | None:
+        """Where runs of this experiment keep their backups, if this configuration names no ``backup_dir``."""
+        return noted_backups.elsewhere(self._locations)
+
     def backup_status(self, checkpoint_id: str = "latest") -> BackupStatus:
         """Tell whether a checkpoint has a backup, and whether that was read back since it was written.
 
-        No payload is read. A backup location that does not answer is no error: the state is ``"unknown"`` then.
+        No payload is read. A backup location that does not answer is no error: the state is ``"unknown"`` then, as it
+        is where the runs have backups in a ``backup_dir`` that this configuration does not name.
         """
-        return backup_status(self._locations.backups, self._catalogue.resolve(checkpoint_id))
+        return backup_status(self._locations, self._catalogue.resolve(checkpoint_id))
 
     def repair_checkpoint(self, checkpoint_id: str = "latest", *, progress: Progress | None = None) -> RepairReport:
         """Bring the damaged bytes of a checkpoint back from its backup.

@@ -15,6 +15,7 @@ from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import duration
 from ckpt_lib.errors import CheckpointNotFoundError, StoreUnavailableError
+from ckpt_lib.experiment import noted_backups
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.twin import Twin
 from ckpt_lib.maintenance.both_copies import Copies
@@ -44,6 +45,7 @@ class Backups(Background):
         self._waiting: list[Manifest] = []
         self._current: Manifest | None = None
         self._failure: Exception | None = None
+        self._is_noted = False
         self._is_behind = True  # an earlier process may have been
 
     def make(self, manifest: Manifest, twin: Twin | None = None) -> None:
@@ -135,6 +137,9 @@ class Backups(Background):
             self._failure, self._is_behind = None, bool(self._waiting)
 
     def _back_up(self, manifest: Manifest, *, is_made: bool = False) -> None:
+        if not self._is_noted:
+            noted_backups.note(self._locations)
+            self._is_noted = True
         try:
             if self._wants(manifest) and self._copies.back_up(
                 self._locations.catalogue.resolve(manifest.checkpoint_id), is_made=is_made
