@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import cast
 from uuid import UUID
 
@@ -22,20 +24,26 @@ SECONDS_BETWEEN_UPDATES = 1.0
 def progress_artifact(key: str, description: str, total: float) -> Iterator[Callable[[float], None]]:
     """Publish a progress bar and yield a function that advances it by a part of ``total``.
 
-    The bar is updated at most once a second, and shows 100 % after the work succeeded. Errors of the server are logged
-    and do not stop the work.
+    The bar is updated at most once a second, on a thread of its own: a server that is away keeps no training waiting.
+    It shows 100 % after the work succeeded. Errors of the server are logged and do not stop the work.
     """
     artifact_id = _create(key, description)
     done, last_update = 0.0, time.monotonic()
+    updating: threading.Thread | None = None
 
     def advance(amount: float) -> None:
-        nonlocal done, last_update
+        nonlocal done, last_update, updating
         done += amount
-        if time.monotonic() - last_update >= SECONDS_BETWEEN_UPDATES:
+        is_due = time.monotonic() - last_update >= SECONDS_BETWEEN_UPDATES
+        if is_due and not (updating and updating.is_alive()):
             last_update = time.monotonic()
-            _update(artifact_id, min(100.0, 100 * done / total) if total else 100.0)
+            percent = min(100.0, 100 * done / total) if total else 100.0
+            updating = threading.Thread(target=copy_context().run, args=(_update, artifact_id, percent), daemon=True)
+            updating.start()
 
     yield advance
+    if updating:
+        updating.join()
     _update(artifact_id, 100.0)
 
 

@@ -28,7 +28,7 @@ class _Note(BaseModel):
 
 
 def note(locations: Locations) -> None:
-    """Note where this configuration has its backups, unless that is the default. Of two configurations, the last counts.
+    """Note where this configuration has its backups, unless that is the default. The last configuration counts.
 
     Raises :class:`~ckpt_lib.errors.StoreError` and ``OSError``.
     """

@@ -36,6 +36,7 @@ class Twin:
         self._at_home: SimpleQueue[Manifest | None] = SimpleQueue()
         self._held: HeldClaim | None = None
         self._is_committed = False
+        self._is_late = False
 
     def beside(self, write: Callable[[Payload], object]) -> Callable[[Payload], object]:
         """Return a ``write`` for :func:`~ckpt_lib.experiment.commit.save` that gives the twin the same bytes."""
@@ -51,14 +52,14 @@ class Twin:
         """Tell its thread to commit the twin of what was committed at home; return at once."""
         self._at_home.put(manifest)
 
-    def wait(self) -> bool:
-        """Tell, once that is decided, whether the twin is committed."""
+    def wait(self, timeout_seconds: float) -> bool:
+        """Tell, once that is decided or the time is over, whether the twin is committed."""
         if self._mirror is None:
             return False
         if self._mirror.is_dropped:
             self.drop()
         else:
-            self._mirror.join()
+            self._is_late = not self._mirror.join(timeout_seconds)
         if not self._is_committed:
             logger.debug("the backup is made after the save, and not with it: %r", self._mirror.failure)
         return self._is_committed
@@ -77,8 +78,10 @@ class Twin:
 
     @property
     def hangs(self) -> bool:
-        """True while the backup location has not answered the thread of a twin that was given up."""
-        return self._mirror is not None and self._mirror.is_dropped and not self._mirror.join(0)
+        """True while the backup location has not answered the thread of a twin that nobody waits for any more."""
+        if self._mirror is None or not (self._mirror.is_dropped or self._is_late):
+            return False
+        return not self._mirror.join(0)
 
     def _make(self, checkpoint_id: str, mirror: Mirror) -> None:
         """Do, on the thread of ``mirror``, all that may take long or not return: the backups may be unreachable."""

@@ -104,7 +104,9 @@ class HomeOrBackup:
         """
         locations = self.locations
         locations.watch.check()
-        logger.warning("%s is not in %s, and is taken from its backup", backup.checkpoint_id, locations.home.location())
+        logger.warning(
+            "%s is not whole in %s, and is taken from its backup", backup.checkpoint_id, locations.home.location()
+        )
         if self.is_follower:
             return load(locations.backups, backup)
         try:
@@ -154,6 +156,11 @@ class HomeOrBackup:
         for manifest in found:
             self.locations.home.index.note(manifest.sequence)
         return found
+
+    def has_whole_backup(self, manifest: Manifest) -> bool:
+        """Tell whether the backup of a thinned checkpoint still holds everything, and can be asked for."""
+        backup = self._backup_of(manifest)
+        return backup is not None and not backup.thinned
 
     def is_deleted(self, backup: Manifest) -> bool:
         """Tell whether a person deleted the checkpoint of a backup by name: it does not come back by itself."""

@@ -33,8 +33,10 @@ def load_newest(
     """``load`` the newest checkpoint that is valid and healthy; ``None`` when the experiment has none, and no backups.
 
     With a ``run_id``, only those of that run are looked at. One that was thinned is passed over, unless
-    ``allow_thinned``. The returned dict's ``passed_over`` lists the others, which are also logged. Raises
-    :class:`NoValidCheckpointError` when there are checkpoints or backups of which every one is damaged, thinned,
+    ``allow_thinned``, or if there is no other and its backup still holds everything. The returned dict's
+    ``passed_over`` lists the others, which are also logged.
+
+    Raises :class:`NoValidCheckpointError` when there are checkpoints or backups of which every one is damaged, thinned,
     unhealthy, was deleted by name, or cannot be loaded without running code; :class:`UnsupportedFormatError` where the
     newest is intact and only lacks its format here; and :class:`~ckpt_lib.errors.StoreError` where there is no
     checkpoint and the backups cannot be looked at.
@@ -46,15 +48,12 @@ def load_newest(
         if run_id is None:
             passed_over += [_passed_over(str(error.checkpoint_id), error.message) for error in places.unreadable()]
             passed_over += [_passed_over(item.checkpoint_id, _OF_ANOTHER_RUN) for item in places.of_other_runs]
-        unhealthy_id, thinned_id, retired = None, None, False
+        unusable: list[Manifest] = []
+        retired = False
         for manifest in places.newest_first(run_id):
-            if manifest.unhealthy:
-                unhealthy_id = unhealthy_id or manifest.checkpoint_id
-                passed_over.append(_passed_over(manifest.checkpoint_id, f"unhealthy: {manifest.unhealthy}"))
-                continue
-            if manifest.thinned and not allow_thinned:
-                thinned_id = thinned_id or manifest.checkpoint_id
-                passed_over.append(_passed_over(manifest.checkpoint_id, _only_weights(manifest.thinned)))
+            if reason := _reason_against(manifest, allow_thinned=allow_thinned):
+                unusable.append(manifest)
+                passed_over.append(_passed_over(manifest.checkpoint_id, reason))
                 continue
             try:
                 payload = places.load(load, manifest)
@@ -72,6 +71,10 @@ def load_newest(
                 return {**payload, "passed_over": passed_over}
         if not retired:
             break
+    if (whole := _load_whole_backup(home_or_backup, load, unusable)) is not None:
+        passed_over = [item for item in passed_over if item["checkpoint_id"] != whole["checkpoint_id"]]
+        _warn_of(passed_over)
+        return {**whole, "passed_over": passed_over}
     if not passed_over:
         if run_id is None:
             _raise_if_any_can_come_back(locations, places.backups)
@@ -79,7 +82,7 @@ def load_newest(
     reasons = "; ".join(f"{item['checkpoint_id']}: {item['reason']}" for item in passed_over)
     raise NoValidCheckpointError(
         f"none of {count_of(len(passed_over), 'checkpoint')} of {locations.name!r} can be resumed from: {reasons}",
-        hint=f"{_taken_on_purpose(unhealthy_id)}{_with_weights_alone(thinned_id)}"
+        hint=f"{_taken_on_purpose(unusable)}{_with_weights_alone(unusable)}"
         "`ckpt list --backups` lists backups, `ckpt restore ID` restores one. "
         "To begin again, choose another experiment name.",
     )
@@ -101,7 +104,15 @@ def _raise_if_any_can_come_back(locations: Locations, backups: Sequence[Manifest
         )
 
 
-def _taken_on_purpose(unhealthy_id: str | None) -> str:
+def _reason_against(manifest: Manifest, *, allow_thinned: bool) -> str | None:
+    """Return why no run goes on from a checkpoint that may be whole."""
+    if manifest.unhealthy:
+        return f"unhealthy: {manifest.unhealthy}"
+    return _only_weights(manifest.thinned) if manifest.thinned and not allow_thinned else None
+
+
+def _taken_on_purpose(unusable: Sequence[Manifest]) -> str:
+    unhealthy_id = next((item.checkpoint_id for item in unusable if item.unhealthy), None)
     return f"load_checkpoint({unhealthy_id!r}) takes the newest unhealthy one all the same. " if unhealthy_id else ""
 
 
@@ -109,7 +120,17 @@ def _only_weights(thinned: Thinned) -> str:
     return f"thinned on {thinned.at:%Y-%m-%d %H:%M} UTC: only its weights are left"
 
 
-def _with_weights_alone(thinned_id: str | None) -> str:
+def _load_whole_backup(home_or_backup: HomeOrBackup, load: Load, unusable: Sequence[Manifest]) -> Payload | None:
+    """Load the newest thinned checkpoint whose backup holds everything, where there is nothing else to go on from."""
+    for manifest in unusable:
+        if not manifest.unhealthy and home_or_backup.has_whole_backup(manifest):
+            with suppress(*UNLOADABLE, IntegrityError, StoreError):
+                return home_or_backup.load_backup(load, manifest)
+    return None
+
+
+def _with_weights_alone(unusable: Sequence[Manifest]) -> str:
+    thinned_id = next((item.checkpoint_id for item in unusable if item.thinned and not item.unhealthy), None)
     if thinned_id is None:
         return ""
     return (

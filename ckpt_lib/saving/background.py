@@ -285,6 +285,10 @@ class BackgroundSaves(Background):
         with self._lock:
             self._handles = [handle for handle in self._handles if not handle.done()]
 
+    def wait_for_commits(self) -> None:
+        """Return once every save so far is committed or has failed. What follows a commit may take longer."""
+        self._committing.wait()
+
     def _wait(self) -> None:
         self._committing.wait()
         self._following_up.wait()

@@ -46,18 +46,36 @@ class Backups(Background):
         self._current: Manifest | None = None
         self._failure: Exception | None = None
         self._is_noted = False
+        self._last_twin: Twin | None = None
+        self._has_skipped = False
         self._is_behind = True  # an earlier process may have been
 
-    def make(self, manifest: Manifest, twin: Twin | None = None) -> None:
-        """Back up what was just saved, now or in the background, unless its ``twin`` is a backup. Never raises."""
+    def make(self, manifest: Manifest, twin: Twin | None = None, *, is_last: bool = False) -> None:
+        """Back up what was just saved, now or in the background, unless its ``twin`` is a backup. Never raises.
+
+        The last one is made in the background: :meth:`wait` ends at the deadline.
+        """
         if not self._locations.config.backup_checkpoints:
             return
         with failures_logged(f"backing up {manifest.checkpoint_id}"):
-            if self._locations.config.backup_mode == "blocking":
-                self._back_up(manifest, is_made=twin is not None and twin.wait())
+            if self._locations.config.backup_mode == "blocking" and not is_last:
+                self._make_at_once(manifest, twin)
                 return
             flush_at_end()
             self._put(manifest)
+
+    def _make_at_once(self, manifest: Manifest, twin: Twin | None) -> None:
+        """Back up, unless the location hangs: whoever saves would wait for it without end."""
+        is_made = twin is not None and twin.wait(self._deadline_seconds)
+        self._last_twin = twin or self._last_twin
+        if self._last_twin is not None and self._last_twin.hangs:
+            logger.warning("the backup location does not answer: %s has no backup for now", manifest.checkpoint_id)
+            self._has_skipped = True
+            return
+        self._back_up(manifest, is_made=is_made)
+        if self._has_skipped:
+            self._catch_up()
+            self._has_skipped = False
 
     def wait(self) -> bool:
         """Return once all backups are made or given up; ``False``, and their ids are logged, after the deadline."""

@@ -119,11 +119,12 @@ class SaveTarget:
         if is_repeated and (left := self._left_behind(facts)):
             return Saved(left)
         needed_bytes = self._require_room(layout)
-        self._twin = self._new_twin(facts, payload_format, needed_bytes) if with_backup else None
+        twin = self._new_twin(facts, payload_format, needed_bytes) if with_backup else None
+        self._twin = twin or self._twin  # which may hang
         try:
-            return self._commit(facts, payload_format, layout, self._twin)
+            return self._commit(facts, payload_format, layout, twin)
         except StorageFullError as error:
-            if self._twin is not None:  # which may have taken the room
+            if twin is not None:  # which may have taken the room
                 with suppress(StorageFullError):
                     return self._commit(facts, payload_format, layout)
             # Another program may have been faster, or a quota is smaller than the disk.

@@ -22,11 +22,14 @@ class PostSave:
     cleaner: CheckpointCleaner
     snapshot: SnapshotFile
 
-    def run(self, manifest: Manifest, twin: Twin | None = None) -> None:
-        """Do all that is due once ``manifest`` is committed; its ``twin`` may become its backup."""
+    def run(self, manifest: Manifest, twin: Twin | None = None, *, is_last: bool = False) -> None:
+        """Do all that is due once ``manifest`` is committed; its ``twin`` may become its backup.
+
+        After the last save of a training, a backup location that hangs keeps nobody longer than the deadline.
+        """
         with failures_logged("writing the identity of the store"):  # after the first save, and where that was cut off
             self.locations.watch.ensure()
-        self.backups.make(manifest, twin)
+        self.backups.make(manifest, twin, is_last=is_last)
         with failures_logged("deleting old checkpoints"):
             self.cleaner.delete_surplus()
         self.snapshot.note_save()

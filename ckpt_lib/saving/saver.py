@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.facts import CheckpointFacts
-from ckpt_lib.core.logs import failures_logged, logger
+from ckpt_lib.core.logs import failures_logged, logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.payload_keys import DATA_KEY, EXTRA_STATE_KEY, RESUME_ONLY_KEYS, RNG_KEY
 from ckpt_lib.core.plain import changed_values
@@ -37,6 +37,8 @@ from ckpt_lib.state.stateful import Stateful
 from ckpt_lib.state.training_state import is_mid_epoch
 from ckpt_lib.stream import HashingWriter
 from ckpt_lib.stream.digests import Buffer
+from ckpt_lib.stream.mirror import PATIENCE_SECONDS
+from ckpt_lib.stream.threads import Helper
 
 if TYPE_CHECKING:
     from ckpt_lib.state.staging import Snapshot, StagingBuffer
@@ -75,19 +77,21 @@ class Saver:
         self._policy = PolicyCheck(policy, self._config, writer, self.background, lineage)
         self._may_overlap = self._config.overlap_copy
         self._has_told_of_changes = False
+        self._follows_lost_checkpoints = False
 
     # --- what is called ---
 
     def save(self, request: SaveRequest) -> str | None:
         """Save and return the id, or ``None`` when the policy says no."""
-        self.background.flush()  # earlier ones come first, and what became of them is told first
+        if not request.is_interruption:  # which comes at once, after the commits under way
+            self.background.flush()  # earlier ones come first, and what became of them is told first
         planned = self._plan(request)
         if not isinstance(planned, _PlannedSave):
             return planned
         saved = self._write(planned.facts, planned.health, planned.payload, with_backup=not request.is_interruption)
         if saved is None:
             return None
-        self._follow_up(saved)
+        self._follow_up(saved, is_last=request.is_interruption)
         return saved.checkpoint_id
 
     def start(self, request: SaveRequest) -> SaveHandle:
@@ -112,7 +116,7 @@ class Saver:
     def save_preempted(self, state: Callable[[], Mapping[str, Any] | None]) -> None:
         """Save what ``state`` returns, unless that is ``None``, whatever the policy says, after all saves under way."""
         self._locations.events.emit("training.preempted", "a signal asked training to stop")
-        self.background.wait_all()
+        self.background.wait_for_commits()  # not for what follows them, which may wait for a backup location
         if (given := state()) is not None:
             try:
                 request = request_from({**given, "force": True})
@@ -121,6 +125,7 @@ class Saver:
                     f"what state() returned cannot be saved: {error}", expected="the arguments of save_checkpoint"
                 ) from error
             self.save(replace(request, is_interruption=True))
+        self.background.wait_all()
         self._post_save.snapshot.catch_up()
         self._post_save.backups.wait()
 
@@ -241,6 +246,25 @@ class Saver:
             return self._content(earlier, stored, without) == self._content(facts, payload, without)
         return False
 
+    def _follow_lost_checkpoints(self) -> None:
+        """Let saves be newer than the backups of what home has lost, also where nobody has resumed from them.
+
+        A backup location that does not answer keeps no save waiting for more than a moment.
+        """
+        if self._follows_lost_checkpoints or not self._config.backup_dir:
+            return
+        self._follows_lost_checkpoints = True
+
+        def look() -> None:
+            with store_failures_logged("looking for backups of lost checkpoints"):
+                if not self._locations.home.index.view().manifests:
+                    for backup in self._locations.backups.index.view().manifests:
+                        self._locations.home.index.note(backup.sequence)
+
+        looking = Helper(look, "ckpt-look")
+        looking.start()
+        looking.wait(PATIENCE_SECONDS)
+
     def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
         try:
             payload = snapshot.payload()
@@ -254,6 +278,7 @@ class Saver:
     ) -> Saved | None:
         if self._reconciler is not None:
             self._reconciler.before_save()
+        self._follow_lost_checkpoints()
         facts = replace(facts, parent_id=self._lineage.parent_id, run_id=self._lineage.run_id)
         if health:
             facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
@@ -268,10 +293,10 @@ class Saver:
         self._policy.note_save()  # after a failure, too: the policy says when to try again
         return saved
 
-    def _follow_up(self, saved: Saved) -> None:
+    def _follow_up(self, saved: Saved, *, is_last: bool = False) -> None:
         if saved.in_fallback:
             return
-        self._post_save.run(saved.manifest, saved.twin)
+        self._post_save.run(saved.manifest, saved.twin, is_last=is_last)
 
     # --- in the background ---
 

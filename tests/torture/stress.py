@@ -100,7 +100,7 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if self.may_come_from_backup and text.startswith(f"{self.may_come_from_backup} is not in "):
+        if self.may_come_from_backup and text.startswith(f"{self.may_come_from_backup} is not whole in "):
             return
         if record.exc_info and record.exc_info[1]:
             text += "".join(traceback.format_exception(record.exc_info[1]))
