@@ -42,6 +42,9 @@ class Preemption:
 
     It acts in the process that entered the block alone: processes forked inside answer signals as before.
 
+    An error that ends the block after the signal, as of a loader whose workers got the signal too, is logged, and what
+    would have handled the signal gets it.
+
     A second Ctrl-C, more than a second after the first, goes to the earlier handler at once. So does the signal itself,
     without a save, when the loop comes to no safe point within ``deadline_seconds``. A save that has begun is not cut
     off.
@@ -135,6 +138,9 @@ class Preemption:
                 self._end()  # the end of the block is a safe point
             elif error is not None and self._common_stop is not None:
                 self._common_stop.leave()
+            if isinstance(error, Exception) and self._received is not None and not self._has_saved:
+                logger.error("training failed after the signal to stop, and nothing was saved: %r", error)
+                self._hand_over(self._received)  # it was asked to stop: nobody is to try again for the error
             elif error is None and self._received is not None:  # while the ranks agreed that nobody was asked
                 self._hand_over(self._received)
         finally:

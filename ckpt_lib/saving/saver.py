@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_lib.core.facts import CheckpointFacts
-from ckpt_lib.core.logs import failures_logged, logger, store_failures_logged
+from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, payload_sha256
 from ckpt_lib.core.payload_keys import DATA_KEY, EXTRA_STATE_KEY, RESUME_ONLY_KEYS, RNG_KEY
 from ckpt_lib.core.plain import changed_values
@@ -254,16 +254,17 @@ class Saver:
         if self._follows_lost_checkpoints or not self._config.backup_dir:
             return
         self._follows_lost_checkpoints = True
+        home, backups = self._locations.home.index, self._locations.backups.index
 
         def look() -> None:
-            with store_failures_logged("looking for backups of lost checkpoints"):
-                if not self._locations.home.index.view().manifests:
-                    for backup in self._locations.backups.index.view().manifests:
-                        self._locations.home.index.note(backup.sequence)
+            with failures_logged("looking for backups of lost checkpoints"):
+                for backup in backups.view().manifests:
+                    home.note(backup.sequence)
 
-        looking = Helper(look, "ckpt-look")
-        looking.start()
-        looking.wait(PATIENCE_SECONDS)
+        if not self._writer.saved():
+            looking = Helper(look, "ckpt-look")
+            looking.start()
+            looking.wait(PATIENCE_SECONDS)
 
     def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +23,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.policies.retention import KeepNewest
+from ckpt_lib.saving import saver
 from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import (
     MakeManager,
@@ -173,6 +175,51 @@ def test_a_save_after_a_lost_disk_is_the_newest(vault: Vault) -> None:
     new = save(again, 4)
     assert again.get_checkpoint(new).sequence > 3
     assert resumed_id(vault.manager()) == new
+
+
+def test_a_run_that_did_not_resume_is_the_newest_too(vault: Vault) -> None:
+    """Its disk is lost as well: its backups come after those of the run before, which it has not looked at."""
+    for epoch in (1, 2, 3):
+        save(vault.manager(), epoch)
+    vault.lose_disk()
+    last = save(vault.manager(), epoch=0)
+    vault.lose_disk()
+    assert resumed_id(vault.manager()) == last
+
+
+def test_a_backup_location_that_hangs_keeps_no_first_save(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it holds is looked at for a moment only."""
+    monkeypatch.setattr(saver, "PATIENCE_SECONDS", 0.05)
+    gate = threading.Event()
+
+    def hold(operation: str, key: str) -> None:
+        if operation == "list" and threading.current_thread().name == "ckpt-look":
+            assert gate.wait(60)
+
+    with faults_injected(FaultPlan()) as plan:
+        plan.between = hold
+        manager = vault.manager(backup_checkpoints=False)
+        try:
+            assert save(manager, epoch=1) in ids(manager)
+        finally:
+            gate.set()
+
+
+def test_a_thinned_checkpoint_is_whole_in_its_backup(vault: Vault) -> None:
+    """Where nothing newer verifies anywhere, a run goes on from that, and says why not from the others."""
+    manager = vault.manager()
+    first, second, third = (save(manager, epoch) for epoch in (1, 2, 3))
+    for checkpoint_id in (first, second):
+        manager.thin_checkpoint(checkpoint_id)
+    for path in (payload_path(manager, third), vault.payload(third)):
+        flip_bit(path, 200)
+    resumed = vault.manager().resume()
+    assert resumed is not None
+    assert resumed["checkpoint_id"] == second
+    assert not vault.manager().get_checkpoint(second).is_thinned
+    assert [item["checkpoint_id"] for item in resumed["passed_over"]] == [third, first]
 
 
 def test_a_half_restored_store_resumes_from_the_newest(vault: Vault) -> None:

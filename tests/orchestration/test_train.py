@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from prefect import flow
 from torch.nn import functional
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -53,6 +55,28 @@ def test_training_outlives_the_progress_bar(config: CheckpointConfig, monkeypatc
 
     monkeypatch.setattr(_progress, "update_progress_artifact", unreachable)
     assert train(config, "digits", TrainingParameters(epochs=1, **SMALL))["total_checkpoints"] == 1
+
+
+def test_training_waits_for_no_progress_bar(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs go on while the server takes its time for an update."""
+    gate, updating = threading.Event(), threading.Event()
+
+    def slow(*_: Any, **__: Any) -> None:
+        updating.set()
+        assert gate.wait(60)
+
+    monkeypatch.setattr(_progress, "update_progress_artifact", slow)
+    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_UPDATES", 0.0)
+
+    @flow
+    def run() -> None:
+        with _progress.progress_artifact("progress", "a test", 3.0) as advance:
+            advance(1.0)
+            assert updating.wait(60)
+            advance(1.0)  # returns while the first one waits
+            gate.set()
+
+    run()
 
 
 def test_train_learns(tmp_path: Path) -> None:

@@ -202,17 +202,26 @@ def test_without_a_signal_nothing_happens(make_manager: MakeManager) -> None:
     assert manager.list_checkpoints() == []
 
 
-def test_an_error_inside_is_not_covered(make_manager: MakeManager) -> None:
-    """It is raised as it is, nothing is saved, the handlers are back."""
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_an_error_inside_saves_nothing(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture, is_asked: bool
+) -> None:
+    """It is raised as it is; after a signal, that counts: whoever tries again for the error would go on training."""
     manager, before = make_manager(), signal.getsignal(signal.SIGTERM)
 
     def fail() -> None:
         with manager.save_on_signal(lambda: {"model": nn.Linear(2, 1), "epoch": 1}):
-            signal.raise_signal(signal.SIGTERM)
+            if is_asked:
+                signal.raise_signal(signal.SIGTERM)
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit if is_asked else ZeroDivisionError) as caught:
         fail()
+    if is_asked:
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == 128 + signal.SIGTERM
+        assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert ("ZeroDivisionError" in caplog.text) == is_asked
     assert manager.list_checkpoints() == []
     assert signal.getsignal(signal.SIGTERM) == before
 

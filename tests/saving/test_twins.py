@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from ckpt_lib import CheckpointManager
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import StorageFullError, StoreError, StoreUnavailableError
+from ckpt_lib.experiment import twin
 from ckpt_lib.stream import mirror
 from ckpt_lib.testing import OPERATIONS, FaultPlan, faults_injected
 from tests.helpers import MakeManager, backup_ids, build, ids, payload_path, save, snapshot
@@ -127,6 +129,41 @@ def test_the_checkpoint_is_committed_while_its_backup_hangs(
     assert before == [[]]
     assert backup_ids(reader) == [saved]
     assert is_sound(reader, saved)
+
+
+class Hang:
+    """An operation on the backups that does not return until the gate opens."""
+
+    def __init__(self, plan: FaultPlan, operation: str) -> None:
+        self.gate = threading.Event()
+        self._operation = operation
+        plan.between = self._hold
+
+    def _hold(self, operation: str, key: str) -> None:
+        if operation == self._operation and key.startswith(BACKUPS) and key.endswith(".pt"):
+            assert self.gate.wait(60)
+
+
+@pytest.mark.parametrize("operation", ["open_write", "write", "commit"])
+def test_a_backup_location_that_hangs_keeps_nobody(
+    make_manager: MakeManager, plan: FaultPlan, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Saves and retention go on, and so does the last save; the backups are made when the location answers again."""
+    monkeypatch.setattr(mirror, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(twin, "PATIENCE_SECONDS", 0.05)
+    manager = make_manager(backup_deadline_seconds=0.2, max_checkpoints=2)
+    hang = Hang(plan, operation)
+    saved = [save(manager, epoch) for epoch in (1, 2, 3)]
+    assert saved[-1] in ids(manager)
+    assert len(ids(manager)) == 2
+    with pytest.raises(SystemExit), manager.save_on_signal(lambda: {**vars(build()), "epoch": 4}):
+        signal.raise_signal(signal.SIGTERM)
+    assert manager.get_checkpoint("latest").epoch == 4
+    hang.gate.set()
+    until(lambda: manager.get_checkpoint("latest").checkpoint_id in backup_ids(manager))
+    last = save(manager, 5)
+    until(lambda: set(backup_ids(manager)) >= set(ids(manager)))
+    assert is_sound(manager, last)
 
 
 @pytest.mark.parametrize("operation", ["open_write", "write", "commit"])
