@@ -209,10 +209,11 @@ def test_a_backup_location_that_hangs_keeps_no_first_save(
 
 def test_a_thinned_checkpoint_is_whole_in_its_backup(vault: Vault) -> None:
     """Where nothing newer verifies anywhere, a run goes on from that, and says why not from the others."""
-    manager = vault.manager()
-    first, second, third = (save(manager, epoch) for epoch in (1, 2, 3))
+    manager, parts = vault.manager(), build()
+    train(parts, [1])
+    first, second, third = (str(manager.save_checkpoint(**vars(parts), epoch=epoch)) for epoch in (1, 2, 3))
     for checkpoint_id in (first, second):
-        manager.thin_checkpoint(checkpoint_id)
+        assert manager.thin_checkpoint(checkpoint_id).is_thinned
     for path in (payload_path(manager, third), vault.payload(third)):
         flip_bit(path, 200)
     resumed = vault.manager().resume()
