@@ -98,7 +98,8 @@ class CheckpointConfig(BaseModel):
         ge=0,
         allow_inf_nan=False,
         description="How long flush(), close(), save_on_signal() and the end of the process wait for backups in the "
-        "background. What is not done by then is named in the log, and made with the next backup that succeeds.",
+        "background, and a save for a backup location that hangs. What is not done by then is named in the log, and "
+        "made with the next backup that succeeds.",
     )
     backup_only_best: bool = Field(default=False, description="Back up only checkpoints that are the best so far.")
     max_backups: int = Field(
