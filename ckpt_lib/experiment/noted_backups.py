@@ -28,9 +28,9 @@ class _Note(BaseModel):
 
 
 def note(locations: Locations) -> None:
-    """Note where this configuration has its backups, unless that is the default. Of two configurations, the last counts.
+    """Note where this configuration has its backups, unless that is the default.
 
-    Raises :class:`~ckpt_lib.errors.StoreError` and ``OSError``.
+    Of two configurations, the last one counts. Raises :class:`~ckpt_lib.errors.StoreError` and ``OSError``.
     """
     if not locations.config.backup_dir:
         return
