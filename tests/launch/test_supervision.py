@@ -95,6 +95,24 @@ def test_a_program_that_does_not_exist_is_refused_before_anything(tmp_path: Path
     assert launched(request(tmp_path, "true")).outcome == "done"  # the lock is free
 
 
+@pytest.mark.parametrize("gone", ["program", "folder"])
+def test_a_restart_that_is_refused_is_a_failed_attempt(tmp_path: Path, gone: str) -> None:
+    """The report keeps the attempts before it; the launch goes on by its policy, for what is gone may come back."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    program = folder / "train.sh"
+    program.write_text(f"#!/bin/sh\nrm -r {folder if gone == 'folder' else program}\necho trained; exit 3\n")
+    program.chmod(0o755)
+    command = [str(program)] if gone == "program" else ["/bin/sh", "-c", program.read_text()]
+    logged = Logged()
+    report = launched(request(tmp_path, command, directory=str(folder)), logged)
+    assert [item.outcome for item in report.attempts] == ["failed", "failed"]
+    assert report.attempts[0].exit_code == 3
+    assert report.attempts[0].last_lines == ("trained",)
+    assert "could not be started again" in report.attempts[1].evidence
+    assert "made no checkpoint" in report.conclusion
+
+
 def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
     """Children that ignore SIGTERM, and a grandchild that has moved away from group and session."""
     what = request(tmp_path, ["sh", "-c", '"$@" & sleep 1', "sh", *python(STUBBORN)], stop_seconds=0.5)
