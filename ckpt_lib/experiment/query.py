@@ -255,7 +255,8 @@ class Catalogue:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
             hint = hint[0].upper() + hint[1:]
-        return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", hint=hint)
+        path = self.experiment.location()
+        return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", path=path, hint=hint)
 
 
 def _names_like(name: str, manifests: Sequence[Manifest]) -> list[str]:
