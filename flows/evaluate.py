@@ -12,7 +12,6 @@ from ckpt_lib.core.names import check_tag
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import MetricConflictError
 from ckpt_lib.experiment.listing import check_experiment_exists
-from ckpt_lib.index.selection import check_metric_is_known
 from ckpt_lib.reports import ValidationReport
 from prefect_checkpoints.flows._evaluator import Evaluator
 from prefect_checkpoints.flows._form import ConfigForEvaluation
@@ -51,14 +50,19 @@ class Gate(BaseModel):
     def unmet(self, checkpoint: CheckpointMetadata) -> list[str]:
         """Return the conditions that do not hold, and why an unhealthy checkpoint is never promoted.
 
-        Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a metric that the checkpoint does not have.
+        A metric that the checkpoint does not have, perhaps since another evaluation has yet to add it, holds nothing.
         """
-        conditions = {text: Condition.parse(text) for text in self.where}
-        for condition in conditions.values():
-            if condition.metric is not None:
-                check_metric_is_known(condition.metric, [checkpoint])
-        unmet = [text for text, condition in conditions.items() if not condition.holds(checkpoint)]
-        return unmet if checkpoint.healthy else [*unmet, f"unhealthy: {checkpoint.unhealthy}"]
+        unmet = [_unmet(Condition.parse(text), text, checkpoint) for text in self.where]
+        if not checkpoint.healthy:
+            unmet.append(f"unhealthy: {checkpoint.unhealthy}")
+        return [reason for reason in unmet if reason]
+
+
+def _unmet(condition: Condition, text: str, checkpoint: CheckpointMetadata) -> str | None:
+    if condition.holds(checkpoint):
+        return None
+    is_missing = condition.metric is not None and condition.metric not in checkpoint.metrics
+    return f"{text} ({condition.metric} is not recorded)" if is_missing else text
 
 
 @flow(name="evaluate_checkpoint", flow_run_name="evaluate {experiment_name} {checkpoint_id}")

@@ -79,7 +79,7 @@ def launch(
         # Not as a task: those of a run that is being cancelled do not run.
         report_launch.fn(config, experiment_name, report)
         if isinstance(launcher.stopped_by, TerminationSignal):
-            end_preempted(manager, f"the launch ({report})")
+            end_preempted(manager, f"the launch ({report.progress})")
         raise launcher.stopped_by
     report_launch(config, experiment_name, report)
     if report.outcome != "done":

@@ -18,7 +18,6 @@ from ckpt_lib.cli.session import (
     open_manager,
     refuse_memory,
     require_backup_location,
-    resolve,
     resolve_all,
 )
 from ckpt_lib.core.wording import size_text
@@ -115,20 +114,21 @@ def restore(
 ) -> None:
     """Restore a damaged or deleted checkpoint from its backup.
 
-    `ckpt list --backups` shows which backups exist. If a run is still saving and its retention rules do not keep the
-    checkpoint, its next save deletes it again, unless it is pinned.
+    `ckpt list --backups` shows which backups exist. Where the store has no checkpoint of the experiment, latest, best
+    and tags stand for one of them; backups of what was deleted by name answer to their id alone. If a run is still
+    saving and its retention rules do not keep the checkpoint, its next save deletes it again, unless it is pinned.
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     require_backup_location(manager)
-    wanted, held = resolve(manager, checkpoint_id), manager.checkpoint_ids()
+    held = manager.checkpoint_ids()
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
-    with byte_progress("Restoring", sizes.get(wanted)) as progress:
-        checkpoint = manager.restore_checkpoint(wanted, pin=pin, progress=progress)
+    with byte_progress("Restoring", sizes.get(checkpoint_id)) as progress:
+        checkpoint = manager.restore_checkpoint(checkpoint_id, pin=pin, progress=progress)
     if as_json:
         print_json(checkpoint)
         return
     print_facts({"restored": checkpoint.checkpoint_id})
-    if wanted not in held and not checkpoint.pinned:
+    if checkpoint.checkpoint_id not in held and not checkpoint.pinned:
         note("A run that is still saving may delete it again: --pin keeps it.")
 
 

@@ -358,7 +358,7 @@ def refuse_to_ask(*, as_json: bool) -> None:
     """Raise ``ConfirmationError`` where nobody can answer, before any work is done."""
     if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfirmationError(
-            "deleting needs a confirmation, and there is no terminal to ask on", hint="Add --yes to confirm."
+            "this needs a confirmation, and there is no terminal to ask on", hint="Add --yes to confirm."
         )
 
 
@@ -370,4 +370,4 @@ def confirm(question: str) -> None:
             raise
         is_confirmed = False
     if not is_confirmed:
-        raise ConfirmationError("not confirmed; nothing was deleted")
+        raise ConfirmationError("not confirmed; nothing was changed")

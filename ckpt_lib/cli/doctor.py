@@ -19,13 +19,12 @@ from ckpt_lib.cli.output import (
     print_fix,
     print_heading,
     print_json,
-    visible,
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import open_copies, open_manager, resolve_all, tell_of_other_backups
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.errors import NotAStoreError, StoreError
 
 if TYPE_CHECKING:

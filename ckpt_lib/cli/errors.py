@@ -11,8 +11,9 @@ from typing import Any
 import typer
 
 from ckpt_lib.cli.options import with_options
-from ckpt_lib.cli.output import diagnostics, print_json, visible, visible_lines
+from ckpt_lib.cli.output import diagnostics, print_json, visible_lines
 from ckpt_lib.cli.streams import is_flushed, silence_broken_streams
+from ckpt_lib.core.wording import visible
 from ckpt_lib.errors import (
     CheckpointError,
     CheckpointExistsError,

@@ -75,7 +75,7 @@ SomeCheckpointNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Default: latest."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for a confirmation.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]
 Pin = Annotated[bool, typer.Option("--pin", help="Also pin, so that no save or cleanup deletes it again.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Succeed if there are no checkpoints.")]

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckpt_lib.cli.options import to_type, with_options
-from ckpt_lib.core.wording import duration
+from ckpt_lib.core.wording import duration, visible
 
 _UNLIMITED_WIDTH = 1_000_000
 _GAP = 2
@@ -214,13 +214,6 @@ def print_heading(text: str) -> None:
     console = results()
     console.print()
     console.print(visible(text), style="bold", soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """Return ``text`` on one line, with an escape for every character that is not printable."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def visible_text(cell: str | Text) -> Text:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, note, print_json, print_table
 from ckpt_lib.cli.session import open_copies, resolve_all
 from ckpt_lib.core.wording import count_of, duration, size_text
 from ckpt_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ckpt_lib.manager import CheckpointManager
 
 
 def thin(
@@ -21,6 +26,7 @@ def thin(
     config: options.Config = None,
     undo: Annotated[bool, typer.Option("--undo", help="Bring back what they lost, if it is in the trash.")] = False,
     backups: options.OfBackups = False,
+    yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Keep only the weights of checkpoints, and drop what is needed to resume from them.
@@ -35,8 +41,16 @@ def thin(
     ids = resolve_all(manager, checkpoint_ids, backups=backups)
     describe = manager.get_backup if backups else manager.get_checkpoint
     before = {} if undo else {name: describe(name) for name in ids}
+    resumed_from = _resumed_from(manager)
+    if not (undo or yes):
+        refuse_to_ask(as_json=as_json)
+        if not backups:
+            _tell_of_resuming(resumed_from, _resumed_from(manager, thinned=ids))
+        confirm(f"Keep only the weights of {count_of(len(ids), 'backup' if backups else 'checkpoint')}?")
     change = manager.unthin_checkpoint if undo else manager.thin_backup if backups else manager.thin_checkpoint
     after = [change(name) for name in ids]
+    if undo or yes:
+        _tell_of_resuming(resumed_from, _resumed_from(manager))
     if as_json:
         print_json({"experiment_name": manager.experiment_name, "checkpoints": after})
         return
@@ -54,6 +68,17 @@ def thin(
         _tell_of_trash(len(thinned), freed_bytes, manager.config.trash_seconds, backups=backups)
     elif not undo:
         note("Nothing was dropped: they hold nothing but their weights.")
+
+
+def _resumed_from(manager: CheckpointManager, thinned: Sequence[str] = ()) -> str | None:
+    """Return the newest checkpoint that a run would resume from, once those ``thinned`` are."""
+    found = [item.checkpoint_id for item in manager.list_checkpoints() if item.healthy and not item.is_thinned]
+    return next((name for name in reversed(found) if name not in thinned), None)
+
+
+def _tell_of_resuming(before: str | None, after: str | None) -> None:
+    if after != before:
+        note(f"A run would go on from {after}." if after else "No checkpoint is left to resume from.", warning=True)
 
 
 def _tell_of_trash(count: int, freed_bytes: int, trash_seconds: float, *, backups: bool) -> None:

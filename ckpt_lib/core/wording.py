@@ -32,6 +32,13 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."
 
 
+def visible(text: str) -> str:
+    """Return ``text`` on one line, with an escape for every character that is not printable."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that alone begins with ``name``, or else the one that it probably misspells."""
     names = list(known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ckpt_lib.core.manifest import Manifest, new_token
-from ckpt_lib.errors import VersionConflictError
+from ckpt_lib.errors import CheckpointError, VersionConflictError
 from ckpt_lib.experiment import pointers
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, UIDS_FOLDER, uid_name
@@ -46,6 +46,17 @@ def is_marked(experiment: Experiment, uid: str) -> bool:
     """Tell whether a person has deleted the checkpoint of this ``uid`` by name."""
     pointer = pointers.read(experiment, uid_name(uid)).pointer
     return pointer is not None and pointer.deleted
+
+
+def is_deleted(home: Experiment, backups: Experiment, backup: Manifest) -> bool:
+    """Tell whether the checkpoint of a backup was deleted by name and is not back; a home that fails says nothing."""
+    marked = is_marked(backups, backup.uid)
+    with suppress(CheckpointError, OSError):
+        if not (marked or is_marked(home, backup.uid)):
+            return False
+        record = home.read(backup.checkpoint_id).record
+        return not (isinstance(record, Manifest) and record.uid == backup.uid and record.is_visible)
+    return marked
 
 
 def follow(home: Experiment, backups: Experiment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from ckpt_lib.config import CheckpointConfig, is_monitor_given
@@ -12,6 +13,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, StoreError, is_store_failure
 from ckpt_lib.events import Events
+from ckpt_lib.experiment import deleted_by_name
 from ckpt_lib.experiment.best import BestWatch
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.layout import BACKUPS_NAME
@@ -48,7 +50,8 @@ class Locations:
         self.monitor_record = MonitorRecord(config.monitor, is_given=is_monitor_given(config))
         self.catalogue = Catalogue(self.home, self.monitor_record, self.backups)
         self.best = BestWatch(self.catalogue)
-        self.backup_catalogue = Catalogue(self.backups, MonitorRecord(config.monitor))
+        is_deleted = partial(deleted_by_name.is_deleted, self.home, self.backups)
+        self.backup_catalogue = Catalogue(self.backups, MonitorRecord(config.monitor), is_deleted=is_deleted)
         self.fallback_catalogue = Catalogue(self.fallback, MonitorRecord(config.monitor)) if self.fallback else None
 
     def _experiment(self, store: Store, path: str) -> Experiment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
@@ -62,15 +62,21 @@ class MonitorRecord:
 class Catalogue:
     """Questions about an experiment's checkpoints. Every answer is computed anew.
 
-    ``record`` says which checkpoint is the best, and ``backups`` where a lost one may still be.
+    ``record`` says which checkpoint is the best, and ``backups`` where a lost one may still be. What was deleted, as
+    ``is_deleted`` says, is neither the best nor the latest, and answers to its id alone.
     """
 
     def __init__(
-        self, experiment: Experiment, record: MonitorRecord | None = None, backups: Experiment | None = None
+        self,
+        experiment: Experiment,
+        record: MonitorRecord | None = None,
+        backups: Experiment | None = None,
+        is_deleted: Callable[[Manifest], bool] = lambda _: False,
     ) -> None:
         self.experiment = experiment
         self._monitor_of = (record or MonitorRecord(Monitor())).of
         self._backups = backups
+        self._is_deleted = is_deleted
 
     def manifests(self) -> list[Manifest]:
         """Return every readable checkpoint that is not in quarantine, oldest first."""
@@ -132,7 +138,7 @@ class Catalogue:
         return self._describe(self.view())
 
     def _describe(self, view: View) -> list[CheckpointMetadata]:
-        best, latest = self._best_id(view.usable), _latest_id(view.usable)
+        best, latest = self._best_id(view.usable), self._latest_id(view.usable)
         return [
             manifest.describe(
                 is_best=manifest.checkpoint_id == best,
@@ -147,7 +153,7 @@ class Catalogue:
         manifests = self.manifests()
         return manifest.describe(
             is_best=manifest.checkpoint_id == self._best_id(manifests),
-            is_latest=manifest.checkpoint_id == _latest_id(manifests),
+            is_latest=manifest.checkpoint_id == self._latest_id(manifests),
             is_complete=self.experiment.is_complete(manifest),
         )
 
@@ -221,15 +227,21 @@ class Catalogue:
         if name != "latest":
             tag = unicodedata.normalize("NFC", name)
             manifests = [manifest for manifest in manifests if tag in manifest.tags]
-        return manifests[-1] if manifests else None
+        return self._first(reversed(manifests))
+
+    def _first(self, manifests: Iterable[Manifest]) -> Manifest | None:
+        return next((manifest for manifest in manifests if not self._is_deleted(manifest)), None)
 
     def _best(self, manifests: Sequence[Manifest]) -> Manifest | None:
-        best = ranked(manifests, self._monitor_of(manifests))
-        return best[0] if best else None
+        return self._first(ranked(manifests, self._monitor_of(manifests)))
 
     def _best_id(self, manifests: Sequence[Manifest]) -> str | None:
         best = self._best(manifests)
         return best.checkpoint_id if best else None
+
+    def _latest_id(self, manifests: Sequence[Manifest]) -> str | None:
+        latest = self._first(reversed(manifests))
+        return latest.checkpoint_id if latest else None
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
         count = count_of(len(manifests), "checkpoint")
@@ -243,7 +255,8 @@ class Catalogue:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
             hint = hint[0].upper() + hint[1:]
-        return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", hint=hint)
+        path = self.experiment.location()
+        return CheckpointNotFoundError(f"no checkpoint answers to {shown(name)}", path=path, hint=hint)
 
 
 def _names_like(name: str, manifests: Sequence[Manifest]) -> list[str]:
@@ -261,7 +274,3 @@ def _ids_like(name: str, manifests: Sequence[Manifest]) -> list[str]:
         return checkpoint_id.startswith(name) or sum(one != other for one, other in pairs) == 1
 
     return [item.checkpoint_id for item in manifests if is_like(item.checkpoint_id)]
-
-
-def _latest_id(manifests: Sequence[Manifest]) -> str | None:
-    return manifests[-1].checkpoint_id if manifests else None

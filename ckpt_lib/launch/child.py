@@ -19,7 +19,7 @@ from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import LaunchError
 from ckpt_lib.launch.locking import VARIABLE, LaunchLock
 from ckpt_lib.launch.output import Output
-from ckpt_lib.launch.processes import stop_with_variable
+from ckpt_lib.launch.processes import Process, read, stop_all, with_session, with_variable
 from ckpt_lib.launch.supervisor import HEADER
 
 _READ_BYTES = 1 << 18
@@ -59,6 +59,7 @@ class SupervisedCommand:
         self._output = output
         self._ended = threading.Event()
         self._exit = Exit(None, was_killed=False)
+        self._command: Process | None = None
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._supervisor = subprocess.Popen(
@@ -116,6 +117,7 @@ class SupervisedCommand:
         header = self._exactly(HEADER.size)
         event = json.loads(self._exactly(HEADER.unpack(header)[1])) if header else {}
         if event.get("event") == "started":
+            self._command = read(event["pid"])
             return
         raise LaunchError(
             "the command could not be started",
@@ -187,4 +189,9 @@ class SupervisedCommand:
     def _end_leftovers(self) -> None:
         """The supervisor was killed: end what it has left behind."""
         self._supervisor.wait()
-        stop_with_variable(VARIABLE, self._lock.name, self._order.stop_seconds)
+        stop_all(self._leftovers, self._order.stop_seconds)
+
+    def _leftovers(self) -> list[Process]:
+        """Return what is left of the command: it may hide its environment, or leave its session."""
+        of_session = with_session(self._command) if self._command else []
+        return [*with_variable(VARIABLE, self._lock.name), *of_session]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import duration
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import ConfigError, LaunchError
 from ckpt_lib.launch.child import Order, SupervisedCommand
 from ckpt_lib.launch.command import ATTEMPT, child_environment, directory_of, with_program, words_of
 from ckpt_lib.launch.locking import VARIABLE, LaunchLock
@@ -111,8 +111,9 @@ class Launcher:
         An exception that a signal raises in this thread asks the command to stop, and ends the launch when nothing of
         the command is left; then it is in :attr:`stopped_by`.
 
-        Raises :class:`~ckpt_lib.errors.AlreadyRunningError` or :class:`~ckpt_lib.errors.LaunchError` if nothing was
-        started, and what ``list_ids`` raises at the beginning.
+        A restart that is refused counts as an attempt that failed. Raises
+        :class:`~ckpt_lib.errors.AlreadyRunningError`, :class:`~ckpt_lib.errors.LaunchError` or
+        :class:`~ckpt_lib.errors.ConfigError` if nothing was started, and what ``list_ids`` raises at the beginning.
         """
         request = self._request
         with request.lock() as lock:
@@ -151,7 +152,12 @@ class Launcher:
         self._progress = progress
         progress.begin_attempt()
         oom_kills, started_at, began = oom_kill_count(), datetime.now(UTC), time.monotonic()
-        command = SupervisedCommand(self._request.order(number, lock), lock, output)
+        try:
+            command = SupervisedCommand(self._request.order(number, lock), lock, output)
+        except (ConfigError, LaunchError, OSError) as error:
+            if number == 1:
+                raise
+            return _not_started(number, started_at, error)
         try:
             stop_reason, is_hung = self._watch(command, progress)
         finally:
@@ -193,6 +199,21 @@ class Launcher:
                 self._stopped_by = self._stopped_by or error
                 stop_reason = stop_reason or f"the launch was asked to stop ({type(error).__name__})"
                 command.stop()
+
+
+def _not_started(number: int, started_at: datetime, error: Exception) -> LaunchAttempt:
+    """Return the attempt of a restart that was refused: its program or folder may be gone, and come back."""
+    return LaunchAttempt(
+        number=number,
+        outcome="failed",
+        evidence=f"it could not be started again: {error}",
+        exit_code=None,
+        was_killed=False,
+        started_at=started_at,
+        seconds=0,
+        checkpoint_ids=(),
+        last_lines=(),
+    )
 
 
 def _check_number(what: str, value: float, at_least: float = 0) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ import platformdirs
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import AlreadyRunningError, LaunchError
-from ckpt_lib.launch.processes import stop_with_variable
+from ckpt_lib.launch.processes import stop_all, with_variable
 
 VARIABLE = "CKPT_LAUNCH_LOCK"
 """The environment variable, with the name of the lock, by which the processes of a launch can be found."""
@@ -105,7 +106,7 @@ class LaunchLock:
         return True
 
     def _end_leftovers(self) -> None:
-        if count := stop_with_variable(VARIABLE, self.name, self._stop_seconds):
+        if count := stop_all(partial(with_variable, VARIABLE, self.name), self._stop_seconds):
             logger.warning("ended %d processes of an earlier launch whose supervisor had been killed", count)
 
     def _release(self) -> None:

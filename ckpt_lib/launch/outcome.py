@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +17,19 @@ _SIGNALS = frozenset(signal.Signals)
 _SHELL_BASE = 128
 """Shells, and ``save_on_signal``, report a signal as 128 and its number."""
 
-# The last lines are searched from the end, for a program may survive an earlier error.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|not enough memory: you tried to allocate|"
     r"DefaultCPUAllocator: can't allocate memory|std::bad_alloc|Cannot allocate memory|^MemoryError\b"
 )
 _RANK_EXIT = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)\b")
 _TORCHRUN_SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
+_TRACEBACK = "Traceback (most recent call last):"
+_GOES_WITH_THE_LAST = re.compile(
+    r"direct cause of the following exception|During handling of the above exception|^Exception ignored in"
+)
+_OF_TORCHRUN = "torch.distributed.elastic"
+_RANK_PREFIX = re.compile(r"(?:\[\w+\]:\s?)*")
+"""What PyTorch and ``torchrun --tee`` put before the lines of a rank."""
 _ROOT_CAUSE = "Root Cause (first observed failure):"
 
 
@@ -86,7 +93,39 @@ def _signal_from_torchrun(last_lines: Sequence[str], otherwise: str) -> tuple[in
 
 
 def _line_about_memory(last_lines: Sequence[str]) -> str | None:
-    return next((line.strip()[:200] for line in reversed(last_lines) if _OUT_OF_MEMORY.search(line)), None)
+    """Return the line by which a rank's last error was one of memory."""
+    errors: dict[str, _LastError] = {}
+    for line in last_lines:
+        found = _RANK_PREFIX.match(line)
+        prefix = found[0] if found else ""
+        errors.setdefault(prefix, _LastError()).take(line.removeprefix(prefix))
+    return next((error.about_memory for error in errors.values() if error.about_memory), None)
+
+
+@dataclass
+class _LastError:
+    """Whether the last error in the lines of one process is about memory: a program may survive an earlier one."""
+
+    about_memory: str | None = None
+    _is_in_traceback: bool = False
+    _is_new: bool = True
+    """False for a traceback that goes with the one before."""
+
+    def take(self, line: str) -> None:
+        if _GOES_WITH_THE_LAST.search(line):
+            self._is_new = False
+        elif _TRACEBACK in line:
+            self._is_in_traceback = True
+        elif not self._is_in_traceback:
+            self.about_memory = _shortened(line) or self.about_memory
+        elif line[:1].strip():  # the source lines before the error itself are indented
+            was_new, self._is_in_traceback, self._is_new = self._is_new, False, True
+            if _OF_TORCHRUN not in line:
+                self.about_memory = _shortened(line) or (None if was_new else self.about_memory)
+
+
+def _shortened(line: str) -> str | None:
+    return line.strip()[:200] if _OUT_OF_MEMORY.search(line) else None
 
 
 def oom_kill_count() -> int:

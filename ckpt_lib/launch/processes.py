@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ class Process(NamedTuple):
     pid: int
     parent: int
     group: int
+    session: int
     started: str
     has_ended: bool
 
@@ -34,7 +35,7 @@ class Process(NamedTuple):
 
 def table() -> dict[int, Process]:
     """Return every process by its number, also those that have ended and were not waited for."""
-    found = (_read(int(entry.name)) for entry in os.scandir(_PROC) if entry.name.isdigit())
+    found = (read(int(entry.name)) for entry in os.scandir(_PROC) if entry.name.isdigit())
     return {process.pid: process for process in found if process}
 
 
@@ -63,6 +64,17 @@ def with_variable(name: str, value: str) -> list[Process]:
     return [process for pid, process in everyone.items() if pid not in own and entry in _environment(pid)]
 
 
+def with_session(leader: Process) -> list[Process]:
+    """Return what is left of the session of a process, which may have ended, and the descendants of that."""
+    everyone = table()
+    current = everyone.get(leader.pid)
+    if current is not None and current.key != leader.key:  # the number was free, so nothing was left
+        return []
+    members = [process for process in everyone.values() if process.session == leader.pid]
+    below = [process for member in members for process in descendants(member.pid, everyone.values())]
+    return [process for process in {*members, *below} if not process.has_ended]
+
+
 def send(processes: Iterable[Process], number: int) -> None:
     """Send a signal to each process that has not ended."""
     for process in processes:
@@ -71,37 +83,45 @@ def send(processes: Iterable[Process], number: int) -> None:
                 os.kill(process.pid, number)
 
 
-def stop_with_variable(name: str, value: str, deadline_seconds: float) -> int:
-    """End the processes that were started with this variable: SIGTERM, and SIGKILL after the deadline.
+def stop_all(find: Callable[[], Iterable[Process]], deadline_seconds: float) -> int:
+    """End the processes that ``find`` finds, now or later: SIGTERM, and SIGKILL after the deadline.
 
-    Returns how many there were when it began, once none is left.
+    One that is no longer found, since its parent has ended, is remembered. Returns how many there were when it began,
+    once none is left.
     """
-    found = with_variable(name, value)
+    found = {process.key: process for process in find()}
     count, deadline, told = len(found), time.monotonic() + deadline_seconds, set[tuple[int, str]]()
     while found:
         late = time.monotonic() > deadline
-        untold = [process for process in found if process.key not in told]
-        send(found if late else untold, signal.SIGKILL if late else signal.SIGTERM)
-        told |= {process.key for process in found}
+        untold = [process for key, process in found.items() if key not in told]
+        send(found.values() if late else untold, signal.SIGKILL if late else signal.SIGTERM)
+        told |= found.keys()
         time.sleep(_PAUSE_SECONDS)
-        found = with_variable(name, value)
+        found = {key: process for key, process in found.items() if _is_alive(process)}
+        found |= {process.key: process for process in find()}
     return count
+
+
+def _is_alive(process: Process) -> bool:
+    current = read(process.pid)
+    return current is not None and current.key == process.key and not current.has_ended
 
 
 def _is_same(process: Process) -> bool:
     """Return whether the number still stands for this process, which may have another parent by now."""
-    current = _read(process.pid)
+    current = read(process.pid)
     return current is not None and current.key == process.key
 
 
-def _read(pid: int) -> Process | None:
+def read(pid: int) -> Process | None:
+    """Return one entry of the table; ``None`` when there is none."""
     try:
         status = (_PROC / str(pid) / "stat").read_bytes()
         # The name, in parentheses, may hold anything; what follows it does not.
-        state, parent, group, *others = status[status.rindex(b")") + 2 :].decode().split()
+        state, parent, group, session, *others = status[status.rindex(b")") + 2 :].decode().split()
         # A zombie with more than one task has threads that are still at work.
         has_ended = state in "ZXx" and len(os.listdir(_PROC / str(pid) / "task")) <= 1
-        return Process(pid, int(parent), int(group), others[16], has_ended)
+        return Process(pid, int(parent), int(group), int(session), others[15], has_ended)
     except (OSError, ValueError):  # it is gone
         return None
 

@@ -61,8 +61,13 @@ class LaunchReport(BaseModel):
         """The checkpoints that all attempts made."""
         return tuple(checkpoint_id for attempt in self.attempts for checkpoint_id in attempt.checkpoint_ids)
 
+    @property
+    def progress(self) -> str:
+        """How many restarts and new checkpoints there were, as text."""
+        restarts = f"{count_of(len(self.attempts) - 1, 'restart')}, " if len(self.attempts) > 1 else ""
+        return f"{restarts}{count_of(len(self.checkpoint_ids), 'new checkpoint')}"
+
     def __str__(self) -> str:
         last = self.attempts[-1]
-        restarts = f", {count_of(len(self.attempts) - 1, 'restart')}" if len(self.attempts) > 1 else ""
-        made = count_of(len(self.checkpoint_ids), "new checkpoint")
-        return f"{self.outcome}: {last.evidence}{restarts}, {made}; {self.conclusion}"
+        conclusion = "" if last.evidence.startswith(self.conclusion) else f"; {self.conclusion}"
+        return f"{self.outcome}: {last.evidence}, {self.progress}{conclusion}"

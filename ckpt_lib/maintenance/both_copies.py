@@ -81,7 +81,7 @@ class Copies:
     def restore(self, name: str, progress: Progress | None) -> Manifest:
         """Put a backup back in its place; when that fails, the error says what else may help."""
         home, backups = self._pair()
-        checkpoint_id = self.locations.catalogue.id_of(name)
+        checkpoint_id = self._id_to_restore(name)
         try:
             manifest = transfer.restore(home, checkpoint_id, backups, progress)
         except (CheckpointNotFoundError, IntegrityError) as error:
@@ -94,6 +94,17 @@ class Copies:
         self.known.remember(home, manifest)
         self.snapshot.write()
         return manifest
+
+    def _id_to_restore(self, name: str) -> str:
+        """Return the id that a name stands for: at home or, where home has no checkpoint, among the backups."""
+        catalogue, backups = self.locations.catalogue, self.locations.backup_catalogue
+        try:
+            return catalogue.id_of(name)
+        except CheckpointNotFoundError:
+            found = None if catalogue.view().usable else backups.named(name, backups.manifests())
+            if found is None:
+                raise
+            return found.checkpoint_id
 
     def import_from(self, source: str | os.PathLike[str], progress: Progress | None) -> Manifest:
         """Take in an exported checkpoint as the newest."""

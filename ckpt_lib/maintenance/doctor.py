@@ -23,7 +23,7 @@ from ckpt_lib.errors import (
     NotACheckpointError,
     UnsupportedSchemaError,
 )
-from ckpt_lib.experiment import pointers
+from ckpt_lib.experiment import deleted_by_name, pointers
 from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, is_dead, is_over
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.index import snapshot
@@ -271,6 +271,8 @@ class Doctor:
                 yield backups.finding("other checkpoint", checkpoint_id, message)
             elif is_gone and checkpoint_id not in home.unreadable_ids() and self._is_usable(backups, manifest):
                 message = f"its checkpoint is gone: `ckpt restore {checkpoint_id}` brings it back"
+                if deleted_by_name.is_deleted(home.experiment, backups.experiment, manifest):
+                    message = f"its checkpoint was deleted by name: `ckpt delete --backups {checkpoint_id}` frees it"
                 size_bytes = manifest.size_bytes
                 yield backups.finding("backup only", checkpoint_id, message, size_bytes=size_bytes)
             elif isinstance(original, Manifest) and manifest.thinned and not original.thinned:

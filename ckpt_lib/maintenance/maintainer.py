@@ -158,7 +158,8 @@ class Maintainer(Keeper):
     ) -> CheckpointMetadata:
         """Put the backup of a checkpoint back in its place; its bytes are verified on the way.
 
-        ``checkpoint_id`` is an id: a checkpoint that is gone answers to nothing else. The rules of retention hold for
+        A checkpoint that is gone answers to its id. Where home has no checkpoint at all, ``"latest"``, ``"best"`` and
+        tags stand for one of the backups, without those of what was deleted by name. The rules of retention hold for
         it: ``pin`` pins it as soon as it is back, so that no save of a run retires it. When there is no backup or it is
         damaged, the error says what else may help.
         """

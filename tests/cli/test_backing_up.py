@@ -23,6 +23,16 @@ def test_restore_brings_back_damaged_and_deleted(store: Path, ids: list[str]) ->
     run("validate", "--all", store=store)
 
 
+def test_restore_finds_the_latest_after_a_disk_loss(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """The names stand for backups where the store is empty, as for a load; other names are refused as before."""
+    elsewhere = {"CKPT_BACKUP_DIR": str(tmp_path / "vault")}
+    run("backup", "--all", store=store, env=elsewhere)
+    shutil.rmtree(store)
+    hint = run("restore", "another", "-e", "digits", store=store, env=elsewhere, code=2).stderr
+    assert "There are 3 backups" in hint
+    assert ids[2] in run("restore", "latest", "-e", "digits", store=store, env=elsewhere).stdout
+
+
 def test_restore_says_how_to_keep_what_comes_back(store: Path, ids: list[str]) -> None:
     """A training retires it again, unless it is pinned; of what was there all the time, nothing is said."""
     hint = "--pin keeps it"

@@ -14,8 +14,7 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.cli.output import visible
-from ckpt_lib.core.wording import size_text
+from ckpt_lib.core.wording import size_text, visible
 from tests.cli.running import HOSTILE_TAG, on_posix, run, run_json, run_on_terminal, run_program, strict_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"

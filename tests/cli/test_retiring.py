@@ -203,7 +203,7 @@ def test_unconfirmed_deletion_is_refused(store: Path, command: list[str]) -> Non
 def test_the_end_of_the_input_confirms_nothing(store: Path, ids: list[str]) -> None:
     """Ctrl-D at the question is a no: exit code 4, and nothing is deleted."""
     code, output = run_on_terminal("delete", ids[0], "--store", store, columns=80, answer="\x04")
-    assert (code, "not confirmed; nothing was deleted" in " ".join(output.split())) == (4, True)
+    assert (code, "not confirmed; nothing was changed" in " ".join(output.split())) == (4, True)
     assert ids[0] in run("list", store=store).stdout
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from tests.cli.running import run, run_json
+from tests.cli.running import on_posix, run, run_json, run_on_terminal
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def trained(tmp_path: Path) -> tuple[Path, list[str]]:
 def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     """Each command says what the checkpoints hold now, and what can come back."""
     store, (first, second, _) = trained
-    result = run("thin", first, second, store=store)
+    result = run("thin", first, second, "--yes", store=store)
     assert result.stdout.count("weights only") == 2
     assert "2 checkpoints thinned" in result.stderr
     assert "ckpt thin --undo" in result.stderr
@@ -39,7 +39,7 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     assert f"`ckpt thin --undo {first}`" in shown
     assert "2 other checkpoints in the trash" in run("trash", store=store).stderr
     assert "everything" in run("thin", "--undo", first, store=store).stdout
-    assert run_json("thin", second, store=store)["checkpoints"][0]["is_thinned"] is True
+    assert run_json("thin", second, "--yes", store=store)["checkpoints"][0]["is_thinned"] is True
     assert set(run_json("trash", store=store)["dropped_bytes"]) == {first, second}
     assert "freed" in run("trash", "--empty", "--yes", store=store).stderr
     assert run_json("trash", store=store)["dropped_bytes"] == {}
@@ -49,10 +49,24 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     assert run_json("show", second, store=store)["is_thinned"] is False
 
 
+@on_posix
+def test_thin_asks_and_tells_what_a_run_would_go_on_from(trained: tuple[Path, list[str]]) -> None:
+    """Before the change, as for a deletion, and where it is not asked, after it; undone, it is the newest again."""
+    store, (first, second, third) = trained
+    assert "needs a confirmation" in run("thin", third, store=store, code=4).stderr
+    code, output = run_on_terminal("thin", third, "--store", store, columns=200, answer="n\n")
+    assert (code, f"A run would go on from {second}." in output) == (4, True)
+    assert run_json("show", third, store=store)["is_thinned"] is False
+    assert "go on from" not in run("thin", first, "--yes", store=store).stderr
+    assert f"A run would go on from {second}." in run("thin", "latest", "--yes", store=store).stderr
+    assert "No checkpoint is left to resume from" in run("thin", second, "--yes", store=store).stderr
+    assert f"A run would go on from {third}." in run("thin", "--undo", third, store=store).stderr
+
+
 def test_thin_backups(trained: tuple[Path, list[str]]) -> None:
     """The backups of these ids alone; to undo that is not offered."""
     store, (first, *_) = trained
-    assert "1 backup thinned" in run("thin", "--backups", first, store=store).stderr
+    assert "1 backup thinned" in run("thin", "--backups", first, "--yes", store=store).stderr
     assert run_json("show", first, store=store)["is_thinned"] is False
     assert "cannot be combined" in run("thin", "--backups", "--undo", first, store=store, code=2).stderr
 
@@ -71,4 +85,4 @@ def test_cleanup_plans_and_thins(trained: tuple[Path, list[str]], tmp_path: Path
 
 def test_thin_tells_when_there_is_nothing_to_drop(store: Path, ids: list[str]) -> None:
     """They were saved without an optimizer."""
-    assert "Nothing was dropped" in run("thin", ids[0], store=store).stderr
+    assert "Nothing was dropped" in run("thin", ids[0], "--yes", store=store).stderr

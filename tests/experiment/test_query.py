@@ -129,10 +129,11 @@ def test_no_best_is_explained(experiment: Experiment) -> None:
 
 
 def test_a_near_miss_is_suggested(experiment: Experiment) -> None:
-    """A typo in a tag."""
+    """A typo in a tag; the error says which experiment of which store was asked."""
     save(experiment, tags=("release-candidate",))
-    with pytest.raises(CheckpointNotFoundError, match="release-candidate"):
+    with pytest.raises(CheckpointNotFoundError, match="release-candidate") as raised:
         Catalogue(experiment).resolve("release-candidat")
+    assert raised.value.path == experiment.location()
 
 
 @pytest.mark.parametrize("name", [None, 3, b"latest", ["latest"]])

@@ -30,6 +30,42 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 CPU = "RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"
 
 
+def traceback(*errors: str, between: str = "", prefix: str = "") -> str:
+    """Python's report of errors, with ``between`` between each two of them."""
+    one = "Traceback (most recent call last):\n  File 'train.py', line 1, in f\n    raise MemoryError or not\n"
+    text = f"\n{between}\n\n".join(f"{one}{error}" for error in errors)
+    return "\n".join(f"{prefix}{line}" for line in text.splitlines())
+
+
+FORK = "fork: Cannot allocate memory (ignored), retrying"
+BUG = "pkg.Diverged: the loss"
+HANDLING = "During handling of the above exception, another exception occurred:"
+CAUSE = "The above exception was the direct cause of the following exception:"
+TORCHRUN_ERROR = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+
+
+@pytest.mark.parametrize(
+    ("output", "outcome"),
+    [
+        (f"{FORK}\n{traceback(BUG)}", "failed"),
+        (f"{traceback(CUDA)}\nsmaller batches\n{traceback(BUG)}", "failed"),
+        (f"{FORK}\nretried", "out of memory"),
+        (traceback(BUG, CUDA, between=HANDLING), "out of memory"),
+        (traceback(CUDA, BUG, between=HANDLING), "out of memory"),
+        (traceback(CPU, BUG, BUG, between=CAUSE), "out of memory"),
+        (traceback(CUDA, "OSError: at exit", between="Exception ignored in: <function f>"), "out of memory"),
+        (traceback(CUDA, TORCHRUN_ERROR), "out of memory"),
+        (traceback(CUDA, prefix="[rank1]: ") + "\n" + traceback(BUG, prefix="[rank0]: "), "out of memory"),
+        (traceback(CUDA, BUG, prefix="[default1]:[rank1]: "), "failed"),
+        (traceback("RuntimeError: Caught OutOfMemoryError", CPU, between="Original "), "out of memory"),
+    ],
+)
+def test_the_last_error_of_each_rank_counts(output: str, outcome: Outcome) -> None:
+    """A program may survive an error of memory, or a line about it; what that error led to is still its doing."""
+    found = classify(1, output.splitlines(), stop_reason=None, is_hung=False, oom_kills=0)
+    assert found.outcome == outcome
+
+
 @pytest.mark.parametrize(
     ("code", "output", "oom_kills", "outcome", "evidence"),
     [

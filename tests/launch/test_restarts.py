@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_lib.launch.report import LaunchAttempt, Outcome
+from ckpt_lib.launch.report import LaunchAttempt, LaunchReport, Outcome
 from ckpt_lib.launch.restarts import LONGEST_DELAY_SECONDS, RestartPolicy
 
 RESTARTED: list[Outcome] = ["failed", "hung", "killed", "out of memory"]
@@ -61,3 +61,18 @@ def test_the_wait_grows_without_checkpoints() -> None:
     assert delays == [10, 20, 40, 80, 160, LONGEST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, LONGEST_DELAY_SECONDS]
     assert policy.delay(attempts(False, False, True)) == 10
     assert RestartPolicy(delay_seconds=1000).delay(attempts(*[False] * 2000)) == 1000
+
+
+def test_a_report_says_each_thing_once() -> None:
+    """What stopped the launch is in the evidence already; what made it the last attempt is not."""
+    stopped = [attempts(True)[0].model_copy(update={"evidence": "the launch was asked to stop (TerminationSignal)"})]
+    assert str(report(stopped, "the launch was asked to stop")).count("asked to stop") == 1
+    failed = report(attempts(True, False), "no restart is left of 1")
+    assert str(failed) == "failed: evidence, 1 restart, 1 new checkpoint; no restart is left of 1"
+    assert failed.progress == "1 restart, 1 new checkpoint"
+
+
+def report(made: list[LaunchAttempt], conclusion: str) -> LaunchReport:
+    return LaunchReport(
+        experiment_name="run", command=("train",), launch_id="some-id", attempts=tuple(made), conclusion=conclusion
+    )

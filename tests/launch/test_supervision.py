@@ -16,6 +16,7 @@ import pytest
 from ckpt_lib.errors import AlreadyRunningError, ConfigError, LaunchError
 from ckpt_lib.launch import locking
 from ckpt_lib.launch.output import TAIL_LINES
+from ckpt_lib.launch.processes import read, send
 from ckpt_lib.launch.restarts import RestartPolicy
 from tests.launch.running import (
     Logged,
@@ -46,6 +47,18 @@ os.write(1, b"running\\n")  # in one piece: several processes write
 time.sleep(1000)
 """
 """A process, a child and a grandchild that has left session, group and parent; none of them minds SIGTERM."""
+
+HIDDEN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+os.write(1, b"running\\n")
+time.sleep(1000)
+"""
+"""A process and a child in a session of its own, neither of which minds SIGTERM."""
 
 SAVING = """
 import signal, sys, time
@@ -93,6 +106,24 @@ def test_a_program_that_does_not_exist_is_refused_before_anything(tmp_path: Path
     with pytest.raises(LaunchError, match="Exec format error"):
         launched(request(tmp_path, [str(broken)]))
     assert launched(request(tmp_path, "true")).outcome == "done"  # the lock is free
+
+
+@pytest.mark.parametrize("gone", ["program", "folder"])
+def test_a_restart_that_is_refused_is_a_failed_attempt(tmp_path: Path, gone: str) -> None:
+    """The report keeps the attempts before it; the launch goes on by its policy, for what is gone may come back."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    program = folder / "train.sh"
+    program.write_text(f"#!/bin/sh\nrm -r {folder if gone == 'folder' else program}\necho trained; exit 3\n")
+    program.chmod(0o755)
+    command = [str(program)] if gone == "program" else ["/bin/sh", "-c", program.read_text()]
+    logged = Logged()
+    report = launched(request(tmp_path, command, directory=str(folder)), logged)
+    assert [item.outcome for item in report.attempts] == ["failed", "failed"]
+    assert report.attempts[0].exit_code == 3
+    assert report.attempts[0].last_lines == ("trained",)
+    assert "could not be started again" in report.attempts[1].evidence
+    assert "made no checkpoint" in report.conclusion
 
 
 def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
@@ -167,8 +198,22 @@ def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
     assert processes_of(what) == []
 
 
-def kill_supervisor_when_all_run(logged: Logged) -> None:
-    wait_until("the command", lambda: sum(line.startswith("running") for line in logged.lines) == 3)
+def test_a_killed_supervisor_leaves_nothing_that_hides_its_environment(tmp_path: Path) -> None:
+    """``env -i``, or a title that a program gives itself, takes the variable away; the session is known still."""
+    pids, logged = tmp_path / "pids", Logged()
+    what = request(tmp_path, ["env", "-i", *python(HIDDEN), str(pids)], stop_seconds=0.5, restarts=ONCE)
+    timer = threading.Thread(target=kill_supervisor_when_all_run, args=(logged, 2))
+    timer.start()
+    assert launcher(what, logged).run().outcome == "killed"
+    timer.join()
+    found = [read(int(pid)) for pid in pids.read_text().split()]
+    left = [process for process in found if process and not process.has_ended]
+    send(left, signal.SIGKILL)
+    assert (len(found), left) == (2, [])
+
+
+def kill_supervisor_when_all_run(logged: Logged, count: int = 3) -> None:
+    wait_until("the command", lambda: sum(line.startswith("running") for line in logged.lines) == count)
     os.kill(supervisor_of(os.getpid()), signal.SIGKILL)
 
 

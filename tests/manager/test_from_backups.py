@@ -22,6 +22,7 @@ from ckpt_lib.errors import (
     StorePermissionError,
     StoreUnavailableError,
 )
+from ckpt_lib.experiment import deleted_by_name
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.saving import saver
 from ckpt_lib.testing import FaultPlan, faults_injected
@@ -120,6 +121,23 @@ def test_names_and_ids_are_found_among_the_backups(vault: Vault, name: str) -> N
     assert loaded_id(again, name) == wanted
     assert ids(again) == sorted({wanted, saved[1]})
     assert loaded_id(again, saved[0]) == saved[0]
+
+
+@pytest.mark.parametrize("name", ["latest", "best", "first"])
+def test_names_are_restored_from_the_backups_of_an_empty_store(vault: Vault, name: str) -> None:
+    """By a restore as by a load, without what was deleted by name; home's own checkpoints have the names after that."""
+    manager = vault.manager()
+    saved = [
+        save(manager, epoch, loss, tags=tags)
+        for epoch, loss, tags in [(1, 0.5, ["first"]), (2, 0.1, []), (3, 0.3, []), (4, 0.01, ["first"])]
+    ]
+    manager.delete_checkpoint(saved[3])
+    vault.lose_disk()
+    wanted = {"latest": saved[2], "best": saved[1], "first": saved[0]}[name]
+    assert vault.manager().restore_checkpoint(name).checkpoint_id == wanted
+    assert vault.manager().restore_checkpoint("latest").checkpoint_id == wanted
+    with pytest.raises(CheckpointNotFoundError):
+        vault.manager().restore_checkpoint("another")
 
 
 @pytest.mark.parametrize("is_all_lost", [True, False])
@@ -343,6 +361,40 @@ def test_what_was_deleted_by_name_does_not_come_back(vault: Vault, disk: str, tr
     assert resumed_id(vault.manager()) == saved[1]
     vault.lose_disk()
     assert resumed_id(vault.manager()) == saved[1]
+
+
+@pytest.mark.parametrize("disk", ["there", "lost"])
+def test_no_list_calls_a_deleted_backup_the_latest_or_the_best(vault: Vault, disk: str) -> None:
+    """Nor does the doctor offer it; once its checkpoint is back, it is what it was."""
+    manager = vault.manager()
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2, 3)]
+    manager.delete_checkpoint(saved[2])
+    manager.empty_trash()
+    if disk == "lost":
+        vault.lose_disk()
+    again = vault.manager()
+    assert [(item.is_best, item.is_latest) for item in again.list_backups()] == [
+        (False, False),
+        (True,) * 2,
+        (False,) * 2,
+    ]
+    assert [again.get_backup(name).checkpoint_id for name in ("best", "latest", saved[2])] == [
+        *saved[1:2] * 2,
+        saved[2],
+    ]
+    (finding,) = [item for item in again.doctor().findings if item.name == saved[2]]
+    assert "restore" not in finding.message
+    again.restore_checkpoint(saved[2])
+    assert [(item.is_best, item.is_latest) for item in again.list_backups()][2] == (True, True)
+
+
+def test_a_mark_of_what_is_live_counts_for_nothing(vault: Vault) -> None:
+    """A deletion that was killed after its mark has deleted nothing: the backup is the latest, as its checkpoint is."""
+    manager = vault.manager()
+    saved = save(manager, 1)
+    home = manager._locations.home
+    deleted_by_name.mark(home, home.get(saved))
+    assert vault.manager().get_backup("latest").is_latest
 
 
 def test_where_all_was_deleted_by_name_a_person_decides(vault: Vault) -> None:

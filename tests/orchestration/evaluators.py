@@ -20,6 +20,11 @@ def accuracy(payload: Mapping[str, Any], *, value: float | None = None) -> dict[
     return {"accuracy": float(payload["model_state_dict"]["weight"].mean()) if value is None else value}
 
 
+def other(payload: Mapping[str, Any]) -> dict[str, float]:
+    """A metric that :func:`accuracy` does not measure."""
+    return {"other": float(payload["epoch"])}
+
+
 def accuracy_by_epoch(
     payload: Mapping[str, Any], log: str, wait: str | None = None, die_at: EventKind | None = None
 ) -> dict[str, float]:

@@ -19,7 +19,6 @@ from ckpt_lib.errors import (
     ExperimentNotFoundError,
     InvalidNameError,
     MetricConflictError,
-    UnknownMetricError,
 )
 from prefect_checkpoints import tasks
 from prefect_checkpoints.flows import Gate, TrainingParameters, evaluate_checkpoint, train
@@ -221,10 +220,31 @@ def test_what_cannot_be_evaluated_records_nothing(
 
 
 def test_a_gate_that_asks_for_another_metric(config: CheckpointConfig, first: str) -> None:
-    """Is told with the names there are; what was measured stays, so that the next run need not measure it again."""
-    with pytest.raises(UnknownMetricError, match="acuracy"):
-        evaluated(config, gate=Gate(where=("acuracy>0.9",)))
-    assert CheckpointManager(config, EXPERIMENT).get_checkpoint(first).metrics["accuracy"] == 0.95
+    """Is not met, and the run says which metric is not there; what was measured is recorded."""
+    gate = Gate(where=("acuracy>0.9", "val_loss<2"))
+    state = evaluate_checkpoint(
+        config,
+        EXPERIMENT,
+        first,
+        function=f"{MODULE}:accuracy",
+        source=SOURCE,
+        arguments={"value": 0.95},
+        gate=gate,
+        return_state=True,
+    )
+    assert state.is_completed()
+    assert str(state.message).endswith("; not promoted: acuracy>0.9 (acuracy is not recorded)")
+    found = CheckpointManager(config, EXPERIMENT).get_checkpoint(first)
+    assert found.metrics["accuracy"] == 0.95
+    assert found.tags == ("first",)
+
+
+def test_two_evaluations_share_a_gate(config: CheckpointConfig, first: str) -> None:
+    """Whichever is first completes without a promotion; the second promotes, since all metrics are there then."""
+    gate = Gate(where=("accuracy>0.9", "other>0"))
+    assert evaluated(config, gate=gate).tags == ("first",)
+    second = evaluate_checkpoint(config, EXPERIMENT, first, function=f"{MODULE}:other", source="eval/other", gate=gate)
+    assert second.tags == ("first", "promoted")
 
 
 @pytest.mark.parametrize("gate", [{"where": []}, {"where": ["accuracy"]}, {"where": ["a>1"], "tag": "best"}, {"x": 1}])

@@ -184,7 +184,8 @@ def test_a_preempted_run_is_put_back(server_environment: dict[str, str], api: Ap
     (preempted,) = [state for state in states if state["type"] == "CRASHED"]
     assert preempted["name"] == "Preempted"
     stopped_at = next(item for item in run.manager.list_checkpoints() if item.checkpoint_id in preempted["message"])
-    assert "preempted: the launch was asked to stop" in preempted["message"]
+    assert preempted["message"].startswith("SIGTERM ended the launch (")
+    assert "asked to stop" not in preempted["message"]
     assert 0 < stopped_at.step < run.last_step
     assert run.trained_steps() == list(range(1, run.last_step + 1))
     run.check_end(kills=0)
