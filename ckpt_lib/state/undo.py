@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.state.exactness import is_lazy
-from ckpt_lib.state.model_state import differences, has_own_loading
+from ckpt_lib.state.model_state import differences, has_own_loading, is_copied_plainly
 from ckpt_lib.state.stateful import Stateful, is_module
 
 
@@ -32,8 +32,12 @@ def way_back(
 
 
 def _may_fail_midway(model: Any, state: Mapping[str, Any], strict: bool) -> bool:
-    """Tell whether loading may raise midway: names or shapes differ, or loading code is not PyTorch's."""
-    return _has_own_loading(model) or bool(differences(model.state_dict(), state, strict=strict))
+    """Tell whether loading may raise midway: a tensor cannot be copied as it is, or loading code is not PyTorch's."""
+    if _has_own_loading(model):
+        return True
+    current = model.state_dict()
+    is_plain = all(is_copied_plainly(value, state[name]) for name, value in current.items() if name in state)
+    return not is_plain or bool(differences(current, state, strict=strict))
 
 
 def _has_own_loading(stateful: Any) -> bool:
