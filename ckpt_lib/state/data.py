@@ -217,11 +217,13 @@ class ResumableLoader(Generic[Batch]):
     def way_back(self) -> Callable[[], None]:
         """Return a function that brings the position back after a load, also that of a loop that is running."""
         before, named = dict(vars(self)), [generator.state_dict() for generator in self._named]
+        sampler_epoch = getattr(_sampler_of(self.loader), "epoch", None)
 
         def back() -> None:
             vars(self).update(before)
             for generator, state in zip(self._named, named, strict=True):
                 generator.load_state_dict(state)
+            self._set_sampler_epoch(sampler_epoch)
 
         return back
 

@@ -8,7 +8,7 @@ from typing import Any
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import changed_values, is_lazy
-from ckpt_lib.state.naming import NamedState
+from ckpt_lib.state.naming import NamedState, nothing_matches
 from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
 
 Hint = Callable[[], str]
@@ -25,6 +25,8 @@ def check_model(model: Any, named: NamedState, *, require_exact: bool, hint: Hin
         return []
     _refuse_meta(current)
     _refuse_nested(model, current)
+    if _takes_nothing(model, current, named):
+        raise nothing_matches(named, hint())
     is_checked = is_module(model) and not _decides_itself(model)
     if is_checked and (found := differences(current, state, named.stored_names, strict=named.naming.strict)):
         raise StateMismatchError("the checkpoint does not fit the model: " + "; ".join(found), hint=hint())
@@ -33,6 +35,13 @@ def check_model(model: Any, named: NamedState, *, require_exact: bool, hint: Hin
     if require_exact and (differing := changed_values(current, state, exactly=True)):
         raise StateMismatchError(f"the model cannot hold stored values exactly: {listed(differing, 5)}", hint=UNCHANGED)
     return changed_values(current, state, exactly=False)
+
+
+def _takes_nothing(model: Any, current: Mapping[str, Any], named: NamedState) -> bool:
+    """Tell whether a load without ``strict`` would restore nothing, unless loading code of the model changes names."""
+    if named.naming.strict or not is_module(model) or any(map(has_own_loading, model.modules())):
+        return False
+    return bool(current) and not current.keys() & named.state.keys()
 
 
 def _decides_itself(model: Any) -> bool:
