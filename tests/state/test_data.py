@@ -46,6 +46,19 @@ class Noisy(Dataset[torch.Tensor]):
         return torch.tensor([index, random.random(), float(np.random.rand()), float(torch.rand(()))])
 
 
+class AsAsked(Dataset[torch.Tensor]):
+    """Takes a batch of indices of any type."""
+
+    def __len__(self) -> int:
+        return 2_000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(())
+
+    def __getitems__(self, indices: Any) -> list[torch.Tensor]:
+        return [torch.zeros(())]
+
+
 class Counting(IterableDataset[torch.Tensor]):
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter(torch.arange(17))
@@ -237,6 +250,38 @@ def test_another_order_is_refused(saved: Callable[[], Any], own: Callable[[], An
     resumed.load_state_dict(whole.state_dict())
     with pytest.raises(StateMismatchError, match="does not repeat the order"):
         list(resumed)
+
+
+class LargeBatches:
+    """Batches of more indices than ``repr()`` shows, which differ in the middle."""
+
+    def __init__(self, kind: Callable[[Any], Any], seed: int) -> None:
+        self.kind, self.seed = kind, seed
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Any]:
+        middle = np.random.default_rng(self.seed).permutation(np.arange(10, 1990))
+        order = np.concatenate([np.arange(10), middle, np.arange(1990, 2000)])
+        return iter([self.kind(order), self.kind(order)])
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, torch.as_tensor, lambda order: [order], lambda order: {"all": order}, np.ndarray.tolist]
+)
+def test_every_index_counts(kind: Callable[[Any], Any]) -> None:
+    """Another order in the middle of a large batch is noticed, whatever type a sampler of batches hands out."""
+    whole = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, 1)))  # type: ignore[arg-type]
+    next(iter(whole))
+    for seed in (1, 2):
+        resumed = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, seed)))  # type: ignore[arg-type]
+        resumed.load_state_dict(whole.state_dict())
+        if seed == 1:
+            assert len(list(resumed)) == 1
+        else:
+            with pytest.raises(StateMismatchError, match="does not repeat the order"):
+                list(resumed)
 
 
 def test_another_length_is_refused() -> None:
