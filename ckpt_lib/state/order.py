@@ -14,6 +14,10 @@ import xxhash
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+_MOST_LEVELS = 4
+"""Samplers are looked for in samplers so many times."""
+_MOST_ITEMS = 100
+"""Of a list of samplers, no more are looked at."""
 _NO_BATCH = xxhash.xxh3_128().hexdigest()
 
 
@@ -96,9 +100,30 @@ def sampler_of(loader: DataLoader[Any]) -> Any:
 
 
 def generators_of(loader: DataLoader[Any]) -> list[Any]:
-    """Return the generators that the loader and its samplers hold, each once."""
+    """Return the generators that the loader and its samplers hold, each once; also those of samplers in samplers."""
     from ckpt_lib.state.generators import is_generator
 
-    samplers = [item for item in (loader.batch_sampler, sampler_of(loader)) if hasattr(item, "__dict__")]
-    found = [loader.generator, *(value for sampler in samplers for value in vars(sampler).values())]
+    samplers = [loader.batch_sampler, sampler_of(loader)]
+    found = [loader.generator, *(value for sampler in samplers for value in _held_by(sampler, _MOST_LEVELS))]
     return list({id(generator): generator for generator in found if is_generator(generator)}.values())
+
+
+def _held_by(item: Any, levels: int) -> Iterator[Any]:
+    """Yield what a sampler holds, and what the samplers hold that it wraps, up to a number of levels."""
+    values = list(vars(item).values()) if hasattr(item, "__dict__") else ()
+    if isinstance(item, list | tuple):
+        values = list(item[:_MOST_ITEMS])
+    for value in values:
+        yield value
+        if levels and _may_be_sampler(value):
+            yield from _held_by(value, levels - 1)
+
+
+def _may_be_sampler(item: Any) -> bool:
+    """Tell whether an item may decide an order. A dataset does not, and may hold very much."""
+    from torch.utils.data import DataLoader, Dataset
+
+    if isinstance(item, list | tuple):
+        return any(hasattr(inner, "__dict__") for inner in item[:_MOST_ITEMS])
+    is_other = isinstance(item, Dataset | DataLoader | torch.Tensor | torch.nn.Module | type)
+    return hasattr(item, "__dict__") and callable(getattr(item, "__iter__", None)) and not is_other

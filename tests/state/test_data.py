@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -336,7 +337,25 @@ class Owner(Sampler[int]):
         return iter(self.chance.permutation(20).tolist())
 
 
-@pytest.mark.parametrize("sampler", [EpochCounter, Owner])
+class Wrapping(Sampler[int]):
+    """Hands out what other samplers do, one after the other."""
+
+    def __init__(self, *inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.chain(*self.inner)
+
+
+def wrapping() -> Sampler[int]:
+    """A generator that is held two levels below the sampler."""
+    return Wrapping(Wrapping(RandomSampler(range(20), generator=generator())))
+
+
+@pytest.mark.parametrize("sampler", [EpochCounter, Owner, wrapping])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_samplers_with_a_state_of_their_own_go_on(sampler: Callable[[], Any], count: int) -> None:
     """The number of an epoch and any generator among their attributes are found, in mid-epoch and between epochs."""
