@@ -172,6 +172,7 @@ class ResumableLoader(Generic[Batch]):
             "named": [generator.state_dict() for generator in self._named],
             "sampler_epoch": getattr(sampler_of(self.loader), "epoch", None),
             "shape": self._shape(),
+            "num_workers": self.loader.num_workers,
             "approximate": self._approximate(),
         }
 
@@ -191,6 +192,16 @@ class ResumableLoader(Generic[Batch]):
         if self._is_disturbed:
             return "a loop over it was begun while another one was not over"
         return None
+
+    def approximation_of(self, state: Mapping[str, Any]) -> str | None:
+        """Say why the batches after a load of ``state`` may differ from those that would have come."""
+        reasons = [state.get("approximate")]
+        count, stored = self.loader.num_workers, state.get("num_workers")
+        if stored not in (None, count) and not self._deterministic:
+            reasons.append(
+                f"num_workers={count}, and it was {stored}: if the dataset draws random numbers, they are others"
+            )
+        return "; ".join(filter(None, reasons)) or None
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Let the next loop go on where the stored one was. Raises :class:`~ckpt_lib.errors.StateMismatchError`."""
@@ -304,6 +315,8 @@ def draw_first_numbers(loader: Any) -> None:
 
 def approximation_of(loader: Any, state: Mapping[str, Any]) -> str | None:
     """Say why the next batches may not be those that would have come; ``None`` if they will be, as far as is known."""
+    if isinstance(loader, ResumableLoader):
+        return loader.approximation_of(state)
     return _approximation_of_torchdata(loader) if is_torchdata(loader) else state.get("approximate")
 
 

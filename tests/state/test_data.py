@@ -29,6 +29,7 @@ from torch.utils.data import (
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader
 from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state.data import approximation_of
 from ckpt_lib.state.generators import GlobalGenerators
 
 
@@ -380,6 +381,22 @@ def test_a_loop_inside_another_is_said_to_be_approximate() -> None:
     assert "while another one was not over" in loader.state_dict()["approximate"]
     list(loader)
     assert loader.state_dict()["approximate"] is None
+
+
+@pytest.mark.parametrize(("saved", "own"), [(0, 1), (1, 0), (1, 2), (2, 2), (0, 0)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_another_number_of_workers_is_said_to_be_approximate(saved: int, own: int, deterministic: bool) -> None:
+    """Workers draw from generators of their own: only a dataset that draws none has the same batches."""
+    whole, resumed = (
+        ResumableLoader(DataLoader(Noisy(), 5, num_workers=count), deterministic=deterministic)
+        for count in (saved, own)
+    )
+    reason = approximation_of(resumed, whole.state_dict())
+    if saved == own or deterministic:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert f"num_workers={own}, and it was {saved}" in reason
 
 
 def test_a_load_that_is_undone_leaves_a_running_loop() -> None:
