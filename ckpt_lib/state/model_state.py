@@ -28,13 +28,23 @@ def check_model(model: Any, named: NamedState, *, require_exact: bool, hint: Hin
     if _takes_nothing(model, current, named):
         raise nothing_matches(named, hint())
     is_checked = is_module(model) and not _decides_itself(model)
-    if is_checked and (found := differences(current, state, named.stored_names, strict=named.naming.strict)):
-        raise StateMismatchError("the checkpoint does not fit the model: " + "; ".join(found), hint=hint())
     if is_checked:
+        refuse_differences(model, named, hint)
         _refuse_unwritable({name: value for name, value in current.items() if name in state})
     if require_exact and (differing := changed_values(current, state, exactly=True)):
         raise StateMismatchError(f"the model cannot hold stored values exactly: {listed(differing, 5)}", hint=UNCHANGED)
     return changed_values(current, state, exactly=False)
+
+
+def refuse_differences(model: Any, named: NamedState, hint: Hint) -> None:
+    """Raise :class:`StateMismatchError` with ``hint`` for other names or shapes than those of the model.
+
+    A model with loading code of its own may take them.
+    """
+    if not is_module(model) or any(map(has_own_loading, model.modules())):
+        return
+    if found := differences(model.state_dict(), named.state, named.stored_names, strict=named.naming.strict):
+        raise StateMismatchError("the checkpoint does not fit the model: " + "; ".join(found), hint=hint())
 
 
 def _takes_nothing(model: Any, current: Mapping[str, Any], named: NamedState) -> bool:

@@ -17,7 +17,7 @@ from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.advice import advice
-from ckpt_lib.state.model_state import check_model
+from ckpt_lib.state.model_state import check_model, refuse_differences
 from ckpt_lib.state.naming import (
     AS_STORED,
     NOTHING,
@@ -111,17 +111,23 @@ def restore(
         part.name: named_for(part.item, states[label], naming) for label, part in parts.items() if part.kind == "model"
     }
     report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
-    types = _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
-    _merge_settings(found, states, parts, keep or {}, report)
+    own = {part.name: part.item for part in parts.values() if part.kind == "model"}
+    hints = {name: partial(advice, found.payload, named, own[name]) for name, named in models.items()}
     for label, part in parts.items():
         if part.kind == "model":
             named = models[part.name]
             states[label] = named.state
-            hint = partial(advice, found.payload, named)
-            changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
+            changed = check_model(part.item, named, require_exact=require_exact, hint=hints[part.name])
             report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
         elif part.kind == "others" and is_module(part.item):
             states[label] = named_for(part.item, states[label]).state
+    try:
+        types = _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
+    except StateMismatchError:
+        for part in (part for part in parts.values() if part.kind == "model"):
+            refuse_differences(part.item, models[part.name], hints[part.name])  # which is why its optimizer is another
+        raise
+    _merge_settings(found, states, parts, keep or {}, report)
     report.incomplete = _load(parts, states, types, models, found.payload)
     _warn(report)
     return report
@@ -241,7 +247,7 @@ def _load(
             parts[label].item.load_state_dict(states[label])
     except BaseException as error:  # also Ctrl-C
         part = parts[label]
-        hint = partial(advice, payload, models[part.name]) if part.kind == "model" else lambda: UNCHANGED
+        hint = partial(advice, payload, models[part.name], part.item) if part.kind == "model" else lambda: UNCHANGED
         told = _taken_back(undo, error, label, hint)
         if told is error:
             raise
