@@ -111,26 +111,43 @@ def restore(
         part.name: named_for(part.item, states[label], naming) for label, part in parts.items() if part.kind == "model"
     }
     report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
-    own = {part.name: part.item for part in parts.values() if part.kind == "model"}
-    hints = {name: partial(advice, found.payload, named, own[name]) for name, named in models.items()}
-    for label, part in parts.items():
-        if part.kind == "model":
-            named = models[part.name]
-            states[label] = named.state
-            changed = check_model(part.item, named, require_exact=require_exact, hint=hints[part.name])
-            report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
-        elif part.kind == "others" and is_module(part.item):
-            states[label] = named_for(part.item, states[label]).state
-    try:
-        types = _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
-    except StateMismatchError:
-        for part in (part for part in parts.values() if part.kind == "model"):
-            refuse_differences(part.item, models[part.name], hints[part.name])  # which is why its optimizer is another
-        raise
+    types = _check_fit(found, states, parts, models, stored, report=report, require_exact=require_exact)
     _merge_settings(found, states, parts, keep or {}, report)
     report.incomplete = _load(parts, states, types, models, found.payload)
     _warn(report)
     return report
+
+
+def _check_fit(
+    found: StoredState,
+    states: dict[str, Any],
+    parts: Mapping[str, Part],
+    models: Mapping[str | None, NamedState],
+    stored: Stored,
+    *,
+    report: Restored,
+    require_exact: bool,
+) -> dict[str, SavedTypes]:
+    """Put the states into the names and the order of what they are for; return the types of what optimizers hold.
+
+    Models come first: where their layers differ, their optimizers do not fit either.
+    """
+    hints = {}
+    for label, part in parts.items():
+        if part.kind == "model":
+            named = models[part.name]
+            states[label] = named.state
+            hints[part.name] = hint = partial(advice, found.payload, named, part.item)
+            changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
+            report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
+        elif part.kind == "others" and is_module(part.item):
+            states[label] = named_for(part.item, states[label]).state
+    try:
+        return _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
+    except StateMismatchError:
+        for part in (part for part in parts.values() if part.kind == "model"):
+            refuse_differences(part.item, models[part.name], hints[part.name])
+        raise
 
 
 def _check_kind(part: Part, stored: Stored) -> None:
