@@ -6,23 +6,19 @@ import copy
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import xxhash
-
 from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state.order import WatchedIndices, generators_of, index_sampler_of, sampler_of
 from ckpt_lib.state.stateful import UNCHANGED
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 Batch = TypeVar("Batch")
-
-_NO_BATCH = xxhash.xxh3_128().hexdigest()
 
 
 class ResumableLoader(Generic[Batch]):
@@ -56,8 +52,8 @@ class ResumableLoader(Generic[Batch]):
         self._deterministic = deterministic
         self._is_iterable = _is_iterable(loader)
         self._generators = GlobalGenerators()
-        self._named = [NamedGenerator(generator) for generator in _generators_of(loader)]
-        self._indices = _WatchedIndices(() if self._is_iterable else _index_sampler_of(loader))
+        self._named = [NamedGenerator(generator) for generator in generators_of(loader)]
+        self._indices = WatchedIndices(() if self._is_iterable else index_sampler_of(loader))
         self._source = _own_copy(loader, None if self._is_iterable else self._indices)
         self._start: Mapping[str, Any] | None = None
         """What decided the order of the epoch that goes on; ``None`` between epochs."""
@@ -148,11 +144,11 @@ class ResumableLoader(Generic[Batch]):
         return {
             "global": self._generators.state_dict(),
             "named": [generator.state_dict() for generator in self._named],
-            "sampler_epoch": getattr(_sampler_of(self.loader), "epoch", None),
+            "sampler_epoch": getattr(sampler_of(self.loader), "epoch", None),
         }
 
     def _set_sampler_epoch(self, epoch: int | None) -> None:
-        sampler = _sampler_of(self.loader)
+        sampler = sampler_of(self.loader)
         if epoch is not None and callable(getattr(sampler, "set_epoch", None)):
             sampler.set_epoch(epoch)
         elif epoch is not None:
@@ -174,8 +170,9 @@ class ResumableLoader(Generic[Batch]):
             "order_digest": self._indices.digest_after(self.batches_done) if self.is_mid_epoch else None,
             "start": self._start,
             "named": [generator.state_dict() for generator in self._named],
-            "sampler_epoch": getattr(_sampler_of(self.loader), "epoch", None),
+            "sampler_epoch": getattr(sampler_of(self.loader), "epoch", None),
             "shape": self._shape(),
+            "num_workers": self.loader.num_workers,
             "approximate": self._approximate(),
         }
 
@@ -195,6 +192,16 @@ class ResumableLoader(Generic[Batch]):
         if self._is_disturbed:
             return "a loop over it was begun while another one was not over"
         return None
+
+    def approximation_of(self, state: Mapping[str, Any]) -> str | None:
+        """Say why the batches after a load of ``state`` may differ from those that would have come."""
+        reasons = [state.get("approximate")]
+        count, stored = self.loader.num_workers, state.get("num_workers")
+        if stored not in (None, count) and not self._deterministic:
+            reasons.append(
+                f"num_workers={count}, and it was {stored}: if the dataset draws random numbers, they are others"
+            )
+        return "; ".join(filter(None, reasons)) or None
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Let the next loop go on where the stored one was. Raises :class:`~ckpt_lib.errors.StateMismatchError`."""
@@ -217,63 +224,15 @@ class ResumableLoader(Generic[Batch]):
     def way_back(self) -> Callable[[], None]:
         """Return a function that brings the position back after a load, also that of a loop that is running."""
         before, named = dict(vars(self)), [generator.state_dict() for generator in self._named]
+        sampler_epoch = getattr(sampler_of(self.loader), "epoch", None)
 
         def back() -> None:
             vars(self).update(before)
             for generator, state in zip(self._named, named, strict=True):
                 generator.load_state_dict(state)
+            self._set_sampler_epoch(sampler_epoch)
 
         return back
-
-
-class _WatchedIndices:
-    """Hands out what a sampler does, skips the first ones if told to, and takes a digest of them."""
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._digests: deque[str] = deque([_NO_BATCH])
-        self._first = 0
-        """The number of batches that the first digest is of."""
-        self._to_skip = 0
-        self._hash = xxhash.xxh3_128()
-        self._iterator: Iterator[Any] = iter(())
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[Any]:
-        # A loader with worker processes asks for an iterator twice, and uses the second one.
-        self._hash.reset()
-        self._digests, self._first = deque([_NO_BATCH]), 0
-        self._iterator = iter(self._sampler)
-        return self._watch(self._iterator)
-
-    def _watch(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        self.skip_now()
-        for indices in iterator:
-            self._note(indices)
-            yield indices
-
-    def skip_next(self, count: int) -> None:
-        """Skip the first ``count`` of the next iterator when its first one is wanted."""
-        self._to_skip = count
-
-    def skip_now(self) -> None:
-        """Skip them at once, before others draw random numbers."""
-        count, self._to_skip = self._to_skip, 0
-        for indices in islice(self._iterator, count):
-            self._note(indices)
-
-    def _note(self, indices: Any) -> None:
-        self._hash.update(repr(indices).encode())
-        self._digests.append(self._hash.hexdigest())
-
-    def digest_after(self, count: int) -> str:
-        """Return the digest of the first ``count``, and forget those of fewer."""
-        while self._first < count and len(self._digests) > 1:
-            self._digests.popleft()
-            self._first += 1
-        return self._digests[0]
 
 
 def _is_iterable(loader: DataLoader[Any]) -> bool:
@@ -307,16 +266,7 @@ def _check_loader(loader: Any, *, deterministic: bool) -> None:
         )
 
 
-def _index_sampler_of(loader: DataLoader[Any]) -> Any:
-    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-
-
-def _sampler_of(loader: DataLoader[Any]) -> Any:
-    """Return the sampler of single indices where there is one, which is the one that knows epochs."""
-    return getattr(loader.batch_sampler, "sampler", loader.sampler)
-
-
-def _own_copy(loader: DataLoader[Batch], indices: _WatchedIndices | None) -> DataLoader[Batch]:
+def _own_copy(loader: DataLoader[Batch], indices: WatchedIndices | None) -> DataLoader[Batch]:
     """Return a copy of a loader, of the same class, with another sampler of batches if it has indices.
 
     Its worker processes leave signals to the training: a cluster, ``torchrun`` and a terminal send them to all
@@ -347,15 +297,6 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _generators_of(loader: DataLoader[Any]) -> list[Any]:
-    """Return the generators that the loader and its samplers hold, each once."""
-    from ckpt_lib.state.generators import is_generator
-
-    samplers = [item for item in (loader.batch_sampler, _sampler_of(loader)) if hasattr(item, "__dict__")]
-    found = [loader.generator, *(value for sampler in samplers for value in vars(sampler).values())]
-    return list({id(generator): generator for generator in found if is_generator(generator)}.values())
-
-
 def is_torchdata(loader: Any) -> bool:
     """Tell whether a loader is torchdata's ``StatefulDataLoader``, which need not be installed."""
     return any(kind.__name__ == "StatefulDataLoader" for kind in type(loader).__mro__)
@@ -374,13 +315,15 @@ def draw_first_numbers(loader: Any) -> None:
 
 def approximation_of(loader: Any, state: Mapping[str, Any]) -> str | None:
     """Say why the next batches may not be those that would have come; ``None`` if they will be, as far as is known."""
+    if isinstance(loader, ResumableLoader):
+        return loader.approximation_of(state)
     return _approximation_of_torchdata(loader) if is_torchdata(loader) else state.get("approximate")
 
 
 def _approximation_of_torchdata(loader: Any) -> str | None:
     from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler
 
-    sampler = _sampler_of(loader)
+    sampler = sampler_of(loader)
     if isinstance(loader.dataset, IterableDataset) and loader.num_workers:
         return "torchdata begins anew with what a worker process has read to its end"
     if isinstance(sampler, RandomSampler) and sampler.generator is not None:

@@ -6,7 +6,7 @@ A state holds bytes as tensors and otherwise plain values, so that ``torch.load(
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError, StateMismatchError
 
+_SEED_SEQUENCE = "seed_sequence"
 _ACCELERATORS = ("cuda", "xpu")
 
 
@@ -96,12 +97,12 @@ class NamedGenerator:
             return {"torch": generator.get_state()}
         if isinstance(generator, random.Random):
             return {"python": _python_state(generator)}
-        return {"numpy": _with_tensors(_numpy_state(generator))}
+        return {"numpy": _with_tensors(_numpy_state(generator)), **_seed_sequence_of(generator)}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Raises :class:`StateMismatchError` for the state of another kind of generator; nothing was changed then."""
         generator, before = self._generator, self.state_dict()
-        if state.keys() != before.keys():
+        if state.keys() - {_SEED_SEQUENCE} != before.keys() - {_SEED_SEQUENCE}:
             raise StateMismatchError(
                 "the state is that of another kind of generator", expected=", ".join(before), got=", ".join(state)
             )
@@ -112,6 +113,7 @@ class NamedGenerator:
                 _set_python_state(generator, state["python"])
             else:
                 _set_numpy_state(generator, _with_arrays(state["numpy"], _numpy_state(generator)))
+                _set_seed_sequence(generator, state)
         except Exception as error:
             raise _unfit("generator", error) from error
 
@@ -141,6 +143,29 @@ def _set_numpy_state(generator: Any, state: Any) -> None:
         generator.set_state(state)
     else:
         generator.bit_generator.state = state
+
+
+def _seed_sequence_of(generator: Any) -> dict[str, Any]:
+    """Return what ``Generator.spawn`` makes children from, and how many there are; nothing where it makes none."""
+    bits = getattr(generator, "bit_generator", None)
+    seeds = getattr(bits, "seed_seq", None)
+    if not isinstance(seeds, np.random.SeedSequence) or not isinstance(bits.__getstate__(), tuple):
+        return {}  # NumPy before 1.26 could not set it
+    entropy = seeds.entropy
+    found = {
+        "entropy": list(map(int, entropy)) if isinstance(entropy, Sequence | np.ndarray) else entropy,
+        "spawn_key": list(map(int, seeds.spawn_key)),
+        "pool_size": int(seeds.pool_size),
+        "n_children_spawned": int(seeds.n_children_spawned),
+    }
+    return {_SEED_SEQUENCE: found}
+
+
+def _set_seed_sequence(generator: Any, state: Mapping[str, Any]) -> None:
+    if stored := state.get(_SEED_SEQUENCE):
+        bits = generator.bit_generator
+        seeds = np.random.SeedSequence(**{**stored, "spawn_key": tuple(stored["spawn_key"])})
+        bits.__setstate__((bits.state, seeds))  # what unpickling calls: there is no other way to set it
 
 
 def _with_tensors(state: Any) -> Any:

@@ -280,8 +280,15 @@ def load_named(model: Any, named: NamedState, own: Mapping[str, Any]) -> dict[st
         return {}
     missing, unexpected = model.load_state_dict(own, strict=False)
     if missing and not named.state.keys() - set(unexpected):
-        raise StateMismatchError("nothing in the checkpoint has a name of the model", got=listed(list(named.names), 5))
+        raise nothing_matches(named)
     return {"missing": list(missing), "unexpected": [named.stored_names.get(name, name) for name in unexpected]}
+
+
+def nothing_matches(named: NamedState, hint: str | None = None) -> StateMismatchError:
+    """Return the error for a state that has no name of the model."""
+    return StateMismatchError(
+        "nothing in the checkpoint has a name of the model", got=listed(list(named.names), 5), hint=hint
+    )
 
 
 def check_covered(optimizer: Any, model: Any, named: NamedState) -> None:

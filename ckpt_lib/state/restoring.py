@@ -17,7 +17,7 @@ from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.advice import advice
-from ckpt_lib.state.model_state import check_model
+from ckpt_lib.state.model_state import check_model, refuse_differences
 from ckpt_lib.state.naming import (
     AS_STORED,
     NOTHING,
@@ -46,7 +46,7 @@ from ckpt_lib.state.settings import (
 from ckpt_lib.state.stateful import UNCHANGED, Names, check_stateful, is_module, parameter_names
 from ckpt_lib.state.stored_state import StoredState
 from ckpt_lib.state.training_state import Part, TrainingState
-from ckpt_lib.state.undo import own_copy, way_back
+from ckpt_lib.state.undo import Undo, own_copy, way_back
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,43 @@ def restore(
         part.name: named_for(part.item, states[label], naming) for label, part in parts.items() if part.kind == "model"
     }
     report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
-    types = _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
+    types = _check_fit(found, states, parts, models, stored, report=report, require_exact=require_exact)
     _merge_settings(found, states, parts, keep or {}, report)
+    report.incomplete = _load(parts, states, types, models, found.payload)
+    _warn(report)
+    return report
+
+
+def _check_fit(
+    found: StoredState,
+    states: dict[str, Any],
+    parts: Mapping[str, Part],
+    models: Mapping[str | None, NamedState],
+    stored: Stored,
+    *,
+    report: Restored,
+    require_exact: bool,
+) -> dict[str, SavedTypes]:
+    """Put the states into the names and the order of what they are for; return the types of what optimizers hold.
+
+    Models come first: where their layers differ, their optimizers do not fit either.
+    """
+    hints = {}
     for label, part in parts.items():
         if part.kind == "model":
             named = models[part.name]
             states[label] = named.state
-            hint = partial(advice, found.payload, named)
+            hints[part.name] = hint = partial(advice, found.payload, named, part.item)
             changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
             report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
         elif part.kind == "others" and is_module(part.item):
             states[label] = named_for(part.item, states[label]).state
-    report.incomplete = _load(parts, states, types, models, found.payload)
-    _warn(report)
-    return report
+    try:
+        return _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
+    except StateMismatchError:
+        for part in (part for part in parts.values() if part.kind == "model"):
+            refuse_differences(part.item, models[part.name], hints[part.name])
+        raise
 
 
 def _check_kind(part: Part, stored: Stored) -> None:
@@ -209,9 +232,10 @@ def _load(
     models: Mapping[str | None, NamedState],
     payload: Mapping[str, Any],
 ) -> dict[str, list[str]]:
-    """Load each part. If one of them refuses its state, bring all of them back to the state before.
+    """Load each part. If one of them refuses its state, or on Ctrl-C, bring all of them back to the state before.
 
-    Models come last, since their tensors are overwritten in place: of the very last one no copy is needed. Random
+    Models come last, since their tensors are overwritten in place: of the very last one no copy is needed, unless its
+    loading can fail. An interrupt of just that load leaves it with a part of the stored state, and says so. Random
     number generators are set twice: at first to see that their states fit, and again at the end, since loading may draw
     from them.
     """
@@ -220,13 +244,14 @@ def _load(
     generators = [label for label, part in parts.items() if part.kind == "rng"]
     others = [label for label in reversed(list(parts)) if label not in generators]
     incomplete: dict[str, list[str]] = {}
-    undo: list[Callable[[], object]] = []
-    for label in (*generators, *others):
-        part, state = parts[label], states[label]
-        named = models[part.name] if part.kind == "model" else NOTHING
-        try:
+    undo = Undo()
+    label = ""
+    try:
+        for label in (*generators, *others):
+            part, state = parts[label], states[label]
+            named = models[part.name] if part.kind == "model" else NOTHING
             is_last = label == others[-1] if others else False
-            undo.append(way_back(part.kind, part.item, state, strict=named.naming.strict, is_last=is_last))
+            undo.add(label, way_back(part.kind, part.item, state, strict=named.naming.strict, is_last=is_last))
             if part.kind == "model":
                 incomplete = load_named(part.item, named, own_copy(part.item, state))
             else:
@@ -235,16 +260,29 @@ def _load(
                 restore_types(part.item, state, types[label])
             if part.kind == "data":
                 draw_first_numbers(part.item)
-        except Exception as error:
-            for back in reversed(undo):
-                back()
-            raise StateMismatchError(
-                f"the {label} refused its stored state: {_reason(error)}",
-                hint=advice(payload, named) if part.kind == "model" else UNCHANGED,
-            ) from error
-    for label in generators:
-        parts[label].item.load_state_dict(states[label])
+        for label in generators:
+            parts[label].item.load_state_dict(states[label])
+    except BaseException as error:  # also Ctrl-C
+        part = parts[label]
+        hint = partial(advice, payload, models[part.name], part.item) if part.kind == "model" else lambda: UNCHANGED
+        told = _taken_back(undo, error, label, hint)
+        if told is error:
+            raise
+        raise told from error
     return incomplete
+
+
+def _taken_back(undo: Undo, error: BaseException, label: str, hint: Callable[[], str]) -> BaseException:
+    """Bring all objects back, and return the error that tells what has happened: an interrupt as it came."""
+    failed = undo.run()
+    told = next((found for found in (error, *failed.values()) if not isinstance(found, Exception)), None)
+    if told is None:
+        lost = f"These may hold a part of what was stored: {', '.join(failed)}. Build them anew before you go on."
+        reason = f"the {label} refused its stored state: {_reason(error)}"
+        told = StateMismatchError(reason, hint=lost if failed else hint())
+    for part, why in failed.items():
+        told.add_note(f"the {part} could not be brought back: {why!r}")
+    return told
 
 
 def _warn(report: Restored) -> None:
@@ -260,5 +298,5 @@ def _warn(report: Restored) -> None:
         logger.warning("the model cannot hold these stored values exactly: %s", listed(report.changed_values, 5))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)

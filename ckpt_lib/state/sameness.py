@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -19,6 +20,9 @@ def first_difference(found: Any, wanted: Any, place: str = "the payload") -> str
         return None if isinstance(found, torch.Tensor) and _same_tensors(found, wanted) else place
     if type(found) is not type(wanted):
         return place
+    if isinstance(wanted, np.ndarray):
+        is_same = (found.dtype, found.shape, found.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
+        return None if is_same else place
     if isinstance(wanted, Mapping):
         return _first_in_mappings(found, wanted, place)
     if isinstance(wanted, list | tuple):

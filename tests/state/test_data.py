@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -28,6 +29,7 @@ from torch.utils.data import (
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, ResumableLoader
 from ckpt_lib.errors import ConfigError, StateMismatchError
+from ckpt_lib.state.data import approximation_of
 from ckpt_lib.state.generators import GlobalGenerators
 
 
@@ -44,6 +46,19 @@ class Noisy(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         self.loaded.append(index)
         return torch.tensor([index, random.random(), float(np.random.rand()), float(torch.rand(()))])
+
+
+class AsAsked(Dataset[torch.Tensor]):
+    """Takes a batch of indices of any type."""
+
+    def __len__(self) -> int:
+        return 2_000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(())
+
+    def __getitems__(self, indices: Any) -> list[torch.Tensor]:
+        return [torch.zeros(())]
 
 
 class Counting(IterableDataset[torch.Tensor]):
@@ -239,6 +254,38 @@ def test_another_order_is_refused(saved: Callable[[], Any], own: Callable[[], An
         list(resumed)
 
 
+class LargeBatches:
+    """Batches of more indices than ``repr()`` shows, which differ in the middle."""
+
+    def __init__(self, kind: Callable[[Any], Any], seed: int) -> None:
+        self.kind, self.seed = kind, seed
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Any]:
+        middle = np.random.default_rng(self.seed).permutation(np.arange(10, 1990))
+        order = np.concatenate([np.arange(10), middle, np.arange(1990, 2000)])
+        return iter([self.kind(order), self.kind(order)])
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, torch.as_tensor, lambda order: [order], lambda order: {"all": order}, np.ndarray.tolist]
+)
+def test_every_index_counts(kind: Callable[[Any], Any]) -> None:
+    """Another order in the middle of a large batch is noticed, whatever type a sampler of batches hands out."""
+    whole = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, 1)))  # type: ignore[arg-type]
+    next(iter(whole))
+    for seed in (1, 2):
+        resumed = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, seed)))  # type: ignore[arg-type]
+        resumed.load_state_dict(whole.state_dict())
+        if seed == 1:
+            assert len(list(resumed)) == 1
+        else:
+            with pytest.raises(StateMismatchError, match="does not repeat the order"):
+                list(resumed)
+
+
 def test_another_length_is_refused() -> None:
     """At once, when the position is loaded."""
     whole = ResumableLoader(DataLoader(Noisy(20), 3))
@@ -291,7 +338,25 @@ class Owner(Sampler[int]):
         return iter(self.chance.permutation(20).tolist())
 
 
-@pytest.mark.parametrize("sampler", [EpochCounter, Owner])
+class Wrapping(Sampler[int]):
+    """Hands out what other samplers do, one after the other."""
+
+    def __init__(self, *inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return 20
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.chain(*self.inner)
+
+
+def wrapping() -> Sampler[int]:
+    """A generator that is held two levels below the sampler."""
+    return Wrapping(Wrapping(RandomSampler(range(20), generator=generator())))
+
+
+@pytest.mark.parametrize("sampler", [EpochCounter, Owner, wrapping])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_samplers_with_a_state_of_their_own_go_on(sampler: Callable[[], Any], count: int) -> None:
     """The number of an epoch and any generator among their attributes are found, in mid-epoch and between epochs."""
@@ -316,6 +381,22 @@ def test_a_loop_inside_another_is_said_to_be_approximate() -> None:
     assert "while another one was not over" in loader.state_dict()["approximate"]
     list(loader)
     assert loader.state_dict()["approximate"] is None
+
+
+@pytest.mark.parametrize(("saved", "own"), [(0, 1), (1, 0), (1, 2), (2, 2), (0, 0)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_another_number_of_workers_is_said_to_be_approximate(saved: int, own: int, deterministic: bool) -> None:
+    """Workers draw from generators of their own: only a dataset that draws none has the same batches."""
+    whole, resumed = (
+        ResumableLoader(DataLoader(Noisy(), 5, num_workers=count), deterministic=deterministic)
+        for count in (saved, own)
+    )
+    reason = approximation_of(resumed, whole.state_dict())
+    if saved == own or deterministic:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert f"num_workers={own}, and it was {saved}" in reason
 
 
 def test_a_load_that_is_undone_leaves_a_running_loop() -> None:

@@ -61,6 +61,30 @@ def test_a_named_generator_goes_on(kind: str) -> None:
     assert [numbers(other) for _ in range(3)] == expected
 
 
+@pytest.mark.parametrize("seed", [7, [1, 2], None])
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox, np.random.SFC64, np.random.MT19937])
+@pytest.mark.parametrize("spawned", [0, 1, 5])
+def test_the_next_child_is_spawned(bits: Callable[[Any], Any], seed: Any, spawned: int) -> None:
+    """``spawn()`` gives the child that would have come, also from a generator with more children, or another seed."""
+    generator = np.random.Generator(bits(seed))
+    generator.spawn(2)[1].spawn(1)
+    state = stored(NamedGenerator(generator).state_dict())
+    expected = [child.random() for child in (*generator.spawn(2), generator)]
+    other = np.random.Generator(bits(3))
+    other.spawn(spawned)
+    NamedGenerator(other).load_state_dict(state)
+    assert [child.random() for child in (*other.spawn(2), other)] == expected
+
+
+def test_a_state_without_a_seed_sequence_is_taken() -> None:
+    """As earlier versions have stored it; the children are left as they are."""
+    generator = np.random.default_rng(1)
+    state = {"numpy": NamedGenerator(generator).state_dict()["numpy"]}
+    other = np.random.default_rng(2)
+    NamedGenerator(other).load_state_dict(state)
+    assert other.random() == generator.random()
+
+
 @pytest.mark.parametrize("kind", ["python", "numpy", "torch"])
 def test_a_state_that_does_not_fit_changes_nothing(kind: str) -> None:
     """Refused with a sentence; no generator is half set."""

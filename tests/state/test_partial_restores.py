@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -341,8 +342,56 @@ def test_the_error_names_the_differences_and_the_fix(
         assert str(refused.value).endswith("Nothing was changed.")
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("names", [("b",), ("a", "more")], ids=["renamed", "added"])
+def test_the_model_is_named_before_its_optimizer(
+    manager: CheckpointManager, names: tuple[str, ...], norm: bool
+) -> None:
+    """A renamed or added layer is why the optimizer does not fit either: the error is that of the model."""
+    model, target = net(1, "a"), net(1, *names)
+    if norm:  # which decides itself what it takes
+        model.append(nn.BatchNorm1d(2))
+        target.append(nn.BatchNorm1d(2))
+    manager.save_checkpoint(model=model, optimizer=with_momentum(model), epoch=1)
+    with pytest.raises(StateMismatchError, match=r"does not fit the model: not stored.*key_map= renames layers"):
+        manager.load_checkpoint(model=target, optimizer=torch.optim.SGD(target.parameters(), momentum=0.9))
+
+
 def test_averaged_weights_in_other_state_are_found(manager: CheckpointManager) -> None:
     """Names that another part of the payload has are pointed to."""
     manager.save_checkpoint(model=net(1, "a"), epoch=1, extra_state={"ema": nested(1).state_dict()})
     with pytest.raises(StateMismatchError, match=r'see only="extra_state\.ema"'):
         manager.load_checkpoint(model=nested(2))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "wrapped"])
+def test_the_hint_about_another_shape_works(
+    manager: CheckpointManager, norm: bool, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Another number of classes: no hint at weights of the same wrong shape, and the one that is given restores."""
+
+    def build(classes: int) -> Any:
+        layers = [("body", nested(1)), *([("norm", nn.BatchNorm1d(5))] if norm else [])]
+        return nn.Sequential(OrderedDict([*layers, ("scale", nn.ParameterDict({"a": torch.ones(classes)}))]))
+
+    saved, target = build(3), build(10)
+    manager.save_checkpoint(model=wrap(saved), epoch=1, extra_state={"ema": saved.state_dict()})
+    for strict in (True, False):
+        with pytest.raises(StateMismatchError, match="Nothing was changed") as refused:
+            manager.load_checkpoint(model=target, strict=strict)
+        assert 'pass strict=False and key_map={"scale": "dropped.scale"}' in str(refused.value)
+        assert "only=" not in str(refused.value)
+    payload = manager.load_checkpoint(model=target, strict=False, key_map={"scale": "dropped.scale"})
+    assert payload["missing"] == ["scale.a"]
+    assert is_equal(values(target.body), values(saved.body))
+
+
+def test_the_hint_leaves_out_no_more_than_it_must(manager: CheckpointManager) -> None:
+    """A tensor beside other layers is named by itself."""
+    saved, target = nested(1), nested(1)
+    for model, count in ((saved, 3), (target, 10)):
+        model.register_parameter("places", nn.Parameter(torch.ones(count)))
+    manager.save_checkpoint(model=nn.ModuleDict({"vit": saved}), epoch=1)
+    with pytest.raises(StateMismatchError, match=r'key_map={"vit\.places": "dropped\.vit\.places"}'):
+        manager.load_checkpoint(model=nn.ModuleDict({"vit": target}), strict=False)
