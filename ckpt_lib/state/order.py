@@ -8,7 +8,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ class WatchedIndices:
 
 def _spelled(indices: Any) -> Iterator[bytes]:
     """Yield every value of indices as bytes. ``repr()`` leaves out the middle of large arrays and tensors."""
+    import torch
+
     if isinstance(indices, np.ndarray):
         yield f"{indices.dtype}{indices.shape}".encode()
         yield indices.tobytes()
@@ -121,6 +122,7 @@ def _held_by(item: Any, levels: int) -> Iterator[Any]:
 
 def _may_be_sampler(item: Any) -> bool:
     """Tell whether an item may decide an order. A dataset does not, and may hold very much."""
+    import torch
     from torch.utils.data import DataLoader, Dataset
 
     if isinstance(item, list | tuple):

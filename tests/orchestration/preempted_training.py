@@ -49,7 +49,7 @@ def slow_training(config: CheckpointConfig, result: str, wait_at_step: int = 0) 
                 steps.append(run.step + 1)
                 told = Path(f"{result}.waits")
                 if steps[-1] == wait_at_step and not told.exists():  # once: a run that was killed there comes again
-                    _wait_for_signal(told, run._safe_point.__self__)
+                    _wait_for_signal(told, run._safe_point.__self__)  # type: ignore[attr-defined]
                 run.count_step()
                 if run.step % SAVE_EVERY == 0:
                     run.save()

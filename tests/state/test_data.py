@@ -274,10 +274,10 @@ class LargeBatches:
 )
 def test_every_index_counts(kind: Callable[[Any], Any]) -> None:
     """Another order in the middle of a large batch is noticed, whatever type a sampler of batches hands out."""
-    whole = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, 1)))  # type: ignore[arg-type]
+    whole = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, 1)))
     next(iter(whole))
     for seed in (1, 2):
-        resumed = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, seed)))  # type: ignore[arg-type]
+        resumed = ResumableLoader(DataLoader(AsAsked(), batch_sampler=LargeBatches(kind, seed)))
         resumed.load_state_dict(whole.state_dict())
         if seed == 1:
             assert len(list(resumed)) == 1

@@ -97,12 +97,13 @@ def test_a_tensor_that_cannot_be_written_is_refused(
 
 def test_a_tensor_that_cannot_be_written_is_undone(manager: CheckpointManager) -> None:
     """Beside a layer that decides itself what it takes, PyTorch is asked, and what it has overwritten is put back."""
-    model = nn.Sequential(nn.BatchNorm1d(2), WithBuffer(torch.arange(3).expand(2, 3)))
+    norm = nn.BatchNorm1d(2)
+    model = nn.Sequential(norm, WithBuffer(torch.arange(3).expand(2, 3)))
     manager.save_checkpoint(model=model, epoch=1)
-    nn.init.constant_(model[0].weight, 7)
+    nn.init.constant_(norm.weight, 7)
     with pytest.raises(StateMismatchError, match="Nothing was changed"):
         manager.load_checkpoint(model=model)
-    assert (model[0].weight == 7).all()
+    assert bool((norm.weight == 7).all())
 
 
 def test_objects_that_load_in_place_are_brought_back(manager: CheckpointManager) -> None:
@@ -121,9 +122,10 @@ def test_objects_that_load_in_place_are_brought_back(manager: CheckpointManager)
 
 def test_the_state_of_an_optimizer_keeps_its_types(manager: CheckpointManager) -> None:
     """State that is more precise than its parameter is brought back as it was, and the groups are the same objects."""
-    model = nn.ModuleDict({"last": Refusing(2, 2), "layer": nn.Linear(4, 4).bfloat16()})
-    optimizer = torch.optim.Adam(model["layer"].parameters())
-    weight, group = model["layer"].weight, optimizer.param_groups[0]
+    layer = nn.Linear(4, 4).bfloat16()
+    model = nn.ModuleDict({"last": Refusing(2, 2), "layer": layer})
+    optimizer = torch.optim.Adam(layer.parameters())
+    weight, group = layer.weight, optimizer.param_groups[0]
     optimizer.state[weight] = {"step": torch.tensor(1.0), "exp_avg": torch.rand(4, 4), "exp_avg_sq": torch.rand(4, 4)}
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=1)
     optimizer.state[weight]["exp_avg"] = before = torch.rand(4, 4)
@@ -147,7 +149,7 @@ def test_memory_that_tensors_share_stays_shared(manager: CheckpointManager) -> N
         manager.load_checkpoint(model=model)
     assert (flat == 7).all()
     assert {layer.weight.data_ptr() for layer in layers} == {flat.data_ptr()}
-    assert shared.weight.is_shared()
+    assert shared.weight.is_shared()  # type: ignore[no-untyped-call]
 
 
 def test_an_object_that_cannot_be_loaded_is_no_obstacle(manager: CheckpointManager) -> None:
@@ -199,16 +201,16 @@ def test_what_could_not_be_brought_back_is_said(manager: CheckpointManager) -> N
 
 def test_an_interrupt_is_undone(manager: CheckpointManager) -> None:
     """Ctrl-C in the middle of a restore brings all back, and goes on as what it is."""
-    models = {"last": Refusing(2, 2), "first": nn.Linear(2, 2)}
-    state = TrainingState(model=models)
+    last, first = Refusing(2, 2), nn.Linear(2, 2)
+    state = TrainingState(model={"last": last, "first": first})
     manager.save_checkpoint(state, epoch=1)
-    nn.init.constant_(models["first"].weight, 7)
+    nn.init.constant_(first.weight, 7)
     torch.rand(3)
     generator = torch.get_rng_state()
-    models["last"].error = KeyboardInterrupt()
+    last.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as interrupt:
         manager.load_checkpoint(state=state)
-    assert (models["first"].weight == 7).all()
+    assert (first.weight == 7).all()
     assert torch.equal(torch.get_rng_state(), generator)
     assert not hasattr(interrupt.value, "__notes__")
 
@@ -232,7 +234,7 @@ def test_an_interrupt_of_a_load_without_a_copy_is_told(
 def test_the_epoch_of_a_sampler_is_brought_back(manager: CheckpointManager) -> None:
     """As the position of the loader is."""
     dataset = TensorDataset(torch.arange(8))
-    sampler = DistributedSampler(dataset, num_replicas=1, rank=0)
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=1, rank=0)
     loader = ResumableLoader(DataLoader(dataset, 2, sampler=sampler))
     state = TrainingState(model=Refusing(2, 2), data=loader)
     sampler.set_epoch(3)
