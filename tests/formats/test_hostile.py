@@ -29,9 +29,9 @@ from ckpt_lib.errors import (
     UnsafePayloadError,
     UnsupportedStateError,
 )
+from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, expanded_bytes
 from ckpt_lib.formats.torch import limits, writing
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker, Unknown
 from ckpt_lib.formats.torch.reading import check_structure
 from ckpt_lib.formats.torch.zip_reading import read_directory, start_of
