@@ -70,7 +70,7 @@ def decode(data: bytes, what: str) -> Any:
         if not _is_deeper(data, _MAX_JSON_LEVELS):
             raise  # the caller's own stack is nearly full
         raise CorruptCheckpointError(f"the payload's {what} is nested too deeply") from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error) as error:
         raise CorruptCheckpointError(f"the payload's {what} is malformed: {shown(first_line(error))}") from error
 
 
@@ -161,6 +161,10 @@ def _size(numbers: list[Any]) -> torch.Size:
     return torch.Size(numbers)
 
 
+def _complex(real: float, imaginary: float) -> complex:
+    return complex(real, imaginary)
+
+
 def _tensor(found: Mapping[str, Any]) -> TensorRef:
     group, _, name = found[TENSOR].partition("/")
     flags = {key: found.get(key, False) for key in ("parameter", "requires_grad")}
@@ -203,7 +207,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$size": _typed(list, _size),
     "$int": _typed(str, int),
     "$float": _typed(str, lambda digits: struct.unpack(">d", bytes.fromhex(digits))[0]),
-    "$complex": _typed(list, lambda parts: complex(*parts)),
+    "$complex": _typed(list, lambda parts: _complex(*parts)),
     "$bytes": _typed(str, lambda text: base64.b64decode(text, validate=True)),
     "$bytearray": _typed(str, lambda text: bytearray(base64.b64decode(text, validate=True))),
     "$dtype": _typed(str, ALL_DTYPES.__getitem__),

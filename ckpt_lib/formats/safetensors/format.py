@@ -1,4 +1,4 @@
-"""The ``safetensors`` format: weights in files that any reader of safetensors opens, the structure in JSON, no pickle."""
+"""The ``safetensors`` format: tensors in files that any reader of safetensors opens, the rest in JSON, no pickle."""
 
 from __future__ import annotations
 

@@ -45,14 +45,14 @@ class Names:
 
     def place(self, dotted_name: str) -> tuple[str, str]:
         """Return the group of a tensor, and its name there as far as nothing else has it."""
-        key, _, rest = dotted_name.partition(".")
-        if key == MODEL_KEY and rest:
-            model, _, inner = rest.partition(".")
-            return (model, inner) if model in self._models and inner else (MODEL_GROUP, rest)
-        return (OPTIMIZER_GROUP, rest) if key == OPTIMIZER_KEY and rest else (STATE_GROUP, dotted_name)
+        key, is_inner, rest = dotted_name.partition(".")
+        if key == MODEL_KEY and is_inner:
+            model, is_inner, inner = rest.partition(".")
+            return (model, inner) if model in self._models and is_inner else (MODEL_GROUP, rest)
+        return (OPTIMIZER_GROUP, rest) if key == OPTIMIZER_KEY and is_inner else (STATE_GROUP, dotted_name)
 
     def take(self, dotted_name: str, note: str = "") -> tuple[str, str]:
-        """Return the group and the name of a tensor, which no other will get. A number tells apart what is called alike."""
+        """Return the group and the name of a tensor, which no other will get; a number tells like names apart."""
         group, wanted = self.place(dotted_name)
         wanted = wanted.encode(errors="backslashreplace").decode() + note
         name, number = wanted, 1
