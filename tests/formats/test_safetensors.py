@@ -323,7 +323,7 @@ def test_what_has_no_spelling_is_refused_before_anything_is_written() -> None:
         torch.ones(2).as_subclass(Odd),
         torch.ones(2).untyped_storage(),
     ):
-        with pytest.raises(UnsupportedStateError, match="extra_state.*a"):
+        with pytest.raises(UnsupportedStateError, match=r"extra_state.*a"):
             FORMAT.lay_out(FORMAT.prepare({"extra_state": {"a": value}}))
 
 
