@@ -8,7 +8,7 @@ import re
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class TensorRef:
     view: View | None = None
     is_parameter: bool = False
     requires_grad: bool = False
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] | None = None
 
 
 def excess(data: bytes) -> str | None:
@@ -81,6 +81,8 @@ def refs_in(value: Any) -> Iterator[tuple[str, TensorRef]]:
         name, item = waiting.pop()
         if isinstance(item, TensorRef):
             yield name, item
+            if item.attributes is None:
+                continue
             entries: Iterable[tuple[Any, Any]] = item.attributes.items()
         elif isinstance(item, OrderedDict):
             entries = [*item.items(), *vars(item).items()]
@@ -166,7 +168,7 @@ def _complex(real: float, imaginary: float) -> complex:
 
 
 def _tensor(found: Mapping[str, Any]) -> TensorRef:
-    group, _, name = found[TENSOR].partition("/")
+    group, name = _place(found[TENSOR])
     flags = {key: found.get(key, False) for key in ("parameter", "requires_grad")}
     if not all(type(flag) is bool for flag in flags.values()):
         raise ValueError("a tensor with an impossible property")
@@ -177,8 +179,14 @@ def _tensor(found: Mapping[str, Any]) -> TensorRef:
         None if view is None else _view(**view),
         flags["parameter"],
         flags["requires_grad"],
-        _attributes(found.get("attributes", {}), TENSOR_METHODS),
+        _attributes(found["attributes"], TENSOR_METHODS) if "attributes" in found else None,
     )
+
+
+def _place(place: str) -> tuple[str, str]:
+    """Return the group of files that holds a tensor, and its name there."""
+    group, _, name = place.partition("/")
+    return group, name
 
 
 def _view(dtype: str, shape: list[int], stride: list[int], offset: int) -> View:
@@ -199,7 +207,7 @@ def _typed(kind: type[Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    TENSOR: lambda place: _tensor({TENSOR: place}),
+    TENSOR: _typed(str, lambda place: TensorRef(*_place(place))),
     "$dict": _typed(list, lambda pairs: _mapping(dict, pairs)),
     "$ordered": lambda spelled: _mapping(OrderedDict, spelled),
     "$tuple": _typed(list, tuple),

@@ -58,7 +58,8 @@ class SafetensorsReader:
 
         Raises :class:`CorruptCheckpointError`.
         """
-        self._check(ref for _, ref in refs_in(self._outline))
+        with CollectionPause():
+            self._check(ref for _, ref in refs_in(self._outline))
         return self._outline
 
     def read(self, keys: Collection[str] | None, place: Place) -> Payload:
@@ -67,12 +68,13 @@ class SafetensorsReader:
         Raises :class:`~ckpt_lib.errors.ConfigError` for a key that names nothing, and :class:`CorruptCheckpointError`
         with all damage of the requested tensors.
         """
-        wanted = select(self._outline, keys)
-        refs = [ref for _, ref in refs_in(wanted)]
-        self._check(refs)
-        self._require({self._home(ref) for ref in refs})
-        builder = _Builder(self._source, self._home, place, refs)
         with CollectionPause():
+            wanted = select(self._outline, keys)
+            refs = [ref for _, ref in refs_in(wanted)]
+            self._check(refs)
+        self._require({self._home(ref) for ref in refs})
+        with CollectionPause():
+            builder = _Builder(self._source, self._home, place, refs)
             built: Payload = map_leaves(wanted, builder.build)
         return built
 

@@ -54,29 +54,29 @@ class FolderLayout:
     """
 
     def __init__(self, payload: Payload) -> None:
-        with CollectionPause():
-            structure = _Structure(payload)
         self._files: list[_TensorFile] = []
         self._texts: dict[str, bytes] = {}
-        names = {}
-        for group, tensors in structure.groups.items():
-            shards = list(_shards(tensors))
-            named = [file_name(group, number, len(shards)) for number in range(1, len(shards) + 1)]
-            self._files += [
-                _tensor_file(name, shard, structure.aliases[group]) for name, shard in zip(named, shards, strict=True)
-            ]
-            names[group] = named[0]
-            if len(shards) > 1:
-                names[group] = f"{group}{INDEX_SUFFIX}"
-                self._texts[names[group]] = _index(dict(zip(named, shards, strict=True)))
-        self._texts[STATE_FILE] = json_bytes(
-            {"format": "safetensors", "version": VERSION, "files": names, "payload": structure.payload}
-        )
+        with CollectionPause():
+            self._lay_out(_Structure(payload))
         if reason := excess(self._texts[STATE_FILE]):
             raise UnsupportedStateError(
                 f"the state has too many parts to be read back: {reason}",
                 hint="Store long lists of numbers as tensors.",
             )
+
+    def _lay_out(self, structure: _Structure) -> None:
+        files = {}
+        for group, tensors in structure.groups.items():
+            shards = list(_shards(tensors))
+            named = [file_name(group, number, len(shards)) for number in range(1, len(shards) + 1)]
+            for name, shard in zip(named, shards, strict=True):
+                self._files.append(_tensor_file(name, shard, structure.aliases.get(group, {})))
+            files[group] = named[0]
+            if len(shards) > 1:
+                files[group] = f"{group}{INDEX_SUFFIX}"
+                self._texts[files[group]] = _index(dict(zip(named, shards, strict=True)))
+        facts = {"format": "safetensors", "version": VERSION, "files": files, "payload": structure.payload}
+        self._texts[STATE_FILE] = json_bytes(facts)
 
     @property
     def size_bytes(self) -> int:
@@ -189,7 +189,7 @@ def _write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
             _write_tensor(stream, piece)
         return
     storage, size_bytes = tensor.untyped_storage(), tensor.nbytes
-    start = tensor.storage_offset() * tensor.itemsize if size_bytes else 0
+    start = int(tensor.storage_offset()) * tensor.itemsize if size_bytes else 0
     if size_bytes <= SMALL_BYTES and tensor.device.type == "cpu":
         stream.write(ctypes.string_at(address_of(storage, start, start + size_bytes), size_bytes))
         return
