@@ -175,6 +175,8 @@ def test_large_groups_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # as transformers reads them
     assert_same(merged, dict(state))
     assert_same(read(files)["model_state_dict"], state)
+    odd = {"$tensor": torch.ones(20), "$x": torch.zeros(20)}
+    assert_same(read(encoded(odd))["model_state_dict"], odd)
     source = MemorySource({name: files[name] for name in (shards[1], "model.safetensors.index.json", "state.json")})
     assert FORMAT.read(source, keys=["model_state_dict.layer.3"])["model_state_dict"]["layer.3"].tolist() == [3.0] * 10
     ranges = FORMAT.tensor_ranges(MemorySource(files), shards[0])
@@ -214,6 +216,10 @@ def test_overlapping_tensors_are_stored_once_and_share_memory_again() -> None:
     found["base"][7] = -1
     assert found["row"][1] == -1
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
+    square = torch.arange(4.0).view(2, 2)
+    files = encoded({"turned": square.T, "as it is": square})
+    assert safetensors.torch.load(files["model.safetensors"])["as it is"].tolist() == square.tolist()
+    assert_same(read(files)["model_state_dict"], {"turned": square.T, "as it is": square})
     crossing = {"left": base[2:10], "right": base[6:14], "apart": base[14:16]}
     files = encoded(crossing)
     assert set(header_of(files["model.safetensors"])) == {"__metadata__", "left@memory", "apart"}
@@ -265,6 +271,21 @@ def test_a_tensor_that_is_not_contiguous_is_written_in_pieces(monkeypatch: pytes
     monkeypatch.undo()
     assert 0 < max(copied) <= 64
     assert_same(read(files)["model_state_dict"], state)
+
+
+def test_dimensions_keep_their_order_in_memory() -> None:
+    """Fused optimizers take the memory of weights, gradients and moments side by side; tied ones stay tied."""
+    weight = torch.arange(240.0).view(2, 4, 5, 6).to(memory_format=torch.channels_last)
+    one = torch.arange(18.0).view(2, 1, 3, 3).to(memory_format=torch.channels_last)
+    state = {"weight": weight, "tied": weight.detach(), "one": one, "transposed": torch.arange(6.0).view(2, 3).T}
+    files = encoded(state)
+    plain = safetensors.torch.load(files["model.safetensors"])
+    assert_same(dict(sorted(plain.items())), {name: state[name] for name in ("one", "transposed", "weight")})
+    found = read(files)["model_state_dict"]
+    assert_same(found, state)
+    assert {name: tensor.stride() for name, tensor in found.items()} == {n: t.stride() for n, t in state.items()}
+    found["weight"][0, 0, 0, 0] = 7
+    assert found["tied"][0, 0, 0, 0] == 7
 
 
 def test_a_conjugated_tensor_is_stored_with_the_values_that_it_shows() -> None:

@@ -19,7 +19,7 @@ from ckpt_lib.formats.limits import MAX_LEVELS
 from ckpt_lib.formats.placing import first_line
 from ckpt_lib.formats.preparing import METHODS
 from ckpt_lib.formats.safetensors.dtypes import ALL_DTYPES
-from ckpt_lib.formats.safetensors.header import are_counts
+from ckpt_lib.formats.safetensors.header import are_counts, is_shape, without_repeats
 from ckpt_lib.formats.safetensors.sharing import View
 from ckpt_lib.formats.safetensors.values import TENSOR, TENSOR_METHODS
 
@@ -37,13 +37,15 @@ class TensorRef:
     """All facts about a tensor in the structure of a payload: where it is stored, and what it is besides.
 
     ``{"$tensor": "<file>/<name>"}`` is the stored tensor. ``"view"``, if it is there, has ``dtype``, ``shape``,
-    ``stride`` and ``offset``: the tensor is this view of the memory of the stored one. ``"parameter"`` and
-    ``"requires_grad"`` are there where they are true, and ``"attributes"`` where there are any.
+    ``stride`` and ``offset``: the tensor is this view of the memory of the stored one. ``"stride"`` is that of a tensor
+    whose dimensions lie in another order in memory. ``"parameter"`` and ``"requires_grad"`` are there where they are
+    true, and ``"attributes"`` where there are any.
     """
 
     group: str
     name: str
     view: View | None = None
+    stride: tuple[int, ...] | None = None
     is_parameter: bool = False
     requires_grad: bool = False
     attributes: dict[str, Any] | None = None
@@ -60,18 +62,34 @@ def excess(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes, what: str) -> Any:
+def decode(data: bytes) -> Any:
     """Return the values in JSON, with a :class:`TensorRef` for each tensor. Raises :class:`CorruptCheckpointError`."""
+    return _loaded(data, _object)
+
+
+def decode_plain(data: bytes) -> Any:
+    """Return what is in ordinary JSON. Raises :class:`CorruptCheckpointError`."""
+    return _loaded(data, without_repeats)
+
+
+def _loaded(data: bytes, make: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    if reason := excess(data):
+        raise malformed(reason)
     try:
-        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(data.decode(), object_pairs_hook=make, parse_constant=_no_constant)
     except CorruptCheckpointError:
         raise
     except RecursionError as error:
         if not _is_deeper(data, _MAX_JSON_LEVELS):
             raise  # the caller's own stack is nearly full
-        raise CorruptCheckpointError(f"the payload's {what} is nested too deeply") from error
+        raise malformed("it is nested too deeply") from error
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error) as error:
-        raise CorruptCheckpointError(f"the payload's {what} is malformed: {shown(first_line(error))}") from error
+        raise malformed(shown(first_line(error))) from error
+
+
+def malformed(reason: str) -> CorruptCheckpointError:
+    """Return the error for a structure that is none."""
+    return CorruptCheckpointError(f"the payload's structure is malformed: {reason}")
 
 
 def refs_in(value: Any) -> Iterator[tuple[str, TensorRef]]:
@@ -112,9 +130,7 @@ def _no_constant(name: str) -> None:
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
     """Return what an object stands for; its parts have been read before."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a key twice")
+    found = without_repeats(pairs)
     if not pairs or not pairs[0][0].startswith("$"):
         return found
     read = _READERS[pairs[0][0]]
@@ -172,11 +188,14 @@ def _tensor(found: Mapping[str, Any]) -> TensorRef:
     flags = {key: found.get(key, False) for key in ("parameter", "requires_grad")}
     if not all(type(flag) is bool for flag in flags.values()):
         raise ValueError("a tensor with an impossible property")
-    view = found.get("view")
+    stride = found.get("stride")
+    if stride is not None and ("view" in found or not are_counts(stride)):
+        raise ValueError("a tensor with an impossible stride")
     return TensorRef(
         group,
         name,
-        None if view is None else _view(**view),
+        _view(**found["view"]) if "view" in found else None,
+        None if stride is None else tuple(stride),
         flags["parameter"],
         flags["requires_grad"],
         _attributes(found["attributes"], TENSOR_METHODS) if "attributes" in found else None,
@@ -190,7 +209,7 @@ def _place(place: str) -> tuple[str, str]:
 
 
 def _view(dtype: str, shape: list[int], stride: list[int], offset: int) -> View:
-    if len(shape) != len(stride) or not are_counts([*shape, *stride, offset]):
+    if len(shape) != len(stride) or not is_shape(shape) or not are_counts([*stride, offset]):
         raise ValueError("a view of an impossible shape")
     return View(ALL_DTYPES[dtype], tuple(shape), tuple(stride), offset)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,18 +90,19 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise corrupt("its header does not begin with {")
     try:
-        found = json.loads(data.decode(), object_pairs_hook=_without_repeats)
+        found = json.loads(data.decode(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
-        raise corrupt("its header is not JSON") from error
+        raise corrupt("its header is not JSON, or says something twice") from error
     if not isinstance(found, dict):
         raise corrupt("its header is no object")
     return found
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON as a dict. Raises ``ValueError`` for one that has a key twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise corrupt("its header says something twice")
+        raise ValueError("an object has a key twice")
     return found
 
 
@@ -123,11 +124,18 @@ def _entry(name: str, description: Any, start: int) -> Entry:
     dtype = DTYPES.get(kind)
     if dtype is None:
         raise corrupt(f"{shown(name)} has the unknown type {shown(kind)}")
-    if len(shape) > _MAX_DIMENSIONS or not are_counts([*shape, first, last]):
+    if not is_shape(shape) or not are_counts([first, last]):
         raise corrupt(f"{shown(name)} has an impossible shape or place")
-    if last - first != math.prod(shape) * dtype.itemsize or math.prod(filter(None, shape)) >= _LIMIT_64:
+    if last - first != math.prod(shape) * dtype.itemsize:
         raise corrupt(f"{shown(name)} has another size than its shape says")
     return Entry(dtype, tuple(shape), start + first, start + last)
+
+
+def is_shape(numbers: Sequence[Any]) -> bool:
+    """Tell whether a tensor can have this shape."""
+    return (
+        len(numbers) <= _MAX_DIMENSIONS and are_counts(numbers) and math.prod(filter(None, numbers)) < _LIMIT_64 // 16
+    )
 
 
 def are_counts(numbers: Iterable[Any]) -> bool:

@@ -17,10 +17,10 @@ from ckpt_lib.formats.base import Payload, PayloadSource
 from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, extent, is_deeper
 from ckpt_lib.formats.placing import Place
-from ckpt_lib.formats.safetensors.decoding import TensorRef, decode, excess, refs_in
+from ckpt_lib.formats.safetensors.decoding import TensorRef, decode, decode_plain, malformed, refs_in
 from ckpt_lib.formats.safetensors.header import Entry, read_header
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, STATE_FILE, SUFFIX
-from ckpt_lib.formats.safetensors.sharing import View
+from ckpt_lib.formats.safetensors.sharing import has_gaps
 from ckpt_lib.formats.safetensors.writing import VERSION
 from ckpt_lib.formats.selection import select
 from ckpt_lib.state.tree import map_leaves
@@ -97,7 +97,7 @@ class SafetensorsReader:
         for ref in refs:
             expanded += _check_fit(ref, self._home(ref).entry)
             if expanded > MAX_EXPANDED_BYTES:
-                raise _corrupt(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than their stored memory")
+                raise malformed(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than their stored memory")
 
     def _require(self, homes: Iterable[_Home]) -> None:
         """Verify the bytes of tensors. Raises :class:`CorruptCheckpointError` with the damage of all files."""
@@ -122,20 +122,20 @@ class SafetensorsReader:
                 self._headers[file] = read_header(self._source.open(file))
             entry = self._headers[file].get(ref.name)
             if entry is None:
-                raise _corrupt(f"{file} holds no {shown(ref.name)}")
+                raise malformed(f"{file} holds no {shown(ref.name)}")
             found = self._homes[ref.group, ref.name] = _Home(file, entry)
         return found
 
     def _file_of(self, ref: TensorRef) -> str:
         name = self._groups.get(ref.group)
         if name is None:
-            raise _corrupt(f"it names no file for {shown(ref.group)}")
+            raise malformed(f"it names no file for {shown(ref.group)}")
         if name.endswith(INDEX_SUFFIX):
             if name not in self._indexes:
                 self._indexes[name] = _weight_map(self._source.open(name))
             name = self._indexes[name].get(ref.name, "")
         if not name.endswith(SUFFIX):
-            raise _corrupt(f"it names no safetensors file for {shown(ref.name)}")
+            raise malformed(f"it names no safetensors file for {shown(ref.name)}")
         return name
 
 
@@ -146,7 +146,7 @@ class _Builder:
         self._source = source
         self._home = home
         self._place = place
-        self._stored: dict[_Home, torch.Tensor] = {}
+        self._stored: dict[tuple[_Home, tuple[int, ...] | None], torch.Tensor] = {}
         self._alignment: dict[_Home, int] = {}
         for ref in refs:
             home_of_ref = home(ref)
@@ -158,7 +158,7 @@ class _Builder:
         """Return the tensor that a :class:`TensorRef` describes, and any other value as it is."""
         if not isinstance(value, TensorRef):
             return value
-        stored = self._open(self._home(value))
+        stored = self._open(self._home(value), value.stride)
         if (view := value.view) is None:
             tensor = stored.detach()  # flags and attributes belong to one of several
         else:
@@ -172,11 +172,13 @@ class _Builder:
             vars(tensor).update(map_leaves(value.attributes, self.build))
         return tensor
 
-    def _open(self, home: _Home) -> torch.Tensor:
-        stored = self._stored.get(home)
-        if stored is None:
-            stored = self._stored[home] = self._view_of(home)
-        return stored
+    def _open(self, home: _Home, stride: tuple[int, ...] | None) -> torch.Tensor:
+        """Return a stored tensor, which is copied only if its dimensions are to lie in another order."""
+        found = self._stored.get((home, stride))
+        if found is None:
+            found = self._view_of(home) if stride is None else _permuted(self._open(home, None), stride)
+            self._stored[home, stride] = found
+        return found
 
     def _view_of(self, home: _Home) -> torch.Tensor:
         entry = home.entry
@@ -190,21 +192,32 @@ class _Builder:
         return elements.view(entry.dtype).view(entry.shape)
 
 
+def _permuted(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """Return a contiguous tensor with another stride that leaves no gaps, copied unless that is the same memory."""
+    same = tensor.as_strided(tensor.shape, stride)
+    if same.is_contiguous():
+        return same
+    permuted = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return permuted.copy_(tensor)
+
+
 def _check_fit(ref: TensorRef, entry: Entry) -> int:
-    """Refuse a view that reaches beyond what is stored. Return how much larger than its memory it is."""
-    view = ref.view or View(entry.dtype, entry.shape, (), 0)
-    if ref.requires_grad and not (view.dtype.is_floating_point or view.dtype.is_complex):
-        raise _corrupt("a tensor of whole numbers wants gradients")
-    if ref.view is None:
+    """Refuse what does not fit the stored tensor. Return how much larger than its memory the tensor is."""
+    dtype = ref.view.dtype if ref.view else entry.dtype
+    if ref.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        raise malformed("a tensor of whole numbers wants gradients")
+    if ref.stride is not None and (len(ref.stride) != len(entry.shape) or has_gaps(entry.shape, ref.stride)):
+        raise malformed(f"{shown(ref.name)} has another shape than its stride")
+    if (view := ref.view) is None:
         return 0
     length = extent(view.shape, view.stride)
-    if length and (view.offset + length) * view.dtype.itemsize > entry.stop - entry.start:
-        raise _corrupt(f"a tensor reaches beyond {shown(ref.name)}")
-    return expanded_bytes(view.shape, view.stride, view.dtype.itemsize)
+    if (view.offset + length) * dtype.itemsize > entry.stop - entry.start:
+        raise malformed(f"a tensor reaches beyond {shown(ref.name)}")
+    return expanded_bytes(view.shape, view.stride, dtype.itemsize)
 
 
 def _structure(file: VerifiedFile) -> dict[str, Any]:
-    found = _decoded(file, "structure")
+    found = decode(_text(file))
     match found:
         case {"format": "safetensors", "version": int(version)} if version > VERSION:
             raise UnsupportedFormatError(
@@ -215,29 +228,22 @@ def _structure(file: VerifiedFile) -> dict[str, Any]:
         case {"format": "safetensors", "version": 1, "files": dict(files), "payload": dict(payload)}:
             pass
         case _:
-            raise _corrupt("it is not that of a payload")
+            raise malformed("it is not that of a payload")
     if not all(isinstance(name, str) for name in files.values()):
-        raise _corrupt("it names its files in another way")
+        raise malformed("it names its files in another way")
     if is_deeper(payload, MAX_LEVELS + 1):
-        raise _corrupt(f"it is nested more than {MAX_LEVELS} levels deep")
+        raise malformed(f"it is nested more than {MAX_LEVELS} levels deep")
     return {"files": files, "payload": payload}
 
 
 def _weight_map(file: VerifiedFile) -> dict[str, str]:
-    found = _decoded(file, "index")
+    found = decode_plain(_text(file))
     match found:
         case {"weight_map": dict(names)} if all(isinstance(name, str) for name in names.values()):
             return names
-    raise _corrupt("an index names no files")
+    raise malformed("an index names no files")
 
 
-def _decoded(file: VerifiedFile, what: str) -> Any:
+def _text(file: VerifiedFile) -> bytes:
     with file.view(0, file.size_bytes) as view:
-        data = bytes(view)
-    if reason := excess(data):
-        raise _corrupt(reason)
-    return decode(data, what)
-
-
-def _corrupt(reason: str) -> CorruptCheckpointError:
-    return CorruptCheckpointError(f"the payload's structure is malformed: {reason}")
+        return bytes(view)

@@ -7,7 +7,9 @@ Tensors that overlap in memory are stored together, and come back sharing memory
 - For other overlapping tensors the memory around them is stored, and all are described as views of that. So is a tensor
   that is expanded, or of a type that safetensors does not know.
 
-Tensors that lie side by side in one storage do not overlap, and are stored each by itself.
+Tensors that lie side by side in one storage do not overlap, and are stored each by itself. One that skips bytes, as a
+column of a matrix does, comes back without the gaps; one whose dimensions lie in another order, as in
+``torch.channels_last``, keeps that.
 """
 
 from __future__ import annotations
@@ -30,6 +32,27 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+
+
+def odd_stride(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """Return the stride of a tensor without gaps that is not the one of a new tensor."""
+    shape, stride = tensor.shape, tensor.stride()
+    usual = 1
+    for length, step in zip(reversed(shape), reversed(stride), strict=True):
+        if step != usual:
+            return None if not tensor.numel() or has_gaps(shape, stride) else stride
+        usual *= length
+    return None
+
+
+def has_gaps(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Tell whether elements of a tensor overlap, or other memory lies between them."""
+    expected = 1
+    for step, length in sorted((step, length) for length, step in zip(shape, stride, strict=True) if length != 1):
+        if step != expected:
+            return True
+        expected *= length
+    return False
 
 
 class Stored:
@@ -55,7 +78,7 @@ class _Span(NamedTuple):
 
 
 Placed = tuple[Stored, View | None]
-"""What is stored for a tensor, and how the tensor is a view of it; ``None`` if it is just that."""
+"""What is stored for a tensor, and how the tensor is a view of it; ``None`` if it has the same elements."""
 
 
 def store_once(tensors: Sequence[torch.Tensor]) -> list[Placed]:

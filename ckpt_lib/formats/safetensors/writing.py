@@ -22,7 +22,7 @@ from ckpt_lib.formats.safetensors.decoding import excess
 from ckpt_lib.formats.safetensors.dtypes import ORDER
 from ckpt_lib.formats.safetensors.header import MAX_HEADER_BYTES, header_bytes
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, STATE_FILE, Names, file_name
-from ckpt_lib.formats.safetensors.sharing import Stored, View, store_once
+from ckpt_lib.formats.safetensors.sharing import Stored, View, odd_stride, store_once
 from ckpt_lib.formats.safetensors.values import TENSOR, Encoder, json_bytes
 from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, blocks_of
 from ckpt_lib.state.memory import address_of, byte_view, check_memory
@@ -118,15 +118,17 @@ class _Structure:
         placed = store_once([tensor for tensor, *_ in self._tensors])
         called: dict[int, list[str]] = defaultdict(list)  # by what is stored: the tensors that it is, or that are in it
         for (_, name, _), (stored, view) in zip(self._tensors, placed, strict=True):
-            if view is None or stored.is_memory:
+            if stored.is_memory or view is None:
                 called[id(stored)].append(name)
         homes: dict[int, str] = {}
-        for (_, _, reference), (stored, view) in zip(self._tensors, placed, strict=True):
+        for (tensor, _, reference), (stored, view) in zip(self._tensors, placed, strict=True):
             if id(stored) not in homes:
                 homes[id(stored)] = self._place(stored, called[id(stored)], names)
             reference[TENSOR] = homes[id(stored)]
             if view is not None:
                 reference["view"] = _spelled(view)
+            elif stride := odd_stride(tensor):
+                reference["stride"] = list(stride)
         for group, further in self.aliases.items():
             self.aliases[group] = {name: kept for name, kept in further.items() if not names.is_taken(group, name)}
 
