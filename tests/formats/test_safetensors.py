@@ -411,6 +411,22 @@ def test_only_what_is_named_is_opened_and_verified() -> None:
         FORMAT.read(Source(files), keys=["model_state_dict.c"])
 
 
+def test_damage_of_several_files_is_told_before_a_tensor_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it at once, of the parts that are asked for by name as of a whole payload."""
+    files = encoded({"a": torch.arange(200.0)}, optimizer_state_dict={"m": torch.arange(200.0)})
+    damaged = {name: bytes([*data[:-1], data[-1] ^ 1]) for name, data in files.items() if name != "state.json"}
+
+    class Source(MemorySource):
+        def open(self, name: str = "") -> VerifiedFile:
+            return VerifiedFile(io.BytesIO(damaged.get(name, files[name])), entry_of(files[name], 8))
+
+    monkeypatch.delattr(torch, "frombuffer")
+    for keys in (None, ["model_state_dict.a", "optimizer_state_dict"]):
+        with pytest.raises(CorruptCheckpointError) as refused:
+            FORMAT.read(Source(files), keys=keys)
+        assert len(refused.value.damages) == 2
+
+
 def test_tensors_share_the_memory_of_the_file() -> None:
     """None is copied; writing to one changes no later read."""
     files = encoded({"a": torch.arange(1000.0), "b": torch.ones(3, dtype=torch.int8)})
