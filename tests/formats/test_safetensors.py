@@ -142,7 +142,9 @@ def test_each_part_has_its_file() -> None:
     assert set(header_of(several["generator.safetensors"])) == {"__metadata__", "weight", "bias"}
 
 
-@pytest.mark.parametrize("names", [["optimizer", "a"], ["-a"], ["A", "a"], ["a-00001-of-00002"], ["../a"], [1]])
+@pytest.mark.parametrize(
+    "names", [["optimizer", "a"], ["State"], ["nul"], ["-a"], ["A", "a"], ["a-00001-of-00002"], ["../a"], [1]]
+)
 def test_models_with_names_of_no_files_share_one(names: list[Any]) -> None:
     """No name of a model takes another's file, whatever the file system makes of its case, or leads elsewhere."""
     state = {name: {"weight": torch.full((2,), float(number))} for number, name in enumerate(names)}
@@ -451,6 +453,6 @@ def test_tensors_go_where_they_are_asked_to() -> None:
         found["a"][1] = 7
         assert found["b"].tolist() == [7, 2, 3]
     assert read(files, map_location={"cpu": "meta"})["model_state_dict"]["a"].is_meta
-    for location in ({"cpu": "nonsense"}, 7, ["cpu"]):
+    for wrong in ({"cpu": "nonsense"}, 7, ["cpu"]):
         with pytest.raises(ConfigError):
-            read(files, map_location=location)
+            read(files, map_location=wrong)

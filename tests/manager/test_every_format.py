@@ -97,79 +97,87 @@ def test_a_save_goes_on_and_validates(make: Make, trained: Parts) -> None:
     assert resumed is not None
     assert resumed["checkpoint_id"] == third
     assert state_of(fresh) == state_of(trained)
-    for checkpoint_id in (first, second, third):
+    for checkpoint_id in ids(manager):
         assert manager.validate_checkpoint(checkpoint_id)
-        assert_holds(manager, str(checkpoint_id), trained)
+        assert_holds(manager, checkpoint_id, trained)
     assert manager.scrub()
 
 
-class _Counter:
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+class _Values:
+    """Something with a state of plain values."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def __init__(self) -> None:
+        self.state: dict[Any, Any] = {}
+
+    def state_dict(self) -> dict[Any, Any]:
         return self.state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
         self.state = state
 
 
-def whole_training() -> tuple[TrainingState, _Counter]:
-    torch.manual_seed(0)
-    models = {"generator": nn.Linear(4, 2), "critic": nn.Linear(2, 1)}
-    models["critic"].weight.data = models["critic"].weight.data.to(torch.bfloat16).float()
-    optimizers = {name: torch.optim.Adam(model.parameters()) for name, model in models.items()}
-    loader = ResumableLoader(DataLoader(TensorDataset(torch.arange(12.0)), batch_size=2, shuffle=True))
-    counter = _Counter()
-    state = TrainingState(
-        model=models,
-        optimizer=optimizers,
-        data={"batches": loader},
-        others={"counter": counter},
-        generators={"noise": torch.Generator().manual_seed(3), "python": random.Random(4)},
-    )
-    return state, counter
+class _Training:
+    """Two models that train together, and all that decides how they go on."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.models = {"generator": nn.Linear(4, 2), "critic": nn.Linear(2, 1)}
+        self.optimizers = {name: torch.optim.Adam(model.parameters()) for name, model in self.models.items()}
+        data = TensorDataset(torch.arange(12.0))
+        self.loader = ResumableLoader(DataLoader(data, batch_size=2, shuffle=True))
+        self.values = _Values()
+        self.noise, self.dice = torch.Generator().manual_seed(3), random.Random(4)
+        self.state = TrainingState(
+            model=self.models,
+            optimizer=self.optimizers,
+            data={"batches": self.loader},
+            others={"values": self.values},
+            generators={"noise": self.noise, "dice": self.dice},
+        )
+
+    def step(self) -> None:
+        for name, model in self.models.items():
+            torch.autograd.backward(model(torch.ones(1, model.in_features)).sum())
+            self.optimizers[name].step()
+
+    def rest(self, batches: Any) -> list[Any]:
+        """The rest of the epoch, and a number of each generator after it."""
+        found = [batch.tolist() for (batch,) in batches]
+        numbers = [torch.rand(3).tolist(), torch.rand(2, generator=self.noise).tolist()]
+        return [*found, *numbers, random.random(), float(np.random.rand()), self.dice.random()]
 
 
 def test_a_whole_training_goes_on_to_the_same_numbers(make: Make) -> None:
     """Several models and optimizers, every generator, the position in the data and values of every plain type."""
-    state, counter = whole_training()
-    counter.state = {"seen": {1, 2}, 3: (None, float("-inf"), 2**70), "raw": b"\0\1", "nan": float("nan")}
-    batches = iter(state.data["batches"])
+    training, fresh = _Training(), _Training()
+    training.values.state = {"seen": {1, 2}, 3: (None, float("-inf"), 2**70), "raw": b"\0\1", "nan": float("nan")}
+    batches = iter(training.loader)
     next(batches)
-    sum(model(torch.ones(1, model.in_features)).sum() for model in state.model.values()).backward()
-    for optimizer in state.optimizer.values():
-        optimizer.step()
-    make().save_checkpoint(state, epoch=1)
-    wanted = [batch.tolist() for (batch,) in batches] + [torch.rand(3).tolist(), random.random(), np.random.rand()]
-    wanted += [torch.rand(2, generator=state.generators["noise"]).tolist(), state.generators["python"].random()]
-    fresh, fresh_counter = whole_training()
+    training.step()
+    make().save_checkpoint(training.state, epoch=1)
+    wanted = training.rest(batches)
     torch.manual_seed(9)
-    resumed = make().resume(fresh)
+    resumed = make().resume(fresh.state)
     assert resumed is not None
     assert not resumed["approximate"]
     assert not resumed["not_restored"]
-    found = [batch.tolist() for (batch,) in fresh.data["batches"]]
-    found += [torch.rand(3).tolist(), random.random(), np.random.rand()]
-    found += [torch.rand(2, generator=fresh.generators["noise"]).tolist(), fresh.generators["python"].random()]
-    assert found == wanted
-    assert first_difference(fresh_counter.state, counter.state) is None
-    for name, model in fresh.model.items():
-        assert first_difference(model.state_dict(), state.model[name].state_dict()) is None
-        assert first_difference(fresh.optimizer[name].state_dict(), state.optimizer[name].state_dict()) is None
+    assert fresh.rest(fresh.loader) == wanted
+    assert first_difference(fresh.values.state, training.values.state) is None
+    for name in training.models:
+        assert first_difference(fresh.models[name].state_dict(), training.models[name].state_dict()) is None
+        assert first_difference(fresh.optimizers[name].state_dict(), training.optimizers[name].state_dict()) is None
 
 
 def test_a_part_is_loaded_by_its_name(make: Make) -> None:
     """By ``keys``, and as one of several models."""
-    state, _ = whole_training()
-    manager = make()
-    saved = manager.save_checkpoint(state, epoch=4)
+    training, manager = _Training(), make()
+    saved = str(manager.save_checkpoint(training.state, epoch=4))
     found = manager.load_checkpoint(saved, keys=["model_state_dict.critic.weight", "epoch"])
     assert list(found["model_state_dict"]["critic"]) == ["weight"]
     assert found["epoch"] == 4
     critic = nn.Linear(2, 1)
     manager.load_checkpoint(saved, model=critic, only="model_state_dict.critic")
-    assert first_difference(critic.state_dict(), state.model["critic"].state_dict()) is None
+    assert first_difference(critic.state_dict(), training.models["critic"].state_dict()) is None
     with pytest.raises(ConfigError):
         manager.load_checkpoint(saved, keys=["model_state_dict.missing"])
 
@@ -187,7 +195,7 @@ def test_damage_is_located_and_repaired_from_the_backup(make: Make, trained: Par
     with pytest.raises(CorruptCheckpointError):
         make(backup_checkpoints=False, backup_dir=str(damaged.parent / "none")).load_checkpoint(saved)
     assert not manager.scrub()
-    assert manager.repair_checkpoint(saved)
+    manager.repair_checkpoint(saved)
     assert manager.validate_checkpoint(saved)
     assert_holds(manager, saved, trained)
 

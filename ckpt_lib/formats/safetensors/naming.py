@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ckpt_lib.core.names import is_device_name
 from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY
 from ckpt_lib.formats.safetensors.header import METADATA_KEY
 
@@ -71,6 +72,11 @@ def _model_names(state: Any) -> Collection[str]:
     """Return the names of several models, if each can be that of a file."""
     if type(state) not in _DICTS or not all(type(item) in _DICTS for item in state.values()):
         return ()
-    names = [name for name in state if type(name) is str and _GROUP.fullmatch(name) and name not in _RESERVED]
+    names = [name for name in state if type(name) is str and _can_be_a_file(name)]
     is_usable = len(names) == len(state) == len({name.casefold() for name in names})
     return frozenset(names) if is_usable else ()
+
+
+def _can_be_a_file(name: str) -> bool:
+    is_free = name.casefold() not in _RESERVED and not is_device_name(name)
+    return is_free and _GROUP.fullmatch(name) is not None
