@@ -58,8 +58,8 @@ class CheckpointConfig(BaseModel):
     format: str = Field(
         default="torch",
         min_length=1,
-        description="How payloads are written: torch, or a format that another package provides. Loading reads what "
-        "was saved in any installed format.",
+        description="How payloads are written: torch, safetensors, or a format that another package provides. Loading "
+        "reads what was saved in any installed format.",
     )
     compression: bool = Field(
         default=False, description="Compress payloads. Not available in this version: True is refused."

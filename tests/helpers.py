@@ -95,8 +95,11 @@ def is_bookkeeping(path: str) -> bool:
     return any(part.startswith(".ckpt-") and part != IDENTITY_NAME for part in Path(path).parts)
 
 
-def leave_unfinished(folder: Path, data: bytes = b"half a payload") -> str:
-    """What a process that was killed while it saved leaves in ``folder``: a claim, whose id is returned, and a file."""
+def leave_unfinished(folder: Path, data: bytes = b"half a payload", *, is_folder: bool = False) -> str:
+    """What a process that was killed while it saved leaves in ``folder``: a claim, whose id is returned, and a file.
+
+    Of a payload of several files, it was killed while it wrote the first of them.
+    """
     checkpoint_id = "checkpoint_epoch_0000_step_000000_20231201_143022"
     claim = Claim(
         checkpoint_id=checkpoint_id,
@@ -104,11 +107,12 @@ def leave_unfinished(folder: Path, data: bytes = b"half a payload") -> str:
         claim=secrets.token_hex(8),
         state="saving",
         owner=Owner.current().model_copy(update={"started": "0"}),  # its number was given to another process
-        files=(f"{checkpoint_id}.pt",),
+        files=(f"{checkpoint_id}/" if is_folder else f"{checkpoint_id}.pt",),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / checkpoint_id / ".ckpt-tmp" / "half.tmp" if is_folder else folder / f"{checkpoint_id}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
     (folder / f"{checkpoint_id}.json").write_bytes(claim.to_bytes())
-    (folder / f"{checkpoint_id}.pt").write_bytes(data)
     return checkpoint_id
 
 

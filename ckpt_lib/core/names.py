@@ -97,12 +97,11 @@ def _is_id(text: str) -> bool:
 
 def check_experiment_name(name: str) -> str:
     """Return ``name`` if every supported system accepts it as a folder, else raise :class:`InvalidNameError`."""
-    stem = name.partition(".")[0].lower() if isinstance(name, str) else ""
     if (
         not isinstance(name, str)
         or len(name) > MAX_EXPERIMENT_NAME_LENGTH
         or not _EXPERIMENT.fullmatch(name)
-        or stem in _WINDOWS_DEVICES
+        or is_device_name(name)
     ):
         raise InvalidNameError(
             f"{shown(name)} cannot be an experiment name",
@@ -111,6 +110,11 @@ def check_experiment_name(name: str) -> str:
             hint="Choose another experiment_name.",
         )
     return name
+
+
+def is_device_name(name: str) -> bool:
+    """Tell whether Windows takes a name, without what follows its first dot, for a device."""
+    return name.partition(".")[0].lower() in _WINDOWS_DEVICES
 
 
 def check_tag(tag: str) -> str:

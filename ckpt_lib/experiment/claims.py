@@ -248,14 +248,23 @@ def _is_old(checkpoint_id: str, now_seconds: float) -> bool:
     return now_seconds - CheckpointId.parse(checkpoint_id).timestamp.timestamp() >= GONE_FOR.total_seconds()
 
 
+UNFINISHED_NAME = "unfinished"
+"""The name of no file of a payload; see :func:`remove_files`."""
+
+
 def remove_files(experiment: Experiment, names: Iterable[str]) -> None:
-    """Remove payload files; a name that ends with ``/`` means all below. A folder where a file should be stays."""
+    """Remove payload files; a name that ends with ``/`` means all below. A folder where a file should be stays.
+
+    A deletion also clears what a dead process has left in the key's folder without a key. So where there is no file
+    yet, one is deleted that never is there.
+    """
     store = experiment.store
     keys: list[str] = []
     for name in names:
         key = experiment.key(name)
         if name.endswith(FOLDER_SUFFIX):
-            keys += [entry.key for entry in store.list(key, recursive=True)]
+            below = [entry.key for entry in store.list(key, recursive=True)]
+            keys += below or [f"{key}{UNFINISHED_NAME}"]
         else:
             keys.append(key)
     try:

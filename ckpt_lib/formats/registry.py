@@ -20,7 +20,10 @@ PAYLOAD_SUFFIXES = (".pt",)
 FILE_SUFFIXES = (*PAYLOAD_SUFFIXES, ".pth", ".ckpt")
 """What people let the names of payload files end with."""
 
-_BUILT_IN = {"torch": "ckpt_lib.formats.torch.format:TorchZipFormat"}
+_BUILT_IN = {
+    "torch": "ckpt_lib.formats.torch.format:TorchZipFormat",
+    "safetensors": "ckpt_lib.formats.safetensors.format:SafetensorsFormat",
+}
 
 
 def check_format_name(name: str) -> None:

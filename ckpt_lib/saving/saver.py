@@ -24,7 +24,7 @@ from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, Payload, check_format_name, format_named
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
+from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.saving.failover import FailoverWriter, Saved

@@ -34,6 +34,14 @@ class TestTorch(FormatContract):
         return format_named("torch")
 
 
+class TestSafetensors(FormatContract):
+    """The ``safetensors`` format."""
+
+    @pytest.fixture
+    def payload_format(self) -> Format:
+        return format_named("safetensors")
+
+
 class TestFolder(FormatContract):
     """A format of several files: the contract asks for nothing that only one file can do."""
 

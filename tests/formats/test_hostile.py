@@ -29,9 +29,9 @@ from ckpt_lib.errors import (
     UnsafePayloadError,
     UnsupportedStateError,
 )
+from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, expanded_bytes, extent
 from ckpt_lib.formats.torch import limits, writing
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker, Unknown
 from ckpt_lib.formats.torch.reading import check_structure
 from ckpt_lib.formats.torch.zip_reading import read_directory, start_of
@@ -215,10 +215,10 @@ def test_expansion_is_what_a_copy_takes_beyond_the_extent(size: list[int], strid
     places = {0} if size == [] else set()
     for index in torch.cartesian_prod(*[torch.arange(n) for n in size]).reshape(-1, len(size)).tolist() if size else []:
         places.add(sum(i * s for i, s in zip(index, stride, strict=True)))
-    extent = max(places) + 1 if places else 0
+    longest = max(places) + 1 if places else 0
     elements = torch.Size(size).numel()
-    assert limits.extent(size, stride) == extent
-    assert expanded_bytes(size, stride, 4) == max(0, elements - extent) * 4
+    assert extent(size, stride) == longest
+    assert expanded_bytes(size, stride, 4) == max(0, elements - longest) * 4
 
 
 def test_a_structure_that_no_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

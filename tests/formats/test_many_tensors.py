@@ -14,9 +14,9 @@ from torch import nn
 
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import UnsafePayloadError
+from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.formats.torch import limits
 from ckpt_lib.formats.torch.format import TorchZipFormat
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.testing.payloads import assert_same

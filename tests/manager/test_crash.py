@@ -46,6 +46,10 @@ def campaign(tmp_path: Path) -> Campaign:
     return Campaign(tmp_path)
 
 
+OF_SEVERAL_FILES = ("save in the background", "save, back up, retire", "delete for good", "export", "import")
+"""Operations that write or remove each file of a payload."""
+
+
 def points(every: list[int], seed: str) -> list[int]:
     """The calls to strike at: a sample that always holds the first and the last ones."""
     ends = {*every[:1], *every[-SAMPLE // 2 :]}
@@ -55,6 +59,16 @@ def points(every: list[int], seed: str) -> list[int]:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_torn_write_harms_nothing(campaign: Campaign, name: str) -> None:
     """SIGKILL halfway through a write, of every operation; then everything goes on."""
+    tear(campaign, name)
+
+
+@pytest.mark.parametrize("name", [*OF_SEVERAL_FILES, "backup", "restore", "repair", "repair of a lost file"])
+def test_a_torn_write_of_a_folder_harms_nothing(tmp_path: Path, name: str) -> None:
+    """The same of a payload of several files, of which some are there and some are not."""
+    tear(Campaign(tmp_path, "safetensors"), name)
+
+
+def tear(campaign: Campaign, name: str) -> None:
     operation = OPERATIONS[name]
     called = kill_methods.functions_of(partial(operation.act, campaign.scenario()))
     every = [at for at, function in enumerate(called, start=1) if function in ("write", "pwrite")]

@@ -16,7 +16,19 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.store import open_store
 from tests.formats.folder_format import NAME, NAMES, OPTIMIZER, FolderFormat
-from tests.helpers import MakeManager, Parts, backup_ids, build, ids, is_bookkeeping, save, state_of, train
+from tests.helpers import (
+    MakeManager,
+    Parts,
+    backup_ids,
+    build,
+    experiment_folder,
+    ids,
+    is_bookkeeping,
+    leave_unfinished,
+    save,
+    state_of,
+    train,
+)
 
 Make = Callable[..., CheckpointManager]
 
@@ -259,6 +271,17 @@ def test_files_that_were_loaded_are_cached(make: Make, trained: Parts, monkeypat
     small.load_checkpoint(saved)
     assert small._loader.cache is not None
     assert small._loader.cache.size_bytes == 0
+
+
+def test_what_a_killed_save_had_written_goes(make_manager: MakeManager, folder_format: FolderFormat) -> None:
+    """Half of the first file, of which no key tells yet."""
+    manager = make_manager(format=NAME)
+    save(manager, 1)
+    checkpoint_id = leave_unfinished(experiment_folder(manager), is_folder=True)
+    folder = experiment_folder(manager) / checkpoint_id
+    assert [path.name for path in folder.rglob("*.tmp")] == ["half.tmp"]
+    manager.cleanup_checkpoints()
+    assert list(folder.rglob("*.tmp")) == []
 
 
 def test_the_same_content_is_saved_once(make: Make, trained: Parts) -> None:

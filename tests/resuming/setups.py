@@ -86,6 +86,7 @@ class Setup:
     save_every: int = 3
     """Batches from one save to the next; 0 saves at the end of each epoch alone."""
     background: bool = False
+    format: str = "torch"
 
     @property
     def batches(self) -> int:
@@ -106,6 +107,7 @@ SETUPS = {
     "torchdata, two workers": Setup(workers=2, stateful=True),
     "mixed precision": Setup(amp=True),
     "averaged weights": Setup(ema=True, background=True),
+    "safetensors": Setup(own_order=True, amp=True, ema=True, background=True, format="safetensors"),
     "two processes": Setup(distributed=True, workers=1, save_every=2),
 }
 
@@ -130,9 +132,11 @@ class Nobody:
         pass
 
 
-def config_of(folder: Path) -> CheckpointConfig:
-    """Return where a training in ``folder`` keeps its checkpoints."""
-    return CheckpointConfig(checkpoint_dir=str(folder), max_checkpoints=3, backup_checkpoints=False)
+def config_of(folder: Path, payload_format: str = "torch") -> CheckpointConfig:
+    """Return where a training in ``folder`` keeps its checkpoints, and how."""
+    return CheckpointConfig(
+        checkpoint_dir=str(folder), max_checkpoints=3, backup_checkpoints=False, format=payload_format
+    )
 
 
 def model_of() -> nn.Module:
@@ -231,7 +235,7 @@ def train(setup: Setup, folder: Path, watcher: Watcher | None = None) -> dict[st
     watcher = watcher or Nobody()
     training = Training(setup)
     state = training.state()
-    manager = CheckpointManager(config_of(folder), EXPERIMENT)
+    manager = CheckpointManager(config_of(folder, setup.format), EXPERIMENT)
     save = manager.save_checkpoint_async if setup.background else manager.save_checkpoint
     resumed = manager.resume(state)
     first, step = (0, 0) if resumed is None else (resumed["next_epoch"], resumed["step"])

@@ -22,8 +22,8 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_lib.formats.torch import gc_pause
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
+from ckpt_lib.formats import gc_pause
+from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.saving.background import BackgroundSaves, wait_until_all_copied
 from ckpt_lib.saving.worker import Worker
 from ckpt_lib.store.local import LocalStore, folder_lock

@@ -17,7 +17,7 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import StateChangedError, UnsupportedStateError
 from ckpt_lib.formats import Payload, format_named
-from ckpt_lib.formats.torch.writing import _blocks
+from ckpt_lib.formats.tensor_bytes import blocks_of
 from ckpt_lib.state.memory import byte_view
 from ckpt_lib.state.overlap import address_key
 from ckpt_lib.state.staging import Snapshot, StagingBuffer
@@ -138,7 +138,7 @@ def test_what_is_freed_before_it_is_written_is_not_read(elements: int, column: b
 def test_what_is_freed_while_it_is_written_is_not_read() -> None:
     """The memory is checked again before each block is read."""
     tensor = torch.ones(3_000_000)
-    blocks = _blocks(byte_view(tensor.untyped_storage(), 0, tensor.nbytes))
+    blocks = blocks_of(byte_view(tensor.untyped_storage(), 0, tensor.nbytes))
     next(blocks)
     cut(tensor, 400)
     with pytest.raises(UnsupportedStateError, match="lost its memory"):

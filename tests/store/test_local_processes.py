@@ -72,6 +72,24 @@ def test_an_upload_removes_what_the_dead_left_and_nothing_of_the_living(store: S
     assert temporary_files(root / "e") == ["note.txt"]
 
 
+def test_what_the_dead_left_goes_from_folders_where_nobody_uploads_any_more(store: Store, root: Path) -> None:
+    """Of a payload of several files: with the next deletion in its folder, or the next upload in a folder below."""
+    for folder in ("e", "e/payload"):
+        store.put(f"{folder}/x", b"1")
+        living = store.open_write(f"{folder}/y")
+        (root / folder / ".ckpt-tmp" / "dead.tmp").write_bytes(b"half")
+        if folder == "e":
+            store.open_write("e/payload/x").abort()
+        else:
+            store.delete(f"{folder}/never there")
+        (left,) = temporary_files(root / folder)
+        assert left != "dead.tmp"
+        living.write(b"whole")
+        living.commit()
+    store.delete("nowhere/x")
+    assert not (root / "nowhere").exists()
+
+
 def test_without_locks_only_age_tells_what_the_dead_left(root: Path) -> None:
     """A day, by the store's clock."""
     store = LocalStore(str(root), system=WithoutLocks())

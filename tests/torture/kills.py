@@ -40,13 +40,14 @@ class Campaign:
     """Kills in copies of one scenario, and what came of them."""
 
     folder: Path
+    format: str = "torch"
     original: Scenario = field(init=False)
     before: dict[str, str] = field(init=False)
     outcome: Outcome = field(default_factory=Outcome)
     moments: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.original = build_scenario(self.folder / "original")
+        self.original = build_scenario(self.folder / "original", self.format)
         self.before = self.original.contents()
 
     @property

@@ -42,6 +42,7 @@ class Scenario:
     root: Path
     ids: list[str] = field(default_factory=list)
     trashed: list[str] = field(default_factory=list)
+    format: str = "torch"
 
     def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
         """A new one, with options that retire nothing."""
@@ -50,8 +51,20 @@ class Scenario:
             "backup_checkpoints": False,
             "max_checkpoints": 9,
             "max_backups": 9,
+            "format": self.format,
         }
         return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
+
+    def payload(self, number_or_id: int | str, folder: Path | None = None) -> Path:
+        """The payload of a checkpoint: a file, or the folder of a format of several files."""
+        checkpoint_id = self.ids[number_or_id] if isinstance(number_or_id, int) else number_or_id
+        return (folder or self.folder) / f"{checkpoint_id}{'.pt' if self.format == 'torch' else ''}"
+
+    def payload_file(self, number: int) -> Path:
+        """The largest file of a payload."""
+        payload = self.payload(number)
+        files = [path for path in payload.iterdir() if path.is_file()] if payload.is_dir() else [payload]
+        return max(files, key=lambda path: path.stat().st_size)
 
     @property
     def folder(self) -> Path:
@@ -68,7 +81,7 @@ class Scenario:
         """The same scenario in another place, where there may be an older one."""
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self.root, root)
-        return Scenario(root, self.ids, self.trashed)
+        return Scenario(root, self.ids, self.trashed, self.format)
 
     def contents(self) -> dict[str, str]:
         """A digest of every file, but for the store's own."""
@@ -79,15 +92,16 @@ class Scenario:
         }
 
     def unfinished(self, place: str = "") -> list[str]:
-        """The files in a folder, or anywhere, that were being written and have no key yet."""
+        """The files of a folder and its payloads, or anywhere, that were being written and have no key yet."""
         own = f"{OWN_FOLDER}/*{TEMPORARY_SUFFIX}"
-        found = (self.root / "store" / place).glob(own) if place else self.root.rglob(own)
+        folder = self.root / "store" / place
+        found = [*folder.glob(own), *folder.glob(f"checkpoint_*/{own}")] if place else self.root.rglob(own)
         return [str(path.relative_to(self.root)) for path in found]
 
 
-def build_scenario(root: Path) -> Scenario:
+def build_scenario(root: Path, payload_format: str = "torch") -> Scenario:
     """All but the plain checkpoint have a backup; the plain one has been exported."""
-    scenario = Scenario(root)
+    scenario = Scenario(root, format=payload_format)
     manager = scenario.manager()
     scenario.trashed.append(_save(manager, 0))
     manager.delete_checkpoint(scenario.trashed[0])
@@ -96,8 +110,8 @@ def build_scenario(root: Path) -> Scenario:
         manager.backup_checkpoint(scenario.ids[number])
     (scenario.folder / "notes.txt").write_text("a person's")
     manager.export_checkpoint(scenario.ids[PLAIN], root / "exported")
-    (scenario.folder / f"{scenario.ids[LOST]}.pt").unlink()
-    payload = scenario.folder / f"{scenario.ids[DAMAGED]}.pt"
+    scenario.payload_file(LOST).unlink()
+    payload = scenario.payload_file(DAMAGED)
     data = bytearray(payload.read_bytes())
     data[len(data) // 2] ^= 1
     payload.write_bytes(data)
@@ -129,6 +143,11 @@ class Operation:
     """What is in the paths of files that it may change, besides those of what it gives up."""
     refuses_again: bool = False
     """Whether doing it a second time is an error."""
+
+
+def _holds_files(payload: Path) -> bool:
+    """Whether a file is there, or a folder with files of a payload in it."""
+    return payload.is_file() or any(path.is_file() for path in payload.glob("[!.]*"))
 
 
 def _listed(scenario: Scenario) -> list[str]:
@@ -189,7 +208,7 @@ DELETIONS: dict[str, Operation] = {
     "empty the trash": Operation(
         lambda scenario: scenario.manager(trash_seconds=0).cleanup_checkpoints(),
         lambda scenario: (
-            scenario.trashed[0] in _listed(scenario) or not (scenario.folder / f"{scenario.trashed[0]}.pt").exists()
+            scenario.trashed[0] in _listed(scenario) or not _holds_files(scenario.payload(scenario.trashed[0]))
         ),
         touches=lambda scenario: (scenario.trashed[0], "/uids/"),
     ),
@@ -211,7 +230,7 @@ COPIES: dict[str, Operation] = {
     ),
     "import": Operation(
         lambda scenario: scenario.manager("other").import_checkpoint(
-            scenario.root / "exported" / f"{scenario.ids[PLAIN]}.pt"
+            scenario.payload(PLAIN, scenario.root / "exported")
         ),
         lambda scenario: len(scenario.manager("other").list_checkpoints()) == 1,
     ),
@@ -372,6 +391,7 @@ def _needless(scenario: Scenario, place: str) -> Iterator[str]:
     """Records of what nobody does any more, and payloads that no record names."""
     view = scenario.experiment(place).index.view()
     named = {f"{place}/{file.name}" for manifest in (*view.manifests, *view.deleted) for file in manifest.files}
+    named |= {f"{name.rpartition('/')[0]}/" for name in named}  # the folder of a payload of several files
     yield from (f"{place}/{item.checkpoint_id}.json is {item.state}" for item in view.purging)
     yield from (f"{place}/{item.checkpoint_id}.json is {item.state}" for item in view.claims if item.state != "gone")
     yield from (key for key in view.entries if payload_owner(key[len(place) + 1 :]) and key not in named)

@@ -6,27 +6,22 @@ import contextlib
 import io
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
-from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, UnsupportedStateError
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload, PayloadSource
+from ckpt_lib.formats.placing import check_device, first_line
+from ckpt_lib.formats.preparing import prepare, too_deep
 from ckpt_lib.formats.selection import select
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, is_deeper, needs_trust
+from ckpt_lib.formats.torch.limits import needs_trust
 from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.formats.torch.zip_reading import read_directory
-from ckpt_lib.state.memory import check_memory, has_memory, is_per_channel
-from ckpt_lib.state.tree import tensors_in
-
-_PLAIN = {type(None), bool, int, float, str}
-_TENSORS = {torch.Tensor, torch.nn.Parameter}
-_MAX_INT_BITS = 2_000  # pickle spells longer ones with an opcode that weights_only loading does not know
+from ckpt_lib.state.memory import check_memory, is_per_channel
 
 
 class TorchZipFormat:
@@ -37,21 +32,14 @@ class TorchZipFormat:
 
     def prepare(self, payload: Mapping[str, Any]) -> Payload:
         """Check that ``weights_only`` loading will accept every object. NumPy scalars become Python numbers."""
-        try:
-            prepared = {key: _plain(value, key) for key, value in payload.items()}
-        except RecursionError as error:
-            raise _too_deep() from error
-        if is_deeper(prepared, MAX_LEVELS + 1):
-            raise _too_deep()
-        _check_expansion(prepared)
-        return prepared
+        return prepare(payload, _check_readable)
 
     def lay_out(self, payload: Payload) -> ArchiveLayout:
         """Lay out the archive that ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch.writing`."""
         try:
             return ArchiveLayout(payload)
         except RecursionError as error:
-            raise _too_deep() from error
+            raise too_deep() from error
 
     def read(
         self,
@@ -65,7 +53,7 @@ class TorchZipFormat:
 
         Raises :class:`~ckpt_lib.errors.ConfigError` for a device that this machine does not have.
         """
-        _check_device(map_location)
+        check_device(map_location)
         file = source.open()
         if trust_pickle:
             file.require_all()
@@ -127,8 +115,8 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
         raise
     except Exception as error:
         if _is_lack_of_memory(error):  # not damage: resume() must not skip this checkpoint for it
-            raise MemoryError(_first_line(error)) from error
-        raise CorruptCheckpointError(f"the payload is not a torch file: {_first_line(error)}") from error
+            raise MemoryError(first_line(error)) from error
+        raise CorruptCheckpointError(f"the payload is not a torch file: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise CorruptCheckpointError("the payload is not a dict", got=type(loaded).__name__)
     return loaded
@@ -138,100 +126,6 @@ def _load(source: BinaryIO, **options: Any) -> Any:
     """Call ``torch.load`` without a default device, to which it would move sparse tensors."""
     with torch._C.DisableTorchFunction():  # a default device is a torch function mode
         return torch.load(source, **options)
-
-
-def _check_expansion(payload: Payload) -> None:
-    """Refuse expanded tensors that a reader would refuse; see :mod:`ckpt_lib.formats.torch.limits`."""
-    total_bytes = 0
-    for tensor in {id(tensor): tensor for tensor in tensors_in(payload)}.values():
-        if tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_contiguous():
-            total_bytes += expanded_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
-    if total_bytes > MAX_EXPANDED_BYTES:
-        raise UnsupportedStateError(
-            f"expanded tensors of the state are {total_bytes} bytes larger than the memory that they lie in",
-            expected=f"at most {MAX_EXPANDED_BYTES} bytes",
-            hint="Store the tensor that was expanded, and expand it after loading.",
-        )
-
-
-def _too_deep() -> UnsupportedStateError:
-    return UnsupportedStateError(
-        "the state contains itself, or is nested too deeply",
-        expected=f"at most {MAX_LEVELS} levels",
-        hint="Store a tree of plain values.",
-    )
-
-
-def _plain(value: Any, place: str) -> Any:
-    """Rebuild the containers of ``value`` and check every leaf. Tensors pass by reference."""
-    kind = type(value)
-    if _is_plain(value):
-        return value
-    if kind is dict:
-        return dict(_plain_items(value, place))
-    if kind is OrderedDict:
-        return _ordered(value, place)
-    if kind in (list, tuple):
-        return kind(_plain(item, f"{place}[{number}]") for number, item in enumerate(value))
-    if kind.__module__ == "numpy" and (found := _from_numpy(value, place)) is not None:
-        return found
-    _check_readable(value, place)
-    return value
-
-
-def _plain_items(value: Mapping[Any, Any], place: str) -> Iterator[tuple[Any, Any]]:
-    for key, item in value.items():
-        # Most items are plain, and this check is faster than naming their place.
-        plain_key = key if _is_plain(key) else _plain(key, f"a key of {place}")
-        yield plain_key, item if _is_plain(item) else _plain(item, f"{place}[{key!r}]")
-
-
-def _from_numpy(value: Any, place: str) -> Any:
-    """Convert an array to a tensor and a scalar to a number. Return ``None`` for other values."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
-            raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
-        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-    item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
-    return None if type(item) is type(value) else _plain(item, place)  # a long double has no plain number
-
-
-def _ordered(value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
-    rebuilt = OrderedDict(_plain_items(value, place))
-    # state_dict() keeps the version of each module here; load_state_dict() migrates old state by it.
-    rebuilt.__dict__.update(_plain(value.__dict__, f"the attributes of {place}"))
-    return rebuilt
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether a leaf can surely be read back: a number, a text, or a tensor without attributes of its own."""
-    kind = type(value)
-    if kind in _TENSORS:
-        return (
-            value.layout is torch.strided
-            and not (value.is_quantized or value.is_nested or value.is_meta or value.__dict__)
-            and has_memory(value)
-        )
-    return kind in _PLAIN and not (kind is int and value.bit_length() > _MAX_INT_BITS)
-
-
-def _check_device(map_location: Any) -> None:
-    """Refuse a device that cannot be used here. Later, the failure would look like a damaged payload."""
-    if map_location is None or callable(map_location) or isinstance(map_location, Mapping):
-        return
-    if not isinstance(map_location, str | torch.device):
-        raise ConfigError(
-            "map_location is of the wrong type",
-            expected='a device such as "cpu", a dict or a function, as torch.load takes them',
-            got=type(map_location).__name__,
-        )
-    try:
-        torch.empty(0, dtype=torch.uint8, device=map_location)
-    except Exception as error:
-        raise ConfigError(
-            f"map_location={str(map_location)!r} cannot be used here: {_first_line(error)}",
-            hint='Load with map_location="cpu".',
-        ) from error
 
 
 def _check_readable(value: Any, place: str) -> None:
@@ -279,7 +173,3 @@ def _refusal(error: pickle.UnpicklingError) -> str:
     """Return what torch refuses, without its advice on how to load the file anyway."""
     _, found, reason = str(error).partition("WeightsUnpickler error: ")
     return ascii(reason.partition(". Please use")[0].strip().split("\n", 1)[0])[1:-1][:200] if found else "not a pickle"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

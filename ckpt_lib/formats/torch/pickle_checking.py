@@ -18,16 +18,10 @@ import torch
 
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
-from ckpt_lib.formats.torch.limits import (
-    CONTAINERS,
-    MAX_LEVELS,
-    check_sharing,
-    is_deeper,
-    max_steps,
-    max_structure_bytes,
-    unsafe,
-)
+from ckpt_lib.formats.gc_pause import CollectionPause
+from ckpt_lib.formats.limits import CONTAINERS, MAX_LEVELS, is_deeper
+from ckpt_lib.formats.preparing import METHODS
+from ckpt_lib.formats.torch.limits import check_sharing, max_steps, max_structure_bytes, unsafe
 
 _MAX_OPEN = 10_000
 _MAX_NAME_BYTES = 500
@@ -37,8 +31,6 @@ _MAX_EQUAL_HASHES = 100  # among the keys of one dict: each further key is compa
 
 _NUMBERS = re.compile(rb"(?:K.|M..|J.{4}|G.{8}|[N\x88\x89]){8,50000}", re.DOTALL)
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, torch.dtype, torch.device}
-_METHODS = frozenset({*dir(OrderedDict), "__setstate__", "__copy__", "__deepcopy__"})
-"""Names of methods, and of what pickle and copy would call if an object had it."""
 _STOP = ord(pickle.STOP)
 
 
@@ -275,7 +267,7 @@ class PickleChecker:
     def _build(self, position: int) -> int:
         state, target = self._stack.pop(), self._stack[-1]
         if type(target) is OrderedDict:
-            if type(state) is not dict or not all(type(name) is str for name in state) or _METHODS & state.keys():
+            if type(state) is not dict or not all(type(name) is str for name in state) or METHODS & state.keys():
                 raise unsafe("it sets attributes that a dict does not have")
             vars(target).update(state)
         elif not isinstance(target, Unknown) or not target.may_change:

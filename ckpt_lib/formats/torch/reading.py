@@ -17,9 +17,9 @@ import torch
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.formats.base import Payload
+from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.formats.selection import select
 from ckpt_lib.formats.torch.archive import TorchArchive
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
 from ckpt_lib.formats.torch.limits import max_structure_bytes, unsafe
 from ckpt_lib.formats.torch.pickle_checking import PickleChecker, UnusualPayloadError
 from ckpt_lib.formats.torch.tensor_specs import (

@@ -18,7 +18,8 @@ import torch
 
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.formats.torch.limits import MAX_EXPANDED_BYTES, expanded_bytes, extent, unsafe
+from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, expanded_bytes, extent
+from ckpt_lib.formats.torch.limits import unsafe
 from ckpt_lib.formats.torch.pickle_checking import Unknown, UnusualPayloadError
 
 STORAGE_DTYPES = {

@@ -13,26 +13,24 @@ import ctypes
 import io
 import pickle
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload, PayloadSink
-from ckpt_lib.formats.torch.gc_pause import CollectionPause
+from ckpt_lib.formats.gc_pause import CollectionPause
+from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, blocks_of
 from ckpt_lib.formats.torch.limits import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch.reading import check_structure
 from ckpt_lib.formats.torch.tensor_specs import QUANTIZED, STORAGE_DTYPES
 from ckpt_lib.formats.torch.zip_writing import ZipWriter, archive_size_bytes
-from ckpt_lib.state.memory import address_of, byte_view, check_memory
+from ckpt_lib.state.memory import address_of, byte_view
 from ckpt_lib.state.ranges import StorageRange, StorageRanges, is_plain
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
+from ckpt_lib.stream import HashingWriter
 
 _PICKLE_PROTOCOL = 2  # torch.load(weights_only=True) reads no other
-_SMALL_BYTES = 2**16
 _STORAGE_TYPES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items() if dtype not in QUANTIZED}
 
 
@@ -77,7 +75,7 @@ class ArchiveLayout:
                     name, ctypes.string_at(address_of(stored.storage, stored.start, stored.stop), stored.size_bytes)
                 )
             else:
-                archive.write(name, stored.size_bytes, _blocks(stored.dense()))
+                archive.write(name, stored.size_bytes, blocks_of(stored.dense()))
         for name, data in self._tail.items():
             archive.write(name, len(data), [data])
         archive.finish()
@@ -178,12 +176,4 @@ def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
 
 def _is_small(stored: StorageRange) -> bool:
     """Tell whether reading the memory directly is faster than asking PyTorch for a view of it."""
-    return stored.size_bytes <= _SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()
-
-
-def _blocks(data: torch.Tensor) -> Iterator[memoryview]:
-    """Yield the bytes of a one-dimensional tensor in blocks, never copying all of a tensor on a device."""
-    for start in range(0, len(data), BLOCK_SIZE_BYTES):
-        check_memory(data)  # another thread may have freed it
-        # Tensor.numpy() would make the storage, which belongs to the training, impossible to resize.
-        yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data
+    return stored.size_bytes <= SMALL_BYTES and stored.is_cpu_block and stored.stop <= stored.storage.nbytes()

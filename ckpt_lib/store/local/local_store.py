@@ -196,7 +196,9 @@ class LocalStore:
             if any(if_version is not None for _, if_version in deletes):
                 self._folders.own(folder)  # for the lock
             places = [(Place(key, folder, check_key(key)[-1]), if_version) for key, if_version in deletes]
-            return self._publisher(places[0][0]).delete_all(places)
+            answers = self._publisher(places[0][0]).delete_all(places)
+            self._sweep(folder)  # nobody may ever upload there again, as to the folder of a payload that is gone
+            return answers
 
     def free_bytes(self) -> int | None:
         with typed_errors(self._root):
@@ -245,7 +247,22 @@ class LocalStore:
         ):
             sweep_abandoned(place.own, self._system)
             self._keep_reserve(place)
+        # The files of a payload may have a folder of their own, and its record lies above: nobody uploads there.
+        self._sweep(place.folder.parent)
         return create_temporary(place.own, self._system, locks=True)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what dead processes left in a folder below the root. Never raises ``OSError``."""
+        own = folder / OWN_FOLDER
+        if folder == self._folders.root or self._folders.root not in folder.parents or not os.path.isdir(own):
+            return
+        with contextlib.suppress(OSError):
+            if self._probed(folder).locks:
+                with (
+                    open_lock(own, self._system) as lock_file,
+                    FolderLock(lock_file, self._system, self._patience_seconds),
+                ):
+                    sweep_abandoned(own, self._system)
 
     def _keep_reserve(self, place: Place) -> None:
         """Set room aside for the deletions of experiments, which lie below the root: exports lie at the root."""
