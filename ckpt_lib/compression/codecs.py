@@ -81,7 +81,7 @@ class PlanesCodec:
     _FOOTER = struct.Struct("<QQIIQ8s")  # plain bytes, frames, frame size, version, digest, magic
     _TAIL = b"CKPLEND\n"
     _ENTRY = np.dtype([("stored", "<u4"), ("method", "u1"), ("zero", "u1", 3), ("digest", "<u8")])
-    _RAW, _ZSTD, _FIRST_SPLIT = 0, 1, 2
+    _RAW, _ZSTD = 0, 1  # other methods are the bytes of a word
 
     def encode(self, plain: memoryview) -> Frame:
         data, method = self._best(plain)
@@ -93,22 +93,22 @@ class PlanesCodec:
         sample = planes.sample_of(plain)
         if not sample:
             return plain, self._RAW
-        how, by_planes = planes.best_split(sample)
+        outlook = planes.best_split(sample)
         by_zstd = len(zstd.compress(sample))
-        if min(by_planes, by_zstd) >= len(sample) * _WORTH_IT:
+        if min(outlook.size_bytes, by_zstd) >= len(sample) * _WORTH_IT:
             return plain, self._RAW
-        if by_zstd <= by_planes:
+        if by_zstd <= outlook.size_bytes:
             return zstd.compress(plain), self._ZSTD
-        return self._encode_planes(plain, how), self._FIRST_SPLIT + planes.SPLITS.index(how)
+        return self._encode_planes(plain, outlook), outlook.width
 
     @staticmethod
-    def _encode_planes(plain: memoryview, how: planes.Split) -> bytes:
-        stored = []
-        for plane in planes.split(plain, how):
-            packed = zstd.compress_plane(plane.data)
-            stored.append(packed if len(packed) < len(plane) * _WORTH_IT else plane.tobytes())
-        sizes = struct.pack(f"<{how.width}I", *map(len, stored))
-        return b"".join((sizes, *stored, plain[len(plain) // how.width * how.width :]))
+    def _encode_planes(plain: memoryview, outlook: planes.Outlook) -> bytes:
+        width, stored = outlook.width, []
+        for plane, expected in zip(planes.split(plain, width), outlook.planes, strict=True):
+            packed = zstd.compress_plane(plane.data) if expected < _WORTH_IT else plane.data
+            stored.append(packed if len(packed) < len(plane) * _WORTH_IT else plane.data)
+        sizes = struct.pack(f"<{width}I", *map(len, stored))
+        return b"".join((sizes, *stored, plain[len(plain) // width * width :]))
 
     def decode(self, stored: memoryview, target: memoryview, table: FrameTable, number: int) -> None:
         method = int(table.methods[number])
@@ -119,14 +119,14 @@ class PlanesCodec:
         elif method == self._ZSTD:
             target[:] = zstd.decompress(stored, len(target), has_checksum=True)
         else:
-            self._decode_planes(stored, target, planes.SPLITS[method - self._FIRST_SPLIT])
+            self._decode_planes(stored, target, method)
         if xxhash.xxh3_64_intdigest(target) != int(table.digests[number]):
             raise UndecodableError("a frame does not hold the bytes that were compressed")
 
     @staticmethod
-    def _decode_planes(stored: memoryview, target: memoryview, how: planes.Split) -> None:
-        head, size, rest = 4 * how.width, len(target) // how.width, len(target) % how.width
-        sizes = struct.unpack(f"<{how.width}I", stored[:head]) if len(stored) >= head else ()
+    def _decode_planes(stored: memoryview, target: memoryview, width: int) -> None:
+        head, size, rest = 4 * width, len(target) // width, len(target) % width
+        sizes = struct.unpack(f"<{width}I", stored[:head]) if len(stored) >= head else ()
         if not sizes or head + sum(sizes) + rest != len(stored) or max(sizes) > size:
             raise UndecodableError("its planes do not fill a frame")
         found, start = [], head
@@ -134,9 +134,8 @@ class PlanesCodec:
             plane = stored[start : start + stored_size]
             found.append(plane if stored_size == size else zstd.decompress(plane, size, has_checksum=False))
             start += stored_size
-        planes.join(found, how, target)
-        if rest:
-            target[-rest:] = stored[start:]
+        planes.join(found, target[: size * width])
+        target[size * width :] = stored[start:]
 
     def table_of(self, frames: Sequence[Frame], sizes: Sequence[int], size_bytes: int, frame_size_bytes: int) -> bytes:
         entries = np.zeros(len(sizes), self._ENTRY)
@@ -182,7 +181,7 @@ class PlanesCodec:
             size_bytes, frame_size_bytes, _starts(head, sizes), entries["method"], entries["digest"].astype(np.uint64)
         )
         check_layout(table, sizes, table_start)
-        if count and (int(table.methods.max()) >= self._FIRST_SPLIT + len(planes.SPLITS) or entries["zero"].any()):
+        if not np.isin(table.methods, (self._RAW, self._ZSTD, *planes.WIDTHS)).all() or entries["zero"].any():
             malformed("a frame is compressed by an unknown method")
         return table
 
