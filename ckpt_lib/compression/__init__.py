@@ -4,7 +4,7 @@
 the bytes back. A *codec* decides what the stored file looks like: docs/FORMAT.md specifies both.
 """
 
-from ckpt_lib.compression.codecs import CODECS, codec_of_file
+from ckpt_lib.compression.codecs import CODECS
 from ckpt_lib.compression.reader import PlainFile
 from ckpt_lib.compression.table import Codec, FrameTable
 from ckpt_lib.compression.writer import CompressingWriter
@@ -15,5 +15,4 @@ __all__ = [
     "CompressingWriter",
     "FrameTable",
     "PlainFile",
-    "codec_of_file",
 ]

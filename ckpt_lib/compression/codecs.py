@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from ckpt_lib.compression import planes, zstd
-from ckpt_lib.compression.table import Codec, Frame, FrameTable, check_layout, malformed
+from ckpt_lib.compression.table import Codec, Described, Frame, FrameTable, check_layout, malformed
 from ckpt_lib.compression.zstd import UndecodableError
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream import VerifiedFile
@@ -35,15 +35,16 @@ class ZstdCodec:
     def encode(self, plain: memoryview) -> Frame:
         return Frame(zstd.compress(plain))
 
-    def decode(self, stored: memoryview, target: memoryview, table: FrameTable, number: int) -> None:
+    def decode(self, stored: memoryview, target: memoryview, _method: int, _digest: int) -> None:
         target[:] = zstd.decompress(stored, len(target), has_checksum=True)
 
-    def table_of(self, frames: Sequence[Frame], sizes: Sequence[int], size_bytes: int, frame_size_bytes: int) -> bytes:
-        entries = np.empty(len(sizes), self._ENTRY)
-        entries["stored"], entries["plain"] = sizes, frame_size_bytes
+    def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
+        entries = np.empty(len(frames), self._ENTRY)
+        entries["stored"] = [frame.stored_bytes for frame in frames]
+        entries["plain"] = frame_size_bytes
         if rest := size_bytes % frame_size_bytes:
             entries["plain"][-1] = rest
-        content = entries.tobytes() + self._FOOTER.pack(len(sizes), 0, self._SEEKABLE)
+        content = entries.tobytes() + self._FOOTER.pack(len(frames), 0, self._SEEKABLE)
         return self._FRAME_HEAD.pack(self._SKIPPABLE, len(content)) + content
 
     def read_table(self, stored: VerifiedFile) -> FrameTable:
@@ -97,7 +98,7 @@ class PlanesCodec:
         by_zstd = len(zstd.compress(sample))
         if min(outlook.size_bytes, by_zstd) >= len(sample) * _WORTH_IT:
             return plain, self._RAW
-        if by_zstd <= outlook.size_bytes:
+        if by_zstd <= outlook.size_bytes + (1 - _WORTH_IT) * len(sample):
             return zstd.compress(plain), self._ZSTD
         return self._encode_planes(plain, outlook), outlook.width
 
@@ -110,8 +111,7 @@ class PlanesCodec:
         sizes = struct.pack(f"<{width}I", *map(len, stored))
         return b"".join((sizes, *stored, plain[len(plain) // width * width :]))
 
-    def decode(self, stored: memoryview, target: memoryview, table: FrameTable, number: int) -> None:
-        method = int(table.methods[number])
+    def decode(self, stored: memoryview, target: memoryview, method: int, digest: int) -> None:
         if method == self._RAW:
             if len(stored) != len(target):
                 raise UndecodableError("a frame has another size than its bytes")
@@ -120,7 +120,7 @@ class PlanesCodec:
             target[:] = zstd.decompress(stored, len(target), has_checksum=True)
         else:
             self._decode_planes(stored, target, method)
-        if xxhash.xxh3_64_intdigest(target) != int(table.digests[number]):
+        if xxhash.xxh3_64_intdigest(target) != digest:
             raise UndecodableError("a frame does not hold the bytes that were compressed")
 
     @staticmethod
@@ -137,16 +137,14 @@ class PlanesCodec:
         planes.join(found, target[: size * width])
         target[size * width :] = stored[start:]
 
-    def table_of(self, frames: Sequence[Frame], sizes: Sequence[int], size_bytes: int, frame_size_bytes: int) -> bytes:
-        entries = np.zeros(len(sizes), self._ENTRY)
-        entries["stored"] = sizes
+    def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
+        entries = np.zeros(len(frames), self._ENTRY)
+        entries["stored"] = [frame.stored_bytes for frame in frames]
         entries["method"] = [frame.method for frame in frames]
         entries["digest"] = [frame.digest for frame in frames]
         content = entries.tobytes()
-        digest = self._digest(content, size_bytes, len(sizes), frame_size_bytes, self._VERSION)
-        return content + self._FOOTER.pack(
-            size_bytes, len(sizes), frame_size_bytes, self._VERSION, digest, self._TAIL
-        )
+        digest = self._digest(content, size_bytes, len(frames), frame_size_bytes, self._VERSION)
+        return content + self._FOOTER.pack(size_bytes, len(frames), frame_size_bytes, self._VERSION, digest, self._TAIL)
 
     @staticmethod
     def _digest(table: bytes | memoryview, *numbers: int) -> int:
@@ -186,15 +184,10 @@ class PlanesCodec:
         return table
 
 
-def _starts(first: int, sizes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _starts(
+    first: int, sizes: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return first + np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
 
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (ZstdCodec(), PlanesCodec())}
-
-
-def codec_of_file(start: bytes) -> Codec | None:
-    """Return the codec of a file by its first bytes; ``None`` for a file that none of them wrote."""
-    if start.startswith(PlanesCodec.head):
-        return CODECS["planes"]
-    return CODECS["zstd"] if start.startswith((b"\x28\xb5\x2f\xfd", b"\x5e\x2a\x4d\x18")) else None

@@ -29,6 +29,14 @@ class Frame(NamedTuple):
     digest: int = 0
 
 
+class Described(NamedTuple):
+    """What a table says of one frame."""
+
+    stored_bytes: int
+    method: int
+    digest: int
+
+
 @dataclass(frozen=True)
 class FrameTable:
     """The frames of a file, in order and without gaps. All hold the same number of plain bytes, the last perhaps less.
@@ -79,15 +87,15 @@ class Codec(Protocol):
         """Return the frame of these bytes. It may share their memory."""
         ...
 
-    def decode(self, stored: memoryview, target: memoryview, table: FrameTable, number: int) -> None:
-        """Write what a frame holds to ``target``, and compare its checksum.
+    def decode(self, stored: memoryview, target: memoryview, method: int, digest: int) -> None:
+        """Write what a frame holds to ``target``, and compare its checksum; the table gives the last two arguments.
 
         Raises :class:`~ckpt_lib.compression.zstd.UndecodableError` for a frame that does not hold these bytes.
         """
         ...
 
-    def table_of(self, frames: Sequence[Frame], sizes: Sequence[int], size_bytes: int, frame_size_bytes: int) -> bytes:
-        """Return what follows the last frame; ``sizes`` are those of the stored frames."""
+    def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
+        """Return what follows the last frame of a file that holds ``size_bytes``."""
         ...
 
     def read_table(self, stored: VerifiedFile) -> FrameTable:

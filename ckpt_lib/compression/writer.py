@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import NoReturn
 
-from ckpt_lib.compression.table import FRAME_SIZE_BYTES, Codec, Frame
+from ckpt_lib.compression.table import FRAME_SIZE_BYTES, Codec, Described
 from ckpt_lib.compression.threads import OrderedPool, worker_count
 from ckpt_lib.core.manifest import Compression
 from ckpt_lib.stream import HashingWriter
@@ -31,8 +31,7 @@ class CompressingWriter(HashingWriter):
         self._codec = codec
         self._pool = OrderedPool(codec.encode, workers or worker_count(), "ckpt-compress")
         self._most_frames = (workers or worker_count()) + _WAITING_FRAMES
-        self._frames: list[Frame] = []
-        self._sizes: list[int] = []
+        self._frames: list[Described] = []
         self._begun = time.monotonic()
         if codec.head:
             target.write(codec.head)
@@ -41,6 +40,7 @@ class CompressingWriter(HashingWriter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.end()
+        self._buffers = []  # they are none for others to use
         super().__exit__(kind, error, trace)
 
     def end(self) -> None:
@@ -52,7 +52,7 @@ class CompressingWriter(HashingWriter):
                 self._pool.put(rest)
             while len(self._pool):
                 self._pass_on_next()
-            table = self._codec.table_of(self._frames, self._sizes, self._size_bytes, self._chunk_size_bytes)
+            table = self._codec.table_of(self._frames, self._size_bytes, self._chunk_size_bytes)
             self._target.write(table)
         except BaseException as error:
             self._failure = self._failure or error
@@ -80,5 +80,4 @@ class CompressingWriter(HashingWriter):
     def _pass_on_next(self) -> None:
         frame = self._pool.take()
         self._target.write(frame.data)
-        self._sizes.append(len(frame.data))
-        self._frames.append(Frame(b"", frame.method, frame.digest))
+        self._frames.append(Described(len(frame.data), frame.method, frame.digest))

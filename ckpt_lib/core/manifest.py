@@ -60,7 +60,9 @@ class Compression(BaseModel):
 
     codec: str
     plain_size_bytes: int = Field(ge=0, lt=LIMIT_64_BITS)
-    seconds: float = Field(ge=0, allow_inf_nan=False, description="From the first byte to the last.")
+    seconds: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="How long writing it took; None when not known."
+    )
 
 
 class Decompressed(BaseModel):
@@ -290,6 +292,7 @@ class Manifest(CheckpointFields, Record):
         return CheckpointMetadata.model_construct(  # all of it was validated, which takes long for many
             **{**shared, "metrics": dict(self.metrics), "config": dict(self.config)},
             file_size=self.size_bytes,
+            uncompressed_size=self.plain_size_bytes,
             checksum=self.sha256,
             is_best=is_best,
             is_latest=is_latest,

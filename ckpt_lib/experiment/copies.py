@@ -195,7 +195,8 @@ def copy_files(
 ) -> tuple[FileEntry, ...]:
     """Copy all files of a checkpoint, verified, and return what a manifest says of the copies.
 
-    That holds what the manifest says of a file beside its bytes, newer versions as well. Raises as :func:`~ckpt_lib.experiment.files.copy_file`.
+    That holds what else the manifest says of each file, newer versions included. Raises as
+    :func:`~ckpt_lib.experiment.files.copy_file`.
     """
     for file in manifest.files:
         _copy_file(source, manifest, file, payload, progress)

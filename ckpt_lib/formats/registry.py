@@ -9,15 +9,17 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ckpt_lib.errors import UnsupportedFormatError
-from ckpt_lib.formats.base import Format
+from ckpt_lib.formats.base import Format, PayloadSource
 
 if TYPE_CHECKING:
+    from ckpt_lib.formats.compressed import PlainSource
     from ckpt_lib.formats.torch.format import TorchZipFormat
 
 SEPARATOR = "+"
 """Between the name of a format and that of the codec that compresses it. A format's own name is an identifier."""
 CODEC_SUFFIXES = (".zst", ".planes")
 """What the codecs add to the names of files; known here so that listings need not load them."""
+_CODEC_MAGICS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x93CKPLANE": "planes"}
 
 ENTRY_POINT_GROUP = "ckpt_lib.formats"
 
@@ -79,6 +81,24 @@ def compressed_format(plain: Format, compression: bool | Literal["zstd"]) -> For
     if not compression:
         return plain
     return format_named(plain.name + SEPARATOR + ("zstd" if compression == "zstd" else "planes"))
+
+
+def codec_name_of(start: bytes) -> str | None:
+    """Return the name of the codec that wrote a file, by its first bytes; ``None`` for a file that none wrote."""
+    return next((name for magic, name in _CODEC_MAGICS.items() if start.startswith(magic)), None)
+
+
+def is_compressed(name: str) -> bool:
+    """Tell whether the format of this name compresses what another one writes."""
+    return SEPARATOR in name
+
+
+def plain_source(stored: Format, source: PayloadSource) -> tuple[PlainSource, Format]:
+    """Return what a compressed payload holds, for the format that is returned with it."""
+    from ckpt_lib.formats.compressed import CompressedFormat, PlainSource
+
+    assert isinstance(stored, CompressedFormat), stored.name
+    return PlainSource(source, stored.codec), stored.plain
 
 
 def _compressed(plain: Format, codec_name: str, name: str) -> Format:
