@@ -28,7 +28,7 @@ ASKED_FOR: dict[str, tuple[Any, Any]] = {
     "save_scheduler": (bool, True),
     "save_rng": (bool, True),
     "save_metadata": (bool, True),
-    "compression": (bool, False),
+    "compression": (bool | Literal["zstd"], False),
     "backup_checkpoints": (bool, True),
     "validate_checkpoints": (bool, True),
 }
@@ -212,7 +212,7 @@ def test_a_bad_environment_names_itself(monkeypatch: pytest.MonkeyPatch, name: s
         {"checkpoint_dir": "a\0b"},
         {"backup_dir": ""},
         {"save_best_only": "perhaps"},
-        {"compression": True},
+        {"compression": "gzip"},
         {"max_checkpoint": 5},
     ],
 )

@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def plain_bytes(draw: st.DrawFn) -> bytes:
 def test_any_bytes_come_back(codec: str, data: bytes, frame: int, cuts: list[int]) -> None:
     """Whatever they are, wherever frames end, and in whatever pieces they were written; twice the same file."""
     places = sorted({0, *(min(cut, len(data)) for cut in cuts), len(data)})
-    pieces = [data[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    pieces = [data[start:stop] for start, stop in pairwise(places)]
     kept, entry = stored(pieces, codec, frame_size_bytes=frame)
     assert entry.compression is not None
     assert entry.compression.plain_size_bytes == len(data)
