@@ -186,7 +186,7 @@ def test_the_environment_says_only_what_is_set(monkeypatch: pytest.MonkeyPatch) 
     assert CheckpointConfig.from_env().model_fields_set == {"monitor_metric"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "true")])
+@pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "gzip")])
 def test_a_bad_environment_names_itself(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The error says that the environment is to blame, and which option."""
     monkeypatch.setenv(name, value)
