@@ -82,7 +82,7 @@ class PlanesCodec:
     _FOOTER = struct.Struct("<QQIIQ8s")  # plain bytes, frames, frame size, version, digest, magic
     _TAIL = b"CKPLEND\n"
     _ENTRY = np.dtype([("stored", "<u4"), ("method", "u1"), ("zero", "u1", 3), ("digest", "<u8")])
-    _RAW, _ZSTD = 0, 1  # other methods are the bytes of a word
+    _RAW, _ZSTD, _FIRST_SPLIT = 0, 1, 2
 
     def encode(self, plain: memoryview) -> Frame:
         data, method = self._best(plain)
@@ -100,12 +100,12 @@ class PlanesCodec:
             return plain, self._RAW
         if by_zstd <= outlook.size_bytes + (1 - _WORTH_IT) * len(sample):
             return zstd.compress(plain), self._ZSTD
-        return self._encode_planes(plain, outlook), outlook.width
+        return self._encode_planes(plain, outlook), self._FIRST_SPLIT + planes.SPLITS.index(outlook.how)
 
     @staticmethod
     def _encode_planes(plain: memoryview, outlook: planes.Outlook) -> bytes:
-        width, stored = outlook.width, []
-        for plane, expected in zip(planes.split(plain, width), outlook.planes, strict=True):
+        width, stored = outlook.how.width, []
+        for plane, expected in zip(planes.split(plain, outlook.how), outlook.planes, strict=True):
             packed = zstd.compress_plane(plane.data) if expected < _WORTH_IT else plane.data
             stored.append(packed if len(packed) < len(plane) * _WORTH_IT else plane.data)
         sizes = struct.pack(f"<{width}I", *map(len, stored))
@@ -119,12 +119,13 @@ class PlanesCodec:
         elif method == self._ZSTD:
             target[:] = zstd.decompress(stored, len(target), has_checksum=True)
         else:
-            self._decode_planes(stored, target, method)
+            self._decode_planes(stored, target, planes.SPLITS[method - self._FIRST_SPLIT])
         if xxhash.xxh3_64_intdigest(target) != digest:
             raise UndecodableError("a frame does not hold the bytes that were compressed")
 
     @staticmethod
-    def _decode_planes(stored: memoryview, target: memoryview, width: int) -> None:
+    def _decode_planes(stored: memoryview, target: memoryview, how: planes.Split) -> None:
+        width = how.width
         head, size, rest = 4 * width, len(target) // width, len(target) % width
         sizes = struct.unpack(f"<{width}I", stored[:head]) if len(stored) >= head else ()
         if not sizes or head + sum(sizes) + rest != len(stored) or max(sizes) > size:
@@ -134,7 +135,7 @@ class PlanesCodec:
             plane = stored[start : start + stored_size]
             found.append(plane if stored_size == size else zstd.decompress(plane, size, has_checksum=False))
             start += stored_size
-        planes.join(found, target[: size * width])
+        planes.join(found, how, target[: size * width])
         target[size * width :] = stored[start:]
 
     def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
@@ -179,7 +180,7 @@ class PlanesCodec:
             size_bytes, frame_size_bytes, _starts(head, sizes), entries["method"], entries["digest"].astype(np.uint64)
         )
         check_layout(table, sizes, table_start)
-        if not np.isin(table.methods, (self._RAW, self._ZSTD, *planes.WIDTHS)).all() or entries["zero"].any():
+        if (table.methods >= self._FIRST_SPLIT + len(planes.SPLITS)).any() or entries["zero"].any():
             malformed("a frame is compressed by an unknown method")
         return table
 

@@ -244,7 +244,7 @@ HOSTILE: dict[str, Callable[[], tuple[str, bytes]]] = {
         "planes",
         planes_file(entry_of_table(1) * 2, size=128, count=2, frame=64, frames=b"x"),
     ),
-    "an unknown method": lambda: ("planes", planes_file(entry_of_table(1, 3), size=1, count=1, frame=64, frames=b"x")),
+    "an unknown method": lambda: ("planes", planes_file(entry_of_table(1, 7), size=1, count=1, frame=64, frames=b"x")),
     "fewer frames than bytes": lambda: (
         "planes",
         planes_file(entry_of_table(1), size=2**40, count=1, frame=64, frames=b"x"),
