@@ -262,7 +262,8 @@ def _compression_of(manifest: Manifest) -> str:
     plain_bytes = manifest.plain_size_bytes
     if not any(file.compression for file in manifest.files):
         return ""
-    text = f"{size_text(plain_bytes)} in {manifest.size_bytes / plain_bytes:.1%} of it" if plain_bytes else "nothing"
+    share = manifest.size_bytes / plain_bytes if plain_bytes else 1.0
+    text = f"{share:.1%} of {size_text(plain_bytes)}"
     seconds = [file.compression.seconds for file in manifest.files if file.compression]
     known = sum(item for item in seconds if item)
     return f"{text}, written at {size_text(round(plain_bytes / known))}/s" if known else text

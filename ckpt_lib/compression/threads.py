@@ -51,6 +51,11 @@ class OrderedPool(Generic[Item, Result]):
         """How many results have not been taken."""
         return len(self._unclaimed)
 
+    @property
+    def has_begun(self) -> bool:
+        """True once an item was put."""
+        return bool(self._threads)
+
     def put(self, item: Item) -> None:
         task: _Task[Item, Result] = _Task(item)
         self._unclaimed.append(task)
