@@ -50,11 +50,11 @@ class CompressingWriter(HashingWriter):
             rest = self._buffer[: self._filled_bytes]
             self._filled_bytes = 0
             if rest and not self._pool.has_begun:  # a file of one frame is not worth a thread
-                self._pass_on(self._codec.encode(rest))
+                self._store(self._codec.encode(rest))
             elif rest:
                 self._pool.put(rest)
             while len(self._pool):
-                self._pass_on(self._pool.take())
+                self._store(self._pool.take())
             table = self._codec.table_of(self._frames, self._size_bytes, self._chunk_size_bytes)
             self._target.write(table)
         except BaseException as error:
@@ -71,7 +71,7 @@ class CompressingWriter(HashingWriter):
     def _next_buffer(self) -> memoryview:
         """Return a buffer whose frame has been passed on."""
         if len(self._pool) == self._most_frames:
-            self._pass_on(self._pool.take())
+            self._store(self._pool.take())
         number = self._size_bytes // self._chunk_size_bytes
         if number < self._most_frames:
             self._buffers.append(memoryview(bytearray(self._chunk_size_bytes)))
@@ -80,6 +80,6 @@ class CompressingWriter(HashingWriter):
     def _hand_over(self, buffer: memoryview) -> None:
         self._pool.put(buffer)
 
-    def _pass_on(self, frame: Frame) -> None:
+    def _store(self, frame: Frame) -> None:
         self._target.write(frame.data)
         self._frames.append(Described(len(frame.data), frame.method, frame.digest))

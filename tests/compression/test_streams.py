@@ -292,6 +292,15 @@ def test_a_frame_that_holds_more_than_its_table_says_is_refused() -> None:
         tracemalloc.stop()
 
 
+def test_a_table_that_was_altered_is_refused_before_its_frames() -> None:
+    """Two entries exchanged: each is possible by itself."""
+    kept, _ = stored([bytes(64), random.Random(0).randbytes(64)], "planes")
+    first = len(kept) - 40 - 32
+    entries = kept[first : first + 16], kept[first + 16 : first + 32]
+    with pytest.raises(CorruptCheckpointError, match="altered"):
+        opened(kept[:first] + entries[1] + entries[0] + kept[first + 32 :], "planes")
+
+
 @EACH_CODEC
 def test_a_file_holds_what_its_manifest_says(codec: str) -> None:
     """Another sound file in its place is refused by its size, before anything is decompressed."""
