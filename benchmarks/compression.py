@@ -28,7 +28,7 @@ Compression = bool | Literal["zstd"]
 Tensors = dict[str, torch.Tensor]
 
 CHOICES: dict[str, Compression] = {"off": False, "zstd": "zstd", "True": True}
-_BLOCK, _BATCH, _BYTES = 128, 16, 256
+_BLOCK, _BATCH, _BYTES = 64, 8, 256
 _ZIPNN_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -48,7 +48,7 @@ class Stored:
 class TextModel(nn.Module):
     """Predicts the next byte of a text."""
 
-    def __init__(self, width: int = 320, layers: int = 6) -> None:
+    def __init__(self, width: int = 256, layers: int = 4) -> None:
         super().__init__()
         self.embedding = nn.Embedding(_BYTES, width)
         self.position = nn.Embedding(_BLOCK, width)

@@ -14,6 +14,7 @@ from ckpt_lib.compression.zstd import UndecodableError
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream import VerifiedFile
 
+_MAX_SKIPPABLE_BYTES = 2**32 - 1
 _WORTH_IT = 0.99
 """What does not become smaller than this is stored as it is, and costs its reader nothing."""
 
@@ -56,7 +57,7 @@ class ZstdCodec:
             malformed("it has no seek table at its end")
         content_size = count * self._ENTRY.itemsize + footer
         table_start = size_bytes - content_size - head
-        if flags or table_start < 0:
+        if flags or table_start < 0 or content_size > _MAX_SKIPPABLE_BYTES:
             malformed("its seek table is not one of this format")
         if stored.view(table_start, table_start + head) != self._FRAME_HEAD.pack(self._SKIPPABLE, content_size):
             malformed("its seek table does not begin where it should")
@@ -65,8 +66,8 @@ class ZstdCodec:
         frame_size_bytes = int(plain[0]) if count else 0
         if count and (np.any(plain[:-1] != frame_size_bytes) or not 0 < plain[-1] <= frame_size_bytes):
             malformed("its frames are not of one size")
-        none = np.zeros(count, np.uint64)
-        table = FrameTable(int(plain.sum()), frame_size_bytes, _starts(0, sizes), none.astype(np.uint8), none)
+        methods, digests = np.zeros(count, np.uint8), np.zeros(count, np.uint64)  # zstd's frames say it themselves
+        table = FrameTable(int(plain.sum()), frame_size_bytes, _starts(0, sizes), methods, digests)
         check_layout(table, sizes, table_start)
         return table
 
