@@ -170,6 +170,43 @@ def test_it_is_thinned_and_made_whole_again(make: Make, trained: Parts) -> None:
     model = build(seed=1, width=WIDTH).model
     manager.load_checkpoint(saved, model=model)
     assert torch.equal(model.state_dict()["0.weight"], trained.model.state_dict()["0.weight"])
+    manager.unthin_checkpoint(saved)
+    assert manifest_of(manager, saved).files == before.files
+    fresh = build(seed=1, width=WIDTH)
+    manager.load_checkpoint(saved, **fresh.kwargs())
+    assert state_of(fresh) == state_of(trained)
+
+
+@EACH_COMPRESSED
+@ONE_FILE
+def test_a_plain_copy_and_its_compressed_backup_do_not_mix(make: Make, trained: Parts, tmp_path: Path) -> None:
+    """An export came back in the place of what was purged: it has its backup, and neither is written over the other."""
+    manager = make(trash_seconds=0)
+    saved = save_parts(manager, trained)
+    keeper = save_parts(manager, trained, 2)
+    manager.export_checkpoint(saved, tmp_path / "out")
+    manager.delete_checkpoint(saved)
+    manager.empty_trash()
+    assert ids(manager) == [keeper]
+    assert manager.import_checkpoint(tmp_path / "out") == saved
+    plain = manifest_of(manager, saved)
+    assert (plain.format, plain.payload.compression) == ("torch", None)
+    assert manager.validate_checkpoint(saved)
+    manager.backup_checkpoint(saved)
+    backup = manager._locations.backups.get(saved)
+    assert backup.saved_sha256 == plain.saved_sha256
+    assert backup.payload.compression
+    damage(manager, saved)
+    with pytest.raises(CheckpointExistsError, match="not compressed as the other"):
+        manager.restore_checkpoint(saved)
+    assert manifest_of(manager, saved).format == "torch"
+    manager.delete_checkpoint(saved)
+    manager.empty_trash()
+    manager.restore_checkpoint(saved)
+    assert manifest_of(manager, saved).files[0].compression
+    fresh = build(seed=1, width=WIDTH)
+    manager.load_checkpoint(saved, **fresh.kwargs())
+    assert state_of(fresh) == state_of(trained)
 
 
 @EACH_COMPRESSED
