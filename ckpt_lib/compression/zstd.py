@@ -6,9 +6,9 @@ A compressor may not be shared by threads, and takes longer to make than to use.
 from __future__ import annotations
 
 import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ckpt_lib.compression.table import FRAME_SIZE_BYTES
 from ckpt_lib.stream.digests import Buffer
 
 if TYPE_CHECKING:
@@ -58,16 +58,9 @@ def _compressor(name: str) -> zstandard.ZstdCompressor:
         import zstandard
 
         options = {"write_checksum": 1} if name == "frame" else _PLANE_SEARCH
-        parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=_typical_bytes(), **options)
+        parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=FRAME_SIZE_BYTES, **options)
         compressors[name] = zstandard.ZstdCompressor(compression_params=parameters)
     return compressors[name]  # type: ignore[no-any-return]
-
-
-@cache
-def _typical_bytes() -> int:
-    from ckpt_lib.compression.table import FRAME_SIZE_BYTES
-
-    return FRAME_SIZE_BYTES
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
