@@ -18,6 +18,7 @@ from ckpt_lib.errors import ConfigError
 
 OnMissingMetric = Literal["warn", "raise"]
 OnSaveFailure = Literal["raise", "warn"]
+Compression = bool | Literal["zstd"]
 BackupMode = Literal["blocking", "background"]
 
 LIMIT_64 = 2**63  # Prefect's forms and events hold no larger numbers
@@ -61,8 +62,10 @@ class CheckpointConfig(BaseModel):
         description="How payloads are written: torch, safetensors, or a format that another package provides. Loading "
         "reads what was saved in any installed format.",
     )
-    compression: bool = Field(
-        default=False, description="Compress payloads. Not available in this version: True is refused."
+    compression: Compression = Field(
+        default=False,
+        description="Compress payloads. True makes weights smallest; zstd writes files that the program zstd reads, "
+        "too. Needs the extra prefect-checkpoints[compression]. Loading reads what was saved with and without.",
     )
     backup_checkpoints: bool = Field(default=True, description="Copy each saved checkpoint to the backup location.")
     validate_checkpoints: bool = Field(
@@ -204,13 +207,6 @@ class CheckpointConfig(BaseModel):
         if value is not None:
             raise ValueError("expected sqlite:////path/of/a/file or postgresql+psycopg://user@host/database")
         return None
-
-    @field_validator("compression")
-    @classmethod
-    def _not_compressed(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("this version writes no compressed payloads; leave compression=False")
-        return value
 
     def __getstate__(self) -> dict[Any, Any]:
         # The process that unpickles it may have another working directory, and must find the same folders.

@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"core"},
     {"config", "events"},
     {"stream"},
+    {"compression"},
     {"store"},
     {"state"},
     {"formats"},

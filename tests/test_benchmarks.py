@@ -142,3 +142,16 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
     """Sizes are whole numbers of KB, MB or GB."""
     with pytest.raises(ValueError, match="a size looks like"):
         size_bytes_of(size)
+
+
+def test_what_compression_saves_is_a_table() -> None:
+    """A row for each state and choice: weights become smaller, zeros vanish, and noise stays as it is."""
+    command = [sys.executable, "-m", "benchmarks.compression", "--steps", "1", "--rounds", "1", "--noise-mb", "1"]
+    root = Path(__file__).parent.parent
+    shown = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("| ")]
+    found = {(row[0], row[2]): float(row[4]) for row in rows[1:] if row[2] != "zipnn"}
+    assert {choice for _, choice in found} == {"off", "zstd", "True"}
+    assert found["trained weights, bfloat16", "True"] < found["trained weights, bfloat16", "zstd"] < 0.9
+    assert found["moments of AdamW before the first step", "True"] < 0.01
+    assert 0.99 < found["random bytes", "True"] < 1.01

@@ -28,7 +28,7 @@ ASKED_FOR: dict[str, tuple[Any, Any]] = {
     "save_scheduler": (bool, True),
     "save_rng": (bool, True),
     "save_metadata": (bool, True),
-    "compression": (bool, False),
+    "compression": (bool | Literal["zstd"], False),
     "backup_checkpoints": (bool, True),
     "validate_checkpoints": (bool, True),
 }
@@ -186,7 +186,7 @@ def test_the_environment_says_only_what_is_set(monkeypatch: pytest.MonkeyPatch) 
     assert CheckpointConfig.from_env().model_fields_set == {"monitor_metric"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "true")])
+@pytest.mark.parametrize(("name", "value"), [("CKPT_SAVE_INTERVAL", "often"), ("CKPT_COMPRESSION", "gzip")])
 def test_a_bad_environment_names_itself(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The error says that the environment is to blame, and which option."""
     monkeypatch.setenv(name, value)
@@ -212,7 +212,7 @@ def test_a_bad_environment_names_itself(monkeypatch: pytest.MonkeyPatch, name: s
         {"checkpoint_dir": "a\0b"},
         {"backup_dir": ""},
         {"save_best_only": "perhaps"},
-        {"compression": True},
+        {"compression": "gzip"},
         {"max_checkpoint": 5},
     ],
 )

@@ -209,6 +209,7 @@ def option_row(name: str) -> str:
     """The row of an option in the configuration page's table."""
     field = CheckpointConfig.model_fields[name]
     kind = re.sub(r"typing\.", "", str(field.annotation)) if not isinstance(field.annotation, type) else ""
+    kind = re.sub(r"Union\[(\w+), (.*)\]", r"\1 | \2", kind)  # as Python 3.14 spells it
     kind = (kind or field.annotation.__name__).replace("|", "or")  # type: ignore[union-attr]
     return f"| `{name}` | `{kind}` | `{field.default!r}` | {field.description} |"
 

@@ -151,7 +151,7 @@ def export(
     refuse_memory(destination)
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
-    with byte_progress("Exporting", checkpoint.file_size) as progress:
+    with byte_progress("Exporting", checkpoint.uncompressed_size) as progress:
         path = manager.export_checkpoint(checkpoint.checkpoint_id, destination, progress=progress)
     if as_json:
         print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})

@@ -259,6 +259,18 @@ def _stored(manager: CheckpointManager, checkpoint_id: str) -> tuple[Manifest, s
     return manifest, home.location(manifest.payload_name), home.is_complete(manifest)
 
 
+def _compression_of(manifest: Manifest) -> str:
+    """Return what compression has saved, and how fast the plain bytes were written; empty without compression."""
+    plain_bytes = manifest.plain_size_bytes
+    if not any(file.compression for file in manifest.files):
+        return ""
+    share = manifest.size_bytes / plain_bytes if plain_bytes else 1.0
+    text = f"{share:.1%} of {size_text(plain_bytes)}"
+    seconds = [file.compression.seconds for file in manifest.files if file.compression]
+    known = sum(item for item in seconds if item)
+    return f"{text}, written at {size_text(round(plain_bytes / known))}/s" if known else text
+
+
 def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: str, status: BackupStatus) -> None:
     verified = f", {as_age(status.verified_at)} ago" if status.verified_at else ""
     facts: dict[str, str | Text] = {
@@ -277,6 +289,7 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "path": path,
         "backup": f"{status.state}{verified}",
         "size": f"{size_text(checkpoint.file_size)} ({checkpoint.file_size:,} bytes)",
+        "compression": _compression_of(manifest),
         "SHA-256": checkpoint.checksum,
         "format": manifest.format,
         "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),

@@ -53,6 +53,27 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
+class Compression(BaseModel):
+    """What a compressed file holds, and how long it took to write."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    codec: str
+    plain_size_bytes: int = Field(ge=0, lt=LIMIT_64_BITS)
+    seconds: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="How long writing it took; None when not known."
+    )
+
+
+class Decompressed(BaseModel):
+    """The compressed file that a plain one was made from: its name in the payload's folder, and its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    part: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class FileEntry(BaseModel):
     """One payload file: its name beside the manifest, its size and its digests."""
 
@@ -63,6 +84,13 @@ class FileEntry(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     chunk_size_bytes: int = Field(gt=0, lt=LIMIT_64_BITS)
     chunk_xxh3_128: tuple[str, ...]
+    compression: Compression | None = Field(default=None, description="Of a file that is compressed.")
+    decompressed: Decompressed | None = Field(default=None, description="Of an export of a file that was compressed.")
+
+    @property
+    def plain_size_bytes(self) -> int:
+        """The size of what the file holds."""
+        return self.compression.plain_size_bytes if self.compression else self.size_bytes
 
     @property
     def part(self) -> str:
@@ -232,14 +260,25 @@ class Manifest(CheckpointFields, Record):
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def plain_size_bytes(self) -> int:
+        """The size of all files before compression."""
+        return sum(file.plain_size_bytes for file in self.files)
+
+    @property
     def sha256(self) -> str:
         """The digest of the payload; see :func:`payload_sha256`."""
         return payload_sha256({file.part: file.sha256 for file in self.files})
 
     @property
+    def content_sha256(self) -> str:
+        """The digest of the payload, of an export that was decompressed as well: copies that hold the same agree."""
+        kept = (file.decompressed or file for file in self.files)
+        return payload_sha256({file.part: file.sha256 for file in kept})
+
+    @property
     def saved_sha256(self) -> str:
         """The digest of the payload as it was saved, of one that was thinned as well: all copies have the same."""
-        return self.thinned.sha256 if self.thinned else self.sha256
+        return self.thinned.sha256 if self.thinned else self.content_sha256
 
     def describe(
         self, *, is_best: bool = False, is_latest: bool = False, is_complete: bool = True
@@ -249,6 +288,7 @@ class Manifest(CheckpointFields, Record):
         return CheckpointMetadata.model_construct(  # all of it was validated, which takes long for many
             **{**shared, "metrics": dict(self.metrics), "config": dict(self.config)},
             file_size=self.size_bytes,
+            uncompressed_size=self.plain_size_bytes,
             checksum=self.sha256,
             is_best=is_best,
             is_latest=is_latest,

@@ -194,6 +194,7 @@ class CheckpointMetadata(CheckpointFields):
     model_config = ConfigDict(frozen=True)
 
     file_size: int = Field(ge=0, description="Bytes of all payload files.")
+    uncompressed_size: int = Field(ge=0, description="Bytes of all payload files before compression.")
     checksum: str = Field(
         description="SHA-256 of the payload: what `sha256sum` prints. Of a folder, that of the lines which it prints "
         "for the files in the order of their names."

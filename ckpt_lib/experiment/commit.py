@@ -97,7 +97,7 @@ class Payload:
             size_bytes = upload.commit().size_bytes
         finally:
             upload.abort()
-        self._check(FileEntry(name=full, **vars(digests)), size_bytes)
+        self._check(FileEntry(name=full, **vars(digests), compression=stream.compression), size_bytes)
 
     def _check(self, file: FileEntry, size_bytes: int) -> None:
         if size_bytes != file.size_bytes:

@@ -26,6 +26,7 @@ from ckpt_lib.store.base import ABSENT
 from ckpt_lib.stream import Progress
 
 _POLL_SECONDS = 0.1
+_OF_BYTES = ("name", "size_bytes", "sha256", "chunk_size_bytes", "chunk_xxh3_128")
 
 
 def copy(
@@ -194,11 +195,13 @@ def copy_files(
 ) -> tuple[FileEntry, ...]:
     """Copy all files of a checkpoint, verified, and return what a manifest says of the copies.
 
-    That holds what newer versions say of files. Raises as :func:`~ckpt_lib.experiment.files.copy_file`.
+    That holds what else the manifest says of each file, newer versions included. Raises as
+    :func:`~ckpt_lib.experiment.files.copy_file`.
     """
     for file in manifest.files:
         _copy_file(source, manifest, file, payload, progress)
-    return tuple(file.model_copy(update=dict(new)) for file, new in zip(manifest.files, payload.files, strict=True))
+    pairs = zip(manifest.files, payload.files, strict=True)
+    return tuple(file.model_copy(update={name: getattr(new, name) for name in _OF_BYTES}) for file, new in pairs)
 
 
 def _copy_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
@@ -18,11 +18,13 @@ from ckpt_lib.experiment.layout import (
     payload_name,
     payload_suffix,
 )
-from ckpt_lib.formats.registry import FILE_SUFFIXES
+from ckpt_lib.formats.registry import CODEC_SUFFIXES, FILE_SUFFIXES, is_compressed
+from ckpt_lib.maintenance.decompression import copy_plain_file, plain_manifest
 from ckpt_lib.maintenance.transfer import same_or_raise
 from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import FileDigests, HashingWriter, Progress
+from ckpt_lib.stream.digests import Buffer
 
 _CLAIM = "0" * 16
 """What the manifest of an export has in the place of a claim: nobody claimed its id there."""
@@ -34,7 +36,7 @@ def export(
     destination: str | os.PathLike[str],
     progress: Progress | None = None,
 ) -> str:
-    """Copy a checkpoint and its manifest into another folder; return where the payload lies.
+    """Copy a checkpoint and its manifest into another folder; return where the payload lies. It is not compressed.
 
     A ``destination`` that ends with ``.pt``, ``.pth``, ``.ckpt`` or the suffix of the payload and is no folder becomes
     the payload itself, without a manifest; a path that ends with a slash is a folder. Exporting it there again changes
@@ -43,14 +45,13 @@ def export(
     become one. Killed on the way, call it again.
     """
     place = location(open_store(destination))
-    suffix = payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
+    suffix = _exported_suffix(manifest)
     if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     _refuse_experiment(target)
     _refuse_records(target)
-    exported = manifest.changed(
-        files=_plain_files(manifest, suffix),
+    exported = _plain_manifest(experiment, manifest).changed(
         claim=_CLAIM,
         state="live",
         deleted_at=None,
@@ -90,7 +91,7 @@ def _export_file(
             hint="End the destination with a slash.",
         )
     _refuse_experiment(target)
-    copy = manifest.payload.model_copy(update={"name": name})
+    copy = _plain_manifest(experiment, manifest).payload.model_copy(update={"name": name})
     if not _holds(target, copy):
         _copy_file(experiment, manifest, manifest.payload, target, copy, may_replace=False, progress=progress)
     return location(target.store, name)
@@ -126,10 +127,23 @@ def _of_an_experiment(target: Experiment) -> ConfigError:
     )
 
 
-def _plain_files(manifest: Manifest, suffix: str) -> Sequence[FileEntry]:
-    """Return the files by the names that people know, without the claim that kept them apart."""
-    start = payload_name(manifest.checkpoint_id, suffix)
-    return tuple(file.model_copy(update={"name": start + file.part}) for file in manifest.files)
+def _exported_suffix(manifest: Manifest) -> str:
+    """Return the suffix that a payload has when it is exported: without that of a codec."""
+    suffix = payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
+    added = next((added for added in CODEC_SUFFIXES if suffix.endswith(added)), "")
+    return suffix.removesuffix(added) if is_compressed(manifest.format) else suffix
+
+
+def _plain_manifest(experiment: Experiment, manifest: Manifest) -> Manifest:
+    """Return a manifest of the files by the names that people know: without the claim that kept them apart, and plain.
+
+    A compressed payload is read for that, to its end.
+    """
+    if is_compressed(manifest.format):
+        return plain_manifest(experiment, manifest)
+    start = payload_name(manifest.checkpoint_id, _exported_suffix(manifest))
+    files = tuple(file.model_copy(update={"name": start + file.part}) for file in manifest.files)
+    return manifest.changed(files=files)
 
 
 def _is_exported(target: Experiment, exported: Manifest) -> bool:
@@ -192,14 +206,17 @@ def _copy_file(
     """Copy one file; it gets its name only if all of it is as it was saved."""
     upload = target.store.open_write(copy.name)
 
-    def write(blocks: Iterable[bytes]) -> FileDigests:
+    def write(blocks: Iterable[Buffer]) -> FileDigests:
         with HashingWriter(upload, chunk_size_bytes=file.chunk_size_bytes) as stream:
             for block in blocks:
                 stream.write(block)
             return stream.finish()
 
     try:
-        copy_file(experiment, manifest, file, write, progress)
+        if is_compressed(manifest.format):
+            copy_plain_file(experiment, manifest, file, copy, write, progress=progress)
+        else:
+            copy_file(experiment, manifest, file, write, progress)
         if not may_replace and target.store.stat(copy.name) is not None:  # it was put there meanwhile
             raise _taken(target, copy)
         upload.commit()

@@ -15,6 +15,7 @@ _MAGICS = {
     b"\x93NUMPY": "a NumPy array",
     b"\x1f\x8b": "a gzip file",
     b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\x93CKPLANE": "a compressed payload",
 }
 _NUMBER_BYTES = 8
 

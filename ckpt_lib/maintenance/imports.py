@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ckpt_lib.core.facts import CheckpointFacts, GivenFacts
-from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.manifest import Compression, FileEntry, Manifest
 from ckpt_lib.core.metadata import check_count
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
@@ -34,7 +34,8 @@ from ckpt_lib.experiment.files import blocks_of
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, manifest_entries
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.stored_payload import StoredPayload
-from ckpt_lib.formats.registry import format_of_bare_files
+from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
+from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import folder_and_name
 from ckpt_lib.maintenance.foreign import kind_of
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
@@ -42,6 +43,7 @@ from ckpt_lib.store import location, open_store
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import Progress, StreamDigest
 
+_START_BYTES = 8
 UNPROVEN_TAG = "adopted"
 _DESCRIPTION = (
     "Imported without a manifest. The checksums within the file agree, which finds accidents; that these are the bytes "
@@ -131,7 +133,7 @@ def _import_exported(
 
 def _require_alike(experiment: Experiment, manifest: Manifest, imported: Manifest) -> None:
     """Raise when what was imported before holds more than what is to be imported, or less."""
-    if imported.sha256 != manifest.sha256:
+    if imported.content_sha256 != manifest.content_sha256:
         raise CheckpointExistsError(
             "the checkpoint was imported before, and one of the two was thinned",
             checkpoint_id=imported.checkpoint_id,
@@ -146,10 +148,11 @@ def _require_alike(experiment: Experiment, manifest: Manifest, imported: Manifes
 def _import_file(
     experiment: Experiment, origin: Experiment, name: str, monitor: Monitor, progress: Progress | None
 ) -> Manifest:
-    stored = format_of_bare_files()
     try:
         entry = _digest(origin, name)
-        facts = _facts(_read(origin, entry), experiment.name, monitor)
+        stored = _format_of(origin, name)
+        payload, compression = _read(origin, entry, stored)
+        facts = _facts(payload, experiment.name, monitor)
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
             raise
@@ -169,7 +172,7 @@ def _import_file(
     return commit.save(
         experiment,
         replace(facts, timestamp=_timestamp(name), idempotency_key=key, libraries={}),
-        lambda payload: _copy(origin, entry, payload, progress),
+        lambda payload: _copy(origin, entry.model_copy(update={"compression": compression}), payload, progress),
         format_name=stored.name,
         suffix=stored.suffix,
     )
@@ -183,15 +186,28 @@ def _digest(origin: Experiment, name: str) -> FileEntry:
     return FileEntry(name=name, **vars(digest.finish()))
 
 
-def _read(origin: Experiment, entry: FileEntry) -> dict[str, Any]:
+def _format_of(origin: Experiment, name: str) -> Format:
+    """Return the format of a bare file, by its first bytes: one that was saved as it is, or compressed."""
+    with open_file(origin, name) as file:
+        codec_name = codec_name_of(file.read(_START_BYTES))
+    plain_name = format_of_bare_files().name
+    return format_named(f"{plain_name}{SEPARATOR}{codec_name}" if codec_name else plain_name)
+
+
+def _read(origin: Experiment, entry: FileEntry, stored: Format) -> tuple[dict[str, Any], Compression | None]:
     """Return what it holds: of the very bytes that were digested, and without running code."""
-    stored = format_of_bare_files()
-    with StoredPayload(origin, [entry], verify=True) as source:
-        stored.check_records(source)
-        payload = stored.read(source)
+    bare, compression = format_of_bare_files(), None
+    with StoredPayload(origin, [entry], verify=True) as stored_source:
+        source: PayloadSource = stored_source
+        if is_compressed(stored.name):
+            source, _ = plain_source(stored, stored_source)
+            codec_name = stored.name.partition(SEPARATOR)[2]
+            compression = Compression(codec=codec_name, plain_size_bytes=source.open().size_bytes)
+        bare.check_records(source)
+        payload = bare.read(source)
     if missing := _KEYS - payload.keys():
         raise NotACheckpointError(f"the file holds no {', '.join(sorted(missing))}")
-    return payload
+    return payload, compression
 
 
 def _facts(payload: dict[str, Any], experiment_name: str, monitor: Monitor) -> CheckpointFacts:
@@ -217,6 +233,7 @@ def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progres
     with origin.store.open_read(entry.name) as reader, payload.open() as stream:
         for block in blocks_of(reader, progress):
             stream.write(block)
+        stream.compression = entry.compression
     if payload.files[-1].sha256 != entry.sha256:
         raise CorruptCheckpointError(
             "the file was changed while it was imported",

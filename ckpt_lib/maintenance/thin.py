@@ -69,7 +69,7 @@ def thin(experiment: Experiment, checkpoint_id: str, *, check: Check = refuse_pi
         _compare(kept, _read(experiment, manifest, stored, sink.files), experiment, manifest)
         return sink.files
 
-    thinned = Thinned(at=now, sha256=manifest.sha256)
+    thinned = Thinned(at=now, sha256=manifest.content_sha256)
     return replace_payload(experiment, manifest, stored.suffix, write, thinned=thinned, check=may_thin)
 
 

@@ -175,6 +175,15 @@ def _bring_other_payload(
             path=target.location(),
             hint="One of the two manifests was not made by this library: delete the copy that is wrong.",
         )
+    if existing.format != saved.format:
+        raise CheckpointExistsError(
+            "one of the two copies was exported and imported, and is not compressed as the other is",
+            checkpoint_id=existing.checkpoint_id,
+            path=target.location(existing.payload_name),
+            expected=f"format {saved.format}",
+            got=f"format {existing.format}",
+            hint="Nothing was changed: delete the copy that is damaged, and empty the trash, before it is restored.",
+        )
     if not may_replace:
         raise _unlike(saved, target)
     if saved.thinned and existing.thinned is None and compare(target, existing):

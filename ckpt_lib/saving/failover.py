@@ -158,7 +158,7 @@ class SaveTarget:
             if twin:
                 twin.drop()
             raise
-        self._last_size_bytes = manifest.size_bytes
+        self._last_size_bytes = manifest.plain_size_bytes
         if manifest.uid == facts.uid:  # else another process was faster with the same save, and this one read nothing
             with store_failures_logged("looking at what was just saved"):
                 self._known.remember(self.experiment, manifest, is_loadable=True)

@@ -23,7 +23,14 @@ from ckpt_lib.errors import CheckpointError, ConfigError, StateChangedError
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.stored_payload import StoredPayload
-from ckpt_lib.formats import Format, Payload, check_format_name, format_named
+from ckpt_lib.formats import (
+    Format,
+    Payload,
+    check_compression,
+    check_format_name,
+    compressed_format,
+    format_named,
+)
 from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
@@ -67,6 +74,8 @@ class Saver:
         reconciler: Reconciler | None,
     ) -> None:
         check_format_name(locations.config.format)
+        if locations.config.compression:
+            check_compression()
         self._locations = locations
         self._config = locations.config
         self._writer = writer
@@ -283,7 +292,8 @@ class Saver:
         facts = replace(facts, parent_id=self._lineage.parent_id, run_id=self._lineage.run_id)
         if health:
             facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
-        saved = self._writer.save(facts, self._format, payload, with_backup=with_backup)
+        stored_format = compressed_format(self._format, self._config.compression)
+        saved = self._writer.save(facts, stored_format, payload, with_backup=with_backup)
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
             if not saved.in_fallback and saved.manifest.uid == facts.uid:  # else it was saved before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -91,6 +92,31 @@ class HeldFile:
 
     def digest(self, start: int, stop: int) -> str:
         return digest_of_view(self.view, start, stop)
+
+
+class EmptyMemory:
+    """Private memory without a file, all zeros. Its pages take memory once they are written to."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.view = _anonymous(size_bytes)
+
+    def fetch(self, start: int, stop: int) -> bool:
+        return start <= stop <= len(self.view)
+
+    def digest(self, start: int, stop: int) -> str:
+        return digest_of_view(self.view, start, stop)
+
+
+def _anonymous(size_bytes: int) -> memoryview:
+    if not size_bytes:
+        return memoryview(bytearray())
+    if os.name == "nt":
+        return memoryview(mmap.mmap(-1, size_bytes))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (_MAP_NORESERVE if sys.platform == "linux" else 0)
+    mapping = mmap.mmap(-1, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapping)
 
 
 def _fill(source: BinaryIO, view: memoryview) -> int:

@@ -40,10 +40,13 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     def __init__(self, source: BinaryIO, entry: FileEntry | None, *, verify: bool = True) -> None:
         self._source = source
         self._entry = entry if verify else None
+        self.entry_name = entry.name if entry else ""
+        self.compression = entry.compression if entry else None
+        """What the manifest says of the plain bytes, of a file that is compressed."""
         self._position = 0
         self._memory: Memory | None = None
         try:
-            self._memory = memory_of(source, entry.size_bytes if entry else 0)
+            self._memory = self._open_memory(entry)
             self.size_bytes = len(self._memory.view)
             self._chunk_size_bytes = self._unit_bytes()
             self._unverified = set(range(-(-self.size_bytes // self._chunk_size_bytes)))
@@ -51,6 +54,9 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         except BaseException:
             self.close()
             raise
+
+    def _open_memory(self, entry: FileEntry | None) -> Memory:
+        return memory_of(self._source, entry.size_bytes if entry else 0)
 
     def _unit_bytes(self) -> int:
         """Return how many bytes are verified at once."""

@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol, Self
 
 import xxhash
 
+from ckpt_lib.core.manifest import Compression
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream.digests import CHUNK_SIZE_BYTES, Buffer, FileDigests
 from ckpt_lib.stream.mirror import Mirror
@@ -55,6 +56,8 @@ class HashingWriter:
         self._buffer = memoryview(b"")
         self._threads: tuple[PipelineThread, ...] = ()
         self._failure: BaseException | None = None
+        self.compression: Compression | None = None
+        """What the manifest is to say of the plain bytes, where others have compressed them on their way here."""
 
     def __enter__(self) -> Self:
         return self

@@ -99,6 +99,20 @@ def test_show_tells_everything(store: Path, ids: list[str]) -> None:
     assert run_json("show", "best", store=store)["checkpoint_id"] == ids[1]
 
 
+def test_show_tells_what_compression_saves(tmp_path: Path) -> None:
+    """The size before it, what is left of that, and how fast it was written; nothing where nothing is compressed."""
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path), compression=True), "run")
+    manager.save_checkpoint(model=nn.Linear(300, 300), epoch=1)
+    shown = run("show", "latest", store=tmp_path).stdout
+    assert re.search(r"compression +8\d\.\d% of 36\d\.\d KiB, written at [\d.]+ .?i?B/s", shown), shown
+    fields = run_json("show", "latest", store=tmp_path)
+    assert fields["format"] == "torch+planes"
+    assert fields["files"][0]["compression"]["plain_size_bytes"] == fields["uncompressed_size"] > fields["file_size"]
+    plain = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path)), "run")
+    plain.save_checkpoint(model=nn.Linear(2, 1), epoch=2)
+    assert "compression" not in run("show", "latest", store=tmp_path).stdout
+
+
 def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
     """Another epoch's id is no answer where something of this one is left."""
     (store / "digits" / f"{ids[0]}.json").unlink()

@@ -223,6 +223,7 @@ def checkpoints(draw: st.DrawFn) -> list[CheckpointMetadata]:
                 description=draw(st.sampled_from(["", "Good one", "STRASSE", "cafe\u0301"])),
                 sequence=sequence,
                 file_size=draw(st.integers(0, 3)),
+                uncompressed_size=draw(st.integers(0, 3)),
                 checksum="0" * 64,
             )
         )

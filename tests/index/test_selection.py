@@ -39,6 +39,7 @@ def checkpoint(sequence: int = 1, **facts: Any) -> CheckpointMetadata:
             "experiment_name": "e",
             "sequence": sequence,
             "file_size": 1000,
+            "uncompressed_size": 1000,
             "checksum": "0" * 64,
             **facts,
         }
