@@ -35,7 +35,7 @@ WIDTH = 4096
 COMPRESSED: tuple[Compression, ...] = (True, "zstd")
 
 
-@pytest.fixture(params=["torch", FOLDER])
+@pytest.fixture(params=["torch", "safetensors", FOLDER])
 def payload_format(request: pytest.FixtureRequest, folder_format: FolderFormat) -> str:
     return str(request.param)
 
