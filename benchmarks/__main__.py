@@ -33,6 +33,7 @@ from benchmarks.harness import Row, Settings, size_bytes_of
 
 SUITES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "save": saving.rows,
+    "backup": saving.backup_rows,
     "load": loading.rows,
     "tensors": tensors.rows,
     "async": asynchronous.rows,

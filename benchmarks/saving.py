@@ -25,12 +25,11 @@ _BACKUP_TARGET = 0.35
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Every size in the shape of a training run, the other shapes at the largest size, and backups."""
+    """Every size in the shape of a training run, and the other shapes at the largest size."""
     for size in settings.sizes:
         yield from _saves(settings, make(ADAM, size), peers.installed())
     for shape in (FEW_LARGE, MANY_SMALL):
         yield from _saves(settings, make(shape, settings.largest), peers.installed()[:1])
-    yield from _backups(settings, make(ADAM, settings.largest))
 
 
 def _saves(settings: Settings, state: State, others: list[peers.Peer]) -> Iterator[Row]:
@@ -64,8 +63,9 @@ def _target(state: State, peer: str) -> float | None:
     return _SMALL_TARGET if state.size == "1MB" and peer == peers.TORCH_SAVE else None
 
 
-def _backups(settings: Settings, state: State) -> Iterator[Row]:
+def backup_rows(settings: Settings) -> Iterator[Row]:
     """A save that writes its backup in the same pass, and the same with the backup read back afterwards."""
+    state = make(ADAM, settings.largest)
     ours = Ours(settings.folder / "ours", backup_checkpoints=True)
 
     def save() -> float:
