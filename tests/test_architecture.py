@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"store"},
     {"state"},
     {"formats"},
+    {"foreign"},
     {"testing", "policies", "launch"},
     {"index"},
     {"experiment"},
@@ -39,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"deployments"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_HOMES = {"formats", "stream", "state", "analysis.compare", "testing"}
+TORCH_HOMES = {"formats", "foreign", "stream", "state", "analysis.compare", "testing"}
 PANDAS_HOMES = {"analysis"}
 
 

@@ -1,0 +1,53 @@
+"""Finds out of which kind a checkpoint is, and opens it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import cast
+
+from ckpt_lib.errors import CheckpointError, NotACheckpointError
+from ckpt_lib.foreign.base import ForeignCheckpoint, Kind
+from ckpt_lib.foreign.sources import FoundFiles, found_files
+
+_KINDS = {
+    "safetensors": "ckpt_lib.foreign.safetensors_files:SafetensorsFile",
+}
+"""Each kind by name, in the order in which they are asked: a kind that others would take for theirs comes first."""
+
+
+@contextmanager
+def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[ForeignCheckpoint]:
+    """Describe the checkpoint at a path or URL, whoever wrote it. Its files are open until the context ends.
+
+    No code that it holds or names is run, and no tensor is read. Raises
+    :class:`~ckpt_lib.errors.NotACheckpointError` for what is none, :class:`~ckpt_lib.errors.CorruptCheckpointError` for
+    one that is cut off or contradicts itself, :class:`~ckpt_lib.errors.UnsafePayloadError` for one that would take time
+    or memory out of proportion, and the errors of the store.
+    """
+    with found_files(path) as files:
+        yield described(files)
+
+
+def described(files: FoundFiles) -> ForeignCheckpoint:
+    """Describe the checkpoint that these files are. Raises what :func:`open_checkpoint` raises."""
+    kind = kind_of(files)
+    if kind is None:
+        raise NotACheckpointError("no program is known that writes such checkpoints", path=files.path)
+    try:
+        return kind.open(files)
+    except CheckpointError as error:
+        error.path = error.path or files.path
+        raise
+
+
+def kind_of(files: FoundFiles) -> Kind | None:
+    """Return the kind that these files are of; ``None`` if no kind recognises them."""
+    return next((kind for kind in map(_load, _KINDS.values()) if kind.recognises(files)), None)
+
+
+def _load(place: str) -> Kind:
+    module, _, name = place.partition(":")
+    return cast(Kind, getattr(import_module(module), name)())

@@ -1,0 +1,65 @@
+"""Files of safetensors: one, or several with an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ckpt_lib.core.payload_keys import MODEL_KEY
+from ckpt_lib.foreign.base import ForeignCheckpoint, StoredTensor
+from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.formats.safetensors.header import Entry, read_header
+from ckpt_lib.stream import VerifiedFile
+
+_NUMBER_BYTES = 8
+_MAX_HEADER_BYTES = 2**32  # what a library of a later version may allow
+
+
+class SafetensorsFile:
+    """One file of safetensors: the weights of a model."""
+
+    name = "safetensors"
+
+    def recognises(self, files: FoundFiles) -> bool:
+        if not files.is_one_file:
+            return False
+        start = files.start()
+        return (
+            start[_NUMBER_BYTES:].startswith(b"{")
+            and int.from_bytes(start[:_NUMBER_BYTES], "little") < _MAX_HEADER_BYTES
+        )
+
+    def open(self, files: FoundFiles) -> ForeignCheckpoint:
+        weights = tensors_of(files.open())
+        return ForeignCheckpoint(
+            kind=self.name,
+            title="a safetensors file",
+            files=files,
+            contents=weights,
+            payload={MODEL_KEY: dict(weights)},
+        )
+
+
+def tensors_of(file: VerifiedFile) -> Mapping[str, Any]:
+    """Return the tensors of one file by name. Only its header is read."""
+    return {name: _stored(file, name, entry) for name, entry in read_header(file).items()}
+
+
+def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:
+    return StoredTensor(
+        dtype=entry.dtype,
+        shape=entry.shape,
+        memory=(file.entry_name, name),
+        read=lambda: _read(file, entry),
+    )
+
+
+def _read(file: VerifiedFile, entry: Entry) -> torch.Tensor:
+    if entry.start == entry.stop:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    elements = torch.frombuffer(file.view(entry.start, entry.stop), dtype=torch.uint8)
+    if elements.data_ptr() % entry.dtype.itemsize:
+        elements = elements.clone()
+    return elements.view(entry.dtype).view(entry.shape)

@@ -1,0 +1,170 @@
+"""The files of a checkpoint that may be of any program: one file, or all files of a folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
+from ckpt_lib.store import open_store
+from ckpt_lib.store.file import StoredFile
+from ckpt_lib.store.registry import scheme_of, url_text
+from ckpt_lib.stream import VerifiedFile
+
+MAX_FILES = 20_000
+"""How many files a folder may hold. A checkpoint of more is none, or the wrong folder was named."""
+MAX_LEVELS = 6
+"""How deep below the folder its files may lie."""
+
+
+class FoundFiles:
+    """The files at a path or URL, which are opened when they are asked for. Used as a context, which closes them.
+
+    It is a :class:`~ckpt_lib.formats.PayloadSource`: of one file, the name is empty. Nothing is compared with a digest.
+    Memory that tensors share outlives the context.
+    """
+
+    def __init__(
+        self, path: str, sizes_bytes: Mapping[str, int], open_file: Callable[[str], BinaryIO], *, title: str
+    ) -> None:
+        self.path = path
+        """The path or URL, as it was given."""
+        self.title = title
+        """The name of the file or folder, without the path to it."""
+        self.sizes_bytes = sizes_bytes
+        """The size of each file by its name below the folder, such as ``model/weights.bin``."""
+        self._open_file = open_file
+        self._opened: dict[str, VerifiedFile] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def is_one_file(self) -> bool:
+        """Tell whether a file was named, and no folder."""
+        return tuple(self.sizes_bytes) == ("",)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return tuple(self.sizes_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all files together."""
+        return sum(self.sizes_bytes.values())
+
+    def open(self, name: str = "") -> VerifiedFile:
+        """Return a file at its start, the same one each time.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` for a name that is not there, and the errors of the
+        store or the operating system.
+        """
+        if name not in self.sizes_bytes:
+            raise CorruptCheckpointError(f"there is no file {shown(name)} in it", path=self.path)
+        if name not in self._opened:
+            self._opened[name] = self._stack.enter_context(VerifiedFile(self._open_file(name), None))
+        file = self._opened[name]
+        file.seek(0)
+        return file
+
+    def start(self, name: str = "", size_bytes: int = 64) -> bytes:
+        """Return the first bytes of a file."""
+        file = self.open(name)
+        with file.view(0, min(size_bytes, file.size_bytes)) as view:
+            return bytes(view)
+
+    def below(self, folder: str) -> FoundFiles:
+        """Return the files of a folder in this one, to open them there. Close this one, not that."""
+        start = f"{folder}/"
+        sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
+        return FoundFiles(f"{self.path}/{folder}", sizes, lambda name: self._open_file(start + name), title=folder)
+
+
+def found_files(path: str | os.PathLike[str]) -> FoundFiles:
+    """Return the file at a path or URL, or the files in the folder there.
+
+    Links are followed in folders of this machine, as caches of models need them to be. Raises
+    :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing, or something else than files and folders.
+    """
+    text = url_text(path)
+    return _local(text.removeprefix("file://")) if scheme_of(text) == "file" else _stored(text)
+
+
+def _local(path: str) -> FoundFiles:
+    title = os.path.basename(os.path.abspath(path))
+    if os.path.isdir(path):
+        return FoundFiles(path, _local_sizes(path), lambda name: _open_local(os.path.join(path, name)), title=title)
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotACheckpointError("there is nothing at this path", path=path) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise NotACheckpointError(
+            "a device, a pipe or a socket is at this path", path=path, expected="a file or folder"
+        )
+    return FoundFiles(path, {"": found.st_size}, lambda _: _open_local(path), title=title)
+
+
+def _local_sizes(path: str) -> dict[str, int]:
+    """Return the size of each file in a folder of this machine by its name below it, in order."""
+    sizes: dict[str, int] = {}
+    for folder, folders, names in os.walk(path, followlinks=True):
+        below = os.path.relpath(folder, path)
+        parts = [] if below == os.curdir else below.split(os.sep)
+        if len(parts) >= MAX_LEVELS:  # which also ends a circle of links
+            folders.clear()
+        folders.sort()
+        for name in names:
+            found = _stat(os.path.join(folder, name))
+            if found is not None and stat.S_ISREG(found.st_mode):
+                sizes["/".join((*parts, name))] = found.st_size
+        if len(sizes) > MAX_FILES:
+            raise _too_many(path)
+    return dict(sorted(sizes.items()))
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:  # a link to nothing, or a file that has just gone
+        return None
+
+
+def _open_local(path: str) -> BinaryIO:
+    return open(path, "rb", buffering=0)
+
+
+def _stored(url: str) -> FoundFiles:
+    """Return what lies at a URL. A store is a folder, so a file is found in the folder that it lies in."""
+    url = url.rstrip("/")
+    parent, _, title = url.rpartition("/")
+    if "/" in url.partition("://")[2]:
+        folder = open_store(parent)
+        if (found := folder.stat(title)) is not None:
+            return FoundFiles(url, {"": found.size_bytes}, lambda _: StoredFile(folder.open_read(title)), title=title)
+    store = open_store(url)
+    sizes = {entry.key: entry.size_bytes for entry in store.list("")}
+    if len(sizes) > MAX_FILES:
+        raise _too_many(url)
+    if not sizes:
+        raise NotACheckpointError("there is nothing at this URL", path=url)
+    return FoundFiles(url, sizes, lambda name: StoredFile(store.open_read(name)), title=title)
+
+
+def _too_many(path: str) -> NotACheckpointError:
+    return NotACheckpointError(
+        f"the folder holds more than {MAX_FILES} files",
+        path=path,
+        hint="Name the folder of one checkpoint.",
+    )
