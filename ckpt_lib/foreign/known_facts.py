@@ -49,23 +49,25 @@ class FactFinder:
 
     def take(self, kind: str, name: str, value: Any) -> Plain:
         """Note a fact. Returns what is not plain in it, which was left out."""
-        plain = Plain(is_config=True)
+        values = Plain(is_config=True)
         if kind in ("epoch", "step"):
             count, rank = _count(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
             if count is None:
-                plain.refused.append(f"{name} (no count)")
+                values.refused.append(f"{name} (no count)")
             else:
                 self._counts[kind] = min((rank, count), self._counts.get(kind, (rank + 1, 0)))
-            return plain
+            return values
         if kind == "metrics":
             measured = value if isinstance(value, Mapping) else {name: value}
             self._metrics |= {str(key): number for key, number in measured.items() if _is_number(number)}
-            plain.refused += [f"{name}.{key} (no number)" for key, number in measured.items() if not _is_number(number)]
-            return plain
-        found = plain.of(value, name)
+            values.refused += [
+                f"{name}.{key} (no number)" for key, number in measured.items() if not _is_number(number)
+            ]
+            return values
+        found = values.plain(value, name)
         if isinstance(found, dict):
             self._configs[name] = found
-        return plain
+        return values
 
     def look_at(self, contents: Mapping[str, Any]) -> None:
         """Find out who wrote a checkpoint, and when."""
@@ -97,7 +99,7 @@ def _fields(value: Any) -> Any:
     """Return a configuration as a dict of plain values; anything else for what is none."""
     if not isinstance(value, Mapping | StoredObject):
         return None
-    found = Plain(is_config=True).of(value, "")
+    found = Plain(is_config=True).plain(value, "")
     return found if found is not REFUSED and (found or isinstance(value, Mapping)) else None
 
 

@@ -74,6 +74,10 @@ class DraftingUnpickler(PickleChecker):
     def _steps(self) -> dict[int, Step]:
         return _ALL_STEPS
 
+    def execute(self) -> Any:
+        """Return what the pickle describes, with drafts in it. Bytes that are no pickle raise errors of many types."""
+        return self._run()
+
     # --- objects ---
 
     def _note(self, value: Any) -> None:

@@ -41,7 +41,7 @@ class Plain:
         self.has_tensors = False
         self._is_config = is_config
 
-    def of(self, value: Any, place: str) -> Any:
+    def plain(self, value: Any, place: str) -> Any:
         """Return the value as nested dicts, lists, tuples, sets, plain values and tensors; or :data:`REFUSED`."""
         if isinstance(value, _LEAVES):
             return value
@@ -57,7 +57,7 @@ class Plain:
                 value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
             )
         if isinstance(value, list | tuple):
-            items = [self.of(item, f"{place}[{number}]") for number, item in enumerate(value)]
+            items = [self.plain(item, f"{place}[{number}]") for number, item in enumerate(value)]
             return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
         return self._refuse(place, type(value).__name__)
 
@@ -66,7 +66,7 @@ class Plain:
         for key, entry in value.items():
             if not isinstance(key, _LEAVES):
                 self._refuse(f"{place}.<key>", getattr(key, "class_name", type(key).__name__))
-            elif (found := self.of(entry, f"{place}.{key}" if place else str(key))) is not REFUSED:
+            elif (found := self.plain(entry, f"{place}.{key!s}" if place else str(key))) is not REFUSED:
                 converted[key] = found
         if isinstance(value, OrderedDict):
             vars(converted).update(vars(value))
@@ -77,7 +77,7 @@ class Plain:
         if fields is not None:
             return self._dict(fields, place)
         if isinstance(value.entries, list) and value.state is None and not value.arguments:
-            return self.of(value.entries, place)
+            return self.plain(value.entries, place)
         return constant_of(value) if is_constant(value) else self._refuse(place, value.class_name)
 
     def _refuse(self, place: str, kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: zip archives, and what it wrote before version 1.6; whole modules and Lightning's included."""
+"""Files of ``torch.save``, of every version and with whatever in them, such as whole modules; and bare pickles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OPTIMIZER_KEY
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.foreign.base import ForeignCheckpoint
+from ckpt_lib.foreign.legacy_files import LegacyFile, is_legacy
 from ckpt_lib.foreign.mapping import Mapped, to_payload
-from ckpt_lib.foreign.pickles import describe
+from ckpt_lib.foreign.pickles import describe, no_reference, no_tensor
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.storages import Storages
 from ckpt_lib.formats.registry import codec_name_of
@@ -21,7 +22,10 @@ from ckpt_lib.formats.torch.tensor_specs import Storage, storage_of
 from ckpt_lib.formats.torch.zip_reading import find_directory
 from ckpt_lib.stream import VerifiedFile
 
+_START_BYTES = 64
 _ZIP_START = b"PK\3\4"
+_IS_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_NO_FORMAT = "it is a bare pickle, not a file of torch.save; load it with the program that wrote it, and save it again"
 _PICKLE = "data.pkl"
 _SCRIPT_RECORD = re.compile(rb"/constants\.pkl|/model\.json")
 WHOLE = ""
@@ -49,7 +53,7 @@ class TorchFile:
     name = "torch"
 
     def recognises(self, files: FoundFiles) -> bool:
-        return files.is_one_file and _is_torch(plain_file(files))
+        return files.is_one_file and _is_torch(_start(plain_file(files)))
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         found = contents_of(plain_file(files))
@@ -83,16 +87,35 @@ def contents_of(file: VerifiedFile) -> TorchContents:
     Raises :class:`CorruptCheckpointError` for a file that is cut off or contradicts itself, and
     :class:`~ckpt_lib.errors.UnsafePayloadError` for one that takes time or memory out of proportion.
     """
+    start = _start(file)
     try:
-        return _zip_contents(file)
+        if start.startswith(_ZIP_START):
+            return _zip_contents(file)
+        return _legacy_contents(file) if is_legacy(start) else _pickle_contents(file)
     except UnsafePayloadError as error:
         error.hint = "Nothing was loaded, and no code was run."
         raise
 
 
-def _is_torch(file: VerifiedFile) -> bool:
-    with file.view(0, min(64, file.size_bytes)) as view:
-        return bytes(view).startswith(_ZIP_START)
+def _start(file: VerifiedFile) -> bytes:
+    with file.view(0, min(_START_BYTES, file.size_bytes)) as view:
+        return bytes(view)
+
+
+def _is_torch(start: bytes) -> bool:
+    return start.startswith(_ZIP_START) or is_legacy(start) or _IS_PICKLE.match(start) is not None
+
+
+def _legacy_contents(file: VerifiedFile) -> TorchContents:
+    legacy = LegacyFile(file)
+    return TorchContents(legacy.value, "a legacy file of torch.save", legacy.obstacle, legacy.findings)
+
+
+def _pickle_contents(file: VerifiedFile) -> TorchContents:
+    if file.size_bytes > max_structure_bytes(0):
+        raise unsafe(f"it is a pickle of more than {max_structure_bytes(0)} bytes")
+    described = describe(file.readall(), find_reference=no_reference, stored=no_tensor)
+    return TorchContents(described.value, "a pickle", _NO_FORMAT, described.findings)
 
 
 def _zip_contents(file: VerifiedFile) -> TorchContents:
