@@ -31,7 +31,8 @@ class FactFinder:
         self._counts: dict[str, tuple[int, int]] = {}
         self._metrics: dict[str, float] = {}
         self._configs: dict[str, dict[str, Any]] = {}
-        self._writer: str | None = None
+        self.writer: str | None = None
+        """The program that wrote the checkpoint."""
         self._saved_at: datetime | None = None
 
     def kind_of(self, name: Any, value: Any) -> str | None:
@@ -73,12 +74,12 @@ class FactFinder:
         """Find out who wrote a checkpoint, and when."""
         version = contents.get(_LIGHTNING)
         if isinstance(version, str):
-            self._writer = f"lightning {version[:40]}"
+            self.writer = f"lightning {version[:40]}"
         elif any(
             isinstance(item, StoredObject) and item.class_name.startswith("ultralytics.") for item in contents.values()
         ):
             version = contents.get("version")
-            self._writer = f"ultralytics {version[:40]}" if isinstance(version, str) else "ultralytics"
+            self.writer = f"ultralytics {version[:40]}" if isinstance(version, str) else "ultralytics"
         for name in ("saved_at", "date", "timestamp"):
             self._saved_at = self._saved_at or _moment(contents.get(name))
 
@@ -86,7 +87,7 @@ class FactFinder:
         """Return what was found."""
         configs = list(self._configs.values())
         return Facts(
-            writer=self._writer,
+            writer=self.writer,
             epoch=self._counts["epoch"][1] if "epoch" in self._counts else None,
             step=self._counts["step"][1] if "step" in self._counts else None,
             metrics=self._metrics,

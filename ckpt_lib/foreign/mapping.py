@@ -81,6 +81,20 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
     return assignment.mapped()
 
 
+def own_payload(contents: Mapping[str, Any]) -> Mapped:
+    """Return the payload of a checkpoint of this library, which has our keys and nothing else."""
+    facts = FactFinder()
+    facts.writer = "prefect-checkpoints"
+    for kind in FACTS:
+        if facts.kind_of(kind, contents.get(kind)) == kind:
+            facts.take(kind, kind, contents[kind])
+    states = {key: contents.get(key) for key in (*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY)}
+    if found := unreadable(states):
+        reason = f"{len(found)} of its values can be read by torch.load alone: {listed(found, 5)}"
+        return Mapped(None, facts.found(), obstacle=reason)
+    return Mapped({key: state for key, state in states.items() if state is not None}, facts.found())
+
+
 class _Assignment:
     """Takes the entries of one kind after the other; what remains is extra."""
 
