@@ -38,7 +38,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
     elif isinstance(expected, Mapping):
-        assert list(found) == list(expected)
+        assert found.keys() == expected.keys()
         for key in expected:
             assert_same(found[key], expected[key])
     elif isinstance(expected, list | tuple):
