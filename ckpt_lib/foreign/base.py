@@ -11,6 +11,16 @@ from typing import Any, Protocol
 import torch
 
 from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.stream import VerifiedFile
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Region:
+    """Bytes of a file, from ``start`` to ``stop``."""
+
+    file: VerifiedFile
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -23,6 +33,10 @@ class StoredTensor:
     """Tensors of one checkpoint with the same value here share memory, at least in part."""
     read: Callable[[], torch.Tensor]
     """Returns the tensor, where possible as a view of the mapped file. Tensors that shared memory do so again."""
+    regions: tuple[Region, ...] = ()
+    """Where its elements lie, each once and in any order, and nothing else; empty where only ``read`` can tell."""
+    memory_bytes: int | None = None
+    """The size of the memory that it lies in, which may be larger than the tensor; ``None`` where it is not known."""
 
     @property
     def size_bytes(self) -> int:
