@@ -12,6 +12,7 @@ from typing import BinaryIO, Self
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
 from ckpt_lib.store import open_store
+from ckpt_lib.store.checks import OWN_FOLDER
 from ckpt_lib.store.file import StoredFile
 from ckpt_lib.store.registry import scheme_of, url_text
 from ckpt_lib.stream import VerifiedFile
@@ -126,7 +127,7 @@ def _local_sizes(path: str) -> dict[str, int]:
         parts = [] if below == os.curdir else below.split(os.sep)
         if len(parts) >= MAX_LEVELS:  # which also ends a circle of links
             folders.clear()
-        folders.sort()
+        folders[:] = sorted(name for name in folders if name != OWN_FOLDER)
         for name in names:
             found = _stat(os.path.join(folder, name))
             if found is not None and stat.S_ISREG(found.st_mode):
