@@ -112,8 +112,8 @@ def _of_the_optimizer(model: Any, optimizer: Any) -> Iterator[str]:
         if shape is not None and shape not in shapes:
             strange.append(f"{shown(parameter)} {list(shape)}")
     if strange:
-        count = count_of(len(strange), "parameter")
-        yield f"The optimizer has state for {count} of shapes that the model has not: {listed(strange)}."
+        named = count_of(len(strange), "parameter")
+        yield f"The optimizer has state for {named} of shapes that the model has not: {listed(strange)}."
         return
     count = sum(len(group["params"]) for group in _groups(optimizer))
     if count > sum(shapes.values()):
