@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -33,8 +33,10 @@ class StoredTensor:
     """Tensors of one checkpoint with the same value here share memory, at least in part."""
     read: Callable[[], torch.Tensor]
     """Returns the tensor, where possible as a view of the mapped file. Tensors that shared memory do so again."""
-    regions: tuple[Region, ...] = ()
-    """Where its elements lie, each once and in any order, and nothing else; empty where only ``read`` can tell."""
+    offset_bytes: int = 0
+    """Where in that memory its first element lies."""
+    regions: Callable[[], Sequence[Region]] = tuple
+    """Returns where its elements lie, each once and in any order, and nothing else; nothing where that is not known."""
     memory_bytes: int | None = None
     """The size of the memory that it lies in, which may be larger than the tensor; ``None`` where it is not known."""
 

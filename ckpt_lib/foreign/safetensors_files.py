@@ -53,7 +53,7 @@ def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:
         shape=entry.shape,
         memory=(file, name),
         read=lambda: _read(file, entry),
-        regions=(Region(file, entry.start, entry.stop),),
+        regions=lambda: [Region(file, entry.start, entry.stop)],
         memory_bytes=entry.stop - entry.start,
     )
 

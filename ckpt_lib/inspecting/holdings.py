@@ -43,8 +43,8 @@ def _entries(item: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(item, list | tuple):
         return list(enumerate(item))
     if isinstance(item, StoredObject):
-        state = [("", item.state)] if not isinstance(item.state, Mapping) else list(item.state.items())
-        return [*enumerate(item.arguments), *state]
+        parts = (item.arguments, item.entries, item.state)
+        return [entry for part in parts if part is not None for entry in _entries(part) or ()]
     return None
 
 
@@ -68,8 +68,7 @@ def distinct(tensors: Iterable[tuple[str, StoredTensor]]) -> Named:
 
 
 def _identity(tensor: StoredTensor) -> Hashable:
-    places = tuple((id(region.file), region.start) for region in tensor.regions)
-    return tensor.memory, tensor.dtype, tensor.shape, places
+    return tensor.memory, tensor.dtype, tensor.shape, tensor.offset_bytes
 
 
 def elements_in(tensors: Iterable[tuple[str, StoredTensor]]) -> int:

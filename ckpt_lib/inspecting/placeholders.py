@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -68,22 +69,33 @@ class _Placeholders:
 
     def _described(self, value: Any, name: str) -> Any:
         if isinstance(value, TensorSpec):
-            return self._tensor(name, value.dtype, value.size, value.storage.record, value.storage.size_bytes)
-        if isinstance(value, TensorRef):
-            return self._referenced(name, value)
+            storage, (offset_bytes, _) = value.storage, value.range_bytes
+            return self._tensor(
+                name,
+                value.dtype,
+                value.size,
+                storage.record,
+                offset_bytes=offset_bytes,
+                memory_bytes=storage.size_bytes,
+            )
+        if self._reader and isinstance(value, TensorRef):
+            return self._tensor(name, *self._reader.described(value), offset_bytes=self._offset_of(name))
         # A tensor without data, of a payload that only torch can read; or what another package's format puts there.
         dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
-        return self._tensor(name, dtype, tuple(shape), id(value), None) if isinstance(dtype, torch.dtype) else value
+        return self._tensor(name, dtype, tuple(shape), id(value)) if isinstance(dtype, torch.dtype) else value
 
-    def _referenced(self, name: str, ref: TensorRef) -> StoredTensor:
-        assert self._reader is not None
-        home = self._reader.home_of(ref)
-        dtype, shape = (ref.view.dtype, ref.view.shape) if ref.view else (home.entry.dtype, home.entry.shape)
-        size_bytes = home.entry.stop - home.entry.start
-        return self._tensor(name, dtype, tuple(shape), (home.file, ref.name), size_bytes)
+    def _offset_of(self, name: str) -> int:
+        return self._regions[name][0].start if name in self._regions else 0
 
     def _tensor(
-        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], memory: Any, memory_bytes: int | None
+        self,
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        memory: Hashable,
+        *,
+        offset_bytes: int = 0,
+        memory_bytes: int | None = None,
     ) -> StoredTensor:
         regions = self._regions.get(name, [])
         size_bytes = math.prod(shape) * dtype.itemsize
@@ -93,6 +105,7 @@ class _Placeholders:
             shape=shape,
             memory=memory,
             read=lambda: tensors_in(self._format.read(self._source, keys=[name]))[0],
-            regions=tuple(regions) if is_whole else (),
+            offset_bytes=offset_bytes,
+            regions=lambda: regions if is_whole else [],
             memory_bytes=memory_bytes,
         )

@@ -34,8 +34,8 @@ def statistics_of(tensor: StoredTensor, progress: Progress | None = None) -> Ten
 
 def _blocks_of(tensor: StoredTensor) -> Iterator[torch.Tensor]:
     """Yield all elements, in any order and shape. Each block is valid until the next is asked for."""
-    if tensor.regions:
-        for region in tensor.regions:
+    if regions := tensor.regions():
+        for region in regions:
             yield from _blocks_in(region, tensor.dtype)
     elif math.prod(tensor.shape):
         yield from _pieces_of(tensor.read().detach())

@@ -72,9 +72,9 @@ class SafetensorsReader:
             wanted = select(self._outline, keys)
             refs = [ref for _, ref in refs_in(wanted)]
             self._check(refs)
-        self._require({self.home_of(ref) for ref in refs})
+        self._require({self._home(ref) for ref in refs})
         with CollectionPause():
-            builder = _Builder(self._source, self.home_of, place, refs)
+            builder = _Builder(self._source, self._home, place, refs)
             built: Payload = map_leaves(wanted, builder.build)
         return built
 
@@ -101,7 +101,7 @@ class SafetensorsReader:
         ranges: dict[str, list[tuple[int, int]]] = {}
         for name, ref in refs_in(self._outline):
             if self._file_of(ref) == file:
-                home = self.home_of(ref)
+                home = self._home(ref)
                 _check_fit(ref, home.entry)
                 start, stop = home.entry.start, home.entry.stop
                 if (view := ref.view) is not None:
@@ -113,7 +113,7 @@ class SafetensorsReader:
     def _check(self, refs: Iterable[TensorRef]) -> None:
         expanded = 0
         for ref in refs:
-            expanded += _check_fit(ref, self.home_of(ref).entry)
+            expanded += _check_fit(ref, self._home(ref).entry)
             if expanded > MAX_EXPANDED_BYTES:
                 raise malformed(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than their stored memory")
 
@@ -132,8 +132,7 @@ class SafetensorsReader:
             failures[0].damages = tuple(damage for error in failures for damage in error.damages)
             raise failures[0]
 
-    def home_of(self, ref: TensorRef) -> _Home:
-        """Return where a tensor is stored. Only headers are read. Raises :class:`CorruptCheckpointError`."""
+    def _home(self, ref: TensorRef) -> _Home:
         found = self._homes.get((ref.group, ref.name))
         if found is None:
             file = self._file_of(ref)
