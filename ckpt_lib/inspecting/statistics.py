@@ -84,28 +84,24 @@ class _Running:
             self._add_numbers(wide.to(torch.float64))
         else:
             found = block.contiguous().numpy()  # whose whole numbers of any type can be compared
-            self._widen(int(found.min()), int(found.max()))
-            self._add_finite(torch.from_numpy(found.astype("float64")))
+            self._add_finite(torch.from_numpy(found.astype("float64")), int(found.min()), int(found.max()))
 
     def _add_numbers(self, numbers: torch.Tensor) -> None:
-        is_finite = numbers.isfinite()
-        if not is_finite.all():
-            nan = int(numbers.isnan().sum())
+        extremes = [float(number) for number in numbers.aminmax()]
+        if not all(map(math.isfinite, extremes)):
+            is_finite, nan = numbers.isfinite(), int(numbers.isnan().sum())
             self._nan += nan
             numbers = numbers[is_finite]
             self._infinite += is_finite.numel() - numbers.numel() - nan
-        if numbers.numel():
-            lowest, highest = numbers.aminmax()
-            self._widen(float(lowest), float(highest))
-            self._add_finite(numbers)
+            if not numbers.numel():
+                return
+            extremes = [float(number) for number in numbers.aminmax()]
+        self._add_finite(numbers, *extremes)
 
-    def _widen(self, lowest: float, highest: float) -> None:
-        if self._extremes is None:
-            self._extremes = [lowest, highest]
-        self._extremes = [min(self._extremes[0], lowest), max(self._extremes[1], highest)]
-
-    def _add_finite(self, numbers: torch.Tensor) -> None:
-        scale = _scale_of(numbers)
+    def _add_finite(self, numbers: torch.Tensor, lowest: float, highest: float) -> None:
+        known = self._extremes or [lowest, highest]
+        self._extremes = [min(known[0], lowest), max(known[1], highest)]
+        scale = _scale_of(max(abs(lowest), abs(highest)))
         scaled = numbers if scale == 1 else numbers / scale
         self._norm = math.hypot(self._norm, scale * float(torch.linalg.vector_norm(scaled)))
         count = numbers.numel()
@@ -126,7 +122,6 @@ class _Running:
         )
 
 
-def _scale_of(numbers: torch.Tensor) -> float:
+def _scale_of(largest: float) -> float:
     """Return by what to divide numbers whose squares a float64 cannot hold; 1 for any other."""
-    largest = float(numbers.abs().max())
     return largest if largest > _SQUARES_OVERFLOW or 0 < largest < _SQUARES_VANISH else 1.0
