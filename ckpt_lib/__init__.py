@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
     from ckpt_lib.index.conditions import Condition
     from ckpt_lib.index.overview import ExperimentOverview
+    from ckpt_lib.inspecting.inspection import inspect_checkpoint
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import RetentionPlan
     from ckpt_lib.state.data import ResumableLoader
@@ -44,6 +45,7 @@ _HOMES = {
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
+    "inspect_checkpoint": "ckpt_lib.inspecting.inspection",
     "list_experiments": "ckpt_lib.experiment.listing",
     "open_store": "ckpt_lib.store",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "describe_experiments",
     "find_checkpoints",
     "init_store",
+    "inspect_checkpoint",
     "list_experiments",
     "open_store",
 ]

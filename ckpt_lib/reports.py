@@ -1,5 +1,6 @@
-"""What validation, scrub, repair, cleanup, reconcile and the doctor return."""
+"""What validation, scrub, repair, cleanup, reconcile, the doctor and inspections return."""
 
+from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspection, StoredCheckpoint, TensorStatistics
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.findings import DoctorReport
@@ -12,8 +13,13 @@ __all__ = [
     "BackupStatus",
     "CleanupReport",
     "DoctorReport",
+    "InspectedState",
+    "InspectedTensor",
+    "Inspection",
     "ReconcileReport",
     "RepairReport",
     "ScrubReport",
+    "StoredCheckpoint",
+    "TensorStatistics",
     "ValidationReport",
 ]

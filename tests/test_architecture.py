@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"index"},
     {"experiment"},
     {"analysis", "maintenance"},
-    {"saving"},
+    {"inspecting", "saving"},
     {"loading"},
     {"finder", "reports"},
     {"restorer"},
@@ -40,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"deployments"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_HOMES = {"formats", "foreign", "stream", "state", "analysis.compare", "testing"}
+TORCH_HOMES = {"formats", "foreign", "stream", "state", "analysis.compare", "inspecting", "testing"}
 PANDAS_HOMES = {"analysis"}
 
 

@@ -25,6 +25,7 @@ EXPECTED = [
     "describe_experiments",
     "find_checkpoints",
     "init_store",
+    "inspect_checkpoint",
     "list_experiments",
     "open_store",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from ckpt_lib.cli import (
     edit,
     experiments,
     init,
+    inspect,
     metrics,
     options,
     reconcile,
@@ -84,13 +85,14 @@ def ckpt(
 
 def _add(name: str, command: Callable[..., None], panel: str) -> None:
     # Typer keeps the line breaks of a docstring, and a narrow terminal would wrap the lines a second time.
-    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)
 
 
 _add("list", show.list_checkpoints, "Show")
 _add("show", show.show, "Show")
+_add("inspect", inspect.inspect, "Show")
 _add("compare", compare.compare, "Show")
 _add("summary", compare.summary, "Show")
 _add("experiments", experiments.experiments, "Show")

@@ -57,6 +57,13 @@ class PlainFile(VerifiedFile):
         if undecodable:
             raise self._corrupt(sorted(undecodable))
 
+    def forget(self, start: int, stop: int) -> None:
+        """Let go of plain bytes, and of the stored bytes that they were made from."""
+        super().forget(start, stop)
+        if start < stop:
+            size = self._chunk_size_bytes
+            self._stored.forget(*self.table.stored_range(start // size, (stop - 1) // size))
+
     def blocks(self) -> Iterator[Buffer]:
         """Yield all bytes from start to end, and keep none of them. Raises as :meth:`require` does."""
         pool = OrderedPool(self._decoded, worker_count(), "ckpt-decompress")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -11,6 +11,16 @@ from typing import Any, Protocol
 import torch
 
 from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.stream import VerifiedFile
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Region:
+    """Bytes of a file, from ``start`` to ``stop``."""
+
+    file: VerifiedFile
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -23,6 +33,12 @@ class StoredTensor:
     """Tensors of one checkpoint with the same value here share memory, at least in part."""
     read: Callable[[], torch.Tensor]
     """Returns the tensor, where possible as a view of the mapped file. Tensors that shared memory do so again."""
+    offset_bytes: int = 0
+    """Where in that memory its first element lies."""
+    regions: Callable[[], Sequence[Region]] = tuple
+    """Returns where its elements lie, each once and in any order, and nothing else; nothing where that is not known."""
+    memory_bytes: int | None = None
+    """The size of the memory that it lies in, which may be larger than the tensor; ``None`` where it is not known."""
 
     @property
     def size_bytes(self) -> int:

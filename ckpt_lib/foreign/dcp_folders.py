@@ -10,7 +10,7 @@ import torch
 
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.foreign.base import ForeignCheckpoint, StoredTensor
+from ckpt_lib.foreign.base import ForeignCheckpoint, Region, StoredTensor
 from ckpt_lib.foreign.dcp_metadata import METADATA_FILE, ChunkedTensor, Place, malformed, read_metadata
 from ckpt_lib.foreign.folders import folder_checkpoint
 from ckpt_lib.foreign.sources import FoundFiles
@@ -72,7 +72,19 @@ def _tensor(files: FoundFiles, name: str, tensor: ChunkedTensor) -> StoredTensor
         shape=tensor.shape,
         memory=(files.path, name),
         read=lambda: _assembled(files, name, tensor),
+        regions=lambda: _regions(files, tensor),
     )
+
+
+def _regions(files: FoundFiles, tensor: ChunkedTensor) -> list[Region]:
+    """Return where the chunks of a tensor lie; nothing if that is not known of one."""
+    found: list[Region] = []
+    for chunk in tensor.chunks:
+        part = _value(files, chunk.place)
+        if not isinstance(part, StoredTensor) or part.dtype != tensor.dtype or not (regions := part.regions()):
+            return []
+        found += regions
+    return found
 
 
 def _assembled(files: FoundFiles, name: str, tensor: ChunkedTensor) -> torch.Tensor:

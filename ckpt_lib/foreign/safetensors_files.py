@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ckpt_lib.core.payload_keys import MODEL_KEY
-from ckpt_lib.foreign.base import ForeignCheckpoint, StoredTensor
+from ckpt_lib.foreign.base import ForeignCheckpoint, Region, StoredTensor
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.formats.safetensors.header import Entry, read_header
 from ckpt_lib.stream import VerifiedFile
@@ -53,6 +53,8 @@ def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:
         shape=entry.shape,
         memory=(file, name),
         read=lambda: _read(file, entry),
+        regions=lambda: [Region(file, entry.start, entry.stop)],
+        memory_bytes=entry.stop - entry.start,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
 from ckpt_lib.store import open_store
+from ckpt_lib.store.checks import OWN_FOLDER
 from ckpt_lib.store.file import StoredFile
 from ckpt_lib.store.registry import scheme_of, url_text
 from ckpt_lib.stream import VerifiedFile
@@ -92,20 +93,22 @@ class FoundFiles:
         return self._stack.enter_context(inner)
 
 
-def found_files(path: str | os.PathLike[str]) -> FoundFiles:
+def found_files(path: str | os.PathLike[str], *, headers_only: bool = False) -> FoundFiles:
     """Return the file at a path or URL, or the files in the folder there.
 
+    ``headers_only`` asks the system not to read ahead: a page of a large file is all that is wanted here and there.
     Links are followed in folders of this machine, as caches of models need them to be. Raises
     :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing, or something else than files and folders.
     """
     text = url_text(path)
-    return _local(text.removeprefix("file://")) if scheme_of(text) == "file" else _stored(text)
+    open_file = _open_for_headers if headers_only else _open_local
+    return _local(text.removeprefix("file://"), open_file) if scheme_of(text) == "file" else _stored(text)
 
 
-def _local(path: str) -> FoundFiles:
+def _local(path: str, open_file: Callable[[str], BinaryIO]) -> FoundFiles:
     title = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        return FoundFiles(path, _local_sizes(path), lambda name: _open_local(os.path.join(path, name)), title=title)
+        return FoundFiles(path, _local_sizes(path), lambda name: open_file(os.path.join(path, name)), title=title)
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +117,7 @@ def _local(path: str) -> FoundFiles:
         raise NotACheckpointError(
             "a device, a pipe or a socket is at this path", path=path, expected="a file or folder"
         )
-    return FoundFiles(path, {"": found.st_size}, lambda _: _open_local(path), title=title)
+    return FoundFiles(path, {"": found.st_size}, lambda _: open_file(path), title=title)
 
 
 def _local_sizes(path: str) -> dict[str, int]:
@@ -125,7 +128,7 @@ def _local_sizes(path: str) -> dict[str, int]:
         parts = [] if below == os.curdir else below.split(os.sep)
         if len(parts) >= MAX_LEVELS:  # which also ends a circle of links
             folders.clear()
-        folders.sort()
+        folders[:] = sorted(name for name in folders if name != OWN_FOLDER)
         for name in names:
             found = _stat(os.path.join(folder, name))
             if found is not None and stat.S_ISREG(found.st_mode):
@@ -144,6 +147,14 @@ def _stat(path: str) -> os.stat_result | None:
 
 def _open_local(path: str) -> BinaryIO:
     return open(path, "rb", buffering=0)
+
+
+def _open_for_headers(path: str) -> BinaryIO:
+    file = _open_local(path)
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # it is only advice
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    return file
 
 
 def _stored(url: str) -> FoundFiles:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 import torch
 
-from ckpt_lib.foreign.base import StoredTensor
+from ckpt_lib.foreign.base import Region, StoredTensor
+from ckpt_lib.formats.safetensors.sharing import has_gaps
 from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 from ckpt_lib.stream import VerifiedFile
 
@@ -29,7 +31,18 @@ class Storages:
             shape=tuple(spec.size),
             memory=(self, spec.storage.record),
             read=lambda: self._read(spec),
+            offset_bytes=spec.range_bytes[0],
+            regions=lambda: self._regions(spec),
+            memory_bytes=spec.storage.size_bytes,
         )
+
+    def _regions(self, spec: TensorSpec) -> list[Region]:
+        """Return the bytes of a tensor, unless other elements lie between its own, or some are several at once."""
+        first, last = spec.range_bytes
+        if has_gaps(spec.size, spec.stride) or last - first != math.prod(spec.size) * spec.dtype.itemsize:
+            return []
+        start, _ = self._range_of(spec.storage.record)
+        return [Region(self._file, start + first, start + last)]
 
     def _read(self, spec: TensorSpec) -> torch.Tensor:
         tensor = torch.empty(0, dtype=spec.dtype, device="cpu")

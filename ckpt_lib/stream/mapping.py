@@ -37,6 +37,10 @@ class Memory(Protocol):
         """Return the XXH3-128 of a range of the memory; empty when the file has become too short for it."""
         ...
 
+    def forget(self, start: int, stop: int) -> None:
+        """Let go of the memory of a range where that is possible. It is fetched before it is accessed again."""
+        ...
+
 
 def memory_of(source: BinaryIO, expected_size_bytes: int) -> Memory:
     """Map a local file. Read any other source into memory, which is allocated for the expected size at first."""
@@ -58,7 +62,7 @@ class MappedFile:
     """
 
     def __init__(self, source: BinaryIO, size_bytes: int) -> None:
-        mapping = _map(source.fileno(), size_bytes)
+        self._mapping = mapping = _map(source.fileno(), size_bytes)
         self.view = memoryview(mapping)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         self._reader = ReadAt(source)
@@ -72,6 +76,9 @@ class MappedFile:
 
     def digest(self, start: int, stop: int) -> str:
         return digest_of_view(self.view, start, stop) if self.fetch(start, stop) else ""
+
+    def forget(self, start: int, stop: int) -> None:
+        _forget(self._mapping, start, stop)
 
 
 class HeldFile:
@@ -93,6 +100,9 @@ class HeldFile:
     def digest(self, start: int, stop: int) -> str:
         return digest_of_view(self.view, start, stop)
 
+    def forget(self, start: int, stop: int) -> None:
+        """Keep it: nothing could fetch it again."""
+
 
 class EmptyMemory:
     """Private memory without a file, all zeros. Its pages take memory once they are written to."""
@@ -105,6 +115,18 @@ class EmptyMemory:
 
     def digest(self, start: int, stop: int) -> str:
         return digest_of_view(self.view, start, stop)
+
+    def forget(self, start: int, stop: int) -> None:
+        if isinstance(self.view.obj, mmap.mmap):
+            _forget(self.view.obj, start, stop)
+
+
+def _forget(mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Drop the pages of a mapping that lie within a range."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop - stop % mmap.PAGESIZE
+    if first < last:
+        with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
+            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _anonymous(size_bytes: int) -> memoryview:

@@ -36,5 +36,8 @@ class _Window:
         self._whole.require([(self._start + start, self._start + stop)])
         return True
 
+    def forget(self, start: int, stop: int) -> None:
+        self._whole.forget(self._start + start, self._start + stop)
+
     def digest(self, start: int, stop: int) -> str:
         raise NotImplementedError("a part of a file has no digests of its own")

@@ -108,6 +108,15 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         self.require([(start, stop)])
         return self._held.view[start:stop]
 
+    def forget(self, start: int, stop: int) -> None:
+        """Let go of the memory of a range, so that reading a file of any size takes little of it.
+
+        What is asked for again is read and verified again. What was written to a view of the range is lost.
+        """
+        size = self._chunk_size_bytes
+        self._unverified.update(range(start // size, -(-stop // size)))
+        self._held.forget(start, stop)
+
     @property
     def _held(self) -> Memory:
         if self._memory is None:

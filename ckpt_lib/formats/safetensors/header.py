@@ -77,7 +77,7 @@ def read_header(file: VerifiedFile) -> dict[str, Entry]:
             raise corrupt(f"{shown(name)} overlaps what lies before it, or leaves a gap")
         position = entry.stop
     if position != file.size_bytes:
-        raise corrupt("its tensors end before the file does, or after it")
+        raise corrupt(f"its tensors end at byte {position:,}, and the file at byte {file.size_bytes:,}")
     return entries
 
 

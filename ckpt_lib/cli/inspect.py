@@ -1,0 +1,175 @@
+"""``ckpt inspect``: what a checkpoint holds, ours or another program's."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.errors import DAMAGE
+from ckpt_lib.cli.output import (
+    Column,
+    as_number,
+    as_time,
+    as_value,
+    note,
+    print_entry,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+)
+from ckpt_lib.cli.progress import byte_progress
+from ckpt_lib.cli.session import open_manager
+from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, ExperimentNotFoundError, NotAStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ckpt_lib.inspecting.results import InspectedTensor, Inspection
+
+_CONFIG_SHOWN = 20
+_CLASSES_SHOWN = 10
+_STATISTICS = ("norm", "mean", "min", "max")
+_COUNTS = ("nan", "infinite", "zeros")
+
+
+def inspect(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER|URL|ID", help="Any checkpoint; or an id, latest, best or a tag of the store."
+        ),
+    ],
+    *,
+    store: options.Store = None,
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List each tensor, in the order of storage.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read the tensors, and tell norm, mean, min, max, NaN and zeros of each.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Tell what a checkpoint holds, whoever wrote it.
+
+    No code of it runs, and without --stats no tensor is read. An existing path, and whatever holds a slash, is looked
+    up on disk; anything else is the name of a checkpoint in the store.
+    """
+    look = _looker(checkpoint, store, experiment, config)
+    found = look()
+    if stats and found:
+        with byte_progress("Reading tensors", found.tensor_bytes) as progress:
+            found = look(stats=True, progress=progress)
+    if as_json:
+        print_json(found)
+    else:
+        _print_inspection(found)
+        if tensors or stats:
+            _print_tensors(found.tensors)
+    if not found:
+        raise typer.Exit(DAMAGE)
+
+
+def _looker(name: str, store: str | None, experiment: str | None, config: Any) -> Callable[..., Inspection]:
+    """Return the function that inspects what ``name`` stands for: a path or URL, or a checkpoint of the store."""
+    from functools import partial
+
+    from ckpt_lib.experiment.locations import Locations
+    from ckpt_lib.inspecting.inspection import inspect_checkpoint
+
+    if os.path.lexists(name) or "/" in name or os.sep in name:
+        return partial(inspect_checkpoint, name)
+    try:
+        manager = open_manager(store, experiment, config)
+        place, manifest = Locations(manager.config, manager.experiment_name).find(name)
+    except (CheckpointNotFoundError, ExperimentNotFoundError, NotAStoreError, ConfigError) as error:
+        here = f"There is no file or folder {name} in this folder either."
+        error.hint = f"{here} {error.hint}" if error.hint else here
+        raise
+    from ckpt_lib.inspecting.stored import inspect_stored
+
+    return partial(inspect_stored, place, manifest)
+
+
+def _print_inspection(found: Inspection) -> None:
+    count = "" if found.files == 1 else f" in {count_of(found.files, 'file')}"
+    facts = {
+        "path": found.path,
+        "kind": found.title,
+        "problem": found.problem or "",
+        "id": found.checkpoint.checkpoint_id if found.checkpoint else "",
+        "experiment": found.checkpoint.experiment_name if found.checkpoint else "",
+        "tags": ", ".join(found.checkpoint.tags) if found.checkpoint else "",
+        "writer": found.writer or "",
+        "saved": as_time(found.saved_at) if found.saved_at else "",
+        "size": f"{size_text(found.size_bytes)} ({found.size_bytes:,} bytes){count}",
+        "compression": _compression(found),
+        "epoch": "" if found.epoch is None else str(found.epoch),
+        "step": "" if found.step is None else str(found.step),
+        "parameters": f"{found.parameters:,}" if found.tensors else "",
+        "tensors": f"{len(found.tensors):,}, {size_text(found.tensor_bytes)}" if found.tensors else "",
+        "types": ", ".join(f"{name} {size_text(size)}" for name, size in found.bytes_by_dtype.items()),
+        "states": "\n".join(
+            f"{state.name}: {count_of(state.tensors, 'tensor')}, {size_text(state.size_bytes)}"
+            for state in found.states
+        ),
+        "to load": found.to_load,
+    }
+    print_facts({name: value for name, value in facts.items() if value})
+    if found.metrics:
+        print_heading("Metrics")
+        print_facts({f"  {name}": as_number(value) for name, value in found.metrics.items()})
+    if found.config:
+        print_heading("Configuration")
+        shown = list(found.config.items())[:_CONFIG_SHOWN]
+        print_facts({f"  {name}": as_value(value) for name, value in shown})
+        if (more := len(found.config) - len(shown)) > 0:
+            note(f"{count_of(more, 'further option')} with --json.")
+    _print_sentences("Classes of its pickle", found.classes[:_CLASSES_SHOWN])
+    _print_sentences("Left out", found.left_out)
+    _print_sentences("Findings", found.findings)
+
+
+def _compression(found: Inspection) -> str:
+    stored = found.checkpoint
+    if stored is None or stored.compression_ratio is None:
+        return ""
+    return f"{stored.compression_ratio:.1%} of {size_text(stored.plain_size_bytes)}"
+
+
+def _print_sentences(heading: str, sentences: tuple[str, ...]) -> None:
+    if sentences:
+        print_heading(heading)
+        for sentence in sentences:
+            print_entry(sentence)
+
+
+def _print_tensors(tensors: tuple[InspectedTensor, ...]) -> None:
+    read = [tensor.statistics for tensor in tensors if tensor.statistics]
+    counts = [name for name in _COUNTS if any(getattr(item, name) for item in read)]
+    statistics = [*_STATISTICS, *counts] if read else []
+    columns = (
+        Column("tensor"),
+        Column("type"),
+        Column("shape"),
+        Column("size", numeric=True, optional=bool(read)),
+        *(Column("NaN" if name == "nan" else name, numeric=True, optional=name not in counts) for name in statistics),
+        Column("in the memory of", optional=True),
+    )
+    rows = [
+        (
+            tensor.name,
+            tensor.dtype,
+            "x".join(map(str, tensor.shape)) or "scalar",
+            size_text(tensor.size_bytes),
+            *(as_number(getattr(tensor.statistics, name, None)) for name in statistics),
+            tensor.shares_memory_with or "",
+        )
+        for tensor in tensors
+    ]
+    print_heading("Tensors")
+    print_table(columns, rows)

@@ -1,0 +1,122 @@
+"""From what a kind or a format tells of a checkpoint to an inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from ckpt_lib.core.wording import listed
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles
+from ckpt_lib.foreign.opening import kind_of
+from ckpt_lib.inspecting.holdings import (
+    bytes_by_dtype,
+    bytes_in,
+    classes_in,
+    distinct,
+    elements_in,
+    listed_tensors,
+    model_of,
+    states_of,
+    tensors_of,
+)
+from ckpt_lib.inspecting.plain import plain
+from ckpt_lib.inspecting.results import Inspection
+from ckpt_lib.inspecting.statistics import statistics_of
+from ckpt_lib.inspecting.suspicions import of_statistics, runs_commands, suspicions
+from ckpt_lib.maintenance import foreign
+from ckpt_lib.stream import Progress
+
+_NOTHING = "Nothing: it holds tensors and plain values alone."
+_PROVIDED = {
+    "builtins",
+    "__builtin__",
+    "collections",
+    "copyreg",
+    "copy_reg",
+    "torch",
+    "argparse",
+    "pathlib",
+    "datetime",
+}
+"""The packages of classes that are there wherever torch is."""
+
+
+def summary_of(
+    found: ForeignCheckpoint, *, stats: bool, progress: Progress | None, more_findings: Sequence[str] = ()
+) -> Inspection:
+    """Describe a checkpoint; with ``stats``, read its tensors."""
+    tensors = tensors_of(found.contents)
+    once = distinct(tensors)
+    classes = classes_in(found.contents)
+    listing = listed_tensors(tensors)
+    if stats:
+        read = {name: statistics_of(tensor, progress) for name, tensor in once}
+        known = {tensor_id: read[name] for name, tensor in once for tensor_id in [id(tensor)]}
+        listing = tuple(
+            item.model_copy(update={"statistics": read.get(item.name, known.get(id(tensor)))})
+            for item, (_, tensor) in zip(listing, tensors, strict=True)
+        )
+    needs, to_load = _needs(found, classes)
+    facts = found.facts
+    return Inspection(
+        path=found.files.path,
+        kind=found.kind,
+        title=found.title,
+        writer=facts.writer,
+        saved_at=facts.saved_at,
+        size_bytes=found.files.size_bytes,
+        files=len(found.files.names),
+        tensors=listing,
+        tensor_bytes=bytes_in(once),
+        bytes_by_dtype=bytes_by_dtype(once),
+        parameters=elements_in(model_of(found)),
+        states=states_of(found),
+        epoch=facts.epoch,
+        step=facts.step,
+        metrics=plain(facts.metrics),
+        config=plain(facts.config),
+        classes=classes,
+        to_load=to_load,
+        needs=needs,
+        left_out=found.left_out,
+        findings=(*suspicions(found, tensors, classes), *of_statistics(listing), *more_findings),
+    )
+
+
+def _needs(found: ForeignCheckpoint, classes: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return what it takes to load a checkpoint, for programs and for people."""
+    if found.obstacle is not None:
+        return ("program",), found.obstacle
+    if not classes:
+        return (), _NOTHING
+    packages = sorted({name.partition(".")[0] for name in classes if not runs_commands(name)} - _PROVIDED)
+    missing = [name for name in packages if not _is_installed(name)]
+    text = "What it holds of tensors and plain values: nothing. All of it: trust_pickle, which runs its code"
+    if missing:
+        text += f", and {listed(missing, most=5)}, not installed here"
+    return ("trust_pickle", *(f"package:{name}" for name in missing)), f"{text}."
+
+
+def _is_installed(package: str) -> bool:
+    """Tell whether a package could be imported. None is."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def summary_of_unreadable(files: FoundFiles, problem: str, *, needs: tuple[str, ...], **facts: Any) -> Inspection:
+    """Describe what cannot be read: of which kind it seems to be, and how large it is."""
+    kind = kind_of(files) if files.size_bytes else None
+    title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {len(files.names):,} files"
+    return Inspection(
+        path=files.path,
+        kind=kind.name if kind else "unknown",
+        title=title,
+        size_bytes=files.size_bytes,
+        files=len(files.names),
+        problem=problem,
+        needs=needs,
+        **facts,
+    )
