@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_lib.core.payload_keys import (
@@ -20,6 +20,7 @@ MODEL_NAME = "state_dict"
 _VERSION_NAME = "pytorch-lightning_version"
 _VERSION = "2.0.0"  # the first with this structure; Lightning takes older ones to its own, and newer ones are the same
 _STATE = "state_dict"
+_OWN = ("loops", "callbacks")
 
 
 def lightning_contents(payload: Mapping[str, Any], *, only_model: bool) -> tuple[dict[str, Any], list[str]]:
@@ -46,9 +47,9 @@ def lightning_contents(payload: Mapping[str, Any], *, only_model: bool) -> tuple
     optimizers, schedulers = _listed(payload.get(OPTIMIZER_KEY), "param_groups"), _listed(payload.get(SCHEDULER_KEY))
     if optimizers or schedulers:  # without them, Lightning says that there are only weights
         contents |= {"optimizer_states": optimizers, "lr_schedulers": schedulers}
-    contents |= {key: value for key, value in own.items() if key not in (*contents, EXTRA_STATE_KEY)}
-    contents |= {key: own[key] for key in ("loops", "callbacks") if key in own}
-    return contents, _left_out(payload, mid_epoch=mid_epoch and "loops" not in own)
+    taken = [key for key in own if key in contents and key not in (*_OWN, _VERSION_NAME)]
+    contents |= {key: value for key, value in own.items() if key not in taken}
+    return contents, _left_out(payload, taken, mid_epoch=mid_epoch and "loops" not in own)
 
 
 def _listed(state: Any, mark: str | None = None) -> list[Any]:
@@ -61,11 +62,13 @@ def _listed(state: Any, mark: str | None = None) -> list[Any]:
     return [state] if is_one or (mark is not None and mark in state) else list(state.values())
 
 
-def _left_out(payload: Mapping[str, Any], *, mid_epoch: bool) -> list[str]:
+def _left_out(payload: Mapping[str, Any], taken: Sequence[str], *, mid_epoch: bool) -> list[str]:
     found = []
     if mid_epoch:
         found.append("Lightning starts the epoch again: it has no place for the position in the data.")
-    if missing := [key for key in (DATA_KEY, OTHERS_KEY, RNG_KEY) if payload.get(key)]:
+    missing = [key for key in (DATA_KEY, OTHERS_KEY, RNG_KEY, "metrics") if payload.get(key)]
+    missing += [f"{EXTRA_STATE_KEY}.{key}" for key in taken]
+    if missing:
         found.append(f"Lightning has no place for {', '.join(missing)}: left out.")
     return found
 

@@ -49,9 +49,10 @@ class Sharing:
 
     def _compare(self, group: Iterable[StoredTensor]) -> None:
         views: dict[Hashable, StoredTensor] = {}
-        for stored in group:
-            tensor = stored.read()
-            view = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        tensors = [(stored, stored.read()) for stored in group]  # all at once: addresses of freed memory are used again
+        for stored, tensor in tensors:
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+            view = (*place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
             self._first[id(stored)] = views.setdefault(view, stored)
         if len(views) > 1:
             self._overlapping.update(id(stored) for stored in views.values())

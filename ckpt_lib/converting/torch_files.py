@@ -10,7 +10,7 @@ import torch
 
 from ckpt_lib.converting.files import NewFile
 from ckpt_lib.converting.tensors import Sharing, tensor_stream
-from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY
+from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.foreign import StoredTensor, tensors_in
 from ckpt_lib.formats.preparing import prepare, too_deep
@@ -19,6 +19,8 @@ from ckpt_lib.formats.torch.format import check_readable
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.state.tree import map_leaves
 
+_ORDER = (MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY, "epoch", "step", "metrics", "config")
+
 
 def script_contents(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Return what training scripts store, under the names that PyTorch's documentation gives it.
@@ -26,11 +28,12 @@ def script_contents(payload: Mapping[str, Any]) -> dict[str, Any]:
     These are ``model_state_dict``, ``optimizer_state_dict``, ``epoch`` and so on. What the checkpoint lacks is left
     out, and the entries of ``extra_state`` stay in it.
     """
-    return {
-        key: value
-        for key, value in payload.items()
-        if value is not None and not (key in (EXTRA_STATE_KEY, "metrics", "config") and not value)
-    }
+    ordered = (*_ORDER, *(key for key in payload if key not in _ORDER))
+    return {key: payload[key] for key in ordered if payload.get(key) is not None and not _is_empty(payload[key])}
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, Mapping) and not value
 
 
 def torch_file(name: str, contents: Mapping[str, Any], model_key: str | None, dtype: torch.dtype | None) -> NewFile:
@@ -78,7 +81,7 @@ class _Streams:
         key = (id(first), wanted)
         if key not in self._made:
             is_view = wanted == first.dtype and self._sharing.overlaps(first)
-            self._made[key] = first.read() if is_view else tensor_stream(self._names[id(first)], first, wanted)
+            self._made[key] = first.read().detach() if is_view else tensor_stream(self._names[id(first)], first, wanted)
         return self._made[key]
 
 
