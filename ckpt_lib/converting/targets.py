@@ -94,7 +94,7 @@ def _weight_files(payload: Mapping[str, Any], name: str, options: ConversionOpti
         _refuse_more(payload, options)
     weights = weights_of(payload, options.dtype)
     if options.format == "hf-folder":
-        return hf_files(weights, payload.get("config") or {}, options.max_shard_bytes)
+        return hf_files(weights, payload.get("config") or {}, options.dtype, options.max_shard_bytes)
     notes = [
         f"{shown(other)} is the same memory as {shown(kept)}: stored once, and noted as save_model notes it."
         for other, kept in weights.tied.items()

@@ -126,6 +126,13 @@ def test_a_folder_holds_the_configuration_of_the_model(tmp_path: Path) -> None:
     assert any("No config.json" in sentence for sentence in result.notes)
 
 
+def test_the_configuration_says_what_the_weights_were_cast_to(tmp_path: Path) -> None:
+    """Or from_pretrained would cast them back."""
+    script(tmp_path / "a.pt", config={"model_type": "gpt2", "dtype": "float32"})
+    convert_checkpoint(tmp_path / "a.pt", tmp_path / "a", format="hf-folder", only="model", dtype="bf16")
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "hf-folder"])
 def test_what_holds_weights_alone_refuses_more(tmp_path: Path, kind: str) -> None:
     """An optimizer's state is not left out unasked, and nothing is written."""
