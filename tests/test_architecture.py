@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"state"},
     {"formats"},
     {"foreign"},
-    {"testing", "policies", "launch"},
+    {"testing", "policies", "launch", "converting"},
     {"index"},
     {"experiment"},
     {"analysis", "maintenance"},
@@ -40,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"deployments"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_HOMES = {"formats", "foreign", "stream", "state", "analysis.compare", "inspecting", "testing"}
+TORCH_HOMES = {"formats", "foreign", "converting", "stream", "state", "analysis.compare", "inspecting", "testing"}
 PANDAS_HOMES = {"analysis"}
 
 

@@ -13,6 +13,7 @@ from ckpt_lib.cli import (
     backup,
     cleanup,
     compare,
+    convert,
     doctor,
     edit,
     experiments,
@@ -112,6 +113,7 @@ _add("monitor", edit.monitor, "Edit and move")
 _add("tag", edit.tag, "Edit and move")
 _add("metrics", metrics.metrics, "Edit and move")
 _add("export", backup.export, "Edit and move")
+_add("convert", convert.convert, "Edit and move")
 _add("import", backup.import_checkpoint, "Edit and move")
 _add("cleanup", cleanup.cleanup, "Delete")
 _add("delete", cleanup.delete, "Delete")

@@ -138,6 +138,10 @@ def export(
         str, typer.Argument(metavar="DEST", help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt.")
     ],
     *,
+    target_format: options.TargetFormat = None,
+    dtype: options.Dtype = None,
+    only: options.Only = None,
+    shard_size: options.ShardSize = None,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
@@ -147,12 +151,23 @@ def export(
 
     DEST is a file if it ends with .pt, .pth or .ckpt, unless it is an existing folder or ends with a slash.
     torch.load reads the exported payload. `ckpt import` imports it from a folder.
+
+    With --format, --dtype, --only or --shard-size, the checkpoint is converted for another program, as `ckpt convert`
+    does it.
     """
     refuse_memory(destination)
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
     with byte_progress("Exporting", checkpoint.uncompressed_size) as progress:
-        path = manager.export_checkpoint(checkpoint.checkpoint_id, destination, progress=progress)
+        path = manager.export_checkpoint(
+            checkpoint.checkpoint_id,
+            destination,
+            format=target_format,
+            dtype=dtype,
+            only=only,
+            shard_size=shard_size,
+            progress=progress,
+        )
     if as_json:
         print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})
     else:

@@ -46,6 +46,42 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, errors included.")]
 
+_CONVERTING = "For another program"
+TargetFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="torch, safetensors, hf-folder (for from_pretrained) or lightning.",
+        rich_help_panel=_CONVERTING,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Cast the floating tensors of the model: bf16, fp16, fp32 or fp64.",
+        rich_help_panel=_CONVERTING,
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART",
+        help="model: the weights alone, without optimizer and the rest.",
+        rich_help_panel=_CONVERTING,
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="The largest file of safetensors, such as 2GB; larger models become several. Default: 5GB.",
+        rich_help_panel=_CONVERTING,
+    ),
+]
+
 Where = Annotated[
     list[str] | None,
     typer.Option(

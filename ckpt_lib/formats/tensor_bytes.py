@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,3 +22,30 @@ def blocks_of(data: torch.Tensor) -> Iterator[memoryview]:
         check_memory(data)  # another thread may have freed it
         # Tensor.numpy() would make the storage, which belongs to the training, impossible to resize.
         yield np.from_dlpack(data[start : start + BLOCK_SIZE_BYTES].cpu()).data
+
+
+def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor in contiguous parts, in order. Only those of a tensor that is not contiguous are copies."""
+    check_memory(tensor)  # another thread may have freed it
+    tensor = tensor.detach()
+    if tensor.nbytes <= BLOCK_SIZE_BYTES:
+        yield tensor.contiguous()
+        return
+    rows = max(1, BLOCK_SIZE_BYTES * len(tensor) // tensor.nbytes)
+    for start in range(0, len(tensor), rows):
+        part = tensor[start : start + rows]
+        yield from pieces_of(part) if part.nbytes <= BLOCK_SIZE_BYTES else pieces_of(part[0])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TensorStream:
+    """A contiguous tensor that is not in memory: its bytes are produced when they are written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[memoryview]]
+    """Returns all of its bytes, each time it is called."""
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize

@@ -49,7 +49,7 @@ def export(
     if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
-    _refuse_experiment(target)
+    refuse_experiment(target)
     _refuse_records(target)
     exported = _plain_manifest(experiment, manifest).changed(
         claim=_CLAIM,
@@ -90,14 +90,15 @@ def _export_file(
             expected="a folder to export to",
             hint="End the destination with a slash.",
         )
-    _refuse_experiment(target)
+    refuse_experiment(target)
     copy = _plain_manifest(experiment, manifest).payload.model_copy(update={"name": name})
     if not _holds(target, copy):
         _copy_file(experiment, manifest, manifest.payload, target, copy, may_replace=False, progress=progress)
     return location(target.store, name)
 
 
-def _refuse_experiment(target: Experiment) -> None:
+def refuse_experiment(target: Experiment) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for the folder of an experiment or of backups."""
     if target.store.stat(SNAPSHOT_NAME) or target.store.stat(CLOCK_NAME):
         raise _of_an_experiment(target)
 

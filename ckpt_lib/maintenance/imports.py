@@ -76,7 +76,7 @@ def import_checkpoint(
     that cannot be read, and :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing to import; nothing is
     written then. Killed on the way, call it again.
     """
-    origin, name = _locate(url_text(source), experiment.name)
+    origin, name = locate(url_text(source), experiment.name)
     if is_checkpoint_id(name):
         return _import_exported(experiment, origin, origin.get(name), progress)
     return _import_file(experiment, origin, name, monitor, progress)
@@ -245,8 +245,11 @@ def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progres
 # --- finding it ---
 
 
-def _locate(source: str, experiment_name: str) -> tuple[Experiment, str]:
-    """Return a folder, and the id of the exported checkpoint there, or the name of a file without a manifest."""
+def locate(source: str, experiment_name: str) -> tuple[Experiment, str]:
+    """Return a folder, and the id of the exported checkpoint there, or the name of a file without a manifest.
+
+    Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is neither.
+    """
     found: list[str] = []
     if not _names_a_file(source):
         as_folder = Experiment(open_store(source), "", experiment_name)

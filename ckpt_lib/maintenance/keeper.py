@@ -231,16 +231,33 @@ class Keeper:
         return remedy(report, self._locations.home if of_backup else self._locations.backups, other)
 
     def export_checkpoint(
-        self, checkpoint_id: str, destination: str | os.PathLike[str], *, progress: Progress | None = None
+        self,
+        checkpoint_id: str,
+        destination: str | os.PathLike[str],
+        *,
+        format: str | None = None,  # noqa: A002
+        dtype: Any = None,
+        only: str | None = None,
+        shard_size: int | str | None = None,
+        progress: Progress | None = None,
     ) -> str:
         """Copy a checkpoint and its manifest into another folder; return the path of the payload there.
 
         Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back. A
         ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
         is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
+
+        With ``format``, ``dtype``, ``only`` or ``shard_size``, it is converted for another program instead, as
+        :func:`ckpt_lib.convert_checkpoint` does. What the format cannot hold is logged as a warning.
         """
         found = self._catalogue.resolve(checkpoint_id)
+        wanted = {"format": format, "dtype": dtype, "only": only, "shard_size": shard_size}
+        given = {name: value for name, value in wanted.items() if value is not None}
         try:
+            if given:
+                from ckpt_lib.maintenance import conversion  # which loads torch
+
+                return conversion.export(self._locations.home, found, destination, progress=progress, **given)
             return exports.export(self._locations.home, found, destination, progress)
         except CorruptCheckpointError as error:
             error.hint = error.hint or (

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, UnsupportedStateError
-from ckpt_lib.formats import format_named
+from ckpt_lib.formats import format_named, tensor_bytes
 from ckpt_lib.formats.safetensors import decoding, writing
 from ckpt_lib.formats.safetensors.dtypes import DTYPES, NAMES
 from ckpt_lib.formats.safetensors.header import read_header
@@ -255,7 +255,7 @@ def test_an_expanded_tensor_takes_what_its_memory_takes() -> None:
 
 def test_a_tensor_that_is_not_contiguous_is_written_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large transposed, strided or channels-last tensor, no whole copy is made; the values are the same."""
-    monkeypatch.setattr(writing, "BLOCK_SIZE_BYTES", 64)
+    monkeypatch.setattr(tensor_bytes, "BLOCK_SIZE_BYTES", 64)
     copied = []
     contiguous = torch.Tensor.contiguous
 

@@ -24,9 +24,9 @@ from ckpt_lib.formats.safetensors.header import MAX_HEADER_BYTES, header_bytes
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, STATE_FILE, Names, file_name
 from ckpt_lib.formats.safetensors.sharing import Stored, View, odd_stride, store_once
 from ckpt_lib.formats.safetensors.values import TENSOR, Encoder, json_bytes
-from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, blocks_of
-from ckpt_lib.state.memory import address_of, byte_view, check_memory
-from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
+from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, blocks_of, pieces_of
+from ckpt_lib.state.memory import address_of, byte_view
+from ckpt_lib.stream import HashingWriter
 
 VERSION = 1
 SHARD_BYTES = 5 * 10**9
@@ -74,7 +74,8 @@ class FolderLayout:
             files[group] = named[0]
             if len(shards) > 1:
                 files[group] = f"{group}{INDEX_SUFFIX}"
-                self._texts[files[group]] = _index(dict(zip(named, shards, strict=True)))
+                sizes = [{stored.name: stored.source.nbytes for stored in shard} for shard in shards]
+                self._texts[files[group]] = index_bytes(dict(zip(named, sizes, strict=True)))
         facts = {"format": "safetensors", "version": VERSION, "files": files, "payload": structure.payload}
         self._texts[STATE_FILE] = json_bytes(facts)
 
@@ -177,17 +178,17 @@ def _tensor_file(name: str, tensors: Iterable[Stored], aliases: Mapping[str, str
     return _TensorFile(name, header, ordered)
 
 
-def _index(shards: Mapping[str, Sequence[Stored]]) -> bytes:
-    """Return the index of a group of several files."""
-    total = sum(stored.source.nbytes for tensors in shards.values() for stored in tensors)
-    weight_map = {stored.name: name for name, tensors in shards.items() for stored in tensors}
+def index_bytes(sizes_bytes: Mapping[str, Mapping[str, int]]) -> bytes:
+    """Return the index of several files, given the sizes of the tensors of each."""
+    total = sum(size_bytes for tensors in sizes_bytes.values() for size_bytes in tensors.values())
+    weight_map = {tensor: file for file, tensors in sizes_bytes.items() for tensor in tensors}
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
     return f"{text}\n".encode()
 
 
 def _write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous():
-        for piece in _pieces(tensor):
+        for piece in pieces_of(tensor):
             _write_tensor(stream, piece)
         return
     storage, size_bytes = tensor.untyped_storage(), tensor.nbytes
@@ -197,16 +198,3 @@ def _write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
         return
     for block in blocks_of(byte_view(storage, start, start + size_bytes)):
         stream.write(block)
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor in contiguous copies of parts of it, which take little memory at a time."""
-    check_memory(tensor)  # another thread may have freed it
-    tensor = tensor.detach()
-    if tensor.nbytes <= BLOCK_SIZE_BYTES:
-        yield tensor.contiguous()
-        return
-    rows = max(1, BLOCK_SIZE_BYTES * len(tensor) // tensor.nbytes)
-    for start in range(0, len(tensor), rows):
-        part = tensor[start : start + rows]
-        yield from _pieces(part) if part.nbytes <= BLOCK_SIZE_BYTES else _pieces(part[0])

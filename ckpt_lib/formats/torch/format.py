@@ -32,7 +32,7 @@ class TorchZipFormat:
 
     def prepare(self, payload: Mapping[str, Any]) -> Payload:
         """Check that ``weights_only`` loading will accept every object. NumPy scalars become Python numbers."""
-        return prepare(payload, _check_readable)
+        return prepare(payload, check_readable)
 
     def lay_out(self, payload: Payload) -> ArchiveLayout:
         """Lay out the archive that ``torch.save`` would write; see :mod:`ckpt_lib.formats.torch.writing`."""
@@ -128,7 +128,7 @@ def _load(source: BinaryIO, **options: Any) -> Any:
         return torch.load(source, **options)
 
 
-def _check_readable(value: Any, place: str) -> None:
+def check_readable(value: Any, place: str) -> None:
     """Ask torch whether this object can be read back, by saving and loading it in memory."""
     if isinstance(value, torch.Tensor) and value.is_meta:  # torch would save its shape without data
         raise UnsupportedStateError(

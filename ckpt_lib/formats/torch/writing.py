@@ -21,7 +21,7 @@ import torch
 from ckpt_lib.errors import UnsafePayloadError, UnsupportedStateError
 from ckpt_lib.formats.base import Payload, PayloadSink
 from ckpt_lib.formats.gc_pause import CollectionPause
-from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, blocks_of
+from ckpt_lib.formats.tensor_bytes import SMALL_BYTES, TensorStream, blocks_of
 from ckpt_lib.formats.torch.limits import max_steps, max_structure_bytes
 from ckpt_lib.formats.torch.reading import check_structure
 from ckpt_lib.formats.torch.tensor_specs import QUANTIZED, STORAGE_DTYPES
@@ -37,6 +37,7 @@ _STORAGE_TYPES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.
 class ArchiveLayout:
     """A payload laid out as the records of an archive, before any of it is written.
 
+    A :class:`~ckpt_lib.formats.tensor_bytes.TensorStream` becomes a tensor, whose bytes are asked for in :meth:`write`.
     The constructor raises :class:`UnsupportedStateError` for a state with too many parts to be read back.
     """
 
@@ -70,7 +71,9 @@ class ArchiveLayout:
         for name, data in self._head.items():
             archive.write(name, len(data), [data])
         for name, stored in self._ranges.items():
-            if _is_small(stored):
+            if isinstance(stored, TensorStream):
+                archive.write(name, stored.size_bytes, stored.blocks())
+            elif _is_small(stored):
                 archive.write_small(
                     name, ctypes.string_at(address_of(stored.storage, stored.start, stored.stop), stored.size_bytes)
                 )
@@ -120,30 +123,25 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, _PICKLE_PROTOCOL)
         self._ranges = ranges
         self._keys: dict[Any, str] = {}
-        self.records: list[StorageRange] = []
+        self.records: list[StorageRange | TensorStream] = []
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, TensorStream):
+            reference = self._reference(value, value.dtype)
+            stride = torch.empty(value.shape, device="meta").stride()
+            return _rebuilt(reference, 0, value.shape, stride, value.dtype, requires_grad=False)
         if not isinstance(value, torch.Tensor) or not is_plain(value):
             return NotImplemented
         if type(value) is torch.nn.Parameter:
             return torch._utils._rebuild_parameter, (value.data, value.requires_grad, None)
         stored = self._ranges.of(value)
         offset, stride = stored.view_of(value)
-        dtype = stored.dtype
-        if dtype not in _STORAGE_TYPES:
-            dtype = None
-        reference = _StorageReference(self._key(id(stored), stored), dtype, stored.size_bytes)
-        # Hooks are never saved. torch.save writes an empty OrderedDict for them, a tenth of a file of small tensors.
-        arguments: tuple[Any, ...] = (reference, offset, tuple(value.shape), stride, value.requires_grad, None)
-        if dtype is None:  # tensors of several types share the storage, or the type has no storage class
-            if value.requires_grad:
-                raise UnsupportedStateError(
-                    f"a {value.dtype} tensor that requires grad cannot be read back by torch.load",
-                    expected="one of a classic type that shares no memory with tensors of another type",
-                    hint="Store its detach().",
-                )
-            return torch._utils._rebuild_tensor_v3, (*arguments, value.dtype)
-        return torch._utils._rebuild_tensor_v2, arguments
+        reference = self._reference(stored, stored.dtype)
+        return _rebuilt(reference, offset, tuple(value.shape), stride, value.dtype, requires_grad=value.requires_grad)
+
+    def _reference(self, stored: StorageRange | TensorStream, dtype: torch.dtype | None) -> _StorageReference:
+        known = dtype if dtype in _STORAGE_TYPES else None
+        return _StorageReference(self._key(id(stored), stored), known, stored.size_bytes)
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
         if not isinstance(value, _STORAGES):  # first, since the pickler asks for every number and text
@@ -163,11 +161,35 @@ class _Pickler(pickle.Pickler):
         typed: Any = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
         return ("storage", getattr(torch, typed._pickle_storage_type()), key, "cpu", storage.nbytes() // dtype.itemsize)
 
-    def _key(self, identity: Any, stored: StorageRange) -> str:
+    def _key(self, identity: Any, stored: StorageRange | TensorStream) -> str:
         if identity not in self._keys:
             self._keys[identity] = str(len(self.records))
             self.records.append(stored)
         return self._keys[identity]
+
+
+def _rebuilt(
+    reference: _StorageReference,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    requires_grad: bool,
+) -> tuple[Any, ...]:
+    """Return how the pickle builds a tensor in the storage of ``reference``."""
+    # Hooks are never saved. torch.save writes an empty OrderedDict for them, a tenth of a file of small tensors.
+    arguments: tuple[Any, ...] = (reference, offset, shape, stride, requires_grad, None)
+    if reference.dtype is not None:
+        return torch._utils._rebuild_tensor_v2, arguments
+    # Tensors of several types share the storage, or the type has no storage class.
+    if requires_grad:
+        raise UnsupportedStateError(
+            f"a {dtype} tensor that requires grad cannot be read back by torch.load",
+            expected="one of a classic type that shares no memory with tensors of another type",
+            hint="Store its detach().",
+        )
+    return torch._utils._rebuild_tensor_v3, (*arguments, dtype)
 
 
 def _whole_range(storage: torch.UntypedStorage) -> StorageRange:
