@@ -1,5 +1,6 @@
-"""What validation, scrub, repair, cleanup, reconcile and the doctor return."""
+"""What validation, scrub, repair, cleanup, reconcile, the doctor and the advisor return."""
 
+from ckpt_lib.advice.results import Advice
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.findings import DoctorReport
@@ -9,6 +10,7 @@ from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.saving.fallback import ReconcileReport
 
 __all__ = [
+    "Advice",
     "BackupStatus",
     "CleanupReport",
     "DoctorReport",

@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"index"},
     {"experiment"},
     {"analysis", "maintenance"},
-    {"saving"},
+    {"saving", "advice"},
     {"loading"},
     {"finder", "reports"},
     {"restorer"},
