@@ -16,7 +16,9 @@ from ckpt_lib.foreign.tree import tensors_in
 
 _STEP = re.compile(r"(?i)(?:global_step|step|checkpoint|ckpt|iter|iteration)[-_=]?(\d{1,17})(?!\d)")
 _EPOCH = re.compile(r"(?i)(?:epoch|ep)[-_=]?(\d{1,17})(?!\d)")
-_RESUME_FILE = re.compile(r"(?i)(optimizer|scheduler|rng_state|random_states|scaler)[-_.\d]*\.\w+|optim_states.*|.*_optim_states\.\w+")
+_RESUME_FILE = re.compile(
+    r"(?i)(optimizer|scheduler|rng_state|random_states|scaler)[-_.\d]*\.\w+|optim_states.*|.*_optim_states\.\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ def _resume_files(found: FoundCheckpoint) -> tuple[str, ...]:
 
 def _resume_bytes(payload: Mapping[str, Any]) -> int:
     """Return the bytes of tensors that only a run needs that goes on, each memory counted once."""
-    kept = {tensor.memory for key, value in payload.items() if key not in RESUME_ONLY_KEYS for _, tensor in tensors_in(value)}
+    kept = {
+        tensor.memory
+        for key, value in payload.items()
+        if key not in RESUME_ONLY_KEYS
+        for _, tensor in tensors_in(value)
+    }
     sizes: dict[Any, int] = {}
     for key in RESUME_ONLY_KEYS:
         for _, tensor in tensors_in(payload.get(key)):

@@ -9,9 +9,9 @@ from ckpt_lib.core.monitor import Mode, Monitor
 
 _NEITHER = frozenset(
     ["lr", "learning", "epoch", "epochs", "step", "steps", "time", "runtime", "seconds", "second", "duration", "eta"]
-    + ["samples", "tokens", "memory", "norm", "momentum", "flos", "throughput", "fps", "it"]
+    + ["samples", "tokens", "memory", "norm", "momentum", "flos", "throughput", "fps", "it", "best"]
 )
-"""Words in the names of values that say nothing about how good a checkpoint is."""
+"""Words in the names of values that say nothing about how good a checkpoint is; the best so far is another's value."""
 _LOWER = frozenset(
     ["loss", "nll", "error", "err", "perplexity", "ppl", "mae", "mse", "rmse", "mape", "wer", "cer", "ter", "fid"]
     + ["bpb", "bpc", "bpd", "kld", "eer", "lpips", "brier", "ece"]

@@ -33,6 +33,7 @@ _WHOLE = 3
 _SETTLED_SECONDS = 86_400.0
 """What was changed later than so long ago may still be written."""
 _COUNTS = (10, 5, 3)
+_LAST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 def advise(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Advice:
@@ -48,7 +49,9 @@ def advise(folder: str | os.PathLike[str], *, progress: Progress | None = None) 
     text = url_text(folder)
     if scheme_of(text) != "file":
         raise ConfigError(
-            "only folders of this machine are looked into", got=text, hint="For a store, use CheckpointManager.advise()."
+            "only folders of this machine are looked into",
+            got=text,
+            hint="For a store, use CheckpointManager.advise().",
         )
     tree = read_tree(text.removeprefix("file://"))
     return _FolderAdvisor(tree, progress).advise(text)
@@ -139,7 +142,9 @@ class _FolderAdvisor:
 
     def _protect(self, run: Run) -> None:
         """Note what stays whatever its metrics are."""
-        protected = {item.path: "a link leads to it" for item in run.items if self.tree.linked and self._is_linked(item)}
+        protected = {
+            item.path: "a link leads to it" for item in run.items if self.tree.linked and self._is_linked(item)
+        }
         for item in run.items:
             if said := run.said_of(item):
                 protected.setdefault(item.path, said)
@@ -164,7 +169,7 @@ class _FolderAdvisor:
             sequence=number,
             epoch=item.epoch or 0,
             step=item.step or 0,
-            timestamp=datetime.fromtimestamp(max(0.0, item.found.modified_seconds), UTC),
+            timestamp=datetime.fromtimestamp(min(max(0.0, item.found.modified_seconds), _LAST_SECONDS), UTC),
             size_bytes=self._frees[item.path],
             metrics=run.metrics[item.path],
         )
@@ -189,7 +194,7 @@ class _FolderAdvisor:
         candidates = [_candidate(run, item, number) for number, item in enumerate(left) if _has_position(item)]
         items = {item.path: item for item in left}
         for path, (other, metrics) in dominated(candidates, self._reasons, run.directions).items():
-            why = f"{other} is no older and better in {listed(metrics)}."
+            why = f"{other} is no earlier, and better in {listed(metrics)}."
             self._suggest("dominated", items[path], why, certainty="likely")
 
     def _suggest_optimizers(self, run: Run) -> None:
@@ -266,6 +271,4 @@ def _has_position(item: Described) -> bool:
 
 
 def _reason(item: Described) -> str:
-    return f"{item.title}; no other one is better in every metric" if item.title else "nothing is known of it"
-
-
+    return f"{item.title}; no later one is better" if item.title else "nothing is known of it"

@@ -17,7 +17,13 @@ from ckpt_lib.core.monitor import Monitor
 
 _MAX_MONITORS = 3
 _OF_VALIDATION = re.compile(r"(?i)(?:^|[^a-z])(val|valid|validation|eval|test|dev)(?:[^a-z]|$)")
-_SAID = {"best": "the best", "last": "the last", "latest": "the latest", "final": "the final one", "release": "a release"}
+_SAID = {
+    "best": "the best",
+    "last": "the last",
+    "latest": "the latest",
+    "final": "the final one",
+    "release": "a release",
+}
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -38,7 +44,9 @@ class Run:
         for item in self.items:
             self.metrics[item.path] = item.metrics or moments.at(item)
         logged = self.log.moments if self.log else ()
-        names = dict.fromkeys(name for found in (*self.metrics.values(), *(m.metrics for m in logged)) for name in found)
+        names = dict.fromkeys(
+            name for found in (*self.metrics.values(), *(m.metrics for m in logged)) for name in found
+        )
         known = [Monitor(metric=name, mode=mode) for name in names if (mode := self.directions.mode(name))]
         self.monitors = [item for item in known if _OF_VALIDATION.search(item.metric)] or known
 
@@ -131,5 +139,3 @@ def _read(tree: Tree, path: str) -> TrainingLog | None:
             return parse_log(path, file.read(MAX_LOG_BYTES + 1))
     except OSError:
         return None
-
-

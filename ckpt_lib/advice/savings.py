@@ -44,7 +44,10 @@ class Savings:
     def _dropped_bytes(self, manifest: Manifest) -> int:
         stored, files = format_named(manifest.format), manifest.files
         total = 0
-        with errors_named(self._experiment, manifest, files), StoredPayload(self._experiment, files, verify=False) as source:
+        with (
+            errors_named(self._experiment, manifest, files),
+            StoredPayload(self._experiment, files, verify=False) as source,
+        ):
             for name in source.names:
                 ranges = stored.tensor_ranges(source, name)
                 everything = [item for found in ranges.values() for item in found]

@@ -87,7 +87,7 @@ class StoredAdvisor:
     def _reason(manifest: Manifest, advised: Suggestion | None) -> str:
         if manifest.quarantined or (advised and advised.kind == "damaged"):
             return "damaged: waits for repair"
-        return "no other one is better in every metric" if manifest.metrics else "it has no metrics to judge it by"
+        return "no later one is better" if manifest.metrics else "it has no metrics"
 
     # --- what can go ---
 
@@ -137,7 +137,7 @@ class StoredAdvisor:
             self._suggest("duplicate", name, f"{other} holds the same.", sizes[name], f"ckpt delete {name}")
         others = [item for item in candidates if item.name not in same]
         for name, (other, metrics) in dominated(others, protected, Directions(self._monitors(view))).items():
-            why = f"{other} is no older and better in {listed(metrics)}."
+            why = f"{other} is no earlier, and better in {listed(metrics)}."
             self._suggest("dominated", name, why, sizes[name], f"ckpt delete {name}")
 
     def _suggest_thinning(self, view: View, protected: Mapping[str, str]) -> None:
@@ -184,7 +184,9 @@ class StoredAdvisor:
     def _policies(self, view: View) -> list[PolicyOutcome]:
         config, monitor = self.locations.config, self._monitors(view)[0]
         counts = dict.fromkeys([config.max_checkpoints, *_COUNTS])
-        asked = [(f"max_checkpoints={count}", at_most(count, monitor), f"ckpt cleanup --keep {count}") for count in counts]
+        asked = [
+            (f"max_checkpoints={count}", at_most(count, monitor), f"ckpt cleanup --keep {count}") for count in counts
+        ]
         outcomes = [self._outcome(view, *item) for item in asked]
         if self.policy is not None:
             return [self._outcome(view, str(self.policy), self.policy, None), *outcomes]

@@ -95,11 +95,7 @@ def _merged(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
         position = _position(row, "epoch"), _position(row, "step")
         if position == (None, None):
             continue
-        metrics = {
-            str(name): value
-            for name, value in row.items()
-            if _is_number(value) and name not in _POSITION_NAMES
-        }
+        metrics = {str(name): value for name, value in row.items() if _is_number(value) and name not in _POSITION_NAMES}
         found.setdefault(position, {}).update(metrics)
     return [Moment(epoch, step, metrics) for (epoch, step), metrics in found.items()]
 

@@ -15,11 +15,14 @@ from ckpt_lib.foreign.sources import MAX_FILES, MAX_LEVELS, FoundFiles
 from ckpt_lib.store.identity import IDENTITY_NAME
 
 MAX_TREE_FILES = 1_000_000
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".th", ".model", ".weights")
-"""What the names of checkpoints end with. Of other files, only large ones are looked into."""
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+"""What the names of checkpoints end with, also of those that are damaged."""
+_OTHER_SUFFIXES = (".bin", ".tar", ".pkl", ".th", ".model", ".weights")
+"""What those of some checkpoints end with. Of files with another name, only large ones are looked into."""
 _LARGE_BYTES = 2**20
 _ALL_LEVELS = 200
 _NUMBERED = re.compile(r"(checkpoint|ckpt)[-_]\d+")
+_ONE_OF_SEVERAL = re.compile(r"(global_step|iter_)\d+")
 _UNFINISHED = re.compile(r"(?i)(tmp[-_.].*|\.tmp.*|.*\.(tmp|temp|part|partial|incomplete)([-_.]\w+)?)")
 _OF_CHECKPOINTS = re.compile(r"(?i).*(ckpt|checkpoint|\.pt|safetensors|model|weights|optim|state).*")
 
@@ -154,29 +157,37 @@ def checkpoints_in(tree: Tree) -> Iterator[FoundCheckpoint]:
     waiting = [tree.top]
     while waiting:
         folder = waiting.pop()
-        names = {name: file for name, file in folder.all_files() if not _is_in_numbered(folder, name)}
+        inner = _inner_checkpoints(folder)
+        names = {name: file for name, file in folder.all_files() if name.partition("/")[0] not in inner}
         if folder.path and _is_unfinished(folder.path) and names:
             yield _found(folder, names, is_unfinished=True)
             continue
         if len(names) <= MAX_FILES and _is_checkpoint(tree.full(folder.path), names):
             yield _found(folder, names)
-            waiting += [inner for name, inner in folder.folders.items() if _NUMBERED.fullmatch(name)]
+            waiting += [folder.folders[name] for name in inner]
             continue
         waiting += folder.folders.values()
         for name, file in sorted(folder.files.items()):
             path = folder.below(name)
             if _is_unfinished(path):
                 yield FoundCheckpoint(path, {path: file}, is_unfinished=True)
-            elif name.endswith(SUFFIXES) or (
-                file.size_bytes >= _LARGE_BYTES and _is_checkpoint(tree.full(path), {"": file})
-            ):
+            elif name.endswith(SUFFIXES) or (_may_be_one(name, file) and _is_checkpoint(tree.full(path), {"": file})):
                 yield FoundCheckpoint(path, {path: file})
 
 
-def _is_in_numbered(folder: Folder, name: str) -> bool:
-    """Tell whether a file lies in a checkpoint of its own: the folder of a training holds its last model beside them."""
-    first, _, rest = name.partition("/")
-    return bool(rest) and first in folder.folders and _NUMBERED.fullmatch(first) is not None
+def _may_be_one(name: str, file: TreeFile) -> bool:
+    return file.size_bytes >= _LARGE_BYTES or name.endswith(_OTHER_SUFFIXES)
+
+
+def _inner_checkpoints(folder: Folder) -> set[str]:
+    """Return which folders in this one are checkpoints by themselves.
+
+    The folder of a training has its last model beside them. DeepSpeed and Megatron have a folder for each step, of which
+    a checkpoint of another program holds one at most.
+    """
+    several = {name for name in folder.folders if _ONE_OF_SEVERAL.fullmatch(name)}
+    numbered = {name for name in folder.folders if _NUMBERED.fullmatch(name)}
+    return numbered | several if len(several) > 1 else numbered
 
 
 def _is_unfinished(path: str) -> bool:

@@ -99,7 +99,7 @@ class UnfinishedFinder:
                 found.kept.append((name, size_bytes, "in the trash, and no sound checkpoint is left"))
                 continue
             left = duration(self._left_seconds(manifest.deleted_at, now))
-            found.add("trash", name, f"It was deleted; `ckpt undelete {name}` brings it back for another {left}.", size_bytes)
+            found.add("trash", name, f"It was deleted, and can be brought back for another {left}.", size_bytes)
         for manifest in self.view.manifests:
             if manifest.obsolete:
                 self._obsolete(found, manifest, is_last=is_last)
@@ -110,8 +110,7 @@ class UnfinishedFinder:
         if is_last or not manifest.is_valid or manifest not in self.view.whole:
             found.kept.append((name, size_bytes, "what it held before it was thinned"))
         else:
-            why = f"What it held before it was thinned; `ckpt thin --undo {name}` brings that back."
-            found.add("trash", name, why, size_bytes)
+            found.add("trash", name, "It was thinned; what it lost can be brought back until then.", size_bytes)
 
     def _left_seconds(self, since: datetime | None, now: datetime) -> float:
         return ((since or now) + timedelta(seconds=self.trash_seconds) - now).total_seconds()

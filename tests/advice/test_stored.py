@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointManager
 from ckpt_lib.advice.results import Advice, Suggestion
-from ckpt_lib.policies.retention import KeepNewest
-from tests.helpers import MakeManager, experiment_folder, leave_unfinished, payload_path, snapshot, truncate
+from tests.helpers import MakeManager, experiment_folder, leave_unfinished, snapshot
 
 WIDTH = 256
 
@@ -64,7 +59,9 @@ def reader(make_manager: MakeManager) -> CheckpointManager:
     return make_manager(backup_checkpoints=False)
 
 
-def test_worse_ones_go_and_older_ones_lose_their_optimizer(keeper: CheckpointManager, reader: CheckpointManager) -> None:
+def test_worse_ones_go_and_older_ones_lose_their_optimizer(
+    keeper: CheckpointManager, reader: CheckpointManager
+) -> None:
     """The best, the newest, pinned and tagged ones stay; a checkpoint that is worse than a later one goes."""
     ids = train_and_save(keeper, [0.9, 0.8, 0.1, 0.5, 0.6, 0.7, 0.4, 0.3])
     keeper.pin_checkpoint(ids[1])
@@ -111,7 +108,9 @@ def test_the_commands_free_what_the_advice_says(keeper: CheckpointManager, reade
             reader.empty_trash()
         freed[verb] += before - stored_bytes(keeper)
         before = stored_bytes(keeper)
-    wanted = {verb: sum(i.frees_bytes for i in advice.suggestions if str(i.command).split()[1] == verb) for verb in freed}
+    wanted = {
+        verb: sum(i.frees_bytes for i in advice.suggestions if str(i.command).split()[1] == verb) for verb in freed
+    }
     assert (freed["trash"], freed["delete"]) == (wanted["trash"], wanted["delete"])
     assert freed["thin"] == pytest.approx(wanted["thin"], rel=0.01)
     assert sum(item.size_bytes for item in advice.kept) == pytest.approx(before, rel=0.01)
