@@ -93,11 +93,8 @@ def _check_complete(files: FoundFiles, states: Ranks, optimizers: Ranks, said: M
     ):
         if len(found) < data_ranks * model_parallel:
             wanted = ((data, model) for model in range(model_parallel) for data in range(data_ranks))
-            missing = [
-                f"{name} of rank {data}, model-parallel rank {model}"
-                for data, model in wanted
-                if (data, model) not in found
-            ]
+            missing = [f"{name} of rank {data}, model-parallel rank {model}" for data, model in wanted
+                       if (data, model) not in found]
             raise _missing(files, missing)
 
 
