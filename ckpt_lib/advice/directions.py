@@ -7,19 +7,17 @@ from collections.abc import Iterable
 
 from ckpt_lib.core.monitor import Mode, Monitor
 
-_NEITHER = frozenset(
-    ["lr", "learning", "epoch", "epochs", "step", "steps", "time", "runtime", "seconds", "second", "duration", "eta"]
-    + ["samples", "tokens", "memory", "norm", "momentum", "flos", "throughput", "fps", "it", "best"]
+_NEITHER = re.compile(
+    "lr|learning|epochs?|steps?|time|runtime|seconds?|duration|eta|samples|tokens|memory|norm|momentum|flos|throughput|"
+    "fps|it|best"
 )
-"""Words in the names of values that say nothing about how good a checkpoint is; the best so far is another's value."""
-_LOWER = frozenset(
-    ["loss", "nll", "error", "err", "perplexity", "ppl", "mae", "mse", "rmse", "mape", "wer", "cer", "ter", "fid"]
-    + ["bpb", "bpc", "bpd", "kld", "eer", "lpips", "brier", "ece"]
+"""Words in the names of values that say nothing about how good a checkpoint is; the best so far is that of another."""
+_LOWER = re.compile(
+    "loss|nll|error|err|perplexity|ppl|mae|mse|rmse|mape|wer|cer|ter|fid|bpb|bpc|bpd|kld|eer|lpips|brier|ece"
 )
-_HIGHER = frozenset(
-    ["acc", "accuracy", "acc1", "acc5", "top1", "top5", "f1", "auc", "auroc", "auprc", "map", "map50", "iou", "miou"]
-    + ["dice", "bleu", "sacrebleu", "rouge", "rouge1", "rouge2", "rougel", "meteor", "precision", "recall", "score"]
-    + ["reward", "return", "psnr", "ssim", "r2", "mrr", "ndcg", "mcc", "kappa", "spearman", "pearson", "exactmatch"]
+_HIGHER = re.compile(
+    r"acc\d?|accuracy|top\d|f1|auc|auroc|auprc|map(50)?|m?iou|dice|bleu|sacrebleu|rouge[12l]?|meteor|precision|recall|"
+    "score|reward|return|psnr|ssim|r2|mrr|ndcg|mcc|kappa|spearman|pearson"
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")
 
@@ -31,7 +29,6 @@ class Directions:
         self._known: dict[str, Mode | None] = {}
         for monitor in monitors:
             self._known.setdefault(monitor.metric, monitor.mode)
-        self._unknown: dict[str, None] = {}
 
     def mode(self, metric: str) -> Mode | None:
         """Return the mode of a metric; ``None`` when its name does not tell, or it measures no quality."""
@@ -42,16 +39,16 @@ class Directions:
     @staticmethod
     def is_quality(metric: str) -> bool:
         """Tell whether a metric may say how good a checkpoint is: a learning rate, for example, does not."""
-        return not _NEITHER.intersection(_words(metric))
+        return not any(map(_NEITHER.fullmatch, _words(metric)))
 
 
 def _by_name(metric: str) -> Mode | None:
     words = _words(metric)
-    if _NEITHER.intersection(words):
+    if any(map(_NEITHER.fullmatch, words)):
         return None
-    if _LOWER.intersection(words):
+    if any(map(_LOWER.fullmatch, words)):
         return "min"
-    return "max" if _HIGHER.intersection(words) else None
+    return "max" if any(map(_HIGHER.fullmatch, words)) else None
 
 
 def _words(metric: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Literal
 
@@ -130,7 +130,7 @@ def joined(suggestions: Iterable[Suggestion]) -> Iterator[str]:
             yield shlex.join([*verb, *names[start : start + _MAX_NAMES]])
 
 
-def _verb(command: str) -> Sequence[str]:
+def _verb(command: str) -> list[str]:
     return command.split(maxsplit=2)[:2]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.payload_keys import RESUME_ONLY_KEYS
@@ -64,11 +64,7 @@ def is_resume_only(tensor: str) -> bool:
 def length(ranges: Iterable[Range]) -> int:
     """Return how many bytes lie in at least one of the ranges."""
     total, reached = 0, 0
-    for start, stop in _sorted(ranges):
+    for start, stop in sorted(ranges):
         total += max(0, stop - max(start, reached))
         reached = max(reached, stop)
     return total
-
-
-def _sorted(ranges: Iterable[Range]) -> Sequence[Range]:
-    return sorted(ranges)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from ckpt_lib.advice.directions import Directions
 from ckpt_lib.advice.results import KINDS, Advice, BestValue, PolicyOutcome, Suggestion, kept_of
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
 from ckpt_lib.advice.savings import Savings
-from ckpt_lib.advice.unfinished import Unfinished, UnfinishedFinder
+from ckpt_lib.advice.unfinished import UnfinishedFinder
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import listed
@@ -53,35 +53,27 @@ class StoredAdvisor:
         self._suggest_deletions(view, reasons)
         self._suggest_thinning(view, reasons)
         sizes = {item.checkpoint_id: unfinished.size_of(file.name for file in item.files) for item in view.manifests}
-        return self._advice(view, found, sizes, reasons, backups, remarks)
-
-    def _advice(
-        self,
-        view: View,
-        found: Unfinished,
-        sizes: Mapping[str, int],
-        reasons: Mapping[str, str],
-        backups: Mapping[str, Manifest],
-        remarks: Sequence[str],
-    ) -> Advice:
-        suggestions = sorted([*found.suggestions, *self._suggestions.values()], key=lambda item: KINDS.index(item.kind))
-        total_bytes = sum(sizes.values()) + sum(size for _, size, _ in found.kept)
-        total_bytes += sum(item.frees_bytes for item in found.suggestions)
-        kept = [
-            (name, size - (advised.frees_bytes if advised else 0), reasons.get(name) or self._reason(item, advised))
-            for item in reversed(view.manifests)
-            if (advised := self._suggestions.get(name := item.checkpoint_id)) is None or not _goes(advised)
-            for size in [sizes[name]]
-        ]
+        kept = [*self._kept(view, sizes, reasons), *found.kept]
+        suggestions = [*found.suggestions, *self._suggestions.values()]
+        total_bytes = sum(size for _, size, _ in kept) + sum(item.frees_bytes for item in suggestions)
         return Advice(
             place=self.locations.name,
             total_bytes=total_bytes,
-            suggestions=tuple(suggestions),
-            kept=kept_of([*kept, *found.kept], total_bytes),
+            suggestions=tuple(sorted(suggestions, key=lambda item: KINDS.index(item.kind))),
+            kept=kept_of(kept, total_bytes),
             policies=tuple(self._policies(view)),
             best=self._best(view, backups),
             remarks=tuple(remarks),
         )
+
+    def _kept(self, view: View, sizes: Mapping[str, int], reasons: Mapping[str, str]) -> Iterator[tuple[str, int, str]]:
+        """Yield what stays, newest first: its id, what it costs then, and why it stays."""
+        for item in reversed(view.manifests):
+            advised = self._suggestions.get(item.checkpoint_id)
+            if advised is None or not _goes(advised):
+                left_bytes = sizes[item.checkpoint_id] - (advised.frees_bytes if advised else 0)
+                reason = reasons.get(item.checkpoint_id) or self._reason(item, advised)
+                yield item.checkpoint_id, left_bytes, reason
 
     @staticmethod
     def _reason(manifest: Manifest, advised: Suggestion | None) -> str:

@@ -103,7 +103,7 @@ def _merged(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
 def _position(row: Mapping[str, Any], kind: str) -> int | None:
     for name in _POSITIONS[kind]:
         value = row.get(name)
-        if _is_number(value) and value == int(value) and 0 <= value < MAX_COUNT:
+        if value is not None and _is_number(value) and value == int(value) and 0 <= value < MAX_COUNT:
             return int(value)
     return None
 

@@ -115,9 +115,7 @@ def read_tree(root: str) -> Tree:
         if _is_store(items):
             tree.stores.append(folder.path)
             continue
-        for item in items:
-            if (inner := _note(tree, folder, item)) is not None:
-                waiting.append(inner)
+        waiting += [inner for item in items if (inner := _note(tree, folder, item)) is not None]
         count += len(folder.files)
         if count > MAX_TREE_FILES:
             raise NotACheckpointError(f"the folder holds more than {MAX_TREE_FILES:,} files", path=root)
@@ -182,8 +180,8 @@ def _may_be_one(name: str, file: TreeFile) -> bool:
 def _inner_checkpoints(folder: Folder) -> set[str]:
     """Return which folders in this one are checkpoints by themselves.
 
-    The folder of a training has its last model beside them. DeepSpeed and Megatron have a folder for each step, of which
-    a checkpoint of another program holds one at most.
+    The folder of a training has its last model beside them. DeepSpeed and Megatron have a folder for each step, of
+    which a checkpoint of another program holds one at most.
     """
     several = {name for name in folder.folders if _ONE_OF_SEVERAL.fullmatch(name)}
     numbered = {name for name in folder.folders if _NUMBERED.fullmatch(name)}
