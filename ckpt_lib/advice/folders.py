@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ckpt_lib.advice.described import Described, describe
-from ckpt_lib.advice.results import KINDS, Advice, BestValue, Kind, PolicyOutcome, Suggestion, kept_of
+from ckpt_lib.advice.results import KINDS, Advice, Kind, PolicyOutcome, Suggestion, kept_of
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
-from ckpt_lib.advice.runs import Run, runs_of
+from ckpt_lib.advice.runs import Run, name_pattern, runs_of
 from ckpt_lib.advice.same_files import SameFiles
 from ckpt_lib.advice.trees import Tree, checkpoints_in, read_tree
 from ckpt_lib.core.monitor import Monitor
@@ -64,6 +64,8 @@ class _FolderAdvisor:
     _suggestions: dict[str, Suggestion] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     """Why a checkpoint stays, by path."""
+    _copies: dict[str, list[str]] = field(default_factory=dict)
+    """The copies that can go, by the path of the one that stays."""
     _frees: dict[str, int] = field(default_factory=dict)
     """The bytes that the removal of a checkpoint frees: those of files without a further name."""
     _sizes: dict[str, int] = field(default_factory=dict)
@@ -75,11 +77,15 @@ class _FolderAdvisor:
         sound = [item for item in items if not self._suggest_about_damage(item)]
         runs = runs_of(self.tree, sound)
         for run in runs:
-            self._protect(run)
+            self._mark(run)
         self._suggest_duplicates(runs)
         for run in runs:
+            self._protect(run)
+        self._inherit()
+        for run in runs:
             self._suggest_dominated(run)
-            self._suggest_optimizers(run)
+            for group in run.groups().values():
+                self._suggest_optimizers(group)
         return self._advice(place, items, runs)
 
     def _advice(self, place: str, items: Sequence[Described], runs: Sequence[Run]) -> Advice:
@@ -99,7 +105,7 @@ class _FolderAdvisor:
             suggestions=tuple(suggestions),
             kept=kept_of(kept, total_bytes),
             policies=tuple(self._policies(runs)),
-            best=tuple(found for run in runs for found in self._best(run)),
+            best=tuple(found for run in runs for found in run.best_values()),
             remarks=tuple(self._remarks(items)),
         )
 
@@ -127,7 +133,7 @@ class _FolderAdvisor:
                 self._reasons[item.path] = "being written, as its name says"
             return True
         if item.damage is not None:
-            if self._is_linked(item):
+            if self.tree.is_linked(item.path):
                 self._reasons[item.path] = f"damaged, and a link leads to it. {item.damage}"
             else:
                 self._suggest("damaged", item, item.damage + recent, certainty="likely" if is_settled else "unsure")
@@ -136,32 +142,25 @@ class _FolderAdvisor:
             self._reasons[item.path] = "no program is known that writes such checkpoints"
         return item.is_unknown
 
-    def _is_linked(self, item: Described) -> bool:
-        full = os.path.realpath(self.tree.full(item.path))
-        return any(target == full or target.startswith(full + os.sep) for target in self.tree.linked)
+    def _mark(self, run: Run) -> None:
+        """Note what a link, a name or the trainer says to be of use."""
+        for item in run.items:
+            if reason := "a link leads to it" if self.tree.is_linked(item.path) else run.said_of(item):
+                self._reasons[item.path] = reason
 
     def _protect(self, run: Run) -> None:
-        """Note what stays whatever its metrics are."""
-        protected = {
-            item.path: "a link leads to it" for item in run.items if self.tree.linked and self._is_linked(item)
-        }
-        for item in run.items:
-            if said := run.said_of(item):
-                protected.setdefault(item.path, said)
-        newest = max(run.items, key=lambda item: item.found.modified_seconds)
-        protected.setdefault(newest.path, "the last that was written")
-        plan = self._plan(run, KeepNewest(count=0), protected)
-        self._reasons |= {item.checkpoint_id: item.reason for item in plan.decisions if item.keep}
-        self._reasons = {path: reason.replace(" unverified", "") for path, reason in self._reasons.items()}
+        """Note what stays whatever its metrics are: the newest and the best of those that are named alike."""
+        for group in run.groups().values():
+            newest = max(group, key=lambda item: item.found.modified_seconds)
+            self._reasons.setdefault(newest.path, "the last that was written")
+            plan = self._plan(run, group, KeepNewest(count=0))
+            for item in plan.decisions:
+                if item.keep:
+                    self._reasons.setdefault(item.checkpoint_id, item.reason.replace(" unverified", ""))
 
-    def _plan(self, run: Run, policy: RetentionPolicy, protected: Mapping[str, str]) -> RetentionPlan:
-        return plan_retention(
-            [self._record(run, item, number) for number, item in enumerate(run.items, start=1)],
-            policy,
-            now=datetime.now(UTC),
-            monitors=run.monitors,
-            protected=protected,
-        )
+    def _plan(self, run: Run, items: Sequence[Described], policy: RetentionPolicy) -> RetentionPlan:
+        records = [self._record(run, item, number) for number, item in enumerate(items, start=1)]
+        return plan_retention(records, policy, now=datetime.now(UTC), monitors=run.monitors)
 
     def _record(self, run: Run, item: Described, number: int) -> RetentionRecord:
         return RetentionRecord(
@@ -175,33 +174,41 @@ class _FolderAdvisor:
         )
 
     def _suggest_duplicates(self, runs: Sequence[Run]) -> None:
+        """Suggest copies, also of the newest and the best: for what is said of these, their copies stand."""
         items = {item.path: item for run in runs for item in run.items}
         contents = SameFiles(self.tree, self.progress).contents(
             item.found for item in items.values() if self._frees[item.path]
         )
-        candidates = [
-            _candidate(run, item, number, contents.get(item.path))
-            for run in runs
-            for number, item in enumerate(run.items)
-        ]
+        ordered = sorted(items.values(), key=_age)
         # The metrics that a log tells of a copy are not lost with it.
-        alike = [replace(item, metrics={}) for item in candidates]
+        alike = [
+            Candidate(item.path, number, item.epoch or 0, item.step or 0, content=contents.get(item.path))
+            for number, item in enumerate(ordered)
+        ]
         for path, other in duplicates(alike, self._reasons).items():
             self._suggest("duplicate", items[path], f"{other} is the same, byte for byte.", certainty="certain")
+            self._copies.setdefault(other, []).append(path)
+
+    def _inherit(self) -> None:
+        """Let what stays of several copies stay for the reasons for which any of them would."""
+        for kept, copies in self._copies.items():
+            for reason in filter(None, map(self._reasons.get, copies)):
+                self._reasons.setdefault(kept, reason)
 
     def _suggest_dominated(self, run: Run) -> None:
-        left = [item for item in run.items if item.path not in self._suggestions]
-        candidates = [_candidate(run, item, number) for number, item in enumerate(left) if _has_position(item)]
-        items = {item.path: item for item in left}
+        items = {item.path: item for item in run.items if item.path not in self._suggestions and _has_position(item)}
+        candidates = [
+            Candidate(path, 0, item.epoch or 0, item.step or 0, metrics=run.metrics[path], group=name_pattern(path))
+            for path, item in items.items()
+        ]
         for path, (other, metrics) in dominated(candidates, self._reasons, run.directions).items():
             why = f"{other} is no earlier, and better in {listed(metrics)}."
             self._suggest("dominated", items[path], why, certainty="likely")
 
-    def _suggest_optimizers(self, run: Run) -> None:
-        left = [item for item in run.items if item.path not in self._suggestions and item.resume_bytes]
-        spared = {item.path for item in left[-_WHOLE:]} | self._reasons.keys()
-        for item in left:
-            if item.path in spared or any(file.link_count > 1 for file in item.found.files.values()):
+    def _suggest_optimizers(self, group: Sequence[Described]) -> None:
+        left = [item for item in group if item.path not in self._suggestions and item.resume_bytes]
+        for item in left[:-_WHOLE]:
+            if item.path in self._reasons or any(file.link_count > 1 for file in item.found.files.values()):
                 continue
             how = "" if item.resume_files else " It has to be written anew without that."
             self._suggestions[item.path] = Suggestion(
@@ -226,7 +233,7 @@ class _FolderAdvisor:
     def _policies(self, runs: Sequence[Run]) -> list[PolicyOutcome]:
         outcomes = []
         for count in _COUNTS:
-            plans = [self._plan(run, self._at_most(run, count), {}) for run in runs]
+            plans = [self._plan(run, run.items, self._at_most(run, count)) for run in runs]
             outcomes.append(
                 PolicyOutcome(
                     policy=f"max_checkpoints={count} of each folder",
@@ -242,9 +249,6 @@ class _FolderAdvisor:
         monitor = run.monitors[0] if run.monitors else Monitor()
         return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
 
-    def _best(self, run: Run) -> list[BestValue]:
-        return run.best_values()
-
     def _remarks(self, items: Sequence[Described]) -> Iterable[str]:
         for path in self.tree.stores:
             yield f"{path or '.'} is part of a store, which has advice of its own: `ckpt advise {self.tree.full(path)}`"
@@ -254,16 +258,8 @@ class _FolderAdvisor:
             yield "No checkpoints were found."
 
 
-def _candidate(run: Run, item: Described, number: int, content: str | None = None) -> Candidate:
-    return Candidate(
-        name=item.path,
-        order=number,
-        epoch=item.epoch or 0,
-        step=item.step or 0,
-        metrics=run.metrics[item.path],
-        content=content,
-        is_full=True,
-    )
+def _age(item: Described) -> float:
+    return item.found.modified_seconds
 
 
 def _has_position(item: Described) -> bool:

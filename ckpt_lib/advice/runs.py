@@ -24,6 +24,7 @@ _SAID = {
     "final": "the final one",
     "release": "a release",
 }
+_NUMBER = re.compile(r"(?<=[=_-])-?\d+(\.\d+)*(e[-+]?\d+)?|\d+(\.\d+)*(e[-+]?\d+)?")
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -50,6 +51,13 @@ class Run:
         known = [Monitor(metric=name, mode=mode) for name in names if (mode := self.directions.mode(name))]
         self.monitors = [item for item in known if _OF_VALIDATION.search(item.metric)] or known
 
+    def groups(self) -> dict[str, list[Described]]:
+        """Return those that are named alike but for numbers: a folder may hold the checkpoints of several models."""
+        found: dict[str, list[Described]] = {}
+        for item in self.items:
+            found.setdefault(name_pattern(item.path), []).append(item)
+        return found
+
     def said_of(self, item: Described) -> str | None:
         """Return what the name of a checkpoint says, or the trainer, that is a reason to keep it."""
         name = item.path.rpartition("/")[2]
@@ -74,6 +82,11 @@ class Run:
             return found
         message = f"{found.message[:-1]}, unless it is {unknown[0]}, which does not say of when it is."
         return found.model_copy(update={"is_saved": None, "message": message})
+
+
+def name_pattern(path: str) -> str:
+    """Return the name of a checkpoint with a mark in the place of each number."""
+    return _NUMBER.sub("#", path.rpartition("/")[2])
 
 
 class _Moments:

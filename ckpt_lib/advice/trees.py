@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError
@@ -72,6 +73,22 @@ class Tree:
 
     def full(self, path: str) -> str:
         return os.path.join(self.root, path) if path else self.root
+
+    def is_linked(self, path: str) -> bool:
+        """Tell whether a link leads to a file or folder, or into it."""
+        return self.linked_to.get(path, False) if self.linked else False
+
+    @cached_property
+    def linked_to(self) -> dict[str, bool]:
+        """What links in this tree lead to, and the folders above that, by path below the root."""
+        start = os.path.realpath(self.root).rstrip(os.sep) + os.sep
+        found: dict[str, bool] = {}
+        for target in self.linked:
+            path = target.removeprefix(start).replace(os.sep, "/") if target.startswith(start) else ""
+            while path:
+                found[path] = True
+                path = path.rpartition("/")[0]
+        return found
 
 
 @dataclass(frozen=True)
