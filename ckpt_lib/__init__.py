@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_lib.advice.folders import advise
+    from ckpt_lib.advice.results import Advice
     from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Advice": "ckpt_lib.advice.results",
     "CheckpointComparison": "ckpt_lib.analysis.results",
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
@@ -44,6 +47,7 @@ _HOMES = {
     "RetentionPlan": "ckpt_lib.policies.retention",
     "TrainingState": "ckpt_lib.state.training_state",
     "convert_checkpoint": "ckpt_lib.maintenance.conversion",
+    "advise": "ckpt_lib.advice.folders",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
@@ -53,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Advice",
     "CheckpointComparison",
     "CheckpointConfig",
     "CheckpointError",
@@ -65,6 +70,7 @@ __all__ = [
     "RetentionPlan",
     "TrainingState",
     "convert_checkpoint",
+    "advise",
     "describe_experiments",
     "find_checkpoints",
     "init_store",

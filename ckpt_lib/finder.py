@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from ckpt_lib.advice.results import Advice
+from ckpt_lib.advice.stored import Step, StoredAdvisor
 from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.index.conditions import Condition
 from ckpt_lib.index.selection import select
 from ckpt_lib.loading.compare import compare_named
+from ckpt_lib.maintenance.keeper import check_policy
 from ckpt_lib.maintenance.maintainer import Maintainer
+from ckpt_lib.policies.retention import RetentionPolicy
 
 
 class Finder(Maintainer):
@@ -89,3 +93,15 @@ class Finder(Maintainer):
             monitor=self._catalogue.monitor(),
             monitor_warning=self._catalogue.monitor_warning(),
         )
+
+    def advise(self, *, policy: RetentionPolicy | None = None, progress: Step | None = None) -> Advice:
+        """Return what can go, what that frees, and the command for it; what stays, and what each checkpoint costs.
+
+        Leftovers, the trash, damage, duplicates, checkpoints that are worse than a later one in every metric, and the
+        state of optimizers that no run needs. What a cleanup always keeps is never suggested, nor what is tagged or the
+        newest of its run. ``policies`` tells what ``max_checkpoints`` would do, and ``policy`` if given. Nothing is
+        changed. No payload is read but the structure of those that could be thinned, so damage counts that validation
+        has found, or that sizes show.
+        """
+        check_policy(policy, "reasons")
+        return StoredAdvisor(self._locations, self._lineage.in_use, policy, progress).advise()

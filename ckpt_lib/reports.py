@@ -1,5 +1,6 @@
-"""What validation, scrub, repair, cleanup, reconcile, the doctor and inspections return."""
+"""What validation, scrub, repair, cleanup, reconcile, the doctor, the advisor and inspections return."""
 
+from ckpt_lib.advice.results import Advice
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspection, StoredCheckpoint, TensorStatistics
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
@@ -10,6 +11,7 @@ from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.saving.fallback import ReconcileReport
 
 __all__ = [
+    "Advice",
     "BackupStatus",
     "CleanupReport",
     "DoctorReport",

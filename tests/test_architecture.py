@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"index"},
     {"experiment"},
     {"analysis", "maintenance"},
-    {"inspecting", "saving"},
+    {"advice", "inspecting", "saving"},
     {"loading"},
     {"finder", "reports"},
     {"restorer"},

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ckpt_lib.cli import (
+    advise,
     backup,
     cleanup,
     compare,
@@ -98,6 +99,7 @@ _add("compare", compare.compare, "Show")
 _add("summary", compare.summary, "Show")
 _add("experiments", experiments.experiments, "Show")
 _add("find", experiments.find, "Show")
+_add("advise", advise.advise, "Show")
 _add("init", init.init, "Protect")
 _add("reindex", experiments.reindex, "Protect")
 _add("validate", validate.validate, "Protect")

@@ -132,6 +132,11 @@ def typed(given: Mapping[str, Any]) -> Iterator[None]:
         _typed.reset(token)
 
 
+def names_a_store() -> bool:
+    """Tell whether the options that select the store were typed; they may come from the environment, too."""
+    return bool(_typed.get())
+
+
 def to_type(command: str) -> str:
     """Return a command with the typed options that select the store, so that it works when copied."""
     knows_none = command.startswith("ckpt init") or "--help" in command

@@ -90,10 +90,11 @@ class _Assessment:
             next((manifest for manifest in candidates if self.is_valid(manifest.checkpoint_id)), None)
 
     def records(self) -> list[RetentionRecord]:
-        return [_record(manifest, self._statuses[name]) for name, manifest in self._manifests.items()]
+        return [record_of(manifest, self._statuses[name]) for name, manifest in self._manifests.items()]
 
 
-def _record(manifest: Manifest, status: Status) -> RetentionRecord:
+def record_of(manifest: Manifest, status: Status) -> RetentionRecord:
+    """Return a checkpoint as a plan sees it."""
     shared = set(RetentionRecord.model_fields) - {"size_bytes", "status", "thinned"}
     facts = {name: getattr(manifest, name) for name in shared}
     is_thinned = manifest.thinned is not None
@@ -102,7 +103,7 @@ def _record(manifest: Manifest, status: Status) -> RetentionRecord:
 
 def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
     """Return the ids that a cleanup of these checkpoints would keep, were they all valid."""
-    records = [_record(manifest, "valid") for manifest in manifests]
+    records = [record_of(manifest, "valid") for manifest in manifests]
     return set(plan_retention(records, policy, now=datetime.now(UTC), monitors=monitors).kept_ids)
 
 
@@ -190,7 +191,7 @@ def _plan(
     monitors = list(dict.fromkeys([monitor, *(manifest.monitor for manifest in manifests)]))
     assessment.verify_newest_and_best(monitors)
     now = datetime.now(UTC)  # a dry run writes nothing; delete_all asks the store's clock
-    protected = {**_in_use(manifests, now), **(protected or {})}
+    protected = {**in_use(manifests, now), **(protected or {})}
     asked: set[str] = set()
     while True:
         plan = plan_retention(
@@ -208,7 +209,8 @@ def _plan(
             assessment.is_valid(checkpoint_id)
 
 
-def _in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
+def in_use(manifests: Iterable[Manifest], now: datetime) -> dict[str, str]:
+    """Map those that a run has just resumed from to the reason to keep them."""
     return {
         manifest.checkpoint_id: "in use: a run has resumed from it"
         for manifest in manifests

@@ -1,0 +1,1 @@
+"""What can go, and what that frees: advice about checkpoints in a store, and in folders of any program."""

@@ -1,0 +1,270 @@
+"""Advice about a folder of checkpoints of any program, which no store keeps. Nothing is changed, and no code is run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from ckpt_lib.advice.described import Described, describe
+from ckpt_lib.advice.results import KINDS, Advice, Kind, PolicyOutcome, Suggestion, kept_of
+from ckpt_lib.advice.rules import Candidate, dominated, duplicates
+from ckpt_lib.advice.runs import Run, name_pattern, runs_of
+from ckpt_lib.advice.same_files import SameFiles
+from ckpt_lib.advice.trees import Tree, checkpoints_in, read_tree
+from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.wording import count_of, duration, listed
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.policies.retention import (
+    KeepAtMost,
+    KeepNewest,
+    RetentionPlan,
+    RetentionPolicy,
+    RetentionRecord,
+    plan_retention,
+)
+from ckpt_lib.store.registry import scheme_of, url_text
+from ckpt_lib.stream import Progress
+
+_WHOLE = 3
+"""How many of the newest of each run keep the state of their optimizer."""
+_SETTLED_SECONDS = 86_400.0
+"""What was changed later than so long ago may still be written."""
+_COUNTS = (10, 5, 3)
+_LAST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+
+
+def advise(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Advice:
+    """Return what can go in a folder of checkpoints of any program, what that frees, and what stays.
+
+    All folders below are looked into, and links are not followed. A folder that is one checkpoint counts as one, and
+    the checkpoints of one folder as those of one run. Metrics come from the checkpoints, and from the logs of trainers
+    beside them. No code that a checkpoint holds is run, and only those are read whole that may be the same.
+    ``progress`` is told how many bytes of these were read. Stores are left out: ``CheckpointManager.advise`` knows
+    more of them. Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is no folder, and
+    :class:`~ckpt_lib.errors.ConfigError` for one that is not of this machine.
+    """
+    text = url_text(folder)
+    if scheme_of(text) != "file":
+        raise ConfigError(
+            "only folders of this machine are looked into",
+            got=text,
+            hint="For a store, use CheckpointManager.advise().",
+        )
+    tree = read_tree(text.removeprefix("file://"))
+    return _FolderAdvisor(tree, progress).advise(text)
+
+
+@dataclass
+class _FolderAdvisor:
+    tree: Tree
+    progress: Progress | None
+    _suggestions: dict[str, Suggestion] = field(default_factory=dict)
+    _reasons: dict[str, str] = field(default_factory=dict)
+    """Why a checkpoint stays, by path."""
+    _copies: dict[str, list[str]] = field(default_factory=dict)
+    """The copies that can go, by the path of the one that stays."""
+    _frees: dict[str, int] = field(default_factory=dict)
+    """The bytes that the removal of a checkpoint frees: those of files without a further name."""
+    _sizes: dict[str, int] = field(default_factory=dict)
+    """The bytes of a checkpoint, those that several share for the first of them only."""
+
+    def advise(self, place: str) -> Advice:
+        items = sorted((describe(self.tree, item) for item in checkpoints_in(self.tree)), key=lambda item: item.path)
+        self._measure(items)
+        sound = [item for item in items if not self._suggest_about_damage(item)]
+        runs = runs_of(self.tree, sound)
+        for run in runs:
+            self._mark(run)
+        self._suggest_duplicates(runs)
+        for run in runs:
+            self._protect(run)
+        self._inherit()
+        for run in runs:
+            self._suggest_dominated(run)
+            for group in run.groups().values():
+                self._suggest_optimizers(group)
+        return self._advice(place, items, runs)
+
+    def _advice(self, place: str, items: Sequence[Described], runs: Sequence[Run]) -> Advice:
+        suggestions = sorted(self._suggestions.values(), key=lambda item: KINDS.index(item.kind))
+        total_bytes = sum(self._sizes.values())
+        kept = []
+        for item in sorted(items, key=lambda item: item.found.modified_seconds, reverse=True):
+            advised = self._suggestions.get(item.path)
+            left_bytes = self._sizes[item.path] - (advised.frees_bytes if advised else 0)
+            is_gone = advised is not None and advised.kind != "optimizer state"
+            if left_bytes or not is_gone:
+                reason = "its files have other names, too" if is_gone else self._reasons.get(item.path, _reason(item))
+                kept.append((item.path or ".", left_bytes, reason))
+        return Advice(
+            place=place,
+            total_bytes=total_bytes,
+            suggestions=tuple(suggestions),
+            kept=kept_of(kept, total_bytes),
+            policies=tuple(self._policies(runs)),
+            best=tuple(found for run in runs for found in run.best_values()),
+            remarks=tuple(self._remarks(items)),
+        )
+
+    def _measure(self, items: Iterable[Described]) -> None:
+        counted: set[tuple[int, int]] = set()
+        for item in items:
+            size_bytes = frees_bytes = 0
+            for file in item.found.files.values():
+                size_bytes += 0 if file.inode in counted else file.size_bytes
+                frees_bytes += file.size_bytes if file.link_count == 1 else 0
+                counted.add(file.inode)
+            self._sizes[item.path], self._frees[item.path] = size_bytes, frees_bytes
+
+    # --- what can go ---
+
+    def _suggest_about_damage(self, item: Described) -> bool:
+        """Suggest what cannot be read at all; return whether a checkpoint is out of the question."""
+        idle_seconds = time.time() - item.found.modified_seconds
+        is_settled = idle_seconds > _SETTLED_SECONDS
+        recent = "" if is_settled else f" It was changed {duration(idle_seconds)} ago: it may be being written."
+        if item.found.is_unfinished:
+            if is_settled:
+                self._suggest("leftover", item, "Its name is that of a file that was not finished.", certainty="likely")
+            else:
+                self._reasons[item.path] = "being written, as its name says"
+            return True
+        if item.damage is not None:
+            if self.tree.is_linked(item.path):
+                self._reasons[item.path] = f"damaged, and a link leads to it. {item.damage}"
+            else:
+                self._suggest("damaged", item, item.damage + recent, certainty="likely" if is_settled else "unsure")
+            return True
+        if item.is_unknown:
+            self._reasons[item.path] = "no program is known that writes such checkpoints"
+        return item.is_unknown
+
+    def _mark(self, run: Run) -> None:
+        """Note what a link, a name or the trainer says to be of use."""
+        for item in run.items:
+            if reason := "a link leads to it" if self.tree.is_linked(item.path) else run.said_of(item):
+                self._reasons[item.path] = reason
+
+    def _protect(self, run: Run) -> None:
+        """Note what stays whatever its metrics are: the newest and the best of those that are named alike."""
+        for group in run.groups().values():
+            newest = max(group, key=lambda item: item.found.modified_seconds)
+            self._reasons.setdefault(newest.path, "the last that was written")
+            plan = self._plan(run, group, KeepNewest(count=0))
+            for item in plan.decisions:
+                if item.keep:
+                    self._reasons.setdefault(item.checkpoint_id, item.reason.replace(" unverified", ""))
+
+    def _plan(self, run: Run, items: Sequence[Described], policy: RetentionPolicy) -> RetentionPlan:
+        records = [self._record(run, item, number) for number, item in enumerate(items, start=1)]
+        return plan_retention(records, policy, now=datetime.now(UTC), monitors=run.monitors)
+
+    def _record(self, run: Run, item: Described, number: int) -> RetentionRecord:
+        return RetentionRecord(
+            checkpoint_id=item.path,
+            sequence=number,
+            epoch=item.epoch or 0,
+            step=item.step or 0,
+            timestamp=datetime.fromtimestamp(min(max(0.0, item.found.modified_seconds), _LAST_SECONDS), UTC),
+            size_bytes=self._frees[item.path],
+            metrics=run.metrics[item.path],
+        )
+
+    def _suggest_duplicates(self, runs: Sequence[Run]) -> None:
+        """Suggest copies, also of the newest and the best: for what is said of these, their copies stand."""
+        items = {item.path: item for run in runs for item in run.items}
+        contents = SameFiles(self.tree, self.progress).contents(
+            item.found for item in items.values() if self._frees[item.path]
+        )
+        ordered = sorted(items.values(), key=_age)
+        # The metrics that a log tells of a copy are not lost with it.
+        alike = [
+            Candidate(item.path, number, item.epoch or 0, item.step or 0, content=contents.get(item.path))
+            for number, item in enumerate(ordered)
+        ]
+        for path, other in duplicates(alike, self._reasons).items():
+            self._suggest("duplicate", items[path], f"{other} is the same, byte for byte.", certainty="certain")
+            self._copies.setdefault(other, []).append(path)
+
+    def _inherit(self) -> None:
+        """Let what stays of several copies stay for the reasons for which any of them would."""
+        for kept, copies in self._copies.items():
+            for reason in filter(None, map(self._reasons.get, copies)):
+                self._reasons.setdefault(kept, reason)
+
+    def _suggest_dominated(self, run: Run) -> None:
+        items = {item.path: item for item in run.items if item.path not in self._suggestions and _has_position(item)}
+        candidates = [
+            Candidate(path, 0, item.epoch or 0, item.step or 0, metrics=run.metrics[path], group=name_pattern(path))
+            for path, item in items.items()
+        ]
+        for path, (other, metrics) in dominated(candidates, self._reasons, run.directions).items():
+            why = f"{other} is no earlier, and better in {listed(metrics)}."
+            self._suggest("dominated", items[path], why, certainty="likely")
+
+    def _suggest_optimizers(self, group: Sequence[Described]) -> None:
+        left = [item for item in group if item.path not in self._suggestions and item.resume_bytes]
+        for item in left[:-_WHOLE]:
+            if item.path in self._reasons or any(file.link_count > 1 for file in item.found.files.values()):
+                continue
+            how = "" if item.resume_files else " It has to be written anew without that."
+            self._suggestions[item.path] = Suggestion(
+                kind="optimizer state",
+                name=item.path or ".",
+                why=f"Runs go on from newer ones; its weights stay.{how}",
+                frees_bytes=item.resume_bytes,
+                certainty="likely",
+                paths=tuple(self.tree.full(path) for path in item.resume_files),
+            )
+
+    def _suggest(self, kind: Kind, item: Described, why: str, *, certainty: str) -> None:
+        frees_bytes = self._frees[item.path]
+        if not frees_bytes and item.found.size_bytes:  # each of its files has another name
+            return
+        facts = {"kind": kind, "name": item.path or ".", "why": why, "frees_bytes": frees_bytes, "certainty": certainty}
+        paths = tuple(map(self.tree.full, item.found.removable))
+        self._suggestions[item.path] = Suggestion.model_validate({**facts, "paths": paths})
+
+    # --- what else there is to say ---
+
+    def _policies(self, runs: Sequence[Run]) -> list[PolicyOutcome]:
+        outcomes = []
+        for count in _COUNTS:
+            plans = [self._plan(run, run.items, self._at_most(run, count)) for run in runs]
+            outcomes.append(
+                PolicyOutcome(
+                    policy=f"max_checkpoints={count} of each folder",
+                    keeps=sum(len(plan.kept_ids) for plan in plans),
+                    deletes=sum(len(plan.deleted_ids) for plan in plans),
+                    frees_bytes=sum(plan.freed_bytes for plan in plans),
+                )
+            )
+        return outcomes
+
+    @staticmethod
+    def _at_most(run: Run, count: int) -> KeepAtMost:
+        monitor = run.monitors[0] if run.monitors else Monitor()
+        return KeepAtMost(count=count, metric=monitor.metric, mode=monitor.mode)
+
+    def _remarks(self, items: Sequence[Described]) -> Iterable[str]:
+        for path in self.tree.stores:
+            yield f"{path or '.'} is part of a store, which has advice of its own: `ckpt advise {self.tree.full(path)}`"
+        if self.tree.unreadable:
+            yield f"{count_of(len(self.tree.unreadable), 'folder')} could not be read: {listed(self.tree.unreadable)}"
+        if not items:
+            yield "No checkpoints were found."
+
+
+def _age(item: Described) -> float:
+    return item.found.modified_seconds
+
+
+def _has_position(item: Described) -> bool:
+    return item.epoch is not None or item.step is not None
+
+
+def _reason(item: Described) -> str:
+    return f"{item.title}; no later one is better" if item.title else "nothing is known of it"

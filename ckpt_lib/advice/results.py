@@ -1,0 +1,142 @@
+"""What an advisor returns."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ckpt_lib.core.monitor import Mode
+
+Kind = Literal["leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state"]
+Certainty = Literal["certain", "likely", "unsure"]
+KINDS: tuple[Kind, ...] = ("leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state")
+"""In which suggestions are listed: what is missed the least comes first."""
+_MAX_NAMES = 100
+"""How many names one command has at most."""
+
+
+class Suggestion(BaseModel):
+    """One thing that can go, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    name: str
+    """An id, the name of a file, or a path below the folder."""
+    why: str
+    frees_bytes: int
+    """What that frees, once the trash is emptied; 0 where it only begins with this."""
+    certainty: Certainty
+    """``"certain"`` where nothing is lost, ``"likely"`` where metrics or order say so, and else ``"unsure"``."""
+    command: str | None = None
+    """The command that does it, without the options that name the store; ``None`` outside of stores."""
+    paths: tuple[str, ...] = ()
+    """Outside of stores, the files and folders to remove; empty where a file would have to be written anew."""
+
+
+class KeptCheckpoint(BaseModel):
+    """A checkpoint that stays, and what it costs once all suggestions are followed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size_bytes: int
+    share: float
+    """Of all bytes that are there now: from 0 to 1."""
+    reason: str
+
+
+class PolicyOutcome(BaseModel):
+    """What a retention policy would do, by itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    keeps: int
+    deletes: int
+    frees_bytes: int
+    command: str | None = None
+
+
+class BestValue(BaseModel):
+    """Whether the best value of a metric that is known belongs to a checkpoint that can be loaded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    mode: Mode
+    saved_value: float | None = None
+    """The best of those that can be loaded."""
+    saved_name: str | None = None
+    value: float | None = None
+    """The best that is known at all."""
+    step: int | None = None
+    epoch: int | None = None
+    is_saved: bool | None = None
+    """``None`` when it cannot be told: where no log of the training is there, a better value may have been seen."""
+    message: str
+
+
+class Advice(BaseModel):
+    """What can go in one place, what stays, and what each costs. Each byte is counted once.
+
+    ``frees_bytes`` and the sizes of all ``kept`` add up to ``total_bytes``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    place: str
+    """The name of the experiment, or the folder."""
+    total_bytes: int
+    suggestions: tuple[Suggestion, ...] = ()
+    kept: tuple[KeptCheckpoint, ...] = ()
+    """What stays, newest first."""
+    policies: tuple[PolicyOutcome, ...] = ()
+    best: tuple[BestValue, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What else is worth knowing."""
+
+    @property
+    def frees_bytes(self) -> int:
+        return sum(item.frees_bytes for item in self.suggestions)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.kept)
+
+    def of_kind(self, kind: Kind) -> tuple[Suggestion, ...]:
+        return tuple(item for item in self.suggestions if item.kind == kind)
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands of all suggestions; one command has many names."""
+        return tuple(line for kind in KINDS for line in joined(self.of_kind(kind)))
+
+
+def joined(suggestions: Iterable[Suggestion]) -> Iterator[str]:
+    """Yield commands that do what these suggestions say, with many names each."""
+    commands = dict.fromkeys(item.command for item in suggestions if item.command)
+    ordered = sorted(commands, key=_verb)
+    for verb, found in groupby(ordered, _verb):
+        names = [name for command in found for name in shlex.split(command)[2:]]
+        if not names or names[0].startswith("-"):
+            yield shlex.join([*verb, *names])
+            continue
+        for start in range(0, len(names), _MAX_NAMES):
+            yield shlex.join([*verb, *names[start : start + _MAX_NAMES]])
+
+
+def _verb(command: str) -> list[str]:
+    return command.split(maxsplit=2)[:2]
+
+
+def kept_of(sizes: Iterable[tuple[str, int, str]], total_bytes: int) -> tuple[KeptCheckpoint, ...]:
+    """Return what stays, from names, sizes and reasons."""
+    return tuple(
+        KeptCheckpoint(name=name, size_bytes=size, share=size / total_bytes if total_bytes else 0.0, reason=reason)
+        for name, size, reason in sizes
+    )

@@ -1,0 +1,154 @@
+"""The checkpoints of one folder, which are taken for those of one run, with what the log of that run says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ckpt_lib.advice.best import Seen, best_value
+from ckpt_lib.advice.described import Described
+from ckpt_lib.advice.directions import Directions
+from ckpt_lib.advice.results import BestValue
+from ckpt_lib.advice.training_logs import MAX_LOG_BYTES, NAMES, TRAINER_STATE, TrainingLog, parse_log
+from ckpt_lib.advice.trees import Folder, Tree
+from ckpt_lib.core.metadata import Metric
+from ckpt_lib.core.monitor import Monitor
+
+_MAX_MONITORS = 3
+_OF_VALIDATION = re.compile(r"(?i)(?:^|[^a-z])(val|valid|validation|eval|test|dev)(?:[^a-z]|$)")
+_SAID = {
+    "best": "the best",
+    "last": "the last",
+    "latest": "the latest",
+    "final": "the final one",
+    "release": "a release",
+}
+_NUMBER = re.compile(r"(?<=[=_-])-?\d+(\.\d+)*(e[-+]?\d+)?|\d+(\.\d+)*(e[-+]?\d+)?")
+_WORD = re.compile(r"[A-Za-z]+")
+
+
+@dataclass
+class Run:
+    """Checkpoints, oldest first, and the metrics of each: its own, or those that the log has of its moment."""
+
+    folder: str
+    items: list[Described]
+    log: TrainingLog | None
+    metrics: dict[str, Mapping[str, Metric]] = field(default_factory=dict)
+    directions: Directions = field(default_factory=Directions)
+    monitors: list[Monitor] = field(default_factory=list)
+    """The metrics of which the best checkpoint stays."""
+
+    def __post_init__(self) -> None:
+        moments = _Moments(self.log)
+        for item in self.items:
+            self.metrics[item.path] = item.metrics or moments.at(item)
+        logged = self.log.moments if self.log else ()
+        names = dict.fromkeys(
+            name for found in (*self.metrics.values(), *(m.metrics for m in logged)) for name in found
+        )
+        known = [Monitor(metric=name, mode=mode) for name in names if (mode := self.directions.mode(name))]
+        self.monitors = [item for item in known if _OF_VALIDATION.search(item.metric)] or known
+
+    def groups(self) -> dict[str, list[Described]]:
+        """Return those that are named alike but for numbers: a folder may hold the checkpoints of several models."""
+        found: dict[str, list[Described]] = {}
+        for item in self.items:
+            found.setdefault(name_pattern(item.path), []).append(item)
+        return found
+
+    def said_of(self, item: Described) -> str | None:
+        """Return what the name of a checkpoint says, or the trainer, that is a reason to keep it."""
+        name = item.path.rpartition("/")[2]
+        if self.log and self.log.best_checkpoint == name:
+            return "the trainer took it for the best"
+        words = {word.lower() for word in _WORD.findall(name)}
+        said = [text for word, text in _SAID.items() if word in words]
+        return f"its name says that it is {said[0]}" if said else None
+
+    def best_values(self) -> list[BestValue]:
+        """Say of each metric whether the best value that is known is that of a checkpoint."""
+        saved = [Seen(self.metrics[item.path], item.epoch, item.step, item.path) for item in self.items]
+        has_log = self.log is not None
+        elsewhere = [Seen(m.metrics, m.epoch, m.step, self.log.name) for m in self.log.moments] if self.log else []
+        found = [best_value(monitor, saved, elsewhere, has_log=has_log) for monitor in self.monitors[:_MAX_MONITORS]]
+        return [self._doubted(item) for item in found if item is not None]
+
+    def _doubted(self, found: BestValue) -> BestValue:
+        """Say that it cannot be told where a checkpoint of unknown age may be the best."""
+        unknown = [item.path for item in self.items if not self.metrics[item.path] and self.said_of(item)]
+        if found.is_saved is not False or not unknown:
+            return found
+        message = f"{found.message[:-1]}, unless it is {unknown[0]}, which does not say of when it is."
+        return found.model_copy(update={"is_saved": None, "message": message})
+
+
+def name_pattern(path: str) -> str:
+    """Return the name of a checkpoint with a mark in the place of each number."""
+    return _NUMBER.sub("#", path.rpartition("/")[2])
+
+
+class _Moments:
+    """What a log says of a checkpoint: at its step or, where the log has none of that, at the end of its epoch."""
+
+    def __init__(self, log: TrainingLog | None) -> None:
+        self._by_step: dict[int, dict[str, Metric]] = {}
+        self._by_epoch: dict[int, dict[str, Metric]] = {}
+        for moment in log.moments if log else ():
+            if moment.step is not None:
+                self._by_step.setdefault(moment.step, {}).update(moment.metrics)
+            if moment.epoch is not None:
+                self._by_epoch.setdefault(moment.epoch, {}).update(moment.metrics)
+
+    def at(self, item: Described) -> Mapping[str, Metric]:
+        if item.step is not None and (found := self._by_step.get(item.step)):
+            return found
+        return self._by_epoch.get(item.epoch, {}) if item.epoch is not None else {}
+
+
+def runs_of(tree: Tree, items: Iterable[Described]) -> list[Run]:
+    """Group checkpoints by the folder that they lie in, each with the log of that folder or of the next one above."""
+    groups: dict[str, list[Described]] = {}
+    for item in items:
+        groups.setdefault(item.folder if item.path else "", []).append(item)
+    return [Run(folder, sorted(found, key=_age), _log_of(tree, folder, found)) for folder, found in groups.items()]
+
+
+def _age(item: Described) -> tuple[int, int, float]:
+    step, epoch = item.step, item.epoch
+    return (-1 if step is None else step, -1 if epoch is None else epoch, item.found.modified_seconds)
+
+
+def _log_of(tree: Tree, folder: str, items: Sequence[Described]) -> TrainingLog | None:
+    """Return the log in the newest checkpoint that has one, in the folder itself, or in one above."""
+    of_trainer = [path for item in items for path in item.found.files if path.rpartition("/")[2] == TRAINER_STATE]
+    newest = sorted(items, key=_age)[::-1]
+    inside = [f"{item.path}/{TRAINER_STATE}" for item in newest if f"{item.path}/{TRAINER_STATE}" in of_trainer]
+    above = [path for part in _upwards(folder) for path in _logs_in(tree, part)]
+    for path in (*inside[:1], *above):
+        if (log := _read(tree, path)) is not None and log.moments:
+            return log
+    return None
+
+
+def _upwards(folder: str) -> Iterable[str]:
+    """Yield a folder and the one above it."""
+    yield folder
+    if folder:
+        yield folder.rpartition("/")[0]
+
+
+def _logs_in(tree: Tree, folder: str) -> list[str]:
+    found: Folder | None = tree.top
+    for name in folder.split("/") if folder else ():
+        found = found.folders.get(name) if found else None
+    return [found.below(name) for name in NAMES if name in found.files] if found else []
+
+
+def _read(tree: Tree, path: str) -> TrainingLog | None:
+    try:
+        with open(tree.full(path), "rb") as file:
+            return parse_log(path, file.read(MAX_LOG_BYTES + 1))
+    except OSError:
+        return None
