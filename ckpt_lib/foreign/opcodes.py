@@ -289,10 +289,11 @@ class DraftingUnpickler(PickleChecker):
 def _new_object(function: str, arguments: tuple[Any, ...]) -> Draft:
     """Return the object that a function of ``copyreg`` makes: of a class, its base, and what that one would hold."""
     kind, *rest = arguments
+    assert isinstance(kind, Draft)  # as its caller has made sure
     if function.endswith("__newobj__"):
         return kind.made(tuple(rest))
     _, held = rest
-    made: Draft = kind.made(() if held is None or isinstance(held, dict | list) else (held,))
+    made = kind.made(() if held is None or isinstance(held, dict | list) else (held,))
     made.entries = held if isinstance(held, dict | list) else None
     return made
 
