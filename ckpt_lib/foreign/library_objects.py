@@ -15,7 +15,10 @@ _FORMATS = {
         for kind, codes in (("i", "bhiq"), ("u", "BHIQ"))
         for size, code in zip((1, 2, 4, 8), codes, strict=True)
     },
-    **{"f2": "e", "f4": "f", "f8": "d", "b1": "?"},
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+    "b1": "?",
 }
 _NOTHING = object()
 

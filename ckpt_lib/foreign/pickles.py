@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
 from ckpt_lib.foreign.library_objects import simplified
 from ckpt_lib.foreign.opcodes import Draft, DraftingUnpickler
