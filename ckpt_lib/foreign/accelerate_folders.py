@@ -24,9 +24,7 @@ class AccelerateFolder:
     name = "accelerate"
 
     def recognises(self, files: FoundFiles) -> bool:
-        return any(
-            name in _MARKS or _RANDOM_FILE.fullmatch(name) or _OWN_FILE.fullmatch(name) for name in files.names
-        )
+        return any(name in _MARKS or _RANDOM_FILE.fullmatch(name) or _OWN_FILE.fullmatch(name) for name in files.names)
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         models = _models(files)

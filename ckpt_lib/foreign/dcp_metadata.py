@@ -80,9 +80,7 @@ def read_metadata(files: FoundFiles) -> DcpMetadata:
             expected=f"at most {size_text(_MAX_METADATA_BYTES)}",
         )
     data = file.readall()
-    value = describe(
-        data, find_reference=no_reference, stored=no_reference, records=len(data) // _BYTES_A_RECORD
-    ).value
+    value = describe(data, find_reference=no_reference, stored=no_reference, records=len(data) // _BYTES_A_RECORD).value
     return _Reading(files, _state(value, "Metadata")).metadata()
 
 
@@ -168,7 +166,11 @@ class _Reading:
         planner = self._planner if isinstance(self._planner, dict) else {}
         paths = {name: path for name, path in planner.items() if name in entries}
         for path in paths.values():
-            if not isinstance(path, tuple) or not 0 < len(path) <= MAX_LEVELS or not all(type(part) in (str, int) for part in path):
+            if (
+                not isinstance(path, tuple)
+                or not 0 < len(path) <= MAX_LEVELS
+                or not all(type(part) in (str, int) for part in path)
+            ):
                 raise malformed("a path in it is none")
         return paths
 

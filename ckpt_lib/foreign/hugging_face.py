@@ -42,8 +42,8 @@ class HuggingFaceModel:
         findings = list(weights.findings)
         if _CHECKPOINT_TITLE.fullmatch(files.title):
             findings.append(
-                f"The folder is named as a checkpoint of a Trainer, but holds no {STATE_FILE}: the save did not end, or "
-                "someone has removed the file."
+                f"The folder is named as a checkpoint of a Trainer, but holds no {STATE_FILE}: the save did not end, "
+                "or someone has removed the file."
             )
         return folder_checkpoint(
             self.name,

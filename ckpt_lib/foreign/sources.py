@@ -97,10 +97,11 @@ class FoundFiles:
             return bytes(view)
 
     def below(self, folder: str) -> FoundFiles:
-        """Return the files of a folder in this one, to open them there. Close this one, not that."""
+        """Return the files of a folder in this one, to open them there. Closing this one closes that."""
         start = f"{folder}/"
         sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
-        return FoundFiles(f"{self.path}/{folder}", sizes, lambda name: self._open_file(start + name), title=folder)
+        inner = FoundFiles(f"{self.path}/{folder}", sizes, lambda name: self._open_file(start + name), title=folder)
+        return self._stack.enter_context(inner)
 
 
 def found_files(path: str | os.PathLike[str], *, headers_only: bool = False) -> FoundFiles:

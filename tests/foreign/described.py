@@ -38,7 +38,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
     elif isinstance(expected, Mapping):
-        assert list(found) == list(expected)
+        assert found.keys() == expected.keys()
         for key in expected:
             assert_same(found[key], expected[key])
     elif isinstance(expected, list | tuple):
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return a model with its optimizer and scheduler after one step."""
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 4)

@@ -96,7 +96,7 @@ def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
 
 def test_a_tensor_that_its_shard_lacks_is_named(folder: Path) -> None:
     """An index that names more than there is belongs to another set of files."""
-    with pytest.raises(CorruptCheckpointError, match="1 tensor of .* not in their files: d"):
+    with pytest.raises(CorruptCheckpointError, match=r"1 tensor of .* not in their files: d"):
         read(changed(folder, weight_map={"a": FIRST, "b": SECOND, "d": SECOND}))
 
 
