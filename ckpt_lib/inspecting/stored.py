@@ -14,6 +14,7 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     NotACheckpointError,
     NotAStoreError,
+    StoreError,
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
@@ -85,10 +86,12 @@ def inspect_stored(
             found = stored_checkpoint(files, manifest)
             more = _findings(files, manifest, found.contents)
             summary = summary_of(found, stats=stats, progress=progress, more_findings=tuple(more))
+        except StoreError:
+            raise
         except UnsupportedFormatError as error:
-            return _without_payload(files, manifest, str(error), needs=(f"format:{manifest.format}",))
+            return _without_payload(files, manifest, error, needs=(f"format:{manifest.format}",))
         except CheckpointError as error:
-            return _without_payload(files, manifest, str(error))
+            return _without_payload(files, manifest, error)
     return summary.model_copy(update={"checkpoint": _facts(manifest)})
 
 
@@ -107,7 +110,7 @@ def _files_of(experiment: Experiment, manifest: Manifest, *, headers_only: bool)
 
 
 def _without_payload(
-    files: FoundFiles, manifest: Manifest, problem: str, needs: tuple[str, ...] = ("repair",)
+    files: FoundFiles, manifest: Manifest, problem: CheckpointError, needs: tuple[str, ...] = ("repair",)
 ) -> Inspection:
     inspection = summary_of_unreadable(
         files,

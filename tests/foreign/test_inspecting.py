@@ -403,7 +403,7 @@ def test_a_payload_with_a_damaged_manifest_is_described_without_it(saved: Path) 
     assert inspect_checkpoint(saved).problem
     found = inspect_checkpoint(saved.with_suffix(".pt"))
     assert found
-    assert (found.kind, found.checkpoint, found.epoch) == ("ckpt", None, 3)
+    assert (found.kind, found.checkpoint, found.epoch) == ("payload", None, 3)
     assert found.findings[-1].startswith("Its manifest does not help: the manifest is damaged")
 
 
