@@ -133,7 +133,8 @@ def test_statistics_are_those_of_the_finite_elements(tmp_path: Path, weights: di
     spoilt, steps, waves = known["layer.spoilt"], known["steps"], known["waves"]
     assert spoilt
     assert (spoilt.nan, spoilt.infinite, spoilt.zeros) == (1, 2, 1)
-    assert (spoilt.min, spoilt.max, spoilt.norm) == (-2.0, 1.0, pytest.approx(5**0.5))
+    assert (spoilt.min, spoilt.max) == (-2.0, 1.0)
+    assert spoilt.norm == pytest.approx(5**0.5)
     assert steps
     assert (steps.min, steps.max) == (-7, 2**53 + 1)
     assert waves
