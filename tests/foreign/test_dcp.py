@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -138,7 +139,7 @@ def test_nothing_but_structure_is_read_first(shards: Shards) -> None:
         damaged = bytearray((folder / "__1_0.distcp").read_bytes())
         damaged[:4] = b"xxxx"
         (folder / "__1_0.distcp").write_bytes(damaged)
-        with pytest.raises(CorruptCheckpointError):
+        with pytest.raises(CheckpointError):
             tensor.read()
 
 
@@ -242,6 +243,29 @@ def test_another_pickle_is_refused(shards: Shards, value: Any) -> None:
     (shards.folder / ".metadata").write_bytes(pickle.dumps(value))
     with pytest.raises(CorruptCheckpointError, match=r"\.metadata is malformed"):
         kind_at(shards.folder)
+
+
+NAME = b"ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81"
+BOMBS = {
+    "a number that reserves memory": NAME + b"r\xff\xff\xff\xff.",
+    "bytes that are not there": b"\x96" + b"\xff" * 7 + b"\x0f.",
+    "a tuple of itself, doubled": b")" + b"q\x00h\x00\x86" * 60 + b".",
+    "open lists": b"(" * 200_000 + b".",
+    "many numbers": b"(" + b"K\x01" * 4_000_000 + b"t.",
+    "many dicts": b"(" + b"}" * 8_000_000 + b"t.",
+    "many names": b"(" + NAME * 100_000 + b"t.",
+    "more than there can be": b"." * 30_000_000,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_pickle_that_costs_is_refused(shards: Shards, bomb: str) -> None:
+    """Time and memory stay in proportion to the files, of which there are none here."""
+    (shards.folder / ".metadata").write_bytes(b"\x80\x05" + BOMBS[bomb])
+    start = time.process_time()
+    with pytest.raises((UnsafePayloadError, CorruptCheckpointError)):
+        kind_at(shards.folder)
+    assert time.process_time() - start < 8  # 2 where no other program slows the processor down
 
 
 def test_a_value_that_would_run_code_is_described(shards: Shards) -> None:
