@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
 from ckpt_lib.store import open_store
@@ -16,11 +17,21 @@ from ckpt_lib.store.checks import OWN_FOLDER
 from ckpt_lib.store.file import StoredFile
 from ckpt_lib.store.registry import scheme_of, url_text
 from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.stream.chunks import local_size_bytes
+from ckpt_lib.stream.mapping import FetchedFile, Memory
 
 MAX_FILES = 20_000
 """How many files a folder may hold. A checkpoint of more is none, or the wrong folder was named."""
 MAX_LEVELS = 6
 """How deep below the folder its files may lie."""
+
+
+class _FoundFile(VerifiedFile):
+    """A file without digests. Of one in a store without descriptors, only what is asked for is read."""
+
+    def _open_memory(self, entry: FileEntry | None) -> Memory:
+        is_local = local_size_bytes(self._source) is not None
+        return super()._open_memory(entry) if is_local else FetchedFile(self._source)
 
 
 class FoundFiles:
@@ -74,7 +85,7 @@ class FoundFiles:
         if name not in self.sizes_bytes:
             raise CorruptCheckpointError(f"there is no file {shown(name)} in it", path=self.path)
         if name not in self._opened:
-            self._opened[name] = self._stack.enter_context(VerifiedFile(self._open_file(name), None))
+            self._opened[name] = self._stack.enter_context(_FoundFile(self._open_file(name), None))
         file = self._opened[name]
         file.seek(0)
         return file

@@ -47,7 +47,7 @@ def inspect_checkpoint(
     except (NotACheckpointError, IntegrityError, UnsupportedSchemaError) as error:
         with found_files(path) as files:
             if not files.is_one_file or files.title.endswith(".json"):
-                return summary_of_unreadable(files, str(error), needs=("repair",))
+                return summary_of_unreadable(files, error, needs=("repair",))
         findings = (f"Its manifest does not help: {error.message}.",)
     with found_files(path, headers_only=not stats) as files:
         try:
@@ -58,6 +58,6 @@ def inspect_checkpoint(
         except StoreError:
             raise
         except UnsafePayloadError as error:
-            return summary_of_unreadable(files, str(error), needs=("trust_pickle",))
+            return summary_of_unreadable(files, error, needs=("trust_pickle",))
         except CheckpointError as error:
-            return summary_of_unreadable(files, str(error), needs=("repair",))
+            return summary_of_unreadable(files, error, needs=("repair",))

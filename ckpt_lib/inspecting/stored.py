@@ -14,15 +14,18 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     NotACheckpointError,
     NotAStoreError,
+    StoreError,
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX
+from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.inspecting.placeholders import stored_checkpoint
 from ckpt_lib.inspecting.results import Inspection, StoredCheckpoint
 from ckpt_lib.inspecting.summary import summary_of, summary_of_unreadable
 from ckpt_lib.store import open_store
+from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import Progress
 
 
@@ -52,7 +55,9 @@ def checkpoint_at(path: str) -> tuple[Experiment, Manifest] | None:
     if record is None or isinstance(record, Manifest):
         return None if record is None else (experiment, record)
     raise NotACheckpointError(
-        "a save of this checkpoint has not ended, and none of its files count yet",
+        "its save has not ended, and none of its files count yet"
+        if record.state == "saving"
+        else "its save was given up, and nothing comes of its files",
         path=experiment.location(f"{checkpoint_id}{MANIFEST_SUFFIX}"),
         got=f"a record that is {record.state}",
     )
@@ -75,27 +80,37 @@ def inspect_stored(
 
     Raises the errors of the store.
     """
-    place = experiment.location(manifest.payload_name)
-    try:
-        files = found_files(place, headers_only=not stats)
-    except NotACheckpointError:
-        nothing = FoundFiles(place, {}, lambda _: BytesIO(), title=manifest.payload_name)
-        return _without_payload(nothing, manifest, "its payload is missing")
-    with files:
+    with _files_of(experiment, manifest, headers_only=not stats) as files:
         try:
             _check_sizes(files, manifest.files)
             found = stored_checkpoint(files, manifest)
             more = _findings(files, manifest, found.contents)
             summary = summary_of(found, stats=stats, progress=progress, more_findings=tuple(more))
+        except StoreError:
+            raise
         except UnsupportedFormatError as error:
-            return _without_payload(files, manifest, str(error), needs=(f"format:{manifest.format}",))
+            return _without_payload(files, manifest, error, needs=(f"format:{manifest.format}",))
         except CheckpointError as error:
-            return _without_payload(files, manifest, str(error))
+            return _without_payload(files, manifest, error)
     return summary.model_copy(update={"checkpoint": _facts(manifest)})
 
 
+def _files_of(experiment: Experiment, manifest: Manifest, *, headers_only: bool) -> FoundFiles:
+    """Return the files that are there of a payload; in a folder of this machine, also those that are no part of it."""
+    place = experiment.location(manifest.payload_name)
+    if scheme_of(place) == "file":
+        try:
+            return found_files(place, headers_only=headers_only)
+        except NotACheckpointError:
+            return FoundFiles(place, {}, lambda _: BytesIO(), title=manifest.payload_name)
+    names = {entry.part: entry.name for entry in manifest.files}
+    entries = {part: experiment.store.stat(experiment.key(name)) for part, name in names.items()}
+    sizes = {part: entry.size_bytes for part, entry in entries.items() if entry is not None}
+    return FoundFiles(place, sizes, lambda part: open_file(experiment, names[part]), title=manifest.payload_name)
+
+
 def _without_payload(
-    files: FoundFiles, manifest: Manifest, problem: str, needs: tuple[str, ...] = ("repair",)
+    files: FoundFiles, manifest: Manifest, problem: CheckpointError, needs: tuple[str, ...] = ("repair",)
 ) -> Inspection:
     inspection = summary_of_unreadable(
         files,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
 from ckpt_lib.core.wording import listed
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles
 from ckpt_lib.foreign.opening import kind_of
 from ckpt_lib.inspecting.holdings import (
@@ -87,7 +89,7 @@ def summary_of(
 def _needs(found: ForeignCheckpoint, classes: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Return what it takes to load a checkpoint, for programs and for people."""
     if found.obstacle is not None:
-        return ("program",), found.obstacle
+        return ("program",), f"{found.obstacle[:1].upper()}{found.obstacle[1:].rstrip('.')}."
     if not classes:
         return (), _NOTHING
     packages = sorted({name.partition(".")[0] for name in classes if not runs_commands(name)} - _PROVIDED)
@@ -106,9 +108,16 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def summary_of_unreadable(files: FoundFiles, problem: str, *, needs: tuple[str, ...], **facts: Any) -> Inspection:
+def summary_of_unreadable(
+    files: FoundFiles, problem: str | CheckpointError, *, needs: tuple[str, ...], **facts: Any
+) -> Inspection:
     """Describe what cannot be read: of which kind it seems to be, and how large it is."""
-    kind = kind_of(files) if files.size_bytes else None
+    kind = None
+    with suppress(CheckpointError):  # which is the problem already
+        kind = kind_of(files) if files.size_bytes else None
+    if isinstance(problem, CheckpointError):
+        problem.path = problem.checkpoint_id = None  # the inspection says these
+        problem = str(problem)
     title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {len(files.names):,} files"
     return Inspection(
         path=files.path,

@@ -32,7 +32,7 @@ def suspicions(found: ForeignCheckpoint, tensors: Named, classes: Sequence[str])
     yield from found.findings
     yield from _of_classes(classes)
     yield from _of_the_name(found.files)
-    if not tensors:
+    if not tensors and found.obstacle is None:
         yield "It holds no tensors."
     unused = dict(_unused_memory(tensors))
     if unused:

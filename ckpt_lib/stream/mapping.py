@@ -121,6 +121,19 @@ class EmptyMemory:
             _forget(self.view.obj, start, stop)
 
 
+class FetchedFile(EmptyMemory):
+    """The bytes of a source without a descriptor, which are read when they are asked for, and not all at once."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        super().__init__(source.seek(0, os.SEEK_END))
+        self._source = source
+
+    def fetch(self, start: int, stop: int) -> bool:
+        self._source.seek(start)
+        with self.view[start:stop] as target:
+            return _fill(self._source, target) == stop - start
+
+
 def _forget(mapping: mmap.mmap, start: int, stop: int) -> None:
     """Drop the pages of a mapping that lie within a range."""
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop - stop % mmap.PAGESIZE
