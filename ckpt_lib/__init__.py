@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_lib.advice.folders import advise
-    from ckpt_lib.advice.results import Advice
     from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "Advice": "ckpt_lib.advice.results",
     "CheckpointComparison": "ckpt_lib.analysis.results",
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
@@ -53,7 +51,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "Advice",
     "CheckpointComparison",
     "CheckpointConfig",
     "CheckpointError",
