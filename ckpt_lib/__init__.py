@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_lib.advice.folders import advise
+    from ckpt_lib.advice import advise
     from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
@@ -42,7 +42,7 @@ _HOMES = {
     "ResumableLoader": "ckpt_lib.state.data",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "TrainingState": "ckpt_lib.state.training_state",
-    "advise": "ckpt_lib.advice.folders",
+    "advise": "ckpt_lib.advice",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",

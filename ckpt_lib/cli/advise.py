@@ -128,7 +128,7 @@ def _of_experiment(manager: CheckpointManager, rules: RetentionPolicy | None) ->
 
 
 def _of_folder(folder: str) -> Advice:
-    from ckpt_lib.advice.folders import advise as advise_on
+    from ckpt_lib.advice import advise as advise_on
 
     with byte_progress("Comparing", None) as progress:
         return advise_on(folder, progress=progress)
