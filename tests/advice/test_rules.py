@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ckpt_lib.advice.directions import Directions
 from ckpt_lib.advice.results import Suggestion, joined
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
+from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Monitor
 
 VALUES = st.one_of(st.integers(0, 4), st.sampled_from([0.5, 1.5, math.nan, math.inf, "text", None]))
@@ -91,9 +92,10 @@ def test_of_equal_ones_one_stays(candidates: list[Candidate], protected: set[str
 
 def test_a_copy_without_other_metrics_goes() -> None:
     """The newest of equal ones stays; one with a metric that the newest lacks stays as well."""
+    measured: list[dict[str, Metric]] = [{"loss": math.nan}, {"acc": 1}, {"loss": math.nan}]
     first, second, third = (
         Candidate(f"c{number}", number, 0, 0, metrics=metrics, content="same")
-        for number, metrics in enumerate([{"loss": math.nan}, {"acc": 1}, {"loss": math.nan}])
+        for number, metrics in enumerate(measured)
     )
     assert duplicates([first, second, third], ()) == {"c0": "c2"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.advice import savings
 from ckpt_lib.advice.results import Advice, Suggestion
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.policies.retention import KeepNewest
 from tests.helpers import (
     MakeManager,
@@ -240,7 +242,7 @@ def test_policies_say_what_a_cleanup_does(keeper: CheckpointManager, reader: Che
 
 
 @pytest.mark.parametrize("options", [{"format": "safetensors"}, {"compression": True}])
-def test_thinning_is_told_for_every_format(make_manager: MakeManager, options: dict[str, object]) -> None:
+def test_thinning_is_told_for_every_format(make_manager: MakeManager, options: dict[str, Any]) -> None:
     """Within a tenth, also where the payload is a folder, or where one compressed frame holds many tensors."""
     manager = make_manager(max_checkpoints=100, backup_checkpoints=False, **options)
     ids = train_and_save(manager, [0.1, 0.2, 0.3, 0.4, 0.5])
@@ -262,8 +264,11 @@ def test_few_payloads_are_opened(
     train_and_save(keeper, [0.01 * epoch for epoch in range(1, 21)])
     opened: list[str] = []
     before = savings.Savings._share
-    monkeypatch.setattr(
-        savings.Savings, "_share", lambda self, item: opened.append(item.checkpoint_id) or before(self, item)
-    )
+
+    def share(found: savings.Savings, item: Manifest) -> float:
+        opened.append(item.checkpoint_id)
+        return before(found, item)
+
+    monkeypatch.setattr(savings.Savings, "_share", share)
     assert len(reader.advise().of_kind("optimizer state")) == 16
     assert len(opened) <= 3
