@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_lib.advice.folders import advise
-    from ckpt_lib.advice.results import Advice
+    from ckpt_lib.advice import advise
     from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "Advice": "ckpt_lib.advice.results",
     "CheckpointComparison": "ckpt_lib.analysis.results",
     "CheckpointConfig": "ckpt_lib.config",
     "CheckpointError": "ckpt_lib.errors",
@@ -47,7 +45,7 @@ _HOMES = {
     "RetentionPlan": "ckpt_lib.policies.retention",
     "TrainingState": "ckpt_lib.state.training_state",
     "convert_checkpoint": "ckpt_lib.maintenance.conversion",
-    "advise": "ckpt_lib.advice.folders",
+    "advise": "ckpt_lib.advice",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",
     "init_store": "ckpt_lib.store.identity",
@@ -57,7 +55,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "Advice",
     "CheckpointComparison",
     "CheckpointConfig",
     "CheckpointError",

@@ -22,6 +22,7 @@ EXPECTED = [
     "ResumableLoader",
     "RetentionPlan",
     "TrainingState",
+    "advise",
     "describe_experiments",
     "find_checkpoints",
     "init_store",

@@ -66,7 +66,8 @@ def describe(tree: Tree, found: FoundCheckpoint) -> Described:
                 epoch=epoch if facts.epoch is None else facts.epoch,
                 step=step if facts.step is None else facts.step,
                 metrics=dict(facts.metrics),
-                resume_bytes=sum(found.files[name].size_bytes for name in resume_files) or _resume_bytes(payload),
+                resume_bytes=sum(found.files[name].size_bytes for name in resume_files)
+                or _resume_bytes(payload, found.size_bytes),
                 resume_files=resume_files,
             )
     except NotACheckpointError:
@@ -82,20 +83,24 @@ def _resume_files(found: FoundCheckpoint) -> tuple[str, ...]:
     return tuple(path for path in found.files if _RESUME_FILE.fullmatch(path.rpartition("/")[2]) and path != found.path)
 
 
-def _resume_bytes(payload: Mapping[str, Any]) -> int:
-    """Return the bytes of tensors that only a run needs that goes on, each memory counted once."""
-    kept = {
-        tensor.memory
-        for key, value in payload.items()
-        if key not in RESUME_ONLY_KEYS
-        for _, tensor in tensors_in(value)
-    }
+def _resume_bytes(payload: Mapping[str, Any], stored_bytes: int) -> int:
+    """Return the bytes of tensors that only a run needs that goes on, each memory counted once.
+
+    Of a file that is smaller than its tensors, as a compressed one, they are as large a part as of these.
+    """
+    kept = _memory({key: value for key, value in payload.items() if key not in RESUME_ONLY_KEYS})
+    dropped = _memory({key: payload.get(key) for key in RESUME_ONLY_KEYS})
+    dropped_bytes = sum(size for memory, size in dropped.items() if memory not in kept)
+    total_bytes = sum((dropped | kept).values())
+    return dropped_bytes if total_bytes <= stored_bytes else dropped_bytes * stored_bytes // total_bytes
+
+
+def _memory(value: Any) -> dict[Any, int]:
+    """Return the size of each memory that tensors have, by what identifies it."""
     sizes: dict[Any, int] = {}
-    for key in RESUME_ONLY_KEYS:
-        for _, tensor in tensors_in(payload.get(key)):
-            if tensor.memory not in kept:
-                sizes[tensor.memory] = max(sizes.get(tensor.memory, 0), tensor.size_bytes)
-    return sum(sizes.values())
+    for _, tensor in tensors_in(value):
+        sizes[tensor.memory] = max(sizes.get(tensor.memory, 0), tensor.size_bytes)
+    return sizes
 
 
 def _start(tree: Tree, found: FoundCheckpoint) -> bytes:

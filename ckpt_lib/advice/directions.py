@@ -16,7 +16,7 @@ _LOWER = re.compile(
     "loss|nll|error|err|perplexity|ppl|mae|mse|rmse|mape|wer|cer|ter|fid|bpb|bpc|bpd|kld|eer|lpips|brier|ece"
 )
 _HIGHER = re.compile(
-    r"acc\d?|accuracy|top\d|f1|auc|auroc|auprc|map(50)?|m?iou|dice|bleu|sacrebleu|rouge[12l]?|meteor|precision|recall|"
+    r"acc\d?|accuracy|top\d|f1|auc|auroc|auprc|m?ap\d*|m?iou|dice|bleu|sacrebleu|rouge[12l]?|meteor|precision|recall|"
     "score|reward|return|psnr|ssim|r2|mrr|ndcg|mcc|kappa|spearman|pearson"
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from ckpt_lib.advice.results import KINDS, Advice, Kind, PolicyOutcome, Suggesti
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
 from ckpt_lib.advice.runs import Run, name_pattern, runs_of
 from ckpt_lib.advice.same_files import SameFiles
-from ckpt_lib.advice.trees import Tree, checkpoints_in, read_tree
+from ckpt_lib.advice.trees import Tree, checkpoints_in
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import count_of, duration, listed
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.retention import (
     KeepAtMost,
     KeepNewest,
@@ -25,7 +23,6 @@ from ckpt_lib.policies.retention import (
     RetentionRecord,
     plan_retention,
 )
-from ckpt_lib.store.registry import scheme_of, url_text
 from ckpt_lib.stream import Progress
 
 _WHOLE = 3
@@ -36,29 +33,10 @@ _COUNTS = (10, 5, 3)
 _LAST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
-def advise(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> Advice:
-    """Return what can go in a folder of checkpoints of any program, what that frees, and what stays.
-
-    All folders below are looked into, and links are not followed. A folder that is one checkpoint counts as one, and
-    the checkpoints of one folder as those of one run. Metrics come from the checkpoints, and from the logs of trainers
-    beside them. No code that a checkpoint holds is run, and only those are read whole that may be the same.
-    ``progress`` is told how many bytes of these were read. Stores are left out: ``CheckpointManager.advise`` knows
-    more of them. Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is no folder, and
-    :class:`~ckpt_lib.errors.ConfigError` for one that is not of this machine.
-    """
-    text = url_text(folder)
-    if scheme_of(text) != "file":
-        raise ConfigError(
-            "only folders of this machine are looked into",
-            got=text,
-            hint="For a store, use CheckpointManager.advise().",
-        )
-    tree = read_tree(text.removeprefix("file://"))
-    return _FolderAdvisor(tree, progress).advise(text)
-
-
 @dataclass
-class _FolderAdvisor:
+class FolderAdvisor:
+    """Advises on one folder; :func:`ckpt_lib.advise` says how."""
+
     tree: Tree
     progress: Progress | None
     _suggestions: dict[str, Suggestion] = field(default_factory=dict)

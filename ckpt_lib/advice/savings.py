@@ -9,7 +9,9 @@ from ckpt_lib.core.payload_keys import RESUME_ONLY_KEYS
 from ckpt_lib.errors import CheckpointError, StoreUnavailableError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
-from ckpt_lib.formats import format_named
+from ckpt_lib.formats import Format, format_named
+from ckpt_lib.formats.base import PayloadSource
+from ckpt_lib.formats.compressed import CompressedFormat, PlainSource
 from ckpt_lib.maintenance.thin import droppable
 
 Range = tuple[int, int]
@@ -43,17 +45,26 @@ class Savings:
 
     def _dropped_bytes(self, manifest: Manifest) -> int:
         stored, files = format_named(manifest.format), manifest.files
-        total = 0
-        with (
-            errors_named(self._experiment, manifest, files),
-            StoredPayload(self._experiment, files, verify=False) as source,
-        ):
-            for name in source.names:
-                ranges = stored.tensor_ranges(source, name)
-                everything = [item for found in ranges.values() for item in found]
-                kept = [item for tensor, found in ranges.items() if not is_resume_only(tensor) for item in found]
-                total += length(everything) - length(kept)
-        return total
+        payload = StoredPayload(self._experiment, files, verify=False)
+        with errors_named(self._experiment, manifest, files), payload as source:
+            least, most = _bounds(stored, source)
+            if least == most or not isinstance(stored, CompressedFormat):
+                return least
+            # Frames hold parts of several tensors: about as much of them goes as of what they hold.
+            plain, _ = _bounds(stored.plain, PlainSource(source, stored.codec))
+            return max(least, min(plain * manifest.size_bytes // manifest.plain_size_bytes, most))
+
+
+def _bounds(stored: Format, source: PayloadSource) -> tuple[int, int]:
+    """Return how many bytes hold only what is dropped, and how many hold any of it."""
+    least = most = 0
+    for name in source.names:
+        ranges = stored.tensor_ranges(source, name)
+        dropped = [item for tensor, found in ranges.items() if is_resume_only(tensor) for item in found]
+        kept = [item for tensor, found in ranges.items() if not is_resume_only(tensor) for item in found]
+        least += length([*dropped, *kept]) - length(kept)
+        most += length(dropped)
+    return least, most
 
 
 def is_resume_only(tensor: str) -> bool:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from ckpt_lib.advice.results import joined
 from ckpt_lib.cli import options
 from ckpt_lib.cli.output import Column, note, print_entry, print_fix, print_heading, print_json, print_table, results
 from ckpt_lib.cli.progress import byte_progress, count_progress
@@ -129,7 +128,7 @@ def _of_experiment(manager: CheckpointManager, rules: RetentionPolicy | None) ->
 
 
 def _of_folder(folder: str) -> Advice:
-    from ckpt_lib.advice.folders import advise as advise_on
+    from ckpt_lib.advice import advise as advise_on
 
     with byte_progress("Comparing", None) as progress:
         return advise_on(folder, progress=progress)
@@ -183,6 +182,8 @@ def _print_suggestions(found: Sequence[Suggestion]) -> None:
     if len(found) > _MAX_ROWS:
         note(f"{len(found) - _MAX_ROWS:,} more: --json has all of them, and their commands.")
         return
+    from ckpt_lib.advice.results import joined
+
     for command in joined(found):
         print_fix(command)
     if paths := [path for item in found for path in item.paths]:
