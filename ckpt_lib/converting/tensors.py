@@ -91,8 +91,9 @@ def _blocks(name: str, stored: StoredTensor, dtype: torch.dtype) -> Iterator[mem
         if dtype == stored.dtype:
             yield from _bytes_of(piece)
             continue
-        for part in piece.view(-1).split(_SERIAL_ELEMENTS):
-            yield from _bytes_of(_cast(name, part, dtype))
+        flat = piece.view(-1)
+        for start in range(0, len(flat), _SERIAL_ELEMENTS):
+            yield from _bytes_of(_cast(name, flat[start : start + _SERIAL_ELEMENTS], dtype))
 
 
 def _bytes_of(piece: torch.Tensor) -> Iterator[memoryview]:
