@@ -11,6 +11,7 @@ other programs, with and without a cast. Each conversion runs in a child that sa
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -74,10 +75,12 @@ def sources(size: str, folder: Path) -> dict[str, Path]:
             checkpoint_dir=str(folder / name), compression=compression, backup_checkpoints=False, save_rng=False
         )
         manager = CheckpointManager(config, "converting")
-        manager.save_checkpoint(model=state.model, optimizer=state.optimizer, epoch=0)
+        manager.save_checkpoint(**state.parts, epoch=0)
         found[name] = next((folder / name / "converting").glob("*.pt*"))
     found[_FOREIGN] = folder / "script.pt"
-    torch.save({"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, found[_FOREIGN])
+    torch.save(state.collected(), found[_FOREIGN])
+    del state, manager
+    gc.collect()  # the hooks of a model and an optimizer refer to each other
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,10 +39,10 @@ def convert(
     refuse_memory(destination)
     from ckpt_lib import convert_checkpoint
 
-    wanted = {"format": target_format, "dtype": dtype, "only": only}
-    size = {} if shard_size is None else {"shard_size": shard_size}
+    wanted: dict[str, Any] = {"format": target_format, "dtype": dtype, "only": only, "shard_size": shard_size}
+    given = {name: value for name, value in wanted.items() if value is not None}
     with byte_progress("Converting", None) as progress:
-        result = convert_checkpoint(source, destination, **wanted, **size, progress=progress)
+        result = convert_checkpoint(source, destination, progress=progress, **given)
     if as_json:
         print_json({**vars(result), "files": list(result.files), "notes": list(result.notes)})
         return

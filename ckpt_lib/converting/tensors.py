@@ -16,6 +16,9 @@ from ckpt_lib.state.memory import byte_view
 from ckpt_lib.state.ranges import is_plain
 from ckpt_lib.state.tree import map_leaves
 
+_SERIAL_ELEMENTS = 2**15 - 1
+"""PyTorch works on more elements with all its threads, which wait for each other: a busy machine takes minutes then."""
+
 
 def stored_tensors(payload: Any) -> Any:
     """Return a payload with a :class:`~ckpt_lib.foreign.StoredTensor` for each ordinary tensor; others stay."""
@@ -85,7 +88,12 @@ def _blocks(name: str, stored: StoredTensor, dtype: torch.dtype) -> Iterator[mem
             got=f"{tensor.dtype} {tuple(tensor.shape)}",
         )
     for piece in pieces_of(tensor):
-        yield from _bytes_of(piece if dtype == stored.dtype else _cast(name, piece, dtype))
+        if dtype == stored.dtype:
+            yield from _bytes_of(piece)
+            continue
+        flat = piece.view(-1)
+        for start in range(0, len(flat), _SERIAL_ELEMENTS):
+            yield from _bytes_of(_cast(name, flat[start : start + _SERIAL_ELEMENTS], dtype))
 
 
 def _bytes_of(piece: torch.Tensor) -> Iterator[memoryview]:
@@ -96,6 +104,8 @@ def _bytes_of(piece: torch.Tensor) -> Iterator[memoryview]:
 
 def _cast(name: str, piece: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     cast = piece.to(dtype)
+    if not torch.isinf(cast).any():
+        return cast
     wide = piece.to(torch.float32) if piece.itemsize == 1 else piece  # PyTorch asks no float8 whether it is infinite
     overflowed = torch.isinf(cast) & ~torch.isinf(wide)
     if overflowed.any():

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.cli.running import payload, run, run_json
@@ -112,3 +113,24 @@ def test_import_says_what_is_new(store: Path, tmp_path: Path) -> None:
     assert again.stdout.startswith("already there")
     assert again.stderr == ""
     assert run_json(*command, store=store)["result"] == "already there"
+
+
+def test_export_for_another_program(store: Path, tmp_path: Path) -> None:
+    """With --format and its companions, the weights alone are written in another type."""
+    path = run_json("export", "best", tmp_path / "w.safetensors", "--only", "model", "--dtype", "bf16", store=store)[
+        "path"
+    ]
+    assert all(tensor.dtype == torch.bfloat16 for tensor in safetensors.torch.load_file(path).values())
+    refused = run("export", "best", tmp_path / "x.pt", "--format", "onnx", store=store, code=2)
+    assert "expected torch, safetensors, hf-folder, lightning" in " ".join(refused.stderr.split())
+
+
+def test_convert_needs_no_store(tmp_path: Path) -> None:
+    """A script's file becomes one of Lightning; what is not in it is said on stderr, and in the JSON document."""
+    torch.save({"model": {"weight": torch.ones(2)}, "epoch": 3, "val_loss": 0.5}, tmp_path / "a.pth")
+    shown = run("convert", tmp_path / "a.pth", tmp_path / "b.ckpt")
+    assert "lightning" in shown.stdout
+    assert "no place for metrics" in shown.stderr
+    found = run_json("convert", tmp_path / "a.pth", tmp_path / "b.ckpt")
+    assert (found["path"], found["format"], found["files"]) == (str(tmp_path / "b.ckpt"), "lightning", ["b.ckpt"])
+    assert torch.load(found["path"], weights_only=True)["epoch"] == 3

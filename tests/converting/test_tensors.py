@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,6 +93,10 @@ def test_only_the_same_elements_are_the_same_tensor() -> None:
 def test_tensors_whose_memory_is_read_anew_are_not_confused() -> None:
     """A source may copy what it reads, and the memory of one copy may become that of the next."""
     data = torch.arange(1024.0)
-    halves = [StoredTensor(torch.float32, (512,), "same", lambda at=at: data.clone()[at : at + 512]) for at in (0, 512)]
+
+    def half(start: int) -> torch.Tensor:
+        return data.clone()[start : start + 512]
+
+    halves = [StoredTensor(torch.float32, (512,), "same", partial(half, start)) for start in (0, 512)]
     sharing = Sharing(halves)
     assert sharing.first_of(halves[1]) is halves[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 
 from ckpt_lib import CheckpointManager, convert_checkpoint
 from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptCheckpointError, StorageFullError
-from ckpt_lib.maintenance import conversion
 from tests.converting.programs import Tied, loaded, trained
 from tests.foreign.described import assert_same
 from tests.helpers import MakeManager, experiment_folder, flip_bit, payload_path, save, snapshot, without_locks
@@ -132,7 +132,7 @@ def test_a_full_disk_while_decompressing_is_told(
     def full(**_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(StorageFullError):
         manager.export_checkpoint(checkpoint_id, tmp_path / "x.pt", format="torch")
     assert not (tmp_path / "x.pt").exists()
