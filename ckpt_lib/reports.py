@@ -1,4 +1,4 @@
-"""What validation, scrub, repair, cleanup, reconcile and the doctor return."""
+"""What checks, validation, scrub, repair, cleanup, reconcile and the doctor return."""
 
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
@@ -6,10 +6,12 @@ from ckpt_lib.maintenance.findings import DoctorReport
 from ckpt_lib.maintenance.repair import RepairReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
+from ckpt_lib.saving.check_report import CheckReport
 from ckpt_lib.saving.fallback import ReconcileReport
 
 __all__ = [
     "BackupStatus",
+    "CheckReport",
     "CleanupReport",
     "DoctorReport",
     "ReconcileReport",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from tests.helpers import ids, save
         lambda: {"extra_state": {"callback": lambda: None}},
         lambda: {"extra_state": {"deep": [{"in": (object(),)}]}},
         lambda: {"extra_state": {"array": np.array(["x"])}},
-        lambda: {"extra_state": {"path": Path("x")}},
+        lambda: {"extra_state": {"key": {torch.ones(1): 1}}},
+        lambda: {"extra_state": {"storage": torch.ones(1).untyped_storage()}},
         lambda: {"scheduler": _SchedulerWithObject()},
         lambda: {"extra_state": _endless()},
     ],
