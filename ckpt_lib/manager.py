@@ -158,11 +158,11 @@ class CheckpointManager(Restorer):
         fail the save. Any error raised leaves the experiment as it was.
 
         ``config`` is the run's own configuration, kept for comparisons: a mapping, a dataclass or a Namespace, whose
-        values are stored as :mod:`ckpt_lib.core.plain` says. ``extra_state`` is anything else to resume
-        from, of tensors and plain values; :meth:`check` says what comes back as another type. With an ``idempotency_key``, repeating a save returns the first one's id;
-        with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
-        what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
-        the next one to train.
+        values are stored as :mod:`ckpt_lib.core.plain` says. ``extra_state`` is anything else to resume from, of
+        tensors and plain values; :meth:`check` says what comes back as another type. With an ``idempotency_key``,
+        repeating a save returns the first one's id; with ``compare_content`` as well, only if state, metrics,
+        configuration, tags and description are the same, and what differs is saved. ``epoch_finished=False`` says that
+        the epoch goes on, so that :meth:`resume` names it as the next one to train.
         """
         objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)

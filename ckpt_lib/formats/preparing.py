@@ -36,9 +36,9 @@ _MAX_REFUSALS, _SHOWN_REFUSALS = 1_000, 50
 def prepare(payload: Mapping[str, Any], check: Check) -> Payload:
     """Return the payload with its containers rebuilt. Tensors pass by reference.
 
-    NumPy arrays become tensors and NumPy scalars Python numbers, anywhere. In ``extra_state``, dataclasses become dicts,
-    members of enums their values, and paths text. ``check`` judges what is no number, text, ordinary tensor, dict, list
-    or tuple. Raises one :class:`UnsupportedStateError` with all places that it refuses, and for a payload that is nested
+    NumPy arrays become tensors and NumPy scalars Python numbers. In ``extra_state``, dataclasses become dicts, members
+    of enums their values, and paths text. ``check`` judges what is no number, text, ordinary tensor, dict, list or
+    tuple. Raises one :class:`UnsupportedStateError` with all places that are refused, and for a payload that is nested
     too deeply or contains itself, and for tensors that no reader would expand.
     """
     preparation = _Preparation(check)

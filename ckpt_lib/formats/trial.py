@@ -17,9 +17,9 @@ MAX_TRIAL_BYTES = 64 * 2**20
 
 
 def check_read_back(stored_format: Format, prepared: Payload) -> None:
-    """Write and read a prepared payload in memory. Raises :class:`UnsupportedStateError` if anything comes back changed.
+    """Write and read a prepared payload in memory, of which this takes little.
 
-    Whatever the size of the state, this takes little memory.
+    Raises :class:`UnsupportedStateError` if anything comes back as something else.
     """
     tried = map_leaves(prepared, _Trial())
     try:

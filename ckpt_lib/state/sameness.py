@@ -96,13 +96,17 @@ def _parts(tensor: torch.Tensor) -> list[Any]:
         return list(tensor.unbind())
     if tensor.is_quantized:
         return [tensor.shape, tensor.int_repr(), str(tensor.qscheme()), *_scales(tensor)]
+    if tensor.layout is torch.strided or tensor.is_mkldnn:
+        return [tensor.shape, tensor.to_dense()]
+    return [tensor.shape, *_sparse_parts(tensor)]
+
+
+def _sparse_parts(tensor: torch.Tensor) -> list[Any]:
     if tensor.layout is torch.sparse_coo:
-        return [tensor.shape, tensor.is_coalesced(), tensor._indices(), tensor._values()]
+        return [tensor.is_coalesced(), tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [tensor.shape, tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [tensor.shape, tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return [tensor.shape, tensor.to_dense()]
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
 
 
 def _scales(tensor: torch.Tensor) -> list[Any]:

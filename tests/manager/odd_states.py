@@ -39,7 +39,12 @@ def by_channel() -> torch.Tensor:
 
 def shared() -> dict[str, torch.Tensor]:
     storage = torch.arange(24.0)
-    return {"whole": storage, "row": storage.view(4, 6)[1], "bytes": storage[3:5].view(torch.uint8), "odd": storage[::5]}
+    return {
+        "whole": storage,
+        "row": storage.view(4, 6)[1],
+        "bytes": storage[3:5].view(torch.uint8),
+        "odd": storage[::5],
+    }
 
 
 DENSE: dict[str, Callable[[], Any]] = {
@@ -58,7 +63,7 @@ DENSE: dict[str, Callable[[], Any]] = {
     "result of a computation": lambda: torch.ones(2, requires_grad=True) * 2,
     "generator of PyTorch": torch.get_rng_state,
     "generator of NumPy": lambda: np.random.default_rng(3).bit_generator.state,
-    "old generator of NumPy": lambda: np.random.RandomState(3).get_state(),  # noqa: NPY002
+    "old generator of NumPy": lambda: np.random.RandomState(3).get_state(),
     "gradient scaler": lambda: torch.amp.GradScaler("cpu").state_dict(),
 }
 """What every format stores."""
@@ -162,7 +167,11 @@ def as_loaded() -> dict[str, Any]:
     """What a load gives back of :func:`objects`."""
     weights = torch.arange(3.0)
     return {
-        "settings": {"phase": "warm-up", "inner": {"weights": weights, "path": str(Path("runs/a"))}, "history": [2, 0.5]},
+        "settings": {
+            "phase": "warm-up",
+            "inner": {"weights": weights, "path": str(Path("runs/a"))},
+            "history": [2, 0.5],
+        },
         "by phase": {"warm-up": 1, 2: (3, 3)},
         "paths": ["/a/b", "C:\\a"],
         "array": torch.arange(6, dtype=torch.int32).reshape(2, 3),

@@ -101,3 +101,17 @@ def test_a_lack_of_memory_is_not_called_damage(filled: CheckpointManager, monkey
     for call in (filled.load_checkpoint, filled.resume):
         with pytest.raises(MemoryError):
             call(map_location={})  # what only torch itself can do
+
+
+def test_a_warning_that_is_an_error_is_not_called_damage(
+    filled: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ``python -W error``, what PyTorch warns of must not make resuming pass a sound checkpoint over."""
+
+    def warn(*_arguments: Any, **_options: Any) -> Any:
+        raise UserWarning("this is experimental")
+
+    monkeypatch.setattr(torch, "load", warn)
+    for call in (filled.load_checkpoint, filled.resume):
+        with pytest.raises(UserWarning, match="experimental"):
+            call(map_location={})  # what only torch itself can do

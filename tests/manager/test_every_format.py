@@ -1,4 +1,4 @@
-"""The main operations on checkpoints, in each built-in format: what is done to one can be done to all."""
+"""The main operations on checkpoints, in each format, also of another package: what is done to one can be done to all."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import format_named
 from ckpt_lib.state.sameness import first_difference
 from tests.cli.running import run, run_json
+from tests.formats.every_format import NPZ
 from tests.helpers import Parts, backup_ids, build, flip_bit, ids, is_bookkeeping, save, state_of, train
-
-FORMATS = {"torch": ".pt", "safetensors": "/"}
 
 Make = Callable[..., CheckpointManager]
 
 
-@pytest.fixture(params=FORMATS)
-def make(request: pytest.FixtureRequest, store_path: Path) -> Make:
+@pytest.fixture(params=["torch", "safetensors", NPZ])
+def make(request: pytest.FixtureRequest, store_path: Path, npz_format: None) -> Make:
     """Managers of one store that save in one of the formats."""
 
     def made(**options: Any) -> CheckpointManager:

@@ -17,7 +17,7 @@ from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.formats import trial
 from ckpt_lib.state.sameness import first_difference
 from tests.formats.every_format import EVERY_FORMAT, options_of
-from tests.helpers import contents, start_interpreter
+from tests.helpers import contents
 from tests.manager.odd_states import CONVERTED, DENSE, REFUSED, SPECIAL, Phase, as_loaded, made, objects
 
 pytestmark = [
@@ -30,7 +30,7 @@ pytestmark = [
 
 
 @pytest.fixture(params=EVERY_FORMAT)
-def stored_format(request: pytest.FixtureRequest) -> str:
+def stored_format(request: pytest.FixtureRequest, npz_format: None) -> str:
     return str(request.param)
 
 
@@ -169,24 +169,6 @@ def test_averaged_models_and_scalers_go_on(manager: CheckpointManager) -> None:
     manager.save_checkpoint(state, epoch=1)
     assert manager.resume(fresh) is not None
     assert first_difference(fresh.capture(), state.capture()) is None
-
-
-def test_a_warning_that_is_an_error_is_not_called_damage() -> None:
-    """Taken for damage, it would make resuming pass a sound checkpoint over."""
-    done = start_interpreter(_WARNED)
-    said, errors = done.communicate(timeout=120)
-    assert said == "ComplexHalf\n", errors
-
-
-_WARNED = """
-import torch
-from ckpt_lib.formats import format_named
-from ckpt_lib.testing.payloads import round_trip
-try:
-    round_trip(format_named("torch"), {"x": torch.zeros(4, dtype=torch.uint8).view(torch.complex32)})
-except UserWarning as warning:
-    print(str(warning).partition(" ")[0])
-"""
 
 
 class _Lossy:
