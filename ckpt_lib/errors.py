@@ -9,7 +9,7 @@
     ├── MetricConflictError (ValueError)          a metric that has another value already
     ├── UnknownMetricError (KeyError)             a metric no checkpoint has recorded
     ├── EvaluationError (RuntimeError)            an evaluation that failed or returned no metrics
-    ├── UnsupportedStateError (TypeError)         state that plain ``torch.load`` could not read back
+    ├── UnsupportedStateError (TypeError)         state that could not be read back as it is
     ├── StateChangedError (RuntimeError)          state that changed before a background save had copied it
     ├── StateMismatchError (ValueError)           state that does not fit the model, optimizer or scheduler
     ├── RankError (RuntimeError)                  the ranks of a distributed training do not act together
@@ -127,7 +127,12 @@ class EvaluationError(CheckpointError, RuntimeError):
 
 
 class UnsupportedStateError(CheckpointError, TypeError):
-    """State holds an object that ``torch.load(weights_only=True)`` could not read back; nothing was written."""
+    """State holds an object that could not be read back as it is; nothing was written.
+
+    Where there are several, ``refusals`` has an error for each of their places, and the message tells of all.
+    """
+
+    refusals: Sequence[UnsupportedStateError] = ()
 
 
 class StateChangedError(CheckpointError, RuntimeError):

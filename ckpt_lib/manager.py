@@ -21,6 +21,7 @@ from ckpt_lib.policies.saving import SavePolicy, policy_of
 from ckpt_lib.restorer import Restorer
 from ckpt_lib.saving.background import SaveHandle
 from ckpt_lib.saving.backups import Backups
+from ckpt_lib.saving.check_report import CheckReport
 from ckpt_lib.saving.failover import FailoverWriter, SaveTarget
 from ckpt_lib.saving.fallback import Fallback, ReconcileReport
 from ckpt_lib.saving.free_space import FreeSpace
@@ -157,11 +158,11 @@ class CheckpointManager(Restorer):
         fail the save. Any error raised leaves the experiment as it was.
 
         ``config`` is the run's own configuration, kept for comparisons: a mapping, a dataclass or a Namespace, whose
-        values are stored as :mod:`ckpt_lib.core.plain` says. ``extra_state`` is anything else to resume
-        from, of tensors and plain values. With an ``idempotency_key``, repeating a save returns the first one's id;
-        with ``compare_content`` as well, only if state, metrics, configuration, tags and description are the same, and
-        what differs is saved. ``epoch_finished=False`` says that the epoch goes on, so that :meth:`resume` names it as
-        the next one to train.
+        values are stored as :mod:`ckpt_lib.core.plain` says. ``extra_state`` is anything else to resume from, of
+        tensors and plain values; :meth:`check` says what comes back as another type. With an ``idempotency_key``,
+        repeating a save returns the first one's id; with ``compare_content`` as well, only if state, metrics,
+        configuration, tags and description are the same, and what differs is saved. ``epoch_finished=False`` says that
+        the epoch goes on, so that :meth:`resume` names it as the next one to train.
         """
         objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
@@ -207,15 +208,21 @@ class CheckpointManager(Restorer):
         description: str = "",
         config: Any = None,
         extra_state: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Raise what a save of this would raise, and write nothing: to be called before training begins.
+    ) -> CheckReport:
+        """Return what a save of this would store, or raise what it would raise, and write nothing: to be called before
+        training begins.
+
+        The state is written and read back in memory, the elements of tensors up to 64 MiB. One
+        :class:`~ckpt_lib.errors.UnsupportedStateError` tells of all values that cannot be stored. The report names
+        those that a load gives back as another type: NumPy arrays as tensors, NumPy scalars as numbers and, in
+        ``extra_state``, dataclasses as dicts, members of enums as their values, and paths as text.
 
         Pass ``metrics`` as training will, whatever their values: with ``save_best_only`` or
         ``on_missing_metric="raise"``, a save without the monitored metric is refused.
         """
         objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(0, metrics=metrics, tags=tags, description=description, config=config)
-        self._saver.check(SaveRequest(ObjectState(objects, extra_state), facts))
+        return self._saver.check(SaveRequest(ObjectState(objects, extra_state), facts))
 
     def save_checkpoint_async(
         self,

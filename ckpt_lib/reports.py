@@ -1,4 +1,4 @@
-"""What validation, scrub, repair, cleanup, reconcile, the doctor, the advisor and inspections return."""
+"""What checks, validation, scrub, repair, cleanup, reconcile, the doctor, the advisor and inspections return."""
 
 from ckpt_lib.advice.results import Advice
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspection, StoredCheckpoint, TensorStatistics
@@ -8,11 +8,13 @@ from ckpt_lib.maintenance.findings import DoctorReport
 from ckpt_lib.maintenance.repair import RepairReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
+from ckpt_lib.saving.check_report import CheckReport
 from ckpt_lib.saving.fallback import ReconcileReport
 
 __all__ = [
     "Advice",
     "BackupStatus",
+    "CheckReport",
     "CleanupReport",
     "DoctorReport",
     "InspectedState",

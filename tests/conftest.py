@@ -18,6 +18,7 @@ from ckpt_lib.saving import worker
 from tests.folders import disk_folder, write_to_memory
 from tests.formats.folder_format import FolderFormat
 from tests.helpers import MakeManager, Parts, build
+from tests.plugins.installing import npz_installed
 
 pytest.register_assert_rewrite("ckpt_lib.testing")
 
@@ -84,6 +85,13 @@ def folder_format(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.syspath_prepend(packages)
     yield FolderFormat()
     format_named.cache_clear()
+
+
+@pytest.fixture
+def npz_format() -> Iterator[None]:
+    """The format ``npz`` of another package, which pip has installed."""
+    with npz_installed():
+        yield
 
 
 @pytest.fixture(scope="session")

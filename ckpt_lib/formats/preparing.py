@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 
+from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY
+from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.formats.base import Payload
 from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, MAX_INT_BITS, MAX_LEVELS, expanded_bytes, is_deeper
@@ -23,19 +28,26 @@ METHODS = frozenset({*dir(OrderedDict), "__setstate__", "__copy__", "__deepcopy_
 
 _PLAIN = {type(None), bool, int, float, str}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
+_QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+
+_MAX_REFUSALS, _SHOWN_REFUSALS = 1_000, 50
 
 
 def prepare(payload: Mapping[str, Any], check: Check) -> Payload:
-    """Return the payload with its containers rebuilt. NumPy scalars become Python numbers; tensors pass by reference.
+    """Return the payload with its containers rebuilt. Tensors pass by reference.
 
-    ``check`` judges what is no number, text, ordinary tensor, dict, list or tuple. Raises
-    :class:`UnsupportedStateError`, as it does, and for a payload that is nested too deeply or contains itself, and for
-    tensors that no reader would expand.
+    NumPy arrays become tensors and NumPy scalars Python numbers. In ``extra_state``, dataclasses become dicts, members
+    of enums their values, and paths text. ``check`` judges what is no number, text, ordinary tensor, dict, list or
+    tuple. Raises one :class:`UnsupportedStateError` with all places that are refused, and for a payload that is nested
+    too deeply or contains itself, and for tensors that no reader would expand.
     """
+    preparation = _Preparation(check)
     try:
-        prepared = {key: prepare_value(value, key, check) for key, value in payload.items()}
+        prepared = {key: preparation.part(key, value) for key, value in payload.items()}
     except RecursionError as error:
         raise too_deep() from error
+    if preparation.refusals:
+        raise _all_of(preparation.refusals)
     if is_deeper(prepared, MAX_LEVELS + 1):
         raise too_deep()
     _check_expansion(prepared)
@@ -51,21 +63,101 @@ def too_deep() -> UnsupportedStateError:
     )
 
 
-def prepare_value(value: Any, place: str, check: Check) -> Any:
-    """Rebuild the containers of ``value`` and check every leaf. Tensors pass by reference."""
-    kind = type(value)
-    if is_plain_leaf(value):
+def _all_of(refusals: Sequence[UnsupportedStateError]) -> UnsupportedStateError:
+    """Return one error that tells of all."""
+    if len(refusals) == 1:
+        return refusals[0]
+    lines = [f"- {refusal}" for refusal in refusals[:_SHOWN_REFUSALS]]
+    if hidden := len(refusals) - len(lines):
+        lines.append(f"- and {hidden} more")
+    error = UnsupportedStateError(f"{len(refusals)} values of the state cannot be stored:\n" + "\n".join(lines))
+    error.refusals = tuple(refusals)
+    return error
+
+
+class _Preparation:
+    """One call of :func:`prepare`. It goes on after a value that is refused, so that a person learns of all at once."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self._converts_objects = False
+        self.refusals: list[UnsupportedStateError] = []
+
+    def part(self, key: str, value: Any) -> Any:
+        # Elsewhere, an object would get back in load_state_dict() what it did not give.
+        self._converts_objects = key == EXTRA_STATE_KEY
+        return self.value(value, key)
+
+    def value(self, value: Any, place: str) -> Any:
+        """Rebuild the containers of ``value`` and check every leaf. Tensors pass by reference."""
+        kind = type(value)
+        if is_plain_leaf(value):
+            return value
+        if kind is dict:
+            return self._filled({}, value, place)
+        if kind is OrderedDict:
+            return self._ordered(value, place)
+        if kind in (list, tuple):
+            return kind([self.value(item, f"{place}[{number}]") for number, item in enumerate(value)])
+        try:
+            return self._leaf(value, place)
+        except UnsupportedStateError as error:
+            self.refusals.append(error)
+            if len(self.refusals) >= _MAX_REFUSALS:
+                raise _all_of(self.refusals) from None
+            return None
+
+    def _leaf(self, value: Any, place: str) -> Any:
+        if type(value).__module__ == "numpy" and (found := _from_numpy(value, place)) is not None:
+            return self.value(found, place)
+        if self._converts_objects:
+            if isinstance(value, enum.Enum):
+                return self.value(value.value, place)
+            if isinstance(value, PurePath):
+                return str(value)
+            if _is_plain_dataclass(value):
+                fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+                return self._filled({}, fields, place)
+        if type(value) in _TENSORS and value.dtype in _QUANTIZED and not value.is_quantized:
+            raise UnsupportedStateError(
+                f"{place} is of the type {value.dtype} and has no scale", hint="Store it as whole numbers."
+            )
+        self._check(value, place)
         return value
-    if kind is dict:
-        return dict(_items(value, place, check))
-    if kind is OrderedDict:
-        return _ordered(value, place, check)
-    if kind in (list, tuple):
-        return kind(prepare_value(item, f"{place}[{number}]", check) for number, item in enumerate(value))
-    if kind.__module__ == "numpy" and (found := _from_numpy(value, place, check)) is not None:
+
+    def _filled(self, target: dict[Any, Any], value: Mapping[Any, Any], place: str) -> dict[Any, Any]:
+        for key, item in value.items():
+            # Most items are plain, and this check is faster than naming their place.
+            target[self._key(key, place)] = item if is_plain_leaf(item) else self.value(item, f"{place}[{key!r}]")
+        if len(target) != len(value) and not self.refusals:
+            raise UnsupportedStateError(
+                f"{place} has two keys that are stored as the same",
+                expected="keys that differ as plain values",
+                got=listed([shown(key) for key in value if not is_plain_leaf(key)]),
+            )
+        return target
+
+    def _key(self, key: Any, place: str) -> Any:
+        if isinstance(key, torch.Tensor):  # it would be found by its identity, and be another one when it is read back
+            self.refusals.append(UnsupportedStateError(f"a key of {place} is a tensor", hint="Use a number or a name."))
+            return id(key)
+        if is_plain_leaf(key):
+            return key
+        found = self.value(key, f"a key of {place}")
+        try:
+            hash(found)
+        except TypeError:
+            what = f"{type(key).__module__}.{type(key).__qualname__}"
+            self.refusals.append(UnsupportedStateError(f"a key of {place} is stored as what cannot be one", got=what))
+            return id(key)
         return found
-    check(value, place)
-    return value
+
+    def _ordered(self, value: OrderedDict[Any, Any], place: str) -> OrderedDict[Any, Any]:
+        rebuilt: OrderedDict[Any, Any] = OrderedDict()
+        self._filled(rebuilt, value, place)
+        # state_dict() keeps the version of each module here; load_state_dict() migrates old state by it.
+        rebuilt.__dict__.update(self.value(value.__dict__, f"the attributes of {place}"))
+        return rebuilt
 
 
 def is_plain_leaf(value: Any) -> bool:
@@ -75,33 +167,25 @@ def is_plain_leaf(value: Any) -> bool:
         return (
             value.layout is torch.strided
             and not (value.is_quantized or value.is_nested or value.is_meta or value.__dict__)
+            and value.dtype not in _QUANTIZED
             and has_memory(value)
         )
     return kind in _PLAIN and not (kind is int and value.bit_length() > MAX_INT_BITS)
 
 
-def _items(value: Mapping[Any, Any], place: str, check: Check) -> Iterator[tuple[Any, Any]]:
-    for key, item in value.items():
-        # Most items are plain, and this check is faster than naming their place.
-        plain_key = key if is_plain_leaf(key) else prepare_value(key, f"a key of {place}", check)
-        yield plain_key, item if is_plain_leaf(item) else prepare_value(item, f"{place}[{key!r}]", check)
+def _is_plain_dataclass(value: Any) -> bool:
+    """Tell whether the fields of a dataclass are all that it is."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type | torch.Tensor | Mapping | list | tuple | set)
 
 
-def _ordered(value: OrderedDict[Any, Any], place: str, check: Check) -> OrderedDict[Any, Any]:
-    rebuilt = OrderedDict(_items(value, place, check))
-    # state_dict() keeps the version of each module here; load_state_dict() migrates old state by it.
-    rebuilt.__dict__.update(prepare_value(value.__dict__, f"the attributes of {place}", check))
-    return rebuilt
-
-
-def _from_numpy(value: Any, place: str, check: Check) -> Any:
+def _from_numpy(value: Any, place: str) -> Any:
     """Convert an array to a tensor and a scalar to a number. Return ``None`` for other values."""
     if isinstance(value, np.ndarray) and value.ndim:
-        if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16:
+        if value.dtype.kind not in "biufc" or value.dtype.char in "gG":
             raise UnsupportedStateError(f"{place} is an array of a type without a tensor", got=str(value.dtype))
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     item = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
-    return None if type(item) is type(value) else prepare_value(item, place, check)  # a long double has no plain number
+    return None if type(item) is type(value) else item  # a long double has no plain number
 
 
 def _check_expansion(payload: Payload) -> None:

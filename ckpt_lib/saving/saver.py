@@ -34,6 +34,7 @@ from ckpt_lib.formats import (
 from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
+from ckpt_lib.saving.check_report import CheckReport, report_of
 from ckpt_lib.saving.failover import FailoverWriter, Saved
 from ckpt_lib.saving.policy_check import PolicyCheck
 from ckpt_lib.saving.post_save import PostSave
@@ -138,12 +139,14 @@ class Saver:
         self._post_save.snapshot.catch_up()
         self._post_save.backups.wait()
 
-    def check(self, request: SaveRequest) -> None:
-        """Raise what a save would raise before anything is written."""
+    def check(self, request: SaveRequest) -> CheckReport:
+        """Raise what a save would raise before anything is written, and return what it would store."""
         facts = self._checked(request)
-        layout = self._format.lay_out(self._payload(facts, request))
-        logger.debug("a checkpoint would take %d bytes", layout.size_bytes)
+        given = self._given_payload(facts, request)
+        stored_format = compressed_format(self._format, self._config.compression)
+        report = report_of(given, self._format.prepare(given), self._format, stored_format)
         self._policy.check(facts)
+        return report
 
     def prepare(self, state: ObjectState) -> None:
         """Take and touch the memory that saves in the background will need."""
@@ -219,18 +222,19 @@ class Saver:
             self._has_told_of_changes = True
 
     def _payload(self, facts: CheckpointFacts, request: SaveRequest) -> Payload:
+        return self._format.prepare(self._given_payload(facts, request))
+
+    def _given_payload(self, facts: CheckpointFacts, request: SaveRequest) -> Payload:
         state = request.state.payload(self._config)
         extra_state = state.pop(EXTRA_STATE_KEY)
-        return self._format.prepare(
-            {
-                **state,
-                "epoch": facts.epoch,
-                "step": facts.step,
-                "metrics": facts.metrics,
-                "config": facts.config,
-                EXTRA_STATE_KEY: extra_state,
-            }
-        )
+        return {
+            **state,
+            "epoch": facts.epoch,
+            "step": facts.step,
+            "metrics": facts.metrics,
+            "config": facts.config,
+            EXTRA_STATE_KEY: extra_state,
+        }
 
     def _content(self, facts: CheckpointFacts | Manifest, payload: Payload, without: Sequence[str] = ()) -> str:
         """Return a digest of what a save would store, which has its cost: ask for a taken key only.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ckpt_lib.state.memory import is_per_channel
 
 
 def first_difference(found: Any, wanted: Any, place: str = "the payload") -> str | None:
@@ -56,12 +58,24 @@ def _first(differences: Iterable[str | None]) -> str | None:
 
 
 def _same_tensors(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    facts = ("dtype", "shape", "requires_grad", "layout", "is_quantized", "is_nested")
+    facts = ("dtype", "requires_grad", "layout", "is_quantized", "is_nested")
     if any(getattr(found, fact) != getattr(wanted, fact) for fact in facts):
         return False
-    if wanted.layout is not torch.strided or wanted.is_quantized or wanted.is_nested:
-        return _saved(found) == _saved(wanted)
-    return torch.equal(_bytes(found), _bytes(wanted))
+    if is_dense(wanted):
+        return found.shape == wanted.shape and torch.equal(_bytes(found), _bytes(wanted))
+    return first_difference(_parts(found), _parts(wanted)) is None
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is elements in memory, and nothing besides."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+
+
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the dense tensors that a tensor of any kind consists of."""
+    if is_dense(tensor):
+        return [tensor]
+    return [dense for part in _parts(tensor) if isinstance(part, torch.Tensor) for dense in dense_parts(part)]
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,8 +86,30 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
 
 
-def _saved(tensor: torch.Tensor) -> bytes:
-    """Return what torch stores of a tensor that has no bytes in a row."""
-    buffer = io.BytesIO()
-    torch.save(tensor, buffer)
-    return buffer.getvalue()
+def _parts(tensor: torch.Tensor) -> list[Any]:
+    """Return the dense tensors and the numbers that a tensor of another kind consists of."""
+    tensor = tensor.detach()
+    if is_traceable_wrapper_subclass(tensor):
+        names, facts = tensor.__tensor_flatten__()
+        return [*(getattr(tensor, name) for name in names), repr(facts)]
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.is_quantized:
+        return [tensor.shape, tensor.int_repr(), str(tensor.qscheme()), *_scales(tensor)]
+    if tensor.layout is torch.strided or tensor.is_mkldnn:
+        return [tensor.shape, tensor.to_dense()]
+    return [tensor.shape, *_sparse_parts(tensor)]
+
+
+def _sparse_parts(tensor: torch.Tensor) -> list[Any]:
+    if tensor.layout is torch.sparse_coo:
+        return [tensor.is_coalesced(), tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+
+
+def _scales(tensor: torch.Tensor) -> list[Any]:
+    if is_per_channel(tensor):
+        return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), tensor.q_per_channel_axis()]
+    return [tensor.q_scale(), tensor.q_zero_point()]

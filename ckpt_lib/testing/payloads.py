@@ -5,72 +5,46 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, UnsupportedFormatError
-from ckpt_lib.formats import Format, Payload
-from ckpt_lib.stream import HashingWriter, VerifiedFile
+from ckpt_lib.errors import StorageFullError
+from ckpt_lib.formats import Format, Payload, in_memory
+from ckpt_lib.formats.in_memory import Files
+from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.stream.digests import Buffer
 
-Files = dict[str, bytes]
-"""The bytes of each file of a payload by its name, which is empty for a single file."""
+__all__ = ["Files", "MemorySink", "MemorySource", "assert_same", "encode", "round_trip"]
 
 
-class MemorySink:
+class MemorySink(in_memory.MemorySink):
     """Keeps the files that a format writes, and fails from byte ``limit`` on."""
 
     def __init__(self, limit: float = math.inf) -> None:
-        self.files: Files = {}
+        super().__init__()
         self.size_bytes = 0
         self.error = StorageFullError("the store is full")
         self._limit = limit
-        self._current = bytearray()
 
-    @contextmanager
-    def open(self, name: str = "") -> Iterator[HashingWriter]:
-        """Begin a file. A name is taken once."""
-        if name in self.files:
-            raise UnsupportedFormatError(f"the format wrote the file {name!r} twice")
-        self._current = bytearray()
-        with HashingWriter(self) as stream:
-            yield stream
-            stream.finish()
-        self.files[name] = bytes(self._current)
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        if self.size_bytes + len(data) > self._limit:
+    def write(self, data: Buffer, /) -> int:
+        size_bytes = memoryview(data).nbytes
+        if self.size_bytes + size_bytes > self._limit:
             raise self.error
-        self._current += data
-        self.size_bytes += len(data)
-        return len(data)
+        self.size_bytes += size_bytes
+        return super().write(data)
 
 
-class MemorySource:
+class MemorySource(in_memory.MemorySource):
     """A payload for a format to read, without digests. ``viewed_bytes`` counts what was asked for."""
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = files
-        self._opened: dict[str, _CountingFile] = {}
-
-    @property
-    def names(self) -> Sequence[str]:
-        return tuple(self._files)
 
     @property
     def viewed_bytes(self) -> int:
-        return sum(file.viewed_bytes for file in self._opened.values())
+        return sum(file.viewed_bytes for file in self._opened.values() if isinstance(file, _CountingFile))
 
-    def open(self, name: str = "") -> VerifiedFile:
-        if name not in self._files:
-            raise CorruptCheckpointError(f"the payload has no file {name!r}")
-        if name not in self._opened:
-            self._opened[name] = _CountingFile(self._files[name])
-        file = self._opened[name]
-        file.seek(0)
-        return file
+    def _file(self, data: bytes) -> VerifiedFile:
+        return _CountingFile(data)
 
 
 class _CountingFile(VerifiedFile):
@@ -85,9 +59,7 @@ class _CountingFile(VerifiedFile):
 
 def encode(payload_format: Format, payload: Mapping[str, Any]) -> Files:
     """Return the files of a payload, written as a save writes them."""
-    sink = MemorySink()
-    payload_format.lay_out(payload_format.prepare(payload)).write(sink)
-    return sink.files
+    return in_memory.encoded(payload_format, payload_format.prepare(payload))
 
 
 def round_trip(payload_format: Format, payload: Mapping[str, Any]) -> Payload:

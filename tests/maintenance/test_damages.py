@@ -22,7 +22,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def test_no_damage_is_missed(shelf: Shelf, kind: str) -> None:
     """Both checks and both ways to load refuse it, name the file and exactly the chunks; the model is unchanged."""
     kinds = {"a bit flipped": flip_a_bit, **DAMAGES}
-    outcome = inflict_many(shelf, {kind: kinds[kind]}, 20, SEED)
+    outcome = inflict_many([shelf], {kind: kinds[kind]}, 20, SEED)
     assert (outcome.injected, outcome.violations) == (20, [])
 
 
@@ -61,10 +61,11 @@ def test_the_judge_sees_what_is_missed(tmp_path: Path) -> None:
 def test_the_judge_wants_the_right_place(shelf: Shelf) -> None:
     """A damage in one chunk that is taken for one in another is a miss."""
     copy = shelf.samples[3].original
-    altered, expected = bytearray(copy.payload_bytes), bytearray(copy.payload_bytes)
+    ((path, data),) = copy.payload_files.items()
+    altered, expected = bytearray(data), bytearray(data)
     altered[100] ^= 1
     expected[-100] ^= 1
-    with inflicted(shelf, {copy.payload: bytes(altered)}):
-        assert list(missed(shelf, {copy.payload: bytes(altered)})) == []
-        said = list(missed(shelf, {copy.payload: bytes(expected)}))
+    with inflicted(shelf, {path: bytes(altered)}):
+        assert list(missed(shelf, {path: bytes(altered)})) == []
+        said = list(missed(shelf, {path: bytes(expected)}))
     assert any("validate_checkpoint(deep=True) tells of" in reason for reason in said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from tests.helpers import ids, save
         lambda: {"extra_state": {"callback": lambda: None}},
         lambda: {"extra_state": {"deep": [{"in": (object(),)}]}},
         lambda: {"extra_state": {"array": np.array(["x"])}},
-        lambda: {"extra_state": {"path": Path("x")}},
+        lambda: {"extra_state": {"key": {torch.ones(1): 1}}},
+        lambda: {"extra_state": {"storage": torch.ones(1).untyped_storage()}},
         lambda: {"scheduler": _SchedulerWithObject()},
         lambda: {"extra_state": _endless()},
     ],
@@ -100,4 +100,18 @@ def test_a_lack_of_memory_is_not_called_damage(filled: CheckpointManager, monkey
     monkeypatch.setattr(torch, "load", fail)
     for call in (filled.load_checkpoint, filled.resume):
         with pytest.raises(MemoryError):
+            call(map_location={})  # what only torch itself can do
+
+
+def test_a_warning_that_is_an_error_is_not_called_damage(
+    filled: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ``python -W error``, what PyTorch warns of must not make resuming pass a sound checkpoint over."""
+
+    def warn(*_arguments: Any, **_options: Any) -> Any:
+        raise UserWarning("this is experimental")
+
+    monkeypatch.setattr(torch, "load", warn)
+    for call in (filled.load_checkpoint, filled.resume):
+        with pytest.raises(UserWarning, match="experimental"):
             call(map_location={})  # what only torch itself can do

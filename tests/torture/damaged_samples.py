@@ -19,6 +19,7 @@ from ckpt_lib.core.damage import Damage
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit
 from ckpt_lib.stream import HashingWriter
+from tests.formats.every_format import NPZ, options_of
 from tests.torture.fingerprints import fingerprint
 
 CHUNK_BYTES = 4096
@@ -31,21 +32,37 @@ class Copy:
     """A payload and its manifest as they were written, in the experiment or among its backups."""
 
     checkpoint_id: str
-    payload: Path
+    folder: Path
+    payload: dict[str, bytes]
+    """The bytes of each file, by its name in the folder."""
+    manifest_bytes: bytes
     is_backup: bool = False
-    payload_bytes: bytes = b""
-    manifest_bytes: bytes = b""
 
     @classmethod
-    def read(cls, payload: Path, *, is_backup: bool = False) -> Copy:
-        return cls(payload.stem, payload, is_backup, payload.read_bytes(), payload.with_suffix(".json").read_bytes())
+    def read(cls, checkpoint_id: str, folder: Path, names: Iterable[str], *, is_backup: bool = False) -> Copy:
+        manifest = (folder / f"{checkpoint_id}.json").read_bytes()
+        return cls(checkpoint_id, folder, {name: (folder / name).read_bytes() for name in names}, manifest, is_backup)
 
     @property
     def manifest(self) -> Path:
-        return self.payload.with_suffix(".json")
+        return self.folder / f"{self.checkpoint_id}.json"
+
+    @property
+    def payload_files(self) -> dict[Path, bytes]:
+        return {self.folder / name: data for name, data in self.payload.items()}
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.payload.values()))
 
     def files(self) -> dict[Path, bytes]:
-        return {self.payload: self.payload_bytes, self.manifest: self.manifest_bytes}
+        return {**self.payload_files, self.manifest: self.manifest_bytes}
+
+    def holds(self, path: Path) -> bool:
+        return path == self.manifest or (path.is_relative_to(self.folder) and self._name_of(path) in self.payload)
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class Shelf:
     """Checkpoints of several shapes in one experiment. Their backups lie where no check of them looks for help."""
 
     root: Path
+    format: str = "torch"
+    """As a manifest names it."""
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -84,6 +103,7 @@ class Shelf:
 
     def _manager(self, **options: Any) -> CheckpointManager:
         options = {"backup_checkpoints": False, "save_rng": False, "max_checkpoints": 99, "max_backups": 99, **options}
+        options |= options_of(self.format)
         return CheckpointManager(CheckpointConfig(checkpoint_dir=str(self.root / "store"), **options), _EXPERIMENT)
 
     @property
@@ -99,22 +119,24 @@ class Shelf:
         return {path: data for copy in self.copies for path, data in copy.files().items()}
 
     def sample_of(self, path: Path) -> Sample:
-        (found,) = (item for item in self.samples if item.original.checkpoint_id == path.stem)
+        (found,) = (item for item in self.samples if item.original.holds(path) or item.backup.holds(path))
         return found
 
 
-def build_shelf(root: Path) -> Shelf:
+def build_shelf(root: Path, stored_format: str = "torch") -> Shelf:
     """Twins of equal size with optimizers, a file of one chunk, one of many, and one of many small tensors."""
-    shelf = Shelf(root)
+    shelf = Shelf(root, stored_format)
     with patch.object(commit, "HashingWriter", partial(HashingWriter, chunk_size_bytes=CHUNK_BYTES)):
         _add(shelf, (48, 64, 16), optimizer=True)
         _add(shelf, (48, 64, 16), optimizer=True)
         _add(shelf, (2, 1))
         _add(shelf, (300, 200))
-        _add(shelf, (3, 2), extra={str(number): torch.randn(1 + number % 40) for number in range(250)})
-    sizes = [len(item.original.payload_bytes) for item in shelf.samples]
-    assert sizes[0] == sizes[1]
-    assert sizes[2] < CHUNK_BYTES < 50 * CHUNK_BYTES < sizes[3]
+        small = 250 if stored_format != NPZ else 10  # which has a file for each of them
+        _add(shelf, (3, 2), extra={str(number): torch.randn(1 + number % 40) for number in range(small)})
+    sizes = [item.original.size_bytes for item in shelf.samples]
+    assert sizes[0] == sizes[1] or "+" in stored_format
+    assert max(len(data) for data in shelf.samples[2].original.payload.values()) < CHUNK_BYTES
+    assert sizes[3] > 40 * CHUNK_BYTES
     return shelf
 
 
@@ -137,9 +159,9 @@ def _add(
     owners: dict[str, Any] = {"model": fresh}
     if optimizer:
         owners["optimizer"] = torch.optim.AdamW(fresh.parameters(), lr=0.05)
-    name = f"{checkpoint_id}.pt"
-    backup = Copy.read(shelf.root / "backups" / _EXPERIMENT / name, is_backup=True)
-    shelf.samples.append(Sample(Copy.read(shelf.folder / name), backup, owners))
+    names = [file.name for file in manager._locations.home.get(checkpoint_id).files]
+    backup = Copy.read(checkpoint_id, shelf.root / "backups" / _EXPERIMENT, names, is_backup=True)
+    shelf.samples.append(Sample(Copy.read(checkpoint_id, shelf.folder, names), backup, owners))
 
 
 def linear(*widths: int) -> nn.Module:
@@ -203,7 +225,7 @@ def missed(shelf: Shelf, harm: Harm) -> Iterator[str]:
     """Every way in which damages, inflicted now, are not noticed, not told rightly, or reach the caller."""
     for path, data in harm.items():
         sample = shelf.sample_of(path)
-        copy = next(copy for copy in (sample.original, sample.backup) if path in copy.files())
+        copy = next(copy for copy in (sample.original, sample.backup) if copy.holds(path))
         judge = _Judge(copy, path, data)
         reasons = judge.of_backup(shelf) if copy.is_backup else judge.of_checkpoint(shelf, sample)
         yield from (f"{path.parent.parent.name}/{path.name}: {reason}" for reason in reasons)
@@ -249,7 +271,7 @@ class _Judge:
         except CorruptCheckpointError as error:
             yield from self._of_damages(what, error.damages)
         except (IntegrityError, UnsupportedSchemaError) as error:
-            if self.path == self.copy.payload or self.path.stem not in str(error):
+            if self.path != self.copy.manifest or self.path.stem not in str(error):
                 yield f"{what} says {error!r}"
         except CheckpointError as error:
             yield f"{what} says {error!r}"
@@ -258,12 +280,12 @@ class _Judge:
 
     def _of_damages(self, what: str, damages: Iterable[Damage]) -> Iterator[str]:
         damages = list(damages)
-        if {damage.file for damage in damages} != {self.path.name}:
+        if {damage.file for damage in damages} != {self.path.relative_to(self.copy.folder).as_posix()}:
             yield f"{what} names {[damage.file for damage in damages]}"
-        if self.path == self.copy.payload and told_places(damages) != self._places():
+        if self.path != self.copy.manifest and told_places(damages) != self._places():
             yield f"{what} tells of {[(damage.kind, damage.start, damage.stop) for damage in damages]}"
 
     def _places(self) -> set[tuple[str, int, int]]:
         if self.data is None:
             return {("missing", 0, 0)}
-        return damaged_places(self.copy.payload_bytes, self.data)
+        return damaged_places(self.copy.payload_files[self.path], self.data)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError
+from tests.formats.every_format import NPZ
+from tests.plugins.installing import npz_installed
 from tests.torture.damaged_samples import CHUNK_BYTES, Copy, Harm, Shelf, build_shelf, inflicted, missed
 from tests.torture.rows import Outcome, Row
 
 SECTOR_BYTES = 4096
+FORMATS = ("torch", "safetensors", "torch+zstd", "torch+planes", NPZ)
+_OF_FORMATS = f"; formats: {', '.join(FORMATS)}"
 
 Inflict = Callable[[random.Random, Shelf], Harm]
 
@@ -23,23 +27,38 @@ Inflict = Callable[[random.Random, Shelf], Harm]
 
 def flip_a_bit(rng: random.Random, shelf: Shelf) -> Harm:
     """Of any file, the manifests as often as the payloads."""
-    path, data = rng.choice(list(shelf.files().items()))
+    copy = rng.choice(shelf.copies)
+    path, data = rng.choice([(copy.manifest, copy.manifest_bytes), rng.choice(list(copy.payload_files.items()))])
     flipped = bytearray(data)
     flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     return {path: bytes(flipped)}
 
 
-def _of(suffix: str, change: Callable[[random.Random, bytearray], object]) -> Inflict:
-    """Damage to one payload or manifest, which ``change`` makes to its bytes."""
+Change = Callable[[random.Random, bytearray], object]
+
+
+def _of_payload(change: Change) -> Inflict:
+    """Damage to one file of a payload, which ``change`` makes to its bytes."""
 
     def inflict(rng: random.Random, shelf: Shelf) -> Harm:
-        files = rng.choice(shelf.copies).files()
-        (path,) = (path for path in files if path.suffix == suffix)
-        data = bytearray(files[path])
-        change(rng, data)
-        return {path: bytes(data)}
+        path, data = rng.choice(list(rng.choice(shelf.copies).payload_files.items()))
+        return {path: _changed(rng, data, change)}
 
     return inflict
+
+
+def _of_manifest(change: Change) -> Inflict:
+    def inflict(rng: random.Random, shelf: Shelf) -> Harm:
+        copy = rng.choice(shelf.copies)
+        return {copy.manifest: _changed(rng, copy.manifest_bytes, change)}
+
+    return inflict
+
+
+def _changed(rng: random.Random, data: bytes, change: Change) -> bytes:
+    changed = bytearray(data)
+    change(rng, changed)
+    return bytes(changed)
 
 
 def cut(rng: random.Random, data: bytearray) -> None:
@@ -80,13 +99,20 @@ def _two(rng: random.Random, shelf: Shelf) -> tuple[Copy, Copy]:
 
 
 def exchange_payloads(rng: random.Random, shelf: Shelf) -> Harm:
-    one, other = _two(rng, shelf)
-    return {one.payload: other.payload_bytes, other.payload: one.payload_bytes}
+    (one, data), (other, other_data) = _two_files(rng, shelf)
+    return {one: other_data, other: data}
 
 
 def another_payload(rng: random.Random, shelf: Shelf) -> Harm:
-    one, other = _two(rng, shelf)
-    return {one.payload: other.payload_bytes}
+    (one, _), (_, other_data) = _two_files(rng, shelf)
+    return {one: other_data}
+
+
+def _two_files(rng: random.Random, shelf: Shelf) -> tuple[tuple[Path, bytes], tuple[Path, bytes]]:
+    """The same file of two payloads, or any two where they have none in common."""
+    one, other = (list(copy.payload_files.items()) for copy in _two(rng, shelf))
+    number = rng.randrange(min(len(one), len(other)))
+    return one[number], other[number]
 
 
 def exchange_manifests(rng: random.Random, shelf: Shelf) -> Harm:
@@ -95,17 +121,17 @@ def exchange_manifests(rng: random.Random, shelf: Shelf) -> Harm:
 
 
 DAMAGES: dict[str, Inflict] = {
-    "cut": _of(".pt", cut),
-    "lengthened": _of(".pt", lengthen),
-    "4 KiB zeroed": _of(".pt", zero_a_sector),
-    "a run zeroed": _of(".pt", zero_a_run),
-    "blocks exchanged": _of(".pt", exchange_blocks),
+    "cut": _of_payload(cut),
+    "lengthened": _of_payload(lengthen),
+    "4 KiB zeroed": _of_payload(zero_a_sector),
+    "a run zeroed": _of_payload(zero_a_run),
+    "blocks exchanged": _of_payload(exchange_blocks),
     "two payloads exchanged": exchange_payloads,
     "the payload of another": another_payload,
     "two manifests exchanged": exchange_manifests,
-    "a manifest cut": _of(".json", cut),
-    "a manifest lengthened": _of(".json", lengthen),
-    "a run of a manifest zeroed": _of(".json", zero_a_run),
+    "a manifest cut": _of_manifest(cut),
+    "a manifest lengthened": _of_manifest(lengthen),
+    "a run of a manifest zeroed": _of_manifest(zero_a_run),
 }
 
 
@@ -113,7 +139,7 @@ DAMAGES: dict[str, Inflict] = {
 
 
 def lose_a_payload(rng: random.Random, shelf: Shelf) -> Harm:
-    return {rng.choice(shelf.copies).payload: None}
+    return {rng.choice(list(rng.choice(shelf.copies).payload_files)): None}
 
 
 def lose_a_manifest(rng: random.Random, shelf: Shelf) -> Harm:
@@ -126,7 +152,7 @@ def add_a_file(rng: random.Random, shelf: Shelf) -> Harm:
 
 
 def add_a_payload(rng: random.Random, shelf: Shelf) -> Harm:
-    return {shelf.folder / f"{_strange_id(rng)}.pt": rng.choice(shelf.copies).payload_bytes}
+    return {shelf.folder / f"{_strange_id(rng)}.pt": rng.choice(list(rng.choice(shelf.copies).payload.values()))}
 
 
 def add_a_manifest(rng: random.Random, shelf: Shelf) -> Harm:
@@ -188,72 +214,85 @@ def missed_addition(shelf: Shelf, path: Path) -> Iterator[str]:
 # --- rows ---
 
 
-def inflict_many(shelf: Shelf, kinds: dict[str, Inflict], count: int, seed: str) -> Outcome:
-    """``count`` damages, the kinds in turn; each is judged while it is the only one, and put right."""
+def build_shelves(folder: Path) -> list[Shelf]:
+    """A shelf of each format."""
+    return [build_shelf(folder / stored_format, stored_format) for stored_format in FORMATS]
+
+
+def inflict_many(shelves: Sequence[Shelf], kinds: dict[str, Inflict], count: int, seed: str) -> Outcome:
+    """``count`` damages, kinds and shelves in turn; each is judged while it is the only one, and put right."""
     outcome, counted, attempt, names = Outcome(), Counter[str](), 0, list(kinds)
-    originals = shelf.files()
+    originals = {path: data for shelf in shelves for path, data in shelf.files().items()}
     while outcome.injected < count:
         attempt += 1
-        name = names[outcome.injected % len(names)]
+        shelf, name = shelves[outcome.injected % len(shelves)], names[outcome.injected % len(names)]
         harm = kinds[name](random.Random(f"{seed} {attempt}"), shelf)
         if any(data == originals[path] for path, data in harm.items()):
             continue  # zeros zeroed are no damage
         outcome.injected += 1
         counted[name] += 1
         with inflicted(shelf, harm):
-            outcome.violations += [f"{attempt}, {name}: {reason}" for reason in missed(shelf, harm)]
+            outcome.violations += [f"{attempt}, {shelf.format}, {name}: {reason}" for reason in missed(shelf, harm)]
     if len(names) > 1:
-        outcome.detail = ", ".join(f"{counted[name]} {name}" for name in names)
+        outcome.detail = ", ".join(f"{counted[name]} {name}" for name in names) + _OF_FORMATS
     return outcome
 
 
 def _flips(count: int, seed: str, folder: Path) -> Outcome:
-    shelf, struck = build_shelf(folder), Counter[str]()
+    struck = Counter[str]()
 
     def flip(rng: random.Random, shelf: Shelf) -> Harm:
         harm = flip_a_bit(rng, shelf)
         (path,) = harm
         where = "backups" if path.is_relative_to(shelf.root / "backups") else "checkpoints"
-        struck[f"{'payloads' if path.suffix == '.pt' else 'manifests'} of {where}"] += 1
+        is_manifest = any(path == copy.manifest for copy in shelf.copies)
+        struck[f"{'manifests' if is_manifest else 'payloads'} of {where}"] += 1
         return harm
 
-    outcome = inflict_many(shelf, {"a bit flipped": flip}, count, seed)
-    outcome.detail = ", ".join(f"{number} in {name}" for name, number in sorted(struck.items()))
+    with npz_installed():
+        outcome = inflict_many(build_shelves(folder), {"a bit flipped": flip}, count, seed)
+    outcome.detail = ", ".join(f"{number} in {name}" for name, number in sorted(struck.items())) + _OF_FORMATS
     return outcome
 
 
 def _damages(count: int, seed: str, folder: Path) -> Outcome:
-    return inflict_many(build_shelf(folder), DAMAGES, count, seed)
+    with npz_installed():
+        return inflict_many(build_shelves(folder), DAMAGES, count, seed)
 
 
 def _strangers(count: int, seed: str, folder: Path) -> Outcome:
-    shelf, outcome, counted = build_shelf(folder), Outcome(), Counter[str]()
-    kinds = {**LOSSES, **ADDITIONS}
+    with npz_installed():
+        return _add_and_lose(build_shelves(folder), count, seed)
+
+
+def _add_and_lose(shelves: Sequence[Shelf], count: int, seed: str) -> Outcome:
+    outcome, counted, kinds = Outcome(), Counter[str](), {**LOSSES, **ADDITIONS}
     for number in range(count):
+        shelf = shelves[number // len(kinds) % len(shelves)]
         name = list(kinds)[number % len(kinds)]
         harm = kinds[name](random.Random(f"{seed} {number}"), shelf)
         (path,) = harm
         with inflicted(shelf, harm):
             if name in ADDITIONS:
                 reasons = missed_addition(shelf, path)
-            elif path.suffix == ".json":
+            elif any(path == copy.manifest for copy in shelf.copies):
                 reasons = missed_loss_of_manifest(shelf, path)
             else:
                 reasons = missed(shelf, harm)
-            outcome.violations += [f"{number}, {name}, {path.name}: {reason}" for reason in reasons]
+            outcome.violations += [f"{number}, {shelf.format}, {name}, {path.name}: {reason}" for reason in reasons]
         for original, data in shelf.files().items():
             if not _is_as_before(original, data):
                 outcome.violations.append(f"{number}, {name}: {original.name} has changed")
             original.write_bytes(data)
         counted[name] += 1
     outcome.injected = count
-    outcome.detail = ", ".join(f"{counted[name]} {name}" for name in kinds)
+    outcome.detail = ", ".join(f"{counted[name]} {name}" for name in kinds) + _OF_FORMATS
     return outcome
 
 
 def _is_as_before(path: Path, data: bytes) -> bool:
     """Whether a file holds what it did, but for the note that a run has resumed from it."""
-    if path.suffix != ".json":
+    if not is_checkpoint_id(path.stem) or path.suffix != ".json":
         return path.read_bytes() == data
     found, before = json.loads(path.read_bytes()), json.loads(data)
     return all(found[name] == before[name] for name in found.keys() | before.keys() if name not in _NOTED_BY_A_RESUME)

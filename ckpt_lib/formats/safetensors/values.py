@@ -181,7 +181,7 @@ def check_spelling(value: Any, place: str) -> None:
 def refused(value: Any, name: str, hint: str = "Turn it into plain values, or leave it out.") -> UnsupportedStateError:
     """Return the error for a value that this format has no spelling for."""
     return UnsupportedStateError(
-        f"{name} cannot be stored in the format safetensors",
+        f"{name} cannot be stored in this format",
         expected="tensors, numbers, text, None, and dicts, lists, tuples and sets of them",
         got=f"{type(value).__module__}.{type(value).__qualname__}",
         hint=hint,

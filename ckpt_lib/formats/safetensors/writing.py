@@ -90,7 +90,7 @@ class FolderLayout:
             with sink.open(file.name) as stream:
                 stream.write(file.header)
                 for stored in file.tensors:
-                    _write_tensor(stream, stored.source)
+                    write_tensor(stream, stored.source)
         for name, text in self._texts.items():
             with sink.open(name) as stream:
                 stream.write(text)
@@ -127,7 +127,7 @@ class _Structure:
                 homes[id(stored)] = self._place(stored, called[id(stored)], names)
             reference[TENSOR] = homes[id(stored)]
             if view is not None:
-                reference["view"] = _spelled(view)
+                reference["view"] = spelled_view(view)
             elif stride := odd_stride(tensor):
                 reference["stride"] = list(stride)
         for group, further in self.aliases.items():
@@ -143,7 +143,8 @@ class _Structure:
         return f"{group}/{stored.name}"
 
 
-def _spelled(view: View) -> dict[str, Any]:
+def spelled_view(view: View) -> dict[str, Any]:
+    """Return a view as JSON."""
     dtype = str(view.dtype).removeprefix("torch.")
     return {"dtype": dtype, "shape": list(view.shape), "stride": list(view.stride), "offset": view.offset}
 
@@ -186,10 +187,11 @@ def index_bytes(sizes_bytes: Mapping[str, Mapping[str, int]]) -> bytes:
     return f"{text}\n".encode()
 
 
-def _write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
+def write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
+    """Write the elements of a dense tensor, one row after the other, without a second copy of it in memory."""
     if not tensor.is_contiguous():
         for piece in pieces_of(tensor):
-            _write_tensor(stream, piece)
+            write_tensor(stream, piece)
         return
     storage, size_bytes = tensor.untyped_storage(), tensor.nbytes
     start = int(tensor.storage_offset()) * tensor.itemsize if size_bytes else 0

@@ -22,6 +22,7 @@ from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
 from ckpt_lib.formats.torch.zip_reading import read_directory
 from ckpt_lib.state.memory import check_memory, is_per_channel
+from ckpt_lib.state.sameness import first_difference
 
 
 class TorchZipFormat:
@@ -111,7 +112,7 @@ def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> P
         loaded = _load(source, map_location=map_location, weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise needs_trust(f"the payload holds more than tensors and plain values: {_refusal(error)}") from error
-    except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+    except (CheckpointError, MemoryError, torch.OutOfMemoryError, Warning):  # of those that the caller makes errors
         raise
     except Exception as error:
         if _is_lack_of_memory(error):  # not damage: resume() must not skip this checkpoint for it
@@ -140,18 +141,33 @@ def check_readable(value: Any, place: str) -> None:
     try:
         if isinstance(value, torch.Tensor):
             check_memory(value, place)
-        torch.save(_without_storage(value), buffer)
+        stored = _without_storage(value)
+        torch.save(stored, buffer)
         buffer.seek(0)
-        _load(buffer, weights_only=True)
-    except UnsupportedStateError:
+        difference = first_difference(_load(buffer, weights_only=True), stored)
+    except (UnsupportedStateError, Warning):
         raise
     except Exception as error:
         raise UnsupportedStateError(
             f"{place} cannot be stored so that torch.load(weights_only=True) reads it back",
             expected="tensors, numbers, text, None, and dicts, lists, tuples and sets of them",
             got=f"{type(value).__module__}.{type(value).__qualname__}",
-            hint="Turn it into plain values, or leave it out.",
+            hint=_hint_for(value),
         ) from error
+    if difference:
+        raise UnsupportedStateError(
+            f"{place} would come back as another value",
+            got=f"{type(value).__module__}.{type(value).__qualname__}",
+            hint=_hint_for(value),
+        )
+
+
+def _hint_for(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return "Store the tensors that it consists of, or value.as_subclass(torch.Tensor)."
+    if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+        return "Store a tensor that has this storage."
+    return "Turn it into plain values, or leave it out."
 
 
 def _without_storage(value: Any) -> Any:

@@ -1,0 +1,319 @@
+"""The structure of a payload as JSON, beside its tensors: for formats that store the two apart, as most would.
+
+Writing, :func:`take_apart` gives the JSON and the tensors that its files have to hold, each byte once, however many
+tensors share it; :func:`write_tensor` puts one into a file. Reading, :func:`parse` checks the JSON, and
+:class:`StructureReader` builds the payload of it, once the format has said where each tensor lies. What is spelled how
+is in :mod:`ckpt_lib.formats.safetensors.values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import CorruptCheckpointError, UnsupportedStateError
+from ckpt_lib.formats.base import Payload, PayloadSource
+from ckpt_lib.formats.gc_pause import CollectionPause
+from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, extent, is_deeper
+from ckpt_lib.formats.placing import Place
+from ckpt_lib.formats.preparing import prepare, too_deep
+from ckpt_lib.formats.safetensors.decoding import TensorRef, decode, excess, malformed, refs_in
+from ckpt_lib.formats.safetensors.header import Entry
+from ckpt_lib.formats.safetensors.sharing import View, has_gaps, odd_stride, store_once
+from ckpt_lib.formats.safetensors.values import TENSOR, Encoder, check_spelling, json_bytes
+from ckpt_lib.formats.safetensors.writing import spelled_view, write_tensor
+from ckpt_lib.formats.selection import select
+from ckpt_lib.state.tree import map_leaves
+
+__all__ = [
+    "Entry",
+    "Home",
+    "StructureReader",
+    "Structured",
+    "TensorRef",
+    "parse",
+    "prepared",
+    "take_apart",
+    "write_tensor",
+]
+
+_MAX_ALIGNMENT_BYTES = 8  # that of the parts of a complex number, which are the widest
+
+
+class Home(NamedTuple):
+    """The file that holds a tensor, and the tensor's type, shape and bytes there."""
+
+    file: str
+    entry: Entry
+
+
+# --- writing ---
+
+
+@dataclass(frozen=True)
+class Structured:
+    """A payload taken apart."""
+
+    tensors: Mapping[str, torch.Tensor]
+    """What the files have to hold, by the names that the JSON has for them: ``0``, ``1``, and so on."""
+    spelled: Mapping[str, Any]
+
+    def text(self, facts: Mapping[str, Any] | None = None) -> bytes:
+        """Return the JSON, for :func:`parse`. ``facts`` is what else the format has to know, as JSON holds it.
+
+        Raises :class:`UnsupportedStateError` for one that is too large to be read back.
+        """
+        text = json_bytes({"facts": dict(facts or {}), "payload": self.spelled})
+        if reason := excess(text):
+            raise UnsupportedStateError(
+                f"the state has too many parts to be read back: {reason}",
+                hint="Store long lists of numbers as tensors.",
+            )
+        return text
+
+
+def prepared(payload: Mapping[str, Any]) -> Payload:
+    """Return the payload as :func:`take_apart` takes it: what :meth:`Format.prepare` has to do.
+
+    Raises :class:`UnsupportedStateError` with the place of each value that has no spelling.
+    """
+    return prepare(payload, check_spelling)
+
+
+def take_apart(payload: Payload) -> Structured:
+    """Return a prepared payload as JSON, and the tensors that are stored beside it. None of them is copied.
+
+    Raises :class:`UnsupportedStateError` for what could not be read back.
+    """
+    found: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def refer(tensor: torch.Tensor, _: str) -> dict[str, Any]:
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.detach().resolve_conj().resolve_neg()
+        found.append((tensor, {TENSOR: ""}))
+        return found[-1][1]
+
+    try:
+        spelled = Encoder(refer).encode(payload, "")
+    except RecursionError as error:
+        raise too_deep() from error
+    names: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    placed = store_once([tensor for tensor, _ in found])
+    for (tensor, reference), (stored, view) in zip(found, placed, strict=True):
+        name = names.setdefault(id(stored), str(len(names)))
+        tensors[name] = stored.source
+        reference[TENSOR] = f"{_GROUP}/{name}"
+        describe(reference, tensor, view)
+    return Structured(tensors, spelled)
+
+
+_GROUP = "tensors"
+
+
+def describe(reference: dict[str, Any], tensor: torch.Tensor, view: View | None) -> None:
+    """Note in what stands for a tensor how it lies in the memory that is stored."""
+    if view is not None:
+        reference["view"] = spelled_view(view)
+    elif stride := odd_stride(tensor):
+        reference["stride"] = list(stride)
+
+
+# --- reading ---
+
+
+def parse(text: bytes) -> tuple[dict[str, Any], Payload]:
+    """Return the facts and the payload of a JSON of :func:`take_apart`, with a :class:`TensorRef` for each tensor.
+
+    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, in bounded time and memory, for any other.
+    """
+    match decode(text):
+        case {"facts": dict(facts), "payload": dict(payload)}:
+            check_payload(payload)
+            return facts, payload
+    raise malformed("it is not that of a payload")
+
+
+def check_payload(payload: Payload) -> None:
+    """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` for a structure that is nested too deeply."""
+    if is_deeper(payload, MAX_LEVELS + 1):
+        raise malformed(f"it is nested more than {MAX_LEVELS} levels deep")
+
+
+class StructureReader:
+    """Reads a payload whose structure is known: tensors are views of the verified, mapped bytes of the files.
+
+    ``home`` says where the tensor of a :class:`TensorRef` lies. It raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` if that is nowhere, or if the file is too short for it.
+    """
+
+    def __init__(self, source: PayloadSource, outline: Payload, home: Callable[[TensorRef], Home]) -> None:
+        self._source = source
+        self._outline = outline
+        self._find = home
+        self._homes: dict[tuple[str, str], Home] = {}
+
+    def outline(self) -> Payload:
+        """Return the payload with a :class:`TensorRef` instead of each tensor, once all of them are known to be there.
+
+        Raises :class:`CorruptCheckpointError`.
+        """
+        with CollectionPause():
+            self._check(ref for _, ref in refs_in(self._outline))
+        return self._outline
+
+    def read(self, keys: Collection[str] | None, place: Place) -> Payload:
+        """Verify and build the whole payload, or what ``keys`` name of it. CPU tensors are views of the file's memory.
+
+        Raises :class:`~ckpt_lib.errors.ConfigError` for a key that names nothing, and :class:`CorruptCheckpointError`
+        with all damage of the requested tensors.
+        """
+        with CollectionPause():
+            wanted = select(self._outline, keys)
+            refs = [ref for _, ref in refs_in(wanted)]
+            self._check(refs)
+        self._require({self._home(ref) for ref in refs})
+        with CollectionPause():
+            builder = _Builder(self._source, self._home, place, refs)
+            built: Payload = map_leaves(wanted, builder.build)
+        return built
+
+    def described(self, ref: TensorRef) -> tuple[torch.dtype, tuple[int, ...], tuple[str, str]]:
+        """Return the type and the shape of a tensor, and the file and name of the stored tensor that it is a view of.
+
+        Raises :class:`CorruptCheckpointError` if it is not there.
+        """
+        home = self._home(ref)
+        kind = home.entry if ref.view is None else ref.view
+        return kind.dtype, kind.shape, (home.file, ref.name)
+
+    def builder(self) -> Callable[[Any], Any]:
+        """Return the function that makes the tensor of a :class:`TensorRef`, each for itself, sharing memory as saved.
+
+        Call :meth:`outline` before. Each call raises :class:`CorruptCheckpointError` with the damage of its tensor.
+        """
+        with CollectionPause():
+            builder = _Builder(self._source, self._home, Place("cpu"), [ref for _, ref in refs_in(self._outline)])
+        return builder.build
+
+    def tensor_ranges(self, file: str) -> dict[str, list[tuple[int, int]]]:
+        """Map the name of each tensor to its bytes in a file. Only headers are read."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for name, ref in refs_in(self._outline):
+            home = self._home(ref)
+            if home.file == file:
+                _check_fit(ref, home.entry)
+                start, stop = home.entry.start, home.entry.stop
+                if (view := ref.view) is not None:
+                    start += view.offset * view.dtype.itemsize
+                    stop = start + extent(view.shape, view.stride) * view.dtype.itemsize
+                ranges.setdefault(name, []).append((start, stop))
+        return ranges
+
+    def _check(self, refs: Iterable[TensorRef]) -> None:
+        expanded = 0
+        for ref in refs:
+            expanded += _check_fit(ref, self._home(ref).entry)
+            if expanded > MAX_EXPANDED_BYTES:
+                raise malformed(f"its tensors are more than {MAX_EXPANDED_BYTES} bytes larger than their stored memory")
+
+    def _require(self, homes: Iterable[Home]) -> None:
+        """Verify the bytes of tensors. Raises :class:`CorruptCheckpointError` with the damage of all files."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for home in homes:
+            ranges.setdefault(home.file, []).append((home.entry.start, home.entry.stop))
+        failures = []
+        for name, wanted in ranges.items():
+            try:
+                self._source.open(name).require(wanted)
+            except CorruptCheckpointError as error:
+                failures.append(error)
+        if failures:
+            failures[0].damages = tuple(damage for error in failures for damage in error.damages)
+            raise failures[0]
+
+    def _home(self, ref: TensorRef) -> Home:
+        if (ref.group, ref.name) not in self._homes:
+            self._homes[ref.group, ref.name] = self._find(ref)
+        return self._homes[ref.group, ref.name]
+
+
+class _Builder:
+    """Builds tensors. Those that shared memory share it again."""
+
+    def __init__(self, source: PayloadSource, home: Any, place: Place, refs: Iterable[TensorRef]) -> None:
+        self._source = source
+        self._home = home
+        self._place = place
+        self._stored: dict[tuple[Home, tuple[int, ...] | None], torch.Tensor] = {}
+        self._alignment: dict[Home, int] = {}
+        for ref in refs:
+            home_of_ref = home(ref)
+            dtype = ref.view.dtype if ref.view else home_of_ref.entry.dtype
+            wanted = min(dtype.itemsize, _MAX_ALIGNMENT_BYTES)
+            self._alignment[home_of_ref] = max(wanted, self._alignment.get(home_of_ref, 1))
+
+    def build(self, value: Any) -> Any:
+        """Return the tensor that a :class:`TensorRef` describes, and any other value as it is."""
+        if not isinstance(value, TensorRef):
+            return value
+        stored = self._open(self._home(value), value.stride)
+        if (view := value.view) is None:
+            tensor = stored.detach()  # flags and attributes belong to one of several
+        else:
+            tensor = torch.empty(0, dtype=view.dtype, device=stored.device)
+            tensor.set_(stored.untyped_storage(), view.offset, view.shape, view.stride)
+        if value.is_parameter:
+            tensor = torch.nn.Parameter(tensor, value.requires_grad)
+        elif value.requires_grad:
+            tensor.requires_grad_()
+        if value.attributes:
+            vars(tensor).update(map_leaves(value.attributes, self.build))
+        return tensor
+
+    def _open(self, home: Home, stride: tuple[int, ...] | None) -> torch.Tensor:
+        """Return a stored tensor, which is copied only if its dimensions are to lie in another order."""
+        found = self._stored.get((home, stride))
+        if found is None:
+            found = self._view_of(home) if stride is None else _permuted(self._open(home, None), stride)
+            self._stored[home, stride] = found
+        return found
+
+    def _view_of(self, home: Home) -> torch.Tensor:
+        entry = home.entry
+        data = self._source.open(home.file).view(entry.start, entry.stop)
+        elements = (
+            torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")
+        )
+        if self._place.is_cpu and elements.data_ptr() % self._alignment[home]:  # ours are aligned; others may not be
+            elements = elements.clone()
+        elements = self._place(elements)
+        return elements.view(entry.dtype).view(entry.shape)
+
+
+def _permuted(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """Return a contiguous tensor with another stride that leaves no gaps, copied unless that is the same memory."""
+    same = tensor.as_strided(tensor.shape, stride)
+    if same.is_contiguous():
+        return same
+    permuted = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return permuted.copy_(tensor)
+
+
+def _check_fit(ref: TensorRef, entry: Entry) -> int:
+    """Refuse what does not fit the stored tensor. Return how much larger than its memory the tensor is."""
+    dtype = ref.view.dtype if ref.view else entry.dtype
+    if ref.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        raise malformed("a tensor of whole numbers wants gradients")
+    if ref.stride is not None and (len(ref.stride) != len(entry.shape) or has_gaps(entry.shape, ref.stride)):
+        raise malformed(f"{shown(ref.name)} has another shape than its stride")
+    if (view := ref.view) is None:
+        return 0
+    length = extent(view.shape, view.stride)
+    if (view.offset + length) * dtype.itemsize > entry.stop - entry.start:
+        raise malformed(f"a tensor reaches beyond {shown(ref.name)}")
+    return expanded_bytes(view.shape, view.stride, dtype.itemsize)
