@@ -30,7 +30,13 @@ class FoundFiles:
     """
 
     def __init__(
-        self, path: str, sizes_bytes: Mapping[str, int], open_file: Callable[[str], BinaryIO], *, title: str
+        self,
+        path: str,
+        sizes_bytes: Mapping[str, int],
+        open_file: Callable[[str], BinaryIO],
+        *,
+        title: str,
+        modified_seconds: Mapping[str, float] | None = None,
     ) -> None:
         self.path = path
         """The path or URL, as it was given."""
@@ -38,6 +44,8 @@ class FoundFiles:
         """The name of the file or folder, without the path to it."""
         self.sizes_bytes = sizes_bytes
         """The size of each file by its name below the folder, such as ``model/weights.bin``."""
+        self.modified_seconds = modified_seconds or {}
+        """When each file was last written, in seconds since 1970, where that is known."""
         self._open_file = open_file
         self._opened: dict[str, VerifiedFile] = {}
         self._stack = ExitStack()
@@ -88,7 +96,14 @@ class FoundFiles:
         """Return the files of a folder in this one, to open them there. Close this one, not that."""
         start = f"{folder}/"
         sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
-        return FoundFiles(f"{self.path}/{folder}", sizes, lambda name: self._open_file(start + name), title=folder)
+        times = {name: self.modified_seconds[start + name] for name in sizes if start + name in self.modified_seconds}
+        return FoundFiles(
+            f"{self.path}/{folder}",
+            sizes,
+            lambda name: self._open_file(start + name),
+            title=folder,
+            modified_seconds=times,
+        )
 
 
 def found_files(path: str | os.PathLike[str]) -> FoundFiles:
@@ -104,7 +119,11 @@ def found_files(path: str | os.PathLike[str]) -> FoundFiles:
 def _local(path: str) -> FoundFiles:
     title = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        return FoundFiles(path, _local_sizes(path), lambda name: _open_local(os.path.join(path, name)), title=title)
+        found_below = _local_files(path)
+        sizes, times = _sizes_and_times(found_below)
+        return FoundFiles(
+            path, sizes, lambda name: _open_local(os.path.join(path, name)), title=title, modified_seconds=times
+        )
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -113,12 +132,20 @@ def _local(path: str) -> FoundFiles:
         raise NotACheckpointError(
             "a device, a pipe or a socket is at this path", path=path, expected="a file or folder"
         )
-    return FoundFiles(path, {"": found.st_size}, lambda _: _open_local(path), title=title)
+    sizes, times = _sizes_and_times({"": found})
+    return FoundFiles(path, sizes, lambda _: _open_local(path), title=title, modified_seconds=times)
 
 
-def _local_sizes(path: str) -> dict[str, int]:
-    """Return the size of each file in a folder of this machine by its name below it, in order."""
-    sizes: dict[str, int] = {}
+def _sizes_and_times(found: Mapping[str, os.stat_result]) -> tuple[dict[str, int], dict[str, float]]:
+    return (
+        {name: item.st_size for name, item in found.items()},
+        {name: item.st_mtime for name, item in found.items()},
+    )
+
+
+def _local_files(path: str) -> dict[str, os.stat_result]:
+    """Return what is known of each file in a folder of this machine by its name below it, in order."""
+    files: dict[str, os.stat_result] = {}
     for folder, folders, names in os.walk(path, followlinks=True):
         below = os.path.relpath(folder, path)
         parts = [] if below == os.curdir else below.split(os.sep)
@@ -128,10 +155,10 @@ def _local_sizes(path: str) -> dict[str, int]:
         for name in names:
             found = _stat(os.path.join(folder, name))
             if found is not None and stat.S_ISREG(found.st_mode):
-                sizes["/".join((*parts, name))] = found.st_size
-        if len(sizes) > MAX_FILES:
+                files["/".join((*parts, name))] = found
+        if len(files) > MAX_FILES:
             raise _too_many(path)
-    return dict(sorted(sizes.items()))
+    return dict(sorted(files.items()))
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -152,14 +179,27 @@ def _stored(url: str) -> FoundFiles:
     if "/" in url.partition("://")[2]:
         folder = open_store(parent)
         if (found := folder.stat(title)) is not None:
-            return FoundFiles(url, {"": found.size_bytes}, lambda _: StoredFile(folder.open_read(title)), title=title)
+            return FoundFiles(
+                url,
+                {"": found.size_bytes},
+                lambda _: StoredFile(folder.open_read(title)),
+                title=title,
+                modified_seconds={"": found.modified_seconds},
+            )
     store = open_store(url)
-    sizes = {entry.key: entry.size_bytes for entry in store.list("")}
+    entries = store.list("", recursive=True)
+    sizes = {entry.key: entry.size_bytes for entry in entries}
     if len(sizes) > MAX_FILES:
         raise _too_many(url)
     if not sizes:
         raise NotACheckpointError("there is nothing at this URL", path=url)
-    return FoundFiles(url, sizes, lambda name: StoredFile(store.open_read(name)), title=title)
+    return FoundFiles(
+        url,
+        sizes,
+        lambda name: StoredFile(store.open_read(name)),
+        title=title,
+        modified_seconds={entry.key: entry.modified_seconds for entry in entries},
+    )
 
 
 def _too_many(path: str) -> NotACheckpointError:
