@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
 from ckpt_lib.store import open_store
@@ -47,6 +48,7 @@ class FoundFiles:
         self.modified_seconds = modified_seconds or {}
         """When each file was last written, in seconds since 1970, where that is known."""
         self._open_file = open_file
+        self._entries: Mapping[str, FileEntry] = {}
         self._opened: dict[str, VerifiedFile] = {}
         self._stack = ExitStack()
 
@@ -81,10 +83,23 @@ class FoundFiles:
         if name not in self.sizes_bytes:
             raise CorruptCheckpointError(f"there is no file {shown(name)} in it", path=self.path)
         if name not in self._opened:
-            self._opened[name] = self._stack.enter_context(VerifiedFile(self._open_file(name), None))
+            self._opened[name] = self._stack.enter_context(VerifiedFile(self._open_file(name), self._entries.get(name)))
         file = self._opened[name]
         file.seek(0)
         return file
+
+    def verified(self, entries: Mapping[str, FileEntry]) -> FoundFiles:
+        """Return the same files, each byte of which is compared with the digests of its entry before it is used."""
+        same = FoundFiles(
+            self.path, self.sizes_bytes, self._open_file, title=self.title, modified_seconds=self.modified_seconds
+        )
+        same._entries = entries
+        return same
+
+    def where(self, wanted: Callable[[str], bool]) -> FoundFiles:
+        """Return those of the files whose names are ``wanted``, to open them there."""
+        sizes = {name: size for name, size in self.sizes_bytes.items() if wanted(name)}
+        return FoundFiles(self.path, sizes, self._open_file, title=self.title, modified_seconds=self.modified_seconds)
 
     def start(self, name: str = "", size_bytes: int = 64) -> bytes:
         """Return the first bytes of a file."""
@@ -97,12 +112,24 @@ class FoundFiles:
         start = f"{folder}/"
         sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
         times = {name: self.modified_seconds[start + name] for name in sizes if start + name in self.modified_seconds}
-        return FoundFiles(
+        found = FoundFiles(
             f"{self.path}/{folder}",
             sizes,
             lambda name: self._open_file(start + name),
-            title=folder,
+            title=folder.rpartition("/")[2],
             modified_seconds=times,
+        )
+        found._entries = {name: self._entries[start + name] for name in sizes if start + name in self._entries}
+        return found
+
+    def one(self, name: str) -> FoundFiles:
+        """Return one of the files, as if it alone had been named."""
+        return FoundFiles(
+            f"{self.path.rstrip('/')}/{name}",
+            {"": self.sizes_bytes[name]},
+            lambda _: self._open_file(name),
+            title=name.rpartition("/")[2],
+            modified_seconds={"": self.modified_seconds[name]} if name in self.modified_seconds else None,
         )
 
 
