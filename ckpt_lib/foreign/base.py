@@ -39,6 +39,8 @@ class StoredObject:
     arguments: tuple[Any, ...] = ()
     state: Any = None
     """What ``__setstate__`` would get: usually its attributes by name. Parts of a module are found in it."""
+    entries: Mapping[Any, Any] | list[Any] | None = None
+    """What it holds as a dict or a list, if its class is made from one of these."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ckpt_lib.foreign.base import ForeignCheckpoint, Kind
 from ckpt_lib.foreign.sources import FoundFiles, found_files
 
 _KINDS = {
+    "torch": "ckpt_lib.foreign.torch_files:TorchFile",
     "safetensors": "ckpt_lib.foreign.safetensors_files:SafetensorsFile",
 }
 """Each kind by name, in the order in which they are asked: a kind that others would take for theirs comes first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,12 @@ def materialise(value: Any) -> Any:
     """Return nested containers with the tensors themselves; all of them are views of the files where possible."""
     if isinstance(value, StoredTensor):
         return value.read()
+    if isinstance(value, OrderedDict):  # the state of a module, with the versions of its parts as an attribute
+        copied = OrderedDict((key, materialise(entry)) for key, entry in value.items())
+        vars(copied).update(vars(value))
+        return copied
     if isinstance(value, dict):
         return {key: materialise(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [materialise(entry) for entry in value]
-    return tuple(map(materialise, value)) if isinstance(value, tuple) else value
+    return tuple(map(materialise, value)) if type(value) is tuple else value

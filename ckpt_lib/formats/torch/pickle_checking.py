@@ -89,6 +89,8 @@ class PickleChecker:
         self._has_shared = False
         self._hashes: Counter[tuple[int, int]] = Counter()
         self.unusual: str | None = None
+        self.end = 0
+        """Where the pickle ended, after it was executed."""
 
     def load(self) -> Any:
         """Return the object that the pickle describes.
@@ -113,10 +115,11 @@ class PickleChecker:
         return loaded
 
     def _run(self) -> Any:
-        data, steps, position = self._data, _STEPS, 0
+        data, steps, position = self._data, self._steps, 0
         for _ in range(self._max_steps):
             if (code := data[position]) == _STOP:
                 (loaded,) = self._stack
+                self.end = position + 1
                 return loaded
             step = steps.get(code)
             if step is None:
@@ -125,6 +128,10 @@ class PickleChecker:
                 )
             position = step(self, position + 1)
         raise unsafe(f"its structure takes more than {self._max_steps} steps")
+
+    @property
+    def _steps(self) -> dict[int, Step]:
+        return STEPS
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
@@ -225,13 +232,16 @@ class PickleChecker:
     def _name(self, position: int) -> int:
         middle = self._data.index(b"\n", position, position + _MAX_NAME_BYTES)
         stop = self._data.index(b"\n", middle + 1, middle + _MAX_NAME_BYTES)
-        self._names += 1
-        if self._names > _MAX_NAMES:
-            raise unsafe("its structure names more things than there are")
+        self._count_name()
         found = self._find_name(self._data[position:middle].decode(), self._data[middle + 1 : stop].decode())
         self._note(found)
         self._stack.append(found)
         return stop + 1
+
+    def _count_name(self) -> None:
+        self._names += 1
+        if self._names > _MAX_NAMES:
+            raise unsafe("its structure names more things than there are")
 
     def _reference(self, position: int) -> int:
         self._stack.append(self._find_reference(self._stack.pop()))
@@ -309,10 +319,10 @@ def _is_key(key: Any) -> bool:
     return True
 
 
-_Step = Callable[[PickleChecker, int], int]
+Step = Callable[[PickleChecker, int], int]
 
 
-def _pushes(make: Callable[[], Any]) -> _Step:
+def pushes(make: Callable[[], Any]) -> Step:
     """Return the step of an opcode that stands for a value by itself."""
 
     def step(checker: PickleChecker, position: int) -> int:
@@ -322,7 +332,7 @@ def _pushes(make: Callable[[], Any]) -> _Step:
     return step
 
 
-def _joins(count: int) -> _Step:
+def _joins(count: int) -> Step:
     """Return the step of an opcode that makes a tuple of the last values."""
 
     def step(checker: PickleChecker, position: int) -> int:
@@ -332,7 +342,7 @@ def _joins(count: int) -> _Step:
     return step
 
 
-def _with_number(code: str, use: Callable[[PickleChecker, Any], None]) -> _Step:
+def with_number(code: str, use: Callable[[PickleChecker, Any], None]) -> Step:
     """Return the step of an opcode that a number follows, in the format ``code`` of :mod:`struct`."""
     layout = struct.Struct(code)
 
@@ -343,23 +353,23 @@ def _with_number(code: str, use: Callable[[PickleChecker, Any], None]) -> _Step:
     return step
 
 
-_STEPS: dict[int, _Step] = {
+STEPS: dict[int, Step] = {
     ord(code): step
     for code, step in (
         (pickle.PROTO, PickleChecker._protocol),
         (pickle.MARK, PickleChecker._mark),
-        (pickle.NONE, _pushes(lambda: None)),
-        (pickle.NEWTRUE, _pushes(lambda: True)),
-        (pickle.NEWFALSE, _pushes(lambda: False)),
-        (pickle.BININT1, _with_number("<B", PickleChecker._push)),
-        (pickle.BININT2, _with_number("<H", PickleChecker._push)),
-        (pickle.BININT, _with_number("<i", PickleChecker._push)),
-        (pickle.BINFLOAT, _with_number(">d", PickleChecker._push)),
+        (pickle.NONE, pushes(lambda: None)),
+        (pickle.NEWTRUE, pushes(lambda: True)),
+        (pickle.NEWFALSE, pushes(lambda: False)),
+        (pickle.BININT1, with_number("<B", PickleChecker._push)),
+        (pickle.BININT2, with_number("<H", PickleChecker._push)),
+        (pickle.BININT, with_number("<i", PickleChecker._push)),
+        (pickle.BINFLOAT, with_number(">d", PickleChecker._push)),
         (pickle.LONG1, PickleChecker._long),
         (pickle.BINUNICODE, PickleChecker._text),
-        (pickle.EMPTY_TUPLE, _pushes(tuple)),
-        (pickle.EMPTY_LIST, _pushes(list)),
-        (pickle.EMPTY_DICT, _pushes(dict)),
+        (pickle.EMPTY_TUPLE, pushes(tuple)),
+        (pickle.EMPTY_LIST, pushes(list)),
+        (pickle.EMPTY_DICT, pushes(dict)),
         (pickle.TUPLE, PickleChecker._tuple),
         (pickle.TUPLE1, _joins(1)),
         (pickle.TUPLE2, _joins(2)),
@@ -368,10 +378,10 @@ _STEPS: dict[int, _Step] = {
         (pickle.APPENDS, PickleChecker._appends),
         (pickle.SETITEM, PickleChecker._set_item),
         (pickle.SETITEMS, PickleChecker._set_items),
-        (pickle.BINPUT, _with_number("<B", PickleChecker._remember)),
-        (pickle.LONG_BINPUT, _with_number("<I", PickleChecker._remember)),
-        (pickle.BINGET, _with_number("<B", PickleChecker._recall)),
-        (pickle.LONG_BINGET, _with_number("<I", PickleChecker._recall)),
+        (pickle.BINPUT, with_number("<B", PickleChecker._remember)),
+        (pickle.LONG_BINPUT, with_number("<I", PickleChecker._remember)),
+        (pickle.BINGET, with_number("<B", PickleChecker._recall)),
+        (pickle.LONG_BINGET, with_number("<I", PickleChecker._recall)),
         (pickle.GLOBAL, PickleChecker._name),
         (pickle.BINPERSID, PickleChecker._reference),
         (pickle.REDUCE, PickleChecker._reduce),

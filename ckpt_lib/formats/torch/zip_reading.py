@@ -41,7 +41,9 @@ class Record(NamedTuple):
     stop: int
 
 
-class _Directory(NamedTuple):
+class Directory(NamedTuple):
+    """Where the directory of an archive lies in its file, and how many records it names."""
+
     start: int
     stop: int
     records: int
@@ -60,7 +62,7 @@ def read_directory(file: VerifiedFile) -> dict[str, Record]:
 
     Raises :class:`CorruptCheckpointError` for any other file, in time and memory proportional to its directory.
     """
-    place = _find_directory(file)
+    place = find_directory(file)
     with file.view(place.start, place.stop) as view:
         try:
             entries = _entries(bytes(view), place.records)
@@ -88,7 +90,8 @@ def corrupt(reason: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the payload is not a torch file: {reason}")
 
 
-def _find_directory(file: VerifiedFile) -> _Directory:
+def find_directory(file: VerifiedFile) -> Directory:
+    """Find the directory of an archive, by the end of its file. Raises :class:`CorruptCheckpointError` if there is none."""
     end_start = file.size_bytes - _END.size
     if end_start < 0:
         _refuse("it is too short for a zip archive")
@@ -113,7 +116,7 @@ def _find_directory(file: VerifiedFile) -> _Directory:
         _refuse(f"it has {count} records, more than {MAX_RECORDS}")
     if count * _CENTRAL_HEADER.size > size_bytes:
         _refuse("its directory is too short")
-    return _Directory(start, stop, count)
+    return Directory(start, stop, count)
 
 
 def _find_zip64(file: VerifiedFile, end_start: int) -> tuple[int, tuple[int, ...]]:

@@ -1,0 +1,115 @@
+"""Plain values out of what checkpoints hold: what is no plain value and no tensor is left out by name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ckpt_lib.foreign.base import StoredObject, StoredTensor
+
+_LEAVES = (str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device, torch.Size)
+_NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
+_CODE = {
+    "os",
+    "posix",
+    "nt",
+    "sys",
+    "subprocess",
+    "builtins",
+    "__builtin__",
+    "importlib",
+    "runpy",
+    "shutil",
+    "socket",
+    "torch",
+}
+REFUSED = object()
+"""Stands for a value that is not plain, whose place was noted."""
+
+
+class Plain:
+    """Converts values and collects the places of those that are not plain.
+
+    For a configuration, an object of any class counts as a dict of its attributes, and a tensor is not plain.
+    """
+
+    def __init__(self, *, is_config: bool = False) -> None:
+        self.refused: list[str] = []
+        self.has_tensors = False
+        self._is_config = is_config
+
+    def of(self, value: Any, place: str) -> Any:
+        """Return the value as nested dicts, lists, tuples, sets, plain values and tensors; or :data:`REFUSED`."""
+        if isinstance(value, _LEAVES):
+            return value
+        if isinstance(value, StoredTensor):
+            self.has_tensors = True
+            return self._refuse(place, "a tensor") if self._is_config else value
+        if isinstance(value, StoredObject):
+            return self._object(value, place)
+        if isinstance(value, Mapping):
+            return self._dict(value, place)
+        if isinstance(value, set):
+            return (
+                value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
+            )
+        if isinstance(value, list | tuple):
+            items = [self.of(item, f"{place}[{number}]") for number, item in enumerate(value)]
+            return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
+        return self._refuse(place, type(value).__name__)
+
+    def _dict(self, value: Mapping[Any, Any], place: str) -> dict[Any, Any]:
+        converted: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, entry in value.items():
+            if not isinstance(key, _LEAVES):
+                self._refuse(f"{place}.<key>", getattr(key, "class_name", type(key).__name__))
+            elif (found := self.of(entry, f"{place}.{key}" if place else str(key))) is not REFUSED:
+                converted[key] = found
+        if isinstance(value, OrderedDict):
+            vars(converted).update(vars(value))
+        return converted
+
+    def _object(self, value: StoredObject, place: str) -> Any:
+        fields = fields_of(value, attributes=self._is_config)
+        if fields is not None:
+            return self._dict(fields, place)
+        if isinstance(value.entries, list) and value.state is None and not value.arguments:
+            return self.of(value.entries, place)
+        return constant_of(value) if is_constant(value) else self._refuse(place, value.class_name)
+
+    def _refuse(self, place: str, kind: str) -> Any:
+        self.refused.append(f"{place} ({kind})")
+        return REFUSED
+
+
+def fields_of(value: StoredObject, *, attributes: bool) -> Mapping[Any, Any] | None:
+    """Return the fields of a namespace, or the entries of an object that is a dict; ``None`` for another object.
+
+    With ``attributes``, return those of any object that was made without arguments.
+    """
+    if isinstance(value.entries, Mapping) and not value.arguments and not isinstance(value.state, list | tuple):
+        return value.entries
+    is_open = value.class_name in _NAMESPACES or value.class_name.endswith("Namespace")
+    is_open = is_open or (attributes and not value.class_name.startswith("omegaconf."))
+    return value.state if is_open and not value.arguments and isinstance(value.state, Mapping) else None
+
+
+def is_constant(value: StoredObject) -> bool:
+    """Tell whether an object looks like a member of an enum: a class, and the one plain value it was made of."""
+    if value.state is not None or value.entries is not None:
+        return False
+    match value.arguments:
+        case (StoredObject(), str()) if value.class_name == "builtins.getattr":
+            return True
+        case (str() | int() | float(),):
+            name = value.class_name.rpartition(".")[2]
+            return value.class_name.partition(".")[0] not in _CODE and name[:1].isupper()
+    return False
+
+
+def constant_of(value: StoredObject) -> Any:
+    """Return the plain value of a member of an enum, or its name if only that is stored."""
+    return value.arguments[-1]

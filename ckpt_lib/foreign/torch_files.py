@@ -1,0 +1,145 @@
+"""Files of ``torch.save``: zip archives, and what it wrote before version 1.6; whole modules and Lightning's included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OPTIMIZER_KEY
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.foreign.base import ForeignCheckpoint
+from ckpt_lib.foreign.mapping import Mapped, to_payload
+from ckpt_lib.foreign.pickles import describe
+from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.foreign.storages import Storages
+from ckpt_lib.formats.registry import codec_name_of
+from ckpt_lib.formats.torch.archive import TorchArchive
+from ckpt_lib.formats.torch.limits import max_structure_bytes, unsafe
+from ckpt_lib.formats.torch.tensor_specs import Storage, storage_of
+from ckpt_lib.formats.torch.zip_reading import find_directory
+from ckpt_lib.stream import VerifiedFile
+
+_ZIP_START = b"PK\3\4"
+_PICKLE = "data.pkl"
+_SCRIPT_RECORD = re.compile(rb"/constants\.pkl|/model\.json")
+WHOLE = ""
+"""Under this name ``contents`` has what a file holds that is no dict, such as a whole module."""
+_OURS = {MODEL_KEY, OPTIMIZER_KEY, EXTRA_STATE_KEY, "epoch", "step", "metrics", "config"}
+_BYTE_ORDER = (
+    "its tensors have the byte order of another kind of machine; load it there, and save it again as safetensors"
+)
+
+
+class TorchContents(NamedTuple):
+    """What a file of ``torch.save`` holds, before a tensor is read."""
+
+    value: Any
+    """Nested dicts, lists and tuples of plain values, :class:`StoredTensor` and :class:`StoredObject`."""
+    title: str = "a file of torch.save"
+    obstacle: str | None = None
+    """Why its tensors cannot be read; ``None`` if they can."""
+    findings: tuple[str, ...] = ()
+
+
+class TorchFile:
+    """One file of ``torch.save``."""
+
+    name = "torch"
+
+    def recognises(self, files: FoundFiles) -> bool:
+        return files.is_one_file and _is_torch(plain_file(files))
+
+    def open(self, files: FoundFiles) -> ForeignCheckpoint:
+        found = contents_of(plain_file(files))
+        contents = found.value if isinstance(found.value, dict) else {WHOLE: found.value}
+        mapped = Mapped(None) if found.obstacle else to_payload(contents)
+        kind, title = _kind_of(contents, found.title)
+        return ForeignCheckpoint(
+            kind=kind,
+            title=title,
+            files=files,
+            contents=contents,
+            payload=mapped.payload,
+            facts=mapped.facts,
+            obstacle=found.obstacle or mapped.obstacle,
+            left_out=mapped.left_out,
+            findings=found.findings,
+        )
+
+
+def plain_file(files: FoundFiles, name: str = "") -> VerifiedFile:
+    """Return a file, decompressed if it is one of this library's compressed files."""
+    from ckpt_lib.formats.compressed import CODECS, PlainSource
+
+    codec_name = codec_name_of(files.start(name))
+    return PlainSource(files, CODECS[codec_name]).open(name) if codec_name in CODECS else files.open(name)
+
+
+def contents_of(file: VerifiedFile) -> TorchContents:
+    """Describe what a file of ``torch.save`` holds. No tensor is read, and no code runs.
+
+    Raises :class:`CorruptCheckpointError` for a file that is cut off or contradicts itself, and
+    :class:`~ckpt_lib.errors.UnsafePayloadError` for one that takes time or memory out of proportion.
+    """
+    try:
+        return _zip_contents(file)
+    except UnsafePayloadError as error:
+        error.hint = "Nothing was loaded, and no code was run."
+        raise
+
+
+def _is_torch(file: VerifiedFile) -> bool:
+    with file.view(0, min(64, file.size_bytes)) as view:
+        return bytes(view).startswith(_ZIP_START)
+
+
+def _zip_contents(file: VerifiedFile) -> TorchContents:
+    place = find_directory(file)
+    with file.view(place.start, place.stop) as directory:
+        if _SCRIPT_RECORD.search(directory):
+            return TorchContents(
+                {},
+                "a TorchScript archive",
+                "it holds a program with its weights; load it with torch.jit.load, and save its state_dict()",
+            )
+    return _Archive(file).contents()
+
+
+class _Archive:
+    """A zip archive of torch, whose pickle refers to its records."""
+
+    def __init__(self, file: VerifiedFile) -> None:
+        self._archive = TorchArchive(file)
+        self._storages = Storages(file, self._range_of)
+        self._sizes_bytes: dict[str, int] = {}
+
+    def contents(self) -> TorchContents:
+        records, size_bytes = self._archive.record_count, self._archive.record(_PICKLE).size_bytes
+        if size_bytes > max_structure_bytes(records):
+            raise unsafe(f"its structure is longer than {max_structure_bytes(records)} bytes")
+        data = self._archive.bytes_of(_PICKLE)
+        described = describe(data, find_reference=self._find, stored=self._storages.stored, records=records)
+        return TorchContents(described.value, obstacle=None if self._archive.has_native_byte_order else _BYTE_ORDER)
+
+    def _range_of(self, record: str) -> tuple[int, int]:
+        start = self._archive.start_of(record)
+        return start, start + self._archive.record(record).size_bytes
+
+    def _find(self, key: Any) -> Storage:
+        """Return the storage that a persistent id refers to, which is as large in the file as the pickle says."""
+        storage = storage_of(key)
+        if storage.size_bytes > self._archive.record(storage.record).size_bytes:
+            raise CorruptCheckpointError(f"the record {shown(storage.record)} is too short for its tensors")
+        if storage.size_bytes > self._sizes_bytes.setdefault(storage.record, storage.size_bytes):
+            raise CorruptCheckpointError(f"the record {shown(storage.record)} is described in two ways")
+        return storage
+
+
+def _kind_of(contents: Mapping[str, Any], title: str) -> tuple[str, str]:
+    if "pytorch-lightning_version" in contents:
+        return "lightning", "a Lightning checkpoint"
+    if contents.keys() >= _OURS:
+        return "ckpt", "a checkpoint of this library without its manifest"
+    return "torch", title
