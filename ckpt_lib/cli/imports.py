@@ -32,7 +32,7 @@ def import_checkpoint(
     in_place: Annotated[
         bool,
         typer.Option(
-            "--in-place", help="Copy nothing: write a manifest beside the files, which become the checkpoint."
+            "--in-place", help="Copy nothing: write a manifest beside the files, which are the checkpoint."
         ),
     ] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Import every checkpoint in the folder and below.")] = False,

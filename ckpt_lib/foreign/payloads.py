@@ -12,6 +12,7 @@ from ckpt_lib.core.plain import check_run_config
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, ConfigError, NotACheckpointError, UnsafePayloadError
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint, StoredObject
+from ckpt_lib.foreign.mapping import to_payload
 
 _WHAT_TO_DO = (
     "`ckpt inspect` shows what it holds. Load it with the program that wrote it, and save the state dicts of what it "
@@ -71,14 +72,19 @@ def check_key_map(key_map: Mapping[str, str] | None) -> Mapping[str, str] | None
 def _states_of(
     found: ForeignCheckpoint, key_map: Mapping[str, str] | None
 ) -> tuple[Mapping[str, Any], Facts, tuple[str, ...]]:
-    if key_map is not None and found.contents:
-        from ckpt_lib.foreign.mapping import to_payload
-
+    if key_map is not None and _may_be_mapped(found):
         mapped = to_payload(found.contents, key_map)
-        return mapped.payload, _joined(found.facts, mapped.facts), tuple(mapped.left_out)
+        if mapped.payload is None:
+            raise _obstacle(found, mapped.obstacle or "what it holds is not known")
+        return mapped.payload, _joined(found.facts, mapped.facts), mapped.left_out
     if found.payload is None or found.obstacle is not None:
         raise _obstacle(found, found.obstacle or "what it holds is not known")
     return found.payload, found.facts, found.left_out
+
+
+def _may_be_mapped(found: ForeignCheckpoint) -> bool:
+    """Tell whether only the names in it keep it from being loaded, if anything does."""
+    return bool(found.contents) and found.obstacle in (None, to_payload(found.contents).obstacle)
 
 
 def _joined(found: Facts, mapped: Facts) -> Facts:
@@ -91,7 +97,7 @@ def _obstacle(found: ForeignCheckpoint, reason: str) -> CheckpointError:
     return kind(
         f"it is {found.title}, and cannot be imported: {reason}",
         path=found.files.path,
-        hint=None if found.obstacle and reason == found.obstacle and "`" in reason else _WHAT_TO_DO,
+        hint=_WHAT_TO_DO,
     )
 
 
@@ -109,7 +115,7 @@ def _holds_objects(value: Any) -> bool:
 def _checked(facts: Facts) -> tuple[Facts, list[str]]:
     """Return facts that a manifest may hold, and a sentence on each that is missing or cannot be held."""
     notes = []
-    counts = {}
+    counts: dict[str, int] = {}
     for name in ("epoch", "step"):
         value = getattr(facts, name)
         is_count = type(value) is int and 0 <= value < MAX_COUNT
@@ -129,4 +135,4 @@ def _checked(facts: Facts) -> tuple[Facts, list[str]]:
     except CheckpointError as error:
         config = {}
         notes.append(f"Its configuration was left out: {error.message}.")
-    return replace(facts, **counts, metrics=metrics, config=config), notes
+    return replace(facts, epoch=counts["epoch"], step=counts["step"], metrics=metrics, config=config), notes

@@ -382,9 +382,8 @@ def _remedy(report: ValidationReport, manifest: Manifest, other: _Side | None) -
 def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
     """Say which files no record names."""
     records, unreadable, copied = side.records(), side.unreadable_ids(), other.manifests() if other else {}
-    in_place = {
-        record.payload_name for record in records.values() if isinstance(record, Manifest) and record.is_in_place
-    }
+    manifests = (record for record in records.values() if isinstance(record, Manifest))
+    in_place = {manifest.payload_name for manifest in manifests if manifest.is_in_place}
     for name, entry in sorted(side.entries().items()):
         checkpoint_id = payload_owner(name)
         if checkpoint_id is None:

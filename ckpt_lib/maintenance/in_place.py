@@ -33,7 +33,7 @@ from ckpt_lib.foreign import materialise
 from ckpt_lib.foreign.format import NAME, SourceFiles
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import check_key_map, taken
-from ckpt_lib.maintenance.foreign_imports import ForeignImport, digest_of
+from ckpt_lib.maintenance.foreign_imports import ForeignImport, check_checksums, digest_of
 from ckpt_lib.maintenance.imports import Imported
 from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of
@@ -62,6 +62,7 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
         return Imported(earlier, title, is_new=False)
     with StoredPayload(experiment, entries, verify=True) as stored:
         found = described(_files(experiment, name, stored, found_files))
+        check_checksums(found.files)
         what = taken(found, key_map)
         facts = task.facts_of(found, what, _ORIGINAL.format(name=name))
         facts = replace(facts, idempotency_key=key)
@@ -78,7 +79,7 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
         sink.files += entries
 
     def change(manifest: Manifest) -> Manifest:
-        return manifest.changed(foreign=Foreign(title=name, key_map=key_map and dict(key_map)), pinned=True)
+        return manifest.changed(foreign=Foreign(title=name, key_map=dict(key_map) if key_map else None), pinned=True)
 
     manifest = commit.save(experiment, facts, note_files, format_name=NAME, suffix=WITHOUT_FILES, change=change)
     if manifest.uid != facts.uid:  # another import was faster, or it was deleted and is back
