@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_lib.core.manifest import FileEntry, Foreign, Manifest, can_be_in_place, is_own_name
@@ -22,6 +23,7 @@ from ckpt_lib.errors import (
     CorruptCheckpointError,
     InvalidNameError,
     NotACheckpointError,
+    NotAStoreError,
 )
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.claims import WITHOUT_FILES
@@ -126,7 +128,9 @@ def _find(experiment: Experiment, name: str) -> list[Entry]:
     if (found := experiment.store.stat(key)) is not None:
         files = [found]
     else:
-        files = [entry for entry in experiment.store.list(key, recursive=True) if not entry.is_folder]
+        files = []
+        with suppress(NotAStoreError):  # a link
+            files = [entry for entry in experiment.store.list(key, recursive=True) if not entry.is_folder]
     if not files:
         raise NotACheckpointError(
             "there is nothing at this path, or a link",
