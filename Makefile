@@ -15,7 +15,11 @@ endif
 MODULES := $(shell find ckpt_lib src tasks flows -name '*.py' | LC_ALL=C sort)
 STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 
-.PHONY: install demo test test-servers torture mutants check serve bench format clean
+# What the tests in tests/peers need lies in an environment of its own, on top of the project's: it takes 300 MB.
+PEERS := .venv/peers/bin
+PEERS_STAMP := .venv/.peers-$(shell cat tests/peers/requirements.txt constraints.txt | cksum | cut -d ' ' -f 1)
+
+.PHONY: install demo test test-servers test-peers torture mutants check serve bench format clean
 
 install: $(STAMP)
 
@@ -35,11 +39,22 @@ serve: $(STAMP)
 # Everything but what `make test-servers` runs; the only server is Prefect's own test server. Each of the two workers
 # has a core, on which more threads of PyTorch would wait for each other: a small model trains five times slower then.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers and not peers"
 
 # What starts Prefect servers of this project and serves deployments.
 test-servers: $(STAMP)
 	@$(BIN)/python -m pytest -m servers
+
+$(PEERS_STAMP): $(STAMP)
+	@echo "Installing the libraries of tests/peers/requirements.txt into .venv/peers ..."
+	@test -x $(PEERS)/python || $(BIN)/python -m venv .venv/peers
+	@$(PEERS)/python -c 'import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "project.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement tests/peers/requirements.txt
+	@rm -f .venv/.peers-* && touch $@
+
+# What reads and writes checkpoints with the libraries that others train with: Lightning, Transformers, Accelerate.
+test-peers: $(PEERS_STAMP)
+	@OMP_NUM_THREADS=1 $(PEERS)/python -m pytest -m peers tests/peers
 
 # The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
 torture: $(STAMP)

@@ -1,4 +1,4 @@
-"""The two commands that run tests run each test once, and continuous integration runs both."""
+"""The three commands that run tests run each test once, and continuous integration runs all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.torture.runner import ROOT
 
 def selection(target: str) -> list[str]:
     """What a target of the Makefile passes to pytest, but for how tests are spread over processes."""
-    command = r"\t@(?:\w+=\S+ )*\$\(BIN\)/python -m pytest"
+    command = r"\t@(?:\w+=\S+ )*\$\((?:BIN|PEERS)\)/python -m pytest"
     recipe = re.search(rf"^{target}:.*\n{command}(.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert recipe
     arguments = shlex.split(recipe[1])
@@ -21,15 +21,16 @@ def selection(target: str) -> list[str]:
 
 
 def test_each_test_is_run_by_one_command() -> None:
-    """`make test-servers` selects by one marker and `make test` by its opposite; nothing else is left out."""
+    """Two commands select by a marker each, and `make test` all other tests; nothing else is left out."""
     assert selection("test-servers") == ["-m", "servers"]
-    assert selection("test") == ["-m", "not servers"]
+    assert selection("test-peers") == ["-m", "peers", "tests/peers"]
+    assert selection("test") == ["-m", "not servers and not peers"]
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["testpaths"] == ["tests"]
     assert not [option for option in options["addopts"] if option.startswith(("-m", "-k", "--ignore", "--deselect"))]
 
 
-def test_continuous_integration_runs_both() -> None:
+def test_continuous_integration_runs_all() -> None:
     """`.ci/run` runs every test and every check."""
     commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {"test", "test-servers", "check"} <= set(commands)
+    assert {"test", "test-servers", "test-peers", "check"} <= set(commands)

@@ -15,6 +15,13 @@ from ckpt_lib.foreign.sources import FoundFiles, found_files
 _KINDS = {
     "torch": "ckpt_lib.foreign.torch_files:TorchFile",
     "safetensors": "ckpt_lib.foreign.safetensors_files:SafetensorsFile",
+    "ckpt-safetensors": "ckpt_lib.foreign.own_folders:OwnSafetensorsFolder",
+    "megatron": "ckpt_lib.foreign.megatron:MegatronFolder",
+    "dcp": "ckpt_lib.foreign.dcp_folders:DcpFolder",
+    "hf-trainer": "ckpt_lib.foreign.hugging_face:TrainerCheckpoint",
+    "deepspeed": "ckpt_lib.foreign.deepspeed:DeepSpeedFolder",
+    "accelerate": "ckpt_lib.foreign.accelerate_folders:AccelerateFolder",
+    "huggingface": "ckpt_lib.foreign.hugging_face:HuggingFaceModel",
 }
 """Each kind by name, in the order in which they are asked: a kind that others would take for theirs comes first."""
 

@@ -51,7 +51,7 @@ def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:
     return StoredTensor(
         dtype=entry.dtype,
         shape=entry.shape,
-        memory=(file.entry_name, name),
+        memory=(file, name),
         read=lambda: _read(file, entry),
     )
 

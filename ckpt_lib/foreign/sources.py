@@ -97,9 +97,11 @@ class FoundFiles:
         return same
 
     def where(self, wanted: Callable[[str], bool]) -> FoundFiles:
-        """Return those of the files whose names are ``wanted``, to open them there."""
+        """Return those of the files whose names are ``wanted``, to open them there. Closing this one closes that."""
         sizes = {name: size for name, size in self.sizes_bytes.items() if wanted(name)}
-        return FoundFiles(self.path, sizes, self._open_file, title=self.title, modified_seconds=self.modified_seconds)
+        times = {name: time for name, time in self.modified_seconds.items() if name in sizes}
+        inner = FoundFiles(self.path, sizes, self._open_file, title=self.title, modified_seconds=times)
+        return self._stack.enter_context(inner)
 
     def start(self, name: str = "", size_bytes: int = 64) -> bytes:
         """Return the first bytes of a file."""
@@ -108,29 +110,19 @@ class FoundFiles:
             return bytes(view)
 
     def below(self, folder: str) -> FoundFiles:
-        """Return the files of a folder in this one, to open them there. Close this one, not that."""
+        """Return the files of a folder in this one, to open them there. Closing this one closes that."""
         start = f"{folder}/"
         sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
         times = {name: self.modified_seconds[start + name] for name in sizes if start + name in self.modified_seconds}
-        found = FoundFiles(
+        inner = FoundFiles(
             f"{self.path}/{folder}",
             sizes,
             lambda name: self._open_file(start + name),
             title=folder.rpartition("/")[2],
             modified_seconds=times,
         )
-        found._entries = {name: self._entries[start + name] for name in sizes if start + name in self._entries}
-        return found
-
-    def one(self, name: str) -> FoundFiles:
-        """Return one of the files, as if it alone had been named."""
-        return FoundFiles(
-            f"{self.path.rstrip('/')}/{name}",
-            {"": self.sizes_bytes[name]},
-            lambda _: self._open_file(name),
-            title=name.rpartition("/")[2],
-            modified_seconds={"": self.modified_seconds[name]} if name in self.modified_seconds else None,
-        )
+        inner._entries = {name: self._entries[start + name] for name in sizes if start + name in self._entries}
+        return self._stack.enter_context(inner)
 
 
 def found_files(path: str | os.PathLike[str]) -> FoundFiles:

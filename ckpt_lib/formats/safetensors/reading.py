@@ -6,7 +6,7 @@ that each tensor is there, and fits into what is stored for it, before a byte of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +77,24 @@ class SafetensorsReader:
             builder = _Builder(self._source, self._home, place, refs)
             built: Payload = map_leaves(wanted, builder.build)
         return built
+
+    def described(self, ref: TensorRef) -> tuple[torch.dtype, tuple[int, ...], tuple[str, str]]:
+        """Return the type and the shape of a tensor, and the file and name of the stored tensor that it is a view of.
+
+        Raises :class:`CorruptCheckpointError` if it is not there.
+        """
+        home = self._home(ref)
+        kind = home.entry if ref.view is None else ref.view
+        return kind.dtype, kind.shape, (home.file, ref.name)
+
+    def builder(self) -> Callable[[Any], Any]:
+        """Return the function that makes the tensor of a :class:`TensorRef`, each for itself, sharing memory as saved.
+
+        Call :meth:`outline` before. Each call raises :class:`CorruptCheckpointError` with the damage of its tensor.
+        """
+        with CollectionPause():
+            builder = _Builder(self._source, self._home, Place("cpu"), [ref for _, ref in refs_in(self._outline)])
+        return builder.build
 
     def tensor_ranges(self, file: str) -> dict[str, list[tuple[int, int]]]:
         """Map the name of each tensor to its bytes in a file. Only headers are read."""

@@ -1,0 +1,44 @@
+"""What the kinds that are folders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
+from ckpt_lib.foreign.mapping import to_payload
+from ckpt_lib.foreign.sources import FoundFiles
+
+
+def folder_checkpoint(
+    kind: str,
+    title: str,
+    files: FoundFiles,
+    contents: Mapping[str, Any],
+    key_map: Mapping[str, str],
+    *,
+    facts: Facts | None = None,
+    left_out: Iterable[str] = (),
+    findings: Iterable[str] = (),
+) -> ForeignCheckpoint:
+    """Return a folder's checkpoint with its entries under our keys: by ``key_map``, and the others by their names.
+
+    ``facts`` are those that the folder itself tells; without them, they are looked for in the entries.
+    """
+    mapped = to_payload(contents, {name: key for name, key in key_map.items() if name in contents})
+    return ForeignCheckpoint(
+        kind=kind,
+        title=title,
+        files=files,
+        contents=contents,
+        payload=mapped.payload,
+        facts=mapped.facts if facts is None else facts,
+        obstacle=mapped.obstacle,
+        left_out=(*mapped.left_out, *left_out),
+        findings=tuple(findings),
+    )
+
+
+def present(**parts: Any) -> dict[str, Any]:
+    """Return the parts that are there."""
+    return {name: part for name, part in parts.items() if part is not None}
