@@ -31,7 +31,8 @@ class FactFinder:
         self._counts: dict[str, tuple[int, int]] = {}
         self._metrics: dict[str, float] = {}
         self._configs: dict[str, dict[str, Any]] = {}
-        self._writer: str | None = None
+        self.writer: str | None = None
+        """The program that wrote the checkpoint."""
         self._saved_at: datetime | None = None
 
     def kind_of(self, name: Any, value: Any) -> str | None:
@@ -49,34 +50,36 @@ class FactFinder:
 
     def take(self, kind: str, name: str, value: Any) -> Plain:
         """Note a fact. Returns what is not plain in it, which was left out."""
-        plain = Plain(is_config=True)
+        values = Plain(is_config=True)
         if kind in ("epoch", "step"):
             count, rank = _count(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
             if count is None:
-                plain.refused.append(f"{name} (no count)")
+                values.refused.append(f"{name} (no count)")
             else:
                 self._counts[kind] = min((rank, count), self._counts.get(kind, (rank + 1, 0)))
-            return plain
+            return values
         if kind == "metrics":
             measured = value if isinstance(value, Mapping) else {name: value}
             self._metrics |= {str(key): number for key, number in measured.items() if _is_number(number)}
-            plain.refused += [f"{name}.{key} (no number)" for key, number in measured.items() if not _is_number(number)]
-            return plain
-        found = plain.of(value, name)
+            values.refused += [
+                f"{name}.{key} (no number)" for key, number in measured.items() if not _is_number(number)
+            ]
+            return values
+        found = values.plain(value, name)
         if isinstance(found, dict):
             self._configs[name] = found
-        return plain
+        return values
 
     def look_at(self, contents: Mapping[str, Any]) -> None:
         """Find out who wrote a checkpoint, and when."""
         version = contents.get(_LIGHTNING)
         if isinstance(version, str):
-            self._writer = f"lightning {version[:40]}"
+            self.writer = f"lightning {version[:40]}"
         elif any(
             isinstance(item, StoredObject) and item.class_name.startswith("ultralytics.") for item in contents.values()
         ):
             version = contents.get("version")
-            self._writer = f"ultralytics {version[:40]}" if isinstance(version, str) else "ultralytics"
+            self.writer = f"ultralytics {version[:40]}" if isinstance(version, str) else "ultralytics"
         for name in ("saved_at", "date", "timestamp"):
             self._saved_at = self._saved_at or _moment(contents.get(name))
 
@@ -84,7 +87,7 @@ class FactFinder:
         """Return what was found."""
         configs = list(self._configs.values())
         return Facts(
-            writer=self._writer,
+            writer=self.writer,
             epoch=self._counts["epoch"][1] if "epoch" in self._counts else None,
             step=self._counts["step"][1] if "step" in self._counts else None,
             metrics=self._metrics,
@@ -97,7 +100,7 @@ def _fields(value: Any) -> Any:
     """Return a configuration as a dict of plain values; anything else for what is none."""
     if not isinstance(value, Mapping | StoredObject):
         return None
-    found = Plain(is_config=True).of(value, "")
+    found = Plain(is_config=True).plain(value, "")
     return found if found is not REFUSED and (found or isinstance(value, Mapping)) else None
 
 

@@ -15,7 +15,10 @@ _FORMATS = {
         for kind, codes in (("i", "bhiq"), ("u", "BHIQ"))
         for size, code in zip((1, 2, 4, 8), codes, strict=True)
     },
-    **{"f2": "e", "f4": "f", "f8": "d", "b1": "?"},
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+    "b1": "?",
 }
 _NOTHING = object()
 
@@ -77,6 +80,10 @@ def _datetime(item: StoredObject) -> Any:
     return _NOTHING
 
 
+def _empty_bytes(item: StoredObject) -> Any:
+    return _NOTHING if item.arguments else b""
+
+
 _PLAIN: dict[str, Callable[[StoredObject], Any]] = {
     **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _scalar),
     **{
@@ -85,6 +92,7 @@ _PLAIN: dict[str, Callable[[StoredObject], Any]] = {
         for pure in ("", "Pure")
         for system in ("", "Posix", "Windows")
     },
+    **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), _empty_bytes),
     "collections.defaultdict": _default_dict,
     "collections.Counter": _counter,
     "collections.deque": _deque,

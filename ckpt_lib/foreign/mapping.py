@@ -81,6 +81,20 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
     return assignment.mapped()
 
 
+def own_payload(contents: Mapping[str, Any]) -> Mapped:
+    """Return the payload of a checkpoint of this library, which has our keys and nothing else."""
+    facts = FactFinder()
+    facts.writer = "prefect-checkpoints"
+    for kind in FACTS:
+        if facts.kind_of(kind, contents.get(kind)) == kind:
+            facts.take(kind, kind, contents[kind])
+    states = {key: contents.get(key) for key in (*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY)}
+    if found := unreadable(states):
+        reason = f"{len(found)} of its values can be read by torch.load alone: {listed(found, 5)}"
+        return Mapped(None, facts.found(), obstacle=reason)
+    return Mapped({key: state for key, state in states.items() if state is not None}, facts.found())
+
+
 class _Assignment:
     """Takes the entries of one kind after the other; what remains is extra."""
 
@@ -193,10 +207,10 @@ class _Assignment:
             return self._model(name, value)
         if isinstance(value, list):  # of Lightning, one for each optimizer
             value = {str(number): item for number, item in enumerate(value)} if len(value) != 1 else value[0]
-        plain = Plain()
-        state = plain.of(value, name)
-        if plain.refused:
-            self._leave_out(plain.refused, f"the whole state of the {kind} is left out")
+        values = Plain()
+        state = values.plain(value, name)
+        if values.refused:
+            self._leave_out(values.refused, f"the whole state of the {kind} is left out")
             return REFUSED
         return state
 
@@ -222,10 +236,10 @@ class _Assignment:
         return value
 
     def _assign_other(self, name: str, value: Any) -> None:
-        plain = Plain()
-        state = plain.of(weights_of(value) if is_module(value) else value, name)
-        if plain.refused:
-            self._leave_out(plain.refused, f"the whole state {name} is left out")
+        values = Plain()
+        state = values.plain(weights_of(value) if is_module(value) else value, name)
+        if values.refused:
+            self._leave_out(values.refused, f"the whole state {name} is left out")
         else:
             self._payload.setdefault(OTHERS_KEY, {})[name] = state
 
@@ -242,9 +256,9 @@ class _Assignment:
     def mapped(self) -> Mapped:
         """Return the payload, with what nobody has taken as ``extra_state``."""
         self._facts.look_at(self._contents)
-        plain = Plain()
-        extra = plain.of(self._rest, "")
-        self._leave_out(plain.refused, "they are left out")
+        values = Plain()
+        extra = values.plain(self._rest, "")
+        self._leave_out(values.refused, "they are left out")
         if extra:
             self._payload[EXTRA_STATE_KEY] = extra
         if not self._obstacles and not {MODEL_KEY, OPTIMIZER_KEY} & self._payload.keys():

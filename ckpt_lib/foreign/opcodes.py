@@ -27,7 +27,7 @@ from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 
 _MAX_NAME_CHARACTERS = 500
 _MAX_LINE_BYTES = 5_000
-_MAX_INT_BYTES = 500
+_MAX_INT_BYTES = 2_000
 """How long a whole number may be: reading a decimal one takes time with the square of its length."""
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _WITH_STATE = "torch._utils._rebuild_parameter_with_state"
@@ -73,6 +73,10 @@ class DraftingUnpickler(PickleChecker):
     @property
     def _steps(self) -> dict[int, Step]:
         return _ALL_STEPS
+
+    def execute(self) -> Any:
+        """Return what the pickle describes, with drafts in it. Bytes that are no pickle raise errors of many types."""
+        return self._run()
 
     # --- objects ---
 

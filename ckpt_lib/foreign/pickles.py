@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
-from ckpt_lib.core.wording import shown
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
 from ckpt_lib.foreign.library_objects import simplified
 from ckpt_lib.foreign.opcodes import Draft, DraftingUnpickler
@@ -29,11 +29,23 @@ _LEAVES = {str, int, float, bool, type(None), complex, bytes, bytearray, torch.d
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
 
 
+_RUN_CODE = frozenset(
+    {"os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "shutil", "socket", "webbrowser", "pty", "ctypes"}
+)
+_RUN_CODE_NAMES = {
+    f"{module}.{name}"
+    for module in ("builtins", "__builtin__")
+    for name in ("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "apply", "execfile", "input")
+}
+
+
 class Described(NamedTuple):
     """What a pickle holds, and where in its bytes it ends."""
 
     value: Any
     end: int
+    findings: tuple[str, ...]
+    """What is suspicious about the names in it."""
 
 
 def describe(
@@ -50,13 +62,12 @@ def describe(
     """
     if len(data) > max_structure_bytes(records):
         raise unsafe(f"its structure is longer than {max_structure_bytes(records)} bytes")
-    known = name_finder(SpecPass())
-    unpickler = DraftingUnpickler(
-        data, find_name=lambda *name: _drafted(known, *name), find_reference=find_reference, records=records
-    )
+    names = _Names()
+    unpickler = DraftingUnpickler(data, find_name=names.find, find_reference=find_reference, records=records)
     try:
         with CollectionPause():
-            return Described(_Settling(stored).settled(unpickler._run(), 0), unpickler.end)
+            value = _Settling(stored).settled(unpickler.execute(), 0)
+            return Described(value, unpickler.end, names.findings())
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
         raise
     except RecursionError as error:
@@ -70,11 +81,31 @@ def no_reference(key: Any) -> Any:
     raise CorruptCheckpointError(f"a pickle refers to a storage where there is none: {shown(key)}")
 
 
-def _drafted(known: Callable[[str, str], Any], module: str, name: str) -> Any:
-    found = known(module, name)
-    if isinstance(found, Unknown):
-        return Draft(f"{module}.{name}")
-    return Draft(f"{module}.{name}", found) if callable(found) else found
+def no_tensor(_: TensorSpec) -> StoredTensor:
+    """Refuse the tensors of a pickle that has no storages. Raises :class:`CorruptCheckpointError`."""
+    raise CorruptCheckpointError("a tensor is where a number or a name should be")
+
+
+class _Names:
+    """Finds what names stand for, and remembers those that no checkpoint needs."""
+
+    def __init__(self) -> None:
+        self._known = name_finder(SpecPass())
+        self._dangerous: dict[str, None] = {}
+
+    def find(self, module: str, name: str) -> Any:
+        found, whole = self._known(module, name), f"{module}.{name}"
+        if module.partition(".")[0] in _RUN_CODE or whole in _RUN_CODE_NAMES:
+            self._dangerous[whole] = None
+        if isinstance(found, Unknown):
+            return Draft(whole)
+        return Draft(whole, found) if callable(found) else found
+
+    def findings(self) -> tuple[str, ...]:
+        if not self._dangerous:
+            return ()
+        names = listed([shown(name) for name in self._dangerous])
+        return (f"It names {names}, which loading it with pickle would call or hand out; nothing was called here.",)
 
 
 class _Settling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,32 +41,32 @@ class Plain:
         self.has_tensors = False
         self._is_config = is_config
 
-    def of(self, value: Any, place: str) -> Any:
+    def plain(self, value: Any, place: str) -> Any:
         """Return the value as nested dicts, lists, tuples, sets, plain values and tensors; or :data:`REFUSED`."""
         if isinstance(value, _LEAVES):
             return value
-        if isinstance(value, StoredTensor):
-            self.has_tensors = True
-            return self._refuse(place, "a tensor") if self._is_config else value
-        if isinstance(value, StoredObject):
-            return self._object(value, place)
-        if isinstance(value, Mapping):
-            return self._dict(value, place)
-        if isinstance(value, set):
-            return (
-                value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
-            )
-        if isinstance(value, list | tuple):
-            items = [self.of(item, f"{place}[{number}]") for number, item in enumerate(value)]
-            return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
+        for kind, convert in _CONVERSIONS:
+            if isinstance(value, kind):
+                return convert(self, value, place)
         return self._refuse(place, type(value).__name__)
+
+    def _tensor(self, value: StoredTensor, place: str) -> Any:
+        self.has_tensors = True
+        return self._refuse(place, "a tensor") if self._is_config else value
+
+    def _set(self, value: set[Any], place: str) -> Any:
+        return value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
+
+    def _sequence(self, value: list[Any] | tuple[Any, ...], place: str) -> Any:
+        items = [self.plain(item, f"{place}[{number}]") for number, item in enumerate(value)]
+        return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
 
     def _dict(self, value: Mapping[Any, Any], place: str) -> dict[Any, Any]:
         converted: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, entry in value.items():
             if not isinstance(key, _LEAVES):
                 self._refuse(f"{place}.<key>", getattr(key, "class_name", type(key).__name__))
-            elif (found := self.of(entry, f"{place}.{key}" if place else str(key))) is not REFUSED:
+            elif (found := self.plain(entry, f"{place}.{key!s}" if place else str(key))) is not REFUSED:
                 converted[key] = found
         if isinstance(value, OrderedDict):
             vars(converted).update(vars(value))
@@ -77,12 +77,21 @@ class Plain:
         if fields is not None:
             return self._dict(fields, place)
         if isinstance(value.entries, list) and value.state is None and not value.arguments:
-            return self.of(value.entries, place)
+            return self.plain(value.entries, place)
         return constant_of(value) if is_constant(value) else self._refuse(place, value.class_name)
 
     def _refuse(self, place: str, kind: str) -> Any:
         self.refused.append(f"{place} ({kind})")
         return REFUSED
+
+
+_CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[Plain, Any, str], Any]], ...] = (
+    (StoredTensor, Plain._tensor),
+    (StoredObject, Plain._object),
+    (Mapping, Plain._dict),
+    (set, Plain._set),
+    ((list, tuple), Plain._sequence),
+)
 
 
 def fields_of(value: StoredObject, *, attributes: bool) -> Mapping[Any, Any] | None:

@@ -319,7 +319,8 @@ def _is_key(key: Any) -> bool:
     return True
 
 
-Step = Callable[[PickleChecker, int], int]
+Step = Callable[[Any, int], int]
+"""Executes one opcode of an unpickler, from the position after it, and returns the position of the next one."""
 
 
 def pushes(make: Callable[[], Any]) -> Step:

@@ -91,7 +91,7 @@ def corrupt(reason: str) -> CorruptCheckpointError:
 
 
 def find_directory(file: VerifiedFile) -> Directory:
-    """Find the directory of an archive, by the end of its file. Raises :class:`CorruptCheckpointError` if there is none."""
+    """Find the directory by the end of the file. Raises :class:`CorruptCheckpointError` if it has none."""
     end_start = file.size_bytes - _END.size
     if end_start < 0:
         _refuse("it is too short for a zip archive")
