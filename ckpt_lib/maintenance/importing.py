@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.errors import NotACheckpointError
+from ckpt_lib.errors import CheckpointError, NotACheckpointError, NotAStoreError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format
 from ckpt_lib.maintenance import imports
@@ -66,7 +66,7 @@ class ImportTask:
             return self.copy(find_files)
         try:
             origin, name = imports.locate(path, self.experiment.name)
-        except NotACheckpointError as error:
+        except (NotACheckpointError, NotAStoreError) as error:  # if it is a link, for example
             return self._copy_unless_unknown(find_files, error)
         if is_checkpoint_id(name):
             return imports.import_exported(self.experiment, origin, name, self.progress)
@@ -78,7 +78,7 @@ class ImportTask:
         """Copy what another program wrote; see :class:`~ckpt_lib.maintenance.foreign_imports.ForeignImport`."""
         return self._foreign().copy(find_files, self.stored())
 
-    def _copy_unless_unknown(self, find_files: Callable[[], FoundFiles], error: NotACheckpointError) -> Imported:
+    def _copy_unless_unknown(self, find_files: Callable[[], FoundFiles], error: CheckpointError) -> Imported:
         """Copy what another program wrote; raise ``error`` where no known program did."""
         from ckpt_lib.foreign.opening import kind_of
 

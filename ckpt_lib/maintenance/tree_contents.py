@@ -41,6 +41,8 @@ class Thing:
     size_bytes: int = 0
     failure: CheckpointError | OSError | None = field(default=None, compare=False)
     """Why it cannot be imported."""
+    has_obstacle: bool = False
+    """True for one that can be imported by a ``key_map``, or not at all."""
     is_checkpoint: bool = True
     """False for what nobody would take for one."""
 
@@ -136,6 +138,7 @@ def described_thing(thing: Thing, experiment_name: str) -> Thing:
                 step=found.facts.step,
                 saved_seconds=(time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp(),
                 size_bytes=files.size_bytes,
+                has_obstacle=found.obstacle is not None,
             )
     except (CheckpointError, OSError) as error:
         return replace(thing, title=_title_of(thing), failure=error)
@@ -196,7 +199,7 @@ def _latest(files: FoundFiles) -> float:
 
 def in_order(things: Sequence[Thing]) -> list[Thing]:
     """Sort by what all say that can be imported: their steps, or their epochs, or else their times."""
-    sound = [thing for thing in things if thing.failure is None]
+    sound = [thing for thing in things if thing.failure is None and not thing.has_obstacle]
     if sound and all(thing.step is not None for thing in sound):
         return sorted(things, key=lambda thing: (thing.step or 0, thing.epoch or 0, thing.saved_seconds, thing.path))
     if sound and all(thing.epoch is not None for thing in sound):

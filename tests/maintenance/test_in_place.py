@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -56,10 +57,10 @@ def test_nothing_is_changed_and_everything_works(make_manager: MakeManager, tmp_
     found = manager.get_checkpoint(checkpoint_id)
     assert (found.epoch, found.step, found.pinned, found.original, found.file_size) == (3, 30, True, NAME, len(before))
     assert manager.validate_checkpoint(checkpoint_id)
-    assert not manager.doctor().findings
     assert first_difference(manager.load_checkpoint(checkpoint_id)["model_state_dict"], _weights(original)) is None
     assert manager.backup_checkpoint(checkpoint_id)
     assert manager.validate_backup(checkpoint_id)
+    assert not manager.doctor().findings
     exported = Path(manager.export_checkpoint(checkpoint_id, tmp_path / "exported"))
     assert exported.read_bytes() == before
     elsewhere = make_manager("elsewhere")
@@ -158,7 +159,7 @@ def test_it_is_not_thinned_and_nothing_is_saved_that_way(manager: CheckpointMana
     checkpoint_id = manager.import_checkpoint(original, in_place=True)
     manager.unpin_checkpoint(checkpoint_id)
     with pytest.raises(UnsupportedFormatError, match="foreign"):
-        CheckpointConfig(format="foreign")
+        CheckpointManager(CheckpointConfig(checkpoint_dir="unused", format="foreign"), "run")
     with pytest.raises(UnsupportedFormatError, match="cannot be written"):
         format_named("foreign").prepare({})
     assert not manager.thin_checkpoint(checkpoint_id).is_thinned  # it has nothing to drop
@@ -194,3 +195,32 @@ def test_killed_at_any_step_the_file_stays_and_the_import_works(
         assert original.read_bytes() == before
         kill_at += 1
     assert kill_at > 2
+
+
+def test_a_folder_is_a_checkpoint_in_place(make_manager: MakeManager, tmp_path: Path) -> None:
+    """The folder of a Hugging Face trainer, with all of its files: validated, backed up, restored, deleted."""
+    manager = make_manager(backup_dir=str(tmp_path / "vault"))
+    folder = experiment_folder(manager) / "checkpoint-5"
+    folder.mkdir(parents=True)
+    weights = nn.Linear(3, 2).state_dict()
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "tiny"}')
+    (folder / "trainer_state.json").write_text('{"global_step": 5, "epoch": 1.0, "log_history": []}')
+    checkpoint_id = manager.import_checkpoint(folder, in_place=True)
+    found = manager.get_checkpoint(checkpoint_id)
+    assert (found.step, found.original) == (5, "checkpoint-5")
+    assert manager.validate_checkpoint(checkpoint_id)
+    loaded = manager.load_checkpoint(checkpoint_id)["model_state_dict"]
+    assert all(torch.equal(loaded[name], weights[name]) for name in ("weight", "bias"))
+    manager.backup_checkpoint(checkpoint_id)
+    (folder / "model.safetensors").unlink()
+    assert [damage.kind for damage in manager.validate_checkpoint(checkpoint_id).damages] == ["missing"]
+    manager.repair_checkpoint(checkpoint_id)
+    assert manager.validate_checkpoint(checkpoint_id)
+    assert not manager.doctor().findings
+    manager.unpin_checkpoint(checkpoint_id)
+    manager.delete_checkpoint(checkpoint_id)
+    manager.empty_trash()
+    assert [path.name for path in folder.rglob("*") if path.name != "lock"] == [".ckpt-tmp"]
+    manager.restore_checkpoint(checkpoint_id)
+    assert manager.validate_checkpoint(checkpoint_id)
