@@ -31,9 +31,7 @@ def import_checkpoint(
     *,
     in_place: Annotated[
         bool,
-        typer.Option(
-            "--in-place", help="Copy nothing: write a manifest beside the files, which are the checkpoint."
-        ),
+        typer.Option("--in-place", help="Copy nothing: write a manifest beside the files, which are the checkpoint."),
     ] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Import every checkpoint in the folder and below.")] = False,
     key: Annotated[
@@ -58,7 +56,7 @@ def import_checkpoint(
     if in_place and store is None and experiment is None:
         store, experiment = _place_of(source, tree=tree)
     manager = open_manager(store, experiment, config, may_be_new=True)
-    others = _experiments(manager)
+    others = [manager.experiment_name] if in_place else _experiments(manager)
     if tree:
         report = _import_tree(manager, source, key_map, in_place=in_place, as_json=as_json)
         imported = bool(report.of("imported"))
@@ -66,7 +64,7 @@ def import_checkpoint(
         _import_one(manager, source, key_map, in_place=in_place, as_json=as_json)
         imported = True
     name = manager.experiment_name
-    if imported and name not in others and not as_json and not in_place:
+    if imported and name not in others and not as_json:
         from ckpt_lib.core.wording import did_you_mean
 
         note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)

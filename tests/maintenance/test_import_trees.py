@@ -129,9 +129,7 @@ def test_folders_links_and_our_own_are_found(make_manager: MakeManager, tmp_path
     assert any(item.path == "links/linked.pt" and item.result == "imported" for item in report.items)
 
 
-def test_a_full_store_ends_it(
-    manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_store_ends_it(manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the first that found no room is not tried, and says so."""
     _good(tmp_path / "good")
     calls = []

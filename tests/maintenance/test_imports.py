@@ -245,15 +245,15 @@ def test_an_import_says_why_it_cannot(manager: CheckpointManager, tmp_path: Path
         "foreign.pt": "a file of torch.save, and cannot be imported",
         "pickle.pt": "a pickle",
         "script.pt": "a TorchScript archive",
-        "arrays.npz": "a NumPy archive",
         "junk.pt": "an unknown kind",
         "nothing.pt": "an empty file",
     }
     for name, reason in reasons.items():
         with pytest.raises(NotACheckpointError, match=reason):
             manager.import_checkpoint(tmp_path / name)
-    with pytest.raises(CorruptCheckpointError):
-        manager.import_checkpoint(tmp_path / "cut.pt")
+    for name in ("cut.pt", "arrays.npz"):
+        with pytest.raises(CorruptCheckpointError):
+            manager.import_checkpoint(tmp_path / name)
 
 
 def test_a_url_and_a_folder_with_such_a_name(manager: CheckpointManager, tmp_path: Path) -> None:

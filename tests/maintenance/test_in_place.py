@@ -176,9 +176,7 @@ def test_a_manifest_cannot_name_files_of_others(manager: CheckpointManager, orig
         home_of(manager).read(checkpoint_id)
 
 
-def test_killed_at_any_step_the_file_stays_and_the_import_works(
-    make_manager: MakeManager, killer: Killer
-) -> None:
+def test_killed_at_any_step_the_file_stays_and_the_import_works(make_manager: MakeManager, killer: Killer) -> None:
     """SIGKILL before each step; then a sweep, and the same import again."""
     kill_at = 1
     while True:
