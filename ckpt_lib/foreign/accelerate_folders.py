@@ -11,7 +11,16 @@ from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
 from ckpt_lib.foreign.folders import folder_checkpoint
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.torch_parts import read_torch
-from ckpt_lib.foreign.weights import MODEL_STEMS, Weights, read_weights, weights_name
+from ckpt_lib.foreign.weights import (
+    MODEL_STEMS,
+    SHARDED_MODEL,
+    SHARDED_OPTIMIZER,
+    Weights,
+    has_shards,
+    read_shards,
+    read_weights,
+    weights_name,
+)
 
 _RANDOM_FILE = re.compile(r"random_states_\d+\.pkl")
 _OWN_FILE = re.compile(r"custom_checkpoint_\d+\.pkl")
@@ -24,9 +33,7 @@ class AccelerateFolder:
     name = "accelerate"
 
     def recognises(self, files: FoundFiles) -> bool:
-        return any(
-            name in _MARKS or _RANDOM_FILE.fullmatch(name) or _OWN_FILE.fullmatch(name) for name in files.names
-        )
+        return any(name in _MARKS or _RANDOM_FILE.fullmatch(name) or _OWN_FILE.fullmatch(name) for name in files.names)
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         models = _models(files)
@@ -61,6 +68,8 @@ def _models(files: FoundFiles) -> dict[str, Weights]:
     while True:
         ending = f"_{len(models)}" if models else ""
         name = weights_name(files, *(f"{stem}{ending}" for stem in MODEL_STEMS))
+        if name is None and not models and has_shards(files, SHARDED_MODEL):
+            models["model"] = Weights(read_shards(files, SHARDED_MODEL, "model"), (SHARDED_MODEL,))
         if name is None:
             return models
         models[f"model{ending}"] = read_weights(files, name)
@@ -69,6 +78,8 @@ def _models(files: FoundFiles) -> dict[str, Weights]:
 def _numbered(files: FoundFiles, stem: str) -> dict[str, Any]:
     """Return what ``optimizer.bin``, ``optimizer_1.bin`` and so on hold."""
     found: dict[str, Any] = {}
+    if stem == "optimizer" and has_shards(files, SHARDED_OPTIMIZER):
+        return {stem: read_shards(files, SHARDED_OPTIMIZER, stem)}
     while (key := f"{stem}_{len(found)}" if found else stem) and f"{key}.bin" in files.sizes_bytes:
         found[key] = read_torch(files, f"{key}.bin")
     return found
@@ -85,6 +96,7 @@ def _left_out(files: FoundFiles) -> list[str]:
         left_out.append(f"{listed(names)}: the random state of another program cannot be restored here.")
     if names := [name for name in files.names if re.fullmatch(r"(sampler|dl_state_dict)(_\d+)?\.bin", name)]:
         left_out.append(f"{listed(names)}: the place in the data belongs to Accelerate's own data loaders.")
-    if folders := sorted({name.partition("/")[0] for name in files.names if "/" in name}):
+    inner = {name.partition("/")[0] for name in files.names if "/" in name}
+    if folders := sorted(inner - {SHARDED_MODEL, SHARDED_OPTIMIZER}):
         left_out.append(f"{listed(folders)}: {count_of(len(folders), 'folder')} to name one by one.")
     return left_out

@@ -27,7 +27,9 @@ class DcpFolder:
     name = "dcp"
 
     def recognises(self, files: FoundFiles) -> bool:
-        return METADATA_FILE in files.sizes_bytes or any(name.endswith(".distcp") for name in files.names)
+        return METADATA_FILE in files.sizes_bytes or any(
+            name.endswith(".distcp") and "/" not in name for name in files.names
+        )
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         if METADATA_FILE not in files.sizes_bytes:

@@ -21,8 +21,8 @@ from ckpt_lib.formats.limits import MAX_LEVELS
 from ckpt_lib.formats.safetensors.header import are_counts, is_shape
 
 METADATA_FILE = ".metadata"
-_MAX_METADATA_BYTES = 128 * 2**20
-_BYTES_A_RECORD = 400  # a chunk takes about 250, and about 60 steps
+_BYTES_ALLOWED, _BYTES_A_CHUNK = 8 * 2**20, 400
+_STORED_BYTES_A_CHUNK = 1_000  # the least that torch.save writes for a tensor
 _PACKAGES = ("torch.distributed.checkpoint.", "torch.distributed._shard.")
 _MAX_CELLS = 2**22
 
@@ -73,16 +73,20 @@ def read_metadata(files: FoundFiles) -> DcpMetadata:
     :class:`~ckpt_lib.errors.UnsafePayloadError` where it is out of proportion.
     """
     file = files.open(METADATA_FILE)
-    if file.size_bytes > _MAX_METADATA_BYTES:
+    chunks = (files.size_bytes - file.size_bytes) // _STORED_BYTES_A_CHUNK
+    limit_bytes = _BYTES_ALLOWED + _BYTES_A_CHUNK * chunks
+    if file.size_bytes > limit_bytes:
         raise UnsafePayloadError(
-            f"{METADATA_FILE} was not read: it takes {size_text(file.size_bytes)}",
+            f"{METADATA_FILE} was not read: it is too large for the files beside it",
             path=files.path,
-            expected=f"at most {size_text(_MAX_METADATA_BYTES)}",
+            expected=f"at most {size_text(limit_bytes)}",
+            got=size_text(file.size_bytes),
         )
-    data = file.readall()
-    value = describe(
-        data, find_reference=no_reference, stored=no_reference, records=len(data) // _BYTES_A_RECORD
-    ).value
+    try:
+        value = describe(file.readall(), find_reference=no_reference, stored=no_reference, records=chunks).value
+    except UnsafePayloadError as error:
+        error.hint = "Nothing was loaded, and no code was run."
+        raise
     return _Reading(files, _state(value, "Metadata")).metadata()
 
 
@@ -168,7 +172,11 @@ class _Reading:
         planner = self._planner if isinstance(self._planner, dict) else {}
         paths = {name: path for name, path in planner.items() if name in entries}
         for path in paths.values():
-            if not isinstance(path, tuple) or not 0 < len(path) <= MAX_LEVELS or not all(type(part) in (str, int) for part in path):
+            if (
+                not isinstance(path, tuple)
+                or not 0 < len(path) <= MAX_LEVELS
+                or not all(type(part) in (str, int) for part in path)
+            ):
                 raise malformed("a path in it is none")
         return paths
 

@@ -17,7 +17,7 @@ _LATEST = "latest"
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _OBSTACLE = (
-    "DeepSpeed has split the weights and the optimizer among processes. Join the weights with `python zero_to_fp32.py`, "
+    "DeepSpeed has split the weights and the optimizer among processes. Join the weights with `zero_to_fp32.py`, "
     "which lies beside them, or with deepspeed.utils.zero_to_fp32, and name the file that it writes."
 )
 
@@ -93,8 +93,11 @@ def _check_complete(files: FoundFiles, states: Ranks, optimizers: Ranks, said: M
     ):
         if len(found) < data_ranks * model_parallel:
             wanted = ((data, model) for model in range(model_parallel) for data in range(data_ranks))
-            missing = [f"{name} of rank {data}, model-parallel rank {model}" for data, model in wanted
-                       if (data, model) not in found]
+            missing = [
+                f"{name} of rank {data}, model-parallel rank {model}"
+                for data, model in wanted
+                if (data, model) not in found
+            ]
             raise _missing(files, missing)
 
 

@@ -14,7 +14,17 @@ from ckpt_lib.foreign.folders import folder_checkpoint, present
 from ckpt_lib.foreign.json_files import number, read_json
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.torch_parts import read_torch
-from ckpt_lib.foreign.weights import MODEL_STEMS, OTHER_STEMS, Weights, read_weights, weights_name
+from ckpt_lib.foreign.weights import (
+    MODEL_STEMS,
+    OTHER_STEMS,
+    SHARDED_MODEL,
+    SHARDED_OPTIMIZER,
+    Weights,
+    has_shards,
+    read_shards,
+    read_weights,
+    weights_name,
+)
 
 STATE_FILE = "trainer_state.json"
 ARGUMENTS_FILE = "training_args.bin"
@@ -42,8 +52,8 @@ class HuggingFaceModel:
         findings = list(weights.findings)
         if _CHECKPOINT_TITLE.fullmatch(files.title):
             findings.append(
-                f"The folder is named as a checkpoint of a Trainer, but holds no {STATE_FILE}: the save did not end, or "
-                "someone has removed the file."
+                f"The folder is named as a checkpoint of a Trainer, but holds no {STATE_FILE}: the save did not end, "
+                "or someone has removed the file."
             )
         return folder_checkpoint(
             self.name,
@@ -64,19 +74,19 @@ class TrainerCheckpoint:
 
     def recognises(self, files: FoundFiles) -> bool:
         if STATE_FILE in files.sizes_bytes:
-            return _model_name(files) is not None or not any("/" in name for name in files.names)
+            return _has_weights(files) or not any("/" in name for name in files.names)
         return any(name in files.sizes_bytes for name in ("optimizer.pt", "scheduler.pt")) or bool(_rng_names(files))
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         """Describe a checkpoint. The Trainer writes its own state last, so that a folder without it is refused."""
         if STATE_FILE not in files.sizes_bytes:
             raise _half_written(files, STATE_FILE)
-        if _model_name(files) is None:
+        if not _has_weights(files):
             raise _half_written(files, "model.safetensors")
         state, weights, config = read_json(files, STATE_FILE), _weights(files), _config(files)
         contents = present(
             model=weights.tensors,
-            optimizer=_torch_part(files, "optimizer.pt", "optimizer.bin"),
+            optimizer=_optimizer(files),
             scheduler=_torch_part(files, "scheduler.pt"),
             scaler=_torch_part(files, "scaler.pt"),
             trainer_state=state,
@@ -98,10 +108,21 @@ def _model_name(files: FoundFiles) -> str | None:
     return weights_name(files, *MODEL_STEMS) or weights_name(files, *OTHER_STEMS)
 
 
+def _has_weights(files: FoundFiles) -> bool:
+    return _model_name(files) is not None or has_shards(files, SHARDED_MODEL)
+
+
 def _weights(files: FoundFiles) -> Weights:
     name = _model_name(files)
-    assert name is not None
+    if name is None:
+        return Weights(read_shards(files, SHARDED_MODEL, "model"), (SHARDED_MODEL,))
     return read_weights(files, name)
+
+
+def _optimizer(files: FoundFiles) -> Any:
+    if has_shards(files, SHARDED_OPTIMIZER):
+        return read_shards(files, SHARDED_OPTIMIZER, "optimizer")
+    return _torch_part(files, "optimizer.pt", "optimizer.bin")
 
 
 def _config(files: FoundFiles) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class LegacyFile:
     def __init__(self, file: VerifiedFile) -> None:
         self._file = file
         self._position = 0
-        self._storages: dict[str, tuple[Storage, int]] = {}  # what the pickle says, and how many elements that is
+        self._storages: dict[str, tuple[Storage, int]] = {}  # as first met, with the number of elements
         self._ranges: dict[str, tuple[int, int]] = {}
         self._memory = Storages(file, self._ranges.__getitem__)
         self._check_head()
@@ -87,7 +87,7 @@ class LegacyFile:
             case ("storage", _, str(name), _, int(count), None):
                 storage = storage_of(key[:5])
                 known, _ = self._storages.setdefault(name, (storage, count))
-                if (known.dtype, known.size_bytes) != (storage.dtype, storage.size_bytes):
+                if known.size_bytes != storage.size_bytes:
                     raise CorruptCheckpointError(f"the storage {shown(name)} is described in two ways")
                 return storage
             case ("storage", _, str(), _, int(), tuple()):

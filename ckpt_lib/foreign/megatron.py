@@ -45,7 +45,7 @@ class MegatronFolder:
             weights, _ = dcp_contents(folder)
             common = read_torch(folder, _COMMON_FILE) if _COMMON_FILE in folder.sizes_bytes else {}
             contents = {**(common if isinstance(common, dict) else {}), **weights}
-            left_out = []
+            left_out: list[str] = []
         else:
             contents, left_out = _of_ranks(folder)
         return ForeignCheckpoint(

@@ -87,10 +87,7 @@ class DraftingUnpickler(PickleChecker):
         if not isinstance(function, Draft) or function.is_made:
             raise TypeError("a call of something that is no name")
         if function.name in _NEW_OBJECT and arguments and isinstance(arguments[0], Draft):
-            kind, *rest = arguments
-            if not function.name.endswith("__newobj__"):  # the class of its base, and what that one holds
-                rest = [] if rest[-1:] == [None] else rest[1:]
-            return kind.made(tuple(rest))
+            return _new_object(function.name, arguments)
         if function.name in _SETS:
             return self._set_of(arguments)
         if function.call is OrderedDict:
@@ -287,6 +284,17 @@ class DraftingUnpickler(PickleChecker):
 
     def _frame(self, position: int) -> int:
         return position + 8
+
+
+def _new_object(function: str, arguments: tuple[Any, ...]) -> Draft:
+    """Return the object that a function of ``copyreg`` makes: of a class, its base, and what that one would hold."""
+    kind, *rest = arguments
+    if function.endswith("__newobj__"):
+        return kind.made(tuple(rest))
+    _, held = rest
+    made: Draft = kind.made(() if held is None or isinstance(held, dict | list) else (held,))
+    made.entries = held if isinstance(held, dict | list) else None
+    return made
 
 
 def _with(draft: Draft, state: Any) -> Draft:

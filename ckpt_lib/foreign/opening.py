@@ -25,6 +25,9 @@ _KINDS = {
 }
 """Each kind by name, in the order in which they are asked: a kind that others would take for theirs comes first."""
 
+_PARTS = (".index.json", ".distcp", ".metadata", "trainer_state.json", "latest", "state.json")
+"""Files that are opened with what lies beside them."""
+
 
 @contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[ForeignCheckpoint]:
@@ -43,7 +46,12 @@ def described(files: FoundFiles) -> ForeignCheckpoint:
     """Describe the checkpoint that these files are. Raises what :func:`open_checkpoint` raises."""
     kind = kind_of(files)
     if kind is None:
-        raise NotACheckpointError("no program is known that writes such checkpoints", path=files.path)
+        is_part = files.is_one_file and files.title.endswith(_PARTS)
+        raise NotACheckpointError(
+            "no program is known that writes such checkpoints",
+            path=files.path,
+            hint="Name the folder that the file lies in." if is_part else None,
+        )
     try:
         return kind.open(files)
     except CheckpointError as error:

@@ -13,7 +13,6 @@ from ckpt_lib.formats.safetensors.naming import STATE_FILE
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
 from ckpt_lib.state.tree import map_leaves
 
-
 _START = b'{"format":"safetensors"'
 
 

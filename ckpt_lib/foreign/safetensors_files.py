@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from ckpt_lib.stream import VerifiedFile
 
 _NUMBER_BYTES = 8
 _MAX_HEADER_BYTES = 2**32  # what a library of a later version may allow
+
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$")
+_SHARD_OBSTACLE = "It is one of several files that hold the weights of a model. Name the folder that it lies in."
 
 
 class SafetensorsFile:
@@ -33,12 +37,14 @@ class SafetensorsFile:
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         weights = tensors_of(files.open())
+        is_shard = _SHARD.search(files.title) is not None
         return ForeignCheckpoint(
             kind=self.name,
             title="a safetensors file",
             files=files,
             contents=weights,
-            payload={MODEL_KEY: dict(weights)},
+            payload=None if is_shard else {MODEL_KEY: dict(weights)},
+            obstacle=_SHARD_OBSTACLE if is_shard else None,
         )
 
 

@@ -116,7 +116,9 @@ def _is_torch(start: bytes) -> bool:
 
 def _legacy_contents(file: VerifiedFile) -> TorchContents:
     legacy = LegacyFile(file)
-    return TorchContents(legacy.value, "a legacy file of torch.save", legacy.obstacle, legacy.findings, kind="torch-legacy")
+    return TorchContents(
+        legacy.value, "a legacy file of torch.save", legacy.obstacle, legacy.findings, kind="torch-legacy"
+    )
 
 
 def _pickle_contents(file: VerifiedFile) -> TorchContents:
@@ -153,7 +155,8 @@ class _Archive:
             raise unsafe(f"its structure is longer than {max_structure_bytes(records)} bytes")
         data = self._archive.bytes_of(_PICKLE)
         described = describe(data, find_reference=self._find, stored=self._storages.stored, records=records)
-        return TorchContents(described.value, obstacle=None if self._archive.has_native_byte_order else _BYTE_ORDER)
+        obstacle = None if self._archive.has_native_byte_order else _BYTE_ORDER
+        return TorchContents(described.value, obstacle=obstacle, findings=described.findings)
 
     def _range_of(self, record: str) -> tuple[int, int]:
         start = self._archive.start_of(record)

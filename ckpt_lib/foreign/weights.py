@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_lib.core.wording import count_of, listed, shown
-from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
+from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
+from ckpt_lib.foreign.dcp_folders import dcp_contents
+from ckpt_lib.foreign.dcp_metadata import METADATA_FILE
 from ckpt_lib.foreign.json_files import read_json
 from ckpt_lib.foreign.safetensors_files import tensors_of
 from ckpt_lib.foreign.sources import FoundFiles
@@ -17,9 +19,13 @@ from ckpt_lib.foreign.tree import tensors_in
 INDEX_SUFFIX = ".index.json"
 SUFFIXES = (".safetensors", f".safetensors{INDEX_SUFFIX}", ".bin", f".bin{INDEX_SUFFIX}")
 """In the order in which the libraries of Hugging Face look for them."""
-MODEL_STEMS = ("model", "pytorch_model")
+MODEL_STEMS = ("model", "pytorch_model", "pytorch_model_fsdp")
 OTHER_STEMS = ("adapter_model", "diffusion_pytorch_model")
 """Of PEFT and Diffusers."""
+
+
+SHARDED_MODEL, SHARDED_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
+"""Folders that Accelerate and the Trainer have the processes of FSDP save into."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,23 @@ def weights_name(files: FoundFiles, *stems: str) -> str | None:
     """Return the file or index of the weights in a folder, as the libraries of Hugging Face choose among several."""
     names = (f"{stem}{suffix}" for suffix in SUFFIXES for stem in stems)
     return next((name for name in names if name in files.sizes_bytes), None)
+
+
+def has_shards(files: FoundFiles, folder: str) -> bool:
+    """Tell whether torch.distributed.checkpoint has saved into a folder within this one."""
+    return f"{folder}/{METADATA_FILE}" in files.sizes_bytes
+
+
+def read_shards(files: FoundFiles, folder: str, key: str) -> Any:
+    """Describe what torch.distributed.checkpoint has saved under a key into a folder within this one.
+
+    Raises as :func:`~ckpt_lib.foreign.dcp_folders.dcp_contents` does, and
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for transformed bytes.
+    """
+    contents, obstacle = dcp_contents(files.below(folder))
+    if obstacle is not None:
+        raise UnsupportedFormatError(f"{folder} cannot be read: {obstacle}", path=files.path)
+    return contents.get(key, contents)
 
 
 def read_weights(files: FoundFiles, name: str) -> Weights:

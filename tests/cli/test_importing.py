@@ -37,7 +37,7 @@ def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:
     checkpoint_id = run_json("import", path, "--in-place")["checkpoint_id"]
     assert run_json("show", checkpoint_id, *store)["original"] == "epoch=3.ckpt"
     run("validate", "--all", *store)
-    assert "epoch=3.ckpt" in run("delete", checkpoint_id, "--yes", *store, code=2).stderr
+    assert "epoch=3.ckpt" in run("delete", checkpoint_id, "--yes", *store, code=4).stderr
     assert "epoch=3.ckpt" in run("pin", checkpoint_id, "--off", *store).stderr
     elsewhere = run("import", path, "--in-place", "-s", tmp_path / "other", "-e", "x", code=2)
     assert "--experiment exp1" in elsewhere.stderr

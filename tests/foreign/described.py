@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def trained() -> tuple[torch.nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return a model with its optimizer and scheduler after one step."""
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 4)

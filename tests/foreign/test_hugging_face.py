@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ckpt_lib.errors import CorruptCheckpointError
 from tests.foreign.described import assert_same, kind_at, read, trained, write_json
+from tests.foreign.test_dcp import WHOLE, Shards, rows
 
 CONFIG = {"model_type": "bert", "transformers_version": "5.23.0", "hidden_size": 4}
 STATE: dict[str, Any] = {
@@ -183,3 +184,30 @@ def test_a_folder_of_accelerate_without_weights_is_refused(accelerate_folder: Pa
         path.unlink()
     with pytest.raises(CorruptCheckpointError, match="no weights of a model"):
         kind_at(accelerate_folder)
+
+
+def sharded(folder: Path, key: str, name: str) -> None:
+    """Write a folder of shards as the processes of FSDP do."""
+    folder.mkdir()
+    shards = Shards(folder)
+    shards.add(f"{key}.{name}", (7, 5), rows(3))
+    shards.metadata.planner_data = {f"{key}.{name}": (key, *name.split("."))}
+    shards.finish()
+
+
+@pytest.mark.parametrize("is_trainer", [True, False])
+def test_the_shards_of_fsdp_are_assembled(tmp_path: Path, is_trainer: bool) -> None:
+    """The Trainer and Accelerate leave weights and optimizer to torch.distributed.checkpoint there."""
+    sharded(tmp_path / "pytorch_model_fsdp_0", "model", "w")
+    sharded(tmp_path / "optimizer_0", "optimizer", "state.w.exp_avg")
+    if is_trainer:
+        write_json(tmp_path / "trainer_state.json", STATE)
+    else:
+        torch.save({"last_epoch": 1}, tmp_path / "scheduler.bin")
+    found = read(tmp_path)
+    assert found.checkpoint.kind == ("hf-trainer" if is_trainer else "accelerate")
+    assert_same(found.payload["model_state_dict"], {"w": WHOLE})
+    assert_same(found.payload["optimizer_state_dict"], {"state": {"w": {"exp_avg": WHOLE}}})
+    (tmp_path / "pytorch_model_fsdp_0" / "__1_0.distcp").unlink()
+    with pytest.raises(CorruptCheckpointError, match="cut off or missing"):
+        kind_at(tmp_path)

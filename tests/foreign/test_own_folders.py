@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
         config={"lr": 0.1},
         extra_state={"one": shared, "other": shared[1:], "turned": torch.arange(6.0).view(2, 3).T},
     )
-    (weights,) = (tmp_path / "store").rglob("model.safetensors")
+    (weights,) = (tmp_path / "store" / "run").glob("checkpoint_*/model.safetensors")
     shutil.copytree(weights.parent, tmp_path / "copy")
     return tmp_path / "copy"
 

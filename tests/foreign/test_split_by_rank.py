@@ -21,7 +21,9 @@ def deepspeed(folder: Path, *, data_ranks: int = 2, model_ranks: int = 2, is_spl
     said = {"dp_world_size": data_ranks, "mp_world_size": model_ranks, "global_steps": 100, "ds_version": "0.18.1"}
     for model in range(model_ranks):
         for data in range(data_ranks):
-            torch.save({"optimizer_state_dict": {}}, step / f"bf16_zero_pp_rank_{data}_mp_rank_{model:02}_optim_states.pt")
+            torch.save(
+                {"optimizer_state_dict": {}}, step / f"bf16_zero_pp_rank_{data}_mp_rank_{model:02}_optim_states.pt"
+            )
             if is_split:
                 torch.save(said, step / f"zero_pp_rank_{data}_mp_rank_{model:02}_model_states.pt")
         if not is_split:
@@ -50,7 +52,7 @@ def test_a_missing_rank_of_deepspeed_is_named(tmp_path: Path, pattern: str, is_s
     step = deepspeed(tmp_path, is_split=is_split) / "global_step100"
     for path in list(step.glob(pattern)):
         path.unlink()
-    with pytest.raises(CorruptCheckpointError, match="lacks the files of . rank"):
+    with pytest.raises(CorruptCheckpointError, match=r"lacks the files of . rank"):
         kind_at(tmp_path)
 
 
@@ -139,7 +141,7 @@ def test_a_distributed_folder_of_megatron(tmp_path: Path) -> None:
         assert found.checkpoint.payload is None
 
 
-@pytest.mark.parametrize("write", [lambda path: deepspeed(path), lambda path: megatron(path, RANKS)])
+@pytest.mark.parametrize("write", [deepspeed, lambda path: megatron(path, RANKS)])
 def test_states_that_are_cut_off_are_refused(tmp_path: Path, write: Any) -> None:
     """The error names the file."""
     path = next(path for path in sorted(write(tmp_path).rglob("*.pt")) if "optim_states" not in path.name)

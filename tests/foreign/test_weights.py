@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError, UnsafePayloadError
 from ckpt_lib.foreign import open_checkpoint, tensors_in
 from tests.foreign.described import assert_same, kind_at, read, write_json
 
@@ -96,7 +96,7 @@ def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
 
 def test_a_tensor_that_its_shard_lacks_is_named(folder: Path) -> None:
     """An index that names more than there is belongs to another set of files."""
-    with pytest.raises(CorruptCheckpointError, match="1 tensor of .* not in their files: d"):
+    with pytest.raises(CorruptCheckpointError, match=r"1 tensor of .* not in their files: d"):
         read(changed(folder, weight_map={"a": FIRST, "b": SECOND, "d": SECOND}))
 
 
@@ -151,3 +151,17 @@ def test_a_folder_without_known_names_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "mine.txt")
     with pytest.raises(ValueError, match="no program is known"):
         kind_at(tmp_path)
+
+
+def test_one_shard_alone_is_no_model(folder: Path) -> None:
+    """It is described, but nobody loads half a model by naming one of its files."""
+    with open_checkpoint(folder / FIRST) as found:
+        assert list(found.contents) == ["a"]
+        assert found.payload is None
+        assert "Name the folder" in str(found.obstacle)
+
+
+def test_an_index_alone_leads_to_its_folder(folder: Path) -> None:
+    """Who names the index is told to name the folder."""
+    with pytest.raises(NotACheckpointError, match="Name the folder"):
+        kind_at(folder / INDEX)

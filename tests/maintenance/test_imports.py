@@ -139,7 +139,7 @@ def test_an_archive_that_names_a_record_often_is_refused_unread(
         archive.writestr("archive/data/0", bytes(1000))
         archive.filelist *= 1000
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("its records are read"))
-    with pytest.raises(CorruptCheckpointError, match="is repeated|repeat"):
+    with pytest.raises(CorruptCheckpointError, match="repeated"):
         make_manager("target").import_checkpoint(path)
 
 

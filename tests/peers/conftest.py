@@ -1,4 +1,4 @@
-"""Tests with the libraries of requirements.txt, which `make test-peers` installs; without them they are not collected."""
+"""Tests with the libraries of requirements.txt, which `make test-peers` installs; not collected without them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(small_model(), arguments, train_dataset=examples, eval_dataset=examples)  # type: ignore[arg-type]
+    trainer = Trainer(small_model(), arguments, train_dataset=examples, eval_dataset=examples)
     trainer.train()
     return trainer, folder / "checkpoint-4"
 

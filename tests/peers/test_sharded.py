@@ -60,7 +60,7 @@ def test_two_processes_of_pytorch(tmp_path: Path) -> None:
     """Tensors cut along either dimension by real processes come back whole, to the bit."""
     folder = tmp_path / "saved"
     processes = [run(SAVE, tmp_path, str(folder), str(rank)) for rank in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     assert len(list(folder.glob("*.distcp"))) == 2
     whole = torch.arange(21.0).view(7, 3)
     found = read(folder)
@@ -71,7 +71,7 @@ def test_two_processes_of_pytorch(tmp_path: Path) -> None:
 def test_two_processes_of_lightning(tmp_path: Path) -> None:
     """A model that Lightning trained in shards is read with its optimizer and the state of the training."""
     path = tmp_path / "sharded.ckpt"
-    assert run(FIT, tmp_path, str(path)).wait(200) == 0
+    assert run(FIT, tmp_path, str(path)).wait(300) == 0
     found = read(path)
     facts = found.checkpoint.facts
     assert (facts.writer, facts.step) == ("lightning 2.6.6", 8)
