@@ -1,10 +1,11 @@
-"""What checks, validation, scrub, repair, cleanup, reconcile, the doctor, the advisor and inspections return."""
+"""What checks, validation, scrub, repair, cleanup, imports, reconcile, the doctor, the advisor, inspections return."""
 
 from ckpt_lib.advice.results import Advice
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspection, StoredCheckpoint, TensorStatistics
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.import_report import ImportedItem, ImportReport
 from ckpt_lib.maintenance.repair import RepairReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
@@ -17,6 +18,8 @@ __all__ = [
     "CheckReport",
     "CleanupReport",
     "DoctorReport",
+    "ImportReport",
+    "ImportedItem",
     "InspectedState",
     "InspectedTensor",
     "Inspection",

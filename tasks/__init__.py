@@ -22,7 +22,7 @@ from prefect_checkpoints.tasks.cleanup import cleanup_checkpoints
 from prefect_checkpoints.tasks.compare import compare_checkpoints
 from prefect_checkpoints.tasks.doctor import examine_checkpoints, quarantine_checkpoint
 from prefect_checkpoints.tasks.edit import add_metrics, tag_checkpoint
-from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint
+from prefect_checkpoints.tasks.export import export_checkpoint, import_checkpoint, import_checkpoints
 from prefect_checkpoints.tasks.load import load_checkpoint, resume_training
 from prefect_checkpoints.tasks.reconcile import reconcile_checkpoints
 from prefect_checkpoints.tasks.repair import repair_backup, repair_checkpoint
@@ -55,6 +55,7 @@ __all__ = [
     "examine_checkpoints",
     "export_checkpoint",
     "import_checkpoint",
+    "import_checkpoints",
     "list_backups",
     "load_checkpoint",
     "quarantine_backup",

@@ -18,6 +18,7 @@ from ckpt_lib.cli import (
     doctor,
     edit,
     experiments,
+    imports,
     init,
     inspect,
     metrics,
@@ -116,7 +117,7 @@ _add("tag", edit.tag, "Edit and move")
 _add("metrics", metrics.metrics, "Edit and move")
 _add("export", backup.export, "Edit and move")
 _add("convert", convert.convert, "Edit and move")
-_add("import", backup.import_checkpoint, "Edit and move")
+_add("import", imports.import_checkpoint, "Edit and move")
 _add("cleanup", cleanup.cleanup, "Delete")
 _add("delete", cleanup.delete, "Delete")
 _add("thin", thin.thin, "Delete")

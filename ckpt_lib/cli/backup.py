@@ -1,4 +1,4 @@
-"""Commands that copy checkpoints: ``ckpt backup``, ``restore``, ``export`` and ``import``."""
+"""Commands that copy checkpoints: ``ckpt backup``, ``restore`` and ``export``."""
 
 from __future__ import annotations
 
@@ -172,42 +172,3 @@ def export(
         print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})
     else:
         print_facts({"exported": checkpoint.checkpoint_id, "to": path})
-
-
-def import_checkpoint(
-    source: Annotated[
-        str, typer.Argument(metavar="PATH", help="An exported payload or manifest, or a folder with a single one.")
-    ],
-    *,
-    store: options.Store = None,
-    experiment: options.Experiment = None,
-    config: options.Config = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Import an exported checkpoint as the newest of an experiment.
-
-    Every byte is verified while it is copied. A payload that has lost its manifest is imported as well, without proof
-    that it is as it was saved, and tagged adopted. --experiment may name a new experiment.
-    """
-    refuse_memory(source)
-    manager = open_manager(store, experiment, config, may_be_new=True)
-    others, held = _experiments(manager), manager.checkpoint_ids()
-    with byte_progress("Importing", None) as progress:
-        checkpoint_id = manager.import_checkpoint(source, progress=progress)
-    result = "already there" if checkpoint_id in held else "imported"
-    name = manager.experiment_name
-    if as_json:
-        print_json({"experiment_name": name, "checkpoint_id": checkpoint_id, "result": result})
-        return
-    print_facts({result: checkpoint_id, "experiment": name})
-    if name not in others:
-        from ckpt_lib.core.wording import did_you_mean
-
-        note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
-
-
-def _experiments(manager: CheckpointManager) -> list[str]:
-    from ckpt_lib.experiment.listing import list_experiments
-    from ckpt_lib.store import open_store
-
-    return list_experiments(open_store(manager.config.checkpoint_dir), missing_ok=True)

@@ -247,6 +247,9 @@ def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: 
     if not yes:
         refuse_to_ask(as_json=as_json)
         _print_chosen(_described(manager, chosen, isolated), "backup")
+        for item in chosen:
+            if item.original:
+                note(f"{item.checkpoint_id}:{_of_original(item)}", warning=True)
         _confirm_deletion(len(chosen), len(isolated), manager.config.trash_seconds)
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     freed_bytes = sum(manager.delete_quarantined(item.checkpoint_id) for item in isolated)
@@ -330,8 +333,12 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
             raise ProtectedCheckpointError(
                 "the checkpoint is pinned; nothing was deleted",
                 checkpoint_id=item.checkpoint_id,
-                hint=f"Unpin it first: `ckpt pin {item.checkpoint_id} --off`.",
+                hint=f"Unpin it first: `ckpt pin {item.checkpoint_id} --off`.{_of_original(item)}",
             )
+
+
+def _of_original(item: CheckpointMetadata) -> str:
+    return f" Deleting it deletes {item.original}, which was imported in place." if item.original else ""
 
 
 class _Chosen(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_lib.cli import options
-from ckpt_lib.cli.output import print_facts, print_json
+from ckpt_lib.cli.output import note, print_facts, print_json
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.errors import ConfigError
 
@@ -26,7 +26,13 @@ def pin(
 ) -> None:
     """Protect a checkpoint from cleanup and deletion."""
     manager = open_manager(store, experiment, config)
-    _print_edited((manager.unpin_checkpoint if off else manager.pin_checkpoint)(checkpoint_id), as_json=as_json)
+    checkpoint = (manager.unpin_checkpoint if off else manager.pin_checkpoint)(checkpoint_id)
+    _print_edited(checkpoint, as_json=as_json)
+    if off and checkpoint.original:
+        note(
+            f"It was imported in place: a cleanup or deletion of it deletes {checkpoint.original} from now on.",
+            warning=True,
+        )
 
 
 def monitor(

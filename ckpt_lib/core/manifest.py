@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn, Self, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -41,7 +41,10 @@ _MOST = {
     "files": MAX_FILES,
 }
 _PAYLOAD_SUFFIX = re.compile(r"(\.[0-9a-f]{16})?(\.[A-Za-z0-9][A-Za-z0-9.]{0,31}|/)")
-_FILE_BELOW = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}){0,7}")
+_PART_BELOW = r"(?!\.ckpt-)\.?[A-Za-z0-9_][A-Za-z0-9._=+,@-]{0,199}"
+_FILE_BELOW = re.compile(rf"{_PART_BELOW}(/{_PART_BELOW}){{0,7}}")
+_OWN_NAME = re.compile(r"\.ckpt-.*|checkpoint_metadata\.json|(backups|keys|refs|uids)(/.*)?", re.DOTALL)
+_NO_NAME = re.compile(r"[\\\x00-\x1f]")
 _RANDOM = r"^[0-9a-f]{16}$"
 
 State = Literal["live", "leaving", "deleted", "purging"]
@@ -96,6 +99,15 @@ class FileEntry(BaseModel):
     def part(self) -> str:
         """The name that the format gave the file in the payload's folder; empty for the one file of a payload."""
         return self.name.partition("/")[2]
+
+
+class Foreign(BaseModel):
+    """What reading the files of another program takes beside the files; see :mod:`ckpt_lib.foreign.format`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    title: str = Field(description="The name that the file or folder had, which may say what it is.")
+    key_map: dict[str, str] | None = Field(default=None, description="What its parts are, as the import was told.")
 
 
 class Quarantine(BaseModel):
@@ -205,6 +217,7 @@ class Manifest(CheckpointFields, Record):
         "or too many.",
     )
     format: str
+    foreign: Foreign | None = Field(default=None, description="Of the files of another program, imported in place.")
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=MAX_FILES)
     monitor: Monitor = Field(default=Monitor(), description="What the run took for its measure of the best.")
     libraries: dict[str, str] = Field(default={})
@@ -239,6 +252,11 @@ class Manifest(CheckpointFields, Record):
     def payload_name(self) -> str:
         """The name of the payload: its one file, or the folder that holds its files."""
         return self.files[0].name.partition("/")[0]
+
+    @property
+    def is_in_place(self) -> bool:
+        """True when its files lie where another program wrote them, and were never copied."""
+        return self.foreign is not None and not self.files[0].name.startswith(self.checkpoint_id)
 
     def has_files_of(self, earlier: Manifest) -> bool:
         """Tell whether the files are those of another reading of the same record: by their names, given only once."""
@@ -294,6 +312,7 @@ class Manifest(CheckpointFields, Record):
             is_latest=is_latest,
             is_complete=is_complete,
             is_thinned=self.thinned is not None,
+            original=self.payload_name if self.is_in_place else None,
         )
 
 
@@ -361,6 +380,8 @@ def _check_names(record: Manifest | Claim, path: str) -> None:
     if not is_checkpoint_id(record.checkpoint_id):
         raise _corrupt(path, f"it is of {record.checkpoint_id!r}", expected="a checkpoint id")
     names = record.files if isinstance(record, Claim) else record.all_names
+    if isinstance(record, Manifest) and record.is_in_place and can_be_in_place([file.name for file in record.files]):
+        names = names[len(record.files) :]
     claimed = record.files if isinstance(record, Claim) else record.next.files if record.next else ()
     for name in names:
         if not is_payload_name(name, record.checkpoint_id, is_file=name not in claimed):
@@ -380,6 +401,24 @@ def is_payload_name(name: str, checkpoint_id: str, *, is_file: bool = True) -> b
     if match[2] != "/":
         return not rest and match[2].lower() != ".json"  # the manifest itself
     return bool(_FILE_BELOW.fullmatch(rest)) if rest else not is_file
+
+
+def can_be_in_place(names: Sequence[str]) -> bool:
+    """Tell whether these may be the files of a checkpoint that was imported where it lies: one file, or one folder.
+
+    They lie in the experiment's folder, and none of them has a name that this library gives.
+    """
+    start = names[0].partition("/")[0]
+    if start in ("", ".", "..") or _NO_NAME.search(start) or is_own_name(start):
+        return False
+    if len(names) == 1 and "/" not in names[0]:
+        return True
+    return all(name.startswith(f"{start}/") and _FILE_BELOW.fullmatch(name[len(start) + 1 :]) for name in names)
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether a file or folder in an experiment's folder has a name that this library gives, to whatever."""
+    return bool(_OWN_NAME.fullmatch(name)) or is_checkpoint_id(name.partition("/")[0].partition(".")[0])
 
 
 def _check_chunks(file: FileEntry, path: str) -> None:

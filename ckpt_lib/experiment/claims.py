@@ -24,7 +24,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.found import NOTHING, Found
-from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name
+from ckpt_lib.experiment.layout import FOLDER_SUFFIX, manifest_name, payload_name, payload_owner
 from ckpt_lib.store.base import Condition, Delete
 
 GONE_FOR = timedelta(days=1)
@@ -59,7 +59,7 @@ class HeldClaim:
     @property
     def has_plain_name(self) -> bool:
         """True when the payload has the name that only the first claim of an id gets."""
-        return self.claim.files[0] == payload_name(self.checkpoint_id, self.suffix)
+        return self.claim.files == (payload_name(self.checkpoint_id, self.suffix),)
 
     def file_name(self, name: str) -> str:
         """Return the name of a payload file in the experiment; ``name`` is ``""`` unless the format writes a folder.
@@ -100,6 +100,10 @@ def file_name_below(start: str, name: str, checkpoint_id: str) -> str:
     return start + name
 
 
+WITHOUT_FILES = ""
+"""The suffix of a claim that names no files: those of its checkpoint are there already, and never its own to remove."""
+
+
 def claim_new(experiment: Experiment, wanted: CheckpointId, uid: str, suffix: str) -> HeldClaim:
     """Claim an id for a new checkpoint: ``wanted``, or the first suffix that was never given.
 
@@ -125,15 +129,14 @@ def claim_over(
     """
     experiment.check_writable()
     plain = payload_name(checkpoint_id, suffix)
-    is_foreign = over is NOTHING and _is_there(experiment, plain)
+    is_foreign = over is NOTHING and _is_taken(experiment, checkpoint_id, suffix)
     if is_foreign and not replace:
         return None
     token = new_token()
     has_plain_name = over is NOTHING and not is_foreign and experiment.has_conditions
     name = plain if has_plain_name else payload_name(checkpoint_id, suffix, token)
-    claim = Claim(
-        checkpoint_id=checkpoint_id, uid=uid, claim=token, state="saving", owner=Owner.current(), files=(name,)
-    )
+    files = () if suffix == WITHOUT_FILES else (name,)
+    claim = Claim(checkpoint_id=checkpoint_id, uid=uid, claim=token, state="saving", owner=Owner.current(), files=files)
     started, started_at = time.monotonic(), datetime.now(UTC)
     _under_way.add(token)
     try:
@@ -150,7 +153,12 @@ def claim_over(
     return HeldClaim(experiment, claim, found, suffix, started, claimed_before)
 
 
-def _is_there(experiment: Experiment, name: str) -> bool:
+def _is_taken(experiment: Experiment, checkpoint_id: str, suffix: str) -> bool:
+    """Tell whether a file has the name that the payload would get. A claim without files must not meet any."""
+    if suffix == WITHOUT_FILES:
+        names = (entry.key.removeprefix(f"{experiment.path}/") for entry in experiment.store.list(experiment.path))
+        return any(payload_owner(name) == checkpoint_id for name in names)
+    name = payload_name(checkpoint_id, suffix)
     key = experiment.key(name)
     if name.endswith(FOLDER_SUFFIX):
         return bool(experiment.store.list(key))

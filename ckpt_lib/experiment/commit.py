@@ -134,14 +134,16 @@ def save(
     format_name: str,
     suffix: str,
     verify: bool = False,
+    change: Callable[[Manifest], Manifest] = lambda manifest: manifest,
 ) -> Manifest:
     """Commit what ``write`` writes, and return its manifest; when this returns, the checkpoint survives a crash.
 
-    A save whose ``idempotency_key`` has been saved before writes nothing and returns the earlier manifest. Any error
-    leaves no checkpoint, but for one: :class:`~ckpt_lib.errors.NotDurableError` from the commit itself. Then others see
-    the checkpoint, and power loss may undo it. Raises :class:`~ckpt_lib.errors.VersionConflictError` when another
-    process took this one for dead, and :class:`~ckpt_lib.errors.ConfigError` where the store cannot keep two writers
-    apart and ``single_writer`` was not asked for.
+    ``change`` is given the manifest before it is committed. A save whose ``idempotency_key`` has been saved before
+    writes nothing and returns the earlier manifest. Any error leaves no checkpoint, but for one:
+    :class:`~ckpt_lib.errors.NotDurableError` from the commit itself. Then others see the checkpoint, and power loss may
+    undo it. Raises :class:`~ckpt_lib.errors.VersionConflictError` when another process took this one for dead, and
+    :class:`~ckpt_lib.errors.ConfigError` where the store cannot keep two writers apart and ``single_writer`` was not
+    asked for.
     """
     if draft.idempotency_key is not None and (earlier := keys.find(experiment, draft.idempotency_key)):
         return earlier
@@ -165,7 +167,7 @@ def save(
             files=tuple(payload.files),
             **vars(draft),
         )
-        return commit(held, manifest)
+        return commit(held, change(manifest))
     except BaseException as error:
         give_up(held, error)
         raise

@@ -169,7 +169,7 @@ def _taken(target: Experiment, checkpoint_id: str) -> CheckpointExistsError:
 
 
 def suffix_of(manifest: Manifest) -> str:
-    """Return the suffix of a checkpoint's payload."""
+    """Return the suffix of a checkpoint's payload, or that of its copies if it lies where another program wrote it."""
     return payload_suffix(manifest.files[0].name, manifest.checkpoint_id)
 
 

@@ -41,9 +41,10 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
     """Return an error for a pinned checkpoint."""
     if not manifest.pinned:
         return None
-    return ProtectedCheckpointError(
-        "the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint="`ckpt pin --off` unpins it."
-    )
+    hint = "`ckpt pin --off` unpins it."
+    if manifest.is_in_place:
+        hint = f"It was imported in place: once it is unpinned, deleting it deletes {manifest.payload_name}."
+    return ProtectedCheckpointError("the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint=hint)
 
 
 def refuse_in_use(manifest: Manifest, now: datetime) -> CheckpointError | None:

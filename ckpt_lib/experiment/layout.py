@@ -24,6 +24,8 @@ UIDS_FOLDER: Final = "uids"
 FOLDER_SUFFIX: Final = "/"
 """Takes the place of a suffix where a format writes several files into a folder."""
 
+_NO_SUFFIX = ".bin"
+"""The suffix of the copies of a file whose own name has none that a payload may have."""
 _CLAIM = re.compile(r"^\.[0-9a-f]{16}(?=[./])")
 
 
@@ -37,7 +39,15 @@ def payload_name(checkpoint_id: str, suffix: str, claim: str = "") -> str:
 
 
 def payload_suffix(name: str, checkpoint_id: str) -> str:
-    """Return the suffix of a payload file's name, without a claim; ``"/"`` where it lies in a folder."""
+    """Return the suffix of a payload file's name, without a claim; ``"/"`` where it lies in a folder.
+
+    A file of another program, whose name does not begin with the id, has the suffix that its copies get.
+    """
+    if not name.startswith(checkpoint_id):
+        if FOLDER_SUFFIX in name:
+            return FOLDER_SUFFIX
+        suffix = name[name.rfind(".") :] if "." in name else ""
+        return suffix if is_payload_name(checkpoint_id + suffix, checkpoint_id) else _NO_SUFFIX
     rest = _CLAIM.sub("", name.removeprefix(checkpoint_id), count=1)
     return FOLDER_SUFFIX if rest.startswith(FOLDER_SUFFIX) else rest
 

@@ -13,6 +13,7 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
+from ckpt_lib.formats import Format, format_named
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.stream.cache import CacheKey, PayloadCache
 
@@ -86,6 +87,18 @@ class StoredPayload:
         if self._cache and key and self._keep and (kept := self._cache.admit(key, source, entry)):
             return kept
         return VerifiedFile(source, entry, verify=self._verify)
+
+
+def format_of(manifest: Manifest) -> Format:
+    """Return the format that reads the payload of a checkpoint.
+
+    Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` where it is not installed.
+    """
+    if manifest.foreign is None:
+        return format_named(manifest.format)
+    from ckpt_lib.foreign.format import ForeignFormat  # torch, only where it is used
+
+    return ForeignFormat(manifest.foreign.title, manifest.foreign.key_map)
 
 
 @contextmanager

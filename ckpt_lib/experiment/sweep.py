@@ -93,7 +93,8 @@ def is_leftover(record: Manifest | Claim, name: str) -> bool:
     save wrote there goes with its claim or its manifest, which name it.
     """
     suffix = name.removeprefix(record.checkpoint_id)
-    known = {payload_suffix(file, record.checkpoint_id) for file in _named_by(record)}
+    own = (file for file in _named_by(record) if file.startswith(record.checkpoint_id))
+    known = {payload_suffix(file, record.checkpoint_id) for file in own}
     is_ours = bool(_CLAIMED.match(suffix)) or suffix in known.union(PAYLOAD_SUFFIXES)
     return is_ours and not name.endswith(FOLDER_SUFFIX) and not is_named(record, name)
 

@@ -27,11 +27,11 @@ MAX_LEVELS = 6
 
 
 class _FoundFile(VerifiedFile):
-    """A file without digests. Of one in a store without descriptors, only what is asked for is read."""
+    """A file that may have no digests. Then, in a store without descriptors, only what is asked for is read."""
 
     def _open_memory(self, entry: FileEntry | None) -> Memory:
-        is_local = local_size_bytes(self._source) is not None
-        return super()._open_memory(entry) if is_local else FetchedFile(self._source)
+        is_read_whole = entry is not None or local_size_bytes(self._source) is not None
+        return super()._open_memory(entry) if is_read_whole else FetchedFile(self._source)
 
 
 class FoundFiles:
@@ -42,7 +42,13 @@ class FoundFiles:
     """
 
     def __init__(
-        self, path: str, sizes_bytes: Mapping[str, int], open_file: Callable[[str], BinaryIO], *, title: str
+        self,
+        path: str,
+        sizes_bytes: Mapping[str, int],
+        open_file: Callable[[str], BinaryIO],
+        *,
+        title: str,
+        modified_seconds: Mapping[str, float] | None = None,
     ) -> None:
         self.path = path
         """The path or URL, as it was given."""
@@ -50,7 +56,10 @@ class FoundFiles:
         """The name of the file or folder, without the path to it."""
         self.sizes_bytes = sizes_bytes
         """The size of each file by its name below the folder, such as ``model/weights.bin``."""
+        self.modified_seconds = modified_seconds or {}
+        """When each file was last written, in seconds since 1970, where that is known."""
         self._open_file = open_file
+        self._entries: Mapping[str, FileEntry] = {}
         self._opened: dict[str, VerifiedFile] = {}
         self._stack = ExitStack()
 
@@ -85,10 +94,25 @@ class FoundFiles:
         if name not in self.sizes_bytes:
             raise CorruptCheckpointError(f"there is no file {shown(name)} in it", path=self.path)
         if name not in self._opened:
-            self._opened[name] = self._stack.enter_context(_FoundFile(self._open_file(name), None))
+            self._opened[name] = self._stack.enter_context(_FoundFile(self._open_file(name), self._entries.get(name)))
         file = self._opened[name]
         file.seek(0)
         return file
+
+    def verified(self, entries: Mapping[str, FileEntry]) -> FoundFiles:
+        """Return the same files, each byte of which is compared with the digests of its entry before it is used."""
+        same = FoundFiles(
+            self.path, self.sizes_bytes, self._open_file, title=self.title, modified_seconds=self.modified_seconds
+        )
+        same._entries = entries
+        return same
+
+    def where(self, wanted: Callable[[str], bool]) -> FoundFiles:
+        """Return those of the files whose names are ``wanted``, to open them there. Closing this one closes that."""
+        sizes = {name: size for name, size in self.sizes_bytes.items() if wanted(name)}
+        times = {name: time for name, time in self.modified_seconds.items() if name in sizes}
+        inner = FoundFiles(self.path, sizes, self._open_file, title=self.title, modified_seconds=times)
+        return self._stack.enter_context(inner)
 
     def start(self, name: str = "", size_bytes: int = 64) -> bytes:
         """Return the first bytes of a file."""
@@ -100,7 +124,15 @@ class FoundFiles:
         """Return the files of a folder in this one, to open them there. Closing this one closes that."""
         start = f"{folder}/"
         sizes = {name.removeprefix(start): size for name, size in self.sizes_bytes.items() if name.startswith(start)}
-        inner = FoundFiles(f"{self.path}/{folder}", sizes, lambda name: self._open_file(start + name), title=folder)
+        times = {name: self.modified_seconds[start + name] for name in sizes if start + name in self.modified_seconds}
+        inner = FoundFiles(
+            f"{self.path}/{folder}",
+            sizes,
+            lambda name: self._open_file(start + name),
+            title=folder.rpartition("/")[2],
+            modified_seconds=times,
+        )
+        inner._entries = {name: self._entries[start + name] for name in sizes if start + name in self._entries}
         return self._stack.enter_context(inner)
 
 
@@ -119,7 +151,10 @@ def found_files(path: str | os.PathLike[str], *, headers_only: bool = False) -> 
 def _local(path: str, open_file: Callable[[str], BinaryIO]) -> FoundFiles:
     title = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        return FoundFiles(path, _local_sizes(path), lambda name: open_file(os.path.join(path, name)), title=title)
+        sizes, times = _sizes_and_times(_local_files(path))
+        return FoundFiles(
+            path, sizes, lambda name: open_file(os.path.join(path, name)), title=title, modified_seconds=times
+        )
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -128,12 +163,20 @@ def _local(path: str, open_file: Callable[[str], BinaryIO]) -> FoundFiles:
         raise NotACheckpointError(
             "a device, a pipe or a socket is at this path", path=path, expected="a file or folder"
         )
-    return FoundFiles(path, {"": found.st_size}, lambda _: open_file(path), title=title)
+    sizes, times = _sizes_and_times({"": found})
+    return FoundFiles(path, sizes, lambda _: open_file(path), title=title, modified_seconds=times)
 
 
-def _local_sizes(path: str) -> dict[str, int]:
-    """Return the size of each file in a folder of this machine by its name below it, in order."""
-    sizes: dict[str, int] = {}
+def _sizes_and_times(found: Mapping[str, os.stat_result]) -> tuple[dict[str, int], dict[str, float]]:
+    return (
+        {name: item.st_size for name, item in found.items()},
+        {name: item.st_mtime for name, item in found.items()},
+    )
+
+
+def _local_files(path: str) -> dict[str, os.stat_result]:
+    """Return what is known of each file in a folder of this machine by its name below it, in order."""
+    files: dict[str, os.stat_result] = {}
     for folder, folders, names in os.walk(path, followlinks=True):
         below = os.path.relpath(folder, path)
         parts = [] if below == os.curdir else below.split(os.sep)
@@ -143,10 +186,10 @@ def _local_sizes(path: str) -> dict[str, int]:
         for name in names:
             found = _stat(os.path.join(folder, name))
             if found is not None and stat.S_ISREG(found.st_mode):
-                sizes["/".join((*parts, name))] = found.st_size
-        if len(sizes) > MAX_FILES:
+                files["/".join((*parts, name))] = found
+        if len(files) > MAX_FILES:
             raise _too_many(path)
-    return dict(sorted(sizes.items()))
+    return dict(sorted(files.items()))
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -175,14 +218,27 @@ def _stored(url: str) -> FoundFiles:
     if "/" in url.partition("://")[2]:
         folder = open_store(parent)
         if (found := folder.stat(title)) is not None:
-            return FoundFiles(url, {"": found.size_bytes}, lambda _: StoredFile(folder.open_read(title)), title=title)
+            return FoundFiles(
+                url,
+                {"": found.size_bytes},
+                lambda _: StoredFile(folder.open_read(title)),
+                title=title,
+                modified_seconds={"": found.modified_seconds},
+            )
     store = open_store(url)
-    sizes = {entry.key: entry.size_bytes for entry in store.list("")}
+    entries = store.list("", recursive=True)
+    sizes = {entry.key: entry.size_bytes for entry in entries}
     if len(sizes) > MAX_FILES:
         raise _too_many(url)
     if not sizes:
         raise NotACheckpointError("there is nothing at this URL", path=url)
-    return FoundFiles(url, sizes, lambda name: StoredFile(store.open_read(name)), title=title)
+    return FoundFiles(
+        url,
+        sizes,
+        lambda name: StoredFile(store.open_read(name)),
+        title=title,
+        modified_seconds={entry.key: entry.modified_seconds for entry in entries},
+    )
 
 
 def _too_many(path: str) -> NotACheckpointError:

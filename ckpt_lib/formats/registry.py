@@ -33,6 +33,8 @@ _BUILT_IN = {
     "torch": "ckpt_lib.formats.torch.format:TorchZipFormat",
     "safetensors": "ckpt_lib.formats.safetensors.format:SafetensorsFormat",
 }
+_READ_ONLY = {"foreign": "ckpt_lib.foreign.format:ForeignFormat"}
+"""What manifests may name and configurations may not."""
 
 
 def check_format_name(name: str) -> None:
@@ -54,9 +56,10 @@ def format_named(name: str) -> Format:
     plain_name, separator, codec_name = name.partition(SEPARATOR)
     if separator:
         return _compressed(format_named(plain_name), codec_name, name)
-    check_format_name(name)
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
+    if name not in _READ_ONLY:
+        check_format_name(name)
+    if place := (_BUILT_IN | _READ_ONLY).get(name):
+        module, _, attribute = place.partition(":")
         found: Any = getattr(import_module(module), attribute)
         return cast(Format, found())
     point = _installed()[name]

@@ -8,8 +8,8 @@ from typing import Any
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
-from ckpt_lib.formats import Payload, format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
+from ckpt_lib.formats import Payload
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.state.naming import spellings_of_part
 from ckpt_lib.stream.cache import PayloadCache
@@ -41,7 +41,7 @@ def read_payload(
         with StoredPayload(experiment, manifest.files, verify=verify, cache=cache, keep=keep) as source:
             if is_whole or trust_pickle:
                 source.require_all()
-            stored = format_named(manifest.format)
+            stored = format_of(manifest)
             payload = stored.read(source, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
         if is_whole and not trust_pickle:
             check_parts(payload, manifest)

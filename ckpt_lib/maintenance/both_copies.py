@@ -15,10 +15,14 @@ from ckpt_lib.events import EventKind
 from ckpt_lib.experiment import deleted_by_name, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.maintenance import deletions, imports, quarantine, transfer
+from ckpt_lib.formats import compressed_format, format_named
+from ckpt_lib.maintenance import deletions, quarantine, transfer
 from ckpt_lib.maintenance.added_metrics import carry_to_backup
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
+from ckpt_lib.maintenance.import_report import Counted, ImportReport
+from ckpt_lib.maintenance.importing import ImportTask
+from ckpt_lib.maintenance.imports import Imported
 from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
@@ -106,16 +110,39 @@ class Copies:
                 raise
             return found.checkpoint_id
 
-    def import_from(self, source: str | os.PathLike[str], progress: Progress | None) -> Manifest:
-        """Take in an exported checkpoint as the newest."""
-        home = self.locations.home
-        monitor = self.locations.catalogue.monitor()
-        manifest = imports.import_checkpoint(home, source, monitor=monitor, progress=progress)
-        self.known.remember(home, manifest, is_loadable=True)
+    def import_from(self, source: str | os.PathLike[str], **options: Any) -> Imported:
+        """Take in a checkpoint as the newest; ``options`` are those of an :class:`ImportTask`."""
+        imported = self._import_task(**options).run(source)
+        self._note_imported(imported.manifest)
+        self._finish_import()
+        return imported
+
+    def import_tree(self, folder: str | os.PathLike[str], *, counted: Counted | None, **options: Any) -> ImportReport:
+        """Take in each checkpoint in a folder and below, oldest first."""
+        from ckpt_lib.maintenance.import_trees import import_tree  # torch, only where it is used
+
+        try:
+            return import_tree(self._import_task(**options), folder, counted=counted, noted=self._note_imported)
+        finally:
+            self._finish_import()
+
+    def _import_task(self, **options: Any) -> ImportTask:
+        config, catalogue = self.locations.config, self.locations.catalogue
+        return ImportTask(
+            self.locations.home,
+            catalogue.monitor(),
+            lambda: compressed_format(format_named(config.format), config.compression),
+            health_check=config.health_check,
+            **options,
+        )
+
+    def _note_imported(self, manifest: Manifest) -> None:
+        self.known.remember(self.locations.home, manifest, is_loadable=True)
+
+    def _finish_import(self) -> None:
         with failures_logged("writing the identity of the store"):
             self.locations.watch.ensure()
         self.snapshot.write()
-        return manifest
 
     def repair(self, name: str, progress: Progress | None) -> RepairReport:
         """Repair a checkpoint from its backup."""

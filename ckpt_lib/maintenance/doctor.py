@@ -382,10 +382,12 @@ def _remedy(report: ValidationReport, manifest: Manifest, other: _Side | None) -
 def _of_files(side: _Side, other: _Side | None) -> Iterator[Finding]:
     """Say which files no record names."""
     records, unreadable, copied = side.records(), side.unreadable_ids(), other.manifests() if other else {}
+    manifests = (record for record in records.values() if isinstance(record, Manifest))
+    in_place = {manifest.payload_name for manifest in manifests if manifest.is_in_place}
     for name, entry in sorted(side.entries().items()):
         checkpoint_id = payload_owner(name)
         if checkpoint_id is None:
-            if not _is_own_file(name, side.place):
+            if not (_is_own_file(name, side.place) or name.removesuffix(FOLDER_SUFFIX) in in_place):
                 yield side.finding("unknown", name, _unknown(entry), size_bytes=entry.size_bytes)
         elif checkpoint_id in unreadable:
             continue

@@ -1,4 +1,4 @@
-"""Imports: an exported checkpoint, or a payload that has no manifest, becomes the newest of an experiment.
+"""Imports of our own: an exported checkpoint, or a payload that has no manifest, becomes the newest of an experiment.
 
 The manifest that was exported with it is proof: its SHA-256 says whether the bytes are those that were saved. Without
 one, the file itself is asked. It is a zip archive with a CRC-32 of each record, and holds epoch, step, metrics and
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,46 +40,77 @@ from ckpt_lib.maintenance.exports import folder_and_name
 from ckpt_lib.maintenance.foreign import kind_of
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
 from ckpt_lib.store import location, open_store
-from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import Progress, StreamDigest
 
 _START_BYTES = 8
 UNPROVEN_TAG = "adopted"
+"""The tag of a checkpoint that came without proof of what was saved."""
 _DESCRIPTION = (
     "Imported without a manifest. The checksums within the file agree, which finds accidents; that these are the bytes "
     "that were saved cannot be proven. Tags and pin are lost."
 )
-_IMPORTABLE = (
-    f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, or a payload that this library "
-    "saved"
+IMPORTABLE = (
+    f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, a payload that this library "
+    "saved, or a checkpoint of another program"
 )
 _KEYS = {MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY, "epoch", "step", "metrics", "config"}
 
 
-def import_checkpoint(
-    experiment: Experiment,
-    source: str | os.PathLike[str],
-    *,
-    monitor: Monitor,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Take in a checkpoint: ``source`` is its payload, its manifest, or a folder that holds just one.
+@dataclass(frozen=True)
+class Imported:
+    """What an import made of a checkpoint."""
+
+    manifest: Manifest
+    title: str
+    """What it was, for a person."""
+    is_new: bool
+    """False for one that was imported before."""
+    left_out: tuple[str, ...] = ()
+    """What was not taken, and what it does not say: one sentence each."""
+
+
+def import_exported(
+    experiment: Experiment, origin: Experiment, checkpoint_id: str, progress: Progress | None
+) -> Imported:
+    """Take in a checkpoint that lies in ``origin`` with its manifest.
 
     Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
-    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. A payload
-    without a manifest is one that this library wrote: its manifest is made from what it holds. ``monitor`` becomes its
-    measure of the best if it is the first checkpoint.
-
-    Raises :class:`~ckpt_lib.errors.UnsafePayloadError`, :class:`~ckpt_lib.errors.CorruptCheckpointError` or
-    :class:`~ckpt_lib.errors.UnsupportedFormatError` for what cannot be loaded without running code,
-    :class:`~ckpt_lib.errors.CorruptManifestError` or :class:`~ckpt_lib.errors.UnsupportedSchemaError` for a manifest
-    that cannot be read, and :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing to import; nothing is
-    written then. Killed on the way, call it again.
+    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
     """
-    origin, name = locate(url_text(source), experiment.name)
-    if is_checkpoint_id(name):
-        return _import_exported(experiment, origin, origin.get(name), progress)
-    return _import_file(experiment, origin, name, monitor, progress)
+    manifest, is_new = _import_exported(experiment, origin, origin.get(checkpoint_id), progress)
+    return Imported(manifest, "a checkpoint with its manifest", is_new)
+
+
+def import_payload(
+    experiment: Experiment, origin: Experiment, name: str, *, monitor: Monitor, progress: Progress | None
+) -> Imported:
+    """Take in a payload that this library wrote, and that has no manifest: that is made from what it holds.
+
+    ``monitor`` becomes its measure of the best if it is the first checkpoint.
+    """
+    manifest, is_new = _import_file(experiment, origin, name, monitor, progress)
+    return Imported(manifest, "a payload of this library without its manifest", is_new)
+
+
+def is_payload_of_ours(origin: Experiment, name: str) -> bool:
+    """Tell whether a file is a payload that this library wrote, by its name or its structure; no tensor is read."""
+    if is_checkpoint_id(name.partition(".")[0]):
+        return True
+    try:
+        stored = _format_of(origin, name)
+        entry = origin.store.stat(name)
+        if entry is None:
+            return False
+        unread = FileEntry(
+            name=name, size_bytes=entry.size_bytes, sha256="0" * 64, chunk_size_bytes=1, chunk_xxh3_128=()
+        )
+        with StoredPayload(origin, [unread], verify=False) as source:
+            outline = stored.inspect(source)
+    except (CheckpointError, FileNotFoundError) as error:
+        if isinstance(error, StoreError) and not is_unreadable(error):
+            raise
+        return False
+    return outline.keys() >= _KEYS
 
 
 def _require_intact(experiment: Experiment, imported: Manifest) -> None:
@@ -100,7 +131,7 @@ def _require_intact(experiment: Experiment, imported: Manifest) -> None:
 
 def _import_exported(
     experiment: Experiment, origin: Experiment, manifest: Manifest, progress: Progress | None
-) -> Manifest:
+) -> tuple[Manifest, bool]:
     try:
         require_loadable(origin, manifest)
     except FileNotFoundError:  # which the copy tells from a deletion
@@ -128,7 +159,7 @@ def _import_exported(
     if not is_new:
         _require_intact(experiment, imported)
         _require_alike(experiment, manifest, imported)
-    return imported
+    return imported, is_new
 
 
 def _require_alike(experiment: Experiment, manifest: Manifest, imported: Manifest) -> None:
@@ -147,7 +178,7 @@ def _require_alike(experiment: Experiment, manifest: Manifest, imported: Manifes
 
 def _import_file(
     experiment: Experiment, origin: Experiment, name: str, monitor: Monitor, progress: Progress | None
-) -> Manifest:
+) -> tuple[Manifest, bool]:
     try:
         entry = _digest(origin, name)
         stored = _format_of(origin, name)
@@ -156,25 +187,30 @@ def _import_file(
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
             raise
-        with open_file(origin, name) as file:
-            kind = kind_of(file)
-        raise NotACheckpointError(
-            f"it is {kind}, and cannot be imported: {error.message}",
-            path=location(origin.store, name),
-            expected=_IMPORTABLE,
-            hint="Load what another program wrote with torch.load, and save it with "
-            "CheckpointManager.save_checkpoint (docs/how-to/move-checkpoints.md).",
-        ) from error
+        raise not_a_checkpoint(origin, name, error.message) from error
     key = f"import of {entry.sha256}"
     if earlier := keys.find(experiment, key):
         _require_intact(experiment, earlier)
-        return earlier
-    return commit.save(
+        return earlier, False
+    facts = replace(facts, timestamp=_timestamp(name), idempotency_key=key, libraries={})
+    manifest = commit.save(
         experiment,
-        replace(facts, timestamp=_timestamp(name), idempotency_key=key, libraries={}),
+        facts,
         lambda payload: _copy(origin, entry.model_copy(update={"compression": compression}), payload, progress),
         format_name=stored.name,
         suffix=stored.suffix,
+    )
+    return manifest, manifest.uid == facts.uid
+
+
+def not_a_checkpoint(
+    origin: Experiment, name: str, reason: str = "no program is known that writes such checkpoints"
+) -> NotACheckpointError:
+    """Return the error for a file that is no checkpoint, which says of what kind it is."""
+    with open_file(origin, name) as file:
+        kind = kind_of(file)
+    return NotACheckpointError(
+        f"it is {kind}, and cannot be imported: {reason}", path=location(origin.store, name), expected=IMPORTABLE
     )
 
 
@@ -259,14 +295,16 @@ def locate(source: str, experiment_name: str) -> tuple[Experiment, str]:
             return as_folder, found[0]
     if found:
         raise NotACheckpointError(
-            f"the folder holds {len(found)} checkpoints", path=source, hint="Name one of its payload files."
+            f"the folder holds {len(found)} checkpoints",
+            path=source,
+            hint="Name one of its payload files, or import all of them: `ckpt import --tree`.",
         )
     origin, name = folder_and_name(source, experiment_name)
     checkpoint_id = name.partition(".")[0]
     if is_checkpoint_id(checkpoint_id) and checkpoint_id in manifest_entries(origin.store.list(""), ""):
         return origin, checkpoint_id
     if origin.store.stat(name) is None:
-        raise NotACheckpointError(_why_not(origin, name), path=source, expected=_IMPORTABLE)
+        raise NotACheckpointError(_why_not(origin, name), path=source, expected=IMPORTABLE)
     return origin, name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
@@ -21,6 +21,7 @@ from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.import_report import Counted, ImportReport
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub
@@ -266,15 +267,51 @@ class Keeper:
             )
             raise
 
-    def import_checkpoint(self, source: str | os.PathLike[str], *, progress: Progress | None = None) -> str:
+    def import_checkpoint(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        key_map: Mapping[str, str] | None = None,
+        in_place: bool = False,
+        progress: Progress | None = None,
+    ) -> str:
         """Take in a checkpoint as the newest of this experiment; return its id here.
 
-        ``source`` is an export, or a payload that this library wrote and that has no manifest any more.
-        Raises :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.CorruptCheckpointError` for one
-        that cannot be loaded without running code, or is damaged; nothing is written then.
+        ``source`` is an export, a payload of this library without its manifest, or the file or folder of a checkpoint
+        of another program. That is saved anew as the configuration says, with its states under our keys; ``key_map``
+        says which they are where its names do not tell, such as ``{"net": "model"}``. Its description says what was
+        left out. With ``in_place`` nothing is copied: a manifest is written beside the files, which must lie in this
+        experiment's folder, and it is pinned, for deleting it deletes them.
+
+        Importing it again returns the same checkpoint. Raises :class:`~ckpt_lib.errors.UnsafePayloadError`,
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.NotACheckpointError` for one that
+        cannot be loaded without running code, is damaged, or is none, and :class:`~ckpt_lib.errors.ConfigError` for one
+        that lies elsewhere or a ``key_map`` that does not fit; nothing is written then.
         """
         with self._best.look_after():
-            return self._copies.import_from(source, progress).checkpoint_id
+            imported = self._copies.import_from(source, key_map=key_map, in_place=in_place, progress=progress)
+            return imported.manifest.checkpoint_id
+
+    def import_checkpoints(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        key_map: Mapping[str, str] | None = None,
+        in_place: bool = False,
+        progress: Progress | None = None,
+        counted: Counted | None = None,
+    ) -> ImportReport:
+        """Take in every checkpoint in a folder and below, in the order of their steps, epochs or times.
+
+        Each is imported as by :meth:`import_checkpoint`, and one that was imported before is skipped. The report says
+        of each thing found what became of it, and why; one that cannot be imported keeps no other from it. ``counted``
+        is told how many of how many are done. Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is no
+        folder, or one of too many files.
+        """
+        with self._best.look_after():
+            return self._copies.import_tree(
+                folder, key_map=key_map, in_place=in_place, progress=progress, counted=counted
+            )
 
     # --- quarantine ---
 

@@ -25,7 +25,7 @@ from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.deletion import Check, delete_all, deleted_by_others, purge, refuse_pinned
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.layout import manifest_name
-from ckpt_lib.formats import format_named
+from ckpt_lib.experiment.stored_payload import format_of
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.validate import KnownVersions, ValidationReport, validate
 from ckpt_lib.stream import Progress
@@ -110,7 +110,7 @@ def set_aside(
             repaired = repair(experiment, checkpoint_id, other, progress)
         except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
             if report.has_unknown_format:
-                format_named(manifest.format)  # raises, unless it was installed meanwhile
+                format_of(manifest)  # raises, unless it was installed meanwhile
                 continue
             is_sound = partial((known or KnownVersions()).verify, experiment)
             if edits.quarantine(experiment, found, report.model_dump(mode="json"), is_sound=is_sound):

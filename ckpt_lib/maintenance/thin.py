@@ -20,8 +20,8 @@ from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.deletion import refuse_in_use, refuse_pinned
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.replacement import Check, HeldNext, replace_payload, switch_back
-from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
-from ckpt_lib.formats import Format, Payload, format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
+from ckpt_lib.formats import Format, Payload
 from ckpt_lib.maintenance.validate import check_parts, compare
 
 _WORTH_DROPPING = (OPTIMIZER_KEY, SCHEDULER_KEY)
@@ -52,7 +52,7 @@ def thin(experiment: Experiment, checkpoint_id: str, *, check: Check = refuse_pi
 
     if error := may_thin(manifest):
         raise error
-    stored = format_named(manifest.format)
+    stored = format_of(manifest)
     if not droppable(experiment, manifest):
         return manifest
     payload = _read(experiment, manifest, stored, manifest.files)
@@ -117,7 +117,7 @@ def droppable(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
     """
     files = manifest.files
     with errors_named(experiment, manifest, files), StoredPayload(experiment, files, verify=False) as source:
-        outline = format_named(manifest.format).inspect(source)
+        outline = format_of(manifest).inspect(source)
     found = tuple(key for key in RESUME_ONLY_KEYS if outline.get(key) is not None)
     return found if set(found) & set(_WORTH_DROPPING) else ()
 

@@ -24,8 +24,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
-from ckpt_lib.experiment.stored_payload import StoredPayload
-from ckpt_lib.formats import format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, format_of
 from ckpt_lib.stream import Progress, find_damaged_chunks, find_damages
 
 TensorRanges = dict[str, list[tuple[int, int]]]
@@ -113,7 +112,7 @@ def require_loadable(experiment: Experiment, manifest: Manifest) -> None:
     raises; ``FileNotFoundError``, with its name, when a file is missing.
     """
     try:
-        stored = format_named(manifest.format)
+        stored = format_of(manifest)
         with StoredPayload(experiment, manifest.files, verify=False) as source:
             check_parts(stored.inspect(source), manifest)
     except UNLOADABLE as error:
@@ -200,7 +199,7 @@ def _tensor_ranges(experiment: Experiment, manifest: Manifest, part: str, *, ver
         if copy.uid != manifest.uid:
             return None
         with StoredPayload(experiment, copy.files, verify=verify) as source:
-            return format_named(copy.format).tensor_ranges(source, part)
+            return format_of(copy).tensor_ranges(source, part)
     except (CheckpointError, FileNotFoundError):
         return None
 

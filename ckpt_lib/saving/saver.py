@@ -22,7 +22,7 @@ from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import CheckpointError, ConfigError, StateChangedError
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.stored_payload import StoredPayload
+from ckpt_lib.experiment.stored_payload import StoredPayload, format_of
 from ckpt_lib.formats import (
     Format,
     Payload,
@@ -255,7 +255,7 @@ class Saver:
         without = RESUME_ONLY_KEYS if earlier.thinned else ()
         with suppress(CheckpointError, OSError):
             with StoredPayload(self._locations.home, earlier.files, verify=True) as source:
-                stored = self._format.prepare(format_named(earlier.format).read(source))
+                stored = self._format.prepare(format_of(earlier).read(source))
             return self._content(earlier, stored, without) == self._content(facts, payload, without)
         return False
 

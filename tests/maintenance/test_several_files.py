@@ -18,9 +18,10 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.sweep import sweep
+from ckpt_lib.formats import format_named
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
-from ckpt_lib.maintenance.imports import import_checkpoint
+from ckpt_lib.maintenance.importing import ImportTask
 from ckpt_lib.maintenance.quarantine import list_quarantined, set_aside
 from ckpt_lib.maintenance.repair import repair
 from ckpt_lib.maintenance.scrub import scrub
@@ -179,6 +180,6 @@ def test_an_export_is_a_folder_that_can_be_imported(home: Experiment, saved: Man
     with pytest.raises(ConfigError, match="3 files"):
         export(home, saved, tmp_path / "out.pt")
     other = Experiment(MemoryStore(f"memory://{tmp_path.name}-other"), "run", "run")
-    imported = import_checkpoint(other, tmp_path / "out", monitor=Monitor())
+    imported = ImportTask(other, Monitor(), lambda: format_named("torch")).run(tmp_path / "out").manifest
     assert compare(other, imported)
     assert [file.part for file in imported.files] == list(NAMES)

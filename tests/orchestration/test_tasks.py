@@ -110,6 +110,7 @@ def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_
         outcome["backup"] = bool(tasks.validate_backup(config, EXPERIMENT, first))
         exported = tasks.export_checkpoint(config, EXPERIMENT, "best", str(tmp_path / "out"))
         outcome["imported"] = [tasks.import_checkpoint(config, "other", exported) for _ in range(2)]
+        outcome["tree"] = tasks.import_checkpoints(config, "third", str(tmp_path / "out"))
         outcome["cleanup"] = tasks.cleanup_checkpoints(config, EXPERIMENT, dry_run=True)
         outcome["summary"] = tasks.summarize_checkpoints(config, EXPERIMENT)
         return outcome
@@ -120,6 +121,7 @@ def test_the_other_tasks_do_what_the_manager_does(config: CheckpointConfig, tmp_
     assert outcome["backup"]
     assert CheckpointManager(config, EXPERIMENT).validate_checkpoint(first)
     assert outcome["imported"] == [second, second]
+    assert outcome["tree"].checkpoint_ids == (second,)
     assert outcome["cleanup"].plan.kept_ids == (second, first)
     assert outcome["summary"]["total_checkpoints"] == 2
 

@@ -1,0 +1,72 @@
+"""``ImportReport``: what an import of a tree found, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ckpt_lib.core.wording import count_of
+
+Counted = Callable[[int, int], object]
+"""Is told how many of how many checkpoints are done."""
+Result = Literal["imported", "already there", "refused", "damaged", "no checkpoint", "not tried"]
+
+
+class ImportedItem(BaseModel):
+    """What was found at one place in a tree, and what became of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    """Below the folder that was named; empty for that folder itself."""
+    title: str
+    """What it is, for a person."""
+    result: Result
+    checkpoint_id: str | None = None
+    """Which checkpoint it became."""
+    epoch: int | None = None
+    step: int | None = None
+    size_bytes: int = 0
+    reason: str | None = None
+    """Why it was not imported, and what to do."""
+    left_out: tuple[str, ...] = ()
+    """What was not taken of it, and what it does not say: one sentence each."""
+
+
+class ImportReport(BaseModel):
+    """What an import of a tree found and did; true unless a checkpoint could not be imported."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment_name: str
+    items: tuple[ImportedItem, ...] = ()
+    """Checkpoints in the order in which they were imported; at the end what is none."""
+
+    def __bool__(self) -> bool:
+        return not self.failed
+
+    def of(self, *results: Result) -> tuple[ImportedItem, ...]:
+        """Return what came to one of these results."""
+        return tuple(item for item in self.items if item.result in results)
+
+    @property
+    def failed(self) -> tuple[ImportedItem, ...]:
+        """The checkpoints that were not imported."""
+        return self.of("refused", "damaged", "not tried")
+
+    @property
+    def checkpoint_ids(self) -> tuple[str, ...]:
+        """The ids of what is there now, in the order in which it was imported."""
+        return tuple(dict.fromkeys(item.checkpoint_id for item in self.items if item.checkpoint_id))
+
+    @property
+    def message(self) -> str:
+        """One line for a table or a log."""
+        found = {result: len(self.of(result)) for result in _RESULTS}
+        told = [f"{count} {result}" for result, count in found.items() if count]
+        return f"{count_of(len(self.items), 'item')}: {', '.join(told)}" if told else "nothing was found"
+
+
+_RESULTS: tuple[Result, ...] = ("imported", "already there", "refused", "damaged", "not tried", "no checkpoint")

@@ -1,0 +1,56 @@
+"""``ckpt import`` of what other programs wrote: one, in place, and trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tests.cli.running import run, run_json
+
+
+def _write(path: Path, epoch: int = 3, name: str = "state_dict") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: nn.Linear(2, 2).state_dict(), "epoch": epoch}, path)
+    return path
+
+
+def test_a_file_of_another_program_is_imported(tmp_path: Path) -> None:
+    """Its description is told; --key says what unusual names are, and is checked."""
+    path, options = _write(tmp_path / "model.pt"), ("-s", tmp_path / "store", "-e", "new")
+    first = run("import", path, *options)
+    assert first.stdout.startswith("imported")
+    assert "model.pt" in first.stderr
+    assert run_json("import", path, *options)["result"] == "already there"
+    odd = _write(tmp_path / "odd.pt", name="zzz")
+    assert "=model" in run("import", odd, "--key", "zzz", *options, code=2).stderr
+    found = run_json("import", odd, "--key", "zzz=model", *options)
+    assert found["result"] == "imported"
+    assert "odd.pt" in found["description"]
+
+
+def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:
+    """They are the folders that the file lies in; unpinning and deleting say what goes."""
+    path = _write(tmp_path / "runs" / "exp1" / "epoch=3.ckpt")
+    store = ("-s", tmp_path / "runs")
+    checkpoint_id = run_json("import", path, "--in-place")["checkpoint_id"]
+    assert run_json("show", checkpoint_id, *store)["original"] == "epoch=3.ckpt"
+    run("validate", "--all", *store)
+    assert "epoch=3.ckpt" in run("delete", checkpoint_id, "--yes", *store, code=4).stderr
+    assert "epoch=3.ckpt" in run("pin", checkpoint_id, "--off", *store).stderr
+    elsewhere = run("import", path, "--in-place", "-s", tmp_path / "other", "-e", "x", code=2)
+    assert "--experiment exp1" in elsewhere.stderr
+
+
+def test_a_tree_is_imported_and_told(tmp_path: Path) -> None:
+    """Each checkpoint has a line; one that is damaged makes the exit code 1 and keeps no other from it."""
+    for epoch in (1, 2):
+        _write(tmp_path / "old" / f"{epoch}.pt", epoch)
+    options = ("-s", tmp_path / "store", "-e", "new")
+    assert run_json("import", tmp_path / "old", "--tree", *options)["items"][0]["result"] == "imported"
+    (tmp_path / "old" / "half.pt").write_bytes((tmp_path / "old" / "1.pt").read_bytes()[:700])
+    result = run("import", tmp_path / "old", "--tree", *options, code=1)
+    assert "already there" in result.stdout
+    assert "half.pt" in result.stdout
+    assert "half.pt: " in result.stderr
