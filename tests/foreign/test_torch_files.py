@@ -159,7 +159,7 @@ def test_script_archives_are_recognised(tmp_path: Path) -> None:
     """An archive of TorchScript holds a program, so that its own loader is named."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
     found = Opened(tmp_path / "again.pt", (tmp_path / "script.pt").read_bytes())
     assert (found.kind, found.payload) == ("torchscript", None)
     assert "torch.jit.load" in found.obstacle

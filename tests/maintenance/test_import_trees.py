@@ -17,7 +17,6 @@ from torch import nn
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import NotACheckpointError, StorageFullError
 from ckpt_lib.experiment import commit
-from ckpt_lib.maintenance import foreign_imports
 from tests.helpers import MakeManager, ids, save
 
 IMPORTED, REFUSED, NONE = {"imported"}, {"refused", "damaged"}, {"no checkpoint"}
@@ -143,7 +142,6 @@ def test_a_full_store_ends_it(manager: CheckpointManager, tmp_path: Path, monkey
     assert len(calls) == 1
     assert [item.result for item in report.items] == ["refused"] + ["not tried"] * 11
     assert not report
-    assert foreign_imports.commit is commit
 
 
 def test_a_tree_is_a_folder(manager: CheckpointManager, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import enum
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -48,7 +49,7 @@ def shared() -> dict[str, torch.Tensor]:
 
 
 DENSE: dict[str, Callable[[], Any]] = {
-    **{str(dtype): lambda dtype=dtype: of_dtype(dtype) for dtype in DTYPES},
+    **{str(dtype): partial(of_dtype, dtype) for dtype in DTYPES},
     "parameter of bfloat16": lambda: nn.Parameter(of_dtype(torch.bfloat16)),
     "frozen parameter of float8": lambda: nn.Parameter(of_dtype(torch.float8_e4m3fn), requires_grad=False),
     "buffer": lambda: nn.Buffer(torch.ones(2), persistent=False),
@@ -70,8 +71,12 @@ DENSE: dict[str, Callable[[], Any]] = {
 
 SPECIAL: dict[str, Callable[[], torch.Tensor]] = {
     "COO": lambda: torch.eye(3).to_sparse(),
-    "COO that repeats an index": lambda: torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,), check_invariants=True),
-    "COO of rows": lambda: torch.sparse_coo_tensor([[0, 2]], torch.ones(2, 3), (3, 3), check_invariants=True),
+    "COO that repeats an index": lambda: torch.sparse_coo_tensor(
+        torch.tensor([[0, 0]]), torch.tensor([1.0, 2.0]), (3,), check_invariants=True
+    ),
+    "COO of rows": lambda: torch.sparse_coo_tensor(
+        torch.tensor([[0, 2]]), torch.ones(2, 3), (3, 3), check_invariants=True
+    ),
     "CSR": lambda: torch.eye(3).to_sparse_csr(),
     "CSC": lambda: torch.eye(3).to_sparse_csc(),
     "BSR": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
@@ -90,7 +95,7 @@ class Subclass(torch.Tensor):
 
 
 def masked() -> Any:
-    return np.ma.array([1, 2], mask=[0, 1])
+    return np.ma.array([1, 2], mask=[False, True])
 
 
 REFUSED: dict[str, Callable[[], Any]] = {

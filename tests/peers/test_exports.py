@@ -14,7 +14,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, convert_checkpoint
 from tests.foreign.described import assert_same
 
 
-class Module(lightning.LightningModule):
+class Module(lightning.LightningModule):  # type: ignore[misc]
     """A model whose every step is noted."""
 
     def __init__(self, width: int = 4) -> None:
@@ -33,7 +33,8 @@ class Module(lightning.LightningModule):
 
     def train_dataloader(self) -> Any:
         torch.manual_seed(0)
-        return torch.utils.data.DataLoader(list(torch.randn(12, self.hparams["width"])), batch_size=3)
+        samples: Any = list(torch.randn(12, self.hparams["width"]))
+        return torch.utils.data.DataLoader(samples, batch_size=3)
 
 
 def trainer(folder: Path, epochs: int) -> lightning.Trainer:
@@ -87,7 +88,8 @@ def test_lightning_loads_weights_with_their_hyperparameters(tmp_path: Path) -> N
     model, optimizer, _ = by_hand(1)
     manager = manager_in(tmp_path)
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, config={"width": 4, "lr": 3})
-    for number, options in enumerate(({}, {"only": "model"}, {"dtype": "bf16"})):
+    several: tuple[dict[str, Any], ...] = ({}, {"only": "model"}, {"dtype": "bf16"})
+    for number, options in enumerate(several):
         path = manager.export_checkpoint("latest", tmp_path / f"{number}.ckpt", format="lightning", **options)
         found = Module.load_from_checkpoint(path)
         for name, tensor in model.state_dict().items():

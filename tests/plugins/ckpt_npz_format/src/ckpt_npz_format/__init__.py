@@ -98,7 +98,8 @@ def _header(tensor: torch.Tensor) -> bytes:
 def _array_type(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the type of an array that holds the bits of a tensor."""
     try:
-        return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+        found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
+        return found
     except TypeError:
         return _WORDS[dtype.itemsize]
 
