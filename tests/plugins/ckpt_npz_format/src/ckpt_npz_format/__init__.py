@@ -98,8 +98,8 @@ def _header(tensor: torch.Tensor) -> bytes:
 def _array_type(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the type of an array that holds the bits of a tensor."""
     try:
-        found: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
-        return found
+        found: Any = torch.empty(0, dtype=dtype).numpy().dtype
+        return np.dtype(found)
     except TypeError:
         return _WORDS[dtype.itemsize]
 
