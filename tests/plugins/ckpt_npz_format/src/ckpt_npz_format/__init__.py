@@ -30,7 +30,7 @@ from ckpt_lib.formats.structure import (
 STRUCTURE = "structure.json"
 _SUFFIX = ".npy"
 _MAX_HEADER_BYTES = 4096
-_WORDS = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_WORDS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 class NpzFormat:
@@ -98,8 +98,7 @@ def _header(tensor: torch.Tensor) -> bytes:
 def _array_type(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the type of an array that holds the bits of a tensor."""
     try:
-        found: Any = torch.empty(0, dtype=dtype).numpy().dtype
-        return np.dtype(found)
+        return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     except TypeError:
         return _WORDS[dtype.itemsize]
 
