@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OPTIMIZER_KEY
+from ckpt_lib.core.payload_keys import (
+    DATA_KEY,
+    EXTRA_STATE_KEY,
+    MODEL_KEY,
+    OPTIMIZER_KEY,
+    OTHERS_KEY,
+    PAYLOAD_KEYS,
+    RNG_KEY,
+)
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.foreign.base import ForeignCheckpoint
@@ -33,7 +41,11 @@ WHOLE = ""
 """Under this name ``contents`` has what a file holds that is no dict, such as a whole module."""
 OWN_KIND = "payload"
 """The kind of a checkpoint of this library that lies there without its manifest."""
-_OURS = {MODEL_KEY, OPTIMIZER_KEY, EXTRA_STATE_KEY, "epoch", "step", "metrics", "config"}
+_FACTS = {"epoch", "step", "metrics", "config"}
+_WHOLE = {MODEL_KEY, OPTIMIZER_KEY, EXTRA_STATE_KEY, *_FACTS}
+"""What each payload of this library has, and a file that was converted from one may lack."""
+_OURS = {*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY, *_FACTS}
+_OURS_ALONE = {RNG_KEY, DATA_KEY, OTHERS_KEY, EXTRA_STATE_KEY}
 _BYTE_ORDER = (
     "its tensors have the byte order of another kind of machine; load it there, and save it again as safetensors"
 )
@@ -175,6 +187,13 @@ class _Archive:
 def _kind_of(contents: Mapping[str, Any], found: TorchContents) -> tuple[str, str]:
     if "pytorch-lightning_version" in contents:
         return "lightning", "a Lightning checkpoint"
-    if contents.keys() >= _OURS:
+    if contents.keys() >= _WHOLE or _is_converted(contents):
         return OWN_KIND, "a checkpoint of this library without its manifest"
     return found.kind, found.title
+
+
+def _is_converted(contents: Mapping[str, Any]) -> bool:
+    """Tell whether a file has our keys alone, and one that training scripts do not use, or use for something else."""
+    alone = _OURS_ALONE & contents.keys()
+    is_named_so = MODEL_KEY in contents and contents.keys() <= _OURS and bool(alone)
+    return is_named_so and all(isinstance(contents[key], Mapping | list) for key in alone)

@@ -16,7 +16,7 @@ from ckpt_lib.converting.targets import Conversion, Target, target_of, write_as
 from ckpt_lib.converting.tensors import stored_tensors
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, PAYLOAD_KEYS
+from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.errors import NotACheckpointError, UnsupportedFormatError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OURS = {*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY}
 _ZIP_START = b"PK\x03\x04"
 _NO_NAME = "converted"  # of an experiment: an export answers to any
 
@@ -153,13 +152,7 @@ def _payload_of(checkpoint: ForeignCheckpoint) -> Payload:
         )
     facts = checkpoint.facts
     known = {"epoch": facts.epoch, "step": facts.step, "metrics": dict(facts.metrics), "config": dict(facts.config)}
-    payload = {**known, **{key: value for key, value in checkpoint.payload.items() if value is not None}}
-    extra = payload.get(EXTRA_STATE_KEY)
-    if isinstance(extra, dict):  # what a file of ours holds under our own keys is no extra of it
-        inner = {key: value for key, value in extra.items() if key in _OURS}
-        rest = {key: value for key, value in extra.items() if key not in _OURS}
-        payload = {**payload, EXTRA_STATE_KEY: rest, **inner}
-    return payload
+    return {**known, **{key: value for key, value in checkpoint.payload.items() if value is not None}}
 
 
 def _stem(title: str) -> str:
