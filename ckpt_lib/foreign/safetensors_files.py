@@ -11,7 +11,7 @@ import torch
 from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.foreign.base import ForeignCheckpoint, Region, StoredTensor
 from ckpt_lib.foreign.sources import FoundFiles
-from ckpt_lib.formats.safetensors.header import Entry, read_header
+from ckpt_lib.formats.safetensors.header import Entry, read_header, read_metadata
 from ckpt_lib.stream import VerifiedFile
 
 _NUMBER_BYTES = 8
@@ -49,8 +49,12 @@ class SafetensorsFile:
 
 
 def tensors_of(file: VerifiedFile) -> Mapping[str, Any]:
-    """Return the tensors of one file by name. Only its header is read."""
-    return {name: _stored(file, name, entry) for name, entry in read_header(file).items()}
+    """Return the tensors of one file by name, tied ones by each of their names. Only its header is read."""
+    found = {name: _stored(file, name, entry) for name, entry in read_header(file).items()}
+    for alias, name in read_metadata(file).items():  # where safetensors.torch.save_model notes which it has dropped
+        if name in found:
+            found.setdefault(alias, found[name])
+    return found
 
 
 def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
+from torch import nn
 
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError, UnsafePayloadError
 from ckpt_lib.foreign import open_checkpoint, tensors_in
@@ -71,6 +72,16 @@ def test_tensors_of_two_files_with_one_name_share_no_memory(tmp_path: Path) -> N
     with open_checkpoint(tmp_path) as found:
         stored = [tensor for _, tensor in tensors_in(found.contents)]
         assert len({tensor.memory for tensor in stored}) == 2
+
+
+def test_tied_weights_have_each_of_their_names_again(tmp_path: Path) -> None:
+    """``save_model`` stores them once, and notes the other names; all of them come back, sharing memory."""
+    model = nn.ModuleDict({"embedding": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    model["head"].weight = model["embedding"].weight
+    save_model(model, str(tmp_path / "tied.safetensors"))
+    found = read(tmp_path / "tied.safetensors").payload["model_state_dict"]
+    assert_same(found, dict(model.state_dict()))
+    assert found["head.weight"].data_ptr() == found["embedding.weight"].data_ptr()
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:

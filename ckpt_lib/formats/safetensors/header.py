@@ -61,6 +61,27 @@ def read_header(file: VerifiedFile) -> dict[str, Entry]:
     Raises :class:`CorruptCheckpointError` for anything but one whole safetensors file, in time and memory proportional
     to its header.
     """
+    header, start = _header(file)
+    header.pop(METADATA_KEY, None)
+    entries = {name: _entry(name, description, start) for name, description in header.items()}
+    position = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.start != position:
+            raise corrupt(f"{shown(name)} overlaps what lies before it, or leaves a gap")
+        position = entry.stop
+    if position != file.size_bytes:
+        raise corrupt(f"its tensors end at byte {position:,}, and the file at byte {file.size_bytes:,}")
+    return entries
+
+
+def read_metadata(file: VerifiedFile) -> dict[str, str]:
+    """Return the text that its writer has noted in the header. Raises as :func:`read_header` does."""
+    found = _header(file)[0].get(METADATA_KEY, {})
+    return dict(found)
+
+
+def _header(file: VerifiedFile) -> tuple[dict[str, Any], int]:
+    """Return the header, and where the bytes of the tensors begin."""
     if file.size_bytes < _LENGTH.size:
         raise corrupt("it is too short")
     with file.view(0, _LENGTH.size) as view:
@@ -70,15 +91,11 @@ def read_header(file: VerifiedFile) -> dict[str, Entry]:
         raise corrupt("its header is longer than the file, or than any header may be")
     with file.view(_LENGTH.size, start) as view:
         data = bytes(view)
-    entries = _entries(_parsed(data), start)
-    position = start
-    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if entry.start != position:
-            raise corrupt(f"{shown(name)} overlaps what lies before it, or leaves a gap")
-        position = entry.stop
-    if position != file.size_bytes:
-        raise corrupt(f"its tensors end at byte {position:,}, and the file at byte {file.size_bytes:,}")
-    return entries
+    header = _parsed(data)
+    metadata = header.get(METADATA_KEY, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise corrupt("its metadata is no mapping of text")
+    return header, start
 
 
 def corrupt(reason: str) -> CorruptCheckpointError:
@@ -104,13 +121,6 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("an object has a key twice")
     return found
-
-
-def _entries(header: dict[str, Any], start: int) -> dict[str, Entry]:
-    metadata = header.pop(METADATA_KEY, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise corrupt("its metadata is no mapping of text")
-    return {name: _entry(name, description, start) for name, description in header.items()}
 
 
 def _entry(name: str, description: Any, start: int) -> Entry:
