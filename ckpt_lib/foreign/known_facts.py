@@ -12,9 +12,10 @@ from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
 from ckpt_lib.foreign.plain_values import REFUSED, Plain
 
 FACTS = ("epoch", "step", "metrics", "config")
+# Not "epochs" and "steps", which are mostly how many are planned.
 _NAMES = {
-    "epoch": ("epoch", "current_epoch", "epochs"),
-    "step": ("step", "global_step", "iteration", "iter", "steps", "current_iter", "num_updates", "updates"),
+    "epoch": ("epoch", "current_epoch"),
+    "step": ("step", "global_step", "iteration", "iter", "current_iter", "num_updates", "updates"),
     "metrics": ("metrics", "train_metrics", "val_metrics", "results"),
     "config": ("config", "args", "cfg", "hyper_parameters", "hparams", "train_args", "opt", "options"),
 }
@@ -39,18 +40,24 @@ class FactFinder:
         """Return which fact an entry is; ``None`` if it is none, or one that is known from another entry."""
         if not isinstance(name, str):
             return None
+        value = _number_in(value)
         for kind in ("epoch", "step"):
             if name in _NAMES[kind] and _count(value) is not None:
                 return kind
         if name in _NAMES["config"] and isinstance(_fields(value), dict):
             return "config"
         is_measured = _is_number(value) and _IS_METRIC.search(name.lower())
-        is_metrics = name in _NAMES["metrics"] and isinstance(value, Mapping) and all(map(_is_number, value.values()))
+        is_metrics = (
+            name in _NAMES["metrics"]
+            and isinstance(value, Mapping)
+            and all(_is_number(_number_in(item)) for item in value.values())
+        )
         return "metrics" if is_measured or (is_metrics and value) else None
 
     def take(self, kind: str, name: str, value: Any) -> Plain:
         """Note a fact. Returns what is not plain in it, which was left out."""
         values = Plain(is_config=True)
+        value = _number_in(value)
         if kind in ("epoch", "step"):
             count, rank = _count(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
             if count is None:
@@ -60,6 +67,7 @@ class FactFinder:
             return values
         if kind == "metrics":
             measured = value if isinstance(value, Mapping) else {name: value}
+            measured = {key: _number_in(number) for key, number in measured.items()}
             self._metrics |= {str(key): number for key, number in measured.items() if _is_number(number)}
             values.refused += [
                 f"{name}.{key} (no number)" for key, number in measured.items() if not _is_number(number)
@@ -109,6 +117,13 @@ def _count(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def _number_in(value: Any) -> Any:
+    """Return the number in a tensor of one and without dimensions, as some programs keep it; else the value itself."""
+    if isinstance(value, StoredTensor) and value.shape == () and not value.dtype.is_complex:
+        return value.read().item()
+    return value
 
 
 def _is_number(value: Any) -> bool:

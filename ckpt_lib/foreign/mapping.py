@@ -7,7 +7,7 @@ plain is left out by name. Half a model is never returned: if one of its tensors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ckpt_lib.core.wording import did_you_mean, listed, shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
 from ckpt_lib.foreign.known_facts import FACTS, FactFinder
-from ckpt_lib.foreign.modules import has_hooks, holds_tensors, is_module, unreadable, weights_of
+from ckpt_lib.foreign.modules import has_hooks, holds_tensors, is_module, unreadable, weight_bytes, weights_of
 from ckpt_lib.foreign.plain_values import REFUSED, Plain
 
 _STATES: dict[str, tuple[str, ...]] = {
@@ -27,6 +27,7 @@ _STATES: dict[str, tuple[str, ...]] = {
     "optimizer": (
         OPTIMIZER_KEY,
         "optimizer",
+        "optimizers",
         "optimizer_states",
         "optimizer_state",
         "optim_state_dict",
@@ -173,13 +174,39 @@ class _Assignment:
                 self._assign(kind, {name: self._rest.pop(name)})
             elif kind == "model":
                 self._take_average()
+        if not self._obstacles:
+            self._look_for_more()
 
     def _take_average(self) -> None:
         """Take the averaged weights for those of the model, of a checkpoint that has only these."""
+        if self._more(_is_model):
+            return
         name = next((name for name in _EMAS if _is_model(self._rest.get(name))), None)
         if name is not None:
             self._assign("model", {name: self._rest.pop(name)})
             self._left_out.append(f"It has no weights besides the averaged ones in {name}: those are the model's.")
+
+    def _look_for_more(self) -> None:
+        """Refuse to take the smaller of two models for the one, and say which states have no known name."""
+        models, taken = self._more(_is_model), self._payload.get(MODEL_KEY)
+        larger = [name for name in models if taken is not None and weight_bytes(self._rest[name]) > weight_bytes(taken)]
+        if larger:
+            self._obstacles.append(
+                f"{listed(larger, 5)} may be the model as well, with more weights than what has a usual name; "
+                f"name the model with key_map, such as {{{larger[0]!r}: 'model'}}"
+            )
+        elif models and taken is None:
+            self._obstacles.append(self._nothing_found())
+        elif models:
+            self._left_out.append(f"{listed(models, 5)} may be models, too: they are in extra_state under these names.")
+        if optimizers := self._more(_is_optimizer):
+            self._left_out.append(
+                f"{listed(optimizers, 5)} may be states of optimizers: they are in extra_state; key_map can name them."
+            )
+
+    def _more(self, is_one: Callable[[Any], bool]) -> list[str]:
+        """Return the names of what nobody has taken that may be such a state; averages have their own names."""
+        return [str(name) for name, value in self._rest.items() if name not in _OTHERS and is_one(value)]
 
     def take_others(self) -> None:
         for name in _OTHERS:
@@ -275,13 +302,23 @@ class _Assignment:
         if objects:
             found: StoredObject = self._contents[objects[0]]
             return f"{objects[0]} is a {found.class_name}, and no weights are found in what is stored of it"
-        likely = [str(name) for name, value in self._contents.items() if _is_model(value)]
+        likely = self._more(_is_model)
         hint = f"name them with key_map, such as {{{likely[0]!r}: 'model'}}" if likely else "it may be no checkpoint"
         return f"no weights of a model are under a name that is known ({listed(likely, 5) or 'it has none'}); {hint}"
 
 
 def _is_model(value: Any) -> bool:
-    return is_module(value) or (isinstance(value, Mapping) and not _is_optimizer(value) and holds_tensors(value))
+    return is_module(value) or (isinstance(value, Mapping) and not _is_optimizer(value) and _are_weights(value))
+
+
+def _are_weights(state: Mapping[Any, Any]) -> bool:
+    """Tell whether all that is in a dict may be tensors, as in the state of a model, or in those of several."""
+    return bool(state) and all(
+        isinstance(value, StoredTensor | StoredObject)
+        or str(name).endswith(_EXTRA_SUFFIX)
+        or (isinstance(value, Mapping) and _are_weights(value))
+        for name, value in state.items()
+    )
 
 
 def _is_bare_model(contents: Mapping[str, Any]) -> bool:

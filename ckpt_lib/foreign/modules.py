@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
+from ckpt_lib.foreign.tree import tensors_in
 
 _PARTS = ("_parameters", "_buffers", "_modules")
 
@@ -41,6 +42,12 @@ def holds_tensors(value: Any) -> bool:
             met.add(id(item))
             waiting += item.values() if isinstance(item, Mapping) else item
     return False
+
+
+def weight_bytes(state: Any) -> int:
+    """Return how many bytes the tensors in a state have, or in a module."""
+    state = weights_of(state) if is_module(state) else state
+    return sum(tensor.size_bytes for _, tensor in tensors_in(state))
 
 
 def _weights(module: StoredObject, before: str) -> Iterator[tuple[str, Any]]:

@@ -195,3 +195,58 @@ def test_lightnings_layout(count: int) -> None:
     assert set(found.payload["extra_state"]) == {"callbacks", "loops", "hparams_name", "pytorch-lightning_version"}
     assert (found.facts.writer, found.facts.epoch, found.facts.step) == ("lightning 2.6.6", 1, 20)
     assert found.facts.config == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"ema": {"a": torch.zeros(2)}, "net_sd": WEIGHTS, "optimizer": OPTIMIZER},
+        {"teacher": WEIGHTS, "student": WEIGHTS, "ema": WEIGHTS},
+        {"weights": {"cls": torch.ones(1)}, "generator": {"fc.weight": torch.ones(9)}},
+    ],
+)
+def test_one_of_several_models_is_not_guessed(contents: dict[str, Any]) -> None:
+    """Averaged weights are not the model where others are there, nor are fewer weights than others have."""
+    found = mapped(contents)
+    assert found.payload is None
+    assert "key_map" in (found.obstacle or "")
+
+
+def test_a_dict_of_settings_is_no_model() -> None:
+    """A tensor among plain values does not make a dict of a usual name the weights of a model."""
+    for contents in (
+        {"model": {"name": "x", "mean": torch.ones(1)}, "state_dict": WEIGHTS},
+        {"params": {"lr": 0.1, "class_weights": torch.ones(1)}, "net": WEIGHTS},
+    ):
+        found = mapped(contents)
+        assert found.payload is not None
+        assert list(found.payload["model_state_dict"]) == ["fc.weight"]
+
+
+def test_several_optimizers_are_found_or_named() -> None:
+    """A list of them becomes states by number; those without a usual name are kept, and a sentence says so."""
+    found = mapped({"model": WEIGHTS, "optimizers": [OPTIMIZER, OPTIMIZER]})
+    assert found.payload is not None
+    assert list(found.payload["optimizer_state_dict"]) == ["0", "1"]
+    found = mapped({"model": WEIGHTS, "optimizer_G": OPTIMIZER, "optimizer_D": OPTIMIZER})
+    assert found.payload is not None
+    assert list(found.payload["extra_state"]) == ["optimizer_G", "optimizer_D"]
+    assert any("optimizer_G" in sentence and "key_map" in sentence for sentence in found.left_out)
+
+
+def test_numbers_in_tensors_are_facts_and_plans_are_none() -> None:
+    """Scripts keep a count or a metric as a tensor; ``epochs`` and ``steps`` say how many there will be."""
+    found = mapped(
+        {
+            "model": WEIGHTS,
+            "epoch": torch.tensor(7),
+            "best_acc1": torch.tensor(0.5),
+            "metrics": {"f1": torch.tensor(0.25)},
+            "epochs": 100,
+            "steps": 10_000,
+        }
+    )
+    assert (found.facts.epoch, found.facts.step) == (7, None)
+    assert found.facts.metrics == {"best_acc1": 0.5, "f1": 0.25}
+    assert found.payload is not None
+    assert found.payload["extra_state"] == {"epochs": 100, "steps": 10_000}
