@@ -29,6 +29,8 @@ _MAX_NAME_CHARACTERS = 500
 _MAX_LINE_BYTES = 5_000
 _MAX_INT_BYTES = 2_000
 """How long a whole number may be: reading a decimal one takes time with the square of its length."""
+_OBJECTS_ALLOWED, _OBJECTS_A_RECORD = 100_000, 20
+"""How many calls may make objects; each takes longer than any other step. A pickled module takes about three."""
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _WITH_STATE = "torch._utils._rebuild_parameter_with_state"
 _UNVERSIONED = "torch._utils._rebuild_tensor"
@@ -69,6 +71,8 @@ class DraftingUnpickler(PickleChecker):
     ) -> None:
         super().__init__(data, find_name=find_name, find_reference=find_reference, records=records)
         self._known: dict[int, Any] = {}
+        self._max_objects = _OBJECTS_ALLOWED + _OBJECTS_A_RECORD * records
+        self._objects = 0
 
     @property
     def _steps(self) -> dict[int, Step]:
@@ -92,8 +96,14 @@ class DraftingUnpickler(PickleChecker):
             return self._set_of(arguments)
         if function.call is OrderedDict:
             return self._ordered(arguments)
+        self._count_object()
         found = self._tensor(function, arguments)
         return function.made(arguments) if found is None else found
+
+    def _count_object(self) -> None:
+        self._objects += 1
+        if self._objects > self._max_objects:
+            raise unsafe(f"its structure makes more than {self._max_objects} objects")
 
     def _tensor(self, function: Draft, arguments: tuple[Any, ...]) -> Any:
         """Return what a function on the list makes of its arguments; ``None`` if it makes nothing of them."""

@@ -177,19 +177,30 @@ def _sizes_and_times(found: Mapping[str, os.stat_result]) -> tuple[dict[str, int
 def _local_files(path: str) -> dict[str, os.stat_result]:
     """Return what is known of each file in a folder of this machine by its name below it, in order."""
     files: dict[str, os.stat_result] = {}
+    above: dict[str, tuple[tuple[int, int], ...]] = {}  # which folders are on the way to each, to end circles of links
     for folder, folders, names in os.walk(path, followlinks=True):
+        above[folder] = (*above.get(os.path.dirname(folder), ()), _identity(folder))
         below = os.path.relpath(folder, path)
         parts = [] if below == os.curdir else below.split(os.sep)
-        if len(parts) >= MAX_LEVELS:  # which also ends a circle of links
+        if len(parts) >= MAX_LEVELS:
             folders.clear()
-        folders[:] = sorted(name for name in folders if name != OWN_FOLDER)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name != OWN_FOLDER and _identity(os.path.join(folder, name)) not in above[folder]
+        )
         for name in names:
             found = _stat(os.path.join(folder, name))
             if found is not None and stat.S_ISREG(found.st_mode):
                 files["/".join((*parts, name))] = found
-        if len(files) > MAX_FILES:
+        if len(files) + len(above) > MAX_FILES:
             raise _too_many(path)
     return dict(sorted(files.items()))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = _stat(path)
+    return (found.st_dev, found.st_ino) if found else (0, 0)
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -243,7 +254,7 @@ def _stored(url: str) -> FoundFiles:
 
 def _too_many(path: str) -> NotACheckpointError:
     return NotACheckpointError(
-        f"the folder holds more than {MAX_FILES} files",
+        f"more than {MAX_FILES} files and folders are in it",
         path=path,
         hint="Name the folder of one checkpoint.",
     )

@@ -189,6 +189,7 @@ BOMBS = {
     "names without end": b"\x80\x02]" + b"".join(b"cm%d\nn\na" % number for number in range(20_000)) + b".",
     "marks without end": b"\x80\x02" + b"(" * 100_000 + b".",
     "steps without end": b"\x80\x02" + b"N0" * 5_000_000 + b"N.",
+    "objects without end": b"\x80\x02cm\nn\nq\x00(" + b"h\x00)\x81}b" * 500_000 + b"t.",
     "a frame that goes back": b"\x80\x04\x95" + struct.pack("<q", -100) + b"N.",
 }
 

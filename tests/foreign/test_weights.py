@@ -12,7 +12,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError, UnsafePayloadError
-from ckpt_lib.foreign import open_checkpoint, tensors_in
+from ckpt_lib.foreign import found_files, open_checkpoint, tensors_in
 from tests.foreign.described import assert_same, kind_at, read, write_json
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -176,3 +176,19 @@ def test_an_index_alone_leads_to_its_folder(folder: Path) -> None:
     """Who names the index is told to name the folder."""
     with pytest.raises(NotACheckpointError, match="Name the folder"):
         kind_at(folder / INDEX)
+
+
+def test_links_in_a_circle_end(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Links to the folder itself, or to one above it, are not followed again; one to a folder elsewhere is."""
+    there = tmp_path / "there"
+    there.mkdir()
+    save_file(tensors, there / "other.safetensors")
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    save_file(tensors, folder / "inner" / "x.safetensors")
+    for number in range(8):
+        (folder / f"self{number}").symlink_to(folder)
+        (folder / "inner" / f"above{number}").symlink_to("..")
+    (folder / "linked").symlink_to(there)
+    with found_files(folder) as files:
+        assert files.names == ("inner/x.safetensors", "linked/other.safetensors")
