@@ -84,7 +84,7 @@ def inspect_stored(
         try:
             _check_sizes(files, manifest.files)
             found = stored_checkpoint(files, manifest)
-            more = _findings(files, manifest, found.contents)
+            more = _findings(files, manifest, found.payload)
             summary = summary_of(found, stats=stats, progress=progress, more_findings=tuple(more))
         except StoreError:
             raise

@@ -26,6 +26,8 @@ from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import FileDigests, HashingWriter, Progress
 from ckpt_lib.stream.digests import Buffer
 
+_CONVERTED_TO = {".safetensors": "safetensors", ".bin": "torch"}
+"""Which format a conversion gives to a file with a suffix that an export as it is does not know."""
 _CLAIM = "0" * 16
 """What the manifest of an export has in the place of a claim: nobody claimed its id there."""
 
@@ -46,6 +48,7 @@ def export(
     """
     place = location(open_store(destination))
     suffix = _exported_suffix(manifest)
+    _refuse_conversion(destination, place, suffix)
     if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
@@ -76,8 +79,24 @@ def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
 
 
 def _is_file_name(destination: str | os.PathLike[str], place: str, suffix: str) -> bool:
-    is_named_a_folder = url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
-    return place.lower().endswith((*FILE_SUFFIXES, suffix.lower())) and not is_named_a_folder
+    return place.lower().endswith((*FILE_SUFFIXES, suffix.lower())) and not _is_named_a_folder(destination, place)
+
+
+def _is_named_a_folder(destination: str | os.PathLike[str], place: str) -> bool:
+    return url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
+
+
+def _refuse_conversion(destination: str | os.PathLike[str], place: str, suffix: str) -> None:
+    """Refuse the name of a file of another format than that of the payload: nobody wants a folder of that name."""
+    ending = next((ending for ending in _CONVERTED_TO if place.lower().endswith(ending)), None)
+    if ending is None or ending == suffix.lower() or _is_named_a_folder(destination, place):
+        return
+    raise ConfigError(
+        f"the payload is no {ending} file, and is not converted unless a format is named",
+        path=place,
+        expected=f"a folder, or a file that ends with {', '.join(FILE_SUFFIXES)}",
+        hint=f"Convert it: --format {_CONVERTED_TO[ending]}. Or end the name of a folder with a slash.",
+    )
 
 
 def _export_file(
@@ -88,7 +107,7 @@ def _export_file(
             f"the payload is a folder of {count_of(len(manifest.files), 'file')}",
             path=location(target.store, name),
             expected="a folder to export to",
-            hint="End the destination with a slash.",
+            hint="End the destination with a slash. --format safetensors makes one file, of the weights.",
         )
     refuse_experiment(target)
     copy = _plain_manifest(experiment, manifest).payload.model_copy(update={"name": name})

@@ -244,7 +244,7 @@ def test_memory_that_is_stored_for_nothing_is_found(tmp_path: Path) -> None:
     """One row of a large table drags the whole table along."""
     torch.save({"row": torch.ones(1_000_000, 2)[0]}, path := tmp_path / "w.pt")
     (finding,) = inspect_checkpoint(path).findings
-    assert finding.startswith("'row' use a small part of their memory, and 7.6 MiB are stored for nothing")
+    assert finding.startswith("'row' uses a small part of its memory, and 7.6 MiB are stored for nothing")
 
 
 @pytest.mark.parametrize(
