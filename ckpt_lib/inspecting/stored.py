@@ -124,7 +124,7 @@ def _without_payload(
         config=manifest.config,
         checkpoint=_facts(manifest),
     )
-    return inspection.model_copy(update={"kind": manifest.format})
+    return inspection if manifest.foreign else inspection.model_copy(update={"kind": manifest.format})
 
 
 def _facts(manifest: Manifest) -> StoredCheckpoint:
