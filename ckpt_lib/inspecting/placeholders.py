@@ -102,17 +102,15 @@ class _Placeholders:
         if isinstance(value, TensorSpec):
             return self._storages.stored(value)
         if self._reader and self._build and isinstance(value, TensorRef):
-            dtype, shape, memory = self._reader.described(value)
-            read = partial(self._build, value)
-            return self._tensor(name, dtype, shape, memory, read, offset_bytes=self._offset_of(name))
+            read, offset_bytes = partial(self._build, value), self._offset_of(name)
+            return self._tensor(name, *self._reader.described(value), read=read, offset_bytes=offset_bytes)
         # A tensor without data, of a payload that only torch can read; or what another package's format puts there.
         dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
         if not isinstance(dtype, torch.dtype):
             return value
         memory, offset_bytes = _memory_of(value)
-        return self._tensor(
-            name, dtype, tuple(shape), memory, partial(self._read_named, name), offset_bytes=offset_bytes
-        )
+        read = partial(self._read_named, name)
+        return self._tensor(name, dtype, tuple(shape), memory, read=read, offset_bytes=offset_bytes)
 
     def _read_named(self, name: str) -> torch.Tensor:
         return tensors_in(self._format.read(self._source, keys=[name]))[0]
@@ -137,8 +135,8 @@ class _Placeholders:
         dtype: torch.dtype,
         shape: tuple[int, ...],
         memory: Hashable,
-        read: Callable[[], torch.Tensor],
         *,
+        read: Callable[[], torch.Tensor],
         offset_bytes: int,
     ) -> StoredTensor:
         regions = self._regions.get(name, [])
@@ -157,5 +155,5 @@ class _Placeholders:
 def _memory_of(value: Any) -> tuple[Hashable, int]:
     """Return which memory a placeholder stands for, and where in it; those that stand for tied tensors share theirs."""
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return value.untyped_storage()._cdata, value.storage_offset() * value.itemsize
+        return value.untyped_storage()._cdata, int(value.storage_offset()) * value.itemsize
     return id(value), 0

@@ -20,8 +20,9 @@ from ckpt_lib.core.manifest import Claim, Manifest, parse_record
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import ConfigError, NotACheckpointError
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.foreign import StoredTensor
-from ckpt_lib.inspecting import placeholders, statistics
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, StoredTensor
+from ckpt_lib.foreign.opening import described
+from ckpt_lib.inspecting import statistics
 from ckpt_lib.inspecting.statistics import statistics_of
 from ckpt_lib.inspecting.stored import inspect_stored
 from ckpt_lib.store import open_store
@@ -389,9 +390,13 @@ def test_what_was_imported_in_place_is_told_as_what_it_was(
     contents = {"epoch": 3, "zz": {"one": layer.state_dict(), "two": layer.state_dict()}, "state_dict": {}}
     torch.save({**contents, "pytorch-lightning_version": "2.0.0"}, path := store_path / "run" / "odd.ckpt")
     saved = manager.import_checkpoint(path, key_map={"zz": "model"}, in_place=True)
-    opened = []
-    described = placeholders.described
-    monkeypatch.setattr(placeholders, "described", lambda files: opened.append(files) or described(files))
+    opened: list[FoundFiles] = []
+
+    def counted(files: FoundFiles) -> ForeignCheckpoint:
+        opened.append(files)
+        return described(files)
+
+    monkeypatch.setattr("ckpt_lib.inspecting.placeholders.described", counted)
     found = inspect_checkpoint(store_path / "run" / f"{saved}.json", stats=True)
     assert (found.problem, found.findings, found.kind, found.epoch) == (None, (), "lightning", 3)
     assert found.title == "a Lightning checkpoint, imported in place"
