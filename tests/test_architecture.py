@@ -182,6 +182,19 @@ def test_heavy_libraries_load_only_where_they_are_used(heavy: str, homes: set[st
     assert loaded == []
 
 
+def test_one_function_leads_from_a_manifest_to_its_format() -> None:
+    """format_of knows what was imported in place; the name alone would read that in another way."""
+    direct = [
+        f"{module}:{call.lineno} {ast.unparse(call)}"
+        for module, path in sources().items()
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith("format_named")
+        and any(isinstance(arg, ast.Attribute) and not ast.unparse(arg.value).endswith("config") for arg in call.args)
+    ]
+    assert [found.partition(":")[0] for found in direct] == ["ckpt_lib.experiment.stored_payload"], direct
+
+
 def test_the_checks_see_what_they_look_for() -> None:
     """The detector itself: backward arrows in every spelling are found, forward ones and type-only ones pass."""
     code = (

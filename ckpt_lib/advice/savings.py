@@ -8,8 +8,8 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.payload_keys import RESUME_ONLY_KEYS
 from ckpt_lib.errors import CheckpointError, StoreUnavailableError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
-from ckpt_lib.formats import Format, format_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
+from ckpt_lib.formats import Format
 from ckpt_lib.formats.base import PayloadSource
 from ckpt_lib.formats.compressed import CompressedFormat, PlainSource
 from ckpt_lib.maintenance.thin import droppable
@@ -44,7 +44,7 @@ class Savings:
             return 0.0
 
     def _dropped_bytes(self, manifest: Manifest) -> int:
-        stored, files = format_named(manifest.format), manifest.files
+        stored, files = format_of(manifest), manifest.files
         payload = StoredPayload(self._experiment, files, verify=False)
         with errors_named(self._experiment, manifest, files), payload as source:
             least, most = _bounds(stored, source)

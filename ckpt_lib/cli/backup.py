@@ -153,7 +153,7 @@ def export(
     torch.load reads the exported payload. `ckpt import` imports it from a folder.
 
     With --format, --dtype, --only or --shard-size, the checkpoint is converted for another program, as `ckpt convert`
-    does it.
+    does it. DEST.ckpt is a file of torch.save even then; --format lightning makes one of Lightning.
     """
     refuse_memory(destination)
     manager = open_manager(store, experiment, config)

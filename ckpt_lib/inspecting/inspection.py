@@ -28,7 +28,7 @@ def inspect_checkpoint(
 
     Without ``stats``, no tensor is read. With it, each tensor is read once, in blocks, and ``progress`` is called with
     the bytes done since its last call. Of a checkpoint in a store or an export, whose manifest, payload or folder may
-    be named, the answer holds what its manifest says.
+    be named, the answer holds what its manifest says; what was imported in place is named by its manifest for that.
 
     What is damaged, would run code to be told, or is no checkpoint is an :class:`Inspection` with a ``problem`` and
     what can still be said. Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing at all, and the

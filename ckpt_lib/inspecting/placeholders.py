@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.manifest import Foreign, Manifest
+from ckpt_lib.experiment.stored_payload import format_of
 from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, Region, StoredTensor
-from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
+from ckpt_lib.foreign.format import SourceFiles
+from ckpt_lib.foreign.opening import described
+from ckpt_lib.foreign.payloads import taken
+from ckpt_lib.foreign.storages import Storages
+from ckpt_lib.formats import Format, PayloadSource, is_compressed, plain_source
 from ckpt_lib.formats.safetensors.decoding import TensorRef
 from ckpt_lib.formats.safetensors.format import SafetensorsFormat
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
+from ckpt_lib.formats.torch.archive import TorchArchive
 from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 from ckpt_lib.state.tree import tensors_in
 
@@ -24,23 +32,45 @@ def stored_checkpoint(files: FoundFiles, manifest: Manifest) -> ForeignCheckpoin
     Raises what :meth:`ckpt_lib.formats.Format.inspect` raises, and
     :class:`~ckpt_lib.errors.UnsupportedFormatError` where the format is not installed.
     """
-    stored = format_named(manifest.format)
+    if manifest.foreign is not None:
+        return _imported_in_place(files, manifest, manifest.foreign)
+    stored = format_of(manifest)
     source: PayloadSource = files
     if is_compressed(manifest.format):
         source, stored = plain_source(stored, files)
     payload = _Placeholders(stored, source).payload
     library = manifest.libraries.get("prefect-checkpoints", "")
-    facts = Facts(
-        writer=f"prefect-checkpoints {library}".strip(),
+    facts = replace(_facts_of(manifest), writer=f"prefect-checkpoints {library}".strip())
+    title = f"a checkpoint of this library, in the format {manifest.format}"
+    return ForeignCheckpoint(
+        kind=manifest.format, title=title, files=files, contents=payload, payload=payload, facts=facts
+    )
+
+
+def _imported_in_place(files: FoundFiles, manifest: Manifest, foreign: Foreign) -> ForeignCheckpoint:
+    """Describe the files of another program as its kind does, and as they are loaded: by the key map of the import."""
+    held = files.where({entry.part for entry in manifest.files}.__contains__)
+    source = SourceFiles(held, foreign.title, path=files.path, modified_seconds=held.modified_seconds)
+    found = described(source)
+    what = taken(found, foreign.key_map)
+    return replace(
+        found,
+        title=f"{found.title}, imported in place",
+        files=files,
+        payload=what.payload,
+        facts=replace(_facts_of(manifest), writer=found.facts.writer),
+        obstacle=None,
+        left_out=what.left_out,
+    )
+
+
+def _facts_of(manifest: Manifest) -> Facts:
+    return Facts(
         epoch=manifest.epoch,
         step=manifest.step,
         metrics=manifest.metrics,  # type: ignore[arg-type]  # ours may be text as well
         config=manifest.config,
         saved_at=manifest.timestamp,
-    )
-    title = f"a checkpoint of this library, in the format {manifest.format}"
-    return ForeignCheckpoint(
-        kind=manifest.format, title=title, files=files, contents=payload, payload=payload, facts=facts
     )
 
 
@@ -52,6 +82,7 @@ class _Placeholders:
         self._source = source
         self._reader = SafetensorsReader(source) if isinstance(stored, SafetensorsFormat) else None
         outline = self._reader.outline() if self._reader else stored.inspect(source)
+        self._build = self._reader.builder() if self._reader else None
         self._regions: dict[str, list[Region]] = {}
         for part in source.names:
             file = source.open(part)
@@ -69,20 +100,31 @@ class _Placeholders:
 
     def _described(self, value: Any, name: str) -> Any:
         if isinstance(value, TensorSpec):
-            storage, (offset_bytes, _) = value.storage, value.range_bytes
-            return self._tensor(
-                name,
-                value.dtype,
-                value.size,
-                storage.record,
-                offset_bytes=offset_bytes,
-                memory_bytes=storage.size_bytes,
-            )
-        if self._reader and isinstance(value, TensorRef):
-            return self._tensor(name, *self._reader.described(value), offset_bytes=self._offset_of(name))
+            return self._storages.stored(value)
+        if self._reader and self._build and isinstance(value, TensorRef):
+            read, offset_bytes = partial(self._build, value), self._offset_of(name)
+            return self._tensor(name, *self._reader.described(value), read=read, offset_bytes=offset_bytes)
         # A tensor without data, of a payload that only torch can read; or what another package's format puts there.
         dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
-        return self._tensor(name, dtype, tuple(shape), id(value)) if isinstance(dtype, torch.dtype) else value
+        if not isinstance(dtype, torch.dtype):
+            return value
+        memory, offset_bytes = _memory_of(value)
+        read = partial(self._read_named, name)
+        return self._tensor(name, dtype, tuple(shape), memory, read=read, offset_bytes=offset_bytes)
+
+    def _read_named(self, name: str) -> torch.Tensor:
+        return tensors_in(self._format.read(self._source, keys=[name]))[0]
+
+    @cached_property
+    def _storages(self) -> Storages:
+        file = self._source.open()
+        archive = TorchArchive(file)
+
+        def range_of(record: str) -> tuple[int, int]:
+            start = archive.start_of(record)
+            return start, start + archive.record(record).size_bytes
+
+        return Storages(file, range_of)
 
     def _offset_of(self, name: str) -> int:
         return self._regions[name][0].start if name in self._regions else 0
@@ -94,8 +136,8 @@ class _Placeholders:
         shape: tuple[int, ...],
         memory: Hashable,
         *,
-        offset_bytes: int = 0,
-        memory_bytes: int | None = None,
+        read: Callable[[], torch.Tensor],
+        offset_bytes: int,
     ) -> StoredTensor:
         regions = self._regions.get(name, [])
         size_bytes = math.prod(shape) * dtype.itemsize
@@ -104,8 +146,14 @@ class _Placeholders:
             dtype=dtype,
             shape=shape,
             memory=memory,
-            read=lambda: tensors_in(self._format.read(self._source, keys=[name]))[0],
+            read=read,
             offset_bytes=offset_bytes,
             regions=lambda: regions if is_whole else [],
-            memory_bytes=memory_bytes,
         )
+
+
+def _memory_of(value: Any) -> tuple[Hashable, int]:
+    """Return which memory a placeholder stands for, and where in it; those that stand for tied tensors share theirs."""
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        return value.untyped_storage()._cdata, int(value.storage_offset()) * value.itemsize
+    return id(value), 0

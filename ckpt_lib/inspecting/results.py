@@ -92,7 +92,8 @@ class Inspection(_Result):
     to_load: str = ""
     """What it takes to load it, in one sentence."""
     needs: tuple[str, ...] = ()
-    """The same for programs: of ``trust_pickle``, ``package:NAME``, ``program``, ``repair``; empty for nothing."""
+    """The same for programs: of ``trust_pickle``, ``package:NAME``, ``format:NAME``, ``program``, ``repair``; empty for
+    nothing."""
     left_out: tuple[str, ...] = ()
     """What a load or an import does not bring, and why: one sentence each."""
     findings: tuple[str, ...] = ()

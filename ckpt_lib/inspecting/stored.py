@@ -84,7 +84,7 @@ def inspect_stored(
         try:
             _check_sizes(files, manifest.files)
             found = stored_checkpoint(files, manifest)
-            more = _findings(files, manifest, found.contents)
+            more = _findings(files, manifest, found.payload)
             summary = summary_of(found, stats=stats, progress=progress, more_findings=tuple(more))
         except StoreError:
             raise
@@ -124,7 +124,7 @@ def _without_payload(
         config=manifest.config,
         checkpoint=_facts(manifest),
     )
-    return inspection.model_copy(update={"kind": manifest.format})
+    return inspection if manifest.foreign else inspection.model_copy(update={"kind": manifest.format})
 
 
 def _facts(manifest: Manifest) -> StoredCheckpoint:

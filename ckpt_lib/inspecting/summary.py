@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-from ckpt_lib.core.wording import listed
+from ckpt_lib.core.wording import count_of, listed
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles
 from ckpt_lib.foreign.opening import kind_of
 from ckpt_lib.inspecting.holdings import (
+    Named,
     bytes_by_dtype,
     bytes_in,
     classes_in,
@@ -23,7 +24,7 @@ from ckpt_lib.inspecting.holdings import (
     tensors_of,
 )
 from ckpt_lib.inspecting.plain import plain
-from ckpt_lib.inspecting.results import Inspection
+from ckpt_lib.inspecting.results import Inspection, TensorStatistics
 from ckpt_lib.inspecting.statistics import statistics_of
 from ckpt_lib.inspecting.suspicions import of_statistics, runs_commands, suspicions
 from ckpt_lib.maintenance import foreign
@@ -53,11 +54,9 @@ def summary_of(
     classes = classes_in(found.contents)
     listing = listed_tensors(tensors)
     if stats:
-        read = {name: statistics_of(tensor, progress) for name, tensor in once}
-        known = {tensor_id: read[name] for name, tensor in once for tensor_id in [id(tensor)]}
+        read = _statistics(tensors, progress)
         listing = tuple(
-            item.model_copy(update={"statistics": read.get(item.name, known.get(id(tensor)))})
-            for item, (_, tensor) in zip(listing, tensors, strict=True)
+            item.model_copy(update={"statistics": found}) for item, found in zip(listing, read, strict=True)
         )
     needs, to_load = _needs(found, classes)
     facts = found.facts
@@ -84,6 +83,19 @@ def summary_of(
         left_out=found.left_out,
         findings=(*suspicions(found, tensors, classes), *of_statistics(listing), *more_findings),
     )
+
+
+def _statistics(tensors: Named, progress: Progress | None) -> list[TensorStatistics | None]:
+    """Return the statistics of each tensor; elements that are known to be those of another are read once."""
+    read: dict[Hashable, TensorStatistics | None] = {}
+    listed = []
+    for _, tensor in tensors:
+        places = tuple((region.file, region.start, region.stop) for region in tensor.regions())
+        key = (tensor.dtype, places) if places else id(tensor)
+        if key not in read:
+            read[key] = statistics_of(tensor, progress)
+        listed.append(read[key])
+    return listed
 
 
 def _needs(found: ForeignCheckpoint, classes: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -118,7 +130,7 @@ def summary_of_unreadable(
     if isinstance(problem, CheckpointError):
         problem.path = problem.checkpoint_id = None  # the inspection says these
         problem = str(problem)
-    title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {len(files.names):,} files"
+    title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {count_of(len(files.names), 'file')}"
     return Inspection(
         path=files.path,
         kind=kind.name if kind else "unknown",

@@ -38,7 +38,8 @@ def suspicions(found: ForeignCheckpoint, tensors: Named, classes: Sequence[str])
     if unused:
         names = listed([shown(name) for name in unused])
         size = size_text(sum(unused.values()))
-        yield f"{names} use a small part of their memory, and {size} are stored for nothing: clone them before saving."
+        use, them = ("uses a small part of its", "it") if len(unused) == 1 else ("use a small part of their", "them")
+        yield f"{names} {use} memory, and {size} are stored for nothing: clone {them} before saving."
     used_bytes = bytes_in(distinct(tensors)) + sum(unused.values())
     if found.obstacle is None and found.files.size_bytes - used_bytes > max(_OTHER_BYTES, used_bytes):
         yield f"{size_text(found.files.size_bytes - used_bytes)} of its bytes are no tensors."

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
@@ -17,13 +18,14 @@ from ckpt_lib.converting.tensors import stored_tensors
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.payload_keys import MODEL_KEY
-from ckpt_lib.errors import NotACheckpointError, UnsupportedFormatError
+from ckpt_lib.errors import NotACheckpointError, NotAStoreError, UnsupportedFormatError
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, found_files
+from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.formats import Payload, PayloadSource, format_named, is_compressed, plain_source
-from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_files
+from ckpt_lib.formats.registry import FILE_SUFFIXES, SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import refuse_experiment
 from ckpt_lib.maintenance.imports import locate
 from ckpt_lib.maintenance.validate import check_parts
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ZIP_START = b"PK\x03\x04"
 _NO_NAME = "converted"  # of an experiment: an export answers to any
 
 
@@ -71,25 +72,19 @@ def convert_checkpoint(
     options = conversion_options(
         url_text(destination), format=format, dtype=dtype, only=only, shard_size=shard_size, progress=progress
     )
-    nothing_there = None
-    try:
-        origin, name = locate(url_text(source), _NO_NAME)
-        if is_checkpoint_id(name):
-            return export_as(origin, origin.get(name), destination, options)
-    except NotACheckpointError as error:
-        nothing_there = error
-    try:
-        return _convert_foreign(source, destination, options)
-    except NotACheckpointError as error:
-        raise nothing_there or error from None
+    return _convert(url_text(source), destination, options)
 
 
 def export(experiment: Experiment, manifest: Manifest, destination: str | os.PathLike[str], **options: Any) -> str:
     """Do as :func:`export_as`, with the options of :func:`convert_checkpoint`; return where the result lies.
 
-    What is not in it is logged.
+    A name that stands for a file of ``torch.save`` without these options stands for one with them, ``.ckpt`` too. What
+    is not in the result is logged.
     """
-    result = export_as(experiment, manifest, destination, conversion_options(url_text(destination), **options))
+    place = url_text(destination)
+    if options.get("format") is None and place.lower().endswith(FILE_SUFFIXES):
+        options["format"] = "torch"
+    result = export_as(experiment, manifest, destination, conversion_options(place, **options))
     for sentence in result.notes:
         logger.warning("%s: %s", result.path, sentence)
     return result.path
@@ -119,7 +114,7 @@ def _read(
     if not options.only_model:
         stored.require_all()
     source: PayloadSource = stored
-    stored_format = format_named(manifest.format)
+    stored_format = format_of(manifest)
     if is_compressed(manifest.format):
         plain, stored_format = plain_source(stored_format, stored)
         source = stack.enter_context(_Decompressed(plain, scratch))
@@ -131,6 +126,29 @@ def _read(
     return found
 
 
+def _convert(source: str, destination: str | os.PathLike[str], options: ConversionOptions) -> Conversion:
+    nothing_there = None
+    try:
+        origin, name = locate(_without_link(source), _NO_NAME)
+    except NotAStoreError:  # something else is where a folder should be
+        pass
+    except NotACheckpointError as error:
+        nothing_there = error
+    else:
+        if is_checkpoint_id(name):
+            return export_as(origin, origin.get(name), destination, options)
+    try:
+        return _convert_foreign(source, destination, options)
+    except NotACheckpointError as error:
+        raise nothing_there or error from None
+
+
+def _without_link(source: str) -> str:
+    """Return where a link leads to: a store follows none."""
+    path = source.removeprefix("file://").rstrip("/")
+    return os.path.realpath(path) if scheme_of(source) == "file" and os.path.islink(path) else source
+
+
 def _convert_foreign(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], options: ConversionOptions
 ) -> Conversion:
@@ -138,11 +156,10 @@ def _convert_foreign(
         target = target_of(destination, options, _stem(files.title))
         refuse_experiment(Experiment(target.store, "", _NO_NAME, single_writer=True))
         with _plain(files, _folder_near(target)) as plain:
-            if plain.is_one_file and plain.start().startswith(_ZIP_START):
-                format_of_bare_files().check_records(plain)
+            check_checksums(plain)
             checkpoint = described(plain)
             result = write_as(_payload_of(checkpoint), target, options)
-    return Conversion(**{**vars(result), "notes": (*checkpoint.left_out, *result.notes)})
+    return replace(result, notes=(*checkpoint.left_out, *result.notes))
 
 
 def _payload_of(checkpoint: ForeignCheckpoint) -> Payload:

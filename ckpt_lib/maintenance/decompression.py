@@ -8,8 +8,8 @@ from ckpt_lib.core.manifest import Decompressed, FileEntry, Manifest
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import payload_name
-from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named
-from ckpt_lib.formats import format_named, plain_source
+from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
+from ckpt_lib.formats import plain_source
 from ckpt_lib.stream import FileDigests, Progress, StreamDigest
 from ckpt_lib.stream.digests import Buffer
 
@@ -21,7 +21,7 @@ def plain_manifest(experiment: Experiment, manifest: Manifest) -> Manifest:
     :class:`~ckpt_lib.errors.CorruptCheckpointError` with the damage, and
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted meanwhile.
     """
-    stored = format_named(manifest.format)
+    stored = format_of(manifest)
     entries = []
     files = manifest.files
     with errors_named(experiment, manifest, files), StoredPayload(experiment, files, verify=True) as source:
@@ -49,7 +49,7 @@ def copy_plain_file(
     files: Sequence[FileEntry] = [file]
     with errors_named(experiment, manifest, files):
         with StoredPayload(experiment, files, verify=True) as source:
-            plain, _ = plain_source(format_named(manifest.format), source)
+            plain, _ = plain_source(format_of(manifest), source)
             blocks = plain.open(plain.names[0]).blocks()
             written = write(_counted(blocks, progress) if progress else blocks)
         if (written.size_bytes, written.sha256) != (copy.size_bytes, copy.sha256):

@@ -26,6 +26,7 @@ from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import FileDigests, HashingWriter, Progress
 from ckpt_lib.stream.digests import Buffer
 
+_SAFETENSORS_SUFFIX = ".safetensors"
 _CLAIM = "0" * 16
 """What the manifest of an export has in the place of a claim: nobody claimed its id there."""
 
@@ -41,11 +42,12 @@ def export(
     A ``destination`` that ends with ``.pt``, ``.pth``, ``.ckpt`` or the suffix of the payload and is no folder becomes
     the payload itself, without a manifest; a path that ends with a slash is a folder. Exporting it there again changes
     nothing. Raises :class:`~ckpt_lib.errors.CheckpointExistsError` when another file has its name, and
-    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment, or a payload of several files is to
-    become one. Killed on the way, call it again.
+    :class:`~ckpt_lib.errors.ConfigError` when the folder is that of an experiment, a payload of several files is to
+    become one, or it ends with ``.safetensors``, which a conversion makes. Killed on the way, call it again.
     """
     place = location(open_store(destination))
     suffix = _exported_suffix(manifest)
+    _refuse_conversion(destination, place)
     if _is_file_name(destination, place, suffix):
         return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
@@ -76,8 +78,22 @@ def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
 
 
 def _is_file_name(destination: str | os.PathLike[str], place: str, suffix: str) -> bool:
-    is_named_a_folder = url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
-    return place.lower().endswith((*FILE_SUFFIXES, suffix.lower())) and not is_named_a_folder
+    return place.lower().endswith((*FILE_SUFFIXES, suffix.lower())) and not _is_named_a_folder(destination, place)
+
+
+def _is_named_a_folder(destination: str | os.PathLike[str], place: str) -> bool:
+    return url_text(destination).replace(os.sep, "/").endswith("/") or os.path.isdir(place)
+
+
+def _refuse_conversion(destination: str | os.PathLike[str], place: str) -> None:
+    """Refuse the name of a file of safetensors, which only a conversion makes: nobody wants a folder of that name."""
+    if place.lower().endswith(_SAFETENSORS_SUFFIX) and not _is_named_a_folder(destination, place):
+        raise ConfigError(
+            "an export as it is makes no file of safetensors",
+            path=place,
+            expected=f"a folder, or a file that ends with {', '.join(FILE_SUFFIXES)}",
+            hint="Convert it: --format safetensors --only model. Or end the name of a folder with a slash.",
+        )
 
 
 def _export_file(

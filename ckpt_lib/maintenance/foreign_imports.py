@@ -8,7 +8,6 @@ of all files is the idempotency key, so that the same checkpoint becomes one of 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,11 +17,12 @@ from ckpt_lib.core.facts import CheckpointFacts, GivenFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
-from ckpt_lib.core.wording import shown, visible
+from ckpt_lib.core.wording import visible
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
+from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
 from ckpt_lib.formats import Format
@@ -114,36 +114,6 @@ def digest_of(file: VerifiedFile, name: str, progress: Progress | None) -> FileE
             if progress:
                 progress(len(block))
     return FileEntry(name=name, **vars(digest.finish()))
-
-
-def check_checksums(files: FoundFiles) -> None:
-    """Compare the CRC-32 of each record of the files that are zip archives, as those of ``torch.save`` are.
-
-    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` for a damaged one. Archives that name more bytes than they
-    have, or compress them, are not torch's, and nothing is read of these.
-    """
-    for name in files.names:
-        if files.sizes_bytes[name] and files.start(name).startswith(b"PK\x03\x04"):
-            try:
-                damaged = _damaged_record(files.open(name))
-            except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-                raise CorruptCheckpointError(f"it is no whole archive ({error})", path=files.path) from error
-            if damaged is not None:
-                raise CorruptCheckpointError(
-                    f"its record {shown(damaged)} is damaged",
-                    path=files.path,
-                    hint="Nothing was imported. If it was saved without checksums (torch.serialization."
-                    "set_crc32_options), load it with torch.load and save it again.",
-                )
-
-
-def _damaged_record(file: VerifiedFile) -> str | None:
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        is_plain = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-        if not is_plain or sum(record.file_size for record in records) > file.size_bytes:
-            return None
-        return archive.testzip()
 
 
 def import_key(entries: Mapping[str, FileEntry], key_map: Mapping[str, str] | None) -> str:

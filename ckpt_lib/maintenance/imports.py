@@ -232,6 +232,9 @@ def _format_of(origin: Experiment, name: str) -> Format:
 
 def _read(origin: Experiment, entry: FileEntry, stored: Format) -> tuple[dict[str, Any], Compression | None]:
     """Return what it holds: of the very bytes that were digested, and without running code."""
+    from ckpt_lib.foreign.checksums import check_checksums  # torch, only where it is used
+    from ckpt_lib.foreign.format import SourceFiles
+
     bare, compression = format_of_bare_files(), None
     with StoredPayload(origin, [entry], verify=True) as stored_source:
         source: PayloadSource = stored_source
@@ -239,7 +242,7 @@ def _read(origin: Experiment, entry: FileEntry, stored: Format) -> tuple[dict[st
             source, _ = plain_source(stored, stored_source)
             codec_name = stored.name.partition(SEPARATOR)[2]
             compression = Compression(codec=codec_name, plain_size_bytes=source.open().size_bytes)
-        bare.check_records(source)
+        check_checksums(SourceFiles(source, entry.name))
         payload = bare.read(source)
     if missing := _KEYS - payload.keys():
         raise NotACheckpointError(f"the file holds no {', '.join(sorted(missing))}")

@@ -32,10 +32,11 @@ from ckpt_lib.experiment.layout import FOLDER_SUFFIX
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.foreign import materialise
+from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.format import NAME, SourceFiles
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import check_key_map, taken
-from ckpt_lib.maintenance.foreign_imports import ForeignImport, check_checksums, digest_of
+from ckpt_lib.maintenance.foreign_imports import ForeignImport, digest_of
 from ckpt_lib.maintenance.imports import Imported
 from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of

@@ -246,10 +246,11 @@ class Keeper:
 
         Plain ``torch.load`` reads that file; :meth:`import_checkpoint` of any experiment takes it back. A
         ``destination`` that ends with ``.pt``, ``.pth`` or ``.ckpt`` becomes that file, without a manifest, unless it
-        is an existing folder. Anything else is a folder: a path that ends with a slash or with another suffix, too.
+        is an existing folder. Anything else is a folder; ``.safetensors`` is refused without a slash behind it.
 
         With ``format``, ``dtype``, ``only`` or ``shard_size``, it is converted for another program instead, as
-        :func:`ckpt_lib.convert_checkpoint` does. What the format cannot hold is logged as a warning.
+        :func:`ckpt_lib.convert_checkpoint` does; ``.ckpt`` stands for a file of torch then, too. What the format cannot
+        hold is logged as a warning.
         """
         found = self._catalogue.resolve(checkpoint_id)
         wanted = {"format": format, "dtype": dtype, "only": only, "shard_size": shard_size}

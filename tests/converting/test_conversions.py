@@ -167,6 +167,31 @@ def test_a_flipped_bit_in_a_file_of_torch_leaves_nothing(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_flipped_bit_in_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    """The files of torch.save in a folder are compared with their checksums as one alone is."""
+    (tmp_path / "hf").mkdir()
+    torch.save({"weight": torch.zeros(100_000)}, tmp_path / "hf" / "pytorch_model.bin")
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "x"}')
+    flip_bit(weights := tmp_path / "hf" / "pytorch_model.bin", weights.stat().st_size // 2)
+    with pytest.raises(CorruptCheckpointError, match="damaged"):
+        convert_checkpoint(tmp_path / "hf", tmp_path / "out" / "w.pt", only="model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_link_leads_to_is_converted(tmp_path: Path) -> None:
+    """A file or a folder, as an import takes it; a link to nothing is told to be that."""
+    (tmp_path / "hf").mkdir()
+    torch.save({"weight": torch.ones(3)}, tmp_path / "hf" / "pytorch_model.bin")
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "x"}')
+    for number, name in enumerate(("hf", "hf/pytorch_model.bin", "none")):
+        (tmp_path / f"link-{number}").symlink_to(tmp_path / name)
+    for number in (0, 1):
+        result = convert_checkpoint(tmp_path / f"link-{number}", tmp_path / f"{number}.pt", only="model")
+        assert torch.equal(loaded(result.path)["weight"], torch.ones(3))
+    with pytest.raises(NotACheckpointError, match="nothing at this path"):
+        convert_checkpoint(tmp_path / "link-2", tmp_path / "2.pt")
+
+
 def test_another_file_stays_and_the_same_one_too(tmp_path: Path) -> None:
     """The second conversion finds the first; a file of anything else is left as it is, whatever its size."""
     script(tmp_path / "a.pt")

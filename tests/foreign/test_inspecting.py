@@ -20,7 +20,8 @@ from ckpt_lib.core.manifest import Claim, Manifest, parse_record
 from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import ConfigError, NotACheckpointError
 from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.foreign import StoredTensor
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, StoredTensor
+from ckpt_lib.foreign.opening import described
 from ckpt_lib.inspecting import statistics
 from ckpt_lib.inspecting.statistics import statistics_of
 from ckpt_lib.inspecting.stored import inspect_stored
@@ -203,6 +204,21 @@ def test_tied_tensors_count_once(tmp_path: Path) -> None:
     assert means == [1.0, 1.0, 1.0, 4.0]
 
 
+def test_statistics_are_those_of_the_tensor_and_not_of_its_name(tmp_path: Path) -> None:
+    """Two tensors of one dotted name differ; tied ones have the same; views of one memory have each their own."""
+    torch.save({"a.b": torch.ones(3), "a": {"b": torch.zeros(3)}}, tmp_path / "dup.pt")
+    layer, long = torch.nn.Linear(3, 3, bias=False), torch.arange(10.0)
+    state = {"first": layer.state_dict(), "second": layer.state_dict(), "half": long[:5], "even": long[::2]}
+    torch.save(state, tmp_path / "tied.pt")
+    means = {}
+    for name in ("dup.pt", "tied.pt"):
+        found = inspect_checkpoint(tmp_path / name, stats=True)
+        means[name] = [tensor.statistics.mean for tensor in found.tensors if tensor.statistics]
+    assert means["dup.pt"] == [1, 0]
+    mean = pytest.approx(layer.weight.mean().item())
+    assert means["tied.pt"] == [mean, mean, 2, 4]
+
+
 def test_any_stride_is_read(tmp_path: Path) -> None:
     """Transposed, with gaps and expanded: the statistics are those of the elements that the tensor has."""
     base = torch.arange(24.0).view(4, 6)
@@ -244,7 +260,7 @@ def test_memory_that_is_stored_for_nothing_is_found(tmp_path: Path) -> None:
     """One row of a large table drags the whole table along."""
     torch.save({"row": torch.ones(1_000_000, 2)[0]}, path := tmp_path / "w.pt")
     (finding,) = inspect_checkpoint(path).findings
-    assert finding.startswith("'row' use a small part of their memory, and 7.6 MiB are stored for nothing")
+    assert finding.startswith("'row' uses a small part of its memory, and 7.6 MiB are stored for nothing")
 
 
 @pytest.mark.parametrize(
@@ -352,6 +368,42 @@ def test_a_checkpoint_of_a_store_is_described_by_its_manifest(
         norms = {name: statistics.norm for name in expected if (statistics := read[name])}
         assert norms == pytest.approx(expected)
         assert [state.name for state in found.states][:3] == ["model", "optimizer", "scheduler"]
+
+
+@pytest.mark.parametrize("format_name", ["torch", "safetensors"])
+def test_tensors_of_one_dotted_name_in_a_store_are_told_apart(store_path: Path, format_name: str) -> None:
+    """Each has its own statistics, in every format."""
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store_path), format=format_name), "run")
+    extra = {"a.b": torch.ones(3), "a": {"b": torch.zeros(3)}}
+    saved = manager.save_checkpoint(model=torch.nn.Linear(1, 1), epoch=1, extra_state=extra)
+    found = inspect_checkpoint(store_path / "run" / f"{saved}.json", stats=True)
+    read = [item.statistics for item in found.tensors if item.name == "extra_state.a.b"]
+    assert [statistics.mean for statistics in read if statistics] == [1, 0]
+
+
+def test_what_was_imported_in_place_is_told_as_what_it_was(
+    manager: CheckpointManager, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its kind and key map; tied weights count once, and --stats looks at its structure once."""
+    (store_path / "run").mkdir(parents=True, exist_ok=True)
+    layer = torch.nn.Linear(3, 3)
+    contents = {"epoch": 3, "zz": {"one": layer.state_dict(), "two": layer.state_dict()}, "state_dict": {}}
+    torch.save({**contents, "pytorch-lightning_version": "2.0.0"}, path := store_path / "run" / "odd.ckpt")
+    saved = manager.import_checkpoint(path, key_map={"zz": "model"}, in_place=True)
+    opened: list[FoundFiles] = []
+
+    def counted(files: FoundFiles) -> ForeignCheckpoint:
+        opened.append(files)
+        return described(files)
+
+    monkeypatch.setattr("ckpt_lib.inspecting.placeholders.described", counted)
+    found = inspect_checkpoint(store_path / "run" / f"{saved}.json", stats=True)
+    assert (found.problem, found.findings, found.kind, found.epoch) == (None, (), "lightning", 3)
+    assert found.title == "a Lightning checkpoint, imported in place"
+    assert (found.parameters, len(found.tensors), len(opened)) == (12, 4, 1)
+    assert all(tensor.statistics for tensor in found.tensors)
+    assert found.checkpoint
+    assert (found.checkpoint.checkpoint_id, found.checkpoint.format) == (saved, "foreign")
 
 
 def manifest_of(path: Path) -> Manifest:

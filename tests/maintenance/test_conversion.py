@@ -97,6 +97,40 @@ def test_a_payload_that_lost_its_manifest_is_converted(
     assert_same(loaded(convert_checkpoint(bare, tmp_path / "b.pt").path), loaded(direct))
 
 
+def test_a_link_to_an_export_is_verified_by_its_manifest(make_manager: MakeManager, tmp_path: Path) -> None:
+    """The manifest lies beside what the link leads to."""
+    manager, checkpoint_id, _ = saved(make_manager)
+    exported = Path(manager.export_checkpoint(checkpoint_id, tmp_path / "export"))
+    (link := tmp_path / "best.pt").symlink_to(exported)
+    convert_checkpoint(link, tmp_path / "a.pt")
+    flip_bit(exported, exported.stat().st_size // 2)
+    with pytest.raises(CorruptCheckpointError, match=checkpoint_id):
+        convert_checkpoint(link, tmp_path / "b.pt")
+
+
+def test_what_was_imported_in_place_is_exported_by_its_key_map(manager: CheckpointManager, tmp_path: Path) -> None:
+    """The same model that a load returns, and not the one whose name another program would give."""
+    teacher, student = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3)
+    experiment_folder(manager).mkdir(parents=True)
+    path = experiment_folder(manager) / "odd.pt"
+    torch.save({"epoch": 3, "zz": {"weights": teacher.state_dict()}, "state_dict": student.state_dict()}, path)
+    checkpoint_id = manager.import_checkpoint(path, key_map={"zz.weights": "model"}, in_place=True)
+    exported = manager.export_checkpoint(checkpoint_id, tmp_path / "w.pt", only="model")
+    assert_same(loaded(exported), dict(manager.load_checkpoint(checkpoint_id)["model_state_dict"]))
+    assert_same(loaded(exported), dict(teacher.state_dict()))
+
+
+@pytest.mark.parametrize("options", [{}, {"only": "model"}, {"dtype": "bf16"}])
+def test_a_suffix_means_one_thing_whatever_else_is_asked_for(
+    make_manager: MakeManager, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """An export to a.ckpt is a file of torch.save as one to a.pt is; that of Lightning is asked for by its name."""
+    manager, checkpoint_id, _ = saved(make_manager)
+    first = manager.export_checkpoint(checkpoint_id, tmp_path / "a.ckpt", **options)
+    second = manager.export_checkpoint(checkpoint_id, tmp_path / "a.pt", **options)
+    assert_same(loaded(first), loaded(second))
+
+
 def test_the_usual_export_is_as_it_was(manager: CheckpointManager, tmp_path: Path) -> None:
     """Without the options, the payload and its manifest are copied to the byte."""
     checkpoint_id = save(manager, 1)

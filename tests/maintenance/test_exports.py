@@ -129,6 +129,22 @@ def test_an_export_to_a_file_name_is_that_file(manager: CheckpointManager, tmp_p
     assert target.read_bytes() == payload_path(manager, saved).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "W.SafeTensors"])
+@pytest.mark.parametrize("stored", ["torch", "safetensors"])
+def test_an_export_is_no_folder_with_the_name_of_a_file(
+    make_manager: MakeManager, tmp_path: Path, name: str, stored: str
+) -> None:
+    """The conversion that makes such a file is named; a folder that exists or ends with a slash is meant as one."""
+    manager = make_manager(format=stored)
+    saved = save(manager, 3)
+    with pytest.raises(ConfigError, match="--format safetensors"):
+        manager.export_checkpoint(saved, tmp_path / "out" / name)
+    assert not (tmp_path / "out").exists()
+    exported = manager.export_checkpoint(saved, f"{tmp_path / 'out' / name}/")
+    assert manager.export_checkpoint(saved, tmp_path / "out" / name) == exported
+    assert Path(exported).parent == tmp_path / "out" / name
+
+
 def test_an_export_replaces_no_other_file(manager: CheckpointManager, tmp_path: Path) -> None:
     """Neither what is there, nor anything in the folder of an experiment; damage is not exported."""
     saved = save(manager, 3)

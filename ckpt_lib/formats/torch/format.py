@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
@@ -20,7 +19,6 @@ from ckpt_lib.formats.torch.limits import needs_trust
 from ckpt_lib.formats.torch.pickle_checking import UnusualPayloadError
 from ckpt_lib.formats.torch.reading import TorchReader, tensor_ranges
 from ckpt_lib.formats.torch.writing import ArchiveLayout
-from ckpt_lib.formats.torch.zip_reading import read_directory
 from ckpt_lib.state.memory import check_memory, is_per_channel
 from ckpt_lib.state.sameness import first_difference
 
@@ -86,25 +84,6 @@ class TorchZipFormat:
     def tensor_ranges(self, source: PayloadSource, name: str = "") -> dict[str, list[tuple[int, int]]]:
         """Map tensor names to bytes of the file; see :func:`ckpt_lib.formats.torch.reading.tensor_ranges`."""
         return tensor_ranges(source.open(name))
-
-    def check_records(self, source: PayloadSource) -> None:
-        """Compare the CRC-32 of each record, which finds every accident in a file that has no manifest.
-
-        Raises :class:`CorruptCheckpointError` for a file that is no whole archive of records stored one after the other
-        and each once. Any other might take for ever to read.
-        """
-        file = source.open()
-        read_directory(file)
-        file.seek(0)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-        except CheckpointError:
-            raise
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise CorruptCheckpointError(f"it is no whole archive ({error})") from error
-        if damaged is not None:
-            raise CorruptCheckpointError(f"its record {damaged} is damaged")
 
 
 def _torch_load(source: BinaryIO, *, map_location: Any, trust_pickle: bool) -> Payload:
