@@ -10,6 +10,8 @@ from typing import Any
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles
+from ckpt_lib.foreign.dangerous_names import runs_commands
+from ckpt_lib.foreign.file_types import describe_file
 from ckpt_lib.foreign.opening import kind_of
 from ckpt_lib.inspecting.holdings import (
     bytes_by_dtype,
@@ -25,8 +27,7 @@ from ckpt_lib.inspecting.holdings import (
 from ckpt_lib.inspecting.plain import plain
 from ckpt_lib.inspecting.results import Inspection
 from ckpt_lib.inspecting.statistics import statistics_of
-from ckpt_lib.inspecting.suspicions import of_statistics, runs_commands, suspicions
-from ckpt_lib.maintenance import foreign
+from ckpt_lib.inspecting.suspicions import of_statistics, suspicions
 from ckpt_lib.stream import Progress
 
 _NOTHING = "Nothing: it holds tensors and plain values alone."
@@ -118,7 +119,7 @@ def summary_of_unreadable(
     if isinstance(problem, CheckpointError):
         problem.path = problem.checkpoint_id = None  # the inspection says these
         problem = str(problem)
-    title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {len(files.names):,} files"
+    title = describe_file(files.open()) if files.is_one_file else f"a folder of {len(files.names):,} files"
     return Inspection(
         path=files.path,
         kind=kind.name if kind else "unknown",
