@@ -54,7 +54,9 @@ def describe(tree: Tree, found: FoundCheckpoint) -> Described:
     if found.is_unfinished or not found.size_bytes:
         return Described(found, epoch=epoch, step=step, damage=None if found.is_unfinished else "It is empty.")
     before = f"{found.path}/" if found.path else ""
-    names = {path.removeprefix(before) if path != found.path else "": file for path, file in found.files.items()}
+    names = {
+        path.removeprefix(before) if path != found.path else "": file.size_bytes for path, file in found.files.items()
+    }
     try:
         with files_of(tree.full(found.path), names) as files:
             opened = described(files)

@@ -11,9 +11,10 @@ from ckpt_lib.advice.described import Described
 from ckpt_lib.advice.directions import Directions
 from ckpt_lib.advice.results import BestValue
 from ckpt_lib.advice.training_logs import MAX_LOG_BYTES, NAMES, TRAINER_STATE, TrainingLog, parse_log
-from ckpt_lib.advice.trees import Folder, Tree
+from ckpt_lib.advice.trees import Tree
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.foreign.trees import Folder
 
 _MAX_MONITORS = 3
 _OF_VALIDATION = re.compile(r"(?i)(?:^|[^a-z])(val|valid|validation|eval|test|dev)(?:[^a-z]|$)")

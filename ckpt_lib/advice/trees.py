@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.errors import CheckpointError, NotACheckpointError
-from ckpt_lib.foreign.opening import kind_of
-from ckpt_lib.foreign.sources import MAX_FILES, MAX_LEVELS, FoundFiles
+from ckpt_lib.errors import NotACheckpointError
+from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.foreign.trees import CERTAIN_SUFFIXES, POSSIBLE_SUFFIXES, Folder, candidates_in, is_known
 from ckpt_lib.store.identity import IDENTITY_NAME
 
 MAX_TREE_FILES = 1_000_000
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-"""What the names of checkpoints end with, also of those that are damaged."""
-_OTHER_SUFFIXES = (".bin", ".tar", ".pkl", ".th", ".model", ".weights")
-"""What those of some checkpoints end with. Of files with another name, only large ones are looked into."""
 _LARGE_BYTES = 2**20
-_ALL_LEVELS = 200
-_NUMBERED = re.compile(r"(checkpoint|ckpt)[-_]\d+")
-_ONE_OF_SEVERAL = re.compile(r"(global_step|iter_)\d+")
 _UNFINISHED = re.compile(r"(?i)(tmp[-_.].*|\.tmp.*|.*\.(tmp|temp|part|partial|incomplete)([-_.]\w+)?)")
 _OF_CHECKPOINTS = re.compile(r"(?i).*(ckpt|checkpoint|\.pt|safetensors|model|weights|optim|state).*")
 
@@ -39,32 +32,13 @@ class TreeFile:
 
 
 @dataclass
-class Folder:
-    """One folder, by names."""
-
-    path: str
-    """Below the root, with ``/`` between names; empty for the root."""
-    files: dict[str, TreeFile] = field(default_factory=dict)
-    folders: dict[str, Folder] = field(default_factory=dict)
-
-    def below(self, name: str) -> str:
-        return f"{self.path}/{name}" if self.path else name
-
-    def all_files(self, levels: int = MAX_LEVELS, before: str = "") -> Iterator[tuple[str, TreeFile]]:
-        """Yield the files below this folder by their names from here."""
-        for name in sorted(self.files):
-            yield before + name, self.files[name]
-        if levels > 1:
-            for name in sorted(self.folders):
-                yield from self.folders[name].all_files(levels - 1, f"{before}{name}/")
-
-
-@dataclass
 class Tree:
     """All folders and files below a root. Links are not followed: what they point to is noted."""
 
     root: str
     top: Folder
+    files: dict[str, TreeFile] = field(default_factory=dict)
+    """All files, by path below the root."""
     linked: set[str] = field(default_factory=set)
     """The paths that links lead to, without links."""
     stores: list[str] = field(default_factory=list)
@@ -120,7 +94,7 @@ def read_tree(root: str) -> Tree:
     if not os.path.isdir(root):
         raise NotACheckpointError("there is no folder at this path", path=root, expected="a folder of checkpoints")
     tree = Tree(root, Folder(""))
-    waiting, count = [tree.top], 0
+    waiting = [tree.top]
     while waiting:
         folder = waiting.pop()
         try:
@@ -133,8 +107,7 @@ def read_tree(root: str) -> Tree:
             tree.stores.append(folder.path)
             continue
         waiting += [inner for item in items if (inner := _note(tree, folder, item)) is not None]
-        count += len(folder.files)
-        if count > MAX_TREE_FILES:
+        if len(tree.files) > MAX_TREE_FILES:
             raise NotACheckpointError(f"the folder holds more than {MAX_TREE_FILES:,} files", path=root)
     return tree
 
@@ -163,46 +136,31 @@ def _note(tree: Tree, folder: Folder, item: os.DirEntry[str]) -> Folder | None:
         return None
     if stat.S_ISREG(found.st_mode):
         inode = (found.st_dev, found.st_ino)
-        folder.files[item.name] = TreeFile(found.st_size, found.st_mtime, inode, found.st_nlink)
+        folder.files[item.name] = found.st_size
+        tree.files[folder.below(item.name)] = TreeFile(found.st_size, found.st_mtime, inode, found.st_nlink)
     return None
 
 
 def checkpoints_in(tree: Tree) -> Iterator[FoundCheckpoint]:
     """Yield the checkpoints of a tree. A folder that is one counts as one, and nothing in it by itself."""
-    waiting = [tree.top]
-    while waiting:
-        folder = waiting.pop()
-        inner = _inner_checkpoints(folder)
-        names = {name: file for name, file in folder.all_files() if name.partition("/")[0] not in inner}
-        if folder.path and _is_unfinished(folder.path) and names:
-            yield _found(folder, names, is_unfinished=True)
-            continue
-        if len(names) <= MAX_FILES and _is_checkpoint(tree.full(folder.path), names):
-            yield _found(folder, names)
-            waiting += [folder.folders[name] for name in inner]
-            continue
-        waiting += folder.folders.values()
-        for name, file in sorted(folder.files.items()):
-            path = folder.below(name)
-            if _is_unfinished(path):
-                yield FoundCheckpoint(path, {path: file}, is_unfinished=True)
-            elif name.endswith(SUFFIXES) or (_may_be_one(name, file) and _is_checkpoint(tree.full(path), {"": file})):
-                yield FoundCheckpoint(path, {path: file})
+
+    def open_files(path: str, sizes_bytes: Mapping[str, int]) -> FoundFiles:
+        return files_of(tree.full(path), sizes_bytes)
+
+    for found in candidates_in(tree.top, open_files, is_whole=_is_unfinished):
+        is_unfinished = bool(found.path) and _is_unfinished(found.path)
+        if found.is_folder or is_unfinished or _is_checkpoint(tree, found.path):
+            files = {name: tree.files[name] for name in found.names}
+            yield FoundCheckpoint(found.path, files, is_unfinished, found.is_alone)
 
 
-def _may_be_one(name: str, file: TreeFile) -> bool:
-    return file.size_bytes >= _LARGE_BYTES or name.endswith(_OTHER_SUFFIXES)
-
-
-def _inner_checkpoints(folder: Folder) -> set[str]:
-    """Return which folders in this one are checkpoints by themselves.
-
-    The folder of a training has its last model beside them. DeepSpeed and Megatron have a folder for each step, of
-    which a checkpoint of another program holds one at most.
-    """
-    several = {name for name in folder.folders if _ONE_OF_SEVERAL.fullmatch(name)}
-    numbered = {name for name in folder.folders if _NUMBERED.fullmatch(name)}
-    return numbered | several if len(several) > 1 else numbered
+def _is_checkpoint(tree: Tree, path: str) -> bool:
+    """Tell whether a file is a checkpoint, or was one. Of files with another name, only large ones are looked into."""
+    if path.endswith(CERTAIN_SUFFIXES):
+        return True
+    size_bytes = tree.files[path].size_bytes
+    may_be_one = size_bytes >= _LARGE_BYTES or path.endswith(POSSIBLE_SUFFIXES)
+    return may_be_one and is_known(lambda: files_of(tree.full(path), {"": size_bytes}))
 
 
 def _is_unfinished(path: str) -> bool:
@@ -210,24 +168,9 @@ def _is_unfinished(path: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None and _OF_CHECKPOINTS.fullmatch(name) is not None
 
 
-def _found(folder: Folder, names: dict[str, TreeFile], *, is_unfinished: bool = False) -> FoundCheckpoint:
-    files = {folder.below(name): file for name, file in names.items()}
-    is_alone = sum(1 for _ in folder.all_files(levels=_ALL_LEVELS)) == len(files)
-    return FoundCheckpoint(folder.path, files, is_unfinished, is_alone)
-
-
-def files_of(path: str, files: dict[str, TreeFile]) -> FoundFiles:
+def files_of(path: str, sizes_bytes: Mapping[str, int]) -> FoundFiles:
     """Return files for a kind to read; the name of a single file is empty."""
-    sizes = {name: file.size_bytes for name, file in files.items()}
     title = os.path.basename(os.path.abspath(path))
-    return FoundFiles(path, sizes, lambda name: open(os.path.join(path, name) if name else path, "rb", 0), title=title)
-
-
-def _is_checkpoint(path: str, files: dict[str, TreeFile]) -> bool:
-    if not files:
-        return False
-    try:
-        with files_of(path, files) as found:
-            return kind_of(found) is not None
-    except (CheckpointError, OSError):  # it has just gone, or may not be read
-        return False
+    return FoundFiles(
+        path, sizes_bytes, lambda name: open(os.path.join(path, name) if name else path, "rb", 0), title=title
+    )

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_lib.core.wording import count_of, listed, shown
+from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
-from ckpt_lib.foreign.json_files import text_of
 from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.foreign.split_folders import folder_of_latest, ranks_missing
 from ckpt_lib.foreign.torch_parts import read_torch
 
 _LATEST = "latest"
@@ -36,10 +36,10 @@ class DeepSpeedFolder:
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         """Describe a checkpoint. Raises :class:`CorruptCheckpointError` if the file of a rank is missing."""
-        folder = _folder_of_latest(files)
+        folder = _step_folder(files)
         states, optimizers = _ranks(folder, _MODEL_FILE), _ranks(folder, _OPTIMIZER_FILE)
         if not states:
-            raise _missing(folder, ["mp_rank_00_model_states.pt"])
+            raise ranks_missing(folder, ["mp_rank_00_model_states.pt"], "1 rank")
         first = read_torch(folder, states[min(states)])
         contents = {"model_states": first} if isinstance(first, dict) else {}
         said = contents.get("model_states", {})
@@ -60,7 +60,7 @@ class DeepSpeedFolder:
         )
 
 
-def _folder_of_latest(files: FoundFiles) -> FoundFiles:
+def _step_folder(files: FoundFiles) -> FoundFiles:
     """Return the folder of the step that ``latest`` names; the same one if it is that of a step."""
     if any("/" not in name and _MODEL_FILE.fullmatch(name) for name in files.names):
         return files
@@ -70,10 +70,7 @@ def _folder_of_latest(files: FoundFiles) -> FoundFiles:
             path=files.path,
             hint="The save did not end. Name the folder of an earlier step.",
         )
-    title = text_of(files, _LATEST)
-    if not any(name.startswith(f"{title}/") for name in files.names):
-        raise CorruptCheckpointError(f"{_LATEST} names a folder that is not there: {shown(title)}", path=files.path)
-    return files.below(title)
+    return folder_of_latest(files, _LATEST, str)
 
 
 def _ranks(files: FoundFiles, pattern: re.Pattern[str]) -> Ranks:
@@ -98,21 +95,13 @@ def _check_complete(files: FoundFiles, states: Ranks, optimizers: Ranks, said: M
                 for data, model in wanted
                 if (data, model) not in found
             ]
-            raise _missing(files, missing)
+            raise ranks_missing(files, missing, count_of(len(missing), "rank"))
 
 
 def _count(said: Any, highest: int) -> int:
     """Return how many ranks there are: one more than the highest, or as many as the states say if that is possible."""
     limit = 2**16
     return max(said if type(said) is int and said <= limit else 1, min(highest, limit) + 1)
-
-
-def _missing(files: FoundFiles, missing: list[str]) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        f"the checkpoint lacks the files of {count_of(len(missing), 'rank')}: {listed(missing)}",
-        path=files.path,
-        hint="The save did not end, or not all files were copied.",
-    )
 
 
 def _step_in(title: str) -> int | None:

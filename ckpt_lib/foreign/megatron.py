@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ckpt_lib.core.wording import count_of, listed, shown
-from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.core.wording import count_of
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint, StoredObject
 from ckpt_lib.foreign.dcp_folders import dcp_contents
 from ckpt_lib.foreign.dcp_metadata import METADATA_FILE
-from ckpt_lib.foreign.json_files import text_of
 from ckpt_lib.foreign.sources import FoundFiles
+from ckpt_lib.foreign.split_folders import folder_of_latest, ranks_missing
 from ckpt_lib.foreign.torch_parts import read_torch
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -39,8 +38,11 @@ class MegatronFolder:
         )
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
-        """Describe a checkpoint. Raises :class:`CorruptCheckpointError` if the file of a rank is missing."""
-        folder = _folder_of_latest(files)
+        """Describe a checkpoint.
+
+        Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` if the file of a rank is missing.
+        """
+        folder = folder_of_latest(files, LATEST, _title_of) if LATEST in files.sizes_bytes else files
         if METADATA_FILE in folder.sizes_bytes:
             weights, _ = dcp_contents(folder)
             common = read_torch(folder, _COMMON_FILE) if _COMMON_FILE in folder.sizes_bytes else {}
@@ -60,19 +62,11 @@ class MegatronFolder:
         )
 
 
-def _folder_of_latest(files: FoundFiles) -> FoundFiles:
-    """Return the folder of the iteration that was saved last; the same one if it is that of an iteration."""
-    if LATEST not in files.sizes_bytes:
-        return files
-    latest = text_of(files, LATEST)
-    title = f"iter_{int(latest):07}" if latest.isascii() and latest.isdecimal() else "release"
-    if (latest != "release" and title == "release") or not any(name.startswith(f"{title}/") for name in files.names):
-        raise CorruptCheckpointError(
-            f"{LATEST} names an iteration that is not there: {shown(latest)}",
-            path=files.path,
-            hint="Copy its folder, or name the folder of another iteration.",
-        )
-    return files.below(title)
+def _title_of(latest: str) -> str:
+    """Return the name of the folder of an iteration; an empty one for what is none."""
+    if latest.isascii() and latest.isdecimal():
+        return f"iter_{int(latest):07}"
+    return latest if latest == "release" else ""
 
 
 def _of_ranks(files: FoundFiles) -> tuple[dict[str, Any], list[str]]:
@@ -80,13 +74,13 @@ def _of_ranks(files: FoundFiles) -> tuple[dict[str, Any], list[str]]:
     found = [match for name in files.names if (match := _RANK_FILE.fullmatch(name))]
     states = {_rank(match): match[0] for match in found if match[4] in _STATE_FILES}
     if not states:
-        raise _missing(files, [f"mp_rank_00/{_STATE_FILES[0]}"])
+        raise ranks_missing(files, [f"mp_rank_00/{_STATE_FILES[0]}"])
     everyone = {_rank(match): match[0].partition("/")[0] for match in found}
     missing = [f"{folder}/{_STATE_FILES[0]}" for rank, folder in everyone.items() if rank not in states]
     counts = [max(numbers) + 1 for numbers in zip(*everyone, strict=True)]
     if missing or len(everyone) < counts[0] * counts[1] * counts[2]:
         missing += [f"{count_of(counts[0] * counts[1] * counts[2] - len(everyone), 'folder')} of other ranks"]
-        raise _missing(files, missing)
+        raise ranks_missing(files, missing)
     first = read_torch(files, states[min(states)])
     left_out = [f"The states of {count_of(len(states) - 1, 'further rank')} were not described."] * (len(states) > 1)
     return (first if isinstance(first, dict) else {}), left_out
@@ -95,14 +89,6 @@ def _of_ranks(files: FoundFiles) -> tuple[dict[str, Any], list[str]]:
 def _rank(match: re.Match[str]) -> tuple[int, int, int]:
     """Return the numbers of a rank: among the tensor-parallel, the pipeline-parallel and the expert-parallel ones."""
     return int(match[1]), int(match[2] or 0), int(match[3] or 0)
-
-
-def _missing(files: FoundFiles, missing: list[str]) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        f"the checkpoint lacks the files of some ranks: {listed(missing)}",
-        path=files.path,
-        hint="The save did not end, or not all files were copied.",
-    )
 
 
 def _step(files: FoundFiles, contents: dict[str, Any]) -> int | None:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ckpt_lib.core.wording import listed, shown
+from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
+from ckpt_lib.foreign.dangerous_names import finding_of, runs_commands
 from ckpt_lib.foreign.library_objects import simplified
 from ckpt_lib.foreign.opcodes import Draft, DraftingUnpickler
 from ckpt_lib.formats.gc_pause import CollectionPause
@@ -27,16 +28,6 @@ _MAX_LEVELS = 120  # a module takes three: its object, its attributes, and its p
 _MAX_SHARED_FACTOR, _MAX_UNSHARED = 16, 1_000_000
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device}
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
-
-
-_RUN_CODE = frozenset(
-    {"os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "shutil", "socket", "webbrowser", "pty", "ctypes"}
-)
-_RUN_CODE_NAMES = {
-    f"{module}.{name}"
-    for module in ("builtins", "__builtin__")
-    for name in ("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "apply", "execfile", "input")
-}
 
 
 class Described(NamedTuple):
@@ -95,17 +86,14 @@ class _Names:
 
     def find(self, module: str, name: str) -> Any:
         found, whole = self._known(module, name), f"{module}.{name}"
-        if module.partition(".")[0] in _RUN_CODE or whole in _RUN_CODE_NAMES:
+        if runs_commands(whole):
             self._dangerous[whole] = None
         if isinstance(found, Unknown):
             return Draft(whole)
         return Draft(whole, found) if callable(found) else found
 
     def findings(self) -> tuple[str, ...]:
-        if not self._dangerous:
-            return ()
-        names = listed([shown(name) for name in self._dangerous])
-        return (f"It names {names}, which loading it with pickle would call or hand out; nothing was called here.",)
+        return (finding_of(self._dangerous),) if self._dangerous else ()
 
 
 class _Settling:

@@ -9,23 +9,11 @@ from typing import Any
 import torch
 
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
+from ckpt_lib.foreign.dangerous_names import BUILTINS, MODULES
 
 _LEAVES = (str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device, torch.Size)
 _NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
-_CODE = {
-    "os",
-    "posix",
-    "nt",
-    "sys",
-    "subprocess",
-    "builtins",
-    "__builtin__",
-    "importlib",
-    "runpy",
-    "shutil",
-    "socket",
-    "torch",
-}
+_CODE = {*MODULES, *BUILTINS, "torch"}
 REFUSED = object()
 """Stands for a value that is not plain, whose place was noted."""
 

@@ -10,6 +10,8 @@ from typing import Any
 from ckpt_lib.core.wording import count_of, listed
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles
+from ckpt_lib.foreign.dangerous_names import runs_commands
+from ckpt_lib.foreign.file_types import describe_file
 from ckpt_lib.foreign.opening import kind_of
 from ckpt_lib.inspecting.holdings import (
     Named,
@@ -26,8 +28,7 @@ from ckpt_lib.inspecting.holdings import (
 from ckpt_lib.inspecting.plain import plain
 from ckpt_lib.inspecting.results import Inspection, TensorStatistics
 from ckpt_lib.inspecting.statistics import statistics_of
-from ckpt_lib.inspecting.suspicions import of_statistics, runs_commands, suspicions
-from ckpt_lib.maintenance import foreign
+from ckpt_lib.inspecting.suspicions import of_statistics, suspicions
 from ckpt_lib.stream import Progress
 
 _NOTHING = "Nothing: it holds tensors and plain values alone."
@@ -130,7 +131,7 @@ def summary_of_unreadable(
     if isinstance(problem, CheckpointError):
         problem.path = problem.checkpoint_id = None  # the inspection says these
         problem = str(problem)
-    title = foreign.kind_of(files.open()) if files.is_one_file else f"a folder of {count_of(len(files.names), 'file')}"
+    title = describe_file(files.open()) if files.is_one_file else f"a folder of {count_of(len(files.names), 'file')}"
     return Inspection(
         path=files.path,
         kind=kind.name if kind else "unknown",

@@ -10,17 +10,13 @@ from typing import Any
 from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY
 from ckpt_lib.core.wording import count_of, listed, shown, size_text
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, StoredTensor
+from ckpt_lib.foreign.dangerous_names import finding_of, is_of_names, runs_commands
 from ckpt_lib.inspecting.holdings import Named, bytes_in, distinct, tensors_of
 from ckpt_lib.inspecting.results import InspectedTensor
 
 _TORCH_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle", ".model", ".th", ".ts", ".jit", ".ptl"}
 _SAFETENSORS_SUFFIXES = {".safetensors"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-_RUNNING_CODE = {
-    *("os", "posix", "nt", "subprocess", "pty", "sys", "shutil", "socket", "runpy", "importlib", "ctypes", "pickle"),
-    *("webbrowser", "commands", "code", "codeop", "marshal", "multiprocessing", "threading", "asyncio", "urllib"),
-}
-_BUILTINS_RUNNING_CODE = {"eval", "exec", "compile", "getattr", "setattr", "open", "__import__", "input", "globals"}
 _UNUSED_BYTES = 2**20
 _OTHER_BYTES = 2**26
 _STATES_OF_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
@@ -30,7 +26,7 @@ _STATES_OF_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_bu
 def suspicions(found: ForeignCheckpoint, tensors: Named, classes: Sequence[str]) -> Iterator[str]:
     """Yield what is suspicious, one sentence each."""
     yield from found.findings
-    yield from _of_classes(classes)
+    yield from _of_classes(classes, found.findings)
     yield from _of_the_name(found.files)
     if not tensors and found.obstacle is None:
         yield "It holds no tensors."
@@ -56,21 +52,13 @@ def of_statistics(tensors: Iterable[InspectedTensor]) -> Iterator[str]:
             yield f"There are {noun} in {listed(hit)}."
 
 
-def _of_classes(classes: Sequence[str]) -> Iterator[str]:
+def _of_classes(classes: Sequence[str], told: Sequence[str]) -> Iterator[str]:
     hostile = [name for name in classes if runs_commands(name)]
-    if hostile:
-        yield f"Its pickle calls {listed(hostile)}, which no checkpoint needs. Do not load it with trust_pickle."
+    if hostile and not any(map(is_of_names, told)):  # a folder of several pickles has not told of them
+        yield finding_of(hostile)
     others = [name for name in classes if name not in hostile]
     if others:
         yield f"Loading its pickle whole runs code of {count_of(len(others), 'name')}: {listed(others, most=5)}."
-
-
-def runs_commands(class_name: str) -> bool:
-    """Tell whether a name in a pickle is one by which pickles attack."""
-    module, _, name = class_name.rpartition(".")
-    if module in ("builtins", "__builtin__"):
-        return name in _BUILTINS_RUNNING_CODE
-    return module.partition(".")[0] in _RUNNING_CODE
 
 
 def _of_the_name(files: FoundFiles) -> Iterator[str]:

@@ -78,7 +78,7 @@ def _import(
         if thing.is_part and task.in_place:
             raise ConfigError(
                 "the files of a folder cannot be imported in place without the folder",
-                hint="Name the folder above it, or import a copy.",
+                hint="Import that folder by itself, or import a copy.",
             )
         imported = task.copy(thing.find_files) if thing.is_part else task.run(thing.source)
     except (CheckpointError, OSError) as error:

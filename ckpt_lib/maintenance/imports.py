@@ -37,7 +37,6 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import folder_and_name
-from ckpt_lib.maintenance.foreign import kind_of
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
 from ckpt_lib.store import location, open_store
 from ckpt_lib.stream import Progress, StreamDigest
@@ -207,8 +206,10 @@ def not_a_checkpoint(
     origin: Experiment, name: str, reason: str = "no program is known that writes such checkpoints"
 ) -> NotACheckpointError:
     """Return the error for a file that is no checkpoint, which says of what kind it is."""
+    from ckpt_lib.foreign.file_types import describe_file  # torch, only where it is used
+
     with open_file(origin, name) as file:
-        kind = kind_of(file)
+        kind = describe_file(file)
     return NotACheckpointError(
         f"it is {kind}, and cannot be imported: {reason}", path=location(origin.store, name), expected=IMPORTABLE
     )

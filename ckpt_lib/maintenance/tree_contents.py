@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,14 +13,12 @@ from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, OWN_PREFIX
 from ckpt_lib.foreign import FoundFiles, found_files
+from ckpt_lib.foreign.file_types import describe_file
 from ckpt_lib.foreign.opening import described, kind_of
+from ckpt_lib.foreign.trees import LIKELY_SUFFIXES, candidates_in, tree_of
 from ckpt_lib.maintenance import imports
-from ckpt_lib.maintenance.foreign import kind_of as name_of_kind
 from ckpt_lib.maintenance.import_report import ImportedItem, Result
 from ckpt_lib.maintenance.imports import Imported
-
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar")
-"""What the names of checkpoints end with. A file of such a name that is none was meant to be one."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class Thing:
     path: str
     find_files: Callable[[], FoundFiles]
     source: str
-    """What to import; the same as the files, but for the direct files of the tree itself."""
+    """What to import; the same as the files, but for some of the files of a folder."""
     is_part: bool = False
-    """True for the direct files of a folder, whose other files are not part of it."""
+    """True for some of the files of a folder, whose other files are not part of it."""
     title: str = ""
     """What it is, for a person."""
     epoch: int | None = None
@@ -65,57 +63,43 @@ class Thing:
 # --- what there is ---
 
 
-def things_in(files: FoundFiles, root: str, below: str = "") -> Iterator[Thing]:
-    """Yield what may be a checkpoint in a folder: the folder itself, or its files and what is in its folders."""
-    direct = sorted(name for name in files.names if "/" not in name)
-    folders = sorted({name.partition("/")[0] for name in files.names if "/" in name})
-    if below and _is_known(files):
-        yield _thing(root, below)
-        return
-    is_part = not below and direct and _is_known(files.where(lambda name: "/" not in name))
-    if is_part:
-        find_files = partial(_direct_files, root)
-        yield Thing("", find_files, root, is_part=True)
-    own = {name.removesuffix(MANIFEST_SUFFIX) for name in direct if _is_manifest(name)}
-    for name in () if is_part else direct:
-        if not _is_own(name, own):
-            yield _thing(root, _joined(below, name))
-    for name in folders:
-        if name in own:
-            yield _thing(root, _joined(below, name))
-        elif not (_is_own(name, own) or name.startswith(OWN_PREFIX)):
-            yield from things_in(files.below(name), root, _joined(below, name))
+def things_in(files: FoundFiles, root: str) -> Iterator[Thing]:
+    """Yield what may be a checkpoint in a folder: the folder itself, and its files and folders that are no parts."""
+    own = {name.removesuffix(MANIFEST_SUFFIX) for name in files.names if _is_manifest(name)}
+    own_folders = {path.rpartition("/")[0] for path in own}
+    sizes = {name: size for name, size in files.sizes_bytes.items() if not _is_own(name, own_folders)}
+    found = candidates_in(tree_of(sizes), partial(_opened, files), is_whole=own.__contains__)
+    for item in sorted(found, key=lambda item: item.path):
+        source = f"{root.rstrip('/')}/{item.path}" if item.path else root
+        if item.is_alone or item.path in own:
+            yield Thing(item.path, partial(found_files, source), source)
+        else:
+            names = frozenset(name.removeprefix(f"{item.path}/" if item.path else "") for name in item.names)
+            yield Thing(item.path, partial(_some_files, source, names), source, is_part=True)
 
 
-def _thing(root: str, below: str) -> Thing:
-    source = f"{root.rstrip('/')}/{below}"
-    return Thing(below, partial(found_files, source), source)
+def _opened(files: FoundFiles, path: str, sizes_bytes: Mapping[str, int]) -> FoundFiles:
+    return (files.below(path) if path else files).where(sizes_bytes.__contains__)
 
 
-def _joined(below: str, name: str) -> str:
-    return f"{below}/{name}" if below else name
+def _some_files(source: str, names: frozenset[str]) -> FoundFiles:
+    return found_files(source).where(names.__contains__)
 
 
-def _direct_files(root: str) -> FoundFiles:
-    return found_files(root).where(lambda name: "/" not in name)
+def _is_manifest(path: str) -> bool:
+    return path.endswith(MANIFEST_SUFFIX) and is_checkpoint_id(path.rpartition("/")[2].removesuffix(MANIFEST_SUFFIX))
 
 
-def _is_manifest(name: str) -> bool:
-    return name.endswith(MANIFEST_SUFFIX) and is_checkpoint_id(name.removesuffix(MANIFEST_SUFFIX))
-
-
-def _is_own(name: str, own: set[str]) -> bool:
-    """Tell whether a name in a folder is that of a file of ours which is no payload."""
-    if _is_manifest(name) or name.startswith(OWN_PREFIX):
-        return True
-    return bool(own) and is_own_name(name) and not is_checkpoint_id(name.partition(".")[0])
-
-
-def _is_known(files: FoundFiles) -> bool:
-    """Tell whether a known program writes such folders; files that cannot be read are none of its."""
-    with suppress(CheckpointError, OSError):
-        return kind_of(files) is not None
-    return False
+def _is_own(path: str, own_folders: set[str]) -> bool:
+    """Tell whether a file is one of ours, or in a folder of ours, that is no payload."""
+    folder = ""
+    for name in path.split("/"):
+        if name.startswith(OWN_PREFIX) or (
+            folder in own_folders and is_own_name(name) and not is_checkpoint_id(name.partition(".")[0])
+        ):
+            return True
+        folder = f"{folder}/{name}" if folder else name
+    return _is_manifest(path)
 
 
 # --- what it is ---
@@ -168,7 +152,7 @@ def _of_ours(thing: Thing, manifest: Manifest) -> Thing:
 
 def _unknown(thing: Thing, files: FoundFiles) -> Thing:
     """Return a thing that no known program writes: a payload of ours, by its name, or no checkpoint."""
-    title = name_of_kind(files.open()) if files.is_one_file else "a folder of an unknown kind"
+    title = describe_file(files.open()) if files.is_one_file else "a folder of an unknown kind"
     size_bytes, name = files.size_bytes, files.title
     if is_checkpoint_id(name.partition(".")[0]):
         saved = CheckpointId.parse(name.partition(".")[0])
@@ -182,14 +166,14 @@ def _unknown(thing: Thing, files: FoundFiles) -> Thing:
         )
     failure = NotACheckpointError(f"it is {title}, and no program is known that writes such checkpoints")
     return replace(
-        thing, title=title, size_bytes=size_bytes, failure=failure, is_checkpoint=name.lower().endswith(_SUFFIXES)
+        thing, title=title, size_bytes=size_bytes, failure=failure, is_checkpoint=name.lower().endswith(LIKELY_SUFFIXES)
     )
 
 
 def _title_of(thing: Thing) -> str:
     """Name the kind of a file that cannot be described, as far as its first bytes tell."""
     with suppress(CheckpointError, OSError), thing.find_files() as files:
-        return name_of_kind(files.open()) if files.is_one_file else "a folder"
+        return describe_file(files.open()) if files.is_one_file else "a folder"
     return "a file that cannot be read"
 
 

@@ -242,8 +242,17 @@ def test_no_code_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     assert found.classes == (f"{os.system.__module__}.system",)
     assert "trust_pickle" in found.needs
+    assert sum("system" in finding for finding in found.findings) == 1
     assert any("which no checkpoint needs" in finding for finding in found.findings)
     assert [tensor.name for tensor in found.tensors] == ["model.w"]
+
+
+def test_no_code_of_a_part_runs(tmp_path: Path) -> None:
+    """The same in a folder, one of whose files would run it."""
+    torch.save({"w": torch.ones(2), "x": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    found = inspect_checkpoint(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert sum("system" in finding for finding in found.findings) == 1
 
 
 def test_a_class_of_another_package_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.foreign import StoredObject
+from ckpt_lib.foreign.dangerous_names import is_of_names
 from ckpt_lib.foreign.pickles import describe, no_reference, no_tensor
+from ckpt_lib.foreign.plain_values import is_constant
 from ckpt_lib.formats.torch.limits import max_structure_bytes
 from tests.foreign.files import Calls, Opened, objects_in, pickled_alone, saved
 
@@ -241,3 +243,16 @@ def test_a_bare_pickle_is_described_and_not_loaded(tmp_path: Path) -> None:
     assert "bare pickle" in found.obstacle
     assert isinstance(found.contents["args"], StoredObject)
     assert found.facts.config == {"lr": 0.1}
+
+
+@pytest.mark.parametrize("name", ["ctypes.CDLL", "pty.Spawn", "webbrowser.Open", "os.System", "subprocess.Popen"])
+def test_what_runs_commands_is_told_once_and_is_no_constant(name: str) -> None:
+    """One list of such names: what is told of in a pickle does not pass for a member of an enum elsewhere."""
+    module, _, attribute = name.rpartition(".")
+    (finding,) = describe(
+        f"c{module}\n{attribute}\n(S'evil'\ntR.".encode(), find_reference=no_reference, stored=no_tensor
+    ).findings
+    assert is_of_names(finding)
+    assert name in finding
+    assert not is_constant(StoredObject(name, ("evil",)))
+    assert is_constant(StoredObject("project.Color", ("red",)))

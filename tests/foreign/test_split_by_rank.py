@@ -122,7 +122,7 @@ def test_a_missing_rank_of_megatron_is_refused(tmp_path: Path, name: str, is_fol
 def test_an_iteration_that_is_not_there_is_refused(tmp_path: Path, latest: str) -> None:
     """A tracker that names no folder belongs to a copy that broke off."""
     (megatron(tmp_path, RANKS) / "latest_checkpointed_iteration.txt").write_text(latest)
-    with pytest.raises(CorruptCheckpointError, match="names an iteration that is not there"):
+    with pytest.raises(CorruptCheckpointError, match="names a step whose folder is not there"):
         kind_at(tmp_path)
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import ckpt_lib
 from ckpt_lib import CheckpointManager
 from ckpt_lib.errors import NotACheckpointError, StorageFullError
 from ckpt_lib.experiment import commit
@@ -126,6 +127,44 @@ def test_folders_links_and_our_own_are_found(make_manager: MakeManager, tmp_path
     assert set(report.checkpoint_ids) >= {first, second}
     assert [item.epoch for item in target.list_checkpoints() if item.checkpoint_id in (first, second)] == [1, 2]
     assert any(item.path == "links/linked.pt" and item.result == "imported" for item in report.items)
+
+
+def _trained(folder: Path) -> set[str]:
+    """Write the last model of a training, with its checkpoints and those of other programs beside it."""
+    state = nn.Linear(2, 2).state_dict()
+    for step, name in enumerate(("", "checkpoint-500", "checkpoint-1000", "epoch_1"), start=1):
+        (folder / name).mkdir(parents=True)
+        save_file(state, folder / name / "model.safetensors")
+        if name.startswith("checkpoint"):
+            (folder / name / "trainer_state.json").write_text(f'{{"global_step": {step}, "log_history": []}}')
+            torch.save({}, folder / name / "scheduler.pt")
+    for name in ("1.bin", "epoch=2-step=10.ckpt", "last.ckpt"):
+        torch.save({"epoch": 1, "state_dict": state}, folder / name)
+    (folder / "config.json").write_text("{}")
+    return {"checkpoint-500", "checkpoint-1000", "epoch_1", "1.bin", "epoch=2-step=10.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("below", ["", "exp"])
+def test_what_lies_beside_a_model_is_found(manager: CheckpointManager, tmp_path: Path, below: str) -> None:
+    """The folder of a training, named itself or below: the advisor and the import find the same checkpoints in it."""
+    names = _trained(tmp_path / "tree" / below)
+    expected = {f"{below}/{name}".strip("/") for name in names} | {below}
+    report = manager.import_checkpoints(tmp_path / "tree")
+    assert report
+    assert {item.path for item in report.of("imported")} == expected
+    assert not report.of("no checkpoint")
+    advice = ckpt_lib.advise(tmp_path / "tree")
+    advised = {item.name for item in advice.kept} | {item.name for item in advice.suggestions}
+    assert advised == {path or "." for path in expected}
+
+
+def test_the_top_of_a_tree_owns_no_folder_that_is_no_part(manager: CheckpointManager, tmp_path: Path) -> None:
+    """A model at the top of what was named as a tree hides nothing in the folders below it."""
+    save_file(nn.Linear(2, 2).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "other" / "inner").mkdir(parents=True)
+    torch.save({"epoch": 5, "state_dict": nn.Linear(2, 2).state_dict()}, tmp_path / "other" / "inner" / "a.pt")
+    report = manager.import_checkpoints(tmp_path)
+    assert {item.path for item in report.of("imported")} >= {"", "other/inner/a.pt"}
 
 
 def test_a_full_store_ends_it(manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

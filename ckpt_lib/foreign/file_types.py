@@ -20,11 +20,11 @@ _MAGICS = {
 _NUMBER_BYTES = 8
 
 
-def kind_of(file: BinaryIO) -> str:
+def describe_file(file: BinaryIO) -> str:
     """Name the kind of a file, such as ``"a TorchScript archive"``."""
     start = file.read(64)
     if start.startswith(b"PK"):
-        return _kind_of_zip(file)
+        return _describe_zip(file)
     if start[_NUMBER_BYTES:].startswith(b"{") and int.from_bytes(start[:_NUMBER_BYTES], "little") < 2**32:
         return "a safetensors file"
     if not start:
@@ -32,7 +32,7 @@ def kind_of(file: BinaryIO) -> str:
     return next((kind for magic, kind in _MAGICS.items() if start.startswith(magic)), "a file of an unknown kind")
 
 
-def _kind_of_zip(file: BinaryIO) -> str:
+def _describe_zip(file: BinaryIO) -> str:
     try:
         names = zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
