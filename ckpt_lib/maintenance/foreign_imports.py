@@ -18,7 +18,7 @@ from ckpt_lib.core.facts import CheckpointFacts, GivenFacts
 from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
-from ckpt_lib.core.wording import shown, visible
+from ckpt_lib.core.wording import listed, shown, visible
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
@@ -26,7 +26,7 @@ from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported
+from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported, was_changed
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
@@ -57,19 +57,25 @@ class ForeignImport:
             taken(described(files), key_map)  # raises before all of it is read
             entries = {name: digest_of(files.open(name), name or files.title, self.progress) for name in files.names}
             key = import_key(entries, key_map)
-            check_checksums(files)
+            unchecked = check_checksums(files)
             with files.verified(entries) as verified:
                 found = described(verified)
                 what = taken(found, key_map)
                 if earlier := keys.find(self.experiment, key):
                     return Imported(earlier, found.title, is_new=False, left_out=what.left_out)
-                manifest, is_new = self._save(found, what, key, stored, find_files)
+                manifest, is_new = self._save(found, what, key, stored, find_files, *unchecked)
         return Imported(manifest, found.title, is_new=is_new, left_out=what.left_out)
 
     def _save(
-        self, found: ForeignCheckpoint, what: Taken, key: str, stored: Format, find_files: Callable[[], FoundFiles]
+        self,
+        found: ForeignCheckpoint,
+        what: Taken,
+        key: str,
+        stored: Format,
+        find_files: Callable[[], FoundFiles],
+        *notes: str,
     ) -> tuple[Manifest, bool]:
-        facts = self.facts_of(found, what)
+        facts = self.facts_of(found, what, *notes)
         payload = stored.prepare({**materialise(what.payload), "metrics": facts.metrics, "config": facts.config})
         layout = stored.lay_out(payload)
         hint = "Nothing was written. `ckpt cleanup` and `ckpt trash --empty` free space."
@@ -116,25 +122,35 @@ def digest_of(file: VerifiedFile, name: str, progress: Progress | None) -> FileE
     return FileEntry(name=name, **vars(digest.finish()))
 
 
-def check_checksums(files: FoundFiles) -> None:
+def check_checksums(files: FoundFiles) -> list[str]:
     """Compare the CRC-32 of each record of the files that are zip archives, as those of ``torch.save`` are.
 
-    Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` for a damaged one. Archives that name more bytes than they
-    have, or compress them, are not torch's, and nothing is read of these.
+    Returns what the description will say of the other files, which hold no checksums. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` for a damaged record. Archives that name more bytes than they have,
+    or compress them, are not torch's, and nothing is read of these.
     """
+    unchecked = []
     for name in files.names:
         if files.sizes_bytes[name] and files.start(name).startswith(b"PK\x03\x04"):
-            try:
-                damaged = _damaged_record(files.open(name))
-            except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-                raise CorruptCheckpointError(f"it is no whole archive ({error})", path=files.path) from error
-            if damaged is not None:
-                raise CorruptCheckpointError(
-                    f"its record {shown(damaged)} is damaged",
-                    path=files.path,
-                    hint="Nothing was imported. If it was saved without checksums (torch.serialization."
-                    "set_crc32_options), load it with torch.load and save it again.",
-                )
+            _check_archive(files, name)
+        else:
+            unchecked.append(name or files.title)
+    told = f"No checksums came with {listed(unchecked, 5)}: bytes that were damaged before the import cannot be told."
+    return [told] if unchecked else []
+
+
+def _check_archive(files: FoundFiles, name: str) -> None:
+    try:
+        damaged = _damaged_record(files.open(name))
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CorruptCheckpointError(f"it is no whole archive ({error})", path=files.path) from error
+    if damaged is not None:
+        raise CorruptCheckpointError(
+            f"its record {shown(damaged)} is damaged",
+            path=files.path,
+            hint="Nothing was imported. If it was saved without checksums (torch.serialization."
+            "set_crc32_options), load it with torch.load and save it again.",
+        )
 
 
 def _damaged_record(file: VerifiedFile) -> str | None:
@@ -157,11 +173,7 @@ def require_unchanged(files: FoundFiles, find_files: Callable[[], FoundFiles]) -
     """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` if a file was written to since it was found."""
     with find_files() as now:
         if (now.sizes_bytes, now.modified_seconds) != (files.sizes_bytes, files.modified_seconds):
-            raise CorruptCheckpointError(
-                "the checkpoint was changed while it was imported",
-                path=files.path,
-                hint="Nothing was imported: try again when nobody writes to it.",
-            )
+            raise was_changed(files.path)
 
 
 def time_of(found: ForeignCheckpoint) -> datetime:
