@@ -18,7 +18,7 @@ from ckpt_lib.core.wording import size_text
 from ckpt_lib.errors import ConfigError, InvalidNameError
 
 if TYPE_CHECKING:
-    from ckpt_lib.maintenance.import_report import ImportReport
+    from ckpt_lib.maintenance.import_report import ImportedItem, ImportReport
     from ckpt_lib.manager import CheckpointManager
 
 _STYLES = {"imported": "green", "damaged": "bold red", "refused": "yellow", "not tried": "yellow"}
@@ -61,32 +61,38 @@ def import_checkpoint(
         report = _import_tree(manager, source, key_map, in_place=in_place, as_json=as_json)
         imported = bool(report.of("imported"))
     else:
-        _import_one(manager, source, key_map, in_place=in_place, as_json=as_json)
-        imported = True
-    name = manager.experiment_name
-    if imported and name not in others and not as_json:
-        from ckpt_lib.core.wording import did_you_mean
-
-        note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+        imported = _import_one(manager, source, key_map, in_place=in_place, as_json=as_json)
+    if imported and not as_json:
+        _warn_of_a_new_name(manager.experiment_name, others)
     if tree and not report:
         raise typer.Exit(DAMAGE)
 
 
+def _warn_of_a_new_name(name: str, others: Sequence[str]) -> None:
+    from ckpt_lib.core.wording import did_you_mean
+
+    if name not in others:
+        note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+
+
 def _import_one(
     manager: CheckpointManager, source: str, key_map: dict[str, str] | None, *, in_place: bool, as_json: bool
-) -> None:
-    held = manager.checkpoint_ids()
+) -> bool:
+    """Import one checkpoint; tell whether it is new."""
+    told: list[ImportedItem] = []
     with byte_progress("Importing", None) as progress:
-        checkpoint_id = manager.import_checkpoint(source, key_map=key_map, in_place=in_place, progress=progress)
-    result = "already there" if checkpoint_id in held else "imported"
+        manager.import_checkpoint(source, key_map=key_map, in_place=in_place, progress=progress, told=told.append)
+    (item,) = told
+    checkpoint_id = str(item.checkpoint_id)
     checkpoint = manager.get_checkpoint(checkpoint_id)
     if as_json:
-        facts = {"checkpoint_id": checkpoint_id, "result": result, "description": checkpoint.description}
+        facts = {**item.model_dump(mode="json", exclude={"path", "reason"}), "description": checkpoint.description}
         print_json({"experiment_name": manager.experiment_name, **facts})
-        return
-    print_facts({result: checkpoint_id, "experiment": manager.experiment_name})
-    if result == "imported" and "adopted" in checkpoint.tags:
-        note(checkpoint.description)
+    else:
+        print_facts({item.result: checkpoint_id, "experiment": manager.experiment_name})
+        if item.result == "imported" and "adopted" in checkpoint.tags:
+            note(checkpoint.description)
+    return item.result == "imported"
 
 
 def _import_tree(

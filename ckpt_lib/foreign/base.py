@@ -92,6 +92,8 @@ class ForeignCheckpoint:
     facts: Facts = field(default_factory=Facts)
     obstacle: str | None = None
     """Why it cannot be loaded, and what to do instead; ``None`` if it can."""
+    can_be_mapped: bool = True
+    """False where it is more than the names in it that keeps it from being loaded, so that no ``key_map`` helps."""
     left_out: tuple[str, ...] = ()
     """What ``payload`` lacks of ``contents``, and why: one sentence each."""
     findings: tuple[str, ...] = ()

@@ -44,7 +44,9 @@ class DcpFolder:
             contents = {**_dict(read_torch(files, LIGHTNING_FILE)), **contents}
         title = "a sharded checkpoint of Lightning" if is_lightning else "a checkpoint of torch.distributed"
         if obstacle:
-            return ForeignCheckpoint(self.name, title, files, contents, payload=None, obstacle=obstacle)
+            return ForeignCheckpoint(
+                self.name, title, files, contents, payload=None, obstacle=obstacle, can_be_mapped=False
+            )
         return folder_checkpoint(self.name, title, files, contents, _keys(contents) if is_lightning else {})
 
 

@@ -56,6 +56,7 @@ class DeepSpeedFolder:
                 step=step if type(step) is int else _step_in(folder.title),
             ),
             obstacle=_OBSTACLE,
+            can_be_mapped=False,
             left_out=tuple(_left_out(states, optimizers)),
         )
 

@@ -11,7 +11,8 @@ from typing import Any
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
 from ckpt_lib.foreign.plain_values import REFUSED, Plain
 
-FACTS = ("epoch", "step", "metrics", "config")
+COUNTS = ("epoch", "step")
+FACTS = (*COUNTS, "metrics", "config")
 # Not "epochs" and "steps", which are mostly how many are planned.
 _NAMES = {
     "epoch": ("epoch", "current_epoch"),
@@ -41,8 +42,8 @@ class FactFinder:
         if not isinstance(name, str):
             return None
         value = _number_in(value)
-        for kind in ("epoch", "step"):
-            if name in _NAMES[kind] and _count(value) is not None:
+        for kind in COUNTS:
+            if name in _NAMES[kind] and count_of(value) is not None:
                 return kind
         if name in _NAMES["config"] and isinstance(_fields(value), dict):
             return "config"
@@ -58,8 +59,8 @@ class FactFinder:
         """Note a fact. Returns what is not plain in it, which was left out."""
         values = Plain(is_config=True)
         value = _number_in(value)
-        if kind in ("epoch", "step"):
-            count, rank = _count(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
+        if kind in COUNTS:
+            count, rank = count_of(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
             if count is None:
                 values.refused.append(f"{name} (no count)")
             else:
@@ -76,6 +77,8 @@ class FactFinder:
         found = values.plain(value, name)
         if isinstance(found, dict):
             self._configs[name] = found
+        elif not values.refused:
+            values.refused.append(f"{name} (no dict)")
         return values
 
     def look_at(self, contents: Mapping[str, Any]) -> None:
@@ -112,7 +115,7 @@ def _fields(value: Any) -> Any:
     return found if found is not REFUSED and (found or isinstance(value, Mapping)) else None
 
 
-def _count(value: Any) -> int | None:
+def count_of(value: Any) -> int | None:
     """Return a count of epochs or steps, which some programs keep as a float; ``None`` for what is none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

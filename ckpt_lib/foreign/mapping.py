@@ -15,7 +15,7 @@ from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OPTIMIZER_KEY
 from ckpt_lib.core.wording import did_you_mean, listed, shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
-from ckpt_lib.foreign.known_facts import FACTS, FactFinder
+from ckpt_lib.foreign.known_facts import COUNTS, FACTS, FactFinder, count_of
 from ckpt_lib.foreign.modules import has_hooks, holds_tensors, is_module, unreadable, weight_bytes, weights_of
 from ckpt_lib.foreign.plain_values import REFUSED, Plain
 
@@ -71,9 +71,9 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
 
     ``key_map`` is such as ``{"netG": "model", "opt": "optimizer", "averaged": "others"}``. Its targets are ``model``,
     ``optimizer``, ``scheduler``, ``others``, ``epoch``, ``step``, ``metrics``, ``config`` and ``extra_state``. Several
-    names with one target become several states under their names. A dot reaches into a dict, as in ``trainer.model``;
-    the name ``""`` means the whole checkpoint. Raises :class:`~ckpt_lib.errors.ConfigError` for a name that the
-    checkpoint does not have, and for a target that is none.
+    names with one target become several states under their names. A dot reaches into a dict, as in ``trainer.model``.
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a name that the checkpoint does not have, for a target that is
+    none, and for an epoch or a step that is no count.
     """
     assignment = _Assignment(contents)
     assignment.take_given(dict(key_map or {}))
@@ -130,16 +130,13 @@ class _Assignment:
                 for source, value in chosen.items():
                     self._assign_other(source, value)
             elif target == EXTRA_STATE_KEY:
-                self._rest |= chosen
+                self._extra |= chosen
             else:
                 for source, value in chosen.items():
-                    self._assign_fact(target, source, value)
+                    self._assign_given_fact(target, source, value)
 
     def _taken(self, source: str) -> Any:
         """Return the entry that ``key_map`` names, and count it as taken."""
-        if source == "":
-            self._rest.clear()
-            return self._contents.get("", self._contents)
         if source in self._contents:
             self._rest.pop(source, None)
             return self._contents[source]
@@ -270,6 +267,15 @@ class _Assignment:
         else:
             self._payload.setdefault(OTHERS_KEY, {})[name] = state
 
+    def _assign_given_fact(self, kind: str, source: str, value: Any) -> None:
+        if kind in COUNTS and count_of(value) is None:
+            raise ConfigError(
+                f"key_map names {shown(source)} as the {kind}, and it is no count",
+                expected="a whole number from 0 on",
+                got=shown(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}",
+            )
+        self._assign_fact(kind, source, value)
+
     def _assign_fact(self, kind: str, name: str, value: Any) -> None:
         taken = self._facts.take(kind, name, value)
         self._leave_out(taken.refused, f"the {kind} lacks them")
@@ -284,7 +290,7 @@ class _Assignment:
         """Return the payload, with what nobody has taken as ``extra_state``."""
         self._facts.look_at(self._contents)
         values = Plain()
-        extra = values.plain(self._rest, "")
+        extra = values.plain({**self._rest, **self._extra}, "")
         self._leave_out(values.refused, "they are left out")
         if extra:
             self._payload[EXTRA_STATE_KEY] = extra

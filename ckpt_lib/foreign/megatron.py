@@ -58,6 +58,7 @@ class MegatronFolder:
             payload=None,
             facts=Facts(writer="megatron-lm", step=_step(folder, contents), config=_config(contents)),
             obstacle=_OBSTACLE,
+            can_be_mapped=False,
             left_out=tuple(left_out),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +39,6 @@ def taken(found: ForeignCheckpoint, key_map: Mapping[str, str] | None = None) ->
     :class:`~ckpt_lib.errors.ConfigError` for a ``key_map`` that does not fit.
     """
     states, facts, left_out = _states_of(found, check_key_map(key_map))
-    if not isinstance(states.get(MODEL_KEY), Mapping):
-        raise _obstacle(found, "no state of a model was found in it")
     checked, notes = _checked(facts)
     payload = {
         **dict.fromkeys(PAYLOAD_KEYS.values()),
@@ -53,6 +51,14 @@ def taken(found: ForeignCheckpoint, key_map: Mapping[str, str] | None = None) ->
         EXTRA_STATE_KEY: states.get(EXTRA_STATE_KEY) or {},
     }
     return Taken(payload, checked, (*left_out, *notes))
+
+
+def facts_of(found: ForeignCheckpoint, key_map: Mapping[str, str] | None = None) -> Facts | None:
+    """Return what a checkpoint says of itself, as :func:`taken` reads it; ``None`` for one that it would refuse."""
+    try:
+        return _states_of(found, check_key_map(key_map))[1]
+    except CheckpointError:
+        return None
 
 
 def check_key_map(key_map: Mapping[str, str] | None) -> Mapping[str, str] | None:
@@ -72,24 +78,27 @@ def check_key_map(key_map: Mapping[str, str] | None) -> Mapping[str, str] | None
 def _states_of(
     found: ForeignCheckpoint, key_map: Mapping[str, str] | None
 ) -> tuple[Mapping[str, Any], Facts, tuple[str, ...]]:
-    if key_map is not None and _may_be_mapped(found):
+    if key_map is not None and found.can_be_mapped:
         mapped = to_payload(found.contents, key_map)
-        if mapped.payload is None:
-            raise _obstacle(found, mapped.obstacle or "what it holds is not known")
-        return mapped.payload, _joined(found.facts, mapped.facts), mapped.left_out
-    if found.payload is None or found.obstacle is not None:
-        raise _obstacle(found, found.obstacle or "what it holds is not known")
-    return found.payload, found.facts, found.left_out
+        payload, obstacle, left_out = mapped.payload, mapped.obstacle, mapped.left_out
+        facts = _joined(found.facts, mapped.facts, key_map.values())
+    else:
+        payload, obstacle, left_out, facts = found.payload, found.obstacle, found.left_out, found.facts
+    if payload is None or obstacle is not None:
+        raise _obstacle(found, obstacle or "what it holds is not known")
+    if not isinstance(payload.get(MODEL_KEY), Mapping):
+        raise _obstacle(found, "no state of a model was found in it")
+    return payload, facts, left_out
 
 
-def _may_be_mapped(found: ForeignCheckpoint) -> bool:
-    """Tell whether only the names in it keep it from being loaded, if anything does."""
-    return bool(found.contents) and found.obstacle in (None, to_payload(found.contents).obstacle)
-
-
-def _joined(found: Facts, mapped: Facts) -> Facts:
-    """Return what the mapping found, and for what it did not find what the checkpoint says."""
-    return Facts(**{name: value or getattr(found, name) for name, value in vars(mapped).items()})
+def _joined(found: Facts, mapped: Facts, asked: Collection[str]) -> Facts:
+    """Return what the mapping found, and what the checkpoint says where that is nothing and nobody ``asked`` for it."""
+    return Facts(
+        **{
+            name: value if name in asked or value not in (None, {}) else getattr(found, name)
+            for name, value in vars(mapped).items()
+        }
+    )
 
 
 def _obstacle(found: ForeignCheckpoint, reason: str) -> CheckpointError:

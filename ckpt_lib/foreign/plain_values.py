@@ -9,11 +9,9 @@ from typing import Any
 import torch
 
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
-from ckpt_lib.foreign.dangerous_names import BUILTINS, MODULES
 
 _LEAVES = (str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device, torch.Size)
 _NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
-_CODE = {*MODULES, *BUILTINS, "torch"}
 REFUSED = object()
 """Stands for a value that is not plain, whose place was noted."""
 
@@ -66,7 +64,7 @@ class Plain:
             return self._dict(fields, place)
         if isinstance(value.entries, list) and value.state is None and not value.arguments:
             return self.plain(value.entries, place)
-        return constant_of(value) if is_constant(value) else self._refuse(place, value.class_name)
+        return self._refuse(place, value.class_name)  # a member of an enum too: without code, it looks like any call
 
     def _refuse(self, place: str, kind: str) -> Any:
         self.refused.append(f"{place} ({kind})")
@@ -92,21 +90,3 @@ def fields_of(value: StoredObject, *, attributes: bool) -> Mapping[Any, Any] | N
     is_open = value.class_name in _NAMESPACES or value.class_name.endswith("Namespace")
     is_open = is_open or (attributes and not value.class_name.startswith("omegaconf."))
     return value.state if is_open and not value.arguments and isinstance(value.state, Mapping) else None
-
-
-def is_constant(value: StoredObject) -> bool:
-    """Tell whether an object looks like a member of an enum: a class, and the one plain value it was made of."""
-    if value.state is not None or value.entries is not None:
-        return False
-    match value.arguments:
-        case (StoredObject(), str()) if value.class_name == "builtins.getattr":
-            return True
-        case (str() | int() | float(),):
-            name = value.class_name.rpartition(".")[2]
-            return value.class_name.partition(".")[0] not in _CODE and name[:1].isupper()
-    return False
-
-
-def constant_of(value: StoredObject) -> Any:
-    """Return the plain value of a member of an enum, or its name if only that is stored."""
-    return value.arguments[-1]

@@ -45,6 +45,7 @@ class SafetensorsFile:
             contents=weights,
             payload=None if is_shard else {MODEL_KEY: dict(weights)},
             obstacle=_SHARD_OBSTACLE if is_shard else None,
+            can_be_mapped=not is_shard,
         )
 
 

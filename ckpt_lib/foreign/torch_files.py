@@ -85,6 +85,7 @@ class TorchFile:
             payload=None if found.obstacle else mapped.payload,
             facts=replace(mapped.facts, writer=mapped.facts.writer or found.writer),
             obstacle=found.obstacle or mapped.obstacle,
+            can_be_mapped=found.obstacle is None,
             left_out=mapped.left_out,
             findings=found.findings,
         )

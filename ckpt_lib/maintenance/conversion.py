@@ -156,10 +156,10 @@ def _convert_foreign(
         target = target_of(destination, options, _stem(files.title))
         refuse_experiment(Experiment(target.store, "", _NO_NAME, single_writer=True))
         with _plain(files, _folder_near(target)) as plain:
-            check_checksums(plain)
+            unchecked = check_checksums(plain)
             checkpoint = described(plain)
             result = write_as(_payload_of(checkpoint), target, options)
-    return replace(result, notes=(*checkpoint.left_out, *result.notes))
+    return replace(result, notes=(*unchecked, *checkpoint.left_out, *result.notes))
 
 
 def _payload_of(checkpoint: ForeignCheckpoint) -> Payload:

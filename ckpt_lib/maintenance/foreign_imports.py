@@ -18,7 +18,6 @@ from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
 from ckpt_lib.core.wording import visible
-from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
@@ -26,7 +25,7 @@ from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported
+from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported, was_changed
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
@@ -57,19 +56,25 @@ class ForeignImport:
             taken(described(files), key_map)  # raises before all of it is read
             entries = {name: digest_of(files.open(name), name or files.title, self.progress) for name in files.names}
             key = import_key(entries, key_map)
-            check_checksums(files)
+            unchecked = check_checksums(files)
             with files.verified(entries) as verified:
                 found = described(verified)
                 what = taken(found, key_map)
                 if earlier := keys.find(self.experiment, key):
                     return Imported(earlier, found.title, is_new=False, left_out=what.left_out)
-                manifest, is_new = self._save(found, what, key, stored, find_files)
+                manifest, is_new = self._save(found, what, key, stored, find_files, *unchecked)
         return Imported(manifest, found.title, is_new=is_new, left_out=what.left_out)
 
     def _save(
-        self, found: ForeignCheckpoint, what: Taken, key: str, stored: Format, find_files: Callable[[], FoundFiles]
+        self,
+        found: ForeignCheckpoint,
+        what: Taken,
+        key: str,
+        stored: Format,
+        find_files: Callable[[], FoundFiles],
+        *notes: str,
     ) -> tuple[Manifest, bool]:
-        facts = self.facts_of(found, what)
+        facts = self.facts_of(found, what, *notes)
         payload = stored.prepare({**materialise(what.payload), "metrics": facts.metrics, "config": facts.config})
         layout = stored.lay_out(payload)
         hint = "Nothing was written. `ckpt cleanup` and `ckpt trash --empty` free space."
@@ -127,11 +132,7 @@ def require_unchanged(files: FoundFiles, find_files: Callable[[], FoundFiles]) -
     """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` if a file was written to since it was found."""
     with find_files() as now:
         if (now.sizes_bytes, now.modified_seconds) != (files.sizes_bytes, files.modified_seconds):
-            raise CorruptCheckpointError(
-                "the checkpoint was changed while it was imported",
-                path=files.path,
-                hint="Nothing was imported: try again when nobody writes to it.",
-            )
+            raise was_changed(files.path)
 
 
 def time_of(found: ForeignCheckpoint) -> datetime:

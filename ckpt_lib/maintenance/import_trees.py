@@ -39,7 +39,8 @@ def import_tree(
 ) -> ImportReport:
     """Import each checkpoint in a folder and below, oldest first; one that was imported before is skipped.
 
-    The order is that of their steps if all say one, else of their epochs if all say one, else of their times.
+    The order is that of their steps if all say one, else of their epochs if all say one, else of their times; what a
+    ``key_map`` names is what they say.
     ``counted`` is told of the progress, and ``noted`` of each checkpoint that is new. What cannot be imported is
     reported; after a store that is full or away, nothing else is tried. Raises
     :class:`~ckpt_lib.errors.NotACheckpointError` where there is no folder, or one of too many files. Killed on the way,
@@ -50,7 +51,7 @@ def import_tree(
         if files.is_one_file:
             raise NotACheckpointError("a file is no tree", path=root, hint="Import it without --tree.")
         found = [thing for thing in things_in(files, root) if not (task.in_place and is_own_name(thing.path))]
-        things = [described_thing(thing, task.experiment.name) for thing in found]
+        things = [described_thing(thing, task.experiment.name, task.key_map) for thing in found]
     checkpoints = in_order([thing for thing in things if thing.is_checkpoint])
     items: list[ImportedItem] = []
     ended: str | None = None

@@ -37,6 +37,7 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import folder_and_name
+from ckpt_lib.maintenance.import_report import ImportedItem
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, is_unreadable, require_loadable, validate
 from ckpt_lib.store import location, open_store
 from ckpt_lib.stream import Progress, StreamDigest
@@ -67,6 +68,19 @@ class Imported:
     left_out: tuple[str, ...] = ()
     """What was not taken, and what it does not say: one sentence each."""
 
+    def item(self) -> ImportedItem:
+        """Return what a report says of it."""
+        return ImportedItem(
+            path="",
+            title=self.title,
+            result="imported" if self.is_new else "already there",
+            checkpoint_id=self.manifest.checkpoint_id,
+            epoch=self.manifest.epoch,
+            step=self.manifest.step,
+            size_bytes=self.manifest.size_bytes,
+            left_out=self.left_out,
+        )
+
 
 def import_exported(
     experiment: Experiment, origin: Experiment, checkpoint_id: str, progress: Progress | None
@@ -93,6 +107,8 @@ def import_payload(
 
 def is_payload_of_ours(origin: Experiment, name: str) -> bool:
     """Tell whether a file is a payload that this library wrote, by its name or its structure; no tensor is read."""
+    from ckpt_lib.foreign import FoundFiles  # torch, only where it is used
+
     if is_checkpoint_id(name.partition(".")[0]):
         return True
     try:
@@ -100,10 +116,7 @@ def is_payload_of_ours(origin: Experiment, name: str) -> bool:
         entry = origin.store.stat(name)
         if entry is None:
             return False
-        unread = FileEntry(
-            name=name, size_bytes=entry.size_bytes, sha256="0" * 64, chunk_size_bytes=1, chunk_xxh3_128=()
-        )
-        with StoredPayload(origin, [unread], verify=False) as source:
+        with FoundFiles(name, {"": entry.size_bytes}, lambda _: open_file(origin, name), title=name) as source:
             outline = stored.inspect(source)
     except (CheckpointError, FileNotFoundError) as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
@@ -275,11 +288,16 @@ def _copy(origin: Experiment, entry: FileEntry, payload: commit.Payload, progres
             stream.write(block)
         stream.compression = entry.compression
     if payload.files[-1].sha256 != entry.sha256:
-        raise CorruptCheckpointError(
-            "the file was changed while it was imported",
-            path=location(origin.store),
-            hint="Nothing was imported: try again when nobody writes to it.",
-        )
+        raise was_changed(location(origin.store, entry.name))
+
+
+def was_changed(path: str) -> CorruptCheckpointError:
+    """Return the error for what was written to while it was imported."""
+    return CorruptCheckpointError(
+        "the checkpoint was changed while it was imported",
+        path=path,
+        hint="Nothing was imported: try again when nobody writes to it.",
+    )
 
 
 # --- finding it ---

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.manifest import FileEntry, Foreign, Manifest, can_be_in_place, is_own_name
 from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import (
     CheckpointExistsError,
     ConfigError,
-    CorruptCheckpointError,
     InvalidNameError,
     NotACheckpointError,
     NotAStoreError,
@@ -31,13 +31,13 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.stored_payload import StoredPayload
-from ckpt_lib.foreign import materialise
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.format import NAME, SourceFiles
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import check_key_map, taken
 from ckpt_lib.maintenance.foreign_imports import ForeignImport, digest_of
-from ckpt_lib.maintenance.imports import Imported
+from ckpt_lib.maintenance.imports import Imported, was_changed
 from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import VerifiedFile
@@ -60,25 +60,15 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     found_files = _find(experiment, name)
     title = _title_unread(experiment, name, found_files, key_map)
     entries = [_digest(task, file) for file in found_files]
-    key = f"import in place of {name}"
     if earlier := _owned(experiment, entries, key_map):
         return Imported(earlier, title, is_new=False)
     with StoredPayload(experiment, entries, verify=True) as stored:
         found = described(_files(experiment, name, stored, found_files))
-        check_checksums(found.files)
-        what = taken(found, key_map)
-        facts = task.facts_of(found, what, _ORIGINAL.format(name=name))
-        facts = replace(facts, idempotency_key=key)
-        if task.health_check:
-            facts = replace(facts, unhealthy=task.fault_of(materialise(what.payload), facts))
+        facts, left_out = _facts_of(task, found, name)
 
     def note_files(sink: commit.Payload) -> None:
         if _find(experiment, name) != found_files:
-            raise CorruptCheckpointError(
-                "the checkpoint was changed while it was imported",
-                path=experiment.location(name),
-                hint="Nothing was imported: try again when nobody writes to it.",
-            )
+            raise was_changed(experiment.location(name))
         sink.files += entries
 
     def change(manifest: Manifest) -> Manifest:
@@ -87,7 +77,16 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     manifest = commit.save(experiment, facts, note_files, format_name=NAME, suffix=WITHOUT_FILES, change=change)
     if manifest.uid != facts.uid:  # another import was faster, or it was deleted and is back
         _require_same(experiment, manifest, entries, key_map)
-    return Imported(manifest, title, is_new=manifest.uid == facts.uid, left_out=what.left_out)
+    return Imported(manifest, title, is_new=manifest.uid == facts.uid, left_out=left_out)
+
+
+def _facts_of(task: ForeignImport, found: ForeignCheckpoint, name: str) -> tuple[CheckpointFacts, tuple[str, ...]]:
+    """Return what the manifest will say, and what of the checkpoint is not there."""
+    notes = check_checksums(found.files)
+    what = taken(found, check_key_map(task.key_map))
+    facts = task.facts_of(found, what, _ORIGINAL.format(name=name), *notes)
+    unhealthy = task.fault_of(materialise(what.payload), facts) if task.health_check else None
+    return replace(facts, idempotency_key=f"import in place of {name}", unhealthy=unhealthy), what.left_out
 
 
 def name_in(experiment: Experiment, source: str) -> str:
@@ -153,6 +152,11 @@ def _name(experiment: Experiment, entry: Entry) -> str:
     return entry.key[len(experiment.path) + 1 :] if experiment.path else entry.key
 
 
+def _part(experiment: Experiment, entry: Entry) -> str:
+    """Return the name of a file in the folder that is imported; empty for one that is imported itself."""
+    return _name(experiment, entry).partition(FOLDER_SUFFIX)[2]
+
+
 def _digest(task: ForeignImport, file: Entry) -> FileEntry:
     name = _name(task.experiment, file)
     with VerifiedFile(open_file(task.experiment, name), None) as opened:
@@ -161,19 +165,19 @@ def _digest(task: ForeignImport, file: Entry) -> FileEntry:
 
 def _title_unread(experiment: Experiment, name: str, files: list[Entry], key_map: Mapping[str, str] | None) -> str:
     """Return what it is, for a person. Raises for what cannot be loaded, before all of it is read."""
-    unread = [_undigested(_name(experiment, file), file.size_bytes) for file in files]
-    with StoredPayload(experiment, unread, verify=False) as stored:
-        found = described(_files(experiment, name, stored, files))
+    keys = {_part(experiment, file): file for file in files}
+    sizes = {part: file.size_bytes for part, file in keys.items()}
+    place = experiment.location(name)
+    with FoundFiles(
+        place, sizes, lambda part: open_file(experiment, _name(experiment, keys[part])), title=name
+    ) as read:
+        found = described(read)
         taken(found, key_map)
         return found.title
 
 
-def _undigested(name: str, size_bytes: int) -> FileEntry:
-    return FileEntry(name=name, size_bytes=size_bytes, sha256="0" * 64, chunk_size_bytes=1, chunk_xxh3_128=())
-
-
 def _files(experiment: Experiment, name: str, stored: StoredPayload, files: list[Entry]) -> SourceFiles:
-    times = {_name(experiment, file).partition(FOLDER_SUFFIX)[2]: file.modified_seconds for file in files}
+    times = {_part(experiment, file): file.modified_seconds for file in files}
     return SourceFiles(stored, name, path=experiment.location(name), modified_seconds=times)
 
 

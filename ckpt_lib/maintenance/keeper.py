@@ -21,7 +21,7 @@ from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.import_report import Counted, ImportReport
+from ckpt_lib.maintenance.import_report import Counted, ImportedItem, ImportReport
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub
@@ -275,6 +275,7 @@ class Keeper:
         key_map: Mapping[str, str] | None = None,
         in_place: bool = False,
         progress: Progress | None = None,
+        told: Callable[[ImportedItem], object] | None = None,
     ) -> str:
         """Take in a checkpoint as the newest of this experiment; return its id here.
 
@@ -284,14 +285,17 @@ class Keeper:
         left out. With ``in_place`` nothing is copied: a manifest is written beside the files, which must lie in this
         experiment's folder, and it is pinned, for deleting it deletes them.
 
-        Importing it again returns the same checkpoint. Raises :class:`~ckpt_lib.errors.UnsafePayloadError`,
+        Importing it again returns the same checkpoint. ``told`` is given what became of it: whether it is new, and what
+        was left out. Raises :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.NotACheckpointError` for one that
         cannot be loaded without running code, is damaged, or is none, and :class:`~ckpt_lib.errors.ConfigError` for one
         that lies elsewhere or a ``key_map`` that does not fit; nothing is written then.
         """
         with self._best.look_after():
             imported = self._copies.import_from(source, key_map=key_map, in_place=in_place, progress=progress)
-            return imported.manifest.checkpoint_id
+        if told:
+            told(imported.item())
+        return imported.manifest.checkpoint_id
 
     def import_checkpoints(
         self,

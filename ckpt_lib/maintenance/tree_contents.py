@@ -15,6 +15,7 @@ from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, OWN_PREFIX
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.foreign.file_types import describe_file
 from ckpt_lib.foreign.opening import described, kind_of
+from ckpt_lib.foreign.payloads import facts_of
 from ckpt_lib.foreign.trees import LIKELY_SUFFIXES, candidates_in, tree_of
 from ckpt_lib.maintenance import imports
 from ckpt_lib.maintenance.import_report import ImportedItem, Result
@@ -40,7 +41,7 @@ class Thing:
     failure: CheckpointError | OSError | None = field(default=None, compare=False)
     """Why it cannot be imported."""
     has_obstacle: bool = False
-    """True for one that can be imported by a ``key_map``, or not at all."""
+    """True for one that can be imported by another ``key_map``, or not at all."""
     is_checkpoint: bool = True
     """False for what nobody would take for one."""
 
@@ -105,8 +106,8 @@ def _is_own(path: str, own_folders: set[str]) -> bool:
 # --- what it is ---
 
 
-def described_thing(thing: Thing, experiment_name: str) -> Thing:
-    """Return the thing with what it says of itself, read from its structure."""
+def described_thing(thing: Thing, experiment_name: str, key_map: Mapping[str, str] | None = None) -> Thing:
+    """Return the thing with what it says of itself by ``key_map``, read from its structure."""
     try:
         if (manifest := _manifest_of(thing, experiment_name)) is not None:
             return _of_ours(thing, manifest)
@@ -114,15 +115,17 @@ def described_thing(thing: Thing, experiment_name: str) -> Thing:
             if kind_of(files) is None:
                 return _unknown(thing, files)
             found = described(files)
-            time = found.facts.saved_at or datetime.fromtimestamp(_latest(files), UTC)
+            taken = facts_of(found, key_map)
+            facts = taken or found.facts
+            time = facts.saved_at or datetime.fromtimestamp(_latest(files), UTC)
             return replace(
                 thing,
                 title=found.title,
-                epoch=found.facts.epoch,
-                step=found.facts.step,
+                epoch=facts.epoch,
+                step=facts.step,
                 saved_seconds=(time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp(),
                 size_bytes=files.size_bytes,
-                has_obstacle=found.obstacle is not None,
+                has_obstacle=taken is None,
             )
     except (CheckpointError, OSError) as error:
         return replace(thing, title=_title_of(thing), failure=error)

@@ -22,7 +22,9 @@ def test_a_file_of_another_program_is_imported(tmp_path: Path) -> None:
     first = run("import", path, *options)
     assert first.stdout.startswith("imported")
     assert "model.pt" in first.stderr
-    assert run_json("import", path, *options)["result"] == "already there"
+    again = run_json("import", path, *options)
+    assert again["result"] == "already there"
+    assert again["left_out"] == []
     odd = _write(tmp_path / "odd.pt", name="zzz")
     assert "=model" in run("import", odd, "--key", "zzz", *options, code=2).stderr
     found = run_json("import", odd, "--key", "zzz=model", *options)

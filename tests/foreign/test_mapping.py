@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import enum
 import io
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ def test_facts_are_found(tmp_path: Path) -> None:
     facts = mapped(contents).facts
     assert (facts.epoch, facts.step) == (2, 7)
     assert facts.metrics == {"best_acc1": 0.5, "val_loss": 0.25}
-    assert facts.config == {"out": str(tmp_path), "color": "red", "inner": {"lr": 0.1}}
+    assert facts.config == {"out": str(tmp_path), "inner": {"lr": 0.1}}
     assert facts.saved_at is not None
     assert facts.saved_at.isoformat() == "2026-01-02T03:04:05+00:00"
 
@@ -128,10 +130,58 @@ def test_facts_are_found(tmp_path: Path) -> None:
 def test_a_configuration_of_any_class_is_its_attributes() -> None:
     """A configuration with a class of its own is its attributes; tensors in it are kept beside it."""
     found = mapped({"model": WEIGHTS, "cfg": Settings(), "args": {"lr": 1, "weights": torch.ones(2)}})
-    assert found.facts.config == {"cfg": {"width": 3, "color": "red"}, "args": {"lr": 1}}
+    assert found.facts.config == {"cfg": {"width": 3}, "args": {"lr": 1}}
     assert found.payload is not None
     assert list(found.payload["extra_state"]["args"]) == ["lr", "weights"]
-    assert "args.weights" in found.left_out[0]
+    assert "cfg.color" in found.left_out[0]
+    assert "args.weights" in found.left_out[1]
+
+
+class _Library:
+    """Is loaded when it is unpickled, from a path: a call that looks like a member of an enum."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ctypes.CDLL, ("evil.so",)
+
+
+@pytest.mark.parametrize(
+    ("value", "class_name"),
+    [(Color.RED, "Color"), (Decimal("0.1"), "decimal.Decimal"), (_Library(), "ctypes.CDLL")],
+    ids=["enum", "decimal", "call"],
+)
+def test_what_a_class_was_called_with_is_not_its_value(value: Any, class_name: str) -> None:
+    """A class and one plain value may be an enum, a number or a call: it is left out, and its class is named."""
+    found = mapped({"model": WEIGHTS, "extra": {"a": value, "b": 1}, "args": {"c": value, "d": 2}})
+    assert found.payload is not None
+    assert found.payload["extra_state"] == {"extra": {"b": 1}}
+    assert found.facts.config == {"d": 2}
+    for place in ("extra.a", "args.c"):
+        assert any(place in sentence and class_name in sentence for sentence in found.left_out)
+
+
+def test_what_key_map_calls_extra_stays_extra() -> None:
+    """An entry of a usual name that key_map gives to extra_state is taken for nothing else."""
+    contents = {"model": WEIGHTS, "ema": WEIGHTS, "optimizer": OPTIMIZER, "epoch": 3}
+    found = mapped(contents, dict.fromkeys(("ema", "optimizer", "epoch"), "extra_state"))
+    assert found.payload is not None
+    assert set(found.payload["extra_state"]) == {"ema", "optimizer", "epoch"}
+    assert set(found.payload) == {"model_state_dict", "extra_state"}
+    assert found.facts.epoch is None
+
+
+@pytest.mark.parametrize("target", ["epoch", "step"])
+@pytest.mark.parametrize("value", ["three", -1, 0.5, True, None])
+def test_what_key_map_calls_a_count_is_one(target: str, value: Any) -> None:
+    """Another count is not taken for one that is none, and no 0 stands for it."""
+    with pytest.raises(ConfigError, match="no count"):
+        mapped({"model": WEIGHTS, "when": value, "epoch": 7, "step": 70}, {"when": target})
+
+
+def test_a_configuration_that_is_none_is_told() -> None:
+    """What key_map calls the configuration and is no dict is left out with a sentence."""
+    found = mapped({"model": WEIGHTS, "name": "x"}, {"name": "config"})
+    assert found.facts.config == {}
+    assert "name" in found.left_out[0]
 
 
 def test_opt_may_be_options() -> None:

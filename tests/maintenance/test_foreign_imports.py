@@ -7,15 +7,18 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from ckpt_lib import CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, UnsafePayloadError
+from ckpt_lib.reports import ImportedItem
 from ckpt_lib.state.sameness import first_difference
 from tests.helpers import MakeManager, ids, start_python
 
@@ -128,6 +131,70 @@ def test_a_key_map_says_what_unusual_names_are(manager: CheckpointManager, tmp_p
     checkpoint_id = manager.import_checkpoint(path, key_map={"zzz": "model"})
     assert set(manager.load_checkpoint(checkpoint_id)["model_state_dict"]) == {"weight", "bias"}
     assert manager.import_checkpoint(path, key_map={"zzz": "model"}) == checkpoint_id
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_key_map_is_believed(manager: CheckpointManager, tmp_path: Path, start: int) -> None:
+    """The epoch is what key_map names, 0 too, and not the number under the usual name."""
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "epoch": 7, "start": start}, tmp_path / "a.pt")
+    checkpoint_id = manager.import_checkpoint(tmp_path / "a.pt", key_map={"start": "epoch"})
+    assert manager.get_checkpoint(checkpoint_id).epoch == start
+    assert manager.load_checkpoint(checkpoint_id)["epoch"] == start
+
+
+def test_a_key_map_that_names_nothing_is_refused(manager: CheckpointManager, tmp_path: Path) -> None:
+    """The whole file has no name: a bare state dict is known without one."""
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(ConfigError, match="key_map"):
+        manager.import_checkpoint(tmp_path / "bare.pt", key_map={"": "model"})
+    assert manager.import_checkpoint(tmp_path / "bare.pt")
+
+
+def test_no_key_map_gets_around_what_cannot_be_read(manager: CheckpointManager, tmp_path: Path) -> None:
+    """One of several files of a model is refused, whatever its names are called."""
+    path = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="one of several files"):
+        manager.import_checkpoint(path, key_map={"a": "model"})
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("with_checksums", [False, True])
+def test_files_without_checksums_are_told(
+    make_manager: MakeManager, store_path: Path, in_place: bool, with_checksums: bool
+) -> None:
+    """What nobody could compare is in the description; of a file of torch.save, it was compared."""
+    (store_path / "run").mkdir(parents=True)
+    path = store_path / "run" / ("model.pt" if with_checksums else "model.safetensors")
+    (torch.save if with_checksums else save_file)(nn.Linear(2, 2).state_dict(), path)
+    manager = make_manager()
+    description = manager.get_checkpoint(manager.import_checkpoint(path, in_place=in_place)).description
+    assert (f"No checksums came with {path.name}" in description) is not with_checksums
+
+
+def test_our_own_safetensors_without_a_manifest_are_unproven(make_manager: MakeManager, tmp_path: Path) -> None:
+    """A payload in the format safetensors is taken in by its folder, all of it, and said to be unproven."""
+    model = nn.Linear(2, 2)
+    other = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / "lost"), format="safetensors"), "run")
+    saved = other.save_checkpoint(model=model, epoch=4)
+    (tmp_path / "lost" / "run" / f"{saved}.json").unlink()
+    manager = make_manager()
+    imported = manager.get_checkpoint(manager.import_checkpoint(tmp_path / "lost" / "run" / saved))
+    assert (imported.epoch, imported.tags) == (4, ("adopted",))
+    assert "No checksums came with" in imported.description
+    payload = manager.load_checkpoint(imported.checkpoint_id)
+    assert first_difference(payload["model_state_dict"], model.state_dict()) is None
+
+
+def test_who_asks_is_told_what_became_of_it(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Whether it is new, and what was left out."""
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "lr": Decimal("0.1")}, tmp_path / "a.pt")
+    told: list[ImportedItem] = []
+    imported = [manager.import_checkpoint(tmp_path / "a.pt", told=told.append) for _ in range(2)]
+    assert [(item.checkpoint_id, item.result) for item in told] == list(
+        zip(imported, ("imported", "already there"), strict=True)
+    )
+    assert all("lr (decimal.Decimal)" in " ".join(item.left_out) for item in told)
 
 
 def test_a_flipped_bit_is_not_imported(manager: CheckpointManager, tmp_path: Path) -> None:

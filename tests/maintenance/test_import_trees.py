@@ -191,3 +191,15 @@ def test_a_tree_is_a_folder(manager: CheckpointManager, tmp_path: Path) -> None:
             manager.import_checkpoints(tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert manager.import_checkpoints(tmp_path / "empty").message == "nothing was found"
+
+
+def test_the_order_is_that_of_the_epochs_that_a_key_map_names(manager: CheckpointManager, tmp_path: Path) -> None:
+    """The last epoch is the latest, whenever its file was written."""
+    for epoch in (1, 2, 3):
+        path = tmp_path / "tree" / f"{'bca'[epoch - 1]}.pt"
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"net": nn.Linear(2, 2).state_dict(), "when": epoch}, path)
+        os.utime(path, (1_600_000_000 - epoch, 1_600_000_000 - epoch))
+    report = manager.import_checkpoints(tmp_path / "tree", key_map={"when": "epoch"})
+    assert [item.epoch for item in report.items] == [1, 2, 3]
+    assert manager.get_checkpoint("latest").epoch == 3
