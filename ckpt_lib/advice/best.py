@@ -36,16 +36,26 @@ def best_value(
     if best is None and better is None:
         return None
     saved_value = None if best is None else _number(best, metric)
-    facts = {"metric": metric, "mode": mode, "saved_value": saved_value, "saved_name": best.name if best else None}
+    is_saved: bool | None
     if better is not None and is_better(better.metrics[metric], saved_value, mode):
-        value = _number(better, metric)
-        found = {"value": value, "step": better.step, "epoch": better.epoch, "is_saved": bool(better.remark)}
-        return BestValue.model_validate({**facts, **found, "message": _of_better(metric, value, better, best)})
-    assert best is not None
-    message = f"The best {metric}, {saved_value:.6g}, is that of {best.name}"
-    message += "." if has_log else "; without a log, a better one that was never saved cannot be told."
-    found = {"value": saved_value, "step": best.step, "epoch": best.epoch, "is_saved": True if has_log else None}
-    return BestValue.model_validate({**facts, **found, "message": message})
+        known, is_saved = better, bool(better.remark)
+        message = _of_better(metric, _number(better, metric), better, best)
+    else:
+        assert best is not None
+        known, is_saved = best, True if has_log else None
+        message = f"The best {metric}, {saved_value:.6g}, is that of {best.name}"
+        message += "." if has_log else "; without a log, a better one that was never saved cannot be told."
+    return BestValue(
+        metric=metric,
+        mode=mode,
+        saved_value=saved_value,
+        saved_name=best.name if best else None,
+        value=_number(known, metric),
+        step=known.step,
+        epoch=known.epoch,
+        is_saved=is_saved,
+        message=message,
+    )
 
 
 def _of_better(metric: str, value: float, better: Seen, best: Seen | None) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from ckpt_lib.core.monitor import Mode
 
 Kind = Literal["leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state"]
 Certainty = Literal["certain", "likely", "unsure"]
+Action = Literal["delete", "empty_trash", "quarantine", "repair", "thin"]
+"""What is to be done in a store: the beginnings of the names of the manager's methods."""
 KINDS: tuple[Kind, ...] = ("leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state")
 """In which suggestions are listed: what is missed the least comes first."""
 _MAX_NAMES = 100
@@ -32,10 +33,16 @@ class Suggestion(BaseModel):
     """What that frees, once the trash is emptied; 0 where it only begins with this."""
     certainty: Certainty
     """``"certain"`` where nothing is lost, ``"likely"`` where metrics or order say so, and else ``"unsure"``."""
-    command: str | None = None
-    """The command that does it, without the options that name the store; ``None`` outside of stores."""
+    action: Action | None = None
+    """What frees them; ``None`` outside of stores."""
     paths: tuple[str, ...] = ()
     """Outside of stores, the files and folders to remove; empty where a file would have to be written anew."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def command(self) -> str | None:
+        """The command that does it, without the options that name the store; ``None`` outside of stores."""
+        return None if self.action is None else _command(self.action, [self.name])
 
 
 class KeptCheckpoint(BaseModel):
@@ -119,19 +126,20 @@ class Advice(BaseModel):
 
 def joined(suggestions: Iterable[Suggestion]) -> Iterator[str]:
     """Yield commands that do what these suggestions say, with many names each."""
-    commands = dict.fromkeys(item.command for item in suggestions if item.command)
-    ordered = sorted(commands, key=_verb)
-    for verb, found in groupby(ordered, _verb):
-        names = [name for command in found for name in shlex.split(command)[2:]]
-        if not names or names[0].startswith("-"):
-            yield shlex.join([*verb, *names])
-            continue
-        for start in range(0, len(names), _MAX_NAMES):
-            yield shlex.join([*verb, *names[start : start + _MAX_NAMES]])
+    names: dict[Action, list[str]] = {}
+    for item in suggestions:
+        if item.action is not None:
+            names.setdefault(item.action, []).append(item.name)
+    for action, found in sorted(names.items()):
+        for start in range(0, 1 if action in _WITHOUT_NAMES else len(found), _MAX_NAMES):
+            yield _command(action, found[start : start + _MAX_NAMES])
 
 
-def _verb(command: str) -> list[str]:
-    return command.split(maxsplit=2)[:2]
+def _command(action: Action, names: Sequence[str]) -> str:
+    return _WITHOUT_NAMES.get(action) or shlex.join(["ckpt", action, *names])
+
+
+_WITHOUT_NAMES: dict[Action, str] = {"empty_trash": "ckpt trash --empty"}
 
 
 def kept_of(sizes: Iterable[tuple[str, int, str]], total_bytes: int) -> tuple[KeptCheckpoint, ...]:

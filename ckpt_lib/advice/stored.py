@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 
 from ckpt_lib.advice.best import Seen, best_value
 from ckpt_lib.advice.directions import Directions
-from ckpt_lib.advice.results import KINDS, Advice, BestValue, PolicyOutcome, Suggestion, kept_of
+from ckpt_lib.advice.results import (
+    KINDS,
+    Action,
+    Advice,
+    BestValue,
+    Certainty,
+    Kind,
+    PolicyOutcome,
+    Suggestion,
+    kept_of,
+)
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
 from ckpt_lib.advice.savings import Savings
 from ckpt_lib.advice.unfinished import UnfinishedFinder
@@ -28,6 +38,7 @@ Step = Callable[[int, int], object]
 DEFAULT_WHOLE = 3
 """How many of the newest keep all of their state where ``thin_after`` says nothing."""
 _COUNTS = (10, 5, 3)
+_CERTAINTIES: dict[Kind, Certainty] = {"duplicate": "certain", "damaged": "unsure"}
 
 
 @dataclass
@@ -70,7 +81,7 @@ class StoredAdvisor:
         """Yield what stays, newest first: its id, what it costs then, and why it stays."""
         for item in reversed(view.manifests):
             advised = self._suggestions.get(item.checkpoint_id)
-            if advised is None or not _goes(advised):
+            if advised is None or advised.action != "delete":
                 left_bytes = sizes[item.checkpoint_id] - (advised.frees_bytes if advised else 0)
                 reason = reasons.get(item.checkpoint_id) or self._reason(item, advised)
                 yield item.checkpoint_id, left_bytes, reason
@@ -93,11 +104,11 @@ class StoredAdvisor:
             found = "Validation found it damaged" if item.quarantined else "Files are missing or cut off"
             backup = backups.get(name)
             if backup is not None and backup.uid == item.uid:
-                self._suggest("damaged", name, f"{found}; its backup may repair it.", 0, f"ckpt repair {name}")
+                self._suggest("damaged", name, f"{found}; its backup may repair it.", 0, "repair")
             elif whole and not _is_marked(item) and name not in self._in_use(view):
-                self._suggest("damaged", name, f"{found}, and it has no backup.", size_bytes, f"ckpt delete {name}")
+                self._suggest("damaged", name, f"{found}, and it has no backup.", size_bytes, "delete")
             elif not item.quarantined:
-                self._suggest("damaged", name, f"{found}, and it has no backup.", 0, f"ckpt quarantine {name}")
+                self._suggest("damaged", name, f"{found}, and it has no backup.", 0, "quarantine")
 
     def _protected(self, view: View) -> dict[str, str]:
         """Return what stays whatever its metrics are, with the reason: what every cleanup keeps, and more."""
@@ -112,7 +123,7 @@ class StoredAdvisor:
             monitors=self._monitors(view),
             protected={**protected, **self._in_use(view)},
         )
-        return {item.checkpoint_id: item.reason.replace(" unverified", "") for item in plan.decisions if item.keep}
+        return {item.checkpoint_id: item.reason for item in plan.decisions if item.keep}
 
     def _in_use(self, view: View) -> dict[str, str]:
         return {**in_use(view.manifests, datetime.now(UTC)), **self.resumed_from}
@@ -126,11 +137,11 @@ class StoredAdvisor:
         sizes = {item.checkpoint_id: item.size_bytes for item in view.whole}
         same = duplicates(candidates, protected)
         for name, other in same.items():
-            self._suggest("duplicate", name, f"{other} holds the same.", sizes[name], f"ckpt delete {name}")
+            self._suggest("duplicate", name, f"{other} holds the same.", sizes[name], "delete")
         others = [item for item in candidates if item.name not in same]
         for name, (other, metrics) in dominated(others, protected, Directions(self._monitors(view))).items():
             why = f"{other} is no earlier, and better in {listed(metrics)}."
-            self._suggest("dominated", name, why, sizes[name], f"ckpt delete {name}")
+            self._suggest("dominated", name, why, sizes[name], "delete")
 
     def _suggest_thinning(self, view: View, protected: Mapping[str, str]) -> None:
         whole = {item.checkpoint_id: item for item in view.whole if item.checkpoint_id not in self._suggestions}
@@ -147,21 +158,18 @@ class StoredAdvisor:
         for number, name in enumerate(plan.thinned_ids, start=1):
             if freed_bytes := savings.bytes_of(whole[name]):
                 why = "Runs go on from newer ones; its weights stay."
-                self._suggest("optimizer state", name, why, freed_bytes, f"ckpt thin {name}")
+                self._suggest("optimizer state", name, why, freed_bytes, "thin")
             if self.progress:
                 self.progress(number, len(plan.thinned_ids))
 
-    def _suggest(self, kind: str, name: str, why: str, frees_bytes: int, command: str) -> None:
-        certainty = {"duplicate": "certain", "damaged": "unsure"}.get(kind, "likely")
-        self._suggestions[name] = Suggestion.model_validate(
-            {
-                "kind": kind,
-                "name": name,
-                "why": why,
-                "frees_bytes": frees_bytes,
-                "certainty": certainty,
-                "command": command,
-            }
+    def _suggest(self, kind: Kind, name: str, why: str, frees_bytes: int, action: Action) -> None:
+        self._suggestions[name] = Suggestion(
+            kind=kind,
+            name=name,
+            why=why,
+            frees_bytes=frees_bytes,
+            certainty=_CERTAINTIES.get(kind, "likely"),
+            action=action,
         )
 
     # --- what else there is to say ---
@@ -238,8 +246,3 @@ def _candidate(manifest: Manifest) -> Candidate:
 def _is_marked(manifest: Manifest) -> bool:
     """Tell whether a person has said that a checkpoint matters."""
     return manifest.pinned or bool(manifest.tags)
-
-
-def _goes(suggestion: Suggestion) -> bool:
-    """Tell whether nothing is left of the checkpoint then."""
-    return suggestion.command is not None and suggestion.command.startswith("ckpt delete")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from ckpt_lib.advice.results import Suggestion
+from ckpt_lib.advice.results import Kind, Suggestion
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.core.wording import duration
 from ckpt_lib.errors import NotAStoreError
@@ -17,8 +17,6 @@ from ckpt_lib.experiment.layout import FOLDER_SUFFIX, payload_owner
 from ckpt_lib.experiment.sweep import is_leftover, is_named
 from ckpt_lib.experiment.view import View
 
-_EMPTY = "ckpt trash --empty"
-
 
 @dataclass
 class Unfinished:
@@ -27,16 +25,9 @@ class Unfinished:
     suggestions: list[Suggestion] = field(default_factory=list)
     kept: list[tuple[str, int, str]] = field(default_factory=list)
 
-    def add(self, kind: str, name: str, why: str, size_bytes: int) -> None:
+    def add(self, kind: Kind, name: str, why: str, size_bytes: int) -> None:
         self.suggestions.append(
-            Suggestion(
-                kind="leftover" if kind == "leftover" else "trash",
-                name=name,
-                why=why,
-                frees_bytes=size_bytes,
-                certainty="certain",
-                command=_EMPTY,
-            )
+            Suggestion(kind=kind, name=name, why=why, frees_bytes=size_bytes, certainty="certain", action="empty_trash")
         )
 
 

@@ -18,9 +18,9 @@ from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import taken
 from ckpt_lib.foreign.storages import Storages
 from ckpt_lib.formats import Format, PayloadSource, is_compressed, plain_source
-from ckpt_lib.formats.safetensors.decoding import TensorRef
 from ckpt_lib.formats.safetensors.format import SafetensorsFormat
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
+from ckpt_lib.formats.structure.decoding import TensorRef
 from ckpt_lib.formats.torch.archive import TorchArchive
 from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 from ckpt_lib.state.tree import tensors_in

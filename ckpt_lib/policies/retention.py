@@ -192,15 +192,20 @@ def _always_kept(
         # An unhealthy checkpoint is better than none.
         newest = healthy or candidates
         for record in newest[:1]:
-            keep([record], _said_of(record, f"newest {record.status}"))
+            keep([record], _said_of(record, _first("newest", record)))
         if newest and newest[0].thinned:  # no run can go on from it
             full = [record for record in newest if not record.thinned]
             for record in full[:1]:
-                keep([record], _said_of(record, f"newest {record.status} with all of its state"))
+                keep([record], _said_of(record, f"{_first('newest', record)} with all of its state"))
         for monitor in monitors:
             for record in ranked(healthy, monitor)[:1]:
-                keep([record], f"best {record.status} by {monitor.metric}")
+                keep([record], f"{_first('best', record)} by {monitor.metric}")
     return {checkpoint_id: ", ".join(found) for checkpoint_id, found in reasons.items()}
+
+
+def _first(of_what: str, record: RetentionRecord) -> str:
+    """Say of what a record is the first, and among the valid ones if it is one of them."""
+    return f"{of_what} valid" if record.status == "valid" else of_what
 
 
 def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:

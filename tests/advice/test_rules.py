@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_lib.advice.directions import Directions
-from ckpt_lib.advice.results import Suggestion, joined
+from ckpt_lib.advice.results import Action, Suggestion, joined
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Monitor
@@ -133,10 +134,11 @@ def test_ten_thousand_are_compared_in_seconds() -> None:
 def test_commands_are_joined() -> None:
     """Commands of one verb take many names at once, quoted; one without names is there once."""
 
-    def suggested(command: str) -> Suggestion:
-        return Suggestion(kind="trash", name="x", why="", frees_bytes=1, certainty="certain", command=command)
+    def suggested(name: str, action: Action | None) -> Suggestion:
+        return Suggestion(kind="trash", name=name, why="", frees_bytes=1, certainty="certain", action=action)
 
-    deletions = [suggested(f"ckpt delete c{number}") for number in range(101)]
-    lines = list(joined([*deletions, suggested("ckpt trash --empty"), suggested("ckpt trash --empty")]))
-    assert [len(line.split()) for line in lines] == [102, 3, 3]
-    assert lines[2] == "ckpt trash --empty"
+    deletions = [suggested(f"c {number}", "delete") for number in range(101)]
+    others = [suggested("x", "empty_trash"), suggested("y", "empty_trash"), suggested("file.pt", None)]
+    lines = list(joined([*others, *deletions]))
+    assert [len(shlex.split(line)) for line in lines] == [102, 3, 3]
+    assert lines[1:] == ["ckpt delete 'c 100'", "ckpt trash --empty"]

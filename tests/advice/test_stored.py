@@ -88,7 +88,7 @@ def test_worse_ones_go_and_older_ones_lose_their_optimizer(
     assert snapshot(experiment_folder(keeper)) == before
     found = by_name(advice)
     assert {name for name, item in found.items() if item.kind == "dominated"} == {ids[0], ids[3], ids[4], ids[6]}
-    assert found[ids[0]].command == f"ckpt delete {ids[0]}"
+    assert (found[ids[0]].action, found[ids[0]].command) == ("delete", f"ckpt delete {ids[0]}")
     assert ids[2] in found[ids[0]].why
     assert [item.name for item in advice.kept] == [ids[7], ids[5], ids[2], ids[1]]
     reasons = {item.name: item.reason for item in advice.kept}
@@ -111,24 +111,21 @@ def test_the_commands_free_what_the_advice_says(keeper: CheckpointManager, reade
     assert found[gone].kind == "trash"
     assert [item.frees_bytes for item in advice.of_kind("leftover")] == [12345]
     assert advice.of_kind("optimizer state")
-    freed = {"delete": 0, "thin": 0, "trash": 0}
+    freed = {"delete": 0, "thin": 0, "empty_trash": 0}
     before = stored_bytes(keeper)
     reader.empty_trash()
-    freed["trash"], before = before - stored_bytes(keeper), stored_bytes(keeper)
+    freed["empty_trash"], before = before - stored_bytes(keeper), stored_bytes(keeper)
     for item in advice.suggestions:
-        verb, name = str(item.command).split()[1:]
-        if verb == "delete":
-            reader.delete_checkpoint(name)
+        if item.action == "delete":
+            reader.delete_checkpoint(item.name)
             reader.empty_trash()
-        elif verb == "thin":
-            reader.thin_checkpoint(name)
+        elif item.action == "thin":
+            reader.thin_checkpoint(item.name)
             reader.empty_trash()
-        freed[verb] += before - stored_bytes(keeper)
+        freed[str(item.action)] += before - stored_bytes(keeper)
         before = stored_bytes(keeper)
-    wanted = {
-        verb: sum(i.frees_bytes for i in advice.suggestions if str(i.command).split()[1] == verb) for verb in freed
-    }
-    assert (freed["trash"], freed["delete"]) == (wanted["trash"], wanted["delete"])
+    wanted = {action: sum(i.frees_bytes for i in advice.suggestions if i.action == action) for action in freed}
+    assert (freed["empty_trash"], freed["delete"]) == (wanted["empty_trash"], wanted["delete"])
     assert freed["thin"] == pytest.approx(wanted["thin"], rel=0.01)
     assert sum(item.size_bytes for item in advice.kept) == pytest.approx(before, rel=0.01)
     assert reader.get_best_checkpoint() is not None
@@ -138,8 +135,7 @@ def test_a_second_advice_finds_nothing(keeper: CheckpointManager, reader: Checkp
     """What was advised is done: the same question has no answer any more."""
     train_and_save(keeper, [0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.05, 0.95])
     for item in reader.advise().suggestions:
-        verb, name = str(item.command).split()[1:]
-        (reader.delete_checkpoint if verb == "delete" else reader.thin_checkpoint)(name)
+        (reader.delete_checkpoint if item.action == "delete" else reader.thin_checkpoint)(item.name)
     reader.empty_trash()
     assert reader.advise().suggestions == ()
 
@@ -167,7 +163,7 @@ def test_damage_is_repaired_where_a_backup_is(make_manager: MakeManager) -> None
     for name in (first, last):
         manager.delete_backup(name)
     alone = CheckpointManager(manager.config, "run").advise()
-    assert not any(str(item.command).startswith("ckpt delete") for item in alone.suggestions)
+    assert not any(item.action == "delete" for item in alone.suggestions)
 
 
 def test_quarantined_ones_without_a_backup_go_for_good(keeper: CheckpointManager, reader: CheckpointManager) -> None:

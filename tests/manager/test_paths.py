@@ -187,13 +187,15 @@ def save_behind(run: Run, *, overlap: bool) -> str | None:
         held, background = threading.Event(), manager._saver.background
         background._copying.put(held.wait)
         background._committing.put(held.wait)
-        handle = manager.save_checkpoint_async(**run.arguments())
-        if overlap:
-            overwrite({key: run.extra[key] for key in ("tensors", "drawn")})
-            overwrite([*run.model.buffers()])
-            run.optimizer.step()
-        overwrite(run.payload())
-        held.set()
+        try:
+            handle = manager.save_checkpoint_async(**run.arguments())
+            if overlap:
+                overwrite({key: run.extra[key] for key in ("tensors", "drawn")})
+                overwrite([*run.model.buffers()])
+                run.optimizer.step()
+            overwrite(run.payload())
+        finally:  # also after a refusal: the manager waits for its threads
+            held.set()
         return handle.result()
 
 
