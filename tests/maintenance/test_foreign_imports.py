@@ -179,7 +179,7 @@ def test_our_own_safetensors_without_a_manifest_are_unproven(make_manager: MakeM
     saved = other.save_checkpoint(model=model, epoch=4)
     (tmp_path / "lost" / "run" / f"{saved}.json").unlink()
     manager = make_manager()
-    imported = manager.get_checkpoint(manager.import_checkpoint(tmp_path / "lost" / "run" / saved))
+    imported = manager.get_checkpoint(manager.import_checkpoint(tmp_path / "lost" / "run" / str(saved)))
     assert (imported.epoch, imported.tags) == (4, ("adopted",))
     assert "No checksums came with" in imported.description
     payload = manager.load_checkpoint(imported.checkpoint_id)
