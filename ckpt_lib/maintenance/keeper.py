@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.names import CheckpointId, check_experiment_name, check_run_id
-from ckpt_lib.errors import ConfigError, CorruptCheckpointError
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError, CorruptManifestError
 from ckpt_lib.events import Listener
 from ckpt_lib.experiment import noted_backups
 from ckpt_lib.experiment.files import payload_version
@@ -229,7 +231,14 @@ class Keeper:
         its report is given as ``other``. Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes
         are sound, which can be loaded where its format is installed.
         """
-        return remedy(report, self._locations.home if of_backup else self._locations.backups, other)
+        home, backups = self._locations.home, self._locations.backups
+        if of_backup:
+            return remedy(report, home, other)
+        record = None
+        with suppress(CorruptManifestError):
+            record = home.read(report.checkpoint_id).record
+        is_in_place = isinstance(record, Manifest) and record.is_in_place
+        return remedy(report, backups, other, is_in_place=is_in_place)
 
     def export_checkpoint(
         self,
