@@ -40,7 +40,7 @@ def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:
     assert "epoch=3.ckpt" in run("delete", checkpoint_id, "--yes", *store, code=4).stderr
     assert "epoch=3.ckpt stays" in run("pin", checkpoint_id, "--off", *store).stderr
     assert "epoch=3.ckpt stays" in run("delete", checkpoint_id, "--yes", *store).stderr
-    again = run("import", path, "--in-place", code=2)
+    again = run("import", path, "--in-place", code=4)
     assert f"ckpt undelete {checkpoint_id}" in again.stderr
     assert "0 B freed" in run("trash", "--empty", "--yes", *store).stderr
     assert path.exists()

@@ -22,6 +22,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.formats import format_named
+from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.state.sameness import first_difference
 from tests.helpers import MakeManager, experiment_folder, flip_bit, ids, save
 from tests.killer import Killer
@@ -116,17 +117,18 @@ def test_a_deletion_removes_the_record_alone(make_manager: MakeManager) -> None:
 
 def test_retention_frees_nothing_of_it_and_says_so(make_manager: MakeManager) -> None:
     """Unpinned, it is retired like others: the plan and the report count none of its bytes, and the file stays."""
-    manager = make_manager(max_checkpoints=2, backup_checkpoints=False, save_on_interval_epochs=1)
+    manager = make_manager(max_checkpoints=3, backup_checkpoints=False)
     original = _write(manager, NAME)
     before = original.read_bytes()
     checkpoint_id = manager.import_checkpoint(original, in_place=True)
     manager.unpin_checkpoint(checkpoint_id)
-    other = make_manager(max_checkpoints=1, backup_checkpoints=False, trash_seconds=0)
     for epoch in range(4, 6):
         save(manager, epoch)
-    assert checkpoint_id not in ids(other)
-    other.cleanup_checkpoints()
-    assert other.empty_trash() in ([], [checkpoint_id])
+    planned = manager.cleanup_checkpoints(policy=KeepNewest(count=2), dry_run=True).plan
+    assert (planned.deleted_ids, planned.freed_bytes) == ((checkpoint_id,), 0)
+    report = manager.cleanup_checkpoints(policy=KeepNewest(count=2))
+    assert (report.deleted_ids, report.freed_bytes, report.trashed_bytes) == ((checkpoint_id,), 0, 0)
+    assert manager.empty_trash() == [checkpoint_id]
     assert original.read_bytes() == before
 
 
@@ -174,6 +176,7 @@ def test_a_file_that_is_gone_is_not_written_anew(overwritten: Overwritten) -> No
 def test_a_quarantine_and_the_doctor_leave_the_file(overwritten: Overwritten) -> None:
     """They set the record aside; a run then still goes on from the backup."""
     manager, name = overwritten.manager, overwritten.checkpoint_id
+    manager.unpin_checkpoint(name)
     assert manager.remedy(manager.validate_checkpoint(name)) == "quarantine"
     (found,) = (item for item in manager.doctor(deep=True).findings if item.kind == "damaged")
     assert f"{NAME} belongs to the program" in found.message
@@ -204,7 +207,7 @@ def test_once_its_record_is_deleted_its_backup_becomes_an_ordinary_checkpoint(ov
     manager, name = overwritten.manager, overwritten.checkpoint_id
     manager.unpin_checkpoint(name)
     manager.delete_checkpoint(name)
-    assert manager.restore_checkpoint(name) == name
+    assert manager.restore_checkpoint(name).checkpoint_id == name
     assert overwritten.stays()
     assert manager.get_checkpoint(name).original is None
     assert manager.validate_checkpoint(name)
@@ -243,7 +246,7 @@ def test_killed_in_a_restore_the_file_stays_and_the_next_works(
         if not killer.kills(one.manager, "restore_checkpoint", kill_at, checkpoint_id=one.checkpoint_id):
             break
         sweep(home_of(one.manager), abandoned_after_seconds=0)
-        assert one.manager.restore_checkpoint(one.checkpoint_id) == one.checkpoint_id
+        assert one.manager.restore_checkpoint(one.checkpoint_id).original is None
         assert one.manager.validate_checkpoint(one.checkpoint_id)
         assert one.stays()
         kill_at += 1
