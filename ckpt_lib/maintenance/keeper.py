@@ -290,7 +290,7 @@ class Keeper:
         of another program. That is saved anew as the configuration says, with its states under our keys; ``key_map``
         says which they are where its names do not tell, such as ``{"net": "model"}``. Its description says what was
         left out. With ``in_place`` nothing is copied: a manifest is written beside the files, which must lie in this
-        experiment's folder, and it is pinned, for deleting it deletes them.
+        experiment's folder. They stay their program's: nothing here ever writes, renames or removes them.
 
         Importing it again returns the same checkpoint. Raises :class:`~ckpt_lib.errors.UnsafePayloadError`,
         :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.NotACheckpointError` for one that
