@@ -38,8 +38,8 @@ def refuse_original(experiment: Experiment, manifest: Manifest) -> None:
         f"{manifest.payload_name} was imported in place: it belongs to the program that wrote it, and is never changed",
         checkpoint_id=checkpoint_id,
         path=experiment.location(manifest.payload_name),
-        hint="Nothing was changed. `ckpt import` takes in what is there now, as a copy. To bring back the backup beside "
-        f"it: {unpin}`ckpt delete {checkpoint_id}`, `ckpt restore {checkpoint_id}`.",
+        hint="Nothing was changed. `ckpt import` takes in what is there now, as a copy. To bring back the backup "
+        f"beside it: {unpin}`ckpt delete {checkpoint_id}`, `ckpt restore {checkpoint_id}`.",
     )
 
 
