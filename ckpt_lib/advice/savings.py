@@ -28,6 +28,8 @@ class Savings:
 
     def bytes_of(self, manifest: Manifest) -> int:
         """Return about how many bytes thinning a checkpoint frees; 0 where it would drop nothing, or cannot be told."""
+        if manifest.is_in_place:
+            return 0
         alike = (manifest.format, manifest.run_id, manifest.model_name, manifest.plain_size_bytes // _ALIKE_BYTES)
         if alike not in self._shares:
             self._shares[alike] = self._share(manifest)

@@ -103,7 +103,12 @@ class StoredAdvisor:
             name, size_bytes = item.checkpoint_id, unfinished.size_of(file.name for file in item.files)
             found = "Validation found it damaged" if item.quarantined else "Files are missing or cut off"
             backup = backups.get(name)
-            if backup is not None and backup.uid == item.uid:
+            if item.is_in_place and item.quarantined:
+                continue
+            if item.is_in_place:
+                why = f"{found}: {item.payload_name} belongs to the program that wrote it."
+                self._suggest("damaged", name, why, 0, "quarantine")
+            elif backup is not None and backup.uid == item.uid:
                 self._suggest("damaged", name, f"{found}; its backup may repair it.", 0, "repair")
             elif whole and not _is_marked(item) and name not in self._in_use(view):
                 self._suggest("damaged", name, f"{found}, and it has no backup.", size_bytes, "delete")
@@ -134,7 +139,7 @@ class StoredAdvisor:
 
     def _suggest_deletions(self, view: View, protected: Mapping[str, str]) -> None:
         candidates = [_candidate(item) for item in view.whole]
-        sizes = {item.checkpoint_id: item.size_bytes for item in view.whole}
+        sizes = {item.checkpoint_id: item.removable_bytes for item in view.whole}
         same = duplicates(candidates, protected)
         for name, other in same.items():
             self._suggest("duplicate", name, f"{other} holds the same.", sizes[name], "delete")

@@ -44,7 +44,7 @@ class UnfinishedFinder:
         now = datetime.now(UTC)  # asking the store's clock would write a file
         self._claims(found, now)
         for manifest in self.view.purging:
-            size_bytes = self.size_of(manifest.all_names)
+            size_bytes = self.size_of(manifest.removable_names)
             found.add("leftover", manifest.checkpoint_id, "Its deletion did not come to its end.", size_bytes)
         self._deleted(found, now)
         for manifest in (*self.view.manifests, *self.view.deleted):
@@ -147,6 +147,7 @@ class UnfinishedFinder:
 
 
 def _stored(manifest: Manifest) -> tuple[str, ...]:
-    """Return the names of the files of a checkpoint, without what is being written to take their place."""
-    stored = (file.name for files in (manifest.files, *(item.files for item in manifest.obsolete)) for file in files)
+    """Return the names of the files that go with a checkpoint, without what is being written to take their place."""
+    own = () if manifest.is_in_place else manifest.files
+    stored = (file.name for files in (own, *(item.files for item in manifest.obsolete)) for file in files)
     return tuple(stored)

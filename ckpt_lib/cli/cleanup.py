@@ -243,13 +243,14 @@ def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: 
     quarantined = {item.checkpoint_id: item for item in manager.list_quarantined()}
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in ids if checkpoint_id not in quarantined]
     isolated = [quarantined[checkpoint_id] for checkpoint_id in ids if checkpoint_id in quarantined]
-    _refuse_pinned([*chosen, *(item.checkpoint for item in isolated)])
+    described = [*chosen, *(item.checkpoint for item in isolated)]
+    _refuse_pinned(described)
+    for item in described:
+        if item.original:
+            note(f"{item.checkpoint_id}:{_of_original(item)}")
     if not yes:
         refuse_to_ask(as_json=as_json)
         _print_chosen(_described(manager, chosen, isolated), "backup")
-        for item in chosen:
-            if item.original:
-                note(f"{item.checkpoint_id}:{_of_original(item)}", warning=True)
         _confirm_deletion(len(chosen), len(isolated), manager.config.trash_seconds)
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     freed_bytes = sum(manager.delete_quarantined(item.checkpoint_id) for item in isolated)
@@ -265,8 +266,10 @@ def _described(
     manager: CheckpointManager, chosen: Sequence[CheckpointMetadata], isolated: Sequence[QuarantinedCheckpoint]
 ) -> list[_Chosen]:
     backed_up = _backed_up(manager)
-    facts = [(item.checkpoint_id, item.file_size, ", ".join(item.tags)) for item in chosen]
-    facts += [(item.checkpoint_id, item.size_bytes, "(in quarantine)") for item in isolated]
+    facts = [(item.checkpoint_id, 0 if item.original else item.file_size, ", ".join(item.tags)) for item in chosen]
+    facts += [
+        (item.checkpoint_id, 0 if item.checkpoint.original else item.size_bytes, "(in quarantine)") for item in isolated
+    ]
     return [
         _Chosen(name, size_bytes, None if backed_up is None else name in backed_up, tags)
         for name, size_bytes, tags in facts
@@ -338,7 +341,7 @@ def _refuse_pinned(checkpoints: Sequence[CheckpointMetadata]) -> None:
 
 
 def _of_original(item: CheckpointMetadata) -> str:
-    return f" Deleting it deletes {item.original}, which was imported in place." if item.original else ""
+    return f" It was imported in place: {item.original} stays where it is." if item.original else ""
 
 
 class _Chosen(NamedTuple):

@@ -30,8 +30,8 @@ def pin(
     _print_edited(checkpoint, as_json=as_json)
     if off and checkpoint.original:
         note(
-            f"It was imported in place: a cleanup or deletion of it deletes {checkpoint.original} from now on.",
-            warning=True,
+            "It was imported in place: a cleanup or deletion of it removes its record alone, and "
+            f"{checkpoint.original} stays where it is."
         )
 
 

@@ -48,8 +48,9 @@ def import_checkpoint(
     No code that it holds is run, and every byte is verified while it is copied. What another program wrote is saved
     anew with its model, optimizer, scheduler, epoch and step, and tagged adopted; its description says what was left
     out. With --in-place the files stay where they are, in the folder of the experiment: without --store and
-    --experiment, that is the folder they lie in. Deleting such a checkpoint deletes the files, so it is pinned.
-    --experiment may name a new experiment. With --tree, the exit code is 1 if a checkpoint could not be imported.
+    --experiment, that is the folder they lie in. They belong to the program that wrote them: nothing here changes or
+    removes them, and deleting such a checkpoint removes its manifest alone. --experiment may name a new experiment.
+    With --tree, the exit code is 1 if a checkpoint could not be imported.
     """
     refuse_memory(source)
     key_map = _key_map(key)

@@ -77,7 +77,8 @@ def trash(
     if deleted:
         _print_deleted(deleted)
     if empty:
-        freed_bytes = sum(item.file_size for item in deleted if item.checkpoint_id in removed)
+        going = (item for item in deleted if item.checkpoint_id in removed and item.original is None)
+        freed_bytes = sum(item.file_size for item in going)
         freed_bytes += sum(dropped.values()) - sum(manager.dropped_bytes().values())
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
         return

@@ -255,7 +255,7 @@ class Manifest(CheckpointFields, Record):
 
     @property
     def is_in_place(self) -> bool:
-        """True when its files lie where another program wrote them, and were never copied."""
+        """True when its files lie where another program wrote them: they are that program's, and never changed here."""
         return self.foreign is not None and not self.files[0].name.startswith(self.checkpoint_id)
 
     def has_files_of(self, earlier: Manifest) -> bool:
@@ -272,6 +272,16 @@ class Manifest(CheckpointFields, Record):
         """
         stored = (file.name for files in (self.files, *(item.files for item in self.obsolete)) for file in files)
         return (*stored, *(self.next.files if self.next else ()))
+
+    @property
+    def removable_names(self) -> tuple[str, ...]:
+        """The names of all files that go with this checkpoint: not those that belong to the program that wrote them."""
+        return self.all_names[len(self.files) :] if self.is_in_place else self.all_names
+
+    @property
+    def removable_bytes(self) -> int:
+        """The size of its payload, as far as that goes with it."""
+        return 0 if self.is_in_place else self.size_bytes
 
     @property
     def size_bytes(self) -> int:

@@ -204,7 +204,7 @@ class CheckpointMetadata(CheckpointFields):
     is_complete: bool = Field(default=True, description="Whether each payload file is there with its size.")
     is_thinned: bool = Field(default=False, description="Whether only the weights are left: no run can go on from it.")
     original: str | None = Field(
-        default=None, description="The file or folder that was imported in place: deleting the checkpoint deletes it."
+        default=None, description="The file or folder that was imported in place: it belongs to its program, and stays."
     )
 
 

@@ -29,6 +29,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import claims, pointers
 from ckpt_lib.experiment.edits import bring_back, edit, keep_one_valid, rewrite, rewrite_all
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
+from ckpt_lib.experiment.files import require_unchanged
 from ckpt_lib.experiment.found import Found
 
 _AT_ONCE = 64
@@ -43,7 +44,7 @@ def refuse_pinned(manifest: Manifest) -> CheckpointError | None:
         return None
     hint = "`ckpt pin --off` unpins it."
     if manifest.is_in_place:
-        hint = f"It was imported in place: once it is unpinned, deleting it deletes {manifest.payload_name}."
+        hint += f" It was imported in place: deleting it removes its record alone, and {manifest.payload_name} stays."
     return ProtectedCheckpointError("the checkpoint is pinned", checkpoint_id=manifest.checkpoint_id, hint=hint)
 
 
@@ -219,7 +220,9 @@ def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -
     """Bring a deleted checkpoint back and return its manifest; one that is there is left as it is, but for the pin.
 
     With ``pin`` it is pinned from the moment it is back. Raises
-    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left.
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when nothing of it is left, and
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` for one that was imported in place and whose program has changed or
+    removed its files since.
     """
     for _ in range(ATTEMPTS):
         found = experiment.read(checkpoint_id)
@@ -229,7 +232,9 @@ def undelete(experiment: Experiment, checkpoint_id: str, *, pin: bool = False) -
         if manifest.is_visible:
             is_done = manifest.state == "live" and (manifest.pinned or not pin)
             return manifest if is_done else edit(experiment, checkpoint_id, lambda item: _pinned(item, pin))
-        if not experiment.is_complete(manifest):
+        if manifest.is_in_place:
+            require_unchanged(experiment, manifest)
+        elif not experiment.is_complete(manifest):
             break
         if moved := bring_back(experiment, found, pinned=manifest.pinned or pin):
             return moved.manifest
@@ -350,8 +355,11 @@ def finish_each_purge(
 
 
 def finish_purge(experiment: Experiment, *purging: Found) -> None:
-    """Remove what is left of checkpoints whose records are ``purging``, durably so."""
+    """Remove what is left of checkpoints whose records are ``purging``, durably so.
+
+    Files that were imported in place stay: they belong to the program that wrote them.
+    """
     for found in purging:
         pointers.forget(experiment, found.manifest)
-    claims.remove_files(experiment, [name for found in purging for name in found.manifest.all_names])
+    claims.remove_files(experiment, [name for found in purging for name in found.manifest.removable_names])
     claims.end(experiment, *purging)

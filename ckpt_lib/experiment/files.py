@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, StoreError
+from ckpt_lib.errors import CheckpointExistsError, CorruptCheckpointError, ProtectedCheckpointError, StoreError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.store.base import RangeReader, Upload
@@ -25,12 +25,46 @@ def find_stored_damages(experiment: Experiment, file: FileEntry) -> list[Damage]
         return [missing_file(file.name)]
 
 
+def refuse_original(experiment: Experiment, manifest: Manifest) -> None:
+    """Raise :class:`~ckpt_lib.errors.ProtectedCheckpointError` for files that were imported in place.
+
+    They belong to the program that wrote them: whatever they hold now may be all there is of it.
+    """
+    if not manifest.is_in_place:
+        return
+    checkpoint_id = manifest.checkpoint_id
+    unpin = f"`ckpt pin {checkpoint_id} --off`, " if manifest.pinned else ""
+    raise ProtectedCheckpointError(
+        f"{manifest.payload_name} was imported in place: it belongs to the program that wrote it, and is never changed",
+        checkpoint_id=checkpoint_id,
+        path=experiment.location(manifest.payload_name),
+        hint="Nothing was changed. `ckpt import` takes in what is there now, as a copy. To bring back the backup "
+        f"beside it: {unpin}`ckpt delete {checkpoint_id}`, `ckpt restore {checkpoint_id}`.",
+    )
+
+
+def require_unchanged(experiment: Experiment, manifest: Manifest) -> None:
+    """Raise :class:`~ckpt_lib.errors.CorruptCheckpointError` unless each file has the bytes that the manifest names."""
+    if damages := [damage for file in manifest.files for damage in find_stored_damages(experiment, file)]:
+        raise CorruptCheckpointError(
+            "its program has changed or removed the files of the checkpoint, which was imported in place: "
+            + "; ".join(damage.message for damage in damages),
+            checkpoint_id=manifest.checkpoint_id,
+            path=experiment.location(manifest.payload_name),
+            damages=damages,
+            hint=f"Nothing was changed. `ckpt restore {manifest.checkpoint_id}` brings back its backup, if it has one; "
+            "`ckpt import` copies what the files hold now.",
+        )
+
+
 def replace_file(experiment: Experiment, manifest: Manifest, file: FileEntry, blocks: Iterable[Buffer]) -> bool:
     """Give a payload file its bytes again, atomically; ``False`` when its checkpoint went away meanwhile.
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError`, and changes nothing, when ``blocks`` are other bytes than
-    were saved, and :class:`~ckpt_lib.errors.ConfigError` where only a single writer may write, and none said it is one.
+    were saved, :class:`~ckpt_lib.errors.ProtectedCheckpointError` for a file that was imported in place, and
+    :class:`~ckpt_lib.errors.ConfigError` where only a single writer may write, and none said it is one.
     """
+    refuse_original(experiment, manifest)
     experiment.check_writable()
     upload = experiment.store.open_write(experiment.key(file.name))
     try:

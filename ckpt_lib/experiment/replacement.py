@@ -29,6 +29,7 @@ from ckpt_lib.experiment import claims
 from ckpt_lib.experiment.claims import ABANDONED_AFTER_SECONDS, file_name_below, is_over, remove_files
 from ckpt_lib.experiment.edits import edit, rewrite
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
+from ckpt_lib.experiment.files import refuse_original
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import payload_name
 
@@ -89,7 +90,8 @@ def replace_payload(
 
     ``check`` judges the manifest each time that it is replaced. The old payload is obsolete from then on:
     :func:`switch_back` brings it back until :func:`remove_obsolete` has removed it. Raises what ``check`` returns and
-    ``write`` raises, :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted, and
+    ``write`` raises, :class:`~ckpt_lib.errors.ProtectedCheckpointError` for one that was imported in place,
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted, and
     :class:`~ckpt_lib.errors.VersionConflictError` when another process replaces its payload. After any error, and when
     it is killed at any point, the checkpoint has the old payload or the new one, whole; the next sweep clears the rest.
     """
@@ -114,6 +116,7 @@ def _name_next(experiment: Experiment, checkpoint_id: str, suffix: str, check: C
     for _ in range(ATTEMPTS):
         found = experiment.read_visible(checkpoint_id)
         manifest = found.manifest
+        refuse_original(experiment, manifest)
         if error := check(manifest) or _without_room(manifest):
             raise error
         if manifest.next is not None:

@@ -1,8 +1,8 @@
 """Checkpoints from any location: a copy that is damaged or lost at home is brought back from its backup.
 
 What is taken from the backups is verified while it is copied home, and loaded from there. Where nothing can be written
-at home, and on a rank that leaves that to rank 0, it is loaded from the backup itself, which is verified like
-everything that is loaded.
+at home, on a rank that leaves that to rank 0, and where the files at home belong to another program, it is loaded from
+the backup itself, which is verified like everything that is loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptManifestError,
     IntegrityError,
+    ProtectedCheckpointError,
     StoreError,
     StoreUnavailableError,
     is_store_failure,
@@ -88,7 +89,7 @@ class HomeOrBackup:
                 return load(self.locations.backups, backup)
             try:
                 self.copies.repair(manifest.checkpoint_id, None)
-            except StoreError as failure:
+            except (StoreError, ProtectedCheckpointError) as failure:
                 _warn_of_home(manifest, failure)
                 return load(self.locations.backups, backup)
             except CheckpointError as failure:
@@ -112,7 +113,7 @@ class HomeOrBackup:
         try:
             with locations.best.look_after():
                 restored = self.copies.restore(backup.checkpoint_id, None)
-        except (StoreError, CheckpointExistsError) as failure:
+        except (StoreError, CheckpointExistsError, ProtectedCheckpointError) as failure:
             _warn_of_home(backup, failure)
             return load(locations.backups, backup)
         with failures_logged("writing the identity of the store"):

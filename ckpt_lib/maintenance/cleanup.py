@@ -98,7 +98,7 @@ def record_of(manifest: Manifest, status: Status) -> RetentionRecord:
     shared = set(RetentionRecord.model_fields) - {"size_bytes", "status", "thinned"}
     facts = {name: getattr(manifest, name) for name in shared}
     is_thinned = manifest.thinned is not None
-    return RetentionRecord(**facts, size_bytes=manifest.size_bytes, status=status, thinned=is_thinned)
+    return RetentionRecord(**facts, size_bytes=manifest.removable_bytes, status=status, thinned=is_thinned)
 
 
 def kept_if_valid(manifests: Iterable[Manifest], policy: RetentionPolicy, monitors: Collection[Monitor]) -> set[str]:
@@ -244,7 +244,7 @@ def expire(experiment: Experiment, trash_seconds: float, known: KnownVersions) -
 
 
 def _size_bytes(manifests: Iterable[Manifest]) -> int:
-    return sum(manifest.size_bytes for manifest in manifests)
+    return sum(manifest.removable_bytes for manifest in manifests)
 
 
 def _delete(experiment: Experiment, view: View, plan: RetentionPlan, *, for_good: bool) -> Deletion:

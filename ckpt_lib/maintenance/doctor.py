@@ -188,7 +188,7 @@ class Doctor:
             yield from self._of_obsolete(side, manifest, now)
 
     def _of_deleted(self, side: _Side, manifest: Manifest, now: datetime) -> Iterator[Finding]:
-        checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.size_bytes
+        checkpoint_id, size_bytes = manifest.checkpoint_id, manifest.removable_bytes
         trash = timedelta(seconds=self.locations.config.trash_seconds)
         left_seconds = ((manifest.deleted_at or now) + trash - now).total_seconds()
         if left_seconds <= 0 and side.view.valid:
@@ -244,12 +244,15 @@ class Doctor:
             return side.finding("damaged", checkpoint_id, message, size_bytes=size_bytes)
         action = _remedy(report, manifest, other)
         outlook = "its other copy can repair it" if action == "repair" else "no other copy can repair it"
+        if manifest.is_in_place:
+            outlook = f"{manifest.payload_name} belongs to the program that wrote it, and stays as it is"
         message = f"{report.message}; {outlook}"
         return side.finding("damaged", checkpoint_id, message, action=action, size_bytes=size_bytes)
 
     def _of_quarantine(self, side: _Side, other: _Side | None) -> Iterator[Finding]:
         for item in list_quarantined(side.experiment):
-            copies = [found for found in (side, other) if found and item.checkpoint_id in found.manifests()]
+            sides = (side,) if item.checkpoint.original else (side, other)
+            copies = [found for found in sides if found and item.checkpoint_id in found.manifests()]
             can_return = any(self._is_whole(found, item.checkpoint_id) for found in copies)
             action: Action | None = "repair" if can_return else None
             message = f"set aside: {item.report.message}"
@@ -374,7 +377,7 @@ def _remedy(report: ValidationReport, manifest: Manifest, other: _Side | None) -
     if other is None or (twin is not None and twin.uid != manifest.uid):
         return "quarantine"
     try:
-        return remedy(report, other.experiment)
+        return remedy(report, other.experiment, is_in_place=manifest.is_in_place)
     except CheckpointError:  # a quarantine tries a repair first, and says what is in the way
         return "quarantine"
 

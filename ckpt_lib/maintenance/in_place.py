@@ -1,8 +1,9 @@
 """Imports in place: the files of another program become a checkpoint where they lie, and stay as they are.
 
 Only a manifest is written beside them. It names the files and holds their digests, so that from then on they are
-validated, backed up, restored and loaded like any other payload. They are the original, not a copy: the checkpoint is
-pinned, and only whoever unpins and deletes it deletes the files.
+validated, backed up and loaded like any other payload. They belong to the program that wrote them: nothing here
+writes, renames or removes them. A deletion removes the records of the checkpoint alone, and its backup is never written
+over the files. It is pinned: to retire it would free nothing.
 
 The claim of such an import names no files: one that is killed leaves a claim, and a sweep of it removes nothing else.
 """
@@ -10,12 +11,12 @@ The claim of such an import names no files: one that is killed leaves a claim, a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_lib.core.facts import CheckpointFacts
-from ckpt_lib.core.manifest import FileEntry, Foreign, Manifest, can_be_in_place, is_own_name
+from ckpt_lib.core.manifest import FileEntry, Foreign, Manifest, can_be_in_place, is_own_name, payload_sha256
 from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import (
@@ -42,7 +43,7 @@ from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import VerifiedFile
 
-_ORIGINAL = "It was imported in place, without a copy: deleting the checkpoint deletes {name}."
+_ORIGINAL = "It was imported in place, without a copy: {name} belongs to the program that wrote it."
 _COPY = "Import a copy, without --in-place."
 
 
@@ -60,11 +61,13 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     found_files = _find(experiment, name)
     title = _title_unread(experiment, name, found_files, key_map)
     entries = [_digest(task, file) for file in found_files]
+    key = f"import in place of {name}: {payload_sha256({entry.part: entry.sha256 for entry in entries})}"
     if earlier := _owned(experiment, entries, key_map):
         return Imported(earlier, title, is_new=False)
     with StoredPayload(experiment, entries, verify=True) as stored:
         found = described(_files(experiment, name, stored, found_files))
         facts, left_out = _facts_of(task, found, name)
+        facts = replace(facts, idempotency_key=key)
 
     def note_files(sink: commit.Payload) -> None:
         if _find(experiment, name) != found_files:
@@ -86,7 +89,7 @@ def _facts_of(task: ForeignImport, found: ForeignCheckpoint, name: str) -> tuple
     what = taken(found, check_key_map(task.key_map))
     facts = task.facts_of(found, what, _ORIGINAL.format(name=name), *notes)
     unhealthy = task.fault_of(materialise(what.payload), facts) if task.health_check else None
-    return replace(facts, idempotency_key=f"import in place of {name}", unhealthy=unhealthy), what.left_out
+    return replace(facts, unhealthy=unhealthy), what.left_out
 
 
 def name_in(experiment: Experiment, source: str) -> str:
@@ -128,6 +131,7 @@ def _find(experiment: Experiment, name: str) -> list[Entry]:
     if (found := experiment.store.stat(key)) is not None:
         files = [found]
     else:
+        _refuse_links(experiment.location(name), experiment.location(name))
         files = []
         with suppress(NotAStoreError):  # a link
             files = [entry for entry in experiment.store.list(key, recursive=True) if not entry.is_folder]
@@ -182,32 +186,51 @@ def _files(experiment: Experiment, name: str, stored: StoredPayload, files: list
 
 
 def _owned(experiment: Experiment, entries: list[FileEntry], key_map: Mapping[str, str] | None) -> Manifest | None:
-    """Return the checkpoint whose files these are already; ``None`` if there is none, or a deleted one may come back.
+    """Return the checkpoint whose files these are already; ``None`` if there is none.
 
-    Raises :class:`~ckpt_lib.errors.CheckpointExistsError` where one holds, or held, something else.
+    Raises :class:`~ckpt_lib.errors.CheckpointExistsError` where one holds something else, or is in the trash.
     """
     names = {entry.name for entry in entries}
     view = experiment.index.view()
     for item in (*view.manifests, *view.deleted, *view.purging):
-        if names.isdisjoint(item.all_names):
+        is_gone = item.state == "deleted" and _digests(item.files) != _digests(entries)  # nothing brings that back
+        if is_gone or names.isdisjoint(item.all_names):
             continue
         _require_same(experiment, item, entries, key_map)
-        if item.is_visible:
-            return item
+        return item
     return None
+
+
+def _digests(files: Iterable[FileEntry]) -> dict[str, str]:
+    return {file.name: file.sha256 for file in files}
+
+
+def _refuse_links(folder: str, path: str) -> None:
+    """Raise for a folder of this machine that holds a link: what it leads to would be missing without a word."""
+    for place, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            if os.path.islink(link := os.path.join(place, name)):
+                raise NotACheckpointError(
+                    f"{os.path.relpath(link, folder)} is a link, and links are never followed in place",
+                    path=path,
+                    hint=f"Nothing was imported. {_COPY} A copy holds what the link leads to.",
+                )
 
 
 def _require_same(
     experiment: Experiment, earlier: Manifest, entries: list[FileEntry], key_map: Mapping[str, str] | None
 ) -> None:
     """Raise unless what was imported before is what is to be imported."""
-    held = {file.name: file.sha256 for file in earlier.files}
     if earlier.state == "purging":
         reason, hint = "the files are those of a checkpoint that is being removed", "Try again when they are gone."
-    elif held != {entry.name: entry.sha256 for entry in entries}:
-        reason, hint = "the checkpoint was imported before, and its files have been changed since", _COPY
+    elif earlier.state == "deleted":
+        reason = "the checkpoint was imported before, and is in the trash"
+        hint = f"`ckpt undelete {earlier.checkpoint_id}` brings it back."
+    elif _digests(earlier.files) != _digests(entries):
+        reason = "the checkpoint was imported before, and its files have been changed since"
+        hint = f"`ckpt delete {earlier.checkpoint_id}` removes its record alone: import it again then, or as a copy."
     elif earlier.quarantined is not None:
-        reason, hint = "the checkpoint was imported before, and is in quarantine", "`ckpt repair` brings it back."
+        reason, hint = "the checkpoint was imported before, and is in quarantine", "`ckpt repair` may bring it back."
     elif earlier.foreign is None or (earlier.foreign.key_map or None) != key_map:
         reason, hint = "the checkpoint was imported before, by another key_map", _COPY
     else:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.names import CheckpointId, check_experiment_name, check_run_id
-from ckpt_lib.errors import ConfigError, CorruptCheckpointError
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError, CorruptManifestError
 from ckpt_lib.events import Listener
 from ckpt_lib.experiment import noted_backups
 from ckpt_lib.experiment.files import payload_version
@@ -229,7 +231,14 @@ class Keeper:
         its report is given as ``other``. Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes
         are sound, which can be loaded where its format is installed.
         """
-        return remedy(report, self._locations.home if of_backup else self._locations.backups, other)
+        home, backups = self._locations.home, self._locations.backups
+        if of_backup:
+            return remedy(report, home, other)
+        record = None
+        with suppress(CorruptManifestError):
+            record = home.read(report.checkpoint_id).record
+        is_in_place = isinstance(record, Manifest) and record.is_in_place
+        return remedy(report, backups, other, is_in_place=is_in_place)
 
     def export_checkpoint(
         self,
@@ -283,7 +292,7 @@ class Keeper:
         of another program. That is saved anew as the configuration says, with its states under our keys; ``key_map``
         says which they are where its names do not tell, such as ``{"net": "model"}``. Its description says what was
         left out. With ``in_place`` nothing is copied: a manifest is written beside the files, which must lie in this
-        experiment's folder, and it is pinned, for deleting it deletes them.
+        experiment's folder. They stay their program's: nothing here ever writes, renames or removes them.
 
         Importing it again returns the same checkpoint. ``told`` is given what became of it: whether it is new, and what
         was left out. Raises :class:`~ckpt_lib.errors.UnsafePayloadError`,

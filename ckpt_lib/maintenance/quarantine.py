@@ -108,7 +108,8 @@ def set_aside(
             )
         try:
             repaired = repair(experiment, checkpoint_id, other, progress)
-        except (CorruptCheckpointError, CheckpointExistsError):  # nothing that would help, or nothing of this one
+        except (CorruptCheckpointError, CheckpointExistsError, ProtectedCheckpointError):
+            # Nothing that would help, nothing of this one, or files that belong to another program.
             if report.has_unknown_format:
                 format_of(manifest)  # raises, unless it was installed meanwhile
                 continue
@@ -185,7 +186,7 @@ def delete_for_good(experiment: Experiment, checkpoint_id: str, *, check: Check 
     :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none.
     """
     manifest = experiment.get(checkpoint_id)
-    size_bytes = _stored_bytes(experiment, manifest)
+    size_bytes = 0 if manifest.is_in_place else _stored_bytes(experiment, manifest)
     outcome = delete_all(experiment, [checkpoint_id], check=check)
     if error := outcome.refused.get(checkpoint_id):
         raise error

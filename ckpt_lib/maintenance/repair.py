@@ -31,7 +31,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment import edits
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
-from ckpt_lib.experiment.files import blocks_of, replace_file
+from ckpt_lib.experiment.files import blocks_of, refuse_original, replace_file
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.validate import (
     ValidationReport,
@@ -84,9 +84,10 @@ def repair(
 
     Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when what is needed is damaged or missing in both copies, or
     when the bytes are those that were saved and cannot be loaded. Raises
-    :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id, and
-    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted. After any error, each file is as
-    it was or whole.
+    :class:`~ckpt_lib.errors.CheckpointExistsError` when ``other`` holds a different checkpoint of that id,
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError` for one that was imported in place, whose files belong to another
+    program, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the checkpoint was deleted. After any error,
+    each file is as it was or whole.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -100,11 +101,18 @@ def repair(
     raise too_busy(experiment, "the checkpoint while it was repaired", checkpoint_id)
 
 
-def remedy(report: ValidationReport, other: Experiment, other_report: ValidationReport | None = None) -> Remedy:
+def remedy(
+    report: ValidationReport,
+    other: Experiment,
+    other_report: ValidationReport | None = None,
+    *,
+    is_in_place: bool = False,
+) -> Remedy:
     """Return what helps a damaged copy; the one in ``other`` is read, unless its report is known.
 
-    ``"quarantine"`` where nothing can bring the bytes back. Of a checkpoint whose manifest cannot be read, only a
-    repair can tell. Raises :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes are sound.
+    ``"quarantine"`` where nothing can bring the bytes back, and for one that was imported in place, whose files are
+    never written over. Of a checkpoint whose manifest cannot be read, only a repair can tell. Raises
+    :class:`~ckpt_lib.errors.UnsupportedFormatError` for one whose bytes are sound.
     """
     if report.has_unknown_format:
         raise UnsupportedFormatError(
@@ -114,7 +122,7 @@ def remedy(report: ValidationReport, other: Experiment, other_report: Validation
         )
     if any(damage.kind == "manifest" for damage in report.damages):
         return "repair"
-    if report.is_unloadable:
+    if report.is_unloadable or is_in_place:
         return "quarantine"
     if other_report is None:
         try:
@@ -178,6 +186,7 @@ class _Repair:
             raise self._unloadable(found)
         if not self.experiment.is_complete(self.manifest):
             self.experiment.get(self.manifest.checkpoint_id)  # raises when it was deleted, which is no damage
+        refuse_original(self.experiment, self.manifest)
         parts = self._parts(found, names_chunks=names_chunks)
         for part in parts:
             if not replace_file(self.experiment, self.manifest, part.file, self._chunks(part)):

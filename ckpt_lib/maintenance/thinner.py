@@ -56,7 +56,7 @@ class Thinner:
         return plan.model_copy(update={"decisions": decisions})
 
     def _has_something(self, experiment: Experiment, manifest: Manifest) -> bool:
-        if manifest.sha256 in self._lean:
+        if manifest.is_in_place or manifest.sha256 in self._lean:
             return False
         try:
             has_something = bool(droppable(experiment, manifest))

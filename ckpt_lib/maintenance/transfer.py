@@ -16,7 +16,8 @@ from ckpt_lib.experiment import claims, copies, edits
 from ckpt_lib.experiment.commit import Payload
 from ckpt_lib.experiment.deletion import undelete
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
-from ckpt_lib.experiment.files import blocks_of, damaged_source, replace_file
+from ckpt_lib.experiment.files import blocks_of, damaged_source, refuse_original, replace_file
+from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.replacement import HeldNext, replace_payload
@@ -82,7 +83,8 @@ def restore(
 
     Tags and description stay as the experiment has them, if its manifest can still be read. Where one of the two copies
     was thinned, the payload here goes to the trash; one that is whole is not replaced by less, which raises
-    :class:`~ckpt_lib.errors.ProtectedCheckpointError`. Raises
+    :class:`~ckpt_lib.errors.ProtectedCheckpointError`. So does one that was imported in place and has changed since:
+    its files belong to another program. Once its record is deleted, the copy becomes an ordinary checkpoint. Raises
     :class:`~ckpt_lib.errors.CorruptCheckpointError` or :class:`~ckpt_lib.errors.CorruptManifestError` when the other
     copy is damaged too, :class:`~ckpt_lib.errors.CheckpointNotFoundError` when there is none, and
     :class:`~ckpt_lib.errors.CheckpointExistsError` when a checkpoint with another ``uid`` has the id; the experiment is
@@ -140,6 +142,10 @@ def _put_in_place(
                 sweep(target)
             return copied
         same_or_raise(existing, saved, target)
+        if existing.is_in_place:
+            if kept := _beside_original(source, saved, found, target, progress):
+                return kept
+            continue
         if existing.sha256 != saved.sha256:
             return _bring_other_payload(source, saved, target, existing, progress, may_replace=use_pointer)
         if not _rewrite(source, saved, target, existing, progress):
@@ -152,6 +158,24 @@ def _put_in_place(
         if released := edits.release(target, found):
             return released
     raise too_busy(target, "the checkpoint", saved.checkpoint_id)
+
+
+def _beside_original(
+    source: Experiment, saved: Manifest, found: Found, target: Experiment, progress: Progress | None
+) -> Manifest | None:
+    """Return a checkpoint that was imported in place and is whole; ``None`` where its id is free, or looked at again.
+
+    The record of a deleted one ends, so that the copy becomes an ordinary checkpoint of that id. The files of either
+    stay as they are. Raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` for one whose files were changed.
+    """
+    existing = found.manifest
+    if existing.state == "deleted":
+        _require_whole(source, saved, progress)
+        edits.rewrite(target, found, state="purging")
+        return None
+    if not compare(target, existing, progress):
+        refuse_original(target, existing)
+    return existing if existing.quarantined is None else edits.release(target, found)
 
 
 def _bring_other_payload(
@@ -233,6 +257,14 @@ def _rewrite(
     return True
 
 
+def _require_whole(source: Experiment, saved: Manifest, progress: Progress | None = None) -> None:
+    """Raise unless a copy is as it was saved, before what it is to replace goes."""
+    report = compare(source, saved, progress)
+    if not report:
+        _require_there(source, saved)
+        raise damaged_source(source, saved, saved.payload_name, report.damages)
+
+
 def _require_there(source: Experiment, saved: Manifest) -> None:
     """Raise when the copy that was read has gone meanwhile: what is missing of it is no damage."""
     record = source.read(saved.checkpoint_id).record
@@ -252,10 +284,7 @@ def _end_damaged(target: Experiment, source: Experiment, saved: Manifest) -> Non
     entry = target.store.stat(target.key(name))  # first: what is written from here on is not replaced
     if entry is None or _readable(target, saved.checkpoint_id) is not None:
         return
-    report = compare(source, saved)
-    if not report:
-        _require_there(source, saved)
-        raise damaged_source(source, saved, saved.payload_name, report.damages)
+    _require_whole(source, saved)
     claims.end_unreadable(target, saved.checkpoint_id, saved.uid, entry.version)
 
 

@@ -40,7 +40,12 @@ def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:
     assert run_json("show", checkpoint_id, *store)["original"] == "epoch=3.ckpt"
     run("validate", "--all", *store)
     assert "epoch=3.ckpt" in run("delete", checkpoint_id, "--yes", *store, code=4).stderr
-    assert "epoch=3.ckpt" in run("pin", checkpoint_id, "--off", *store).stderr
+    assert "epoch=3.ckpt stays" in run("pin", checkpoint_id, "--off", *store).stderr
+    assert "epoch=3.ckpt stays" in run("delete", checkpoint_id, "--yes", *store).stderr
+    again = run("import", path, "--in-place", code=4)
+    assert f"ckpt undelete {checkpoint_id}" in again.stderr
+    assert "0 B freed" in run("trash", "--empty", "--yes", *store).stderr
+    assert path.exists()
     elsewhere = run("import", path, "--in-place", "-s", tmp_path / "other", "-e", "x", code=2)
     assert "--experiment exp1" in elsewhere.stderr
 
