@@ -196,8 +196,8 @@ class FolderAdvisor:
             else:
                 position = item.said_epoch or 0, item.said_step or 0
                 candidates.append(Candidate(path, 0, *position, metrics=metrics, group=series))
-        for path, (other, metrics) in dominated(candidates, self._reasons, run.directions).items():
-            why = f"{other} is not earlier, and is better in {listed(metrics)}."
+        for path, (other, names) in dominated(candidates, self._reasons, run.directions).items():
+            why = f"{other} is not earlier, and is better in {listed(names)}."
             self._suggest("dominated", items[path], why, certainty="likely")
 
     def _suggest_optimizers(self, group: Sequence[Described]) -> None:
