@@ -36,6 +36,7 @@ def best_value(
     if best is None and better is None:
         return None
     saved_value = None if best is None else _number(best, metric)
+    is_saved: bool | None
     if better is not None and is_better(better.metrics[metric], saved_value, mode):
         known, is_saved = better, bool(better.remark)
         message = _of_better(metric, _number(better, metric), better, best)

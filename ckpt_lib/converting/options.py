@@ -11,13 +11,13 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.formats.safetensors.writing import SHARD_BYTES
 
 TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning"]
 """``torch`` a file of ``torch.save``; ``safetensors`` one file, or several with an index; ``hf-folder`` what
 ``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning."""
 
-MAX_SHARD_BYTES = 5 * 10**9
-"""How many bytes of tensors a file of safetensors holds at most, as in the files of Hugging Face's libraries."""
+MAX_SHARD_BYTES = SHARD_BYTES
 
 _FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
 _SUFFIXES: dict[str, TargetFormat] = {

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ckpt_lib.converting.files import NewFile, text_file
 from ckpt_lib.converting.weights import Weights
 from ckpt_lib.errors import UnsupportedStateError
-from ckpt_lib.formats.safetensors.dtypes import ORDER
 from ckpt_lib.formats.safetensors.header import MAX_HEADER_BYTES, header_bytes
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, file_name
-from ckpt_lib.formats.safetensors.writing import index_bytes
+from ckpt_lib.formats.safetensors.writing import index_bytes, shards
+from ckpt_lib.formats.structure.dtypes import ORDER
 from ckpt_lib.formats.tensor_bytes import TensorStream
 from ckpt_lib.stream import HashingWriter
-
-_ENTRY_BYTES, _DIMENSION_BYTES = 120, 20  # of a header: what a tensor takes at most beside its name
 
 
 def safetensors_files(weights: Weights, stem: str, max_shard_bytes: int) -> list[NewFile]:
@@ -24,28 +21,18 @@ def safetensors_files(weights: Weights, stem: str, max_shard_bytes: int) -> list
     Names of tensors that share memory are noted as ``safetensors.torch.save_model`` notes them. Raises
     :class:`~ckpt_lib.errors.UnsupportedStateError` for names that are too long.
     """
-    shards = list(_shards(weights.tensors, max_shard_bytes))
-    names = [file_name(stem, number, len(shards)) for number in range(1, len(shards) + 1)]
-    files = [_file(name, shard, weights.tied) for name, shard in zip(names, shards, strict=True)]
-    if len(shards) > 1:
-        sizes = [{name: tensor.size_bytes for name, tensor in shard.items()} for shard in shards]
+    found = [dict(shard) for shard in shards(weights.tensors.items(), _measured, max_shard_bytes)]
+    names = [file_name(stem, number, len(found)) for number in range(1, len(found) + 1)]
+    files = [_file(name, shard, weights.tied) for name, shard in zip(names, found, strict=True)]
+    if len(found) > 1:
+        sizes = [{name: tensor.size_bytes for name, tensor in shard.items()} for shard in found]
         files.append(text_file(f"{stem}{INDEX_SUFFIX}", index_bytes(dict(zip(names, sizes, strict=True)))))
     return files
 
 
-def _shards(tensors: Mapping[str, TensorStream], max_bytes: int) -> Iterator[dict[str, TensorStream]]:
-    """Yield the tensors of each file, in the order of the model. A larger tensor has a file of its own."""
-    shard: dict[str, TensorStream] = {}
-    size_bytes = header_size_bytes = 0
-    for name, tensor in tensors.items():
-        entry_bytes = len(json.dumps(name)) + _ENTRY_BYTES + _DIMENSION_BYTES * len(tensor.shape)
-        size_bytes += tensor.size_bytes
-        header_size_bytes += entry_bytes
-        if shard and (size_bytes > max_bytes or header_size_bytes > MAX_HEADER_BYTES // 2):
-            yield shard
-            shard, size_bytes, header_size_bytes = {}, tensor.size_bytes, entry_bytes
-        shard[name] = tensor
-    yield shard
+def _measured(item: tuple[str, TensorStream]) -> tuple[str, int, int]:
+    name, tensor = item
+    return name, len(tensor.shape), tensor.size_bytes
 
 
 def _file(name: str, tensors: Mapping[str, TensorStream], tied: Mapping[str, str]) -> NewFile:

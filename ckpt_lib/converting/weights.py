@@ -13,8 +13,8 @@ from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.foreign import StoredTensor
-from ckpt_lib.formats.safetensors.dtypes import NAMES
 from ckpt_lib.formats.safetensors.header import METADATA_KEY
+from ckpt_lib.formats.structure.dtypes import NAMES
 from ckpt_lib.formats.tensor_bytes import TensorStream
 
 _TARGET = "a file of safetensors"

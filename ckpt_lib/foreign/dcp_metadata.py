@@ -18,7 +18,7 @@ from ckpt_lib.foreign.base import StoredObject
 from ckpt_lib.foreign.pickles import describe, no_reference
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.formats.limits import MAX_LEVELS
-from ckpt_lib.formats.safetensors.header import are_counts, is_shape
+from ckpt_lib.formats.structure.entries import are_counts, is_shape
 
 METADATA_FILE = ".metadata"
 _BYTES_ALLOWED, _BYTES_A_CHUNK = 8 * 2**20, 400

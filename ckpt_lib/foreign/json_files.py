@@ -10,7 +10,7 @@ from ckpt_lib.core.wording import shown, size_text
 from ckpt_lib.errors import CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.formats.limits import MAX_LEVELS, is_deeper
-from ckpt_lib.formats.safetensors.header import without_repeats
+from ckpt_lib.formats.structure.entries import without_repeats
 
 MAX_JSON_BYTES = 32 * 2**20
 _MAX_PARTS = 2_000_000  # each costs up to 80 bytes

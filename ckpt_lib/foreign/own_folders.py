@@ -8,9 +8,9 @@ from typing import Any
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint, StoredTensor
 from ckpt_lib.foreign.json_files import number
 from ckpt_lib.foreign.sources import FoundFiles
-from ckpt_lib.formats.safetensors.decoding import TensorRef
 from ckpt_lib.formats.safetensors.naming import STATE_FILE
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
+from ckpt_lib.formats.structure.decoding import TensorRef
 from ckpt_lib.state.tree import map_leaves
 
 _START = b'{"format":"safetensors"'

@@ -11,7 +11,8 @@ import torch
 from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.foreign.base import ForeignCheckpoint, Region, StoredTensor
 from ckpt_lib.foreign.sources import FoundFiles
-from ckpt_lib.formats.safetensors.header import Entry, read_header, read_metadata
+from ckpt_lib.formats.safetensors.header import read_header, read_metadata
+from ckpt_lib.formats.structure.entries import Entry
 from ckpt_lib.stream import VerifiedFile
 
 _NUMBER_BYTES = 8

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from ckpt_lib.foreign.base import Region, StoredTensor
-from ckpt_lib.formats.safetensors.sharing import has_gaps
+from ckpt_lib.formats.structure.sharing import has_gaps
 from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 from ckpt_lib.stream import VerifiedFile
 

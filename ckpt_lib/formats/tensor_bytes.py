@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ckpt_lib.state.memory import check_memory
-from ckpt_lib.stream import BLOCK_SIZE_BYTES
+from ckpt_lib.state.memory import address_of, byte_view, check_memory
+from ckpt_lib.stream import BLOCK_SIZE_BYTES, HashingWriter
 
 SMALL_BYTES = 2**16
 """Up to this size, copying the memory as ``bytes`` is faster than asking PyTorch for a view of it."""
@@ -35,6 +36,21 @@ def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     for start in range(0, len(tensor), rows):
         part = tensor[start : start + rows]
         yield from pieces_of(part) if part.nbytes <= BLOCK_SIZE_BYTES else pieces_of(part[0])
+
+
+def write_tensor(stream: HashingWriter, tensor: torch.Tensor) -> None:
+    """Write the elements of a dense tensor, one row after the other, without a second copy of it in memory."""
+    if not tensor.is_contiguous():
+        for piece in pieces_of(tensor):
+            write_tensor(stream, piece)
+        return
+    storage, size_bytes = tensor.untyped_storage(), tensor.nbytes
+    start = int(tensor.storage_offset()) * tensor.itemsize if size_bytes else 0
+    if size_bytes <= SMALL_BYTES and tensor.device.type == "cpu":
+        stream.write(ctypes.string_at(address_of(storage, start, start + size_bytes), size_bytes))
+        return
+    for block in blocks_of(byte_view(storage, start, start + size_bytes)):
+        stream.write(block)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

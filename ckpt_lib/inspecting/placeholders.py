@@ -11,9 +11,9 @@ import torch
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, Region, StoredTensor
 from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
-from ckpt_lib.formats.safetensors.decoding import TensorRef
 from ckpt_lib.formats.safetensors.format import SafetensorsFormat
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
+from ckpt_lib.formats.structure.decoding import TensorRef
 from ckpt_lib.formats.torch.tensor_specs import TensorSpec
 from ckpt_lib.state.tree import tensors_in
 

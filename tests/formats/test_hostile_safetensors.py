@@ -19,9 +19,9 @@ from ckpt_lib.errors import CorruptCheckpointError, UnsupportedFormatError
 from ckpt_lib.formats import format_named
 from ckpt_lib.formats.limits import extent
 from ckpt_lib.formats.safetensors import header
-from ckpt_lib.formats.safetensors.decoding import decode
-from ckpt_lib.formats.safetensors.dtypes import ALL_DTYPES
 from ckpt_lib.formats.safetensors.header import read_header
+from ckpt_lib.formats.structure.decoding import decode
+from ckpt_lib.formats.structure.dtypes import ALL_DTYPES
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.testing.format_contract import BOUNDED
 from ckpt_lib.testing.payloads import Files, MemorySource, encode

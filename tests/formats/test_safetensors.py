@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from ckpt_lib.errors import ConfigError, CorruptCheckpointError, UnsupportedStateError
 from ckpt_lib.formats import format_named, tensor_bytes
-from ckpt_lib.formats.safetensors import decoding, writing
-from ckpt_lib.formats.safetensors.dtypes import DTYPES, NAMES
+from ckpt_lib.formats.safetensors import writing
 from ckpt_lib.formats.safetensors.header import read_header
+from ckpt_lib.formats.structure import decoding
+from ckpt_lib.formats.structure.dtypes import DTYPES, NAMES
 from ckpt_lib.formats.torch.format import TorchZipFormat
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.testing.format_contract import BOUNDED, states

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import UnsupportedStateError
+from ckpt_lib.formats.limits import extent
 from ckpt_lib.state.sameness import first_difference
 from ckpt_lib.store.memory import ALL, MemoryStore
 from ckpt_lib.store.registry import registered
@@ -23,7 +25,7 @@ from tests.folders import memory_folder
 from tests.formats.archives import PROPERTY
 from tests.formats.every_format import EVERY_FORMAT, options_of
 from tests.manager.states import states
-from tests.manager.test_paths import SAVES, Run, known, overwrite
+from tests.manager.test_paths import SAVES, Known, Run, known, overwrite, parts_of, tensors_of
 from tests.torture.places import LOCAL, MISSING, discard, lacks_conditions
 
 _numbers = itertools.count()
@@ -58,6 +60,34 @@ def store_of(kind: str) -> Iterator[str]:
             yield store.url
         finally:
             discard(store)
+
+
+class _Kept(NamedTuple):
+    """What every format keeps of a payload: like the format ``torch``, but for which tensors are one object, and for
+    memory that lies beside a tensor in its storage.
+    """
+
+    known: Known
+    overlaps: list[int | None]
+
+    def is_in(self, payload: dict[str, Any]) -> bool:
+        found = known(payload)
+        return self.known._replace(sharing=found.sharing).is_in(payload) and overlaps(payload) == self.overlaps
+
+
+def overlaps(payload: dict[str, Any]) -> list[int | None]:
+    """For each two tensors how many bytes one begins behind the other, if their memory overlaps."""
+    tensors = list(tensors_of(parts_of(payload)))
+    return [_distance(one, other) for one, other in itertools.combinations(tensors, 2)]
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> int | None:
+    if one is not other and any(tensor.is_conj() or tensor.is_neg() for tensor in (one, other)):
+        return None  # these get memory of their own
+    starts = one.data_ptr(), other.data_ptr()
+    sizes = [extent(tensor.shape, tensor.stride()) * tensor.itemsize for tensor in (one, other)]
+    is_apart = not all(sizes) or starts[0] + sizes[0] <= starts[1] or starts[1] + sizes[1] <= starts[0]
+    return None if is_apart else starts[1] - starts[0]
 
 
 def payloads(run: _Run, checkpoint_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,7 +130,7 @@ def test_every_path_of_every_format(stored_format: str, kind: str, way_in: str, 
                 SAVES[way_in](run)
             assert run.manager().list_checkpoints() == []
             return
-        expected, weights = known(run.payload()), None
+        expected, weights = _Kept(known(run.payload()), overlaps(run.payload())), None
         checkpoint_id = str(SAVES[way_in](run))
         for way_out, found in payloads(run, checkpoint_id):
             assert expected.is_in(found), (where, way_out)

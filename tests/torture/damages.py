@@ -307,7 +307,7 @@ ROWS = [
         must_hold="reported by every check and load, with its file and chunk; no tensor reaches the caller",
         unit="flips",
         count=10_000,
-        sample=150,
+        sample=40,
         run=_flips,
     ),
     Row(
@@ -316,7 +316,7 @@ ROWS = [
         must_hold="as for flips",
         unit="damages",
         count=2_000,
-        sample=132,
+        sample=55,  # each kind in each format
         run=_damages,
     ),
     Row(

@@ -11,8 +11,8 @@ from ckpt_lib.formats.placing import Place
 from ckpt_lib.formats.preparing import prepare, too_deep
 from ckpt_lib.formats.safetensors.naming import SUFFIX
 from ckpt_lib.formats.safetensors.reading import SafetensorsReader
-from ckpt_lib.formats.safetensors.values import check_spelling
 from ckpt_lib.formats.safetensors.writing import FolderLayout
+from ckpt_lib.formats.structure.values import check_spelling
 
 
 class SafetensorsFormat:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CorruptCheckpointError
-from ckpt_lib.formats.safetensors.dtypes import DTYPES, NAMES
+from ckpt_lib.formats.structure.dtypes import DTYPES, NAMES
+from ckpt_lib.formats.structure.entries import Entry, are_counts, is_shape, without_repeats
 from ckpt_lib.stream import VerifiedFile
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -26,18 +27,7 @@ METADATA_KEY = "__metadata__"
 
 _LENGTH = struct.Struct("<Q")
 _ALIGNMENT_BYTES = 8
-_MAX_DIMENSIONS = 64  # of a tensor of PyTorch
-_LIMIT_64 = 2**63
 _KEYS = {"dtype", "shape", "data_offsets"}
-
-
-class Entry(NamedTuple):
-    """A tensor in a file, and where its bytes begin and end there."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 def header_bytes(
@@ -115,14 +105,6 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return found
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON as a dict. Raises ``ValueError`` for one that has a key twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return found
-
-
 def _entry(name: str, description: Any, start: int) -> Entry:
     match description:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [first, last]} if len(description) == len(
@@ -139,15 +121,3 @@ def _entry(name: str, description: Any, start: int) -> Entry:
     if last - first != math.prod(shape) * dtype.itemsize:
         raise corrupt(f"{shown(name)} has another size than its shape says")
     return Entry(dtype, tuple(shape), start + first, start + last)
-
-
-def is_shape(numbers: Sequence[Any]) -> bool:
-    """Tell whether a tensor can have this shape."""
-    return (
-        len(numbers) <= _MAX_DIMENSIONS and are_counts(numbers) and math.prod(filter(None, numbers)) < _LIMIT_64 // 16
-    )
-
-
-def are_counts(numbers: Iterable[Any]) -> bool:
-    """Tell whether all are whole numbers that can count elements or bytes."""
-    return all(type(number) is int and 0 <= number < _LIMIT_64 for number in numbers)

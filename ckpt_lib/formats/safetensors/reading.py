@@ -12,11 +12,12 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.formats.base import PayloadSource
 from ckpt_lib.formats.gc_pause import CollectionPause
-from ckpt_lib.formats.safetensors.decoding import TensorRef, decode, decode_plain, malformed
-from ckpt_lib.formats.safetensors.header import Entry, read_header
+from ckpt_lib.formats.safetensors.header import read_header
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, STATE_FILE, SUFFIX
 from ckpt_lib.formats.safetensors.writing import VERSION
-from ckpt_lib.formats.structure import Home, StructureReader, check_payload
+from ckpt_lib.formats.structure.decoding import TensorRef, decode, decode_plain, malformed
+from ckpt_lib.formats.structure.entries import Entry, Home
+from ckpt_lib.formats.structure.reading import StructureReader, check_payload
 from ckpt_lib.stream import VerifiedFile
 
 

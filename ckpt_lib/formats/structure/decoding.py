@@ -1,4 +1,4 @@
-"""Reads the JSON of :mod:`ckpt_lib.formats.safetensors.values` back, in bounded time and memory."""
+"""Reads the JSON of :mod:`ckpt_lib.formats.structure.values` back, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.limits import MAX_LEVELS
 from ckpt_lib.formats.placing import first_line
 from ckpt_lib.formats.preparing import METHODS
-from ckpt_lib.formats.safetensors.dtypes import ALL_DTYPES
-from ckpt_lib.formats.safetensors.header import are_counts, is_shape, without_repeats
-from ckpt_lib.formats.safetensors.sharing import View
-from ckpt_lib.formats.safetensors.values import TENSOR, TENSOR_METHODS
+from ckpt_lib.formats.structure.dtypes import ALL_DTYPES
+from ckpt_lib.formats.structure.entries import are_counts, is_shape, without_repeats
+from ckpt_lib.formats.structure.sharing import View
+from ckpt_lib.formats.structure.values import TENSOR, TENSOR_METHODS
 
 _BYTES_ALLOWED, _BYTES_A_TENSOR = 64 * 2**20, 400
 _PARTS_ALLOWED, _PARTS_A_TENSOR = 4_000_000, 10

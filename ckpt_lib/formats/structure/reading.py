@@ -1,129 +1,25 @@
-"""The structure of a payload as JSON, beside its tensors: for formats that store the two apart, as most would.
-
-Writing, :func:`take_apart` gives the JSON and the tensors that its files have to hold, each byte once, however many
-tensors share it; :func:`write_tensor` puts one into a file. Reading, :func:`parse` checks the JSON, and
-:class:`StructureReader` builds the payload of it, once the format has said where each tensor lies. What is spelled how
-is in :mod:`ckpt_lib.formats.safetensors.values`.
-"""
+"""Builds a payload of its structure: tensors are views of the verified, mapped bytes of the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 
 from ckpt_lib.core.wording import shown
-from ckpt_lib.errors import CorruptCheckpointError, UnsupportedStateError
+from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.base import Payload, PayloadSource
 from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.formats.limits import MAX_EXPANDED_BYTES, MAX_LEVELS, expanded_bytes, extent, is_deeper
 from ckpt_lib.formats.placing import Place
-from ckpt_lib.formats.preparing import prepare, too_deep
-from ckpt_lib.formats.safetensors.decoding import TensorRef, decode, excess, malformed, refs_in
-from ckpt_lib.formats.safetensors.header import Entry
-from ckpt_lib.formats.safetensors.sharing import View, has_gaps, odd_stride, store_once
-from ckpt_lib.formats.safetensors.values import TENSOR, Encoder, check_spelling, json_bytes
-from ckpt_lib.formats.safetensors.writing import spelled_view, write_tensor
 from ckpt_lib.formats.selection import select
+from ckpt_lib.formats.structure.decoding import TensorRef, decode, malformed, refs_in
+from ckpt_lib.formats.structure.entries import Entry, Home
+from ckpt_lib.formats.structure.sharing import has_gaps
 from ckpt_lib.state.tree import map_leaves
 
-__all__ = [
-    "Entry",
-    "Home",
-    "StructureReader",
-    "Structured",
-    "TensorRef",
-    "parse",
-    "prepared",
-    "take_apart",
-    "write_tensor",
-]
-
 _MAX_ALIGNMENT_BYTES = 8  # that of the parts of a complex number, which are the widest
-
-
-class Home(NamedTuple):
-    """The file that holds a tensor, and the tensor's type, shape and bytes there."""
-
-    file: str
-    entry: Entry
-
-
-# --- writing ---
-
-
-@dataclass(frozen=True)
-class Structured:
-    """A payload taken apart."""
-
-    tensors: Mapping[str, torch.Tensor]
-    """What the files have to hold, by the names that the JSON has for them: ``0``, ``1``, and so on."""
-    spelled: Mapping[str, Any]
-
-    def text(self, facts: Mapping[str, Any] | None = None) -> bytes:
-        """Return the JSON, for :func:`parse`. ``facts`` is what else the format has to know, as JSON holds it.
-
-        Raises :class:`UnsupportedStateError` for one that is too large to be read back.
-        """
-        text = json_bytes({"facts": dict(facts or {}), "payload": self.spelled})
-        if reason := excess(text):
-            raise UnsupportedStateError(
-                f"the state has too many parts to be read back: {reason}",
-                hint="Store long lists of numbers as tensors.",
-            )
-        return text
-
-
-def prepared(payload: Mapping[str, Any]) -> Payload:
-    """Return the payload as :func:`take_apart` takes it: what :meth:`Format.prepare` has to do.
-
-    Raises :class:`UnsupportedStateError` with the place of each value that has no spelling.
-    """
-    return prepare(payload, check_spelling)
-
-
-def take_apart(payload: Payload) -> Structured:
-    """Return a prepared payload as JSON, and the tensors that are stored beside it. None of them is copied.
-
-    Raises :class:`UnsupportedStateError` for what could not be read back.
-    """
-    found: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-    def refer(tensor: torch.Tensor, _: str) -> dict[str, Any]:
-        if tensor.is_conj() or tensor.is_neg():
-            tensor = tensor.detach().resolve_conj().resolve_neg()
-        found.append((tensor, {TENSOR: ""}))
-        return found[-1][1]
-
-    try:
-        spelled = Encoder(refer).encode(payload, "")
-    except RecursionError as error:
-        raise too_deep() from error
-    names: dict[int, str] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    placed = store_once([tensor for tensor, _ in found])
-    for (tensor, reference), (stored, view) in zip(found, placed, strict=True):
-        name = names.setdefault(id(stored), str(len(names)))
-        tensors[name] = stored.source
-        reference[TENSOR] = f"{_GROUP}/{name}"
-        describe(reference, tensor, view)
-    return Structured(tensors, spelled)
-
-
-_GROUP = "tensors"
-
-
-def describe(reference: dict[str, Any], tensor: torch.Tensor, view: View | None) -> None:
-    """Note in what stands for a tensor how it lies in the memory that is stored."""
-    if view is not None:
-        reference["view"] = spelled_view(view)
-    elif stride := odd_stride(tensor):
-        reference["stride"] = list(stride)
-
-
-# --- reading ---
 
 
 def parse(text: bytes) -> tuple[dict[str, Any], Payload]:
@@ -245,7 +141,9 @@ class StructureReader:
 class _Builder:
     """Builds tensors. Those that shared memory share it again."""
 
-    def __init__(self, source: PayloadSource, home: Any, place: Place, refs: Iterable[TensorRef]) -> None:
+    def __init__(
+        self, source: PayloadSource, home: Callable[[TensorRef], Home], place: Place, refs: Iterable[TensorRef]
+    ) -> None:
         self._source = source
         self._home = home
         self._place = place

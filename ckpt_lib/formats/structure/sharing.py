@@ -21,7 +21,7 @@ import torch
 
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.formats.limits import expanded_bytes, extent
-from ckpt_lib.formats.safetensors.dtypes import NAMES
+from ckpt_lib.formats.structure.dtypes import NAMES
 from ckpt_lib.state.memory import ALIGNMENT_BYTES, byte_view, check_memory
 
 

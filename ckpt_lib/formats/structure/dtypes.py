@@ -1,4 +1,4 @@
-"""The types of elements that safetensors 0.8 gives back as tensors of PyTorch, and their names in its files."""
+"""The types of elements that are stored as such: those that safetensors 0.8 gives back as tensors, and their names."""
 
 from __future__ import annotations
 
