@@ -29,6 +29,9 @@ class Described:
     title: str = ""
     epoch: int | None = None
     step: int | None = None
+    said_epoch: int | None = None
+    """What the checkpoint itself says, whatever its name is; ``epoch`` may come from the name."""
+    said_step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     resume_bytes: int = 0
     """What only a run needs that goes on from it."""
@@ -67,6 +70,8 @@ def describe(tree: Tree, found: FoundCheckpoint) -> Described:
                 title=opened.title,
                 epoch=epoch if facts.epoch is None else facts.epoch,
                 step=step if facts.step is None else facts.step,
+                said_epoch=facts.epoch,
+                said_step=facts.step,
                 metrics=dict(facts.metrics),
                 resume_bytes=sum(found.files[name].size_bytes for name in resume_files)
                 or _resume_bytes(payload, found.size_bytes),

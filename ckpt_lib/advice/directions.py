@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Mode, Monitor
 
 _NEITHER = re.compile(
@@ -19,6 +20,11 @@ _HIGHER = re.compile(
     r"acc\d?|accuracy|top\d|f1|auc|auroc|auprc|m?ap\d*|m?iou|dice|bleu|sacrebleu|rouge[12l]?|meteor|precision|recall|"
     "score|reward|return|psnr|ssim|r2|mrr|ndcg|mcc|kappa|spearman|pearson"
 )
+_BEST_SO_FAR = frozenset(("best", "lowest", "highest", "min", "max"))
+_OF_TRAINING = frozenset(("train", "training", "trn", "tr"))
+_OF_VALIDATION = frozenset(("val", "valid", "validation", "eval", "evaluation", "test", "testing", "dev", "holdout"))
+_LOSS = re.compile("loss|losses|nll|perplexity|ppl|mae|mse|rmse|bpb|bpc|bpd|kld")
+"""What is taken for a measure of the training itself, unless the name says that it is of a validation."""
 _WORD = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")
 
 
@@ -40,6 +46,39 @@ class Directions:
     def is_quality(metric: str) -> bool:
         """Tell whether a metric may say how good a checkpoint is: a learning rate, for example, does not."""
         return not any(map(_NEITHER.fullmatch, _words(metric)))
+
+
+def is_of_validation(metric: str) -> bool:
+    """Tell whether the name of a metric says that it was measured on other data than those of the training."""
+    return not _OF_VALIDATION.isdisjoint(_words(metric))
+
+
+def _is_of_training(metric: str) -> bool:
+    words = _words(metric)
+    return not _OF_TRAINING.isdisjoint(words) or (any(map(_LOSS.fullmatch, words)) and _OF_VALIDATION.isdisjoint(words))
+
+
+def deciding(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics by which a checkpoint of another program may be compared; empty where it may not.
+
+    Nobody has said which metric matters. A loss of the training decides nothing: it falls while the model becomes
+    worse. A checkpoint is not compared at all when it has a metric of which it is not known whether less is better, or
+    one that tells the best so far without its own value.
+    """
+    found = {}
+    words = {name: _words(name) for name in metrics}
+    for name, value in metrics.items():
+        measured = words[name] - _BEST_SO_FAR
+        if any(map(_NEITHER.fullmatch, measured)):
+            continue
+        if measured != words[name]:
+            if measured not in words.values():
+                return {}
+        elif not _is_of_training(name):
+            if _by_name(name) is None:
+                return {}
+            found[name] = value
+    return found
 
 
 def _by_name(metric: str) -> Mode | None:

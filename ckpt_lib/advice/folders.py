@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from ckpt_lib.advice.described import Described, describe
 from ckpt_lib.advice.results import KINDS, Advice, Kind, PolicyOutcome, Suggestion, kept_of
 from ckpt_lib.advice.rules import Candidate, dominated, duplicates
-from ckpt_lib.advice.runs import Run, name_pattern, runs_of
+from ckpt_lib.advice.runs import Run, runs_of, series_of
 from ckpt_lib.advice.same_files import SameFiles
 from ckpt_lib.advice.trees import Tree, checkpoints_in
 from ckpt_lib.core.monitor import Monitor
@@ -42,6 +42,8 @@ class FolderAdvisor:
     _suggestions: dict[str, Suggestion] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
     """Why a checkpoint stays, by path."""
+    _uncompared: dict[str, str] = field(default_factory=dict)
+    """Why a checkpoint was not compared with others, by path."""
     _copies: dict[str, list[str]] = field(default_factory=dict)
     """The copies that can go, by the path of the one that stays."""
     _frees: dict[str, int] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class FolderAdvisor:
             left_bytes = self._sizes[item.path] - (advised.frees_bytes if advised else 0)
             is_gone = advised is not None and advised.kind != "optimizer state"
             if left_bytes or not is_gone:
-                reason = "its files have other names, too" if is_gone else self._reasons.get(item.path, _reason(item))
+                reason = "its files have other names, too" if is_gone else self._reason(item)
                 kept.append((item.path or ".", left_bytes, reason))
         return Advice(
             place=place,
@@ -86,6 +88,12 @@ class FolderAdvisor:
             best=tuple(found for run in runs for found in run.best_values()),
             remarks=tuple(self._remarks(items)),
         )
+
+    def _reason(self, item: Described) -> str:
+        if item.path in self._reasons:
+            return self._reasons[item.path]
+        reason = self._uncompared.get(item.path, "no later one is better")
+        return f"{item.title}; {reason}" if item.title else "nothing is known of it"
 
     def _measure(self, items: Iterable[Described]) -> None:
         counted: set[tuple[int, int]] = set()
@@ -103,7 +111,6 @@ class FolderAdvisor:
         """Suggest what cannot be read at all; return whether a checkpoint is out of the question."""
         idle_seconds = time.time() - item.found.modified_seconds
         is_settled = idle_seconds > _SETTLED_SECONDS
-        recent = "" if is_settled else f" It was changed {duration(idle_seconds)} ago: it may be being written."
         if item.found.is_unfinished:
             if is_settled:
                 self._suggest("leftover", item, "Its name is that of a file that was not finished.", certainty="likely")
@@ -113,8 +120,11 @@ class FolderAdvisor:
         if item.damage is not None:
             if self.tree.is_linked(item.path):
                 self._reasons[item.path] = f"damaged, and a link leads to it. {item.damage}"
+            elif not is_settled:
+                changed = f"It was changed {duration(idle_seconds)} ago: it may be being written."
+                self._reasons[item.path] = f"{item.damage} {changed}"
             else:
-                self._suggest("damaged", item, item.damage + recent, certainty="likely" if is_settled else "unsure")
+                self._suggest("damaged", item, item.damage, certainty="likely")
             return True
         if item.is_unknown:
             self._reasons[item.path] = "no program is known that writes such checkpoints"
@@ -130,7 +140,8 @@ class FolderAdvisor:
         """Note what stays whatever its metrics are: the newest and the best of those that are named alike."""
         for group in run.groups().values():
             newest = max(group, key=lambda item: item.found.modified_seconds)
-            self._reasons.setdefault(newest.path, "the last that was written")
+            reason = "the last that was written" if len(group) > 1 else "the only one of its series"
+            self._reasons.setdefault(newest.path, reason)
             plan = self._plan(run, group, KeepNewest(count=0))
             for item in plan.decisions:
                 if item.keep:
@@ -174,13 +185,19 @@ class FolderAdvisor:
                 self._reasons.setdefault(kept, reason)
 
     def _suggest_dominated(self, run: Run) -> None:
-        items = {item.path: item for item in run.items if item.path not in self._suggestions and _has_position(item)}
-        candidates = [
-            Candidate(path, 0, item.epoch or 0, item.step or 0, metrics=run.metrics[path], group=name_pattern(path))
-            for path, item in items.items()
-        ]
-        for path, (other, metrics) in dominated(candidates, self._reasons, run.directions).items():
-            why = f"{other} is no earlier, and better in {listed(metrics)}."
+        items = {item.path: item for item in run.items if item.path not in self._suggestions}
+        candidates = []
+        for path, item in items.items():
+            series, metrics = series_of(item), run.compared_metrics(item)
+            if series is None:
+                self._uncompared[path] = "it says neither its epoch nor its step"
+            elif not metrics:
+                self._uncompared[path] = "its metrics do not tell which is better"
+            else:
+                position = item.said_epoch or 0, item.said_step or 0
+                candidates.append(Candidate(path, 0, *position, metrics=metrics, group=series))
+        for path, (other, names) in dominated(candidates, self._reasons, run.directions).items():
+            why = f"{other} is not earlier, and is better in {listed(names)}."
             self._suggest("dominated", items[path], why, certainty="likely")
 
     def _suggest_optimizers(self, group: Sequence[Described]) -> None:
@@ -238,11 +255,3 @@ class FolderAdvisor:
 
 def _age(item: Described) -> float:
     return item.found.modified_seconds
-
-
-def _has_position(item: Described) -> bool:
-    return item.epoch is not None or item.step is not None
-
-
-def _reason(item: Described) -> str:
-    return f"{item.title}; no later one is better" if item.title else "nothing is known of it"

@@ -99,6 +99,8 @@ class Advice(BaseModel):
     place: str
     """The name of the experiment, or the folder."""
     total_bytes: int
+    backup_bytes: int = 0
+    """What the backups hold, which is not part of the other sums."""
     suggestions: tuple[Suggestion, ...] = ()
     kept: tuple[KeptCheckpoint, ...] = ()
     """What stays, newest first."""

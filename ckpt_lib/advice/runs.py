@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckpt_lib.advice.best import Seen, best_value
 from ckpt_lib.advice.described import Described
-from ckpt_lib.advice.directions import Directions
+from ckpt_lib.advice.directions import Directions, deciding, is_of_validation
 from ckpt_lib.advice.results import BestValue
 from ckpt_lib.advice.training_logs import MAX_LOG_BYTES, NAMES, TRAINER_STATE, TrainingLog, parse_log
 from ckpt_lib.advice.trees import Tree
@@ -17,7 +17,6 @@ from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.foreign.trees import Folder
 
 _MAX_MONITORS = 3
-_OF_VALIDATION = re.compile(r"(?i)(?:^|[^a-z])(val|valid|validation|eval|test|dev)(?:[^a-z]|$)")
 _SAID = {
     "best": "the best",
     "last": "the last",
@@ -25,7 +24,11 @@ _SAID = {
     "final": "the final one",
     "release": "a release",
 }
-_NUMBER = re.compile(r"(?<=[=_-])-?\d+(\.\d+)*(e[-+]?\d+)?|\d+(\.\d+)*(e[-+]?\d+)?")
+_COUNT = re.compile(r"(?i)(?<!\d)(?<!\d\.)(?<!\de)(?<!\de-)\d{1,17}(?!\d|\.\d)")
+"""A whole number that is no part of another one, such as 0.25 or 1e-4."""
+_NAMES_A_SERIES = re.compile(
+    r"(?i)(fold|seed|rank|split|cv|run|trial|version|v|stage|phase|worker|shard|part|gpu|rep|repeat)[-_=.]?"
+)
 _WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -50,14 +53,22 @@ class Run:
             name for found in (*self.metrics.values(), *(m.metrics for m in logged)) for name in found
         )
         known = [Monitor(metric=name, mode=mode) for name in names if (mode := self.directions.mode(name))]
-        self.monitors = [item for item in known if _OF_VALIDATION.search(item.metric)] or known
+        self.monitors = [item for item in known if is_of_validation(item.metric)] or known
 
     def groups(self) -> dict[str, list[Described]]:
-        """Return those that are named alike but for numbers: a folder may hold the checkpoints of several models."""
+        """Return the checkpoints of each series: a folder may hold those of several models, folds or seeds."""
         found: dict[str, list[Described]] = {}
         for item in self.items:
-            found.setdefault(name_pattern(item.path), []).append(item)
+            if (series := series_of(item)) is not None:
+                found.setdefault(series, []).append(item)
         return found
+
+    def compared_metrics(self, item: Described) -> Mapping[str, Metric]:
+        """Return the metrics by which a checkpoint may be compared with others of its series; empty for none."""
+        metrics = self.metrics[item.path]
+        if self.log and self.log.best_checkpoint:  # the trainer says itself of which checkpoint this value is
+            metrics = {name: value for name, value in metrics.items() if name != "best_metric"}
+        return deciding(metrics)
 
     def said_of(self, item: Described) -> str | None:
         """Return what the name of a checkpoint says, or the trainer, that is a reason to keep it."""
@@ -85,9 +96,30 @@ class Run:
         return found.model_copy(update={"is_saved": None, "message": message})
 
 
-def name_pattern(path: str) -> str:
-    """Return the name of a checkpoint with a mark in the place of each number."""
-    return _NUMBER.sub("#", path.rpartition("/")[2])
+def series_of(item: Described) -> str | None:
+    """Return the name of a checkpoint with marks in the place of its step and epoch; ``None`` where it says neither.
+
+    A number stands for a step or epoch when it is what the checkpoint says inside, or one more or less; the marks tell
+    which. All others belong to the name: folds, seeds and ranks are series of their own.
+    """
+    if item.said_epoch is None and item.said_step is None:
+        return None
+    name = item.path.rpartition("/")[2]
+    counts = [found for found in _COUNT.finditer(name) if not _is_of_series(name[: found.start()])]
+    marks: dict[re.Match[str], str] = {}
+    for kind, said in (("step", item.said_step), ("epoch", item.said_epoch)):
+        alike = [it for it in counts if said is not None and it not in marks and abs(int(it[0]) - said) <= 1]
+        if alike and said is not None:
+            marks[alike[-1]] = f"\0{kind}{int(alike[-1][0]) - said:+d}"
+    for found in sorted(marks, key=lambda found: found.start(), reverse=True):
+        name = name[: found.start()] + marks[found] + name[found.end() :]
+    return name
+
+
+def _is_of_series(before: str) -> bool:
+    """Tell whether the word before a number says that it names a series."""
+    words = re.split(r"[^A-Za-z]+|\d", before.rstrip("-_=."))
+    return bool(_NAMES_A_SERIES.fullmatch(words[-1]))
 
 
 class _Moments:

@@ -30,6 +30,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.cleaners import at_most
 from ckpt_lib.maintenance.cleanup import in_use, record_of
+from ckpt_lib.maintenance.imports import UNPROVEN_TAG
 from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy, plan_retention
 
 Step = Callable[[int, int], object]
@@ -58,7 +59,7 @@ class StoredAdvisor:
         view = experiment.index.view()
         unfinished = UnfinishedFinder(experiment, view, config.trash_seconds)
         found = unfinished.find()
-        backups, remarks = self._backups()
+        backups, backup_bytes, remarks = self._backups()
         self._suggest_about_damage(view, unfinished, backups)
         reasons = self._protected(view)
         self._suggest_deletions(view, reasons)
@@ -70,6 +71,7 @@ class StoredAdvisor:
         return Advice(
             place=self.locations.name,
             total_bytes=total_bytes,
+            backup_bytes=backup_bytes,
             suggestions=tuple(sorted(suggestions, key=lambda item: KINDS.index(item.kind))),
             kept=kept_of(kept, total_bytes),
             policies=tuple(self._policies(view)),
@@ -117,7 +119,7 @@ class StoredAdvisor:
 
     def _protected(self, view: View) -> dict[str, str]:
         """Return what stays whatever its metrics are, with the reason: what every cleanup keeps, and more."""
-        protected = {item.checkpoint_id: f"tagged {listed(item.tags)}" for item in view.whole if item.tags}
+        protected = {item.checkpoint_id: f"tagged {listed(tags)}" for item in view.whole if (tags := _own_tags(item))}
         newest = {item.run_id: item.checkpoint_id for item in view.whole}
         protected |= dict.fromkeys(set(newest.values()) - protected.keys(), "newest of its run")
         records = [record_of(item, "unverified") for item in view.whole]
@@ -145,7 +147,7 @@ class StoredAdvisor:
             self._suggest("duplicate", name, f"{other} holds the same.", sizes[name], "delete")
         others = [item for item in candidates if item.name not in same]
         for name, (other, metrics) in dominated(others, protected, Directions(self._monitors(view))).items():
-            why = f"{other} is no earlier, and better in {listed(metrics)}."
+            why = f"{other} is not earlier, and is better in {listed(metrics)}."
             self._suggest("dominated", name, why, sizes[name], "delete")
 
     def _suggest_thinning(self, view: View, protected: Mapping[str, str]) -> None:
@@ -179,12 +181,14 @@ class StoredAdvisor:
 
     # --- what else there is to say ---
 
-    def _backups(self) -> tuple[dict[str, Manifest], list[str]]:
-        """Return the backups that are whole; none where they cannot be listed, which is said."""
+    def _backups(self) -> tuple[dict[str, Manifest], int, list[str]]:
+        """Return the backups that are whole, and the bytes of all; none where they cannot be listed, which is said."""
         try:
-            return {item.checkpoint_id: item for item in self.locations.backups.index.view().whole}, []
+            view = self.locations.backups.index.view()
         except CheckpointError as error:
-            return {}, [f"The backups cannot be listed: {error.message}"]
+            return {}, 0, [f"The backups cannot be listed: {error.message}"]
+        size_bytes = sum(entry.size_bytes for entry in {**view.entries, **view.below}.values())
+        return {item.checkpoint_id: item for item in view.whole}, size_bytes, []
 
     def _policies(self, view: View) -> list[PolicyOutcome]:
         config, monitor = self.locations.config, self._monitors(view)[0]
@@ -250,4 +254,9 @@ def _candidate(manifest: Manifest) -> Candidate:
 
 def _is_marked(manifest: Manifest) -> bool:
     """Tell whether a person has said that a checkpoint matters."""
-    return manifest.pinned or bool(manifest.tags)
+    return manifest.pinned or bool(_own_tags(manifest))
+
+
+def _own_tags(manifest: Manifest) -> list[str]:
+    """Return the tags that a person has set: not the one of each import."""
+    return [tag for tag in manifest.tags if tag != UNPROVEN_TAG]

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,16 +16,18 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.output import Column, note, print_entry, print_fix, print_heading, print_json, print_table, results
 from ckpt_lib.cli.progress import byte_progress, count_progress
 from ckpt_lib.cli.session import open_manager, read_config, tell_of_other_backups
-from ckpt_lib.core.wording import duration, size_text, visible
+from ckpt_lib.core.wording import count_of, duration, size_text, visible
 from ckpt_lib.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from ckpt_lib.advice.results import Advice, Kind, Suggestion
+    from ckpt_lib.advice.results import Advice, Kind, PolicyOutcome, Suggestion
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import RetentionPolicy
 
 _MAX_ROWS = 10
 """How many of each kind are shown; --json has all."""
+_TEXTS = ("why", "reason", "message", "remarks")
+"""The fields of an advice that may hold commands in their sentences."""
 _TITLES: dict[Kind, str] = {
     "leftover": "Leftovers of what did not come to its end",
     "trash": "In the trash",
@@ -58,9 +60,7 @@ def advise(
     of optimizers that no run needs. The best, the newest, pinned and tagged ones stay, and the newest of each run. Of a
     FOLDER that is no store, it prints which files and folders can be removed; copies are found by their content.
     """
-    if folder is not None and options.names_a_store():
-        raise ConfigError("a folder, and options that name a store, cannot be combined", expected="one of them")
-    place = (store, experiment) if folder is None else _place_of(folder)
+    place = (store, experiment) if folder is None else _place_of(folder, experiment)
     if place is None:
         _refuse_options(policy, of_all=of_all)
         _print_all([(_of_folder(str(folder)), {})], as_json=as_json)
@@ -73,8 +73,23 @@ def advise(
         _tell_of_trash(managers[0].config.trash_seconds)
 
 
-def _place_of(folder: str) -> tuple[str, str | None] | None:
-    """Return store and experiment if a folder is one of these; ``None`` for any other folder."""
+def _place_of(folder: str, experiment: str | None) -> tuple[str, str | None] | None:
+    """Return store and experiment for a folder that is one of these; ``None`` for any other folder.
+
+    Raises ``ConfigError`` for typed options that say nothing about this folder.
+    """
+    typed = options.typed_names()
+    if "store" in typed or "config" in typed:
+        raise ConfigError("a folder, and options that name a store, cannot be combined", expected="one of them")
+    place = _store_at(folder)
+    if "experiment" not in typed:
+        return place
+    if place is None or place[1] is not None:
+        raise ConfigError("--experiment needs the folder of a store", expected="a store", got=folder)
+    return place[0], experiment
+
+
+def _store_at(folder: str) -> tuple[str, str | None] | None:
     from ckpt_lib.experiment.listing import is_experiment, list_experiments
     from ckpt_lib.store import open_store
     from ckpt_lib.store.registry import url_text
@@ -139,7 +154,7 @@ def _of_folder(folder: str) -> Advice:
 
 def _print_all(advised: Sequence[tuple[Advice, dict[str, object]]], *, as_json: bool) -> None:
     if as_json:
-        print_json({"advice": [_as_json(item) for item, _ in advised]})
+        print_json({"advice": [_as_json(item, given) for item, given in advised]})
         return
     for advice, given in advised:
         with options.typed(given):
@@ -148,9 +163,21 @@ def _print_all(advised: Sequence[tuple[Advice, dict[str, object]]], *, as_json: 
             _print(advice)
 
 
-def _as_json(advice: Advice) -> dict[str, object]:
+def _as_json(advice: Advice, given: dict[str, object]) -> dict[str, object]:
     sums = {"frees_bytes": advice.frees_bytes, "kept_bytes": advice.kept_bytes, "commands": advice.commands}
-    return {**advice.model_dump(), **sums}
+    with options.typed(given):
+        return {name: _to_copy(name, value) for name, value in {**advice.model_dump(), **sums}.items()}
+
+
+def _to_copy(name: str, value: Any) -> Any:
+    """Return a field of an advice with its commands as they are to be typed."""
+    if isinstance(value, dict):
+        return {key: _to_copy(key, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_copy(name, item) for item in value]
+    if isinstance(value, str) and name in ("command", "commands"):
+        return options.to_type(value)
+    return options.with_options(value) if name in _TEXTS else value
 
 
 def _print(advice: Advice) -> None:
@@ -174,6 +201,8 @@ def _print(advice: Advice) -> None:
         f"{advice.place}: {size_text(advice.frees_bytes)} of {size_text(advice.total_bytes)} can go ({percent:.0f} %), "
         f"{size_text(advice.kept_bytes)} stay."
     )
+    if advice.backup_bytes:
+        note(f"The backups hold another {size_text(advice.backup_bytes)}, which is not counted here.")
 
 
 def _print_suggestions(found: Sequence[Suggestion]) -> None:
@@ -200,12 +229,12 @@ def _print_kept(advice: Advice) -> None:
     print_table(
         columns,
         [
-            (item.name, size_text(item.size_bytes), f"{100 * item.share:.0f} %", item.reason)
+            (item.name, size_text(item.size_bytes), f"{100 * item.share:.0f} %", options.with_options(item.reason))
             for item in advice.kept[:_MAX_ROWS]
         ],
     )
     if len(advice.kept) > _MAX_ROWS:
-        note(f"{len(advice.kept) - _MAX_ROWS:,} older ones: --json has all of them.")
+        note(f"{count_of(len(advice.kept) - _MAX_ROWS, 'older one')}: --json has all of them.")
 
 
 def _print_policies(advice: Advice) -> None:
@@ -219,10 +248,14 @@ def _print_policies(advice: Advice) -> None:
     print_table(
         columns,
         [
-            (item.policy, str(item.keeps), str(item.deletes), size_text(item.frees_bytes), item.command or "")
+            (item.policy, str(item.keeps), str(item.deletes), size_text(item.frees_bytes), _command(item))
             for item in advice.policies
         ],
     )
+
+
+def _command(outcome: PolicyOutcome) -> str:
+    return options.to_type(outcome.command) if outcome.command else ""
 
 
 def _tell_of_trash(trash_seconds: float) -> None:

@@ -132,9 +132,9 @@ def typed(given: Mapping[str, Any]) -> Iterator[None]:
         _typed.reset(token)
 
 
-def names_a_store() -> bool:
-    """Tell whether the options that select the store were typed; they may come from the environment, too."""
-    return bool(_typed.get())
+def typed_names() -> list[str]:
+    """Return which options that select the store were typed; they may come from the environment, too."""
+    return [word.removeprefix("--") for word in shlex.split(_typed.get())[::2]]
 
 
 def to_type(command: str) -> str:

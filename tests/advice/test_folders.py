@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 
 import ckpt_lib
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.advice.described import Described
 from ckpt_lib.advice.results import Advice, Suggestion
+from ckpt_lib.advice.runs import series_of
+from ckpt_lib.advice.trees import FoundCheckpoint
 from ckpt_lib.errors import CheckpointError, ConfigError, NotACheckpointError
 from tests.helpers import snapshot
 
@@ -76,6 +79,7 @@ def test_nothing_is_changed_and_the_paths_free_what_is_said(tmp_path: Path) -> N
     (tmp_path / "epoch_7.pt.tmp").write_bytes(b"half")
     os.utime(tmp_path / "epoch_7.pt.tmp", (OLD, OLD))
     (tmp_path / "broken.ckpt").write_bytes((tmp_path / "epoch_0.pt").read_bytes()[:5000])
+    os.utime(tmp_path / "broken.ckpt", (OLD, OLD))
     before = snapshot(tmp_path)
     advice = ckpt_lib.advise(tmp_path)
     assert snapshot(tmp_path) == before
@@ -93,7 +97,7 @@ def test_nothing_is_changed_and_the_paths_free_what_is_said(tmp_path: Path) -> N
         for path in item.paths:
             Path(path).unlink()
     assert sizes - sum(path.stat().st_size for path in tmp_path.iterdir()) == advice.frees_bytes
-    assert by_name(advice)["broken.ckpt"].certainty == "unsure"
+    assert by_name(advice)["broken.ckpt"].certainty == "likely"
 
 
 def test_a_folder_that_is_a_checkpoint_counts_as_one(tmp_path: Path) -> None:
@@ -172,15 +176,87 @@ def test_models_of_other_names_are_not_compared(tmp_path: Path) -> None:
     assert kinds(ckpt_lib.advise(tmp_path)) == {}
 
 
-def test_a_file_that_is_being_written_is_unsure(tmp_path: Path) -> None:
-    """What was changed within a day and cannot be read may be half of a save that goes on."""
+def test_folds_and_seeds_are_series_of_their_own(tmp_path: Path) -> None:
+    """The only model of a fold stays, whatever the others measure; within one seed the worse ones go."""
+    for fold in range(3):
+        save(tmp_path / "fold" / f"fold{fold}.pth", 10 + fold, age=3 - fold, val_loss=0.9 - 0.1 * fold)
+        save(tmp_path / "same" / f"fold{fold}.pth", 1 + fold, age=3 - fold, val_loss=0.9 - 0.1 * fold)
+        save(tmp_path / "plain" / f"m{fold}.pth", 1, age=3 - fold, val_loss=0.9 - 0.1 * fold)
+    for seed in (1, 2, 3):
+        for epoch in (0, 1, 2):
+            name, value = f"seed{seed}_ep{epoch}.pth", 1.0 - 0.1 * epoch - 0.05 * seed
+            save(tmp_path / "seeds" / name, epoch, age=100 - 10 * seed - epoch, val_loss=value)
+    found = by_name(ckpt_lib.advise(tmp_path))
+    assert found.keys() == {f"seeds/seed{seed}_ep{epoch}.pth" for seed in (1, 2, 3) for epoch in (0, 1)}
+    assert all(f"seeds/seed{name[10]}_ep2.pth" in item.why for name, item in found.items())
+
+
+def test_what_says_neither_epoch_nor_step_is_not_compared(tmp_path: Path) -> None:
+    """A number in the name alone may be that of a fold."""
+    for number, loss in enumerate([0.9, 0.8, 0.7]):
+        torch.save({"state_dict": weights(number), "val_loss": loss}, tmp_path / f"epoch_{number}.pt")
+    advice = ckpt_lib.advise(tmp_path)
+    assert advice.suggestions == ()
+    assert all("neither its epoch nor its step" in item.reason for item in advice.kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "step", "series"),
+    [
+        ("epoch_3.pt", 3, None, "epoch_\0epoch+0.pt"),
+        ("epoch_4.pt", 3, None, "epoch_\0epoch+1.pt"),
+        ("epoch_5.pt", 3, None, "epoch_5.pt"),
+        ("e2_m2.pt", 2, None, "e2_m\0epoch+0.pt"),
+        ("seed2_e2.pt", 2, None, "seed2_e\0epoch+0.pt"),
+        ("e2-seed-2.pt", 2, None, "e\0epoch+0-seed-2.pt"),
+        ("epoch=0-step=0100.ckpt", 0, 100, "epoch=\0epoch+0-step=\0step+0.ckpt"),
+        ("epoch=0-step=1.ckpt", 0, 1, "epoch=\0epoch+0-step=\0step+0.ckpt"),
+        ("lr1e-5_v1.5.pt", 5, None, "lr1e-5_v1.5.pt"),
+        ("epoch_3.pt", None, None, None),
+    ],
+)
+def test_only_the_numbers_of_epoch_and_step_are_masked(
+    name: str, epoch: int | None, step: int | None, series: str | None
+) -> None:
+    """All others are part of the name of a series, which a parsed name alone never tells."""
+    found = FoundCheckpoint(f"folder_7/{name}", {})
+    assert series_of(Described(found, epoch=9, step=9, said_epoch=epoch, said_step=step)) == series
+
+
+@pytest.mark.parametrize(
+    ("metrics", "compared"),
+    [
+        ({"best_acc1": [0.5, 0.9, 0.9, 0.9], "loss": [1.0, 0.8, 0.6, 0.5]}, False),
+        ({"loss": [1.0, 0.8, 0.6, 0.5]}, False),
+        ({"train_loss": [1.0, 0.8, 0.6, 0.5], "train_acc": [0.1, 0.2, 0.3, 0.4]}, False),
+        ({"val_loss": [1.0, 0.8, 0.6, 0.5], "score_of_mine/metric": [1, 2, 3, 4]}, True),
+        ({"val_loss": [1.0, 0.8, 0.6, 0.5], "own_metric": [4, 3, 2, 1]}, False),
+        ({"val_loss": [1.0, 0.8, 0.6, 0.5], "best_acc": [0.5, 0.9, 0.9, 0.9]}, False),
+        ({"val_loss": [1.0, 0.8, 0.6, 0.5], "best_val_loss": [1.0, 0.8, 0.6, 0.5]}, True),
+        ({"val_loss": [1.0, 0.8, 0.6, 0.5], "loss": [0.1, 0.2, 0.3, 0.4]}, True),
+    ],
+)
+def test_a_loss_of_the_training_decides_nothing(
+    tmp_path: Path, metrics: dict[str, list[float]], compared: bool
+) -> None:
+    """Nor is anything compared of which a metric is not understood, or tells of another checkpoint."""
+    for epoch in range(4):
+        values = {name: column[epoch] for name, column in metrics.items()}
+        save(tmp_path / f"e{epoch}.pth", epoch, age=4 - epoch, **values)
+    advice = ckpt_lib.advise(tmp_path)
+    worse = {item.name for item in advice.of_kind("dominated")}
+    assert worse == ({"e0.pth", "e1.pth", "e2.pth"} if compared else set())
+
+
+def test_a_file_that_is_being_written_stays(tmp_path: Path) -> None:
+    """What was changed within a day and cannot be read may be half of a save that goes on: it is in no sum of these."""
     save(tmp_path / "epoch_1.pt", 1)
     half = tmp_path / "epoch_2.pt"
     half.write_bytes((tmp_path / "epoch_1.pt").read_bytes()[:4000])
     (tmp_path / "epoch_3.pt.tmp").write_bytes(b"half")
     advice = ckpt_lib.advise(tmp_path)
-    assert [(item.name, item.certainty) for item in advice.suggestions] == [("epoch_2.pt", "unsure")]
-    assert "may be being written" in advice.suggestions[0].why
+    assert (advice.suggestions, advice.frees_bytes) == ((), 0)
+    assert "may be being written" in {item.name: item.reason for item in advice.kept}["epoch_2.pt"]
     os.utime(half, (OLD, OLD))
     assert [item.certainty for item in ckpt_lib.advise(tmp_path).suggestions] == ["likely"]
 
@@ -209,6 +285,7 @@ def test_hostile_files_raise_nothing(tmp_path: Path) -> None:
         "results.csv": b"\xff\xfe\x00epoch\n1\n",
     }.items():
         (tmp_path / name).write_bytes(data)
+        os.utime(tmp_path / name, (OLD, OLD))
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_bytes(b"[" * 100_000)
     (tmp_path / "loop").symlink_to(tmp_path)

@@ -192,6 +192,31 @@ def test_copies_go_and_the_newest_of_them_stays(
     assert "duplicate" not in {item.kind for item in reader.advise().suggestions}
 
 
+def test_the_tag_of_imports_protects_nothing(
+    keeper: CheckpointManager, reader: CheckpointManager, tmp_path: Path
+) -> None:
+    """Each import is tagged: that says nothing of its worth, as for a cleanup; a tag that a person sets does."""
+    for epoch, loss in enumerate([0.9, 0.8, 0.1, 0.5], start=1):
+        state = {"epoch": epoch, "state_dict": {"weight": torch.full((9, 9), loss)}, "val_loss": loss}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    ids = [keeper.import_checkpoint(str(tmp_path / f"epoch_{epoch}.pt")) for epoch in (1, 2, 3, 4)]
+    assert {item.name for item in reader.advise().of_kind("dominated")} == set(ids[:2])
+    keeper.edit_checkpoint(ids[0], add_tags=["paper"])
+    assert {item.name for item in reader.advise().of_kind("dominated")} == {ids[1]}
+    assert {item.name: item.reason for item in reader.advise().kept}[ids[0]] == "tagged paper"
+
+
+def test_backups_are_counted_apart(make_manager: MakeManager) -> None:
+    """They are in no other sum, and together they are what lies on the disk."""
+    manager = make_manager(max_checkpoints=100)
+    train_and_save(manager, [0.9, 0.1, 0.2])
+    advice = CheckpointManager(manager.config, "run").advise()
+    check_sums(manager, advice)
+    files = [path for path in (experiment_folder(manager) / "backups").rglob("*") if path.is_file()]
+    payloads = sum(path.stat().st_size for path in files if path.suffix == ".pt")
+    assert payloads <= advice.backup_bytes <= sum(path.stat().st_size for path in files)
+
+
 def make_copy(manager: CheckpointManager, exported: str) -> str:
     """Import a payload without its manifest, which makes a checkpoint of its own."""
     shutil.move(exported, f"{os.path.dirname(exported)}/alone.pt")

@@ -61,7 +61,9 @@ def test_json_is_one_document_for_all_experiments(advised: Path) -> None:
     assert both[0] == one[0]
     assert run_json("advise", advised)["advice"] == both
     assert run_json("advise", advised / "digits")["advice"] == one
-    assert both[0]["commands"] == [f"ckpt delete {' '.join(ids(advised)[:2])}"]
+    assert run_json("advise", advised, "--experiment", "digits")["advice"] == one
+    named = f"--store {advised} --experiment digits"
+    assert both[0]["commands"] == [f"ckpt delete {' '.join(ids(advised)[:2])} {named}"]
     assert both[0]["frees_bytes"] + both[0]["kept_bytes"] == both[0]["total_bytes"]
 
 
@@ -70,6 +72,36 @@ def test_commands_for_a_named_folder_name_its_store(advised: Path) -> None:
     result = run("advise", advised)
     assert f"--store {advised} --experiment digits" in result.stdout
     assert "--- other ---" in result.stdout
+
+
+def test_all_commands_name_the_store(advised: Path) -> None:
+    """Those of suggestions, of policies and in sentences."""
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(advised)), "digits")
+    manager.delete_checkpoint(ids(advised)[2])
+    named = f"--store {advised} --experiment digits"
+    (advice,) = run_json("advise", "--store", advised, "--experiment", "digits")["advice"]
+    rows = [*advice["suggestions"], *advice["policies"]]
+    commands = [*advice["commands"], *(item["command"] for item in rows)]
+    assert len(commands) > 4
+    assert all(command.endswith(f" {named}") for command in commands)
+    assert f"undelete {ids_deleted(manager)} {named}`" in advice["best"][0]["message"]
+
+
+def ids_deleted(manager: CheckpointManager) -> str:
+    """The only id in the trash."""
+    (found,) = manager.list_deleted()
+    return found.checkpoint_id
+
+
+def test_the_text_tells_of_backups_older_ones_and_policies(tmp_path: Path) -> None:
+    """The backups are a sum of their own, one more row is an older one, and a policy's command names the store."""
+    manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path), max_checkpoints=100), "run")
+    for epoch in range(11):
+        manager.save_checkpoint(model=torch.nn.Linear(8, 8), epoch=epoch, metrics={"val_loss": float(epoch)})
+    result = run("advise", "--store", tmp_path)
+    assert "The backups hold another" in result.stderr
+    assert "1 older one: " in result.stderr
+    assert f"ckpt cleanup --keep 3 --store {tmp_path} --experiment run" in result.stdout
 
 
 def test_a_plain_folder_is_advised_on_by_its_paths(tmp_path: Path) -> None:
@@ -99,6 +131,9 @@ def test_a_policy_is_weighed(advised: Path, tmp_path: Path) -> None:
     [
         ("FOLDER", "--store", "x"),
         ("FOLDER", "--all"),
+        ("FOLDER", "--experiment", "digits"),
+        ("STORE/digits", "--experiment", "other"),
+        ("STORE", "--experiment", "missing"),
         ("FOLDER", "--policy", "x.yaml"),
         ("--all", "--experiment", "digits"),
         ("missing",),
@@ -108,7 +143,7 @@ def test_a_policy_is_weighed(advised: Path, tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(advised: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Options that would be ignored, and places without anything, are errors."""
     (tmp_path / "plain").mkdir()
-    found = [str(tmp_path / "plain") if item == "FOLDER" else item for item in arguments]
+    found = [item.replace("FOLDER", str(tmp_path / "plain")).replace("STORE", str(advised)) for item in arguments]
     assert run("advise", *found, store=advised, code=2).stderr.startswith("Error")
 
 
