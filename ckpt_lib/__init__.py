@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ckpt_lib.index.conditions import Condition
     from ckpt_lib.index.overview import ExperimentOverview
     from ckpt_lib.inspecting.inspection import inspect_checkpoint
-    from ckpt_lib.maintenance.conversion import convert_checkpoint
+    from ckpt_lib.maintenance.convert import convert_checkpoint
     from ckpt_lib.manager import CheckpointManager
     from ckpt_lib.policies.retention import RetentionPlan
     from ckpt_lib.state.data import ResumableLoader
@@ -44,7 +44,7 @@ _HOMES = {
     "ResumableLoader": "ckpt_lib.state.data",
     "RetentionPlan": "ckpt_lib.policies.retention",
     "TrainingState": "ckpt_lib.state.training_state",
-    "convert_checkpoint": "ckpt_lib.maintenance.conversion",
+    "convert_checkpoint": "ckpt_lib.maintenance.convert",
     "advise": "ckpt_lib.advice",
     "describe_experiments": "ckpt_lib.experiment.overviews",
     "find_checkpoints": "ckpt_lib.experiment.overviews",

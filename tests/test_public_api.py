@@ -23,6 +23,7 @@ EXPECTED = [
     "RetentionPlan",
     "TrainingState",
     "advise",
+    "convert_checkpoint",
     "describe_experiments",
     "find_checkpoints",
     "init_store",

@@ -9,9 +9,8 @@ from ckpt_lib.core.payload_keys import RESUME_ONLY_KEYS
 from ckpt_lib.errors import CheckpointError, StoreUnavailableError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
-from ckpt_lib.formats import Format
+from ckpt_lib.formats import Format, is_compressed, plain_source
 from ckpt_lib.formats.base import PayloadSource
-from ckpt_lib.formats.compressed import CompressedFormat, PlainSource
 from ckpt_lib.maintenance.thin import droppable
 
 Range = tuple[int, int]
@@ -50,10 +49,11 @@ class Savings:
         payload = StoredPayload(self._experiment, files, verify=False)
         with errors_named(self._experiment, manifest, files), payload as source:
             least, most = _bounds(stored, source)
-            if least == most or not isinstance(stored, CompressedFormat):
+            if least == most or not is_compressed(manifest.format):
                 return least
             # Frames hold parts of several tensors: about as much of them goes as of what they hold.
-            plain, _ = _bounds(stored.plain, PlainSource(source, stored.codec))
+            plain_files, plain_format = plain_source(stored, source)
+            plain, _ = _bounds(plain_format, plain_files)
             return max(least, min(plain * manifest.size_bytes // manifest.plain_size_bytes, most))
 
 

@@ -17,8 +17,6 @@ TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning"]
 """``torch`` a file of ``torch.save``; ``safetensors`` one file, or several with an index; ``hf-folder`` what
 ``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning."""
 
-MAX_SHARD_BYTES = SHARD_BYTES
-
 _FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
 _SUFFIXES: dict[str, TargetFormat] = {
     ".pt": "torch",
@@ -48,7 +46,7 @@ class ConversionOptions:
     dtype: torch.dtype | None = None
     """The type of the model's floating tensors; ``None`` for the one that each has."""
     only_model: bool = False
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    max_shard_bytes: int = SHARD_BYTES
     progress: Callable[[int], object] | None = None
     """Is called with the number of bytes that were written since the last call, by another thread."""
 
@@ -64,7 +62,7 @@ def conversion_options(
     format: str | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
     only: str | None = None,
-    shard_size: int | str = MAX_SHARD_BYTES,
+    shard_size: int | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ConversionOptions:
     """Return the options, checked. Without a ``format``, the suffix of the destination names it.
@@ -78,7 +76,9 @@ def conversion_options(
     )
 
 
-def _size_of(size: int | str) -> int:
+def _size_of(size: int | str | None) -> int:
+    if size is None:
+        return SHARD_BYTES
     try:
         size_bytes = 0 if isinstance(size, bool) else int(TypeAdapter(ByteSize).validate_python(size))
     except ValidationError:

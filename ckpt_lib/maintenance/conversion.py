@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from ckpt_lib.compression import PlainFile
-from ckpt_lib.converting.options import MAX_SHARD_BYTES, ConversionOptions, conversion_options
+from ckpt_lib.converting.options import ConversionOptions, conversion_options
 from ckpt_lib.converting.targets import Conversion, Target, target_of, write_as
 from ckpt_lib.converting.tensors import stored_tensors
 from ckpt_lib.core.manifest import Manifest
@@ -42,41 +42,14 @@ logger = logging.getLogger(__name__)
 _NO_NAME = "converted"  # of an experiment: an export answers to any
 
 
-def convert_checkpoint(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    *,
-    format: str | None = None,  # noqa: A002
-    dtype: Any = None,
-    only: str | None = None,
-    shard_size: int | str = MAX_SHARD_BYTES,
-    progress: Callable[[int], object] | None = None,
-) -> Conversion:
-    """Convert a checkpoint of any program to a format of another one. No store is needed, and no code of it is run.
-
-    ``format`` is ``torch``, ``safetensors``, ``hf-folder`` or ``lightning``; without it, the suffix of ``destination``
-    tells: ``.pt``, ``.pth``, ``.bin``, ``.safetensors`` or ``.ckpt``. ``dtype`` casts the floating tensors of the
-    model, as in ``"bf16"``; ``only="model"`` leaves the rest out. ``shard_size`` is that of the largest file of
-    safetensors, as a number of bytes or a text such as ``"5GB"``. A checkpoint of this library that has its manifest
-    beside it is verified by that, and a file of torch by its checksums.
-
-    Tensors are read and written one by one. The result is durable when this returns, and its files get their names only
-    when all are whole; the same ones that are there are left. A crash leaves no part of a file; call it again.
-
-    Raises :class:`~ckpt_lib.errors.NotACheckpointError`, :class:`~ckpt_lib.errors.CorruptCheckpointError`,
-    :class:`~ckpt_lib.errors.UnsafePayloadError` or :class:`~ckpt_lib.errors.UnsupportedFormatError` for a source that
-    cannot be read, :class:`~ckpt_lib.errors.UnsupportedStateError` for what the format cannot hold,
-    :class:`~ckpt_lib.errors.ConfigError` for options that cannot work and numbers that ``dtype`` cannot hold, and
-    :class:`~ckpt_lib.errors.CheckpointExistsError` when another file is at the destination.
-    """
-    options = conversion_options(
-        url_text(destination), format=format, dtype=dtype, only=only, shard_size=shard_size, progress=progress
-    )
-    return _convert(url_text(source), destination, options)
+def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str], **options: Any) -> Conversion:
+    """Do what :func:`ckpt_lib.convert_checkpoint` promises."""
+    place = url_text(destination)
+    return _convert(url_text(source), place, conversion_options(place, **options))
 
 
 def export(experiment: Experiment, manifest: Manifest, destination: str | os.PathLike[str], **options: Any) -> str:
-    """Do as :func:`export_as`, with the options of :func:`convert_checkpoint`; return where the result lies.
+    """Do as :func:`export_as`, with the options of :func:`ckpt_lib.convert_checkpoint`; return where the result lies.
 
     A name that stands for a file of ``torch.save`` without these options stands for one with them, ``.ckpt`` too. What
     is not in the result is logged.
@@ -95,8 +68,8 @@ def export_as(
 ) -> Conversion:
     """Write a checkpoint in a format of another program. Every byte that is read is verified before it is used.
 
-    Raises what :func:`convert_checkpoint` raises, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` when the
-    checkpoint was deleted meanwhile.
+    Raises what :func:`ckpt_lib.convert_checkpoint` raises, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` when
+    the checkpoint was deleted meanwhile.
     """
     target = target_of(destination, options, manifest.checkpoint_id)
     refuse_experiment(Experiment(target.store, "", experiment.name, single_writer=True))
