@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from ckpt_lib.core.wording import listed, shown
 
-BUILTINS = frozenset({"builtins", "__builtin__"})
-MODULES = frozenset(
+_BUILTINS = frozenset({"builtins", "__builtin__"})
+_MODULES = frozenset(
     {
         *("os", "posix", "nt", "subprocess", "pty", "sys", "shutil", "socket", "runpy", "importlib", "ctypes"),
         *("webbrowser", "commands", "code", "codeop", "marshal", "pickle", "multiprocessing", "threading", "asyncio"),
@@ -27,7 +27,7 @@ _START = "Its pickle names "
 def runs_commands(name: str) -> bool:
     """Tell whether a name in a pickle, such as ``posix.system``, is one by which pickles attack."""
     module, _, attribute = name.rpartition(".")
-    return attribute in _OF_BUILTINS if module in BUILTINS else module.partition(".")[0] in MODULES
+    return attribute in _OF_BUILTINS if module in _BUILTINS else module.partition(".")[0] in _MODULES
 
 
 def finding_of(names: Iterable[str]) -> str:

@@ -18,9 +18,10 @@ from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
 from ckpt_lib.core.wording import visible
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
+from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
@@ -43,6 +44,8 @@ class ForeignImport:
     progress: Progress | None = None
     health_check: bool = True
     """Look for NaN and infinities, which keep a run from resuming from it."""
+    newest: Manifest | None = None
+    """What is older than this checkpoint is refused."""
 
     def copy(self, find_files: Callable[[], FoundFiles], stored: Format) -> Imported:
         """Save in the format ``stored`` what the files hold that ``find_files`` returns.
@@ -107,7 +110,22 @@ class ForeignImport:
         checked = given.checked(
             model_name="unknown", experiment_name=self.experiment.name, monitor=self.monitor, with_environment=True
         )
+        self._refuse_older(what.facts)
         return replace(checked, timestamp=time_of(found), libraries={})
+
+    def _refuse_older(self, facts: Facts) -> None:
+        """Keep a run from going on from an old checkpoint because it was imported late."""
+        newest = self.newest
+        if newest is None:
+            return
+        for name, count, reached in (("step", facts.step, newest.step), ("epoch", facts.epoch, newest.epoch)):
+            if count is not None and count < reached:
+                raise ConfigError(
+                    f"it is of {name} {count}, and the experiment has reached {name} {reached}: "
+                    "a run would go on from here",
+                    checkpoint_id=newest.checkpoint_id,
+                    hint="Import it into another experiment, or by itself if it is to be the latest here.",
+                )
 
 
 def digest_of(file: VerifiedFile, name: str, progress: Progress | None) -> FileEntry:

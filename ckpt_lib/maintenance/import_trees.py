@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from ckpt_lib.core.manifest import Manifest, is_own_name
 from ckpt_lib.errors import (
@@ -39,8 +40,10 @@ def import_tree(
 ) -> ImportReport:
     """Import each checkpoint in a folder and below, oldest first; one that was imported before is skipped.
 
-    The order is that of their steps if all say one, else of their epochs if all say one, else of their times; what a
-    ``key_map`` names is what they say.
+    The order is that of their steps if all say one, else of their epochs if all say one, else of their times; those
+    that say neither come first. What a ``key_map`` names is what they say. What another program wrote and is older
+    than the latest checkpoint of the experiment is refused, for a run would go on from it.
+
     ``counted`` is told of the progress, and ``noted`` of each checkpoint that is new. What cannot be imported is
     reported; after a store that is full or away, nothing else is tried. Raises
     :class:`~ckpt_lib.errors.NotACheckpointError` where there is no folder, or one of too many files. Killed on the way,
@@ -53,6 +56,8 @@ def import_tree(
         found = [thing for thing in things_in(files, root) if not (task.in_place and is_own_name(thing.path))]
         things = [described_thing(thing, task.experiment.name, task.key_map) for thing in found]
     checkpoints = in_order([thing for thing in things if thing.is_checkpoint])
+    live = [manifest for manifest in task.experiment.index.view().manifests if manifest.is_visible]
+    task = replace(task, newest=max(live, key=lambda manifest: manifest.sequence, default=None))
     items: list[ImportedItem] = []
     ended: str | None = None
     for number, thing in enumerate(checkpoints):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError, NotAStoreError
@@ -38,6 +39,8 @@ class ImportTask:
     in_place: bool = False
     health_check: bool = True
     progress: Progress | None = None
+    newest: Manifest | None = None
+    """What another program wrote before this checkpoint is refused."""
 
     def run(self, source: str | os.PathLike[str]) -> Imported:
         """Take in a checkpoint as the newest. ``source`` is a file, or the folder of one checkpoint.
@@ -94,4 +97,4 @@ class ImportTask:
     def _foreign(self) -> ForeignImport:
         from ckpt_lib.maintenance.foreign_imports import ForeignImport
 
-        return ForeignImport(self.experiment, self.monitor, self.key_map, self.progress, self.health_check)
+        return ForeignImport(self.experiment, self.monitor, self.key_map, self.progress, self.health_check, self.newest)

@@ -185,10 +185,22 @@ def _latest(files: FoundFiles) -> float:
 
 
 def in_order(things: Sequence[Thing]) -> list[Thing]:
-    """Sort by what all say that can be imported: their steps, or their epochs, or else their times."""
-    sound = [thing for thing in things if thing.failure is None and not thing.has_obstacle]
-    if sound and all(thing.step is not None for thing in sound):
-        return sorted(things, key=lambda thing: (thing.step or 0, thing.epoch or 0, thing.saved_seconds, thing.path))
-    if sound and all(thing.epoch is not None for thing in sound):
-        return sorted(things, key=lambda thing: (thing.epoch or 0, thing.saved_seconds, thing.path))
-    return sorted(things, key=lambda thing: (thing.saved_seconds, thing.path))
+    """Sort by what all say that can be imported and say anything: their steps, or their epochs, or else their times.
+
+    Those that say neither come first: what follows them is the newest, whatever the time of a file that was copied.
+    """
+    told = [thing for thing in things if _is_told(thing)]
+    if all(thing.step is not None for thing in told):
+        return sorted(things, key=lambda thing: (_is_told(thing), thing.step or 0, thing.epoch or 0, *_by_time(thing)))
+    if all(thing.epoch is not None for thing in told):
+        return sorted(things, key=lambda thing: (_is_told(thing), thing.epoch or 0, *_by_time(thing)))
+    return sorted(things, key=lambda thing: (_is_told(thing), *_by_time(thing)))
+
+
+def _is_told(thing: Thing) -> bool:
+    is_sound = thing.failure is None and not thing.has_obstacle
+    return is_sound and (thing.step is not None or thing.epoch is not None)
+
+
+def _by_time(thing: Thing) -> tuple[float, str]:
+    return thing.saved_seconds, thing.path

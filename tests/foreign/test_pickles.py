@@ -26,7 +26,6 @@ from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsafePaylo
 from ckpt_lib.foreign import StoredObject
 from ckpt_lib.foreign.dangerous_names import is_of_names
 from ckpt_lib.foreign.pickles import describe, no_reference, no_tensor
-from ckpt_lib.foreign.plain_values import is_constant
 from ckpt_lib.formats.torch.limits import max_structure_bytes
 from tests.foreign.files import Calls, Opened, objects_in, pickled_alone, saved
 
@@ -246,13 +245,11 @@ def test_a_bare_pickle_is_described_and_not_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ctypes.CDLL", "pty.Spawn", "webbrowser.Open", "os.System", "subprocess.Popen"])
-def test_what_runs_commands_is_told_once_and_is_no_constant(name: str) -> None:
-    """One list of such names: what is told of in a pickle does not pass for a member of an enum elsewhere."""
+def test_what_runs_commands_is_told_once(name: str) -> None:
+    """A pickle that names such a function has one finding, which says which."""
     module, _, attribute = name.rpartition(".")
     (finding,) = describe(
         f"c{module}\n{attribute}\n(S'evil'\ntR.".encode(), find_reference=no_reference, stored=no_tensor
     ).findings
     assert is_of_names(finding)
     assert name in finding
-    assert not is_constant(StoredObject(name, ("evil",)))
-    assert is_constant(StoredObject("project.Color", ("red",)))

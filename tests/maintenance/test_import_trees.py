@@ -203,3 +203,32 @@ def test_the_order_is_that_of_the_epochs_that_a_key_map_names(manager: Checkpoin
     report = manager.import_checkpoints(tmp_path / "tree", key_map={"when": "epoch"})
     assert [item.epoch for item in report.items] == [1, 2, 3]
     assert manager.get_checkpoint("latest").epoch == 3
+
+
+def test_what_says_no_epoch_comes_first(manager: CheckpointManager, tmp_path: Path) -> None:
+    """One file without an epoch does not put the others into the order of their times."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for epoch in (1, 2, 3):
+        torch.save({"model": nn.Linear(2, 2).state_dict(), "epoch": epoch}, folder / f"{epoch}.pt")
+        os.utime(folder / f"{epoch}.pt", (1_600_000_000 - epoch, 1_600_000_000 - epoch))
+    torch.save(nn.Linear(2, 2).state_dict(), folder / "weights.pt")
+    manager.import_checkpoints(folder)
+    assert manager.get_checkpoint("latest").epoch == 3
+
+
+def test_a_run_that_has_gone_on_is_not_set_back(manager: CheckpointManager, tmp_path: Path) -> None:
+    """Importing a tree again after retention, or killed on the way, makes no old checkpoint the latest."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for epoch in (1, 2, 3):
+        torch.save({"model": nn.Linear(2, 2).state_dict(), "epoch": epoch}, folder / f"{epoch}.pt")
+    first = manager.import_checkpoints(folder)
+    latest = manager.save_checkpoint(model=nn.Linear(2, 2), epoch=4)
+    assert first.items[0].checkpoint_id is not None
+    manager.delete_checkpoint(first.items[0].checkpoint_id)
+    manager.empty_trash()
+    again = manager.import_checkpoints(folder)
+    assert [item.result for item in again.items] == ["refused", "already there", "already there"]
+    assert "has reached epoch 4" in (again.items[0].reason or "")
+    assert manager.get_checkpoint("latest").checkpoint_id == latest
