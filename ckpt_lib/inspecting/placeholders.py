@@ -154,6 +154,8 @@ class _Placeholders:
 
 def _memory_of(value: Any) -> tuple[Hashable, int]:
     """Return which memory a placeholder stands for, and where in it; those that stand for tied tensors share theirs."""
+    if isinstance(value, TensorRef):
+        return (value.group, value.name), 0
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
         return value.untyped_storage()._cdata, int(value.storage_offset()) * value.itemsize
     return id(value), 0

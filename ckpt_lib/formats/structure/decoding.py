@@ -39,7 +39,7 @@ class TensorRef:
     ``{"$tensor": "<file>/<name>"}`` is the stored tensor. ``"view"``, if it is there, has ``dtype``, ``shape``,
     ``stride`` and ``offset``: the tensor is this view of the memory of the stored one. ``"stride"`` is that of a tensor
     whose dimensions lie in another order in memory. ``"parameter"`` and ``"requires_grad"`` are there where they are
-    true, and ``"attributes"`` where there are any.
+    true, and ``"attributes"`` where there are any. ``dtype`` and ``shape`` are known in the outline of a reader.
     """
 
     group: str
@@ -49,6 +49,8 @@ class TensorRef:
     is_parameter: bool = False
     requires_grad: bool = False
     attributes: dict[str, Any] | None = None
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def excess(data: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,14 @@ class StructureReader:
         """
         with CollectionPause():
             self._check(ref for _, ref in refs_in(self._outline))
-        return self._outline
+            outline: Payload = map_leaves(self._outline, self._with_type)
+        return outline
+
+    def _with_type(self, value: Any) -> Any:
+        if not isinstance(value, TensorRef):
+            return value
+        dtype, shape, _ = self.described(value)
+        return replace(value, dtype=dtype, shape=shape)
 
     def read(self, keys: Collection[str] | None, place: Place) -> Payload:
         """Verify and build the whole payload, or what ``keys`` name of it. CPU tensors are views of the file's memory.

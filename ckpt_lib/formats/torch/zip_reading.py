@@ -23,6 +23,7 @@ _END = struct.Struct("<4s4H2LH")
 _END_ZIP64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _CENTRAL_HEADER = struct.Struct("<4s6H3L5H2L")
+_LOCAL_MAGIC = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _EXTRA_HEADER = struct.Struct("<2H")
 _ZIP64_EXTRA = 0x0001
@@ -101,7 +102,7 @@ def find_directory(file: VerifiedFile) -> Directory:
     with file.view(end_start, file.size_bytes) as view:
         magic, disk, first_disk, here, count, size_bytes, start, comment_bytes = _END.unpack(view)
     if magic != b"PK\5\6" or comment_bytes:
-        _refuse("it is no zip archive, or one with something behind it")
+        _refuse("it is cut off, or something lies behind its end" if _is_zip(file) else "it is no zip archive")
     found: tuple[int, ...] = (disk, first_disk, here, count, size_bytes, start)
     stop, large = _find_zip64(file, end_start)
     if large:
@@ -117,6 +118,11 @@ def find_directory(file: VerifiedFile) -> Directory:
     if count * _CENTRAL_HEADER.size > size_bytes:
         _refuse("its directory is too short")
     return Directory(start, stop, count)
+
+
+def _is_zip(file: VerifiedFile) -> bool:
+    with file.view(0, len(_LOCAL_MAGIC)) as start:
+        return bytes(start) == _LOCAL_MAGIC
 
 
 def _find_zip64(file: VerifiedFile, end_start: int) -> tuple[int, tuple[int, ...]]:
