@@ -28,6 +28,7 @@ from ckpt_lib.inspecting.stored import inspect_stored
 from ckpt_lib.store import open_store
 from ckpt_lib.stream import VerifiedFile
 from ckpt_lib.stream.mapping import FetchedFile
+from tests.formats.every_format import NPZ
 from tests.helpers import Parts
 
 FORMATS = [(name, compression) for name in ("torch", "safetensors") for compression in (False, True, "zstd")]
@@ -352,11 +353,12 @@ def test_a_checkpoint_in_memory_is_described_through_its_store(parts: Parts) -> 
     assert found.files == len(manifest.files)
 
 
-@pytest.mark.parametrize(("format_name", "compression"), FORMATS)
+@pytest.mark.usefixtures("npz_format")
+@pytest.mark.parametrize(("format_name", "compression"), [*FORMATS, (NPZ, False), (NPZ, True)])
 def test_a_checkpoint_of_a_store_is_described_by_its_manifest(
     store_path: Path, parts: Parts, format_name: str, compression: Any
 ) -> None:
-    """By its manifest or payload, in every format, compressed or not: with what the manifest says."""
+    """By its manifest or payload, in every format, compressed or not, and in one of another package."""
     config = CheckpointConfig(checkpoint_dir=str(store_path), format=format_name, compression=compression)
     manager = CheckpointManager(config, "run")
     saved = manager.save_checkpoint(
