@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckpt_lib.stream import Progress
 
 _UNKNOWN = "no program is known that writes such checkpoints"
+_SEVERAL = "If the folder holds several, `ckpt import --tree` and `ckpt advise` look into it."
 
 
 def inspect_checkpoint(
@@ -53,7 +54,8 @@ def inspect_checkpoint(
         try:
             kind = kind_of(files)
             if kind is None:
-                return summary_of_unreadable(files, _UNKNOWN, needs=("program",))
+                problem = _UNKNOWN if files.is_one_file else f"{_UNKNOWN}. {_SEVERAL}"
+                return summary_of_unreadable(files, problem, needs=("program",))
             return summary_of(kind.open(files), stats=stats, progress=progress, more_findings=findings)
         except StoreError:
             raise
