@@ -101,12 +101,12 @@ def _assembled(files: FoundFiles, name: str, tensor: ChunkedTensor) -> torch.Ten
         if chunk.sizes == tensor.shape:
             return part.read()
         if whole is None:
-            whole = torch.empty(tensor.shape, dtype=tensor.dtype)
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         window = whole[
             tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
         ]
         window.copy_(part.read())
-    return torch.empty(tensor.shape, dtype=tensor.dtype) if whole is None else whole
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") if whole is None else whole
 
 
 def _value(files: FoundFiles, place: Place) -> Any:

@@ -201,7 +201,7 @@ def check_covered(name: str, tensor: ChunkedTensor) -> None:
     counts = [len(found) - 1 for found in cuts]
     if math.prod(counts) > _MAX_CELLS:
         raise UnsafePayloadError(f"the chunks of {shown(name)} were not compared: they are cut in too many ways")
-    is_covered = torch.zeros(counts, dtype=torch.bool)
+    is_covered = torch.zeros(counts, dtype=torch.bool, device="cpu")
     for chunk in chunks:
         parts = zip(cuts, chunk.offsets, chunk.sizes, strict=True)
         cells = is_covered[tuple(slice(found[start], found[start + size]) for found, start, size in parts)]

@@ -133,7 +133,7 @@ def _placed(payload: Payload, place: Place) -> Payload:
         storage = value.untyped_storage()
         key = (storage.data_ptr(), storage.nbytes())
         if key not in moved:
-            moved[key] = place(torch.empty(0, dtype=torch.uint8).set_(storage))
+            moved[key] = place(torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage))
         target = moved[key].untyped_storage()
         empty = torch.empty(0, dtype=value.dtype, device=target.device)
         return empty.set_(target, value.storage_offset(), value.shape, value.stride())

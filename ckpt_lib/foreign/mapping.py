@@ -107,10 +107,13 @@ class _Assignment:
         self._extra: dict[str, Any] = {}
         self._left_out: list[str] = []
         self._obstacles: list[str] = []
+        self._is_given = False
+        """Whether a ``key_map`` names the model."""
 
     # --- by key_map ---
 
     def take_given(self, key_map: dict[str, str]) -> None:
+        self._is_given = "model" in key_map.values()
         for target in key_map.values():
             if target not in _TARGETS:
                 raise ConfigError(
@@ -185,7 +188,8 @@ class _Assignment:
 
     def _look_for_more(self) -> None:
         """Refuse to take the smaller of two models for the one, and say which states have no known name."""
-        models, taken = self._more(_is_model), self._payload.get(MODEL_KEY)
+        taken = self._payload.get(MODEL_KEY)
+        models = [] if self._is_given else self._more(_is_model)
         larger = [name for name in models if taken is not None and weight_bytes(self._rest[name]) > weight_bytes(taken)]
         if larger:
             self._obstacles.append(

@@ -72,7 +72,7 @@ def _stored(file: VerifiedFile, name: str, entry: Entry) -> StoredTensor:
 
 def _read(file: VerifiedFile, entry: Entry) -> torch.Tensor:
     if entry.start == entry.stop:
-        return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
     elements = torch.frombuffer(file.view(entry.start, entry.stop), dtype=torch.uint8)
     if elements.data_ptr() % entry.dtype.itemsize:
         elements = elements.clone()

@@ -60,7 +60,7 @@ MUTANTS: dict[str, tuple[ModuleType, Callable[[], Any], str, str, str]] = {
     "a purge of the present payload alone": (
         deletion,
         lambda: deletion.finish_purge,
-        "for name in found.manifest.all_names]",
+        "for name in found.manifest.removable_names]",
         "for name in (file.name for file in found.manifest.files)]",
         "a folder that is replaced deleted and purged",
     ),

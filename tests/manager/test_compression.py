@@ -18,7 +18,7 @@ from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.errors import (
     CheckpointExistsError,
     ConfigError,
-    NotACheckpointError,
+    CorruptCheckpointError,
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
@@ -274,7 +274,7 @@ def test_a_bare_file_of_ours_is_imported(make: Make, trained: Parts, tmp_path: P
     other.load_checkpoint(imported, **fresh.kwargs())
     assert state_of(fresh) == state_of(trained)
     flip_bit(source, source.stat().st_size // 2)
-    with pytest.raises(NotACheckpointError):
+    with pytest.raises(CorruptCheckpointError):
         other.import_checkpoint(source)
 
 

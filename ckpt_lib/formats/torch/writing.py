@@ -128,7 +128,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, TensorStream):
             reference = self._reference(value, value.dtype)
-            stride = torch.empty(value.shape, device="meta").stride()
+            stride = torch.empty(value.shape, dtype=value.dtype, device="meta").stride()
             return _rebuilt(reference, 0, value.shape, stride, value.dtype, requires_grad=False)
         if not isinstance(value, torch.Tensor) or not is_plain(value):
             return NotImplemented
