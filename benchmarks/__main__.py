@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import (
     asynchronous,
     checking,
+    formats,
     loading,
     memory,
     peers,
@@ -42,6 +43,7 @@ SUITES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "check": checking.rows,
     "clean": retiring.rows,
     "memory": memory.rows,
+    "formats": formats.rows,
 }
 _QUIET_LOAD = 0.5
 

@@ -38,6 +38,10 @@ class Ours:
             raise RuntimeError("the save policy said no")
         return saved
 
+    def load(self) -> object:
+        """Load what was saved last, verified."""
+        return self.manager.load_checkpoint("latest")
+
     def payload(self, checkpoint_id: str) -> Path:
         return self.folder / f"{checkpoint_id}.pt"
 
@@ -45,5 +49,6 @@ class Ours:
         """Delete every checkpoint and backup, and let the disk finish with it."""
         for checkpoint_id in self.manager.checkpoint_ids():
             self.manager.delete_checkpoint(checkpoint_id)
+        self.manager.empty_trash()  # the last one that is deleted stays there, whatever trash_seconds says
         shutil.rmtree(self.folder / "backups", ignore_errors=True)
         settle()

@@ -72,8 +72,8 @@ class State:
                 values.update({name: tensor.clone() for name, tensor in values.items()})
 
 
-def make(shape: str, size: str) -> State:
-    """A state of about ``size`` in a shape."""
+def make(shape: str, size: str, dtype: torch.dtype = torch.float32) -> State:
+    """A state of about ``size`` in a shape; ``dtype`` is that of a transformer without an optimizer."""
     torch.manual_seed(0)
     size_bytes = size_bytes_of(size)
     if shape == FEW_LARGE:
@@ -81,7 +81,7 @@ def make(shape: str, size: str) -> State:
     if shape == MANY_SMALL:
         return State(shape, size, _parameters(count=4096, size_bytes=size_bytes))
     if shape == TRANSFORMER:
-        return State(shape, size, _transformer(size_bytes, bytes_of_parameter=4))
+        return State(shape, size, _transformer(size_bytes, bytes_of_parameter=dtype.itemsize).to(dtype))
     model = _transformer(size_bytes, bytes_of_parameter=12)
     return State(shape, size, model, _trained_optimizer(model))
 

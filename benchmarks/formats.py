@@ -1,0 +1,217 @@
+"""Safetensors and compression: what they cost beside the writer of that format, and beside no compression.
+
+Each timed load is followed by one of the same file with one bit turned, its size and times as before: it has to be
+refused, or the row would compare loads of which one does not look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import limits, peers
+from benchmarks.harness import Measure, Row, Settings, compare, interleave, settle, timed
+from benchmarks.ours import Ours
+from benchmarks.states import ADAM, TRANSFORMER, State, make, tensors_in
+from ckpt_lib.errors import CorruptCheckpointError
+
+COMPRESSED_SAVE = "durable save with compression"
+COMPRESSED_LOAD = "verified load of a compressed checkpoint, file on the disk alone"
+SAFETENSORS_SAVE = "durable, hashed save as safetensors"
+SAFETENSORS_LOAD = "verified load of safetensors into a model, file in the page cache, a new process each time"
+
+_OURS, _PLAIN = "ours", "ours, not compressed"
+_TORCH_LOAD = "torch.load, not compressed"
+_SAVE_FILE, _LOAD_FILE = "save_file + fsync", "load_file + load_state_dict"
+_SAVE_TARGET, _SAVE_TARGET_BF16, _LOAD_TARGET = 2.5, 1.6, 1.0
+_SAFETENSORS_SAVE_TARGET, _SAFETENSORS_LOAD_TARGET = 1.3, 1.4
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """Weights in two precisions and weights with the state of Adam, at the largest size."""
+    weights = make(TRANSFORMER, settings.largest)
+    in_bfloat16 = make(TRANSFORMER, settings.largest, dtype=torch.bfloat16)
+    for state in (weights, in_bfloat16, make(ADAM, settings.largest)):
+        yield from _compressed(
+            settings, state, save_target=_SAVE_TARGET if state is not in_bfloat16 else _SAVE_TARGET_BF16
+        )
+    yield _safetensors_save(settings, weights)
+    yield _safetensors_load(settings, weights)
+
+
+def _compressed(settings: Settings, state: State, *, save_target: float) -> Iterator[Row]:
+    packed = Ours(settings.folder / "packed", compression=True)
+    plain = Ours(settings.folder / "plain")
+    folder = settings.folder / "peer"
+    folder.mkdir()
+    describe = partial(compare, state=_title(state), size_bytes=state.size_bytes)
+    saves = {_OURS: partial(_save, packed, state), _PLAIN: partial(_save, plain, state)}
+    samples = interleave(saves, rounds=settings.rounds, warm_up=settings.warm_up)
+    yield describe(samples, _OURS, _PLAIN, name=COMPRESSED_SAVE, target=_at_1gb(state, save_target))
+    peers.torch_save(state, folder)
+    payload = next(packed.folder.glob("*.pt.*"))
+    loads = {
+        _OURS: _cold(payload, packed.load),
+        _TORCH_LOAD: _cold(folder / peers.FILE_NAME, lambda: torch.load(folder / peers.FILE_NAME, weights_only=True)),
+    }
+    samples = interleave(loads, rounds=settings.rounds, warm_up=settings.warm_up)
+    note = f"{payload.stat().st_size / state.size_bytes:.3f} of the size"
+    target = _at_1gb(state, _LOAD_TARGET)
+    yield describe(samples, _OURS, _TORCH_LOAD, name=COMPRESSED_LOAD, target=target, note=note)
+    for ours in (packed, plain):
+        ours.discard()
+    shutil.rmtree(folder)
+
+
+def _title(state: State) -> str:
+    dtype = state.tensors[0].dtype
+    return state.shape if dtype == torch.float32 else f"{state.shape}, {dtype}".replace("torch.", "")
+
+
+def _at_1gb(state: State, target: float) -> float | None:
+    return target if state.size == "1GB" else None
+
+
+def _save(ours: Ours, state: State) -> float:
+    ours.discard()
+    return timed(partial(ours.save, state))
+
+
+def _cold(path: Path, load: Callable[[], object]) -> Measure:
+    def measure() -> float:
+        limits.drop_cached([path])
+        seconds = timed(load)
+        if load.__name__ != "<lambda>":
+            require_refusal(path, load)
+        return seconds
+
+    return measure
+
+
+def require_refusal(path: Path, load: Callable[[], object]) -> None:
+    """Turn one bit of a file, and its size and times as they were; raise unless the load says that it is damaged."""
+    times = path.stat()
+    position, bit = random.randrange(times.st_size), 1 << random.randrange(8)
+    _turn(path, position, bit, times)
+    try:
+        load()
+    except CorruptCheckpointError:
+        pass
+    else:
+        raise RuntimeError(f"bit {bit} of byte {position} of {path.name} was turned, and the load did not notice")
+    finally:
+        _turn(path, position, bit, times)
+
+
+def _turn(path: Path, position: int, bit: int, times: os.stat_result) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ bit]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _safetensors_save(settings: Settings, state: State) -> Row:
+    from safetensors.torch import save_file
+
+    ours = Ours(settings.folder / "ours", format="safetensors", save_rng=False)
+    folder = settings.folder / "peer"
+
+    def theirs() -> float:
+        folder.mkdir()
+        settle()
+        try:
+            return timed(
+                lambda: (save_file(tensors_in(state.model.state_dict()), folder / "x"), peers.make_durable(folder))
+            )
+        finally:
+            shutil.rmtree(folder)
+
+    contenders: dict[str, Measure] = {_OURS: partial(_save, ours, state), _SAVE_FILE: theirs}
+    samples = interleave(contenders, rounds=settings.rounds, warm_up=settings.warm_up)
+    ours.discard()
+    return compare(
+        samples,
+        _OURS,
+        _SAVE_FILE,
+        name=SAFETENSORS_SAVE,
+        state=state.shape,
+        size_bytes=state.size_bytes,
+        target=_at_1gb(state, _SAFETENSORS_SAVE_TARGET),
+    )
+
+
+def _safetensors_load(settings: Settings, state: State) -> Row:
+    from safetensors.torch import save_file
+
+    ours = Ours(settings.folder / "ours", format="safetensors", save_rng=False)
+    ours.save(state)
+    theirs = settings.folder / "theirs.safetensors"
+    save_file(tensors_in(state.model.state_dict()), theirs)
+    contenders: dict[str, Measure] = {
+        _OURS: partial(_in_a_child, "ours", ours.folder, state.size),
+        _LOAD_FILE: partial(_in_a_child, "theirs", theirs, state.size),
+    }
+    samples = interleave(contenders, rounds=settings.rounds, warm_up=settings.warm_up)
+    ours.discard()
+    theirs.unlink()
+    return compare(
+        samples,
+        _OURS,
+        _LOAD_FILE,
+        name=SAFETENSORS_LOAD,
+        state=state.shape,
+        size_bytes=state.size_bytes,
+        target=_at_1gb(state, _SAFETENSORS_LOAD_TARGET),
+    )
+
+
+def _in_a_child(side: str, path: Path, size: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.formats", side, str(path), size]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    root = Path(__file__).parent.parent
+    found = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    return float(json.loads(found))
+
+
+def _load_once(side: str, path: Path, size: str) -> None:
+    """Print the seconds of one load into a model that is there already, of a file in the page cache.
+
+    Something small is loaded before it, so that no module is imported while the time is taken.
+    """
+    from safetensors.torch import load_file, save_file
+
+    model = make(TRANSFORMER, size).model
+    if side == "theirs":
+        with tempfile.TemporaryDirectory() as folder:
+            save_file({"weight": torch.ones(1)}, f"{folder}/small")
+            load_file(f"{folder}/small")
+        path.read_bytes()
+        print(timed(lambda: model.load_state_dict(load_file(path))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        small = make(TRANSFORMER, "1KB")
+        other = Ours(Path(folder), format="safetensors")
+        other.save(small)
+        other.manager.load_checkpoint("latest", model=small.model)
+    ours = Ours(path.parent, format="safetensors")
+    payload = next(path.glob("*/model*.safetensors"))
+    payload.read_bytes()
+    load = partial(ours.manager.load_checkpoint, "latest", model=model)
+    print(timed(load))
+    require_refusal(payload, load)
+
+
+if __name__ == "__main__":
+    _load_once(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
