@@ -59,10 +59,16 @@ def _compressed(settings: Settings, state: State, *, save_target: float) -> Iter
     samples = interleave(saves, rounds=settings.rounds, warm_up=settings.warm_up)
     yield describe(samples, _OURS, _PLAIN, name=COMPRESSED_SAVE, target=_at_1gb(state, save_target))
     peers.torch_save(state, folder)
-    payload = next(packed.folder.glob("*.pt.*"))
-    loads = {
-        _OURS: _cold(payload, packed.load),
-        _TORCH_LOAD: _cold(folder / peers.FILE_NAME, lambda: torch.load(folder / peers.FILE_NAME, weights_only=True)),
+    payload, theirs = next(packed.folder.glob("*.pt.*")), folder / peers.FILE_NAME
+
+    def load_ours() -> float:
+        seconds = _cold(payload, packed.load)
+        require_refusal(payload, packed.load)
+        return seconds
+
+    loads: dict[str, Measure] = {
+        _OURS: load_ours,
+        _TORCH_LOAD: lambda: _cold(theirs, lambda: torch.load(theirs, weights_only=True)),
     }
     samples = interleave(loads, rounds=settings.rounds, warm_up=settings.warm_up)
     note = f"{payload.stat().st_size / state.size_bytes:.3f} of the size"
@@ -87,15 +93,9 @@ def _save(ours: Ours, state: State) -> float:
     return timed(partial(ours.save, state))
 
 
-def _cold(path: Path, load: Callable[[], object]) -> Measure:
-    def measure() -> float:
-        limits.drop_cached([path])
-        seconds = timed(load)
-        if load.__name__ != "<lambda>":
-            require_refusal(path, load)
-        return seconds
-
-    return measure
+def _cold(path: Path, load: Callable[[], object]) -> float:
+    limits.drop_cached([path])
+    return timed(load)
 
 
 def require_refusal(path: Path, load: Callable[[], object]) -> None:
@@ -128,13 +128,15 @@ def _safetensors_save(settings: Settings, state: State) -> Row:
     ours = Ours(settings.folder / "ours", format="safetensors", save_rng=False)
     folder = settings.folder / "peer"
 
+    def save_and_sync() -> None:
+        save_file(tensors_in(state.model.state_dict()), folder / "model.safetensors")
+        peers.make_durable(folder)
+
     def theirs() -> float:
         folder.mkdir()
         settle()
         try:
-            return timed(
-                lambda: (save_file(tensors_in(state.model.state_dict()), folder / "x"), peers.make_durable(folder))
-            )
+            return timed(save_and_sync)
         finally:
             shutil.rmtree(folder)
 

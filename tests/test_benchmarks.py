@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import asynchronous, checking, loading, memory, report, retiring, saving, stalls, tensors, training
+from benchmarks import (
+    asynchronous,
+    checking,
+    formats,
+    loading,
+    memory,
+    report,
+    retiring,
+    saving,
+    stalls,
+    tensors,
+    training,
+)
 from benchmarks.harness import Row, compare, interleave, size_bytes_of
 from benchmarks.limits import cached_bytes, drop_cached
 from tests.folders import disk_folder
@@ -49,6 +61,7 @@ def test_every_part_gives_rows(folder: Path) -> None:
     wanted = {saving.SAVE, saving.BACKUP, loading.WARM, loading.COLD, loading.COLD_MODEL, asynchronous.STALL}
     wanted |= {asynchronous.FIRST, stalls.DEFAULT, stalls.OVERLAPPED, training.STEP}
     wanted |= {tensors.SAVE, tensors.LOAD}
+    wanted |= {formats.COMPRESSED_SAVE, formats.COMPRESSED_LOAD, formats.SAFETENSORS_SAVE, formats.SAFETENSORS_LOAD}
     wanted |= {checking.SCRUB, checking.REPAIR, memory.PEAK}
     wanted |= {retiring.CLEANUP.format(count=6, kept=kept) for kept in (1, 3)}
 
