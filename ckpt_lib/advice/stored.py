@@ -30,7 +30,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.cleaners import at_most
 from ckpt_lib.maintenance.cleanup import in_use, record_of
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG
+from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG
 from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy, plan_retention
 
 Step = Callable[[int, int], object]

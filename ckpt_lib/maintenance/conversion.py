@@ -27,7 +27,7 @@ from ckpt_lib.foreign.opening import described
 from ckpt_lib.formats import Payload, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import FILE_SUFFIXES, SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import refuse_experiment
-from ckpt_lib.maintenance.imports import locate
+from ckpt_lib.maintenance.importing.sources import locate
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.store import location
 from ckpt_lib.store.local.os_errors import errors_of_writing

@@ -23,7 +23,7 @@ from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.import_report import Counted, ImportedItem, ImportReport
+from ckpt_lib.maintenance.importing.report import Counted, ImportedItem, ImportReport
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub

@@ -37,8 +37,9 @@ from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.format import NAME, SourceFiles
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import check_key_map, taken
-from ckpt_lib.maintenance.foreign_imports import ForeignImport, digest_of
-from ckpt_lib.maintenance.imports import Imported, was_changed
+from ckpt_lib.maintenance.importing.foreign_copies import ForeignImport, digest_of
+from ckpt_lib.maintenance.importing.refusals import was_changed
+from ckpt_lib.maintenance.importing.report import Imported
 from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import VerifiedFile
@@ -53,8 +54,8 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     Nothing but the records of the checkpoint is written. Raises :class:`~ckpt_lib.errors.ConfigError` for what lies
     elsewhere, :class:`~ckpt_lib.errors.InvalidNameError` for names that no manifest may hold,
     :class:`~ckpt_lib.errors.CheckpointExistsError` for files that are a checkpoint's already and have changed since,
-    and otherwise what :meth:`~ckpt_lib.maintenance.foreign_imports.ForeignImport.copy` raises. Killed on the way, call
-    it again.
+    and otherwise what the import of a copy raises (:mod:`ckpt_lib.maintenance.importing.foreign_copies`). Killed on the
+    way, call it again.
     """
     experiment, key_map = task.experiment, check_key_map(task.key_map)
     name = name_in(experiment, source)

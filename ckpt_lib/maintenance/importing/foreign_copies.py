@@ -26,7 +26,8 @@ from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import described
 from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported, was_changed
+from ckpt_lib.maintenance.importing.refusals import was_changed
+from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
