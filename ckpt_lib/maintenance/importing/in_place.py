@@ -27,6 +27,7 @@ from ckpt_lib.errors import (
     NotAStoreError,
 )
 from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.at_path import parent_and_name
 from ckpt_lib.experiment.claims import WITHOUT_FILES
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX
@@ -116,14 +117,6 @@ def name_in(experiment: Experiment, source: str) -> str:
         expected=f"a file or folder in {place}",
         hint=hint,
     )
-
-
-def parent_and_name(source: str) -> tuple[str, str]:
-    """Return the folder that a path or URL lies in, and its name there."""
-    if scheme_of(source) == "file":
-        source = os.path.abspath(source.removeprefix("file://"))
-    parent, _, name = source.replace(os.sep, "/").rstrip("/").rpartition("/")
-    return parent or "/", name
 
 
 def _find(experiment: Experiment, name: str) -> list[Entry]:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
+from ckpt_lib.experiment.at_path import CHECKPOINTS
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import MANIFEST_SUFFIX
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.maintenance.validate import validate
 from ckpt_lib.store import location
-
-IMPORTABLE = (
-    f"<checkpoint id>.pt with its manifest <checkpoint id>{MANIFEST_SUFFIX} beside it, a payload that this library "
-    "saved, or a checkpoint of another program"
-)
 
 
 def not_a_checkpoint(
@@ -25,7 +20,7 @@ def not_a_checkpoint(
     with open_file(origin, name) as file:
         kind = describe_file(file)
     return NotACheckpointError(
-        f"it is {kind}, and cannot be imported: {reason}", path=location(origin.store, name), expected=IMPORTABLE
+        f"it is {kind}, and cannot be imported: {reason}", path=location(origin.store, name), expected=CHECKPOINTS
     )
 
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError, NotAStoreError
+from ckpt_lib.experiment.at_path import checkpoint_at, file_at
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.formats import Format
 from ckpt_lib.maintenance.importing.exports import import_exported
 from ckpt_lib.maintenance.importing.payloads import import_payload, is_payload_of_ours
 from ckpt_lib.maintenance.importing.refusals import not_a_checkpoint
 from ckpt_lib.maintenance.importing.report import Imported
-from ckpt_lib.maintenance.importing.sources import locate
 from ckpt_lib.store.registry import url_text
 from ckpt_lib.stream import Progress
 
@@ -71,10 +70,11 @@ class ImportTask:
         if self.key_map is not None:
             return self.copy(find_files)
         try:
-            origin, name = locate(path, self.experiment.name)
+            exported = checkpoint_at(path)
+            origin, name = exported or file_at(path)
         except (NotACheckpointError, NotAStoreError) as error:  # if it is a link, for example
             return self._copy_unless_unknown(find_files, error)
-        if is_checkpoint_id(name):
+        if exported is not None:
             return import_exported(self.experiment, origin, name, self.progress)
         if is_payload_of_ours(origin, name):
             return import_payload(self.experiment, origin, name, monitor=self.monitor, progress=self.progress)

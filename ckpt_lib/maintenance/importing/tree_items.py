@@ -11,6 +11,7 @@ from functools import partial
 from ckpt_lib.core.manifest import Manifest, is_own_name
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError
+from ckpt_lib.experiment.at_path import checkpoint_at
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, OWN_PREFIX
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.foreign.file_types import describe_file
@@ -18,7 +19,6 @@ from ckpt_lib.foreign.opening import described, kind_of
 from ckpt_lib.foreign.payloads import facts_of
 from ckpt_lib.foreign.trees import LIKELY_SUFFIXES, candidates_in, tree_of
 from ckpt_lib.maintenance.importing.report import Imported, ImportedItem, Result
-from ckpt_lib.maintenance.importing.sources import locate
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def _is_own(path: str, own_folders: set[str]) -> bool:
 # --- what it is ---
 
 
-def described_item(item: TreeItem, experiment_name: str, key_map: Mapping[str, str] | None = None) -> TreeItem:
+def described_item(item: TreeItem, key_map: Mapping[str, str] | None = None) -> TreeItem:
     """Return the item with what it says of itself by ``key_map``, read from its structure."""
     try:
-        if (manifest := _manifest_of(item, experiment_name)) is not None:
+        if (manifest := _manifest_of(item)) is not None:
             return _of_ours(item, manifest)
         with item.find_files() as files:
             if kind_of(files) is None:
@@ -132,15 +132,15 @@ def described_item(item: TreeItem, experiment_name: str, key_map: Mapping[str, s
         return replace(item, title=_title_of(item), failure=error)
 
 
-def _manifest_of(item: TreeItem, experiment_name: str) -> Manifest | None:
+def _manifest_of(item: TreeItem) -> Manifest | None:
     """Return the manifest that lies beside a payload of ours; ``None`` where there is none."""
     if not is_checkpoint_id(item.source.rpartition("/")[2].partition(".")[0]):
         return None
-    with suppress(NotACheckpointError):
-        origin, name = locate(item.source, experiment_name)
-        record = origin.read(name).record if is_checkpoint_id(name) else None
-        return record if isinstance(record, Manifest) and record.is_visible else None
-    return None
+    if (found := checkpoint_at(item.source)) is None:
+        return None
+    origin, checkpoint_id = found
+    record = origin.read(checkpoint_id).record
+    return record if isinstance(record, Manifest) and record.is_visible else None
 
 
 def _of_ours(item: TreeItem, manifest: Manifest) -> TreeItem:

@@ -54,7 +54,7 @@ def import_tree(
         if files.is_one_file:
             raise NotACheckpointError("a file is no tree", path=root, hint="Import it without --tree.")
         found = [item for item in items_in(files, root) if not (task.in_place and is_own_name(item.path))]
-        items = [described_item(item, task.experiment.name, task.key_map) for item in found]
+        items = [described_item(item, task.key_map) for item in found]
     checkpoints = in_order([item for item in items if item.is_checkpoint])
     live = [manifest for manifest in task.experiment.index.view().manifests if manifest.is_visible]
     task = replace(task, newest=max(live, key=lambda manifest: manifest.sequence, default=None))
