@@ -23,7 +23,7 @@ from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, found_files
 from ckpt_lib.foreign.checksums import check_checksums
-from ckpt_lib.foreign.opening import described
+from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.formats import Payload, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import FILE_SUFFIXES, SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import refuse_experiment
@@ -57,7 +57,7 @@ def export(experiment: Experiment, manifest: Manifest, destination: str | os.Pat
     if options.get("format") is None and place.lower().endswith(FILE_SUFFIXES):
         options["format"] = "torch"
     result = export_as(experiment, manifest, destination, conversion_options(place, **options))
-    for sentence in result.notes:
+    for sentence in result.left_out:
         logger.warning("%s: %s", result.path, sentence)
     return result.path
 
@@ -131,9 +131,9 @@ def _convert_foreign(
         refuse_experiment(Experiment(target.store, "", _NO_NAME, single_writer=True))
         with _plain(files, _folder_near(target)) as plain:
             unchecked = check_checksums(plain)
-            checkpoint = described(plain)
+            checkpoint = describe_checkpoint(plain)
             result = write_as(_payload_of(checkpoint), target, options)
-    return replace(result, notes=(*unchecked, *checkpoint.left_out, *result.notes))
+    return replace(result, left_out=(*unchecked, *checkpoint.left_out, *result.left_out))
 
 
 def _payload_of(checkpoint: ForeignCheckpoint) -> Payload:

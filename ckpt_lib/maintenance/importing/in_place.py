@@ -36,8 +36,8 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.format import NAME, SourceFiles
-from ckpt_lib.foreign.opening import described
-from ckpt_lib.foreign.payloads import check_key_map, taken
+from ckpt_lib.foreign.opening import describe_checkpoint
+from ckpt_lib.foreign.payloads import check_key_map, with_payload
 from ckpt_lib.maintenance.importing.foreign_copies import ForeignImport, digest_of
 from ckpt_lib.maintenance.importing.refusals import was_changed
 from ckpt_lib.maintenance.importing.report import Imported
@@ -67,7 +67,7 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     if earlier := _owned(experiment, entries, key_map):
         return Imported(earlier, title, is_new=False)
     with StoredPayload(experiment, entries, verify=True) as stored:
-        found = described(_files(experiment, name, stored, found_files))
+        found = describe_checkpoint(_files(experiment, name, stored, found_files))
         facts, left_out = _facts_of(task, found, name)
         facts = replace(facts, idempotency_key=key)
 
@@ -87,11 +87,11 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
 
 def _facts_of(task: ForeignImport, found: ForeignCheckpoint, name: str) -> tuple[CheckpointFacts, tuple[str, ...]]:
     """Return what the manifest will say, and what of the checkpoint is not there."""
-    notes = check_checksums(found.files)
-    what = taken(found, check_key_map(task.key_map))
-    facts = task.facts_of(found, what, _ORIGINAL.format(name=name), *notes)
-    unhealthy = task.fault_of(materialise(what.payload), facts) if task.health_check else None
-    return replace(facts, unhealthy=unhealthy), what.left_out
+    unchecked = check_checksums(found.files)
+    found = with_payload(found, check_key_map(task.key_map))
+    facts = task.facts_of(found, _ORIGINAL.format(name=name), *unchecked)
+    unhealthy = task.fault_of(materialise(found.payload), facts) if task.health_check else None
+    return replace(facts, unhealthy=unhealthy), found.left_out
 
 
 def name_in(experiment: Experiment, source: str) -> str:
@@ -169,8 +169,8 @@ def _title_unread(experiment: Experiment, name: str, files: list[Entry], key_map
     with FoundFiles(
         place, sizes, lambda part: open_file(experiment, _name(experiment, keys[part])), title=name
     ) as read:
-        found = described(read)
-        taken(found, key_map)
+        found = describe_checkpoint(read)
+        with_payload(found, key_map)
         return found.title
 
 

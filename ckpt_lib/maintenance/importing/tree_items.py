@@ -15,7 +15,7 @@ from ckpt_lib.experiment.at_path import checkpoint_at
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, OWN_PREFIX
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.foreign.file_types import describe_file
-from ckpt_lib.foreign.opening import described, kind_of
+from ckpt_lib.foreign.opening import describe_checkpoint, kind_of
 from ckpt_lib.foreign.payloads import facts_of
 from ckpt_lib.foreign.trees import LIKELY_SUFFIXES, candidates_in, tree_of
 from ckpt_lib.maintenance.importing.report import Imported, ImportedItem, Result
@@ -115,9 +115,9 @@ def described_item(item: TreeItem, key_map: Mapping[str, str] | None = None) -> 
         with item.find_files() as files:
             if kind_of(files) is None:
                 return _unknown(item, files)
-            found = described(files)
-            taken = facts_of(found, key_map)
-            facts = taken or found.facts
+            found = describe_checkpoint(files)
+            mapped = facts_of(found, key_map)
+            facts = mapped or found.facts
             time = facts.saved_at or datetime.fromtimestamp(_latest(files), UTC)
             return replace(
                 item,
@@ -126,7 +126,7 @@ def described_item(item: TreeItem, key_map: Mapping[str, str] | None = None) -> 
                 step=facts.step,
                 saved_seconds=(time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp(),
                 size_bytes=files.size_bytes,
-                has_obstacle=taken is None,
+                has_obstacle=mapped is None,
             )
     except (CheckpointError, OSError) as error:
         return replace(item, title=_title_of(item), failure=error)
