@@ -14,6 +14,7 @@ from ckpt_lib.errors import CheckpointError, ConfigError, NotACheckpointError, U
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint, StoredObject
 from ckpt_lib.foreign.known_facts import FACTS
 from ckpt_lib.foreign.mapping import to_payload
+from ckpt_lib.foreign.tree import walk
 
 _WHAT_TO_DO = (
     "`ckpt inspect` shows what it holds. Load it with the program that wrote it, and save the state dicts of what it "
@@ -92,23 +93,13 @@ def _joined(found: Facts, mapped: Facts, asked: Collection[str]) -> Facts:
 
 
 def _obstacle(found: ForeignCheckpoint, reason: str) -> CheckpointError:
-    kind = UnsafePayloadError if _holds_objects(found.contents) else NotACheckpointError
+    has_objects = any(isinstance(item, StoredObject) for _, item in walk(found.contents))
+    kind = UnsafePayloadError if has_objects else NotACheckpointError
     return kind(
         f"it is {found.title}, and cannot be imported: {reason}",
         path=found.files.path,
         hint=_WHAT_TO_DO,
     )
-
-
-def _holds_objects(value: Any) -> bool:
-    """Tell whether an object of an unknown class is among what was found."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, StoredObject):
-            return True
-        waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
-    return False
 
 
 def _checked(facts: Facts) -> tuple[Facts, list[str]]:
