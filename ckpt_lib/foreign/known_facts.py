@@ -55,12 +55,13 @@ class FactFinder:
         )
         return "metrics" if is_measured or (is_metrics and value) else None
 
-    def take(self, kind: str, name: str, value: Any) -> Plain:
-        """Note a fact. Returns what is not plain in it, which was left out."""
+    def take(self, kind: str, name: str, value: Any, *, is_given: bool = False) -> Plain:
+        """Note a fact; one that was ``given`` comes before all others. Returns what is not plain in it, left out."""
         values = Plain(is_config=True)
         value = _number_in(value)
         if kind in COUNTS:
-            count, rank = count_of(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
+            count = count_of(value)
+            rank = _NAMES[kind].index(name) if name in _NAMES[kind] and not is_given else -1
             if count is None:
                 values.refused.append(f"{name} (no count)")
             else:

@@ -73,7 +73,7 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
     ``optimizer``, ``scheduler``, ``others``, ``epoch``, ``step``, ``metrics``, ``config`` and ``extra_state``. Several
     names with one target become several states under their names. A dot reaches into a dict, as in ``trainer.model``.
     Raises :class:`~ckpt_lib.errors.ConfigError` for a name that the checkpoint does not have, for a target that is
-    none, and for an epoch or a step that is no count.
+    none, for an epoch or a step that is no count, and for two names of either.
     """
     assignment = _Assignment(contents)
     assignment.take_given(dict(key_map or {}))
@@ -114,14 +114,7 @@ class _Assignment:
 
     def take_given(self, key_map: dict[str, str]) -> None:
         self._is_given = "model" in key_map.values()
-        for target in key_map.values():
-            if target not in _TARGETS:
-                raise ConfigError(
-                    "key_map names a target that does not exist",
-                    expected=", ".join(_TARGETS),
-                    got=shown(target),
-                    hint=did_you_mean(str(target), _TARGETS),
-                )
+        _check_targets(key_map)
         found = {source: self._taken(source) for source in key_map}
         for target in _TARGETS:
             chosen = {source: found[source] for source in key_map if key_map[source] == target}
@@ -278,10 +271,10 @@ class _Assignment:
                 expected="a whole number from 0 on",
                 got=shown(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}",
             )
-        self._assign_fact(kind, source, value)
+        self._assign_fact(kind, source, value, is_given=True)
 
-    def _assign_fact(self, kind: str, name: str, value: Any) -> None:
-        taken = self._facts.take(kind, name, value)
+    def _assign_fact(self, kind: str, name: str, value: Any, *, is_given: bool = False) -> None:
+        taken = self._facts.take(kind, name, value, is_given=is_given)
         self._leave_out(taken.refused, f"the {kind} lacks them")
         if taken.has_tensors:  # a configuration holds none, so they are kept beside it
             self._rest[name] = value
@@ -315,6 +308,27 @@ class _Assignment:
         likely = self._more(_is_model)
         hint = f"name them with key_map, such as {{{likely[0]!r}: 'model'}}" if likely else "it may be no checkpoint"
         return f"no weights of a model are under a name that is known ({listed(likely, 5) or 'it has none'}); {hint}"
+
+
+def _check_targets(key_map: Mapping[str, str]) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for a target that does not exist, and for two counts of one kind."""
+    for target in key_map.values():
+        if target not in _TARGETS:
+            raise ConfigError(
+                "key_map names a target that does not exist",
+                expected=", ".join(_TARGETS),
+                got=shown(target),
+                hint=did_you_mean(str(target), _TARGETS),
+            )
+    for count in COUNTS:
+        names = [shown(name) for name, target in key_map.items() if target == count]
+        if len(names) > 1:
+            raise ConfigError(
+                f"key_map names more than one {count}",
+                expected=f"one name for the {count}",
+                got=" and ".join(names),
+                hint="Keep the name that counts what training has done; give the others to extra_state.",
+            )
 
 
 def _is_model(value: Any) -> bool:

@@ -177,6 +177,16 @@ def test_what_key_map_calls_a_count_is_one(target: str, value: Any) -> None:
         mapped({"model": WEIGHTS, "when": value, "epoch": 7, "step": 70}, {"when": target})
 
 
+@pytest.mark.parametrize("target", ["epoch", "step"])
+def test_a_checkpoint_has_one_count_of_a_kind(target: str) -> None:
+    """Of two names neither is taken silently: the error says both. One that is given comes before known names."""
+    contents = {"model": WEIGHTS, "epoch": 1, "current_epoch": 7, "step": 1, "updates": 7, "mine": 9}
+    name = {"epoch": "current_epoch", "step": "updates"}[target]
+    with pytest.raises(ConfigError, match=f"more than one {target}.*'{name}' and 'mine'"):
+        mapped(contents, {name: target, "mine": target})
+    assert getattr(mapped(contents, {name: target}).facts, target) == 7
+
+
 def test_a_configuration_that_is_none_is_told() -> None:
     """What key_map calls the configuration and is no dict is left out with a sentence."""
     found = mapped({"model": WEIGHTS, "name": "x"}, {"name": "config"})
