@@ -7,7 +7,7 @@ be imported keeps no other from it: the report says of each item what it is, wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_lib.core.manifest import Manifest, is_own_name
@@ -58,7 +58,18 @@ def import_tree(
     checkpoints = in_order([item for item in items if item.is_checkpoint])
     live = [manifest for manifest in task.experiment.index.view().manifests if manifest.is_visible]
     task = replace(task, newest=max(live, key=lambda manifest: manifest.sequence, default=None))
-    outcomes: list[ImportedItem] = []
+    outcomes = list(_import_each(task, checkpoints, counted, noted))
+    outcomes += [item.reported("no checkpoint", str(item.failure)) for item in items if not item.is_checkpoint]
+    return ImportReport(experiment_name=task.experiment.name, items=tuple(outcomes))
+
+
+def _import_each(
+    task: ImportTask,
+    checkpoints: Sequence[TreeItem],
+    counted: Counted | None,
+    noted: Callable[[Manifest], object] | None,
+) -> Iterator[ImportedItem]:
+    """Import one after the other, and yield what became of each; after an error that ends all, try no other one."""
     ended: str | None = None
     for number, item in enumerate(checkpoints):
         if counted:
@@ -67,11 +78,9 @@ def import_tree(
             outcome, ended = _import(task, item, noted)
         else:
             outcome = item.reported("not tried", ended)
-        outcomes.append(outcome)
+        yield outcome
     if counted:
         counted(len(checkpoints), len(checkpoints))
-    outcomes += [item.reported("no checkpoint", str(item.failure)) for item in items if not item.is_checkpoint]
-    return ImportReport(experiment_name=task.experiment.name, items=tuple(outcomes))
 
 
 def _import(
