@@ -97,7 +97,7 @@ class ForeignCheckpoint:
     left_out: tuple[str, ...] = ()
     """What ``payload`` lacks of the files, and why: one sentence each."""
     unread: tuple[str, ...] = ()
-    """Those of them on what ``contents`` lacks already, which no ``key_map`` brings back."""
+    """The sentences of ``left_out`` about files that are not in ``contents``: no ``key_map`` brings those back."""
     findings: tuple[str, ...] = ()
     """What is suspicious about it: one sentence each."""
 

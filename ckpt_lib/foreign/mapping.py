@@ -17,7 +17,7 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
 from ckpt_lib.foreign.known_facts import COUNTS, FACTS, FactFinder, count_of
 from ckpt_lib.foreign.modules import has_hooks, holds_tensors, is_module, unreadable, weight_bytes, weights_of
-from ckpt_lib.foreign.plain_values import REFUSED, Plain
+from ckpt_lib.foreign.plain_values import REFUSED, PlainConverter
 
 _STATES: dict[str, tuple[str, ...]] = {
     "model": (
@@ -228,7 +228,7 @@ class _Assignment:
             return self._model(name, value)
         if isinstance(value, list):  # of Lightning, one for each optimizer
             value = {str(number): item for number, item in enumerate(value)} if len(value) != 1 else value[0]
-        values = Plain()
+        values = PlainConverter()
         state = values.plain(value, name)
         if values.refused:
             self._leave_out(values.refused, f"the whole state of the {kind} is left out")
@@ -257,7 +257,7 @@ class _Assignment:
         return value
 
     def _assign_other(self, name: str, value: Any) -> None:
-        values = Plain()
+        values = PlainConverter()
         state = values.plain(weights_of(value) if is_module(value) else value, name)
         if values.refused:
             self._leave_out(values.refused, f"the whole state {name} is left out")
@@ -286,7 +286,7 @@ class _Assignment:
     def mapped(self) -> MappedContents:
         """Return the payload, with what nobody has taken as ``extra_state``."""
         self._facts.look_at(self._contents)
-        values = Plain()
+        values = PlainConverter()
         extra = values.plain({**self._rest, **self._extra}, "")
         self._leave_out(values.refused, "they are left out")
         if extra:

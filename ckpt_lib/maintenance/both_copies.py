@@ -110,14 +110,14 @@ class Copies:
             return found.checkpoint_id
 
     def import_from(self, source: str | os.PathLike[str], **options: Any) -> Imported:
-        """Take in a checkpoint as the newest; ``options`` are those of an :class:`ImportTask`."""
+        """Import a checkpoint as the newest; ``options`` are those of an :class:`ImportTask`."""
         imported = self._import_task(**options).run(source)
         self._note_imported(imported.manifest)
         self._finish_import()
         return imported
 
     def import_tree(self, folder: str | os.PathLike[str], *, counted: Counted | None, **options: Any) -> ImportReport:
-        """Take in each checkpoint in a folder and below, oldest first."""
+        """Import each checkpoint in a folder and below, oldest first."""
         from ckpt_lib.maintenance.importing.trees import import_tree  # torch, only where it is used
 
         try:

@@ -42,7 +42,7 @@ _KEYS = {MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY, "epoch", "step", "metrics", "c
 def import_payload(
     experiment: Experiment, origin: Experiment, name: str, *, monitor: Monitor, progress: Progress | None
 ) -> Imported:
-    """Take in a payload that this library wrote, and that has no manifest: that is made from what it holds.
+    """Import a payload that this library wrote and that has no manifest: one is made from what it holds.
 
     ``monitor`` becomes its measure of the best if it is the first checkpoint.
     """

@@ -1,4 +1,4 @@
-"""``ImportTask``: what there is to import, ours or another program's, and by which way it is taken in."""
+"""``ImportTask``: finds out whose checkpoint a path names, and imports it in the way that fits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ImportTask:
     """What another program wrote before this checkpoint is refused."""
 
     def run(self, source: str | os.PathLike[str]) -> Imported:
-        """Take in a checkpoint as the newest. ``source`` is a file, or the folder of one checkpoint.
+        """Import a checkpoint as the newest. ``source`` is a file, or the folder of one checkpoint.
 
         Of our own, it is a payload or a manifest, or a folder that holds just one: see
         :mod:`ckpt_lib.maintenance.importing.exports` and :mod:`ckpt_lib.maintenance.importing.payloads`. What another
