@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_lib.core.metadata import MAX_COUNT, check_metrics
-from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OTHERS_KEY, PAYLOAD_KEYS
+from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OTHERS_KEY, PAYLOAD_KEYS, RNG_KEY
 from ckpt_lib.core.plain import check_run_config
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, ConfigError, NotACheckpointError, UnsafePayloadError
@@ -82,6 +82,8 @@ def _states_of(
         mapped = to_payload(found.contents, key_map)
         payload, obstacle, left_out = mapped.payload, mapped.obstacle, mapped.left_out
         facts = _joined(found.facts, mapped.facts, key_map.values())
+        if payload is not None and found.payload and RNG_KEY in found.payload:  # it lies in files of its own
+            payload = {**payload, RNG_KEY: found.payload[RNG_KEY]}
     else:
         payload, obstacle, left_out, facts = found.payload, found.obstacle, found.left_out, found.facts
     if payload is None or obstacle is not None:
