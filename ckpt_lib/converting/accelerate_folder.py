@@ -36,7 +36,9 @@ def accelerate_files(payload: Mapping[str, Any], dtype: torch.dtype | None) -> t
     for ending, model in _numbered(states_by_name(payload, "model").values()):
         weights = weights_of({MODEL_KEY: model}, dtype)
         files += safetensors_files(weights, f"model{ending}", max_shard_bytes=sys.maxsize)  # it reads no index
-        notes += [f"{shown(name)} is the same memory as {shown(kept)}: stored once." for name, kept in weights.tied.items()]
+        notes += [
+            f"{shown(name)} is the same memory as {shown(kept)}: stored once." for name, kept in weights.tied.items()
+        ]
     for kind in ("optimizer", "scheduler"):
         states = states_by_name(payload, kind).values()
         files += [torch_file(f"{kind}{ending}.bin", state, None, None) for ending, state in _numbered(states)]

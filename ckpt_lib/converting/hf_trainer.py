@@ -41,9 +41,7 @@ def trainer_files(
     only in part: it starts without a word with a new optimizer where there is no scheduler beside it.
     """
     require_training(payload, ("model", "optimizer", "scheduler"), _PROGRAM)
-    model, optimizer, scheduler = (
-        one_state(payload, kind, _PROGRAM) for kind in ("model", "optimizer", "scheduler")
-    )
+    model, optimizer, scheduler = (one_state(payload, kind, _PROGRAM) for kind in ("model", "optimizer", "scheduler"))
     config = payload.get("config") or {}
     _refuse_adapter(config)
     _require_steps(payload, optimizer)
@@ -54,8 +52,8 @@ def trainer_files(
         files.append(_file("scaler.pt", scaler))
     states, about_random = random_states(payload)
     for number, state in enumerate(states):
-        ending = f"_{number}" if len(states) > 1 else ""
-        files.append(_file(f"rng_state{ending}.pth", _random_state(state, is_alone=len(states) == 1)))
+        is_alone = len(states) == 1
+        files.append(_file("rng_state.pth" if is_alone else f"rng_state_{number}.pth", _random_state(state, is_alone)))
     trainer_state, about_state = _trainer_state(payload)
     files.append(text_file(STATE_FILE, f"{json.dumps(trainer_state, indent=2, sort_keys=True)}\n".encode()))
     return files, [*notes, *about_random, *about_state, *_left_out(payload)]
@@ -82,7 +80,7 @@ def _require_steps(payload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> 
         )
 
 
-def _random_state(state: Mapping[str, Any], *, is_alone: bool) -> dict[str, Any]:
+def _random_state(state: Mapping[str, Any], is_alone: bool) -> dict[str, Any]:
     """Return a state under the Trainer's names. One process has the generator of its first GPU there."""
     found = {"python": state["python"], "numpy": state["numpy"], "cpu": state["torch"]}
     if "cuda" in state:

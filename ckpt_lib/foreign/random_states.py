@@ -11,6 +11,7 @@ import torch
 
 from ckpt_lib.core.payload_keys import RNG_KEY
 from ckpt_lib.core.wording import listed
+from ckpt_lib.errors import UnsafePayloadError, UnsupportedFormatError
 from ckpt_lib.foreign.base import ForeignCheckpoint, StoredObject, StoredTensor
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.torch_parts import read_torch
@@ -26,16 +27,23 @@ def with_random_states(
     """Return a checkpoint with the generators of each process, in whose order the files are named.
 
     ``keys`` says how a file calls those of ``python``, ``numpy``, ``torch`` and ``cuda``. If one of the files holds
-    anything else, all are left out, and the checkpoint says so. Raises as
-    :func:`~ckpt_lib.foreign.torch_parts.read_torch` does.
+    anything else, all are left out, and the checkpoint says so. Raises
+    :class:`~ckpt_lib.errors.CorruptCheckpointError` for one that is cut off or contradicts itself.
     """
     if not names or checkpoint.payload is None:
         return checkpoint
-    states = [_state_of(read_torch(files, name), keys) for name in names]
+    states = [_read(files, name, keys) for name in names]
     if all(state is not None for state in states):
         return replace(checkpoint, payload={**checkpoint.payload, RNG_KEY: states})
     sentence = f"{listed(list(names))}: no states of the generators of Python, NumPy and PyTorch are found there."
     return replace(checkpoint, left_out=(*checkpoint.left_out, sentence))
+
+
+def _read(files: FoundFiles, name: str, keys: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        return _state_of(read_torch(files, name), keys)
+    except (UnsafePayloadError, UnsupportedFormatError):  # something else has that name
+        return None
 
 
 def _state_of(value: Any, keys: Mapping[str, str]) -> dict[str, Any] | None:

@@ -92,7 +92,8 @@ def parts_of(folder: Path) -> dict[str, Any]:
     """Return what a folder of the Trainer holds, as the Trainer loads it."""
     with transformers.trainer_pt_utils.safe_globals():
         parts = {
-            name: torch.load(folder / name, weights_only=True) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+            name: torch.load(folder / name, weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         }
     parts["rng_state.pth"]["numpy"] = [*map(tuple_of, parts["rng_state.pth"]["numpy"])]
     return parts
@@ -135,9 +136,7 @@ def assert_is_whole(resumed: Trainer, whole: Trainer) -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_run_goes_on_through_us_and_back(
-    uninterrupted: tuple[Trainer, Path], tmp_path: Path, in_place: bool
-) -> None:
+def test_a_run_goes_on_through_us_and_back(uninterrupted: tuple[Trainer, Path], tmp_path: Path, in_place: bool) -> None:
     """Weights, moments, schedule and dropout are those of the run that was never interrupted, to the bit."""
     whole, folder = uninterrupted
     path = exported(folder / f"checkpoint-{IMPORTED}", tmp_path / f"checkpoint-{EXPORTED}", in_place=in_place)
@@ -170,7 +169,14 @@ def test_a_run_that_began_here_goes_on_in_the_trainer(tmp_path: Path) -> None:
     )
     path = manager.export_checkpoint("latest", tmp_path / "checkpoint-6", format="hf-trainer")
     stopping = EarlyStoppingCallback(early_stopping_patience=3)
-    resumed = trainer(tmp_path / "on", without_dropout(), callbacks=[stopping], metric_for_best_model="loss", eval_strategy="steps", eval_steps=100)
+    resumed = trainer(
+        tmp_path / "on",
+        without_dropout(),
+        callbacks=[stopping],
+        metric_for_best_model="loss",
+        eval_strategy="steps",
+        eval_steps=100,
+    )
     resumed.train(resume_from_checkpoint=path)
     assert_is_whole(resumed, whole)
     assert (tmp_path / "on" / "checkpoint-9" / "trainer_state.json").exists()
