@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -44,3 +45,9 @@ def folder_checkpoint(
 def present(**parts: Any) -> dict[str, Any]:
     """Return the parts that are there."""
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def numbered_names(files: FoundFiles, pattern: re.Pattern[str]) -> list[str]:
+    """Return the files that a pattern fits, in the order of the numbers that are its group; one may have none."""
+    found = [(match, name) for name in files.names if (match := pattern.fullmatch(name))]
+    return [name for _, name in sorted(found, key=lambda item: int(item[0][1] or 0))]

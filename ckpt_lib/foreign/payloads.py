@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_lib.core.metadata import MAX_COUNT, check_metrics
-from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OTHERS_KEY, PAYLOAD_KEYS
+from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, OTHERS_KEY, PAYLOAD_KEYS, RNG_KEY
 from ckpt_lib.core.plain import check_run_config
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import CheckpointError, ConfigError, NotACheckpointError, UnsafePayloadError
@@ -72,9 +72,12 @@ def _mapped(found: ForeignCheckpoint, key_map: Mapping[str, str] | None) -> Fore
     """Return a checkpoint with its entries under our keys, by ``key_map`` if there is one. Raises for an obstacle."""
     if key_map is not None and found.can_be_mapped:
         mapped = to_payload(found.contents, key_map)
+        payload = mapped.payload
+        if payload is not None and found.payload and RNG_KEY in found.payload:  # it lies in files of its own
+            payload = {**payload, RNG_KEY: found.payload[RNG_KEY]}
         found = replace(
             found,
-            payload=mapped.payload,
+            payload=payload,
             obstacle=mapped.obstacle,
             facts=_joined(found.facts, mapped.facts, key_map.values()),
             left_out=(*mapped.left_out, *found.unread),
