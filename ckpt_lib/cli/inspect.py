@@ -78,11 +78,12 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
     """Return the function that inspects what ``name`` stands for: a path or URL, or a checkpoint of the store."""
     from functools import partial
 
-    from ckpt_lib.experiment.locations import Locations
     from ckpt_lib.inspecting.inspection import inspect_checkpoint
 
     if os.path.lexists(name) or "/" in name or os.sep in name:
         return partial(inspect_checkpoint, name)
+    from ckpt_lib.experiment.locations import Locations
+
     try:
         manager = open_manager(store, experiment, config)
         place, manifest = Locations(manager.config, manager.experiment_name).find(name)
