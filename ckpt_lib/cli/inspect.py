@@ -111,7 +111,8 @@ def _print_inspection(found: Inspection) -> None:
         "compression": _compression(found),
         "epoch": "" if found.epoch is None else str(found.epoch),
         "step": "" if found.step is None else str(found.step),
-        "parameters": f"{found.parameters:,}" if found.tensors else "",
+        "parameters": "" if found.parameters is None else f"{found.parameters:,}",
+        "values": _values(found),
         "tensors": f"{len(found.tensors):,}, {size_text(found.tensor_bytes)}" if found.tensors else "",
         "types": ", ".join(f"{name} {size_text(size)}" for name, size in found.bytes_by_dtype.items()),
         "states": "\n".join(
@@ -133,6 +134,15 @@ def _print_inspection(found: Inspection) -> None:
     _print_sentences("Classes of its pickle", found.classes[:_CLASSES_SHOWN])
     _print_sentences("Left out", found.left_out)
     _print_sentences("Findings", found.findings)
+
+
+def _values(found: Inspection) -> str:
+    """Say how many values there are, where what is a parameter and what a buffer cannot be told."""
+    if found.parameters is not None or not found.tensors:
+        return ""
+    has_model = any(state.name == "model" for state in found.states)
+    of_what = "the tensors of the model, buffers included" if has_model else "tensors"
+    return f"{found.model_elements:,} in {of_what}"
 
 
 def _compression(found: Inspection) -> str:
