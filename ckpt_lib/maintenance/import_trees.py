@@ -81,6 +81,11 @@ def _import(
     if thing.failure is not None:
         return thing.item(_result_of(thing.failure), str(thing.failure)), None
     try:
+        if task.in_place and "/" in thing.path:
+            raise ConfigError(
+                "only what lies in the folder of the experiment itself can be imported in place, and it lies below",
+                hint="Import each folder of checkpoints by itself, `ckpt import FOLDER --tree --in-place`, or copies.",
+            )
         if thing.is_part and task.in_place:
             raise ConfigError(
                 "the files of a folder cannot be imported in place without the folder",

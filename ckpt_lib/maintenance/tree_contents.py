@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, is_own_name
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
@@ -128,7 +129,7 @@ def described_thing(thing: Thing, experiment_name: str, key_map: Mapping[str, st
                 has_obstacle=taken is None,
             )
     except (CheckpointError, OSError) as error:
-        return replace(thing, title=_title_of(thing), failure=error)
+        return replace(thing, **_seen(thing), failure=error)
 
 
 def _manifest_of(thing: Thing, experiment_name: str) -> Manifest | None:
@@ -173,11 +174,12 @@ def _unknown(thing: Thing, files: FoundFiles) -> Thing:
     )
 
 
-def _title_of(thing: Thing) -> str:
-    """Name the kind of a file that cannot be described, as far as its first bytes tell."""
+def _seen(thing: Thing) -> dict[str, Any]:
+    """Return title and size of what cannot be described, as far as its first bytes tell."""
     with suppress(CheckpointError, OSError), thing.find_files() as files:
-        return describe_file(files.open()) if files.is_one_file else "a folder"
-    return "a file that cannot be read"
+        title = describe_file(files.open()) if files.is_one_file else "a folder"
+        return {"title": title, "size_bytes": files.size_bytes}
+    return {"title": "a file that cannot be read"}
 
 
 def _latest(files: FoundFiles) -> float:
