@@ -74,7 +74,7 @@ class FolderAdvisor:
         kept = []
         for item in sorted(items, key=lambda item: item.found.modified_seconds, reverse=True):
             advised = self._suggestions.get(item.path)
-            left_bytes = self._sizes[item.path] - (advised.frees_bytes if advised else 0)
+            left_bytes = self._sizes[item.path] - (advised.freed_bytes if advised else 0)
             is_gone = advised is not None and advised.kind != "optimizer state"
             if left_bytes or not is_gone:
                 reason = "its files have other names, too" if is_gone else self._reason(item)
@@ -98,12 +98,12 @@ class FolderAdvisor:
     def _measure(self, items: Iterable[Described]) -> None:
         counted: set[tuple[int, int]] = set()
         for item in items:
-            size_bytes = frees_bytes = 0
+            size_bytes = freed_bytes = 0
             for file in item.found.files.values():
                 size_bytes += 0 if file.inode in counted else file.size_bytes
-                frees_bytes += file.size_bytes if file.link_count == 1 else 0
+                freed_bytes += file.size_bytes if file.link_count == 1 else 0
                 counted.add(file.inode)
-            self._sizes[item.path], self._frees[item.path] = size_bytes, frees_bytes
+            self._sizes[item.path], self._frees[item.path] = size_bytes, freed_bytes
 
     # --- what can go ---
 
@@ -210,16 +210,16 @@ class FolderAdvisor:
                 kind="optimizer state",
                 name=item.path or ".",
                 why=f"Runs go on from newer ones; its weights stay.{how}",
-                frees_bytes=item.resume_bytes,
+                freed_bytes=item.resume_bytes,
                 certainty="likely",
                 paths=tuple(self.tree.full(path) for path in item.resume_files),
             )
 
     def _suggest(self, kind: Kind, item: Described, why: str, *, certainty: str) -> None:
-        frees_bytes = self._frees[item.path]
-        if not frees_bytes and item.found.size_bytes:  # each of its files has another name
+        freed_bytes = self._frees[item.path]
+        if not freed_bytes and item.found.size_bytes:  # each of its files has another name
             return
-        facts = {"kind": kind, "name": item.path or ".", "why": why, "frees_bytes": frees_bytes, "certainty": certainty}
+        facts = {"kind": kind, "name": item.path or ".", "why": why, "freed_bytes": freed_bytes, "certainty": certainty}
         paths = tuple(map(self.tree.full, item.found.removable))
         self._suggestions[item.path] = Suggestion.model_validate({**facts, "paths": paths})
 
@@ -235,9 +235,9 @@ class FolderAdvisor:
             outcomes.append(
                 PolicyOutcome(
                     policy=f"max_checkpoints={count} of each series",
-                    keeps=of_no_series + sum(len(plan.kept_ids) for plan in plans),
-                    deletes=sum(len(plan.deleted_ids) for plan in plans),
-                    frees_bytes=sum(plan.freed_bytes for plan in plans),
+                    kept_count=of_no_series + sum(len(plan.kept_ids) for plan in plans),
+                    deleted_count=sum(len(plan.deleted_ids) for plan in plans),
+                    freed_bytes=sum(plan.freed_bytes for plan in plans),
                 )
             )
         return outcomes

@@ -18,7 +18,7 @@ from ckpt_lib.core.wording import listed, size_text
 from ckpt_lib.errors import ConfigError, InvalidNameError
 
 if TYPE_CHECKING:
-    from ckpt_lib.maintenance.import_report import ImportedItem, ImportReport
+    from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
     from ckpt_lib.manager import CheckpointManager
 
 _STYLES = {"imported": "green", "damaged": "bold red", "refused": "yellow", "not tried": "yellow"}

@@ -61,7 +61,7 @@ def conversion_options(
     *,
     format: str | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
-    only: str | None = None,
+    only: Literal["model"] | None = None,
     shard_size: int | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ConversionOptions:

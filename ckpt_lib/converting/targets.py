@@ -34,7 +34,7 @@ class Conversion:
     """The names of all files, in the folder that they lie in."""
     size_bytes: int
     """The size of all files together."""
-    notes: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = field(default=())
     """What is not in it, or not as it was: one sentence each."""
 
 

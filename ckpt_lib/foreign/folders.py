@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
@@ -18,12 +18,13 @@ def folder_checkpoint(
     key_map: Mapping[str, str],
     *,
     facts: Facts | None = None,
-    left_out: Iterable[str] = (),
+    left_out: Collection[str] = (),
     findings: Iterable[str] = (),
 ) -> ForeignCheckpoint:
     """Return a folder's checkpoint with its entries under our keys: by ``key_map``, and the others by their names.
 
-    ``facts`` are those that the folder itself tells; without them, they are looked for in the entries.
+    ``facts`` are those that the folder itself tells; without them, they are looked for in the entries. ``left_out``
+    says what of the folder is not among the entries.
     """
     mapped = to_payload(contents, {name: key for name, key in key_map.items() if name in contents})
     return ForeignCheckpoint(
@@ -35,6 +36,7 @@ def folder_checkpoint(
         facts=mapped.facts if facts is None else facts,
         obstacle=mapped.obstacle,
         left_out=(*mapped.left_out, *left_out),
+        unread=tuple(left_out),
         findings=tuple(findings),
     )
 

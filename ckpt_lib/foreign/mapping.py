@@ -55,7 +55,7 @@ _EXTRA_SUFFIX = "_extra_state"
 
 
 @dataclass(frozen=True)
-class Mapped:
+class MappedContents:
     """A checkpoint of another program under the keys of :mod:`ckpt_lib.core.payload_keys`, as far as it has them."""
 
     payload: Mapping[str, Any] | None
@@ -66,7 +66,7 @@ class Mapped:
     obstacle: str | None = None
 
 
-def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = None) -> Mapped:
+def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = None) -> MappedContents:
     """Put the entries of a checkpoint under our keys: by ``key_map`` where it names them, else by their usual names.
 
     ``key_map`` is such as ``{"netG": "model", "opt": "optimizer", "averaged": "others"}``. Its targets are ``model``,
@@ -82,7 +82,7 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
     return assignment.mapped()
 
 
-def own_payload(contents: Mapping[str, Any]) -> Mapped:
+def own_payload(contents: Mapping[str, Any]) -> MappedContents:
     """Return the payload of a checkpoint of this library, which has our keys and nothing else."""
     facts = FactFinder()
     facts.writer = "prefect-checkpoints"
@@ -92,8 +92,8 @@ def own_payload(contents: Mapping[str, Any]) -> Mapped:
     states = {key: contents.get(key) for key in (*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY)}
     if found := unreadable(states):
         reason = f"{len(found)} of its values can be read by torch.load alone: {listed(found, 5)}"
-        return Mapped(None, facts.found(), obstacle=reason)
-    return Mapped({key: state for key, state in states.items() if state is not None}, facts.found())
+        return MappedContents(None, facts.found(), obstacle=reason)
+    return MappedContents({key: state for key, state in states.items() if state is not None}, facts.found())
 
 
 class _Assignment:
@@ -290,7 +290,7 @@ class _Assignment:
         if places:
             self._left_out.append(f"No plain values are {listed(places, 5)}: {what}.")
 
-    def mapped(self) -> Mapped:
+    def mapped(self) -> MappedContents:
         """Return the payload, with what nobody has taken as ``extra_state``."""
         self._facts.look_at(self._contents)
         values = Plain()
@@ -300,7 +300,7 @@ class _Assignment:
             self._payload[EXTRA_STATE_KEY] = extra
         if not self._obstacles and not {MODEL_KEY, OPTIMIZER_KEY} & self._payload.keys():
             self._obstacles.append(self._nothing_found())
-        return Mapped(
+        return MappedContents(
             payload=None if self._obstacles else self._payload,
             facts=self._facts.found(),
             left_out=tuple(self._left_out),

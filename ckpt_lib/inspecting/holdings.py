@@ -129,7 +129,9 @@ def states_of(found: ForeignCheckpoint) -> tuple[InspectedState, ...]:
         tensors = tensors_of(part)
         once = distinct(tensors)
         states.append(
-            InspectedState(name=name, tensors=len(tensors), elements=elements_in(once), size_bytes=bytes_in(once))
+            InspectedState(
+                name=name, tensor_count=len(tensors), element_count=elements_in(once), size_bytes=bytes_in(once)
+            )
         )
     return tuple(states)
 

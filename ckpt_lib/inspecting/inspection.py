@@ -9,6 +9,7 @@ from ckpt_lib.errors import (
     CheckpointError,
     IntegrityError,
     NotACheckpointError,
+    NotAStoreError,
     StoreError,
     UnsafePayloadError,
     UnsupportedSchemaError,
@@ -35,16 +36,19 @@ def inspect_checkpoint(
     what can still be said. Raises :class:`~ckpt_lib.errors.NotACheckpointError` where there is nothing at all, and the
     errors of the store. Nothing is written, so a crash leaves nothing.
     """
+    from ckpt_lib.experiment.at_path import manifest_at
     from ckpt_lib.foreign import found_files
     from ckpt_lib.foreign.opening import kind_of
-    from ckpt_lib.inspecting.stored import checkpoint_at, inspect_stored
+    from ckpt_lib.inspecting.stored import inspect_stored
     from ckpt_lib.inspecting.summary import summary_of, summary_of_unreadable
     from ckpt_lib.store.registry import url_text
 
     findings: tuple[str, ...] = ()
     try:
-        if stored := checkpoint_at(url_text(path)):
+        if stored := manifest_at(url_text(path)):
             return inspect_stored(*stored, stats=stats, progress=progress)
+    except NotAStoreError:  # something else is where its folder should be
+        pass
     except (NotACheckpointError, IntegrityError, UnsupportedSchemaError) as error:
         with found_files(path) as files:
             if not files.is_one_file or files.title.endswith(".json"):

@@ -20,9 +20,8 @@ from ckpt_lib.maintenance import deletions, quarantine, transfer
 from ckpt_lib.maintenance.added_metrics import carry_to_backup
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
-from ckpt_lib.maintenance.import_report import Counted, ImportReport
-from ckpt_lib.maintenance.importing import ImportTask
-from ckpt_lib.maintenance.imports import Imported
+from ckpt_lib.maintenance.importing.report import Counted, Imported, ImportReport
+from ckpt_lib.maintenance.importing.task import ImportTask
 from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
@@ -119,7 +118,7 @@ class Copies:
 
     def import_tree(self, folder: str | os.PathLike[str], *, counted: Counted | None, **options: Any) -> ImportReport:
         """Take in each checkpoint in a folder and below, oldest first."""
-        from ckpt_lib.maintenance.import_trees import import_tree  # torch, only where it is used
+        from ckpt_lib.maintenance.importing.trees import import_tree  # torch, only where it is used
 
         report = None
         try:

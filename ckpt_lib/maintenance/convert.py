@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ckpt_lib.converting.targets import Conversion
@@ -16,7 +16,7 @@ def convert_checkpoint(
     *,
     format: str | None = None,  # noqa: A002
     dtype: Any = None,
-    only: str | None = None,
+    only: Literal["model"] | None = None,
     shard_size: int | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Conversion:

@@ -82,7 +82,7 @@ def test_statistics_name_what_is_not_finite(file: Path) -> None:
     (line,) = [line for line in output.splitlines() if line.startswith("spoilt")]
     assert line.split()[:6] == ["spoilt", "float32", "2", "8", "B", "1"]
     found = run_json("inspect", file, "--stats")
-    assert {tensor["name"]: tensor["statistics"]["nan"] for tensor in found["tensors"]}["spoilt"] == 1
+    assert {tensor["name"]: tensor["statistics"]["nan_count"] for tensor in found["tensors"]}["spoilt"] == 1
 
 
 @on_posix

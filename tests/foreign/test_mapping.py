@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.foreign.mapping import Mapped, to_payload
+from ckpt_lib.foreign.mapping import MappedContents, to_payload
 from ckpt_lib.foreign.torch_files import contents_of
 from ckpt_lib.stream import VerifiedFile
 from tests.foreign.files import saved
@@ -38,7 +38,7 @@ class Settings:
         self.color = Color.RED
 
 
-def mapped(contents: Any, key_map: dict[str, str] | None = None) -> Mapped:
+def mapped(contents: Any, key_map: dict[str, str] | None = None) -> MappedContents:
     """What becomes of a file of torch.save."""
     return to_payload(contents_of(VerifiedFile(io.BytesIO(saved(contents)), None)).value, key_map)
 
