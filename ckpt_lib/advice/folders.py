@@ -226,13 +226,16 @@ class FolderAdvisor:
     # --- what else there is to say ---
 
     def _policies(self, runs: Sequence[Run]) -> list[PolicyOutcome]:
+        """Return what would stay of each series; those of two folds cannot be ranked by their metrics."""
+        groups = [(run, group) for run in runs for group in run.groups().values()]
+        of_no_series = sum(len(run.items) for run in runs) - sum(len(group) for _, group in groups)
         outcomes = []
         for count in _COUNTS:
-            plans = [self._plan(run, run.items, self._at_most(run, count)) for run in runs]
+            plans = [self._plan(run, group, self._at_most(run, count)) for run, group in groups]
             outcomes.append(
                 PolicyOutcome(
-                    policy=f"max_checkpoints={count} of each folder",
-                    kept_count=sum(len(plan.kept_ids) for plan in plans),
+                    policy=f"max_checkpoints={count} of each series",
+                    kept_count=of_no_series + sum(len(plan.kept_ids) for plan in plans),
                     deleted_count=sum(len(plan.deleted_ids) for plan in plans),
                     freed_bytes=sum(plan.freed_bytes for plan in plans),
                 )

@@ -78,11 +78,12 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
     """Return the function that inspects what ``name`` stands for: a path or URL, or a checkpoint of the store."""
     from functools import partial
 
-    from ckpt_lib.experiment.locations import Locations
     from ckpt_lib.inspecting.inspection import inspect_checkpoint
 
     if os.path.lexists(name) or "/" in name or os.sep in name:
         return partial(inspect_checkpoint, name)
+    from ckpt_lib.experiment.locations import Locations
+
     try:
         manager = open_manager(store, experiment, config)
         place, manifest = Locations(manager.config, manager.experiment_name).find(name)
@@ -110,7 +111,8 @@ def _print_inspection(found: Inspection) -> None:
         "compression": _compression(found),
         "epoch": "" if found.epoch is None else str(found.epoch),
         "step": "" if found.step is None else str(found.step),
-        "parameters": f"{found.parameters:,}" if found.tensors else "",
+        "parameters": "" if found.parameter_count is None else f"{found.parameter_count:,}",
+        "values": _values(found),
         "tensors": f"{len(found.tensors):,}, {size_text(found.tensor_bytes)}" if found.tensors else "",
         "types": ", ".join(f"{name} {size_text(size)}" for name, size in found.bytes_by_dtype.items()),
         "states": "\n".join(
@@ -132,6 +134,15 @@ def _print_inspection(found: Inspection) -> None:
     _print_sentences("Classes of its pickle", found.classes[:_CLASSES_SHOWN])
     _print_sentences("Left out", found.left_out)
     _print_sentences("Findings", found.findings)
+
+
+def _values(found: Inspection) -> str:
+    """Say how many values there are, where what is a parameter and what a buffer cannot be told."""
+    if found.parameter_count is not None or not found.tensors:
+        return ""
+    has_model = any(state.name == "model" for state in found.states)
+    of_what = "the tensors of the model, buffers included" if has_model else "tensors"
+    return f"{found.model_element_count:,} in {of_what}"
 
 
 def _compression(found: Inspection) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, PAYLOAD_KEYS
 from ckpt_lib.foreign import ForeignCheckpoint, StoredObject, StoredTensor
+from ckpt_lib.foreign.modules import is_module
 from ckpt_lib.foreign.tree import walk
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor
 
@@ -62,6 +63,23 @@ def model_of(found: ForeignCheckpoint) -> Named:
     """Return the tensors of the model, each once; all there are where the model cannot be told."""
     model = found.payload.get(MODEL_KEY) if found.payload else None
     return distinct(tensors_of(found.contents if model is None else model))
+
+
+def parameters_of(found: ForeignCheckpoint) -> int | None:
+    """Return how many elements the parameters of the model have; ``None`` where they cannot be told from buffers.
+
+    A module that was pickled whole says which are which; a state dict names both in the same way.
+    """
+    parameters: set[Hashable] = set()
+    buffers: set[Hashable] = set()
+    for _, item in walk(found.contents):
+        if isinstance(item, StoredObject) and is_module(item):
+            parameters |= {_identity(tensor) for _, tensor in tensors_of(item.state["_parameters"])}
+            buffers |= {_identity(tensor) for _, tensor in tensors_of(item.state["_buffers"])}
+    model = model_of(found)
+    if not parameters or not all(_identity(tensor) in parameters | buffers for _, tensor in model):
+        return None
+    return elements_in((name, tensor) for name, tensor in model if _identity(tensor) in parameters)
 
 
 def states_of(found: ForeignCheckpoint) -> tuple[InspectedState, ...]:

@@ -80,8 +80,10 @@ class Inspection(_Result):
     tensor_bytes: int = 0
     """The size of all tensors; those that are the same memory count once, here and below."""
     bytes_by_dtype: dict[str, int] = {}
-    parameters: int = 0
-    """How many elements the model has, or all of it where the model cannot be told. Buffers count."""
+    model_element_count: int = 0
+    """How many values are in the tensors of the model, buffers included; in all tensors where no model can be told."""
+    parameter_count: int | None = None
+    """How many of them are parameters; ``None`` where the file does not tell them from buffers. No state dict does."""
     states: tuple[InspectedState, ...] = ()
     epoch: int | None = None
     step: int | None = None

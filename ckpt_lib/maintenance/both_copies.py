@@ -120,10 +120,13 @@ class Copies:
         """Import each checkpoint in a folder and below, oldest first."""
         from ckpt_lib.maintenance.importing.trees import import_tree  # torch, only where it is used
 
+        report = None
         try:
-            return import_tree(self._import_task(**options), folder, counted=counted, noted=self._note_imported)
+            report = import_tree(self._import_task(**options), folder, counted=counted, noted=self._note_imported)
         finally:
-            self._finish_import()
+            if report is None or report.checkpoint_ids:  # where nothing was taken in, nothing is written
+                self._finish_import()
+        return report
 
     def _import_task(self, **options: Any) -> ImportTask:
         config, catalogue = self.locations.config, self.locations.catalogue

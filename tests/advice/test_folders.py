@@ -191,6 +191,19 @@ def test_folds_and_seeds_are_series_of_their_own(tmp_path: Path) -> None:
     assert all(f"seeds/seed{name[10]}_ep2.pth" in item.why for name, item in found.items())
 
 
+def test_policies_rank_within_a_series(tmp_path: Path) -> None:
+    """Of two folds in one folder each keeps its newest and best, however much better the other one is."""
+    for fold in range(2):
+        for epoch in range(1, 7):
+            name = f"fold{fold}_epoch{epoch}.pth"
+            save(tmp_path / name, epoch, age=10 - epoch, val_loss=fold + 1 / epoch)
+    save(tmp_path / "model.pth", 1, age=50)
+    policies = {item.policy: item for item in ckpt_lib.advise(tmp_path).policies}
+    outcome = policies["max_checkpoints=3 of each series"]
+    assert (outcome.kept_count, outcome.deleted_count) == (2 * 3 + 1, 2 * 3)
+    assert policies["max_checkpoints=10 of each series"].deleted_count == 0
+
+
 def test_what_says_neither_epoch_nor_step_is_not_compared(tmp_path: Path) -> None:
     """A number in the name alone may be that of a fold."""
     for number, loss in enumerate([0.9, 0.8, 0.7]):

@@ -98,11 +98,11 @@ def test_a_training_is_not_the_weights_alone(tmp_path: Path, kind: str) -> None:
 def test_what_is_not_in_a_folder_is_told(tmp_path: Path) -> None:
     """Sentences name each part, and each number that the Trainer goes by and nobody has said."""
     script(tmp_path / "a.pt", extra_state={"note": 1}, others={"ema": {"w": torch.ones(1)}})
-    notes = " ".join(convert_checkpoint(tmp_path / "a.pt", tmp_path / "out", format="hf-trainer").notes)
+    notes = " ".join(convert_checkpoint(tmp_path / "a.pt", tmp_path / "out", format="hf-trainer").left_out)
     for told in ("others.ema", "extra_state.note", "save_steps", "no state of random number generators"):
         assert told in notes
     assert not (tmp_path / "out" / "rng_state.pth").exists()
-    notes = " ".join(convert_checkpoint(tmp_path / "a.pt", tmp_path / "there", format="accelerate").notes)
+    notes = " ".join(convert_checkpoint(tmp_path / "a.pt", tmp_path / "there", format="accelerate").left_out)
     for told in ("epoch 3, step 12, config, extra_state", "'ema' is custom_checkpoint_0"):
         assert told in notes
 

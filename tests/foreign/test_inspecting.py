@@ -91,7 +91,7 @@ def test_a_file_is_described(
     assert listed == {name: (str(item.dtype), tuple(item.shape), item.nbytes) for name, item in weights.items()}
     assert found.tensor_bytes == sum(found.bytes_by_dtype.values()) == sum(item.nbytes for item in weights.values())
     assert found.bytes_by_dtype["int64"] == 16
-    assert found.parameters == sum(item.numel() for item in weights.values())
+    assert found.model_element_count == sum(item.numel() for item in weights.values())
     assert [(state.name, state.tensor_count) for state in found.states] == [("model", len(weights))]
     assert not any(tensor.statistics for tensor in found.tensors)
 
@@ -200,7 +200,7 @@ def test_tied_tensors_count_once(tmp_path: Path) -> None:
     torch.save({"a": tied, "b": tied, "c": pool[:3], "d": pool[3:]}, path := tmp_path / "w.pt")
     found = inspect_checkpoint(path, stats=True)
     assert [tensor.shares_memory_with for tensor in found.tensors] == [None, "a", None, "c"]
-    assert (found.parameters, found.tensor_bytes) == (14, 56)
+    assert (found.model_element_count, found.tensor_bytes) == (14, 56)
     means = [tensor.statistics.mean for tensor in found.tensors if tensor.statistics]
     assert means == [1.0, 1.0, 1.0, 4.0]
 
@@ -261,9 +261,19 @@ def test_a_class_of_another_package_is_named(tmp_path: Path) -> None:
     torch.save({"model": torch.nn.Linear(3, 2)}, path := tmp_path / "w.pt")
     found = inspect_checkpoint(path)
     assert found.classes == ("torch.nn.modules.linear.Linear",)
-    assert found.parameters == 8
     assert [tensor.shape for tensor in found.tensors] == [(2, 3), (2,)]
     assert found.needs == ("trust_pickle",)
+
+
+def test_buffers_are_not_called_parameters(tmp_path: Path) -> None:
+    """A module pickled whole tells which of its values are parameters; of a state dict, nobody can say."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save(module, whole := tmp_path / "whole.pt")
+    torch.save(module.state_dict(), weights := tmp_path / "weights.pt")
+    of_module, of_weights = inspect_checkpoint(whole), inspect_checkpoint(weights)
+    assert of_module.parameter_count == sum(item.numel() for item in module.parameters()) == 12
+    assert of_weights.parameter_count is None
+    assert of_module.model_element_count == of_weights.model_element_count == 12 + 5
 
 
 def test_memory_that_is_stored_for_nothing_is_found(tmp_path: Path) -> None:
@@ -411,7 +421,7 @@ def test_what_was_imported_in_place_is_told_as_what_it_was(
     found = inspect_checkpoint(store_path / "run" / f"{saved}.json", stats=True)
     assert (found.problem, found.findings, found.kind, found.epoch) == (None, (), "lightning", 3)
     assert found.title == "a Lightning checkpoint, imported in place"
-    assert (found.parameters, len(found.tensors), len(opened)) == (12, 4, 1)
+    assert (found.model_element_count, len(found.tensors), len(opened)) == (12, 4, 1)
     assert all(tensor.statistics for tensor in found.tensors)
     assert found.checkpoint
     assert (found.checkpoint.checkpoint_id, found.checkpoint.format) == (saved, "foreign")

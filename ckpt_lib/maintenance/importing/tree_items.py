@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, is_own_name
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
@@ -129,7 +130,7 @@ def described_item(item: TreeItem, key_map: Mapping[str, str] | None = None) -> 
                 has_obstacle=mapped is None,
             )
     except (CheckpointError, OSError) as error:
-        return replace(item, title=_title_of(item), failure=error)
+        return replace(item, **_seen(item), failure=error)
 
 
 def _manifest_of(item: TreeItem) -> Manifest | None:
@@ -174,11 +175,12 @@ def _unknown(item: TreeItem, files: FoundFiles) -> TreeItem:
     )
 
 
-def _title_of(item: TreeItem) -> str:
-    """Name the kind of a file that cannot be described, as far as its first bytes tell."""
+def _seen(item: TreeItem) -> dict[str, Any]:
+    """Return title and size of what cannot be described, as far as its first bytes tell."""
     with suppress(CheckpointError, OSError), item.find_files() as files:
-        return describe_file(files.open()) if files.is_one_file else "a folder"
-    return "a file that cannot be read"
+        title = describe_file(files.open()) if files.is_one_file else "a folder"
+        return {"title": title, "size_bytes": files.size_bytes}
+    return {"title": "a file that cannot be read"}
 
 
 def _latest(files: FoundFiles) -> float:

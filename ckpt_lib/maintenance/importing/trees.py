@@ -90,6 +90,11 @@ def _import(
     if item.failure is not None:
         return item.reported(_result_of(item.failure), str(item.failure)), None
     try:
+        if task.in_place and "/" in item.path:
+            raise ConfigError(
+                "only what lies in the folder of the experiment itself can be imported in place, and it lies below",
+                hint="Import each folder of checkpoints by itself, `ckpt import FOLDER --tree --in-place`, or copies.",
+            )
         if item.is_part and task.in_place:
             raise ConfigError(
                 "the files of a folder cannot be imported in place without the folder",
