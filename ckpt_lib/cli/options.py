@@ -53,7 +53,7 @@ TargetFormat = Annotated[
         "--format",
         "-f",
         metavar="FORMAT",
-        help="torch, safetensors, hf-folder (for from_pretrained), lightning, hf-trainer (for Trainer.train) or accelerate.",
+        help="torch, safetensors, hf-folder (for from_pretrained), lightning, hf-trainer or accelerate.",
         rich_help_panel=_CONVERTING,
     ),
 ]

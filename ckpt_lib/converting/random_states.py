@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,4 +52,5 @@ def _as_set(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(stored: StoredTensor) -> list[int]:
     """Return the words of 32 bits that a payload holds as bytes."""
-    return memoryview(stored.read().contiguous().numpy()).cast("B").cast("I").tolist()
+    data = stored.read().numpy().tobytes()
+    return list(struct.unpack(f"={len(data) // 4}I", data))

@@ -66,15 +66,21 @@ class Training:
             self.counter.seen += len(batch)
 
     def states(self) -> dict[str, Any]:
-        kinds = {"models": self.models, "optimizers": self.optimizers, "schedulers": self.schedulers}
+        kinds: dict[str, list[Any]] = {
+            "models": self.models,
+            "optimizers": self.optimizers,
+            "schedulers": self.schedulers,
+        }
         states = {name: [item.state_dict() for item in items] for name, items in kinds.items()}
         return {**deepcopy(states), "counter": self.counter.state_dict(), "random": torch.get_rng_state()}
 
     def as_ours(self) -> TrainingState:
         """Return it under the names that an import gives what Accelerate numbers."""
-        kinds = {"model": self.models, "optimizer": self.optimizers, "scheduler": self.schedulers}
-        named = {kind: dict(zip((kind, f"{kind}_1"), items, strict=True)) for kind, items in kinds.items()}
-        return TrainingState(**named, others={"custom_checkpoint_0": self.counter})  # type: ignore[arg-type]
+        kinds: dict[str, list[Any]] = {"model": self.models, "optimizer": self.optimizers, "scheduler": self.schedulers}
+        named: dict[str, Any] = {
+            kind: dict(zip((kind, f"{kind}_1"), items, strict=True)) for kind, items in kinds.items()
+        }
+        return TrainingState(**named, others={"custom_checkpoint_0": self.counter})
 
 
 @pytest.fixture

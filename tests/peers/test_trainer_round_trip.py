@@ -56,7 +56,7 @@ def trainer(folder: Path, model: Any, callbacks: Any = None, **options: Any) -> 
 
 def plain_training(model: Any) -> tuple[Any, torch.optim.Optimizer, Any]:
     """A model, optimizer and scheduler of PyTorch, in the groups that the Trainer makes: with decay, and without."""
-    names = Trainer.get_decay_parameter_names(None, model)  # type: ignore[arg-type]
+    names = Trainer.get_decay_parameter_names(None, model)
     named = list(model.named_parameters())
     groups = [
         {"params": [parameter for name, parameter in named if name in names], "weight_decay": DECAY},
@@ -112,6 +112,7 @@ def exported(source: Path, destination: Path, *, in_place: bool = False) -> Path
     model, optimizer, scheduler = plain_training(small_model())
     torch.manual_seed(999)
     resumed = manager.resume(model=model, optimizer=optimizer, scheduler=scheduler)
+    assert resumed is not None
     assert resumed["step"] == IMPORTED
     train(model, optimizer, scheduler, range(IMPORTED, EXPORTED))
     manager.save_checkpoint(
