@@ -6,21 +6,29 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointExistsError
 from ckpt_lib.experiment import copies
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.maintenance.importing.refusals import require_intact
+from ckpt_lib.maintenance.importing.refusals import refuse_older, require_intact
 from ckpt_lib.maintenance.importing.report import Imported
 from ckpt_lib.maintenance.validate import UNLOADABLE, compare, require_loadable
 from ckpt_lib.stream import Progress
 
 
 def import_exported(
-    experiment: Experiment, origin: Experiment, checkpoint_id: str, progress: Progress | None
+    experiment: Experiment,
+    origin: Experiment,
+    checkpoint_id: str,
+    progress: Progress | None,
+    newest: Manifest | None = None,
 ) -> Imported:
     """Import a checkpoint that lies in ``origin`` with its manifest.
 
     Its structure is looked at first, and every byte is verified on the way. Importing it again returns the checkpoint
-    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since.
+    it became, or raises :class:`~ckpt_lib.errors.CorruptCheckpointError` when that has been damaged since. What was
+    saved before ``newest`` raises :class:`~ckpt_lib.errors.ConfigError`.
     """
     manifest = origin.get(checkpoint_id)
+    there = experiment.index.view().manifests
+    if not any(item.is_visible and item.uid == manifest.uid for item in there):
+        refuse_older(newest, epoch=manifest.epoch, step=manifest.step or None)
     try:
         require_loadable(origin, manifest)
     except FileNotFoundError:  # which the copy tells from a deletion

@@ -18,15 +18,14 @@ from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
 from ckpt_lib.core.wording import visible
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, materialise
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.foreign.payloads import check_key_map, with_payload
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.importing.refusals import was_changed
+from ckpt_lib.maintenance.importing.refusals import refuse_older, was_changed
 from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
@@ -109,22 +108,8 @@ class ForeignImport:
         checked = given.checked(
             model_name="unknown", experiment_name=self.experiment.name, monitor=self.monitor, with_environment=True
         )
-        self._refuse_older(found.facts)
+        refuse_older(self.newest, epoch=found.facts.epoch, step=found.facts.step)
         return replace(checked, timestamp=time_of(found), libraries={})
-
-    def _refuse_older(self, facts: Facts) -> None:
-        """Keep a run from going on from an old checkpoint because it was imported late."""
-        newest = self.newest
-        if newest is None:
-            return
-        for name, count, reached in (("step", facts.step, newest.step), ("epoch", facts.epoch, newest.epoch)):
-            if count is not None and count < reached:
-                raise ConfigError(
-                    f"it is of {name} {count}, and the experiment has reached {name} {reached}: "
-                    "a run would go on from here",
-                    checkpoint_id=newest.checkpoint_id,
-                    hint="Import it into another experiment, or by itself if it is to be the latest here.",
-                )
 
 
 def digest_of(file: VerifiedFile, name: str, progress: Progress | None) -> FileEntry:

@@ -25,7 +25,7 @@ from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.formats import Format, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_files
-from ckpt_lib.maintenance.importing.refusals import not_a_checkpoint, require_intact, was_changed
+from ckpt_lib.maintenance.importing.refusals import not_a_checkpoint, refuse_older, require_intact, was_changed
 from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.maintenance.validate import is_unreadable
 from ckpt_lib.store import location
@@ -40,13 +40,20 @@ _KEYS = {MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY, "epoch", "step", "metrics", "c
 
 
 def import_payload(
-    experiment: Experiment, origin: Experiment, name: str, *, monitor: Monitor, progress: Progress | None
+    experiment: Experiment,
+    origin: Experiment,
+    name: str,
+    *,
+    monitor: Monitor,
+    progress: Progress | None,
+    newest: Manifest | None = None,
 ) -> Imported:
     """Import a payload that this library wrote and that has no manifest: one is made from what it holds.
 
-    ``monitor`` becomes its measure of the best if it is the first checkpoint.
+    ``monitor`` becomes its measure of the best if it is the first checkpoint. What was saved before ``newest`` raises
+    :class:`~ckpt_lib.errors.ConfigError`.
     """
-    manifest, is_new = _import_file(experiment, origin, name, monitor, progress)
+    manifest, is_new = _import_file(experiment, origin, name, monitor, progress, newest=newest)
     return Imported(manifest, "a payload of this library without its manifest", is_new)
 
 
@@ -71,7 +78,13 @@ def is_payload_of_ours(origin: Experiment, name: str) -> bool:
 
 
 def _import_file(
-    experiment: Experiment, origin: Experiment, name: str, monitor: Monitor, progress: Progress | None
+    experiment: Experiment,
+    origin: Experiment,
+    name: str,
+    monitor: Monitor,
+    progress: Progress | None,
+    *,
+    newest: Manifest | None,
 ) -> tuple[Manifest, bool]:
     try:
         entry = _digest(origin, name)
@@ -86,6 +99,7 @@ def _import_file(
     if earlier := keys.find(experiment, key):
         require_intact(experiment, earlier)
         return earlier, False
+    refuse_older(newest, epoch=facts.epoch, step=facts.step or None)
     facts = replace(facts, timestamp=_timestamp(name), idempotency_key=key, libraries={})
     manifest = commit.save(
         experiment,

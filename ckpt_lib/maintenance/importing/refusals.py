@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import CorruptCheckpointError, NotACheckpointError
+from ckpt_lib.errors import ConfigError, CorruptCheckpointError, NotACheckpointError
 from ckpt_lib.experiment.at_path import CHECKPOINTS
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_file import open_file
@@ -31,6 +31,23 @@ def was_changed(path: str) -> CorruptCheckpointError:
         path=path,
         hint="Nothing was imported: try again when nobody writes to it.",
     )
+
+
+def refuse_older(newest: Manifest | None, *, epoch: int | None, step: int | None) -> None:
+    """Keep a run from going on from an old checkpoint because it was imported late, after ``newest``.
+
+    ``None`` stands for an epoch or step that a checkpoint does not say.
+    """
+    if newest is None:
+        return
+    for name, count, reached in (("step", step, newest.step), ("epoch", epoch, newest.epoch)):
+        if count is not None and count < reached:
+            raise ConfigError(
+                f"it is of {name} {count}, and the experiment has reached {name} {reached}: "
+                "a run would go on from here",
+                checkpoint_id=newest.checkpoint_id,
+                hint="Import it into another experiment, or by itself if it is to be the latest here.",
+            )
 
 
 def require_intact(experiment: Experiment, imported: Manifest) -> None:

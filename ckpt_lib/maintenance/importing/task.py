@@ -42,7 +42,7 @@ class ImportTask:
     health_check: bool = True
     progress: Progress | None = None
     newest: Manifest | None = None
-    """What another program wrote before this checkpoint is refused."""
+    """What was saved before this checkpoint is refused."""
 
     def run(self, source: str | os.PathLike[str]) -> Imported:
         """Import a checkpoint as the newest. ``source`` is a file, or the folder of one checkpoint.
@@ -75,9 +75,11 @@ class ImportTask:
         except (NotACheckpointError, NotAStoreError) as error:  # if it is a link, for example
             return self._copy_unless_unknown(find_files, error)
         if exported is not None:
-            return import_exported(self.experiment, origin, name, self.progress)
+            return import_exported(self.experiment, origin, name, self.progress, self.newest)
         if is_payload_of_ours(origin, name):
-            return import_payload(self.experiment, origin, name, monitor=self.monitor, progress=self.progress)
+            return import_payload(
+                self.experiment, origin, name, monitor=self.monitor, progress=self.progress, newest=self.newest
+            )
         return self._copy_unless_unknown(find_files, not_a_checkpoint(origin, name))
 
     def copy(self, find_files: Callable[[], FoundFiles]) -> Imported:

@@ -41,7 +41,7 @@ def import_tree(
     """Import each checkpoint in a folder and below, oldest first; one that was imported before is skipped.
 
     The order is that of their steps if all say one, else of their epochs if all say one, else of their times; those
-    that say neither come first. What a ``key_map`` names is what they say. What another program wrote and is older
+    that say neither come first. What a ``key_map`` names is what they say. What is older
     than the latest checkpoint of the experiment is refused, for a run would go on from it.
 
     ``counted`` is told of the progress, and ``noted`` of each checkpoint that is new. What cannot be imported is
