@@ -95,7 +95,9 @@ class ForeignCheckpoint:
     can_be_mapped: bool = True
     """False where it is more than the names in it that keeps it from being loaded, so that no ``key_map`` helps."""
     left_out: tuple[str, ...] = ()
-    """What ``payload`` lacks of ``contents``, and why: one sentence each."""
+    """What ``payload`` lacks of the files, and why: one sentence each."""
+    unread: tuple[str, ...] = ()
+    """The sentences of ``left_out`` about files that are not in ``contents``: no ``key_map`` brings those back."""
     findings: tuple[str, ...] = ()
     """What is suspicious about it: one sentence each."""
 

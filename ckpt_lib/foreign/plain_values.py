@@ -16,7 +16,7 @@ REFUSED = object()
 """Stands for a value that is not plain, whose place was noted."""
 
 
-class Plain:
+class PlainConverter:
     """Converts values and collects the places of those that are not plain.
 
     For a configuration, an object of any class counts as a dict of its attributes, and a tensor is not plain.
@@ -71,12 +71,12 @@ class Plain:
         return REFUSED
 
 
-_CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[Plain, Any, str], Any]], ...] = (
-    (StoredTensor, Plain._tensor),
-    (StoredObject, Plain._object),
-    (Mapping, Plain._dict),
-    (set, Plain._set),
-    ((list, tuple), Plain._sequence),
+_CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[PlainConverter, Any, str], Any]], ...] = (
+    (StoredTensor, PlainConverter._tensor),
+    (StoredObject, PlainConverter._object),
+    (Mapping, PlainConverter._dict),
+    (set, PlainConverter._set),
+    ((list, tuple), PlainConverter._sequence),
 )
 
 

@@ -17,6 +17,7 @@ from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.renames import KeyMap, check_key_map, renamed, unmatched
 from ckpt_lib.state.stateful import UNCHANGED, Names, is_module
+from ckpt_lib.state.ties import with_tied
 from ckpt_lib.state.training_state import TrainingState
 from ckpt_lib.state.wrappers import ModelNames, bare_spellings, is_usual, starts_of, state_name
 
@@ -148,9 +149,9 @@ def named_for(model: Any, stored: Mapping[str, Any], naming: Naming = AS_STORED)
     elif current.keys() != stored.keys():
         names = model_names.spellings_of(stored)
     _refuse_doubles(names)
-    if all(stored_name == name for stored_name, name in names.items()):
-        return NamedState(stored, names, model_names, naming)
-    return NamedState(_with_names(stored, names), names, model_names, naming)
+    is_as_stored = all(stored_name == name for stored_name, name in names.items())
+    state = stored if is_as_stored else _with_names(stored, names)
+    return NamedState(with_tied(state, current), names, model_names, naming)
 
 
 def _mapped(key_map: KeyMap, stored: list[str], model_names: ModelNames) -> dict[str, str]:

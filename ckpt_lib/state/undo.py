@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -198,15 +198,9 @@ def own_copy(stateful: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _copied(value: Any) -> Any:
     """Return a deep copy of a state. ``deepcopy`` alone refuses sparse and nested tensors."""
-    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in _sparse_or_nested(value)})
-
-
-def _sparse_or_nested(value: Any) -> Iterator[Any]:
     import torch
 
-    if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_nested:
-            yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _sparse_or_nested(item)
+    from ckpt_lib.state.tree import tensors_in
+
+    odd = [tensor for tensor in tensors_in(value) if tensor.layout is not torch.strided or tensor.is_nested]
+    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in odd})
