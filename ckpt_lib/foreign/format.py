@@ -90,7 +90,7 @@ class ForeignFormat:
         """
         place = Place(map_location)
         payload = materialise(select(self._outline(source), keys))
-        return payload if place.is_cpu and not callable(map_location) else _placed(payload, place)
+        return payload if place.is_memory_of_file else _placed(payload, place)
 
     def inspect(self, source: PayloadSource) -> Payload:
         return map_leaves(self._outline(source), _placeholder)  # type: ignore[no-any-return]

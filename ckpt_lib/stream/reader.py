@@ -130,7 +130,8 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
 
         The memory stays valid when the file is closed or deleted. Raises as :meth:`require` does.
         """
-        self.require([(start, stop)])
+        if self._unverified:
+            self.require([(start, stop)])
         return self._held.view[start:stop]
 
     def forget(self, start: int, stop: int) -> None:
