@@ -24,7 +24,13 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.core.wording import count_of, size_text
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, ExperimentNotFoundError, NotAStoreError
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    ExperimentNotFoundError,
+    NotACheckpointError,
+    NotAStoreError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +93,13 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
     try:
         manager = open_manager(store, experiment, config)
         place, manifest = Locations(manager.config, manager.experiment_name).find(name)
-    except (CheckpointNotFoundError, ExperimentNotFoundError, NotAStoreError, ConfigError) as error:
+    except NotAStoreError as error:
+        raise NotACheckpointError(
+            f"there is no file or folder {name} in this folder, and no store to look it up in",
+            expected="a path, or the name of a checkpoint and its --store",
+            got=f"no store at {error.path}",
+        ) from error
+    except (CheckpointNotFoundError, ExperimentNotFoundError, ConfigError) as error:
         here = f"There is no file or folder {name} in this folder either."
         error.hint = f"{here} {error.hint}" if error.hint else here
         raise
