@@ -19,6 +19,7 @@ from ckpt_lib.formats.in_memory import Files
 from tests.torture import folder_attacks
 from tests.torture.attacker import PLANTED_ID, small_payload, torch_file
 from tests.torture.planted import (
+    PLAIN_BYTES,
     as_stored,
     has_pickle,
     is_original,
@@ -264,6 +265,7 @@ def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
             struck[place] += 1
             problem = ending.broken_promise()
             outcome.note(f"seed {seed!r} {number}, {place}, {kind}", [problem] if problem else [])
+            site.discard()
             shutil.rmtree(site.root, ignore_errors=True)
     outcome.detail = f"{refused} refused, {outcome.injected - refused} loaded as they were saved{told_settings(struck)}"
     return outcome
@@ -284,7 +286,7 @@ def _strike(site: Site, place: Setting, forged: tuple[Files, Manifest]) -> None:
     plant_files(site, place, files, manifest.to_bytes())
     plant_files(site, place, files, manifest.to_bytes(), folder="offered")
     sound = sound_files(place)
-    other = manifest_of(place, sound, plain_size_bytes=len(torch_file(small_payload())), uid="b" * 32)
+    other = manifest_of(place, sound, plain_size_bytes=PLAIN_BYTES, uid="b" * 32)
     plant_files(site, place, sound, other.to_bytes(), folder="other/run")  # so that the import gets another id
     try:
         _enter(site, place)

@@ -25,6 +25,7 @@ from tests.torture.fingerprints import fingerprint
 from tests.torture.settings import Setting, Site
 
 CHUNK_BYTES = 4096
+TORCH = Setting()
 _SEED = 20261124
 _EXPERIMENT = "run"
 
@@ -96,7 +97,7 @@ class Shelf:
     """Checkpoints of several shapes in one experiment. Their backups lie where no check of them looks for help."""
 
     root: Path
-    setting: Setting = Setting()
+    setting: Setting = TORCH
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -136,7 +137,7 @@ class Shelf:
         return found
 
 
-def build_shelf(root: Path, setting: Setting = Setting()) -> Shelf:  # noqa: B008 - it is frozen
+def build_shelf(root: Path, setting: Setting = TORCH) -> Shelf:
     """Twins of equal size with optimizers, a file of one chunk, one of many, and one of many small tensors."""
     shelf = Shelf(root, setting)
     with patch.object(commit, "HashingWriter", partial(HashingWriter, chunk_size_bytes=CHUNK_BYTES)):

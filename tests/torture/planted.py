@@ -17,7 +17,8 @@ from tests.compression.files import stored
 from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for, small_payload
 from tests.torture.settings import Setting, Site
 
-_CODEC_SUFFIXES = {"": "", "zstd": ".zst", "planes": ".planes"}
+PLAIN_BYTES = len(encoded(format_named("torch"), format_named("torch").prepare(small_payload()))[""])
+"""How large the small payload is in the one file of the format torch, before that is compressed."""
 
 
 def codec_of(setting: Setting) -> str:
