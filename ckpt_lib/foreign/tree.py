@@ -19,7 +19,11 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]
             continue
         entries = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
         before = f"{name}." if name else ""
-        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries))]
+        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries)) if _may_hold(entry)]
+
+
+def _may_hold(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | StoredTensor)
 
 
 def materialise(value: Any) -> Any:

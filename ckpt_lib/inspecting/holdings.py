@@ -10,6 +10,10 @@ from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, PAYLOAD_KEYS
 from ckpt_lib.foreign import ForeignCheckpoint, StoredObject, StoredTensor
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor
 
+_LEAVES = {str, int, float, bool, type(None), complex, bytes}
+"""What most entries of long lists are; nothing is in them."""
+_SEQUENCES = (list, tuple)
+_WALKED = (dict, list, tuple, StoredTensor, StoredObject, Mapping)
 Named = list[tuple[str, StoredTensor]]
 
 _STATES = {key: name for name, key in PAYLOAD_KEYS.items()} | {EXTRA_STATE_KEY: EXTRA_STATE_KEY}
@@ -38,18 +42,18 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | Store
 
 
 def _entries(item: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(item, Mapping):
-        return list(item.items())
-    if isinstance(item, list | tuple):
-        return list(enumerate(item))
+    if isinstance(item, dict):
+        return [] if _LEAVES.issuperset(map(type, item.values())) else list(item.items())
+    if isinstance(item, _SEQUENCES):
+        return [] if _LEAVES.issuperset(map(type, item)) else list(enumerate(item))
     if isinstance(item, StoredObject):
         parts = (item.arguments, item.entries, item.state)
         return [entry for part in parts if part is not None for entry in _entries(part) or ()]
-    return None
+    return list(item.items()) if isinstance(item, Mapping) else None
 
 
 def _is_walked(item: Any) -> bool:
-    return isinstance(item, Mapping | list | tuple | StoredTensor | StoredObject)
+    return type(item) not in _LEAVES and isinstance(item, _WALKED)
 
 
 def tensors_of(value: Any) -> Named:

@@ -317,7 +317,7 @@ def _enter(site: Site, place: Setting) -> None:
 ROWS = [
     Row(
         number=32,
-        fault="archive or folder attack",
+        fault="archive attack",
         must_hold="nothing outside the destination; refused, or what was saved",
         unit="archives",
         count=210,
