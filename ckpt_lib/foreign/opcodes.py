@@ -29,7 +29,7 @@ _MAX_NAME_CHARACTERS = 500
 _MAX_LINE_BYTES = 5_000
 _MAX_INT_BYTES = 2_000
 """How long a whole number may be: reading a decimal one takes time with the square of its length."""
-_STEPS_ALLOWED, _STEPS_A_RECORD = 1_500_000, 200
+_STEPS_ALLOWED, _STEPS_A_RECORD = 1_000_000, 200
 """How many opcodes may be executed: a step takes half a microsecond, and what it makes up to 250 bytes of memory."""
 _NUMBERS_ALLOWED = 4_000_000
 """How many numbers may lie in long rows, of which a whole row is one step."""
