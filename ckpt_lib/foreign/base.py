@@ -52,10 +52,10 @@ class StoredObject:
 
     class_name: str
     """With its module, such as ``ultralytics.nn.tasks.DetectionModel``."""
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
+    arguments: tuple[Any, ...] = field(default=(), repr=False)  # they may be long, and shared without end
+    state: Any = field(default=None, repr=False)
     """What ``__setstate__`` would get: usually its attributes by name. Parts of a module are found in it."""
-    entries: Mapping[Any, Any] | list[Any] | None = None
+    entries: Mapping[Any, Any] | list[Any] | None = field(default=None, repr=False)
     """What it holds as a dict or a list, if its class is made from one of these."""
 
 

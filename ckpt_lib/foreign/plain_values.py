@@ -12,6 +12,8 @@ from ckpt_lib.foreign.base import StoredObject, StoredTensor
 
 _LEAVES = (str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device, torch.Size)
 _NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
+_PLAIN = {str, int, float, bool, type(None)}
+"""What most entries of long lists are: no place has to be named for them."""
 REFUSED = object()
 """Stands for a value that is not plain, whose place was noted."""
 
@@ -44,6 +46,8 @@ class PlainConverter:
         return value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
 
     def _sequence(self, value: list[Any] | tuple[Any, ...], place: str) -> Any:
+        if _PLAIN.issuperset(map(type, value)):
+            return type(value)(value)
         items = [self.plain(item, f"{place}[{number}]") for number, item in enumerate(value)]
         return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
 

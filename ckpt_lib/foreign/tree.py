@@ -8,6 +8,9 @@ from typing import Any
 
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
 
+_LEAVES = {str, int, float, bool, type(None), complex, bytes}
+"""What most entries of long lists are: nothing is in them, and no such list is walked through."""
+
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
     """Yield every tensor in nested containers with its dotted name, in order; not those that objects hold."""
@@ -19,7 +22,11 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]
             continue
         entries = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
         before = f"{name}." if name else ""
-        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries))]
+        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries)) if _may_hold(entry)]
+
+
+def _may_hold(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | StoredTensor)
 
 
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | StoredObject]]:
@@ -46,9 +53,9 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | Store
 
 def _entries(item: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(item, Mapping):
-        return list(item.items())
+        return [] if _LEAVES.issuperset(map(type, item.values())) else list(item.items())
     if isinstance(item, list | tuple):
-        return list(enumerate(item))
+        return [] if _LEAVES.issuperset(map(type, item)) else list(enumerate(item))
     if isinstance(item, StoredObject):
         parts = (item.arguments, item.entries, item.state)
         return [entry for part in parts if part is not None for entry in _entries(part) or ()]
