@@ -5,7 +5,7 @@ from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspect
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.import_report import ImportedItem, ImportReport
+from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
 from ckpt_lib.maintenance.repair import RepairReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport

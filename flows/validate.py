@@ -1,6 +1,6 @@
 """``validate_store``: read every byte in a store, report damage and, if asked, repair it from the other copy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
@@ -34,6 +34,7 @@ from prefect_checkpoints.tasks.report import artifact_key, count_findings
 REPAIRED = "repaired from the other copy"
 REPAIRABLE = "the other copy can repair it: run validate_store with repair"
 LOST = "no other copy can repair it"
+CHANGED = "imported in place, and changed since; its files are never written over: delete it and import it again"
 UNKNOWN_FORMAT = "install the package that provides its format"
 QUARANTINED = f"{LOST}; quarantined"
 _ADVICE: dict[Remedy, str] = {
@@ -79,7 +80,7 @@ def validate_store(
     def repair_one_backup(name: str, checkpoint_id: str) -> None:
         repair_backup(config, name, checkpoint_id)
 
-    advice = _repair(stored, backups, repair_one if repair else None)
+    advice = _repair(stored, backups, repair_one if repair else None, in_place=_in_place(config, stored))
     backup_advice = _repair(backups, stored, repair_one_backup if repair else None)
     if repair:
         _quarantine(config, stored, advice, quarantine_checkpoint)
@@ -159,10 +160,28 @@ def advise(manager: CheckpointManager, reports: Reports) -> dict[Copy, str]:
     return advice
 
 
-def _repair(reports: Reports, other_copies: Reports, repair: Callable[[str, str], Any] | None) -> dict[Copy, str]:
+def _in_place(config: CheckpointConfig, reports: Reports) -> set[Copy]:
+    """Return which of the damaged checkpoints were imported in place."""
+    found = set()
+    for report in (report for report in reports if not report):
+        with suppress(CheckpointError):
+            manager = CheckpointManager(config, report.experiment_name)
+            if manager.get_checkpoint(report.checkpoint_id).original:
+                found.add(_copy(report))
+    return found
+
+
+def _repair(
+    reports: Reports,
+    other_copies: Reports,
+    repair: Callable[[str, str], Any] | None,
+    *,
+    in_place: Set[Copy] = frozenset(),
+) -> dict[Copy, str]:
     """Repair damaged copies from the other ones, if ``repair`` is given; return what was or can be done about each.
 
-    A failed repair is reported and does not stop the others.
+    What was imported ``in_place`` is never repaired: the files belong to the program that wrote them. A failed repair
+    is reported and does not stop the others.
     """
     others = {_copy(report): report for report in other_copies}
     advice = {}
@@ -170,6 +189,8 @@ def _repair(reports: Reports, other_copies: Reports, repair: Callable[[str, str]
         copy = _copy(report)
         if report.has_unknown_format:
             advice[copy] = UNKNOWN_FORMAT
+        elif copy in in_place:
+            advice[copy] = CHANGED
         elif not can_repair(others.get(copy), report):
             advice[copy] = LOST
         elif repair is None:

@@ -11,7 +11,7 @@ from ckpt_lib.advice.trees import FoundCheckpoint, Tree, files_of
 from ckpt_lib.core.metadata import MAX_COUNT
 from ckpt_lib.core.payload_keys import RESUME_ONLY_KEYS
 from ckpt_lib.errors import CheckpointError, NotACheckpointError
-from ckpt_lib.foreign.opening import described
+from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.foreign.tree import tensors_in
 
 _STEP = re.compile(r"(?i)(?:global_step|step|checkpoint|ckpt|iter|iteration)[-_=]?(\d{1,17})(?!\d)")
@@ -62,7 +62,7 @@ def describe(tree: Tree, found: FoundCheckpoint) -> Described:
     }
     try:
         with files_of(tree.full(found.path), names) as files:
-            opened = described(files)
+            opened = describe_checkpoint(files)
             facts, payload = opened.facts, opened.payload or {}
             resume_files = _resume_files(found) if payload.keys() & set(RESUME_ONLY_KEYS) or len(names) > 1 else ()
             return Described(

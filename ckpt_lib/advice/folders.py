@@ -74,7 +74,7 @@ class FolderAdvisor:
         kept = []
         for item in sorted(items, key=lambda item: item.found.modified_seconds, reverse=True):
             advised = self._suggestions.get(item.path)
-            left_bytes = self._sizes[item.path] - (advised.frees_bytes if advised else 0)
+            left_bytes = self._sizes[item.path] - (advised.freed_bytes if advised else 0)
             is_gone = advised is not None and advised.kind != "optimizer state"
             if left_bytes or not is_gone:
                 reason = "its files have other names, too" if is_gone else self._reason(item)
@@ -98,12 +98,12 @@ class FolderAdvisor:
     def _measure(self, items: Iterable[Described]) -> None:
         counted: set[tuple[int, int]] = set()
         for item in items:
-            size_bytes = frees_bytes = 0
+            size_bytes = freed_bytes = 0
             for file in item.found.files.values():
                 size_bytes += 0 if file.inode in counted else file.size_bytes
-                frees_bytes += file.size_bytes if file.link_count == 1 else 0
+                freed_bytes += file.size_bytes if file.link_count == 1 else 0
                 counted.add(file.inode)
-            self._sizes[item.path], self._frees[item.path] = size_bytes, frees_bytes
+            self._sizes[item.path], self._frees[item.path] = size_bytes, freed_bytes
 
     # --- what can go ---
 
@@ -210,31 +210,34 @@ class FolderAdvisor:
                 kind="optimizer state",
                 name=item.path or ".",
                 why=f"Runs go on from newer ones; its weights stay.{how}",
-                frees_bytes=item.resume_bytes,
+                freed_bytes=item.resume_bytes,
                 certainty="likely",
                 paths=tuple(self.tree.full(path) for path in item.resume_files),
             )
 
     def _suggest(self, kind: Kind, item: Described, why: str, *, certainty: str) -> None:
-        frees_bytes = self._frees[item.path]
-        if not frees_bytes and item.found.size_bytes:  # each of its files has another name
+        freed_bytes = self._frees[item.path]
+        if not freed_bytes and item.found.size_bytes:  # each of its files has another name
             return
-        facts = {"kind": kind, "name": item.path or ".", "why": why, "frees_bytes": frees_bytes, "certainty": certainty}
+        facts = {"kind": kind, "name": item.path or ".", "why": why, "freed_bytes": freed_bytes, "certainty": certainty}
         paths = tuple(map(self.tree.full, item.found.removable))
         self._suggestions[item.path] = Suggestion.model_validate({**facts, "paths": paths})
 
     # --- what else there is to say ---
 
     def _policies(self, runs: Sequence[Run]) -> list[PolicyOutcome]:
+        """Return what would stay of each series; those of two folds cannot be ranked by their metrics."""
+        groups = [(run, group) for run in runs for group in run.groups().values()]
+        of_no_series = sum(len(run.items) for run in runs) - sum(len(group) for _, group in groups)
         outcomes = []
         for count in _COUNTS:
-            plans = [self._plan(run, run.items, self._at_most(run, count)) for run in runs]
+            plans = [self._plan(run, group, self._at_most(run, count)) for run, group in groups]
             outcomes.append(
                 PolicyOutcome(
-                    policy=f"max_checkpoints={count} of each folder",
-                    keeps=sum(len(plan.kept_ids) for plan in plans),
-                    deletes=sum(len(plan.deleted_ids) for plan in plans),
-                    frees_bytes=sum(plan.freed_bytes for plan in plans),
+                    policy=f"max_checkpoints={count} of each series",
+                    kept_count=of_no_series + sum(len(plan.kept_ids) for plan in plans),
+                    deleted_count=sum(len(plan.deleted_ids) for plan in plans),
+                    freed_bytes=sum(plan.freed_bytes for plan in plans),
                 )
             )
         return outcomes

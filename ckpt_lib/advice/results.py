@@ -29,7 +29,7 @@ class Suggestion(BaseModel):
     name: str
     """An id, the name of a file, or a path below the folder."""
     why: str
-    frees_bytes: int
+    freed_bytes: int
     """What that frees, once the trash is emptied; 0 where it only begins with this."""
     certainty: Certainty
     """``"certain"`` where nothing is lost, ``"likely"`` where metrics or order say so, and else ``"unsure"``."""
@@ -63,9 +63,9 @@ class PolicyOutcome(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     policy: str
-    keeps: int
-    deletes: int
-    frees_bytes: int
+    kept_count: int
+    deleted_count: int
+    freed_bytes: int
     command: str | None = None
 
 
@@ -91,7 +91,7 @@ class BestValue(BaseModel):
 class Advice(BaseModel):
     """What can go in one place, what stays, and what each costs. Each byte is counted once.
 
-    ``frees_bytes`` and the sizes of all ``kept`` add up to ``total_bytes``.
+    ``freed_bytes`` and the sizes of all ``kept`` add up to ``total_bytes``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,8 +110,8 @@ class Advice(BaseModel):
     """What else is worth knowing."""
 
     @property
-    def frees_bytes(self) -> int:
-        return sum(item.frees_bytes for item in self.suggestions)
+    def freed_bytes(self) -> int:
+        return sum(item.freed_bytes for item in self.suggestions)
 
     @property
     def kept_bytes(self) -> int:

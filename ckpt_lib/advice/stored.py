@@ -30,7 +30,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.cleaners import at_most
 from ckpt_lib.maintenance.cleanup import in_use, record_of
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG
+from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG
 from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy, plan_retention
 
 Step = Callable[[int, int], object]
@@ -67,7 +67,7 @@ class StoredAdvisor:
         sizes = {item.checkpoint_id: unfinished.size_of(file.name for file in item.files) for item in view.manifests}
         kept = [*self._kept(view, sizes, reasons), *found.kept]
         suggestions = [*found.suggestions, *self._suggestions.values()]
-        total_bytes = sum(size for _, size, _ in kept) + sum(item.frees_bytes for item in suggestions)
+        total_bytes = sum(size for _, size, _ in kept) + sum(item.freed_bytes for item in suggestions)
         return Advice(
             place=self.locations.name,
             total_bytes=total_bytes,
@@ -84,7 +84,7 @@ class StoredAdvisor:
         for item in reversed(view.manifests):
             advised = self._suggestions.get(item.checkpoint_id)
             if advised is None or advised.action != "delete":
-                left_bytes = sizes[item.checkpoint_id] - (advised.frees_bytes if advised else 0)
+                left_bytes = sizes[item.checkpoint_id] - (advised.freed_bytes if advised else 0)
                 reason = reasons.get(item.checkpoint_id) or self._reason(item, advised)
                 yield item.checkpoint_id, left_bytes, reason
 
@@ -169,12 +169,12 @@ class StoredAdvisor:
             if self.progress:
                 self.progress(number, len(plan.thinned_ids))
 
-    def _suggest(self, kind: Kind, name: str, why: str, frees_bytes: int, action: Action) -> None:
+    def _suggest(self, kind: Kind, name: str, why: str, freed_bytes: int, action: Action) -> None:
         self._suggestions[name] = Suggestion(
             kind=kind,
             name=name,
             why=why,
-            frees_bytes=frees_bytes,
+            freed_bytes=freed_bytes,
             certainty=_CERTAINTIES.get(kind, "likely"),
             action=action,
         )
@@ -212,9 +212,9 @@ class StoredAdvisor:
         )
         return PolicyOutcome(
             policy=name,
-            keeps=len(plan.kept_ids),
-            deletes=len(plan.deleted_ids),
-            frees_bytes=plan.freed_bytes,
+            kept_count=len(plan.kept_ids),
+            deleted_count=len(plan.deleted_ids),
+            freed_bytes=plan.freed_bytes,
             command=command,
         )
 

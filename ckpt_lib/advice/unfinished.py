@@ -27,7 +27,7 @@ class Unfinished:
 
     def add(self, kind: Kind, name: str, why: str, size_bytes: int) -> None:
         self.suggestions.append(
-            Suggestion(kind=kind, name=name, why=why, frees_bytes=size_bytes, certainty="certain", action="empty_trash")
+            Suggestion(kind=kind, name=name, why=why, freed_bytes=size_bytes, certainty="certain", action="empty_trash")
         )
 
 

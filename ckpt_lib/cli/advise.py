@@ -164,7 +164,7 @@ def _print_all(advised: Sequence[tuple[Advice, dict[str, object]]], *, as_json: 
 
 
 def _as_json(advice: Advice, given: dict[str, object]) -> dict[str, object]:
-    sums = {"frees_bytes": advice.frees_bytes, "kept_bytes": advice.kept_bytes, "commands": advice.commands}
+    sums = {"freed_bytes": advice.freed_bytes, "kept_bytes": advice.kept_bytes, "commands": advice.commands}
     with options.typed(given):
         return {name: _to_copy(name, value) for name, value in {**advice.model_dump(), **sums}.items()}
 
@@ -183,22 +183,22 @@ def _to_copy(name: str, value: Any) -> Any:
 def _print(advice: Advice) -> None:
     for kind, title in _TITLES.items():
         if found := advice.of_kind(kind):
-            frees = size_text(sum(item.frees_bytes for item in found))
+            frees = size_text(sum(item.freed_bytes for item in found))
             print_heading(f"{title}: {frees} ({found[0].certainty})")
             _print_suggestions(found)
     if advice.kept:
         print_heading(f"What stays: {size_text(advice.kept_bytes)}")
         _print_kept(advice)
-    if any(item.deletes for item in advice.policies):
+    if any(item.deleted_count for item in advice.policies):
         print_heading("What a policy would do instead")
         _print_policies(advice)
     for best in advice.best:
         note(best.message, warning=best.is_saved is False)
     for remark in advice.remarks:
         note(remark)
-    percent = 100 * advice.frees_bytes / advice.total_bytes if advice.total_bytes else 0.0
+    percent = 100 * advice.freed_bytes / advice.total_bytes if advice.total_bytes else 0.0
     note(
-        f"{advice.place}: {size_text(advice.frees_bytes)} of {size_text(advice.total_bytes)} can go ({percent:.0f} %), "
+        f"{advice.place}: {size_text(advice.freed_bytes)} of {size_text(advice.total_bytes)} can go ({percent:.0f} %), "
         f"{size_text(advice.kept_bytes)} stay."
     )
     if advice.backup_bytes:
@@ -207,7 +207,7 @@ def _print(advice: Advice) -> None:
 
 def _print_suggestions(found: Sequence[Suggestion]) -> None:
     for item in found[:_MAX_ROWS]:
-        print_entry(item.name, options.with_options(f"{size_text(item.frees_bytes)}: {item.why}"))
+        print_entry(item.name, options.with_options(f"{size_text(item.freed_bytes)}: {item.why}"))
     if len(found) > _MAX_ROWS:
         note(f"{len(found) - _MAX_ROWS:,} more: --json has all of them, and their commands.")
         return
@@ -248,7 +248,7 @@ def _print_policies(advice: Advice) -> None:
     print_table(
         columns,
         [
-            (item.policy, str(item.keeps), str(item.deletes), size_text(item.frees_bytes), _command(item))
+            (item.policy, str(item.kept_count), str(item.deleted_count), size_text(item.freed_bytes), _command(item))
             for item in advice.policies
         ],
     )

@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cache
+from importlib import import_module
 from inspect import cleandoc
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from ckpt_lib.cli import (
-    advise,
-    backup,
-    cleanup,
-    compare,
-    convert,
-    doctor,
-    edit,
-    experiments,
-    imports,
-    init,
-    inspect,
-    metrics,
-    options,
-    reconcile,
-    show,
-    thin,
-    trash,
-    validate,
-)
+from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 from ckpt_lib.cli.naming import with_experiment
 
+_SHOW, _PROTECT, _EDIT, _DELETE = "Show", "Protect", "Edit and move", "Delete"
+_COMMANDS = {
+    "list": ("show.list_checkpoints", _SHOW),
+    "show": ("show.show", _SHOW),
+    "inspect": ("inspect.inspect", _SHOW),
+    "compare": ("compare.compare", _SHOW),
+    "summary": ("compare.summary", _SHOW),
+    "experiments": ("experiments.experiments", _SHOW),
+    "find": ("experiments.find", _SHOW),
+    "advise": ("advise.advise", _SHOW),
+    "init": ("init.init", _PROTECT),
+    "reindex": ("experiments.reindex", _PROTECT),
+    "validate": ("validate.validate", _PROTECT),
+    "scrub": ("validate.scrub", _PROTECT),
+    "repair": ("validate.repair", _PROTECT),
+    "doctor": ("doctor.doctor", _PROTECT),
+    "quarantine": ("doctor.quarantine", _PROTECT),
+    "backup": ("backup.backup", _PROTECT),
+    "restore": ("backup.restore", _PROTECT),
+    "reconcile": ("reconcile.reconcile", _PROTECT),
+    "pin": ("edit.pin", _PROTECT),
+    "monitor": ("edit.monitor", _EDIT),
+    "tag": ("edit.tag", _EDIT),
+    "metrics": ("metrics.metrics", _EDIT),
+    "export": ("backup.export", _EDIT),
+    "convert": ("convert.convert", _EDIT),
+    "import": ("imports.import_checkpoint", _EDIT),
+    "cleanup": ("cleanup.cleanup", _DELETE),
+    "delete": ("cleanup.delete", _DELETE),
+    "thin": ("thin.thin", _DELETE),
+    "undelete": ("trash.undelete", _DELETE),
+    "trash": ("trash.trash", _DELETE),
+}
+"""Where each command is, and below which heading the help lists it."""
 _EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+class _Loaded(Mapping[str, TyperCommand]):
+    """The commands, each of which is imported and built when it is asked for: the others would take its time."""
+
+    def __getitem__(self, name: str) -> TyperCommand:
+        return _command(name, *_COMMANDS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
 
 
 class _Commands(TyperGroup):
     """Reports all errors in the same way, including those of parsing the command line."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = cast(MutableMapping[str, Any], _Loaded())
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # The options are not parsed yet, and parsing may fail, so look at the words themselves.
@@ -91,40 +126,13 @@ def ckpt(
         raise typer.Exit(BAD_INPUT)
 
 
-def _add(name: str, command: Callable[..., None], panel: str) -> None:
+@cache
+def _command(name: str, place: str, panel: str) -> TyperCommand:
+    module_name, _, function_name = place.partition(".")
+    function = getattr(import_module(f"ckpt_lib.cli.{module_name}"), function_name)
     # Typer keeps the line breaks of a docstring, and a narrow terminal would wrap the lines a second time.
-    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    paragraphs = cleandoc(function.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, cls=_Command, help=text, rich_help_panel=panel)(command)
-
-
-_add("list", show.list_checkpoints, "Show")
-_add("show", show.show, "Show")
-_add("inspect", inspect.inspect, "Show")
-_add("compare", compare.compare, "Show")
-_add("summary", compare.summary, "Show")
-_add("experiments", experiments.experiments, "Show")
-_add("find", experiments.find, "Show")
-_add("advise", advise.advise, "Show")
-_add("init", init.init, "Protect")
-_add("reindex", experiments.reindex, "Protect")
-_add("validate", validate.validate, "Protect")
-_add("scrub", validate.scrub, "Protect")
-_add("repair", validate.repair, "Protect")
-_add("doctor", doctor.doctor, "Protect")
-_add("quarantine", doctor.quarantine, "Protect")
-_add("backup", backup.backup, "Protect")
-_add("restore", backup.restore, "Protect")
-_add("reconcile", reconcile.reconcile, "Protect")
-_add("pin", edit.pin, "Protect")
-_add("monitor", edit.monitor, "Edit and move")
-_add("tag", edit.tag, "Edit and move")
-_add("metrics", metrics.metrics, "Edit and move")
-_add("export", backup.export, "Edit and move")
-_add("convert", convert.convert, "Edit and move")
-_add("import", imports.import_checkpoint, "Edit and move")
-_add("cleanup", cleanup.cleanup, "Delete")
-_add("delete", cleanup.delete, "Delete")
-_add("thin", thin.thin, "Delete")
-_add("undelete", trash.undelete, "Delete")
-_add("trash", trash.trash, "Delete")
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name, cls=_Command, help=text, rich_help_panel=panel)(function)
+    return cast(TyperCommand, get_command(alone))

@@ -158,16 +158,9 @@ def export(
     refuse_memory(destination)
     manager = open_manager(store, experiment, config)
     checkpoint = manager.get_checkpoint(checkpoint_id)
+    wanted: dict[str, Any] = {"format": target_format, "dtype": dtype, "only": only, "shard_size": shard_size}
     with byte_progress("Exporting", checkpoint.uncompressed_size) as progress:
-        path = manager.export_checkpoint(
-            checkpoint.checkpoint_id,
-            destination,
-            format=target_format,
-            dtype=dtype,
-            only=only,
-            shard_size=shard_size,
-            progress=progress,
-        )
+        path = manager.export_checkpoint(checkpoint.checkpoint_id, destination, progress=progress, **wanted)
     if as_json:
         print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})
     else:

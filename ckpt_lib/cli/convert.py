@@ -44,8 +44,8 @@ def convert(
     with byte_progress("Converting", None) as progress:
         result = convert_checkpoint(source, destination, progress=progress, **given)
     if as_json:
-        print_json({**vars(result), "files": list(result.files), "notes": list(result.notes)})
+        print_json({**vars(result), "files": list(result.files), "left_out": list(result.left_out)})
         return
     print_facts({"converted": source, "to": result.path, "format": result.format, "size": size_text(result.size_bytes)})
-    for sentence in result.notes:
+    for sentence in result.left_out:
         note(sentence, warning=True)

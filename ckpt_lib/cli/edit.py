@@ -54,7 +54,9 @@ def monitor(
     if metric is not None:
         if mode not in ("min", "max"):
             raise ConfigError(
-                "--mode is missing: it says whether smaller or larger is better", expected="--mode min or --mode max"
+                "--mode says whether a smaller or a larger value is better",
+                expected=f"ckpt monitor {metric} --mode min, or --mode max",
+                got="no --mode" if mode is None else f"--mode {mode}",
             )
         manager.set_monitor(metric, mode)  # type: ignore[arg-type]
     elif mode is not None:

@@ -12,16 +12,18 @@ from rich.text import Text
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_table
-from ckpt_lib.cli.progress import byte_progress, count_progress
+from ckpt_lib.cli.progress import byte_progress, count_and_byte_progress
 from ckpt_lib.cli.session import open_manager, refuse_memory
-from ckpt_lib.core.wording import size_text
+from ckpt_lib.core.wording import listed, size_text
 from ckpt_lib.errors import ConfigError, InvalidNameError
 
 if TYPE_CHECKING:
-    from ckpt_lib.maintenance.import_report import ImportedItem, ImportReport
+    from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
     from ckpt_lib.manager import CheckpointManager
 
 _STYLES = {"imported": "green", "damaged": "bold red", "refused": "yellow", "not tried": "yellow"}
+_PATHS_SHOWN = 3
+"""How many paths are named that have a sentence in common; the table has all of them."""
 
 
 def import_checkpoint(
@@ -99,30 +101,47 @@ def _import_one(
 def _import_tree(
     manager: CheckpointManager, folder: str, key_map: dict[str, str] | None, *, in_place: bool, as_json: bool
 ) -> ImportReport:
-    with count_progress("Importing") as counted:
-        report = manager.import_checkpoints(folder, key_map=key_map, in_place=in_place, counted=counted)
+    with count_and_byte_progress("Importing") as (counted, progress):
+        report = manager.import_checkpoints(
+            folder, key_map=key_map, in_place=in_place, progress=progress, counted=counted
+        )
     if as_json:
         print_json(report)
         return report
     found = [item for item in report.items if item.result != "no checkpoint"]
     print_table(
-        (Column("path", wraps=True), Column("what"), Column("result"), Column("size", numeric=True), Column("id")),
+        (
+            Column("path", above=True),
+            Column("result"),
+            Column("size", numeric=True),
+            Column("id"),
+            Column("what", optional=True),
+        ),
         [
             (
                 item.path or ".",
-                item.title,
                 Text(item.result, style=_STYLES.get(item.result, "")),
-                size_text(item.size_bytes),
+                size_text(item.size_bytes) if item.size_bytes else "-",
                 item.checkpoint_id or "",
+                item.title,
             )
             for item in found
         ],
     )
-    for item in found:
-        for sentence in (*filter(None, [item.reason]), *item.left_out):
-            note(f"{item.path or folder}: {sentence}", warning=item.reason is not None)
+    _print_reasons(found, folder)
     note(report.message)
     return report
+
+
+def _print_reasons(found: Sequence[ImportedItem], folder: str) -> None:
+    """Say why something was not imported, or not whole; once for all that have the same reason."""
+    paths_of: dict[tuple[str, bool], list[str]] = {}
+    for item in found:
+        for sentence in (*filter(None, [item.reason]), *item.left_out):
+            paths_of.setdefault((sentence, item.reason is not None), []).append(item.path or folder)
+    for (sentence, is_failure), paths in paths_of.items():
+        count = f"{len(paths)} checkpoints, " if len(paths) > 1 else ""
+        note(f"{count}{listed(paths, most=_PATHS_SHOWN)}: {sentence}", warning=is_failure)
 
 
 def _key_map(keys: Sequence[str] | None) -> dict[str, str] | None:

@@ -24,7 +24,13 @@ from ckpt_lib.cli.output import (
 from ckpt_lib.cli.progress import byte_progress
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.core.wording import count_of, size_text
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, ExperimentNotFoundError, NotAStoreError
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    ExperimentNotFoundError,
+    NotACheckpointError,
+    NotAStoreError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
 _CONFIG_SHOWN = 20
 _CLASSES_SHOWN = 10
 _STATISTICS = ("norm", "mean", "min", "max")
-_COUNTS = ("nan", "infinite", "zeros")
+_COUNTS = {"nan_count": "NaN", "infinite_count": "infinite", "zero_count": "zeros"}
 
 
 def inspect(
@@ -78,15 +84,22 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
     """Return the function that inspects what ``name`` stands for: a path or URL, or a checkpoint of the store."""
     from functools import partial
 
-    from ckpt_lib.experiment.locations import Locations
     from ckpt_lib.inspecting.inspection import inspect_checkpoint
 
     if os.path.lexists(name) or "/" in name or os.sep in name:
         return partial(inspect_checkpoint, name)
+    from ckpt_lib.experiment.locations import Locations
+
     try:
         manager = open_manager(store, experiment, config)
         place, manifest = Locations(manager.config, manager.experiment_name).find(name)
-    except (CheckpointNotFoundError, ExperimentNotFoundError, NotAStoreError, ConfigError) as error:
+    except NotAStoreError as error:
+        raise NotACheckpointError(
+            f"there is no file or folder {name} in this folder, and no store to look it up in",
+            expected="a path, or the name of a checkpoint and its --store",
+            got=f"no store at {error.path}",
+        ) from error
+    except (CheckpointNotFoundError, ExperimentNotFoundError, ConfigError) as error:
         here = f"There is no file or folder {name} in this folder either."
         error.hint = f"{here} {error.hint}" if error.hint else here
         raise
@@ -96,7 +109,7 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
 
 
 def _print_inspection(found: Inspection) -> None:
-    count = "" if found.files == 1 else f" in {count_of(found.files, 'file')}"
+    count = "" if found.file_count == 1 else f" in {count_of(found.file_count, 'file')}"
     facts = {
         "path": found.path,
         "kind": found.title,
@@ -110,11 +123,12 @@ def _print_inspection(found: Inspection) -> None:
         "compression": _compression(found),
         "epoch": "" if found.epoch is None else str(found.epoch),
         "step": "" if found.step is None else str(found.step),
-        "parameters": f"{found.parameters:,}" if found.tensors else "",
+        "parameters": "" if found.parameter_count is None else f"{found.parameter_count:,}",
+        "values": _values(found),
         "tensors": f"{len(found.tensors):,}, {size_text(found.tensor_bytes)}" if found.tensors else "",
         "types": ", ".join(f"{name} {size_text(size)}" for name, size in found.bytes_by_dtype.items()),
         "states": "\n".join(
-            f"{state.name}: {count_of(state.tensors, 'tensor')}, {size_text(state.size_bytes)}"
+            f"{state.name}: {count_of(state.tensor_count, 'tensor')}, {size_text(state.size_bytes)}"
             for state in found.states
         ),
         "to load": found.to_load,
@@ -132,6 +146,15 @@ def _print_inspection(found: Inspection) -> None:
     _print_sentences("Classes of its pickle", found.classes[:_CLASSES_SHOWN])
     _print_sentences("Left out", found.left_out)
     _print_sentences("Findings", found.findings)
+
+
+def _values(found: Inspection) -> str:
+    """Say how many values there are, where what is a parameter and what a buffer cannot be told."""
+    if found.parameter_count is not None or not found.tensors:
+        return ""
+    has_model = any(state.name == "model" for state in found.states)
+    of_what = "the tensors of the model, buffers included" if has_model else "tensors"
+    return f"{found.model_element_count:,} in {of_what}"
 
 
 def _compression(found: Inspection) -> str:
@@ -157,7 +180,7 @@ def _print_tensors(tensors: tuple[InspectedTensor, ...]) -> None:
         Column("type"),
         Column("shape"),
         Column("size", numeric=True, optional=bool(read)),
-        *(Column("NaN" if name == "nan" else name, numeric=True, optional=name not in counts) for name in statistics),
+        *(Column(_COUNTS.get(name, name), numeric=True, optional=name not in counts) for name in statistics),
         Column("in the memory of", optional=True),
     )
     rows = [

@@ -53,7 +53,7 @@ TargetFormat = Annotated[
         "--format",
         "-f",
         metavar="FORMAT",
-        help="torch, safetensors, hf-folder (for from_pretrained) or lightning.",
+        help="torch, safetensors, hf-folder (for from_pretrained), lightning, hf-trainer or accelerate.",
         rich_help_panel=_CONVERTING,
     ),
 ]
@@ -140,7 +140,8 @@ def typed_names() -> list[str]:
 
 def to_type(command: str) -> str:
     """Return a command with the typed options that select the store, so that it works when copied."""
-    knows_none = command.startswith("ckpt init") or "--help" in command
+    names_files = command.startswith(("ckpt inspect", "ckpt convert")) or "--in-place" in command
+    knows_none = names_files or command.startswith("ckpt init") or "--help" in command
     options = "" if knows_none else _typed.get()
     if command.startswith(("ckpt experiments", "ckpt find", "ckpt reindex")):
         options = re.sub(r" --experiment \S+", "", options)

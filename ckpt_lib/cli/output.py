@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from pydantic_core import to_jsonable_python
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -88,24 +89,41 @@ def _finite(value: Any) -> Any:
 class Column:
     """A table column. On a narrow terminal, ``optional`` ones are left out, first those without any text.
 
-    Cells fold if ``wraps`` is set.
+    Cells fold if ``wraps`` is set. Those of an ``above`` column stand on a line of their own, above the others of their
+    row, where the terminal is too narrow for all that are not optional.
     """
 
     header: str
     numeric: bool = False
     optional: bool = False
     wraps: bool = False
+    above: bool = False
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
     """Print a table without lines, or a block for each row if the terminal is too narrow. No cell is cut."""
     console = results()
     cells = [[visible_text(cell) for cell in row] for row in rows]
+    above: list[int] = []
     widths = _widths(columns, cells, console.width)
+    if not widths and (above := [number for number, column in enumerate(columns) if column.above]):
+        widths = _widths_below(columns, cells, console.width - _GAP)
     if not widths:
         _print_blocks(columns, cells)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold blue")
+    if above:
+        _print_below_names(columns, widths, cells, above)
+    else:
+        console.print(_table(columns, widths, cells))
+    left_out = [number for number in range(len(columns)) if number not in (*widths, *above)]
+    if hidden := [columns[number].header for number in left_out if any(row[number].plain for row in cells)]:
+        note(f"Not shown in {console.width} columns: {', '.join(hidden)}. A wider terminal and --json show all.")
+
+
+def _table(
+    columns: Sequence[Column], widths: Mapping[int, int], cells: Sequence[Sequence[Text]], *, with_header: bool = True
+) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold blue", show_header=with_header)
     for number, width in widths.items():
         column = columns[number]
         table.add_column(
@@ -117,10 +135,35 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]])
         )
     for row in cells:
         table.add_row(*(row[number] for number in widths))
-    console.print(table)
-    left_out = [number for number in range(len(columns)) if number not in widths]
-    if hidden := [columns[number].header for number in left_out if any(row[number].plain for row in cells)]:
-        note(f"Not shown in {console.width} columns: {', '.join(hidden)}.")
+    return table
+
+
+def _print_below_names(
+    columns: Sequence[Column], widths: Mapping[int, int], cells: Sequence[Sequence[Text]], above: Sequence[int]
+) -> None:
+    """Print each row in two lines: what names it, whole, and below it the other cells, in columns."""
+    console = results()
+    headers = [Text(visible(column.header), style="bold blue") for column in columns]
+    for row in (headers, *cells):
+        for line in _joined([row[number] for number in above], console.width):
+            console.print(line, soft_wrap=True)
+        below = _table(columns, widths, [] if row is headers else [row], with_header=row is headers)
+        console.print(Padding(below, (0, 0, 0, _GAP)))
+
+
+def _joined(names: Sequence[Text], available: int) -> Sequence[Text]:
+    """Return names as one line, or as one line each where that is too long."""
+    line = Text(" " * _GAP).join(names)
+    return [line] if line.cell_len <= available else names
+
+
+def _widths_below(columns: Sequence[Column], cells: Sequence[Sequence[Text]], available: int) -> dict[int, int]:
+    """Return number and width of each column to show below the names of the rows; none if even these are too wide."""
+    numbers = [number for number, column in enumerate(columns) if not column.above]
+    below = _widths(
+        [columns[number] for number in numbers], [[row[number] for number in numbers] for row in cells], available
+    )
+    return {numbers[place]: width for place, width in below.items()}
 
 
 def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], available: int) -> dict[int, int]:
@@ -129,6 +172,8 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]], availabl
     widest = [max((row[number].cell_len for row in cells), default=0) for number in range(len(columns))]
     whole = [max(pair) for pair in zip(headers, widest, strict=True)]
     shown = _required(columns, headers, widest, available, _WRAPPED_WIDTH)
+    if _total(shown) > available and any(column.above for column in columns):
+        return {}
     if _total(shown) > available:
         shown = _required(columns, headers, widest, _NARROW_WIDTH, _NARROW_WIDTH)
         return {} if _total(shown) > available else _widened(shown, whole, available)

@@ -17,6 +17,8 @@ from ckpt_lib.stream import VerifiedFile
 _MAX_SKIPPABLE_BYTES = 2**32 - 1
 _WORTH_IT = 0.99
 """What does not become smaller than this is stored as it is, and costs its reader nothing."""
+_WORTH_TRYING = 0.97
+"""A plane of which a sample promises less is not even compressed: so small a gain is seldom there."""
 
 
 class ZstdCodec:
@@ -107,7 +109,7 @@ class PlanesCodec:
     def _encode_planes(plain: memoryview, outlook: planes.Outlook) -> bytes:
         width, stored = outlook.how.width, []
         for plane, expected in zip(planes.split(plain, outlook.how), outlook.planes, strict=True):
-            packed = zstd.compress_plane(plane.data) if expected < _WORTH_IT else plane.data
+            packed = zstd.compress_plane(plane.data) if expected < _WORTH_TRYING else plane.data
             stored.append(packed if len(packed) < len(plane) * _WORTH_IT else plane.data)
         sizes = struct.pack(f"<{width}I", *map(len, stored))
         return b"".join((sizes, *stored, plain[len(plain) // width * width :]))

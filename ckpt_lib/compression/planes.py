@@ -45,21 +45,40 @@ class Outlook(NamedTuple):
 
 def split(data: Buffer, how: Split) -> list[Bytes]:
     """Return the planes of the whole words in ``data``."""
-    parts = _rotated(data, how).view(np.uint8)
-    return [parts[number :: how.width].copy() for number in range(how.width)]
+    parts = [_rotated(data, how)]
+    while parts[0].itemsize > 1:
+        parts = [half for words in parts for half in _halves(words)]
+    return parts
+
+
+def _halves(words: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the lower and the upper halves of words. Arithmetic takes half the time of copying every other byte."""
+    half = np.dtype(f"u{words.itemsize // 2}")
+    return words.astype(half), (words >> (4 * words.itemsize)).astype(half)
 
 
 def join(planes: Sequence[Buffer], how: Split, target: memoryview) -> None:
     """Write the words whose planes these are to ``target``, which has room for no more."""
     wanted = _words(target, how.width)
-    words = np.empty_like(wanted) if how.is_rotated else wanted
-    parts = words.view(np.uint8)
-    for number, plane in enumerate(planes):
-        parts[number :: how.width] = np.frombuffer(plane, np.uint8)
-    if how.is_rotated:
-        np.right_shift(words, 1, out=wanted)
-        np.left_shift(words, 8 * how.width - 1, out=words)
-        np.bitwise_or(wanted, words, out=wanted)
+    parts: list[NDArray[Any]] = [np.frombuffer(plane, np.uint8) for plane in planes]
+    while len(parts) > 2:
+        parts = [_joined(low, high) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    low, high = parts
+    if not how.is_rotated:
+        _joined(low, high, wanted)
+        return
+    words = _joined(low, high)
+    np.multiply(words, 1 << (8 * how.width - 1), out=wanted)  # a shift to the left, which NumPy does more slowly
+    np.right_shift(words, 1, out=words)
+    np.bitwise_or(wanted, words, out=wanted)
+
+
+def _joined(low: NDArray[Any], high: NDArray[Any], target: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return the words that have these halves; the opposite of :func:`_halves`."""
+    words = np.empty(len(low), f"u{2 * low.itemsize}") if target is None else target
+    np.multiply(high, 1 << (8 * low.itemsize), out=words, dtype=f"u{2 * low.itemsize}")
+    np.bitwise_or(words, low, out=words)
+    return words
 
 
 def _words(data: Buffer, width: int) -> NDArray[Any]:
@@ -70,7 +89,9 @@ def _rotated(data: Buffer, how: Split) -> NDArray[Any]:
     words = _words(data, how.width)
     if not how.is_rotated:
         return words
-    return ((words << 1) | (words >> (8 * how.width - 1))).astype(words.dtype, copy=False)
+    rotated = words << 1
+    np.bitwise_or(rotated, words >> (8 * how.width - 1), out=rotated)
+    return rotated.astype(words.dtype, copy=False)
 
 
 def sample_of(data: Buffer) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_lib.compression.table import Codec, check_size
 from ckpt_lib.compression.threads import OrderedPool, for_each, worker_count
@@ -44,7 +45,6 @@ class PlainFile(VerifiedFile):
 
     def _fetch(self, numbers: Iterable[int]) -> None:
         numbers = list(numbers)
-        self._stored.require(self.table.stored_range(first, last) for first, last in runs(numbers))
         undecodable: list[int] = []
 
         def decode(number: int) -> None:
@@ -53,9 +53,17 @@ class PlainFile(VerifiedFile):
                 if not self._decode(number, target):
                     undecodable.append(number)
 
-        for_each(decode, numbers, "ckpt-decompress")
+        for_each(decode, self._verified(numbers), "ckpt-decompress", count=len(numbers))
         if undecodable:
             raise self._corrupt(sorted(undecodable))
+
+    def _verified(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Yield these frames in order, each when the chunks that it lies in were verified: the disk never waits."""
+        waiting = deque(numbers)
+        for stop in self._stored.verify(self.table.stored_range(first, last) for first, last in runs(numbers)):
+            while waiting and self.table.starts[waiting[0] + 1] <= stop:
+                yield waiting.popleft()
+        yield from waiting
 
     def forget(self, start: int, stop: int) -> None:
         """Let go of plain bytes, and of the stored bytes that they were made from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -90,18 +90,20 @@ class OrderedPool(Generic[Item, Result]):
             task.done.set()
 
 
-def for_each(work: Callable[[Item], object], items: Sequence[Item], name: str) -> None:
-    """Call ``work`` with each item, on several threads where there are several; raise its first error at the end."""
-    workers = min(worker_count(), len(items))
-    if workers < 2:
+def for_each(work: Callable[[Item], object], items: Iterable[Item], name: str, *, count: int) -> None:
+    """Call ``work`` with each of ``count`` items, on threads if there are several; raise its first error at the end.
+
+    An item is worked on while those that follow are produced.
+    """
+    if count < 2:
         for item in items:
             work(item)
         return
-    pool = OrderedPool(work, workers, name)
+    pool = OrderedPool(work, min(worker_count(), count), name)
     try:
         for item in items:
             pool.put(item)
-        for _ in items:
+        while len(pool):
             pool.take()
     finally:
         pool.end()

@@ -13,9 +13,10 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats.safetensors.writing import SHARD_BYTES
 
-TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning"]
+TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning", "hf-trainer", "accelerate"]
 """``torch`` a file of ``torch.save``; ``safetensors`` one file, or several with an index; ``hf-folder`` what
-``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning."""
+``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning; ``hf-trainer`` a folder that the ``Trainer`` of
+Transformers resumes from; ``accelerate`` one for ``Accelerator.load_state``."""
 
 _FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
 _SUFFIXES: dict[str, TargetFormat] = {
@@ -61,7 +62,7 @@ def conversion_options(
     *,
     format: str | None = None,  # noqa: A002
     dtype: str | torch.dtype | None = None,
-    only: str | None = None,
+    only: Literal["model"] | None = None,
     shard_size: int | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ConversionOptions:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckpt_lib.converting.accelerate_folder import accelerate_files
 from ckpt_lib.converting.files import NewFile, publish
 from ckpt_lib.converting.hf_folder import hf_files
+from ckpt_lib.converting.hf_trainer import trainer_files
 from ckpt_lib.converting.lightning import MODEL_NAME, lightning_contents
 from ckpt_lib.converting.options import ConversionOptions
 from ckpt_lib.converting.safetensors_files import safetensors_files
 from ckpt_lib.converting.torch_files import script_contents, torch_file
+from ckpt_lib.converting.training_parts import refuse_only_model
 from ckpt_lib.converting.weights import weights_of
 from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, PAYLOAD_KEYS
 from ckpt_lib.core.wording import shown
@@ -28,13 +31,13 @@ class Conversion:
     """What a conversion made."""
 
     path: str
-    """The file; of several, the index that names them; the folder for ``hf-folder``."""
+    """The file; of several, the index that names them; for a format that is a folder, the folder."""
     format: str
     files: tuple[str, ...]
     """The names of all files, in the folder that they lie in."""
     size_bytes: int
     """The size of all files together."""
-    notes: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = field(default=())
     """What is not in it, or not as it was: one sentence each."""
 
 
@@ -84,9 +87,19 @@ def _files(payload: Mapping[str, Any], name: str, options: ConversionOptions) ->
     if options.format == "lightning":
         contents, notes = lightning_contents(payload, only_model=options.only_model)
         return [torch_file(name, contents, MODEL_NAME, options.dtype)], notes
+    if options.format in ("hf-trainer", "accelerate"):
+        return _training_files(payload, options)
     if options.only_model:
         return [torch_file(name, payload[MODEL_KEY], None, options.dtype)], []
     return [torch_file(name, script_contents(payload), MODEL_KEY, options.dtype)], []
+
+
+def _training_files(payload: Mapping[str, Any], options: ConversionOptions) -> tuple[list[NewFile], list[str]]:
+    if options.only_model:
+        raise refuse_only_model(options.format)
+    if options.format == "hf-trainer":
+        return trainer_files(payload, options.dtype, options.max_shard_bytes)
+    return accelerate_files(payload, options.dtype)
 
 
 def _weight_files(payload: Mapping[str, Any], name: str, options: ConversionOptions) -> tuple[list[NewFile], list[str]]:

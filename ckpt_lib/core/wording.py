@@ -17,6 +17,11 @@ _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxstring = _BRIEFLY.maxother = _BRIEFLY.maxlong = 100
 _BRIEFLY.maxlevel = 2
 
+_PARTLY = reprlib.Repr()
+_PARTLY.maxlevel = 5
+_PARTLY.maxdict = _PARTLY.maxlist = _PARTLY.maxtuple = _PARTLY.maxset = _PARTLY.maxfrozenset = 20
+_PARTLY.maxstring = _PARTLY.maxother = _SHOWN_LENGTH
+
 
 def briefly(value: object) -> str:
     """Return any value as text that is short enough for a message."""
@@ -28,8 +33,19 @@ def briefly(value: object) -> str:
 
 def shown(value: object) -> str:
     """Return any value as printable ASCII that is short enough for a message."""
-    text = ascii(value)
+    text = _bounded(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."
+
+
+def _bounded(value: object) -> str:
+    """Return the representation of a value whose parts may be large, and shared so often that it would never end."""
+    if isinstance(value, str):
+        return repr(value[: _SHOWN_LENGTH + 1])
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return _PARTLY.repr(value)
+    if isinstance(value, Exception):
+        return f"{type(value).__name__}({', '.join(map(_bounded, value.args[:10]))})"
+    return repr(value)
 
 
 def visible(text: str) -> str:

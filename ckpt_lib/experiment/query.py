@@ -47,11 +47,13 @@ class MonitorRecord:
         self.settle()
         logger.warning(
             "monitor_metric is %s (%s), but the experiment records %s (%s), which goes on to decide what is the best; "
-            "`ckpt monitor` and set_monitor() change the record",
+            "to change the record, use `ckpt monitor %s --mode %s` or set_monitor()",
             configured.metric,
             configured.mode,
             recorded.metric,
             recorded.mode,
+            configured.metric,
+            configured.mode,
         )
 
     def settle(self) -> None:

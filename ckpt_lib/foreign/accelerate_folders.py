@@ -8,7 +8,8 @@ from typing import Any
 from ckpt_lib.core.wording import count_of, listed
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
-from ckpt_lib.foreign.folders import folder_checkpoint
+from ckpt_lib.foreign.folders import folder_checkpoint, numbered_names
+from ckpt_lib.foreign.random_states import with_random_states
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.torch_parts import read_torch
 from ckpt_lib.foreign.weights import (
@@ -22,7 +23,13 @@ from ckpt_lib.foreign.weights import (
     weights_name,
 )
 
-_RANDOM_FILE = re.compile(r"random_states_\d+\.pkl")
+_RANDOM_FILE = re.compile(r"random_states_(\d+)\.pkl")
+_RNG_KEYS = {
+    "python": "random_state",
+    "numpy": "numpy_random_seed",
+    "torch": "torch_manual_seed",
+    "cuda": "torch_cuda_manual_seed",
+}
 _OWN_FILE = re.compile(r"custom_checkpoint_\d+\.pkl")
 _MARKS = ("optimizer.bin", "scheduler.bin", "sampler.bin")
 
@@ -50,7 +57,7 @@ class AccelerateFolder:
             "scheduler": _numbered(files, "scheduler"),
             "others": _others(files),
         }
-        return folder_checkpoint(
+        found = folder_checkpoint(
             self.name,
             "a folder of Accelerate's save_state",
             files,
@@ -60,6 +67,7 @@ class AccelerateFolder:
             left_out=_left_out(files),
             findings=[finding for weights in models.values() for finding in weights.findings],
         )
+        return with_random_states(found, files, numbered_names(files, _RANDOM_FILE), _RNG_KEYS)
 
 
 def _models(files: FoundFiles) -> dict[str, Weights]:
@@ -92,8 +100,6 @@ def _others(files: FoundFiles) -> dict[str, Any]:
 
 def _left_out(files: FoundFiles) -> list[str]:
     left_out = []
-    if names := [name for name in files.names if _RANDOM_FILE.fullmatch(name)]:
-        left_out.append(f"{listed(names)}: the random state of another program cannot be restored here.")
     if names := [name for name in files.names if re.fullmatch(r"(sampler|dl_state_dict)(_\d+)?\.bin", name)]:
         left_out.append(f"{listed(names)}: the place in the data belongs to Accelerate's own data loaders.")
     inner = {name.partition("/")[0] for name in files.names if "/" in name}

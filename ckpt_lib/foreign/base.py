@@ -52,10 +52,10 @@ class StoredObject:
 
     class_name: str
     """With its module, such as ``ultralytics.nn.tasks.DetectionModel``."""
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
+    arguments: tuple[Any, ...] = field(default=(), repr=False)  # they may be long, and shared without end
+    state: Any = field(default=None, repr=False)
     """What ``__setstate__`` would get: usually its attributes by name. Parts of a module are found in it."""
-    entries: Mapping[Any, Any] | list[Any] | None = None
+    entries: Mapping[Any, Any] | list[Any] | None = field(default=None, repr=False)
     """What it holds as a dict or a list, if its class is made from one of these."""
 
 
@@ -95,7 +95,9 @@ class ForeignCheckpoint:
     can_be_mapped: bool = True
     """False where it is more than the names in it that keeps it from being loaded, so that no ``key_map`` helps."""
     left_out: tuple[str, ...] = ()
-    """What ``payload`` lacks of ``contents``, and why: one sentence each."""
+    """What ``payload`` lacks of the files, and why: one sentence each."""
+    unread: tuple[str, ...] = ()
+    """The sentences of ``left_out`` about files that are not in ``contents``: no ``key_map`` brings those back."""
     findings: tuple[str, ...] = ()
     """What is suspicious about it: one sentence each."""
 

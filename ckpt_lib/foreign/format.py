@@ -9,8 +9,8 @@ import torch
 
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.foreign.base import StoredTensor
-from ckpt_lib.foreign.opening import described
-from ckpt_lib.foreign.payloads import taken
+from ckpt_lib.foreign.opening import describe_checkpoint
+from ckpt_lib.foreign.payloads import with_payload
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.tree import materialise
 from ckpt_lib.formats import Layout, Payload, PayloadSource, select
@@ -90,7 +90,7 @@ class ForeignFormat:
         """
         place = Place(map_location)
         payload = materialise(select(self._outline(source), keys))
-        return payload if place.is_cpu and not callable(map_location) else _placed(payload, place)
+        return payload if place.is_memory_of_file else _placed(payload, place)
 
     def inspect(self, source: PayloadSource) -> Payload:
         return map_leaves(self._outline(source), _placeholder)  # type: ignore[no-any-return]
@@ -107,7 +107,8 @@ class ForeignFormat:
         return {}
 
     def _outline(self, source: PayloadSource) -> Payload:
-        return taken(described(SourceFiles(source, self._title)), self._key_map).payload
+        found = with_payload(describe_checkpoint(SourceFiles(source, self._title)), self._key_map)
+        return dict(found.payload or {})
 
 
 def _refuse_writing() -> NoReturn:

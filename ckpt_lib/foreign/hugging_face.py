@@ -10,8 +10,9 @@ from typing import Any
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.foreign.base import Facts, ForeignCheckpoint
-from ckpt_lib.foreign.folders import folder_checkpoint, present
+from ckpt_lib.foreign.folders import folder_checkpoint, numbered_names, present
 from ckpt_lib.foreign.json_files import number, read_json
+from ckpt_lib.foreign.random_states import with_random_states
 from ckpt_lib.foreign.sources import FoundFiles
 from ckpt_lib.foreign.torch_parts import read_torch
 from ckpt_lib.foreign.weights import (
@@ -34,7 +35,8 @@ _TRAINER_KEYS = {
     "scaler": "others",
     "trainer_state": "extra_state",
 }
-_RNG_FILE = re.compile(r"rng_state(_\d+)?\.pth")
+_RNG_FILE = re.compile(r"rng_state(?:_(\d+))?\.pth")
+_RNG_KEYS = {"python": "python", "numpy": "numpy", "torch": "cpu", "cuda": "cuda"}
 _NO_METRIC = re.compile(r"epoch|step|.*(?:_per_second|runtime|total_flos)")
 _CHECKPOINT_TITLE = re.compile(r"checkpoint-\d+")
 
@@ -75,7 +77,8 @@ class TrainerCheckpoint:
     def recognises(self, files: FoundFiles) -> bool:
         if STATE_FILE in files.sizes_bytes:
             return _has_weights(files) or not any("/" in name for name in files.names)
-        return any(name in files.sizes_bytes for name in ("optimizer.pt", "scheduler.pt")) or bool(_rng_names(files))
+        marks = ("optimizer.pt", "scheduler.pt")
+        return any(name in marks or _RNG_FILE.fullmatch(name) for name in files.names)
 
     def open(self, files: FoundFiles) -> ForeignCheckpoint:
         """Describe a checkpoint. The Trainer writes its own state last, so that a folder without it is refused."""
@@ -92,7 +95,7 @@ class TrainerCheckpoint:
             trainer_state=state,
             config=config or None,
         )
-        return folder_checkpoint(
+        found = folder_checkpoint(
             self.name,
             "a checkpoint of the Hugging Face Trainer",
             files,
@@ -102,6 +105,7 @@ class TrainerCheckpoint:
             left_out=_not_opened(files),
             findings=weights.findings,
         )
+        return with_random_states(found, files, numbered_names(files, _RNG_FILE), _RNG_KEYS)
 
 
 def _model_name(files: FoundFiles) -> str | None:
@@ -150,12 +154,12 @@ def _facts(state: Mapping[str, Any], config: Mapping[str, Any]) -> Facts:
         writer=_writer(config) or "transformers",
         epoch=int(epoch) if epoch is not None and math.isfinite(epoch) else None,
         step=step if isinstance(step, int) else None,
-        metrics=_metrics(state),
+        metrics=metrics_of(state),
         config=config,
     )
 
 
-def _metrics(state: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
     """Return each metric as it was logged last, and the best value of the one that the best model is chosen by."""
     history = state.get("log_history")
     metrics: dict[str, float] = {}
@@ -175,17 +179,11 @@ def _half_written(files: FoundFiles, missing: str) -> CorruptCheckpointError:
     )
 
 
-def _rng_names(files: FoundFiles) -> list[str]:
-    return [name for name in files.names if _RNG_FILE.fullmatch(name)]
-
-
 def _not_opened(files: FoundFiles) -> list[str]:
     """Return which files of a folder of Hugging Face are left out, and why."""
     left_out = []
     if ARGUMENTS_FILE in files.sizes_bytes:
         left_out.append(f"{ARGUMENTS_FILE} is a pickle of a class of its own program, and was not opened.")
-    if names := _rng_names(files):
-        left_out.append(f"{listed(names)}: the random state of another program cannot be restored here.")
     if shards := sorted({name.partition("/")[0] for name in files.names if name.startswith("global_step")}):
         left_out.append(f"{listed(shards)}: the shards of DeepSpeed's optimizer; zero_to_fp32.py joins the weights.")
     return left_out

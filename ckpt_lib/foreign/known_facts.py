@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
-from ckpt_lib.foreign.plain_values import REFUSED, Plain
+from ckpt_lib.foreign.plain_values import REFUSED, PlainConverter
 
 COUNTS = ("epoch", "step")
 FACTS = (*COUNTS, "metrics", "config")
@@ -55,12 +55,13 @@ class FactFinder:
         )
         return "metrics" if is_measured or (is_metrics and value) else None
 
-    def take(self, kind: str, name: str, value: Any) -> Plain:
-        """Note a fact. Returns what is not plain in it, which was left out."""
-        values = Plain(is_config=True)
+    def take(self, kind: str, name: str, value: Any, *, is_given: bool = False) -> PlainConverter:
+        """Note a fact; one that was ``given`` comes before all others. Returns what is not plain in it, left out."""
+        values = PlainConverter(is_config=True)
         value = _number_in(value)
         if kind in COUNTS:
-            count, rank = count_of(value), _NAMES[kind].index(name) if name in _NAMES[kind] else -1
+            count = count_of(value)
+            rank = _NAMES[kind].index(name) if name in _NAMES[kind] and not is_given else -1
             if count is None:
                 values.refused.append(f"{name} (no count)")
             else:
@@ -111,7 +112,7 @@ def _fields(value: Any) -> Any:
     """Return a configuration as a dict of plain values; anything else for what is none."""
     if not isinstance(value, Mapping | StoredObject):
         return None
-    found = Plain(is_config=True).plain(value, "")
+    found = PlainConverter(is_config=True).plain(value, "")
     return found if found is not REFUSED and (found or isinstance(value, Mapping)) else None
 
 

@@ -17,7 +17,7 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.foreign.base import Facts, StoredObject, StoredTensor
 from ckpt_lib.foreign.known_facts import COUNTS, FACTS, FactFinder, count_of
 from ckpt_lib.foreign.modules import has_hooks, holds_tensors, is_module, unreadable, weight_bytes, weights_of
-from ckpt_lib.foreign.plain_values import REFUSED, Plain
+from ckpt_lib.foreign.plain_values import REFUSED, PlainConverter
 
 _STATES: dict[str, tuple[str, ...]] = {
     "model": (
@@ -55,7 +55,7 @@ _EXTRA_SUFFIX = "_extra_state"
 
 
 @dataclass(frozen=True)
-class Mapped:
+class MappedContents:
     """A checkpoint of another program under the keys of :mod:`ckpt_lib.core.payload_keys`, as far as it has them."""
 
     payload: Mapping[str, Any] | None
@@ -66,14 +66,14 @@ class Mapped:
     obstacle: str | None = None
 
 
-def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = None) -> Mapped:
+def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = None) -> MappedContents:
     """Put the entries of a checkpoint under our keys: by ``key_map`` where it names them, else by their usual names.
 
     ``key_map`` is such as ``{"netG": "model", "opt": "optimizer", "averaged": "others"}``. Its targets are ``model``,
     ``optimizer``, ``scheduler``, ``others``, ``epoch``, ``step``, ``metrics``, ``config`` and ``extra_state``. Several
     names with one target become several states under their names. A dot reaches into a dict, as in ``trainer.model``.
     Raises :class:`~ckpt_lib.errors.ConfigError` for a name that the checkpoint does not have, for a target that is
-    none, and for an epoch or a step that is no count.
+    none, for an epoch or a step that is no count, and for two names of either.
     """
     assignment = _Assignment(contents)
     assignment.take_given(dict(key_map or {}))
@@ -82,7 +82,7 @@ def to_payload(contents: Mapping[str, Any], key_map: Mapping[str, str] | None = 
     return assignment.mapped()
 
 
-def own_payload(contents: Mapping[str, Any]) -> Mapped:
+def own_payload(contents: Mapping[str, Any]) -> MappedContents:
     """Return the payload of a checkpoint of this library, which has our keys and nothing else."""
     facts = FactFinder()
     facts.writer = "prefect-checkpoints"
@@ -92,8 +92,8 @@ def own_payload(contents: Mapping[str, Any]) -> Mapped:
     states = {key: contents.get(key) for key in (*PAYLOAD_KEYS.values(), EXTRA_STATE_KEY)}
     if found := unreadable(states):
         reason = f"{len(found)} of its values can be read by torch.load alone: {listed(found, 5)}"
-        return Mapped(None, facts.found(), obstacle=reason)
-    return Mapped({key: state for key, state in states.items() if state is not None}, facts.found())
+        return MappedContents(None, facts.found(), obstacle=reason)
+    return MappedContents({key: state for key, state in states.items() if state is not None}, facts.found())
 
 
 class _Assignment:
@@ -114,14 +114,7 @@ class _Assignment:
 
     def take_given(self, key_map: dict[str, str]) -> None:
         self._is_given = "model" in key_map.values()
-        for target in key_map.values():
-            if target not in _TARGETS:
-                raise ConfigError(
-                    "key_map names a target that does not exist",
-                    expected=", ".join(_TARGETS),
-                    got=shown(target),
-                    hint=did_you_mean(str(target), _TARGETS),
-                )
+        _check_targets(key_map)
         found = {source: self._taken(source) for source in key_map}
         for target in _TARGETS:
             chosen = {source: found[source] for source in key_map if key_map[source] == target}
@@ -235,7 +228,7 @@ class _Assignment:
             return self._model(name, value)
         if isinstance(value, list):  # of Lightning, one for each optimizer
             value = {str(number): item for number, item in enumerate(value)} if len(value) != 1 else value[0]
-        values = Plain()
+        values = PlainConverter()
         state = values.plain(value, name)
         if values.refused:
             self._leave_out(values.refused, f"the whole state of the {kind} is left out")
@@ -264,7 +257,7 @@ class _Assignment:
         return value
 
     def _assign_other(self, name: str, value: Any) -> None:
-        values = Plain()
+        values = PlainConverter()
         state = values.plain(weights_of(value) if is_module(value) else value, name)
         if values.refused:
             self._leave_out(values.refused, f"the whole state {name} is left out")
@@ -278,10 +271,10 @@ class _Assignment:
                 expected="a whole number from 0 on",
                 got=shown(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}",
             )
-        self._assign_fact(kind, source, value)
+        self._assign_fact(kind, source, value, is_given=True)
 
-    def _assign_fact(self, kind: str, name: str, value: Any) -> None:
-        taken = self._facts.take(kind, name, value)
+    def _assign_fact(self, kind: str, name: str, value: Any, *, is_given: bool = False) -> None:
+        taken = self._facts.take(kind, name, value, is_given=is_given)
         self._leave_out(taken.refused, f"the {kind} lacks them")
         if taken.has_tensors:  # a configuration holds none, so they are kept beside it
             self._rest[name] = value
@@ -290,17 +283,17 @@ class _Assignment:
         if places:
             self._left_out.append(f"No plain values are {listed(places, 5)}: {what}.")
 
-    def mapped(self) -> Mapped:
+    def mapped(self) -> MappedContents:
         """Return the payload, with what nobody has taken as ``extra_state``."""
         self._facts.look_at(self._contents)
-        values = Plain()
+        values = PlainConverter()
         extra = values.plain({**self._rest, **self._extra}, "")
         self._leave_out(values.refused, "they are left out")
         if extra:
             self._payload[EXTRA_STATE_KEY] = extra
         if not self._obstacles and not {MODEL_KEY, OPTIMIZER_KEY} & self._payload.keys():
             self._obstacles.append(self._nothing_found())
-        return Mapped(
+        return MappedContents(
             payload=None if self._obstacles else self._payload,
             facts=self._facts.found(),
             left_out=tuple(self._left_out),
@@ -315,6 +308,27 @@ class _Assignment:
         likely = self._more(_is_model)
         hint = f"name them with key_map, such as {{{likely[0]!r}: 'model'}}" if likely else "it may be no checkpoint"
         return f"no weights of a model are under a name that is known ({listed(likely, 5) or 'it has none'}); {hint}"
+
+
+def _check_targets(key_map: Mapping[str, str]) -> None:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` for a target that does not exist, and for two counts of one kind."""
+    for target in key_map.values():
+        if target not in _TARGETS:
+            raise ConfigError(
+                "key_map names a target that does not exist",
+                expected=", ".join(_TARGETS),
+                got=shown(target),
+                hint=did_you_mean(str(target), _TARGETS),
+            )
+    for count in COUNTS:
+        names = [shown(name) for name, target in key_map.items() if target == count]
+        if len(names) > 1:
+            raise ConfigError(
+                f"key_map names more than one {count}",
+                expected=f"one name for the {count}",
+                got=" and ".join(names),
+                hint="Keep the name that counts what training has done; give the others to extra_state.",
+            )
 
 
 def _is_model(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_lib.foreign.base import StoredObject, StoredTensor
-from ckpt_lib.foreign.tree import tensors_in
+from ckpt_lib.foreign.tree import tensors_in, walk
 
 _PARTS = ("_parameters", "_buffers", "_modules")
 
@@ -33,15 +33,7 @@ def has_hooks(module: StoredObject) -> bool:
 
 def holds_tensors(value: Any) -> bool:
     """Tell whether a tensor, or an object that may hold one, is in nested containers."""
-    waiting, met = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, StoredTensor | StoredObject):
-            return True
-        if isinstance(item, Mapping | list | tuple) and id(item) not in met:
-            met.add(id(item))
-            waiting += item.values() if isinstance(item, Mapping) else item
-    return False
+    return any(True for _ in walk(value))
 
 
 def weight_bytes(state: Any) -> int:

@@ -29,6 +29,10 @@ _MAX_NAME_CHARACTERS = 500
 _MAX_LINE_BYTES = 5_000
 _MAX_INT_BYTES = 2_000
 """How long a whole number may be: reading a decimal one takes time with the square of its length."""
+_STEPS_ALLOWED, _STEPS_A_RECORD = 1_000_000, 200
+"""How many opcodes may be executed: a step takes half a microsecond, and what it makes up to 250 bytes of memory."""
+_NUMBERS_ALLOWED = 4_000_000
+"""How many numbers may lie in long rows, of which a whole row is one step."""
 _OBJECTS_ALLOWED, _OBJECTS_A_RECORD = 100_000, 20
 """How many calls may make objects; each takes longer than any other step. A pickled module takes about three."""
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
@@ -73,6 +77,8 @@ class DraftingUnpickler(PickleChecker):
         self._known: dict[int, Any] = {}
         self._max_objects = _OBJECTS_ALLOWED + _OBJECTS_A_RECORD * records
         self._objects = 0
+        self._max_steps = _STEPS_ALLOWED + _STEPS_A_RECORD * records
+        self._numbers = 0
 
     @property
     def _steps(self) -> dict[int, Step]:
@@ -81,6 +87,11 @@ class DraftingUnpickler(PickleChecker):
     def execute(self) -> Any:
         """Return what the pickle describes, with drafts in it. Bytes that are no pickle raise errors of many types."""
         return self._run()
+
+    def _count_numbers(self, count: int) -> None:
+        self._numbers += count
+        if self._numbers > _NUMBERS_ALLOWED:
+            raise unsafe(f"its structure holds more than {_NUMBERS_ALLOWED} numbers")
 
     # --- objects ---
 

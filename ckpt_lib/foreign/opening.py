@@ -39,10 +39,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[ForeignCheckpoint]
     or memory out of proportion, and the errors of the store.
     """
     with found_files(path) as files:
-        yield described(files)
+        yield describe_checkpoint(files)
 
 
-def described(files: FoundFiles) -> ForeignCheckpoint:
+def describe_checkpoint(files: FoundFiles) -> ForeignCheckpoint:
     """Describe the checkpoint that these files are. Raises what :func:`open_checkpoint` raises."""
     kind = kind_of(files)
     if kind is None:

@@ -25,7 +25,12 @@ from ckpt_lib.formats.torch.pickle_checking import Unknown
 from ckpt_lib.formats.torch.tensor_specs import Immutable, SpecPass, Storage, TensorSpec, name_finder
 
 _MAX_LEVELS = 120  # a module takes three: its object, its attributes, and its parts by name
-_MAX_SHARED_FACTOR, _MAX_UNSHARED = 16, 1_000_000
+_MAX_SHARED_FACTOR, _MAX_UNSHARED = 2, 200_000
+"""How much longer a structure may become when every shared part, and what it holds, is written out in full."""
+_MAX_NAME_CHARACTERS = 2**27
+"""How long all names of its parts may be together: each begins with those of all that it is within."""
+_PARTS_ALLOWED, _PARTS_A_RECORD = 50_000, 60
+"""How many containers and objects there may be: whoever looks at a checkpoint walks through them several times."""
 _LEAVES = {str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device}
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
 
@@ -57,7 +62,7 @@ def describe(
     unpickler = DraftingUnpickler(data, find_name=names.find, find_reference=find_reference, records=records)
     try:
         with CollectionPause():
-            value = _Settling(stored).settled(unpickler.execute(), 0)
+            value = _Settling(stored, _PARTS_ALLOWED + _PARTS_A_RECORD * records).settled(unpickler.execute(), 0)
             return Described(value, unpickler.end, names.findings())
     except (CheckpointError, MemoryError, torch.OutOfMemoryError):
         raise
@@ -99,17 +104,21 @@ class _Names:
 class _Settling:
     """Turns drafts into what is stored. What is shared stays shared."""
 
-    def __init__(self, stored: Callable[[TensorSpec], StoredTensor]) -> None:
+    def __init__(self, stored: Callable[[TensorSpec], StoredTensor], max_parts: int) -> None:
         self._stored = stored
+        self._max_parts = max_parts
         self._done: dict[int, tuple[Any, Any, int]] = {}  # by id: what it was, what it became, its unshared size
         self._open: set[int] = set()
+        self._entries = 0
+        self._prefix = 0  # how long the name of what is being settled is
+        self._name_characters = 0
 
     def settled(self, item: Any, level: int) -> Any:
         """Return the item as it is stored. Raises :class:`~ckpt_lib.errors.UnsafePayloadError` for an endless one."""
         if type(item) in _LEAVES:
             return item
         found, size = self._settle(item, level)
-        if not level and size > _MAX_UNSHARED + _MAX_SHARED_FACTOR * len(self._done):
+        if not level and size > _MAX_UNSHARED + _MAX_SHARED_FACTOR * self._entries:
             raise unsafe("its structure repeats itself without end")
         return found
 
@@ -125,6 +134,8 @@ class _Settling:
         if level > _MAX_LEVELS:
             raise unsafe(f"its structure is nested more than {_MAX_LEVELS} levels deep")
         self._open.add(identity)
+        if len(self._done) >= self._max_parts:
+            raise unsafe(f"its structure has more than {self._max_parts} parts")
         found, size = self._converted(item, level + 1)
         self._open.discard(identity)
         self._done[identity] = (item, found, size)
@@ -145,7 +156,14 @@ class _Settling:
         return type(item)(parts), size
 
     def _parts(self, items: list[Any], level: int) -> tuple[list[Any], int]:
-        parts, size = [], 1
+        self._entries += len(items) + 1
+        self._name_characters += self._prefix * len(items)
+        if self._name_characters > _MAX_NAME_CHARACTERS:
+            raise unsafe("the names of its parts are too long")
+        size = len(items) + 1
+        if _LEAVES.issuperset(map(type, items)):
+            return items, size
+        parts = []
         for item in items:
             found, part_size = (item, 0) if type(item) in _LEAVES else self._settle(item, level)
             parts.append(found)
@@ -154,7 +172,12 @@ class _Settling:
 
     def _dict(self, item: dict[Any, Any], level: int) -> tuple[dict[Any, Any], int]:
         keys, keys_size = self._parts(list(item), level)
+        longest = max(
+            (len(key) for key, value in item.items() if type(key) is str and type(value) not in _LEAVES), default=0
+        )
+        self._prefix += longest
         values, values_size = self._parts(list(item.values()), level)
+        self._prefix -= longest
         settled = type(item)(zip(keys, values, strict=True))
         size = keys_size + values_size
         if isinstance(item, OrderedDict) and vars(item):

@@ -12,11 +12,13 @@ from ckpt_lib.foreign.base import StoredObject, StoredTensor
 
 _LEAVES = (str, int, float, bool, type(None), complex, bytes, bytearray, torch.dtype, torch.device, torch.Size)
 _NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
+_PLAIN = {str, int, float, bool, type(None)}
+"""What most entries of long lists are: no place has to be named for them."""
 REFUSED = object()
 """Stands for a value that is not plain, whose place was noted."""
 
 
-class Plain:
+class PlainConverter:
     """Converts values and collects the places of those that are not plain.
 
     For a configuration, an object of any class counts as a dict of its attributes, and a tensor is not plain.
@@ -44,6 +46,8 @@ class Plain:
         return value if all(isinstance(item, _LEAVES) for item in value) else self._refuse(place, "a set of objects")
 
     def _sequence(self, value: list[Any] | tuple[Any, ...], place: str) -> Any:
+        if _PLAIN.issuperset(map(type, value)):
+            return type(value)(value)
         items = [self.plain(item, f"{place}[{number}]") for number, item in enumerate(value)]
         return REFUSED if any(item is REFUSED for item in items) else type(value)(items)
 
@@ -71,12 +75,12 @@ class Plain:
         return REFUSED
 
 
-_CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[Plain, Any, str], Any]], ...] = (
-    (StoredTensor, Plain._tensor),
-    (StoredObject, Plain._object),
-    (Mapping, Plain._dict),
-    (set, Plain._set),
-    ((list, tuple), Plain._sequence),
+_CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[PlainConverter, Any, str], Any]], ...] = (
+    (StoredTensor, PlainConverter._tensor),
+    (StoredObject, PlainConverter._object),
+    (Mapping, PlainConverter._dict),
+    (set, PlainConverter._set),
+    ((list, tuple), PlainConverter._sequence),
 )
 
 

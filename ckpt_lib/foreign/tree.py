@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_lib.foreign.base import StoredTensor
+from ckpt_lib.foreign.base import StoredObject, StoredTensor
+
+_LEAVES = {str, int, float, bool, type(None), complex, bytes}
+"""What most entries of long lists are: nothing is in them, and no such list is walked through."""
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """Yield every tensor in nested containers with its dotted name, in order."""
+    """Yield every tensor in nested containers with its dotted name, in order; not those that objects hold."""
     waiting = [(name, value)]
     while waiting:
         name, item = waiting.pop()
@@ -19,7 +22,48 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]
             continue
         entries = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
         before = f"{name}." if name else ""
-        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries))]
+        waiting += [(f"{before}{key}", entry) for key, entry in reversed(list(entries)) if _may_hold(entry)]
+
+
+def _may_hold(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | StoredTensor)
+
+
+def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | StoredObject]]:
+    """Yield every tensor and every object of a class with its dotted name, in order; what objects hold, too.
+
+    A container that is there twice, or within itself, is walked through once.
+    """
+    waiting: list[tuple[str, Any]] = [(name, value)]
+    met: set[int] = set()
+    while waiting:
+        name, item = waiting.pop()
+        if isinstance(item, StoredTensor):
+            yield name, item
+            continue
+        entries = _entries(item)
+        if entries is None or id(item) in met:
+            continue
+        met.add(id(item))
+        if isinstance(item, StoredObject):
+            yield name, item
+        before = f"{name}." if name else ""
+        waiting += [(f"{before}{key}", entry) for key, entry in reversed(entries) if _is_walked(entry)]
+
+
+def _entries(item: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(item, Mapping):
+        return [] if _LEAVES.issuperset(map(type, item.values())) else list(item.items())
+    if isinstance(item, list | tuple):
+        return [] if _LEAVES.issuperset(map(type, item)) else list(enumerate(item))
+    if isinstance(item, StoredObject):
+        parts = (item.arguments, item.entries, item.state)
+        return [entry for part in parts if part is not None for entry in _entries(part) or ()]
+    return None
+
+
+def _is_walked(item: Any) -> bool:
+    return isinstance(item, Mapping | list | tuple | StoredTensor | StoredObject)
 
 
 def materialise(value: Any) -> Any:

@@ -52,6 +52,11 @@ class Place:
         """True when tensors may stay in the memory of the file."""
         return self._device.type == "cpu"
 
+    @property
+    def is_memory_of_file(self) -> bool:
+        """True when tensors stay in the memory of the file."""
+        return self.is_cpu and self._choose is None
+
     def __call__(self, elements: torch.Tensor) -> torch.Tensor:
         """Return bytes that lie in CPU memory in the place that was asked for."""
         if self._choose is None:

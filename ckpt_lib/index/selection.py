@@ -154,10 +154,13 @@ def check_metric_is_known(metric: str, known: Sequence[HasMetrics]) -> None:
         raise unknown_metric(metric, names)
 
 
+_TO_ADD_METRICS = "`ckpt metrics ID loss=0.1 --source NAME` adds one to a checkpoint that is there."
+
+
 def unknown_metric(metric: str, names: Collection[str]) -> UnknownMetricError:
     """Return the error for a metric that none of the checkpoints has recorded."""
     return UnknownMetricError(
         f"no checkpoint has recorded a metric {metric!r}",
-        expected=", ".join(sorted(names)) or "none was recorded",
-        hint=did_you_mean(metric, names) or None,
+        expected=", ".join(sorted(names)) or "a metric that a checkpoint has; none has any",
+        hint=did_you_mean(metric, names) or (None if names else _TO_ADD_METRICS),
     )

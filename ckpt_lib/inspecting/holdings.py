@@ -1,55 +1,20 @@
-"""Walks through what a checkpoint holds, and adds up its tensors."""
+"""The tensors and states that a checkpoint holds, added up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from ckpt_lib.core.payload_keys import EXTRA_STATE_KEY, MODEL_KEY, PAYLOAD_KEYS
 from ckpt_lib.foreign import ForeignCheckpoint, StoredObject, StoredTensor
+from ckpt_lib.foreign.modules import is_module
+from ckpt_lib.foreign.tree import walk
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor
 
 Named = list[tuple[str, StoredTensor]]
 
 _STATES = {key: name for name, key in PAYLOAD_KEYS.items()} | {EXTRA_STATE_KEY: EXTRA_STATE_KEY}
-
-
-def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | StoredObject]]:
-    """Yield every tensor and every object of a class with its dotted name, in order; what objects hold, too.
-
-    A container that is there twice, or within itself, is walked through once.
-    """
-    waiting: list[tuple[str, Any]] = [(name, value)]
-    met: set[int] = set()
-    while waiting:
-        name, item = waiting.pop()
-        if isinstance(item, StoredTensor):
-            yield name, item
-            continue
-        entries = _entries(item)
-        if entries is None or id(item) in met:
-            continue
-        met.add(id(item))
-        if isinstance(item, StoredObject):
-            yield name, item
-        before = f"{name}." if name else ""
-        waiting += [(f"{before}{key}", entry) for key, entry in reversed(entries) if _is_walked(entry)]
-
-
-def _entries(item: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(item, Mapping):
-        return list(item.items())
-    if isinstance(item, list | tuple):
-        return list(enumerate(item))
-    if isinstance(item, StoredObject):
-        parts = (item.arguments, item.entries, item.state)
-        return [entry for part in parts if part is not None for entry in _entries(part) or ()]
-    return None
-
-
-def _is_walked(item: Any) -> bool:
-    return isinstance(item, Mapping | list | tuple | StoredTensor | StoredObject)
 
 
 def tensors_of(value: Any) -> Named:
@@ -100,6 +65,23 @@ def model_of(found: ForeignCheckpoint) -> Named:
     return distinct(tensors_of(found.contents if model is None else model))
 
 
+def parameters_of(found: ForeignCheckpoint) -> int | None:
+    """Return how many elements the parameters of the model have; ``None`` where they cannot be told from buffers.
+
+    A module that was pickled whole says which are which; a state dict names both in the same way.
+    """
+    parameters: set[Hashable] = set()
+    buffers: set[Hashable] = set()
+    for _, item in walk(found.contents):
+        if isinstance(item, StoredObject) and is_module(item):
+            parameters |= {_identity(tensor) for _, tensor in tensors_of(item.state["_parameters"])}
+            buffers |= {_identity(tensor) for _, tensor in tensors_of(item.state["_buffers"])}
+    model = model_of(found)
+    if not parameters or not all(_identity(tensor) in parameters | buffers for _, tensor in model):
+        return None
+    return elements_in((name, tensor) for name, tensor in model if _identity(tensor) in parameters)
+
+
 def states_of(found: ForeignCheckpoint) -> tuple[InspectedState, ...]:
     """Return what the checkpoint holds, in the words of this library; in its own where it cannot be loaded."""
     if found.payload is None:
@@ -111,7 +93,9 @@ def states_of(found: ForeignCheckpoint) -> tuple[InspectedState, ...]:
         tensors = tensors_of(part)
         once = distinct(tensors)
         states.append(
-            InspectedState(name=name, tensors=len(tensors), elements=elements_in(once), size_bytes=bytes_in(once))
+            InspectedState(
+                name=name, tensor_count=len(tensors), element_count=elements_in(once), size_bytes=bytes_in(once)
+            )
         )
     return tuple(states)
 

@@ -14,8 +14,8 @@ from ckpt_lib.core.manifest import Foreign, Manifest
 from ckpt_lib.experiment.stored_payload import format_of
 from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, Region, StoredTensor
 from ckpt_lib.foreign.format import SourceFiles
-from ckpt_lib.foreign.opening import described
-from ckpt_lib.foreign.payloads import taken
+from ckpt_lib.foreign.opening import describe_checkpoint
+from ckpt_lib.foreign.payloads import with_payload
 from ckpt_lib.foreign.storages import Storages
 from ckpt_lib.formats import Format, PayloadSource, is_compressed, plain_source
 from ckpt_lib.formats.safetensors.format import SafetensorsFormat
@@ -51,16 +51,12 @@ def _imported_in_place(files: FoundFiles, manifest: Manifest, foreign: Foreign) 
     """Describe the files of another program as its kind does, and as they are loaded: by the key map of the import."""
     held = files.where({entry.part for entry in manifest.files}.__contains__)
     source = SourceFiles(held, foreign.title, path=files.path, modified_seconds=held.modified_seconds)
-    found = described(source)
-    what = taken(found, foreign.key_map)
+    found = with_payload(describe_checkpoint(source), foreign.key_map)
     return replace(
         found,
         title=f"{found.title}, imported in place",
         files=files,
-        payload=what.payload,
         facts=replace(_facts_of(manifest), writer=found.facts.writer),
-        obstacle=None,
-        left_out=what.left_out,
     )
 
 

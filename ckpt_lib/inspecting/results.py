@@ -21,9 +21,9 @@ class TensorStatistics(_Result):
     mean: float | None
     min: int | float | None
     max: int | float | None
-    nan: int
-    infinite: int
-    zeros: int
+    nan_count: int
+    infinite_count: int
+    zero_count: int
 
 
 class InspectedTensor(_Result):
@@ -41,8 +41,8 @@ class InspectedState(_Result):
     """One state that a checkpoint holds, such as ``model`` or ``optimizer``."""
 
     name: str
-    tensors: int
-    elements: int
+    tensor_count: int
+    element_count: int
     size_bytes: int
 
 
@@ -74,14 +74,16 @@ class Inspection(_Result):
     writer: str | None = None
     saved_at: datetime | None = None
     size_bytes: int
-    files: int
+    file_count: int
     tensors: tuple[InspectedTensor, ...] = ()
     """All tensors, as they are stored."""
     tensor_bytes: int = 0
     """The size of all tensors; those that are the same memory count once, here and below."""
     bytes_by_dtype: dict[str, int] = {}
-    parameters: int = 0
-    """How many elements the model has, or all of it where the model cannot be told. Buffers count."""
+    model_element_count: int = 0
+    """How many values are in the tensors of the model, buffers included; in all tensors where no model can be told."""
+    parameter_count: int | None = None
+    """How many of them are parameters; ``None`` where the file does not tell them from buffers. No state dict does."""
     states: tuple[InspectedState, ...] = ()
     epoch: int | None = None
     step: int | None = None

@@ -116,9 +116,9 @@ class _Running:
             mean=self._mean if ordered else None,
             min=ordered[0] if ordered else None,
             max=ordered[1] if ordered else None,
-            nan=self._nan,
-            infinite=self._infinite,
-            zeros=self._zeros,
+            nan_count=self._nan,
+            infinite_count=self._infinite,
+            zero_count=self._zeros,
         )
 
 

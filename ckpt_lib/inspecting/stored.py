@@ -1,76 +1,27 @@
-"""Checkpoints of a store: found by a path, and described by their manifest and format."""
+"""Checkpoints of a store, described by their manifest and format."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from io import BytesIO
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,
     NotACheckpointError,
-    NotAStoreError,
     StoreError,
     UnsupportedFormatError,
 )
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.experiment.layout import MANIFEST_SUFFIX
 from ckpt_lib.experiment.stored_file import open_file
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.inspecting.placeholders import stored_checkpoint
 from ckpt_lib.inspecting.results import Inspection, StoredCheckpoint
 from ckpt_lib.inspecting.summary import summary_of, summary_of_unreadable
-from ckpt_lib.store import open_store
 from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import Progress
-
-
-def checkpoint_at(path: str) -> tuple[Experiment, Manifest] | None:
-    """Return the checkpoint whose manifest, payload or folder is at a path or URL; ``None`` if there is no manifest.
-
-    Raises :class:`~ckpt_lib.errors.NotACheckpointError` for a folder of several, and for a save that did not end, and
-    what reading a manifest raises.
-    """
-    parent, _, name = path.replace(os.sep, "/").rstrip("/").rpartition("/")
-    checkpoint_id = name.partition(".")[0]
-    folder = parent or ("/" if path.startswith("/") else ".")
-    if not is_checkpoint_id(checkpoint_id):
-        ids = _ids_in(path)
-        if not ids:
-            return None
-        if len(ids) > 1:
-            raise NotACheckpointError(
-                f"the folder holds {len(ids):,} checkpoints", path=path, hint="Name one of their manifests or payloads."
-            )
-        folder, checkpoint_id = path, ids[0]
-    try:
-        experiment = Experiment(open_store(folder), "", os.path.basename(folder.rstrip("/")))
-        record = experiment.read(checkpoint_id).record
-    except NotAStoreError:
-        return None
-    if record is None or isinstance(record, Manifest):
-        return None if record is None else (experiment, record)
-    raise NotACheckpointError(
-        "its save has not ended, and none of its files count yet"
-        if record.state == "saving"
-        else "its save was given up, and nothing comes of its files",
-        path=experiment.location(f"{checkpoint_id}{MANIFEST_SUFFIX}"),
-        got=f"a record that is {record.state}",
-    )
-
-
-def _ids_in(path: str) -> list[str]:
-    """Return the ids of the manifests in a folder of this machine; none for anything else."""
-    try:
-        names = os.listdir(path.removeprefix("file://"))
-    except (OSError, ValueError):
-        return []
-    stems = (name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX))
-    return sorted(filter(is_checkpoint_id, stems))
 
 
 def inspect_stored(

@@ -22,6 +22,7 @@ from ckpt_lib.inspecting.holdings import (
     elements_in,
     listed_tensors,
     model_of,
+    parameters_of,
     states_of,
     tensors_of,
 )
@@ -68,11 +69,12 @@ def summary_of(
         writer=facts.writer,
         saved_at=facts.saved_at,
         size_bytes=found.files.size_bytes,
-        files=len(found.files.names),
+        file_count=len(found.files.names),
         tensors=listing,
         tensor_bytes=bytes_in(once),
         bytes_by_dtype=bytes_by_dtype(once),
-        parameters=elements_in(model_of(found)),
+        model_element_count=elements_in(model_of(found)),
+        parameter_count=parameters_of(found),
         states=states_of(found),
         epoch=facts.epoch,
         step=facts.step,
@@ -107,7 +109,9 @@ def _needs(found: ForeignCheckpoint, classes: Sequence[str]) -> tuple[tuple[str,
         return (), _NOTHING
     packages = sorted({name.partition(".")[0] for name in classes if not runs_commands(name)} - _PROVIDED)
     missing = [name for name in packages if not _is_installed(name)]
-    text = "What it holds of tensors and plain values: nothing. All of it: trust_pickle, which runs its code"
+    text = (
+        "Its tensors and plain values: nothing. Its objects as well: trust_pickle, which runs the code of their classes"
+    )
     if missing:
         text += f", and {listed(missing, most=5)}, not installed here"
     return ("trust_pickle", *(f"package:{name}" for name in missing)), f"{text}."
@@ -137,7 +141,7 @@ def summary_of_unreadable(
         kind=kind.name if kind else "unknown",
         title=title,
         size_bytes=files.size_bytes,
-        files=len(files.names),
+        file_count=len(files.names),
         problem=problem,
         needs=needs,
         **facts,

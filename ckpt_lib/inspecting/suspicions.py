@@ -46,7 +46,7 @@ def suspicions(found: ForeignCheckpoint, tensors: Named, classes: Sequence[str])
 def of_statistics(tensors: Iterable[InspectedTensor]) -> Iterator[str]:
     """Yield what the elements of tensors tell."""
     read = [(tensor.name, tensor.statistics) for tensor in tensors if tensor.statistics]
-    for name, noun in (("nan", "NaN"), ("infinite", "infinities")):
+    for name, noun in (("nan_count", "NaN"), ("infinite_count", "infinities")):
         hit = [shown(tensor) for tensor, statistics in read if getattr(statistics, name)]
         if hit:
             yield f"There are {noun} in {listed(hit)}."

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.errors import CheckpointError, ConfigError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
-from ckpt_lib.formats import Payload
+from ckpt_lib.formats import Payload, is_compressed
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.state.naming import spellings_of_part
 from ckpt_lib.stream.cache import PayloadCache
@@ -39,12 +40,28 @@ def read_payload(
     keep = is_whole and cache is not None and manifest.size_bytes <= cache.limit_bytes
     with errors_named(experiment, manifest, manifest.files):
         with StoredPayload(experiment, manifest.files, verify=verify, cache=cache, keep=keep) as source:
-            if is_whole or trust_pickle:
-                source.require_all()
-            stored = format_of(manifest)
-            payload = stored.read(source, map_location=map_location, trust_pickle=trust_pickle, keys=keys)
+            read = partial(
+                format_of(manifest).read, source, map_location=map_location, trust_pickle=trust_pickle, keys=keys
+            )
+            if is_whole and is_compressed(manifest.format) and not trust_pickle:
+                payload = _read_compressed(source, read)
+            else:
+                if is_whole or trust_pickle:
+                    source.require_all()
+                payload = read()
         if is_whole and not trust_pickle:
             check_parts(payload, manifest)
+    return payload
+
+
+def _read_compressed(source: StoredPayload, read: Callable[[], Payload]) -> Payload:
+    """Let the format verify what it decompresses, while the disk goes on, and verify the rest after it."""
+    try:
+        payload = read()
+    except CheckpointError:
+        source.require_all()  # what is damaged is told before all else, and all of it
+        raise
+    source.require_all()
     return payload
 
 

@@ -20,9 +20,8 @@ from ckpt_lib.maintenance import deletions, quarantine, transfer
 from ckpt_lib.maintenance.added_metrics import carry_to_backup
 from ckpt_lib.maintenance.cleaners import BackupCleaner, at_most
 from ckpt_lib.maintenance.cleanup import kept_if_valid
-from ckpt_lib.maintenance.import_report import Counted, ImportReport
-from ckpt_lib.maintenance.importing import ImportTask
-from ckpt_lib.maintenance.imports import Imported
+from ckpt_lib.maintenance.importing.report import Counted, Imported, ImportReport
+from ckpt_lib.maintenance.importing.task import ImportTask
 from ckpt_lib.maintenance.quarantine import QuarantineReport
 from ckpt_lib.maintenance.repair import RepairReport, repair
 from ckpt_lib.maintenance.snapshot_file import SnapshotFile
@@ -111,20 +110,23 @@ class Copies:
             return found.checkpoint_id
 
     def import_from(self, source: str | os.PathLike[str], **options: Any) -> Imported:
-        """Take in a checkpoint as the newest; ``options`` are those of an :class:`ImportTask`."""
+        """Import a checkpoint as the newest; ``options`` are those of an :class:`ImportTask`."""
         imported = self._import_task(**options).run(source)
         self._note_imported(imported.manifest)
         self._finish_import()
         return imported
 
     def import_tree(self, folder: str | os.PathLike[str], *, counted: Counted | None, **options: Any) -> ImportReport:
-        """Take in each checkpoint in a folder and below, oldest first."""
-        from ckpt_lib.maintenance.import_trees import import_tree  # torch, only where it is used
+        """Import each checkpoint in a folder and below, oldest first."""
+        from ckpt_lib.maintenance.importing.trees import import_tree  # torch, only where it is used
 
+        report = None
         try:
-            return import_tree(self._import_task(**options), folder, counted=counted, noted=self._note_imported)
+            report = import_tree(self._import_task(**options), folder, counted=counted, noted=self._note_imported)
         finally:
-            self._finish_import()
+            if report is None or report.checkpoint_ids:  # where nothing was taken in, nothing is written
+                self._finish_import()
+        return report
 
     def _import_task(self, **options: Any) -> ImportTask:
         config, catalogue = self.locations.config, self.locations.catalogue

@@ -16,18 +16,17 @@ from ckpt_lib.converting.options import ConversionOptions, conversion_options
 from ckpt_lib.converting.targets import Conversion, Target, target_of, write_as
 from ckpt_lib.converting.tensors import stored_tensors
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.errors import NotACheckpointError, NotAStoreError, UnsupportedFormatError
+from ckpt_lib.experiment.at_path import checkpoint_at, file_at
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.stored_payload import StoredPayload, errors_named, format_of
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, found_files
 from ckpt_lib.foreign.checksums import check_checksums
-from ckpt_lib.foreign.opening import described
+from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.formats import Payload, PayloadSource, format_named, is_compressed, plain_source
 from ckpt_lib.formats.registry import FILE_SUFFIXES, SEPARATOR, codec_name_of, format_of_bare_files
 from ckpt_lib.maintenance.exports import refuse_experiment
-from ckpt_lib.maintenance.imports import locate
 from ckpt_lib.maintenance.validate import check_parts
 from ckpt_lib.store import location
 from ckpt_lib.store.local.os_errors import errors_of_writing
@@ -58,7 +57,7 @@ def export(experiment: Experiment, manifest: Manifest, destination: str | os.Pat
     if options.get("format") is None and place.lower().endswith(FILE_SUFFIXES):
         options["format"] = "torch"
     result = export_as(experiment, manifest, destination, conversion_options(place, **options))
-    for sentence in result.notes:
+    for sentence in result.left_out:
         logger.warning("%s: %s", result.path, sentence)
     return result.path
 
@@ -100,16 +99,18 @@ def _read(
 
 
 def _convert(source: str, destination: str | os.PathLike[str], options: ConversionOptions) -> Conversion:
-    nothing_there = None
+    found, nothing_there, path = None, None, _without_link(source)
     try:
-        origin, name = locate(_without_link(source), _NO_NAME)
+        found = checkpoint_at(path)
+        if found is None:
+            file_at(path)
     except NotAStoreError:  # something else is where a folder should be
         pass
     except NotACheckpointError as error:
         nothing_there = error
-    else:
-        if is_checkpoint_id(name):
-            return export_as(origin, origin.get(name), destination, options)
+    if found is not None:
+        origin, checkpoint_id = found
+        return export_as(origin, origin.get(checkpoint_id), destination, options)
     try:
         return _convert_foreign(source, destination, options)
     except NotACheckpointError as error:
@@ -130,9 +131,9 @@ def _convert_foreign(
         refuse_experiment(Experiment(target.store, "", _NO_NAME, single_writer=True))
         with _plain(files, _folder_near(target)) as plain:
             unchecked = check_checksums(plain)
-            checkpoint = described(plain)
+            checkpoint = describe_checkpoint(plain)
             result = write_as(_payload_of(checkpoint), target, options)
-    return replace(result, notes=(*unchecked, *checkpoint.left_out, *result.notes))
+    return replace(result, left_out=(*unchecked, *checkpoint.left_out, *result.left_out))
 
 
 def _payload_of(checkpoint: ForeignCheckpoint) -> Payload:

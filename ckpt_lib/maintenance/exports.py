@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import CheckpointExistsError, ConfigError, CorruptManifestError, StorePermissionError
+from ckpt_lib.experiment.at_path import parent_and_name
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import copy_file, find_stored_damages
 from ckpt_lib.experiment.layout import (
@@ -49,7 +50,7 @@ def export(
     suffix = _exported_suffix(manifest)
     _refuse_conversion(destination, place)
     if _is_file_name(destination, place, suffix):
-        return _export_file(experiment, manifest, *folder_and_name(place, experiment.name), progress)
+        return _export_file(experiment, manifest, place, progress)
     target = Experiment(open_store(destination), "", experiment.name, single_writer=True)
     refuse_experiment(target)
     _refuse_records(target)
@@ -68,13 +69,6 @@ def export(
     if not is_there:
         target.store.put(manifest_name(manifest.checkpoint_id), exported.to_bytes())
     return location(target.store, exported.payload_name)
-
-
-def folder_and_name(path: str, experiment_name: str) -> tuple[Experiment, str]:
-    """Return the folder that a file lies in, and its name there."""
-    parent, _, name = path.replace(os.sep, "/").rstrip("/").rpartition("/")
-    store = open_store(parent or ("/" if path.startswith("/") else "."))
-    return Experiment(store, "", experiment_name, single_writer=True), name
 
 
 def _is_file_name(destination: str | os.PathLike[str], place: str, suffix: str) -> bool:
@@ -96,9 +90,9 @@ def _refuse_conversion(destination: str | os.PathLike[str], place: str) -> None:
         )
 
 
-def _export_file(
-    experiment: Experiment, manifest: Manifest, target: Experiment, name: str, progress: Progress | None
-) -> str:
+def _export_file(experiment: Experiment, manifest: Manifest, destination: str, progress: Progress | None) -> str:
+    folder, name = parent_and_name(destination)
+    target = Experiment(open_store(folder), "", experiment.name, single_writer=True)
     if manifest.files[0].part:
         raise ConfigError(
             f"the payload is a folder of {count_of(len(manifest.files), 'file')}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_lib.config import CheckpointConfig, is_max_backups_given
 from ckpt_lib.core.manifest import Manifest
@@ -23,7 +23,7 @@ from ckpt_lib.maintenance.both_copies import Copies
 from ckpt_lib.maintenance.cleaners import BackupCleaner, CheckpointCleaner
 from ckpt_lib.maintenance.doctor import Doctor
 from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.import_report import Counted, ImportedItem, ImportReport
+from ckpt_lib.maintenance.importing.report import Counted, ImportedItem, ImportReport
 from ckpt_lib.maintenance.quarantine import QuarantinedCheckpoint, QuarantineReport
 from ckpt_lib.maintenance.repair import Remedy, RepairReport, remedy
 from ckpt_lib.maintenance.scrub import ScrubReport, scrub
@@ -247,7 +247,7 @@ class Keeper:
         *,
         format: str | None = None,  # noqa: A002
         dtype: Any = None,
-        only: str | None = None,
+        only: Literal["model"] | None = None,
         shard_size: int | str | None = None,
         progress: Progress | None = None,
     ) -> str:

@@ -19,7 +19,6 @@ from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment, too_busy
 from ckpt_lib.experiment.files import blocks_of, damaged_source, refuse_original, replace_file
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import manifest_name
-from ckpt_lib.experiment.locations import check_apart
 from ckpt_lib.experiment.replacement import HeldNext, replace_payload
 from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.maintenance.validate import compare
@@ -48,6 +47,8 @@ def backup(
     if isinstance(existing, Manifest) and existing.is_visible:
         same_or_raise(existing, manifest, backups)
         if existing.claim == manifest.claim:  # a backup has one of its own
+            from ckpt_lib.experiment.locations import check_apart  # a conversion needs no configuration
+
             check_apart("checkpoints", home, "backup_dir", backups)
         if _is_whole(backups, existing, verify=verify_existing):
             if verify_existing or not home.is_complete(manifest):

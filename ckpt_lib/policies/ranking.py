@@ -33,10 +33,10 @@ class HasMetrics(Protocol):
 
 R = TypeVar("R", bound=Ranked)
 
-AFTER_FIRST_SAVE = "`ckpt monitor` or set_monitor() changes the monitored metric."
+AFTER_FIRST_SAVE = "`ckpt monitor METRIC --mode min` (or max) or set_monitor() chooses another one."
 BEFORE_FIRST_SAVE = (
-    "Nothing has been saved yet: set monitor_metric in the configuration. After the first save, use `ckpt monitor` or "
-    "set_monitor()."
+    "Nothing has been saved yet: set monitor_metric in the configuration. After the first save, use "
+    "`ckpt monitor METRIC --mode min` (or max) or set_monitor()."
 )
 
 

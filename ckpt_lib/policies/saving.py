@@ -151,7 +151,7 @@ class OnImprovement:
             return "Pass it in metrics, or give OnImprovement a metric that you pass."
         if not context.is_monitor_recorded:
             return "Pass it in metrics, or set monitor_metric in the configuration to one that you pass."
-        return "Pass it in metrics, or monitor one that you pass: `ckpt monitor` or set_monitor()."
+        return "Pass it in metrics, or monitor one that you pass: `ckpt monitor METRIC --mode min` or set_monitor()."
 
 
 @dataclass(frozen=True)

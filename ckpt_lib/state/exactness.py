@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def changed_values(current: Mapping[str, Any], state: Mapping[str, Any], *, exactly: bool) -> list[str]:
+def changed_values(
+    current: Mapping[str, Any], state: Mapping[str, Any], *, exactly: bool, uncommon: Mapping[str, Any]
+) -> list[str]:
     """Return the names of a model's tensors that cannot hold the values stored for them.
+
+    ``uncommon`` has those of the ``current`` tensors that may be of another type than what is stored for them.
 
     Overflows, lost fractions, wrapped numbers and different values for one tied tensor always count. With ``exactly``,
     any rounding counts too.
     """
-    return sorted({*_changed_by_type(current, state, exactly=exactly), *_changed_by_ties(current, state)})
+    return sorted({*_changed_by_type(uncommon, state, exactly=exactly), *_changed_by_ties(current, state)})
 
 
 def _changed_by_type(current: Mapping[str, Any], state: Mapping[str, Any], *, exactly: bool) -> Iterator[str]:
@@ -76,16 +80,19 @@ def _changed_by_ties(current: Mapping[str, Any], state: Mapping[str, Any]) -> It
     """Yield the names of tied tensors for which different values were stored. Loading keeps the last of these."""
     import torch
 
-    seen: dict[tuple[Any, ...], str] = {}
+    at: dict[int, list[str]] = {}
     for name, value in current.items():
         if not isinstance(value, torch.Tensor) or is_lazy(value) or not value.numel() or name not in state:
             continue
-        if value.layout is not torch.strided or value.is_nested:
-            continue
-        key = (value.data_ptr(), value.shape, value.stride(), value.device)
-        first = seen.setdefault(key, name)
-        if first != name and not _equal(state[first], state[name]):
-            yield first
+        if value.layout is torch.strided and not value.is_nested:
+            at.setdefault(value.data_ptr(), []).append(name)
+    for names in at.values():
+        seen: dict[tuple[Any, ...], str] = {}
+        for name in names if len(names) > 1 else ():
+            value = current[name]
+            first = seen.setdefault((value.shape, value.stride(), value.device), name)
+            if first != name and not _equal(state[first], state[name]):
+                yield first
 
 
 def _equal(one: Any, other: Any) -> bool:

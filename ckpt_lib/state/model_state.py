@@ -3,65 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 from ckpt_lib.core.wording import listed
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import changed_values, is_lazy
-from ckpt_lib.state.naming import NamedState, nothing_matches
+from ckpt_lib.state.naming import AS_STORED, NamedState, Naming, named_for, nothing_matches
 from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
 
 Hint = Callable[[], str]
 """Returns what to do about a state that does not fit."""
 
 
-def check_model(model: Any, named: NamedState, *, require_exact: bool, hint: Hint) -> list[str]:
+class Fit:
+    """A model, and the stored state that it is to take: all that the checks and the load ask of both.
+
+    Each look at a model walks through all of its modules and tensors, so there is one, before anything is loaded.
+    """
+
+    def __init__(self, model: Any, current: Any, named: NamedState) -> None:
+        self.model = model
+        self.named = named
+        self.current = current
+        """The model's own state."""
+        kinds, has_hooks = _kinds_of(model)
+        is_usual = is_module(model) and isinstance(current, Mapping)
+        self.has_own_loading = not is_usual or has_hooks or any(map(_has_own_code, kinds))
+        """True for load hooks, for loading code that is not PyTorch's, and for all that is no module."""
+        self.decides_itself = self.has_own_loading or any(map(_loads_itself, kinds))
+        """True for a model that may accept other names or shapes than its own."""
+
+    @cached_property
+    def uncommon(self) -> Mapping[str, Any]:
+        """The model's values but for dense tensors for which a dense one of the same type and shape is stored."""
+        state = self.named.state
+        return {name: value for name, value in self.current.items() if not _is_alike(value, state.get(name))}
+
+    def renewed(self) -> Fit:
+        """Return the fit of the same state to the model as it is by now."""
+        return Fit(self.model, self.model.state_dict(), self.named)
+
+    def may_fail_midway(self) -> bool:
+        """Tell whether loading may raise midway: a tensor is not copied as it is, or loading code is not PyTorch's."""
+        state = self.named.state
+        return (
+            self.has_own_loading
+            or not all(_is_copied_plainly(value, state[name]) for name, value in self.uncommon.items() if name in state)
+            or bool(self.differences())
+        )
+
+    def differences(self) -> list[str]:
+        """Describe the differences for which PyTorch refuses the state, unless hooks handle them.
+
+        Without ``strict``, names may differ. They are told as they are stored.
+        """
+        current, state, stored = self.current, self.named.state, self.named.stored_names
+        strict = self.named.naming.strict
+        missing = sorted(str(name) for name in current.keys() - state.keys() if strict)
+        unexpected = sorted(str(stored.get(name, name)) for name in state.keys() - current.keys() if strict)
+        shapes = [
+            f"{name} {shape_of(state[name])} instead of {shape_of(value)}"
+            for name, value in self.uncommon.items()
+            if name in state and not is_lazy(value) and shape_of(value) != shape_of(state[name])
+        ]
+        kinds = (("not stored", missing), ("not in the model", unexpected), ("other shape", shapes))
+        return [f"{label}: {listed(names, 5)}" for label, names in kinds if names]
+
+
+def fit_of(model: Any, stored: Mapping[str, Any], naming: Naming = AS_STORED) -> Fit:
+    """Look at a model and the state that is stored for it. Raises :class:`~ckpt_lib.errors.ConfigError` as
+    :func:`~ckpt_lib.state.naming.named_for` does.
+    """
+    current = model.state_dict()
+    return Fit(model, current, named_for(model, current, stored, naming))
+
+
+def check_model(fit: Fit, *, require_exact: bool, hint: Hint) -> list[str]:
     """Refuse a state that PyTorch would refuse, and return the names of tensors whose values will change.
 
     Raises :class:`StateMismatchError`, for another set of names with ``hint``. Nothing has been changed then.
     """
-    current, state = model.state_dict(), named.state
+    current, state = fit.current, fit.named.state
     if not isinstance(current, Mapping):
         return []
-    _refuse_meta(current)
-    _refuse_nested(model, current)
-    if _takes_nothing(model, current, named):
-        raise nothing_matches(named, hint())
-    is_checked = is_module(model) and not _decides_itself(model)
-    if is_checked:
-        refuse_differences(model, named, hint)
-        _refuse_unwritable({name: value for name, value in current.items() if name in state})
-    if require_exact and (differing := changed_values(current, state, exactly=True)):
+    _refuse_meta(fit.uncommon)
+    if not fit.decides_itself:
+        _refuse_nested(fit.uncommon)
+    if _takes_nothing(fit):
+        raise nothing_matches(fit.named, hint())
+    if not fit.decides_itself:
+        refuse_differences(fit, hint)
+        _refuse_unwritable({name: value for name, value in fit.uncommon.items() if name in state})
+    changed = partial(changed_values, current, state, uncommon=fit.uncommon)
+    if require_exact and (differing := changed(exactly=True)):
         raise StateMismatchError(f"the model cannot hold stored values exactly: {listed(differing, 5)}", hint=UNCHANGED)
-    return changed_values(current, state, exactly=False)
+    return changed(exactly=False)
 
 
-def refuse_differences(model: Any, named: NamedState, hint: Hint) -> None:
+def refuse_differences(fit: Fit, hint: Hint) -> None:
     """Raise :class:`StateMismatchError` with ``hint`` for other names or shapes than those of the model.
 
     A model with loading code of its own may take them.
     """
-    if not is_module(model) or any(map(has_own_loading, model.modules())):
-        return
-    if found := differences(model.state_dict(), named.state, named.stored_names, strict=named.naming.strict):
+    if not fit.has_own_loading and (found := fit.differences()):
         raise StateMismatchError("the checkpoint does not fit the model: " + "; ".join(found), hint=hint())
 
 
-def _takes_nothing(model: Any, current: Mapping[str, Any], named: NamedState) -> bool:
+def _takes_nothing(fit: Fit) -> bool:
     """Tell whether a load without ``strict`` would restore nothing, unless loading code of the model changes names."""
-    if named.naming.strict or not is_module(model) or any(map(has_own_loading, model.modules())):
+    if fit.named.naming.strict or fit.has_own_loading:
         return False
-    return bool(current) and not current.keys() & named.state.keys()
-
-
-def _decides_itself(model: Any) -> bool:
-    """Tell whether the model may accept other names or shapes than its own: by hooks, or by loading code of its own."""
-    from torch import nn
-
-    standard = nn.Module._load_from_state_dict
-    return any(
-        has_own_loading(module) or type(module)._load_from_state_dict is not standard for module in model.modules()
-    )
+    return bool(fit.current) and not fit.current.keys() & fit.named.state.keys()
 
 
 def _refuse_meta(current: Mapping[str, Any]) -> None:
@@ -94,49 +147,37 @@ def is_expanded(tensor: Any) -> bool:
     """Tell whether several elements of a tensor lie in the same memory, as after ``expand()``."""
     import torch
 
-    is_strided = tensor.layout is torch.strided and not tensor.is_nested
-    return bool(is_strided and tensor.numel()) and any(
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_contiguous():
+        return False
+    return bool(tensor.numel()) and any(
         size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
 
 
-def is_copied_plainly(value: Any, stored: Any) -> bool:
+def _is_copied_plainly(value: Any, stored: Any) -> bool:
     """Tell whether copying a stored tensor of the same shape into one of a model surely cannot fail."""
     import torch
 
-    is_writable = type(value) is torch.Tensor and not (value.is_inference() or is_expanded(value))
-    return is_writable and all(
-        isinstance(tensor, torch.Tensor)
-        and tensor.layout is torch.strided
-        and not (tensor.is_nested or tensor.is_quantized)
-        for tensor in (value, stored)
+    return (
+        type(value) is torch.Tensor
+        and isinstance(stored, torch.Tensor)
+        and value.layout is stored.layout is torch.strided
+        and not (value.is_nested or stored.is_nested or value.is_quantized or stored.is_quantized)
+        and not (value.is_inference() or is_expanded(value))
     )
 
 
-def differences(
-    current: Mapping[str, Any],
-    state: Mapping[str, Any],
-    stored_names: Mapping[str, str] | None = None,
-    *,
-    strict: bool = True,
-) -> list[str]:
-    """Describe the differences for which PyTorch refuses a state, unless hooks handle them.
-
-    Without ``strict``, names may differ. ``stored_names`` are those of the tensors in ``state``, where they are others.
-    """
-    stored = stored_names or {}
-    missing = sorted(str(name) for name in current.keys() - state.keys() if strict)
-    unexpected = sorted(str(stored.get(name, name)) for name in state.keys() - current.keys() if strict)
-    shapes = [
-        f"{name} {shape_of(state[name])} instead of {shape_of(value)}"
-        for name, value in current.items()
-        if name in state and not is_lazy(value) and shape_of(value) != shape_of(state[name])
-    ]
-    kinds = (("not stored", missing), ("not in the model", unexpected), ("other shape", shapes))
-    return [f"{label}: {listed(names, 5)}" for label, names in kinds if names]
+def _is_alike(value: Any, stored: Any) -> bool:
+    """Tell whether no check has anything to say about a tensor of a model, and about the one that is stored for it."""
+    return (
+        _is_copied_plainly(value, stored)
+        and value.dtype is stored.dtype
+        and value.shape == stored.shape
+        and not value.is_meta
+    )
 
 
-def _refuse_nested(model: Any, current: Mapping[str, Any]) -> None:
+def _refuse_nested(current: Mapping[str, Any]) -> None:
     import torch
 
     nested = [
@@ -144,25 +185,38 @@ def _refuse_nested(model: Any, current: Mapping[str, Any]) -> None:
         for name, value in current.items()
         if isinstance(value, torch.Tensor) and value.is_nested and value.layout is torch.strided
     ]
-    if nested and is_module(model) and not _decides_itself(model):
+    if nested:
         raise StateMismatchError(
             f"PyTorch loads no strided nested tensor: {listed(nested, 5)}",
             hint=f"Give the module a load_state_dict of its own, or hold the tensors one by one. {UNCHANGED}",
         )
 
 
-def has_own_loading(module: Any) -> bool:
-    """Tell whether a module has load hooks or loading code that is not PyTorch's."""
+def _kinds_of(model: Any) -> tuple[set[Any], bool]:
+    """Return the classes of all modules in a model, and whether one of them has load hooks."""
+    kinds, has_hooks = set(), False
+    for module in model.modules() if is_module(model) else ():
+        kinds.add(type(module))
+        has_hooks |= bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
+    return kinds, has_hooks
+
+
+def _has_own_code(kind: Any) -> bool:
+    """Tell whether loading into objects of a class runs code that is not PyTorch's."""
     from torch import nn
 
-    own = type(module)
-    hooks = (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks)
-    is_standard = own.__module__.startswith("torch.nn.modules.")
-    return any(hooks) or not (
-        is_standard
+    return not (
+        kind.__module__.startswith("torch.nn.modules.")
         or (
-            own._load_from_state_dict is nn.Module._load_from_state_dict
-            and own.load_state_dict is nn.Module.load_state_dict
-            and own.set_extra_state is nn.Module.set_extra_state
+            kind._load_from_state_dict is nn.Module._load_from_state_dict
+            and kind.load_state_dict is nn.Module.load_state_dict
+            and kind.set_extra_state is nn.Module.set_extra_state
         )
     )
+
+
+def _loads_itself(kind: Any) -> bool:
+    """Tell whether a class of modules, be it one of PyTorch's, looks for its tensors in a way of its own."""
+    from torch import nn
+
+    return kind._load_from_state_dict is not nn.Module._load_from_state_dict

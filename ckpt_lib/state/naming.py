@@ -17,6 +17,7 @@ from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.renames import KeyMap, check_key_map, renamed, unmatched
 from ckpt_lib.state.stateful import UNCHANGED, Names, is_module
+from ckpt_lib.state.ties import with_tied
 from ckpt_lib.state.training_state import TrainingState
 from ckpt_lib.state.wrappers import ModelNames, bare_spellings, is_usual, starts_of, state_name
 
@@ -132,25 +133,26 @@ class NamedModels:
         }
 
 
-def named_for(model: Any, stored: Mapping[str, Any], naming: Naming = AS_STORED) -> NamedState:
-    """Return a stored state in the names of ``model``, as they are where nothing differs.
+def named_for(model: Any, current: Any, stored: Mapping[str, Any], naming: Naming = AS_STORED) -> NamedState:
+    """Return a stored state in the names of ``model``, whose own is ``current``; as they are where nothing differs.
 
     Objects that are no ``torch.nn.Module`` get their state as it is. Raises :class:`ConfigError` for a ``key_map`` that
     has an entry for nothing, or one name for two tensors.
     """
-    current = model.state_dict() if is_module(model) else None
-    if not isinstance(current, Mapping) or not all(isinstance(name, str) for name in (*current, *stored)):
+    is_usual_state = is_module(model) and isinstance(current, Mapping)
+    if not is_usual_state or not all(isinstance(name, str) for name in (*current, *stored)):
         return NamedState(stored, naming=naming)
     model_names = ModelNames(model, current)
-    names = {name: name for name in stored}
     if naming.key_map is not None:
         names = _mapped(naming.key_map, list(stored), model_names)
     elif current.keys() != stored.keys():
         names = model_names.spellings_of(stored)
+    else:
+        return NamedState(stored, {name: name for name in stored}, model_names, naming)
     _refuse_doubles(names)
-    if all(stored_name == name for stored_name, name in names.items()):
-        return NamedState(stored, names, model_names, naming)
-    return NamedState(_with_names(stored, names), names, model_names, naming)
+    is_as_stored = all(stored_name == name for stored_name, name in names.items())
+    state = stored if is_as_stored else _with_names(stored, names)
+    return NamedState(with_tied(state, current), names, model_names, naming)
 
 
 def _mapped(key_map: KeyMap, stored: list[str], model_names: ModelNames) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ckpt_lib.core.logs import logger
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import ConfigError, StateMismatchError
 from ckpt_lib.state.advice import advice
-from ckpt_lib.state.model_state import check_model, refuse_differences
+from ckpt_lib.state.model_state import Fit, check_model, fit_of, refuse_differences
 from ckpt_lib.state.naming import (
     AS_STORED,
     NOTHING,
@@ -26,7 +26,6 @@ from ckpt_lib.state.naming import (
     Naming,
     check_covered,
     load_named,
-    named_for,
     part_of,
 )
 from ckpt_lib.state.optimizer_state import (
@@ -107,13 +106,16 @@ def restore(
     check_stateful("load_state_dict", **{label: part.item for label, part in parts.items()})
     _check_kept(keep, parts)
     states = {label: found.of(part) for label, part in parts.items()}
-    models = {
-        part.name: named_for(part.item, states[label], naming) for label, part in parts.items() if part.kind == "model"
+    fits = {
+        label: fit_of(part.item, states[label], naming if part.kind == "model" else AS_STORED)
+        for label, part in parts.items()
+        if part.kind == "model" or (part.kind == "others" and is_module(part.item))
     }
+    states |= {label: fit.named.state for label, fit in fits.items()}
     report = Restored(not_restored=found.beside(state), approximate=found.approximations(state))
-    types = _check_fit(found, states, parts, models, stored, report=report, require_exact=require_exact)
+    types = _check_fit(found, states, parts, fits, stored, report=report, require_exact=require_exact)
     _merge_settings(found, states, parts, keep or {}, report)
-    report.incomplete = _load(parts, states, types, models, found.payload)
+    report.incomplete = _load(parts, states, types, fits, found.payload)
     _warn(report)
     return report
 
@@ -122,31 +124,28 @@ def _check_fit(
     found: StoredState,
     states: dict[str, Any],
     parts: Mapping[str, Part],
-    models: Mapping[str | None, NamedState],
+    fits: Mapping[str, Fit],
     stored: Stored,
     *,
     report: Restored,
     require_exact: bool,
 ) -> dict[str, SavedTypes]:
-    """Put the states into the names and the order of what they are for; return the types of what optimizers hold.
+    """Put the states into the order of what they are for; return the types of what optimizers hold.
 
     Models come first: where their layers differ, their optimizers do not fit either.
     """
     hints = {}
+    models = {part.name: fits[label].named for label, part in parts.items() if part.kind == "model"}
     for label, part in parts.items():
         if part.kind == "model":
-            named = models[part.name]
-            states[label] = named.state
-            hints[part.name] = hint = partial(advice, found.payload, named, part.item)
-            changed = check_model(part.item, named, require_exact=require_exact, hint=hint)
+            hints[label] = hint = partial(advice, found.payload, models[part.name], part.item)
+            changed = check_model(fits[label], require_exact=require_exact, hint=hint)
             report.changed_values += changed if part.name is None else [f"{part.name}.{name}" for name in changed]
-        elif part.kind == "others" and is_module(part.item):
-            states[label] = named_for(part.item, states[label]).state
     try:
         return _match_optimizers(found, states, parts, models, stored, require_exact=require_exact)
     except StateMismatchError:
-        for part in (part for part in parts.values() if part.kind == "model"):
-            refuse_differences(part.item, models[part.name], hints[part.name])
+        for label, hint in hints.items():
+            refuse_differences(fits[label], hint)
         raise
 
 
@@ -229,7 +228,7 @@ def _load(
     parts: Mapping[str, Part],
     states: Mapping[str, Any],
     types: Mapping[str, SavedTypes],
-    models: Mapping[str | None, NamedState],
+    fits: dict[str, Fit],
     payload: Mapping[str, Any],
 ) -> dict[str, list[str]]:
     """Load each part. If one of them refuses its state, or on Ctrl-C, bring all of them back to the state before.
@@ -245,17 +244,22 @@ def _load(
     others = [label for label in reversed(list(parts)) if label not in generators]
     incomplete: dict[str, list[str]] = {}
     undo = Undo()
-    label = ""
+    label, named = "", NOTHING
     try:
         for label in (*generators, *others):
             part, state = parts[label], states[label]
-            named = models[part.name] if part.kind == "model" else NOTHING
             is_last = label == others[-1] if others else False
-            undo.add(label, way_back(part.kind, part.item, state, strict=named.naming.strict, is_last=is_last))
+            fit = fits.pop(label, None)
+            if fit is not None and label != others[0]:  # what was loaded before may have changed it
+                fit = fit.renewed()
+            named = NOTHING if fit is None else fit.named
+            undo.add(label, way_back(part.kind, part.item, fit, is_last=is_last))
+            own = own_copy(fit, state)
+            fit = None  # a sharded model may have gathered its whole state for it
             if part.kind == "model":
-                incomplete = load_named(part.item, named, own_copy(part.item, state))
+                incomplete = load_named(part.item, named, own)
             else:
-                part.item.load_state_dict(own_copy(part.item, state))
+                part.item.load_state_dict(own)
             if label in types:
                 restore_types(part.item, state, types[label])
             if part.kind == "data":
@@ -264,7 +268,7 @@ def _load(
             parts[label].item.load_state_dict(states[label])
     except BaseException as error:  # also Ctrl-C
         part = parts[label]
-        hint = partial(advice, payload, models[part.name], part.item) if part.kind == "model" else lambda: UNCHANGED
+        hint = partial(advice, payload, named, part.item) if part.kind == "model" else lambda: UNCHANGED
         told = _taken_back(undo, error, label, hint)
         if told is error:
             raise

@@ -35,11 +35,13 @@ def _add_tensors(value: Any, found: list[torch.Tensor]) -> None:
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """Rebuild the dicts, lists and tuples of ``value``, and apply ``change`` to everything else."""
-    if type(value) in (dict, OrderedDict):
-        rebuilt = type(value)((key, map_leaves(item, change)) for key, item in value.items())
-        if type(value) is OrderedDict:  # state_dict() keeps the modules' versions in its attributes
-            rebuilt.__dict__.update(map_leaves(value.__dict__, change))
-        return rebuilt
-    if type(value) in (list, tuple):
-        return type(value)(map_leaves(item, change) for item in value)
+    kind = type(value)
+    if kind is dict:
+        return {key: map_leaves(item, change) for key, item in value.items()}
+    if kind is OrderedDict:
+        ordered = OrderedDict((key, map_leaves(item, change)) for key, item in value.items())
+        ordered.__dict__.update(map_leaves(value.__dict__, change))  # where state_dict() keeps the modules' versions
+        return ordered
+    if kind is list or kind is tuple:
+        return kind([map_leaves(item, change) for item in value])
     return change(value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.state.exactness import is_lazy
-from ckpt_lib.state.model_state import differences, has_own_loading, is_copied_plainly
+from ckpt_lib.state.model_state import Fit
 from ckpt_lib.state.stateful import Stateful, is_module
 
 Back = Callable[[], object]
@@ -36,17 +36,15 @@ class Undo:
         return failed
 
 
-def way_back(
-    kind: str, stateful: Stateful, state: Mapping[str, Any], *, strict: bool = True, is_last: bool = False
-) -> Back:
+def way_back(kind: str, stateful: Stateful, fit: Fit | None, *, is_last: bool = False) -> Back:
     """Return a function that puts an object back into its present state, after this or a later load has failed.
 
-    ``strict`` is how a model will be loaded. ``is_last`` says that no load follows that may fail: a module of which
-    loading cannot fail midway is not copied then. Its way back raises, and only an interrupt takes it.
+    ``is_last`` says that no load follows that may fail: a module of which, as ``fit`` says, loading cannot fail midway
+    is not copied then. Its way back raises, and only an interrupt takes it.
     The function raises where the state is not what it was before.
     """
     if is_module(stateful):
-        is_needed = not is_last or _may_fail_midway(stateful, state, strict)
+        is_needed = not is_last or fit is None or fit.may_fail_midway()
         return _ModuleBackup(stateful).restore if is_needed else _not_copied
     if kind == "data":
         own = getattr(stateful, "way_back", None)
@@ -94,19 +92,6 @@ def _bring_back(load: Callable[[Any], object], current: Callable[[], Any], befor
 
 def _not_copied() -> None:
     raise StateMismatchError("its weights were being overwritten, and no copy of them was made")
-
-
-def _may_fail_midway(model: Any, state: Mapping[str, Any], strict: bool) -> bool:
-    """Tell whether loading may raise midway: a tensor cannot be copied as it is, or loading code is not PyTorch's."""
-    if _has_own_loading(model):
-        return True
-    current = model.state_dict()
-    is_plain = all(is_copied_plainly(value, state[name]) for name, value in current.items() if name in state)
-    return not is_plain or bool(differences(current, state, strict=strict))
-
-
-def _has_own_loading(stateful: Any) -> bool:
-    return not is_module(stateful) or any(map(has_own_loading, stateful.modules()))
 
 
 class _ModuleBackup:
@@ -185,28 +170,23 @@ def _extra_state(module: Any) -> tuple[Any] | None:
     return (copy.deepcopy(module.get_extra_state()),)
 
 
-def own_copy(stateful: Any, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+def own_copy(fit: Fit | None, stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a stored state in which an object may keep references, without sharing memory with the payload.
 
-    PyTorch's modules copy tensors, but keep extra state. Any other loading code may keep everything.
+    ``fit`` is that of a module. PyTorch's modules copy tensors, but keep extra state. Any other loading code may keep
+    everything.
     """
     own: Any = copy.copy(stored)  # which keeps its attributes, the versions of the modules
-    keeps_all = _has_own_loading(stateful)
+    keeps_all = fit is None or fit.has_own_loading
     own.update({key: _copied(value) for key, value in stored.items() if keeps_all or str(key).endswith("_extra_state")})
     return own  # type: ignore[no-any-return]
 
 
 def _copied(value: Any) -> Any:
     """Return a deep copy of a state. ``deepcopy`` alone refuses sparse and nested tensors."""
-    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in _sparse_or_nested(value)})
-
-
-def _sparse_or_nested(value: Any) -> Iterator[Any]:
     import torch
 
-    if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_nested:
-            yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _sparse_or_nested(item)
+    from ckpt_lib.state.tree import tensors_in
+
+    odd = [tensor for tensor in tensors_in(value) if tensor.layout is not torch.strided or tensor.is_nested]
+    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in odd})

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -48,15 +49,28 @@ class _Level:
 
 
 class ModelNames:
-    """The names in a model's state, and what they are without its wrappers."""
+    """The names in a model's state, and what they are without its wrappers. They are looked at once that is asked."""
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
-        self._bare_prefixes = dict(_prefixes_of(model))
-        self.by_bare_name = {self.bare(name): name for name in names}
-        self._tree = _tree_of(self.by_bare_name)
+        self._model = model
+        self._names = tuple(names)
+
+    @cached_property
+    def by_bare_name(self) -> Mapping[str, str]:
+        """The names by what they are without wrappers."""
+        return {self.bare(name): name for name in self._names}
+
+    @cached_property
+    def _bare_prefixes(self) -> Mapping[str, str]:
+        return dict(_prefixes_of(self._model))
+
+    @cached_property
+    def _tree(self) -> _Level:
+        tree = _tree_of(self.by_bare_name)
         for prefix, bare in self._bare_prefixes.items():  # the wrapped modules come after their wrappers
-            if (level := _level_at(self._tree, bare)) is not None:
+            if (level := _level_at(tree, bare)) is not None:
                 level.prefix = prefix
+        return tree
 
     def bare(self, name: str) -> str:
         """Return a name in the model's state without the levels that its wrappers added."""

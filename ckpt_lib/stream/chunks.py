@@ -43,16 +43,27 @@ def differing_chunks(
 
     ``digest_of`` is called from several threads. Its first error is raised here, and no further chunk is started.
     """
-    numbers = list(numbers)
     differing = []
-    ranges = [chunk_range(entry, number) for number in numbers]
-    with _digests(ranges, digest_of) as digests:
-        for number, (start, stop), digest in zip(numbers, ranges, digests, strict=True):
-            if digest != entry.chunk_xxh3_128[number]:
-                differing.append(number)
-            if progress:
-                progress(stop - start)
+    for number, is_same in compared_chunks(entry, numbers, digest_of):
+        if not is_same:
+            differing.append(number)
+        if progress:
+            start, stop = chunk_range(entry, number)
+            progress(stop - start)
     return differing
+
+
+def compared_chunks(
+    entry: FileEntry, numbers: Iterable[int], digest_of: Callable[[int, int], str]
+) -> Iterator[tuple[int, bool]]:
+    """Yield each of the chunks ``numbers`` in their order, and whether its digest is that of the chunk table.
+
+    Meanwhile several threads go on with those that follow. Otherwise as :func:`differing_chunks`.
+    """
+    numbers = list(numbers)
+    with _digests([chunk_range(entry, number) for number in numbers], digest_of) as digests:
+        for number, digest in zip(numbers, digests, strict=True):
+            yield number, digest == entry.chunk_xxh3_128[number]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -16,6 +16,7 @@ from ckpt_lib.stream.checking import find_damages
 from ckpt_lib.stream.chunks import (
     altered_chunks,
     comparable_chunks,
+    compared_chunks,
     differing_chunks,
     runs,
     size_damage,
@@ -69,7 +70,9 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         if entry is None:
             return
         if damages := size_damage(entry, self.size_bytes):
-            damages += self._damages_of(entry, comparable_chunks(entry, self.size_bytes))
+            _read_ahead(self._source)
+            numbers = comparable_chunks(entry, self.size_bytes)
+            damages += altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
             raise _corrupt(entry, damages)
         if not self.size_bytes and (damages := find_damages(io.BytesIO(), entry)):  # no later access would verify it
             raise _corrupt(entry, damages)
@@ -80,21 +83,43 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         Raises :class:`CorruptCheckpointError` with all damage among them, or the errors of the source for bytes that
         cannot be read.
         """
-        if not self._unverified:
+        for _ in self.verify(ranges):
+            pass
+
+    def verify(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """Do the same step by step: yield up to which byte of the file, exclusive, the ranges are verified.
+
+        The following chunks are read and compared meanwhile. After damage nothing is yielded: the rest is compared, and
+        the error raised.
+        """
+        numbers = self._unverified_chunks(ranges)
+        if not numbers:
             return
+        if self._entry is None:
+            self._fetch(numbers)
+            self._unverified.difference_update(numbers)
+            return
+        _read_ahead(self._source)
+        differing: list[int] = []
+        for number, is_same in compared_chunks(self._entry, numbers, self._held.digest):
+            if not is_same:
+                differing.append(number)
+                continue
+            self._unverified.discard(number)
+            if not differing:
+                yield (number + 1) * self._chunk_size_bytes
+        if differing:
+            raise _corrupt(self._entry, altered_chunks(self._entry, differing))
+
+    def _unverified_chunks(self, ranges: Iterable[tuple[int, int]]) -> list[int]:
+        if not self._unverified:
+            return []
         size = self._chunk_size_bytes
         touched: set[int] = set()
         for start, stop in ranges:
             if start < stop:
                 touched.update(range(start // size, -(-stop // size)))
-        numbers = sorted(self._unverified & touched)
-        if not numbers:
-            return
-        if self._entry is None:
-            self._fetch(numbers)
-        elif damages := self._damages_of(self._entry, numbers):
-            raise _corrupt(self._entry, damages)
-        self._unverified.difference_update(numbers)
+        return sorted(self._unverified & touched)
 
     def require_all(self) -> None:
         """Verify all chunks that were not verified yet."""
@@ -105,7 +130,8 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
 
         The memory stays valid when the file is closed or deleted. Raises as :meth:`require` does.
         """
-        self.require([(start, stop)])
+        if self._unverified:
+            self.require([(start, stop)])
         return self._held.view[start:stop]
 
     def forget(self, start: int, stop: int) -> None:
@@ -122,10 +148,6 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         if self._memory is None:
             raise ValueError("I/O operation on closed file")
         return self._memory
-
-    def _damages_of(self, entry: FileEntry, numbers: Iterable[int]) -> list[Damage]:
-        _read_ahead(self._source)
-        return altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
 
     def _fetch(self, numbers: Iterable[int]) -> None:
         for first, last in runs(numbers):

@@ -62,7 +62,7 @@ def trainer(folder: Path, losses: dict[int, float], best: int) -> None:
 
 def by_name(advice: Advice) -> dict[str, Suggestion]:
     """The suggestions by name, each once; all bytes are counted once."""
-    assert advice.total_bytes == advice.frees_bytes + advice.kept_bytes
+    assert advice.total_bytes == advice.freed_bytes + advice.kept_bytes
     assert len({item.name for item in advice.suggestions}) == len(advice.suggestions)
     return {item.name: item for item in advice.suggestions}
 
@@ -96,7 +96,7 @@ def test_nothing_is_changed_and_the_paths_free_what_is_said(tmp_path: Path) -> N
     for item in advice.suggestions:
         for path in item.paths:
             Path(path).unlink()
-    assert sizes - sum(path.stat().st_size for path in tmp_path.iterdir()) == advice.frees_bytes
+    assert sizes - sum(path.stat().st_size for path in tmp_path.iterdir()) == advice.freed_bytes
     assert by_name(advice)["broken.ckpt"].certainty == "likely"
 
 
@@ -126,13 +126,13 @@ def test_optimizers_of_older_ones_can_go(tmp_path: Path) -> None:
     found = by_name(ckpt_lib.advise(tmp_path))
     optimizer = tmp_path / "out" / "checkpoint-200" / "optimizer.pt"
     assert found["out/checkpoint-200"].paths == (str(optimizer),)
-    assert found["out/checkpoint-200"].frees_bytes == optimizer.stat().st_size
+    assert found["out/checkpoint-200"].freed_bytes == optimizer.stat().st_size
     assert found.keys() == {"out/checkpoint-200", "own/epoch_0.pt", "own/epoch_1.pt"}
     assert found["own/epoch_0.pt"].paths == ()
     whole = tmp_path / "own" / "epoch_0.pt"
     size = whole.stat().st_size
     torch.save({"epoch": 0, "state_dict": weights(0)}, whole)
-    assert size - whole.stat().st_size == pytest.approx(found["own/epoch_0.pt"].frees_bytes, rel=0.08)
+    assert size - whole.stat().st_size == pytest.approx(found["own/epoch_0.pt"].freed_bytes, rel=0.08)
 
 
 def test_a_best_value_that_was_never_saved_is_told(tmp_path: Path) -> None:
@@ -189,6 +189,19 @@ def test_folds_and_seeds_are_series_of_their_own(tmp_path: Path) -> None:
     found = by_name(ckpt_lib.advise(tmp_path))
     assert found.keys() == {f"seeds/seed{seed}_ep{epoch}.pth" for seed in (1, 2, 3) for epoch in (0, 1)}
     assert all(f"seeds/seed{name[10]}_ep2.pth" in item.why for name, item in found.items())
+
+
+def test_policies_rank_within_a_series(tmp_path: Path) -> None:
+    """Of two folds in one folder each keeps its newest and best, however much better the other one is."""
+    for fold in range(2):
+        for epoch in range(1, 7):
+            name = f"fold{fold}_epoch{epoch}.pth"
+            save(tmp_path / name, epoch, age=10 - epoch, val_loss=fold + 1 / epoch)
+    save(tmp_path / "model.pth", 1, age=50)
+    policies = {item.policy: item for item in ckpt_lib.advise(tmp_path).policies}
+    outcome = policies["max_checkpoints=3 of each series"]
+    assert (outcome.kept_count, outcome.deleted_count) == (2 * 3 + 1, 2 * 3)
+    assert policies["max_checkpoints=10 of each series"].deleted_count == 0
 
 
 def test_what_says_neither_epoch_nor_step_is_not_compared(tmp_path: Path) -> None:
@@ -255,7 +268,7 @@ def test_a_file_that_is_being_written_stays(tmp_path: Path) -> None:
     half.write_bytes((tmp_path / "epoch_1.pt").read_bytes()[:4000])
     (tmp_path / "epoch_3.pt.tmp").write_bytes(b"half")
     advice = ckpt_lib.advise(tmp_path)
-    assert (advice.suggestions, advice.frees_bytes) == ((), 0)
+    assert (advice.suggestions, advice.freed_bytes) == ((), 0)
     assert "may be being written" in {item.name: item.reason for item in advice.kept}["epoch_2.pt"]
     os.utime(half, (OLD, OLD))
     assert [item.certainty for item in ckpt_lib.advise(tmp_path).suggestions] == ["likely"]

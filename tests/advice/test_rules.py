@@ -135,7 +135,7 @@ def test_commands_are_joined() -> None:
     """Commands of one verb take many names at once, quoted; one without names is there once."""
 
     def suggested(name: str, action: Action | None) -> Suggestion:
-        return Suggestion(kind="trash", name=name, why="", frees_bytes=1, certainty="certain", action=action)
+        return Suggestion(kind="trash", name=name, why="", freed_bytes=1, certainty="certain", action=action)
 
     deletions = [suggested(f"c {number}", "delete") for number in range(101)]
     others = [suggested("x", "empty_trash"), suggested("y", "empty_trash"), suggested("file.pt", None)]

@@ -60,7 +60,7 @@ def by_name(advice: Advice) -> dict[str, Suggestion]:
 
 def check_sums(manager: CheckpointManager, advice: Advice) -> None:
     """All bytes on disk are counted, each once."""
-    assert advice.total_bytes == stored_bytes(manager) == advice.frees_bytes + advice.kept_bytes
+    assert advice.total_bytes == stored_bytes(manager) == advice.freed_bytes + advice.kept_bytes
     assert sum(item.share for item in advice.kept) <= 1.0
 
 
@@ -109,7 +109,7 @@ def test_the_commands_free_what_the_advice_says(keeper: CheckpointManager, reade
     check_sums(keeper, advice)
     found = by_name(advice)
     assert found[gone].kind == "trash"
-    assert [item.frees_bytes for item in advice.of_kind("leftover")] == [12345]
+    assert [item.freed_bytes for item in advice.of_kind("leftover")] == [12345]
     assert advice.of_kind("optimizer state")
     freed = {"delete": 0, "thin": 0, "empty_trash": 0}
     before = stored_bytes(keeper)
@@ -124,7 +124,7 @@ def test_the_commands_free_what_the_advice_says(keeper: CheckpointManager, reade
             reader.empty_trash()
         freed[str(item.action)] += before - stored_bytes(keeper)
         before = stored_bytes(keeper)
-    wanted = {action: sum(i.frees_bytes for i in advice.suggestions if i.action == action) for action in freed}
+    wanted = {action: sum(i.freed_bytes for i in advice.suggestions if i.action == action) for action in freed}
     assert (freed["empty_trash"], freed["delete"]) == (wanted["empty_trash"], wanted["delete"])
     assert freed["thin"] == pytest.approx(wanted["thin"], rel=0.01)
     assert sum(item.size_bytes for item in advice.kept) == pytest.approx(before, rel=0.01)
@@ -152,7 +152,7 @@ def test_damage_is_repaired_where_a_backup_is(make_manager: MakeManager) -> None
     advice = CheckpointManager(manager.config, "run").advise()
     found = by_name(advice)
     check_sums(manager, advice)
-    facts = {name: (found[name].command, found[name].frees_bytes) for name in (second, third, tagged)}
+    facts = {name: (found[name].command, found[name].freed_bytes) for name in (second, third, tagged)}
     assert facts == {
         second: (f"ckpt delete {second}", 1000),
         third: (f"ckpt repair {third}", 0),
@@ -173,7 +173,7 @@ def test_quarantined_ones_without_a_backup_go_for_good(keeper: CheckpointManager
     keeper.quarantine_checkpoint(ids[1])
     advice = reader.advise()
     check_sums(keeper, advice)
-    assert (by_name(advice)[ids[1]].kind, by_name(advice)[ids[1]].frees_bytes) == ("damaged", 2000)
+    assert (by_name(advice)[ids[1]].kind, by_name(advice)[ids[1]].freed_bytes) == ("damaged", 2000)
     assert reader.delete_quarantined(ids[1]) == 2000
 
 
@@ -250,15 +250,15 @@ def test_policies_say_what_a_cleanup_does(keeper: CheckpointManager, reader: Che
     train_and_save(keeper, [0.3, 0.1, 0.2, 0.5, 0.4, 0.6])
     advice = reader.advise(policy=KeepNewest(count=1))
     outcomes = {item.policy: item for item in advice.policies}
-    assert outcomes["newest 1"].deletes == 4
+    assert outcomes["newest 1"].deleted_count == 4
     planned = reader.cleanup_checkpoints(dry_run=True, policy=KeepNewest(count=1)).plan
-    assert outcomes["newest 1"].frees_bytes == planned.freed_bytes
+    assert outcomes["newest 1"].freed_bytes == planned.freed_bytes
     assert outcomes["max_checkpoints=3"].command == "ckpt cleanup --keep 3"
     three = CheckpointManager(CheckpointConfig(**{**reader.config.model_dump(), "max_checkpoints": 3}), "run")
     plan = three.cleanup_checkpoints(dry_run=True).plan
     assert (len(plan.deleted_ids), plan.freed_bytes) == (
-        outcomes["max_checkpoints=3"].deletes,
-        outcomes["max_checkpoints=3"].frees_bytes,
+        outcomes["max_checkpoints=3"].deleted_count,
+        outcomes["max_checkpoints=3"].freed_bytes,
     )
 
 
@@ -275,7 +275,7 @@ def test_thinning_is_told_for_every_format(make_manager: MakeManager, options: d
     before = stored_bytes(manager)
     reader.thin_checkpoint(item.name)
     reader.empty_trash()
-    assert before - stored_bytes(manager) == pytest.approx(item.frees_bytes, rel=0.1)
+    assert before - stored_bytes(manager) == pytest.approx(item.freed_bytes, rel=0.1)
 
 
 def test_few_payloads_are_opened(

@@ -45,11 +45,11 @@ def test_the_printed_command_does_it(advised: Path) -> None:
     assert fix == f"ckpt delete {first} {second} --store {advised} --experiment digits"
     assert "Worse than a later one in every metric" in result.stdout
     assert "digits: 5" in result.stderr or "can go" in result.stderr
-    frees_bytes = run_json("advise", "--store", advised, "--experiment", "digits")["advice"][0]["frees_bytes"]
+    freed_bytes = run_json("advise", "--store", advised, "--experiment", "digits")["advice"][0]["freed_bytes"]
     sizes = sum(path.stat().st_size for path in advised.rglob("*.pt"))
     run(*shlex.split(fix)[1:], "--yes")
     run("trash", "--empty", "--yes", "--store", advised, "--experiment", "digits")
-    assert sizes - sum(path.stat().st_size for path in advised.rglob("*.pt")) == frees_bytes > 0
+    assert sizes - sum(path.stat().st_size for path in advised.rglob("*.pt")) == freed_bytes > 0
     assert "fix:" not in run("advise", "--store", advised, "--experiment", "digits").stdout
 
 
@@ -64,7 +64,7 @@ def test_json_is_one_document_for_all_experiments(advised: Path) -> None:
     assert run_json("advise", advised, "--experiment", "digits")["advice"] == one
     named = f"--store {advised} --experiment digits"
     assert both[0]["commands"] == [f"ckpt delete {' '.join(ids(advised)[:2])} {named}"]
-    assert both[0]["frees_bytes"] + both[0]["kept_bytes"] == both[0]["total_bytes"]
+    assert both[0]["freed_bytes"] + both[0]["kept_bytes"] == both[0]["total_bytes"]
 
 
 def test_commands_for_a_named_folder_name_its_store(advised: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_policy_is_weighed(advised: Path, tmp_path: Path) -> None:
     (tmp_path / "keep.yaml").write_text("{kind: newest, count: 1}")
     arguments = ("advise", "--experiment", "digits", "--policy", tmp_path / "keep.yaml")
     first = run_json(*arguments, store=advised)["advice"][0]["policies"][0]
-    assert (first["policy"], first["keeps"], first["deletes"]) == ("newest 1", 2, 2)
+    assert (first["policy"], first["kept_count"], first["deleted_count"]) == ("newest 1", 2, 2)
     assert "newest 1" in run(*arguments, store=advised).stdout
 
 

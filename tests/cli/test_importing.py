@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tests.cli.running import run, run_json
+from tests.cli.running import on_posix, run, run_json, run_on_terminal
 
 
 def _write(path: Path, epoch: int = 3, name: str = "state_dict") -> Path:
@@ -61,3 +62,36 @@ def test_a_tree_is_imported_and_told(tmp_path: Path) -> None:
     assert "already there" in result.stdout
     assert "half.pt" in result.stdout
     assert "half.pt: " in result.stderr
+    assert "700 B" in result.stdout
+
+
+def test_a_reason_that_many_have_is_told_once(tmp_path: Path) -> None:
+    """In place at the root of several experiments: one sentence with the count, what to do, and nothing is written."""
+    for name in ("a", "b"):
+        for epoch in (1, 2):
+            _write(tmp_path / "runs" / name / f"{epoch}.pt", epoch)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("import", tmp_path / "runs", "--tree", "--in-place", code=1)
+    assert result.stderr.count("only what lies in the folder of the experiment itself") == 1
+    assert "4 checkpoints, " in result.stderr
+    assert "`ckpt import FOLDER --tree --in-place`" in result.stderr
+    assert "4 refused" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run_json("import", tmp_path / "runs" / "a", "--tree", "--in-place")["items"][0]["result"] == "imported"
+
+
+@on_posix
+def test_a_tree_fits_80_columns_and_shows_its_progress(tmp_path: Path) -> None:
+    """Each path stands above what became of it; the bar counts checkpoints and bytes."""
+    paths = [f"{'long' * 8}/epoch_{epoch}.pt" for epoch in (1, 2)]
+    for epoch, path in enumerate(paths, start=1):
+        _write(tmp_path / "old" / path, epoch)
+    arguments = ("import", tmp_path / "old", "--tree", "-s", tmp_path / "store", "-e", "new")
+    code, output = run_on_terminal(*arguments, columns=80)
+    assert code == 0
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "\n", output).splitlines()]
+    for path in paths:
+        assert path in lines
+    assert "2/2" in output
+    assert re.search(r"KiB, [\d.]+ [KMG]iB/s", output)
+    assert len(re.findall(r"checkpoint_epoch_\d{4}_step_\d{6}_\d{8}_\d{6}", output)) == 2

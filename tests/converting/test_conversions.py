@@ -95,7 +95,7 @@ def test_tied_weights_in_safetensors_are_noted_as_its_library_does(tmp_path: Pat
     model = Tied()
     safetensors.torch.load_model(model, result.path)
     assert_same(dict(model.state_dict()), dict(loaded(tmp_path / "a.pt")["model_state_dict"]))
-    assert any("head.weight" in sentence for sentence in result.notes)
+    assert any("head.weight" in sentence for sentence in result.left_out)
 
 
 def test_a_large_model_becomes_shards_with_an_index(tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_a_folder_holds_the_configuration_of_the_model(tmp_path: Path) -> None:
     result = convert_checkpoint(tmp_path / "a.pt", tmp_path / "a", format="hf-folder", only="model")
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == config["model"]
     assert set(result.files) == {"model.safetensors", "config.json"}
-    assert any("'head.weight' is the same memory as" in sentence for sentence in result.notes)
+    assert any("'head.weight' is the same memory as" in sentence for sentence in result.left_out)
     result = convert_checkpoint(tmp_path / "b.pt", tmp_path / "b", format="hf-folder", only="model")
-    assert any("No config.json" in sentence for sentence in result.notes)
+    assert any("No config.json" in sentence for sentence in result.left_out)
 
 
 def test_the_configuration_says_what_the_weights_were_cast_to(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from ckpt_lib.errors import CorruptCheckpointError
+from ckpt_lib.foreign import open_checkpoint
+from ckpt_lib.foreign.payloads import with_payload
 from tests.foreign.described import assert_same, kind_at, read, trained, write_json
 from tests.foreign.test_dcp import WHOLE, Shards, rows
 
@@ -92,6 +94,16 @@ def test_a_half_written_checkpoint_is_refused(checkpoint: Path, missing: str) ->
     (checkpoint / missing).unlink()
     with pytest.raises(CorruptCheckpointError, match=f"half-written: it lacks {missing}"):
         read(checkpoint)
+
+
+@pytest.mark.parametrize("key_map", [None, {"model": "model"}])
+def test_what_was_not_opened_is_told_whatever_the_names(checkpoint: Path, key_map: dict[str, str] | None) -> None:
+    """A key_map names what is in the folder's entries, and brings back no file that is not among them."""
+    with open_checkpoint(checkpoint) as found:
+        assert "model" in found.contents
+        told = with_payload(found, key_map).left_out
+        assert any("training_args.bin" in sentence for sentence in told)
+        assert set(found.unread) <= set(told)
 
 
 def test_a_folder_named_as_a_checkpoint_is_suspicious(checkpoint: Path) -> None:

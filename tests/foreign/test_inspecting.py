@@ -21,7 +21,7 @@ from ckpt_lib.core.owners import Owner
 from ckpt_lib.errors import ConfigError, NotACheckpointError
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, StoredTensor
-from ckpt_lib.foreign.opening import described
+from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.inspecting import statistics
 from ckpt_lib.inspecting.statistics import statistics_of
 from ckpt_lib.inspecting.stored import inspect_stored
@@ -86,13 +86,13 @@ def test_a_file_is_described(
     write(weights, path := tmp_path / ("w.safetensors" if write is save_file else "w.pt"))
     found = inspect_checkpoint(path)
     assert found
-    assert (found.size_bytes, found.files, found.needs) == (path.stat().st_size, 1, ())
+    assert (found.size_bytes, found.file_count, found.needs) == (path.stat().st_size, 1, ())
     listed = {tensor.name: (f"torch.{tensor.dtype}", tensor.shape, tensor.size_bytes) for tensor in found.tensors}
     assert listed == {name: (str(item.dtype), tuple(item.shape), item.nbytes) for name, item in weights.items()}
     assert found.tensor_bytes == sum(found.bytes_by_dtype.values()) == sum(item.nbytes for item in weights.values())
     assert found.bytes_by_dtype["int64"] == 16
-    assert found.parameters == sum(item.numel() for item in weights.values())
-    assert [(state.name, state.tensors) for state in found.states] == [("model", len(weights))]
+    assert found.model_element_count == sum(item.numel() for item in weights.values())
+    assert [(state.name, state.tensor_count) for state in found.states] == [("model", len(weights))]
     assert not any(tensor.statistics for tensor in found.tensors)
 
 
@@ -134,13 +134,13 @@ def test_statistics_are_those_of_the_finite_elements(tmp_path: Path, weights: di
     known = {tensor.name: tensor.statistics for tensor in found.tensors}
     spoilt, steps, waves = known["layer.spoilt"], known["steps"], known["waves"]
     assert spoilt
-    assert (spoilt.nan, spoilt.infinite, spoilt.zeros) == (1, 2, 1)
+    assert (spoilt.nan_count, spoilt.infinite_count, spoilt.zero_count) == (1, 2, 1)
     assert (spoilt.min, spoilt.max) == (-2.0, 1.0)
     assert spoilt.norm == pytest.approx(5**0.5)
     assert steps
     assert (steps.min, steps.max) == (-7, 2**53 + 1)
     assert waves
-    assert (waves.norm, waves.min, waves.mean, waves.zeros) == (5.0, None, None, 1)
+    assert (waves.norm, waves.min, waves.mean, waves.zero_count) == (5.0, None, None, 1)
     assert known["none"]
     assert known["none"].norm is None
     assert known["mask"]
@@ -163,9 +163,9 @@ def test_statistics_do_not_depend_on_the_blocks(numbers: list[float], block: int
         found = statistics_of(StoredTensor(tensor.dtype, tuple(tensor.shape), 0, read=lambda: tensor))
     assert found
     finite = np.array([number for number in numbers if np.isfinite(number)], dtype=np.longdouble)
-    assert found.nan == sum(map(math.isnan, numbers))
-    assert found.infinite == len(numbers) - found.nan - len(finite)
-    assert found.zeros == sum(number == 0 for number in numbers)
+    assert found.nan_count == sum(map(math.isnan, numbers))
+    assert found.infinite_count == len(numbers) - found.nan_count - len(finite)
+    assert found.zero_count == sum(number == 0 for number in numbers)
     if not len(finite):
         assert (found.norm, found.mean, found.min, found.max) == (None,) * 4
         return
@@ -200,7 +200,7 @@ def test_tied_tensors_count_once(tmp_path: Path) -> None:
     torch.save({"a": tied, "b": tied, "c": pool[:3], "d": pool[3:]}, path := tmp_path / "w.pt")
     found = inspect_checkpoint(path, stats=True)
     assert [tensor.shares_memory_with for tensor in found.tensors] == [None, "a", None, "c"]
-    assert (found.parameters, found.tensor_bytes) == (14, 56)
+    assert (found.model_element_count, found.tensor_bytes) == (14, 56)
     means = [tensor.statistics.mean for tensor in found.tensors if tensor.statistics]
     assert means == [1.0, 1.0, 1.0, 4.0]
 
@@ -261,9 +261,19 @@ def test_a_class_of_another_package_is_named(tmp_path: Path) -> None:
     torch.save({"model": torch.nn.Linear(3, 2)}, path := tmp_path / "w.pt")
     found = inspect_checkpoint(path)
     assert found.classes == ("torch.nn.modules.linear.Linear",)
-    assert found.parameters == 8
     assert [tensor.shape for tensor in found.tensors] == [(2, 3), (2,)]
     assert found.needs == ("trust_pickle",)
+
+
+def test_buffers_are_not_called_parameters(tmp_path: Path) -> None:
+    """A module pickled whole tells which of its values are parameters; of a state dict, nobody can say."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save(module, whole := tmp_path / "whole.pt")
+    torch.save(module.state_dict(), weights := tmp_path / "weights.pt")
+    of_module, of_weights = inspect_checkpoint(whole), inspect_checkpoint(weights)
+    assert of_module.parameter_count == sum(item.numel() for item in module.parameters()) == 12
+    assert of_weights.parameter_count is None
+    assert of_module.model_element_count == of_weights.model_element_count == 12 + 5
 
 
 def test_memory_that_is_stored_for_nothing_is_found(tmp_path: Path) -> None:
@@ -350,7 +360,7 @@ def test_a_checkpoint_in_memory_is_described_through_its_store(parts: Parts) -> 
     found = inspect_stored(place, manifest, stats=True)
     assert (found.problem, found.findings, found.epoch) == (None, (), 3)
     assert all(tensor.statistics for tensor in found.tensors)
-    assert found.files == len(manifest.files)
+    assert found.file_count == len(manifest.files)
 
 
 @pytest.mark.usefixtures("npz_format")
@@ -405,13 +415,13 @@ def test_what_was_imported_in_place_is_told_as_what_it_was(
 
     def counted(files: FoundFiles) -> ForeignCheckpoint:
         opened.append(files)
-        return described(files)
+        return describe_checkpoint(files)
 
-    monkeypatch.setattr("ckpt_lib.inspecting.placeholders.described", counted)
+    monkeypatch.setattr("ckpt_lib.inspecting.placeholders.describe_checkpoint", counted)
     found = inspect_checkpoint(store_path / "run" / f"{saved}.json", stats=True)
     assert (found.problem, found.findings, found.kind, found.epoch) == (None, (), "lightning", 3)
     assert found.title == "a Lightning checkpoint, imported in place"
-    assert (found.parameters, len(found.tensors), len(opened)) == (12, 4, 1)
+    assert (found.model_element_count, len(found.tensors), len(opened)) == (12, 4, 1)
     assert all(tensor.statistics for tensor in found.tensors)
     assert found.checkpoint
     assert (found.checkpoint.checkpoint_id, found.checkpoint.format) == (saved, "foreign")

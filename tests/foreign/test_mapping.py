@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.foreign.mapping import Mapped, to_payload
+from ckpt_lib.foreign.mapping import MappedContents, to_payload
 from ckpt_lib.foreign.torch_files import contents_of
 from ckpt_lib.stream import VerifiedFile
 from tests.foreign.files import saved
@@ -38,7 +38,7 @@ class Settings:
         self.color = Color.RED
 
 
-def mapped(contents: Any, key_map: dict[str, str] | None = None) -> Mapped:
+def mapped(contents: Any, key_map: dict[str, str] | None = None) -> MappedContents:
     """What becomes of a file of torch.save."""
     return to_payload(contents_of(VerifiedFile(io.BytesIO(saved(contents)), None)).value, key_map)
 
@@ -175,6 +175,16 @@ def test_what_key_map_calls_a_count_is_one(target: str, value: Any) -> None:
     """Another count is not taken for one that is none, and no 0 stands for it."""
     with pytest.raises(ConfigError, match="no count"):
         mapped({"model": WEIGHTS, "when": value, "epoch": 7, "step": 70}, {"when": target})
+
+
+@pytest.mark.parametrize("target", ["epoch", "step"])
+def test_a_checkpoint_has_one_count_of_a_kind(target: str) -> None:
+    """Of two names neither is taken silently: the error says both. One that is given comes before known names."""
+    contents = {"model": WEIGHTS, "epoch": 1, "current_epoch": 7, "step": 1, "updates": 7, "mine": 9}
+    name = {"epoch": "current_epoch", "step": "updates"}[target]
+    with pytest.raises(ConfigError, match=f"more than one {target}.*'{name}' and 'mine'"):
+        mapped(contents, {name: target, "mine": target})
+    assert getattr(mapped(contents, {name: target}).facts, target) == 7
 
 
 def test_a_configuration_that_is_none_is_told() -> None:

@@ -367,6 +367,13 @@ def test_every_other_value_comes_back() -> None:
     assert_same(found, TorchZipFormat().prepare(payload))
 
 
+def test_a_tensor_without_data_is_called_that() -> None:
+    """Of a tensor on the meta device, the error says that it has no data, and not that it is sparse."""
+    with pytest.raises(UnsupportedStateError, match="has no data: it is on the meta device") as refused:
+        FORMAT.lay_out(FORMAT.prepare({"model_state_dict": {"w": torch.ones(2, device="meta")}}))
+    assert "dense" not in str(refused.value)
+
+
 def test_an_attribute_that_would_hide_a_method_is_refused() -> None:
     """Of a dict or a tensor; before anything is written."""
     state: Any = OrderedDict(a=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import safetensors.torch
@@ -36,7 +36,7 @@ def test_each_stored_format_becomes_each_other_one(
     manager, checkpoint_id, training = saved(make_manager, format=stored, compression=compression)
     expected = dict(training["model"].state_dict())
     for name, kind in KINDS:
-        only = None if kind in ("torch", "lightning") else "model"
+        only: Literal["model"] | None = None if kind in ("torch", "lightning") else "model"
         path = manager.export_checkpoint(checkpoint_id, tmp_path / "out" / name, format=kind, only=only)
         if kind == "torch":
             assert_same(loaded(path)["optimizer_state_dict"], training["optimizer"].state_dict())
@@ -55,7 +55,7 @@ def test_each_stored_format_becomes_each_other_one(
 @pytest.mark.parametrize(("stored", "compression"), STORED)
 @pytest.mark.parametrize("only", [None, "model"])
 def test_a_flipped_bit_leaves_nothing(
-    make_manager: MakeManager, tmp_path: Path, stored: str, compression: Any, only: str | None
+    make_manager: MakeManager, tmp_path: Path, stored: str, compression: Any, only: Literal["model"] | None
 ) -> None:
     """Of a byte that is read: no file, and no part of one, is at the destination."""
     manager = make_manager(format=stored, compression=compression)

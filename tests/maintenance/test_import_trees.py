@@ -217,6 +217,26 @@ def test_what_says_no_epoch_comes_first(manager: CheckpointManager, tmp_path: Pa
     assert manager.get_checkpoint("latest").epoch == 3
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_exports_of_ours_do_not_set_a_run_back(make_manager: MakeManager, tmp_path: Path, with_manifest: bool) -> None:
+    """Those of a tree that are older than the latest are refused, as other programs' are; by itself, one is not."""
+    origin, manager = make_manager("origin"), make_manager("run")
+    for epoch in (1, 2, 9):
+        saved = origin.save_checkpoint(model=nn.Linear(2, 2), epoch=epoch)
+        assert saved is not None
+        name = f"{epoch}/" if with_manifest else f"{epoch}/{saved}.pt"
+        origin.export_checkpoint(saved, f"{tmp_path}/tree/{name}")
+    manager.save_checkpoint(model=nn.Linear(2, 2), epoch=5)
+    report = manager.import_checkpoints(tmp_path / "tree")
+    assert [(item.epoch, item.result) for item in report.items] == [(1, "refused"), (2, "refused"), (9, "imported")]
+    assert manager.get_checkpoint("latest").epoch == 9
+    again = manager.import_checkpoints(tmp_path / "tree")
+    assert [item.result for item in again.items] == ["refused", "refused", "already there"]
+    (first,) = (tmp_path / "tree" / "1").glob("*.pt")
+    manager.import_checkpoint(first)
+    assert manager.get_checkpoint("latest").epoch == 1
+
+
 def test_a_run_that_has_gone_on_is_not_set_back(manager: CheckpointManager, tmp_path: Path) -> None:
     """Importing a tree again after retention, or killed on the way, makes no old checkpoint the latest."""
     folder = tmp_path / "tree"

@@ -21,7 +21,7 @@ from ckpt_lib.experiment.sweep import sweep
 from ckpt_lib.formats import format_named
 from ckpt_lib.maintenance import transfer
 from ckpt_lib.maintenance.exports import export
-from ckpt_lib.maintenance.importing import ImportTask
+from ckpt_lib.maintenance.importing.task import ImportTask
 from ckpt_lib.maintenance.quarantine import list_quarantined, set_aside
 from ckpt_lib.maintenance.repair import repair
 from ckpt_lib.maintenance.scrub import scrub

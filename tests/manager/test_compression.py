@@ -142,6 +142,23 @@ def test_damage_is_found_named_and_repaired(make: Make, trained: Parts) -> None:
     assert manager.validate_checkpoint(saved)
 
 
+@ONE_FILE
+@EACH_COMPRESSED
+def test_a_load_tells_all_damage(make: Make, tmp_path: Path) -> None:
+    """Also where the table of the frames, which is read first, is damaged, and frames of other chunks are."""
+    manager = make(backup_checkpoints=False, save_rng=False)
+    noise = torch.randint(256, (25 * 2**20,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    checkpoint_id = manager.save_state({"model_state_dict": {"noise": noise}}, epoch=1)
+    (payload,) = (tmp_path / "store" / "run").glob(f"{checkpoint_id}.pt.*")
+    chunk, size = 8 * 2**20, payload.stat().st_size
+    for position in (chunk // 2, 2 * chunk + 5, size - 1):
+        flip_bit(payload, position)
+    with pytest.raises(CorruptCheckpointError) as refused:
+        manager.load_checkpoint(str(checkpoint_id))
+    ranges = [(damage.start, damage.stop) for damage in refused.value.damages]
+    assert ranges == [(0, chunk), (2 * chunk, size)]
+
+
 @EACH_COMPRESSED
 def test_a_backup_brings_it_back(make: Make, trained: Parts) -> None:
     """After each file was lost, and from another store as well."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import StorageFullError
 from prefect_checkpoints.flows import checkpoint_lifecycle, manage_backups, validate_store
-from prefect_checkpoints.flows.validate import LOST, QUARANTINED, REPAIRABLE, REPAIRED
-from tests.orchestration.runs import artifacts, damage, saved, saved_ids
+from prefect_checkpoints.flows.validate import CHANGED, LOST, QUARANTINED, REPAIRABLE, REPAIRED
+from tests.orchestration.runs import artifacts, damage, flip_a_byte, saved, saved_ids
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -215,3 +216,21 @@ def test_what_is_retired_meanwhile_fails_no_run(
     assert state.is_completed(), state.message
     table = artifacts(state)["validation-store" if flow is validate_store else "validation-run"]
     assert [first in table, *(other in table for other in others)] == [False, True, True]
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_changed_files_of_other_programs_are_not_called_repairable(config: CheckpointConfig, repair: bool) -> None:
+    """A file imported in place and written over stays as it is: the report says so, whatever its backup holds."""
+    file = Path(config.checkpoint_dir, "run", "last.ckpt")
+    file.parent.mkdir(parents=True)
+    torch.save({"epoch": 1, "state_dict": nn.Linear(3, 2).state_dict()}, file)
+    manager = CheckpointManager(config, "run")
+    manager.backup_checkpoint(manager.import_checkpoint(file, in_place=True))
+    flip_a_byte(file)
+    changed = file.read_bytes()
+    state = validate_store(config, repair=repair, return_state=True)
+    assert state.is_failed()
+    report = artifacts(state)["validation-store"]
+    assert CHANGED in report
+    assert REPAIRABLE not in report
+    assert file.read_bytes() == changed

@@ -56,10 +56,7 @@ def test_a_checkpoint_of_the_trainer_is_read_as_it_is(trained: tuple[Any, Path])
     assert (facts.step, facts.epoch) == (trainer.state.global_step, 1)
     assert facts.metrics["best_metric"] == trainer.state.best_metric
     assert facts.config["hidden_size"] == 16
-    assert {name.partition(" ")[0].rstrip(":") for name in found.checkpoint.left_out} == {
-        "training_args.bin",
-        "rng_state.pth",
-    }
+    assert [name.partition(" ")[0] for name in found.checkpoint.left_out] == ["training_args.bin"]
 
 
 def test_the_state_resumes_a_training(trained: tuple[Any, Path]) -> None:
@@ -113,4 +110,4 @@ def test_a_folder_of_accelerate_is_read_as_it_is(tmp_path: Path, safe_serializat
     assert_same(found.payload["optimizer_state_dict"], optimizer.state_dict())
     assert_same(found.payload["scheduler_state_dict"], scheduler.state_dict())
     assert_same(found.payload["others"], {"custom_checkpoint_0": Counter().state_dict()})
-    assert "random_states_0.pkl" in " ".join(found.checkpoint.left_out)
+    assert torch.equal(found.payload["rng_state"][0]["torch"], torch.get_rng_state())

@@ -233,7 +233,7 @@ def test_old_states_are_migrated_across_wraps(wrap: str) -> None:
     del stored["module._orig_mod.encoder.norm.num_batches_tracked"]  # as before version 2 of BatchNorm
     stored._metadata["module._orig_mod.encoder.norm"] = {"version": 1}
     target = WRAPS[wrap](Net())
-    named = named_for(target, stored)
+    named = named_for(target, target.state_dict(), stored)
     target.load_state_dict(named.state)
     versions: Any = getattr(target.state_dict(), "_metadata", None)
     expected = {name: dict(value) for name, value in versions.items()}
@@ -326,7 +326,7 @@ def test_any_wraps_of_any_model_are_the_same_model(tree: Any, saved: list[int], 
     """Whatever the layers are called and whatever is wrapped on either side, each value comes to its own place."""
     source = module_of(tree, iter(saved))
     target = module_of(tree, iter([loaded.randint(0, 9) for _ in saved]))
-    named = named_for(target, source.state_dict())
+    named = named_for(target, target.state_dict(), source.state_dict())
     target.load_state_dict(named.state)
     bare = [name for name, _ in module_of(tree, iter([0] * 40)).named_parameters()]
     assert is_equal(values(target), values(source))
@@ -340,7 +340,7 @@ def test_another_model_is_refused_or_the_same_but_for_wraps(tree: Any, other: An
     """A state loads where dropping whole levels named like a wrapper's gives the model's names, and nowhere else."""
     source, target = module_of(tree, iter(saved)), module_of(other, iter([0] * 40))
     stored = source.state_dict()
-    named = named_for(target, stored)
+    named = named_for(target, target.state_dict(), stored)
     assert sorted(named.names) == sorted(stored)
     assert len(set(named.names.values())) == len(stored)
     if named.state.keys() == target.state_dict().keys():
@@ -357,5 +357,6 @@ def test_names_of_a_forged_state_cost_no_more_than_themselves() -> None:
         {"module." * 200_000 + "weight": torch.zeros(1), "module." * 90 + "weight": torch.ones(1)}
     )
     forged._metadata = OrderedDict({"module." * 200_000: {"version": 1}})
-    named = named_for(nn.Linear(1, 1), forged)
+    target = nn.Linear(1, 1)
+    named = named_for(target, target.state_dict(), forged)
     assert set(named.names) == set(forged)

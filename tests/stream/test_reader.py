@@ -55,6 +55,23 @@ def test_a_damaged_file_is_refused_before_anything_is_handed_out(opened: Any, da
     assert source.closed
 
 
+def test_what_is_verified_may_be_used_before_the_rest_is(opened: Any) -> None:
+    """Each step tells up to where the bytes asked for are sound. None follows damage, and the error has all of it."""
+    data = bytes(range(100))
+    with VerifiedFile(opened(data), entry_of(data, 10)) as file:
+        assert list(file.verify([(0, 15), (42, 43), (90, 100)])) == [10, 20, 50, 100]
+        assert list(file.verify([(0, 20)])) == []
+    damaged = bytes(byte ^ (at in {35, 77}) for at, byte in enumerate(data))
+    with VerifiedFile(opened(damaged), entry_of(data, 10)) as file:
+        steps = file.verify([(0, 100)])
+        assert [next(steps) for _ in range(3)] == [10, 20, 30]
+        with pytest.raises(CorruptCheckpointError) as refused:
+            next(steps)
+        assert covered(list(refused.value.damages), "altered") == {*range(30, 40), *range(70, 80)}
+        with pytest.raises(CorruptCheckpointError):
+            file.view(35, 36)
+
+
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 9), st.data())
 def test_damage_is_found_exactly_where_it_is_asked_for(data: bytes, chunk: int, draw: st.DataObject) -> None:
     """Ranges in chunks that are whole are given out, in any order; a range that touches a damaged chunk never is."""

@@ -1,4 +1,4 @@
-"""Row 32: zip archives that say one thing to one reader and another to the next, or want to be unpacked elsewhere."""
+"""Row 32: archives and folders that say one thing to one reader and another to the next, or lead elsewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ import stat
 import struct
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import CheckpointError
-from tests.torture.attacker import PLANTED_ID, contents, manifest_for, plant, small_payload, torch_file
+from ckpt_lib.formats.in_memory import Files
+from tests.torture import folder_attacks
+from tests.torture.attacker import PLANTED_ID, small_payload, torch_file
+from tests.torture.planted import (
+    PLAIN_BYTES,
+    as_stored,
+    has_pickle,
+    is_original,
+    manifest_of,
+    open_planted,
+    plant_files,
+    sound_files,
+)
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
+from tests.torture.settings import FORMATS, Setting, Site, everything_installed, setting, told_settings
 
 Records = list[tuple[zipfile.ZipInfo, bytes]]
 
@@ -237,59 +250,68 @@ ATTACKS: dict[str, Callable[[random.Random], bytearray]] = {
 }
 
 
-def _is_original(payload: object) -> bool:
-    """A change to what no reader looks at may leave the state as it was, and then it must be just that."""
-    if not isinstance(payload, dict):
-        return False
-    state = payload["model_state_dict"]
-    wanted = small_payload()["model_state_dict"]
-    return state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
-
-
 def archive_attacks(count: int, seed: str, folder: Path) -> Outcome:
     """Load, name the tensors of, import and export each; the folder around the store must stay as it is."""
-    outcome = Outcome()
-    refused = 0
-    names = list(ATTACKS)
-    for number in range(count):
-        choice = random.Random(f"{seed} {number}")
-        kind = names[number % len(names)] if count >= len(names) else choice.choice(names)
-        around = folder / str(number)
-        (around / "beside").mkdir(parents=True)
-        (around / "beside" / "kept").write_text("as it was")
-        data = bytes(ATTACKS[kind](choice))
-
-        def act(around: Path = around, data: bytes = data) -> None:
-            manager = plant(around / "store", data)
-            found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
-            assert found in ([], ["unloadable"]), "the bytes are as they were planted"
-            taken = torch_file(small_payload())
-            other_manifest = manifest_for(taken).changed(uid="b" * 32).to_bytes()
-            target = plant(around / "other", taken, other_manifest)  # so that the import reads, and gets another id
-            manager.export_checkpoint(PLANTED_ID, around / "exported")
-            try:
-                loaded = manager.load_checkpoint(PLANTED_ID)
-                target.import_checkpoint(around / "store" / "run" / f"{PLANTED_ID}.pt")
-            except CheckpointError:
-                assert found, "it counts as valid, and was refused"
-                raise
-            assert not found, "it counts as damaged, and was taken"
-            assert _is_original(loaded), "another state was loaded"
-
-        ending = run_in_child(act)
-        refused += ending.kind == "refused"
-        outcome.injected += 1
-        found = contents(around)
-        outside = {name for name in found if name.partition("/")[0] not in {"store", "other", "exported"}} ^ {
-            "beside",
-            "beside/kept",
-        }
-        problem = ending.broken_promise() or (f"wrote {outside}" if outside else None)
-        if problem:
-            outcome.violations.append(f"seed {seed!r} {number}, {kind}: {problem}")
-        shutil.rmtree(around)
-    outcome.detail = f"{refused} refused, {outcome.injected - refused} loaded as they were saved"
+    outcome, refused, struck = Outcome(), 0, Counter[Setting]()
+    with everything_installed():
+        for number in range(count):
+            choice, place = random.Random(f"{seed} {number}"), setting(number)
+            attacks = ATTACKS if has_pickle(place) else folder_attacks.ATTACKS
+            kind = list(attacks)[number // len(FORMATS) % len(attacks)]
+            forged = _forged(kind, choice, place)
+            site = Site(folder / str(number), place.kind)
+            ending = run_in_child(lambda: _strike(site, place, forged))  # noqa: B023 - called at once
+            refused += ending.kind == "refused"
+            struck[place] += 1
+            problem = ending.broken_promise()
+            outcome.note(f"seed {seed!r} {number}, {place}, {kind}", [problem] if problem else [])
+            site.discard()
+            shutil.rmtree(site.root, ignore_errors=True)
+    outcome.detail = f"{refused} refused, {outcome.injected - refused} loaded as they were saved{told_settings(struck)}"
     return outcome
+
+
+def _forged(kind: str, choice: random.Random, place: Setting) -> tuple[Files, Manifest]:
+    if not has_pickle(place):
+        forged = folder_attacks.ATTACKS[kind](choice, place)
+        return forged.files, forged.manifest(place)
+    data = bytes(ATTACKS[kind](choice))
+    files = {"": as_stored(place, data)}
+    return files, manifest_of(place, files, plain_size_bytes=len(data))
+
+
+def _strike(site: Site, place: Setting, forged: tuple[Files, Manifest]) -> None:
+    files, manifest = forged
+    site.write(site.root / "beside" / "kept", b"as it was")
+    plant_files(site, place, files, manifest.to_bytes())
+    plant_files(site, place, files, manifest.to_bytes(), folder="offered")
+    sound = sound_files(place)
+    other = manifest_of(place, sound, plain_size_bytes=PLAIN_BYTES, uid="b" * 32)
+    plant_files(site, place, sound, other.to_bytes(), folder="other/run")  # so that the import gets another id
+    try:
+        _enter(site, place)
+    finally:
+        outside = {path for path in site.files() if path.relative_to(site.root).parts[0] not in _OURS}
+        assert outside == {site.root / "beside" / "kept"}, f"wrote {outside}"
+        assert site.read(site.root / "beside" / "kept") == b"as it was", "changed what is outside"
+
+
+_OURS = {"store", "other", "exported", "offered"}
+
+
+def _enter(site: Site, place: Setting) -> None:
+    """By each door: valid and loaded as it was saved, or neither."""
+    manager, target = open_planted(site, place), open_planted(site, place, "other")
+    is_valid = bool(manager.validate_checkpoint(PLANTED_ID))
+    try:
+        manager.export_checkpoint(PLANTED_ID, site.url("exported"))
+        loaded = manager.load_checkpoint(PLANTED_ID)
+        target.import_checkpoint(f"{site.url('offered')}/{PLANTED_ID}{place.suffix}")
+    except CheckpointError:
+        assert not is_valid, "it counts as valid, and was refused"
+        raise
+    assert is_valid, "it counts as damaged, and was taken"
+    assert is_original(loaded), "another state was loaded"
 
 
 ROWS = [
@@ -299,7 +321,7 @@ ROWS = [
         must_hold="nothing outside the destination; refused, or what was saved",
         unit="archives",
         count=210,
-        sample=14,
+        sample=30,
         run=archive_attacks,
     )
 ]

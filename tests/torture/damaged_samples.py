@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from ckpt_lib.core.damage import Damage
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, IntegrityError, UnsupportedSchemaError
 from ckpt_lib.experiment import commit
 from ckpt_lib.stream import HashingWriter
-from tests.formats.every_format import NPZ, options_of
+from tests.formats.every_format import NPZ
 from tests.torture.fingerprints import fingerprint
+from tests.torture.settings import Setting, Site
 
 CHUNK_BYTES = 4096
+TORCH = Setting()
 _SEED = 20261124
 _EXPERIMENT = "run"
 
@@ -39,9 +42,11 @@ class Copy:
     is_backup: bool = False
 
     @classmethod
-    def read(cls, checkpoint_id: str, folder: Path, names: Iterable[str], *, is_backup: bool = False) -> Copy:
-        manifest = (folder / f"{checkpoint_id}.json").read_bytes()
-        return cls(checkpoint_id, folder, {name: (folder / name).read_bytes() for name in names}, manifest, is_backup)
+    def read(cls, site: Site, checkpoint_id: str, folder: Path, *, is_backup: bool = False) -> Copy:
+        manifest = site.read(folder / f"{checkpoint_id}.json")
+        assert manifest is not None
+        names = [file["name"] for file in json.loads(manifest)["files"]]
+        return cls(checkpoint_id, folder, {name: _read(site, folder / name) for name in names}, manifest, is_backup)
 
     @property
     def manifest(self) -> Path:
@@ -65,6 +70,12 @@ class Copy:
         return path.relative_to(self.folder).as_posix()
 
 
+def _read(site: Site, path: Path) -> bytes:
+    data = site.read(path)
+    assert data is not None
+    return data
+
+
 @dataclass(frozen=True)
 class Sample:
     """A checkpoint, its backup, and what it would be loaded into."""
@@ -86,9 +97,12 @@ class Shelf:
     """Checkpoints of several shapes in one experiment. Their backups lie where no check of them looks for help."""
 
     root: Path
-    format: str = "torch"
-    """As a manifest names it."""
+    setting: Setting = TORCH
     samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def site(self) -> Site:
+        return Site(self.root, self.setting.kind)
 
     @property
     def folder(self) -> Path:
@@ -96,15 +110,15 @@ class Shelf:
 
     def manager(self) -> CheckpointManager:
         """One that has seen nothing yet, and knows of no backups."""
-        return self._manager(backup_dir=str(self.root / "elsewhere"))
+        return self._manager(backup_dir=self.site.url("elsewhere"))
 
     def manager_of_backups(self) -> CheckpointManager:
-        return self._manager(backup_dir=str(self.root / "backups"))
+        return self._manager(backup_dir=self.site.url("backups"))
 
     def _manager(self, **options: Any) -> CheckpointManager:
         options = {"backup_checkpoints": False, "save_rng": False, "max_checkpoints": 99, "max_backups": 99, **options}
-        options |= options_of(self.format)
-        return CheckpointManager(CheckpointConfig(checkpoint_dir=str(self.root / "store"), **options), _EXPERIMENT)
+        options |= self.setting.options
+        return CheckpointManager(CheckpointConfig(checkpoint_dir=self.site.url("store"), **options), _EXPERIMENT)
 
     @property
     def copies(self) -> list[Copy]:
@@ -123,18 +137,18 @@ class Shelf:
         return found
 
 
-def build_shelf(root: Path, stored_format: str = "torch") -> Shelf:
+def build_shelf(root: Path, setting: Setting = TORCH) -> Shelf:
     """Twins of equal size with optimizers, a file of one chunk, one of many, and one of many small tensors."""
-    shelf = Shelf(root, stored_format)
+    shelf = Shelf(root, setting)
     with patch.object(commit, "HashingWriter", partial(HashingWriter, chunk_size_bytes=CHUNK_BYTES)):
         _add(shelf, (48, 64, 16), optimizer=True)
         _add(shelf, (48, 64, 16), optimizer=True)
         _add(shelf, (2, 1))
         _add(shelf, (300, 200))
-        small = 250 if stored_format != NPZ else 10  # which has a file for each of them
+        small = 250 if setting.format != NPZ else 10  # which has a file for each of them
         _add(shelf, (3, 2), extra={str(number): torch.randn(1 + number % 40) for number in range(small)})
     sizes = [item.original.size_bytes for item in shelf.samples]
-    assert sizes[0] == sizes[1] or "+" in stored_format
+    assert sizes[0] == sizes[1] or "+" in setting.format
     assert max(len(data) for data in shelf.samples[2].original.payload.values()) < CHUNK_BYTES
     assert sizes[3] > 40 * CHUNK_BYTES
     return shelf
@@ -159,9 +173,8 @@ def _add(
     owners: dict[str, Any] = {"model": fresh}
     if optimizer:
         owners["optimizer"] = torch.optim.AdamW(fresh.parameters(), lr=0.05)
-    names = [file.name for file in manager._locations.home.get(checkpoint_id).files]
-    backup = Copy.read(checkpoint_id, shelf.root / "backups" / _EXPERIMENT, names, is_backup=True)
-    shelf.samples.append(Sample(Copy.read(checkpoint_id, shelf.folder, names), backup, owners))
+    backup = Copy.read(shelf.site, checkpoint_id, shelf.root / "backups" / _EXPERIMENT, is_backup=True)
+    shelf.samples.append(Sample(Copy.read(shelf.site, checkpoint_id, shelf.folder), backup, owners))
 
 
 def linear(*widths: int) -> nn.Module:
@@ -173,19 +186,12 @@ def inflicted(shelf: Shelf, harm: Harm) -> Iterator[None]:
     """Damage files, and put them right again in the end."""
     originals = shelf.files()
     for path, data in harm.items():
-        _write(path, data)
+        shelf.site.write(path, data)
     try:
         yield
     finally:
         for path in harm:
-            _write(path, originals.get(path))
-
-
-def _write(path: Path, data: bytes | None) -> None:
-    if data is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_bytes(data)
+            shelf.site.write(path, originals.get(path))
 
 
 # --- what has to be told ---
@@ -255,7 +261,7 @@ class _Judge:
         sample = shelf.sample_of(self.path)
         yield from self._of_reports(manager.validate_backup)
         yield from self._of_door("restore_checkpoint", partial(manager.restore_checkpoint, self.copy.checkpoint_id))
-        if any(path.read_bytes() != data for path, data in sample.original.files().items()):
+        if any(shelf.site.read(path) != data for path, data in sample.original.files().items()):
             yield "the checkpoint has changed"
 
     def _of_reports(self, validate: Callable[..., Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,11 @@ from pathlib import Path
 
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointNotFoundError
-from tests.formats.every_format import NPZ
-from tests.plugins.installing import npz_installed
 from tests.torture.damaged_samples import CHUNK_BYTES, Copy, Harm, Shelf, build_shelf, inflicted, missed
 from tests.torture.rows import Outcome, Row
+from tests.torture.settings import SETTINGS, Setting, everything_installed, setting, told_settings
 
 SECTOR_BYTES = 4096
-FORMATS = ("torch", "safetensors", "torch+zstd", "torch+planes", NPZ)
-_OF_FORMATS = f"; formats: {', '.join(FORMATS)}"
 
 Inflict = Callable[[random.Random, Shelf], Harm]
 
@@ -205,23 +203,24 @@ def missed_addition(shelf: Shelf, path: Path) -> Iterator[str]:
             yield f"validate_all names {reports}"
     if not any(path.stem in finding.name for finding in manager.doctor().findings):
         yield "the doctor does not name it"
-    before = path.read_bytes()
+    before = shelf.site.read(path)
     manager.cleanup_checkpoints()
-    if not path.exists() or path.read_bytes() != before:
+    if before is None or shelf.site.read(path) != before:
         yield "cleanup_checkpoints did not leave it alone"
 
 
 # --- rows ---
 
 
-def build_shelves(folder: Path) -> list[Shelf]:
-    """A shelf of each format."""
-    return [build_shelf(folder / stored_format, stored_format) for stored_format in FORMATS]
+def build_shelves(folder: Path, count: int) -> list[Shelf]:
+    """A shelf of each format on each kind of store, or so many of them, which take turns."""
+    return [build_shelf(folder / str(number), setting(number)) for number in range(min(count, SETTINGS))]
 
 
 def inflict_many(shelves: Sequence[Shelf], kinds: dict[str, Inflict], count: int, seed: str) -> Outcome:
     """``count`` damages, kinds and shelves in turn; each is judged while it is the only one, and put right."""
     outcome, counted, attempt, names = Outcome(), Counter[str](), 0, list(kinds)
+    struck = Counter[Setting]()
     originals = {path: data for shelf in shelves for path, data in shelf.files().items()}
     while outcome.injected < count:
         attempt += 1
@@ -231,10 +230,10 @@ def inflict_many(shelves: Sequence[Shelf], kinds: dict[str, Inflict], count: int
             continue  # zeros zeroed are no damage
         outcome.injected += 1
         counted[name] += 1
+        struck[shelf.setting] += 1
         with inflicted(shelf, harm):
-            outcome.violations += [f"{attempt}, {shelf.format}, {name}: {reason}" for reason in missed(shelf, harm)]
-    if len(names) > 1:
-        outcome.detail = ", ".join(f"{counted[name]} {name}" for name in names) + _OF_FORMATS
+            outcome.violations += [f"{attempt}, {shelf.setting}, {name}: {reason}" for reason in missed(shelf, harm)]
+    outcome.detail = ", ".join(f"{counted[name]} {name}" for name in names) + told_settings(struck)
     return outcome
 
 
@@ -249,26 +248,30 @@ def _flips(count: int, seed: str, folder: Path) -> Outcome:
         struck[f"{'manifests' if is_manifest else 'payloads'} of {where}"] += 1
         return harm
 
-    with npz_installed():
-        outcome = inflict_many(build_shelves(folder), {"a bit flipped": flip}, count, seed)
-    outcome.detail = ", ".join(f"{number} in {name}" for name, number in sorted(struck.items())) + _OF_FORMATS
+    with everything_installed():
+        outcome = inflict_many(build_shelves(folder, count), {"a bit flipped": flip}, count, seed)
+    where = ", ".join(f"{number} in {name}" for name, number in sorted(struck.items()))
+    outcome.detail = f"{where};{outcome.detail.partition(';')[2]}"
     return outcome
 
 
 def _damages(count: int, seed: str, folder: Path) -> Outcome:
-    with npz_installed():
-        return inflict_many(build_shelves(folder), DAMAGES, count, seed)
+    with everything_installed():
+        return inflict_many(build_shelves(folder, count), DAMAGES, count, seed)
 
 
 def _strangers(count: int, seed: str, folder: Path) -> Outcome:
-    with npz_installed():
-        return _add_and_lose(build_shelves(folder), count, seed)
+    with everything_installed():
+        shelves = build_shelves(folder, math.ceil(count / len(LOSSES | ADDITIONS)))
+        return _add_and_lose(shelves, count, seed)
 
 
 def _add_and_lose(shelves: Sequence[Shelf], count: int, seed: str) -> Outcome:
     outcome, counted, kinds = Outcome(), Counter[str](), {**LOSSES, **ADDITIONS}
+    struck = Counter[Setting]()
     for number in range(count):
         shelf = shelves[number // len(kinds) % len(shelves)]
+        struck[shelf.setting] += 1
         name = list(kinds)[number % len(kinds)]
         harm = kinds[name](random.Random(f"{seed} {number}"), shelf)
         (path,) = harm
@@ -279,22 +282,22 @@ def _add_and_lose(shelves: Sequence[Shelf], count: int, seed: str) -> Outcome:
                 reasons = missed_loss_of_manifest(shelf, path)
             else:
                 reasons = missed(shelf, harm)
-            outcome.violations += [f"{number}, {shelf.format}, {name}, {path.name}: {reason}" for reason in reasons]
+            outcome.violations += [f"{number}, {shelf.setting}, {name}, {path.name}: {reason}" for reason in reasons]
         for original, data in shelf.files().items():
-            if not _is_as_before(original, data):
+            if not _is_as_before(original, shelf.site.read(original), data):
                 outcome.violations.append(f"{number}, {name}: {original.name} has changed")
-            original.write_bytes(data)
+            shelf.site.write(original, data)
         counted[name] += 1
     outcome.injected = count
-    outcome.detail = ", ".join(f"{counted[name]} {name}" for name in kinds) + _OF_FORMATS
+    outcome.detail = ", ".join(f"{counted[name]} {name}" for name in kinds) + told_settings(struck)
     return outcome
 
 
-def _is_as_before(path: Path, data: bytes) -> bool:
+def _is_as_before(path: Path, read: bytes | None, data: bytes) -> bool:
     """Whether a file holds what it did, but for the note that a run has resumed from it."""
-    if not is_checkpoint_id(path.stem) or path.suffix != ".json":
-        return path.read_bytes() == data
-    found, before = json.loads(path.read_bytes()), json.loads(data)
+    if read is None or not is_checkpoint_id(path.stem) or path.suffix != ".json":
+        return read == data
+    found, before = json.loads(read), json.loads(data)
     return all(found[name] == before[name] for name in found.keys() | before.keys() if name not in _NOTED_BY_A_RESUME)
 
 
@@ -307,7 +310,7 @@ ROWS = [
         must_hold="reported by every check and load, with its file and chunk; no tensor reaches the caller",
         unit="flips",
         count=10_000,
-        sample=40,
+        sample=30,  # each format on each kind of store
         run=_flips,
     ),
     Row(
@@ -325,7 +328,7 @@ ROWS = [
         must_hold="named; what is not ours is no checkpoint, and stays",
         unit="files",
         count=200,
-        sample=20,
+        sample=30,
         run=_strangers,
     ),
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,7 @@ from ckpt_lib.errors import (
     StorePermissionError,
     StoreUnavailableError,
 )
+from ckpt_lib.experiment.layout import payload_suffix
 from ckpt_lib.testing import BitFlip, FaultPlan, faults_injected
 from tests.torture.disk import State, write_state
 from tests.torture.machine import (
@@ -39,7 +42,9 @@ from tests.torture.machine import (
     recover,
     start_state,
 )
+from tests.torture.places import LOCAL
 from tests.torture.rows import Outcome, Row, chosen
+from tests.torture.settings import SETTINGS, Setting, everything_installed, setting, told_settings
 
 When = Literal["before", "after"]
 FAILURES: tuple[tuple[type[StoreError], When], ...] = (
@@ -172,47 +177,87 @@ READERS: dict[str, Callable[[Machine, random.Random], object]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Flips:
+    """Machines of one setting, all of which begin in the same state."""
+
+    setting: Setting
+    folder: Path
+    start: State
+    before: View
+
+    @classmethod
+    def prepare(cls, setting: Setting, folder: Path) -> _Flips:
+        start = start_state(replace(setting, kind="memory" if setting.kind == LOCAL else setting.kind))
+        with _machine(setting, folder, start) as machine:
+            return cls(setting, folder, start, machine.view())
+
+    def new(self) -> contextlib.AbstractContextManager[Machine]:
+        return _machine(self.setting, self.folder, self.start)
+
+    def choose(self, source: random.Random) -> tuple[str, BitFlip]:
+        """A bit that is read, by what is done then, after it was read before if it is read more than once."""
+        files = sorted(path for path in self.start if "checkpoint_" in path and path not in FOREIGN)
+        while True:
+            name, path = source.choice(list(READERS)), source.choice(files)
+            key = path.removeprefix("exported/")
+            flip = BitFlip(source.randrange(len(self.start[path])), bit=source.randrange(8), key=key, first=10**9)
+            with contextlib.suppress(CheckpointError), self.new() as machine:
+                _read(machine, name, flip)
+            if flip.passes:
+                first = source.randint(min(2, flip.passes), flip.passes)
+                return name, BitFlip(flip.offset_bytes, bit=flip.bit, key=key, first=first)
+
+    def broken(self, name: str, flip: BitFlip) -> Iterator[str]:
+        """Every promise that is not kept while that bit comes out wrong."""
+        with self.new() as machine:
+            try:
+                if not _is_as_saved(_read(machine, name, flip)):
+                    yield "what was loaded is not what was saved"
+            except CheckpointError:
+                yield REFUSED
+            except Exception as error:
+                yield f"{type(error).__name__}: {error}"
+            yield from _damaged_since(machine, self.before)
+
+
+REFUSED = "refused"
+
+
+@contextlib.contextmanager
+def _machine(setting: Setting, folder: Path, start: State) -> Iterator[Machine]:
+    """A machine in memory or on the disk."""
+    if setting.kind != LOCAL:
+        with in_memory(start, setting) as machine:
+            yield machine
+        return
+    write_state(start, folder)
+    try:
+        yield Machine(str(folder), setting)
+    finally:
+        shutil.rmtree(folder)
+
+
 def flip_reads(count: int, seed: str, folder: Path) -> Outcome:
     """Row 17: a bit of a file comes out wrong from the second, third ... reading of that byte on."""
-    outcome, refused = Outcome(), 0
-    with quiet():
-        start = start_state()
-        with in_memory(start) as machine:
-            before = machine.view()
-        files = sorted(path for path in start if path.endswith((".pt", ".json")) and path not in FOREIGN)
+    outcome, refused, struck = Outcome(), 0, Counter[Setting]()
+    with quiet(), everything_installed():
+        everywhere = [_Flips.prepare(setting(number), folder / str(number)) for number in range(min(count, SETTINGS))]
         for number in range(count):
-            source = random.Random(f"{seed} {number}")
-            name, flip = _choose_flip(start, files, source)
-            where = f"[{seed} {number}] {name}, {flip}"
-            outcome.injected += 1
-            with in_memory(start) as machine:
-                try:
-                    if not _is_as_saved(_read(machine, name, flip)):
-                        outcome.violations.append(f"{where}: what was loaded is not what was saved")
-                except CheckpointError:
-                    refused += 1
-                except Exception as error:
-                    outcome.violations.append(f"{where}: {type(error).__name__}: {error}")
-                outcome.violations += [f"{where}: {found}" for found in _damaged_since(machine, before)]
-    outcome.detail = f"{refused} calls were refused, the others not misled"
+            source, flips = random.Random(f"{seed} {number}"), everywhere[number % len(everywhere)]
+            name, flip = flips.choose(source)
+            broken = list(flips.broken(name, flip))
+            refused += REFUSED in broken
+            struck[flips.setting] += 1
+            where = f"[{seed} {number}] {flips.setting}, {name}, {flip}"
+            outcome.note(where, (line for line in broken if line != REFUSED))
+    outcome.detail = f"{refused} calls were refused, the others not misled{told_settings(struck)}"
     return outcome
 
 
-def _choose_flip(start: State, files: list[str], source: random.Random) -> tuple[str, BitFlip]:
-    """A bit that is read, by what is done then, after it was read before if it is read more than once."""
-    while True:
-        name, path = source.choice(list(READERS)), source.choice(files)
-        key = path.removeprefix("exported/")
-        flip = BitFlip(source.randrange(len(start[path])), bit=source.randrange(8), key=key, first=10**9)
-        with contextlib.suppress(CheckpointError), in_memory(start) as machine:
-            _read(machine, name, flip)
-        if flip.passes:
-            first = source.randint(min(2, flip.passes), flip.passes)
-            return name, BitFlip(flip.offset_bytes, bit=flip.bit, key=key, first=first)
-
-
 def _read(machine: Machine, name: str, flip: BitFlip) -> object:
-    with faults_injected(FaultPlan(read_flips=[flip]), scheme="memory"):
+    scheme = "file" if machine.setting.kind == LOCAL else "memory"
+    with faults_injected(FaultPlan(read_flips=[flip]), scheme=scheme):
         return READERS[name](machine, random.Random(f"{name} {flip.offset_bytes}"))
 
 
@@ -238,34 +283,51 @@ def _damaged_since(machine: Machine, before: View) -> Iterator[str]:
 
 def flip_writes(count: int, seed: str, folder: Path) -> Outcome:
     """Row 18: a bit goes wrong between the digest and the disk. With ``verify_after_write``, nothing is committed."""
+    outcome, struck, used = Outcome(), Counter[Setting](), min(count, SETTINGS)
+    with quiet(), everything_installed():
+        for number in range(used):
+            numbers = range(number, count, used)
+            outcome_here = _flip_writes(setting(number), numbers, seed, folder / str(number))
+            struck[setting(number)] += len(numbers)
+            outcome.injected += outcome_here.injected
+            outcome.violations += outcome_here.violations
+    outcome.detail = told_settings(struck).removeprefix("; ")
+    return outcome
+
+
+def _flip_writes(setting: Setting, numbers: Iterable[int], seed: str, folder: Path) -> Outcome:
+    """As above, all in one experiment: the store is as before after each."""
     outcome = Outcome()
-    root = folder / "written"
-    write_state(start_state(), root)
-    machine = Machine(str(root))
-    with quiet():
-        sample = machine.save(6)
-        size_bytes = (root / "run" / f"{sample}.pt").stat().st_size
+    start = start_state(replace(setting, kind="memory" if setting.kind == LOCAL else setting.kind))
+    with _machine(setting, folder, start) as machine:
+        sample = machine.save(7)
+        files = machine.experiment("run").get(sample).files
         machine.manager(trash_seconds=0).delete_checkpoint(sample)
         before = machine.view()
-        for number in range(count):
+        for number in numbers:
             source = random.Random(f"{seed} {number}")
-            flip = BitFlip(source.randrange(size_bytes), bit=source.randrange(8), key="run/*.pt")
-            where = f"[{seed} {number}] {flip}"
-            outcome.injected += 1
-            try:
-                with faults_injected(FaultPlan(write_flips=[flip])):
-                    machine.save(7, verify_after_write=True)
-                outcome.violations.append(f"{where}: it was committed")
-            except CorruptCheckpointError:
-                pass
-            except Exception as error:
-                outcome.violations.append(f"{where}: {type(error).__name__}: {error}")
-            if machine.view() != before:
-                outcome.violations.append(f"{where}: the store changed")
+            file = source.choice(files)
+            key = f"run/checkpoint*{payload_suffix(file.name, sample)}{file.name.partition('/')[2]}"
+            flip = BitFlip(source.randrange(file.size_bytes), bit=source.randrange(8), key=key)
+            outcome.note(f"[{seed} {number}] {setting}, {flip}", _flip_write(machine, flip, before))
         machine.save(8, verify_after_write=True)
         if len(machine.view()) != len(before) + 1:
-            outcome.violations.append("a sound save was refused")
+            outcome.violations.append(f"{setting}: a sound save was refused")
     return outcome
+
+
+def _flip_write(machine: Machine, flip: BitFlip, before: View) -> Iterator[str]:
+    scheme = "file" if machine.setting.kind == LOCAL else "memory"
+    try:
+        with faults_injected(FaultPlan(write_flips=[flip]), scheme=scheme):
+            machine.save(7, verify_after_write=True)
+        yield "it was committed"
+    except CorruptCheckpointError:
+        pass
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}"
+    if machine.view() != before:
+        yield "the store changed"
 
 
 ROWS = [

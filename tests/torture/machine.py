@@ -26,6 +26,7 @@ from ckpt_lib.store.memory import MemoryStore
 from ckpt_lib.store.registry import registered
 from ckpt_lib.testing.store_contract import get
 from tests.torture.disk import Disk, State
+from tests.torture.settings import Setting, slug
 
 MODEL = torch.nn.Linear(8, 8)
 PLACES = ("run", "run/backups", "other", "exported")
@@ -34,7 +35,7 @@ BARE = "exported/bare.pt"
 """A payload without a manifest, as people pass them on."""
 DERIVED = {f"{place}/checkpoint_metadata.json" for place in PLACES}
 STORE_OWN = ".ckpt-"
-MEMORY_URL = "memory://machine"
+PLAIN = Setting(kind="memory")
 LONG_SECONDS = 2 * 24 * 3600.0
 """After which nobody believes in an unfinished claim any more."""
 
@@ -53,6 +54,8 @@ class Machine:
     """A store with experiments ``run`` and ``other``, backups and an exported checkpoint."""
 
     url: str
+    setting: Setting = PLAIN
+    """What it saves in, and what its stores lack; one on a disk lacks nothing either."""
 
     def manager(self, experiment_name: str = "run", **options: Any) -> CheckpointManager:
         defaults: dict[str, Any] = {
@@ -60,19 +63,31 @@ class Machine:
             "backup_checkpoints": False,
             "max_checkpoints": 99,
             "max_backups": 99,
+            **self.setting.options,
         }
         return CheckpointManager(CheckpointConfig(**(defaults | options)), experiment_name)
 
     def experiment(self, place: str) -> Experiment:
         if place == "exported":  # a store of its own: in memory, none lies in another
-            return Experiment(open_store(f"{self.url}/{place}"), "", "run")
-        return Experiment(open_store(self.url), place, "run")
+            return Experiment(open_store(f"{self.url}/{place}"), "", "run", single_writer=self._is_alone)
+        return Experiment(open_store(self.url), place, "run", single_writer=self._is_alone)
+
+    @property
+    def _is_alone(self) -> bool:
+        return bool(self.setting.options["single_writer"])
 
     def ids(self, place: str = "run") -> list[str]:
         """Return every checkpoint that readers see, and those whose manifest cannot be read."""
         view = self.experiment(place).index.view()
         unreadable = [str(error.checkpoint_id) for error in view.unreadable]
         return sorted([*(item.checkpoint_id for item in view.usable), *unreadable])
+
+    def exported_payload(self, checkpoint_id: str) -> str:
+        """The file or folder to import, which has a claim in its name where nothing else keeps names apart."""
+        url = f"{self.url}/exported"
+        names = {entry.key.partition("/")[0] for entry in open_store(url).list("", recursive=True)}
+        (name,) = (name for name in names if name.startswith(checkpoint_id) and not name.endswith(".json"))
+        return f"{url}/{name}"
 
     def save(self, epoch: int, **options: Any) -> str:
         saved = self.manager(**options).save_checkpoint(model=MODEL, epoch=epoch, metrics={"val_loss": 1 / epoch})
@@ -150,17 +165,17 @@ def on_disk(disk: Disk) -> Iterator[Machine]:
 
 
 @contextmanager
-def in_memory(state: State) -> Iterator[Machine]:
+def in_memory(state: State, setting: Setting = PLAIN) -> Iterator[Machine]:
     """A machine whose files are in memory, where each operation is done or not."""
-    machine = Machine(MEMORY_URL)
-    exported = f"{MEMORY_URL}/exported"
+    machine = Machine(f"memory://{slug(setting.kind)}/machine", setting)
+    exported = f"{machine.url}/exported"
     try:
         for key, data in state.items():
-            url, name = (exported, key.removeprefix("exported/")) if key.startswith("exported/") else (MEMORY_URL, key)
+            url, name = (exported, key.removeprefix("exported/")) if key.startswith("exported/") else (machine.url, key)
             MemoryStore(url).put(name, data)
         yield machine
     finally:
-        for url in (MEMORY_URL, exported):
+        for url in (machine.url, exported):
             MemoryStore._contents.pop(url.removeprefix("memory://"), None)
 
 
@@ -269,7 +284,7 @@ ACTIONS: dict[str, Action] = {
         _any(machine, source, whole=True), f"{machine.url}/exported"
     ),
     "import": lambda machine, source: machine.manager().import_checkpoint(
-        f"{machine.url}/exported/{_any(machine, source, 'exported')}.pt"
+        machine.exported_payload(_any(machine, source, "exported"))
     ),
     "import a bare payload": lambda machine, source: machine.manager().import_checkpoint(f"{machine.url}/{BARE}"),
     "set aside": _set_aside,
@@ -279,12 +294,12 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def start_state() -> State:
+def start_state(setting: Setting = PLAIN) -> State:
     """Nine checkpoints: two whole, one without its payload and one damaged, both with a backup, one damaged without,
     one deleted, one in quarantine, one of which only the backup is left, one exported from another experiment; a
-    payload without a manifest; and foreign files.
+    payload without a manifest, if it is one file; and foreign files.
     """
-    with in_memory({}) as machine:
+    with in_memory({}, setting) as machine:
         whole, headless, damaged, hopeless, deleted, aside, lost, _ = (machine.save(epoch) for epoch in range(1, 9))
         machine.manager().delete_checkpoint(deleted)
         for checkpoint_id in (headless, damaged, lost):
@@ -292,15 +307,21 @@ def start_state() -> State:
         other = machine.save(20, experiment_name="other")
         machine.manager("other").export_checkpoint(other, f"{machine.url}/exported")
         state = _with_damage(machine.state(), damaged, hopeless, aside)
-    gone = {f"run/{name}" for name in (f"{headless}.pt", f"{lost}.pt", f"{lost}.json")}
-    bare = {BARE: state[f"run/{whole}.pt"]}
-    with in_memory({key: data for key, data in state.items() if key not in gone}) as machine:
+    gone = {*_payload_keys(state, headless), *_payload_keys(state, lost), f"run/{lost}.json"}
+    bare = {BARE: state[f"run/{whole}.pt"]} if setting == PLAIN else {}
+    with in_memory({key: data for key, data in state.items() if key not in gone}, setting) as machine:
         machine.manager().quarantine_checkpoint(aside)
         return {**machine.state(), **bare, **FOREIGN}
 
 
+def _payload_keys(state: State, checkpoint_id: str) -> list[str]:
+    """The files of a payload in the experiment ``run``."""
+    manifest = f"run/{checkpoint_id}.json"
+    return sorted(key for key in state if key.startswith(f"run/{checkpoint_id}") and key != manifest)
+
+
 def _with_damage(state: State, *ids: str) -> State:
-    keys = [f"run/{checkpoint_id}.pt" for checkpoint_id in ids]
+    keys = [_payload_keys(state, checkpoint_id)[0] for checkpoint_id in ids]
     return {**state, **{key: state[key][:-1] + bytes([state[key][-1] ^ 0xFF]) for key in keys}}
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,12 @@ from ckpt_lib.errors import CheckpointError, IntegrityError, UnsupportedSchemaEr
 from ckpt_lib.experiment.layout import CLOCK_NAME, key_name, uid_name
 from ckpt_lib.store.checks import OWN_FOLDER
 from ckpt_lib.store.local.folder_lock import LOCK_NAME
-from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for, open_run, plant, small_payload, torch_file
+from tests.torture.attacker import EXPERIMENT, PLANTED_ID, manifest_for
+from tests.torture.places import LOCAL
+from tests.torture.planted import PLAIN_BYTES, manifest_of, open_planted, plant_files, sound_files
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
+from tests.torture.settings import FORMATS, Setting, Site, everything_installed, setting, told_settings
 
 # fmt: off
 _VALUES: list[Any] = [
@@ -128,13 +132,23 @@ def _read_back(data: bytes) -> str | None:
 
 def fuzz(count: int, seed: str, folder: Path) -> Outcome:
     """Read each manifest; put every fortieth, or another small file, into a folder that is worked with."""
-    outcome = Outcome()
-    manifest = manifest_for(torch_file(small_payload()), metrics={"loss": 0.5}, config={"lr": [0.1]}, tags=("a",))
-    bases = manifest.to_bytes(), _claim().to_bytes()
-    worked = 0
+    with everything_installed():
+        return _fuzz(count, seed, folder)
+
+
+def _fuzz(count: int, seed: str, folder: Path) -> Outcome:
+    outcome, worked, struck = Outcome(), 0, Counter[Setting]()
+    facts: dict[str, Any] = {"metrics": {"loss": 0.5}, "config": {"lr": [0.1]}, "tags": ("a",)}
+    settings = [Setting(stored_format) for stored_format in FORMATS]
+    manifests = {
+        place.format: manifest_of(place, sound_files(place), plain_size_bytes=PLAIN_BYTES, **facts).to_bytes()
+        for place in settings
+    }
     for number in range(count):
-        choice = random.Random(f"{seed} {number}")
-        data = spell(choice, mutate(choice, json.loads(bases[choice.random() < 0.25])))
+        choice, place = random.Random(f"{seed} {number}"), setting(number // 40 + number % 40)
+        base = manifests[place.format] if choice.random() >= 0.25 else _claim().to_bytes()
+        data = spell(choice, mutate(choice, json.loads(base)))
+        struck[place] += 1
         outcome.injected += 1
         try:
             problem = _read_back(data)
@@ -144,11 +158,13 @@ def fuzz(count: int, seed: str, folder: Path) -> Outcome:
             outcome.violations.append(f"seed {seed!r} {number}: {ascii(problem)[:500]}")
         if number % 40 == 0:
             worked += 1
-            problem = _work_beside(choice, data, folder / str(number))
+            site = Site(folder / str(number), place.kind)
+            problem = _work_beside(choice, data, site, place)
             if problem:
-                outcome.violations.append(f"seed {seed!r} {number}: {problem}")
-            shutil.rmtree(folder / str(number), ignore_errors=True)
-    outcome.detail = f"{worked} of them, or other small files, in folders at work"
+                outcome.violations.append(f"seed {seed!r} {number}, {place}: {problem}")
+            site.discard()
+            shutil.rmtree(site.root, ignore_errors=True)
+    outcome.detail = f"{worked} of them, or other small files, in folders at work{told_settings(struck)}"
     return outcome
 
 
@@ -197,31 +213,33 @@ def _scrub_record(choice: random.Random) -> bytes:
     return json.dumps(mutate(choice, fields)).encode()
 
 
-def _work_beside(choice: random.Random, data: bytes, store: Path) -> str | None:
-    kind = choice.choice(list(_FILES))
+def _work_beside(choice: random.Random, data: bytes, site: Site, place: Setting) -> str | None:
+    """Only on a disk are there a lock, files that are being written, and folders without files."""
+    is_local = site.kind == LOCAL
+    kind = choice.choice([kind for kind, name in _FILES.items() if is_local or OWN_FOLDER not in name])
     if "pointer" in kind:
         data = _pointer(choice)
     elif kind == "the scrub's record":
         data = _scrub_record(choice)
-    plant(store, torch_file(small_payload()))
-    path = store / EXPERIMENT / _FILES[kind]
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_bytes(data)
-    (store.parent / "outside").mkdir(exist_ok=True)
-    (store / EXPERIMENT / "outside").mkdir()
-    (store / "outside").mkdir()
-    ending = run_in_child(lambda: _work(store))
+    sound = sound_files(place)
+    plant_files(site, place, sound, manifest_of(place, sound, plain_size_bytes=PLAIN_BYTES).to_bytes())
+    store = site.root / "store"
+    site.write(store / EXPERIMENT / _FILES[kind], data)
+    folders = [found / "outside" for found in (site.root, store, store / EXPERIMENT) if is_local]
+    for folder in folders:
+        folder.mkdir()
+    ending = run_in_child(lambda: _work(site, place))
     problem = ending.broken_promise()
-    if not all((place / "outside").is_dir() for place in (store.parent, store, store / EXPERIMENT)):
+    if not all(folder.is_dir() for folder in folders):
         problem = "a folder outside was taken away"
     return f"{kind}: {problem}" if problem else None
 
 
-def _work(store: Path) -> None:
+def _work(site: Site, place: Setting) -> None:
     """Everything that reads a folder's small files. Each may be refused; the next must work all the same."""
     logging.getLogger("ckpt_lib").setLevel(logging.ERROR)
 
-    manager = open_run(store)
+    manager = open_planted(site, place)
     calls: list[Callable[[], object]] = [
         manager.list_checkpoints,
         manager.list_unreadable,
@@ -242,11 +260,11 @@ def _work(store: Path) -> None:
     manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=3, idempotency_key="a key")
     saved = str(manager.save_checkpoint(model=torch.nn.Linear(2, 1), epoch=2))
     assert manager.validate_checkpoint(saved), "the next save is broken"
-    assert _is_rebuilt(manager, store), "the snapshot was not rebuilt"
+    assert _is_rebuilt(manager, site), "the snapshot was not rebuilt"
 
 
-def _is_rebuilt(manager: CheckpointManager, store: Path) -> bool:
-    content = json.loads((store / EXPERIMENT / "checkpoint_metadata.json").read_bytes())
+def _is_rebuilt(manager: CheckpointManager, site: Site) -> bool:
+    content = json.loads(site.read(site.root / "store" / EXPERIMENT / "checkpoint_metadata.json") or b"")
     return [item["checkpoint_id"] for item in content["checkpoints"]] == [
         checkpoint.checkpoint_id for checkpoint in manager.list_checkpoints()
     ]

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ckpt_lib.formats.in_memory import Files
+from tests.formats.every_format import NPZ
 from tests.torture.attacker import PLANTED_ID, archive_of, plant
-from tests.torture.rows import Outcome, Row
+from tests.torture.planted import (
+    as_stored,
+    has_pickle,
+    is_original,
+    manifest_of,
+    open_planted,
+    plant_files,
+    sound_files,
+)
+from tests.torture.rows import Outcome, Row, told
 from tests.torture.sandbox import Ending, run_in_child
+from tests.torture.settings import Setting, Site, everything_installed, setting, told_settings
 
 Attack = Callable[[str], bytes]
 """From a line of Python to the steps of a pickle that leave something on the stack and should have run it."""
@@ -166,42 +182,74 @@ def structure(choice: random.Random, attack: bytes) -> bytes:
 
 
 def malicious_pickles(count: int, seed: str, folder: Path) -> Outcome:
-    """Each attack through every door that reads a payload, as a torch file and now and then as a bare pickle."""
-    outcome = Outcome()
+    """Each attack through every door that reads a payload: as a torch file and now and then as a bare pickle, in the
+    place of a file of a format without pickles, or beside its files.
+    """
+    outcome, struck, kinds = Outcome(), Counter[Setting](), Counter[str]()
     if not _fires_when_trusted(folder / "control"):
         outcome.violations.append("the canary does not fire for who trusts the pickle: the attacks prove nothing")
-    kinds: dict[str, int] = {}
     names = list(ATTACKS)
-    for number in range(count):
-        choice = random.Random(f"{seed} {number}")
-        chosen = names[number % len(names)] if count >= len(names) else choice.choice(names)
-        store, canary = folder / str(number), folder / f"canary-{number}"
-        pickled = structure(choice, ATTACKS[chosen](_fire_line(canary)))
-        payload = pickled if choice.random() < 0.1 else archive_of(pickled)
-        outcome.injected += 1
-        ending = _through_every_door(store, payload, choice)
-        kinds[ending.what.partition(":")[0]] = kinds.get(ending.what.partition(":")[0], 0) + 1
-        problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
-        if canary.exists():
-            problem = "ran"
-        if problem:
-            outcome.violations.append(f"seed {seed!r} {number}, {chosen}: {problem}")
-        shutil.rmtree(store)
-    outcome.detail = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    with everything_installed():
+        for number in range(count):
+            choice, place = random.Random(f"{seed} {number}"), setting(number)
+            chosen = names[number % len(names)] if count >= len(names) else choice.choice(names)
+            site, canary = Site(folder / str(number), place.kind), folder / f"canary-{number}"
+            pickled = structure(choice, ATTACKS[chosen](_fire_line(canary)))
+            files, where = _placed(choice, place, pickled)
+            ending = _through_every_door(site, place, files, choice, where)
+            struck[place] += 1
+            kinds[ending.what.partition(":")[0] or "not looked at"] += 1
+            is_right = ending.kind == ("returned" if where == BESIDE else "refused")
+            problem = ending.broken_promise() or (None if is_right else f"was {ending.kind}: {ending.what}")
+            if canary.exists():
+                problem = "ran"
+            outcome.note(f"seed {seed!r} {number}, {place}, {chosen}, {where}", [problem] if problem else [])
+            shutil.rmtree(site.root, ignore_errors=True)
+    outcome.detail = told(kinds) + told_settings(struck)
     return outcome
+
+
+BESIDE = "beside"
+_PLACES = ("in the place of a file", "in an array", BESIDE)
+
+
+def _placed(choice: random.Random, place: Setting, pickled: bytes) -> tuple[Files, str]:
+    """The files of a payload with the pickle in them, and where it is."""
+    data = pickled if choice.random() < 0.1 else archive_of(pickled)
+    if has_pickle(place):
+        return {"": data}, "as the payload"
+    files, where = sound_files(place), choice.choice(_PLACES)
+    if where == BESIDE:
+        return {**files, choice.choice(["x.pkl", "pytorch_model.bin", "optimizer.pt", "data.pkl"]): data}, where
+    if where == "in an array" and place.format == NPZ:
+        data = _object_array(pickled)
+    name = choice.choice([name for name in sorted(files) if where != "in an array" or not name.endswith(".json")])
+    return {**files, name: data}, where
+
+
+def _object_array(pickled: bytes) -> bytes:
+    """An array of objects, which NumPy reads by unpickling it."""
+    stream = io.BytesIO()
+    facts = {"descr": "|O", "fortran_order": False, "shape": (2, 3)}
+    np.lib.format.write_array_header_1_0(stream, facts)
+    return stream.getvalue() + pickled
 
 
 def _fire_line(canary: Path) -> str:
     return f'open("{canary}", "w").close()'
 
 
-def _through_every_door(store: Path, payload: bytes, choice: random.Random) -> Ending:
+def _through_every_door(site: Site, place: Setting, files: Files, choice: random.Random, where: str) -> Ending:
     def act() -> None:
-        manager = plant(store, payload)
+        stored = {name: as_stored(place, data) for name, data in files.items()}
+        plain_size_bytes = sum(map(len, files.values())) if has_pickle(place) else 0
+        plant_files(site, place, stored, manifest_of(place, stored, plain_size_bytes=plain_size_bytes).to_bytes())
+        manager = open_planted(site, place)
         found = [damage.kind for damage in manager.validate_checkpoint(PLANTED_ID).damages]
-        assert found == ["unloadable"], "its manifest vouches for every byte, but no one could load it"
+        expected = [] if where == BESIDE else ["unloadable"]
+        assert found == expected, "its manifest vouches for every byte, but no one could load it"
         keys: dict[str, Any] = {"keys": ["model_state_dict"]} if choice.random() < 0.3 else {}
-        manager.load_checkpoint(PLANTED_ID, **keys)
+        assert is_original(manager.load_checkpoint(PLANTED_ID, **keys)), "another state was loaded"
 
     return run_in_child(act)
 
@@ -224,7 +272,7 @@ ROWS = [
         must_hold="no stored code runs; refused without opt-in",
         unit="pickles",
         count=126,
-        sample=16,
+        sample=30,
         run=malicious_pickles,
     )
 ]

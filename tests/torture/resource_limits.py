@@ -7,16 +7,25 @@ import random
 import shutil
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ckpt_lib import CheckpointManager
 from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.formats.in_memory import Files
 from ckpt_lib.formats.torch.limits import max_structure_bytes
-from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, plant, resigned
+from tests.formats.every_format import NPZ
+from tests.torture import file_bombs
+from tests.torture.attacker import PLANTED_ID, archive_of, manifest_for, resigned
+from tests.torture.file_bombs import claimed_bytes
 from tests.torture.pickles import call, name, quantized, storage, tensor, text
+from tests.torture.planted import as_stored, manifest_of, open_planted, plant_files, sound_files
 from tests.torture.rows import Outcome, Row
 from tests.torture.sandbox import run_in_child
+from tests.torture.settings import FORMATS, SETTINGS, Setting, Site, everything_installed, setting, told_settings
 
 
 def _long(value: int) -> bytes:
@@ -156,25 +165,66 @@ MANIFESTS: dict[str, Callable[[random.Random], bytes]] = {
     "many chunks": _with_chunks(350_000, 8 * 2**20),
     "a giant": lambda choice: b" " * (Manifest.MAX_BYTES * 8),
 }
-BOMBS = [*((kind, False) for kind in PAYLOADS), *((kind, True) for kind in MANIFESTS)]
+Bomb = Callable[[random.Random, Setting], Files]
+
+
+def _as_payload(make: Callable[[random.Random], bytes]) -> Bomb:
+    return lambda choice, place: {"": make(choice)}
+
+
+_PICKLES = {name: _as_payload(make) for name, make in PAYLOADS.items()}
+PAYLOADS_OF: dict[str, dict[str, Bomb]] = {
+    "torch": _PICKLES,
+    "safetensors": file_bombs.SAFETENSORS,
+    "torch+zstd": {**file_bombs.containers("zstd"), **_PICKLES},
+    "torch+planes": {**file_bombs.containers("planes"), **_PICKLES},
+    NPZ: file_bombs.ARRAYS,
+}
 
 
 def ask_for_too_much(count: int, seed: str, folder: Path) -> Outcome:
     """Load each, by a manifest that vouches for it, or list it where the manifest is the bomb."""
-    outcome = Outcome()
-    for number in range(count):
-        choice = random.Random(f"{seed} {number}")
-        kind, is_manifest = BOMBS[number % len(BOMBS)] if count >= len(BOMBS) else choice.choice(BOMBS)
-        store = folder / str(number)
-        data = (MANIFESTS if is_manifest else PAYLOADS)[kind](choice)
-        manager = plant(store, b"x", data) if is_manifest else plant(store, data)
-        ending = run_in_child(partial(manager.load_checkpoint, PLANTED_ID))
-        outcome.injected += 1
-        problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
-        if problem:
-            outcome.violations.append(f"seed {seed!r} {number}, {kind}: {problem}")
-        shutil.rmtree(store)
+    outcome, struck = Outcome(), Counter[Setting]()
+    with everything_installed():
+        for number in range(count):
+            choice, place = random.Random(f"{seed} {number}"), setting(number)
+            bombs: dict[str, Any] = {**PAYLOADS_OF[place.format], **MANIFESTS}
+            kind = list(bombs)[number // len(FORMATS) % len(bombs)] if count > SETTINGS else choice.choice(list(bombs))
+            site = Site(folder / str(number), place.kind)
+            _plant_bomb(site, place, choice, kind)
+            manager = open_planted(site, place)
+            ending = run_in_child(partial(_open_bomb, manager, site, place, kind))
+            problem = ending.broken_promise() or (None if ending.kind == "refused" else "was loaded")
+            outcome.note(f"seed {seed!r} {number}, {place}, {kind}", [problem] if problem else [])
+            struck[place] += 1
+            site.discard()
+            shutil.rmtree(site.root, ignore_errors=True)
+    outcome.detail = told_settings(struck).removeprefix("; ")
     return outcome
+
+
+def _open_bomb(manager: CheckpointManager, site: Site, place: Setting, kind: str) -> None:
+    if kind.startswith(file_bombs.BARE):
+        manager.import_checkpoint(f"{site.url('offered')}/payload{place.suffix}")
+    else:
+        manager.load_checkpoint(PLANTED_ID)
+
+
+def _plant_bomb(site: Site, place: Setting, choice: random.Random, kind: str) -> None:
+    if kind in MANIFESTS:
+        plant_files(site, place, dict.fromkeys(sound_files(place), b"x"), MANIFESTS[kind](choice))
+        return
+    files = PAYLOADS_OF[place.format][kind](choice, place)
+    if kind.startswith(file_bombs.BARE):
+        site.write(site.root / "offered" / f"payload{place.suffix}", files[""])
+        return
+    if kind.startswith("file: "):
+        manifest = manifest_of(place, files, plain_size_bytes=claimed_bytes(files[""]))
+    else:
+        sizes = {name: len(data) for name, data in files.items()}
+        files = {name: as_stored(place, data) for name, data in files.items()}
+        manifest = manifest_of(place, files, plain_size_bytes=sizes.get("", 0))
+    plant_files(site, place, files, manifest.to_bytes())
 
 
 ROWS = [
@@ -183,7 +233,7 @@ ROWS = [
         fault="tensor bomb",
         must_hold="refused in less than 2 s and 1 GB",
         unit="bombs",
-        count=90,
+        count=330,
         sample=12,
         run=ask_for_too_much,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.formats.base import Payload, PayloadSource
+from ckpt_lib.formats.gc_pause import CollectionPause
 from ckpt_lib.formats.placing import Place
 from ckpt_lib.formats.preparing import prepare, too_deep
 from ckpt_lib.formats.safetensors.naming import SUFFIX
@@ -45,9 +46,11 @@ class SafetensorsFormat:
         Raises :class:`~ckpt_lib.errors.ConfigError` for a device that this machine does not have.
         """
         place = Place(map_location)
-        if keys is None:
-            _require_all(source)
-        return SafetensorsReader(source).read(keys, place)
+        if keys is not None:
+            return SafetensorsReader(source).read(keys, place)
+        _require_all(source)
+        with CollectionPause():  # nothing is left that takes long
+            return SafetensorsReader(source).read(keys, place)
 
     def inspect(self, source: PayloadSource) -> Payload:
         """Return the structure that every read begins with, checked against the headers of all files."""

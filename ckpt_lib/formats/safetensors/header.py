@@ -106,14 +106,13 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _entry(name: str, description: Any, start: int) -> Entry:
-    match description:
-        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [first, last]} if len(description) == len(
-            _KEYS
-        ):
-            pass
-        case _:
-            raise corrupt(f"{shown(name)} is not described as a tensor is")
-    dtype = DTYPES.get(kind)
+    try:
+        kind, shape, (first, last) = description["dtype"], description["shape"], description["data_offsets"]
+        dtype = DTYPES.get(kind)
+    except (TypeError, LookupError, ValueError):
+        dtype = kind = shape = None
+    if type(shape) is not list or len(description) != len(_KEYS):
+        raise corrupt(f"{shown(name)} is not described as a tensor is")
     if dtype is None:
         raise corrupt(f"{shown(name)} has the unknown type {shown(kind)}")
     if not is_shape(shape) or not are_counts([first, last]):

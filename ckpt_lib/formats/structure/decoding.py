@@ -32,7 +32,7 @@ _MAX_EQUAL_HASHES = 100  # among the keys of one dict: each further key is compa
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class TensorRef:
     """All facts about a tensor in the structure of a payload: where it is stored, and what it is besides.
 

@@ -19,6 +19,7 @@ from ckpt_lib.formats.structure.decoding import TensorRef, decode, malformed, re
 from ckpt_lib.formats.structure.entries import Entry, Home
 from ckpt_lib.formats.structure.sharing import has_gaps
 from ckpt_lib.state.tree import map_leaves
+from ckpt_lib.stream import VerifiedFile
 
 _MAX_ALIGNMENT_BYTES = 8  # that of the parts of a complex number, which are the widest
 
@@ -52,7 +53,7 @@ class StructureReader:
         self._source = source
         self._outline = outline
         self._find = home
-        self._homes: dict[tuple[str, str], Home] = {}
+        self._homes: dict[TensorRef, Home] = {}
 
     def outline(self) -> Payload:
         """Return the payload with a :class:`TensorRef` instead of each tensor, once all of them are known to be there.
@@ -80,7 +81,7 @@ class StructureReader:
             wanted = select(self._outline, keys)
             refs = [ref for _, ref in refs_in(wanted)]
             self._check(refs)
-        self._require({self._home(ref) for ref in refs})
+        self._require(map(self._home, refs))
         with CollectionPause():
             builder = _Builder(self._source, self._home, place, refs)
             built: Payload = map_leaves(wanted, builder.build)
@@ -127,9 +128,9 @@ class StructureReader:
 
     def _require(self, homes: Iterable[Home]) -> None:
         """Verify the bytes of tensors. Raises :class:`CorruptCheckpointError` with the damage of all files."""
-        ranges: dict[str, list[tuple[int, int]]] = {}
-        for home in homes:
-            ranges.setdefault(home.file, []).append((home.entry.start, home.entry.stop))
+        ranges: dict[str, set[tuple[int, int]]] = {}
+        for file, entry in homes:
+            ranges.setdefault(file, set()).add((entry.start, entry.stop))
         failures = []
         for name, wanted in ranges.items():
             try:
@@ -141,9 +142,10 @@ class StructureReader:
             raise failures[0]
 
     def _home(self, ref: TensorRef) -> Home:
-        if (ref.group, ref.name) not in self._homes:
-            self._homes[ref.group, ref.name] = self._find(ref)
-        return self._homes[ref.group, ref.name]
+        found = self._homes.get(ref)
+        if found is None:
+            found = self._homes[ref] = self._find(ref)
+        return found
 
 
 class _Builder:
@@ -155,19 +157,21 @@ class _Builder:
         self._source = source
         self._home = home
         self._place = place
-        self._stored: dict[tuple[Home, tuple[int, ...] | None], torch.Tensor] = {}
-        self._alignment: dict[Home, int] = {}
+        self._files: dict[str, VerifiedFile] = {}
+        self._stored: dict[tuple[str, str, tuple[int, ...] | None], torch.Tensor] = {}
+        self._widest: dict[tuple[str, str], int] = {}
+        """The sizes of elements of views of stored tensors, the largest of each."""
         for ref in refs:
-            home_of_ref = home(ref)
-            dtype = ref.view.dtype if ref.view else home_of_ref.entry.dtype
-            wanted = min(dtype.itemsize, _MAX_ALIGNMENT_BYTES)
-            self._alignment[home_of_ref] = max(wanted, self._alignment.get(home_of_ref, 1))
+            if ref.view is not None:
+                place_of_ref = home(ref).file, ref.name
+                size_bytes = ref.view.dtype.itemsize
+                self._widest[place_of_ref] = max(size_bytes, self._widest.get(place_of_ref, 1))
 
     def build(self, value: Any) -> Any:
         """Return the tensor that a :class:`TensorRef` describes, and any other value as it is."""
         if not isinstance(value, TensorRef):
             return value
-        stored = self._open(self._home(value), value.stride)
+        stored = self._open(value, value.stride)
         if (view := value.view) is None:
             tensor = stored.detach()  # flags and attributes belong to one of several
         else:
@@ -181,24 +185,28 @@ class _Builder:
             vars(tensor).update(map_leaves(value.attributes, self.build))
         return tensor
 
-    def _open(self, home: Home, stride: tuple[int, ...] | None) -> torch.Tensor:
+    def _open(self, ref: TensorRef, stride: tuple[int, ...] | None) -> torch.Tensor:
         """Return a stored tensor, which is copied only if its dimensions are to lie in another order."""
-        found = self._stored.get((home, stride))
+        file, entry = self._home(ref)
+        found = self._stored.get((file, ref.name, stride))
         if found is None:
-            found = self._view_of(home) if stride is None else _permuted(self._open(home, None), stride)
-            self._stored[home, stride] = found
+            found = _permuted(self._open(ref, None), stride) if stride else self._view_of(file, ref.name, entry)
+            self._stored[file, ref.name, stride] = found
         return found
 
-    def _view_of(self, home: Home) -> torch.Tensor:
-        entry = home.entry
-        data = self._source.open(home.file).view(entry.start, entry.stop)
-        elements = (
-            torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")
-        )
-        if self._place.is_cpu and elements.data_ptr() % self._alignment[home]:  # ours are aligned; others may not be
-            elements = elements.clone()
-        elements = self._place(elements)
-        return elements.view(entry.dtype).view(entry.shape)
+    def _view_of(self, file: str, name: str, entry: Entry) -> torch.Tensor:
+        if file not in self._files:
+            self._files[file] = self._source.open(file)
+        dtype = entry.dtype
+        data = self._files[file].view(entry.start, entry.stop)
+        elements = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype, device="cpu")
+        if self._place.is_cpu and (odd_bytes := elements.data_ptr() % _MAX_ALIGNMENT_BYTES):
+            wanted = max(dtype.itemsize, self._widest.get((file, name), 1))
+            if odd_bytes % min(wanted, _MAX_ALIGNMENT_BYTES):  # ours are aligned; others may not be
+                elements = elements.clone()
+        if not self._place.is_memory_of_file:
+            elements = self._place(elements.view(torch.uint8)).view(dtype)
+        return elements.view(entry.shape)
 
 
 def _permuted(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

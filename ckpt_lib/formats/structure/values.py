@@ -130,7 +130,13 @@ class Encoder:
         return self._dict(vars(value), name)
 
     def _tensor(self, value: torch.Tensor, name: str) -> Any:
-        if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+        if value.is_meta:
+            raise UnsupportedStateError(
+                f"{name} has no data: it is on the meta device",
+                expected="tensors with their data",
+                hint="Bring offloaded weights back into memory before saving.",
+            )
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
             raise refused(value, name, "It has no elements in a row: store it as dense tensors.")
         reference = self._refer(value, name)
         if type(value) is torch.nn.Parameter:

@@ -151,9 +151,14 @@ class PickleChecker:
             raise unsafe("its structure is nested too deeply")
         self._marks.append(len(self._stack))
         while found := _NUMBERS.match(self._data, position):  # many numbers at once, in C
-            self._stack += pickle.loads(b"(" + found[0] + b"t.")  # noqa: S301 - the pattern matches only numbers
+            numbers = pickle.loads(b"(" + found[0] + b"t.")  # noqa: S301 - the pattern matches only numbers
+            self._count_numbers(len(numbers))
+            self._stack += numbers
             position = found.end()
         return position
+
+    def _count_numbers(self, count: int) -> None:
+        """Do nothing: each takes at least a byte of the pickle, and its length has a limit."""
 
     def _push(self, number: float) -> None:
         self._stack.append(number)

@@ -18,15 +18,15 @@ from ckpt_lib.core.manifest import FileEntry, Manifest, payload_sha256
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import MAX_DESCRIPTION_LENGTH
 from ckpt_lib.core.wording import visible
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment import commit, keys
 from ckpt_lib.experiment.experiment import Experiment
-from ckpt_lib.foreign import Facts, ForeignCheckpoint, FoundFiles, materialise
+from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
-from ckpt_lib.foreign.opening import described
-from ckpt_lib.foreign.payloads import Taken, check_key_map, taken
+from ckpt_lib.foreign.opening import describe_checkpoint
+from ckpt_lib.foreign.payloads import check_key_map, with_payload
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.imports import UNPROVEN_TAG, Imported, was_changed
+from ckpt_lib.maintenance.importing.refusals import refuse_older, was_changed
+from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
@@ -50,35 +50,33 @@ class ForeignImport:
     def copy(self, find_files: Callable[[], FoundFiles], stored: Format) -> Imported:
         """Save in the format ``stored`` what the files hold that ``find_files`` returns.
 
-        Raises what :func:`~ckpt_lib.foreign.open_checkpoint` and :func:`~ckpt_lib.foreign.payloads.taken` raise, and
-        :class:`~ckpt_lib.errors.UnsupportedStateError` for a state that no format stores; nothing is written then.
-        Killed on the way, call it again.
+        Raises what :func:`~ckpt_lib.foreign.open_checkpoint` and :func:`~ckpt_lib.foreign.payloads.with_payload`
+        raise, and :class:`~ckpt_lib.errors.UnsupportedStateError` for a state that no format stores; nothing is written
+        then. Killed on the way, call it again.
         """
         key_map = check_key_map(self.key_map)
         with find_files() as files:
-            taken(described(files), key_map)  # raises before all of it is read
+            with_payload(describe_checkpoint(files), key_map)  # raises before all of it is read
             entries = {name: digest_of(files.open(name), name or files.title, self.progress) for name in files.names}
             key = import_key(entries, key_map)
             unchecked = check_checksums(files)
             with files.verified(entries) as verified:
-                found = described(verified)
-                what = taken(found, key_map)
+                found = with_payload(describe_checkpoint(verified), key_map)
                 if earlier := keys.find(self.experiment, key):
-                    return Imported(earlier, found.title, is_new=False, left_out=what.left_out)
-                manifest, is_new = self._save(found, what, key, stored, find_files, *unchecked)
-        return Imported(manifest, found.title, is_new=is_new, left_out=what.left_out)
+                    return Imported(earlier, found.title, is_new=False, left_out=found.left_out)
+                manifest, is_new = self._save(found, key, stored, find_files, *unchecked)
+        return Imported(manifest, found.title, is_new=is_new, left_out=found.left_out)
 
     def _save(
         self,
         found: ForeignCheckpoint,
-        what: Taken,
         key: str,
         stored: Format,
         find_files: Callable[[], FoundFiles],
-        *notes: str,
+        *unchecked: str,
     ) -> tuple[Manifest, bool]:
-        facts = self.facts_of(found, what, *notes)
-        payload = stored.prepare({**materialise(what.payload), "metrics": facts.metrics, "config": facts.config})
+        facts = self.facts_of(found, *unchecked)
+        payload = stored.prepare({**materialise(found.payload), "metrics": facts.metrics, "config": facts.config})
         layout = stored.lay_out(payload)
         hint = "Nothing was written. `ckpt cleanup` and `ckpt trash --empty` free space."
         if lack := commit.lack_of_room(self.experiment, layout.size_bytes, "for the checkpoint", hint=hint):
@@ -97,35 +95,21 @@ class ForeignImport:
         """Return why no run should resume from it; ``None`` if there is no reason, or nobody asked."""
         return HealthCheck(self.monitor).find_fault(payload, facts.metrics) if self.health_check else None
 
-    def facts_of(self, found: ForeignCheckpoint, what: Taken, *notes: str) -> CheckpointFacts:
-        """Return what the manifest will say; ``notes`` are added to the description."""
+    def facts_of(self, found: ForeignCheckpoint, *sentences: str) -> CheckpointFacts:
+        """Return what the manifest will say; ``sentences`` are added to the description."""
         given = GivenFacts(
-            epoch=what.facts.epoch,
-            step=what.facts.step,
-            metrics=what.facts.metrics,
-            config=what.facts.config,
+            epoch=found.facts.epoch,
+            step=found.facts.step,
+            metrics=found.facts.metrics,
+            config=found.facts.config,
             tags=[UNPROVEN_TAG],
-            description=description_of(found, (*notes, *what.left_out)),
+            description=description_of(found, (*sentences, *found.left_out)),
         )
         checked = given.checked(
             model_name="unknown", experiment_name=self.experiment.name, monitor=self.monitor, with_environment=True
         )
-        self._refuse_older(what.facts)
+        refuse_older(self.newest, epoch=found.facts.epoch, step=found.facts.step)
         return replace(checked, timestamp=time_of(found), libraries={})
-
-    def _refuse_older(self, facts: Facts) -> None:
-        """Keep a run from going on from an old checkpoint because it was imported late."""
-        newest = self.newest
-        if newest is None:
-            return
-        for name, count, reached in (("step", facts.step, newest.step), ("epoch", facts.epoch, newest.epoch)):
-            if count is not None and count < reached:
-                raise ConfigError(
-                    f"it is of {name} {count}, and the experiment has reached {name} {reached}: "
-                    "a run would go on from here",
-                    checkpoint_id=newest.checkpoint_id,
-                    hint="Import it into another experiment, or by itself if it is to be the latest here.",
-                )
 
 
 def digest_of(file: VerifiedFile, name: str, progress: Progress | None) -> FileEntry:
@@ -164,10 +148,10 @@ def time_of(found: ForeignCheckpoint) -> datetime:
     return min(now, datetime.fromtimestamp(min(max(0, int(seconds)), int(now.timestamp())), UTC))
 
 
-def description_of(found: ForeignCheckpoint, notes: Iterable[str]) -> str:
+def description_of(found: ForeignCheckpoint, more: Iterable[str]) -> str:
     """Return the description of an import: what it was, where from, and what of it is not there."""
     writer = f", written by {found.facts.writer}" if found.facts.writer else ""
-    sentences = [f"Imported from {found.files.path}: {found.title}{writer}.", *notes, *found.findings]
+    sentences = [f"Imported from {found.files.path}: {found.title}{writer}.", *more, *found.findings]
     if len(sentences) > _MOST_SENTENCES:
         sentences[_MOST_SENTENCES:] = [f"And {len(sentences) - _MOST_SENTENCES} more."]
     text = "\n".join(map(visible, sentences))

@@ -1,4 +1,4 @@
-"""What lies in a tree of files: which files and folders may be checkpoints, and what each says of itself."""
+"""``TreeItem``: a file or folder in a tree that may be a checkpoint, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, is_own_name
 from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, NotACheckpointError
+from ckpt_lib.experiment.at_path import checkpoint_at
 from ckpt_lib.experiment.layout import MANIFEST_SUFFIX, OWN_PREFIX
 from ckpt_lib.foreign import FoundFiles, found_files
 from ckpt_lib.foreign.file_types import describe_file
-from ckpt_lib.foreign.opening import described, kind_of
+from ckpt_lib.foreign.opening import describe_checkpoint, kind_of
 from ckpt_lib.foreign.payloads import facts_of
 from ckpt_lib.foreign.trees import LIKELY_SUFFIXES, candidates_in, tree_of
-from ckpt_lib.maintenance import imports
-from ckpt_lib.maintenance.import_report import ImportedItem, Result
-from ckpt_lib.maintenance.imports import Imported
+from ckpt_lib.maintenance.importing.report import Imported, ImportedItem, Result
 
 
 @dataclass(frozen=True)
-class Thing:
+class TreeItem:
     """What may be a checkpoint: a file, or a folder."""
 
     path: str
@@ -45,7 +45,7 @@ class Thing:
     is_checkpoint: bool = True
     """False for what nobody would take for one."""
 
-    def item(self, result: Result, reason: str | None = None, imported: Imported | None = None) -> ImportedItem:
+    def reported(self, result: Result, reason: str | None = None, imported: Imported | None = None) -> ImportedItem:
         """Return what a report says of it."""
         manifest = imported.manifest if imported else None
         return ImportedItem(
@@ -64,19 +64,21 @@ class Thing:
 # --- what there is ---
 
 
-def things_in(files: FoundFiles, root: str) -> Iterator[Thing]:
+def items_in(files: FoundFiles, root: str) -> Iterator[TreeItem]:
     """Yield what may be a checkpoint in a folder: the folder itself, and its files and folders that are no parts."""
     own = {name.removesuffix(MANIFEST_SUFFIX) for name in files.names if _is_manifest(name)}
     own_folders = {path.rpartition("/")[0] for path in own}
     sizes = {name: size for name, size in files.sizes_bytes.items() if not _is_own(name, own_folders)}
     found = candidates_in(tree_of(sizes), partial(_opened, files), is_whole=own.__contains__)
-    for item in sorted(found, key=lambda item: item.path):
-        source = f"{root.rstrip('/')}/{item.path}" if item.path else root
-        if item.is_alone or item.path in own:
-            yield Thing(item.path, partial(found_files, source), source)
+    for candidate in sorted(found, key=lambda candidate: candidate.path):
+        source = f"{root.rstrip('/')}/{candidate.path}" if candidate.path else root
+        if candidate.is_alone or candidate.path in own:
+            yield TreeItem(candidate.path, partial(found_files, source), source)
         else:
-            names = frozenset(name.removeprefix(f"{item.path}/" if item.path else "") for name in item.names)
-            yield Thing(item.path, partial(_some_files, source, names), source, is_part=True)
+            names = frozenset(
+                name.removeprefix(f"{candidate.path}/" if candidate.path else "") for name in candidate.names
+            )
+            yield TreeItem(candidate.path, partial(_some_files, source, names), source, is_part=True)
 
 
 def _opened(files: FoundFiles, path: str, sizes_bytes: Mapping[str, int]) -> FoundFiles:
@@ -106,45 +108,45 @@ def _is_own(path: str, own_folders: set[str]) -> bool:
 # --- what it is ---
 
 
-def described_thing(thing: Thing, experiment_name: str, key_map: Mapping[str, str] | None = None) -> Thing:
-    """Return the thing with what it says of itself by ``key_map``, read from its structure."""
+def described_item(item: TreeItem, key_map: Mapping[str, str] | None = None) -> TreeItem:
+    """Return the item with what it says of itself by ``key_map``, read from its structure."""
     try:
-        if (manifest := _manifest_of(thing, experiment_name)) is not None:
-            return _of_ours(thing, manifest)
-        with thing.find_files() as files:
+        if (manifest := _manifest_of(item)) is not None:
+            return _of_ours(item, manifest)
+        with item.find_files() as files:
             if kind_of(files) is None:
-                return _unknown(thing, files)
-            found = described(files)
-            taken = facts_of(found, key_map)
-            facts = taken or found.facts
+                return _unknown(item, files)
+            found = describe_checkpoint(files)
+            mapped = facts_of(found, key_map)
+            facts = mapped or found.facts
             time = facts.saved_at or datetime.fromtimestamp(_latest(files), UTC)
             return replace(
-                thing,
+                item,
                 title=found.title,
                 epoch=facts.epoch,
                 step=facts.step,
                 saved_seconds=(time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp(),
                 size_bytes=files.size_bytes,
-                has_obstacle=taken is None,
+                has_obstacle=mapped is None,
             )
     except (CheckpointError, OSError) as error:
-        return replace(thing, title=_title_of(thing), failure=error)
+        return replace(item, **_seen(item), failure=error)
 
 
-def _manifest_of(thing: Thing, experiment_name: str) -> Manifest | None:
+def _manifest_of(item: TreeItem) -> Manifest | None:
     """Return the manifest that lies beside a payload of ours; ``None`` where there is none."""
-    if not is_checkpoint_id(thing.source.rpartition("/")[2].partition(".")[0]):
+    if not is_checkpoint_id(item.source.rpartition("/")[2].partition(".")[0]):
         return None
-    with suppress(NotACheckpointError):
-        origin, name = imports.locate(thing.source, experiment_name)
-        record = origin.read(name).record if is_checkpoint_id(name) else None
-        return record if isinstance(record, Manifest) and record.is_visible else None
-    return None
+    if (found := checkpoint_at(item.source)) is None:
+        return None
+    origin, checkpoint_id = found
+    record = origin.read(checkpoint_id).record
+    return record if isinstance(record, Manifest) and record.is_visible else None
 
 
-def _of_ours(thing: Thing, manifest: Manifest) -> Thing:
+def _of_ours(item: TreeItem, manifest: Manifest) -> TreeItem:
     return replace(
-        thing,
+        item,
         title="a checkpoint with its manifest",
         epoch=manifest.epoch,
         step=manifest.step,
@@ -153,14 +155,14 @@ def _of_ours(thing: Thing, manifest: Manifest) -> Thing:
     )
 
 
-def _unknown(thing: Thing, files: FoundFiles) -> Thing:
-    """Return a thing that no known program writes: a payload of ours, by its name, or no checkpoint."""
+def _unknown(item: TreeItem, files: FoundFiles) -> TreeItem:
+    """Return an item that no known program writes: a payload of ours, by its name, or no checkpoint."""
     title = describe_file(files.open()) if files.is_one_file else "a folder of an unknown kind"
     size_bytes, name = files.size_bytes, files.title
     if is_checkpoint_id(name.partition(".")[0]):
         saved = CheckpointId.parse(name.partition(".")[0])
         return replace(
-            thing,
+            item,
             title="a payload of this library without its manifest",
             epoch=saved.epoch,
             step=saved.step,
@@ -169,38 +171,39 @@ def _unknown(thing: Thing, files: FoundFiles) -> Thing:
         )
     failure = NotACheckpointError(f"it is {title}, and no program is known that writes such checkpoints")
     return replace(
-        thing, title=title, size_bytes=size_bytes, failure=failure, is_checkpoint=name.lower().endswith(LIKELY_SUFFIXES)
+        item, title=title, size_bytes=size_bytes, failure=failure, is_checkpoint=name.lower().endswith(LIKELY_SUFFIXES)
     )
 
 
-def _title_of(thing: Thing) -> str:
-    """Name the kind of a file that cannot be described, as far as its first bytes tell."""
-    with suppress(CheckpointError, OSError), thing.find_files() as files:
-        return describe_file(files.open()) if files.is_one_file else "a folder"
-    return "a file that cannot be read"
+def _seen(item: TreeItem) -> dict[str, Any]:
+    """Return title and size of what cannot be described, as far as its first bytes tell."""
+    with suppress(CheckpointError, OSError), item.find_files() as files:
+        title = describe_file(files.open()) if files.is_one_file else "a folder"
+        return {"title": title, "size_bytes": files.size_bytes}
+    return {"title": "a file that cannot be read"}
 
 
 def _latest(files: FoundFiles) -> float:
     return max(files.modified_seconds.values(), default=0.0)
 
 
-def in_order(things: Sequence[Thing]) -> list[Thing]:
+def in_order(items: Sequence[TreeItem]) -> list[TreeItem]:
     """Sort by what all say that can be imported and say anything: their steps, or their epochs, or else their times.
 
     Those that say neither come first: what follows them is the newest, whatever the time of a file that was copied.
     """
-    told = [thing for thing in things if _is_told(thing)]
-    if all(thing.step is not None for thing in told):
-        return sorted(things, key=lambda thing: (_is_told(thing), thing.step or 0, thing.epoch or 0, *_by_time(thing)))
-    if all(thing.epoch is not None for thing in told):
-        return sorted(things, key=lambda thing: (_is_told(thing), thing.epoch or 0, *_by_time(thing)))
-    return sorted(things, key=lambda thing: (_is_told(thing), *_by_time(thing)))
+    told = [item for item in items if _is_told(item)]
+    if all(item.step is not None for item in told):
+        return sorted(items, key=lambda item: (_is_told(item), item.step or 0, item.epoch or 0, *_by_time(item)))
+    if all(item.epoch is not None for item in told):
+        return sorted(items, key=lambda item: (_is_told(item), item.epoch or 0, *_by_time(item)))
+    return sorted(items, key=lambda item: (_is_told(item), *_by_time(item)))
 
 
-def _is_told(thing: Thing) -> bool:
-    is_sound = thing.failure is None and not thing.has_obstacle
-    return is_sound and (thing.step is not None or thing.epoch is not None)
+def _is_told(item: TreeItem) -> bool:
+    is_sound = item.failure is None and not item.has_obstacle
+    return is_sound and (item.step is not None or item.epoch is not None)
 
 
-def _by_time(thing: Thing) -> tuple[float, str]:
-    return thing.saved_seconds, thing.path
+def _by_time(item: TreeItem) -> tuple[float, str]:
+    return item.saved_seconds, item.path

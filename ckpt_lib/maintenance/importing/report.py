@@ -1,14 +1,18 @@
-"""``ImportReport``: what an import of a tree found, and what became of each."""
+"""``ImportReport``: what an import found, and what became of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.wording import count_of
 
+UNPROVEN_TAG = "adopted"
+"""The tag of a checkpoint that came without proof of what was saved."""
 Counted = Callable[[int, int], object]
 """Is told how many of how many checkpoints are done."""
 Result = Literal["imported", "already there", "refused", "damaged", "no checkpoint", "not tried"]
@@ -32,7 +36,33 @@ class ImportedItem(BaseModel):
     reason: str | None = None
     """Why it was not imported, and what to do."""
     left_out: tuple[str, ...] = ()
-    """What was not taken of it, and what it does not say: one sentence each."""
+    """What was not imported of it, and what it does not say: one sentence each."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made of a checkpoint."""
+
+    manifest: Manifest
+    title: str
+    """What it was, for a person."""
+    is_new: bool
+    """False for one that was imported before."""
+    left_out: tuple[str, ...] = ()
+    """What was not imported of it, and what it does not say: one sentence each."""
+
+    def item(self) -> ImportedItem:
+        """Return what a report says of it."""
+        return ImportedItem(
+            path="",
+            title=self.title,
+            result="imported" if self.is_new else "already there",
+            checkpoint_id=self.manifest.checkpoint_id,
+            epoch=self.manifest.epoch,
+            step=self.manifest.step,
+            size_bytes=self.manifest.size_bytes,
+            left_out=self.left_out,
+        )
 
 
 class ImportReport(BaseModel):

@@ -27,6 +27,7 @@ from ckpt_lib.errors import (
     NotAStoreError,
 )
 from ckpt_lib.experiment import commit
+from ckpt_lib.experiment.at_path import parent_and_name
 from ckpt_lib.experiment.claims import WITHOUT_FILES
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import FOLDER_SUFFIX
@@ -35,10 +36,11 @@ from ckpt_lib.experiment.stored_payload import StoredPayload
 from ckpt_lib.foreign import ForeignCheckpoint, FoundFiles, materialise
 from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.format import NAME, SourceFiles
-from ckpt_lib.foreign.opening import described
-from ckpt_lib.foreign.payloads import check_key_map, taken
-from ckpt_lib.maintenance.foreign_imports import ForeignImport, digest_of
-from ckpt_lib.maintenance.imports import Imported, was_changed
+from ckpt_lib.foreign.opening import describe_checkpoint
+from ckpt_lib.foreign.payloads import check_key_map, with_payload
+from ckpt_lib.maintenance.importing.foreign_copies import ForeignImport, digest_of
+from ckpt_lib.maintenance.importing.refusals import was_changed
+from ckpt_lib.maintenance.importing.report import Imported
 from ckpt_lib.store import Entry
 from ckpt_lib.store.registry import scheme_of
 from ckpt_lib.stream import VerifiedFile
@@ -53,8 +55,8 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     Nothing but the records of the checkpoint is written. Raises :class:`~ckpt_lib.errors.ConfigError` for what lies
     elsewhere, :class:`~ckpt_lib.errors.InvalidNameError` for names that no manifest may hold,
     :class:`~ckpt_lib.errors.CheckpointExistsError` for files that are a checkpoint's already and have changed since,
-    and otherwise what :meth:`~ckpt_lib.maintenance.foreign_imports.ForeignImport.copy` raises. Killed on the way, call
-    it again.
+    and otherwise what the import of a copy raises (:mod:`ckpt_lib.maintenance.importing.foreign_copies`). Killed on the
+    way, call it again.
     """
     experiment, key_map = task.experiment, check_key_map(task.key_map)
     name = name_in(experiment, source)
@@ -65,7 +67,7 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
     if earlier := _owned(experiment, entries, key_map):
         return Imported(earlier, title, is_new=False)
     with StoredPayload(experiment, entries, verify=True) as stored:
-        found = described(_files(experiment, name, stored, found_files))
+        found = describe_checkpoint(_files(experiment, name, stored, found_files))
         facts, left_out = _facts_of(task, found, name)
         facts = replace(facts, idempotency_key=key)
 
@@ -85,11 +87,11 @@ def import_in_place(task: ForeignImport, source: str) -> Imported:
 
 def _facts_of(task: ForeignImport, found: ForeignCheckpoint, name: str) -> tuple[CheckpointFacts, tuple[str, ...]]:
     """Return what the manifest will say, and what of the checkpoint is not there."""
-    notes = check_checksums(found.files)
-    what = taken(found, check_key_map(task.key_map))
-    facts = task.facts_of(found, what, _ORIGINAL.format(name=name), *notes)
-    unhealthy = task.fault_of(materialise(what.payload), facts) if task.health_check else None
-    return replace(facts, unhealthy=unhealthy), what.left_out
+    unchecked = check_checksums(found.files)
+    found = with_payload(found, check_key_map(task.key_map))
+    facts = task.facts_of(found, _ORIGINAL.format(name=name), *unchecked)
+    unhealthy = task.fault_of(materialise(found.payload), facts) if task.health_check else None
+    return replace(facts, unhealthy=unhealthy), found.left_out
 
 
 def name_in(experiment: Experiment, source: str) -> str:
@@ -115,14 +117,6 @@ def name_in(experiment: Experiment, source: str) -> str:
         expected=f"a file or folder in {place}",
         hint=hint,
     )
-
-
-def parent_and_name(source: str) -> tuple[str, str]:
-    """Return the folder that a path or URL lies in, and its name there."""
-    if scheme_of(source) == "file":
-        source = os.path.abspath(source.removeprefix("file://"))
-    parent, _, name = source.replace(os.sep, "/").rstrip("/").rpartition("/")
-    return parent or "/", name
 
 
 def _find(experiment: Experiment, name: str) -> list[Entry]:
@@ -175,8 +169,8 @@ def _title_unread(experiment: Experiment, name: str, files: list[Entry], key_map
     with FoundFiles(
         place, sizes, lambda part: open_file(experiment, _name(experiment, keys[part])), title=name
     ) as read:
-        found = described(read)
-        taken(found, key_map)
+        found = describe_checkpoint(read)
+        with_payload(found, key_map)
         return found.title
 
 
