@@ -34,6 +34,7 @@ LAYERS: list[set[str]] = [
     {"finder", "reports"},
     {"restorer"},
     {"manager"},
+    {"web"},
     {"cli"},
     {"tasks"},
     {"flows"},

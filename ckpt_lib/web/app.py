@@ -1,0 +1,44 @@
+"""``create_app``: the REST API of one store."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from ckpt_lib.web import problems, reading
+from ckpt_lib.web.access import Access
+from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.problems import MEDIA_TYPE, Problem
+from ckpt_lib.web.settings import ServerSettings
+
+PREFIX = "/api/v1"
+
+_ERRORS = {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
+_ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
+_ERRORS |= {429: "Too many wrong tokens.", 503: "The store does not answer.", 507: "The store is full."}
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """Return the app that serves a store. Nothing is read before the first request.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` where other machines could reach it without a token.
+    """
+    from ckpt_lib import __version__
+
+    settings.check_reachable()
+    app = FastAPI(
+        title="Checkpoints",
+        version=__version__,
+        summary="Find, check, move and retire the checkpoints of training runs.",
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,  # its page loads scripts from another server
+        redoc_url=None,
+        responses={
+            code: {"description": told, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+            for code, told in _ERRORS.items()
+        },
+    )
+    app.state.access = Access(settings)
+    app.state.managers = Managers(settings.config)
+    problems.install(app)
+    app.include_router(reading.router, prefix=PREFIX)
+    return app

@@ -1,0 +1,37 @@
+"""The managers of a server: one for each experiment that was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.experiment.listing import check_experiment_exists
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.store import open_store
+
+_KEPT = 256
+"""A manager remembers its folder from question to question; those asked for longest ago are forgotten."""
+
+
+class Managers:
+    """Opens managers of one store. Threads may share it."""
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        self.config = config
+        self._store = open_store(config.checkpoint_dir)
+        self._known: OrderedDict[str, CheckpointManager] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, experiment_name: str) -> CheckpointManager:
+        """Return the manager of an experiment.
+
+        Raises :class:`~ckpt_lib.errors.ExperimentNotFoundError` or :class:`~ckpt_lib.errors.InvalidNameError`.
+        """
+        check_experiment_exists(self._store, experiment_name)
+        with self._lock:
+            manager = self._known.pop(experiment_name, None) or CheckpointManager(self.config, experiment_name)
+            self._known[experiment_name] = manager
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return manager

@@ -1,0 +1,100 @@
+"""Errors as HTTP tells them: ``application/problem+json`` (RFC 9457), with the words of the library."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from ckpt_lib import errors
+from ckpt_lib.core.logs import logger
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS_OF_CLASS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
+    # The first match counts.
+    (errors.CheckpointNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.ExperimentNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.CheckpointExistsError, HTTPStatus.CONFLICT),
+    (errors.ProtectedCheckpointError, HTTPStatus.CONFLICT),
+    (errors.MetricConflictError, HTTPStatus.CONFLICT),
+    (errors.AlreadyRunningError, HTTPStatus.CONFLICT),
+    (errors.VersionConflictError, HTTPStatus.CONFLICT),
+    (errors.IntegrityError, HTTPStatus.CONFLICT),
+    (errors.StorageFullError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (errors.NotAStoreError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (errors.StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (errors.CheckpointError, HTTPStatus.UNPROCESSABLE_ENTITY),
+)
+"""A damaged checkpoint is a conflict with the state of what is asked for: the request is right, and may be right again
+after a repair."""
+
+
+class Problem(BaseModel):
+    """What went wrong, what was expected, and what to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field(description="The class of the error, such as CheckpointNotFoundError.")
+    title: str
+    status: int
+    checkpoint_id: str | None = None
+    expected: str | None = None
+    got: str | None = None
+    hint: str | None = Field(default=None, description="What to do next.")
+    damages: list[dict[str, Any]] = Field(default=[], description="Which bytes of which files differ.")
+
+
+def problem_of(error: errors.CheckpointError) -> Problem:
+    """Return an error of the library as a problem. Paths of the server stay on the server."""
+    status = next(status for kind, status in _STATUS_OF_CLASS if isinstance(error, kind))
+    return Problem(
+        type=type(error).__name__,
+        title=error.message,
+        status=status,
+        checkpoint_id=error.checkpoint_id,
+        expected=None if error.expected is None else str(error.expected),
+        got=None if error.got is None else str(error.got),
+        hint=error.hint,
+        damages=[damage.model_dump(mode="json") for damage in getattr(error, "damages", ())],
+    )
+
+
+def response_of(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the response that tells a problem."""
+    content = problem.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of an app be told as a problem."""
+
+    @app.exception_handler(errors.CheckpointError)
+    def tell_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.CheckpointError)
+        return response_of(problem_of(error))
+
+    @app.exception_handler(HTTPException)
+    def tell_status(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+        found = Problem(type="HTTPError", title=title, status=error.status_code)
+        return response_of(found, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def tell_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        found = Problem(type="RequestError", title="the request cannot be understood", status=422, got="; ".join(told))
+        return response_of(found)
+
+    @app.exception_handler(Exception)
+    def tell_bug(_: Request, error: Exception) -> JSONResponse:
+        logger.error("a request failed with an error that nobody expected", exc_info=error)
+        title = "the server failed; its log says why"
+        return response_of(Problem(type="ServerError", title=title, status=500))

@@ -1,0 +1,118 @@
+"""Operations that only read: experiments, checkpoints, comparisons, summaries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.names import MAX_EXPERIMENT_NAME_LENGTH
+from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
+from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.web.access import Reader
+from ckpt_lib.web.managers import Managers
+
+router = APIRouter(tags=["read"])
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """A part of a list."""
+
+    items: list[Item]
+    next: str | None = Field(default=None, description="What ``after`` is to be for the next page; null on the last.")
+
+
+class Experiments(BaseModel):
+    """All experiments of the store."""
+
+    items: list[ExperimentOverview]
+
+
+ExperimentName = Annotated[str, Path(description="The name of an experiment.", max_length=MAX_EXPERIMENT_NAME_LENGTH)]
+CheckpointName = Annotated[
+    str, Path(description="An id, latest, best, a tag, or one before these, such as latest~2.", max_length=200)
+]
+
+
+class Asked(BaseModel):
+    """Which checkpoints a list holds, in what order, and which part of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    where: list[str] = Field(
+        default=[], max_length=20, description='Conditions that all hold, such as "val_loss<0.3" or "epoch>=10".'
+    )
+    tag: list[str] = Field(default=[], max_length=20, description="Tags that a checkpoint has, all of them.")
+    search: str = Field(default="", max_length=200, description="A text in id, tags or description.")
+    sort_by: str = Field(
+        default="sequence", max_length=100, description="sequence, timestamp, epoch, step, file_size, or a metric."
+    )
+    descending: bool = Field(default=False, description="Largest first.")
+    limit: int = Field(default=50, ge=1, le=500, description="The most items of a page.")
+    after: str | None = Field(default=None, max_length=300, description="The ``next`` of the page before.")
+
+    def options(self) -> dict[str, Any]:
+        """Return it as the arguments of a manager's list, one item longer: that tells whether another page follows."""
+        given = self.model_dump(exclude={"tag"})
+        return given | {"tags": self.tag, "limit": self.limit + 1}
+
+
+def manager_of(request: Request, experiment: str) -> CheckpointManager:
+    """Return the manager of an experiment of the server's store."""
+    managers: Managers = request.app.state.managers
+    return managers.of(experiment)
+
+
+@router.get("/experiments")
+def list_experiments(request: Request, _: Reader) -> Experiments:
+    """List all experiments, with the best and the latest checkpoint of each."""
+    managers: Managers = request.app.state.managers
+    return Experiments(items=describe_experiments(managers.config))
+
+
+@router.get("/checkpoints")
+def find(request: Request, _: Reader, asked: Annotated[Asked, Query()]) -> Page[CheckpointMetadata]:
+    """Find checkpoints in all experiments."""
+    managers: Managers = request.app.state.managers
+    found = find_checkpoints(managers.config, **asked.options())
+    last = found[asked.limit - 1] if len(found) > asked.limit else None
+    return Page(items=found[: asked.limit], next=f"{last.experiment_name}/{last.checkpoint_id}" if last else None)
+
+
+@router.get("/experiments/{experiment}/checkpoints")
+def list_checkpoints(
+    request: Request, _: Reader, experiment: ExperimentName, asked: Annotated[Asked, Query()]
+) -> Page[CheckpointMetadata]:
+    """List the checkpoints of an experiment, a page at a time."""
+    found = manager_of(request, experiment).list_checkpoints(**asked.options())
+    last = found[asked.limit - 1] if len(found) > asked.limit else None
+    return Page(items=found[: asked.limit], next=last.checkpoint_id if last else None)
+
+
+@router.get("/experiments/{experiment}/checkpoints/{name}")
+def get_checkpoint(request: Request, _: Reader, experiment: ExperimentName, name: CheckpointName) -> CheckpointMetadata:
+    """Show one checkpoint."""
+    return manager_of(request, experiment).get_checkpoint(name)
+
+
+@router.get("/experiments/{experiment}/summary")
+def summarise(request: Request, _: Reader, experiment: ExperimentName) -> ExperimentSummary:
+    """Summarise an experiment: totals, the best and the latest, statistics of every metric."""
+    return manager_of(request, experiment).get_checkpoint_summary()
+
+
+@router.get("/experiments/{experiment}/comparison")
+def compare(
+    request: Request,
+    _: Reader,
+    experiment: ExperimentName,
+    name: Annotated[list[str], Query(description="The checkpoints.", min_length=2, max_length=20)],
+) -> CheckpointComparison:
+    """Set checkpoints side by side."""
+    return manager_of(request, experiment).compare_checkpoints(name)

@@ -1,0 +1,43 @@
+"""``ServerSettings``: which store a server serves, to whom, and within which limits."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.errors import ConfigError
+
+
+class ServerSettings(BaseModel):
+    """The settings of one server. Without ``tokens_path``, anyone who reaches it may do anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: CheckpointConfig = Field(default_factory=CheckpointConfig, description="The store, and its backups.")
+    host: str = Field(default="127.0.0.1", description="The address to listen at; by default, this machine alone.")
+    port: int = Field(default=8300, ge=0, lt=2**16, description="0 chooses a free one.")
+    tokens_path: Path | None = Field(default=None, description="The file with the digests of tokens.")
+    read_only: bool = Field(default=False, description="Refuse whatever changes the store, whatever the token.")
+
+    def check_reachable(self) -> None:
+        """Raise :class:`~ckpt_lib.errors.ConfigError` where other machines could reach a server without tokens."""
+        if self.tokens_path is None and not is_loopback(self.host):
+            raise ConfigError(
+                "other machines could change the store without a token",
+                expected="the host 127.0.0.1, or a file of tokens",
+                got=self.host,
+                hint="`ckpt token create` makes one.",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address. A name that is no address may resolve to anything."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,150 @@
+"""The operations of the REST API that only read, on a real store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from torch import nn
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.web import ServerSettings, create_app
+from ckpt_lib.web.tokens import TokenFile
+from tests.web.running import served
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CheckpointConfig:
+    """A store of two experiments."""
+    config = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"), max_checkpoints=20, save_rng=False)
+    for experiment, losses in (("digits", (3.0, 1.0, 2.0)), ("words", (float("nan"),))):
+        manager = CheckpointManager(config, experiment)
+        for epoch, loss in enumerate(losses, start=1):
+            tags = ["odd"] if epoch % 2 else []
+            manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss}, tags=tags)
+    return config
+
+
+@pytest.fixture
+def client(config: CheckpointConfig) -> Iterator[httpx.Client]:
+    with served(ServerSettings(config=config)) as client:
+        yield client
+
+
+def get(client: httpx.Client, path: str, code: int = 200, **options: Any) -> Any:
+    response = client.get(path, **options)
+    assert response.status_code == code, response.text
+    if code >= 400:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["status"] == code
+    return response.json()
+
+
+def test_experiments_and_their_checkpoints(client: httpx.Client) -> None:
+    """What the store holds, by the words of the library; a metric that is no number is text, as in manifests."""
+    found = get(client, "/experiments")["items"]
+    assert [(item["experiment_name"], item["total_checkpoints"]) for item in found] == [("digits", 3), ("words", 1)]
+    page = get(client, "/experiments/words/checkpoints")
+    assert page["next"] is None
+    assert page["items"][0]["metrics"] == {"val_loss": "NaN"}
+
+
+def test_pages_follow_one_another(client: httpx.Client) -> None:
+    """Sorted on the server, in one experiment and in all of them, until the last page says so."""
+    for path in ("/experiments/digits/checkpoints", "/checkpoints"):
+        epochs, after = [], None
+        while True:
+            asked = {"sort_by": "val_loss", "limit": 1, **({} if after is None else {"after": after})}
+            page = get(client, path, params=asked)
+            epochs += [(item["experiment_name"], item["epoch"]) for item in page["items"]]
+            if (after := page["next"]) is None:
+                break
+        assert epochs[:3] == [("digits", 2), ("digits", 3), ("digits", 1)]
+        assert epochs[3:] == ([("words", 1)] if path == "/checkpoints" else [])
+
+
+def test_filters(client: httpx.Client) -> None:
+    """Conditions, tags and text, as in lists on the command line."""
+    found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tag": "odd"})
+    assert [item["epoch"] for item in found["items"]] == [3]
+    assert get(client, "/checkpoints", params={"search": "epoch_0002"})["items"][0]["epoch"] == 2
+
+
+def test_one_checkpoint_by_name(client: httpx.Client) -> None:
+    """By the names that people use everywhere."""
+    for name, epoch in (("best", 2), ("latest~1", 2), ("@odd", 3), ("epoch_1", 1)):
+        assert get(client, f"/experiments/digits/checkpoints/{name}")["epoch"] == epoch
+
+
+def test_summary_and_comparison(client: httpx.Client) -> None:
+    """The same numbers as those of a manager."""
+    assert get(client, "/experiments/digits/summary")["total_checkpoints"] == 3
+    found = get(client, "/experiments/digits/comparison", params={"name": ["best", "latest"]})
+    assert found["metrics_comparison"] == {"val_loss": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "kind"),
+    [
+        ("/experiments/none/checkpoints", 404, "ExperimentNotFoundError"),
+        ("/experiments/digits/checkpoints/nothing", 404, "CheckpointNotFoundError"),
+        ("/experiments/digits/checkpoints?where=nonsense", 422, "ConfigError"),
+        ("/experiments/digits/checkpoints?sort_by=nothing", 422, "UnknownMetricError"),
+        ("/experiments/digits/checkpoints?limit=0", 422, "RequestError"),
+        ("/experiments/digits/comparison?name=best", 422, "RequestError"),
+        ("/experiments/..%2F..%2Fetc/checkpoints", 404, "HTTPError"),
+        ("/experiments/%3Cscript%3E/checkpoints", 422, "InvalidNameError"),
+        ("/nothing", 404, "HTTPError"),
+    ],
+)
+def test_errors_are_problems(client: httpx.Client, path: str, code: int, kind: str) -> None:
+    """With the class and the words of the library, and no path of the server."""
+    problem = get(client, path, code)
+    assert problem["type"] == kind
+    assert "path" not in problem
+
+
+def test_each_operation_needs_its_token(config: CheckpointConfig, tmp_path: Path) -> None:
+    """One without a token, with a wrong, an expired or a removed one is told so, and gets nothing."""
+    tokens = TokenFile(tmp_path / "tokens.json")
+    good, old = tokens.create("me", "read"), tokens.create("old", "delete", lifetime=timedelta(0))
+    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")
+    with served(settings) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        asked = [(method, path) for path, methods in paths.items() for method in methods]
+        assert len(asked) > 5
+        for method, path in asked:
+            place = path.removeprefix("/api/v1").format(experiment="digits", name="best")
+            for text in (None, old):
+                headers = {} if text is None else {"Authorization": f"Bearer {text}"}
+                assert client.request(method, place, headers=headers).status_code in (401, 429)
+    with served(settings) as client:
+        headers = {"Authorization": f"Bearer {good}"}
+        assert get(client, "/experiments", headers=headers)
+        tokens.remove("me")
+        get(client, "/experiments", 401, headers=headers)
+    assert good not in (tmp_path / "tokens.json").read_text(encoding="utf-8")
+    assert (tmp_path / "tokens.json").stat().st_mode & 0o77 == 0
+
+
+def test_other_machines_need_a_token(config: CheckpointConfig) -> None:
+    """A server that others can reach does not even start without."""
+    for host in ("0.0.0.0", "::", "192.168.1.1", "example.org"):
+        with pytest.raises(ConfigError, match="without a token"):
+            create_app(ServerSettings(config=config, host=host))
+    create_app(ServerSettings(config=config, host="::1"))
+
+
+def test_wrong_tokens_are_slowed_down(config: CheckpointConfig, tmp_path: Path) -> None:
+    """After twenty in a minute, and with the time after which to ask again."""
+    TokenFile(tmp_path / "tokens.json").create("me", "read")
+    with served(ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")) as client:
+        headers = {"Authorization": "Bearer ckpt_guess"}
+        codes = [client.get("/experiments", headers=headers).status_code for _ in range(25)]
+        assert codes == [401] * 20 + [429] * 5
+        assert 0 < int(client.get("/experiments", headers=headers).headers["retry-after"]) <= 61
