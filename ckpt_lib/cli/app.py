@@ -16,7 +16,7 @@ from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
 from ckpt_lib.cli.naming import with_experiment
 
-_SHOW, _PROTECT, _EDIT, _DELETE = "Show", "Protect", "Edit and move", "Delete"
+_SHOW, _PROTECT, _EDIT, _SERVE, _DELETE = "Show", "Protect", "Edit and move", "Serve", "Delete"
 _COMMANDS = {
     "list": ("show.list_checkpoints", _SHOW),
     "show": ("show.show", _SHOW),
@@ -43,6 +43,8 @@ _COMMANDS = {
     "export": ("backup.export", _EDIT),
     "convert": ("convert.convert", _EDIT),
     "import": ("imports.import_checkpoint", _EDIT),
+    "serve": ("serve.serve", _SERVE),
+    "token": ("serve.token", _SERVE),
     "cleanup": ("cleanup.cleanup", _DELETE),
     "delete": ("cleanup.delete", _DELETE),
     "thin": ("thin.thin", _DELETE),

@@ -1,0 +1,35 @@
+"""Runs the server until it is told to end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.web.app import PREFIX, create_app
+from ckpt_lib.web.settings import ServerSettings
+
+
+def run(settings: ServerSettings, *, tell: Callable[[str], object]) -> None:
+    """Serve until SIGINT or SIGTERM; ``tell`` gets the address as soon as requests are accepted.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at.
+    """
+    app = create_app(settings)
+    with _listener(settings) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        tell(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
+
+
+def _listener(settings: ServerSettings) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"the server cannot listen at {settings.host}, port {settings.port}: {error.strerror or error}",
+            hint="--port 0 chooses a free port.",
+        ) from error

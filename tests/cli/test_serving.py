@@ -1,0 +1,56 @@
+"""``ckpt serve`` and ``ckpt token``: a real server in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from tests.cli.running import CKPT, on_posix, run, run_json
+
+
+def test_tokens_are_created_listed_and_taken_back(tmp_path: Path) -> None:
+    """The text is shown once, and no second token has the name of the first."""
+    file = ["--tokens", str(tmp_path / "tokens.json")]
+    made = run_json("token", "laptop", "--scope", "write", "--days", "30", *file)
+    assert made["token"].startswith("ckpt_")
+    listed = run_json("token", *file)["tokens"]
+    assert [(item["name"], item["scope"]) for item in listed] == [("laptop", "write")]
+    assert made["token"] not in str(listed) + run("token", *file).stdout
+    run("token", "laptop", *file, code=2)
+    run("token", "other", "--scope", "all", *file, code=2)
+    run("token", "other", "--remove", *file, code=2)
+    run("token", "laptop", "--remove", *file)
+    assert run_json("token", *file)["tokens"] == []
+
+
+def test_other_machines_are_refused_without_tokens(store: Path) -> None:
+    """Before anything listens."""
+    assert "without a token" in run("serve", "--host", "0.0.0.0", "--no-tokens", store=store, code=2).stderr
+
+
+@on_posix
+def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], tmp_path: Path) -> None:
+    """It prints its address and, without a file of tokens, one for this run; another one says that the port is used."""
+    command = [CKPT, "serve", "--store", str(store), "--port", "0", "--tokens", str(tmp_path / "none.json")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = process.stderr.readline() + process.stderr.readline()
+        try:
+            token, url = re.search(r"ckpt_\S+", told), re.search(r"http://\S+/api/v1", told)
+            assert token is not None, told
+            assert url is not None, told
+            headers = {"Authorization": f"Bearer {token[0]}"}
+            with httpx.Client(base_url=url[0], trust_env=False) as client:
+                assert client.get("/experiments").status_code == 401
+                found = client.get("/experiments/digits/checkpoints", headers=headers).json()
+                assert [item["checkpoint_id"] for item in found["items"]] == ids
+            port = httpx.URL(url[0]).port
+            assert "--port 0" in run("serve", "--port", str(port), store=store, code=2).stderr
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) in (0, 130)
+    assert not (tmp_path / "none.json").exists()
