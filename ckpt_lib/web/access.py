@@ -57,7 +57,8 @@ def needs(scope: Scope) -> object:
 
     def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
         access: Access = request.app.state.access
-        return access.check(scope, credentials.credentials if credentials else None)
+        request.state.who = who = access.check(scope, credentials.credentials if credentials else None)
+        return who
 
     return Depends(check)
 

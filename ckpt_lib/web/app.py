@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from ckpt_lib.web import problems, reading
+from ckpt_lib.web import audit, editing, problems, reading
 from ckpt_lib.web.access import Access
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import MEDIA_TYPE, Problem
@@ -40,5 +40,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)
     problems.install(app)
-    app.include_router(reading.router, prefix=PREFIX)
+    audit.install(app)
+    for router in (reading.router, editing.router):
+        app.include_router(router, prefix=PREFIX)
     return app

@@ -1,0 +1,90 @@
+"""The operations of the REST API that edit, delete and bring back, on a real store."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.tokens import SCOPES, TokenFile
+from tests.web.running import served
+
+DIGITS = "/experiments/digits/checkpoints"
+
+
+def test_edits(client: httpx.Client, config: CheckpointConfig) -> None:
+    """Tags, description and pin change at once, of the checkpoint that had the name before; what is not given stays."""
+    wanted = {"add_tags": ["good"], "remove_tags": ["odd"], "description": "kept", "pinned": True}
+    edited = client.patch(f"{DIGITS}/@odd", json=wanted).json()
+    assert (edited["epoch"], edited["tags"], edited["description"], edited["pinned"]) == (3, ["good"], "kept", True)
+    assert client.patch(f"{DIGITS}/epoch_3", json={"pinned": False}).json()["description"] == "kept"
+    stored = CheckpointManager(config, "digits").get_checkpoint("epoch_3")
+    assert (stored.tags, stored.pinned) == (("good",), False)
+
+
+def test_metrics_are_added(client: httpx.Client) -> None:
+    """They count for what is the best; another value is a conflict until it is meant."""
+    path = f"{DIGITS}/epoch_1/metrics"
+    assert client.post(path, json={"metrics": {"accuracy": 0.9}, "source": "eval"}).json()["metrics"]["accuracy"] == 0.9
+    other = {"metrics": {"accuracy": 0.8}, "source": "eval"}
+    assert client.post(path, json=other).status_code == 409
+    assert client.post(path, json=other | {"replace": True}).json()["metrics"]["accuracy"] == 0.8
+
+
+def test_what_is_deleted_comes_back(client: httpx.Client) -> None:
+    """It is in the trash until then; a pinned one is refused, with what to do."""
+    client.patch(f"{DIGITS}/epoch_2", json={"pinned": True})
+    refused = client.delete(f"{DIGITS}/epoch_2")
+    assert (refused.status_code, refused.json()["type"]) == (409, "ProtectedCheckpointError")
+    gone = client.delete(f"{DIGITS}/latest").json()["checkpoint_id"]
+    assert [item["checkpoint_id"] for item in client.get("/experiments/digits/trash").json()["items"]] == [gone]
+    assert client.get(f"{DIGITS}/{gone}").status_code == 404
+    assert client.post(f"{DIGITS}/{gone}/undelete").json()["checkpoint_id"] == gone
+    assert client.get(f"{DIGITS}/latest").json()["checkpoint_id"] == gone
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", "[", '{"add_tags": ["@"]}', '{"other": 1}', '{"add_tags": ["\\u0000"]}', "null"]
+)
+def test_bodies_that_say_nothing_right(client: httpx.Client, body: str) -> None:
+    """An edit of nothing is none; anything else is refused with a problem, and nothing changes."""
+    before = client.get(f"{DIGITS}/latest").json()
+    answer = client.patch(f"{DIGITS}/latest", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == (200 if body == "{}" else 422)
+    assert client.get(f"{DIGITS}/latest").json() == before
+
+
+def test_scopes_and_read_only(config: CheckpointConfig, tmp_path: Path) -> None:
+    """Each token does what its scope allows and no more, and a server that only reads does nothing else for anyone."""
+    tokens = TokenFile(tmp_path / "tokens.json")
+    headers = {scope: {"Authorization": f"Bearer {tokens.create(scope, scope)}"} for scope in SCOPES}
+    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")
+    with served(settings) as client:
+        codes = {}
+        for scope in SCOPES:
+            own = headers[scope]
+            codes[scope] = (
+                client.get(f"{DIGITS}/latest", headers=own).status_code,
+                client.patch(f"{DIGITS}/latest", json={"add_tags": [scope]}, headers=own).status_code,
+                client.delete(f"{DIGITS}/epoch_1", headers=own).status_code,
+            )
+        assert codes == {"read": (200, 403, 403), "write": (200, 200, 403), "delete": (200, 200, 200)}
+    with served(settings.model_copy(update={"read_only": True})) as client:
+        assert client.delete(f"{DIGITS}/epoch_2", headers=headers["delete"]).status_code == 403
+        assert client.get(f"{DIGITS}/epoch_2", headers=headers["read"]).status_code == 200
+
+
+def test_each_change_is_on_record(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """On one line, whatever was in the path, and also where it was refused."""
+    with caplog.at_level(logging.INFO, logger="ckpt_lib.audit"):
+        client.patch(f"{DIGITS}/latest", json={"add_tags": ["x"]})
+        client.delete(f"{DIGITS}/no%0Asuch")
+        client.get(f"{DIGITS}/latest")
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "ckpt_lib.audit"]
+    assert [(line["method"], line["status"]) for line in lines] == [("PATCH", 200), ("DELETE", 404)]
+    assert all("\n" not in record.message for record in caplog.records)
