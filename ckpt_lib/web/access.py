@@ -16,7 +16,7 @@ from ckpt_lib.web.tokens import Scope, TokenFile
 ANYONE = "anyone on this machine"
 """Who acts where a server has no tokens."""
 
-_bearer = HTTPBearer(auto_error=False, description="A token that `ckpt token create` has printed.")
+bearer = HTTPBearer(auto_error=False, description="A token that `ckpt token create` has printed.")
 _FAILURES_ALLOWED, _FAILURE_SECONDS = 20, 60.0
 
 
@@ -55,7 +55,7 @@ class Access:
 def needs(scope: Scope) -> object:
     """Return the dependency of an operation that needs ``scope``; it gives the name of who asks."""
 
-    def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+    def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
         access: Access = request.app.state.access
         request.state.who = who = access.check(scope, credentials.credentials if credentials else None)
         return who

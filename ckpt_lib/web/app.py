@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
-from ckpt_lib.web import audit, editing, problems, reading
+from ckpt_lib.web import audit, editing, problems, reading, working
 from ckpt_lib.web.access import Access
+from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import MEDIA_TYPE, Problem
 from ckpt_lib.web.settings import ServerSettings
@@ -25,7 +30,17 @@ def create_app(settings: ServerSettings) -> FastAPI:
     from ckpt_lib import __version__
 
     settings.check_reachable()
+
+    @asynccontextmanager
+    async def with_jobs(app: FastAPI) -> AsyncIterator[None]:
+        app.state.jobs = jobs = Jobs(settings.jobs_path(), app.state.managers.of)
+        try:
+            yield
+        finally:
+            await to_thread(jobs.close)
+
     app = FastAPI(
+        lifespan=with_jobs,
         title="Checkpoints",
         version=__version__,
         summary="Find, check, move and retire the checkpoints of training runs.",
@@ -41,6 +56,6 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.managers = Managers(settings.config)
     problems.install(app)
     audit.install(app)
-    for router in (reading.router, editing.router):
+    for router in (reading.router, editing.router, working.router):
         app.include_router(router, prefix=PREFIX)
     return app

@@ -21,7 +21,7 @@ def run(settings: ServerSettings, *, tell: Callable[[str], object]) -> None:
     with _listener(settings) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         tell(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def _listener(settings: ServerSettings) -> socket.socket:

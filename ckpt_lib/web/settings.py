@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from pathlib import Path
 
+from platformdirs import user_state_path
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.store import location, open_store
 
 
 class ServerSettings(BaseModel):
@@ -21,6 +24,17 @@ class ServerSettings(BaseModel):
     port: int = Field(default=8300, ge=0, lt=2**16, description="0 chooses a free one.")
     tokens_path: Path | None = Field(default=None, description="The file with the digests of tokens.")
     read_only: bool = Field(default=False, description="Refuse whatever changes the store, whatever the token.")
+
+    jobs_folder: Path | None = Field(
+        default=None, description="Where jobs are written down; by default, a folder of the user for each store."
+    )
+
+    def jobs_path(self) -> Path:
+        """Return the folder where jobs are written down."""
+        if self.jobs_folder is not None:
+            return self.jobs_folder
+        store = location(open_store(self.config.checkpoint_dir))
+        return user_state_path("ckpt") / "jobs" / hashlib.sha256(store.encode()).hexdigest()[:16]
 
     def check_reachable(self) -> None:
         """Raise :class:`~ckpt_lib.errors.ConfigError` where other machines could reach a server without tokens."""

@@ -27,6 +27,12 @@ def config(tmp_path: Path) -> CheckpointConfig:
 
 
 @pytest.fixture
-def client(config: CheckpointConfig) -> Iterator[httpx.Client]:
-    with served(ServerSettings(config=config)) as client:
+def settings(config: CheckpointConfig, tmp_path: Path) -> ServerSettings:
+    """Those of a server without tokens."""
+    return ServerSettings(config=config, jobs_folder=tmp_path / "jobs")
+
+
+@pytest.fixture
+def client(settings: ServerSettings) -> Iterator[httpx.Client]:
+    with served(settings) as client:
         yield client

@@ -63,7 +63,7 @@ def test_scopes_and_read_only(config: CheckpointConfig, tmp_path: Path) -> None:
     """Each token does what its scope allows and no more, and a server that only reads does nothing else for anyone."""
     tokens = TokenFile(tmp_path / "tokens.json")
     headers = {scope: {"Authorization": f"Bearer {tokens.create(scope, scope)}"} for scope in SCOPES}
-    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")
+    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
     with served(settings) as client:
         codes = {}
         for scope in SCOPES:

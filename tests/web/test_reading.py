@@ -93,13 +93,13 @@ def test_each_operation_needs_its_token(config: CheckpointConfig, tmp_path: Path
     """One without a token, with a wrong, an expired or a removed one is told so, and gets nothing."""
     tokens = TokenFile(tmp_path / "tokens.json")
     good, old = tokens.create("me", "read"), tokens.create("old", "delete", lifetime=timedelta(0))
-    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")
+    settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
     with served(settings) as client:
         paths = client.get("/openapi.json").json()["paths"]
         asked = [(method, path) for path, methods in paths.items() for method in methods]
         assert len(asked) > 5
         for method, path in asked:
-            place = path.removeprefix("/api/v1").format(experiment="digits", name="best")
+            place = path.removeprefix("/api/v1").format(experiment="digits", name="best", job_id="none")
             for text in (None, old):
                 headers = {} if text is None else {"Authorization": f"Bearer {text}"}
                 assert client.request(method, place, headers=headers).status_code in (401, 429)
@@ -123,7 +123,9 @@ def test_other_machines_need_a_token(config: CheckpointConfig) -> None:
 def test_wrong_tokens_are_slowed_down(config: CheckpointConfig, tmp_path: Path) -> None:
     """After twenty in a minute, and with the time after which to ask again."""
     TokenFile(tmp_path / "tokens.json").create("me", "read")
-    with served(ServerSettings(config=config, tokens_path=tmp_path / "tokens.json")) as client:
+    with served(
+        ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
+    ) as client:
         headers = {"Authorization": "Bearer ckpt_guess"}
         codes = [client.get("/experiments", headers=headers).status_code for _ in range(25)]
         assert codes == [401] * 20 + [429] * 5
