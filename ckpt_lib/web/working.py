@@ -33,6 +33,7 @@ def jobs_of(request: Request) -> Jobs:
 def start_job(
     request: Request,
     response: Response,
+    _: Reader,  # at once: who has no token learns nothing of what this takes
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     experiment: ExperimentName,
     work: AnyWork,
