@@ -29,9 +29,9 @@ _MAX_NAME_CHARACTERS = 500
 _MAX_LINE_BYTES = 5_000
 _MAX_INT_BYTES = 2_000
 """How long a whole number may be: reading a decimal one takes time with the square of its length."""
-_STEPS_ALLOWED, _STEPS_A_RECORD = 1_000_000, 200
+_STEPS_ALLOWED, _STEPS_A_RECORD = 750_000, 200
 """How many opcodes may be executed: a step takes half a microsecond, and what it makes up to 250 bytes of memory."""
-_NUMBERS_ALLOWED = 4_000_000
+_NUMBERS_ALLOWED = 3_000_000
 """How many numbers may lie in long rows, of which a whole row is one step."""
 _OBJECTS_ALLOWED, _OBJECTS_A_RECORD = 100_000, 20
 """How many calls may make objects; each takes longer than any other step. A pickled module takes about three."""

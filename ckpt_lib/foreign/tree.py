@@ -10,6 +10,7 @@ from ckpt_lib.foreign.base import StoredObject, StoredTensor
 
 _LEAVES = {str, int, float, bool, type(None), complex, bytes}
 """What most entries of long lists are: nothing is in them, and no such list is walked through."""
+_WALKED = (dict, list, tuple, StoredTensor, StoredObject, Mapping)  # the abstract one last: it takes longest to tell
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
@@ -34,36 +35,37 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor | Store
 
     A container that is there twice, or within itself, is walked through once.
     """
-    waiting: list[tuple[str, Any]] = [(name, value)]
+    waiting: list[tuple[str, Any, Any]] = [("", name, value)]
     met: set[int] = set()
     while waiting:
-        name, item = waiting.pop()
+        before, key, item = waiting.pop()
         if isinstance(item, StoredTensor):
-            yield name, item
+            yield f"{before}{key}", item
             continue
-        entries = _entries(item)
-        if entries is None or id(item) in met:
+        is_object = isinstance(item, StoredObject)
+        entries = [entry for entry in _entries(item) if _is_walked(entry[1])]
+        if id(item) in met or not (entries or is_object):  # most containers hold nothing, and need no name
             continue
         met.add(id(item))
-        if isinstance(item, StoredObject):
+        name = f"{before}{key}"
+        if is_object:
             yield name, item
         before = f"{name}." if name else ""
-        waiting += [(f"{before}{key}", entry) for key, entry in reversed(entries) if _is_walked(entry)]
+        waiting += [(before, key, entry) for key, entry in reversed(entries)]
 
 
-def _entries(item: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(item, Mapping):
-        return [] if _LEAVES.issuperset(map(type, item.values())) else list(item.items())
+def _entries(item: Any) -> list[tuple[Any, Any]]:
     if isinstance(item, list | tuple):
         return [] if _LEAVES.issuperset(map(type, item)) else list(enumerate(item))
     if isinstance(item, StoredObject):
-        parts = (item.arguments, item.entries, item.state)
-        return [entry for part in parts if part is not None for entry in _entries(part) or ()]
-    return None
+        return [entry for part in (item.arguments, item.entries, item.state) for entry in _entries(part)]
+    if isinstance(item, Mapping):
+        return [] if _LEAVES.issuperset(map(type, item.values())) else list(item.items())
+    return []
 
 
 def _is_walked(item: Any) -> bool:
-    return isinstance(item, Mapping | list | tuple | StoredTensor | StoredObject)
+    return type(item) not in _LEAVES and isinstance(item, _WALKED)
 
 
 def materialise(value: Any) -> Any:

@@ -22,9 +22,16 @@ def tensors_of(value: Any) -> Named:
     return [(name, item) for name, item in walk(value) if isinstance(item, StoredTensor)]
 
 
-def classes_in(value: Any) -> tuple[str, ...]:
-    """Return the names of the classes that objects in a structure have, each once."""
-    return tuple(dict.fromkeys(item.class_name for _, item in walk(value) if isinstance(item, StoredObject)))
+def tensors_and_objects(value: Any) -> tuple[Named, list[StoredObject]]:
+    """Return every tensor in a structure with its dotted name, and every object, in order: both of one walk."""
+    tensors: Named = []
+    objects: list[StoredObject] = []
+    for name, item in walk(value):
+        if isinstance(item, StoredTensor):
+            tensors.append((name, item))
+        else:
+            objects.append(item)
+    return tensors, objects
 
 
 def distinct(tensors: Iterable[tuple[str, StoredTensor]]) -> Named:
@@ -59,24 +66,23 @@ def bytes_by_dtype(tensors: Named) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def model_of(found: ForeignCheckpoint) -> Named:
-    """Return the tensors of the model, each once; all there are where the model cannot be told."""
+def model_of(found: ForeignCheckpoint, tensors: Named) -> Named:
+    """Return the tensors of the model, each once; all ``tensors`` that there are where the model cannot be told."""
     model = found.payload.get(MODEL_KEY) if found.payload else None
-    return distinct(tensors_of(found.contents if model is None else model))
+    return distinct(tensors if model is None else tensors_of(model))
 
 
-def parameters_of(found: ForeignCheckpoint) -> int | None:
+def parameters_of(model: Named, objects: Iterable[StoredObject]) -> int | None:
     """Return how many elements the parameters of the model have; ``None`` where they cannot be told from buffers.
 
     A module that was pickled whole says which are which; a state dict names both in the same way.
     """
     parameters: set[Hashable] = set()
     buffers: set[Hashable] = set()
-    for _, item in walk(found.contents):
-        if isinstance(item, StoredObject) and is_module(item):
+    for item in objects:
+        if is_module(item):
             parameters |= {_identity(tensor) for _, tensor in tensors_of(item.state["_parameters"])}
             buffers |= {_identity(tensor) for _, tensor in tensors_of(item.state["_buffers"])}
-    model = model_of(found)
     if not parameters or not all(_identity(tensor) in parameters | buffers for _, tensor in model):
         return None
     return elements_in((name, tensor) for name, tensor in model if _identity(tensor) in parameters)
@@ -85,12 +91,11 @@ def parameters_of(found: ForeignCheckpoint) -> int | None:
 def states_of(found: ForeignCheckpoint) -> tuple[InspectedState, ...]:
     """Return what the checkpoint holds, in the words of this library; in its own where it cannot be loaded."""
     if found.payload is None:
-        parts = {str(key): value for key, value in found.contents.items() if tensors_of(value)}
+        parts = {str(key): tensors for key, value in found.contents.items() if (tensors := tensors_of(value))}
     else:
-        parts = {name: found.payload[key] for key, name in _STATES.items() if found.payload.get(key)}
+        parts = {name: tensors_of(found.payload[key]) for key, name in _STATES.items() if found.payload.get(key)}
     states = []
-    for name, part in parts.items():
-        tensors = tensors_of(part)
+    for name, tensors in parts.items():
         once = distinct(tensors)
         states.append(
             InspectedState(

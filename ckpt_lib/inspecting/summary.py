@@ -17,14 +17,13 @@ from ckpt_lib.inspecting.holdings import (
     Named,
     bytes_by_dtype,
     bytes_in,
-    classes_in,
     distinct,
     elements_in,
     listed_tensors,
     model_of,
     parameters_of,
     states_of,
-    tensors_of,
+    tensors_and_objects,
 )
 from ckpt_lib.inspecting.plain import plain
 from ckpt_lib.inspecting.results import Inspection, TensorStatistics
@@ -51,9 +50,9 @@ def summary_of(
     found: ForeignCheckpoint, *, stats: bool, progress: Progress | None, more_findings: Sequence[str] = ()
 ) -> Inspection:
     """Describe a checkpoint; with ``stats``, read its tensors."""
-    tensors = tensors_of(found.contents)
-    once = distinct(tensors)
-    classes = classes_in(found.contents)
+    tensors, objects = tensors_and_objects(found.contents)
+    once, model = distinct(tensors), model_of(found, tensors)
+    classes = tuple(dict.fromkeys(item.class_name for item in objects))
     listing = listed_tensors(tensors)
     if stats:
         read = _statistics(tensors, progress)
@@ -73,8 +72,8 @@ def summary_of(
         tensors=listing,
         tensor_bytes=bytes_in(once),
         bytes_by_dtype=bytes_by_dtype(once),
-        model_element_count=elements_in(model_of(found)),
-        parameter_count=parameters_of(found),
+        model_element_count=elements_in(model),
+        parameter_count=parameters_of(model, objects),
         states=states_of(found),
         epoch=facts.epoch,
         step=facts.step,

@@ -85,6 +85,7 @@ class HeldFile:
     """A copy in memory, for sources without a descriptor or that cannot be mapped."""
 
     def __init__(self, source: BinaryIO, expected_size_bytes: int) -> None:
+        expected_size_bytes = min(expected_size_bytes, _extent(source))  # a manifest may claim any size
         held = bytearray(expected_size_bytes)
         size_bytes = _fill(source, memoryview(held))
         if size_bytes < expected_size_bytes:
@@ -152,6 +153,15 @@ def _anonymous(size_bytes: int) -> memoryview:
     with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapping)
+
+
+def _extent(source: BinaryIO) -> int:
+    """Return how many bytes a source says that it has; 0 where it cannot be told without reading."""
+    try:
+        return source.seek(0, os.SEEK_END) if source.seekable() else 0
+    finally:
+        if source.seekable():
+            source.seek(0)
 
 
 def _fill(source: BinaryIO, view: memoryview) -> int:

@@ -21,7 +21,7 @@ from tests.helpers import flip_bit
 def test_list_shows_each_checkpoint_on_one_whole_line(store: Path, ids: list[str]) -> None:
     """A piped list has a line for each id, with its metrics, tags and marks, and nothing is cut or coloured."""
     header, *lines = run("list", store=store).stdout.splitlines()
-    assert header.split()[:3] == ["id", "accuracy", "marks"]
+    assert header.split()[:3] == ["id", "accuracy", "epoch"]
     assert [line.split()[0] for line in lines] == ids
     assert [("best" in line, "latest" in line) for line in lines] == [(False, False), (True, False), (False, True)]
     assert HOSTILE_TAG + ", baseline" in lines[0]

@@ -75,7 +75,7 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "dicts": lambda: _dicts(24_000),
     "dicts without end": lambda: _dicts(8_000_000),
     "tuples": lambda: listed(b"K\1\x85" * 24_000),
-    "numbers": lambda: listed(b"M\1\2" * 3_900_000),
+    "numbers": lambda: listed(b"M\1\2" * 2_900_000),
     "numbers without end": lambda: listed(b"M\1\2" * 20_000_000),
     "many rows of numbers": lambda: listed((b"](" + b"M\1\2" * 50 + b"e") * 400_000),
     "a long list, shared": lambda: _shared_long_list(20_000),

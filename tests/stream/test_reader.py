@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ckpt_lib.errors import CorruptCheckpointError
 from ckpt_lib.stream import VerifiedFile, find_damages
 from ckpt_lib.stream.chunks import digest_of_view
+from ckpt_lib.stream.mapping import HeldFile
 from tests.helpers import run_python
 from tests.stream.samples import covered, entry_of
 
@@ -237,3 +238,9 @@ def test_what_is_mapped_is_what_is_verified(tmp_path: Path) -> None:
 
     with VerifiedFile(RightWhenRead(path), entry_of(b"0123456789")) as file, pytest.raises(CorruptCheckpointError):
         file.read()
+
+
+def test_memory_is_taken_for_what_a_source_has() -> None:
+    """Whatever size is expected of a file without a descriptor: a manifest may claim any."""
+    held = HeldFile(io.BytesIO(b"few bytes"), 2**50)
+    assert bytes(held.view) == b"few bytes"
