@@ -1,9 +1,10 @@
-"""The commands ``serve`` and ``token``: the REST API, and who may use it."""
+"""The commands ``serve`` and ``token``: the REST API and its tokens."""
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.web.tokens import TokenFile
+
+_MAX_DAYS = 36_500
 
 Tokens = Annotated[
     Path | None,
@@ -37,45 +40,67 @@ def serve(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 chooses a free one.")] = 8300,
     tokens: Tokens = None,
     without_tokens: Annotated[
-        bool, typer.Option("--no-tokens", help="Let anyone on this machine do anything, without a token.")
+        bool, typer.Option("--no-tokens", help="Allow every request from this machine without a token.")
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append a line for each change to this file. Default: standard error."),
+    ] = None,
 ) -> None:
     """Serve the REST API of a store until Ctrl-C.
 
-    Who asks needs a token of `ckpt token`. Where there is none, one for this run alone is printed. Other machines reach
-    the server only if --host says so.
+    Every request needs a token; `ckpt token NAME` creates one. If there is none, one for this run is printed. Other
+    machines reach the server only with --host.
 
     Example: ckpt serve --store runs --port 8300
     """
+    from pydantic import SecretStr
+
     from ckpt_lib.web import ServerSettings
     from ckpt_lib.web.server import run
+    from ckpt_lib.web.tokens import TokenFile, new_token
 
-    with ExitStack() as stack:
-        path = None if without_tokens else (tokens or _default_path())
-        if path is not None and not path.exists():
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ckpt-"))) / "tokens.json"
-            note(f"Token of this run: {_new_token(path)}")
-        settings = ServerSettings(
-            config=read_config(store, config), host=host, port=port, tokens_path=path, read_only=read_only
+    path = None if without_tokens else (tokens or _default_path())
+    if tokens is not None and path is not None and not path.exists():
+        raise ConfigError(
+            "the token file does not exist",
+            path=str(path),
+            hint=f"`ckpt token NAME --tokens {path}` creates it.",
         )
-        run(settings, tell=lambda url: note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it."))
+    run_token = new_token() if path is not None and not TokenFile(path).tokens() else None
+    settings = ServerSettings(
+        config=read_config(store, config),
+        host=host,
+        port=port,
+        tokens_path=path,
+        run_token=None if run_token is None else SecretStr(run_token),
+        read_only=read_only,
+    )
+
+    def announce(url: str) -> None:
+        if run_token is not None:
+            note(f"Token of this run: {run_token}")
+        note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it.")
+
+    with _audit_handler(audit_log):
+        run(settings, tell=announce)
 
 
 def token(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Who gets the token. Omit it to list all tokens.")
+        str | None, typer.Argument(metavar="NAME", help="A name for the token. Omit it to list all tokens.")
     ] = None,
     *,
     scope: Annotated[str, typer.Option(metavar="SCOPE", help="read, write (and read) or delete (and both).")] = "read",
     days: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0, help="How long it is valid. Default: always.")
+        float | None, typer.Option(metavar="DAYS", help="How long it is valid, up to 36500. Default: always.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the token back.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Revoke the token.")] = False,
     tokens: Tokens = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create a token for `ckpt serve`, take one back, or list them.
+    """Create a token for `ckpt serve`, revoke one, or list them.
 
     A token is shown once: only its digest is stored. A server notices changes at once.
 
@@ -88,11 +113,13 @@ def token(
         _print_tokens(file, as_json=as_json)
         return
     if remove:
-        gone = file.remove(name)
-        print_json({"removed": gone.name}) if as_json else print_facts({"removed": gone.name})
+        removed = file.remove(name)
+        print_json({"removed": removed.name}) if as_json else print_facts({"removed": removed.name})
         return
     if scope not in SCOPES:
         raise ConfigError(f"{scope!r} is no scope", expected=", ".join(SCOPES))
+    if days is not None and not 0 < days <= _MAX_DAYS:
+        raise ConfigError("--days is out of range", expected=f"more than 0, at most {_MAX_DAYS}", got=days)
     text = file.create(name, scope, lifetime=None if days is None else timedelta(days=days))
     print_json({"name": name, "scope": scope, "token": text}) if as_json else print_facts({"token": text})
     if not as_json:
@@ -114,7 +141,23 @@ def _default_path() -> Path:
     return user_config_path("ckpt") / "tokens.json"
 
 
-def _new_token(path: Path) -> str:
-    from ckpt_lib.web.tokens import TokenFile
-
-    return TokenFile(path).create("this run", "delete")
+@contextmanager
+def _audit_handler(path: Path | None) -> Iterator[None]:
+    """Write the audit log to a file, or to stderr."""
+    try:
+        handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("the audit log cannot be opened", path=str(path), got=error.strerror) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    audit = logging.getLogger("ckpt_lib.audit")
+    level, propagate = audit.level, audit.propagate
+    audit.addHandler(handler)
+    audit.setLevel(logging.INFO)
+    audit.propagate = False
+    try:
+        yield
+    finally:
+        audit.removeHandler(handler)
+        audit.setLevel(level)
+        audit.propagate = propagate
+        handler.close()

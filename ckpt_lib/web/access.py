@@ -1,64 +1,80 @@
-"""Who may do what: each operation says the scope that it needs, and one without is no operation of this server."""
+"""Checks the token of a request against the scope that its operation needs."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request, status
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from ckpt_lib.core.logs import logger
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.settings import ServerSettings
-from ckpt_lib.web.tokens import Scope, TokenFile
+from ckpt_lib.web.tokens import Scope, Token, TokenFile
 
 ANYONE = "anyone on this machine"
-"""Who acts where a server has no tokens."""
+"""The name in the audit log where a server has no tokens."""
+RUN_TOKEN = "the token of this run"  # noqa: S105
+"""The name in the audit log for the token that is only in memory."""
 
-bearer = HTTPBearer(auto_error=False, description="A token that `ckpt token create` has printed.")
-_FAILURES_ALLOWED, _FAILURE_SECONDS = 20, 60.0
+bearer = HTTPBearer(auto_error=False, description="A token that `ckpt token NAME` has printed.")
 
 
 class Access:
-    """Decides whether a request may do what it asks for, and who makes it."""
+    """Decides whether a request may do what it asks for."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._read_only = settings.read_only
-        self._tokens = None if settings.tokens_path is None else TokenFile(settings.tokens_path)
-        self._failures: deque[float] = deque(maxlen=_FAILURES_ALLOWED)
+        self._file = None if settings.tokens_path is None else TokenFile(settings.tokens_path)
+        secret = settings.run_token
+        self._of_run = None if secret is None else Token.of(secret.get_secret_value(), RUN_TOKEN, "delete")
+        self.needs_token = self._file is not None or self._of_run is not None
 
-    def check(self, scope: Scope, text: str | None) -> str:
-        """Return the name of who may do what needs ``scope``, by the text of a token; raise the answer to others."""
+    def authenticate(self, text: str | None) -> Token | None:
+        """Return the token with this text; ``None`` where the server has no tokens.
+
+        Raises HTTPException 401, or 503 if the token file cannot be read.
+        """
+        if not self.needs_token:
+            return None
+        token = self._find(text) if text else None
+        if token is None or token.has_expired():
+            title = "the request has no token" if text is None else "the token is unknown or has expired"
+            raise HTTPException(status.HTTP_401_UNAUTHORIZED, title, {"WWW-Authenticate": "Bearer"})
+        return token
+
+    def check_scope(self, scope: Scope, token: Token | None) -> None:
+        """Raise HTTPException 403 if the server or the token does not allow ``scope``."""
         if self._read_only and scope != "read":
-            raise HTTPException(status.HTTP_403_FORBIDDEN, "this server only reads")
-        if self._tokens is None:
-            return ANYONE
-        self._refuse_guessing()
-        token = self._tokens.find(text) if text else None
-        now = datetime.now(UTC)
-        if token is None or not token.allows("read", now):
-            self._failures.append(time.monotonic())
-            told = "a token is needed" if text is None else "the token is unknown, or has expired"
-            raise HTTPException(status.HTTP_401_UNAUTHORIZED, told, {"WWW-Authenticate": "Bearer"})
-        if not token.allows(scope, now):
-            raise HTTPException(status.HTTP_403_FORBIDDEN, f"the token allows to {token.scope}, not to {scope}")
-        return token.name
+            raise HTTPException(status.HTTP_403_FORBIDDEN, "this server is read-only")
+        if token is not None and not token.allows(scope):
+            raise HTTPException(status.HTTP_403_FORBIDDEN, f"the token allows {token.scope}, not {scope}")
 
-    def _refuse_guessing(self) -> None:
-        full = len(self._failures) == _FAILURES_ALLOWED
-        if full and (left := self._failures[0] + _FAILURE_SECONDS - time.monotonic()) > 0:
-            headers = {"Retry-After": str(int(left) + 1)}
-            raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, "too many wrong tokens", headers)
+    def _find(self, text: str) -> Token | None:
+        if self._of_run is not None and self._of_run.matches(text):
+            return self._of_run
+        try:
+            return None if self._file is None else self._file.find(text)
+        except (ConfigError, OSError) as error:
+            logger.error("the token file cannot be read: %s", error)
+            title = "tokens cannot be checked; the server's log says why"
+            raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, title) from error
+
+
+def authorize(request: Request, scope: Scope, text: str | None) -> str:
+    """Return the token's name, and note it for the audit log. Raises HTTPException 401, 403 or 503."""
+    access: Access = request.app.state.access
+    token = access.authenticate(text)
+    request.state.who = ANYONE if token is None else token.name  # before the scope: a refusal is logged by name
+    access.check_scope(scope, token)
+    return str(request.state.who)
 
 
 def needs(scope: Scope) -> object:
-    """Return the dependency of an operation that needs ``scope``; it gives the name of who asks."""
+    """Return the dependency of an operation that needs ``scope``; its value is the token's name."""
 
     def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
-        access: Access = request.app.state.access
-        request.state.who = who = access.check(scope, credentials.credentials if credentials else None)
-        return who
+        return authorize(request, scope, credentials.credentials if credentials else None)
 
     return Depends(check)
 

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from ckpt_lib.web import audit, editing, problems, reading, working
+from ckpt_lib.web import editing, problems, reading, working
 from ckpt_lib.web.access import Access
+from ckpt_lib.web.audit import Audit
+from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import MEDIA_TYPE, Problem
@@ -19,13 +21,13 @@ PREFIX = "/api/v1"
 
 _ERRORS = {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
 _ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
-_ERRORS |= {429: "Too many wrong tokens.", 503: "The store does not answer.", 507: "The store is full."}
+_ERRORS |= {413: "The body is too large.", 503: "The store does not answer.", 507: "The store is full."}
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
     """Return the app that serves a store. Nothing is read before the first request.
 
-    Raises :class:`~ckpt_lib.errors.ConfigError` where other machines could reach it without a token.
+    Raises :class:`~ckpt_lib.errors.ConfigError` if other machines could reach it without a token.
     """
     from ckpt_lib import __version__
 
@@ -48,14 +50,16 @@ def create_app(settings: ServerSettings) -> FastAPI:
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses={
-            code: {"description": told, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-            for code, told in _ERRORS.items()
+            code: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+            for code, description in _ERRORS.items()
         },
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)
     problems.install(app)
-    audit.install(app)
+    public_path = f"{PREFIX}/openapi.json"
+    app.add_middleware(Gate, access=app.state.access, settings=settings, public_path=public_path)
+    app.add_middleware(Audit)  # added last, so that it is outside and sees what the gate refuses
     for router in (reading.router, editing.router, working.router):
         app.include_router(router, prefix=PREFIX)
     return app

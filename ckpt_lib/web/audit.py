@@ -1,30 +1,44 @@
-"""One line of the log for every request that changes something: who, what, and how it ended."""
+"""Writes one line of the log for every request that changes something: the token's name, the request, its status."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
 
-from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ckpt_lib.web.gate import READING
 
 logger = logging.getLogger("ckpt_lib.audit")
-_READING = {"GET", "HEAD", "OPTIONS"}
 
 
-def install(app: FastAPI) -> None:
-    """Log what an app is asked to change, also where it refuses."""
+class Audit:
+    """ASGI middleware that logs requests that change something, also those that are refused or fail."""
 
-    @app.middleware("http")
-    async def note(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        if request.method not in _READING:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in READING:
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        status = 500  # an error that escapes is answered outside this middleware
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
             facts = {
-                "who": getattr(request.state, "who", None),
-                "method": request.method,
-                "path": request.url.path,
-                "status": response.status_code,
-                "from": request.client.host if request.client else None,
+                "who": state.get("who"),
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "from": scope["client"][0] if scope.get("client") else None,
             }
             logger.info(json.dumps(facts))  # JSON in ASCII: a name cannot begin a second line
-        return response

@@ -1,4 +1,4 @@
-"""Errors as HTTP tells them: ``application/problem+json`` (RFC 9457), with the words of the library."""
+"""Errors as responses: ``application/problem+json`` (RFC 9457), with the messages of the library."""
 
 from __future__ import annotations
 
@@ -66,13 +66,19 @@ def problem_of(error: errors.CheckpointError) -> Problem:
 
 
 def response_of(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response that tells a problem."""
+    """Return a problem as a response."""
     content = problem.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
 
 
+def response_of_status(error: HTTPException) -> JSONResponse:
+    """Return an error of HTTP itself as a response."""
+    title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+    return response_of(Problem(type="HTTPError", title=title, status=error.status_code), dict(error.headers or {}))
+
+
 def install(app: FastAPI) -> None:
-    """Let every error of an app be told as a problem."""
+    """Answer every error of an app with a problem."""
 
     @app.exception_handler(errors.CheckpointError)
     def tell_error(_: Request, error: Exception) -> JSONResponse:
@@ -82,19 +88,19 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def tell_status(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-        found = Problem(type="HTTPError", title=title, status=error.status_code)
-        return response_of(found, dict(error.headers or {}))
+        return response_of_status(error)
 
     @app.exception_handler(RequestValidationError)
     def tell_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        told = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        found = Problem(type="RequestError", title="the request cannot be understood", status=422, got="; ".join(told))
+        messages = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        found = Problem(
+            type="RequestError", title="the request cannot be understood", status=422, got="; ".join(messages)
+        )
         return response_of(found)
 
     @app.exception_handler(Exception)
     def tell_bug(_: Request, error: Exception) -> JSONResponse:
-        logger.error("a request failed with an error that nobody expected", exc_info=error)
+        logger.error("a request failed with an unexpected error", exc_info=error)
         title = "the server failed; its log says why"
         return response_of(Problem(type="ServerError", title=title, status=500))

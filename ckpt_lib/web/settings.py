@@ -1,4 +1,4 @@
-"""``ServerSettings``: which store a server serves, to whom, and within which limits."""
+"""``ServerSettings``: the store, the address and the tokens of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ipaddress
 from pathlib import Path
 
 from platformdirs import user_state_path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.errors import ConfigError
@@ -15,7 +15,7 @@ from ckpt_lib.store import location, open_store
 
 
 class ServerSettings(BaseModel):
-    """The settings of one server. Without ``tokens_path``, anyone who reaches it may do anything."""
+    """The settings of one server. With neither ``tokens_path`` nor ``run_token``, every request is allowed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,6 +23,9 @@ class ServerSettings(BaseModel):
     host: str = Field(default="127.0.0.1", description="The address to listen at; by default, this machine alone.")
     port: int = Field(default=8300, ge=0, lt=2**16, description="0 chooses a free one.")
     tokens_path: Path | None = Field(default=None, description="The file with the digests of tokens.")
+    run_token: SecretStr | None = Field(
+        default=None, description="A token that allows everything, kept in memory beside those of the file."
+    )
     read_only: bool = Field(default=False, description="Refuse whatever changes the store, whatever the token.")
 
     jobs_folder: Path | None = Field(
@@ -38,17 +41,17 @@ class ServerSettings(BaseModel):
 
     def check_reachable(self) -> None:
         """Raise :class:`~ckpt_lib.errors.ConfigError` where other machines could reach a server without tokens."""
-        if self.tokens_path is None and not is_loopback(self.host):
+        if self.tokens_path is None and self.run_token is None and not is_loopback(self.host):
             raise ConfigError(
                 "other machines could change the store without a token",
                 expected="the host 127.0.0.1, or a file of tokens",
                 got=self.host,
-                hint="`ckpt token create` makes one.",
+                hint="`ckpt token NAME` creates a token.",
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address. A name that is no address may resolve to anything."""
+    """Tell whether only this machine reaches an address. A name other than localhost may resolve to anything."""
     if host == "localhost":
         return True
     try:

@@ -1,19 +1,21 @@
-"""Tokens: who may read, write and delete. Only their digests are stored, so that the file gives no access away.
+"""Tokens that allow reading, writing and deleting. Only digests are stored, so that the file gives no access.
 
 A token is 32 random bytes: there is nothing to guess, so that a plain SHA-256 of it is as good as a slow digest.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 import tempfile
-from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +24,7 @@ from ckpt_lib.errors import ConfigError
 
 Scope = Literal["read", "write", "delete"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "delete")
-"""Each takes in those before it."""
+"""Each includes those before it."""
 PREFIX = "ckpt_"
 """So that programs that look for secrets in code recognise one."""
 
@@ -34,15 +36,27 @@ class Token(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=_NAME_PATTERN, description="Who has it, for the log of changes.")
+    name: str = Field(pattern=_NAME_PATTERN, description="The name in the audit log.")
     scope: Scope
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     expires_at: AwareDatetime | None = Field(default=None, description="When it stops being valid; None: never.")
 
-    def allows(self, scope: Scope, now: datetime) -> bool:
-        """Tell whether it is still valid, and is enough for what needs ``scope``."""
-        is_valid = self.expires_at is None or now < self.expires_at
-        return is_valid and SCOPES.index(scope) <= SCOPES.index(self.scope)
+    @classmethod
+    def of(cls, text: str, name: str, scope: Scope, expires_at: datetime | None = None) -> Self:
+        """Return what is stored of the token ``text``."""
+        return cls(name=name, scope=scope, sha256=_digest(text), expires_at=expires_at)
+
+    def matches(self, text: str) -> bool:
+        """Tell whether this is the token ``text``, in the same time whatever differs."""
+        return hmac.compare_digest(self.sha256, _digest(text))
+
+    def has_expired(self) -> bool:
+        """Tell whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+
+    def allows(self, scope: Scope) -> bool:
+        """Tell whether its scope includes ``scope``."""
+        return SCOPES.index(scope) <= SCOPES.index(self.scope)
 
 
 class _Stored(BaseModel):
@@ -52,7 +66,7 @@ class _Stored(BaseModel):
 
 
 class TokenFile:
-    """The tokens in a file, which only its owner may read. It is read anew when it changes: a token taken back ends."""
+    """The tokens in a file, which only its owner may read. It is read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,38 +75,37 @@ class TokenFile:
 
     def create(self, name: str, scope: Scope, *, lifetime: timedelta | None = None) -> str:
         """Add a token and return it; nobody can ask for it later. Raises :class:`~ckpt_lib.errors.ConfigError`."""
-        if any(token.name == name for token in self.tokens()):
-            raise ConfigError(f"there is a token {shown(name)} already", hint="Remove it, or choose another name.")
-        text = PREFIX + secrets.token_urlsafe(32)
+        text = new_token()
         expires_at = None if lifetime is None else datetime.now(UTC) + lifetime
         try:
-            token = Token(name=name, scope=scope, sha256=_digest(text), expires_at=expires_at)
+            token = Token.of(text, name, scope, expires_at)
         except ValidationError as error:
             raise ConfigError(
                 f"{shown(name)} cannot name a token", expected="up to 100 letters, digits, blanks and . _ @ -"
             ) from error
-        self._write((*self.tokens(), token))
+        with self._locked():
+            if any(other.name == name for other in self.tokens()):
+                raise ConfigError(f"there is a token {shown(name)} already", hint="Remove it, or choose another name.")
+            self._write((*self.tokens(), token))
         return text
 
     def remove(self, name: str) -> Token:
         """Take a token back. Raises :class:`~ckpt_lib.errors.ConfigError` for one that is not there."""
-        found = next((token for token in self.tokens() if token.name == name), None)
-        if found is None:
-            names: Collection[str] = [token.name for token in self.tokens()]
-            raise ConfigError(f"there is no token {shown(name)}", expected=f"one of {', '.join(names) or 'none'}")
-        self._write(tuple(token for token in self.tokens() if token.name != name))
+        with self._locked():
+            kept = tuple(token for token in self.tokens() if token.name != name)
+            found = next((token for token in self.tokens() if token.name == name), None)
+            if found is None:
+                names = ", ".join(token.name for token in kept)
+                raise ConfigError(f"there is no token {shown(name)}", expected=f"one of {names or 'none'}")
+            self._write(kept)
         return found
 
     def find(self, text: str) -> Token | None:
-        """Return the token whose text this is. Takes as long whatever is wrong with it."""
-        digest, found = _digest(text), None
-        for token in self.tokens():
-            if hmac.compare_digest(token.sha256, digest):
-                found = token
-        return found
+        """Return the token with this text, or ``None``. Raises as :meth:`tokens`."""
+        return next((token for token in self.tokens() if token.matches(text)), None)
 
     def tokens(self) -> tuple[Token, ...]:
-        """Return all tokens. Raises :class:`~ckpt_lib.errors.ConfigError` for a file that is none of tokens."""
+        """Return all tokens. Raises :class:`~ckpt_lib.errors.ConfigError` if the file is damaged."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -102,23 +115,37 @@ class TokenFile:
             self._tokens, self._read_at = self._read(), version
         return self._tokens
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from changing the file between reading and writing it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_name(f".{self._path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _read(self) -> tuple[Token, ...]:
         try:
             return _Stored.model_validate_json(self._path.read_bytes()).tokens
         except (ValidationError, OSError) as error:
             raise ConfigError(
-                "the file of tokens cannot be read", path=str(self._path), hint="`ckpt token create` makes one."
+                "the token file cannot be read",
+                path=str(self._path),
+                hint="Remove the file, and create tokens anew with `ckpt token NAME`.",
             ) from error
 
     def _write(self, tokens: tuple[Token, ...]) -> None:
         """Replace the file at once: a crash leaves the one before or the new one."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")  # with mode 0600
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{_Stored(tokens=tokens).model_dump_json(indent=2)}\n")
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(self._path)
+
+
+def new_token() -> str:
+    """Return the text of a new token."""
+    return PREFIX + secrets.token_urlsafe(32)
 
 
 def _digest(text: str) -> str:

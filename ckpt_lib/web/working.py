@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response, status
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
-from ckpt_lib.web.access import Access, Reader, Writer, bearer
+from ckpt_lib.web.access import Reader, Writer, authorize, bearer
 from ckpt_lib.web.jobs import Job, Jobs
 from ckpt_lib.web.operations import AnyWork
 from ckpt_lib.web.reading import ExperimentName
@@ -33,14 +33,13 @@ def jobs_of(request: Request) -> Jobs:
 def start_job(
     request: Request,
     response: Response,
-    _: Reader,  # at once: who has no token learns nothing of what this takes
+    _: Reader,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     experiment: ExperimentName,
     work: AnyWork,
 ) -> Job:
     """Start long work. To validate needs a token to read, all else one to write. `Location` is where to ask for it."""
-    access: Access = request.app.state.access
-    request.state.who = who = access.check(work.scope, credentials.credentials if credentials else None)
+    who = authorize(request, work.scope, credentials.credentials if credentials else None)
     job = jobs_of(request).start(experiment, work, who)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
     return job

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.cli.running import CKPT, on_posix, run, run_json
 
@@ -23,6 +25,8 @@ def test_tokens_are_created_listed_and_taken_back(tmp_path: Path) -> None:
     run("token", "laptop", *file, code=2)
     run("token", "other", "--scope", "all", *file, code=2)
     run("token", "other", "--remove", *file, code=2)
+    for days in ("0", "-1", "nan", "36501"):
+        assert "--days" in run("token", "other", "--days", days, *file, code=2).stderr
     run("token", "laptop", "--remove", *file)
     assert run_json("token", *file)["tokens"] == []
 
@@ -32,11 +36,41 @@ def test_other_machines_are_refused_without_tokens(store: Path) -> None:
     assert "without a token" in run("serve", "--host", "0.0.0.0", "--no-tokens", store=store, code=2).stderr
 
 
+def test_a_missing_token_file_is_refused(store: Path, tmp_path: Path) -> None:
+    """A file that is named by mistake does not become a server with another token."""
+    assert "does not exist" in run("serve", "--tokens", str(tmp_path / "none.json"), store=store, code=2).stderr
+
+
+@on_posix
+@pytest.mark.parametrize("to_file", [False, True])
+def test_changes_are_logged(store: Path, tmp_path: Path, to_file: bool) -> None:
+    """The audit log is on stderr, or in the file of --audit-log."""
+    log = tmp_path / "audit.log"
+    command = [CKPT, "serve", "--store", str(store), "--port", "0", "--no-tokens"]
+    command += ["--audit-log", str(log)] if to_file else []
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        try:
+            url = re.search(r"http://\S+/api/v1", process.stderr.readline())
+            assert url is not None
+            with httpx.Client(base_url=url[0], trust_env=False) as client:
+                client.patch("/experiments/digits/checkpoints/latest", json={"add_tags": ["x"]})
+        finally:
+            process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    lines = log.read_text(encoding="utf-8") if to_file else rest
+    assert '"method": "PATCH"' in lines
+    assert '"status": 200' in lines
+
+
 @on_posix
 def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], tmp_path: Path) -> None:
     """It prints its address and, without a file of tokens, one for this run; another one says that the port is used."""
-    command = [CKPT, "serve", "--store", str(store), "--port", "0", "--tokens", str(tmp_path / "none.json")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [CKPT, "serve", "--store", str(store), "--port", "0"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    env.pop("CKPT_TOKENS", None)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None
         told = process.stderr.readline() + process.stderr.readline()
         try:
@@ -53,4 +87,4 @@ def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], t
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) in (0, 130)
-    assert not (tmp_path / "none.json").exists()
+    assert not (tmp_path / "config").exists()
