@@ -6,7 +6,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from ckpt_lib.core.metadata import Metric
+from ckpt_lib.core.metadata import StoredMetric
 from ckpt_lib.core.monitor import Mode
 
 
@@ -42,7 +42,7 @@ class CheckpointComparison(TypedDict):
     """
 
     checkpoint_ids: list[str]
-    metrics_comparison: dict[str, list[Metric]]
+    metrics_comparison: dict[str, list[StoredMetric]]
     config_comparison: dict[str, list[Any]]
     tags_comparison: dict[str, list[bool]]
     metadata_comparison: ComparedFacts

@@ -37,8 +37,10 @@ def edit(catalogue: Catalogue, name: str, change: Change) -> CheckpointMetadata:
     return catalogue.describe(manifest)  # not read again: another process may have deleted it by now
 
 
-def relabeling(add_tags: Collection[str], remove_tags: Collection[str], description: str | None) -> Change:
-    """Return the change of tags and description.
+def relabeling(
+    add_tags: Collection[str], remove_tags: Collection[str], description: str | None, pinned: bool | None = None
+) -> Change:
+    """Return the change of tags, description and pin.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for what cannot be one.
     """
@@ -47,7 +49,11 @@ def relabeling(add_tags: Collection[str], remove_tags: Collection[str], descript
 
     def change(manifest: Manifest) -> Manifest:
         tags = tuple(tag for tag in dict.fromkeys((*manifest.tags, *added)) if tag not in removed)
-        return manifest.changed(tags=tags, description=manifest.description if text is None else text)
+        return manifest.changed(
+            tags=tags,
+            description=manifest.description if text is None else text,
+            pinned=manifest.pinned if pinned is None else pinned,
+        )
 
     return change
 

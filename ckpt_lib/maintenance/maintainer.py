@@ -149,9 +149,10 @@ class Maintainer(Keeper):
         add_tags: Collection[str] = (),
         remove_tags: Collection[str] = (),
         description: str | None = None,
+        pinned: bool | None = None,
     ) -> CheckpointMetadata:
-        """Change tags and description of a saved checkpoint; the payload stays untouched."""
-        return self._edit(checkpoint_id, relabeling(add_tags, remove_tags, description))
+        """Change tags, description and pin of a saved checkpoint in one edit; the payload stays untouched."""
+        return self._edit(checkpoint_id, relabeling(add_tags, remove_tags, description, pinned))
 
     def restore_checkpoint(
         self, checkpoint_id: str, *, pin: bool = False, progress: Progress | None = None

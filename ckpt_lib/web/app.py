@@ -35,7 +35,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def with_jobs(app: FastAPI) -> AsyncIterator[None]:
-        app.state.jobs = jobs = Jobs(settings.jobs_path(), app.state.managers.of)
+        jobs: Jobs = app.state.jobs
+        await to_thread(jobs.open)
         try:
             yield
         finally:
@@ -56,6 +57,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)
+    app.state.jobs = Jobs(settings.jobs_path(), app.state.managers.of)
     problems.install(app)
     public_path = f"{PREFIX}/openapi.json"
     app.add_middleware(Gate, access=app.state.access, settings=settings, public_path=public_path)

@@ -6,6 +6,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.names import is_checkpoint_id
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Deleter, Reader, Writer
 from ckpt_lib.web.reading import CheckpointName, ExperimentName, manager_of
 
@@ -14,7 +17,7 @@ _MOST_TAGS = 100
 
 
 class Edit(BaseModel):
-    """What is to change. What is not given stays."""
+    """The changes. Everything else stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +34,7 @@ class AddedMetrics(BaseModel):
 
     metrics: dict[str, float | int] = Field(min_length=1, max_length=1_000)
     source: str = Field(description="What measured them, such as eval/mnist-test.")
-    replace: bool = Field(default=False, description="Take the place of other values, which stay on record.")
+    replace: bool = Field(default=False, description="Replace other values, which stay in added_metrics.")
 
 
 class Deleted(BaseModel):
@@ -50,20 +53,11 @@ class Trash(BaseModel):
 def edit_checkpoint(
     request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName, edit: Edit
 ) -> CheckpointMetadata:
-    """Change tags, description and pin of a checkpoint; its payload stays untouched."""
+    """Change tags, description and pin of a checkpoint, all of them or none; its payload stays untouched."""
     manager = manager_of(request, experiment)
-    checkpoint = manager.get_checkpoint(name)  # by name once: an edit may move the tag that it was found by
-    if edit.add_tags or edit.remove_tags or edit.description is not None:
-        checkpoint = manager.edit_checkpoint(
-            checkpoint.checkpoint_id,
-            add_tags=edit.add_tags,
-            remove_tags=edit.remove_tags,
-            description=edit.description,
-        )
-    if edit.pinned is None:
-        return checkpoint
-    change = manager.pin_checkpoint if edit.pinned else manager.unpin_checkpoint
-    return change(checkpoint.checkpoint_id)
+    if edit == Edit():
+        return manager.get_checkpoint(name)
+    return manager.edit_checkpoint(name, **edit.model_dump())
 
 
 @router.post("/experiments/{experiment}/checkpoints/{name}/metrics", tags=["write"])
@@ -77,7 +71,14 @@ def add_metrics(
 
 @router.delete("/experiments/{experiment}/checkpoints/{name}", tags=["delete"])
 def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: CheckpointName) -> Deleted:
-    """Delete a checkpoint. It can be brought back as long as the store's configuration says; its backup stays."""
+    """Delete a checkpoint by its whole id. It can be brought back until trash_seconds have passed; its backup stays."""
+    if not is_checkpoint_id(name):
+        raise ConfigError(
+            "a checkpoint is deleted by its whole id alone",
+            expected="a checkpoint_id",
+            got=shown(name),
+            hint="Names such as latest may stand for another checkpoint by now; GET the name to read the id.",
+        )
     return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(name))
 
 

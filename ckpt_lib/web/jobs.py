@@ -1,26 +1,24 @@
-"""Jobs: long work that goes on while nobody waits. Each is written down, so that an interrupted one is told as such."""
+"""Jobs: long work that a server does in the background. Each is stored, so that an interrupted one is reported."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import secrets
 import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from ckpt_lib.core.logs import logger
-from ckpt_lib.core.owners import Owner, is_proven_dead
+from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.errors import AlreadyRunningError, CheckpointError, CheckpointNotFoundError
 from ckpt_lib.manager import CheckpointManager
-from ckpt_lib.web.operations import AnyWork
+from ckpt_lib.web.operations import AnyWork, Outcome
 from ckpt_lib.web.problems import Problem, problem_of
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled", "interrupted"]
@@ -30,33 +28,38 @@ _KEPT = 1_000
 _WORKERS = 2
 
 
-class Job(BaseModel):
-    """One piece of long work, and how far it is."""
+class JobSummary(BaseModel):
+    """The progress of one piece of long work."""
 
     job_id: str
     experiment_name: str
     work: AnyWork
-    who: str = Field(description="Whose token started it.")
-    owner: Owner = Field(description="The process that does it.")
+    who: str = Field(description="The name of the token that started it.")
     state: State = "waiting"
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
     done_bytes: int = 0
-    total_bytes: int | None = Field(default=None, description="Null where nobody knows.")
-    result: Any = Field(default=None, description="What it has found; null until it has succeeded.")
+    total_bytes: int | None = Field(default=None, description="Null if it is not known.")
     problem: Problem | None = Field(default=None, description="Why it failed.")
 
 
+class Job(JobSummary):
+    """One piece of long work, with its outcomes."""
+
+    checkpoint_ids: list[str] = Field(description="What the names stood for when the job was started.")
+    result: list[Outcome] | None = Field(default=None, description="One outcome for each id; null until it has ended.")
+
+
 class _CancelledError(Exception):
-    """Ends the work of a job from within its progress, where all that is written is whole."""
+    """Ends the work of a job from within its progress, where everything written is complete."""
 
 
 class Jobs:
-    """The jobs of a server, done on threads of its own, and written down in a folder.
+    """The jobs of a server, done on its own threads, and stored in a folder that one server at a time uses.
 
-    A job that another process had begun and not ended was interrupted: the work of a checkpoint is whole or undone, and
-    doing it again does the rest.
+    A job that a server had not ended when it was killed is interrupted: every checkpoint is complete or untouched, and
+    the same job started again does the rest.
     """
 
     def __init__(self, folder: Path, manager_of: Callable[[str], CheckpointManager]) -> None:
@@ -66,21 +69,54 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._cancelled: set[str] = set()
         self._pool = ThreadPoolExecutor(_WORKERS, "ckpt-job")
+        self._held: IO[str] | None = None
+
+    def open(self) -> None:
+        """Take the folder and read what earlier servers have stored. Does nothing if it is open.
+
+        Raises :class:`~ckpt_lib.errors.AlreadyRunningError` if another server uses the folder. The kernel releases the
+        lock when the server ends, also by a kill.
+        """
+        if self._held is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        held = (self._folder / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            held.close()
+            raise AlreadyRunningError(
+                "another server stores its jobs in this folder",
+                path=str(self._folder),
+                hint="End that server, or give this one another jobs_folder.",
+            ) from error
+        self._held = held
         self._read()
 
     def start(self, experiment_name: str, work: AnyWork, who: str) -> Job:
-        """Write a job down and let it wait for its turn. Raises :class:`~ckpt_lib.errors.AlreadyRunningError`."""
-        self._manager_of(experiment_name)
+        """Store a job that waits for its turn. Names are resolved now.
+
+        Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` for a name, and
+        :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait.
+        """
+        checkpoint_ids = work.resolve(self._manager_of(experiment_name))
+        now = datetime.now(UTC)
+        job = Job(
+            job_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
+            experiment_name=experiment_name,
+            work=work,
+            checkpoint_ids=checkpoint_ids,
+            who=who,
+            created_at=now,
+        )
         with self._lock:
-            if sum(job.state not in ENDED for job in self._jobs.values()) >= MOST_WAITING:
+            if sum(other.state not in ENDED for other in self._jobs.values()) >= MOST_WAITING:
                 raise AlreadyRunningError(
                     "too many jobs are waiting", expected=f"at most {MOST_WAITING}", hint="Try again later."
                 )
-        job_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        now, owner = datetime.now(UTC), Owner.current()
-        job = Job(job_id=job_id, experiment_name=experiment_name, work=work, who=who, owner=owner, created_at=now)
-        self._put(job)
-        self._pool.submit(self._run, job_id)
+            self._jobs[job.job_id] = job
+        self._write(job)
+        self._pool.submit(self._run, job.job_id)
         return job
 
     def get(self, job_id: str) -> Job:
@@ -94,79 +130,102 @@ class Jobs:
     def all(self) -> list[Job]:
         """Return all jobs, the newest first."""
         with self._lock:
-            return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
+            return sorted(self._jobs.values(), key=lambda job: (job.created_at, job.job_id), reverse=True)
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to end; it does so at its next step. One that has ended stays as it is."""
         job = self.get(job_id)
-        if job.state not in ENDED:
-            self._cancelled.add(job_id)
+        with self._lock:
+            if self._jobs.get(job_id, job).state not in ENDED:
+                self._cancelled.add(job_id)
         return job
 
     def close(self) -> None:
-        """End: jobs that wait are not begun, those that run are cancelled."""
-        self._cancelled |= {job.job_id for job in self.all() if job.state not in ENDED}
+        """Cancel what waits or runs, wait for it to end, and release the folder."""
+        for job in self.all():
+            self.cancel(job.job_id)
         self._pool.shutdown(wait=True)
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _run(self, job_id: str) -> None:
-        job = self.get(job_id)
-        if job_id in self._cancelled:
-            self._put(job.model_copy(update={"state": "cancelled", "ended_at": datetime.now(UTC)}))
-            return
-        self._put(job := job.model_copy(update={"state": "running", "started_at": datetime.now(UTC)}))
-        outcome: dict[str, Any]
+        facts: dict[str, Any] = {"state": "cancelled"}
+        if job_id not in self._cancelled:
+            self._put(job_id, state="running", started_at=datetime.now(UTC))
+            facts = self._outcome(self.get(job_id))
+        self._put(job_id, **facts, ended_at=datetime.now(UTC))
+        with self._lock:
+            self._cancelled.discard(job_id)
+
+    def _outcome(self, job: Job) -> dict[str, Any]:
         try:
             manager = self._manager_of(job.experiment_name)
-            self._change(job_id, total_bytes=job.work.total_bytes(manager))
-            outcome = {"state": "succeeded", "result": job.work.do(manager, lambda done: self._step(job_id, done))}
+            self._change(job.job_id, total_bytes=job.work.total_bytes(manager, job.checkpoint_ids))
+            result = job.work.do(manager, job.checkpoint_ids, lambda done: self._step(job.job_id, done))
         except _CancelledError:
-            outcome = {"state": "cancelled"}
+            return {"state": "cancelled"}
         except CheckpointError as error:
-            outcome = {"state": "failed", "problem": problem_of(error)}
+            return {"state": "failed", "problem": problem_of(error)}
         except Exception as error:
-            logger.exception("the job %s failed with an error that nobody expected", job_id)
+            logger.exception("the job %s failed with an unexpected error", job.job_id)
             title = f"the server failed: {type(error).__name__}; its log says why"
-            outcome = {"state": "failed", "problem": Problem(type="ServerError", title=title, status=500)}
-        self._put(self.get(job_id).model_copy(update={**outcome, "ended_at": datetime.now(UTC)}))
+            return {"state": "failed", "problem": Problem(type="ServerError", title=title, status=500)}
+        problems = [outcome.problem for outcome in result if outcome.problem is not None]
+        if not problems:
+            return {"state": "succeeded", "result": result}
+        title = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].title}"
+        return {"state": "failed", "result": result, "problem": problems[0].model_copy(update={"title": title})}
 
     def _step(self, job_id: str, done_bytes: int) -> None:
-        if job_id in self._cancelled:
-            raise _CancelledError
         with self._lock:
+            if job_id in self._cancelled:
+                raise _CancelledError
             job = self._jobs[job_id]
             self._jobs[job_id] = job.model_copy(update={"done_bytes": job.done_bytes + done_bytes})
 
-    def _change(self, job_id: str, **facts: Any) -> None:
+    def _change(self, job_id: str, **facts: Any) -> Job:
         with self._lock:
-            self._jobs[job_id] = self._jobs[job_id].model_copy(update=facts)
+            self._jobs[job_id] = changed = self._jobs[job_id].model_copy(update=facts)
+        return changed
 
-    def _put(self, job: Job) -> None:
-        """Write a job down, all of it or nothing, and remember it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".job-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(job.model_dump_json())
-        Path(name).replace(self._path(job.job_id))
+    def _put(self, job_id: str, **facts: Any) -> None:
+        """Change a job in memory, store it, and forget the oldest that have ended."""
+        self._write(self._change(job_id, **facts))
         with self._lock:
-            self._jobs[job.job_id] = job
             ended = sorted(item.job_id for item in self._jobs.values() if item.state in ENDED)
             forgotten = ended[: max(0, len(self._jobs) - _KEPT)]
-            for job_id in forgotten:
-                del self._jobs[job_id]
-        for job_id in forgotten:
-            self._path(job_id).unlink(missing_ok=True)
+            for old_id in forgotten:
+                del self._jobs[old_id]
+        for old_id in forgotten:
+            with failures_logged(f"forgetting the job {old_id}"):
+                self._path(old_id).unlink(missing_ok=True)
+
+    def _write(self, job: Job) -> None:
+        """Store a job whole or not at all. A failure is logged: the work itself is not lost by it."""
+        with failures_logged(f"storing the job {job.job_id}"):
+            descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".job-")
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(job.model_dump_json())
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path(job.job_id))
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{job_id}.json"
 
     def _read(self) -> None:
-        """Read what earlier servers wrote down; what none of them has ended was interrupted."""
+        """Read stored jobs. Those that have not ended were interrupted: this server alone holds the folder."""
+        for leftover in self._folder.glob(".job-*"):
+            leftover.unlink(missing_ok=True)
         for path in sorted(self._folder.glob("*.json")):
-            with suppress(OSError, ValidationError, json.JSONDecodeError):
+            try:
                 job = Job.model_validate_json(path.read_bytes())
-                if job.state not in ENDED and is_proven_dead(job.owner):
-                    self._put(job.model_copy(update={"state": "interrupted", "ended_at": datetime.now(UTC)}))
-                else:
-                    self._jobs[job.job_id] = job
-        for path in self._folder.glob(".job-*"):
-            path.unlink(missing_ok=True)
+            except (OSError, ValidationError) as error:
+                logger.warning("the job file %s cannot be read, and is kept as %s.unreadable: %s", path, path, error)
+                with failures_logged(f"renaming {path}"):
+                    path.rename(f"{path}.unreadable")
+                continue
+            self._jobs[job.job_id] = job
+            if job.state not in ENDED:
+                self._put(job.job_id, state="interrupted", ended_at=datetime.now(UTC))

@@ -1,7 +1,7 @@
-"""Long work that a job does: which there is, what each needs, and what it returns.
+"""The operations that a job can do: what each needs and returns.
 
-An operation is named and takes plain values, so that a job can be written down, shown, and handed to another program
-that does it, such as a flow of Prefect. Each may be done again: what is done already is found done.
+An operation has a name and takes plain values, so that a job can be stored, shown, and handed to another program. Each
+may be done again: what is done already is left as it is.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ckpt_lib.core.names import is_checkpoint_id
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.stream import Progress
+from ckpt_lib.web.problems import Problem, problem_of
 from ckpt_lib.web.tokens import Scope
 
 Names = Annotated[
@@ -19,8 +22,16 @@ Names = Annotated[
 ]
 
 
+class Outcome(BaseModel):
+    """What an operation did to one checkpoint: its result, or the problem that kept it from being done."""
+
+    checkpoint_id: str
+    result: Any = None
+    problem: Problem | None = None
+
+
 class Work(BaseModel):
-    """What a job is to do with an experiment."""
+    """An operation on checkpoints of an experiment; without names, on all of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,20 +39,42 @@ class Work(BaseModel):
 
     @property
     def scope(self) -> Scope:
-        """What a token has to allow for it."""
+        """The scope that a token needs for it."""
         return "write"
 
-    def total_bytes(self, manager: CheckpointManager) -> int | None:  # noqa: ARG002
-        """Return how many bytes progress counts up to; ``None`` where nobody knows."""
+    def resolve(self, manager: CheckpointManager) -> list[str]:
+        """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints.
+
+        Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
+        """
+        if not self.names:
+            return manager.checkpoint_ids()
+        ids = (name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id for name in self.names)
+        return list(dict.fromkeys(ids))
+
+    def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:  # noqa: ARG002
+        """Return how many bytes progress counts up to; ``None`` if it is not known."""
         return None
 
-    def do(self, manager: CheckpointManager, progress: Progress) -> Any:
-        """Do it, and return what it has found, as JSON takes it."""
+    def do(self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress) -> list[Outcome]:
+        """Do it to each checkpoint; one that fails does not keep the others from being done."""
+        outcomes = []
+        for checkpoint_id in checkpoint_ids:
+            progress(0)  # raises if the job is cancelled
+            try:
+                outcome = Outcome(checkpoint_id=checkpoint_id, result=self.do_one(manager, checkpoint_id, progress))
+            except CheckpointError as error:
+                outcome = Outcome(checkpoint_id=checkpoint_id, problem=problem_of(error))
+            outcomes.append(outcome)
+        return outcomes
+
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        """Do it to one checkpoint, and return the result as JSON takes it."""
         raise NotImplementedError
 
 
 class Validate(Work):
-    """Read every byte of checkpoints, all of them without names, and report damage."""
+    """Read every byte of checkpoints and report damage."""
 
     operation: Literal["validate"] = "validate"
 
@@ -49,27 +82,22 @@ class Validate(Work):
     def scope(self) -> Scope:
         return "read"
 
-    def total_bytes(self, manager: CheckpointManager) -> int | None:
-        chosen = map(manager.get_checkpoint, self.names) if self.names else manager.list_checkpoints()
-        return sum(checkpoint.file_size for checkpoint in chosen)
+    def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:
+        wanted = set(checkpoint_ids)
+        return sum(item.file_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
-    def do(self, manager: CheckpointManager, progress: Progress) -> Any:
-        if self.names:
-            reports = [manager.validate_checkpoint(name, progress=progress) for name in self.names]
-        else:
-            reports = list(manager.validate_all(progress=progress))
-        told = [{**report.model_dump(mode="json"), "is_valid": report.is_valid} for report in reports]
-        return {"is_valid": all(reports), "reports": told}
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        report = manager.validate_checkpoint(checkpoint_id, progress=progress)
+        return {**report.model_dump(mode="json"), "is_valid": report.is_valid}
 
 
 class Backup(Work):
-    """Copy checkpoints, all of them without names, to the backup location."""
+    """Copy checkpoints to the backup location."""
 
     operation: Literal["backup"] = "backup"
 
-    def do(self, manager: CheckpointManager, progress: Progress) -> Any:
-        ids = [manager.get_checkpoint(name).checkpoint_id for name in self.names] or manager.checkpoint_ids()
-        return {"new_ids": [item for item in ids if manager.backup_checkpoint(item, progress=progress)]}
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        return "copied" if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
 
 
 class Restore(Work):
@@ -78,9 +106,9 @@ class Restore(Work):
     operation: Literal["restore"] = "restore"
     names: Names = Field(min_length=1)
 
-    def do(self, manager: CheckpointManager, progress: Progress) -> Any:
-        restored = [manager.restore_checkpoint(name, progress=progress) for name in self.names]
-        return {"restored_ids": [checkpoint.checkpoint_id for checkpoint in restored]}
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        manager.restore_checkpoint(checkpoint_id, progress=progress)
+        return "restored"
 
 
 class Repair(Work):
@@ -89,9 +117,8 @@ class Repair(Work):
     operation: Literal["repair"] = "repair"
     names: Names = Field(min_length=1)
 
-    def do(self, manager: CheckpointManager, progress: Progress) -> Any:
-        reports = [manager.repair_checkpoint(name, progress=progress) for name in self.names]
-        return {"reports": [report.model_dump(mode="json") for report in reports]}
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        return manager.repair_checkpoint(checkpoint_id, progress=progress).model_dump(mode="json")
 
 
 AnyWork = Annotated[Validate | Backup | Restore | Repair, Field(discriminator="operation")]

@@ -1,24 +1,29 @@
-"""Runs the server until it is told to end."""
+"""Runs the server until it is interrupted."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import closing
 
 import uvicorn
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.app import PREFIX, create_app
+from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
 
 def run(settings: ServerSettings, *, tell: Callable[[str], object]) -> None:
     """Serve until SIGINT or SIGTERM; ``tell`` gets the address as soon as requests are accepted.
 
-    Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at.
+    Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at, and
+    :class:`~ckpt_lib.errors.AlreadyRunningError` if another server uses the ``jobs_folder``.
     """
     app = create_app(settings)
-    with _listener(settings) as listener:
+    jobs: Jobs = app.state.jobs
+    with _listener(settings) as listener, closing(jobs):
+        jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         tell(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

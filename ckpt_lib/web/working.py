@@ -1,26 +1,29 @@
-"""Operations that take long: each is a job, which is asked about, and may be cancelled."""
+"""Operations that take long: each is a job, whose progress can be read, and which can be cancelled."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response, status
+from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from fastapi.security import HTTPAuthorizationCredentials
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.web.access import Reader, Writer, authorize, bearer
-from ckpt_lib.web.jobs import Job, Jobs
+from ckpt_lib.web.jobs import Job, Jobs, JobSummary
 from ckpt_lib.web.operations import AnyWork
-from ckpt_lib.web.reading import ExperimentName
+from ckpt_lib.web.reading import ExperimentName, Page
 
 router = APIRouter()
 JobId = Annotated[str, Path(max_length=100)]
 
 
-class JobList(BaseModel):
-    """All jobs that are remembered, the newest first."""
+class PageOfJobs(BaseModel):
+    """Which part of the list of jobs is asked for."""
 
-    items: list[Job]
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=500, description="The most items of a page.")
+    after: str | None = Field(default=None, max_length=100, description="The ``next`` of the page before.")
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -38,7 +41,7 @@ def start_job(
     experiment: ExperimentName,
     work: AnyWork,
 ) -> Job:
-    """Start long work. To validate needs a token to read, all else one to write. `Location` is where to ask for it."""
+    """Start long work. To validate needs the scope read, all else write. `Location` is the address of the job."""
     who = authorize(request, work.scope, credentials.credentials if credentials else None)
     job = jobs_of(request).start(experiment, work, who)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
@@ -46,9 +49,18 @@ def start_job(
 
 
 @router.get("/jobs", tags=["read"])
-def list_jobs(request: Request, _: Reader) -> JobList:
-    """List jobs, the newest first."""
-    return JobList(items=jobs_of(request).all())
+def list_jobs(request: Request, _: Reader, asked: Annotated[PageOfJobs, Query()]) -> Page[JobSummary]:
+    """List jobs without their results, the newest first."""
+    jobs = jobs_of(request)
+    found = jobs.all()
+    if asked.after is not None:
+        last = jobs.get(asked.after)
+        found = [job for job in found if (job.created_at, job.job_id) < (last.created_at, last.job_id)]
+    items = [
+        JobSummary.model_validate(job.model_dump(include=set(JobSummary.model_fields))) for job in found[: asked.limit]
+    ]
+    is_last = len(found) <= asked.limit
+    return Page(items=items, next=None if is_last else items[-1].job_id)
 
 
 @router.get("/jobs/{job_id}", tags=["read"])
@@ -59,5 +71,5 @@ def get_job(request: Request, _: Reader, job_id: JobId) -> Job:
 
 @router.delete("/jobs/{job_id}", status_code=status.HTTP_202_ACCEPTED, tags=["write"])
 def cancel_job(request: Request, _: Writer, job_id: JobId) -> Job:
-    """Cancel a job. It ends at its next step, and what it is writing is whole or not there."""
+    """Cancel a job. It ends at its next step, and each checkpoint is complete or untouched."""
     return jobs_of(request).cancel(job_id)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.experiment import edits
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.tokens import SCOPES, TokenFile
 from tests.web.running import served
@@ -27,6 +29,32 @@ def test_edits(client: httpx.Client, config: CheckpointConfig) -> None:
     assert (stored.tags, stored.pinned) == (("good",), False)
 
 
+def test_an_edit_is_one_write(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags, description and pin are changed together, so that a crash leaves all of them or none."""
+    written = []
+    replace = edits._replace
+
+    def counted(*args: Any) -> Any:
+        written.append(args)
+        return replace(*args)
+
+    monkeypatch.setattr(edits, "_replace", counted)
+    edit = {"add_tags": ["good"], "description": "kept", "pinned": True}
+    assert client.patch(f"{DIGITS}/latest", json=edit).json()["pinned"] is True
+    assert len(written) == 1
+
+
+def test_only_whole_ids_are_deleted(client: httpx.Client) -> None:
+    """A name may stand for another checkpoint by the time that the request arrives."""
+    for name in ("latest", "best", "epoch_1", "@odd"):
+        assert client.delete(f"{DIGITS}/{name}").status_code == 422
+    assert len(client.get(DIGITS).json()["items"]) == 3
+
+
+def id_of(client: httpx.Client, name: str, **options: Any) -> str:
+    return str(client.get(f"{DIGITS}/{name}", **options).json()["checkpoint_id"])
+
+
 def test_metrics_are_added(client: httpx.Client) -> None:
     """They count for what is the best; another value is a conflict until it is meant."""
     path = f"{DIGITS}/epoch_1/metrics"
@@ -39,9 +67,9 @@ def test_metrics_are_added(client: httpx.Client) -> None:
 def test_what_is_deleted_comes_back(client: httpx.Client) -> None:
     """It is in the trash until then; a pinned one is refused, with what to do."""
     client.patch(f"{DIGITS}/epoch_2", json={"pinned": True})
-    refused = client.delete(f"{DIGITS}/epoch_2")
+    refused = client.delete(f"{DIGITS}/{id_of(client, 'epoch_2')}")
     assert (refused.status_code, refused.json()["type"]) == (409, "ProtectedCheckpointError")
-    gone = client.delete(f"{DIGITS}/latest").json()["checkpoint_id"]
+    gone = client.delete(f"{DIGITS}/{id_of(client, 'latest')}").json()["checkpoint_id"]
     assert [item["checkpoint_id"] for item in client.get("/experiments/digits/trash").json()["items"]] == [gone]
     assert client.get(f"{DIGITS}/{gone}").status_code == 404
     assert client.post(f"{DIGITS}/{gone}/undelete").json()["checkpoint_id"] == gone
@@ -66,12 +94,13 @@ def test_scopes_and_read_only(config: CheckpointConfig, tmp_path: Path) -> None:
     settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
     with served(settings) as client:
         codes = {}
+        first = id_of(client, "epoch_1", headers=headers["read"])
         for scope in SCOPES:
             own = headers[scope]
             codes[scope] = (
                 client.get(f"{DIGITS}/latest", headers=own).status_code,
                 client.patch(f"{DIGITS}/latest", json={"add_tags": [scope]}, headers=own).status_code,
-                client.delete(f"{DIGITS}/epoch_1", headers=own).status_code,
+                client.delete(f"{DIGITS}/{first}", headers=own).status_code,
             )
         assert codes == {"read": (200, 403, 403), "write": (200, 200, 403), "delete": (200, 200, 200)}
     with served(settings.model_copy(update={"read_only": True})) as client:
@@ -86,5 +115,6 @@ def test_each_change_is_on_record(client: httpx.Client, caplog: pytest.LogCaptur
         client.delete(f"{DIGITS}/no%0Asuch")
         client.get(f"{DIGITS}/latest")
     lines = [json.loads(record.message) for record in caplog.records if record.name == "ckpt_lib.audit"]
-    assert [(line["method"], line["status"]) for line in lines] == [("PATCH", 200), ("DELETE", 404)]
+    assert [(line["method"], line["status"]) for line in lines] == [("PATCH", 200), ("DELETE", 422)]
+    assert {line["who"] for line in lines} == {"anyone on this machine"}
     assert all("\n" not in record.message for record in caplog.records)

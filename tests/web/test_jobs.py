@@ -1,12 +1,14 @@
-"""Long work as jobs of the REST API: started, watched, cancelled, and told as interrupted after a kill."""
+"""Long work as jobs of the REST API: started, watched, cancelled, and interrupted by a kill."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import httpx
 import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import AlreadyRunningError
 from ckpt_lib.web import ServerSettings
-from ckpt_lib.web.jobs import ENDED
+from ckpt_lib.web.jobs import ENDED, Job, Jobs
+from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.operations import Validate
 from tests.cli.running import on_posix
 from tests.helpers import flip_bit
 from tests.web.running import served
@@ -41,28 +46,95 @@ def payload_of(config: CheckpointConfig, name: str) -> Path:
 
 
 def test_validate_repair_and_back_up(client: httpx.Client, config: CheckpointConfig) -> None:
-    """Damage is a result, not a failure of the job; repaired from the backup, all is well again."""
-    assert ended(client, client.post(JOBS, json={"operation": "validate"}))["result"]["is_valid"] is True
+    """Damage is a result, not a failure of the job; after a repair from the backup, everything is valid again."""
+    found = ended(client, client.post(JOBS, json={"operation": "validate"}))
+    assert [outcome["result"]["is_valid"] for outcome in found["result"]] == [True, True, True]
     flip_bit(payload_of(config, "best"), 200)
     found = ended(client, client.post(JOBS, json={"operation": "validate"}))
-    assert (found["state"], found["result"]["is_valid"]) == ("succeeded", False)
+    assert found["state"] == "succeeded"
     assert found["done_bytes"] == found["total_bytes"]
-    assert [report["is_valid"] for report in found["result"]["reports"]] == [True, False, True]
+    assert [outcome["result"]["is_valid"] for outcome in found["result"]] == [True, False, True]
     assert ended(client, client.post(JOBS, json={"operation": "repair", "names": ["best"]}))["state"] == "succeeded"
     found = ended(client, client.post(JOBS, json={"operation": "validate", "names": ["best"]}))
-    assert found["result"]["is_valid"] is True
-    assert ended(client, client.post(JOBS, json={"operation": "backup"}))["result"] == {"new_ids": []}
-    assert [job["state"] for job in client.get("/jobs").json()["items"]] == ["succeeded"] * 5
+    assert [outcome["result"]["is_valid"] for outcome in found["result"]] == [True]
+    assert found["who"] == "anyone on this machine"
 
 
-def test_a_job_that_fails_says_why(client: httpx.Client) -> None:
-    """With the words of the library; what cannot be a job is refused before it is one."""
-    failed = ended(client, client.post(JOBS, json={"operation": "restore", "names": ["nothing"]}))
-    assert (failed["state"], failed["problem"]["type"]) == ("failed", "CheckpointNotFoundError")
+def test_one_bad_checkpoint_does_not_lose_the_others(client: httpx.Client, config: CheckpointConfig) -> None:
+    """A damaged checkpoint is a problem of its own, and the others are copied."""
+    manager = CheckpointManager(config, "digits")
+    ids = manager.checkpoint_ids()
+    shutil.rmtree(Path(config.checkpoint_dir, "digits", "backups"))
+    payload_of(config, "epoch_1").write_bytes(b"")
+    job = ended(client, client.post(JOBS, json={"operation": "backup"}))
+    assert job["state"] == "failed"
+    assert [(outcome["checkpoint_id"], outcome["result"]) for outcome in job["result"]] == [
+        (ids[0], None),
+        (ids[1], "copied"),
+        (ids[2], "copied"),
+    ]
+    assert job["result"][0]["problem"]["type"] == "CorruptCheckpointError"
+    assert CheckpointManager(config, "digits").backup_ids() == ids[1:]
+
+
+def test_names_are_resolved_at_the_start(client: httpx.Client, config: CheckpointConfig) -> None:
+    """A job keeps the ids, whatever the names stand for later; what cannot be a job is refused before it is one."""
+    latest = CheckpointManager(config, "digits").get_checkpoint("latest").checkpoint_id
+    job = ended(client, client.post(JOBS, json={"operation": "validate", "names": ["latest", "epoch_3", latest]}))
+    assert job["checkpoint_ids"] == [latest]
+    assert client.post(JOBS, json={"operation": "restore", "names": ["nothing"]}).status_code == 404
     for body in ({"operation": "format"}, {"operation": "repair"}, {}, {"operation": "validate", "names": "best"}):
         assert client.post(JOBS, json=body).status_code == 422
     assert client.post("/experiments/none/jobs", json={"operation": "backup"}).status_code == 404
     assert client.get("/jobs/none").status_code == 404
+
+
+def test_jobs_are_listed_in_pages(client: httpx.Client) -> None:
+    """The newest first, without results."""
+    started = [ended(client, client.post(JOBS, json={"operation": "validate"}))["job_id"] for _ in range(3)]
+    first = client.get("/jobs", params={"limit": 2}).json()
+    rest = client.get("/jobs", params={"limit": 2, "after": first["next"]}).json()
+    assert [job["job_id"] for job in first["items"] + rest["items"]] == started[::-1]
+    assert rest["next"] is None
+    assert not {"result", "checkpoint_ids", "owner"} & set(first["items"][0])
+
+
+def test_one_server_uses_a_folder_of_jobs(settings: ServerSettings) -> None:
+    """A second one is refused until the first has ended."""
+    folder = settings.jobs_path()
+    managers = Managers(settings.config)
+    first, second = Jobs(folder, managers.of), Jobs(folder, managers.of)
+    first.open()
+    with pytest.raises(AlreadyRunningError, match="jobs_folder"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+def test_stored_jobs_of_a_server_that_is_gone(settings: ServerSettings, caplog: pytest.LogCaptureFixture) -> None:
+    """One that had not ended is interrupted, whoever ran it; a file that cannot be read is kept aside."""
+    folder, managers = settings.jobs_path(), Managers(settings.config)
+    folder.mkdir(parents=True)
+    job = Job(
+        job_id="1", experiment_name="digits", work=Validate(), checkpoint_ids=[], who="x", created_at=datetime.now(UTC)
+    )
+    (folder / "1.json").write_text(job.model_copy(update={"state": "running"}).model_dump_json(), encoding="utf-8")
+    (folder / "2.json").write_text("{", encoding="utf-8")
+    jobs = Jobs(folder, managers.of)
+    jobs.open()
+    assert [(item.job_id, item.state) for item in jobs.all()] == [("1", "interrupted")]
+    jobs.close()
+    assert (folder / "2.json.unreadable").read_text(encoding="utf-8") == "{"
+    assert "2.json" in caplog.text
+
+
+def test_a_job_ends_although_it_cannot_be_stored(settings: ServerSettings, caplog: pytest.LogCaptureFixture) -> None:
+    """The failed write is logged, and the job goes on in memory."""
+    with served(settings) as client:
+        shutil.rmtree(settings.jobs_path())
+        assert ended(client, client.post(JOBS, json={"operation": "validate"}))["state"] == "succeeded"
+    assert "storing the job" in caplog.text
 
 
 def test_jobs_end_with_their_server(settings: ServerSettings) -> None:
@@ -78,7 +150,7 @@ def test_a_killed_server_leaves_an_interrupted_job(settings: ServerSettings, con
     """The next server says so, the store is whole, and the same work is done again."""
     program = (
         "import sys; from ckpt_lib.web import jobs; from ckpt_lib.web.operations import Validate; import time\n"
-        "Validate.do = lambda self, manager, progress: time.sleep(60)\n"
+        "Validate.do_one = lambda self, manager, checkpoint_id, progress: time.sleep(60)\n"
         "from ckpt_lib.web import ServerSettings; from ckpt_lib.web.server import run\n"
         "settings = ServerSettings.model_validate_json(sys.argv[1])\n"
         "run(settings, tell=lambda url: print(url, flush=True))"
@@ -90,24 +162,26 @@ def test_a_killed_server_leaves_an_interrupted_job(settings: ServerSettings, con
         assert url is not None
         with httpx.Client(base_url=url[0], trust_env=False) as client:
             started = client.post(JOBS, json={"operation": "validate"})
+            deadline = time.monotonic() + 30
             while client.get(f"/jobs/{started.json()['job_id']}").json()["state"] != "running":
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     with served(settings) as client:
         assert ended(client, started)["state"] == "interrupted"
-        assert ended(client, client.post(JOBS, json={"operation": "validate"}))["result"]["is_valid"] is True
+        assert ended(client, client.post(JOBS, json={"operation": "validate"}))["state"] == "succeeded"
 
 
 def test_a_cancelled_job_stops_at_its_next_step(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits never begins."""
-    from ckpt_lib.web.operations import Validate
 
-    def slowly(_self: Any, _manager: Any, progress: Any) -> None:
-        while True:
+    def slowly(_self: Any, _manager: Any, _checkpoint_id: str, progress: Any) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
             time.sleep(0.01)
             progress(1)
 
-    monkeypatch.setattr(Validate, "do", slowly)
+    monkeypatch.setattr(Validate, "do_one", slowly)
     started = [client.post(JOBS, json={"operation": "validate"}) for _ in range(4)]
     for response in reversed(started):
         assert client.delete(f"/jobs/{response.json()['job_id']}").status_code == 202

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from torch import nn
 
-from ckpt_lib import CheckpointConfig
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web import ServerSettings, create_app
 from ckpt_lib.web.tokens import TokenFile
@@ -61,11 +63,15 @@ def test_one_checkpoint_by_name(client: httpx.Client) -> None:
         assert get(client, f"/experiments/digits/checkpoints/{name}")["epoch"] == epoch
 
 
-def test_summary_and_comparison(client: httpx.Client) -> None:
-    """The same numbers as those of a manager."""
+def test_summary_and_comparison(client: httpx.Client, config: CheckpointConfig) -> None:
+    """The same numbers as those of a manager; values that are not finite are texts."""
     assert get(client, "/experiments/digits/summary")["total_checkpoints"] == 3
     found = get(client, "/experiments/digits/comparison", params={"name": ["best", "latest"]})
     assert found["metrics_comparison"] == {"val_loss": [1.0, 2.0]}
+    manager = CheckpointManager(config, "words")
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=2, metrics={"val_loss": float("-inf")})
+    found = get(client, "/experiments/words/comparison", params={"name": ["latest~1", "latest"]})
+    assert found["metrics_comparison"] == {"val_loss": ["NaN", "-Infinity"]}
 
 
 @pytest.mark.parametrize(
@@ -82,11 +88,11 @@ def test_summary_and_comparison(client: httpx.Client) -> None:
         ("/nothing", 404, "HTTPError"),
     ],
 )
-def test_errors_are_problems(client: httpx.Client, path: str, code: int, kind: str) -> None:
+def test_errors_are_problems(client: httpx.Client, config: CheckpointConfig, path: str, code: int, kind: str) -> None:
     """With the class and the words of the library, and no path of the server."""
     problem = get(client, path, code)
     assert problem["type"] == kind
-    assert "path" not in problem
+    assert config.checkpoint_dir not in json.dumps(problem)
 
 
 def test_wrong_tokens_lock_nobody_out(config: CheckpointConfig, tmp_path: Path) -> None:
