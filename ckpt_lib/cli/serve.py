@@ -84,7 +84,7 @@ def serve(
         note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
-        run(settings, tell=announce)
+        run(settings, announce=announce)
 
 
 def token(

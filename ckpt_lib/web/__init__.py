@@ -1,4 +1,4 @@
-"""The REST API: what other systems, and the page, ask of a store over HTTP."""
+"""The REST API of a store."""
 
 from ckpt_lib.web.app import create_app
 from ckpt_lib.web.settings import ServerSettings

@@ -1,4 +1,4 @@
-"""Operations that change what is recorded of a checkpoint, and those that delete it and bring it back."""
+"""Operations that edit checkpoints, delete them and bring them back."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def edit_checkpoint(
 def add_metrics(
     request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName, added: AddedMetrics
 ) -> CheckpointMetadata:
-    """Add metrics to a checkpoint; they count for what is the best."""
+    """Add metrics to a checkpoint; the best checkpoint is chosen anew."""
     manager = manager_of(request, experiment)
     return manager.add_metrics(name, added.metrics, source=added.source, replace=added.replace)
 

@@ -1,4 +1,4 @@
-"""The managers of a server: one for each experiment that was asked for."""
+"""The managers of a server, one for each experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.store import open_store
 
 _KEPT = 256
-"""A manager remembers its folder from question to question; those asked for longest ago are forgotten."""
+"""A manager caches its folder; the least recently used are forgotten."""
 
 
 class Managers:

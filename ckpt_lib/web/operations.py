@@ -1,4 +1,4 @@
-"""The operations that a job can do: what each needs and returns.
+"""The operations that a job can do.
 
 An operation has a name and takes plain values, so that a job can be stored, shown, and handed to another program. Each
 may be done again: what is done already is left as it is.
@@ -23,7 +23,7 @@ Names = Annotated[
 
 
 class Outcome(BaseModel):
-    """What an operation did to one checkpoint: its result, or the problem that kept it from being done."""
+    """The result of an operation on a checkpoint, or the problem that prevented it."""
 
     checkpoint_id: str
     result: Any = None
@@ -57,7 +57,7 @@ class Work(BaseModel):
         return None
 
     def do(self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress) -> list[Outcome]:
-        """Do it to each checkpoint; one that fails does not keep the others from being done."""
+        """Process each checkpoint and return its outcome. A failure does not prevent the others."""
         outcomes = []
         for checkpoint_id in checkpoint_ids:
             progress(0)  # raises if the job is cancelled
@@ -69,7 +69,7 @@ class Work(BaseModel):
         return outcomes
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        """Do it to one checkpoint, and return the result as JSON takes it."""
+        """Process a checkpoint and return the result as JSON. Raises :class:`~ckpt_lib.errors.CheckpointError`."""
         raise NotImplementedError
 
 

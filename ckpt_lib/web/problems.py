@@ -36,7 +36,7 @@ after a repair."""
 
 
 class Problem(BaseModel):
-    """What went wrong, what was expected, and what to do."""
+    """An error of a request or a job."""
 
     model_config = ConfigDict(extra="forbid")
 

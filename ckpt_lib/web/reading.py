@@ -41,7 +41,7 @@ CheckpointName = Annotated[
 
 
 class Asked(BaseModel):
-    """Which checkpoints a list holds, in what order, and which part of it."""
+    """The filter, the order and the page of a list of checkpoints."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class Asked(BaseModel):
     after: str | None = Field(default=None, max_length=300, description="The ``next`` of the page before.")
 
     def options(self) -> dict[str, Any]:
-        """Return it as the arguments of a manager's list, one item longer: that tells whether another page follows."""
+        """Return the arguments of a manager's list, with one more item to see whether another page follows."""
         given = self.model_dump(exclude={"tag"})
         return given | {"tags": self.tag, "limit": self.limit + 1}
 

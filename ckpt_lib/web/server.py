@@ -14,8 +14,8 @@ from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
 
-def run(settings: ServerSettings, *, tell: Callable[[str], object]) -> None:
-    """Serve until SIGINT or SIGTERM; ``tell`` gets the address as soon as requests are accepted.
+def run(settings: ServerSettings, *, announce: Callable[[str], object]) -> None:
+    """Serve until SIGINT or SIGTERM; ``announce`` gets the address once the port is open.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at, and
     :class:`~ckpt_lib.errors.AlreadyRunningError` if another server uses the ``jobs_folder``.
@@ -25,7 +25,7 @@ def run(settings: ServerSettings, *, tell: Callable[[str], object]) -> None:
     with _listener(settings) as listener, closing(jobs):
         jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        tell(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
+        announce(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 

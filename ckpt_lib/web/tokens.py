@@ -32,7 +32,7 @@ _NAME_PATTERN = r"^[\w][\w .@-]{0,99}$"
 
 
 class Token(BaseModel):
-    """What is stored of a token."""
+    """The record of a token, with its digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class Token(BaseModel):
 
     @classmethod
     def of(cls, text: str, name: str, scope: Scope, expires_at: datetime | None = None) -> Self:
-        """Return what is stored of the token ``text``."""
+        """Return the record of the token ``text``."""
         return cls(name=name, scope=scope, sha256=_digest(text), expires_at=expires_at)
 
     def matches(self, text: str) -> bool:
@@ -74,7 +74,10 @@ class TokenFile:
         self._tokens: tuple[Token, ...] = ()
 
     def create(self, name: str, scope: Scope, *, lifetime: timedelta | None = None) -> str:
-        """Add a token and return it; nobody can ask for it later. Raises :class:`~ckpt_lib.errors.ConfigError`."""
+        """Add a token and return its text, which is not stored.
+
+        Raises :class:`~ckpt_lib.errors.ConfigError` for a name that exists or cannot be used.
+        """
         text = new_token()
         expires_at = None if lifetime is None else datetime.now(UTC) + lifetime
         try:
@@ -90,7 +93,7 @@ class TokenFile:
         return text
 
     def remove(self, name: str) -> Token:
-        """Take a token back. Raises :class:`~ckpt_lib.errors.ConfigError` for one that is not there."""
+        """Revoke a token. Raises :class:`~ckpt_lib.errors.ConfigError` if there is none of this name."""
         with self._locked():
             kept = tuple(token for token in self.tokens() if token.name != name)
             found = next((token for token in self.tokens() if token.name == name), None)

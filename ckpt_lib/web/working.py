@@ -18,7 +18,7 @@ JobId = Annotated[str, Path(max_length=100)]
 
 
 class PageOfJobs(BaseModel):
-    """Which part of the list of jobs is asked for."""
+    """A page of the list of jobs."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -54,7 +55,7 @@ def test_a_body_is_limited(client: httpx.Client) -> None:
 
 
 def test_the_token_of_the_run_works_beside_the_file(guarded: ServerSettings) -> None:
-    """A token that is added later counts at once, and a damaged file is told without its path."""
+    """A token that is added later counts at once, and a damaged file is reported without its path."""
     assert guarded.tokens_path is not None
     with served(guarded) as client:
         assert client.get(LATEST, headers={"Authorization": "Bearer ckpt_run"}).status_code == 200
@@ -64,6 +65,14 @@ def test_the_token_of_the_run_works_beside_the_file(guarded: ServerSettings) -> 
         broken = client.get(LATEST, headers=added)
         assert broken.status_code == 503
         assert str(guarded.tokens_path.parent) not in broken.text
+
+
+def test_tokens_created_at_once_are_all_kept(tmp_path: Path) -> None:
+    """Reading and writing the file is one step: no creation undoes another."""
+    names = [f"token {number}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: TokenFile(tmp_path / "tokens.json").create(name, "read"), names))
+    assert sorted(token.name for token in TokenFile(tmp_path / "tokens.json").tokens()) == sorted(names)
 
 
 def test_without_tokens_other_sites_are_refused(client: httpx.Client) -> None:

@@ -138,7 +138,7 @@ def test_a_job_ends_although_it_cannot_be_stored(settings: ServerSettings, caplo
 
 
 def test_jobs_end_with_their_server(settings: ServerSettings) -> None:
-    """And the next one remembers them."""
+    """The next server lists them."""
     with served(settings) as client:
         started = client.post(JOBS, json={"operation": "validate"})
     with served(settings) as client:
@@ -147,13 +147,13 @@ def test_jobs_end_with_their_server(settings: ServerSettings) -> None:
 
 @on_posix
 def test_a_killed_server_leaves_an_interrupted_job(settings: ServerSettings, config: CheckpointConfig) -> None:
-    """The next server says so, the store is whole, and the same work is done again."""
+    """The next server reports it, the store is whole, and the same work succeeds."""
     program = (
         "import sys; from ckpt_lib.web import jobs; from ckpt_lib.web.operations import Validate; import time\n"
         "Validate.do_one = lambda self, manager, checkpoint_id, progress: time.sleep(60)\n"
         "from ckpt_lib.web import ServerSettings; from ckpt_lib.web.server import run\n"
         "settings = ServerSettings.model_validate_json(sys.argv[1])\n"
-        "run(settings, tell=lambda url: print(url, flush=True))"
+        "run(settings, announce=lambda url: print(url, flush=True))"
     )
     given = settings.model_copy(update={"port": 0}).model_dump_json()
     with subprocess.Popen([sys.executable, "-c", program, given], stdout=subprocess.PIPE, text=True) as process:

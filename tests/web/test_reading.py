@@ -106,7 +106,7 @@ def test_wrong_tokens_lock_nobody_out(config: CheckpointConfig, tmp_path: Path) 
 
 
 def test_each_operation_needs_its_token(config: CheckpointConfig, tmp_path: Path) -> None:
-    """One without a token, with a wrong, an expired or a removed one is told so, and gets nothing."""
+    """A request without a token, or with a wrong, expired or revoked one, is refused with 401."""
     tokens = TokenFile(tmp_path / "tokens.json")
     good, old = tokens.create("me", "read"), tokens.create("old", "delete", lifetime=timedelta(0))
     settings = ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
