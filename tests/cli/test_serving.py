@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.running import CKPT, on_posix, run, run_json
+from tests.cli.running import CKPT, on_posix, run, run_json, run_program
 
 
 def test_tokens_are_created_listed_and_taken_back(tmp_path: Path) -> None:
@@ -66,23 +66,26 @@ def test_changes_are_logged(store: Path, tmp_path: Path, to_file: bool) -> None:
 
 @on_posix
 def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], tmp_path: Path) -> None:
-    """It prints its address and, without a file of tokens, one for this run; another one says that the port is used."""
+    """It prints its address and, without a file of tokens, one for this run; a second server is refused."""
     command = [CKPT, "serve", "--store", str(store), "--port", "0"]
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     env.pop("CKPT_TOKENS", None)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None
-        told = process.stderr.readline() + process.stderr.readline()
+        printed = process.stderr.readline() + process.stderr.readline()
         try:
-            token, url = re.search(r"ckpt_\S+", told), re.search(r"http://\S+/api/v1", told)
-            assert token is not None, told
-            assert url is not None, told
+            token, url = re.search(r"ckpt_\S+", printed), re.search(r"http://\S+/api/v1", printed)
+            assert token is not None, printed
+            assert url is not None, printed
             headers = {"Authorization": f"Bearer {token[0]}"}
             with httpx.Client(base_url=url[0], trust_env=False) as client:
                 assert client.get("/experiments").status_code == 401
                 found = client.get("/experiments/digits/checkpoints", headers=headers).json()
                 assert [item["checkpoint_id"] for item in found["items"]] == ids
             port = httpx.URL(url[0]).port
+            second = run_program("serve", "--store", store, "--port", "0", **env)
+            assert second.returncode != 0
+            assert "jobs_folder" in second.stderr
             assert "--port 0" in run("serve", "--port", str(port), store=store, code=2).stderr
         finally:
             process.send_signal(signal.SIGINT)
