@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from ckpt_lib.cli import options
 from ckpt_lib.cli.errors import BAD_INPUT, EXIT_CODES, reported
+from ckpt_lib.cli.naming import with_experiment
 
 _SHOW, _PROTECT, _EDIT, _DELETE = "Show", "Protect", "Edit and move", "Delete"
 _COMMANDS = {
@@ -87,8 +88,12 @@ class _Command(TyperCommand):
     """Reports errors while the typed options are known, so that commands in messages can repeat them."""
 
     def invoke(self, ctx: Any) -> Any:
-        given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-        with options.typed({name: ctx.params[name] for name in given}), reported(as_json=ctx.obj):
+        typed = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+        with reported(as_json=ctx.obj):
+            given = with_experiment(ctx.params, ctx.params["experiment"] if "experiment" in typed else None)
+        if given != ctx.params:  # the experiment was typed, in a name
+            ctx.params, typed = given, typed | {"experiment"}
+        with options.typed({name: ctx.params[name] for name in typed}), reported(as_json=ctx.obj):
             return super().invoke(ctx)
 
 

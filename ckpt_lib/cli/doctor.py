@@ -115,7 +115,7 @@ def _summary(finding: Finding) -> str:
 def quarantine(
     checkpoint_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Omit them to list the quarantine."),
+        typer.Argument(metavar="ID", help="Checkpoints, as elsewhere. Omit them to list the quarantine."),
     ] = None,
     *,
     store: options.Store = None,

@@ -105,11 +105,12 @@ SortBy = Annotated[
 Descending = Annotated[bool, typer.Option("--descending", "-d", help="Largest first.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")]
 
-CheckpointName = Annotated[str, typer.Argument(metavar="ID", help="A checkpoint id, latest, best, or a tag.")]
-CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags.")]
+_NAME = "latest, best, a tag, or an id, whole or as short as epoch_12; latest~2 is the second before the latest."
+CheckpointName = Annotated[str, typer.Argument(metavar="ID", help=f"A checkpoint: {_NAME}")]
+CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME}")]
 SomeCheckpointNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID", help="Checkpoint ids, latest, best, or tags. Default: latest."),
+    typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Default: latest."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for a confirmation.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import count_of, did_you_mean, shown
+from ckpt_lib.core.wording import count_of, did_you_mean, listed, shown
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
+from ckpt_lib.experiment.selectors import Selector
 from ckpt_lib.experiment.view import View
 from ckpt_lib.index.selection import check_metric_is_known
 from ckpt_lib.policies.ranking import missing_metric, ranked
@@ -160,7 +160,7 @@ class Catalogue:
         )
 
     def resolve(self, name: str) -> Manifest:
-        """Return the manifest that an id, ``"latest"``, ``"best"`` or a tag stands for, as it is now in the store."""
+        """Return the manifest, as it is now, that a name stands for by the grammar of :mod:`.selectors`."""
         if not isinstance(name, str):
             raise ConfigError("a checkpoint's name must be text", got=type(name).__name__)
         if is_checkpoint_id(name):
@@ -212,9 +212,9 @@ class Catalogue:
         return 0
 
     def _id_named(self, name: str) -> str:
-        """Return the id that ``"latest"``, ``"best"`` or a tag stands for. Costs one listing where there are any."""
+        """Return the id that a name stands for which is no id itself. Costs one listing where there are any."""
         view = self.view()
-        if name == "latest":
+        if Selector.parse(name).is_latest:
             for error in view.unreadable:
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
         found = self.named(name, view.usable)
@@ -223,13 +223,31 @@ class Catalogue:
         return found.checkpoint_id
 
     def named(self, name: str, manifests: Sequence[Manifest]) -> Manifest | None:
-        """Return which of some checkpoints, oldest first, ``"latest"``, ``"best"`` or a tag stands for."""
-        if name == "best":
-            return self._best(manifests)
-        if name != "latest":
-            tag = unicodedata.normalize("NFC", name)
-            manifests = [manifest for manifest in manifests if tag in manifest.tags]
-        return self._first(reversed(manifests))
+        """Return which of some checkpoints, oldest first, a name stands for, by the grammar of :mod:`.selectors`.
+
+        Raises :class:`CheckpointNotFoundError` for the short form of several ids.
+        """
+        selector = Selector.parse(name)
+        there = (item for item in self._in_order(selector, manifests) if not self._is_deleted(item))
+        return next(islice(there, selector.back, None), None)
+
+    def _in_order(self, selector: Selector, manifests: Sequence[Manifest]) -> Iterable[Manifest]:
+        """Return the checkpoint that a selector begins with, and those that come before it, one by one."""
+        if selector.is_latest:
+            return reversed(manifests)
+        if selector.is_best:
+            return ranked(manifests, self._monitor_of(manifests))
+        if not selector.is_id and (tagged := selector.tagged(manifests)):
+            return reversed(tagged)
+        matching = [item for item in selector.matching_ids(manifests) if not self._is_deleted(item)]
+        if len(matching) > 1:
+            raise CheckpointNotFoundError(
+                f"{shown(selector.name)} is short for {len(matching)} checkpoints",
+                path=self.experiment.location(),
+                expected="more of the id",
+                got=listed([item.checkpoint_id for item in matching], most=5),
+            )
+        return reversed(manifests[: manifests.index(matching[0]) + 1]) if matching else ()
 
     def _first(self, manifests: Iterable[Manifest]) -> Manifest | None:
         return next((manifest for manifest in manifests if not self._is_deleted(manifest)), None)
@@ -247,13 +265,16 @@ class Catalogue:
 
     def _not_found(self, name: str, manifests: Sequence[Manifest]) -> CheckpointNotFoundError:
         count = count_of(len(manifests), "checkpoint")
+        selector = Selector.parse(name)
         known = _names_like(name, manifests)
         hint = did_you_mean(name, known, otherwise=f"`ckpt list` shows the {count} of the experiment.")
         if "/" in name or os.sep in name:
             hint = "It looks like a path: name an id, a tag, latest or best; `ckpt import` takes files in."
         if not manifests and (backups := self._count_of_backups()):
             hint = f"There are {count_of(backups, 'backup')}: `ckpt list --backups` lists them."
-        if name == "best" and manifests:
+        if selector.back and manifests and self._in_order(selector, manifests):
+            hint = f"`ckpt list` shows the {count} of the experiment: so many do not come before {selector.name}."
+        elif selector.is_best and manifests:
             monitor = self._monitor_of(manifests)
             hint = missing_metric(monitor, manifests) or f"no healthy checkpoint has a finite {monitor.metric!r}."
             hint = hint[0].upper() + hint[1:]

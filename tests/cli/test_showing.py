@@ -53,6 +53,24 @@ def test_list_filters_and_sorts(store: Path, ids: list[str], options: list[str],
     ]
 
 
+def test_a_checkpoint_is_named_as_people_think_of_it(store: Path, ids: list[str]) -> None:
+    """By how many before the latest, a tag for sure, epoch and step alone, or with its experiment."""
+    experiment = run_json("summary", store=store)["experiment_name"]
+    for name, number in (("latest~2", 0), ("@baseline", 0), ("epoch_2", 1), (f"{experiment}/latest~1", 1)):
+        assert run_json("show", name, store=store)["checkpoint_id"] == ids[number]
+
+
+def test_an_experiment_in_a_name_is_one_option_the_less(store: Path, ids: list[str]) -> None:
+    """It counts more than a variable, is repeated in hints, and contradicts neither an option nor another name."""
+    experiment = run_json("summary", store=store)["experiment_name"]
+    other = {"CKPT_EXPERIMENT": "another"}
+    assert run_json("show", f"{experiment}/latest", store=store, env=other)["checkpoint_id"] == ids[2]
+    failed = run("show", f"{experiment}/nothing", store=store, code=2)
+    assert f"--experiment {experiment}" in " ".join(failed.output.split())
+    for arguments in (["--experiment", "b", "a/latest"], ["a/latest", "b/latest"]):
+        assert run_json("validate", *arguments, store=store, code=2)["error"]["got"] in ("a, b", "b, a")
+
+
 def test_list_shows_what_was_asked_about_and_the_next_page(store: Path, ids: list[str]) -> None:
     """In 80 columns, and a page at a time; what is no condition is bad usage."""
     shown = run("list", "--sort-by", "loss", "--limit", "2", store=store, env={"COLUMNS": "80"})
@@ -125,7 +143,8 @@ def test_show_says_where_else_it_is(store: Path, ids: list[str]) -> None:
     shown += run("show", ids[1], store=store, code=2).stderr
     assert "`ckpt undelete" in shown
     assert "Did you mean" not in shown
-    assert "Did you mean" in run("show", ids[2][:-1], store=store, code=2).stderr
+    other_second = ids[2][:-1] + str((int(ids[2][-1]) + 1) % 10)
+    assert "Did you mean" in run("show", other_second, store=store, code=2).stderr
 
 
 def test_runs_are_told_apart(store: Path, ids: list[str]) -> None:

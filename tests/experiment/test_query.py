@@ -102,7 +102,57 @@ def test_keywords_and_ids_are_no_tags(experiment: Experiment) -> None:
     assert catalogue.resolve(first.checkpoint_id).epoch == 1
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "Latest", "../e", "\ud800", "x" * 10_000, "checkpoint_epoch_0001"])
+@pytest.mark.parametrize(
+    ("name", "epoch"),
+    [("latest~0", 5), ("latest~1", 4), ("latest~4", 1), ("best", 3), ("best~1", 2), ("best~2", 4), ("@odd", 5)],
+)
+def test_how_many_come_before(experiment: Experiment, name: str, epoch: int) -> None:
+    """Before the latest and before a tag in the order of saving, and behind the best in that of the metric."""
+    for number, loss in enumerate((5.0, 2.0, 1.0, 3.0, 4.0), start=1):
+        tags = ("odd",) if number % 2 else ()
+        save(experiment, number, metrics={"val_loss": loss}, tags=tags, monitor=Monitor(metric="val_loss", mode="min"))
+    catalogue = Catalogue(experiment)
+    assert catalogue.resolve(name).epoch == epoch
+    assert [catalogue.resolve(f"odd~{back}").epoch for back in range(3)] == [5, 3, 1]
+    assert catalogue.resolve(f"{catalogue.resolve('best').checkpoint_id}~2").epoch == 1
+
+
+@pytest.mark.parametrize("name", ["latest~2", "best~1", "epoch_1~1", "odd~1", "latest~-1", "latest~", "~", "@latest"])
+def test_what_no_checkpoint_is_so_far_before(experiment: Experiment, name: str) -> None:
+    """There are two, and one of them has a metric and the tag: nothing else is taken instead."""
+    save(experiment, 1, metrics={"val_loss": 1.0}, tags=("odd",))
+    save(experiment, 2)
+    with pytest.raises(CheckpointNotFoundError):
+        Catalogue(experiment, LOSS_RECORD).resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["epoch_12", "checkpoint_epoch_12", "epoch_0012_step_100", "checkpoint_epoch_0012_step_000100"]
+)
+def test_an_id_may_be_short_if_it_is_the_only_one(experiment: Experiment, name: str) -> None:
+    """Numbers are numbers: one digit more is another epoch, and no beginning of it."""
+    wanted = save(experiment, 12).checkpoint_id
+    for epoch in (1, 120, 12_000):
+        save(experiment, epoch)
+    catalogue = Catalogue(experiment)
+    assert catalogue.resolve(name).checkpoint_id == wanted
+    assert catalogue.resolve(wanted[: len(wanted) - 3]).checkpoint_id == wanted
+
+
+def test_a_short_id_of_several_is_refused(experiment: Experiment) -> None:
+    """With their ids, and unless it is a tag, which says more."""
+    ids = [save(experiment, 3).checkpoint_id for _ in range(2)]
+    catalogue = Catalogue(experiment)
+    with pytest.raises(CheckpointNotFoundError, match="short for 2 checkpoints") as raised:
+        catalogue.resolve("epoch_3")
+    assert all(checkpoint_id in str(raised.value) for checkpoint_id in ids)
+    tagged = save(experiment, 4, tags=("epoch_3",)).checkpoint_id
+    assert catalogue.resolve("epoch_3").checkpoint_id == tagged
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nothing", "Latest", "../e", "\ud800", "x" * 10_000, "checkpoint_epoch_0007", "~1", "@"]
+)
 def test_an_unknown_name_is_not_found(experiment: Experiment, name: str) -> None:
     """Whatever it is, the error is printable and short."""
     save(experiment)

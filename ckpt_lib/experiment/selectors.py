@@ -1,0 +1,84 @@
+"""How people name a checkpoint: by an id or a short form of it, by ``latest``, ``best`` or a tag, and by how many back.
+
+===============  =====================================================================================
+``latest``       the newest
+``best``         the best by the monitored metric
+``@tag``, tag    the newest with this tag; with ``@``, a word is nothing else
+an id            that checkpoint
+``epoch_12``     the only one of epoch 12, and ``epoch_12_step_300`` the only one of that step
+``latest~2``     the second before ``latest``: what is saved before it, or ranks behind ``best``; after any
+===============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from ckpt_lib.core.manifest import Manifest
+from ckpt_lib.core.names import CheckpointId, is_checkpoint_id
+
+LATEST, BEST = "latest", "best"
+
+_BACK = re.compile(r"(.*)~(\d{1,9})", re.DOTALL)
+_SHORT_ID = re.compile(r"(?:checkpoint_)?epoch_(\d{1,18})(?:_step_(\d{1,18})(?:_(\d[\d_]{0,30}))?)?")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A name in its parts. Any text is one: whether something answers to it is another question."""
+
+    name: str
+    back: int = 0
+    """How many come before the one that is meant."""
+    is_tag: bool = False
+    """Whether it was written with ``@``, and so is nothing but a tag."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take a name apart."""
+        match = _BACK.fullmatch(text)
+        name, back = (match[1], int(match[2])) if match else (text, 0)
+        return cls(unicodedata.normalize("NFC", name.removeprefix("@")), back, is_tag=name.startswith("@"))
+
+    @property
+    def is_id(self) -> bool:
+        """Whether it names one checkpoint by its whole id."""
+        return not self.is_tag and is_checkpoint_id(self.name)
+
+    @property
+    def is_latest(self) -> bool:
+        return not self.is_tag and self.name == LATEST
+
+    @property
+    def is_best(self) -> bool:
+        return not self.is_tag and self.name == BEST
+
+    def tagged(self, manifests: Sequence[Manifest]) -> list[Manifest]:
+        """Return which checkpoints carry it as a tag."""
+        return [manifest for manifest in manifests if self.name in manifest.tags]
+
+    def matching_ids(self, manifests: Sequence[Manifest]) -> list[Manifest]:
+        """Return the checkpoints whose id it is, whole or in short.
+
+        Numbers are compared as numbers: ``epoch_12`` is no short form of an id of epoch 120.
+        """
+        if self.is_tag:
+            return []
+        if self.is_id:
+            return [manifest for manifest in manifests if manifest.checkpoint_id == self.name]
+        match = _SHORT_ID.fullmatch(self.name)
+        return [manifest for manifest in manifests if match and _is_short_for(match, manifest.checkpoint_id)]
+
+
+def _is_short_for(match: re.Match[str], checkpoint_id: str) -> bool:
+    epoch, step, rest = match.groups()
+    found = CheckpointId.parse(checkpoint_id)
+    return (
+        found.epoch == int(epoch)
+        and (step is None or found.step == int(step))
+        and (rest is None or checkpoint_id.split("_", 5)[5].startswith(rest))
+    )
