@@ -79,7 +79,17 @@ def test_files_without_a_store_load_torch_and_little_else(tmp_path: Path, args: 
     assert ended.returncode == 0, ended.stderr
     loaded = {*ended.stderr.splitlines()[-1].split()[1:]}
     assert loaded & (OF_STORES | OF_NOBODY) == set()
-    parts = {"app", "errors", "options", "output", "progress", "session", "streams", args.split(maxsplit=1)[0]}
+    parts = {
+        "app",
+        "errors",
+        "naming",
+        "options",
+        "output",
+        "progress",
+        "session",
+        "streams",
+        args.split(maxsplit=1)[0],
+    }
     assert {name.split(".")[2] for name in loaded if name.startswith("ckpt_lib.cli.")} == parts
     assert {".".join(name.split(".")[:2]) for name in loaded if name.startswith("torch.")} <= {"torch._vmap_internals"}
 
