@@ -55,8 +55,18 @@ def trainer_files(
         is_alone = len(states) == 1
         files.append(_file("rng_state.pth" if is_alone else f"rng_state_{number}.pth", _random_state(state, is_alone)))
     trainer_state, about_state = _trainer_state(payload)
-    files.append(text_file(STATE_FILE, f"{json.dumps(trainer_state, indent=2, sort_keys=True)}\n".encode()))
+    files.append(text_file(STATE_FILE, _as_json(trainer_state)))
     return files, [*notes, *about_random, *about_state, *_left_out(payload)]
+
+
+def _as_json(state: Mapping[str, Any]) -> bytes:
+    try:
+        return f"{json.dumps(state, indent=2, sort_keys=True)}\n".encode()
+    except (TypeError, ValueError) as error:
+        raise UnsupportedStateError(
+            f"{EXTRA_STATE_KEY}[{STATE_KEY!r}] holds what JSON cannot: {error}",
+            hint="Keep numbers, texts, lists and mappings there, and tensors under another key.",
+        ) from error
 
 
 def _file(name: str, state: Any) -> NewFile:

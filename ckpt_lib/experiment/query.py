@@ -231,14 +231,14 @@ class Catalogue:
         there = (item for item in self._in_order(selector, manifests) if not self._is_deleted(item))
         return next(islice(there, selector.back, None), None)
 
-    def _in_order(self, selector: Selector, manifests: Sequence[Manifest]) -> Iterable[Manifest]:
-        """Return the checkpoint that a selector begins with, and those that come before it, one by one."""
+    def _in_order(self, selector: Selector, manifests: Sequence[Manifest]) -> list[Manifest]:
+        """Return the checkpoint that a selector begins with, and then those that come before it."""
         if selector.is_latest:
-            return reversed(manifests)
+            return list(reversed(manifests))
         if selector.is_best:
             return ranked(manifests, self._monitor_of(manifests))
         if not selector.is_id and (tagged := selector.tagged(manifests)):
-            return reversed(tagged)
+            return tagged[::-1]
         matching = [item for item in selector.matching_ids(manifests) if not self._is_deleted(item)]
         if len(matching) > 1:
             raise CheckpointNotFoundError(
@@ -247,7 +247,7 @@ class Catalogue:
                 expected="more of the id",
                 got=listed([item.checkpoint_id for item in matching], most=5),
             )
-        return reversed(manifests[: manifests.index(matching[0]) + 1]) if matching else ()
+        return list(reversed(manifests[: manifests.index(matching[0]) + 1])) if matching else []
 
     def _first(self, manifests: Iterable[Manifest]) -> Manifest | None:
         return next((manifest for manifest in manifests if not self._is_deleted(manifest)), None)

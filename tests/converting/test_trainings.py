@@ -181,3 +181,11 @@ def test_the_second_conversion_finds_the_first(tmp_path: Path) -> None:
         before = without_locks(snapshot(tmp_path / kind))
         convert_checkpoint(tmp_path / "a.pt", tmp_path / kind, format=kind)
         assert without_locks(snapshot(tmp_path / kind)) == before
+
+
+def test_a_state_of_the_trainer_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """With where it is, and nothing is written."""
+    manager = saved(tmp_path, TrainingState(**trained()), extra_state={"trainer_state": {"best": torch.ones(2)}})
+    with pytest.raises(UnsupportedStateError, match="trainer_state"):
+        manager.export_checkpoint("latest", tmp_path / "checkpoint-12", format="hf-trainer")
+    assert not (tmp_path / "checkpoint-12").exists()

@@ -20,7 +20,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import CheckpointError, ConfigError, CorruptCheckpointError, UnsafePayloadError
 from ckpt_lib.reports import ImportedItem
 from ckpt_lib.state.sameness import first_difference
-from tests.helpers import MakeManager, ids, start_python
+from tests.helpers import MakeManager, flip_bit, ids, start_python
 
 _SCRIPT = """
 import json, os, signal, sys
@@ -218,6 +218,16 @@ def test_weights_with_nan_are_imported_and_not_resumed_from(make_manager: MakeMa
     assert not manager.get_checkpoint(checkpoint_id).healthy
     with pytest.raises(CheckpointError):
         manager.resume(model=nn.Linear(2, 2))
+
+
+def test_importing_again_does_not_call_a_damaged_copy_intact(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Whoever is told that it is there already may delete the only sound one."""
+    manager = make_manager(backup_checkpoints=False)
+    torch.save({"state_dict": nn.Linear(20, 20).state_dict()}, tmp_path / "a.pt")
+    checkpoint_id = manager.import_checkpoint(tmp_path / "a.pt")
+    flip_bit(next(tmp_path.rglob(f"{checkpoint_id}.pt")), 900)
+    with pytest.raises(CorruptCheckpointError, match="imported before"):
+        manager.import_checkpoint(tmp_path / "a.pt")
 
 
 class _Canary:

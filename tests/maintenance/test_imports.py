@@ -130,6 +130,18 @@ def test_a_payload_without_a_manifest_is_imported(make_manager: MakeManager, tmp
     assert ids(target) == [imported]
 
 
+def test_a_payload_with_nan_is_no_checkpoint_to_resume_from(make_manager: MakeManager, tmp_path: Path) -> None:
+    """Its numbers are looked at as those of a save, though it has no manifest that says how they are."""
+    manager = make_manager(health_check=True)
+    model = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    manager.save_checkpoint(model=model, epoch=1)
+    exported = manager.export_checkpoint("latest", tmp_path / "bare.pt")
+    other = make_manager("other", health_check=True)
+    assert not other.get_checkpoint(other.import_checkpoint(exported)).healthy
+
+
 def test_an_archive_that_names_a_record_often_is_refused_unread(
     make_manager: MakeManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

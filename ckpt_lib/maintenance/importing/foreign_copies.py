@@ -25,7 +25,7 @@ from ckpt_lib.foreign.checksums import check_checksums
 from ckpt_lib.foreign.opening import describe_checkpoint
 from ckpt_lib.foreign.payloads import check_key_map, with_payload
 from ckpt_lib.formats import Format
-from ckpt_lib.maintenance.importing.refusals import refuse_older, was_changed
+from ckpt_lib.maintenance.importing.refusals import refuse_older, require_intact, was_changed
 from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.stream import Progress, StreamDigest, VerifiedFile
@@ -51,8 +51,9 @@ class ForeignImport:
         """Save in the format ``stored`` what the files hold that ``find_files`` returns.
 
         Raises what :func:`~ckpt_lib.foreign.open_checkpoint` and :func:`~ckpt_lib.foreign.payloads.with_payload`
-        raise, and :class:`~ckpt_lib.errors.UnsupportedStateError` for a state that no format stores; nothing is written
-        then. Killed on the way, call it again.
+        raise, :class:`~ckpt_lib.errors.UnsupportedStateError` for a state that no format stores, and
+        :class:`~ckpt_lib.errors.CorruptCheckpointError` where an earlier copy is damaged; nothing is written then.
+        Killed on the way, call it again.
         """
         key_map = check_key_map(self.key_map)
         with find_files() as files:
@@ -63,6 +64,7 @@ class ForeignImport:
             with files.verified(entries) as verified:
                 found = with_payload(describe_checkpoint(verified), key_map)
                 if earlier := keys.find(self.experiment, key):
+                    require_intact(self.experiment, earlier)
                     return Imported(earlier, found.title, is_new=False, left_out=found.left_out)
                 manifest, is_new = self._save(found, key, stored, find_files, *unchecked)
         return Imported(manifest, found.title, is_new=is_new, left_out=found.left_out)

@@ -28,6 +28,7 @@ from ckpt_lib.formats.registry import SEPARATOR, codec_name_of, format_of_bare_f
 from ckpt_lib.maintenance.importing.refusals import not_a_checkpoint, refuse_older, require_intact, was_changed
 from ckpt_lib.maintenance.importing.report import UNPROVEN_TAG, Imported
 from ckpt_lib.maintenance.validate import is_unreadable
+from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.store import location
 from ckpt_lib.stream import Progress, StreamDigest
 
@@ -46,14 +47,16 @@ def import_payload(
     *,
     monitor: Monitor,
     progress: Progress | None,
+    health_check: bool = False,
     newest: Manifest | None = None,
 ) -> Imported:
     """Import a payload that this library wrote and that has no manifest: one is made from what it holds.
 
-    ``monitor`` becomes its measure of the best if it is the first checkpoint. What was saved before ``newest`` raises
-    :class:`~ckpt_lib.errors.ConfigError`.
+    ``monitor`` becomes its measure of the best if it is the first checkpoint. With ``health_check``, NaN and infinities
+    keep a run from resuming from it. What was saved before ``newest`` raises :class:`~ckpt_lib.errors.ConfigError`.
     """
-    manifest, is_new = _import_file(experiment, origin, name, monitor, progress, newest=newest)
+    health = HealthCheck(monitor) if health_check else None
+    manifest, is_new = _import_file(experiment, origin, name, monitor, progress, health=health, newest=newest)
     return Imported(manifest, "a payload of this library without its manifest", is_new)
 
 
@@ -84,6 +87,7 @@ def _import_file(
     monitor: Monitor,
     progress: Progress | None,
     *,
+    health: HealthCheck | None,
     newest: Manifest | None,
 ) -> tuple[Manifest, bool]:
     try:
@@ -91,6 +95,8 @@ def _import_file(
         stored = _format_of(origin, name)
         payload, compression = _read(origin, entry, stored)
         facts = _facts(payload, experiment.name, monitor)
+        if health is not None:
+            facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
     except CheckpointError as error:
         if isinstance(error, StoreError) and not is_unreadable(error):
             raise

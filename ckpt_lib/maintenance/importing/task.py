@@ -78,7 +78,13 @@ class ImportTask:
             return import_exported(self.experiment, origin, name, self.progress, self.newest)
         if is_payload_of_ours(origin, name):
             return import_payload(
-                self.experiment, origin, name, monitor=self.monitor, progress=self.progress, newest=self.newest
+                self.experiment,
+                origin,
+                name,
+                monitor=self.monitor,
+                progress=self.progress,
+                health_check=self.health_check,
+                newest=self.newest,
             )
         return self._copy_unless_unknown(find_files, not_a_checkpoint(origin, name))
 
