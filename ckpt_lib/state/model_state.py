@@ -15,6 +15,8 @@ from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
 Hint = Callable[[], str]
 """Returns what to do about a state that does not fit."""
 
+_LOADING = frozenset({"load_state_dict", "_load_from_state_dict", "set_extra_state"})
+
 
 class Fit:
     """A model, and the stored state that it is to take: all that the checks and the load ask of both.
@@ -27,9 +29,9 @@ class Fit:
         self.named = named
         self.current = current
         """The model's own state."""
-        kinds, has_hooks = _kinds_of(model)
+        kinds, is_changed = _kinds_of(model)
         is_usual = is_module(model) and isinstance(current, Mapping)
-        self.has_own_loading = not is_usual or has_hooks or any(map(_has_own_code, kinds))
+        self.has_own_loading = not is_usual or is_changed or any(map(_has_own_code, kinds))
         """True for load hooks, for loading code that is not PyTorch's, and for all that is no module."""
         self.decides_itself = self.has_own_loading or any(map(_loads_itself, kinds))
         """True for a model that may accept other names or shapes than its own."""
@@ -39,6 +41,25 @@ class Fit:
         """The model's values but for dense tensors for which a dense one of the same type and shape is stored."""
         state = self.named.state
         return {name: value for name, value in self.current.items() if not _is_alike(value, state.get(name))}
+
+    def is_copied_plainly(self) -> bool:
+        """Tell whether loading does nothing but copy each stored tensor into the model's one of the same name."""
+        return not (self.decides_itself or self.uncommon or self.current.keys() ^ self.named.state.keys())
+
+    def copy(self) -> None:
+        """Copy the stored tensors into a model of which :meth:`is_copied_plainly` is true.
+
+        ``load_state_dict`` does the same and looks for each name in each module, which takes a tenth of a load.
+        """
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.current.items():
+                value.copy_(self.named.state[name])
+
+    def release(self) -> None:
+        """Let go of the model's own state, for which a sharded model may have gathered all of it."""
+        self.current = {}
 
     def renewed(self) -> Fit:
         """Return the fit of the same state to the model as it is by now."""
@@ -193,12 +214,13 @@ def _refuse_nested(current: Mapping[str, Any]) -> None:
 
 
 def _kinds_of(model: Any) -> tuple[set[Any], bool]:
-    """Return the classes of all modules in a model, and whether one of them has load hooks."""
-    kinds, has_hooks = set(), False
+    """Return the classes of all modules in a model, and whether one module has load hooks or methods of its own."""
+    kinds, is_changed = set(), False
     for module in model.modules() if is_module(model) else ():
         kinds.add(type(module))
-        has_hooks |= bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
-    return kinds, has_hooks
+        is_changed |= bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
+        is_changed |= not _LOADING.isdisjoint(vars(module))
+    return kinds, is_changed
 
 
 def _has_own_code(kind: Any) -> bool:

@@ -238,8 +238,6 @@ def _load(
     number generators are set twice: at first to see that their states fit, and again at the end, since loading may draw
     from them.
     """
-    from ckpt_lib.state.data import draw_first_numbers
-
     generators = [label for label, part in parts.items() if part.kind == "rng"]
     others = [label for label in reversed(list(parts)) if label not in generators]
     incomplete: dict[str, list[str]] = {}
@@ -254,16 +252,9 @@ def _load(
                 fit = fit.renewed()
             named = NOTHING if fit is None else fit.named
             undo.add(label, way_back(part.kind, part.item, fit, is_last=is_last))
-            own = own_copy(fit, state)
-            fit = None  # a sharded model may have gathered its whole state for it
-            if part.kind == "model":
-                incomplete = load_named(part.item, named, own)
-            else:
-                part.item.load_state_dict(own)
+            incomplete |= _load_one(part, fit, state)
             if label in types:
                 restore_types(part.item, state, types[label])
-            if part.kind == "data":
-                draw_first_numbers(part.item)
         for label in generators:
             parts[label].item.load_state_dict(states[label])
     except BaseException as error:  # also Ctrl-C
@@ -274,6 +265,25 @@ def _load(
             raise
         raise told from error
     return incomplete
+
+
+def _load_one(part: Part, fit: Fit | None, state: Any) -> dict[str, list[str]]:
+    """Load one part; of a model loaded without ``strict``, return the names that were missing or unexpected."""
+    is_model = part.kind == "model"
+    if fit is not None and fit.is_copied_plainly():
+        fit.copy()
+        return {"missing": [], "unexpected": []} if is_model and not fit.named.naming.strict else {}
+    own = own_copy(fit, state)
+    if fit is not None:
+        fit.release()
+    if fit is not None and is_model:
+        return load_named(part.item, fit.named, own)
+    part.item.load_state_dict(own)
+    if part.kind == "data":
+        from ckpt_lib.state.data import draw_first_numbers
+
+        draw_first_numbers(part.item)
+    return {}
 
 
 def _taken_back(undo: Undo, error: BaseException, label: str, hint: Callable[[], str]) -> BaseException:

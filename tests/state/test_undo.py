@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ckpt_lib import CheckpointManager, ResumableLoader, TrainingState
 from ckpt_lib.errors import StateMismatchError
+from ckpt_lib.state.model_state import Fit
 from tests.helpers import MakeManager
 from tests.state.builds import is_equal
 
@@ -222,13 +223,30 @@ def test_an_interrupt_of_a_load_without_a_copy_is_told(
     model = nn.Linear(2, 2)
     manager.save_checkpoint(model=model, epoch=1)
 
-    def interrupted(*args: Any, **options: Any) -> None:
+    def interrupted(fit: Fit) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, "load_state_dict", interrupted)
+    monkeypatch.setattr(Fit, "copy", interrupted)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         manager.load_checkpoint(model=model)
     assert "the model could not be brought back" in interrupt.value.__notes__[0]
+
+
+def test_a_method_that_one_model_was_given_loads_it(manager: CheckpointManager) -> None:
+    """A wrapper may replace ``load_state_dict`` of an object: it is called, and the model copied before it."""
+    model = nn.Linear(2, 2)
+    manager.save_checkpoint(model=model, epoch=1)
+    nn.init.constant_(model.weight, 7)
+
+    def refused(state: dict[str, torch.Tensor]) -> None:
+        model.bias.data.fill_(3)
+        raise RuntimeError("not now")
+
+    model.load_state_dict = refused  # type: ignore[method-assign,assignment]
+    with pytest.raises(StateMismatchError, match="not now"):
+        manager.load_checkpoint(model=model)
+    assert (model.weight == 7).all()
+    assert not (model.bias == 3).any()
 
 
 def test_the_epoch_of_a_sampler_is_brought_back(manager: CheckpointManager) -> None:
