@@ -85,7 +85,7 @@ def test_what_happens_to_a_checkpoint(client: httpx.Client, config: CheckpointCo
             "manager = CheckpointManager(CheckpointConfig(checkpoint_dir=sys.argv[1]), 'digits')\n"
             "manager.edit_checkpoint(sys.argv[2], add_tags=['x'])"
         )
-        run_python(code, config.checkpoint_dir, saved)
+        run_python(code, config.checkpoint_dir, saved, prefix=["env"])  # a process of its own
         changes: list[tuple[str, Callable[[], object]]] = [
             ("checkpoint.edited", lambda: None),
             ("checkpoint.deleted", lambda: manager.delete_checkpoint(saved)),
