@@ -43,6 +43,19 @@ def serve(
         bool, typer.Option("--no-tokens", help="Allow every request from this machine without a token.")
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
+    runner: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What does long work: threads of the server, or prefect, which makes it flow runs."
+        ),
+    ] = "threads",
+    jobs_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where jobs are written down. Default: a folder of the user."),
+    ] = None,
+    rate_limit: Annotated[
+        float, typer.Option(metavar="N", min=0, help="How many requests a second each token may send; 0: any number.")
+    ] = 100,
     audit_log: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Append a line for each change to this file. Default: standard error."),
@@ -76,6 +89,9 @@ def serve(
         tokens_path=path,
         run_token=None if run_token is None else SecretStr(run_token),
         read_only=read_only,
+        requests_per_second=rate_limit or None,
+        runner=runner,
+        jobs_folder=jobs_folder,
     )
 
     def announce(url: str) -> None:

@@ -1,4 +1,6 @@
-"""Refuses requests before their bodies are read: without a valid token, from a foreign site, or too large."""
+"""Refuses requests before their bodies are read: without a valid token, from a foreign site, too many, or too
+large.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckpt_lib.web.access import ANYONE, Access
+from ckpt_lib.web.limits import RateLimit
 from ckpt_lib.web.problems import response_of_status
 from ckpt_lib.web.settings import ServerSettings, is_loopback
 
@@ -25,6 +28,7 @@ class Gate:
         self._access = access
         self._host = settings.host
         self._public_path = public_path
+        self._rate_limit = RateLimit(settings.requests_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,10 +48,16 @@ class Gate:
         if scope["path"] != self._public_path:
             scheme, text = get_authorization_scheme_param(headers.get("authorization"))
             token = self._access.authenticate(text if scheme.lower() == "bearer" and text else None)
-            scope.setdefault("state", {})["who"] = ANYONE if token is None else token.name
+            who = scope.setdefault("state", {})["who"] = ANYONE if token is None else token.name
+            self._check_rate(who)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
             raise _too_large()
+
+    def _check_rate(self, who: str) -> None:
+        if seconds := self._rate_limit.seconds_to_wait(who):
+            title = "the token has sent too many requests"
+            raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, title, {"Retry-After": str(seconds)})
 
     def _check_site(self, method: str, headers: Headers) -> None:
         """Keep web pages out: a browser on this machine reaches a server that needs no token, for any page."""

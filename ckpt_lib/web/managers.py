@@ -20,15 +20,16 @@ class Managers:
     def __init__(self, config: CheckpointConfig) -> None:
         self.config = config
         self._store = open_store(config.checkpoint_dir)
+        self._backups = open_store(config.backup_dir) if config.backup_dir else None
         self._known: OrderedDict[str, CheckpointManager] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, experiment_name: str) -> CheckpointManager:
-        """Return the manager of an experiment.
+        """Return the manager of an experiment, which may consist of backups alone.
 
         Raises :class:`~ckpt_lib.errors.ExperimentNotFoundError` or :class:`~ckpt_lib.errors.InvalidNameError`.
         """
-        check_experiment_exists(self._store, experiment_name)
+        check_experiment_exists(self._store, experiment_name, backups=self._backups)
         with self._lock:
             manager = self._known.pop(experiment_name, None) or CheckpointManager(self.config, experiment_name)
             self._known[experiment_name] = manager

@@ -6,12 +6,14 @@ may be done again: what is done already is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.errors import CheckpointError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.stream import Progress
 from ckpt_lib.web.problems import Problem, problem_of
@@ -20,6 +22,14 @@ from ckpt_lib.web.tokens import Scope
 Names = Annotated[
     list[Annotated[str, Field(max_length=200)]], Field(max_length=1_000, description="Checkpoints by any name.")
 ]
+
+
+Step = Callable[[str, Callable[[], Any]], Any]
+"""Calls the function that does one checkpoint, whose description it is given, and returns or raises what that does."""
+
+
+def _directly(_description: str, call: Callable[[], Any]) -> Any:
+    return call()
 
 
 class Outcome(BaseModel):
@@ -56,13 +66,16 @@ class Work(BaseModel):
         """Return how many bytes progress counts up to; ``None`` if it is not known."""
         return None
 
-    def do(self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress) -> list[Outcome]:
-        """Process each checkpoint and return its outcome. A failure does not prevent the others."""
+    def do(
+        self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress, step: Step = _directly
+    ) -> list[Outcome]:
+        """Process each checkpoint by a ``step``, and return its outcome. A failure does not prevent the others."""
         outcomes = []
         for checkpoint_id in checkpoint_ids:
             progress(0)  # raises if the job is cancelled
             try:
-                outcome = Outcome(checkpoint_id=checkpoint_id, result=self.do_one(manager, checkpoint_id, progress))
+                result = step(checkpoint_id, partial(self.do_one, manager, checkpoint_id, progress))
+                outcome = Outcome(checkpoint_id=checkpoint_id, result=result)
             except CheckpointError as error:
                 outcome = Outcome(checkpoint_id=checkpoint_id, problem=problem_of(error))
             outcomes.append(outcome)
@@ -91,13 +104,28 @@ class Validate(Work):
         return {**report.model_dump(mode="json"), "is_valid": report.is_valid}
 
 
+COPIED, DELETED_AGAIN = "copied", "deleted again"
+
+
 class Backup(Work):
     """Copy checkpoints to the backup location."""
 
     operation: Literal["backup"] = "backup"
 
+    def do(
+        self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress, step: Step = _directly
+    ) -> list[Outcome]:
+        outcomes = super().do(manager, checkpoint_ids, progress, step)
+        held = set(manager.backup_ids())  # max_backups may have retired some since they were made
+        return [
+            outcome.model_copy(update={"result": DELETED_AGAIN})
+            if outcome.result == COPIED and outcome.checkpoint_id not in held
+            else outcome
+            for outcome in outcomes
+        ]
+
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        return "copied" if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
+        return COPIED if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
 
 
 class Restore(Work):
@@ -105,6 +133,15 @@ class Restore(Work):
 
     operation: Literal["restore"] = "restore"
     names: Names = Field(min_length=1)
+
+    def resolve(self, manager: CheckpointManager) -> list[str]:
+        try:
+            return super().resolve(manager)
+        except CheckpointNotFoundError as error:
+            held = manager.backup_ids()
+            newest = f"; the newest backup is {held[-1]}" if held else ", but there is no backup"
+            error.hint = f"Names stand for stored checkpoints. To restore a deleted one, give its whole id{newest}."
+            raise
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
         manager.restore_checkpoint(checkpoint_id, progress=progress)

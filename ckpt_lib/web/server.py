@@ -7,9 +7,11 @@ from collections.abc import Callable
 from contextlib import closing
 
 import uvicorn
+from fastapi import FastAPI
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.app import PREFIX, create_app
+from ckpt_lib.web.feed import Feed
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
@@ -26,7 +28,19 @@ def run(settings: ServerSettings, *, announce: Callable[[str], object]) -> None:
         jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        ApiServer(app).run(sockets=[listener])
+
+
+class ApiServer(uvicorn.Server):
+    """A server that ends the streams of events before it waits for other requests to end."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning"))
+        self._feed: Feed = app.state.feed
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._feed.close()
+        await super().shutdown(sockets)
 
 
 def _listener(settings: ServerSettings) -> socket.socket:

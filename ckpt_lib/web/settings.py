@@ -27,7 +27,12 @@ class ServerSettings(BaseModel):
         default=None, description="A token that allows everything, kept in memory beside those of the file."
     )
     read_only: bool = Field(default=False, description="Refuse whatever changes the store, whatever the token.")
-
+    requests_per_second: float | None = Field(
+        default=100.0, gt=0, description="How many requests of a token are answered; None: any number."
+    )
+    runner: str = Field(
+        default="threads", description="What does jobs: threads of the server, or a runner that is installed."
+    )
     jobs_folder: Path | None = Field(
         default=None, description="Where jobs are written down; by default, a folder of the user for each store."
     )

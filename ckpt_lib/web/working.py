@@ -9,7 +9,8 @@ from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.web.access import Reader, Writer, authorize, bearer
-from ckpt_lib.web.jobs import Job, Jobs, JobSummary
+from ckpt_lib.web.job import Job, JobSummary
+from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.operations import AnyWork
 from ckpt_lib.web.reading import ExperimentName, Page
 
@@ -56,9 +57,7 @@ def list_jobs(request: Request, _: Reader, asked: Annotated[PageOfJobs, Query()]
     if asked.after is not None:
         last = jobs.get(asked.after)
         found = [job for job in found if (job.created_at, job.job_id) < (last.created_at, last.job_id)]
-    items = [
-        JobSummary.model_validate(job.model_dump(include=set(JobSummary.model_fields))) for job in found[: asked.limit]
-    ]
+    items = [job.summary() for job in found[: asked.limit]]
     is_last = len(found) <= asked.limit
     return Page(items=items, next=None if is_last else items[-1].job_id)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 
 from ckpt_lib.web import ServerSettings, create_app
+from ckpt_lib.web.server import ApiServer
 
 
 @contextmanager
@@ -18,7 +18,9 @@ def served(settings: ServerSettings) -> Iterator[httpx.Client]:
     """Serve a store on a free port of this machine, and yield a client whose paths begin with that of the API."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    app = create_app(settings)
+    app.state.jobs.open()  # here, as `ckpt serve` does: an error is the caller's
+    server = ApiServer(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -18,7 +18,8 @@ import pytest
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import AlreadyRunningError
 from ckpt_lib.web import ServerSettings
-from ckpt_lib.web.jobs import ENDED, Job, Jobs
+from ckpt_lib.web.job import ENDED, Job
+from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.operations import Validate
 from tests.cli.running import on_posix
@@ -103,9 +104,9 @@ def test_one_server_uses_a_folder_of_jobs(settings: ServerSettings) -> None:
     """A second one is refused until the first has ended."""
     folder = settings.jobs_path()
     managers = Managers(settings.config)
-    first, second = Jobs(folder, managers.of), Jobs(folder, managers.of)
+    first, second = Jobs(folder, managers), Jobs(folder, managers)
     first.open()
-    with pytest.raises(AlreadyRunningError, match="jobs_folder"):
+    with pytest.raises(AlreadyRunningError, match="--jobs-folder"):
         second.open()
     first.close()
     second.open()
@@ -121,7 +122,7 @@ def test_stored_jobs_of_a_server_that_is_gone(settings: ServerSettings, caplog: 
     )
     (folder / "1.json").write_text(job.model_copy(update={"state": "running"}).model_dump_json(), encoding="utf-8")
     (folder / "2.json").write_text("{", encoding="utf-8")
-    jobs = Jobs(folder, managers.of)
+    jobs = Jobs(folder, managers)
     jobs.open()
     assert [(item.job_id, item.state) for item in jobs.all()] == [("1", "interrupted")]
     jobs.close()

@@ -1,0 +1,71 @@
+"""``Job``: one piece of long work, and how far it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from ckpt_lib.web.operations import AnyWork, Outcome
+from ckpt_lib.web.problems import Problem
+
+State = Literal["waiting", "running", "succeeded", "failed", "cancelled", "interrupted"]
+ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
+
+
+class JobSummary(BaseModel):
+    """The progress of one piece of long work."""
+
+    job_id: str
+    experiment_name: str
+    work: AnyWork
+    who: str = Field(description="The name of the token that started it.")
+    runner: str = Field(default="threads", description="What does it: the threads of the server, or another program.")
+    url: str | None = Field(default=None, description="The page of another program that shows it.")
+    state: State = "waiting"
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    done_bytes: int = 0
+    total_bytes: int | None = Field(default=None, description="Null if it is not known.")
+    problem: Problem | None = Field(default=None, description="Why it failed.")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing changes any more."""
+        return self.state in ENDED
+
+
+class Job(JobSummary):
+    """One piece of long work, with its outcomes."""
+
+    checkpoint_ids: list[str] = Field(description="What the names stood for when the job was started.")
+    result: list[Outcome] | None = Field(default=None, description="One outcome for each id; null until it has ended.")
+
+    def summary(self) -> JobSummary:
+        """Return the job without its outcomes."""
+        return JobSummary.model_validate(self.model_dump(include=set(JobSummary.model_fields)))
+
+
+class JobUpdate(BaseModel):
+    """What a runner tells of a job. What is not given stays as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: State = "waiting"
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    problem: Problem | None = None
+    result: list[Outcome] | None = None
+    url: str | None = None
+
+
+def ending_of(result: list[Outcome]) -> JobUpdate:
+    """Return how a job ends whose checkpoints came out like this: it failed if one of them did."""
+    problems = [outcome.problem for outcome in result if outcome.problem is not None]
+    if not problems:
+        return JobUpdate(state="succeeded", result=result)
+    title = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].title}"
+    return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"title": title}))
