@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import chosen_ids
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
@@ -22,7 +23,7 @@ from ckpt_lib.cli.output import (
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import open_copies, open_manager, resolve_all, tell_of_other_backups
+from ckpt_lib.cli.session import open_copies, open_manager, tell_of_other_backups
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.errors import NotAStoreError, StoreError
@@ -121,6 +122,8 @@ def quarantine(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -132,8 +135,8 @@ def quarantine(
     it.
     """
     manager = open_copies(store, experiment, config, backups=backups)
-    ids = resolve_all(manager, checkpoint_ids or [], backups=backups)
-    if ids:
+    if checkpoint_ids or where or tags:
+        ids = chosen_ids(manager, checkpoint_ids, where, tags, backups=backups)
         _set_aside(manager, ids, backups=backups, as_json=as_json)
     else:
         _list(manager, backups=backups, as_json=as_json)

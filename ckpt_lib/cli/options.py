@@ -112,6 +112,13 @@ SomeCheckpointNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Default: latest."),
 ]
+ACheckpointName = Annotated[
+    str | None, typer.Argument(metavar="ID", help=f"A checkpoint: {_NAME} Or use --where and --tag.")
+]
+AnyCheckpointNames = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Or use --where and --tag.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what is selected, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for a confirmation.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]
 Pin = Annotated[bool, typer.Option("--pin", help="Also pin, so that no save or cleanup deletes it again.")]
