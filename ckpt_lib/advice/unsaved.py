@@ -20,8 +20,8 @@ from ckpt_lib.policies.saving import EveryEpochs, SaveContext, SavedRecord
 
 _LOOKED_AT = 10
 """How many of the last checkpoints say what the usual interval is."""
-_OVERDUE = 3.0
-"""A save is overdue after so many of the usual intervals."""
+_OVERDUE, _OVERDUE_SECONDS = 3.0, 60.0
+"""A save is overdue after so many of the usual intervals, and no earlier than after a minute."""
 
 
 def reasons_stored(locations: Locations, *, now: datetime | None = None) -> tuple[NotSaved, ...]:
@@ -91,7 +91,7 @@ def _pace(saved: Sequence[Manifest], now: datetime) -> Iterator[NotSaved]:
     usual = statistics.median(gaps) if len(gaps) > 1 else None
     if usual is None:
         yield NotSaved(kind="unknown", message=f"{last}, too early in its run to tell the usual interval", **facts)
-    elif age > _OVERDUE * max(usual, 1.0):
+    elif age > max(_OVERDUE * usual, _OVERDUE_SECONDS):
         message = f"{last}, although the run saved every {duration(usual)}: it has ended, hangs, or its saves fail"
         yield NotSaved(kind="overdue", message=message, hint="Its log says more.", **facts)
     else:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def undelete(
-    checkpoint_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids of deleted checkpoints; `ckpt trash` lists them.")
-    ] = None,
+    checkpoint_ids: options.DeletedNames = None,
     *,
     where: options.Where = None,
     tags: options.Tags = None,
