@@ -50,6 +50,8 @@ def backup(
     A damaged checkpoint is reported and never copied; the others are copied, and the exit code is 1. If a backup
     exists, both copies are read in full and a damaged backup is replaced. With --all, only their sizes are compared
     unless --verify is given.
+
+    Example: ckpt backup best
     """
     check_ids_or_all([*(checkpoint_ids or ()), *(where or ()), *(tags or ())], everything=everything)
     manager = open_manager(store, experiment, config)
@@ -126,6 +128,8 @@ def restore(
     and tags stand for one of them; backups of what was deleted by name answer to their id alone. If a run is still
     saving and its retention rules do not keep the checkpoint, its next save deletes it again, unless it is pinned.
     --where and --tag select among the backups.
+
+    Example: ckpt restore --tag baseline
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     require_backup_location(manager)
@@ -172,6 +176,8 @@ def export(
     does it. DEST.ckpt is a file of torch.save even then; --format lightning makes one of Lightning.
 
     With --where or --tag, DEST is the only argument. Several converted checkpoints get a folder of their own each.
+
+    Example: ckpt export best exported/
     """
     names, place = _names_and_destination(checkpoint_id, destination, is_by_condition(where, tags))
     refuse_memory(place)

@@ -65,6 +65,8 @@ def cleanup(
     checkpoints back for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only
     backups are deleted, at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not
     be.
+
+    Example: ckpt cleanup --keep 5 --dry-run
     """
     rules = _read_policy(policy, keep)
     manager = open_copies(
@@ -234,6 +236,8 @@ def delete(
     `ckpt undelete` brings them back for trash_seconds, a day by default; those in quarantine are deleted for good.
     Backups stay. If one of the checkpoints is pinned or unknown, none is deleted. With --backups, only the backups of
     these ids are deleted, for good.
+
+    Example: ckpt delete --where "epoch<10" --dry-run
     """
     manager = open_copies(store, experiment, config, backups=backups)
     ids = chosen_ids(manager, checkpoint_ids, where, tags, backups=backups)

@@ -40,6 +40,8 @@ def summary(
     """Summarise an experiment.
 
     Shows totals, the best and the latest checkpoint, and statistics of every metric.
+
+    Example: ckpt summary --experiment mnist
     """
     manager = open_manager(store, experiment, config)
     found = manager.get_checkpoint_summary()
@@ -94,6 +96,8 @@ def compare(
     """Compare two or more checkpoints.
 
     Shows metrics, differing configuration, tags and, with --tensors, tensors side by side.
+
+    Example: ckpt compare latest best
     """
     manager = open_manager(store, experiment, config)
     ids = checkpoint_ids if checkpoint_ids and not (where or tags) else chosen_ids(manager, checkpoint_ids, where, tags)

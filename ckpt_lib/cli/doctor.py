@@ -48,6 +48,8 @@ def doctor(
     Without --fix, nothing is changed. --fix does what the printed commands do: it repairs or quarantines damage, makes
     missing backups, and deletes the leftovers of unfinished saves and deletions, but nothing that a running process
     uses. Exits with 1 if a problem is left.
+
+    Example: ckpt doctor --deep
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     tell_of_other_backups(manager)
@@ -133,6 +135,8 @@ def quarantine(
     instead; an intact one is refused. A checkpoint in quarantine is not listed elsewhere, not loaded, and not deleted
     by any cleanup. `ckpt repair` brings it back once its other copy or the file itself verifies; `ckpt delete` deletes
     it.
+
+    Example: ckpt quarantine epoch_12
     """
     manager = open_copies(store, experiment, config, backups=backups)
     if checkpoint_ids or where or tags:

@@ -29,7 +29,10 @@ def pin(
     off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Protect a checkpoint from cleanup and deletion."""
+    """Protect a checkpoint from cleanup and deletion.
+
+    Example: ckpt pin best
+    """
     manager = open_manager(store, experiment, config)
     names = _names(manager, checkpoint_id, where, tags)
     edited = [(manager.unpin_checkpoint if off else manager.pin_checkpoint)(name) for name in names]
@@ -56,6 +59,8 @@ def monitor(
     """Show or change the metric that decides which checkpoint is the best.
 
     The first save of an experiment records it. A change applies to all later commands, saves and cleanups.
+
+    Example: ckpt monitor accuracy --mode max
     """
     manager = open_manager(store, experiment, config)
     if metric is not None:
@@ -96,6 +101,8 @@ def tag(
     """Change the tags and the description of a checkpoint.
 
     The payload stays untouched.
+
+    Example: ckpt tag best --add release
     """
     if not (add or remove or description is not None):
         raise ConfigError("there is nothing to change", expected="--add, --remove or --description")

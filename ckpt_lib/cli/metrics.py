@@ -41,6 +41,8 @@ def metrics(
 
     They count in lists, conditions and retention, and for what is the best. The payload stays untouched. With --where
     or --tag, all arguments are metrics.
+
+    Example: ckpt metrics best f1=0.91 --source eval/test
     """
     by_condition = is_by_condition(where, tags)
     words = [*as_names(checkpoint_id), *(values or ())]

@@ -67,6 +67,8 @@ def list_checkpoints(
 
     --where compares epoch, step, sequence, file_size, timestamp, pinned, healthy, model_name, run_id, or a metric, by
     <, <=, =, !=, >= or >. A checkpoint without the metric, or with NaN, meets no condition on it.
+
+    Example: ckpt list --where "val_loss<0.3" --sort-by val_loss
     """
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
@@ -207,6 +209,8 @@ def show(
     """Show all facts about a checkpoint.
 
     The payload is not read; `ckpt validate` reads it.
+
+    Example: ckpt show best
     """
     manager = open_manager(store, experiment, config)
     ids = chosen_ids(manager, as_names(checkpoint_id), where, tags)

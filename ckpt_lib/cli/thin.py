@@ -39,6 +39,8 @@ def thin(
     They lose the state of optimizer, scheduler, random number generators and data, and no run resumes from them any
     more; they can be loaded, compared and exported as before. What they lost stays in the trash for trash_seconds, a
     day by default. Backups keep everything: with --backups, only the backups of these ids are thinned.
+
+    Example: ckpt thin epoch_1 epoch_2 --dry-run
     """
     if undo and backups:
         raise ConfigError("--undo and --backups cannot be combined", expected="one of them")

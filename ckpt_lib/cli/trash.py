@@ -35,6 +35,8 @@ def undelete(
     Checkpoints deleted by name or by a cleanup stay in the trash for trash_seconds, a day by default. If a run is still
     saving and its retention rules do not keep them, its next save deletes them for good, unless they are pinned.
     --where and --tag select among the deleted ones.
+
+    Example: ckpt undelete --where "epoch>=10"
     """
     manager = open_manager(store, experiment, config)
     names = list(checkpoint_ids or ())
@@ -69,6 +71,8 @@ def trash(
     """List the deleted checkpoints that `ckpt undelete` can bring back, and what `ckpt thin --undo` can.
 
     With --empty, delete all of it for good. Backups stay.
+
+    Example: ckpt trash --empty --dry-run
     """
     manager = open_manager(store, experiment, config)
     empty = empty and not dry_run  # without --empty, it is the list of what would go

@@ -58,6 +58,8 @@ def validate(
 
     Reports damaged bytes and tensors by file, and exits with 1 if there are any. With --all, exits with 2 if there is
     nothing to read, unless --allow-missing is given.
+
+    Example: ckpt validate --all --quick
     """
     check_ids_or_all([*(checkpoint_ids or ()), *(where or ()), *(tags or ())], everything=everything)
     manager = open_copies(store, experiment, config, backups=backups)
@@ -139,6 +141,8 @@ def scrub(
 
     After an interruption, the next call continues where this one stopped. Exits with 1 if there is damage, and with 2
     if there are no checkpoints, unless --allow-missing is given.
+
+    Example: ckpt scrub --rate 200MB
     """
     max_bytes_per_second = None if rate is None else _bytes(rate)
     manager = open_manager(store, experiment, config)
@@ -197,6 +201,8 @@ def repair(
 
     A new file is put together from the sound chunks of both copies, and replaces the damaged one. Exits with 1 if both
     copies of a chunk are damaged.
+
+    Example: ckpt repair latest
     """
     manager = open_copies(store, experiment, config, backups=backups)
     wanted = chosen_ids(manager, as_names(checkpoint_id), where, tags, backups=backups)
