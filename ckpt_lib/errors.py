@@ -24,6 +24,7 @@
     ├── UnsupportedFormatError (ValueError)       no installed format reads or writes it
     ├── LaunchError (RuntimeError)                a launched command could not start, or did not get done
     ├── AlreadyRunningError (RuntimeError)        another launch of the experiment has not ended
+    ├── RunUnavailableError (ConnectionError)     a live run that has ended, or does not answer in time
     ├── IntegrityError (ValueError)
     │   ├── CorruptCheckpointError                the payload differs from its digests, or is missing
     │   ├── CorruptManifestError                  the manifest differs from its own digest
@@ -193,6 +194,10 @@ class LaunchError(CheckpointError, RuntimeError):
 
 class AlreadyRunningError(CheckpointError, RuntimeError):
     """A launch of the experiment is running on this machine, or its processes have not ended; nothing was started."""
+
+
+class RunUnavailableError(CheckpointError, ConnectionError):
+    """A live run has ended, or did not answer in time; what it was asked for was not done."""
 
 
 class IntegrityError(CheckpointError, ValueError):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from ckpt_lib.advice.results import Advice
 from ckpt_lib.advice.stored import Step, StoredAdvisor
+from ckpt_lib.advice.whereabouts import Diagnosis, diagnose
 from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
@@ -15,6 +16,7 @@ from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.maintenance.keeper import check_policy
 from ckpt_lib.maintenance.maintainer import Maintainer
 from ckpt_lib.policies.retention import RetentionPolicy
+from ckpt_lib.stream import Progress
 
 
 class Finder(Maintainer):
@@ -105,3 +107,11 @@ class Finder(Maintainer):
         """
         check_policy(policy, "reasons")
         return StoredAdvisor(self._locations, self._lineage.in_use, policy, progress).advise()
+
+    def why_not_loaded(self, name: str = "latest", *, progress: Progress | None = None) -> Diagnosis:
+        """Return where a checkpoint is, what is wrong with it, and which command helps.
+
+        It is looked for in the store, the trash, the quarantine, the backups and the fallback folder, and every byte of
+        it is read. Nothing is raised for a name that nothing answers to: ``state`` is ``"unknown"`` then.
+        """
+        return diagnose(self, self._locations, name, progress)

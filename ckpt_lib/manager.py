@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,9 @@ from typing import Any, Self
 from ckpt_lib.config import CheckpointConfig, located
 from ckpt_lib.core.facts import GivenFacts
 from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.live.sharing import Sharing
 from ckpt_lib.loading.loader import Loader
 from ckpt_lib.maintenance.cleaners import CheckpointCleaner
 from ckpt_lib.maintenance.keeper import check_policy
@@ -80,6 +83,7 @@ class CheckpointManager(Restorer):
             post_save=post_save,
             reconciler=self._reconciler,
         )
+        self._sharing = Sharing(self._saver, self._locations, self._lineage)
         self._loader = Loader(self._locations, self._lineage, self._reconciler, self._copies)
 
     @classmethod
@@ -166,7 +170,7 @@ class CheckpointManager(Restorer):
         """
         objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
-        return self._saver.save(
+        return self._sharing.save(
             SaveRequest(ObjectState(objects, extra_state), facts, compare_content=compare_content, force=force)
         )
 
@@ -194,7 +198,7 @@ class CheckpointManager(Restorer):
         """
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
         request = SaveRequest(StateMapping(state), facts, compare_content=compare_content, force=force)
-        return self._saver.save(request)
+        return self._sharing.save(request)
 
     def check(
         self,
@@ -258,7 +262,7 @@ class CheckpointManager(Restorer):
         """
         objects = training_state(state, model=model, optimizer=optimizer, scheduler=scheduler)
         facts = GivenFacts(epoch, step, metrics, tags, description, config, idempotency_key, epoch_finished)
-        return self._saver.start(SaveRequest(ObjectState(objects, extra_state), facts, force=force))
+        return self._sharing.start(SaveRequest(ObjectState(objects, extra_state), facts, force=force))
 
     def save_on_signal(
         self,
@@ -283,6 +287,39 @@ class CheckpointManager(Restorer):
         wanted = (signal.SIGTERM, signal.SIGINT) if signals is None else signals
         save = partial(self._saver.save_preempted, state)
         return Preemption(save, wanted, deadline_seconds, with_ranks=self.config.rank_zero_saves)
+
+    def why_not_saved(self) -> tuple[NotSaved, ...]:
+        """Return why there is no newer checkpoint, the most important reason first: nothing if the last save made one.
+
+        It is about the saves of this manager: what failed since its last checkpoint, what is still being written, and
+        why the save policy refused the last save. Each reason has a ``kind`` and its numbers, and ``str()`` says it in
+        words. ``ckpt why`` answers for other processes. Nothing is read or written, and any thread may ask.
+        """
+        return self._saver.why_not_saved()
+
+    def share(
+        self,
+        *,
+        state: Callable[[], Mapping[str, Any] | None] | None = None,
+        load: Callable[[str], object] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Let other processes of this user see the run and ask it to save or load, while the context lasts.
+
+        ``ckpt runs`` lists it. A request to save makes the next save of the loop one that the save policy cannot
+        refuse. With ``state``, a function that returns the arguments of :meth:`save_checkpoint` or ``None`` when what
+        there is has just been saved, :meth:`serve_requests` saves as well. A request to load is refused without
+        ``load``, which gets an id and restores that checkpoint. Neither happens anywhere else, nor on another thread,
+        and their failures reach who asked, not the training.
+
+        Of several ranks, the first is shared; it saves with the loop's next save, and takes no loads. A run that is
+        killed leaves files that the next list removes. Raises :class:`~ckpt_lib.errors.ConfigError` on Windows and for
+        a run that is shared already, and :class:`~ckpt_lib.errors.StoreError` if the state folder cannot be used.
+        """
+        return self._sharing.share(state, load)
+
+    def serve_requests(self) -> None:
+        """Say that the state is whole here: do what other processes have asked for, if the run is shared."""
+        self._sharing.serve()
 
     def prepare(
         self,

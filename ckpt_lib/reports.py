@@ -1,6 +1,8 @@
-"""What checks, validation, scrub, repair, cleanup, imports, reconcile, the doctor, the advisor, inspections return."""
+"""What checks, validation, repair, cleanup, imports, the doctor, diagnoses and the like return."""
 
 from ckpt_lib.advice.results import Advice
+from ckpt_lib.advice.whereabouts import Diagnosis
+from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.inspecting.results import InspectedState, InspectedTensor, Inspection, StoredCheckpoint, TensorStatistics
 from ckpt_lib.maintenance.backup_status import BackupStatus
 from ckpt_lib.maintenance.cleanup import CleanupReport
@@ -17,12 +19,14 @@ __all__ = [
     "BackupStatus",
     "CheckReport",
     "CleanupReport",
+    "Diagnosis",
     "DoctorReport",
     "ImportReport",
     "ImportedItem",
     "InspectedState",
     "InspectedTensor",
     "Inspection",
+    "NotSaved",
     "ReconcileReport",
     "RepairReport",
     "ScrubReport",

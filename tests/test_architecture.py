@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"experiment"},
     {"analysis", "maintenance"},
     {"advice", "inspecting", "saving"},
-    {"loading"},
+    {"loading", "live"},
     {"finder", "reports"},
     {"restorer"},
     {"manager"},

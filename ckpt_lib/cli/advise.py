@@ -59,6 +59,8 @@ def advise(
     Leftovers, the trash, damage, duplicates, checkpoints that are worse than a later one in every metric, and the state
     of optimizers that no run needs. The best, the newest, pinned and tagged ones stay, and the newest of each run. Of a
     FOLDER that is no store, it prints which files and folders can be removed; copies are found by their content.
+
+    Example: ckpt advise --experiment mnist
     """
     place = (store, experiment) if folder is None else _place_of(folder, experiment)
     if place is None:

@@ -26,6 +26,9 @@ _COMMANDS = {
     "experiments": ("experiments.experiments", _SHOW),
     "find": ("experiments.find", _SHOW),
     "advise": ("advise.advise", _SHOW),
+    "watch": ("watch.watch", _SHOW),
+    "runs": ("runs.runs", _SHOW),
+    "why": ("why.why", _SHOW),
     "init": ("init.init", _PROTECT),
     "reindex": ("experiments.reindex", _PROTECT),
     "validate": ("validate.validate", _PROTECT),
@@ -52,7 +55,9 @@ _COMMANDS = {
     "trash": ("trash.trash", _DELETE),
 }
 """Where each command is, and below which heading the help lists it."""
-_EPILOG = "Exit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+_EXAMPLES = ("ckpt list --where 'val_loss<0.3'", "ckpt validate --all", "ckpt why latest")
+_EPILOG = "Examples:\n\n" + "\n".join(f"- {line}" for line in _EXAMPLES)
+_EPILOG += "\n\nExit codes:\n\n" + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
 
 
 class _Loaded(Mapping[str, TyperCommand]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import as_names, chosen_ids, is_by_condition
 from ckpt_lib.cli.errors import DAMAGE, print_error
 from ckpt_lib.cli.errors import describe as describe_error
 from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_table
@@ -18,13 +20,14 @@ from ckpt_lib.cli.session import (
     open_manager,
     refuse_memory,
     require_backup_location,
-    resolve_all,
 )
 from ckpt_lib.core.wording import size_text
+from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.manager import CheckpointManager
 
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 _STYLES = {"copied": "green", "damaged": "bold red", "deleted again": "yellow"}
 
 
@@ -34,6 +37,8 @@ def backup(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     everything: Annotated[bool, typer.Option("--all", help="Back up every checkpoint of the experiment.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="With --all: also read every byte of existing backups.")
@@ -45,11 +50,14 @@ def backup(
     A damaged checkpoint is reported and never copied; the others are copied, and the exit code is 1. If a backup
     exists, both copies are read in full and a damaged backup is replaced. With --all, only their sizes are compared
     unless --verify is given.
+
+    Example: ckpt backup best
     """
-    check_ids_or_all(checkpoint_ids, everything=everything)
+    check_ids_or_all([*(checkpoint_ids or ()), *(where or ()), *(tags or ())], everything=everything)
     manager = open_manager(store, experiment, config)
     require_backup_location(manager)
-    ids = manager.checkpoint_ids() if everything else resolve_all(manager, checkpoint_ids or ["latest"])
+    chosen = None if everything else chosen_ids(manager, checkpoint_ids, where, tags, default=["latest"])
+    ids = manager.checkpoint_ids() if chosen is None else chosen
     verify = verify or not everything
     outcomes = _back_up(manager, ids, verify=verify)
     damaged = any(outcome["result"] == "damaged" for outcome in outcomes)
@@ -104,12 +112,14 @@ def _print_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
 
 
 def restore(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     *,
     pin: options.Pin = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Restore a damaged or deleted checkpoint from its backup.
@@ -117,26 +127,34 @@ def restore(
     `ckpt list --backups` shows which backups exist. Where the store has no checkpoint of the experiment, latest, best
     and tags stand for one of them; backups of what was deleted by name answer to their id alone. If a run is still
     saving and its retention rules do not keep the checkpoint, its next save deletes it again, unless it is pinned.
+    --where and --tag select among the backups.
+
+    Example: ckpt restore --tag baseline
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     require_backup_location(manager)
     held = manager.checkpoint_ids()
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
-    with byte_progress("Restoring", sizes.get(checkpoint_id)) as progress:
-        checkpoint = manager.restore_checkpoint(checkpoint_id, pin=pin, progress=progress)
+    names = as_names(checkpoint_id)
+    if is_by_condition(where, tags) or not names:
+        names = chosen_ids(manager, names, where, tags, backups=True)
+    with byte_progress("Restoring", sum(sizes.get(name, 0) for name in names) or None) as progress:
+        restored = [manager.restore_checkpoint(name, pin=pin, progress=progress) for name in names]
     if as_json:
-        print_json(checkpoint)
+        many = {"experiment_name": manager.experiment_name, "checkpoints": restored}
+        print_json(many if is_by_condition(where, tags) else restored[0])
         return
-    print_facts({"restored": checkpoint.checkpoint_id})
-    if checkpoint.checkpoint_id not in held and not checkpoint.pinned:
+    print_facts({"restored": "\n".join(item.checkpoint_id for item in restored)})
+    if any(item.checkpoint_id not in held and not item.pinned for item in restored):
         note("A run that is still saving may delete it again: --pin keeps it.")
 
 
 def export(
     checkpoint_id: options.CheckpointName,
     destination: Annotated[
-        str, typer.Argument(metavar="DEST", help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt.")
-    ],
+        str | None,
+        typer.Argument(metavar="DEST", help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt."),
+    ] = None,
     *,
     target_format: options.TargetFormat = None,
     dtype: options.Dtype = None,
@@ -145,6 +163,8 @@ def export(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a checkpoint to another folder with its manifest, or its payload alone to a file.
@@ -154,14 +174,45 @@ def export(
 
     With --format, --dtype, --only or --shard-size, the checkpoint is converted for another program, as `ckpt convert`
     does it. DEST.ckpt is a file of torch.save even then; --format lightning makes one of Lightning.
+
+    With --where or --tag, DEST is the only argument. Several converted checkpoints get a folder of their own each.
+
+    Example: ckpt export best exported/
     """
-    refuse_memory(destination)
+    names, place = _names_and_destination(checkpoint_id, destination, is_by_condition(where, tags))
+    refuse_memory(place)
     manager = open_manager(store, experiment, config)
-    checkpoint = manager.get_checkpoint(checkpoint_id)
+    ids = chosen_ids(manager, names, where, tags)
+    checkpoints = [manager.get_checkpoint(name) for name in ids]
     wanted: dict[str, Any] = {"format": target_format, "dtype": dtype, "only": only, "shard_size": shard_size}
-    with byte_progress("Exporting", checkpoint.uncompressed_size) as progress:
-        path = manager.export_checkpoint(checkpoint.checkpoint_id, destination, progress=progress, **wanted)
+    exported: list[dict[str, str]] = []
+    with byte_progress("Exporting", sum(item.uncompressed_size for item in checkpoints)) as progress:
+        for name in ids:
+            to = _place_of(name, place, len(ids), is_converted=any(wanted.values()))
+            path = manager.export_checkpoint(name, to, progress=progress, **wanted)
+            exported.append({"checkpoint_id": name, "path": path})
     if as_json:
-        print_json({"checkpoint_id": checkpoint.checkpoint_id, "path": path})
-    else:
-        print_facts({"exported": checkpoint.checkpoint_id, "to": path})
+        many = {"experiment_name": manager.experiment_name, "exports": exported}
+        print_json(many if is_by_condition(where, tags) else exported[0])
+        return
+    for item in exported:
+        print_facts({"exported": item["checkpoint_id"], "to": item["path"]})
+
+
+def _names_and_destination(first: str, second: str | None, by_condition: bool) -> tuple[list[str], str]:
+    """Return the names and the destination in the arguments: beside conditions, the only one is the destination."""
+    if by_condition:
+        return ([], first) if second is None else ([first], second)
+    if second is None:
+        raise ConfigError("the destination is missing", expected="ckpt export ID DEST", got=f"ckpt export {first}")
+    return [first], second
+
+
+def _place_of(checkpoint_id: str, destination: str, count: int, *, is_converted: bool) -> str:
+    """Return where one of several checkpoints goes."""
+    if count == 1:
+        return destination
+    if destination.endswith(_FILE_SUFFIXES) and not os.path.isdir(destination):
+        raise ConfigError("several checkpoints cannot go into one file", expected="a folder", got=destination)
+    folder = destination.rstrip("/")
+    return f"{folder}/{checkpoint_id}/" if is_converted else f"{folder}/"

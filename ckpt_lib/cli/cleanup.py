@@ -11,9 +11,10 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import chosen_ids
 from ckpt_lib.cli.errors import STORE_FAILURE, ConfirmationError
 from ckpt_lib.cli.output import Column, note, print_facts, print_heading, print_json, print_table
-from ckpt_lib.cli.session import open_copies, resolve_all
+from ckpt_lib.cli.session import open_copies
 from ckpt_lib.core.wording import count_of, duration, size_text
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
@@ -64,6 +65,8 @@ def cleanup(
     checkpoints back for trash_seconds, a day by default; a later cleanup frees their bytes. With --backups, only
     backups are deleted, at once and for good. Exits with 3 if the checkpoints were cleaned up but the backups could not
     be.
+
+    Example: ckpt cleanup --keep 5 --dry-run
     """
     rules = _read_policy(policy, keep)
     manager = open_copies(
@@ -216,30 +219,55 @@ def _print_report(report: CleanupReport, kind: str, trash_seconds: float, *, as_
 
 
 def delete(
-    checkpoint_ids: options.CheckpointNames,
+    checkpoint_ids: options.AnyCheckpointNames = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
+    dry_run: options.DryRun = False,
     backups: options.OfBackups = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Delete checkpoints by name.
+    """Delete checkpoints by name or by condition.
 
     `ckpt undelete` brings them back for trash_seconds, a day by default; those in quarantine are deleted for good.
     Backups stay. If one of the checkpoints is pinned or unknown, none is deleted. With --backups, only the backups of
     these ids are deleted, for good.
+
+    Example: ckpt delete --where "epoch<10" --dry-run
     """
     manager = open_copies(store, experiment, config, backups=backups)
-    ids = resolve_all(manager, checkpoint_ids, backups=backups)
+    ids = chosen_ids(manager, checkpoint_ids, where, tags, backups=backups)
+    how = Consent(dry_run, yes, as_json)
     if backups:
-        _delete_backups(manager, ids, yes=yes, as_json=as_json)
+        _delete_backups(manager, ids, how)
     else:
-        _delete_checkpoints(manager, ids, yes=yes, as_json=as_json)
+        _delete_checkpoints(manager, ids, how)
 
 
-def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+class Consent(NamedTuple):
+    """How a command that deletes was called."""
+
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def _end_dry_run(manager: CheckpointManager, chosen: Sequence[_Chosen], other_copy: str, *, as_json: bool) -> None:
+    """Print what is selected, and no more."""
+    if as_json:
+        selected = [item._asdict() for item in chosen]
+        print_json({"experiment_name": manager.experiment_name, "dry_run": True, "selected": selected})
+        return
+    _print_chosen(chosen, other_copy)
+    size = size_text(sum(item.size_bytes for item in chosen))
+    note(f"{len(chosen)} selected, {size}. Nothing was deleted.")
+
+
+def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], how: Consent) -> None:
     quarantined = {item.checkpoint_id: item for item in manager.list_quarantined()}
     chosen = [manager.get_checkpoint(checkpoint_id) for checkpoint_id in ids if checkpoint_id not in quarantined]
     isolated = [quarantined[checkpoint_id] for checkpoint_id in ids if checkpoint_id in quarantined]
@@ -248,14 +276,17 @@ def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], *, yes: 
     for item in described:
         if item.original:
             note(f"{item.checkpoint_id}:{_of_original(item)}")
-    if not yes:
-        refuse_to_ask(as_json=as_json)
+    if how.dry_run:
+        _end_dry_run(manager, _described(manager, chosen, isolated), "backup", as_json=how.as_json)
+        return
+    if not how.yes:
+        refuse_to_ask(as_json=how.as_json)
         _print_chosen(_described(manager, chosen, isolated), "backup")
         _confirm_deletion(len(chosen), len(isolated), manager.config.trash_seconds)
     deleted = [manager.delete_checkpoint(item.checkpoint_id) for item in chosen]
     freed_bytes = sum(manager.delete_quarantined(item.checkpoint_id) for item in isolated)
     deleted += [item.checkpoint_id for item in isolated]
-    if as_json:
+    if how.as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": deleted, "freed_bytes": freed_bytes})
         return
     freed = {"freed": size_text(freed_bytes)} if isolated else {}
@@ -303,7 +334,7 @@ def _confirm_deletion(trashed: int, isolated: int, trash_seconds: float) -> None
     confirm(f"Delete {' and '.join(parts)}?")
 
 
-def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool, as_json: bool) -> None:
+def _delete_backups(manager: CheckpointManager, ids: Sequence[str], how: Consent) -> None:
     sizes = {item.checkpoint_id: item.file_size for item in manager.list_backups()}
     sizes |= {item.checkpoint_id: item.size_bytes for item in manager.list_quarantined_backups()}
     unreadable = {item.checkpoint_id for item in manager.list_unreadable_backups()}
@@ -318,13 +349,17 @@ def _delete_backups(manager: CheckpointManager, ids: Sequence[str], *, yes: bool
                 f"there is no backup of {checkpoint_id}; nothing was deleted",
                 hint="`ckpt list --backups` and `ckpt quarantine --backups` list the backups.",
             )
-    if not yes:
-        refuse_to_ask(as_json=as_json)
-        there = set(manager.checkpoint_ids())
-        _print_chosen([_Chosen(name, sizes[name], name in there) for name in ids], "checkpoint")
+    there = set(manager.checkpoint_ids())
+    chosen = [_Chosen(name, sizes[name], name in there) for name in ids]
+    if how.dry_run:
+        _end_dry_run(manager, chosen, "checkpoint", as_json=how.as_json)
+        return
+    if not how.yes:
+        refuse_to_ask(as_json=how.as_json)
+        _print_chosen(chosen, "checkpoint")
         confirm(f"Delete {count_of(len(ids), 'backup')} for good?")
     freed_bytes = sum(manager.delete_backup(checkpoint_id) for checkpoint_id in ids)
-    if as_json:
+    if how.as_json:
         print_json({"experiment_name": manager.experiment_name, "deleted_ids": ids, "freed_bytes": freed_bytes})
     else:
         print_facts({"deleted": "\n".join(ids), "freed": size_text(freed_bytes)})

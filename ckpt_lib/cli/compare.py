@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import chosen_ids
 from ckpt_lib.cli.output import (
     Column,
     as_number,
@@ -39,6 +40,8 @@ def summary(
     """Summarise an experiment.
 
     Shows totals, the best and the latest checkpoint, and statistics of every metric.
+
+    Example: ckpt summary --experiment mnist
     """
     manager = open_manager(store, experiment, config)
     found = manager.get_checkpoint_summary()
@@ -74,11 +77,13 @@ def summary(
 
 
 def compare(
-    checkpoint_ids: options.CheckpointNames,
+    checkpoint_ids: options.AnyCheckpointNames = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option("--metric", "-m", metavar="NAME", help="Only this metric; repeat for more."),
@@ -91,9 +96,12 @@ def compare(
     """Compare two or more checkpoints.
 
     Shows metrics, differing configuration, tags and, with --tensors, tensors side by side.
+
+    Example: ckpt compare latest best
     """
     manager = open_manager(store, experiment, config)
-    comparison = manager.compare_checkpoints(checkpoint_ids, metrics=metrics or None, tensors=tensors)
+    ids = checkpoint_ids if checkpoint_ids and not (where or tags) else chosen_ids(manager, checkpoint_ids, where, tags)
+    comparison = manager.compare_checkpoints(ids, metrics=metrics or None, tensors=tensors)
     if as_json:
         print_json(comparison)
         return

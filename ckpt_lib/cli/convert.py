@@ -34,6 +34,8 @@ def convert(
     The result gets its name when it is whole and durable. Another file that has the name is left as it is.
 
     A checkpoint of this library is verified by its manifest if that lies beside it.
+
+    Example: ckpt convert model.pt model.safetensors
     """
     refuse_memory(source)
     refuse_memory(destination)

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import chosen_ids
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.options import with_options
 from ckpt_lib.cli.output import (
@@ -22,7 +23,7 @@ from ckpt_lib.cli.output import (
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import open_copies, open_manager, resolve_all, tell_of_other_backups
+from ckpt_lib.cli.session import open_copies, open_manager, tell_of_other_backups
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.errors import NotAStoreError, StoreError
@@ -47,6 +48,8 @@ def doctor(
     Without --fix, nothing is changed. --fix does what the printed commands do: it repairs or quarantines damage, makes
     missing backups, and deletes the leftovers of unfinished saves and deletions, but nothing that a running process
     uses. Exits with 1 if a problem is left.
+
+    Example: ckpt doctor --deep
     """
     manager = open_manager(store, experiment, config, may_be_new=True)
     tell_of_other_backups(manager)
@@ -121,6 +124,8 @@ def quarantine(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     backups: options.OfBackups = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -130,10 +135,12 @@ def quarantine(
     instead; an intact one is refused. A checkpoint in quarantine is not listed elsewhere, not loaded, and not deleted
     by any cleanup. `ckpt repair` brings it back once its other copy or the file itself verifies; `ckpt delete` deletes
     it.
+
+    Example: ckpt quarantine epoch_12
     """
     manager = open_copies(store, experiment, config, backups=backups)
-    ids = resolve_all(manager, checkpoint_ids or [], backups=backups)
-    if ids:
+    if checkpoint_ids or where or tags:
+        ids = chosen_ids(manager, checkpoint_ids, where, tags, backups=backups)
         _set_aside(manager, ids, backups=backups, as_json=as_json)
     else:
         _list(manager, backups=backups, as_json=as_json)

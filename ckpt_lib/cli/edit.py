@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import as_names, chosen_ids, is_by_condition
 from ckpt_lib.cli.output import note, print_facts, print_json
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
+    from ckpt_lib.manager import CheckpointManager
 
 
 def pin(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Protect a checkpoint from cleanup and deletion."""
+    """Protect a checkpoint from cleanup and deletion.
+
+    Example: ckpt pin best
+    """
     manager = open_manager(store, experiment, config)
-    checkpoint = (manager.unpin_checkpoint if off else manager.pin_checkpoint)(checkpoint_id)
-    _print_edited(checkpoint, as_json=as_json)
-    if off and checkpoint.original:
-        note(
-            "It was imported in place: a cleanup or deletion of it removes its record alone, and "
-            f"{checkpoint.original} stays where it is."
-        )
+    names = _names(manager, checkpoint_id, where, tags)
+    edited = [(manager.unpin_checkpoint if off else manager.pin_checkpoint)(name) for name in names]
+    _print_edited(manager, edited, by_condition=is_by_condition(where, tags), as_json=as_json)
+    for checkpoint in edited:
+        if off and checkpoint.original:
+            note(
+                "It was imported in place: a cleanup or deletion of it removes its record alone, and "
+                f"{checkpoint.original} stays where it is."
+            )
 
 
 def monitor(
@@ -49,6 +59,8 @@ def monitor(
     """Show or change the metric that decides which checkpoint is the best.
 
     The first save of an experiment records it. A change applies to all later commands, saves and cleanups.
+
+    Example: ckpt monitor accuracy --mode max
     """
     manager = open_manager(store, experiment, config)
     if metric is not None:
@@ -70,11 +82,13 @@ def monitor(
 
 
 def tag(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     add: Annotated[
         list[str] | None, typer.Option("--add", "-a", metavar="TAG", help="Add this tag; repeat for more.")
     ] = None,
@@ -87,25 +101,40 @@ def tag(
     """Change the tags and the description of a checkpoint.
 
     The payload stays untouched.
+
+    Example: ckpt tag best --add release
     """
     if not (add or remove or description is not None):
         raise ConfigError("there is nothing to change", expected="--add, --remove or --description")
     manager = open_manager(store, experiment, config)
-    edited = manager.edit_checkpoint(
-        checkpoint_id, add_tags=add or (), remove_tags=remove or (), description=description
-    )
-    _print_edited(edited, as_json=as_json)
+    edited = [
+        manager.edit_checkpoint(name, add_tags=add or (), remove_tags=remove or (), description=description)
+        for name in _names(manager, checkpoint_id, where, tags)
+    ]
+    _print_edited(manager, edited, by_condition=is_by_condition(where, tags), as_json=as_json)
 
 
-def _print_edited(checkpoint: CheckpointMetadata, *, as_json: bool) -> None:
+def _names(
+    manager: CheckpointManager, name: str | None, where: Sequence[str] | None, tags: Sequence[str] | None
+) -> list[str]:
+    """Return the names to edit: one that is typed answers as it does when the edit is made."""
+    names = as_names(name)
+    return names if names and not is_by_condition(where, tags) else chosen_ids(manager, names, where, tags)
+
+
+def _print_edited(
+    manager: CheckpointManager, edited: Sequence[CheckpointMetadata], *, by_condition: bool, as_json: bool
+) -> None:
     if as_json:
-        print_json(checkpoint)
+        many = {"experiment_name": manager.experiment_name, "checkpoints": edited}
+        print_json(many if by_condition else edited[0])
         return
-    print_facts(
-        {
-            "id": checkpoint.checkpoint_id,
-            "pinned": "yes" if checkpoint.pinned else "no",
-            "tags": ", ".join(checkpoint.tags) or "-",
-            "description": checkpoint.description or "-",
-        }
-    )
+    for checkpoint in edited:
+        print_facts(
+            {
+                "id": checkpoint.checkpoint_id,
+                "pinned": "yes" if checkpoint.pinned else "no",
+                "tags": ", ".join(checkpoint.tags) or "-",
+                "description": checkpoint.description or "-",
+            }
+        )

@@ -28,7 +28,10 @@ def experiments(
     no_sync: NoSync = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the experiments of a store, with the best and the latest checkpoint of each."""
+    """List the experiments of a store, with the best and the latest checkpoint of each.
+
+    Example: ckpt experiments --store checkpoints
+    """
     from ckpt_lib.experiment.overviews import describe_experiments
 
     settings = read_config(store, config)
@@ -87,6 +90,8 @@ def find(
     """Find checkpoints in all experiments of a store.
 
     The options are those of `ckpt list`.
+
+    Example: ckpt find --where "epoch>=2" --tag baseline
     """
     from ckpt_lib.experiment.overviews import find_checkpoints
 
@@ -117,6 +122,8 @@ def reindex(*, store: options.Store = None, config: options.Config = None, as_js
 
     The index remembers what the manifests of a store say, so that large stores answer at once. It is kept up to date by
     itself, and a damaged one is noticed; this is for those who want to be sure.
+
+    Example: ckpt reindex --store checkpoints
     """
     from ckpt_lib.experiment.overviews import reindex as read_again
 

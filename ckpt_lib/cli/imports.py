@@ -53,6 +53,8 @@ def import_checkpoint(
     --experiment, that is the folder they lie in. They belong to the program that wrote them: nothing here changes or
     removes them, and deleting such a checkpoint removes its manifest alone. --experiment may name a new experiment.
     With --tree, the exit code is 1 if a checkpoint could not be imported.
+
+    Example: ckpt import exported/ --experiment mnist
     """
     refuse_memory(source)
     key_map = _key_map(key)

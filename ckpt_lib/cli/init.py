@@ -12,6 +12,8 @@ def init(*, store: options.Store = None, config: options.Config = None, as_json:
 
     Scheduled flows refuse a folder that is not a store, such as the mount point of a missing disk. An existing store is
     left unchanged.
+
+    Example: ckpt init --store checkpoints
     """
     from ckpt_lib.store import location, open_store
     from ckpt_lib.store.identity import init_store

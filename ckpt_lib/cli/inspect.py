@@ -64,6 +64,8 @@ def inspect(
 
     No code of it runs, and without --stats no tensor is read. An existing path, and whatever holds a slash, is looked
     up on disk; anything else is the name of a checkpoint in the store.
+
+    Example: ckpt inspect model.safetensors --tensors
     """
     look = _looker(checkpoint, store, experiment, config)
     found = look()

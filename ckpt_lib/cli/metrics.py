@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import as_names, chosen_ids, is_by_condition
 from ckpt_lib.cli.output import as_time, as_value, print_facts, print_heading, print_json
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.errors import ConfigError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def metrics(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     values: Annotated[
         list[str] | None,
         typer.Argument(metavar="NAME=VALUE", help="Add this metric, such as accuracy=0.91. Without any, show them."),
@@ -26,6 +27,8 @@ def metrics(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     source: Annotated[
         str | None, typer.Option(metavar="NAME", help="What measured them, such as eval/mnist-test.")
     ] = None,
@@ -36,23 +39,31 @@ def metrics(
 ) -> None:
     """Show the metrics of a checkpoint, or add some that were measured after its save.
 
-    They count in lists, conditions and retention, and for what is the best. The payload stays untouched.
+    They count in lists, conditions and retention, and for what is the best. The payload stays untouched. With --where
+    or --tag, all arguments are metrics.
+
+    Example: ckpt metrics best f1=0.91 --source eval/test
     """
-    given = _numbers(values or ())
+    by_condition = is_by_condition(where, tags)
+    words = [*as_names(checkpoint_id), *(values or ())]
+    given = _numbers(words if by_condition else values or ())
     if given and source is None:
         raise ConfigError("--source is missing: it names what measured the metrics", expected="--source NAME")
     if not given and (source is not None or replace):
         raise ConfigError("there are no metrics to add", expected="ckpt metrics ID accuracy=0.91 --source NAME")
     manager = open_manager(store, experiment, config)
+    ids = chosen_ids(manager, [] if by_condition else as_names(checkpoint_id), where, tags)
     if source is None:
-        checkpoint = manager.get_checkpoint(checkpoint_id)
+        found = [manager.get_checkpoint(name) for name in ids]
     else:
-        checkpoint = manager.add_metrics(checkpoint_id, given, source=source, replace=replace)
+        found = [manager.add_metrics(name, given, source=source, replace=replace) for name in ids]
     if as_json:
-        print_json(checkpoint)
+        many = {"experiment_name": manager.experiment_name, "checkpoints": found}
+        print_json(many if by_condition else found[0])
         return
-    print_facts({"id": checkpoint.checkpoint_id})
-    print_metrics(checkpoint)
+    for checkpoint in found:
+        print_facts({"id": checkpoint.checkpoint_id})
+        print_metrics(checkpoint)
 
 
 def _numbers(values: Sequence[str]) -> dict[str, float]:

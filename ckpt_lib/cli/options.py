@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ckpt_lib.cli.completion import complete_deleted_ids, complete_experiments, complete_ids, complete_tags
+
 Store = Annotated[
     str | None,
     typer.Option(
@@ -32,6 +34,7 @@ Experiment = Annotated[
         metavar="NAME",
         help="The experiment; optional if the store holds only one.",
         rich_help_panel="Which checkpoints",
+        autocompletion=complete_experiments,
     ),
 ]
 Config = Annotated[
@@ -93,7 +96,13 @@ Where = Annotated[
 ]
 Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", "-t", metavar="TAG", help="Only checkpoints with this tag; repeat for more."),
+    typer.Option(
+        "--tag",
+        "-t",
+        metavar="TAG",
+        help="Only checkpoints with this tag; repeat for more.",
+        autocompletion=complete_tags,
+    ),
 ]
 Search = Annotated[
     str,
@@ -106,12 +115,30 @@ Descending = Annotated[bool, typer.Option("--descending", "-d", help="Largest fi
 Limit = Annotated[int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most N.")]
 
 _NAME = "latest, best, a tag, or an id, whole or as short as epoch_12; latest~2 is the second before the latest."
-CheckpointName = Annotated[str, typer.Argument(metavar="ID", help=f"A checkpoint: {_NAME}")]
-CheckpointNames = Annotated[list[str], typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME}")]
+CheckpointName = Annotated[
+    str, typer.Argument(metavar="ID", help=f"A checkpoint: {_NAME}", autocompletion=complete_ids)
+]
 SomeCheckpointNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Default: latest."),
+    typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Default: latest.", autocompletion=complete_ids),
 ]
+ACheckpointName = Annotated[
+    str | None,
+    typer.Argument(metavar="ID", help=f"A checkpoint: {_NAME} Or use --where and --tag.", autocompletion=complete_ids),
+]
+AnyCheckpointNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ID", help=f"Checkpoints: {_NAME} Or use --where and --tag.", autocompletion=complete_ids),
+]
+DeletedNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ID",
+        help="Ids of deleted checkpoints; `ckpt trash` lists them.",
+        autocompletion=complete_deleted_ids,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what is selected, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for a confirmation.")]
 OfBackups = Annotated[bool, typer.Option("--backups", help="Work on the backups instead of the checkpoints.")]
 Pin = Annotated[bool, typer.Option("--pin", help="Also pin, so that no save or cleanup deletes it again.")]

@@ -75,6 +75,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
+def print_json_line(value: Any) -> None:
+    """Print one strict JSON document on a line of its own, at once."""
+    sys.stdout.write(json.dumps(_finite(to_jsonable_python(value, fallback=str)), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -40,6 +40,8 @@ def reconcile(
     there, before it is deleted from the fallback folder. An interrupted move is continued by the next call, and
     training may run meanwhile. A damaged checkpoint stays where it is, and the exit code is 1. Exits with 2 if the
     fallback folder is empty or not there, unless --allow-missing is given.
+
+    Example: ckpt reconcile --config run.yaml
     """
     settings = read_config(store, config, fallback_dir=fallback)
     if settings.fallback_dir is None:

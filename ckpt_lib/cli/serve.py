@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -60,6 +61,7 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Append a line for each change to this file. Default: standard error."),
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Serve the REST API of a store until Ctrl-C.
 
@@ -95,6 +97,10 @@ def serve(
     )
 
     def announce(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "store": settings.config.checkpoint_dir, "token": run_token})
+            sys.stdout.flush()
+            return
         if run_token is not None:
             note(f"Token of this run: {run_token}")
         note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import as_names, chosen_ids, is_by_condition
 from ckpt_lib.cli.metrics import print_metrics
 from ckpt_lib.cli.output import (
     Column,
@@ -66,6 +67,8 @@ def list_checkpoints(
 
     --where compares epoch, step, sequence, file_size, timestamp, pinned, healthy, model_name, run_id, or a metric, by
     <, <=, =, !=, >= or >. A checkpoint without the metric, or with NaN, meets no condition on it.
+
+    Example: ckpt list --where "val_loss<0.3" --sort-by val_loss
     """
     from ckpt_lib.core.names import check_tags
     from ckpt_lib.core.wording import did_you_mean
@@ -194,34 +197,53 @@ def _marks(checkpoint: CheckpointMetadata) -> Text:
 
 
 def show(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show all facts about a checkpoint.
 
     The payload is not read; `ckpt validate` reads it.
+
+    Example: ckpt show best
     """
     manager = open_manager(store, experiment, config)
-    checkpoint = manager.get_checkpoint(checkpoint_id)
-    manifest, path, is_complete = _stored(manager, checkpoint.checkpoint_id)
-    status = manager.backup_status(checkpoint.checkpoint_id)
-    has_backup = status.state in ("written", "verified")
+    ids = chosen_ids(manager, as_names(checkpoint_id), where, tags)
     if as_json:
-        print_json(
-            {
-                **checkpoint.model_dump(),
-                **manifest.model_dump(include={"uid", "format", "files", "libraries", "schema_version"}),
-                "path": path,
-                "is_complete": is_complete,
-                "has_backup": has_backup,
-                "backup": status.model_dump(mode="json", exclude={"checkpoint_id"}),
-            }
-        )
+        shown = [_as_document(manager, name) for name in ids]
+        many = {"experiment_name": manager.experiment_name, "checkpoints": shown}
+        print_json(many if is_by_condition(where, tags) else shown[0])
         return
+    for number, name in enumerate(ids):
+        if number:
+            print_heading("")
+        _show_one(manager, name)
+
+
+def _as_document(manager: CheckpointManager, checkpoint_id: str) -> dict[str, Any]:
+    checkpoint = manager.get_checkpoint(checkpoint_id)
+    manifest, path, is_complete = _stored(manager, checkpoint_id)
+    status = manager.backup_status(checkpoint_id)
+    return {
+        **checkpoint.model_dump(),
+        **manifest.model_dump(include={"uid", "format", "files", "libraries", "schema_version"}),
+        "path": path,
+        "is_complete": is_complete,
+        "has_backup": status.state in ("written", "verified"),
+        "backup": status.model_dump(mode="json", exclude={"checkpoint_id"}),
+    }
+
+
+def _show_one(manager: CheckpointManager, checkpoint_id: str) -> None:
+    checkpoint = manager.get_checkpoint(checkpoint_id)
+    manifest, path, is_complete = _stored(manager, checkpoint_id)
+    status = manager.backup_status(checkpoint_id)
+    has_backup = status.state in ("written", "verified")
     _print_checkpoint(checkpoint, manifest, path, status)
     identifier = checkpoint.checkpoint_id
     if not is_complete:

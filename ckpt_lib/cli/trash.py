@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import is_by_condition, meeting
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
 from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
 
 
 def undelete(
-    checkpoint_ids: Annotated[
-        list[str], typer.Argument(metavar="ID", help="Ids of deleted checkpoints; `ckpt trash` lists them.")
-    ],
+    checkpoint_ids: options.DeletedNames = None,
     *,
+    where: options.Where = None,
+    tags: options.Tags = None,
     pin: options.Pin = False,
     store: options.Store = None,
     experiment: options.Experiment = None,
@@ -32,11 +34,19 @@ def undelete(
 
     Checkpoints deleted by name or by a cleanup stay in the trash for trash_seconds, a day by default. If a run is still
     saving and its retention rules do not keep them, its next save deletes them for good, unless they are pinned.
+    --where and --tag select among the deleted ones.
+
+    Example: ckpt undelete --where "epoch>=10"
     """
     manager = open_manager(store, experiment, config)
+    names = list(checkpoint_ids or ())
+    if is_by_condition(where, tags):
+        names = [item.checkpoint_id for item in meeting(manager.list_deleted(), names, where, tags)]
+    elif not names:
+        raise ConfigError("no checkpoint is named", expected="an ID, --where or --tag")
     live = set(manager.checkpoint_ids())
     set_aside = {item.checkpoint_id for item in manager.list_quarantined()}
-    back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in checkpoint_ids]
+    back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in names]
     for checkpoint_id in back:
         if checkpoint_id in set_aside:
             note(f"{checkpoint_id} was not deleted: it is in quarantine, and `ckpt repair` may bring it back.")
@@ -54,14 +64,18 @@ def trash(
     experiment: options.Experiment = None,
     config: options.Config = None,
     empty: Annotated[bool, typer.Option("--empty", help="Delete them for good.")] = False,
+    dry_run: options.DryRun = False,
     yes: options.Yes = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List the deleted checkpoints that `ckpt undelete` can bring back, and what `ckpt thin --undo` can.
 
     With --empty, delete all of it for good. Backups stay.
+
+    Example: ckpt trash --empty --dry-run
     """
     manager = open_manager(store, experiment, config)
+    empty = empty and not dry_run  # without --empty, it is the list of what would go
     deleted, dropped = manager.list_deleted(), manager.dropped_bytes()
     if empty and (deleted or dropped) and not yes:
         refuse_to_ask(as_json=as_json)

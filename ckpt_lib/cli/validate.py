@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.choosing import as_names, chosen_ids, is_by_condition
 from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
@@ -23,13 +24,13 @@ from ckpt_lib.cli.output import (
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager, resolve, resolve_all
+from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager
 from ckpt_lib.core.wording import count_of, listed, size_text
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.damage import Damage
-    from ckpt_lib.maintenance.repair import Remedy
+    from ckpt_lib.maintenance.repair import Remedy, RepairReport
     from ckpt_lib.maintenance.scrub import ScrubReport
     from ckpt_lib.maintenance.validate import ValidationReport
     from ckpt_lib.manager import CheckpointManager
@@ -43,6 +44,8 @@ def validate(
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     everything: Annotated[bool, typer.Option("--all", help="Validate every checkpoint of the experiment.")] = False,
     backups: options.OfBackups = False,
     allow_missing: options.AllowMissing = False,
@@ -55,10 +58,12 @@ def validate(
 
     Reports damaged bytes and tensors by file, and exits with 1 if there are any. With --all, exits with 2 if there is
     nothing to read, unless --allow-missing is given.
+
+    Example: ckpt validate --all --quick
     """
-    check_ids_or_all(checkpoint_ids, everything=everything)
+    check_ids_or_all([*(checkpoint_ids or ()), *(where or ()), *(tags or ())], everything=everything)
     manager = open_copies(store, experiment, config, backups=backups)
-    ids = None if everything else resolve_all(manager, checkpoint_ids or ["latest"], backups=backups)
+    ids = None if everything else chosen_ids(manager, checkpoint_ids, where, tags, backups=backups, default=["latest"])
     if everything and not allow_missing:
         _require_some(manager, backups=backups)
     held = manager.list_backups() if backups else manager.list_checkpoints()
@@ -136,6 +141,8 @@ def scrub(
 
     After an interruption, the next call continues where this one stopped. Exits with 1 if there is damage, and with 2
     if there are no checkpoints, unless --allow-missing is given.
+
+    Example: ckpt scrub --rate 200MB
     """
     max_bytes_per_second = None if rate is None else _bytes(rate)
     manager = open_manager(store, experiment, config)
@@ -177,11 +184,13 @@ def _bytes(text: str) -> int:
 
 
 def repair(
-    checkpoint_id: options.CheckpointName,
+    checkpoint_id: options.ACheckpointName = None,
     *,
     store: options.Store = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
+    where: options.Where = None,
+    tags: options.Tags = None,
     backups: Annotated[
         bool,
         typer.Option("--backups", help="Repair the backup from the checkpoint instead."),
@@ -192,16 +201,25 @@ def repair(
 
     A new file is put together from the sound chunks of both copies, and replaces the damaged one. Exits with 1 if both
     copies of a chunk are damaged.
+
+    Example: ckpt repair latest
     """
     manager = open_copies(store, experiment, config, backups=backups)
-    wanted = resolve(manager, checkpoint_id, backups=backups)
+    wanted = chosen_ids(manager, as_names(checkpoint_id), where, tags, backups=backups)
     held = manager.list_backups() if backups else manager.list_checkpoints()
     sizes = {item.checkpoint_id: item.file_size for item in held}
-    with byte_progress("Repairing", sizes.get(wanted)) as progress:
-        report = (manager.repair_backup if backups else manager.repair_checkpoint)(wanted, progress=progress)
+    repair_one = manager.repair_backup if backups else manager.repair_checkpoint
+    with byte_progress("Repairing", sum(sizes.get(item, 0) for item in wanted) or None) as progress:
+        reports = [repair_one(item, progress=progress) for item in wanted]
     if as_json:
-        print_json(report)
+        many = {"experiment_name": manager.experiment_name, "reports": reports}
+        print_json(many if is_by_condition(where, tags) else reports[0])
         return
+    for report in reports:
+        _print_repair(report, backups=backups)
+
+
+def _print_repair(report: RepairReport, *, backups: bool) -> None:
     facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
     if report.damages:
         facts["rewritten"] = size_text(report.bytes_rewritten)

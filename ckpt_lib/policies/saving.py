@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from ckpt_lib.config import LIMIT_64, CheckpointConfig
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.core.monitor import Mode, Monitor
-from ckpt_lib.core.wording import briefly
+from ckpt_lib.core.not_saved import NotSaved
+from ckpt_lib.core.wording import briefly, duration
 from ckpt_lib.errors import ConfigError, UnknownMetricError
-from ckpt_lib.policies.ranking import is_better, ranked
+from ckpt_lib.policies.ranking import is_better, is_rankable, ranked
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class SaveContext:
 
 
 class SavePolicy(Protocol):
-    """An object that decides when to save."""
+    """An object that decides when to save.
+
+    It may have a method ``why_not(context)`` as well, which returns one :class:`~ckpt_lib.core.not_saved.NotSaved` for
+    each reason to refuse; :func:`reasons_against` asks it.
+    """
 
     def should_save(self, context: SaveContext) -> bool:
         """Return whether to save now."""
@@ -76,6 +81,11 @@ class EveryEpochs:
     def should_save(self, context: SaveContext) -> bool:
         return _is_due(context.epoch, self.epochs, [item.epoch for item in context.saved[-1:]])
 
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        following = _next_due(context.epoch, self.epochs, [item.epoch for item in context.saved[-1:]])
+        message = f"epoch {context.epoch} is between saves: {self!r} saves at epoch {following} next"
+        return (NotSaved(kind="interval", message=message, next_epoch=following),)
+
 
 @dataclass(frozen=True)
 class EverySteps:
@@ -89,11 +99,22 @@ class EverySteps:
     def should_save(self, context: SaveContext) -> bool:
         return _is_due(context.step, self.steps, [item.step for item in context.saved[-1:]])
 
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        following = _next_due(context.step, self.steps, [item.step for item in context.saved[-1:]])
+        message = f"step {context.step} is between saves: {self!r} saves at step {following} next"
+        return (NotSaved(kind="interval", message=message, next_step=following),)
+
 
 def _is_due(now: int, interval: int, last_saved: Sequence[int]) -> bool:
     """Return whether ``interval`` has passed. Counts may skip multiples, as with gradient accumulation."""
     last = last_saved[0] if last_saved else 0
     return now % interval == 0 or now - last >= interval
+
+
+def _next_due(now: int, interval: int, last_saved: Sequence[int]) -> int:
+    """Return the first later count for which :func:`_is_due` is true."""
+    last = last_saved[0] if last_saved else 0
+    return max(now + 1, min(now - now % interval + interval, last + interval))
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,12 @@ class EverySeconds:
     def should_save(self, context: SaveContext) -> bool:
         elapsed = context.seconds_since_last_save
         return elapsed is None or elapsed >= self.seconds
+
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        elapsed = context.seconds_since_last_save or 0.0
+        left = max(0.0, self.seconds - elapsed)
+        message = f"the last save was {duration(elapsed)} before, and {self!r} waits for another {duration(left)}"
+        return (NotSaved(kind="too_soon", message=message, seconds_left=left),)
 
 
 @dataclass(frozen=True)
@@ -133,6 +160,22 @@ class OnImprovement:
         best = ranked(context.saved, monitor)
         value = context.metrics[monitor.metric]
         return is_better(value, best[0].metrics[monitor.metric] if best else None, monitor.mode)
+
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        monitor = self.check(context)
+        metric, value = monitor.metric, context.metrics[monitor.metric]
+        facts: dict[str, Any] = {"kind": "not_better", "metric": metric, "value": value}
+        if not is_rankable(value):
+            return (
+                NotSaved(message=f"{metric} is {briefly(value)}, which is never better than another value", **facts),
+            )
+        earlier = ranked(context.saved, monitor)
+        if not earlier:
+            return ()
+        best, of_best = earlier[0], earlier[0].metrics[metric]
+        wanted = "lower" if monitor.mode == "min" else "higher"
+        message = f"{metric} {value} is not {wanted} than {of_best}, the best so far, of epoch {best.epoch}"
+        return (NotSaved(message=message, best=of_best, **facts),)
 
     def check(self, context: SaveContext) -> Monitor:
         """Return what is compared; raise :class:`~ckpt_lib.errors.UnknownMetricError` if the save does not pass it."""
@@ -181,6 +224,10 @@ class AllOf:
     def should_save(self, context: SaveContext) -> bool:
         return all(policy.should_save(context) for policy in self.policies)
 
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        refusing = [policy for policy in self.policies if not policy.should_save(context)]
+        return tuple(reason for policy in refusing for reason in reasons_against(policy, context))
+
 
 @dataclass(frozen=True, init=False)
 class AnyOf:
@@ -195,6 +242,11 @@ class AnyOf:
     def should_save(self, context: SaveContext) -> bool:
         return any(policy.should_save(context) for policy in self.policies)
 
+    def why_not(self, context: SaveContext) -> tuple[NotSaved, ...]:
+        reasons = [reason for policy in self.policies for reason in reasons_against(policy, context)]
+        hint = "The save policy is AnyOf: it saves as soon as one of its policies does."
+        return tuple(reason.model_copy(update={"hint": hint}) for reason in reasons)
+
 
 def policy_of(config: CheckpointConfig) -> SavePolicy:
     """Return the policy that ``save_interval`` and ``save_best_only`` stand for."""
@@ -202,6 +254,17 @@ def policy_of(config: CheckpointConfig) -> SavePolicy:
     if not config.save_best_only:
         return interval
     return AllOf(interval, OnImprovement())
+
+
+def reasons_against(policy: SavePolicy, context: SaveContext) -> tuple[NotSaved, ...]:
+    """Return why a policy refuses to save: what its ``why_not`` returns, or that it refused.
+
+    Raises what the policy raises.
+    """
+    explain = getattr(policy, "why_not", None)
+    if callable(explain) and (found := tuple(explain(context))):
+        return found
+    return (NotSaved(kind="policy", message=f"the save policy {policy!r} refused"),)
 
 
 def improvements_in(policy: Any) -> Iterator[OnImprovement]:

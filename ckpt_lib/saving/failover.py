@@ -205,6 +205,7 @@ class FailoverWriter:
         self.home = home
         self.fallback = fallback
         self._on_failure = on_failure
+        self._given_up: Exception | None = None
 
     def save(
         self, facts: CheckpointFacts, payload_format: Format, payload: Payload, *, with_backup: bool = True
@@ -229,8 +230,17 @@ class FailoverWriter:
         notes = " ".join((str(failure), *getattr(failure, "__notes__", ())))
         events.emit("save.failed", notes, **_described(failure))
         if self._on_failure == "warn":
+            self._given_up = failure
             return None
         raise failure
+
+    def take_failure(self) -> Exception | None:
+        """Return why the last save ended without a checkpoint and without an error, and forget it.
+
+        An error holds on to what was being saved.
+        """
+        failure, self._given_up = self._given_up, None
+        return failure
 
     def _save_in_fallback(
         self, fallback: SaveTarget, facts: CheckpointFacts, payload_format: Format, layout: Layout

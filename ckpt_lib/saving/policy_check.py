@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from operator import is_
 
 from ckpt_lib.config import CheckpointConfig
@@ -12,11 +13,12 @@ from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import MAX_COUNT
+from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.core.wording import count_of, duration
 from ckpt_lib.errors import UnknownMetricError
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.policies.ranking import missing_metric, ranked
-from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in
+from ckpt_lib.policies.saving import SaveContext, SavedRecord, SavePolicy, improvements_in, reasons_against
 from ckpt_lib.saving.background import BackgroundSaves
 from ckpt_lib.saving.failover import FailoverWriter
 
@@ -43,6 +45,8 @@ class PolicyCheck:
         self._lineage = lineage
         self._last_save: float | None = None
         self._refusals = _Refusals()
+        self._refused: tuple[SaveContext, datetime] | None = None
+        """What the policy refused last, and when, unless a later save was made all the same."""
         self._has_warned_of_metric = False
         self._has_told_of_older_runs = False
         self._answered: tuple[str, tuple[Manifest, ...], tuple[SavedRecord, ...]] = (lineage.run_id, (), ())
@@ -50,6 +54,10 @@ class PolicyCheck:
     def note_save(self) -> None:
         """Count the time since the last save from now on."""
         self._last_save = time.monotonic()
+
+    def note_forced(self) -> None:
+        """Note that a save is made without asking the policy."""
+        self._refused = None
 
     def check(self, facts: CheckpointFacts) -> None:
         """Raise what the policy would raise for a save with these metrics."""
@@ -72,14 +80,29 @@ class PolicyCheck:
 
     def wants(self, facts: CheckpointFacts) -> bool:
         """Ask the policy; warn once when it has refused for long, and when an older run has a better checkpoint."""
+        self._refused = None
         context = self._context(facts)
         self._tell_of_older_runs(context)
         if self._policy.should_save(context) or self._has_lost_what_refuses(facts, context):
             self._refusals = _Refusals()
             return True
+        self._refused = context, datetime.now(UTC)
         if reason := self._refusals.add(self._policy, context):
             logger.warning(reason)
         return False
+
+    def why_not(self) -> tuple[NotSaved, ...]:
+        """Return why the policy refused the last save that it was asked about; nothing if it agreed."""
+        if (refused := self._refused) is None:
+            return ()
+        context, at = refused
+        facts = {"epoch": context.epoch, "step": context.step, "time": at}
+        try:
+            reasons = reasons_against(self._policy, context)
+        except Exception as error:  # of a policy of the user's, which may look at what has changed since
+            message = f"the save policy {self._policy!r} refused, and cannot say why: {error!r}"
+            return (NotSaved(kind="policy", message=message, **facts),)
+        return tuple(reason.model_copy(update=facts) for reason in reasons)
 
     def _has_lost_what_refuses(self, facts: CheckpointFacts, context: SaveContext) -> bool:
         """Look again when a better checkpoint stands in the way: it may be gone since the last listing."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, PER_PROCESS
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.saving.background import SaveHandle
@@ -103,6 +104,12 @@ class RankSaver(Saver):
         if request.state.knows_position:
             payload = request.state.payload(self._config)
             call.send({key: payload[key] for key in _OF_EACH_RANK})
+
+    def why_not_saved(self) -> tuple[NotSaved, ...]:
+        if not (self._config.rank_zero_saves and follows()):
+            return super().why_not_saved()
+        message = f"this process is rank {place_of_process()[0]}, and rank 0 makes the saves of this training"
+        return (NotSaved(kind="other_rank", message=message, hint="Ask the manager of rank 0."),)
 
     def prepare(self, state: ObjectState) -> None:
         if not (self._config.rank_zero_saves and follows()):

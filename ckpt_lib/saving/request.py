@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import GivenFacts
+from ckpt_lib.core.logs import logger
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.payload_keys import (
     EXTRA_STATE_KEY,
@@ -142,6 +144,31 @@ class StateMapping:
         return None
 
 
+@dataclass
+class Asked:
+    """Somebody outside of the training has asked for a checkpoint, whatever the save policy says.
+
+    A save that the policy refuses is made then, and its failure does not reach the training.
+    """
+
+    is_extra: bool = False
+    """Whether the policy refused the save."""
+    error: Exception | None = None
+    """The failure of an extra save."""
+
+
+@contextmanager
+def spared(asked: Asked | None) -> Iterator[None]:
+    """Keep the failure of an extra save from the training; ``asked`` remembers it. Others are raised."""
+    try:
+        yield
+    except Exception as error:
+        if asked is None or not asked.is_extra:
+            raise
+        logger.error("a save that another process had asked for failed: %s", error)
+        asked.error = error.with_traceback(None)  # whose frames hold the state
+
+
 @dataclass(frozen=True)
 class SaveRequest:
     """A state, the facts of its checkpoint, and when to save it."""
@@ -154,6 +181,8 @@ class SaveRequest:
     """Save whatever the policy says."""
     is_interruption: bool = field(default=False, kw_only=True)
     """A signal asked for the save, at whatever point of an epoch."""
+    asked: Asked | None = field(default=None, kw_only=True)
+    """Who outside of the training waits for this save."""
 
 
 _OBJECTS = ("state", "model", "optimizer", "scheduler")

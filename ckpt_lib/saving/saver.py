@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_lib.core.facts import CheckpointFacts
 from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.core.manifest import Manifest, payload_sha256
+from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.core.payload_keys import DATA_KEY, EXTRA_STATE_KEY, RESUME_ONLY_KEYS, RNG_KEY
 from ckpt_lib.core.plain import changed_values
 from ckpt_lib.core.wording import listed
@@ -36,10 +37,11 @@ from ckpt_lib.policies.saving import SavePolicy
 from ckpt_lib.saving.background import BackgroundSaves, SaveHandle, finished, wait_until_all_copied
 from ckpt_lib.saving.check_report import CheckReport, report_of
 from ckpt_lib.saving.failover import FailoverWriter, Saved
+from ckpt_lib.saving.last_outcome import LastOutcome
 from ckpt_lib.saving.policy_check import PolicyCheck
 from ckpt_lib.saving.post_save import PostSave
 from ckpt_lib.saving.reconciler import Reconciler
-from ckpt_lib.saving.request import ObjectState, SaveRequest, request_from
+from ckpt_lib.saving.request import Asked, ObjectState, SaveRequest, request_from, spared
 from ckpt_lib.state.health import HealthCheck
 from ckpt_lib.state.stateful import Stateful
 from ckpt_lib.state.training_state import is_mid_epoch
@@ -85,6 +87,7 @@ class Saver:
         self._reconciler = reconciler
         self.background = BackgroundSaves(self._config.max_pending_saves)
         self._policy = PolicyCheck(policy, self._config, writer, self.background, lineage)
+        self._outcome = LastOutcome()
         self._may_overlap = self._config.overlap_copy
         self._has_told_of_changes = False
         self._follows_lost_checkpoints = False
@@ -95,10 +98,12 @@ class Saver:
         """Save and return the id, or ``None`` when the policy says no."""
         if not request.is_interruption:  # which comes at once, after the commits under way
             self.background.flush()  # earlier ones come first, and what became of them is told first
-        planned = self._plan(request)
-        if not isinstance(planned, _PlannedSave):
-            return planned
-        saved = self._write(planned.facts, planned.health, planned.payload, with_backup=not request.is_interruption)
+        saved: Saved | None = None
+        with spared(request.asked), self._outcome.of(request.facts):
+            planned = self._plan(request)
+            if not isinstance(planned, _PlannedSave):
+                return planned
+            saved = self._write(planned.facts, planned.health, planned.payload, with_backup=not request.is_interruption)
         if saved is None:
             return None
         self._follow_up(saved, is_last=request.is_interruption)
@@ -110,18 +115,20 @@ class Saver:
         key = request.facts.idempotency_key
         if key is not None and (handle := self._under_way(key)):
             return handle
-        with CollectionPause():  # training waits
-            planned = self._plan(request)
-        if not isinstance(planned, _PlannedSave):
-            return finished(planned)
-        handle = self.background.start(
-            planned.facts,
-            self._snapshot_of(planned.payload, request.state.optimizer),
-            partial(self._write_copy, planned.facts, planned.health),
-            self._follow_up,
-        )
-        self._policy.note_save()
-        return handle
+        with spared(request.asked), self._outcome.of(request.facts):
+            with CollectionPause():  # training waits
+                planned = self._plan(request)
+            if not isinstance(planned, _PlannedSave):
+                return finished(planned)
+            handle = self.background.start(
+                planned.facts,
+                self._snapshot_of(planned.payload, request.state.optimizer),
+                partial(self._write_copy, planned.facts, planned.health, request.asked),
+                self._follow_up,
+            )
+            self._policy.note_save()
+            return handle
+        return finished(None)
 
     def save_preempted(self, state: Callable[[], Mapping[str, Any] | None]) -> None:
         """Save what ``state`` returns, unless that is ``None``, whatever the policy says, after all saves under way."""
@@ -147,6 +154,10 @@ class Saver:
         report = report_of(given, self._format.prepare(given), self._format, stored_format)
         self._policy.check(facts)
         return report
+
+    def why_not_saved(self) -> tuple[NotSaved, ...]:
+        """Return why there is no newer checkpoint: failures, saves under way, and then what the policy refused."""
+        return self._outcome.reasons(self.background.under_way, self._policy.why_not())
 
     def prepare(self, state: ObjectState) -> None:
         """Take and touch the memory that saves in the background will need."""
@@ -185,20 +196,36 @@ class Saver:
         self._policy.check_monitor(facts)
         if earlier := self._writer.earlier(facts):
             if not request.compare_content:
-                return earlier.checkpoint_id
+                return self._repeated(request, earlier)
             payload = self._payload(facts, request)
             if self._is_repeat(facts, payload, earlier):
-                return earlier.checkpoint_id
+                return self._repeated(request, earlier)
             content = self._content(facts, payload)
             facts = replace(facts, idempotency_key=f"{facts.idempotency_key}/{content}")
             if earlier := self._writer.earlier(facts):
-                return earlier.checkpoint_id
-        if not request.force and not self._policy.wants(facts):
+                return self._repeated(request, earlier)
+        if not self._is_wanted(request, facts):
             return None
         health = request.state.health_check(facts.monitor) if self._config.health_check else None
         payload = self._payload(facts, request)
         facts = replace(facts, epoch_finished=_is_epoch_finished(request, payload))
         return _PlannedSave(facts, payload, health)
+
+    def _is_wanted(self, request: SaveRequest, facts: CheckpointFacts) -> bool:
+        if request.force:
+            self._policy.note_forced()
+            return True
+        if self._policy.wants(facts):
+            return True
+        if request.asked is None:
+            return False
+        request.asked.is_extra = True
+        self._policy.note_forced()
+        return True
+
+    def _repeated(self, request: SaveRequest, earlier: Manifest) -> str:
+        self._outcome.note_repeat(request.facts, earlier.checkpoint_id)
+        return earlier.checkpoint_id
 
     def _checked(self, request: SaveRequest) -> CheckpointFacts:
         """Return the facts of a save, or raise the first error in them."""
@@ -279,13 +306,17 @@ class Saver:
             looking.start()
             looking.wait(PATIENCE_SECONDS)
 
-    def _write_copy(self, facts: CheckpointFacts, health: HealthCheck | None, snapshot: Snapshot) -> Saved | None:
-        try:
-            payload = snapshot.payload()
-        except StateChangedError:
-            self._may_overlap = False  # the loop does what it said that it would not
-            raise
-        return self._write(facts, health, payload)
+    def _write_copy(
+        self, facts: CheckpointFacts, health: HealthCheck | None, asked: Asked | None, snapshot: Snapshot
+    ) -> Saved | None:
+        with spared(asked), self._outcome.of(facts):
+            try:
+                payload = snapshot.payload()
+            except StateChangedError:
+                self._may_overlap = False  # the loop does what it said that it would not
+                raise
+            return self._write(facts, health, payload)
+        return None
 
     def _write(
         self, facts: CheckpointFacts, health: HealthCheck | None, payload: Payload, *, with_backup: bool = True
@@ -298,6 +329,7 @@ class Saver:
             facts = replace(facts, unhealthy=health.find_fault(payload, facts.metrics))
         stored_format = compressed_format(self._format, self._config.compression)
         saved = self._writer.save(facts, stored_format, payload, with_backup=with_backup)
+        self._outcome.note(facts, saved, self._writer.take_failure())
         if saved is not None:
             self._lineage.parent_id = saved.checkpoint_id
             if not saved.in_fallback and saved.manifest.uid == facts.uid:  # else it was saved before

@@ -27,6 +27,7 @@ from ckpt_lib.policies.saving import (
     SavePolicy,
     When,
     policy_of,
+    reasons_against,
 )
 
 YES, NO = When(lambda _: True), When(lambda _: False)
@@ -43,6 +44,32 @@ def test_intervals_are_multiples(now: int, every: int) -> None:
     wanted = now % every == 0 or now >= every
     assert EveryEpochs(every).should_save(context(epoch=now, step=1)) == wanted
     assert EverySteps(every).should_save(context(epoch=1, step=now)) == wanted
+
+
+@given(st.integers(0, 500), st.integers(1, 60), st.lists(st.integers(0, 500), max_size=1))
+def test_a_refusal_names_the_first_count_that_is_due(now: int, every: int, last: list[int]) -> None:
+    """Before the named epoch or step the policy goes on to refuse, and at it, it saves."""
+    saved = tuple(SavedRecord(1, count, count, {}) for count in last)
+    (reason,) = EveryEpochs(every).why_not(SaveContext(now, 0, {}, saved))
+    due = reason.next_epoch
+    assert due is not None
+    assert not any(EveryEpochs(every).should_save(SaveContext(item, 0, {}, saved)) for item in range(now + 1, due))
+    assert EveryEpochs(every).should_save(SaveContext(due, 0, {}, saved))
+    (of_step,) = EverySteps(every).why_not(SaveContext(0, now, {}, saved))
+    assert of_step.next_step == due
+
+
+@given(st.integers(0, 20), st.sampled_from([0.1, 0.5, 0.9, math.nan]), st.booleans())
+def test_whatever_refuses_has_reasons(epoch: int, loss: float, is_any: bool) -> None:
+    """A combination that refuses names at least one reason, and only policies that refuse give one."""
+    parts = (EveryEpochs(5), OnImprovement("val_loss"), When(lambda context: context.epoch % 2 == 0))
+    policy = AnyOf(*parts) if is_any else AllOf(*parts)
+    asked = context(epoch=epoch, past=[0.5], metrics={"val_loss": loss})
+    if not policy.should_save(asked):
+        kinds = [reason.kind for reason in reasons_against(policy, asked)]
+        refusing = [not part.should_save(asked) for part in parts]
+        named = zip(("interval", "not_better", "policy"), refusing, strict=True)
+        assert kinds == [kind for kind, refuses in named if refuses]
 
 
 @pytest.mark.parametrize(("elapsed", "wanted"), [(None, True), (0.0, False), (9.9, False), (10.0, True), (1e9, True)])
