@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from ckpt_lib.core import html
@@ -12,6 +13,7 @@ from ckpt_lib.core.wording import count_of, size_text
 
 BYTES_PER_MB = 2**20
 _NEWEST_SHOWN = 10
+_READABLE: dict[str, Callable[[Any], Any]] = {"file_size": size_text, "timestamp": datetime.fromisoformat}
 
 
 class Comparison(dict[str, Any]):
@@ -20,12 +22,16 @@ class Comparison(dict[str, Any]):
     def _repr_html_(self) -> str:
         # Keys may have been taken out: it is the user's dictionary.
         ids = self.get("checkpoint_ids", [])
-        rows = [(part, name, *_readable(name, values)) for part, name, values in comparison_rows(self)]
+        rows, before = [], ""
+        for part, name, values in comparison_rows(self):
+            rows.append(("" if part == before else part, name, *_readable(part, name, values)))
+            before = part
         return html.block("Comparison", html.table(("", "", *ids), rows), detail=count_of(len(ids), "checkpoint"))
 
 
-def _readable(name: str, values: list[Any]) -> list[Any]:
-    return [size_text(value) for value in values] if name == "file_size" else values
+def _readable(part: str, name: str, values: list[Any]) -> list[Any]:
+    readable = _READABLE.get(name) if part == "checkpoint" else None
+    return values if readable is None else [readable(value) for value in values]
 
 
 def comparison_rows(comparison: dict[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:

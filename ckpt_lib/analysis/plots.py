@@ -32,7 +32,7 @@ _MARKS: dict[str, dict[str, Any]] = {
         "markeredgecolor": "black",
         "zorder": 4,
     },
-    "damaged": {"marker": "X", "markersize": 8, "color": "firebrick", "zorder": 5},
+    "damaged": {"marker": "X", "markersize": 8, "markerfacecolor": "black", "markeredgecolor": "white", "zorder": 5},
 }
 
 
@@ -68,7 +68,7 @@ def sizes_figure(checkpoints: Sequence[CheckpointMetadata], *, damaged: Collecti
         axis.plot([item.epoch for item in checkpoints], list(sizes.values()), **_LINE)
         shown = _draw_marks(axis, checkpoints, sizes, set(damaged))
         axis.set_ylabel(f"size ({name})")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * max(sizes.values(), default=1.0) or 1.0)
         axis.grid(alpha=0.25)
         if not checkpoints:
             _say_nothing(axis, "no checkpoints")

@@ -20,11 +20,11 @@ _LEFT, _RIGHT = "text-align:left;vertical-align:top", "text-align:right;vertical
 
 
 def block(title: str, *parts: str, detail: str = "") -> str:
-    """Return a title, what is said of it on the same line, and parts below it, each made by a function of this module.
+    """Return a title, what is said of it in a few words, and parts below it, each made by a function of this module.
 
     Parts that are empty are left out.
     """
-    line = f"<strong>{text_html(title)}</strong>" + (f" {text_html(detail)}" if detail else "")
+    line = f"<strong>{text_html(title)}</strong>" + (f": {text_html(detail)}" if detail else "")
     return f'<div style="overflow-x:auto"><div>{line}</div>{"".join(parts)}</div>'
 
 

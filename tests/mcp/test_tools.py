@@ -59,15 +59,15 @@ def call(config: CheckpointConfig, name: str, arguments: dict[str, Any], **optio
     return anyio.run(ask)
 
 
-def answer(config: CheckpointConfig, name: str, *, scope: str = "read", **arguments: Any) -> dict[str, Any]:
-    found = call(config, name, arguments, scope=scope)
+def answer(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arguments: Any) -> dict[str, Any]:
+    found = call(config, tool, arguments, scope=scope)
     assert not found.is_error, found.content
     assert found.structured_content is not None
     return found.structured_content
 
 
-def refusal(config: CheckpointConfig, name: str, *, scope: str = "read", **arguments: Any) -> str:
-    found = call(config, name, arguments, scope=scope)
+def refusal(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arguments: Any) -> str:
+    found = call(config, tool, arguments, scope=scope)
     assert found.is_error
     assert isinstance(found.content[0], TextContent)
     return found.content[0].text
@@ -193,7 +193,7 @@ def test_answers_are_bounded(tmp_path: Path) -> None:
             metrics=metrics,
             tags=[f"tag {number} " + "y" * 80 for number in range(500)],
             description="z" * 10_000,
-            config={f"option {number}": [epoch] * 50 for number in range(500)},
+            config={f"option {number}": [epoch] * 15 for number in range(500)},
         )
     asked = {
         "show_checkpoint": {},
