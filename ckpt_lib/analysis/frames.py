@@ -9,31 +9,31 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from ckpt_lib.advice.results import Advice
+from ckpt_lib.advice.results import Advice, Suggestion
 from ckpt_lib.analysis.notebook import comparison_rows
 from ckpt_lib.analysis.statistics import checkpoint_frame
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.index.overview import ExperimentOverview
-from ckpt_lib.inspecting.results import Inspection
+from ckpt_lib.inspecting.results import InspectedTensor, Inspection
 from ckpt_lib.maintenance.cleanup import CleanupReport
-from ckpt_lib.maintenance.findings import DoctorReport
-from ckpt_lib.maintenance.importing.report import ImportReport
+from ckpt_lib.maintenance.findings import DoctorReport, Finding
+from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
-from ckpt_lib.policies.retention import RetentionPlan
+from ckpt_lib.policies.retention import Decision, RetentionPlan
 
 _ACCEPTED = (
     "a list of checkpoints, experiments or validation reports, a comparison, a summary, or a report such as a plan"
 )
-_LISTED: dict[type[BaseModel], str] = {
-    RetentionPlan: "decisions",
-    DoctorReport: "findings",
-    ImportReport: "items",
-    Advice: "suggestions",
-    Inspection: "tensors",
+_LISTED: dict[type[BaseModel], tuple[str, type[BaseModel]]] = {
+    RetentionPlan: ("decisions", Decision),
+    DoctorReport: ("findings", Finding),
+    ImportReport: ("items", ImportedItem),
+    Advice: ("suggestions", Suggestion),
+    Inspection: ("tensors", InspectedTensor),
 }
-"""What a report has a row for."""
+"""What a report has a row for, and what these are."""
 _INDEXES = ("checkpoint_id", "experiment_name")
 _HISTORY = ("checkpoint_id", "epoch", "step", "metric", "value", "at", "source")
 
@@ -50,13 +50,13 @@ def to_dataframe(listing: object) -> pd.DataFrame:
     """
     if isinstance(listing, Mapping):
         return _of_dictionary(listing)
+    if kind := next((kind for kind in _LISTED if isinstance(listing, kind)), None):
+        name, item_type = _LISTED[kind]
+        return _indexed([_row(item) for item in getattr(listing, name)], [*_names(item_type)])
     items = _items(listing)
     if items and all(isinstance(item, CheckpointMetadata) for item in items):
         return _in_utc(checkpoint_frame(items))
-    rows = [_row(item) for item in items]
-    frame = pd.DataFrame(rows)
-    index = next((name for name in _INDEXES if name in frame.columns and frame[name].is_unique), None)
-    return frame if index is None else frame.set_index(index)
+    return _indexed([_row(item) for item in items], None)
 
 
 def metrics_history(checkpoints: Iterable[CheckpointMetadata]) -> pd.DataFrame:
@@ -108,10 +108,7 @@ def _of_report(report: BaseModel) -> Sequence[Any]:
     if isinstance(report, ScrubReport):
         sides = (("checkpoint", report.checkpoints), ("backup", report.backups))
         return [{"copy": copy, **_row(item)} for copy, reports in sides for item in reports]
-    listed = next((name for kind, name in _LISTED.items() if isinstance(report, kind)), None)
-    if listed is None:
-        raise _unknown(report)
-    return tuple(getattr(report, listed))
+    raise _unknown(report)
 
 
 def _with_outcome(row: dict[str, Any], report: CleanupReport) -> dict[str, Any]:
@@ -125,14 +122,23 @@ def _row(item: Any) -> dict[str, Any]:
     """Return the fields and the properties of an item; moments are in UTC."""
     if isinstance(item, Mapping):
         return dict(item)
-    properties = {
-        name: getattr(item, name)
-        for kind in type(item).__mro__
-        for name, member in vars(kind).items()
-        if isinstance(member, property) and not name.startswith("_") and kind.__module__.startswith("ckpt_lib.")
-    }
-    found = {**item.model_dump(), **properties}
-    return {name: _utc(value) for name, value in found.items()}
+    found = item.model_dump()
+    return {name: _utc(found[name] if name in found else getattr(item, name)) for name in _names(type(item))}
+
+
+def _names(kind: type[BaseModel]) -> Iterator[str]:
+    """Yield the names of the fields and properties of a model."""
+    yield from kind.model_fields
+    yield from kind.model_computed_fields
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("ckpt_lib."):
+            yield from (name for name, member in vars(owner).items() if isinstance(member, property))
+
+
+def _indexed(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=columns)
+    index = next((name for name in _INDEXES if name in frame.columns and frame[name].is_unique), None)
+    return frame if index is None else frame.set_index(index)
 
 
 def _utc(value: Any) -> Any:
