@@ -137,8 +137,8 @@ def _names(kind: type[BaseModel]) -> Iterator[str]:
 
 def _indexed(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=columns)
-    index = next((name for name in _INDEXES if name in frame.columns and frame[name].is_unique), None)
-    return frame if index is None else frame.set_index(index)
+    first = next(iter(frame.columns), None)
+    return frame.set_index(first) if first in _INDEXES else frame
 
 
 def _utc(value: Any) -> Any:

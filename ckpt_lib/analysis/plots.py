@@ -36,7 +36,7 @@ _MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-class _ShownFigure(Figure):
+class NotebookFigure(Figure):
     """A figure that notebooks show without ``%matplotlib inline``, which knows only those of pyplot."""
 
     def _repr_png_(self) -> bytes:
@@ -61,7 +61,7 @@ def metrics_figure(
 def sizes_figure(checkpoints: Sequence[CheckpointMetadata], *, damaged: Collection[str] = ()) -> Figure:
     """Plot the size of each checkpoint over the epoch, with the marks of :func:`metrics_figure`."""
     with rc_context(_WITHOUT_PARSING):
-        figure = _ShownFigure(figsize=(7.0, 0.6 + _INCHES_PER_PANEL), layout="constrained")
+        figure = NotebookFigure(figsize=(7.0, 0.6 + _INCHES_PER_PANEL), layout="constrained")
         axis = figure.subplots()
         unit, name = _unit(max((item.file_size for item in checkpoints), default=0))
         sizes = {item.checkpoint_id: item.file_size / unit for item in checkpoints}
@@ -84,7 +84,7 @@ def _metrics_figure(
     checkpoints: Sequence[CheckpointMetadata], names: Collection[str] | None, damaged: set[str]
 ) -> Figure:
     panels = _panels(checkpoints, names)
-    figure = _ShownFigure(figsize=(7.0, 0.6 + _INCHES_PER_PANEL * max(1, len(panels))), layout="constrained")
+    figure = NotebookFigure(figsize=(7.0, 0.6 + _INCHES_PER_PANEL * max(1, len(panels))), layout="constrained")
     axes = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     frame = checkpoint_frame(checkpoints)
     shown: set[str] = set()
