@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_lib.advice.results import Advice
 from ckpt_lib.advice.stored import Step, StoredAdvisor
 from ckpt_lib.advice.whereabouts import Diagnosis, diagnose
 from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
+from ckpt_lib.core import html
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.index.conditions import Condition
-from ckpt_lib.index.selection import select
+from ckpt_lib.index.selection import check_metric_is_known, select
 from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.maintenance.keeper import check_policy
 from ckpt_lib.maintenance.maintainer import Maintainer
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.stream import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Finder(Maintainer):
@@ -115,3 +121,39 @@ class Finder(Maintainer):
         it is read. Nothing is raised for a name that nothing answers to: ``state`` is ``"unknown"`` then.
         """
         return diagnose(self, self._locations, name, progress)
+    def plot_metrics(self, names: Collection[str] | None = None) -> Figure:
+        """Plot the metrics, or those of ``names``, over the epoch; a notebook shows the figure that this returns.
+
+        The best, the latest, damaged and thinned checkpoints are marked. Damage is what sizes show, and what was set
+        aside in quarantine; no payload is read. Raises :class:`~ckpt_lib.errors.UnknownMetricError` for a name that no
+        checkpoint has.
+        """
+        from ckpt_lib.analysis.plots import metrics_figure  # matplotlib, only where it is used
+
+        checkpoints, damaged = self._with_quarantined()
+        for name in names or ():
+            check_metric_is_known(name, checkpoints)
+        return metrics_figure(checkpoints, names=names, damaged=damaged)
+
+    def plot_sizes(self) -> Figure:
+        """Plot the size of each checkpoint over the epoch, with the marks of :meth:`plot_metrics`."""
+        from ckpt_lib.analysis.plots import sizes_figure
+
+        checkpoints, damaged = self._with_quarantined()
+        return sizes_figure(checkpoints, damaged=damaged)
+
+    def _with_quarantined(self) -> tuple[list[CheckpointMetadata], set[str]]:
+        """Return all checkpoints in the order of saving, and the ids of those in quarantine among them."""
+        aside = [item.checkpoint for item in self.list_quarantined()]
+        checkpoints = sorted([*self._catalogue.describe_all(), *aside], key=lambda item: item.sequence)
+        return checkpoints, {item.checkpoint_id for item in aside}
+
+    def _repr_html_(self) -> str:
+        from ckpt_lib.analysis.notebook import experiment_html
+
+        try:
+            checkpoints, monitor = self._catalogue.describe_all(), self._catalogue.monitor()
+            warning = self._catalogue.monitor_warning()
+        except CheckpointError as error:  # whoever shows a manager has not asked for its checkpoints
+            return html.block(self.experiment_name, html.paragraph(str(error)))
+        return experiment_html(self.experiment_name, self._locations.home.location(), checkpoints, monitor, warning)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
+from ckpt_lib.core import html
 from ckpt_lib.core.monitor import Mode
+from ckpt_lib.core.wording import size_text
 
 Kind = Literal["leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state"]
 Certainty = Literal["certain", "likely", "unsure"]
@@ -124,6 +126,25 @@ class Advice(BaseModel):
     def commands(self) -> tuple[str, ...]:
         """The commands of all suggestions; one command has many names."""
         return tuple(line for kind in KINDS for line in joined(self.of_kind(kind)))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "place", self.place
+        yield "suggestions", len(self.suggestions)
+        yield "freed", size_text(self.freed_bytes)
+        yield "kept", size_text(self.kept_bytes)
+
+    def _repr_html_(self) -> str:
+        found = [
+            (item.kind, item.name, size_text(item.freed_bytes), item.certainty, item.why) for item in self.suggestions
+        ]
+        stays = [(item.name, size_text(item.size_bytes), f"{item.share:.0%}", item.reason) for item in self.kept]
+        return html.block(
+            self.place,
+            html.table(("can go", "name", "frees", "how sure", "why"), found, numeric=("frees",)),
+            html.table(("stays", "size", "share", "why"), stays, numeric=("size", "share")),
+            *(html.paragraph(text) for text in (*(item.message for item in self.best), *self.remarks)),
+            detail=f"{size_text(self.freed_bytes)} of {size_text(self.total_bytes)} can go",
+        )
 
 
 def joined(suggestions: Iterable[Suggestion]) -> Iterator[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
+from ckpt_lib.analysis.notebook import Comparison
 from ckpt_lib.analysis.results import CheckpointComparison, ComparedFacts, TensorDifference
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.payload_keys import MODEL_KEY
@@ -21,7 +22,7 @@ def compare(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointComparison:
         raise ConfigError("a comparison needs at least two checkpoints", got=len(checkpoints))
     configs = _columns([_flat(checkpoint.config) for checkpoint in checkpoints])
     tags = dict.fromkeys(tag for checkpoint in checkpoints for tag in checkpoint.tags)
-    return {
+    comparison: CheckpointComparison = {
         "checkpoint_ids": [checkpoint.checkpoint_id for checkpoint in checkpoints],
         "metrics_comparison": _columns([checkpoint.metrics for checkpoint in checkpoints]),
         "config_comparison": {
@@ -30,6 +31,7 @@ def compare(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointComparison:
         "tags_comparison": {tag: [tag in checkpoint.tags for checkpoint in checkpoints] for tag in tags},
         "metadata_comparison": _facts(checkpoints),
     }
+    return cast(CheckpointComparison, Comparison(comparison))
 
 
 def _facts(checkpoints: Sequence[CheckpointMetadata]) -> ComparedFacts:

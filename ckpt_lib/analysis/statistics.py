@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from ckpt_lib.analysis.notebook import BYTES_PER_MB, Summary
 from ckpt_lib.analysis.results import ExperimentSummary, MetricStatistics
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.policies.ranking import is_rankable
-
-BYTES_PER_MB = 2**20
 
 
 def checkpoint_frame(checkpoints: Sequence[CheckpointMetadata]) -> pd.DataFrame:
@@ -61,7 +60,7 @@ def summarize(
     monitor_warning: str | None,
 ) -> ExperimentSummary:
     """Summarise what an experiment holds; ``unreadable`` are the ids whose manifest cannot be read."""
-    return {
+    summary: ExperimentSummary = {
         "experiment_name": experiment_name,
         "total_checkpoints": len(checkpoints),
         "total_size_mb": sum(checkpoint.file_size for checkpoint in checkpoints) / BYTES_PER_MB,
@@ -77,3 +76,4 @@ def summarize(
         "monitor_warning": monitor_warning,
         "statistics": metric_statistics(checkpoints),
     }
+    return cast(ExperimentSummary, Summary(summary))

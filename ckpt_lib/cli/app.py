@@ -48,6 +48,7 @@ _COMMANDS = {
     "import": ("imports.import_checkpoint", _EDIT),
     "serve": ("serve.serve", _SERVE),
     "token": ("serve.token", _SERVE),
+    "mcp": ("mcp.mcp", _SERVE),
     "cleanup": ("cleanup.cleanup", _DELETE),
     "delete": ("cleanup.delete", _DELETE),
     "thin": ("thin.thin", _DELETE),

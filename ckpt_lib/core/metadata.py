@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from ckpt_lib.core import html
 from ckpt_lib.core.names import MAX_TAG_LENGTH, check_description, check_tag
 from ckpt_lib.core.plain import json_number
-from ckpt_lib.core.wording import briefly, shown
+from ckpt_lib.core.wording import briefly, shown, size_text
 from ckpt_lib.errors import ConfigError, InvalidMetricError, InvalidNameError
 
 MAX_METRICS = 10_000
@@ -21,6 +22,7 @@ MAX_COUNT = 10**18
 """Epochs and steps stay below this limit: an id has room for 18 digits."""
 LIMIT_64_BITS = 2**63
 """Whole numbers in a manifest stay below this limit, so that every reader can hold them."""
+_METRICS_IN_REPR = 5
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Metric = float | int | str | None
@@ -206,6 +208,35 @@ class CheckpointMetadata(CheckpointFields):
     original: str | None = Field(
         default=None, description="The file or folder that was imported in place: it belongs to its program, and stays."
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "checkpoint_id", self.checkpoint_id
+        yield "experiment_name", self.experiment_name
+        yield from (("epoch", self.epoch), ("step", self.step))
+        yield "metrics", dict(list(self.metrics.items())[:_METRICS_IN_REPR])
+        yield "file_size", self.file_size
+        if marks := marks_of(self):
+            yield "marks", marks
+
+    def _repr_html_(self) -> str:
+        found = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "saved": self.timestamp,
+            "size": size_text(self.file_size),
+            "model": self.model_name,
+            "tags": self.tags,
+            "description": self.description,
+            "trained on from": self.parent_id,
+            "unhealthy": self.unhealthy,
+            "SHA-256": self.checksum,
+        }
+        return html.block(
+            self.checkpoint_id,
+            html.facts(found),
+            html.table(("metric", "value"), list(self.metrics.items()), numeric=("value",)),
+            detail=", ".join((self.experiment_name, *marks_of(self))),
+        )
 
 
 def marks_of(checkpoint: CheckpointMetadata) -> list[str]:

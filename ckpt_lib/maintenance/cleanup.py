@@ -8,12 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ckpt_lib.core import html
 from ckpt_lib.core.manifest import Manifest, ObsoletePayload
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.deletion import Check, Deletion, delete_all, purge, refuse_pinned
@@ -59,6 +61,24 @@ class CleanupReport(BaseModel):
     """The report on the backups, if they were cleaned up as well."""
     backups_error: str | None = None
     """Why the backups were not cleaned up, though they should have been."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "dry_run", self.dry_run
+        yield "plan", self.plan
+        yield "deleted", len(self.deleted_ids)
+        yield "freed", size_text(self.freed_bytes)
+        yield "spared", len(self.spared)
+
+    def _repr_html_(self) -> str:
+        done = f"{count_of(len(self.deleted_ids), 'checkpoint')} deleted, {size_text(self.freed_bytes)} freed"
+        later = f", {size_text(self.trashed_bytes)} later" if self.trashed_bytes else ""
+        return html.block(
+            "Cleanup",
+            html.table(("spared", "why"), list(self.spared.items())),
+            html.paragraph(self.backups_error or ""),
+            self.plan._repr_html_(),
+            detail="only planned: nothing is deleted" if self.dry_run else done + later,
+        )
 
 
 class _Assessment:

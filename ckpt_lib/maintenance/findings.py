@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from ckpt_lib.core import html
+from ckpt_lib.core.wording import count_of
 
 Place = Literal["checkpoints", "backups"]
 Kind = Literal[
@@ -85,3 +89,24 @@ class DoctorReport(BaseModel):
 
     def __bool__(self) -> bool:
         return self.is_healthy
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "experiment_name", self.experiment_name
+        yield "is_healthy", self.is_healthy
+        yield "problems", len(self.problems)
+        yield "findings", len(self.findings)
+        yield "done", len(self.done)
+
+    def _repr_html_(self) -> str:
+        found = sorted(self.findings, key=lambda item: not item.is_problem)
+        rows = [
+            ("problem" if item.is_problem else "remark", item.kind, item.place, item.name, item.message, item.fix)
+            for item in found
+        ]
+        done = [(item.finding.name, item.outcome, item.succeeded) for item in self.done]
+        return html.block(
+            self.experiment_name,
+            html.table(("done about", "what", "succeeded"), done),
+            html.table(("", "kind", "place", "name", "what", "command"), rows),
+            detail="healthy" if self else count_of(len(self.problems), "problem"),
+        )

@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from ckpt_lib.core import html
 from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.logs import logger
 from ckpt_lib.core.manifest import FileEntry, Manifest
-from ckpt_lib.core.wording import briefly
+from ckpt_lib.core.wording import briefly, count_of
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.files import payload_version
@@ -62,6 +63,20 @@ class ScrubReport(BaseModel):
 
     def __bool__(self) -> bool:
         return self.is_intact
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "experiment_name", self.experiment_name
+        yield "is_intact", self.is_intact
+        yield "checkpoints", len(self.checkpoints)
+        yield "backups", len(self.backups)
+        yield "bytes_read", self.bytes_read
+
+    def _repr_html_(self) -> str:
+        sides = (("checkpoint", self.checkpoints), ("backup", self.backups))
+        rows = [(item.checkpoint_id, copy, item.message) for copy, reports in sides for item in reports if not item]
+        read = f"{count_of(len(self.checkpoints), 'checkpoint')} and {count_of(len(self.backups), 'backup')} read"
+        detail = f"{self.experiment_name}: {read}, {f'{len(rows):,} damaged' if rows else 'all intact'}"
+        return html.block("Scrub", html.table(("damaged", "copy", "what"), rows), detail=detail)
 
 
 class _Outcome(BaseModel):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
+from ckpt_lib.core import html
 from ckpt_lib.core.damage import Damage, missing_file
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.payload_keys import MODEL_KEY, OPTIMIZER_KEY, SCHEDULER_KEY
-from ckpt_lib.core.wording import listed, shown
+from ckpt_lib.core.wording import listed, shown, size_text
 from ckpt_lib.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -70,6 +71,17 @@ class ValidationReport(BaseModel):
     def message(self) -> str:
         """One line for a table or a log."""
         return "; ".join(damage.message for damage in self.damages) or "intact"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "checkpoint_id", self.checkpoint_id
+        yield "is_valid", self.is_valid
+        yield "message", self.message
+
+    def _repr_html_(self) -> str:
+        rows = [(item.kind, item.file, item.start, item.stop, item.message, item.tensors) for item in self.damages]
+        header = ("damage", "file", "from byte", "to", "what", "tensors")
+        detail = f"{'intact' if self else 'damaged'}, {size_text(self.size_bytes)}"
+        return html.block(self.checkpoint_id, html.table(header, rows, numeric=("from byte", "to")), detail=detail)
 
 
 def validate(

@@ -11,12 +11,15 @@ While there is a healthy checkpoint, no unhealthy one is kept as the newest or t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from ckpt_lib.core import html
 from ckpt_lib.core.monitor import Monitor
+from ckpt_lib.core.wording import size_text
 from ckpt_lib.core.yaml_files import read_yaml
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.ranking import ranked
@@ -104,6 +107,25 @@ class RetentionPlan(BaseModel):
     def freed_bytes(self) -> int:
         """Bytes that the deletions of the plan free."""
         return sum(decision.size_bytes for decision in self.decisions if not decision.keep)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "kept", len(self.kept_ids)
+        yield "deleted", len(self.deleted_ids)
+        yield "thinned", len(self.thinned_ids)
+        yield "freed", size_text(self.freed_bytes)
+
+    def _repr_html_(self) -> str:
+        numbers = f"{len(self.kept_ids):,} stay, {len(self.deleted_ids):,} go: {size_text(self.freed_bytes)}"
+        # What goes comes first: a long table shows it all the same.
+        rows = [
+            (_WHAT[item.keep, item.thin], item.checkpoint_id, item.epoch, size_text(item.size_bytes), item.reason)
+            for item in sorted(self.decisions, key=lambda decision: (decision.keep, not decision.thin))
+        ]
+        shown = html.table(("", "checkpoint", "epoch", "size", "why"), rows, numeric=("epoch", "size"))
+        return html.block("Retention plan", html.paragraph(self.warning or ""), shown, detail=numbers)
+
+
+_WHAT = {(True, False): "stays", (True, True): "loses all but its weights", (False, False): "goes"}
 
 
 def plan_retention(

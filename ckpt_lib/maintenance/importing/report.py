@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ckpt_lib.core import html
 from ckpt_lib.core.manifest import Manifest
-from ckpt_lib.core.wording import count_of
+from ckpt_lib.core.wording import count_of, size_text
 
 UNPROVEN_TAG = "adopted"
 """The tag of a checkpoint that came without proof of what was saved."""
@@ -97,6 +98,20 @@ class ImportReport(BaseModel):
         found = {result: len(self.of(result)) for result in _RESULTS}
         told = [f"{count} {result}" for result, count in found.items() if count]
         return f"{count_of(len(self.items), 'item')}: {', '.join(told)}" if told else "nothing was found"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        yield "experiment_name", self.experiment_name
+        yield "message", self.message
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (item.result, item.path or ".", item.title, item.checkpoint_id, size_text(item.size_bytes), item.reason)
+            for item in sorted(self.items, key=lambda item: item not in self.failed)
+        ]
+        header = ("result", "path", "what", "checkpoint", "size", "why")
+        return html.block(
+            f"Import into {self.experiment_name}", html.table(header, rows, numeric=("size",)), detail=self.message
+        )
 
 
 _RESULTS: tuple[Result, ...] = ("imported", "already there", "refused", "damaged", "not tried", "no checkpoint")

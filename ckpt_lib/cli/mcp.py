@@ -1,0 +1,43 @@
+"""The command ``mcp``: tools for assistants, over standard input and output."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_lib.cli import options
+from ckpt_lib.cli.session import read_config
+from ckpt_lib.errors import ConfigError
+
+
+def mcp(
+    *,
+    store: options.Store = None,
+    config: options.Config = None,
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="read, write (also edits, copies, repairs) or delete (also deletes).")
+    ] = "read",
+) -> None:
+    """Answer an assistant's questions about a store, by the Model Context Protocol, until its input ends.
+
+    The assistant starts this command and speaks with it over standard input and output. It only reads, unless --scope
+    says otherwise.
+
+    Example: ckpt mcp --store runs
+    """
+    settings = read_config(store, config)
+    try:
+        from ckpt_lib.mcp.server import create_server
+    except ModuleNotFoundError as error:
+        if error.name != "mcp":
+            raise
+        raise ConfigError(
+            "the package mcp is not installed", hint="Install it: pip install 'prefect-checkpoints[mcp]'."
+        ) from error
+    from ckpt_lib.web.tokens import SCOPES
+
+    allowed = next((known for known in SCOPES if known == scope), None)
+    if allowed is None:
+        raise ConfigError(f"{scope!r} is no scope", expected=", ".join(SCOPES))
+    create_server(settings, scope=allowed).run("stdio")
