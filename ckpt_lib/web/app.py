@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
+from asyncio import create_task, to_thread
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from ckpt_lib.web import editing, problems, reading, working
+from ckpt_lib.web import downloading, editing, problems, reading, retaining, uploading, working
 from ckpt_lib.web.access import Access
 from ckpt_lib.web.audit import Audit
 from ckpt_lib.web.gate import Gate
@@ -16,6 +16,7 @@ from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import MEDIA_TYPE, Problem
 from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.transfers import Transfers
 
 PREFIX = "/api/v1"
 
@@ -37,9 +38,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
     async def with_jobs(app: FastAPI) -> AsyncIterator[None]:
         jobs: Jobs = app.state.jobs
         await to_thread(jobs.open)
+        sweeping = create_task(app.state.transfers.sweep_hourly())
         try:
             yield
         finally:
+            sweeping.cancel()
             await to_thread(jobs.close)
 
     app = FastAPI(
@@ -57,11 +60,18 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)
-    app.state.jobs = Jobs(settings.jobs_path(), app.state.managers.of)
+    app.state.jobs = Jobs(settings.jobs_path(), app.state.managers.for_job)
+    app.state.transfers = Transfers(settings)
     problems.install(app)
     public_path = f"{PREFIX}/openapi.json"
-    app.add_middleware(Gate, access=app.state.access, settings=settings, public_path=public_path)
+    app.add_middleware(
+        Gate,
+        access=app.state.access,
+        settings=settings,
+        public_path=public_path,
+        uploads_path=f"{PREFIX}/uploads/",
+    )
     app.add_middleware(Audit)  # added last, so that it is outside and sees what the gate refuses
-    for router in (reading.router, editing.router, working.router):
-        app.include_router(router, prefix=PREFIX)
+    for module in (reading, editing, working, downloading, uploading, retaining):
+        app.include_router(module.router, prefix=PREFIX)
     return app
