@@ -79,7 +79,7 @@ class ExportFiles(BaseModel):
 @router.get("/experiments/{experiment}/checkpoints/{name}/files")
 def list_files(request: Request, _: Reader, experiment: ExperimentName, name: CheckpointName) -> CheckpointFiles:
     """List the files of a checkpoint as they are stored."""
-    _, manifest = _find(request, experiment, name)
+    manifest = _find(request, experiment, name)[1]
     items = [
         FileFacts(
             name=file_name(manifest, file),

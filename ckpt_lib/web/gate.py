@@ -44,7 +44,7 @@ class Gate:
         await self._app(scope, receive if self._is_upload(scope) else _capped(receive), send)
 
     def _is_upload(self, scope: Scope) -> bool:
-        return scope["method"] == "PATCH" and scope["path"].startswith(self._uploads_path)
+        return bool(scope["method"] == "PATCH" and scope["path"].startswith(self._uploads_path))
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -24,9 +24,10 @@ from ckpt_lib.web.tokens import Scope
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 
-Names = Annotated[
-    list[Annotated[str, Field(max_length=200)]], Field(max_length=1_000, description="Checkpoints by any name.")
-]
+Name = Annotated[str, Field(max_length=200)]
+Names = Annotated[list[Name], Field(max_length=1_000, description="Checkpoints by any name.")]
+OneName = Annotated[list[Name], Field(min_length=1, max_length=1, description="A checkpoint by any name.")]
+NoNames = Annotated[list[Name], Field(max_length=0, description="None: it is not about checkpoints that are there.")]
 
 
 class Outcome(BaseModel):
@@ -140,7 +141,7 @@ class Export(Work):
     """Export a checkpoint, to be downloaded: as it is, or converted for another program."""
 
     operation: Literal["export"] = "export"
-    names: Names = Field(min_length=1, max_length=1)
+    names: OneName
     format: str | None = Field(
         default=None,
         max_length=50,
@@ -187,7 +188,7 @@ class Import(Work):
     """Import an uploaded checkpoint of this library or of another program, as the newest of the experiment."""
 
     operation: Literal["import"] = "import"
-    names: Names = Field(default=[], max_length=0)
+    names: NoNames = []
     uploads: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
         min_length=1, max_length=MOST_UPLOADS, description="The files of one checkpoint. They go once it is imported."
     )
@@ -232,7 +233,7 @@ class Cleanup(Work):
     """Carry out the retention plan that was shown, and nothing else."""
 
     operation: Literal["cleanup"] = "cleanup"
-    names: Names = Field(default=[], max_length=0)
+    names: NoNames = []
     max_checkpoints: MaxCheckpoints = None
     policy: dict[str, Any] | None = Field(
         default=None, description='A retention policy, such as {"kind": "newest", "count": 5}.'
