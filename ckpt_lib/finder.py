@@ -121,6 +121,7 @@ class Finder(Maintainer):
         it is read. Nothing is raised for a name that nothing answers to: ``state`` is ``"unknown"`` then.
         """
         return diagnose(self, self._locations, name, progress)
+
     def plot_metrics(self, names: Collection[str] | None = None) -> Figure:
         """Plot the metrics, or those of ``names``, over the epoch; a notebook shows the figure that this returns.
 

@@ -38,7 +38,7 @@ def outcomes_of(client: SyncPrefectClient, flow_run_id: UUID) -> JobUpdate | Non
         return None
     rows = json.loads(str(found[0].data))
     outcomes = [_outcome(row) for row in rows]
-    if rows and not rows[0]["checkpoint"]:
+    if outcomes and outcomes[0].problem is not None and not outcomes[0].checkpoint_id:
         return JobUpdate(state="failed", problem=outcomes[0].problem)
     return ending_of(outcomes)
 

@@ -80,6 +80,7 @@ def cleanup(
     clean_up = manager.cleanup_backups if backups else manager.cleanup_checkpoints
     kind = "backup" if backups else "checkpoint"
     trash_seconds = 0.0 if backups else manager.config.trash_seconds
+    fingerprint = None
     if not dry_run and not yes:
         refuse_to_ask(as_json=as_json)
     if dry_run or not yes:
@@ -97,7 +98,8 @@ def cleanup(
             confirm(f"Delete {_describe_deletions(planned, kind, trash_seconds)}{_describe_thinning(planned)}?")
         elif planned.plan.thinned_ids:
             confirm(f"Keep only the weights of {count_of(len(planned.plan.thinned_ids), kind)}?")
-    report = clean_up(policy=rules)
+        fingerprint = planned.fingerprint  # what was confirmed is done, and nothing else
+    report = clean_up(policy=rules, fingerprint=fingerprint)
     if yes and not as_json:
         _print_plans(report)
         _warn_of_new_backups(manager, report, is_about_backups=backups)

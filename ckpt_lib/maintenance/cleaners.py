@@ -126,6 +126,7 @@ class CheckpointCleaner:
         known: KnownVersions | None = None,
         dry_run: bool = False,
         grace_seconds: float = 0.0,
+        fingerprint: str | None = None,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by the configured one; see :func:`ckpt_lib.maintenance.cleanup.clean`."""
         monitor = self.catalogue.monitor()
@@ -139,6 +140,7 @@ class CheckpointCleaner:
             grace_seconds=grace_seconds,
             trash_seconds=self.config.trash_seconds,
             thinner=self._thinner,
+            fingerprint=fingerprint,
         )
 
     def thin(self, name: str) -> Manifest:
@@ -210,6 +212,7 @@ class BackupCleaner:
         known: KnownVersions | None = None,
         dry_run: bool = False,
         just_made: str | None = None,
+        fingerprint: str | None = None,
     ) -> CleanupReport:
         """Clean up by ``policy``, or else by ``max_backups``, and keep the one that was ``just_made``."""
         if not dry_run:
@@ -224,6 +227,7 @@ class BackupCleaner:
             known=known,
             dry_run=dry_run,
             trash_seconds=self.locations.config.trash_seconds,
+            fingerprint=fingerprint,
         )
 
     def _check_apart(self) -> None:
@@ -280,23 +284,36 @@ def clean_all(
     policy: RetentionPolicy | None,
     *,
     dry_run: bool,
+    verify: bool = True,
+    fingerprint: str | None = None,
 ) -> CleanupReport:
     """Clean up the checkpoints by ``policy``, and the backups where ``max_backups`` is given.
 
     The default would be none of the training's choosing, and no backup comes back. A failure of their cleanup is
-    reported and not raised.
+    reported and not raised. Without ``verify``, only the newest and the best are read. ``fingerprint`` is that of the
+    report on the plan that is to be carried out.
     """
     if not checkpoints.experiment.index.view().entries:  # a mistyped name creates no experiment
         return checkpoints.clean(policy, dry_run=dry_run)
+    of_checkpoints, dot, of_backups = (fingerprint or "").partition(".")
     try:
-        report = checkpoints.clean(policy, dry_run=dry_run, grace_seconds=checkpoints.config.trash_seconds)
+        report = checkpoints.clean(
+            policy,
+            known=None if verify else checkpoints.known,
+            dry_run=dry_run,
+            grace_seconds=checkpoints.config.trash_seconds,
+            fingerprint=of_checkpoints if fingerprint is not None else None,
+        )
     finally:
         if not dry_run:
             snapshot.write()
     if not is_max_backups_given(checkpoints.config):
         return report
     try:
-        outcome: dict[str, Any] = {"backups": backups.clean(dry_run=dry_run)}
+        known = None if verify else backups.known
+        outcome: dict[str, Any] = {
+            "backups": backups.clean(known=known, dry_run=dry_run, fingerprint=of_backups if dot else None)
+        }
     except (CheckpointError, OSError) as error:  # what became of the checkpoints is to be told all the same
         logger.error("cleaning up the backups failed: %s", error)
         outcome = {"backups_error": str(error)}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ckpt_lib.core import html
 from ckpt_lib.core.manifest import Manifest, ObsoletePayload
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.core.wording import count_of, shown, size_text
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.deletion import Check, Deletion, delete_all, purge, refuse_pinned
@@ -61,6 +61,11 @@ class CleanupReport(BaseModel):
     """The report on the backups, if they were cleaned up as well."""
     backups_error: str | None = None
     """Why the backups were not cleaned up, though they should have been."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for what the plan deletes and thins, of the backups as well: to carry out just what was shown."""
+        return self.plan.fingerprint + (f".{self.backups.plan.fingerprint}" if self.backups else "")
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         yield "dry_run", self.dry_run
@@ -139,8 +144,12 @@ def clean(
     grace_seconds: float = 0.0,
     trash_seconds: float = 0.0,
     thinner: Thinner | None = None,
+    fingerprint: str | None = None,
 ) -> CleanupReport:
     """Plan, then delete batch by batch, and then thin one by one what the ``thinner`` says.
+
+    A plan of another ``fingerprint``, if one is given, raises :class:`~ckpt_lib.errors.ProtectedCheckpointError` before
+    anything is changed.
 
     Killed at any point, every checkpoint is either whole or deleted.
 
@@ -170,6 +179,8 @@ def clean(
     )
     if thinner:
         plan = thinner.without_thin_ones(experiment, view, plan)
+    if fingerprint is not None and fingerprint != plan.fingerprint:
+        raise _changed_plan(plan, fingerprint)
     if dry_run:
         return CleanupReport(plan=plan, dry_run=True)
     swept = sweep(experiment)
@@ -192,6 +203,15 @@ def clean(
         swept=(*swept.claims, *swept.files),
         expired_ids=tuple(manifest.checkpoint_id for manifest in expired.checkpoints),
         expired_bytes=_size_bytes(expired.checkpoints) + sum(item.size_bytes for item in expired.payloads),
+    )
+
+
+def _changed_plan(plan: RetentionPlan, fingerprint: str) -> ProtectedCheckpointError:
+    return ProtectedCheckpointError(
+        "the plan is no longer the one that was shown; nothing was deleted",
+        expected=f"the fingerprint {shown(fingerprint)}",
+        got=plan.fingerprint,
+        hint="Checkpoints were saved, changed or deleted since. Look at the plan as it is now.",
     )
 
 

@@ -77,7 +77,14 @@ class Maintainer(Keeper):
         """
         return self._backup_cleaner.delete(checkpoint_id)
 
-    def cleanup_checkpoints(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+    def cleanup_checkpoints(
+        self,
+        *,
+        policy: RetentionPolicy | None = None,
+        dry_run: bool = False,
+        verify: bool = True,
+        fingerprint: str | None = None,
+    ) -> CleanupReport:
         """Retire what the retention policy gives up, and remove what dead processes left behind.
 
         What stays while others go is read and verified first: a damaged checkpoint never counts as kept. For
@@ -85,22 +92,38 @@ class Maintainer(Keeper):
         ``max_backups``, backups beyond it go for good; the report's ``backups`` tells which. When only they cannot be
         cleaned up, nothing is raised: the report's ``backups_error`` says why. What the store raises when it fails on
         the way says which checkpoints are gone; batches deleted before stay deleted.
+
+        Without ``verify``, only the newest and the best are read, as after a save. With the ``fingerprint`` of a report
+        of a dry run, just what that report has shown is deleted and thinned: any other plan raises
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError`, and nothing is changed. A plan that differs for the backups
+        alone is told by ``backups_error``.
         """
         check_policy(policy, "reasons")
+        clean = partial(
+            clean_all,
+            self._cleaner,
+            self._backup_cleaner,
+            self._snapshot,
+            policy,
+            verify=verify,
+            fingerprint=fingerprint,
+        )
         if dry_run:
-            return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=True)
+            return clean(dry_run=True)
         with self._best.look_after():
-            return clean_all(self._cleaner, self._backup_cleaner, self._snapshot, policy, dry_run=False)
+            return clean(dry_run=False)
 
-    def cleanup_backups(self, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> CleanupReport:
+    def cleanup_backups(
+        self, *, policy: RetentionPolicy | None = None, dry_run: bool = False, fingerprint: str | None = None
+    ) -> CleanupReport:
         """Retire the backups beyond ``max_backups``, or what ``policy`` gives up; their bytes are freed at once.
 
         Backups of damaged checkpoints stay, and so do those of checkpoints in quarantine. Each save that makes a backup
         does this by ``max_backups`` as well, and so do :meth:`cleanup_checkpoints` and :meth:`backup_checkpoint` if the
-        configuration gives it.
+        configuration gives it. ``fingerprint`` is that of a plan, as in :meth:`cleanup_checkpoints`.
         """
         check_policy(policy, "reasons")
-        return self._backup_cleaner.clean(policy, dry_run=dry_run)
+        return self._backup_cleaner.clean(policy, dry_run=dry_run, fingerprint=fingerprint)
 
     # --- thinning ---
 

@@ -10,6 +10,8 @@ While there is a healthy checkpoint, no unhealthy one is kept as the newest or t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -107,6 +109,12 @@ class RetentionPlan(BaseModel):
     def freed_bytes(self) -> int:
         """Bytes that the deletions of the plan free."""
         return sum(decision.size_bytes for decision in self.decisions if not decision.keep)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for every plan that deletes and thins the same checkpoints."""
+        text = json.dumps({"delete": sorted(self.deleted_ids), "thin": sorted(self.thinned_ids)})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         yield "kept", len(self.kept_ids)

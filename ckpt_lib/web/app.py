@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
+from asyncio import create_task, to_thread
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from ckpt_lib.web import editing, following, problems, reading, working
+from ckpt_lib.web import downloading, editing, following, problems, reading, retaining, uploading, working
 from ckpt_lib.web.access import Access
 from ckpt_lib.web.audit import Audit
 from ckpt_lib.web.feed import Feed
@@ -17,13 +17,19 @@ from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import MEDIA_TYPE, Problem
 from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
 
 PREFIX = "/api/v1"
 
 _ERRORS = {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
 _ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
-_ERRORS |= {413: "The body is too large.", 429: "The token has sent too many requests.", 503: "The store does not answer.", 507: "The store is full."}
+_ERRORS |= {
+    413: "The body is too large.",
+    429: "The token has sent too many requests.",
+    503: "The store does not answer.",
+    507: "The store is full.",
+}
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -39,9 +45,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
     async def with_jobs(app: FastAPI) -> AsyncIterator[None]:
         jobs: Jobs = app.state.jobs
         await to_thread(jobs.open)
+        sweeping = create_task(app.state.transfers.sweep_hourly())
         try:
             yield
         finally:
+            sweeping.cancel()
             await to_thread(jobs.close)
             await to_thread(app.state.watcher.close)
 
@@ -63,10 +71,17 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.jobs = Jobs(settings.jobs_path(), app.state.managers, settings.runner)
     app.state.feed = Feed()
     app.state.watcher = Watcher(settings.config, app.state.jobs, app.state.feed)
+    app.state.transfers = Transfers(settings)
     problems.install(app)
     public_path = f"{PREFIX}/openapi.json"
-    app.add_middleware(Gate, access=app.state.access, settings=settings, public_path=public_path)
+    app.add_middleware(
+        Gate,
+        access=app.state.access,
+        settings=settings,
+        public_path=public_path,
+        uploads_path=f"{PREFIX}/uploads/",
+    )
     app.add_middleware(Audit)  # added last, so that it is outside and sees what the gate refuses
-    for router in (reading.router, editing.router, working.router, following.router):
-        app.include_router(router, prefix=PREFIX)
+    for module in (reading, editing, working, following, downloading, uploading, retaining):
+        app.include_router(module.router, prefix=PREFIX)
     return app

@@ -21,14 +21,20 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Gate:
-    """ASGI middleware around the operations of the API; ``public_path`` alone needs no token."""
+    """ASGI middleware around the operations of the API; ``public_path`` alone needs no token.
 
-    def __init__(self, app: ASGIApp, *, access: Access, settings: ServerSettings, public_path: str) -> None:
+    What is sent to an upload, below ``uploads_path``, may be of any length: the operation limits it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, access: Access, settings: ServerSettings, public_path: str, uploads_path: str
+    ) -> None:
         self._app = app
         self._access = access
         self._host = settings.host
         self._public_path = public_path
         self._rate_limit = RateLimit(settings.requests_per_second)
+        self._uploads_path = uploads_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +45,10 @@ class Gate:
         except HTTPException as error:
             await response_of_status(error)(scope, receive, send)
             return
-        await self._app(scope, _capped(receive), send)
+        await self._app(scope, receive if self._is_upload(scope) else _capped(receive), send)
+
+    def _is_upload(self, scope: Scope) -> bool:
+        return bool(scope["method"] == "PATCH" and scope["path"].startswith(self._uploads_path))
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -51,7 +60,7 @@ class Gate:
             who = scope.setdefault("state", {})["who"] = ANYONE if token is None else token.name
             self._check_rate(who)
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES and not self._is_upload(scope):
             raise _too_large()
 
     def _check_rate(self, who: str) -> None:

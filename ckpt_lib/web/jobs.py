@@ -26,6 +26,8 @@ Listener = Callable[[Job], object]
 class Jobs:
     """The jobs of a server, done by a runner, and stored in a folder that one server at a time uses.
 
+    What needs uploads or exports of the server is done on its threads, whatever the runner.
+
     A job that had not ended when its server was killed goes on if the runner still knows it. Otherwise it is
     interrupted: every checkpoint is complete or untouched, and the same job started again does the rest.
     """
@@ -34,7 +36,7 @@ class Jobs:
         self._folder = JobFolder(folder)
         self._managers = managers
         self._runner_name = runner
-        self._runner: JobRunner | None = None
+        self._runners: dict[str, JobRunner] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -52,18 +54,20 @@ class Jobs:
         """
         if self._folder.is_open:
             return
-        factory = runner_factory(self._runner_name)
+        factories = {name: runner_factory(name) for name in (DEFAULT_RUNNER, self._runner_name)}
+        host = RunnerHost(self._managers.config, self._managers.for_job, self.update)
         self._folder.open()
         try:
             self._jobs = {job.job_id: job for job in self._folder.read()}
-            runner = factory(RunnerHost(self._managers.config, self._managers.of, self.update))
+            for name, factory in factories.items():
+                self._runners[name] = factory(host)
         except BaseException:
-            self._folder.close()
+            self.close()
             raise
-        self._runner = runner
         for job in self.unfinished():
-            if job.runner != self._runner_name or not runner.resume(job):
-                self.update(job.job_id, _interrupted(job, self._runner_name))
+            runner = self._runners.get(job.runner)
+            if runner is None or not runner.resume(job):
+                self.update(job.job_id, _interrupted(job, is_known=runner is not None))
 
     def start(self, experiment_name: str, work: AnyWork, who: str) -> Job:
         """Store a job that waits for its turn. Names are resolved now.
@@ -71,15 +75,15 @@ class Jobs:
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` for a name, and
         :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait.
         """
-        assert self._runner is not None  # open() comes first
+        runner = DEFAULT_RUNNER if work.needs_transfers else self._runner_name
         now = datetime.now(UTC)
         job = Job(
             job_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
             experiment_name=experiment_name,
             work=work,
-            checkpoint_ids=work.resolve(self._managers.of(experiment_name)),
+            checkpoint_ids=work.resolve(self._managers.for_job(experiment_name)),
             who=who,
-            runner=self._runner_name,
+            runner=runner,
             created_at=now,
         )
         with self._lock:  # one after the other, so that no two take the last place
@@ -89,7 +93,7 @@ class Jobs:
                 )
             self._jobs[job.job_id] = job
         self._store(job.job_id)
-        self._runner.start(job)
+        self._runners[runner].start(job)
         return job
 
     def get(self, job_id: str) -> Job:
@@ -112,10 +116,9 @@ class Jobs:
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to end; it does so at its next step. One that has ended stays as it is."""
-        assert self._runner is not None
         job = self.get(job_id)
         if not job.has_ended:
-            self._runner.cancel(job)
+            self._runners[job.runner].cancel(job)
         return job
 
     def update(self, job_id: str, update: JobUpdate) -> None:
@@ -130,10 +133,10 @@ class Jobs:
             self._store(job_id)
 
     def close(self) -> None:
-        """End the runner, and release the folder."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        """End the runners, and release the folder."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
         self._folder.close()
 
     def _store(self, job_id: str) -> None:
@@ -155,10 +158,10 @@ class Jobs:
             self._folder.remove(old_id)
 
 
-def _interrupted(job: Job, runner: str) -> JobUpdate:
-    """Return the end of a job that nobody here goes on with."""
+def _interrupted(job: Job, *, is_known: bool) -> JobUpdate:
+    """Return the end of a job that nobody here goes on with; ``is_known`` says whether its runner is."""
     title = "the server ended before the job did"
-    if job.runner != runner:
+    if not is_known:
         title = f"the server was started without the runner {job.runner}, which may still do the job"
     problem = Problem(type="InterruptedError", title=title, status=500, hint="Start the same job again.")
     return JobUpdate(state="interrupted", ended_at=datetime.now(UTC), problem=problem)

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.maintenance.importing.report import ImportedItem
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.stream import Progress
+from ckpt_lib.web.exports import Exports
+from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
+from ckpt_lib.web.rules import MaxCheckpoints, check_rules, rules_of
 from ckpt_lib.web.tokens import Scope
+from ckpt_lib.web.transfers import Transfers
+from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 
-Names = Annotated[
-    list[Annotated[str, Field(max_length=200)]], Field(max_length=1_000, description="Checkpoints by any name.")
-]
+Name = Annotated[str, Field(max_length=200)]
+Names = Annotated[list[Name], Field(max_length=1_000, description="Checkpoints by any name.")]
+OneName = Annotated[list[Name], Field(min_length=1, max_length=1, description="A checkpoint by any name.")]
+NoNames = Annotated[list[Name], Field(max_length=0, description="None: it is not about checkpoints that are there.")]
 
 
 Step = Callable[[str, Callable[[], Any]], Any]
@@ -35,7 +43,7 @@ def _directly(_description: str, call: Callable[[], Any]) -> Any:
 class Outcome(BaseModel):
     """The result of an operation on a checkpoint, or the problem that prevented it."""
 
-    checkpoint_id: str
+    checkpoint_id: str = Field(description="Empty for what concerns no single checkpoint.")
     result: Any = None
     problem: Problem | None = None
 
@@ -51,6 +59,14 @@ class Work(BaseModel):
     def scope(self) -> Scope:
         """The scope that a token needs for it."""
         return "write"
+
+    @property
+    def needs_transfers(self) -> bool:
+        """True if only the server can do it, which has the uploads and exports."""
+        return False
+
+    def prepare(self, transfers: Transfers) -> None:
+        """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
 
     def resolve(self, manager: CheckpointManager) -> list[str]:
         """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints.
@@ -158,4 +174,141 @@ class Repair(Work):
         return manager.repair_checkpoint(checkpoint_id, progress=progress).model_dump(mode="json")
 
 
-AnyWork = Annotated[Validate | Backup | Restore | Repair, Field(discriminator="operation")]
+class Export(Work):
+    """Export a checkpoint, to be downloaded: as it is, or converted for another program."""
+
+    operation: Literal["export"] = "export"
+    names: OneName
+    format: str | None = Field(
+        default=None,
+        max_length=50,
+        description="torch, safetensors, hf-folder, lightning, hf-trainer or accelerate. With none of these options, "
+        "the checkpoint is exported as it is, with its manifest.",
+    )
+    dtype: str | None = Field(default=None, max_length=50, description="The type of the weights, such as bf16.")
+    only: Literal["model"] | None = Field(default=None, description="model: the weights alone.")
+    shard_size: str | None = Field(default=None, max_length=50, description="The largest file, such as 5GB.")
+    _exports: Exports = PrivateAttr()
+
+    @property
+    def scope(self) -> Scope:
+        return "read"
+
+    @property
+    def needs_transfers(self) -> bool:
+        return True
+
+    def prepare(self, transfers: Transfers) -> None:
+        self._exports = transfers.exports
+        if options := self._options():
+            from ckpt_lib.converting.options import conversion_options  # torch, only where it is used
+
+            conversion_options("", **{"format": "torch", **options})
+
+    def _options(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in ("format", "dtype", "only", "shard_size")}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:
+        if self.dtype or self.only:
+            return None
+        return sum(manager.get_checkpoint(checkpoint_id).uncompressed_size for checkpoint_id in checkpoint_ids)
+
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+        home = home_of(manager)
+        export = self._exports.create(home, home.get(checkpoint_id), self._options(), progress)
+        files = [file.model_dump(include={"name", "size_bytes", "sha256"}) for file in export.files]
+        return {"export_id": export.export_id, "files": files, "left_out": list(export.left_out)}
+
+
+class Import(Work):
+    """Import an uploaded checkpoint of this library or of another program, as the newest of the experiment."""
+
+    operation: Literal["import"] = "import"
+    names: NoNames = []
+    uploads: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
+        min_length=1, max_length=MOST_UPLOADS, description="The files of one checkpoint. They go once it is imported."
+    )
+    key_map: dict[str, str] | None = Field(
+        default=None, max_length=100, description='What unusual names stand for, such as {"net": "model"}.'
+    )
+    new_experiment: bool = Field(default=False, description="Create the experiment if there is none of its name.")
+    _uploads: Uploads = PrivateAttr()
+
+    @property
+    def needs_transfers(self) -> bool:
+        return True
+
+    def prepare(self, transfers: Transfers) -> None:
+        self._uploads = transfers.uploads
+        self._uploads.require_complete(self.uploads)
+
+    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
+        return []
+
+    def do(
+        self,
+        manager: CheckpointManager,
+        checkpoint_ids: list[str],
+        progress: Progress,
+        step: Step = _directly,  # noqa: ARG002
+    ) -> list[Outcome]:
+        told: list[ImportedItem] = []
+        with self._uploads.assembled(self.uploads, progress) as source:
+            manager.import_checkpoint(source, key_map=self.key_map, progress=progress, told=told.append)
+            (item,) = told
+            _forget_folder(manager, str(item.checkpoint_id), source)
+        for upload_id in self.uploads:
+            self._uploads.remove(upload_id)
+        result = item.model_dump(mode="json", exclude={"path", "reason"})
+        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=result)]
+
+
+def _forget_folder(manager: CheckpointManager, checkpoint_id: str, source: Path) -> None:
+    """Name the file in the description without the folder of the server that it was in for the import."""
+    checkpoint = manager.get_checkpoint(checkpoint_id)
+    description = checkpoint.description.replace(f"{source.parent}/", "")
+    if description != checkpoint.description:
+        manager.edit_checkpoint(checkpoint_id, description=description)
+
+
+class Cleanup(Work):
+    """Carry out the retention plan that was shown, and nothing else."""
+
+    operation: Literal["cleanup"] = "cleanup"
+    names: NoNames = []
+    max_checkpoints: MaxCheckpoints = None
+    policy: dict[str, Any] | None = Field(
+        default=None, description='A retention policy, such as {"kind": "newest", "count": 5}.'
+    )
+    fingerprint: str = Field(max_length=200, description="That of the plan that was shown.")
+
+    @property
+    def scope(self) -> Scope:
+        return "delete"
+
+    def prepare(self, transfers: Transfers) -> None:  # noqa: ARG002
+        check_rules(self.max_checkpoints, self.policy)
+
+    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
+        return []
+
+    def do(
+        self,
+        manager: CheckpointManager,
+        checkpoint_ids: list[str],
+        progress: Progress,
+        step: Step = _directly,  # noqa: ARG002
+    ) -> list[Outcome]:
+        progress(0)  # raises if the job is cancelled
+        rules = rules_of(manager, self.max_checkpoints, self.policy)
+        report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
+        result = report.model_dump(mode="json", exclude={"plan": True, "backups": {"plan"}})
+        outcomes = [Outcome(checkpoint_id="", result=result)]
+        if report.backups_error is not None:
+            title = f"the backups were not cleaned up: {report.backups_error}"
+            outcomes.append(Outcome(checkpoint_id="", problem=Problem(type="StoreError", title=title, status=503)))
+        return outcomes
+
+
+AnyWork = Annotated[Validate | Backup | Restore | Repair | Export | Import | Cleanup, Field(discriminator="operation")]

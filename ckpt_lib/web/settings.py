@@ -37,6 +37,20 @@ class ServerSettings(BaseModel):
         default=None, description="Where jobs are written down; by default, a folder of the user for each store."
     )
 
+    transfers_folder: Path | None = Field(
+        default=None, description="Where uploads and exports are kept; by default, a folder within that of the jobs."
+    )
+    max_transfer_bytes: int = Field(
+        default=2**40, ge=0, description="What uploads may take in all, and exports as well."
+    )
+    transfer_seconds: float = Field(
+        default=86_400.0, gt=0, description="How long an upload or export is kept after its last change."
+    )
+
+    def transfers_path(self) -> Path:
+        """Return the folder where uploads and exports are kept."""
+        return self.transfers_folder or self.jobs_path() / "transfers"
+
     def jobs_path(self) -> Path:
         """Return the folder where jobs are written down."""
         if self.jobs_folder is not None:

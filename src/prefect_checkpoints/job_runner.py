@@ -150,9 +150,7 @@ class PrefectRunner:
         """Create the run of a job; the same key gives the same run."""
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         parameters = _parameters(self._host.config, job)
-        return client.create_flow_run_from_deployment(
-            deployment.id, parameters=parameters, idempotency_key=job.job_id
-        )
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, idempotency_key=job.job_id)
 
     def _end(self, item: _Followed, update: JobUpdate) -> None:
         self._host.update(item.job.job_id, update)

@@ -232,7 +232,8 @@ def test_what_a_server_needs(config: CheckpointConfig, tmp_path: Path, own_resul
     relative = settings.model_copy(update={"config": CheckpointConfig(checkpoint_dir="somewhere")})
     with pytest.raises(ConfigError, match="relative"), served(relative):
         pass
-    with pytest.raises(ConfigError, match="one of prefect, threads"), served(
-        settings.model_copy(update={"runner": "other"})
+    with (
+        pytest.raises(ConfigError, match="one of prefect, threads"),
+        served(settings.model_copy(update={"runner": "other"})),
     ):
         pass

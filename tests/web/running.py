@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 
 from ckpt_lib.web import ServerSettings, create_app
+from ckpt_lib.web.job import ENDED
 from ckpt_lib.web.server import ApiServer
+
+
+def ended(client: httpx.Client, started: httpx.Response) -> Any:
+    """The job once it has ended."""
+    assert started.status_code == 202, started.text
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        job = client.get(started.headers["location"].removeprefix("/api/v1")).json()
+        if job["state"] in ENDED:
+            return job
+        time.sleep(0.02)
+    raise AssertionError(f"the job does not end: {job}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_each_operation_needs_its_token(config: CheckpointConfig, tmp_path: Path
         asked = [(method, path) for path, methods in paths.items() for method in methods]
         assert len(asked) > 5
         for method, path in asked:
-            place = path.removeprefix("/api/v1").format(experiment="digits", name="best", job_id="none")
+            place = re.sub(r"\{\w+\}", "none", path.removeprefix("/api/v1"))
             for text in (None, old):
                 headers = {} if text is None else {"Authorization": f"Bearer {text}"}
                 assert client.request(method, place, headers=headers).status_code == 401

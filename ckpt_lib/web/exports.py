@@ -1,0 +1,119 @@
+"""Exports of a server: files in a folder of its own, which clients download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ckpt_lib.core.manifest import FileEntry, Manifest
+from ckpt_lib.core.wording import size_text
+from ckpt_lib.errors import CheckpointNotFoundError, StorageFullError
+from ckpt_lib.experiment.experiment import Experiment
+from ckpt_lib.experiment.layout import OWN_PREFIX
+from ckpt_lib.maintenance import exports
+from ckpt_lib.store import Store, open_store
+from ckpt_lib.stream import Progress, StreamDigest
+from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
+from ckpt_lib.web.kept_files import KeptFolders, require_room
+
+_RECORD = "export.json"
+
+
+class Export(BaseModel):
+    """What was exported, with the digests of its files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    export_id: str
+    experiment_name: str
+    checkpoint_id: str
+    files: tuple[FileEntry, ...]
+    left_out: tuple[str, ...] = ()
+
+
+class Exports:
+    """Exports, each in a folder that is complete once its record is there. A crash leaves what goes by itself."""
+
+    def __init__(self, folder: Path, *, kept_seconds: float, most_bytes: int) -> None:
+        self._root = folder
+        self._most_bytes = most_bytes
+        self.folders = KeptFolders(folder / "exports", kept_seconds)
+
+    def create(
+        self, experiment: Experiment, manifest: Manifest, options: Mapping[str, Any], progress: Progress
+    ) -> Export:
+        """Export a checkpoint, as it is or converted by the ``options`` of :func:`ckpt_lib.convert_checkpoint`.
+
+        Raises what these raise, and :class:`~ckpt_lib.errors.StorageFullError` where the server has no room for it.
+        """
+        if self.folders.size_bytes() + manifest.plain_size_bytes > self._most_bytes:
+            raise StorageFullError(
+                "this and the other exports are larger than the server allows",
+                expected=f"at most {size_text(self._most_bytes)} together",
+                hint="Exports go a day after they were made.",
+            )
+        require_room(self._root, manifest.plain_size_bytes)
+        export_id = self.folders.create()
+        try:
+            folder = self.folders.path(export_id)
+            left_out = _write(experiment, manifest, f"{folder / 'files'}/", options, progress)
+            export = Export(
+                export_id=export_id,
+                experiment_name=experiment.name,
+                checkpoint_id=manifest.checkpoint_id,
+                files=_digested(folder / "files", progress),
+                left_out=tuple(left_out),
+            )
+            open_store(str(folder)).put(_RECORD, export.model_dump_json().encode())
+        except BaseException:
+            self.folders.remove(export_id)
+            raise
+        return export
+
+    def get(self, export_id: str) -> Export:
+        """Return an export. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+        try:
+            return Export.model_validate_json((self.folders.path(export_id) / _RECORD).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise no_export() from error
+
+    def store(self, export_id: str) -> Store:
+        """Return the store that holds the files of an export."""
+        return open_store(str(self.folders.path(export_id) / "files"))
+
+
+def no_export() -> CheckpointNotFoundError:
+    """Return the error for an export, or a file of one, that is not there."""
+    return CheckpointNotFoundError("there is no such export, or no such file of it", hint="Exports go after a day.")
+
+
+def _write(
+    experiment: Experiment, manifest: Manifest, place: str, options: Mapping[str, Any], progress: Progress
+) -> Sequence[str]:
+    """Write the files, and return what is not in them."""
+    if not options:
+        exports.export(experiment, manifest, place, progress)
+        return ()
+    from ckpt_lib.converting.options import conversion_options  # torch, only where it is used
+    from ckpt_lib.maintenance.conversion import export_as
+
+    wanted = conversion_options(place, **{"format": "torch", **options}, progress=progress)
+    return export_as(experiment, manifest, place, wanted).left_out
+
+
+def _digested(folder: Path, progress: Progress) -> tuple[FileEntry, ...]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    named = ((path, path.relative_to(folder).as_posix()) for path in paths)
+    return tuple(_entry(path, name, progress) for path, name in named if not name.startswith(OWN_PREFIX))
+
+
+def _entry(path: Path, name: str, progress: Progress) -> FileEntry:
+    digest = StreamDigest()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_SIZE_BYTES):
+            digest.update(block)
+            progress(0)  # raises if the job is cancelled
+    return FileEntry(name=name, **vars(digest.finish()))

@@ -1,0 +1,103 @@
+"""Folders that a server keeps for a while: of uploads until they are imported, of exports until they are downloaded."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Path as PathParameter
+
+from ckpt_lib.core.logs import failures_logged
+from ckpt_lib.core.wording import size_text
+from ckpt_lib.errors import StorageFullError
+from ckpt_lib.store.local.os_errors import errors_of_writing
+
+_GOING = ".going-"
+FolderId = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")]
+
+
+class KeptFolders:
+    """Folders of one kind, each with a random name that nobody can guess. Only the user of the server may read them.
+
+    One goes when nothing was written to it for ``kept_seconds``. Nothing else refers to it, so that a crash leaves at
+    most what goes by then.
+    """
+
+    def __init__(self, folder: Path, kept_seconds: float) -> None:
+        self._folder = folder
+        self.kept_seconds = kept_seconds
+
+    def create(self) -> str:
+        """Make a folder and return its name. Raises :class:`~ckpt_lib.errors.StoreError`."""
+        name = secrets.token_hex(16)
+        with errors_of_writing(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._folder / name).mkdir(mode=0o700)
+        return name
+
+    def path(self, name: str) -> Path:
+        """Return where a folder is, if there is one."""
+        return self._folder / name
+
+    def names(self) -> list[str]:
+        """Return the names of all folders."""
+        return sorted(path.name for path in self._paths() if not path.name.startswith(_GOING))
+
+    def remove(self, name: str) -> None:
+        """Remove a folder at once; what a crash leaves of it goes with the next sweep."""
+        going = self._folder / f"{_GOING}{secrets.token_hex(8)}"
+        with failures_logged(f"removing {self.path(name)}"):
+            self.path(name).rename(going)
+            shutil.rmtree(going)
+
+    def touch(self, name: str) -> None:
+        """Keep a folder for ``kept_seconds`` from now on."""
+        os.utime(self.path(name))
+
+    def expires_at(self, name: str) -> float:
+        """Return when a folder goes, in seconds since 1970, if nothing is written to it until then."""
+        return _changed_at(self.path(name)) + self.kept_seconds
+
+    def sweep(self) -> None:
+        """Remove what has expired, and what is left of removed ones."""
+        now = time.time()
+        for path in self._paths():
+            with failures_logged(f"looking at {path}"):
+                if path.name.startswith(_GOING):
+                    shutil.rmtree(path)
+                elif self.expires_at(path.name) <= now:
+                    self.remove(path.name)
+
+    def size_bytes(self) -> int:
+        """Return what all files take."""
+        return sum(path.stat().st_size for folder in self._paths() for path in _files_below(folder))
+
+    def _paths(self) -> list[Path]:
+        return list(self._folder.iterdir()) if self._folder.is_dir() else []
+
+
+def require_room(folder: Path, size_bytes: int) -> None:
+    """Raise :class:`~ckpt_lib.errors.StorageFullError` if the disk of ``folder`` has no room for so many bytes."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free_bytes = shutil.disk_usage(parent).free
+    if size_bytes > free_bytes:
+        raise StorageFullError(
+            "the server has no room for the file",
+            expected=size_text(size_bytes),
+            got=f"{size_text(free_bytes)} free",
+            hint="Ask for space on the disk of its transfers folder.",
+        )
+
+
+def _changed_at(folder: Path) -> float:
+    """Return when something in a folder was last written to, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in (folder, *_files_below(folder)))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

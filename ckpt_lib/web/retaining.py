@@ -1,0 +1,74 @@
+"""The retention plan: what a cleanup would delete, why, and what that frees. Nothing is changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.policies.retention import Decision, RetentionPlan
+from ckpt_lib.web.access import Reader
+from ckpt_lib.web.reading import ExperimentName, manager_of
+from ckpt_lib.web.rules import MaxCheckpoints, rules_of
+
+router = APIRouter(tags=["read"])
+
+
+class PlannedCleanup(BaseModel):
+    """The decision about each checkpoint or backup, newest first, and what comes of it."""
+
+    decisions: tuple[Decision, ...]
+    deleted_ids: tuple[str, ...]
+    thinned_ids: tuple[str, ...]
+    freed_bytes: int = Field(description="The bytes of what is deleted.")
+    warning: str | None
+
+    @classmethod
+    def of(cls, plan: RetentionPlan) -> Self:
+        """Return a plan as clients see it."""
+        return cls(
+            decisions=plan.decisions,
+            deleted_ids=plan.deleted_ids,
+            thinned_ids=plan.thinned_ids,
+            freed_bytes=plan.freed_bytes,
+            warning=plan.warning,
+        )
+
+
+class RetentionPreview(PlannedCleanup):
+    """A retention plan. The job ``cleanup`` with its fingerprint deletes what is shown here, and nothing else."""
+
+    fingerprint: str
+    trash_seconds: float = Field(description="How long what is deleted can be brought back.")
+    backups: PlannedCleanup | None = Field(description="The backups, if max_backups is configured. They go for good.")
+    backups_error: str | None = Field(description="Why there is no plan for the backups, though there should be one.")
+
+
+@router.get("/experiments/{experiment}/retention")
+def plan_retention(
+    request: Request,
+    _: Reader,
+    experiment: ExperimentName,
+    max_checkpoints: Annotated[MaxCheckpoints, Query()] = None,
+    policy: Annotated[str | None, Query(max_length=10_000, description="A retention policy as JSON.")] = None,
+) -> RetentionPreview:
+    """Show what a cleanup would delete, why, and what that frees; by default, by the policy of the configuration.
+
+    The newest and the best checkpoint are read and verified. The job reads all that stay before it deletes anything.
+    """
+    manager = manager_of(request, experiment)
+    rules = rules_of(manager, max_checkpoints, policy)
+    report = manager.cleanup_checkpoints(policy=rules, dry_run=True, verify=False)
+    return _preview(report, manager.config.trash_seconds)
+
+
+def _preview(report: CleanupReport, trash_seconds: float) -> RetentionPreview:
+    return RetentionPreview(
+        **dict(PlannedCleanup.of(report.plan)),
+        fingerprint=report.fingerprint,
+        trash_seconds=trash_seconds,
+        backups=PlannedCleanup.of(report.backups.plan) if report.backups else None,
+        backups_error=report.backups_error,
+    )

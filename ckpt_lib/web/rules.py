@@ -1,0 +1,43 @@
+"""By which rules retention is asked for: a number of checkpoints, a policy, or the configured ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.maintenance.cleaners import at_most
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.policies.retention import RetentionPolicy
+
+MaxCheckpoints = Annotated[
+    int | None, Field(ge=0, lt=2**63, description="How many stay in all; pinned ones come in addition.")
+]
+_ADAPTER: TypeAdapter[RetentionPolicy] = TypeAdapter(RetentionPolicy)
+
+
+def check_rules(max_checkpoints: int | None, policy: dict[str, Any] | str | None) -> RetentionPolicy | None:
+    """Return the policy that is given, as an object or as text of JSON.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for what is none, or together with a number.
+    """
+    if policy is None:
+        return None
+    if max_checkpoints is not None:
+        raise ConfigError("max_checkpoints and policy cannot be combined", expected="one of them")
+    try:
+        return _ADAPTER.validate_json(policy) if isinstance(policy, str) else _ADAPTER.validate_python(policy)
+    except ValidationError as error:
+        problems = (item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False))
+        raise ConfigError(
+            f"this is no retention policy: {'; '.join(problems)}", expected='such as {"kind": "newest", "count": 5}'
+        ) from error
+
+
+def rules_of(
+    manager: CheckpointManager, max_checkpoints: int | None, policy: dict[str, Any] | str | None
+) -> RetentionPolicy | None:
+    """Return the policy to clean up by; ``None`` for the configured one. Raises as :func:`check_rules`."""
+    given = check_rules(max_checkpoints, policy)
+    return given if max_checkpoints is None else at_most(max_checkpoints, manager.monitor)

@@ -1,0 +1,213 @@
+"""Operations that receive files, by the protocol tus 1.0.0 for resumable uploads (https://tus.io)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from email.utils import formatdate
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Request, status
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.web.access import Writer
+from ckpt_lib.web.kept_files import FolderId
+from ckpt_lib.web.transfers import Transfers
+from ckpt_lib.web.uploads import Upload, Uploads
+
+VERSION = "1.0.0"
+MEDIA_TYPE = "application/offset+octet-stream"
+_BLOCK_BYTES = 2**20
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
+_BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    412: {"description": "The client speaks another version of tus."},
+    415: {"description": f"The body is not {MEDIA_TYPE}."},
+}
+
+
+def _check_version(
+    tus_resumable: Annotated[str | None, Header(description=f"{VERSION}, if it is given.")] = None,
+) -> None:
+    if tus_resumable not in (None, VERSION):
+        title = f"this server speaks tus {VERSION}, not {shown(tus_resumable)}"
+        raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, title, {"Tus-Version": VERSION})
+
+
+router = APIRouter(tags=["write"], dependencies=[Depends(_check_version)], responses=_RESPONSES)
+
+
+class UploadState(BaseModel):
+    """How far an upload is."""
+
+    upload_id: str
+    name: str
+    size_bytes: int
+    sha256: str
+    offset_bytes: int = Field(description="How many bytes have arrived.")
+    path: str = Field(description="Where it goes on, on this server.")
+
+
+def uploads_of(request: Request) -> Uploads:
+    """Return the uploads of the server."""
+    transfers: Transfers = request.app.state.transfers
+    return transfers.uploads
+
+
+@router.options("/uploads", status_code=status.HTTP_204_NO_CONTENT)
+def describe_uploads(request: Request, _: Writer) -> Response:
+    """Tell which version of tus the server speaks, and how large uploads may be."""
+    facts = {"Tus-Version": VERSION, "Tus-Extension": "creation,expiration,termination"}
+    limit = {"Tus-Max-Size": str(uploads_of(request).most_bytes)}
+    return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION} | facts | limit)
+
+
+@router.post("/uploads", status_code=status.HTTP_201_CREATED)
+def create_upload(
+    request: Request,
+    response: Response,
+    who: Writer,
+    *,
+    upload_length: Annotated[int, Header(ge=0, lt=2**63, description="The size of the file in bytes.")],
+    upload_metadata: Annotated[
+        str, Header(max_length=4_000, description="`filename` and, behind a blank, the name in Base64.")
+    ],
+    repr_digest: Annotated[
+        str, Header(max_length=1_000, description="The SHA-256 of the file, as `sha-256=:BASE64:` (RFC 9530).")
+    ],
+) -> UploadState:
+    """Begin the upload of one file. `Location` is where its bytes go, by PATCH."""
+    uploads = uploads_of(request)
+    if upload_length > uploads.most_bytes:
+        title = f"the file is larger than this server allows, {uploads.most_bytes:,} bytes"
+        raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, title)
+    upload = uploads.create(_filename_in(upload_metadata), upload_length, _sha256_in(repr_digest), who)
+    state = _state(request, upload, 0)
+    response.headers.update({"Location": state.path} | _headers(uploads, upload, 0))
+    return state
+
+
+@router.head("/uploads/{upload_id}")
+def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
+    """Tell how far an upload is, in `Upload-Offset`."""
+    uploads = uploads_of(request)
+    upload = uploads.get(upload_id)
+    offset = uploads.offset_bytes(upload)
+    return Response(headers={"Cache-Control": "no-store"} | _headers(uploads, upload, offset))
+
+
+@router.get("/uploads/{upload_id}")
+def get_upload(request: Request, response: Response, _: Writer, upload_id: FolderId) -> UploadState:
+    """Show an upload."""
+    uploads = uploads_of(request)
+    upload = uploads.get(upload_id)
+    state = _state(request, upload, uploads.offset_bytes(upload))
+    response.headers.update({"Cache-Control": "no-store"} | _headers(uploads, upload, state.offset_bytes))
+    return state
+
+
+@router.patch("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, openapi_extra={"requestBody": _BODY})
+async def append(
+    request: Request,
+    _: Writer,
+    upload_id: FolderId,
+    upload_offset: Annotated[int, Header(ge=0, lt=2**63, description="Where the bytes of this request begin.")],
+) -> Response:
+    """Add bytes to an upload. What has arrived when a connection breaks stays; HEAD tells where to go on."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"the Content-Type must be {MEDIA_TYPE}")
+    uploads = uploads_of(request)
+    receiver = _Receiver(uploads, await run_in_threadpool(uploads.get, upload_id), upload_offset)
+    await receiver.begin(request.headers.get("content-length", "0"))
+    try:
+        await receiver.take(request)
+    except ClientDisconnect:  # nobody reads the answer
+        return Response(status_code=status.HTTP_400_BAD_REQUEST)
+    headers = await run_in_threadpool(_headers, uploads, receiver.upload, receiver.position)
+    return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
+
+
+@router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT)
+def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
+    """Remove an upload."""
+    uploads_of(request).remove(upload_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION})
+
+
+class _Receiver:
+    """Appends the body of a request to an upload, a block at a time, so that it takes little memory."""
+
+    def __init__(self, uploads: Uploads, upload: Upload, position: int) -> None:
+        self._uploads = uploads
+        self.upload = upload
+        self.position = position
+        self._buffer = bytearray()
+
+    async def begin(self, content_length: str) -> None:
+        """Refuse a body that does not fit, before any of it is read."""
+        await run_in_threadpool(self._uploads.append, self.upload, self.position, b"")
+        self._refuse_more_than(int(content_length) if content_length.isdecimal() else 0)
+
+    async def take(self, request: Request) -> None:
+        """Append the body. What has arrived is durable afterwards, also if the connection breaks."""
+        try:
+            async for piece in request.stream():
+                self._refuse_more_than(len(self._buffer) + len(piece))
+                self._buffer += piece
+                if len(self._buffer) >= _BLOCK_BYTES:
+                    await self._flush()
+        finally:
+            await self._flush()
+            await run_in_threadpool(self._uploads.sync, self.upload)
+
+    async def _flush(self) -> None:
+        block, self._buffer = self._buffer, bytearray()
+        if block:
+            await run_in_threadpool(self._uploads.append, self.upload, self.position, block)
+            self.position += len(block)
+
+    def _refuse_more_than(self, size_bytes: int) -> None:
+        if self.position + size_bytes > self.upload.size_bytes:
+            title = f"the upload would become larger than the {self.upload.size_bytes:,} bytes that it was begun with"
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, title)
+
+
+def _state(request: Request, upload: Upload, offset_bytes: int) -> UploadState:
+    shown_facts = upload.model_dump(include=set(UploadState.model_fields))
+    path = str(request.app.url_path_for("get_upload", upload_id=upload.upload_id))
+    return UploadState(**shown_facts, offset_bytes=offset_bytes, path=path)
+
+
+def _headers(uploads: Uploads, upload: Upload, offset_bytes: int) -> dict[str, str]:
+    expires_at = formatdate(uploads.folders.expires_at(upload.upload_id), usegmt=True)
+    offset = {"Upload-Offset": str(offset_bytes), "Upload-Length": str(upload.size_bytes)}
+    return {"Tus-Resumable": VERSION, "Upload-Expires": expires_at} | offset
+
+
+def _filename_in(metadata: str) -> str:
+    """Return the name in the metadata of tus: pairs of a key and a value in Base64."""
+    pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
+    try:
+        return base64.b64decode(pairs["filename"], validate=True).decode()
+    except (KeyError, binascii.Error, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "Upload-Metadata does not name the file", expected="filename, a blank, and the name in Base64"
+        ) from error
+
+
+def _sha256_in(digest: str) -> str:
+    found = _SHA256.search(digest)
+    if found is None:
+        raise ConfigError(
+            "Repr-Digest holds no SHA-256 of the file",
+            expected="sha-256=:BASE64:",
+            got=shown(digest),
+            hint="`openssl dgst -sha256 -binary FILE | base64` prints the digest.",
+        )
+    return base64.b64decode(found[1]).hex()
