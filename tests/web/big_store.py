@@ -27,7 +27,7 @@ def build(root: Path, count: int, experiment_name: str = EXPERIMENT) -> Checkpoi
     in its description.
     """
     name = uuid4().hex
-    with CheckpointManager(_config(f"memory://{name}"), experiment_name) as manager:
+    with CheckpointManager(_config(f"memory://{name}", save_metadata=False), experiment_name) as manager:
         for number in range(1, count):
             save(manager, number)
     store = MemoryStore(name)
@@ -42,9 +42,14 @@ def build(root: Path, count: int, experiment_name: str = EXPERIMENT) -> Checkpoi
     return config
 
 
-def _config(place: str) -> CheckpointConfig:
+def _config(place: str, *, save_metadata: bool = True) -> CheckpointConfig:
     return CheckpointConfig(
-        checkpoint_dir=place, max_checkpoints=10**6, backup_checkpoints=False, save_rng=False, monitor_metric="val_loss"
+        checkpoint_dir=place,
+        max_checkpoints=10**6,
+        backup_checkpoints=False,
+        save_rng=False,
+        save_metadata=save_metadata,
+        monitor_metric="val_loss",
     )
 
 
