@@ -85,7 +85,7 @@ class Finder(Maintainer):
         """Return totals, the best and the latest id, and statistics of every metric."""
         from ckpt_lib.analysis.statistics import summarize  # pandas, only where it is used
 
-        view = self._catalogue.view()
+        view = self._catalogue.unchanged_view()
         return summarize(
             self._catalogue.describe_all(view),
             self.experiment_name,

@@ -98,6 +98,11 @@ class Catalogue:
                 break
         return view
 
+    def unchanged_view(self) -> View:
+        """Return what is there now as :meth:`view`, without a listing where the store says that nothing has changed."""
+        view = self.experiment.index.unchanged_view()
+        return view if view.usable else self.view()
+
     def ids(self) -> list[str]:
         """Return every id, oldest first, and then those whose manifest cannot be read."""
         view = self.experiment.index.view()
@@ -234,9 +239,7 @@ class Catalogue:
             checkpoint_id = overview.latest_checkpoint if selector.is_latest else overview.best_checkpoint
             if checkpoint_id is not None:
                 return checkpoint_id
-        view = self.experiment.index.unchanged_view()
-        if not view.usable:
-            view = self.view()
+        view = self.unchanged_view()
         if selector.is_latest:
             for error in view.unreadable:
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
