@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ckpt_lib.core.logs import failures_logged, logger
 from ckpt_lib.errors import AlreadyRunningError, CheckpointError, CheckpointNotFoundError
@@ -30,6 +30,8 @@ _WORKERS = 2
 
 class JobSummary(BaseModel):
     """The progress of one piece of long work."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     job_id: str
     experiment_name: str
