@@ -19,7 +19,11 @@ STAMP := .venv/.installed-$(shell (echo $(MODULES); cat pyproject.toml constrain
 PEERS := .venv/peers/bin
 PEERS_STAMP := .venv/.peers-$(shell cat tests/peers/requirements.txt constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: install demo test test-servers test-peers torture mutants check serve bench format clean
+# The generator of API clients needs other versions than the project, and has an environment of its own.
+CLIENTS := .venv/clients/bin
+CLIENTS_STAMP := .venv/.clients-$(shell cksum < tests/web/generator.txt | cut -d ' ' -f 1)
+
+.PHONY: install demo test test-servers test-peers test-clients torture mutants check serve bench format clean
 
 install: $(STAMP)
 
@@ -39,7 +43,7 @@ serve: $(STAMP)
 # Everything but what `make test-servers` runs; the only server is Prefect's own test server. Each of the two workers
 # has a core, on which more threads of PyTorch would wait for each other: a small model trains five times slower then.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers and not peers"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers and not peers and not clients"
 
 # What starts Prefect servers of this project and serves deployments.
 test-servers: $(STAMP)
@@ -55,6 +59,16 @@ $(PEERS_STAMP): $(STAMP)
 # What reads and writes checkpoints with the libraries that others train with: Lightning, Transformers, Accelerate.
 test-peers: $(PEERS_STAMP)
 	@OMP_NUM_THREADS=1 $(PEERS)/python -m pytest -m peers tests/peers
+
+$(CLIENTS_STAMP): $(STAMP)
+	@echo "Installing the generator of tests/web/generator.txt into .venv/clients ..."
+	@test -x $(CLIENTS)/python || $(BIN)/python -m venv .venv/clients
+	@$(CLIENTS)/python -m pip install --quiet --disable-pip-version-check --requirement tests/web/generator.txt
+	@rm -f .venv/.clients-* && touch $@
+
+# What uses the REST API by a client that is generated from its description.
+test-clients: $(CLIENTS_STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/web
 
 # The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
 torture: $(STAMP)

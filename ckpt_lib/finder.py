@@ -14,7 +14,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.index.conditions import Condition
-from ckpt_lib.index.selection import check_metric_is_known, select
+from ckpt_lib.index.selection import Selection, check_metric_is_known
 from ckpt_lib.loading.compare import compare_named
 from ckpt_lib.maintenance.keeper import check_policy
 from ckpt_lib.maintenance.maintainer import Maintainer
@@ -45,8 +45,7 @@ class Finder(Maintainer):
         after: str | None = None,
     ) -> list[CheckpointMetadata]:
         """The checkpoints, oldest first unless told otherwise; see :func:`ckpt_lib.index.selection.select`."""
-        return select(
-            self._catalogue.describe_all(),
+        selection = Selection.of(
             where=where,
             tags=tags,
             search=search,
@@ -57,6 +56,7 @@ class Finder(Maintainer):
             limit=limit,
             after=after,
         )
+        return self._catalogue.find(selection)
 
     def checkpoint_ids(self) -> list[str]:
         """Every id there is, oldest first, and then those whose manifest cannot be read."""
@@ -93,13 +93,14 @@ class Finder(Maintainer):
         """Return totals, the best and the latest id, and statistics of every metric."""
         from ckpt_lib.analysis.statistics import summarize  # pandas, only where it is used
 
+        view = self._catalogue.unchanged_view()
         return summarize(
-            self._catalogue.describe_all(),
+            self._catalogue.describe_all(view),
             self.experiment_name,
             total_backups=len(self.backup_ids()),
-            unreadable=[str(error.checkpoint_id) for error in self._locations.home.index.unreadable()],
-            monitor=self._catalogue.monitor(),
-            monitor_warning=self._catalogue.monitor_warning(),
+            unreadable=[str(error.checkpoint_id) for error in view.unreadable],
+            monitor=self._catalogue.monitor(view),
+            monitor_warning=self._catalogue.monitor_warning(view),
         )
 
     def advise(self, *, policy: RetentionPolicy | None = None, progress: Step | None = None) -> Advice:

@@ -24,7 +24,8 @@ def test_each_test_is_run_by_one_command() -> None:
     """Two commands select by a marker each, and `make test` all other tests; nothing else is left out."""
     assert selection("test-servers") == ["-m", "servers"]
     assert selection("test-peers") == ["-m", "peers", "tests/peers"]
-    assert selection("test") == ["-m", "not servers and not peers"]
+    assert selection("test-clients") == ["-m", "clients", "tests/web"]
+    assert selection("test") == ["-m", "not servers and not peers and not clients"]
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["testpaths"] == ["tests"]
     assert not [option for option in options["addopts"] if option.startswith(("-m", "-k", "--ignore", "--deselect"))]
@@ -33,4 +34,4 @@ def test_each_test_is_run_by_one_command() -> None:
 def test_continuous_integration_runs_all() -> None:
     """`.ci/run` runs every test and every check."""
     commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {"test", "test-servers", "test-peers", "check"} <= set(commands)
+    assert {"test", "test-servers", "test-peers", "test-clients", "check"} <= set(commands)

@@ -28,7 +28,8 @@ _ID = re.compile(
     r"_(?P<timestamp>\d{8}_\d{6})(?:_(?P<suffix>[1-9]\d{0,8}))?"
 )
 _TIMESTAMP = "%Y%m%d_%H%M%S"
-_EXPERIMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._=,+-]*[A-Za-z0-9_=,+-])?")
+EXPERIMENT_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9 ._=,+-]*[A-Za-z0-9_=,+-])?"
+_EXPERIMENT = re.compile(EXPERIMENT_PATTERN)
 _RESERVED_TAGS = {"best", "latest"}
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 # Control, format (such as bidirectional overrides), surrogate, private and unassigned characters, and line separators:

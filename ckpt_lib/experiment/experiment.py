@@ -19,6 +19,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.found import NOTHING, Found
 from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.indexed import Indexed
 from ckpt_lib.experiment.layout import CLOCK_NAME, manifest_name
 from ckpt_lib.experiment.stored_index import StoredIndex
 from ckpt_lib.store import location
@@ -62,9 +63,9 @@ class Experiment:
         self.path = path
         self.name = name
         self.events = events or Events(name, location(store))
-        self.index = Index(
-            store, path, name, self.read, StoredIndex(store, path, name, index_url) if is_indexed else None
-        )
+        stored = StoredIndex(store, path, name, index_url) if is_indexed else None
+        self.index = Index(store, path, name, self.read, stored)
+        self.indexed = Indexed(store, path, self.index, stored)
         self._single_writer = single_writer
 
     @property

@@ -20,7 +20,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.experiment.found import Found
 from ckpt_lib.experiment.layout import manifest_entries, manifest_name
-from ckpt_lib.experiment.stored_index import StoredIndex, overview_of
+from ckpt_lib.experiment.stored_index import WORTH_ASKING, StoredIndex, overview_of
 from ckpt_lib.experiment.view import View, view_of
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.store.base import Entry, Store
@@ -31,6 +31,9 @@ _LISTING_SHARE = 0.01
 """The part of a run's time that may go into listing anew what its saves know well enough."""
 _MOMENT_SECONDS = 0.005
 """A listing that takes no longer is made anew with each save that may be the best; a save takes about as long."""
+
+_VERSION_ATTEMPTS, _PAUSE_SECONDS = 3, 0.0005
+"""A folder cannot tell its version while somebody writes to it, which takes microseconds."""
 
 
 class Index:
@@ -50,22 +53,26 @@ class Index:
         self._read = read
         self._stored = stored
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
         self._last: View | None = None
+        self._last_version: str | None = None
         self._listing_seconds = 0.0
         self._fresh_until = 0.0
         self._largest = 0
         self._is_listed = False
+        self._record_count: int | None = None
 
     def view(self, *, is_noted: bool = False) -> View:
         """Return what is there now; with ``is_noted``, the database knows all of it afterwards."""
         with self._lock:
             began, listed_seconds = time.monotonic(), time.time()
-            folder_version = self._store.folder_version(self._path) if self._stored else None
+            folder_version = self.folder_version()
             started = time.monotonic()
             entries = self._store.list(self._path)
             self._listing_seconds = time.monotonic() - started  # what is read below need not be read the next time
             listed = manifest_entries(entries, self._path)
+            self._record_count = len(listed)
             if self._stored:
                 known = self._stored.unread(len(listed.keys() - self._found.keys()))
                 self._found = {**{item: (found.version, found.record) for item, found in known.items()}, **self._found}
@@ -74,6 +81,7 @@ class Index:
             items = [item for _, item in self._found.values()]
             started = time.monotonic()
             self._last = view_of(items, entries, self._below(items), self._path)
+            self._last_version = folder_version
             self._listing_seconds += time.monotonic() - started
             self._note_all(self._last)
             if self._stored:
@@ -81,6 +89,35 @@ class Index:
             now = time.monotonic()
             self._fresh_until = now + (now - began) / _LISTING_SHARE
             return self._last
+
+    def unchanged_view(self) -> View:
+        """Return the last listing if nothing was written to the folder since it began, else list anew.
+
+        A file that was altered in place leaves the folder's version as it was.
+        """
+        view, version = self._last, self._last_version
+        is_unchanged = view is not None and version is not None and version == self.folder_version()
+        return view if view is not None and is_unchanged else self.view()
+
+    def folder_version(self) -> str | None:
+        """Return the version of the folder, where the store tells it and the records are kept by the database."""
+        if self._stored is None:
+            return None
+        with self._asking:  # threads that ask at once would each find the folder locked by another
+            for _ in range(_VERSION_ATTEMPTS):
+                if (version := self._store.folder_version(self._path)) is not None:
+                    return version
+                time.sleep(_PAUSE_SECONDS)
+        return None
+
+    def has_many(self) -> bool:
+        """Tell whether there were so many records when they were last listed that the database answers sooner.
+
+        Lists the folder, and reads nothing, if this process never did.
+        """
+        if self._record_count is None:
+            self._record_count = len(manifest_entries(self._store.list(self._path), self._path))
+        return self._record_count >= WORTH_ASKING
 
     def sync(self) -> ExperimentOverview:
         """List the folder, let the database know all of it, and return what there is in a few numbers."""

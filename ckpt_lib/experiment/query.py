@@ -17,7 +17,8 @@ from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigErro
 from ckpt_lib.experiment.experiment import ATTEMPTS, Experiment
 from ckpt_lib.experiment.selectors import Selector
 from ckpt_lib.experiment.view import View
-from ckpt_lib.index.selection import check_metric_is_known
+from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.index.selection import Selection, check_metric_is_known, select_from
 from ckpt_lib.policies.ranking import missing_metric, ranked
 
 
@@ -73,12 +74,13 @@ class Catalogue:
         experiment: Experiment,
         record: MonitorRecord | None = None,
         backups: Experiment | None = None,
-        is_deleted: Callable[[Manifest], bool] = lambda _: False,
+        is_deleted: Callable[[Manifest], bool] | None = None,
     ) -> None:
         self.experiment = experiment
         self._monitor_of = (record or MonitorRecord(Monitor())).of
         self._backups = backups
-        self._is_deleted = is_deleted
+        self._is_deleted = is_deleted or (lambda _: False)
+        self._is_indexed = is_deleted is None  # the database knows nothing of what is deleted elsewhere
 
     def manifests(self) -> list[Manifest]:
         """Return every readable checkpoint that is not in quarantine, oldest first."""
@@ -96,6 +98,11 @@ class Catalogue:
                 break
         return view
 
+    def unchanged_view(self) -> View:
+        """Return what is there now as :meth:`view`, without a listing where the store says that nothing has changed."""
+        view = self.experiment.index.unchanged_view()
+        return view if view.usable else self.view()
+
     def ids(self) -> list[str]:
         """Return every id, oldest first, and then those whose manifest cannot be read."""
         view = self.experiment.index.view()
@@ -106,13 +113,13 @@ class Catalogue:
         """Return an id as it is, even of a checkpoint that is gone; for anything else, the id that it stands for."""
         return name if is_checkpoint_id(name) else self.resolve(name).checkpoint_id
 
-    def monitor(self) -> Monitor:
+    def monitor(self, view: View | None = None) -> Monitor:
         """Return the measure of the best."""
-        return self._monitor_of(self.manifests())
+        return self._monitor_of((view or self.view()).usable)
 
-    def monitor_warning(self) -> str | None:
+    def monitor_warning(self, view: View | None = None) -> str | None:
         """Return why no checkpoint can be the best, where none has recorded the monitored metric; else ``None``."""
-        manifests = self.manifests()
+        manifests = (view or self.view()).usable
         return missing_metric(self._monitor_of(manifests), manifests)
 
     def best(self, metric: str | None, mode: Mode | None) -> CheckpointMetadata | None:
@@ -135,9 +142,14 @@ class Catalogue:
     def best_id(self) -> str | None:
         return self._best_id(self.manifests())
 
-    def describe_all(self) -> list[CheckpointMetadata]:
+    def find(self, selection: Selection) -> list[CheckpointMetadata]:
+        """Return the checkpoints that are meant, in their order. Raises as :func:`~ckpt_lib.index.selection.select`."""
+        found = self.experiment.indexed.find(selection) if self._is_indexed else None
+        return select_from(self.describe_all(), selection) if found is None else found
+
+    def describe_all(self, view: View | None = None) -> list[CheckpointMetadata]:
         """Describe every checkpoint, oldest first."""
-        return self._describe(self.view())
+        return self._describe(view or self.view())
 
     def _describe(self, view: View) -> list[CheckpointMetadata]:
         best, latest = self._best_id(view.usable), self._latest_id(view.usable)
@@ -152,12 +164,20 @@ class Catalogue:
 
     def describe(self, manifest: Manifest) -> CheckpointMetadata:
         """Describe one checkpoint, among all that there are."""
-        manifests = self.manifests()
+        overview = self._overview()
+        if overview is not None:
+            best, latest = overview.best_checkpoint, overview.latest_checkpoint
+        else:
+            manifests = self.manifests()
+            best, latest = self._best_id(manifests), self._latest_id(manifests)
         return manifest.describe(
-            is_best=manifest.checkpoint_id == self._best_id(manifests),
-            is_latest=manifest.checkpoint_id == self._latest_id(manifests),
+            is_best=manifest.checkpoint_id == best,
+            is_latest=manifest.checkpoint_id == latest,
             is_complete=self.experiment.is_complete(manifest),
         )
+
+    def _overview(self) -> ExperimentOverview | None:
+        return self.experiment.indexed.overview() if self._is_indexed else None
 
     def resolve(self, name: str) -> Manifest:
         """Return the manifest, as it is now, that a name stands for by the grammar of :mod:`.selectors`."""
@@ -193,7 +213,7 @@ class Catalogue:
 
     def _where_it_is(self, checkpoint_id: str, otherwise: str) -> str:
         """Say where a checkpoint without a record may be found, or what may have been meant by its id."""
-        view = self.experiment.index.view()
+        view = self.experiment.index.unchanged_view()
         start = self.experiment.key(checkpoint_id)
         if self._has_backup(checkpoint_id):
             return f"There is a backup of it: `ckpt restore {checkpoint_id}` brings it back."
@@ -213,8 +233,14 @@ class Catalogue:
 
     def _id_named(self, name: str) -> str:
         """Return the id that a name stands for which is no id itself. Costs one listing where there are any."""
-        view = self.view()
-        if Selector.parse(name).is_latest:
+        selector = Selector.parse(name)
+        overview = self._overview() if not selector.back and (selector.is_latest or selector.is_best) else None
+        if overview is not None and not overview.unreadable_checkpoints:
+            checkpoint_id = overview.latest_checkpoint if selector.is_latest else overview.best_checkpoint
+            if checkpoint_id is not None:
+                return checkpoint_id
+        view = self.unchanged_view()
+        if selector.is_latest:
             for error in view.unreadable:
                 logger.warning("%s may be newer than the latest that can be read: %s", error.checkpoint_id, error)
         found = self.named(name, view.usable)

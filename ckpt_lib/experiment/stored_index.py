@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.errors import NotAStoreError
 from ckpt_lib.experiment.view import View
-from ckpt_lib.index.listing import FolderKey, Known, Listing
+from ckpt_lib.index.listing import FolderKey, Found, Known, Listing
 from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.index.selection import Selection
 from ckpt_lib.store.base import Store
 from ckpt_lib.store.identity import read_identity
 from ckpt_lib.store.registry import scheme_of
@@ -44,7 +45,7 @@ class StoredIndex:
         self._noted: dict[str, tuple[str, bool]] | None = None
 
     @property
-    def _is_kept(self) -> bool:
+    def is_kept(self) -> bool:
         return scheme_of(self._store.url) != "memory"
 
     @cached_property
@@ -59,7 +60,7 @@ class StoredIndex:
 
     def unread(self, unread_count: int) -> Mapping[str, Known]:
         """Return the records that the database knows, where that takes less time than reading so many; once."""
-        if self._noted is not None or unread_count < WORTH_ASKING or not self._is_kept:
+        if self._noted is not None or unread_count < WORTH_ASKING or not self.is_kept:
             return {}
         return self._load()
 
@@ -73,7 +74,7 @@ class StoredIndex:
         is_wanted: bool,
     ) -> None:
         """Write what a listing has shown, if that is wanted or much of it is new."""
-        if not self._is_kept:
+        if not self.is_kept:
             return
         complete = {manifest.checkpoint_id for manifest in view.whole}
         records = {
@@ -87,6 +88,14 @@ class StoredIndex:
             overview = overview_of(view, self._experiment_name, listed_seconds)
             if self._database.note(self._key, Listing(listed_seconds, folder_version, records, overview)):
                 self._noted = now
+
+    def find(self, folder_version: str, selection: Selection) -> Found | None:
+        """Return the records that are meant; ``None`` unless the database knows the folder as of this version."""
+        return self._database.find_in(self._key, folder_version, selection)
+
+    def overview(self, folder_version: str) -> ExperimentOverview | None:
+        """Return the folder in a few numbers; ``None`` unless the database knows it as of this version."""
+        return self._database.overview_of(self._key, folder_version)
 
     def _load(self) -> Mapping[str, Known]:
         known = self._database.known(self._key)

@@ -22,7 +22,7 @@ from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.index import connections, queries
-from ckpt_lib.index.listing import FolderKey, Known, KnownFolder, Listing
+from ckpt_lib.index.listing import FolderKey, Found, Known, KnownFolder, Listing
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.index.rows import FACTS, DamagedIndexError, check_folder_row, check_row, folder_row, known_of, row_of
 from ckpt_lib.index.selection import Selection, unknown_metric
@@ -130,12 +130,31 @@ class IndexDatabase:
 
         def read(connection: Connection) -> list[CheckpointMetadata]:
             self._check_once(connection, store)
-            for metric in selection.metrics:
-                if not queries.is_recorded(connection, store, metric):
-                    raise unknown_metric(metric, queries.recorded_metrics(connection, store))
+            _check_metrics(connection, store, selection)
             return [_described(row) for row in queries.find(connection, store, selection)]
 
         return self._run(read, None)
+
+    def find_in(self, key: FolderKey, folder_version: str, selection: Selection) -> Found | None:
+        """Return the records of one folder that are meant; ``None`` unless it was listed when it had this version.
+
+        Raises as :meth:`find`.
+        """
+
+        def read(connection: Connection) -> Found | None:
+            overview = _overview_at(connection, key, folder_version)
+            if overview is None:
+                return None
+            self._check_once(connection, key.store)
+            _check_metrics(connection, key.store, selection, key.path)
+            rows = queries.find(connection, key.store, selection, path=key.path)
+            return Found(overview, [known_of(row) for row in rows])
+
+        return self._run(read, None)
+
+    def overview_of(self, key: FolderKey, folder_version: str) -> ExperimentOverview | None:
+        """Return a folder in a few numbers; ``None`` unless it was listed when it had this version."""
+        return self._run(lambda connection: _overview_at(connection, key, folder_version), None)
 
     def _check_once(self, connection: Connection, store: str) -> None:
         """Check all rows of a store, once for each connection: a query does not see a row whose facts are damaged."""
@@ -257,6 +276,20 @@ def _plain(rows: CursorResult[Any]) -> Iterator[dict[str, Any]]:
     names = list(rows.keys())
     for row in rows:
         yield dict(zip(names, row, strict=True))
+
+
+def _check_metrics(connection: Connection, store: str, selection: Selection, path: str | None = None) -> None:
+    for metric in selection.metrics:
+        if not queries.is_recorded(connection, store, metric, path=path):
+            raise unknown_metric(metric, queries.recorded_metrics(connection, store, path=path))
+
+
+def _overview_at(connection: Connection, key: FolderKey, folder_version: str) -> ExperimentOverview | None:
+    for row in _plain(connection.execute(select(folders).where(*_is(key)))):
+        check_folder_row(row)
+        if row["folder_version"] == folder_version:
+            return ExperimentOverview.model_validate_json(row["overview"])
+    return None
 
 
 def _described(row: Mapping[str, Any]) -> CheckpointMetadata:

@@ -28,6 +28,13 @@ class KnownFolder(NamedTuple):
     overview: ExperimentOverview
 
 
+class Found(NamedTuple):
+    """The records of one folder that a list has asked for, in its order."""
+
+    overview: ExperimentOverview
+    records: list[Known]
+
+
 @dataclass(frozen=True)
 class FolderKey:
     """A folder of records: ``store`` names the store wherever it is indexed, ``path`` the folder in it."""

@@ -22,7 +22,8 @@ from ckpt_lib.web.watcher import Watcher
 
 PREFIX = "/api/v1"
 
-_ERRORS = {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
+_ERRORS = {400: "The body cannot be read.", 405: "This address has no such method."}
+_ERRORS |= {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
 _ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
 _ERRORS |= {
     413: "The body is too large.",
@@ -59,10 +60,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
         version=__version__,
         summary="Find, check, move and retire the checkpoints of training runs.",
         openapi_url=f"{PREFIX}/openapi.json",
+        generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses={
-            code: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+            code: {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}}
             for code, description in _ERRORS.items()
         },
     )

@@ -16,6 +16,8 @@ ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", "interr
 class JobSummary(BaseModel):
     """The progress of one piece of long work."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     job_id: str
     experiment_name: str
     work: AnyWork

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from ckpt_lib import errors
 from ckpt_lib.core.logs import logger
@@ -86,8 +87,10 @@ def install(app: FastAPI) -> None:
         return response_of(problem_of(error))
 
     @app.exception_handler(HTTPException)
-    def tell_status(_: Request, error: Exception) -> JSONResponse:
+    def tell_status(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_at(app, request.url.path)):
+            error.headers = {"Allow": ", ".join(methods)}  # that of the router names the methods of one function
         return response_of_status(error)
 
     @app.exception_handler(RequestValidationError)
@@ -104,3 +107,9 @@ def install(app: FastAPI) -> None:
         logger.error("a request failed with an unexpected error", exc_info=error)
         title = "the server failed; its log says why"
         return response_of(Problem(type="ServerError", title=title, status=500))
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """Return the methods that the API has at a path."""
+    found = (methods for template, methods in app.openapi()["paths"].items() if compile_path(template)[0].match(path))
+    return sorted({method.upper() for methods in found for method in methods})

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.names import MAX_EXPERIMENT_NAME_LENGTH
+from ckpt_lib.core.names import EXPERIMENT_PATTERN, MAX_EXPERIMENT_NAME_LENGTH
 from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
@@ -19,10 +19,14 @@ from ckpt_lib.web.managers import Managers
 router = APIRouter(tags=["read"])
 
 Item = TypeVar("Item")
+ALL_THERE = ConfigDict(json_schema_serialization_defaults_required=True)
+"""For answers: a client may count on fields that have a default, for each is sent."""
 
 
 class Page(BaseModel, Generic[Item]):
     """A part of a list."""
+
+    model_config = ALL_THERE
 
     items: list[Item]
     next: str | None = Field(default=None, description="What ``after`` is to be for the next page; null on the last.")
@@ -34,7 +38,14 @@ class Experiments(BaseModel):
     items: list[ExperimentOverview]
 
 
-ExperimentName = Annotated[str, Path(description="The name of an experiment.", max_length=MAX_EXPERIMENT_NAME_LENGTH)]
+ExperimentName = Annotated[
+    str,
+    Path(
+        description="The name of an experiment.",
+        max_length=MAX_EXPERIMENT_NAME_LENGTH,
+        json_schema_extra={"pattern": f"^{EXPERIMENT_PATTERN}$"},  # for clients; the library says it in its own words
+    ),
+]
 CheckpointName = Annotated[
     str, Path(description="An id, latest, best, a tag, or one before these, such as latest~2.", max_length=200)
 ]
@@ -76,7 +87,7 @@ def list_experiments(request: Request, _: Reader) -> Experiments:
     return Experiments(items=describe_experiments(managers.config))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", name="find_checkpoints")
 def find(request: Request, _: Reader, asked: Annotated[Asked, Query()]) -> Page[CheckpointMetadata]:
     """Find checkpoints in all experiments."""
     managers: Managers = request.app.state.managers
@@ -101,13 +112,13 @@ def get_checkpoint(request: Request, _: Reader, experiment: ExperimentName, name
     return manager_of(request, experiment).get_checkpoint(name)
 
 
-@router.get("/experiments/{experiment}/summary")
+@router.get("/experiments/{experiment}/summary", name="summarize_experiment")
 def summarise(request: Request, _: Reader, experiment: ExperimentName) -> ExperimentSummary:
     """Summarise an experiment: totals, the best and the latest, statistics of every metric."""
     return manager_of(request, experiment).get_checkpoint_summary()
 
 
-@router.get("/experiments/{experiment}/comparison")
+@router.get("/experiments/{experiment}/comparison", name="compare_checkpoints")
 def compare(
     request: Request,
     _: Reader,

@@ -1,0 +1,60 @@
+"""Every operation of the OpenAPI description, against a real server: schemathesis sends what it allows and forbids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from ckpt_lib import CheckpointConfig
+from ckpt_lib.web import ServerSettings
+from tests.web.running import served
+
+TOKEN = "ckpt_of_this_test"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
+
+def check(client: httpx.Client, folder: Path, *options: str, parameters: str = "") -> str:
+    """Run schemathesis, and return what it says."""
+    (folder / "schemathesis.toml").write_text(f"{parameters}{CONFIG.read_text(encoding='utf-8')}", encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{client.base_url}openapi.json"]
+    command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--no-color"]
+    command += ["--seed", "1", "--workers", "2", "--continue-on-failure", *options]
+    found = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
+    assert client.get("/experiments", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    return found.stdout
+
+
+@pytest.fixture
+def guarded(config: CheckpointConfig, tmp_path: Path) -> Iterator[httpx.Client]:
+    settings = ServerSettings(config=config, jobs_folder=tmp_path / "jobs", run_token=SecretStr(TOKEN))
+    with served(settings) as client:
+        yield client
+
+
+def test_every_answer_is_documented(guarded: httpx.Client, tmp_path: Path) -> None:
+    """All checks of schemathesis, over each parameter's edge cases: no server error, no status, header or body that the
+    description does not name, nothing invalid taken, and nothing done without a token.
+    """
+    check(guarded, tmp_path, "--phases", "examples,coverage")
+
+
+def test_answers_about_what_is_there_are_documented(guarded: httpx.Client, tmp_path: Path) -> None:
+    """The same over random requests about an experiment with checkpoints, and over jobs by the addresses that the
+    server gives them.
+    """
+    said = check(
+        guarded,
+        tmp_path,
+        *("--phases", "fuzzing,stateful", "--max-examples", "15"),
+        parameters='parameters = { "path.experiment" = "digits", "path.name" = "latest" }\n',
+    )
+    print(said)
