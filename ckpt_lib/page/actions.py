@@ -38,7 +38,7 @@ class Actions:
             "unfilter": lambda view, _: view.with_(search="", where="", tags=()),
             "next": lambda view, value: view.with_(cursors=(*view.cursors, value)),
             "previous": lambda view, _: view.with_(cursors=view.cursors[:-1]),
-            "metric": lambda view, value: view.with_metric(value, view.metrics),
+            "metric": self._with_metric,
             "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
             "ask-delete": lambda view, _: view.with_(asked="delete"),
             "keep": lambda view, _: view.with_(asked=""),
@@ -82,6 +82,9 @@ class Actions:
         )
         self._desk.note(who, "edit", view.experiment, view.opened)
         return view, notice("Changes saved.")
+
+    def _with_metric(self, view: View, name: str) -> View:
+        return view.with_metric(name, view.metrics or (self._desk.manager(view.experiment).monitor.metric,))
 
     def _pin(self, view: View, value: str) -> tuple[View, str]:
         self._desk.manager(view.experiment).pin_checkpoint(value)

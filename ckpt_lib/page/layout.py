@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ckpt_lib.config import CheckpointConfig
-from ckpt_lib.page.setup import FIELDS, field_of
+from ckpt_lib.page.setup import FIELDS, config_texts, field_of
 from ckpt_lib.page.view import View
 
 TABS = {
@@ -48,7 +48,7 @@ class Screen(gr.HTML):
     """HTML whose buttons send what they stand for."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__("", js_on_load=_SENDS, **options)
+        super().__init__("", js_on_load=_SENDS, apply_default_css=False, **options)
 
     def get_block_name(self) -> str:
         """Return the name of the component in the browser."""
@@ -59,6 +59,7 @@ class Layout:
     """The components of the page."""
 
     def __init__(self, config: CheckpointConfig) -> None:
+        self._store = config.checkpoint_dir
         self.view = gr.State(View())
         self.timer = gr.Timer(1.0, active=False)
         self.header = Screen(elem_id="ck-header")
@@ -73,11 +74,6 @@ class Layout:
                     getattr(self, f"_add_{name}", self._add_nothing)()
                     self.screens[name] = Screen(elem_id=f"ck-{name}")
                     getattr(self, f"_add_below_{name}", self._add_nothing)()
-        self.setup_of(config)
-
-    def setup_of(self, config: CheckpointConfig) -> None:
-        """Fill the form with the store's own options."""
-        self.setup_fields["checkpoint_dir"].value = config.checkpoint_dir
 
     def _add_nothing(self) -> None:
         """Most screens are a piece of HTML alone."""
@@ -113,13 +109,13 @@ class Layout:
             self.preview = gr.Button("Show what would go", elem_classes="ck-go")
 
     def _add_setup(self) -> None:
-        default = CheckpointConfig()
-        with gr.Row(), gr.Column(min_width=280):
-            self.setup_experiment = gr.Textbox(label="Experiment", value="my_experiment", max_lines=1)
+        default = CheckpointConfig(checkpoint_dir=self._store)
         with gr.Row(elem_classes="ck-form"):
+            self.setup_experiment = gr.Textbox(label="Experiment", value="my_experiment", max_lines=1)
             self.setup_fields = {name: field_of(name, default) for name in FIELDS}
 
     def _add_below_setup(self) -> None:
+        yaml_text, python_text = config_texts({"checkpoint_dir": self._store}, "my_experiment")
         with gr.Row():
-            self.setup_yaml = gr.Code(label="config.yaml", language="yaml", interactive=False)
-            self.setup_python = gr.Code(label="Python", language="python", interactive=False)
+            self.setup_yaml = gr.Code(yaml_text, label="config.yaml", language="yaml", interactive=False, min_width=300)
+            self.setup_python = gr.Code(python_text, label="Python", language="python", interactive=False, min_width=300)

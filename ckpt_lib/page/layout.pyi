@@ -49,7 +49,7 @@ class Screen(gr.HTML):
     """HTML whose buttons send what they stand for."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__("", js_on_load=_SENDS, **options)
+        super().__init__("", js_on_load=_SENDS, apply_default_css=False, **options)
 
     def get_block_name(self) -> str:
         """Return the name of the component in the browser."""

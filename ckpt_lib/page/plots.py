@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
 from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.wording import size_text
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import empty, joined, toggle
 from ckpt_lib.policies.ranking import is_rankable
@@ -19,7 +20,7 @@ _MARKED: tuple[tuple[str, str, str, Callable[[CheckpointMetadata], bool]], ...] 
     ("damaged", "x", "#d03a4b", lambda item: not item.is_complete),
     ("unhealthy", "x-open", "#d03a4b", lambda item: not item.healthy),
     ("weights only", "square-open", "#a07400", lambda item: item.is_thinned),
-    ("latest", "diamond", "#128a94", lambda item: item.is_latest),
+    ("latest", "circle-open", "#128a94", lambda item: item.is_latest),
     ("best", "star", "#d69a00", lambda item: item.is_best),
 )
 _AXES = {"epoch": "Epoch", "step": "Step", "timestamp": "Time"}
@@ -44,11 +45,12 @@ def metric_figure(checkpoints: Sequence[CheckpointMetadata], names: Sequence[str
 
 def size_figure(checkpoints: Sequence[CheckpointMetadata], axis: str) -> go.Figure:
     """Draw the sizes of the payloads over epochs, steps or time."""
-    sizes = [item.file_size / 2**20 for item in checkpoints]
+    unit, power = _unit_of(max(item.file_size for item in checkpoints))
+    sizes = [item.file_size / 1024**power for item in checkpoints]
     figure = go.Figure()
     _add_line(figure, checkpoints, sizes, "Size", axis, _COLORS[0])
     _add_marks(figure, checkpoints, sizes, axis, in_legend=True)
-    figure = _laid_out(figure, axis, "Size (MiB)")
+    figure = _laid_out(figure, axis, f"Size ({unit})")
     return figure.update_yaxes(rangemode="tozero")
 
 
@@ -68,6 +70,12 @@ def choices_html(names: Sequence[str], drawn: Sequence[str], axis: str) -> Marku
 def checkpoints_to_draw(manager: CheckpointManager) -> list[CheckpointMetadata]:
     """Return the checkpoints in the order of saving."""
     return manager.list_checkpoints()
+
+
+def _unit_of(size_bytes: int) -> tuple[str, int]:
+    """Return the largest unit that a size fills, and its power of 1024."""
+    unit = size_text(size_bytes).rpartition(" ")[2]
+    return unit, ("B", "KiB", "MiB", "GiB", "TiB", "PiB").index(unit)
 
 
 def _is_drawn(value: Any) -> bool:
@@ -111,7 +119,7 @@ def _add_marks(
                 legendgroup=word,
                 showlegend=in_legend,
                 mode="markers",
-                marker={"symbol": symbol, "size": 14, "color": color, "line": {"width": 1.5, "color": color}},
+                marker={"symbol": symbol, "size": 18 if symbol.endswith("open") else 12, "color": color, "line": {"width": 1.5, "color": color}},
                 text=[item.checkpoint_id for item, _ in found],
                 hovertemplate=f"{word}: %{{y:.6g}}<br>%{{text}}<extra></extra>",
             )

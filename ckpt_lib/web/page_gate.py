@@ -42,6 +42,9 @@ class PageGate:
         self._host = settings.host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/favicon.ico":  # browsers ask for it, signed in or not
+            await Response(_ICON, media_type="image/svg+xml")(scope, receive, send)
+            return
         if scope["type"] != "http" or not is_of_page(scope["path"]):
             await self._app(scope, receive, send)
             return
@@ -101,6 +104,8 @@ class PageGate:
         return answer
 
 
+_ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M3 2h8l2 2v10H3z" fill="#1d4fc4"/>
+<path d="M5 9l2 2 4-4" stroke="#fff" fill="none" stroke-width="1.6"/></svg>"""
 _LEAD_ON = f'<meta http-equiv="refresh" content="0;url={PAGE_PATH}/">'
 
 

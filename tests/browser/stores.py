@@ -12,7 +12,10 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 
 EVIL = '<img src=x onerror="window.evil=1">'
 """Markup in names and tags, which has to be shown as it is."""
+MANY = 60
+"""More than the list shows at once."""
 TEMPLATES = "${window.evil=1}{{constructor}}"
+"""The same for the templates that Gradio evaluates."""
 
 
 def empty_store(folder: Path) -> CheckpointConfig:
@@ -22,7 +25,7 @@ def empty_store(folder: Path) -> CheckpointConfig:
 
 
 def store_of_a_few(folder: Path) -> CheckpointConfig:
-    """Two experiments; one of twelve checkpoints, with two metrics, tags, a pin and a parent each."""
+    """Three experiments: one longer than a page, one of NaN, and one of twelve checkpoints, with two metrics, tags, a pin and a parent each."""
     config = config_of(folder)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
@@ -46,6 +49,9 @@ def store_of_a_few(folder: Path) -> CheckpointConfig:
     manager.pin_checkpoint("epoch_5")
     words = CheckpointManager(config, "words")
     words.save_checkpoint(model=nn.Linear(2, 2), epoch=1, metrics={"val_loss": math.nan, EVIL: 1.0})
+    many = CheckpointManager(config, "many")
+    for epoch in range(1, MANY + 1):
+        many.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": (epoch * 37) % MANY / MANY})
     return config
 
 
@@ -64,7 +70,8 @@ def damaged_store(folder: Path) -> CheckpointConfig:
 def config_of(folder: Path) -> CheckpointConfig:
     """The configuration of a store in a folder, with an index of its own."""
     return CheckpointConfig(
-        checkpoint_dir=str(folder), max_checkpoints=50, index_url=f"sqlite:///{folder.parent}/{folder.name}-index.db"
+        checkpoint_dir=str(folder),
+        max_checkpoints=100, index_url=f"sqlite:///{folder.parent}/{folder.name}-index.db"
     )
 
 
