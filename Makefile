@@ -23,7 +23,7 @@ PEERS_STAMP := .venv/.peers-$(shell cat tests/peers/requirements.txt constraints
 CLIENTS := .venv/clients/bin
 CLIENTS_STAMP := .venv/.clients-$(shell cksum < tests/web/generator.txt | cut -d ' ' -f 1)
 
-.PHONY: install demo test test-servers test-peers test-clients torture mutants check serve bench format clean
+.PHONY: install demo test test-servers test-peers test-clients test-browser chromium torture mutants check serve bench format clean
 
 install: $(STAMP)
 
@@ -40,10 +40,10 @@ demo: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/python -m deployments.server $(BIN)/python -m deployments.serve
 
-# Everything but what `make test-servers` runs; the only server is Prefect's own test server. Each of the two workers
+# Everything but what the targets below run; the only server is Prefect's own test server. Each of the two workers
 # has a core, on which more threads of PyTorch would wait for each other: a small model trains five times slower then.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers and not peers and not clients"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not servers and not peers and not clients and not browser"
 
 # What starts Prefect servers of this project and serves deployments.
 test-servers: $(STAMP)
@@ -69,6 +69,13 @@ $(CLIENTS_STAMP): $(STAMP)
 # What uses the REST API by a client that is generated from its description.
 test-clients: $(CLIENTS_STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/web
+
+# What people see of the page, in a real Chromium: that of CHROMIUM, one that is installed, or Debian's by apt.
+test-browser: $(STAMP) chromium
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+chromium: $(STAMP)
+	@$(BIN)/python -m tests.browser.chromium
 
 # The fault matrix at full numbers, in less than an hour; its results go into docs/DURABILITY.md.
 torture: $(STAMP)

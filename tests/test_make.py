@@ -1,4 +1,4 @@
-"""The three commands that run tests run each test once, and continuous integration runs all."""
+"""The commands that run tests run each test once, and continuous integration runs all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def selection(target: str) -> list[str]:
 
 
 def test_each_test_is_run_by_one_command() -> None:
-    """Two commands select by a marker each, and `make test` all other tests; nothing else is left out."""
+    """Four commands select by a marker each, and `make test` all other tests; nothing else is left out."""
     assert selection("test-servers") == ["-m", "servers"]
     assert selection("test-peers") == ["-m", "peers", "tests/peers"]
     assert selection("test-clients") == ["-m", "clients", "tests/web"]
-    assert selection("test") == ["-m", "not servers and not peers and not clients"]
+    assert selection("test-browser") == ["-m", "browser", "tests/browser"]
+    assert selection("test") == ["-m", "not servers and not peers and not clients and not browser"]
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["testpaths"] == ["tests"]
     assert not [option for option in options["addopts"] if option.startswith(("-m", "-k", "--ignore", "--deselect"))]
@@ -34,4 +35,4 @@ def test_each_test_is_run_by_one_command() -> None:
 def test_continuous_integration_runs_all() -> None:
     """`.ci/run` runs every test and every check."""
     commands = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {"test", "test-servers", "test-peers", "test-clients", "check"} <= set(commands)
+    assert {"test", "test-servers", "test-peers", "test-clients", "test-browser", "check"} <= set(commands)

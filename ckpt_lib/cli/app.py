@@ -46,6 +46,7 @@ _COMMANDS = {
     "export": ("backup.export", _EDIT),
     "convert": ("convert.convert", _EDIT),
     "import": ("imports.import_checkpoint", _EDIT),
+    "ui": ("serve.ui", _SERVE),
     "serve": ("serve.serve", _SERVE),
     "token": ("serve.token", _SERVE),
     "mcp": ("mcp.mcp", _SERVE),

@@ -1,4 +1,4 @@
-"""The commands ``serve`` and ``token``: the REST API and its tokens."""
+"""The commands ``serve``, ``ui`` and ``token``: the REST API, the page and tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def serve(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Serve the REST API of a store until Ctrl-C.
+    """Serve the REST API of a store, and its page if the extra `ui` is installed, until Ctrl-C.
 
     Every request needs a token; `ckpt token NAME` creates one. If there is none, one for this run is printed. Other
     machines reach the server only with --host.
@@ -72,7 +72,9 @@ def serve(
     """
     from pydantic import SecretStr
 
-    from ckpt_lib.web import ServerSettings
+    from ckpt_lib import page
+    from ckpt_lib.web import ServerSettings, create_app
+    from ckpt_lib.web.app import PREFIX
     from ckpt_lib.web.server import run
     from ckpt_lib.web.tokens import TokenFile, new_token
 
@@ -103,10 +105,51 @@ def serve(
             return
         if run_token is not None:
             note(f"Token of this run: {run_token}")
-        note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it.")
+        if page.is_installed():
+            note(f"The page is at {page.address(url, run_token)}")
+        note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
-        run(settings, announce=announce)
+        run(settings, announce=announce, create=page.create_app if page.is_installed() else create_app)
+
+
+def ui(
+    *,
+    store: options.Store = None,
+    config: options.Config = None,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 chooses a free one.")] = 8300,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
+    in_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
+) -> None:
+    """Serve the page of a store to browsers of this machine until Ctrl-C.
+
+    The printed address signs a browser in. The page needs the extra `ui`; `ckpt serve` serves it to other machines.
+
+    Example: ckpt ui --store runs
+    """
+    import webbrowser
+
+    from pydantic import SecretStr
+
+    from ckpt_lib import page
+    from ckpt_lib.web import ServerSettings
+    from ckpt_lib.web.server import run
+    from ckpt_lib.web.tokens import new_token
+
+    page.check_installed()
+    token = new_token()
+    found = read_config(store, config)
+    settings = ServerSettings(config=found, port=port, run_token=SecretStr(token), read_only=read_only)
+
+    def announce(url: str) -> None:
+        address = page.address(url, token)
+        note(f"The page of {found.checkpoint_dir} is at {address}")
+        note("Ctrl-C ends it.")
+        if in_browser:
+            webbrowser.open(address)
+
+    with _audit_handler(None):
+        run(settings, announce=announce, create=page.create_app)
 
 
 def token(

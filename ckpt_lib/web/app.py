@@ -64,7 +64,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses={
-            code: {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}}
+            code: {
+                "description": description,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+            }
             for code, description in _ERRORS.items()
         },
     )

@@ -7,7 +7,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ckpt_lib.web.gate import READING
+from ckpt_lib.web.gate import READING, is_of_page
 
 logger = logging.getLogger("ckpt_lib.audit")
 
@@ -19,7 +19,7 @@ class Audit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in READING:
+        if scope["type"] != "http" or scope["method"] in READING or is_of_page(scope["path"]):  # it notes what it does
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})

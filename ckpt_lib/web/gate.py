@@ -18,6 +18,8 @@ from ckpt_lib.web.settings import ServerSettings, is_loopback
 
 MAX_BODY_BYTES = 2**20
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+PAGE_PATH = "/ui"
+"""The page has a gate of its own, for browsers."""
 
 
 class Gate:
@@ -53,8 +55,9 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if not self._access.needs_token:
-            self._check_site(scope["method"], headers)
-        if scope["path"] != self._public_path:
+            check_host(headers, self._host)
+            check_origin(scope["method"], headers)
+        if scope["path"] != self._public_path and not is_of_page(scope["path"]):
             scheme, text = get_authorization_scheme_param(headers.get("authorization"))
             token = self._access.authenticate(text if scheme.lower() == "bearer" and text else None)
             who = scope.setdefault("state", {})["who"] = ANYONE if token is None else token.name
@@ -68,15 +71,24 @@ class Gate:
             title = "the token has sent too many requests"
             raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, title, {"Retry-After": str(seconds)})
 
-    def _check_site(self, method: str, headers: Headers) -> None:
-        """Keep web pages out: a browser on this machine reaches a server that needs no token, for any page."""
-        host = headers.get("host", "")
-        name = _host_name(f"//{host}")
-        if name is None or not (is_loopback(name) or name == self._host.lower()):
-            raise HTTPException(status.HTTP_403_FORBIDDEN, "the Host header names another machine")
-        origin = headers.get("origin")
-        if method not in READING and origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            raise HTTPException(status.HTTP_403_FORBIDDEN, "the request comes from another site's page")
+
+def is_of_page(path: str) -> bool:
+    """Tell whether a path is the page's, or below it."""
+    return path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/")
+
+
+def check_host(headers: Headers, own_host: str) -> None:
+    """Raise HTTPException 403 if a request names another machine: a page may have pointed its own name to this one."""
+    name = _host_name(f"//{headers.get('host', '')}")
+    if name is None or not (is_loopback(name) or name == own_host.lower()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, "the Host header names another machine")
+
+
+def check_origin(method: str, headers: Headers) -> None:
+    """Raise HTTPException 403 for a change that the page of another site asks for."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if method not in READING and origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, "the request comes from another site's page")
 
 
 def _host_name(url: str) -> str | None:

@@ -10,24 +10,31 @@ import uvicorn
 from fastapi import FastAPI
 
 from ckpt_lib.errors import ConfigError
-from ckpt_lib.web.app import PREFIX, create_app
+from ckpt_lib.web.app import create_app
 from ckpt_lib.web.feed import Feed
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
 
-def run(settings: ServerSettings, *, announce: Callable[[str], object]) -> None:
-    """Serve until SIGINT or SIGTERM; ``announce`` gets the address once the port is open.
+def run(
+    settings: ServerSettings,
+    *,
+    announce: Callable[[str], object],
+    create: Callable[[ServerSettings], FastAPI] = create_app,
+) -> None:
+    """Serve until SIGINT or SIGTERM; ``announce`` gets the address of the server once the port is open.
+
+    ``create`` makes the app: the API alone or, by :func:`ckpt_lib.page.create_app`, with the page.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at, and
     :class:`~ckpt_lib.errors.AlreadyRunningError` if another server uses the ``jobs_folder``.
     """
-    app = create_app(settings)
+    app = create(settings)
     jobs: Jobs = app.state.jobs
     with _listener(settings) as listener, closing(jobs):
         jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        announce(f"http://{host}:{listener.getsockname()[1]}{PREFIX}")
+        announce(f"http://{host}:{listener.getsockname()[1]}")
         ApiServer(app).run(sockets=[listener])
 
 

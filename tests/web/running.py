@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from ckpt_lib.web import ServerSettings, create_app
 from ckpt_lib.web.job import ENDED
@@ -29,11 +30,13 @@ def ended(client: httpx.Client, started: httpx.Response) -> Any:
 
 
 @contextmanager
-def served(settings: ServerSettings) -> Iterator[httpx.Client]:
+def served(
+    settings: ServerSettings, create: Callable[[ServerSettings], FastAPI] = create_app
+) -> Iterator[httpx.Client]:
     """Serve a store on a free port of this machine, and yield a client whose paths begin with that of the API."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    app = create_app(settings)
+    app = create(settings)
     app.state.jobs.open()  # here, as `ckpt serve` does: an error is the caller's
     server = ApiServer(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

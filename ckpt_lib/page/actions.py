@@ -1,0 +1,119 @@
+"""What the buttons of the page do. Each action checks what the browser may do, whatever buttons it was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.markup import notice
+from ckpt_lib.page.view import View
+from ckpt_lib.web.operations import Backup, Repair, Restore, Validate
+from ckpt_lib.web.tokens import Scope
+
+Outcome = tuple[View, Markup | None]
+"""What to show next, and what to say about it."""
+_STARTED = {"validate": "Validation", "backup": "Backup", "repair": "Repair", "restore": "Restore"}
+_WORKS = {"validate": Validate, "backup": Backup, "repair": Repair, "restore": Restore}
+
+
+class Actions:
+    """The actions, by the names that buttons send."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._moves: dict[str, Callable[[View, str], View]] = {
+            "experiment": lambda view, value: view.of_experiment(value).with_(tab=_tab_of_list(view), opened=""),
+            "open": lambda view, value: view.with_(tab="checkpoints", opened=value, asked=""),
+            "back": lambda view, _: view.with_(opened="", asked=""),
+            "sort": lambda view, value: view.sorted_by(value),
+            "tag": lambda view, value: view.with_tag(value),
+            "select": lambda view, value: view.toggled(value),
+            "clear": lambda view, _: view.with_(selected=()),
+            "compare": lambda view, _: view.with_(tab="compare"),
+            "unfilter": lambda view, _: view.with_(search="", where="", tags=()),
+            "next": lambda view, value: view.with_(cursors=(*view.cursors, value)),
+            "previous": lambda view, _: view.with_(cursors=view.cursors[:-1]),
+            "metric": self._with_metric,
+            "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
+            "ask-delete": lambda view, _: view.with_(asked="delete"),
+            "keep": lambda view, _: view.with_(asked=""),
+            "dismiss": lambda view, _: view,
+        }
+        self._changes: dict[str, tuple[Scope, Callable[[View, str], tuple[View, str]]]] = {
+            "pin": ("write", self._pin),
+            "unpin": ("write", self._unpin),
+            "delete": ("delete", self._delete),
+            "undelete": ("write", self._undelete),
+            "cancel": ("write", self._cancel),
+        }
+
+    def do(self, request: gr.Request, view: View, act: str, value: str) -> Outcome:
+        """Do what a button stands for. Raises ``PermissionError``, and what the library does."""
+        if act in self._moves:
+            self._desk.check(request, "read")
+            return self._moves[act](view, value), None
+        if act in _WORKS:
+            self._desk.start(request, view.experiment, _WORKS[act](names=[value]))
+            return view, notice(f"{_STARTED[act]} started.", hint="Its outcome is in the history below, and in Jobs.")
+        if act not in self._changes:
+            return view, None
+        scope, change = self._changes[act]
+        who = self._desk.check(request, scope)
+        changed, told = change(view, value)
+        self._desk.note(who, act, view.experiment, value)
+        return changed, notice(told)
+
+    def edit(self, request: gr.Request, view: View, tags: str, description: str) -> Outcome:
+        """Change the tags and the description of the checkpoint that is shown."""
+        who = self._desk.check(request, "write")
+        manager = self._desk.manager(view.experiment)
+        before = manager.get_checkpoint(view.opened)
+        wanted = [tag for tag in (part.strip() for part in tags.split(",")) if tag]
+        manager.edit_checkpoint(
+            view.opened,
+            add_tags=[tag for tag in wanted if tag not in before.tags],
+            remove_tags=[tag for tag in before.tags if tag not in wanted],
+            description=description if description != before.description else None,
+        )
+        self._desk.note(who, "edit", view.experiment, view.opened)
+        return view, notice("Changes saved.")
+
+    def _with_metric(self, view: View, name: str) -> View:
+        return view.with_metric(name, view.metrics or (self._desk.manager(view.experiment).monitor.metric,))
+
+    def _pin(self, view: View, value: str) -> tuple[View, str]:
+        self._desk.manager(view.experiment).pin_checkpoint(value)
+        return view, "Pinned: no cleanup removes it, and it cannot be deleted."
+
+    def _unpin(self, view: View, value: str) -> tuple[View, str]:
+        self._desk.manager(view.experiment).unpin_checkpoint(value)
+        return view, "Not pinned any more."
+
+    def _delete(self, view: View, value: str) -> tuple[View, str]:
+        manager = self._desk.manager(view.experiment)
+        size_bytes = manager.get_checkpoint(value).file_size
+        manager.delete_checkpoint(value)
+        selected = tuple(name for name in view.selected if name != value)
+        told = f"Deleted {value}, {size_text(size_bytes)}. Trash brings it back for {self._desk.trash_time}."
+        return view.with_(opened="", asked="", selected=selected), told
+
+    def _undelete(self, view: View, value: str) -> tuple[View, str]:
+        self._desk.manager(view.experiment).undelete_checkpoint(value)
+        return view, f"{value} is back."
+
+    def _cancel(self, view: View, value: str) -> tuple[View, str]:
+        job = self._desk.jobs.cancel(value)
+        return (
+            view,
+            f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step.",
+        )
+
+
+def _tab_of_list(view: View) -> Any:
+    """Return the screen to show of another experiment: the same one, or its list."""
+    return "checkpoints" if view.tab in ("experiments", "jobs", "setup") else view.tab

@@ -1,0 +1,207 @@
+"""Puts the page together and mounts it at ``/ui``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which sends a request otherwise
+
+import gradio as gr
+from fastapi import FastAPI
+from markupsafe import Markup
+
+from ckpt_lib.core.logs import logger
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.page.actions import Actions
+from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.layout import Layout
+from ckpt_lib.page.markup import notice
+from ckpt_lib.page.rendering import Renderer, Updates
+from ckpt_lib.page.retiring import manager_keeping, plan_html
+from ckpt_lib.page.setup import FIELDS, config_texts
+from ckpt_lib.page.style import CSS, HEAD, theme
+from ckpt_lib.page.view import View
+from ckpt_lib.web.gate import PAGE_PATH
+from ckpt_lib.web.page_gate import PageGate
+from ckpt_lib.web.sessions import Sessions
+from ckpt_lib.web.settings import ServerSettings
+
+Handler = Callable[..., Updates]
+
+
+def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
+    """Mount the page of the app's store, behind its gate."""
+    sessions = Sessions(app.state.access)
+    desk = Desk(settings, app.state.managers, app.state.jobs, sessions)
+    app.add_middleware(PageGate, sessions=sessions, settings=settings)
+    return gr.mount_gradio_app(
+        app,
+        Page(desk).build(),
+        PAGE_PATH,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+
+
+class Page:
+    """The page of one store: its components, and what happens when they are used."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._actions = Actions(desk)
+
+    def build(self) -> gr.Blocks:
+        """Return the page."""
+        with gr.Blocks(title="Checkpoints", analytics_enabled=False) as blocks:
+            self._layout = Layout(self._desk.managers.config)
+            self._renderer = Renderer(self._desk, self._layout)
+            self._outputs = self._all_components()
+            self._on(blocks.load, self._open)
+            for screen in (
+                *self._layout.screens.values(),
+                self._layout.header,
+                self._layout.notice,
+                self._layout.running,
+            ):
+                self._on(screen.act, self._act)
+            for name, item in self._layout.tab_items.items():
+                self._on(item.select, self._tab_shown(name))
+            self._on_fields()
+        return blocks
+
+    def _all_components(self) -> list[Any]:
+        layout = self._layout
+        return [
+            *(layout.view, layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
+            *layout.screens.values(),
+            *(layout.filters, layout.search, layout.where),
+            *(layout.edit, layout.edit_tags, layout.edit_description),
+            *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
+        ]
+
+    def _on_fields(self) -> None:
+        layout = self._layout
+        for field in (layout.search, layout.where):
+            self._on(field.input, self._filter, [layout.search, layout.where], trigger_mode="always_last")
+        self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
+        self._on(layout.compared.submit, self._compare, [layout.compared])
+        self._on(layout.preview.click, self._preview, [layout.keep])
+        self._on(layout.timer.tick, self._tick)
+        fields = list(layout.setup_fields.values())
+        for field in (layout.setup_experiment, *fields):
+            self._on(
+                field.change,
+                self._set_up,
+                [layout.setup_experiment, *fields],
+                more_outputs=[layout.setup_yaml, layout.setup_python],
+                trigger_mode="always_last",
+            )
+
+    def _on(
+        self,
+        event: Any,
+        handler: Handler,
+        inputs: list[Any] | None = None,
+        *,
+        more_outputs: list[Any] | None = None,
+        trigger_mode: str = "multiple",
+    ) -> None:
+        """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice."""
+
+        def handle(request: gr.Request, data: gr.EventData, view: View, *values: Any) -> Updates:
+            try:
+                self._desk.check(request, "read")
+                return {self._layout.notice: "", **handler(request, data, view, *values)}
+            except (CheckpointError, PermissionError) as error:
+                return {self._layout.notice: str(_notice_of(error))}
+            except Exception as error:
+                logger.exception("the page failed with an unexpected error")
+                told = notice(
+                    f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True
+                )
+                return {self._layout.notice: str(told)}
+
+        event(
+            handle,
+            [self._layout.view, *(inputs or [])],
+            [*self._outputs, *(more_outputs or [])],
+            queue=False,
+            show_progress="hidden",
+            trigger_mode=trigger_mode,
+            api_visibility="private",
+        )
+
+    def _shown(self, request: gr.Request, view: View, told: Markup | None = None) -> Updates:
+        said: Updates = {self._layout.notice: str(told)} if told else {}
+        try:
+            return {**self._renderer.render(request, view), **said}
+        except CheckpointNotFoundError:
+            if not view.opened and not view.cursors:
+                raise
+            # What was looked at has gone meanwhile: the beginning of the list is there.
+            return {**self._renderer.render(request, view.with_(opened="", cursors=())), **said}
+
+    def _open(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
+        asked = request.query_params
+        if name := asked.get("experiment", ""):
+            view = view.of_experiment(name).with_(tab="checkpoints", opened=asked.get("checkpoint", ""))
+        return {self._layout.tabs: gr.Tabs(selected=view.tab), **self._shown(request, view)}
+
+    def _act(self, request: gr.Request, data: gr.EventData, view: View) -> Updates:
+        sent = data._data if isinstance(data._data, dict) else {}
+        act, value = str(sent.get("act", "")), str(sent.get("value", ""))
+        changed, told = self._actions.do(request, view, act, value)
+        updates = self._shown(request, changed, told)
+        if changed.tab != view.tab:
+            updates[self._layout.tabs] = gr.Tabs(selected=changed.tab)
+        if act in ("unfilter", "experiment"):
+            updates |= {self._layout.search: changed.search, self._layout.where: changed.where}
+        return updates
+
+    def _tab_shown(self, name: str) -> Handler:
+        def show(request: gr.Request, _: gr.EventData, view: View) -> Updates:
+            return {} if view.tab == name else self._shown(request, view.with_(tab=name, asked=""))
+
+        return show
+
+    def _filter(self, request: gr.Request, _: gr.EventData, view: View, search: str, where: str) -> Updates:
+        return self._shown(request, view.with_(search=search or "", where=where or ""))
+
+    def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
+        return self._shown(request, *self._actions.edit(request, view, tags, description))
+
+    def _compare(self, request: gr.Request, _: gr.EventData, view: View, text: str) -> Updates:
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
+        return self._shown(request, view.with_(selected=names))
+
+    def _preview(self, _: gr.Request, __: gr.EventData, view: View, most: float | None) -> Updates:
+        manager = manager_keeping(self._desk.manager(view.experiment), int(most or 0))
+        report = manager.cleanup_checkpoints(dry_run=True)
+        return {self._layout.screens["cleanup"]: str(plan_html(report))}
+
+    def _tick(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
+        if self._desk.has_work():
+            return self._renderer.jobs(request, view)
+        return self._shown(request, view)  # a job has ended: what is shown may be out of date
+
+    def _set_up(self, _: gr.Request, __: gr.EventData, _view: View, experiment: str, *values: Any) -> Updates:
+        yaml_text, python_text = config_texts(dict(zip(FIELDS, values, strict=True)), experiment)
+        return {self._layout.setup_yaml: yaml_text, self._layout.setup_python: python_text}
+
+
+def _notice_of(error: CheckpointError | PermissionError) -> Markup:
+    if not isinstance(error, CheckpointError):
+        return notice(f"{str(error)[:1].upper()}{str(error)[1:]}.", is_error=True)
+    details = [f"Expected: {error.expected}." if error.expected is not None else "", error.hint or ""]
+    message = f"{error.message[:1].upper()}{error.message[1:]}"
+    got = f": {error.got}" if error.got is not None else ""
+    return notice(f"{message}{got}", hint=" ".join(part for part in details if part), is_error=True)

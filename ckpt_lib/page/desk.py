@@ -1,0 +1,67 @@
+"""``Desk``: what the screens work with. It checks what a browser may do, and notes what it changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+import gradio as gr
+
+from ckpt_lib.core.wording import duration
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.web.jobs import ENDED, Job, Jobs
+from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.operations import AnyWork
+from ckpt_lib.web.sessions import Sessions
+from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.tokens import Scope
+
+audit = logging.getLogger("ckpt_lib.audit")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The store, the jobs and the sessions of a server."""
+
+    settings: ServerSettings
+    managers: Managers
+    jobs: Jobs
+    sessions: Sessions
+
+    def check(self, request: gr.Request, scope: Scope) -> str:
+        """Return the name of a browser's token. Raises ``PermissionError`` if it may not do this."""
+        return self.sessions.check(request.cookies, request.headers.get("host", ""), scope)
+
+    def allows(self, request: gr.Request, scope: Scope) -> bool:
+        """Tell whether a browser may do this."""
+        try:
+            self.check(request, scope)
+        except PermissionError:
+            return False
+        return True
+
+    def manager(self, experiment: str) -> CheckpointManager:
+        """Return the manager of an experiment. Raises :class:`~ckpt_lib.errors.ExperimentNotFoundError`."""
+        return self.managers.of(experiment)
+
+    def start(self, request: gr.Request, experiment: str, work: AnyWork) -> Job:
+        """Start a job. Raises ``PermissionError``, and as :meth:`ckpt_lib.web.jobs.Jobs.start`."""
+        who = self.check(request, work.scope)
+        job = self.jobs.start(experiment, work, who)
+        self.note(who, f"start {work.operation}", experiment, ", ".join(job.checkpoint_ids[:20]))
+        return job
+
+    def has_work(self) -> bool:
+        """Tell whether a job waits or runs."""
+        return any(job.state not in ENDED for job in self.jobs.all())
+
+    def note(self, who: str, action: str, experiment: str, checkpoint_id: str = "") -> None:
+        """Write a line of the audit log about a change that was made."""
+        facts = {"who": who, "page": action, "experiment": experiment, "checkpoint_id": checkpoint_id}
+        audit.info(json.dumps(facts))
+
+    @property
+    def trash_time(self) -> str:
+        """How long what is deleted can be brought back."""
+        return duration(self.managers.config.trash_seconds)

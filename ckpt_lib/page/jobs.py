@@ -1,0 +1,90 @@
+"""Long work: how far each job is, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+
+from ckpt_lib.core.wording import count_of, duration, listed, size_text
+from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
+from ckpt_lib.web.jobs import ENDED, Job
+
+_MOST_SHOWN = 50
+_WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
+
+
+def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
+    """Show the newest jobs."""
+    if not jobs:
+        return empty("No job has run yet.", "Validations, backups, repairs and restores are listed here.")
+    columns = (
+        Column("Job", is_head=True),
+        Column("Checkpoints"),
+        Column("State"),
+        Column("Progress"),
+        Column("Started"),
+        Column(""),
+    )
+    rows = [
+        (
+            f"{_WORDS.get(job.work.operation, job.work.operation)} · {job.experiment_name}",
+            _named(job),
+            badge(job.state),
+            _progress(job),
+            moment(job.created_at),
+            button("cancel", job.job_id, "Cancel") if may_cancel and job.state not in ENDED else NOTHING,
+        )
+        for job in jobs[:_MOST_SHOWN]
+    ]
+    return table(columns, rows, caption="Jobs, the newest first")
+
+
+def running_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
+    """Show the jobs that have not ended, above every screen."""
+    running = [job for job in jobs if job.state not in ENDED]
+    lines = []
+    for job in running[:3]:
+        cancel = button("cancel", job.job_id, "Cancel") if may_cancel else NOTHING
+        word = _WORDS.get(job.work.operation, job.work.operation)
+        template = Markup('<div class="ck-running"><span>{} {}</span>{}{}</div>')
+        lines.append(template.format(word, _named(job), _progress(job), cancel))
+    if len(running) > 3:
+        lines.append(Markup("<p>{}</p>").format(f"and {count_of(len(running) - 3, 'job')} more"))
+    return joined(lines)
+
+
+def _named(job: Job) -> str:
+    return job.checkpoint_ids[0] if len(job.checkpoint_ids) == 1 else count_of(len(job.checkpoint_ids), "checkpoint")
+
+
+def _progress(job: Job) -> Markup:
+    if job.state in ENDED:
+        return Markup.escape(_outcome(job))
+    share = min(1.0, job.done_bytes / job.total_bytes) if job.total_bytes else None
+    told = size_text(job.done_bytes) + (f" of {size_text(job.total_bytes)}" if job.total_bytes else "")
+    if job.started_at and job.done_bytes:
+        seconds = max(0.1, (datetime.now(UTC) - job.started_at).total_seconds())
+        rate = job.done_bytes / seconds
+        told += f", {size_text(round(rate))}/s"
+        if job.total_bytes and job.total_bytes > job.done_bytes:
+            told += f", {duration((job.total_bytes - job.done_bytes) / rate)} left"
+    return progress(share, f"{job.work.operation}: {told}") + Markup('<span class="ck-soft">{}</span>').format(told)
+
+
+def _outcome(job: Job) -> str:
+    if job.state == "interrupted":
+        return "The server ended on the way. Starting it again does what is left."
+    if job.problem is not None:
+        hint = f" {job.problem.hint}" if job.problem.hint else ""
+        return f"{job.problem.title}{hint}"
+    if job.work.operation == "validate" and job.result is not None:
+        damaged = [item.checkpoint_id for item in job.result if item.result and not item.result["is_valid"]]
+        if damaged:
+            return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
+        return "intact" if len(job.result) == 1 else f"{count_of(len(job.result), 'checkpoint')} intact"
+    if job.result is not None and len(job.result) == 1:
+        found = job.result[0].result
+        return found if isinstance(found, str) else job.state
+    return job.state

@@ -1,0 +1,139 @@
+"""The list of an experiment's checkpoints, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.markup import (
+    NOTHING,
+    Column,
+    button,
+    empty,
+    joined,
+    marks,
+    moment,
+    number,
+    table,
+    tags,
+    warning,
+)
+from ckpt_lib.page.view import MOST_COMPARED, PAGE_SIZE, View
+
+_MOST_METRICS = 3
+_MOST_TAGS = 20
+
+
+def list_html(manager: CheckpointManager, view: View) -> Markup:
+    """Show a page of the list, or why it is empty. Raises :class:`~ckpt_lib.errors.ConfigError` for a condition."""
+    found = manager.list_checkpoints(
+        where=view.conditions(),
+        tags=view.tags,
+        search=view.search.strip(),
+        sort_by=view.sort_by,
+        descending=view.descending,
+        limit=PAGE_SIZE + 1,
+        after=view.cursors[-1] if view.cursors else None,
+    )
+    shown = found[:PAGE_SIZE]
+    total = len(manager.checkpoint_ids())
+    parts = [_warnings(manager), _tag_bar(view), _selection_bar(view)]
+    if not shown:
+        return joined([*parts, _nothing(view, total)])
+    first = len(view.cursors) * PAGE_SIZE + 1
+    counted = f"{first:,}–{first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
+    pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
+    return joined([*parts, _table(manager, view, shown), pager])
+
+
+def _table(manager: CheckpointManager, view: View, shown: Sequence[CheckpointMetadata]) -> Markup:
+    metrics = _metrics(manager.monitor.metric, view, shown)
+    columns = (
+        Column("Compare"),
+        Column("Checkpoint", sort="sequence", is_head=True),
+        Column("Epoch", numeric=True, sort="epoch"),
+        Column("Step", numeric=True, sort="step"),
+        *(Column(name, numeric=True, sort=name) for name in metrics),
+        Column("Size", numeric=True, sort="file_size"),
+        Column("Age", numeric=True, sort="timestamp"),
+    )
+    rows = [
+        (
+            _check_box(item.checkpoint_id, is_checked=item.checkpoint_id in view.selected),
+            _name(item),
+            f"{item.epoch:,}",
+            f"{item.step:,}",
+            *(number(item.metrics.get(name)) for name in metrics),
+            size_text(item.file_size),
+            moment(item.timestamp),
+        )
+        for item in shown
+    ]
+    caption = f"Checkpoints of {view.experiment}"
+    return table(columns, rows, caption=caption, sorted_by=(view.sort_by, view.descending), kind="ck-list")
+
+
+def _metrics(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> list[str]:
+    """Return the metrics that get a column: the monitored one, what is sorted by, and the first others."""
+    known = dict.fromkeys(name for item in shown for name in item.metrics)
+    wanted = [name for name in dict.fromkeys((monitored, view.sort_by)) if name in known]
+    return [*wanted, *(name for name in known if name not in wanted)][:_MOST_METRICS]
+
+
+def _name(item: CheckpointMetadata) -> Markup:
+    described = (
+        Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
+    )
+    extra = joined([part for part in (marks(item), tags(item.tags), described) if part], " ")
+    below = Markup('<div class="ck-below">{}</div>').format(extra) if extra else NOTHING
+    return button("open", item.checkpoint_id, item.checkpoint_id, kind="ck-link ck-id") + below
+
+
+def _check_box(checkpoint_id: str, *, is_checked: bool) -> Markup:
+    checked = Markup(" checked") if is_checked else NOTHING
+    template = Markup('<input type="checkbox" data-act="select" data-value="{}" aria-label="Compare {}"{}>')
+    return template.format(checkpoint_id, checkpoint_id, checked)
+
+
+def _warnings(manager: CheckpointManager) -> Markup:
+    unreadable, problem = len(manager.list_unreadable()), manager.monitor_warning
+    texts = [problem] if problem else []
+    if unreadable:
+        texts.append(f"{count_of(unreadable, 'checkpoint')} cannot be read: Summary tells which, and what helps.")
+    return joined([warning(text) for text in texts])
+
+
+def _tag_bar(view: View) -> Markup:
+    if not view.tags:
+        return NOTHING
+    chips = [
+        button("tag", name, Markup("{} ×").format(name), kind="ck-chip", title=f"Remove {name}") for name in view.tags
+    ]
+    return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
+
+
+def _selection_bar(view: View) -> Markup:
+    if not view.selected:
+        return NOTHING
+    count = len(view.selected)
+    compare = button("compare", "", "Compare", kind="ck-primary") if count > 1 else NOTHING
+    text = f"{count} selected" if count > 1 else f"1 selected; select up to {MOST_COMPARED - 1} more to compare"
+    return Markup('<p class="ck-bar" role="status">{} {} {}</p>').format(text, compare, button("clear", "", "Clear"))
+
+
+def _pager(view: View, counted: str, last_id: str) -> Markup:
+    previous = button("previous", "", "← Previous") if view.cursors else NOTHING
+    following = button("next", last_id, "Next →") if last_id else NOTHING
+    return Markup('<nav class="ck-pager" aria-label="Pages"><span role="status">{}</span>{}{}</nav>').format(
+        counted, previous, following
+    )
+
+
+def _nothing(view: View, total: int) -> Markup:
+    if view.is_filtered and total:
+        return empty("No checkpoint matches.", button("unfilter", "", "Show all"))
+    return empty("This experiment has no checkpoints.", "Deleted ones can be brought back: see Trash.")

@@ -1,0 +1,163 @@
+"""Pieces of HTML. ``Markup`` escapes whatever is formatted into it, so that names and tags are shown as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from ckpt_lib.core.metadata import CheckpointMetadata, Metric, marks_of
+from ckpt_lib.core.wording import duration, visible
+
+NOTHING = Markup("")
+DASH = Markup('<span class="ck-none">–</span>')
+_BAD = {"unhealthy", "incomplete", "damaged", "failed", "interrupted"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; ``sort`` is what the page sorts by when its heading is clicked."""
+
+    title: str
+    numeric: bool = False
+    sort: str = ""
+    is_head: bool = False
+    """Whether its cells name their row."""
+
+
+def joined(parts: Iterable[Markup | str], by: str = "") -> Markup:
+    """Join pieces; plain text is escaped."""
+    return Markup(by).join(parts)
+
+
+def button(act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "") -> Markup:
+    """Return a button that sends ``act`` and ``value`` to the page."""
+    return Markup(
+        '<button type="button" class="ck-button {}" data-act="{}" data-value="{}" title="{}">{}</button>'
+    ).format(kind, act, value, title, label)
+
+
+def toggle(act: str, value: str, label: str, *, is_on: bool) -> Markup:
+    """Return a button that is on or off."""
+    template = Markup(
+        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}">{}</button>'
+    )
+    return template.format(act, value, "true" if is_on else "false", visible(label))
+
+
+def badge(word: str) -> Markup:
+    """Return a word that sets a checkpoint apart."""
+    kind = "bad" if word in _BAD else word.replace(" ", "-")
+    return Markup('<span class="ck-badge ck-{}">{}</span>').format(kind, word)
+
+
+def marks(checkpoint: CheckpointMetadata) -> Markup:
+    """Return the badges of a checkpoint."""
+    return joined([badge(word) for word in marks_of(checkpoint)], " ")
+
+
+def tags(names: Sequence[str]) -> Markup:
+    """Return tags as text."""
+    return joined([Markup('<span class="ck-tag">{}</span>').format(visible(name)) for name in names], " ")
+
+
+def number(value: Metric) -> str | Markup:
+    """Return a metric with up to six digits."""
+    if value is None:
+        return DASH
+    return f"{value:.6g}" if isinstance(value, float) else visible(str(value))
+
+
+def moment(at: datetime | None) -> Markup:
+    """Return a time as an age; the time itself shows on hovering."""
+    if at is None:
+        return DASH
+    age = duration((datetime.now(UTC) - at).total_seconds())
+    text = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return Markup('<time datetime="{}" title="{}">{} ago</time>').format(at.isoformat(), text, age)
+
+
+def table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Any]],
+    *,
+    caption: str,
+    sorted_by: tuple[str, bool] = ("", False),
+    kind: str = "",
+) -> Markup:
+    """Return a table. On a narrow screen each row becomes a card, with the titles of its columns in it."""
+    head = joined([_heading(column, sorted_by) for column in columns])
+    body = joined([_row(columns, row) for row in rows])
+    return Markup(
+        '<div class="ck-scroll"><table class="ck-table {}"><caption>{}</caption>'
+        "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+    ).format(kind, caption, head, body)
+
+
+def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:
+    css = "ck-number" if column.numeric else ""
+    if not column.sort:
+        return Markup('<th scope="col" class="{}">{}</th>').format(css, column.title)
+    name, descending = sorted_by
+    is_sorted = name == column.sort
+    order = ("descending" if descending else "ascending") if is_sorted else "none"
+    arrow = (" ↓" if descending else " ↑") if is_sorted else ""
+    label = button(
+        "sort", column.sort, f"{visible(column.title)}{arrow}", kind="ck-sort", title=f"Sort by {column.title}"
+    )
+    return Markup('<th scope="col" class="ck-sortable {}" aria-sort="{}">{}</th>').format(css, order, label)
+
+
+def _row(columns: Sequence[Column], cells: Sequence[Any]) -> Markup:
+    parts = []
+    for column, cell in zip(columns, cells, strict=True):
+        name, scope = ("th", Markup(' scope="row"')) if column.is_head else ("td", NOTHING)
+        css = "ck-number" if column.numeric else ""
+        template = Markup('<{name}{scope} class="{css}" data-title="{title}">{cell}</{name}>')
+        parts.append(template.format(name=name, scope=scope, css=css, title=column.title, cell=cell))
+    return Markup("<tr>{}</tr>").format(joined(parts))
+
+
+def facts(given: Mapping[str, Any]) -> Markup:
+    """Return names and values; what is empty is left out."""
+    items = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in given.items() if value]
+    return Markup('<dl class="ck-facts">{}</dl>').format(joined(items))
+
+
+def section(title: str, content: Markup) -> Markup:
+    """Return content below a heading; nothing without content."""
+    return Markup('<section class="ck-section"><h3>{}</h3>{}</section>').format(title, content) if content else NOTHING
+
+
+def empty(title: str, hint: str | Markup = "") -> Markup:
+    """Return what is shown where there is nothing, with what to do."""
+    return Markup('<div class="ck-empty"><p class="ck-empty-title">{}</p><p>{}</p></div>').format(title, hint)
+
+
+def notice(text: str, *, hint: str = "", is_error: bool = False) -> Markup:
+    """Return a message about what was just done, or why it was not."""
+    kind, role = ("ck-error", "alert") if is_error else ("ck-done", "status")
+    more = Markup("<p>{}</p>").format(hint) if hint else NOTHING
+    closing = button("dismiss", "", "×", kind="ck-close", title="Dismiss")
+    return Markup('<div class="ck-notice {}" role="{}"><div><p><strong>{}</strong></p>{}</div>{}</div>').format(
+        kind, role, text, more, closing
+    )
+
+
+def warning(text: str | Markup) -> Markup:
+    """Return a lasting remark on what is shown."""
+    return Markup('<p class="ck-warning">{}</p>').format(text)
+
+
+def progress(share: float | None, label: str) -> Markup:
+    """Return a bar; ``None`` where nobody knows how much there is."""
+    value = NOTHING if share is None else Markup(' value="{:.4f}"').format(share)
+    return Markup('<progress max="1"{} aria-label="{}"></progress>').format(value, label)
+
+
+def code(text: str) -> Markup:
+    """Return text to be copied."""
+    return Markup('<pre class="ck-code" tabindex="0"><code>{}</code></pre>').format(text)

@@ -1,0 +1,203 @@
+"""Draws the screen that a browser looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from ckpt_lib.core.wording import size_text, visible
+from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page import plots
+from ckpt_lib.page.comparison import comparison_html
+from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.detail import detail_html
+from ckpt_lib.page.experiments import experiments_html, overviews
+from ckpt_lib.page.jobs import jobs_html, running_html
+from ckpt_lib.page.layout import Layout
+from ckpt_lib.page.listing import list_html
+from ckpt_lib.page.markup import NOTHING, button, empty, joined
+from ckpt_lib.page.retiring import trash_html
+from ckpt_lib.page.summary import summary_html
+from ckpt_lib.page.view import View
+from ckpt_lib.web.page_gate import SIGN_OUT
+
+Updates = dict[Any, Any]
+_WITHOUT_EXPERIMENT = {"experiments", "jobs", "setup"}
+
+
+class Renderer:
+    """Draws screens from the store."""
+
+    def __init__(self, desk: Desk, layout: Layout) -> None:
+        self._desk = desk
+        self._layout = layout
+
+    def render(self, request: gr.Request, view: View) -> Updates:
+        """Return what the components show. Raises what the library does; nothing is changed then."""
+        found = overviews(self._desk.managers.config)
+        names = [item.experiment_name for item in found]
+        if view.experiment not in names:
+            view = view.of_experiment(_newest(found))
+        layout = self._layout
+        updates: Updates = {
+            layout.view: view,
+            layout.header: str(self._header(request, view, names)),
+            **self.jobs(request, view),
+        }
+        screen = layout.screens[view.tab]
+        if view.tab == "experiments":
+            updates[screen] = str(experiments_html(self._desk.managers.config, found))
+        elif view.tab not in _WITHOUT_EXPERIMENT:
+            if not view.experiment:
+                return updates | self._without_experiment(view)
+            draw = getattr(self, f"_draw_{view.tab}")
+            updates |= draw(request, view, self._desk.manager(view.experiment))
+        return updates
+
+    def jobs(self, request: gr.Request, view: View) -> Updates:
+        """Return what shows the progress of jobs."""
+        layout, jobs = self._layout, self._desk.jobs.all()
+        may_cancel = self._desk.allows(request, "write")
+        updates: Updates = {
+            layout.running: "" if view.tab == "jobs" else str(running_html(jobs, may_cancel=may_cancel)),
+            layout.timer: gr.Timer(active=self._desk.has_work()),
+        }
+        if view.tab == "jobs":
+            updates[layout.screens["jobs"]] = str(jobs_html(jobs, may_cancel=may_cancel))
+        return updates
+
+    def _header(self, request: gr.Request, view: View, names: Sequence[str]) -> Markup:
+        choices = joined(
+            [
+                Markup('<option value="{}"{}>{}</option>').format(
+                    name, Markup(" selected") if name == view.experiment else NOTHING, visible(name)
+                )
+                for name in names
+            ]
+        )
+        chooser = Markup(
+            '<label class="ck-chooser"><span>Experiment</span><select data-act="experiment">{}</select></label>'
+        ).format(choices)
+        rights = "" if self._desk.allows(request, "write") else "Read-only"
+        badge = Markup('<span class="ck-badge">{}</span>').format(rights) if rights else NOTHING
+        leave = NOTHING
+        if self._desk.sessions.needs_token:
+            leave = Markup('<form method="post" action="{}"><button class="ck-button">Sign out</button></form>').format(
+                SIGN_OUT
+            )
+        return Markup(
+            '<header class="ck-top"><h1>Checkpoints</h1><code class="ck-store" title="The store">{}</code>{}'
+            '<span class="ck-space"></span>{}{}</header>'
+        ).format(visible(self._desk.managers.config.checkpoint_dir), badge, chooser if names else NOTHING, leave)
+
+    def _without_experiment(self, view: View) -> Updates:
+        layout = self._layout
+        hidden = {item: gr.update(visible=False) for item in (layout.filters, layout.edit)}
+        shown = empty("There are no experiments yet.", "Experiments shows how a training makes the first one.")
+        return {layout.screens[view.tab]: str(shown), **hidden}
+
+    def _draw_checkpoints(self, request: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+        layout, screen = self._layout, self._layout.screens["checkpoints"]
+        if not view.opened:
+            hidden = {layout.filters: gr.update(visible=True), layout.edit: gr.update(visible=False)}
+            return {screen: str(list_html(manager, view)), **hidden}
+        checkpoint = manager.get_checkpoint(view.opened)
+        actions = self._actions(request, view, manager)
+        return {
+            screen: str(actions + detail_html(manager, view.opened, self._desk.jobs.all())),
+            layout.filters: gr.update(visible=False),
+            layout.edit: gr.update(visible=self._desk.allows(request, "write")),
+            layout.edit_tags: ", ".join(checkpoint.tags),
+            layout.edit_description: checkpoint.description,
+        }
+
+    def _actions(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
+        checkpoint = manager.get_checkpoint(view.opened)
+        buttons = [button("back", "", "← All checkpoints"), button("validate", view.opened, "Validate")]
+        if self._desk.allows(request, "write"):
+            pin = ("unpin", "Unpin") if checkpoint.pinned else ("pin", "Pin")
+            for act, label in (("backup", "Back up"), ("repair", "Repair"), ("restore", "Restore"), pin):
+                buttons.append(button(act, view.opened, label, title=_TITLES[act]))
+        if self._desk.allows(request, "delete"):
+            buttons.append(button("ask-delete", view.opened, "Delete…", kind="ck-danger"))
+        bar = Markup('<p class="ck-bar ck-actions">{}</p>').format(joined(buttons, " "))
+        return bar + (self._confirmation(view, manager) if view.asked == "delete" else NOTHING)
+
+    def _confirmation(self, view: View, manager: CheckpointManager) -> Markup:
+        checkpoint = manager.get_checkpoint(view.opened)
+        status = manager.backup_status(view.opened)
+        kept = "Its backup stays." if status.state in ("written", "verified") else "It has no sound backup."
+        best = Markup("<strong>It is the best checkpoint.</strong> ") if checkpoint.is_best else NOTHING
+        time = (
+            f"It can be brought back for {self._desk.trash_time}."
+            if manager.config.trash_seconds
+            else "It cannot be brought back."
+        )
+        return Markup(
+            '<div class="ck-confirm" role="alertdialog" aria-label="Delete this checkpoint?">'
+            '<p>Delete <span class="ck-id">{}</span>, epoch {}, {}?</p><p>{}{} {}</p><p class="ck-bar">{} {}</p></div>'
+        ).format(
+            view.opened,
+            f"{checkpoint.epoch:,}",
+            size_text(checkpoint.file_size),
+            best,
+            time,
+            kept,
+            button("delete", view.opened, "Delete", kind="ck-danger"),
+            button("keep", view.opened, "Keep it"),
+        )
+
+    def _draw_plots(self, _: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+        layout, screen = self._layout, self._layout.screens["plots"]
+        checkpoints = plots.checkpoints_to_draw(manager)
+        if not checkpoints:
+            hidden = {item: gr.update(visible=False) for item in (layout.metric_plot, layout.size_plot)}
+            return {screen: str(empty("There is nothing to draw: this experiment has no checkpoints.")), **hidden}
+        names = plots.metric_names(checkpoints, manager.monitor.metric)
+        drawn = [name for name in view.metrics if name in names] or names[:1]
+        metric_plot = gr.update(visible=bool(drawn))
+        if drawn:
+            metric_plot = gr.update(value=plots.metric_figure(checkpoints, drawn, view.axis), visible=True)
+        size_plot = gr.update(value=plots.size_figure(checkpoints, view.axis), visible=True)
+        return {
+            screen: str(plots.choices_html(names, drawn, view.axis)),
+            layout.metric_plot: metric_plot,
+            layout.size_plot: size_plot,
+        }
+
+    def _draw_compare(self, _: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+        shown = comparison_html(manager, view.selected)
+        return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
+
+    def _draw_summary(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
+        return {self._layout.screens["summary"]: str(summary_html(manager))}
+
+    def _draw_cleanup(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
+        told = empty(
+            "See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay."
+        )
+        return {self._layout.screens["cleanup"]: str(told), self._layout.keep: manager.config.max_checkpoints}
+
+    def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
+        return {self._layout.screens["trash"]: str(trash_html(manager, self._desk.trash_time))}
+
+
+_TITLES = {
+    "backup": "Copy it to the backup location",
+    "repair": "Bring damaged bytes back from the backup",
+    "restore": "Put the backup in its place",
+    "pin": "Protect it from cleanups and deletion",
+    "unpin": "Take the protection away",
+}
+
+
+def _newest(found: Sequence[ExperimentOverview]) -> str:
+    """Return the experiment that saved last; empty without any."""
+    saved = [item for item in found if item.latest_timestamp is not None]
+    if saved:
+        return max(saved, key=lambda item: item.latest_timestamp or item.as_of).experiment_name
+    return found[0].experiment_name if found else ""

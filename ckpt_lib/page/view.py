@@ -1,0 +1,76 @@
+"""``View``: what one browser looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+PAGE_SIZE = 50
+MOST_COMPARED = 6
+
+
+@dataclass(frozen=True)
+class View:
+    """What one browser looks at: an experiment, a part of its list, and perhaps one checkpoint."""
+
+    tab: str = "experiments"
+    experiment: str = ""
+    opened: str = ""
+    """The id of the checkpoint that is shown in detail; empty for the list."""
+    asked: str = ""
+    """What a person is asked to confirm about it."""
+    search: str = ""
+    where: str = ""
+    tags: tuple[str, ...] = ()
+    sort_by: str = "sequence"
+    descending: bool = True
+    cursors: tuple[str, ...] = ()
+    """The last id of each page before this one."""
+    selected: tuple[str, ...] = ()
+    """What is to be compared."""
+    metrics: tuple[str, ...] = ()
+    """What is drawn; empty for the monitored metric."""
+    axis: str = "epoch"
+
+    def with_(self, **changes: Any) -> Self:
+        """Return the view with some facts changed; any of them but the pages turned leads to the first page."""
+        filters = {"search", "where", "tags", "sort_by", "descending", "experiment"}
+        if filters & changes.keys():
+            changes = {"cursors": (), **changes}
+        return replace(self, **changes)
+
+    def of_experiment(self, name: str) -> Self:
+        """Return the view of another experiment."""
+        if name == self.experiment:
+            return self
+        return type(self)(tab=self.tab, experiment=name)
+
+    def sorted_by(self, name: str) -> Self:
+        """Return the view sorted by a column: its largest first, or the other way round if it was already."""
+        return self.with_(sort_by=name, descending=name != self.sort_by or not self.descending)
+
+    def toggled(self, checkpoint_id: str) -> Self:
+        """Return the view with a checkpoint taken up for comparison, or not any more."""
+        if checkpoint_id in self.selected:
+            return self.with_(selected=tuple(name for name in self.selected if name != checkpoint_id))
+        return self.with_(selected=(*self.selected, checkpoint_id)[-MOST_COMPARED:])
+
+    def with_tag(self, tag: str) -> Self:
+        """Return the view restricted to a tag, or not any more."""
+        tags = tuple(name for name in self.tags if name != tag)
+        return self.with_(tags=tags if tag in self.tags else (*tags, tag))
+
+    def with_metric(self, name: str, drawn: Collection[str]) -> Self:
+        """Return the view with a metric drawn as well, or not any more."""
+        metrics = tuple(item for item in drawn if item != name)
+        return self.with_(metrics=metrics if name in drawn else (*metrics, name))
+
+    def conditions(self) -> list[str]:
+        """Return the conditions that were typed, with commas between them."""
+        return [part.strip() for part in self.where.split(",") if part.strip()]
+
+    @property
+    def is_filtered(self) -> bool:
+        """Tell whether the list leaves something out."""
+        return bool(self.search or self.where or self.tags)

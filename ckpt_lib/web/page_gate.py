@@ -1,0 +1,141 @@
+"""The gate of the page: signs browsers in, and refuses what comes from another site or asks for something else."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs
+
+from fastapi import HTTPException, status
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ckpt_lib.web.gate import PAGE_PATH, READING, check_host, check_origin, is_of_page
+from ckpt_lib.web.problems import response_of_status
+from ckpt_lib.web.sessions import Sessions, cookie_name
+from ckpt_lib.web.settings import ServerSettings
+
+SIGN_IN = f"{PAGE_PATH}/sign-in"
+SIGN_OUT = f"{PAGE_PATH}/sign-out"
+_MAX_FORM_BYTES = 4_096
+_NEEDED = re.compile(
+    r"/?|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static|svelte)/.*"
+    r"|/gradio_api/(run/predict|queue/join|queue/data|heartbeat/\w+|cancel|reset|startup-events|app_id|login_check)/?"
+)
+"""What the page asks for. Gradio answers more: it takes uploads, fetches addresses and hands out files."""
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; "
+    "form-action 'self'; base-uri 'self'",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The policy keeps the page from loading anything of another server."""
+
+
+class PageGate:
+    """ASGI middleware around the page; other paths pass."""
+
+    def __init__(self, app: ASGIApp, *, sessions: Sessions, settings: ServerSettings) -> None:
+        self._app = app
+        self._sessions = sessions
+        self._host = settings.host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/favicon.ico":  # browsers ask for it, signed in or not
+            await Response(_ICON, media_type="image/svg+xml")(scope, receive, send)
+            return
+        if scope["type"] != "http" or not is_of_page(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            answer = await self._answer(Request(scope, receive))
+        except HTTPException as error:
+            answer = response_of_status(error)
+        await (answer or self._app)(scope, receive, send_guarded)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """Return what the gate answers itself; ``None`` for what the page answers."""
+        path, host = request.url.path, request.headers.get("host", "")
+        check_origin(request.method, request.headers)
+        if not self._sessions.needs_token:
+            check_host(request.headers, self._host)
+        if path == SIGN_IN and request.method == "POST":
+            return self._sign_in(await _posted_token(request), request)
+        if path == SIGN_OUT and request.method == "POST":
+            return self._sign_out(request, host)
+        is_page = path.rstrip("/") == PAGE_PATH and request.method in READING
+        if is_page and (text := request.query_params.get("token")):
+            return self._sign_in(text, request)
+        try:
+            self._sessions.token_of(request.cookies.get(cookie_name(host)))
+        except HTTPException as error:
+            if is_page and error.status_code == status.HTTP_401_UNAUTHORIZED:
+                return _sign_in_page("")
+            raise
+        if not _NEEDED.fullmatch(path.removeprefix(PAGE_PATH)):
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "the page has no such part")
+        return None
+
+    def _sign_in(self, text: str, request: Request) -> Response:
+        try:
+            session_id = self._sessions.start(text)
+        except HTTPException as error:
+            if error.status_code != status.HTTP_401_UNAUTHORIZED:
+                raise
+            return _sign_in_page("This token is unknown or has expired.")
+        # A page that leads on, not a redirect: after a link from another site, a browser would not send the cookie.
+        answer = HTMLResponse(f'<!doctype html><title>Checkpoints</title>{_LEAD_ON}<a href="{PAGE_PATH}/">Go on</a>')
+        name, is_secure = cookie_name(request.headers.get("host", "")), request.url.scheme == "https"
+        answer.set_cookie(name, session_id, path=PAGE_PATH, httponly=True, samesite="strict", secure=is_secure)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    def _sign_out(self, request: Request, host: str) -> Response:
+        self._sessions.end(request.cookies.get(cookie_name(host), ""))
+        answer = RedirectResponse(f"{PAGE_PATH}/", status.HTTP_303_SEE_OTHER)
+        answer.delete_cookie(cookie_name(host), path=PAGE_PATH, httponly=True, samesite="strict")
+        return answer
+
+
+_ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M3 2h8l2 2v10H3z" fill="#1d4fc4"/>
+<path d="M5 9l2 2 4-4" stroke="#fff" fill="none" stroke-width="1.6"/></svg>"""
+_LEAD_ON = f'<meta http-equiv="refresh" content="0;url={PAGE_PATH}/">'
+
+
+async def _posted_token(request: Request) -> str:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_FORM_BYTES:
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, "the form is too large")
+    return parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
+
+
+def _sign_in_page(problem: str) -> Response:
+    told = f'<p role="alert">{problem}</p>' if problem else ""
+    return HTMLResponse(_SIGN_IN_PAGE.replace("<!--problem-->", told), status.HTTP_401_UNAUTHORIZED)
+
+
+_SIGN_IN_PAGE = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sign in · Checkpoints</title><link rel="icon" href="data:,"><style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
+body {{ max-width: 24rem; margin: 15vh auto; padding: 0 1rem }}
+label, input, button {{ display: block; width: 100%; box-sizing: border-box; font: inherit }}
+input, button {{ padding: .6rem; margin: .4rem 0 1rem; border: 1px solid #888; border-radius: .4rem }}
+button {{ background: #2456c9; border-color: #2456c9; color: #fff; cursor: pointer }}
+[role=alert] {{ border-left: .25rem solid #c4314b; padding-left: .7rem }}
+</style></head><body><main><h1>Checkpoints</h1><!--problem-->
+<form method="post" action="{SIGN_IN}"><label for="token">Token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button>Sign in</button></form>
+<p>The program that serves this page has printed an address with a token. <code>ckpt token NAME</code> creates another
+token.</p></main></body></html>
+"""
