@@ -14,7 +14,7 @@ from ckpt_lib.web.audit import Audit
 from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
-from ckpt_lib.web.problems import MEDIA_TYPE, Problem
+from ckpt_lib.web.problems import documented
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 
@@ -53,10 +53,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json",
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
-        responses={
-            code: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
-            for code, description in _ERRORS.items()
-        },
+        responses={code: documented(description) for code, description in _ERRORS.items()},
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)

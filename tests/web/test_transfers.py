@@ -31,6 +31,16 @@ JOBS = "/experiments/digits/jobs"
 TYPE = {"Content-Type": "application/offset+octet-stream"}
 
 
+class Evil:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
 def begin(client: httpx.Client, data: bytes, name: str = "model.pt", **given: str) -> httpx.Response:
     headers = {
         "Tus-Resumable": "1.0.0",
@@ -242,15 +252,22 @@ def test_nothing_is_imported_that_is_not_whole(
     assert (job["state"], job["problem"]["type"]) == ("failed", "CorruptCheckpointError")
     twice = [upload(client, data), upload(client, data)]
     assert imported(client, *twice)["problem"]["type"] == "CheckpointExistsError"
-    pickled = b"cos\nsystem\n(S'touch evil'\ntR."
-    for content in (b"", b"no checkpoint", pickled):
+    for content in (b"", b"no checkpoint"):
         job = imported(client, upload(client, content))
         assert (job["state"], job["result"]) == ("failed", None)
         assert str(tmp_path) not in str(job)
     assert CheckpointManager(config, "digits").checkpoint_ids() == before
-    assert not Path("evil").exists()
     assert not [path for path in kept(settings) if "imports" in path.parts]
-    assert len(list((settings.transfers_path() / "uploads").iterdir())) == 7
+    assert len(list((settings.transfers_path() / "uploads").iterdir())) == 6
+
+
+def test_no_code_of_an_upload_runs(client: httpx.Client, tmp_path: Path) -> None:
+    """What would need it is left out, and named."""
+    torch.save({"model": nn.Linear(1, 1).state_dict(), "more": Evil(tmp_path / "evil")}, tmp_path / "x.pt")
+    job = imported(client, upload(client, (tmp_path / "x.pt").read_bytes()))
+    assert job["state"] == "succeeded", job
+    assert any("more" in sentence for sentence in job["result"][0]["result"]["left_out"])
+    assert not (tmp_path / "evil").exists()
 
 
 @on_posix
