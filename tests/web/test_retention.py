@@ -76,13 +76,14 @@ def test_a_damaged_one_takes_no_others_place(client: httpx.Client, config: Check
 
 def test_what_is_no_rule_is_refused(client: httpx.Client) -> None:
     """By the plan and by the job, before anything is looked at."""
-    for params in (
+    wrong: tuple[dict[str, str | int], ...] = (
         {"policy": "{"},
         {"policy": '{"kind": "none"}'},
         {"policy": '{"kind": "newest", "count": -1}'},
         {"max_checkpoints": -1},
         {"policy": '{"kind": "newest"}', "max_checkpoints": 1},
-    ):
+    )
+    for params in wrong:
         assert client.get(PLAN, params=params).status_code == 422
     for given in ({}, {"policy": {"kind": "none"}, "fingerprint": ""}, {"names": ["best"], "fingerprint": ""}):
         assert client.post(JOBS, json={"operation": "cleanup", **given}).status_code == 422

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import VersionConflictError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
@@ -189,6 +192,23 @@ def test_no_upload_becomes_larger_than_it_said(client: httpx.Client) -> None:
     assert client.get("/uploads/..%2f..").status_code in {404, 422}
     options = client.options("/uploads")
     assert (options.status_code, options.headers["tus-version"]) == (204, "1.0.0")
+
+
+def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
+    """Whoever of several clients is faster: each byte is added once, in its place."""
+    data = os.urandom(2**16)
+    uploads = Transfers(settings).uploads
+    started = uploads.create("x", len(data), "", "me")
+
+    def send(size: int) -> None:
+        while (position := uploads.offset_bytes(started)) < len(data):
+            with suppress(VersionConflictError):
+                uploads.append(started, position, data[position : position + size])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(100, 900, 100)))
+    (stored,) = (path for path in kept(settings) if path.name == "data")
+    assert stored.read_bytes() == data
 
 
 # --- imports ---
