@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -352,6 +353,10 @@ def test_a_damaged_checkpoint_is_not_exported(
     for options in ({}, {"format": "safetensors", "only": "model"}):
         job = ended(client, client.post(JOBS, json={"operation": "export", "names": ["best"], **options}))
         assert (job["state"], job["result"][0]["problem"]["type"]) == ("failed", "CorruptCheckpointError")
+    shutil.rmtree(Path(config.checkpoint_dir, "digits", "backups"))
+    CheckpointManager(config, "digits").quarantine_checkpoint(checkpoint_id)
+    job = ended(client, client.post(JOBS, json={"operation": "export", "names": [checkpoint_id]}))
+    assert job["result"][0]["problem"]["type"] == "CheckpointNotFoundError"
     for options in ({"format": "zip"}, {"dtype": "int3"}, {"shard_size": "-1"}, {"only": "optimizer"}):
         body = {"operation": "export", "names": ["latest"], **options}
         assert client.post(JOBS, json=body).status_code == 422
