@@ -255,7 +255,8 @@ class Cleanup(Work):
         progress(0)  # raises if the job is cancelled
         rules = rules_of(manager, self.max_checkpoints, self.policy)
         report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
-        hidden = {"plan": True, "backups": {"plan"}, "backups_error": True}  # errors name paths of the server
+        # Errors name paths of the server.
+        hidden: dict[str, bool | set[str]] = {"plan": True, "backups": {"plan"}, "backups_error": True}
         outcomes = [Outcome(checkpoint_id="", result=report.model_dump(mode="json", exclude=hidden))]
         if report.backups_error is not None:
             title = "the backups were not cleaned up: the plan for them has changed, or their location failed"
