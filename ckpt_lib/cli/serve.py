@@ -43,6 +43,15 @@ def serve(
     without_tokens: Annotated[
         bool, typer.Option("--no-tokens", help="Allow every request from this machine without a token.")
     ] = False,
+    transfers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where uploads and exports are kept for a day. Default: a folder of the user."
+        ),
+    ] = None,
+    max_transfers: Annotated[
+        str, typer.Option(metavar="SIZE", help="What uploads may take in all, and exports as well.")
+    ] = "1TiB",
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
     runner: Annotated[
         str,
@@ -96,6 +105,8 @@ def serve(
         requests_per_second=rate_limit or None,
         runner=runner,
         jobs_folder=jobs_folder,
+        transfers_folder=transfers,
+        max_transfer_bytes=_size_of(max_transfers),
     )
 
     def announce(url: str) -> None:
@@ -198,6 +209,15 @@ def _print_tokens(file: TokenFile, *, as_json: bool) -> None:
         return
     rows = [(item.name, item.scope, as_time(item.expires_at) if item.expires_at else "never") for item in found]
     print_table((Column("name"), Column("scope"), Column("expires")), rows)
+
+
+def _size_of(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise ConfigError("--max-transfers is no size", expected="a size such as 500GB", got=text) from error
 
 
 def _default_path() -> Path:

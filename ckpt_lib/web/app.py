@@ -15,7 +15,7 @@ from ckpt_lib.web.feed import Feed
 from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
-from ckpt_lib.web.problems import MEDIA_TYPE, Problem
+from ckpt_lib.web.problems import documented
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
@@ -63,13 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
-        responses={
-            code: {
-                "description": description,
-                "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
-            }
-            for code, description in _ERRORS.items()
-        },
+        responses={code: documented(description) for code, description in _ERRORS.items()},
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)

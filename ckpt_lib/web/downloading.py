@@ -22,6 +22,7 @@ from ckpt_lib.web.delivery import MEDIA_TYPE, Download
 from ckpt_lib.web.exports import Exports, no_export
 from ckpt_lib.web.kept_files import FolderId
 from ckpt_lib.web.managers import home_of
+from ckpt_lib.web.problems import documented
 from ckpt_lib.web.reading import CheckpointName, ExperimentName, manager_of
 from ckpt_lib.web.transfers import Transfers
 
@@ -34,7 +35,7 @@ _FILE: dict[str, Any] = {
     "responses": {
         200: {"description": "The file.", "content": _CONTENT},
         206: {"description": "A part of the file.", "content": _CONTENT},
-        416: {"description": "The range begins behind the end."},
+        416: documented("The range begins behind the end."),
     },
     "openapi_extra": {
         "parameters": [

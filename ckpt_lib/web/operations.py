@@ -212,11 +212,12 @@ class Export(Work):
     def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:
         if self.dtype or self.only:
             return None
-        return sum(manager.get_checkpoint(checkpoint_id).uncompressed_size for checkpoint_id in checkpoint_ids)
+        wanted = set(checkpoint_ids)
+        return sum(item.uncompressed_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        home = home_of(manager)
-        export = self._exports.create(home, home.get(checkpoint_id), self._options(), progress)
+        home, found = home_of(manager), manager.get_checkpoint(checkpoint_id)  # none in quarantine
+        export = self._exports.create(home, home.get(found.checkpoint_id), self._options(), progress)
         files = [file.model_dump(include={"name", "size_bytes", "sha256"}) for file in export.files]
         return {"export_id": export.export_id, "files": files, "left_out": list(export.left_out)}
 
@@ -303,11 +304,14 @@ class Cleanup(Work):
         progress(0)  # raises if the job is cancelled
         rules = rules_of(manager, self.max_checkpoints, self.policy)
         report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
-        result = report.model_dump(mode="json", exclude={"plan": True, "backups": {"plan"}})
-        outcomes = [Outcome(checkpoint_id="", result=result)]
+        # Errors name paths of the server.
+        hidden: dict[str, bool | set[str]] = {"plan": True, "backups": {"plan"}, "backups_error": True}
+        outcomes = [Outcome(checkpoint_id="", result=report.model_dump(mode="json", exclude=hidden))]
         if report.backups_error is not None:
-            title = f"the backups were not cleaned up: {report.backups_error}"
-            outcomes.append(Outcome(checkpoint_id="", problem=Problem(type="StoreError", title=title, status=503)))
+            title = "the backups were not cleaned up: the plan for them has changed, or their location failed"
+            hint = "Look at the plan as it is now; the server's log says more."
+            problem = Problem(type="StoreError", title=title, status=503, hint=hint)
+            outcomes.append(Outcome(checkpoint_id="", problem=problem))
         return outcomes
 
 

@@ -51,6 +51,11 @@ class Problem(BaseModel):
     damages: list[dict[str, Any]] = Field(default=[], description="Which bytes of which files differ.")
 
 
+def documented(description: str) -> dict[str, Any]:
+    """Return how OpenAPI describes a response that is a problem."""
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+
+
 def problem_of(error: errors.CheckpointError) -> Problem:
     """Return an error of the library as a problem. Paths of the server stay on the server."""
     status = next(status for kind, status in _STATUS_OF_CLASS if isinstance(error, kind))

@@ -43,7 +43,7 @@ class RetentionPreview(PlannedCleanup):
     fingerprint: str
     trash_seconds: float = Field(description="How long what is deleted can be brought back.")
     backups: PlannedCleanup | None = Field(description="The backups, if max_backups is configured. They go for good.")
-    backups_error: str | None = Field(description="Why there is no plan for the backups, though there should be one.")
+    backups_failed: bool = Field(description="There is no plan for the backups, though there should be one.")
 
 
 @router.get("/experiments/{experiment}/retention")
@@ -70,5 +70,5 @@ def _preview(report: CleanupReport, trash_seconds: float) -> RetentionPreview:
         fingerprint=report.fingerprint,
         trash_seconds=trash_seconds,
         backups=PlannedCleanup.of(report.backups.plan) if report.backups else None,
-        backups_error=report.backups_error,
+        backups_failed=report.backups_error is not None,
     )

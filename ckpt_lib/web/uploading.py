@@ -18,6 +18,7 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Writer
 from ckpt_lib.web.kept_files import FolderId
+from ckpt_lib.web.problems import documented
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import Upload, Uploads
 
@@ -27,8 +28,8 @@ _BLOCK_BYTES = 2**20
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
 _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    412: {"description": "The client speaks another version of tus."},
-    415: {"description": f"The body is not {MEDIA_TYPE}."},
+    412: documented("The client speaks another version of tus."),
+    415: documented(f"The body is not {MEDIA_TYPE}."),
 }
 
 
@@ -113,7 +114,7 @@ def get_upload(request: Request, response: Response, _: Writer, upload_id: Folde
 
 
 @router.patch("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, openapi_extra={"requestBody": _BODY})
-async def append(
+async def append_to_upload(
     request: Request,
     _: Writer,
     upload_id: FolderId,
@@ -136,7 +137,8 @@ async def append(
 @router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT)
 def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Remove an upload."""
-    uploads_of(request).remove(upload_id)
+    uploads = uploads_of(request)
+    uploads.remove(uploads.get(upload_id).upload_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION})
 
 

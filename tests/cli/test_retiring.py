@@ -29,6 +29,16 @@ def test_cleanup_shows_its_plan_and_carries_it_out(store: Path, ids: list[str]) 
     assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids[1:]
 
 
+def test_what_was_not_shown_stays(store: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is the best by the time that the plan is confirmed: nothing is deleted, and the exit code is 4."""
+    monkeypatch.setattr("ckpt_lib.cli.cleanup.refuse_to_ask", lambda **_: None)
+    monkeypatch.setattr("ckpt_lib.cli.cleanup.confirm", lambda _: run("monitor", "loss", "--mode", "min", store=store))
+    refused = run("cleanup", "--keep", "0", store=store, code=4)
+    assert "no longer the one that was shown" in refused.stderr
+    assert [item["checkpoint_id"] for item in run_json("list", store=store)["checkpoints"]] == ids
+    assert "2 checkpoints deleted" in run("cleanup", "--keep", "0", store=store).stderr
+
+
 def test_cleanup_says_that_a_number_is_the_default(store: Path, ids: list[str]) -> None:
     """That of the training is not known here."""
     said = "Keeps 10, the default of max_checkpoints"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.errors import StoreError
+from ckpt_lib.errors import ProtectedCheckpointError, StoreError
 from ckpt_lib.experiment.layout import SNAPSHOT_NAME
 from ckpt_lib.maintenance import cleanup
-from ckpt_lib.policies.retention import plan_retention
+from ckpt_lib.policies.retention import KeepNewest, plan_retention
 from ckpt_lib.testing import FaultPlan, faults_injected
 from tests.helpers import MakeManager, experiment_folder, ids, leave_unfinished, payload_path, save, snapshot
 from tests.maintenance.cleaning import NOTHING, PLAN, cleaner
@@ -141,3 +141,28 @@ def test_another_cleanup_may_be_faster(unlimited: CheckpointManager, monkeypatch
     assert report.deleted_ids == ()
     assert report.freed_bytes == 0
     assert ids(unlimited) == saved[-1:]
+
+
+def test_only_the_plan_that_was_shown_is_carried_out(unlimited: CheckpointManager) -> None:
+    """With its fingerprint; after a save that changes the plan nothing is changed, and the new one is carried out."""
+    saved = [save(unlimited, epoch, 1 / epoch) for epoch in range(1, 4)]
+    shown = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, dry_run=True)
+    saved.append(save(unlimited, 4, 1 / 4))
+    with pytest.raises(ProtectedCheckpointError, match="no longer the one that was shown"):
+        cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, fingerprint=shown.fingerprint)
+    assert ids(unlimited) == saved
+    shown = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, dry_run=True)
+    report = cleaner(unlimited).cleanup_checkpoints(policy=NOTHING, fingerprint=shown.fingerprint)
+    assert set(report.deleted_ids) == set(shown.plan.deleted_ids) == set(saved[:3])
+
+
+def test_a_quick_plan_reads_the_newest_and_the_best(unlimited: CheckpointManager) -> None:
+    """Without ``verify`` the others that stay count as they are; the plan deletes the same where none is damaged."""
+    for epoch in range(1, 6):
+        save(unlimited, epoch, 1 / epoch)
+    quick = cleaner(unlimited).cleanup_checkpoints(policy=KeepNewest(count=3), dry_run=True, verify=False)
+    whole = cleaner(unlimited).cleanup_checkpoints(policy=KeepNewest(count=3), dry_run=True)
+    kept = [item.status for item in quick.plan.decisions if item.keep]
+    assert kept == ["valid", "unverified", "unverified"]
+    assert {item.status for item in whole.plan.decisions if item.keep} == {"valid"}
+    assert quick.fingerprint == whole.fingerprint

@@ -12,7 +12,8 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.policies.retention import KeepNewest
-from tests.web.running import ended
+from ckpt_lib.web import ServerSettings
+from tests.web.running import ended, served
 
 PLAN = "/experiments/digits/retention"
 JOBS = "/experiments/digits/jobs"
@@ -76,16 +77,33 @@ def test_a_damaged_one_takes_no_others_place(client: httpx.Client, config: Check
 
 def test_what_is_no_rule_is_refused(client: httpx.Client) -> None:
     """By the plan and by the job, before anything is looked at."""
-    for params in (
+    wrong: tuple[dict[str, str | int], ...] = (
         {"policy": "{"},
         {"policy": '{"kind": "none"}'},
         {"policy": '{"kind": "newest", "count": -1}'},
         {"max_checkpoints": -1},
         {"policy": '{"kind": "newest"}', "max_checkpoints": 1},
-    ):
+    )
+    for params in wrong:
         assert client.get(PLAN, params=params).status_code == 422
     for given in ({}, {"policy": {"kind": "none"}, "fingerprint": ""}, {"names": ["best"], "fingerprint": ""}):
         assert client.post(JOBS, json={"operation": "cleanup", **given}).status_code == 422
+
+
+def test_backups_that_changed_are_kept(config: CheckpointConfig, settings: ServerSettings) -> None:
+    """The checkpoints go as shown; the job fails for the backups, and names no path of the server."""
+    few = settings.model_copy(update={"config": config.model_copy(update={"max_backups": 1})})
+    manager = CheckpointManager(config, "digits")
+    ids = manager.checkpoint_ids()
+    with served(few) as client:
+        plan = client.get(PLAN, params={"max_checkpoints": 1}).json()
+        assert plan["backups"]["deleted_ids"] == [ids[0]]
+        manager.delete_backup(ids[0])
+        job = cleaned(client, max_checkpoints=1, fingerprint=plan["fingerprint"])
+        assert (job["state"], job["result"][0]["result"]["deleted_ids"]) == ("failed", [ids[0]])
+        assert "backups" in job["problem"]["title"]
+        assert config.checkpoint_dir not in str(job)
+    assert manager.backup_ids() == ids[1:]
 
 
 def test_backups_are_part_of_the_plan(tmp_path: Any) -> None:

@@ -6,12 +6,15 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.errors import VersionConflictError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
@@ -29,6 +33,16 @@ from tests.web.running import ended, served
 
 JOBS = "/experiments/digits/jobs"
 TYPE = {"Content-Type": "application/offset+octet-stream"}
+
+
+class Evil:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
 
 
 def begin(client: httpx.Client, data: bytes, name: str = "model.pt", **given: str) -> httpx.Response:
@@ -181,6 +195,23 @@ def test_no_upload_becomes_larger_than_it_said(client: httpx.Client) -> None:
     assert (options.status_code, options.headers["tus-version"]) == (204, "1.0.0")
 
 
+def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
+    """Whoever of several clients is faster: each byte is added once, in its place."""
+    data = os.urandom(2**16)
+    uploads = Transfers(settings).uploads
+    started = uploads.create("x", len(data), "", "me")
+
+    def send(size: int) -> None:
+        while (position := uploads.offset_bytes(started)) < len(data):
+            with suppress(VersionConflictError):
+                uploads.append(started, position, data[position : position + size])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(100, 900, 100)))
+    (stored,) = (path for path in kept(settings) if path.name == "data")
+    assert stored.read_bytes() == data
+
+
 # --- imports ---
 
 
@@ -242,15 +273,22 @@ def test_nothing_is_imported_that_is_not_whole(
     assert (job["state"], job["problem"]["type"]) == ("failed", "CorruptCheckpointError")
     twice = [upload(client, data), upload(client, data)]
     assert imported(client, *twice)["problem"]["type"] == "CheckpointExistsError"
-    pickled = b"cos\nsystem\n(S'touch evil'\ntR."
-    for content in (b"", b"no checkpoint", pickled):
+    for content in (b"", b"no checkpoint"):
         job = imported(client, upload(client, content))
         assert (job["state"], job["result"]) == ("failed", None)
         assert str(tmp_path) not in str(job)
     assert CheckpointManager(config, "digits").checkpoint_ids() == before
-    assert not Path("evil").exists()
     assert not [path for path in kept(settings) if "imports" in path.parts]
-    assert len(list((settings.transfers_path() / "uploads").iterdir())) == 7
+    assert len(list((settings.transfers_path() / "uploads").iterdir())) == 6
+
+
+def test_no_code_of_an_upload_runs(client: httpx.Client, tmp_path: Path) -> None:
+    """What would need it is left out, and named."""
+    torch.save({"model": nn.Linear(1, 1).state_dict(), "more": Evil(tmp_path / "evil")}, tmp_path / "x.pt")
+    job = imported(client, upload(client, (tmp_path / "x.pt").read_bytes()))
+    assert job["state"] == "succeeded", job
+    assert any("more" in sentence for sentence in job["result"][0]["result"]["left_out"])
+    assert not (tmp_path / "evil").exists()
 
 
 @on_posix
@@ -315,6 +353,10 @@ def test_a_damaged_checkpoint_is_not_exported(
     for options in ({}, {"format": "safetensors", "only": "model"}):
         job = ended(client, client.post(JOBS, json={"operation": "export", "names": ["best"], **options}))
         assert (job["state"], job["result"][0]["problem"]["type"]) == ("failed", "CorruptCheckpointError")
+    shutil.rmtree(Path(config.checkpoint_dir, "digits", "backups"))
+    CheckpointManager(config, "digits").quarantine_checkpoint(checkpoint_id)
+    job = ended(client, client.post(JOBS, json={"operation": "export", "names": [checkpoint_id]}))
+    assert job["result"][0]["problem"]["type"] == "CheckpointNotFoundError"
     for options in ({"format": "zip"}, {"dtype": "int3"}, {"shard_size": "-1"}, {"only": "optimizer"}):
         body = {"operation": "export", "names": ["latest"], **options}
         assert client.post(JOBS, json=body).status_code == 422
