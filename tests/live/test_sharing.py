@@ -307,7 +307,11 @@ def test_a_forked_child_is_not_the_run(make_manager: MakeManager) -> None:
     with manager.share():
         context = manager._sharing._shared_here
         child = multiprocessing.get_context("fork").Process(target=_leave, args=(manager, context))
-        with pytest.warns(DeprecationWarning) if sys.version_info >= (3, 12) else pytest.MonkeyPatch.context():
+        with (
+            pytest.warns(DeprecationWarning, match="fork")
+            if sys.version_info >= (3, 12)
+            else pytest.MonkeyPatch.context()
+        ):
             child.start()
         child.join(30)
         assert child.exitcode == 0

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.advice.unsaved import reasons_stored
 from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.errors import StorageFullError, StoreUnavailableError, UnknownMetricError
 from ckpt_lib.policies.saving import AllOf, AnyOf, EveryEpochs, EverySeconds, EverySteps, OnImprovement, When
@@ -160,3 +161,15 @@ def test_the_background_is_explained(make_manager: MakeManager, gate: Gate) -> N
     with pytest.raises(StoreUnavailableError):
         handle.result()
     assert (only(manager).kind, only(manager).epoch) == ("failed", 4)
+
+
+def test_what_is_stranded_is_told(make_safe: MakeManager) -> None:
+    """The newest checkpoint is in the fallback folder, where nobody looks for it."""
+    manager = make_safe()
+    save(manager, 1)
+    with failing(manager, FULL, "open_write"):
+        stranded = save(manager, 2)
+    first = reasons_stored(manager._locations)[0]
+    assert (first.kind, first.checkpoint_id) == ("in_fallback", stranded)
+    found = manager.why_not_loaded(stranded)
+    assert (found.state, found.commands) == ("in fallback", ("ckpt reconcile",))
