@@ -13,6 +13,7 @@ from ckpt_lib.advice.unsaved import reasons_stored
 from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.errors import StorageFullError, StoreUnavailableError, UnknownMetricError
 from ckpt_lib.policies.saving import AllOf, AnyOf, EveryEpochs, EverySeconds, EverySteps, OnImprovement, When
+from ckpt_lib.saving.policy_check import REFUSALS_TO_WARN
 from tests.helpers import MakeManager, save
 from tests.saving.failing_stores import AWAY, failing
 from tests.saving.under_way import Gate, start
@@ -122,6 +123,17 @@ def test_a_forced_save_ends_a_refusal(make_manager: MakeManager) -> None:
     assert attempt(manager, 2, 0.3) is None
     assert attempt(manager, 2, 0.3, force=True) is not None
     assert manager.why_not_saved() == ()
+
+
+def test_the_warning_of_many_refusals_needs_no_metric(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run without metrics that the policy refuses for long is warned once, and goes on."""
+    manager = make_manager(save_interval=1000)
+    for _ in range(REFUSALS_TO_WARN + 1):
+        assert manager.save_checkpoint(model=nn.Linear(2, 1), epoch=7) is None
+    assert [record.message for record in caplog.records if "nothing has been saved for" in record.message] != []
+    assert only(manager).next_epoch == 1000
 
 
 def test_an_error_that_was_raised_is_remembered(make_manager: MakeManager) -> None:
