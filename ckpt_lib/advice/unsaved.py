@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.not_saved import NotSaved
@@ -15,7 +16,7 @@ from ckpt_lib.errors import is_store_failure
 from ckpt_lib.experiment import commit
 from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.experiment.view import View
-from ckpt_lib.policies.ranking import ranked
+from ckpt_lib.policies.ranking import is_rankable, ranked
 from ckpt_lib.policies.saving import EveryEpochs, SaveContext, SavedRecord
 
 _LOOKED_AT = 10
@@ -84,7 +85,7 @@ def _pace(saved: Sequence[Manifest], now: datetime) -> Iterator[NotSaved]:
     """Compare the age of the newest checkpoint with the times between the last ones of its run."""
     newest = saved[-1]
     age = max(0.0, (now - newest.timestamp).total_seconds())
-    facts = {"checkpoint_id": newest.checkpoint_id, "epoch": newest.epoch, "step": newest.step}
+    facts: dict[str, Any] = {"checkpoint_id": newest.checkpoint_id, "epoch": newest.epoch, "step": newest.step}
     of_run = [item.timestamp for item in saved if item.run_id == newest.run_id][-_LOOKED_AT:]
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(of_run)]
     last = f"{newest.checkpoint_id} was saved {duration(age)} ago"
@@ -116,6 +117,7 @@ def _configured(locations: Locations, saved: Sequence[Manifest]) -> Iterator[Not
         of_run = [item for item in saved if item.run_id == newest.run_id]
         if best := ranked(of_run, monitor):
             value = best[0].metrics[monitor.metric]
+            assert is_rankable(value)
             wanted = "lower" if monitor.mode == "min" else "higher"
             yield NotSaved(
                 kind="not_better",

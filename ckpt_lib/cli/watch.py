@@ -261,20 +261,16 @@ def _metrics(held: Sequence[CheckpointMetadata], monitored: str, *, with_bars: b
     for header in ("last", "change"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("trend", no_wrap=True)
+    from ckpt_lib.policies.ranking import is_rankable
+
     names = [name for name in held[-1].metrics if name != monitored][: _SHOWN_METRICS - 1]
     for metric in [monitored, *names]:
         values = [item.metrics.get(metric) for item in held[-_TREND:]]
-        numbers = [float(value) for value in values if _is_finite(value)]
+        numbers = [float(value) for value in values if is_rankable(value)]
         last = as_number(values[-1])[:12]
-        change = f"{numbers[-1] - numbers[-2]:+.3g}" if len(numbers) > 1 and _is_finite(values[-1]) else "-"
+        change = f"{numbers[-1] - numbers[-2]:+.3g}" if len(numbers) > 1 and is_rankable(values[-1]) else "-"
         table.add_row(Text(visible(metric)), Text(visible(last)), change, _trend(numbers, with_bars=with_bars))
     return table
-
-
-def _is_finite(value: Any) -> bool:
-    from ckpt_lib.policies.ranking import is_rankable
-
-    return is_rankable(value)
 
 
 def _trend(numbers: Sequence[float], *, with_bars: bool) -> str:

@@ -162,13 +162,17 @@ class RequestServer:
 
 
 def _is_gone(connection: socket.socket) -> bool:
-    """Tell whether the other side has closed the connection."""
+    """Tell whether the other side has closed the connection, without waiting for it."""
+    seconds = connection.gettimeout()
+    connection.setblocking(False)  # with a timeout, Python waits before it calls recv
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except OSError:
         return True
+    finally:
+        connection.settimeout(seconds)
 
 
 def check_possible() -> None:

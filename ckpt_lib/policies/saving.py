@@ -173,6 +173,7 @@ class OnImprovement:
         if not earlier:
             return ()
         best, of_best = earlier[0], earlier[0].metrics[metric]
+        assert is_rankable(of_best)
         wanted = "lower" if monitor.mode == "min" else "higher"
         message = f"{metric} {value} is not {wanted} than {of_best}, the best so far, of epoch {best.epoch}"
         return (NotSaved(message=message, best=of_best, **facts),)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from operator import is_
+from typing import Any
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.facts import CheckpointFacts
@@ -96,7 +97,7 @@ class PolicyCheck:
         if (refused := self._refused) is None:
             return ()
         context, at = refused
-        facts = {"epoch": context.epoch, "step": context.step, "time": at}
+        facts: dict[str, Any] = {"epoch": context.epoch, "step": context.step, "time": at}
         try:
             reasons = reasons_against(self._policy, context)
         except Exception as error:  # of a policy of the user's, which may look at what has changed since
@@ -180,10 +181,10 @@ class _Refusals:
         if self._has_warned or (self._count < REFUSALS_TO_WARN and seconds < SECONDS_TO_WARN):
             return None
         self._has_warned = True
-        best = ranked(context.saved, context.monitor)
-        measure = f"; the best {context.monitor.metric} so far is {best[0].metrics[context.monitor.metric]}"
+        best, metric = ranked(context.saved, context.monitor), context.monitor.metric
+        measure = f"; the best {metric} so far is {best[0].metrics[metric]}" if best else ""
         return (
             f"nothing has been saved for {count_of(self._count, 'call')} and {duration(seconds)}: {policy!r} refuses "
-            f"epoch {context.epoch}, step {context.step}, {dict(context.metrics)}{measure if best else ''}. "
+            f"epoch {context.epoch}, step {context.step}, {dict(context.metrics)}{measure}. "
             "save_checkpoint(force=True) saves all the same."
         )

@@ -23,7 +23,7 @@ GENERATE = [sys.executable, "-m", "typer", "ckpt_lib.cli.app", "utils", "docs", 
 LONG_NAME = "validation/top1_accuracy_ema_smoothed"
 METRICS = ("accuracy", "f1", "grad_norm", "lr", "train/loss")
 LIGHT = ["--help", "list --help", "list", "list --json", "experiments", "show latest", "pin best"]
-LIGHT += ["backup --all", "export best out", "delete latest --yes"]
+LIGHT += ["backup --all", "export best out", "delete latest --yes", "runs", "why", "pin --tag baseline"]
 LISTED_MODULES = """
 import sys
 import ckpt_lib.cli
@@ -81,6 +81,7 @@ def test_files_without_a_store_load_torch_and_little_else(tmp_path: Path, args: 
     assert loaded & (OF_STORES | OF_NOBODY) == set()
     parts = {
         "app",
+        "completion",
         "errors",
         "naming",
         "options",

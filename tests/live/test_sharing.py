@@ -30,6 +30,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.live import LiveRun, live_runs
 from ckpt_lib.live.registry import runs_folder
+from ckpt_lib.live.server import _is_gone
 from tests.helpers import MakeManager, ids, save
 from tests.saving.failing_stores import failing
 
@@ -307,7 +308,11 @@ def test_a_forked_child_is_not_the_run(make_manager: MakeManager) -> None:
     with manager.share():
         context = manager._sharing._shared_here
         child = multiprocessing.get_context("fork").Process(target=_leave, args=(manager, context))
-        with pytest.warns(DeprecationWarning) if sys.version_info >= (3, 12) else pytest.MonkeyPatch.context():
+        with (
+            pytest.warns(DeprecationWarning, match="fork")
+            if sys.version_info >= (3, 12)
+            else pytest.MonkeyPatch.context()
+        ):
             child.start()
         child.join(30)
         assert child.exitcode == 0
@@ -323,3 +328,16 @@ def test_sharing_twice_is_refused(make_manager: MakeManager) -> None:
         assert only_run().status().waiting == 0
     with pytest.raises(ConfigError, match="load must be a function"), manager.share(load="latest"):  # type: ignore[arg-type]
         pass
+
+
+def test_looking_for_who_asked_does_not_wait() -> None:
+    """Else an answer that is ready would wait for the connection's own timeout."""
+    here, there = socket.socketpair()
+    with here:
+        here.settimeout(30)
+        began = time.monotonic()
+        assert not _is_gone(here)
+        there.close()
+        assert _is_gone(here)
+        assert time.monotonic() - began < 10
+        assert here.gettimeout() == 30

@@ -9,9 +9,11 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.advice.unsaved import reasons_stored
 from ckpt_lib.core.not_saved import NotSaved
 from ckpt_lib.errors import StorageFullError, StoreUnavailableError, UnknownMetricError
 from ckpt_lib.policies.saving import AllOf, AnyOf, EveryEpochs, EverySeconds, EverySteps, OnImprovement, When
+from ckpt_lib.saving.policy_check import REFUSALS_TO_WARN
 from tests.helpers import MakeManager, save
 from tests.saving.failing_stores import AWAY, failing
 from tests.saving.under_way import Gate, start
@@ -123,6 +125,17 @@ def test_a_forced_save_ends_a_refusal(make_manager: MakeManager) -> None:
     assert manager.why_not_saved() == ()
 
 
+def test_the_warning_of_many_refusals_needs_no_metric(
+    make_manager: MakeManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run without metrics that the policy refuses for long is warned once, and goes on."""
+    manager = make_manager(save_interval=1000)
+    for _ in range(REFUSALS_TO_WARN + 1):
+        assert manager.save_checkpoint(model=nn.Linear(2, 1), epoch=7) is None
+    assert [record.message for record in caplog.records if "nothing has been saved for" in record.message] != []
+    assert only(manager).next_epoch == 1000
+
+
 def test_an_error_that_was_raised_is_remembered(make_manager: MakeManager) -> None:
     """Refused arguments and a missing metric are reasons as well; the error is raised as before."""
     manager = make_manager(save_best_only=True)
@@ -160,3 +173,15 @@ def test_the_background_is_explained(make_manager: MakeManager, gate: Gate) -> N
     with pytest.raises(StoreUnavailableError):
         handle.result()
     assert (only(manager).kind, only(manager).epoch) == ("failed", 4)
+
+
+def test_what_is_stranded_is_told(make_safe: MakeManager) -> None:
+    """The newest checkpoint is in the fallback folder, where nobody looks for it."""
+    manager = make_safe()
+    save(manager, 1)
+    with failing(manager, FULL, "open_write"):
+        stranded = save(manager, 2)
+    first = reasons_stored(manager._locations)[0]
+    assert (first.kind, first.checkpoint_id) == ("in_fallback", stranded)
+    found = manager.why_not_loaded(stranded)
+    assert (found.state, found.commands) == ("in fallback", ("ckpt reconcile",))
