@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.mcp import mcp_required
 from ckpt_lib.cli.output import Column, as_time, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import read_config
 from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.web.tokens import TokenFile
 
 _MAX_DAYS = 36_500
@@ -43,6 +47,9 @@ def serve(
         bool, typer.Option("--no-tokens", help="Allow every request from this machine without a token.")
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
+    with_tools: Annotated[
+        bool, typer.Option("--mcp", help="Also serve the tools of `ckpt mcp` that only read, at /mcp.")
+    ] = False,
     audit_log: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Append a line for each change to this file. Default: standard error."),
@@ -84,7 +91,7 @@ def serve(
         note(f"Serving {settings.config.checkpoint_dir} at {url}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
-        run(settings, announce=announce)
+        run(settings, announce=announce, extend=_mounting(settings.config) if with_tools else _nothing)
 
 
 def token(
@@ -139,6 +146,18 @@ def _default_path() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("ckpt") / "tokens.json"
+
+
+def _nothing(_: FastAPI) -> None:
+    """Add nothing to a server."""
+
+
+def _mounting(config: CheckpointConfig) -> Callable[[FastAPI], None]:
+    """Return what adds the tools for assistants to a server."""
+    with mcp_required():
+        from ckpt_lib.mcp.mounting import mount
+
+    return lambda app: mount(app, config)
 
 
 @contextmanager

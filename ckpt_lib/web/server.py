@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import uvicorn
+from fastapi import FastAPI
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.app import PREFIX, create_app
@@ -14,13 +15,21 @@ from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
 
-def run(settings: ServerSettings, *, announce: Callable[[str], object]) -> None:
+def run(
+    settings: ServerSettings,
+    *,
+    announce: Callable[[str], object],
+    extend: Callable[[FastAPI], object] = lambda _: None,
+) -> None:
     """Serve until SIGINT or SIGTERM; ``announce`` gets the address once the port is open.
+
+    ``extend`` may add to the app before it is served.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for an address that cannot be listened at, and
     :class:`~ckpt_lib.errors.AlreadyRunningError` if another server uses the ``jobs_folder``.
     """
     app = create_app(settings)
+    extend(app)
     jobs: Jobs = app.state.jobs
     with _listener(settings) as listener, closing(jobs):
         jobs.open()  # before the address is announced

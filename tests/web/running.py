@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from ckpt_lib.web import ServerSettings, create_app
 
 
 @contextmanager
-def served(settings: ServerSettings) -> Iterator[httpx.Client]:
+def served(settings: ServerSettings, extend: Callable[[FastAPI], object] = lambda _: None) -> Iterator[httpx.Client]:
     """Serve a store on a free port of this machine, and yield a client whose paths begin with that of the API."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    app = create_app(settings)
+    extend(app)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
