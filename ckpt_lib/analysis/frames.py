@@ -135,7 +135,7 @@ def _names(kind: type[BaseModel]) -> Iterator[str]:
             yield from (name for name, member in vars(owner).items() if isinstance(member, property))
 
 
-def _indexed(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None) -> pd.DataFrame:
+def _indexed(rows: Sequence[dict[str, Any]], columns: list[str] | None) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=columns)
     first = next(iter(frame.columns), None)
     return frame.set_index(first) if first in _INDEXES else frame
