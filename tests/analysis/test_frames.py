@@ -14,9 +14,9 @@ from ckpt_lib import (
     CheckpointManager,
     describe_experiments,
     inspect_checkpoint,
-    metrics_history,
     to_dataframe,
 )
+from ckpt_lib.analysis.frames import metrics_history
 from ckpt_lib.analysis.plots import metrics_figure, sizes_figure
 from ckpt_lib.errors import ConfigError, UnknownMetricError
 from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
@@ -104,10 +104,8 @@ def test_the_history_has_every_value_a_metric_ever_had(run: CheckpointManager) -
         ("val_loss", 0.5, "eval/b"),
         ("val_loss", 1.0, None),
     ]
-    assert len(metrics_history(run.list_checkpoints())) == 4 + 3
+    assert len(run.metrics_history()) == 4 + 3
     assert list(metrics_history([]).columns) == list(frame.columns)
-    with pytest.raises(ConfigError, match="checkpoints"):
-        metrics_history(["latest"])  # type: ignore[list-item]
 
 
 def test_times_are_in_utc(run: CheckpointManager) -> None:
