@@ -1,4 +1,4 @@
-"""DataFrames from everything that lists. Pandas loads when the first is made, so that importing a name does not wait."""
+"""DataFrames from everything that lists. Pandas loads when the first is made, not when a name is imported."""
 
 from __future__ import annotations
 
