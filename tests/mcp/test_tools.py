@@ -48,7 +48,8 @@ def answer(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arg
     found = call(config, tool, arguments, scope=scope)
     assert not found.is_error, found.content
     assert found.structured_content is not None
-    return found.structured_content
+    answered: dict[str, Any] = found.structured_content
+    return answered
 
 
 def refusal(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arguments: Any) -> str:
@@ -180,7 +181,7 @@ def test_answers_are_bounded(tmp_path: Path) -> None:
             description="z" * 10_000,
             config={f"option {number}": [epoch] * 15 for number in range(500)},
         )
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "show_checkpoint": {},
         "compare_checkpoints": {"names": ["latest", "latest~1"]},
         "summarize_experiment": {},
