@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_lib.advice import advise
-    from ckpt_lib.analysis.frames import metrics_history, to_dataframe
+    from ckpt_lib.analysis.frames import to_dataframe
     from ckpt_lib.analysis.results import CheckpointComparison, ExperimentSummary
     from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.core.metadata import CheckpointMetadata
@@ -52,7 +52,6 @@ _HOMES = {
     "init_store": "ckpt_lib.store.identity",
     "inspect_checkpoint": "ckpt_lib.inspecting.inspection",
     "list_experiments": "ckpt_lib.experiment.listing",
-    "metrics_history": "ckpt_lib.analysis.frames",
     "open_store": "ckpt_lib.store",
     "to_dataframe": "ckpt_lib.analysis.frames",
 }
@@ -76,7 +75,6 @@ __all__ = [
     "init_store",
     "inspect_checkpoint",
     "list_experiments",
-    "metrics_history",
     "open_store",
     "to_dataframe",
 ]

@@ -23,6 +23,7 @@ from ckpt_lib.stream import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 class Finder(Maintainer):
@@ -122,6 +123,15 @@ class Finder(Maintainer):
         it is read. Nothing is raised for a name that nothing answers to: ``state`` is ``"unknown"`` then.
         """
         return diagnose(self, self._locations, name, progress)
+
+    def metrics_history(self) -> DataFrame:
+        """Return a row for each value that each metric of each checkpoint ever had, in the order of saving and of time.
+
+        ``source`` names what measured it after the save, and is empty for the save itself.
+        """
+        from ckpt_lib.analysis.frames import metrics_history  # pandas, only where it is used
+
+        return metrics_history(self._catalogue.describe_all())
 
     def plot_metrics(self, names: Collection[str] | None = None) -> Figure:
         """Plot the metrics, or those of ``names``, over the epoch; a notebook shows the figure that this returns.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -10,7 +11,7 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 
 
-def run(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
+def run(path: Path = NOTEBOOK) -> Any:
     """Return a notebook with the outputs of a run in a kernel of its own. Raises ``CellExecutionError``."""
     notebook = nbformat.read(path, as_version=4)
     # Of this interpreter, whatever kernels the user has; times of execution would differ from run to run.

@@ -168,6 +168,7 @@ def test_the_core_knows_no_prefect_and_one_room_the_web() -> None:
     assert len(core) > 100
     assert [str(found) for found in core if found.target.partition(".")[0] in forbidden] == []
     assert {layer_of(found.module) for found in core if found.target.partition(".")[0] in web} == {"web"}
+    assert {layer_of(found.module) for found in core if found.target.partition(".")[0] == "mcp"} == {"mcp"}
     texts = {module: path.read_text(encoding="utf-8") for module, path in sources().items() if "ckpt_lib" in module}
     assert [module for module, text in texts.items() if 'import_module("prefect' in text] == []
 

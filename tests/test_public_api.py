@@ -30,6 +30,7 @@ EXPECTED = [
     "inspect_checkpoint",
     "list_experiments",
     "open_store",
+    "to_dataframe",
 ]
 
 

@@ -1,17 +1,15 @@
-"""DataFrames from everything that lists."""
+"""DataFrames from everything that lists. Pandas loads when the first is made, not when a name is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import BaseModel
 
 from ckpt_lib.advice.results import Advice, Suggestion
 from ckpt_lib.analysis.notebook import comparison_rows
-from ckpt_lib.analysis.statistics import checkpoint_frame
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.index.overview import ExperimentOverview
@@ -22,6 +20,9 @@ from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
 from ckpt_lib.maintenance.scrub import ScrubReport
 from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.policies.retention import Decision, RetentionPlan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ACCEPTED = (
     "a list of checkpoints, experiments or validation reports, a comparison, a summary, or a report such as a plan"
@@ -55,18 +56,20 @@ def to_dataframe(listing: object) -> pd.DataFrame:
         return _indexed([_row(item) for item in getattr(listing, name)], [*_names(item_type)])
     items = _items(listing)
     if items and all(isinstance(item, CheckpointMetadata) for item in items):
-        return _in_utc(checkpoint_frame(items))
+        return _of_checkpoints(items)
     return _indexed([_row(item) for item in items], None)
 
 
 def metrics_history(checkpoints: Iterable[CheckpointMetadata]) -> pd.DataFrame:
     """Return a row for each value that each metric ever had, in the order of ``checkpoints`` and of time.
 
-    ``source`` is what measured it after the save; ``None`` stands for the save itself.
+    ``source`` is what measured it after the save; empty for the save itself.
     """
+    import pandas as pd
+
     rows = [
         (item.checkpoint_id, item.epoch, item.step, name, value, at.astimezone(UTC), source)
-        for item in _checked(checkpoints)
+        for item in checkpoints
         for name, value, at, source in _values(item)
     ]
     return pd.DataFrame(rows, columns=list(_HISTORY))
@@ -79,13 +82,6 @@ def _values(checkpoint: CheckpointMetadata) -> Iterator[tuple[str, Any, datetime
             yield name, value, checkpoint.timestamp, None
     for item in checkpoint.added_metrics:  # with the value of the save, where one was replaced
         yield item.name, item.value, item.at, item.source
-
-
-def _checked(checkpoints: Iterable[CheckpointMetadata]) -> list[CheckpointMetadata]:
-    items = list(checkpoints)
-    if other := next((item for item in items if not isinstance(item, CheckpointMetadata)), None):
-        raise ConfigError("a metrics history is that of checkpoints", expected="checkpoints", got=type(other).__name__)
-    return items
 
 
 def _items(listing: object) -> list[Any]:
@@ -135,7 +131,9 @@ def _names(kind: type[BaseModel]) -> Iterator[str]:
             yield from (name for name, member in vars(owner).items() if isinstance(member, property))
 
 
-def _indexed(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None) -> pd.DataFrame:
+def _indexed(rows: Sequence[dict[str, Any]], columns: list[str] | None) -> pd.DataFrame:
+    import pandas as pd
+
     frame = pd.DataFrame(rows, columns=columns)
     first = next(iter(frame.columns), None)
     return frame.set_index(first) if first in _INDEXES else frame
@@ -145,11 +143,16 @@ def _utc(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
-def _in_utc(frame: pd.DataFrame) -> pd.DataFrame:
+def _of_checkpoints(checkpoints: list[CheckpointMetadata]) -> pd.DataFrame:
+    from ckpt_lib.analysis.statistics import checkpoint_frame
+
+    frame = checkpoint_frame(checkpoints)
     return frame.assign(timestamp=[moment.astimezone(UTC) for moment in frame["timestamp"]])
 
 
 def _of_dictionary(found: Mapping[Any, Any]) -> pd.DataFrame:
+    import pandas as pd
+
     if "checkpoint_ids" in found and "metrics_comparison" in found:
         rows = list(comparison_rows(dict(found)))
         index = pd.MultiIndex.from_tuples([row[:2] for row in rows], names=["part", "name"])

@@ -66,7 +66,7 @@ class Summary(dict[str, Any]):
         monitor = self.get("monitor") or {}
         found = {
             "best": self.get("best_checkpoint"),
-            "by": f"{monitor.get('metric', '')} ({monitor.get('mode', '')})",
+            "best by": f"{monitor.get('metric', '')} ({monitor.get('mode', '')})",
             "latest": self.get("latest_checkpoint"),
             "epochs": f"{self['first_epoch']} to {self['last_epoch']}" if self.get("last_epoch") is not None else None,
             "pinned": self.get("pinned_checkpoints"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -27,17 +29,24 @@ def mcp(
     Example: ckpt mcp --store runs
     """
     settings = read_config(store, config)
-    try:
+    with mcp_required():
         from ckpt_lib.mcp.server import create_server
-    except ModuleNotFoundError as error:
-        if error.name != "mcp":
-            raise
-        raise ConfigError(
-            "the package mcp is not installed", hint="Install it: pip install 'prefect-checkpoints[mcp]'."
-        ) from error
     from ckpt_lib.web.tokens import SCOPES
 
     allowed = next((known for known in SCOPES if known == scope), None)
     if allowed is None:
         raise ConfigError(f"{scope!r} is no scope", expected=", ".join(SCOPES))
     create_server(settings, scope=allowed).run("stdio")
+
+
+@contextmanager
+def mcp_required() -> Iterator[None]:
+    """Raise :class:`~ckpt_lib.errors.ConfigError` if an import fails because the package is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("mcp", "mcp_types"):
+            raise
+        raise ConfigError(
+            "the package mcp is not installed", hint="Install it: pip install 'prefect-checkpoints[mcp]'."
+        ) from error

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_lib.cli import options
+from ckpt_lib.cli.mcp import mcp_required
 from ckpt_lib.cli.output import Column, as_time, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import read_config
 from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.web.tokens import TokenFile
 
 _MAX_DAYS = 36_500
@@ -66,6 +71,9 @@ def serve(
     rate_limit: Annotated[
         float, typer.Option(metavar="N", min=0, help="How many requests a second each token may send; 0: any number.")
     ] = 100,
+    with_tools: Annotated[
+        bool, typer.Option("--mcp", help="Also serve the tools of `ckpt mcp` that only read, at /mcp.")
+    ] = False,
     audit_log: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Append a line for each change to this file. Default: standard error."),
@@ -121,7 +129,7 @@ def serve(
         note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
-        run(settings, announce=announce, create=page.create_app if page.is_installed() else create_app)
+        run(settings, announce=announce, create=partial(_app_of, with_tools=with_tools))
 
 
 def ui(
@@ -224,6 +232,19 @@ def _default_path() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("ckpt") / "tokens.json"
+
+
+def _app_of(settings: ServerSettings, *, with_tools: bool) -> FastAPI:
+    """Return the API, with the page where its packages are installed, and with the tools for assistants if asked."""
+    from ckpt_lib import page
+    from ckpt_lib.web import create_app
+
+    app = page.create_app(settings) if page.is_installed() else create_app(settings)
+    if with_tools:
+        with mcp_required():
+            from ckpt_lib.mcp.mounting import mount
+        mount(app, settings.config)
+    return app
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,6 @@ READING = [
 Ask = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> CheckpointConfig:
-    """A store of one experiment with three checkpoints, the second of which is the best."""
-    config = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"), max_checkpoints=20, save_rng=False)
-    manager = CheckpointManager(config, "digits")
-    for epoch, loss in enumerate((3.0, 1.0, 2.0), start=1):
-        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss})
-    return config
-
-
-@pytest.fixture
-def manager(config: CheckpointConfig) -> CheckpointManager:
-    return CheckpointManager(config, "digits")
-
-
 def call(config: CheckpointConfig, name: str, arguments: dict[str, Any], **options: Any) -> CallToolResult:
     """Call a tool through a client and a server in this process."""
 
@@ -63,7 +48,8 @@ def answer(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arg
     found = call(config, tool, arguments, scope=scope)
     assert not found.is_error, found.content
     assert found.structured_content is not None
-    return found.structured_content
+    answered: dict[str, Any] = found.structured_content
+    return answered
 
 
 def refusal(config: CheckpointConfig, tool: str, /, *, scope: str = "read", **arguments: Any) -> str:
@@ -195,7 +181,7 @@ def test_answers_are_bounded(tmp_path: Path) -> None:
             description="z" * 10_000,
             config={f"option {number}": [epoch] * 15 for number in range(500)},
         )
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "show_checkpoint": {},
         "compare_checkpoints": {"names": ["latest", "latest~1"]},
         "summarize_experiment": {},
@@ -255,13 +241,3 @@ def test_changes_are_made_and_logged(
         ("back_up_checkpoint", "done"),
         ("repair_checkpoint", "done"),
     ]
-
-
-@pytest.fixture(autouse=True)
-def _logging_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The SDK configures the root logger of its process when a server is made."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
