@@ -86,7 +86,7 @@ class Page:
     def _on_fields(self) -> None:
         layout = self._layout
         for field in (layout.search, layout.where):
-            self._on(field.input, self._filter, [layout.search, layout.where], trigger_mode="always_last")
+            self._on(field.change, self._filter, [layout.search, layout.where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
@@ -146,7 +146,9 @@ class Page:
     def _open(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         asked = request.query_params
         if name := asked.get("experiment", ""):
-            view = view.of_experiment(name).with_(tab="checkpoints", opened=asked.get("checkpoint", ""))
+            view = View(tab="checkpoints", experiment=name, opened=asked.get("checkpoint", ""))
+        else:
+            view = View(tab="experiments")
         return {self._layout.tabs: gr.Tabs(selected=view.tab), **self._shown(request, view)}
 
     def _act(self, request: gr.Request, data: gr.EventData, view: View) -> Updates:
@@ -162,12 +164,14 @@ class Page:
 
     def _tab_shown(self, name: str) -> Handler:
         def show(request: gr.Request, _: gr.EventData, view: View) -> Updates:
-            return {} if view.tab == name else self._shown(request, view.with_(tab=name, asked=""))
+            return {} if view.tab in (name, "") else self._shown(request, view.with_(tab=name, asked=""))
 
         return show
 
     def _filter(self, request: gr.Request, _: gr.EventData, view: View, search: str, where: str) -> Updates:
-        return self._shown(request, view.with_(search=search or "", where=where or ""))
+        if (search, where) == (view.search, view.where):
+            return {}  # the page itself has changed the fields
+        return self._shown(request, view.with_(search=search, where=where))
 
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))

@@ -103,7 +103,7 @@ def test_comparison(page: Page, few: str) -> None:
     expect(table.locator("tr", has_text="lr")).to_contain_text("0.01")
     page.get_by_label("Checkpoints").fill("best, epoch_1, epoch_2")
     page.keyboard.press("Enter")
-    expect(table.locator("tr", has_text="Epoch").locator("td")).to_have_count(3)
+    expect(table.locator("tr", has=page.get_by_role("rowheader", name="Epoch", exact=True)).locator("td")).to_have_count(3)
     page.get_by_label("Checkpoints").fill("best")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("2 to 6")
