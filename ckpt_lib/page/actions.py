@@ -108,7 +108,10 @@ class Actions:
 
     def _cancel(self, view: View, value: str) -> tuple[View, str]:
         job = self._desk.jobs.cancel(value)
-        return view, f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step."
+        return (
+            view,
+            f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step.",
+        )
 
 
 def _tab_of_list(view: View) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
@@ -36,20 +37,35 @@ def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     sessions = Sessions(app.state.access)
     desk = Desk(settings, app.state.managers, app.state.jobs, sessions)
     app.add_middleware(PageGate, sessions=sessions, settings=settings)
-    return gr.mount_gradio_app(
-        app,
-        Page(desk).build(),
-        PAGE_PATH,
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
+    return _in_event_loop(
+        lambda: gr.mount_gradio_app(
+            app,
+            Page(desk).build(),
+            PAGE_PATH,
+            theme=theme(),
+            css=CSS,
+            head=HEAD,
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+        )
     )
+
+
+def _in_event_loop(build: Callable[[], FastAPI]) -> FastAPI:
+    """Build the app where an event loop runs: elsewhere, Gradio makes loops of its own and leaves them open."""
+
+    async def run() -> FastAPI:
+        return build()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    return build()
 
 
 class Page:
@@ -66,7 +82,12 @@ class Page:
             self._renderer = Renderer(self._desk, self._layout)
             self._outputs = self._all_components()
             self._on(blocks.load, self._open)
-            for screen in (*self._layout.screens.values(), self._layout.header, self._layout.notice, self._layout.running):
+            for screen in (
+                *self._layout.screens.values(),
+                self._layout.header,
+                self._layout.notice,
+                self._layout.running,
+            ):
                 self._on(screen.act, self._act)
             for name, item in self._layout.tab_items.items():
                 self._on(item.select, self._tab_shown(name))
@@ -120,7 +141,9 @@ class Page:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
                 logger.exception("the page failed with an unexpected error")
-                told = notice(f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True)
+                told = notice(
+                    f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True
+                )
                 return {self._layout.notice: str(told)}
 
         event(

@@ -147,9 +147,7 @@ def _files(manifest: Manifest) -> Markup:
     return table(columns, rows, caption="Files", kind="ck-small")
 
 
-def _history(
-    manager: CheckpointManager, checkpoint: CheckpointMetadata, manifest: Manifest, jobs: list[Job]
-) -> Markup:
+def _history(manager: CheckpointManager, checkpoint: CheckpointMetadata, manifest: Manifest, jobs: list[Job]) -> Markup:
     backup = manager.backup_status(checkpoint.checkpoint_id)
     events: list[tuple[datetime, str]] = [(checkpoint.timestamp, "Saved")]
     for item in checkpoint.added_metrics:
@@ -160,7 +158,9 @@ def _history(
     if backup.verified_at:
         events.append((backup.verified_at, "Backup read back and found intact"))
     events += _jobs_of(checkpoint.checkpoint_id, jobs)
-    items = [Markup("<li>{} {}</li>").format(moment(at), text) for at, text in sorted(events, key=lambda event: event[0])]
+    items = [
+        Markup("<li>{} {}</li>").format(moment(at), text) for at, text in sorted(events, key=lambda event: event[0])
+    ]
     return Markup('<ol class="ck-history">{}</ol>').format(joined(items))
 
 
@@ -197,7 +197,10 @@ def _lineage(manager: CheckpointManager, checkpoint: CheckpointMetadata) -> Mark
 def _configuration(config: dict[str, Any]) -> Markup:
     if not config:
         return NOTHING
-    rows = {visible(str(name)): Markup('<code class="ck-break">{}</code>').format(briefly(value)) for name, value in config.items()}
+    rows = {
+        visible(str(name)): Markup('<code class="ck-break">{}</code>').format(briefly(value))
+        for name, value in config.items()
+    }
     return Markup("<details><summary>{}</summary>{}</details>").format(count_of(len(rows), "option"), facts(rows))
 
 

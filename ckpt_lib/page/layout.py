@@ -118,4 +118,6 @@ class Layout:
         yaml_text, python_text = config_texts({"checkpoint_dir": self._store}, "my_experiment")
         with gr.Row():
             self.setup_yaml = gr.Code(yaml_text, label="config.yaml", language="yaml", interactive=False, min_width=300)
-            self.setup_python = gr.Code(python_text, label="Python", language="python", interactive=False, min_width=300)
+            self.setup_python = gr.Code(
+                python_text, label="Python", language="python", interactive=False, min_width=300
+            )

@@ -43,8 +43,6 @@ watch('value', () => {
 """
 """Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back."""
 
-from gradio.events import Dependency
-
 class Screen(gr.HTML):
     """HTML whose buttons send what they stand for."""
 
@@ -54,12 +52,14 @@ class Screen(gr.HTML):
     def get_block_name(self) -> str:
         """Return the name of the component in the browser."""
         return "html"
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class Layout:
     """The components of the page."""

@@ -45,7 +45,7 @@ def list_html(manager: CheckpointManager, view: View) -> Markup:
     if not shown:
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
-    counted = f"{first:,}–{first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
+    counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
     pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
     return joined([*parts, _table(manager, view, shown), pager])
 
@@ -85,7 +85,9 @@ def _metrics(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) ->
 
 
 def _name(item: CheckpointMetadata) -> Markup:
-    described = Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
+    described = (
+        Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
+    )
     extra = joined([part for part in (marks(item), tags(item.tags), described) if part], " ")
     below = Markup('<div class="ck-below">{}</div>').format(extra) if extra else NOTHING
     return button("open", item.checkpoint_id, item.checkpoint_id, kind="ck-link ck-id") + below
@@ -108,7 +110,9 @@ def _warnings(manager: CheckpointManager) -> Markup:
 def _tag_bar(view: View) -> Markup:
     if not view.tags:
         return NOTHING
-    chips = [button("tag", name, Markup("{} ×").format(name), kind="ck-chip", title=f"Remove {name}") for name in view.tags]
+    chips = [
+        button("tag", name, Markup("{} ×").format(name), kind="ck-chip", title=f"Remove {name}") for name in view.tags
+    ]
     return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
 
 

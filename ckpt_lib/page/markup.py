@@ -13,7 +13,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata, Metric, marks_of
 from ckpt_lib.core.wording import duration, visible
 
 NOTHING = Markup("")
-DASH = Markup('<span class="ck-none">–</span>')
+DASH = Markup('<span class="ck-none">-</span>')
 _BAD = {"unhealthy", "incomplete", "damaged", "failed", "interrupted"}
 
 
@@ -35,14 +35,16 @@ def joined(parts: Iterable[Markup | str], by: str = "") -> Markup:
 
 def button(act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "") -> Markup:
     """Return a button that sends ``act`` and ``value`` to the page."""
-    return Markup('<button type="button" class="ck-button {}" data-act="{}" data-value="{}" title="{}">{}</button>').format(
-        kind, act, value, title, label
-    )
+    return Markup(
+        '<button type="button" class="ck-button {}" data-act="{}" data-value="{}" title="{}">{}</button>'
+    ).format(kind, act, value, title, label)
 
 
 def toggle(act: str, value: str, label: str, *, is_on: bool) -> Markup:
     """Return a button that is on or off."""
-    template = Markup('<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}">{}</button>')
+    template = Markup(
+        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}">{}</button>'
+    )
     return template.format(act, value, "true" if is_on else "false", visible(label))
 
 
@@ -103,7 +105,9 @@ def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:
     is_sorted = name == column.sort
     order = ("descending" if descending else "ascending") if is_sorted else "none"
     arrow = (" ↓" if descending else " ↑") if is_sorted else ""
-    label = button("sort", column.sort, f"{visible(column.title)}{arrow}", kind="ck-sort", title=f"Sort by {column.title}")
+    label = button(
+        "sort", column.sort, f"{visible(column.title)}{arrow}", kind="ck-sort", title=f"Sort by {column.title}"
+    )
     return Markup('<th scope="col" class="ck-sortable {}" aria-sort="{}">{}</th>').format(css, order, label)
 
 

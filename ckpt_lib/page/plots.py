@@ -63,7 +63,11 @@ def choices_html(names: Sequence[str], drawn: Sequence[str], axis: str) -> Marku
     for act, (choices, on) in chosen.items():
         chips = [toggle(act, name, label, is_on=name in on) for name, label in choices.items()]
         title = "Metrics" if act == "metric" else "Over"
-        bars.append(Markup('<div class="ck-bar" role="group" aria-label="{}">{} {}</div>').format(title, title, joined(chips, " ")))
+        bars.append(
+            Markup('<div class="ck-bar" role="group" aria-label="{}">{} {}</div>').format(
+                title, title, joined(chips, " ")
+            )
+        )
     return joined(bars)
 
 
@@ -119,7 +123,12 @@ def _add_marks(
                 legendgroup=word,
                 showlegend=in_legend,
                 mode="markers",
-                marker={"symbol": symbol, "size": 18 if symbol.endswith("open") else 12, "color": color, "line": {"width": 1.5, "color": color}},
+                marker={
+                    "symbol": symbol,
+                    "size": 18 if symbol.endswith("open") else 12,
+                    "color": color,
+                    "line": {"width": 1.5, "color": color},
+                },
                 text=[item.checkpoint_id for item, _ in found],
                 hovertemplate=f"{word}: %{{y:.6g}}<br>%{{text}}<extra></extra>",
             )

@@ -86,7 +86,9 @@ class Renderer:
         badge = Markup('<span class="ck-badge">{}</span>').format(rights) if rights else NOTHING
         leave = NOTHING
         if self._desk.sessions.needs_token:
-            leave = Markup('<form method="post" action="{}"><button class="ck-button">Sign out</button></form>').format(SIGN_OUT)
+            leave = Markup('<form method="post" action="{}"><button class="ck-button">Sign out</button></form>').format(
+                SIGN_OUT
+            )
         return Markup(
             '<header class="ck-top"><h1>Checkpoints</h1><code class="ck-store" title="The store">{}</code>{}'
             '<span class="ck-space"></span>{}{}</header>'
@@ -130,7 +132,11 @@ class Renderer:
         status = manager.backup_status(view.opened)
         kept = "Its backup stays." if status.state in ("written", "verified") else "It has no sound backup."
         best = Markup("<strong>It is the best checkpoint.</strong> ") if checkpoint.is_best else NOTHING
-        time = f"It can be brought back for {self._desk.trash_time}." if manager.config.trash_seconds else "It cannot be brought back."
+        time = (
+            f"It can be brought back for {self._desk.trash_time}."
+            if manager.config.trash_seconds
+            else "It cannot be brought back."
+        )
         return Markup(
             '<div class="ck-confirm" role="alertdialog" aria-label="Delete this checkpoint?">'
             '<p>Delete <span class="ck-id">{}</span>, epoch {}, {}?</p><p>{}{} {}</p><p class="ck-bar">{} {}</p></div>'
@@ -171,7 +177,9 @@ class Renderer:
         return {self._layout.screens["summary"]: str(summary_html(manager))}
 
     def _draw_cleanup(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
-        told = empty("See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay.")
+        told = empty(
+            "See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay."
+        )
         return {self._layout.screens["cleanup"]: str(told), self._layout.keep: manager.config.max_checkpoints}
 
     def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:

@@ -23,7 +23,9 @@ def plan_html(report: CleanupReport) -> Markup:
         return empty("There is nothing to clean up.", "This experiment has no checkpoints.")
     going = [item for item in plan.decisions if not item.keep]
     staying = len(plan.decisions) - len(going)
-    told = f"{count_of(len(going), 'checkpoint')} would go, which frees {size_text(plan.freed_bytes)}; {staying:,} stay."
+    told = (
+        f"{count_of(len(going), 'checkpoint')} would go, which frees {size_text(plan.freed_bytes)}; {staying:,} stay."
+    )
     columns = (
         Column("Checkpoint", is_head=True),
         Column("Outcome"),
@@ -42,7 +44,9 @@ def plan_html(report: CleanupReport) -> Markup:
         for item in sorted(plan.decisions, key=lambda item: item.keep)
     ]
     remarks = joined([warning(plan.warning)] if plan.warning else [])
-    return Markup('<p class="ck-told" role="status">{}</p>{}{}').format(told, remarks, table(columns, rows, caption="Plan"))
+    return Markup('<p class="ck-told" role="status">{}</p>{}{}').format(
+        told, remarks, table(columns, rows, caption="Plan")
+    )
 
 
 def trash_html(manager: CheckpointManager, trash_time: str) -> Markup:

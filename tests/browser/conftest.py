@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from ckpt_lib import CheckpointConfig, page as checkpoint_page
+from ckpt_lib import CheckpointConfig
+from ckpt_lib import page as checkpoint_page
 from ckpt_lib.web import ServerSettings
 from tests.browser import chromium, stores
 from tests.web.running import served

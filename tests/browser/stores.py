@@ -70,8 +70,7 @@ def damaged_store(folder: Path) -> CheckpointConfig:
 def config_of(folder: Path) -> CheckpointConfig:
     """The configuration of a store in a folder, with an index of its own."""
     return CheckpointConfig(
-        checkpoint_dir=str(folder),
-        max_checkpoints=100, index_url=f"sqlite:///{folder.parent}/{folder.name}-index.db"
+        checkpoint_dir=str(folder), max_checkpoints=100, index_url=f"sqlite:///{folder.parent}/{folder.name}-index.db"
     )
 
 
