@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which sends a request otherwise
 
 import gradio as gr
-from fastapi import FastAPI
 from markupsafe import Markup
 
 from ckpt_lib.core.logs import logger
@@ -28,6 +27,9 @@ from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.page_gate import PageGate
 from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 Handler = Callable[..., Updates]
 
@@ -77,7 +79,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Return the page."""
-        with gr.Blocks(title="Checkpoints", analytics_enabled=False) as blocks:
+        blocks: gr.Blocks = gr.Blocks(title="Checkpoints", analytics_enabled=False)
+        with blocks:
             self._layout = Layout(self._desk.managers.config)
             self._renderer = Renderer(self._desk, self._layout)
             self._outputs = self._all_components()
@@ -111,13 +114,13 @@ class Page:
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
-        self._on(layout.timer.tick, self._tick)
-        fields = list(layout.setup_fields.values())
-        for field in (layout.setup_experiment, *fields):
+        self._on(layout.timer.tick, self._tick, keeps_notice=True)
+        options = [layout.setup_experiment, *layout.setup_fields.values()]
+        for option in options:
             self._on(
-                field.change,
+                option.change,
                 self._set_up,
-                [layout.setup_experiment, *fields],
+                options,
                 more_outputs=[layout.setup_yaml, layout.setup_python],
                 trigger_mode="always_last",
             )
@@ -130,13 +133,15 @@ class Page:
         *,
         more_outputs: list[Any] | None = None,
         trigger_mode: str = "multiple",
+        keeps_notice: bool = False,
     ) -> None:
         """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice."""
+        before: Updates = {} if keeps_notice else {self._layout.notice: ""}
 
         def handle(request: gr.Request, data: gr.EventData, view: View, *values: Any) -> Updates:
             try:
                 self._desk.check(request, "read")
-                return {self._layout.notice: "", **handler(request, data, view, *values)}
+                return {**before, **handler(request, data, view, *values)}
             except (CheckpointError, PermissionError) as error:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
@@ -211,7 +216,9 @@ class Page:
     def _tick(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         if self._desk.has_work():
             return self._renderer.jobs(request, view)
-        return self._shown(request, view)  # a job has ended: what is shown may be out of date
+        updates = self._shown(request, view)  # a job has ended: what is shown may be out of date
+        typed = (self._layout.edit_tags, self._layout.edit_description, self._layout.compared, self._layout.keep)
+        return {component: update for component, update in updates.items() if component not in typed}
 
     def _set_up(self, _: gr.Request, __: gr.EventData, _view: View, experiment: str, *values: Any) -> Updates:
         yaml_text, python_text = config_texts(dict(zip(FIELDS, values, strict=True)), experiment)

@@ -52,9 +52,7 @@ class Screen(gr.HTML):
     def get_block_name(self) -> str:
         """Return the name of the component in the browser."""
         return "html"
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
 
     if TYPE_CHECKING:

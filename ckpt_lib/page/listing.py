@@ -111,7 +111,8 @@ def _tag_bar(view: View) -> Markup:
     if not view.tags:
         return NOTHING
     chips = [
-        button("tag", name, Markup("{} ×").format(name), kind="ck-chip", title=f"Remove {name}") for name in view.tags
+        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", title=f"Remove {name}")
+        for name in view.tags
     ]
     return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
 

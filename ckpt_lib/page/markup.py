@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ckpt_lib.core.metadata import CheckpointMetadata, Metric, marks_of
 from ckpt_lib.core.wording import duration, visible
@@ -30,7 +30,7 @@ class Column:
 
 def joined(parts: Iterable[Markup | str], by: str = "") -> Markup:
     """Join pieces; plain text is escaped."""
-    return Markup(by).join(parts)
+    return escape(by).join(parts)
 
 
 def button(act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "") -> Markup:
@@ -141,7 +141,7 @@ def notice(text: str, *, hint: str = "", is_error: bool = False) -> Markup:
     """Return a message about what was just done, or why it was not."""
     kind, role = ("ck-error", "alert") if is_error else ("ck-done", "status")
     more = Markup("<p>{}</p>").format(hint) if hint else NOTHING
-    closing = button("dismiss", "", "×", kind="ck-close", title="Dismiss")
+    closing = button("dismiss", "", Markup("&times;"), kind="ck-close", title="Dismiss")
     return Markup('<div class="ck-notice {}" role="{}"><div><p><strong>{}</strong></p>{}</div>{}</div>').format(
         kind, role, text, more, closing
     )
