@@ -83,9 +83,9 @@ def serve(
     def announce(url: str) -> None:
         if run_token is not None:
             note(f"Token of this run: {run_token}")
+        note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
         if page.is_installed():
             note(f"The page is at {page.address(url, run_token)}")
-        note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
         run(settings, announce=announce, create=page.create_app if page.is_installed() else create_app)
