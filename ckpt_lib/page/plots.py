@@ -140,6 +140,7 @@ def _laid_out(figure: go.Figure, axis: str, title: str) -> go.Figure:
     return figure.update_layout(
         height=340,
         margin={"l": 60, "r": 12, "t": 12, "b": 44},
+        font={"color": "#7a8494"},  # readable on light and on dark
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

@@ -112,20 +112,29 @@ footer { display: none !important; }
 progress { accent-color: #1d4fc4; width: 10rem; max-width: 100%; margin-right: .5rem; }
 .ck-told { font-weight: 600; }
 details > summary { cursor: pointer; padding: .25rem 0; }
+.ck-compare thead th { font-family: var(--font-mono); font-size: .8rem; font-weight: 500; overflow-wrap: anywhere; }
+.ck-compare td { min-width: 9rem; }
+@media (max-width: 1000px) {
+  .ck-table th, .ck-table td { padding: .4rem; font-size: .93em; }
+  .ck-list tbody th { min-width: 13rem; }
+}
 @media (max-width: 700px) {
+  .ck-filters .form { flex-wrap: wrap; }
+  .ck-filters .form > * { min-width: 100% !important; }
   .ck-facts { grid-template-columns: 1fr 1fr; }
-  .ck-table thead { display: block; }
-  .ck-table thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
-  .ck-table thead th { border: 0; padding: 0; }
-  .ck-table thead th:not(.ck-sortable) { display: none; }
-  .ck-table tbody, .ck-table tr, .ck-table td, .ck-table tbody th { display: block; border: 0; padding: 0; }
-  .ck-table tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
+  .ck-table:not(.ck-compare) thead { display: block; }
+  .ck-table:not(.ck-compare) thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
+  .ck-table:not(.ck-compare) thead th { border: 0; padding: 0; }
+  .ck-table:not(.ck-compare) thead th:not(.ck-sortable) { display: none; }
+  .ck-table:not(.ck-compare) tbody, .ck-table:not(.ck-compare) tr, .ck-table:not(.ck-compare) td, .ck-table:not(.ck-compare) tbody th { display: block; border: 0; padding: 0; }
+  .ck-table:not(.ck-compare) tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
     margin-bottom: .6rem; }
-  .ck-table td, .ck-table .ck-number { display: flex; justify-content: space-between; gap: 1rem; text-align: right;
+  .ck-table:not(.ck-compare) td, .ck-table:not(.ck-compare) .ck-number { display: flex; justify-content: flex-end; gap: .4rem; text-align: right;
     white-space: normal; padding: .1rem 0; overflow-wrap: anywhere; }
-  .ck-table tbody th { padding-bottom: .3rem; }
-  .ck-table td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
-    flex: none; }
-  .ck-table td[data-title=""]::before { content: none; }
+  .ck-table:not(.ck-compare) tbody th { padding-bottom: .3rem; }
+  .ck-table:not(.ck-compare) td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
+    flex: none;
+    margin-right: auto; padding-right: .6rem; }
+  .ck-table:not(.ck-compare) td[data-title=""]::before { content: none; }
 }
 """
