@@ -88,13 +88,14 @@ def table(
     sorted_by: tuple[str, bool] = ("", False),
     kind: str = "",
 ) -> Markup:
-    """Return a table. On a narrow screen each row becomes a card, with the titles of its columns in it."""
+    """Return a table. On a narrow screen each row becomes a card with the titles of its columns, but in comparisons."""
+    layout = kind if kind == "ck-compare" else f"ck-cards {kind}"
     head = joined([_heading(column, sorted_by) for column in columns])
     body = joined([_row(columns, row) for row in rows])
     return Markup(
         '<div class="ck-scroll"><table class="ck-table {}"><caption>{}</caption>'
         "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
-    ).format(kind, caption, head, body)
+    ).format(layout, caption, head, body)
 
 
 def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:

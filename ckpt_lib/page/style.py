@@ -122,19 +122,19 @@ details > summary { cursor: pointer; padding: .25rem 0; }
   .ck-filters .form { flex-wrap: wrap; }
   .ck-filters .form > * { min-width: 100% !important; }
   .ck-facts { grid-template-columns: 1fr 1fr; }
-  .ck-table:not(.ck-compare) thead { display: block; }
-  .ck-table:not(.ck-compare) thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
-  .ck-table:not(.ck-compare) thead th { border: 0; padding: 0; }
-  .ck-table:not(.ck-compare) thead th:not(.ck-sortable) { display: none; }
-  .ck-table:not(.ck-compare) tbody, .ck-table:not(.ck-compare) tr, .ck-table:not(.ck-compare) td, .ck-table:not(.ck-compare) tbody th { display: block; border: 0; padding: 0; }
-  .ck-table:not(.ck-compare) tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
+  .ck-cards thead { display: block; }
+  .ck-cards thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
+  .ck-cards thead th { border: 0; padding: 0; }
+  .ck-cards thead th:not(.ck-sortable) { display: none; }
+  .ck-cards tbody, .ck-cards tr, .ck-cards td, .ck-cards tbody th { display: block; border: 0; padding: 0; }
+  .ck-cards tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
     margin-bottom: .6rem; }
-  .ck-table:not(.ck-compare) td, .ck-table:not(.ck-compare) .ck-number { display: flex; justify-content: flex-end; gap: .4rem; text-align: right;
+  .ck-cards td, .ck-cards .ck-number { display: flex; justify-content: flex-end; gap: .4rem; text-align: right;
     white-space: normal; padding: .1rem 0; overflow-wrap: anywhere; }
-  .ck-table:not(.ck-compare) tbody th { padding-bottom: .3rem; }
-  .ck-table:not(.ck-compare) td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
+  .ck-cards tbody th { padding-bottom: .3rem; }
+  .ck-cards td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
     flex: none;
     margin-right: auto; padding-right: .6rem; }
-  .ck-table:not(.ck-compare) td[data-title=""]::before { content: none; }
+  .ck-cards td[data-title=""]::before { content: none; }
 }
 """
