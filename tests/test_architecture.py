@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
     {"restorer"},
     {"manager"},
     {"web"},
-    {"mcp"},
+    {"mcp", "page"},
     {"cli"},
     {"tasks"},
     {"flows"},
@@ -160,15 +160,19 @@ def _module_of(target: str, modules: Mapping[str, Path]) -> str | None:
     return target or None
 
 
-def test_the_core_knows_no_prefect_and_one_room_the_web() -> None:
+def test_the_core_knows_no_prefect_and_two_rooms_the_web() -> None:
     """``ckpt_lib`` works in any program; Prefect is one way to run it, and a server is another."""
     forbidden = {"prefect", "prefect_checkpoints", "tasks", "flows", "deployments"}
-    web = {"gradio", "fastapi", "starlette", "uvicorn"}
+    homes = {
+        "web": {"fastapi", "starlette", "uvicorn"},
+        "page": {"gradio", "plotly", "markupsafe"},
+        "mcp": {"mcp"},
+    }
     core = [found for found in all_imports() if found.module.partition(".")[0] == "ckpt_lib"]
     assert len(core) > 100
     assert [str(found) for found in core if found.target.partition(".")[0] in forbidden] == []
-    assert {layer_of(found.module) for found in core if found.target.partition(".")[0] in web} == {"web"}
-    assert {layer_of(found.module) for found in core if found.target.partition(".")[0] == "mcp"} == {"mcp"}
+    for home, libraries in homes.items():
+        assert {layer_of(item.module) for item in core if item.target.partition(".")[0] in libraries} == {home}
     texts = {module: path.read_text(encoding="utf-8") for module, path in sources().items() if "ckpt_lib" in module}
     assert [module for module, text in texts.items() if 'import_module("prefect' in text] == []
 

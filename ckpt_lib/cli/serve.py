@@ -124,9 +124,9 @@ def serve(
             return
         if run_token is not None:
             note(f"Token of this run: {run_token}")
+        note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
         if page.is_installed():
             note(f"The page is at {page.address(url, run_token)}")
-        note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
 
     with _audit_handler(audit_log):
         run(settings, announce=announce, create=partial(_app_of, with_tools=with_tools))

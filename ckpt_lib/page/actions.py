@@ -116,4 +116,4 @@ class Actions:
 
 def _tab_of_list(view: View) -> Any:
     """Return the screen to show of another experiment: the same one, or its list."""
-    return "checkpoints" if view.tab in ("experiments", "jobs", "setup") else view.tab
+    return "checkpoints" if view.tab in ("", "experiments", "jobs", "setup") else view.tab

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which sends a request otherwise
 
 import gradio as gr
-from fastapi import FastAPI
 from markupsafe import Markup
 
 from ckpt_lib.core.logs import logger
@@ -28,6 +28,9 @@ from ckpt_lib.web.page_gate import PageGate
 from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 Handler = Callable[..., Updates]
 
 
@@ -36,20 +39,35 @@ def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     sessions = Sessions(app.state.access)
     desk = Desk(settings, app.state.managers, app.state.jobs, sessions)
     app.add_middleware(PageGate, sessions=sessions, settings=settings)
-    return gr.mount_gradio_app(
-        app,
-        Page(desk).build(),
-        PAGE_PATH,
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
+    return _in_event_loop(
+        lambda: gr.mount_gradio_app(
+            app,
+            Page(desk).build(),
+            PAGE_PATH,
+            theme=theme(),
+            css=CSS,
+            head=HEAD,
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+        )
     )
+
+
+def _in_event_loop(build: Callable[[], FastAPI]) -> FastAPI:
+    """Build the app where an event loop runs: elsewhere, Gradio makes loops of its own and leaves them open."""
+
+    async def run() -> FastAPI:
+        return build()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    return build()
 
 
 class Page:
@@ -61,7 +79,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Return the page."""
-        with gr.Blocks(title="Checkpoints", analytics_enabled=False) as blocks:
+        blocks: gr.Blocks = gr.Blocks(title="Checkpoints", analytics_enabled=False)
+        with blocks:
             self._layout = Layout(self._desk.managers.config)
             self._renderer = Renderer(self._desk, self._layout)
             self._outputs = self._all_components()
@@ -91,17 +110,17 @@ class Page:
     def _on_fields(self) -> None:
         layout = self._layout
         for field in (layout.search, layout.where):
-            self._on(field.input, self._filter, [layout.search, layout.where], trigger_mode="always_last")
+            self._on(field.change, self._filter, [layout.search, layout.where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
-        self._on(layout.timer.tick, self._tick)
-        fields = list(layout.setup_fields.values())
-        for field in (layout.setup_experiment, *fields):
+        self._on(layout.timer.tick, self._tick, keeps_notice=True)
+        options = [layout.setup_experiment, *layout.setup_fields.values()]
+        for option in options:
             self._on(
-                field.change,
+                option.change,
                 self._set_up,
-                [layout.setup_experiment, *fields],
+                options,
                 more_outputs=[layout.setup_yaml, layout.setup_python],
                 trigger_mode="always_last",
             )
@@ -114,13 +133,15 @@ class Page:
         *,
         more_outputs: list[Any] | None = None,
         trigger_mode: str = "multiple",
+        keeps_notice: bool = False,
     ) -> None:
         """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice."""
+        before: Updates = {} if keeps_notice else {self._layout.notice: ""}
 
         def handle(request: gr.Request, data: gr.EventData, view: View, *values: Any) -> Updates:
             try:
                 self._desk.check(request, "read")
-                return {self._layout.notice: "", **handler(request, data, view, *values)}
+                return {**before, **handler(request, data, view, *values)}
             except (CheckpointError, PermissionError) as error:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
@@ -153,7 +174,9 @@ class Page:
     def _open(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         asked = request.query_params
         if name := asked.get("experiment", ""):
-            view = view.of_experiment(name).with_(tab="checkpoints", opened=asked.get("checkpoint", ""))
+            view = View(tab="checkpoints", experiment=name, opened=asked.get("checkpoint", ""))
+        else:
+            view = View(tab="experiments")
         return {self._layout.tabs: gr.Tabs(selected=view.tab), **self._shown(request, view)}
 
     def _act(self, request: gr.Request, data: gr.EventData, view: View) -> Updates:
@@ -169,12 +192,14 @@ class Page:
 
     def _tab_shown(self, name: str) -> Handler:
         def show(request: gr.Request, _: gr.EventData, view: View) -> Updates:
-            return {} if view.tab == name else self._shown(request, view.with_(tab=name, asked=""))
+            return {} if view.tab in (name, "") else self._shown(request, view.with_(tab=name, asked=""))
 
         return show
 
     def _filter(self, request: gr.Request, _: gr.EventData, view: View, search: str, where: str) -> Updates:
-        return self._shown(request, view.with_(search=search or "", where=where or ""))
+        if (search, where) == (view.search, view.where):
+            return {}  # the page itself has changed the fields
+        return self._shown(request, view.with_(search=search, where=where))
 
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))
@@ -191,7 +216,9 @@ class Page:
     def _tick(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         if self._desk.has_work():
             return self._renderer.jobs(request, view)
-        return self._shown(request, view)  # a job has ended: what is shown may be out of date
+        updates = self._shown(request, view)  # a job has ended: what is shown may be out of date
+        typed = (self._layout.edit_tags, self._layout.edit_description, self._layout.compared, self._layout.keep)
+        return {component: update for component, update in updates.items() if component not in typed}
 
     def _set_up(self, _: gr.Request, __: gr.EventData, _view: View, experiment: str, *values: Any) -> Updates:
         yaml_text, python_text = config_texts(dict(zip(FIELDS, values, strict=True)), experiment)

@@ -122,7 +122,7 @@ def _tensors(inspection: Inspection) -> Markup:
         return NOTHING
     columns = (Column("Tensor", is_head=True), Column("Shape"), Column("Type"), Column("Size", numeric=True))
     rows = [
-        (visible(item.name), " × ".join(map(str, item.shape)) or "scalar", item.dtype, size_text(item.size_bytes))
+        (visible(item.name), " x ".join(map(str, item.shape)) or "scalar", item.dtype, size_text(item.size_bytes))
         for item in inspection.tensors[:_MOST_TENSORS]
     ]
     count = len(inspection.tensors)
@@ -181,7 +181,8 @@ def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, st
 
 def _lineage(manager: CheckpointManager, checkpoint: CheckpointMetadata) -> Markup:
     """Show what it was trained on from, the nearest first."""
-    items, parent_id = [], checkpoint.parent_id
+    items: list[Markup] = []
+    parent_id = checkpoint.parent_id
     while parent_id and len(items) < _MOST_ANCESTORS:
         try:
             parent = manager.get_checkpoint(parent_id)

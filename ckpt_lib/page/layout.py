@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from ckpt_lib.config import CheckpointConfig
@@ -44,15 +42,12 @@ watch('value', () => {
 """Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back."""
 
 
-class Screen(gr.HTML):
-    """HTML whose buttons send what they stand for."""
+def screen(elem_id: str) -> gr.HTML:
+    """Return HTML whose buttons send what they stand for.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__("", js_on_load=_SENDS, apply_default_css=False, **options)
-
-    def get_block_name(self) -> str:
-        """Return the name of the component in the browser."""
-        return "html"
+    A subclass of a component would not do: Gradio writes a stub file beside the module of each.
+    """
+    return gr.HTML("", js_on_load=_SENDS, apply_default_css=False, elem_id=elem_id)
 
 
 class Layout:
@@ -62,17 +57,17 @@ class Layout:
         self._store = config.checkpoint_dir
         self.view = gr.State(View())
         self.timer = gr.Timer(1.0, active=False)
-        self.header = Screen(elem_id="ck-header")
-        self.notice = Screen(elem_id="ck-notice")
-        self.running = Screen(elem_id="ck-running")
-        self.screens: dict[str, Screen] = {}
+        self.header = screen("ck-header")
+        self.notice = screen("ck-notice")
+        self.running = screen("ck-running")
+        self.screens: dict[str, gr.HTML] = {}
         self.tab_items: dict[str, gr.Tab] = {}
         with gr.Tabs(selected="experiments", elem_id="ck-tabs") as self.tabs:
             for name, title in TABS.items():
                 with gr.Tab(title, id=name) as item:
                     self.tab_items[name] = item
                     getattr(self, f"_add_{name}", self._add_nothing)()
-                    self.screens[name] = Screen(elem_id=f"ck-{name}")
+                    self.screens[name] = screen(f"ck-{name}")
                     getattr(self, f"_add_below_{name}", self._add_nothing)()
 
     def _add_nothing(self) -> None:

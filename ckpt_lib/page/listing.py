@@ -45,7 +45,7 @@ def list_html(manager: CheckpointManager, view: View) -> Markup:
     if not shown:
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
-    counted = f"{first:,}–{first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
+    counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
     pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
     return joined([*parts, _table(manager, view, shown), pager])
 
@@ -111,7 +111,8 @@ def _tag_bar(view: View) -> Markup:
     if not view.tags:
         return NOTHING
     chips = [
-        button("tag", name, Markup("{} ×").format(name), kind="ck-chip", title=f"Remove {name}") for name in view.tags
+        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", title=f"Remove {name}")
+        for name in view.tags
     ]
     return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ckpt_lib.core.metadata import CheckpointMetadata, Metric, marks_of
 from ckpt_lib.core.wording import duration, visible
 
 NOTHING = Markup("")
-DASH = Markup('<span class="ck-none">–</span>')
+DASH = Markup('<span class="ck-none">-</span>')
 _BAD = {"unhealthy", "incomplete", "damaged", "failed", "interrupted"}
 
 
@@ -30,7 +30,7 @@ class Column:
 
 def joined(parts: Iterable[Markup | str], by: str = "") -> Markup:
     """Join pieces; plain text is escaped."""
-    return Markup(by).join(parts)
+    return escape(by).join(parts)
 
 
 def button(act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "") -> Markup:
@@ -88,13 +88,14 @@ def table(
     sorted_by: tuple[str, bool] = ("", False),
     kind: str = "",
 ) -> Markup:
-    """Return a table. On a narrow screen each row becomes a card, with the titles of its columns in it."""
+    """Return a table. On a narrow screen each row becomes a card with the titles of its columns, but in comparisons."""
+    layout = kind if kind == "ck-compare" else f"ck-cards {kind}"
     head = joined([_heading(column, sorted_by) for column in columns])
     body = joined([_row(columns, row) for row in rows])
     return Markup(
         '<div class="ck-scroll"><table class="ck-table {}"><caption>{}</caption>'
         "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
-    ).format(kind, caption, head, body)
+    ).format(layout, caption, head, body)
 
 
 def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:
@@ -141,7 +142,7 @@ def notice(text: str, *, hint: str = "", is_error: bool = False) -> Markup:
     """Return a message about what was just done, or why it was not."""
     kind, role = ("ck-error", "alert") if is_error else ("ck-done", "status")
     more = Markup("<p>{}</p>").format(hint) if hint else NOTHING
-    closing = button("dismiss", "", "×", kind="ck-close", title="Dismiss")
+    closing = button("dismiss", "", Markup("&times;"), kind="ck-close", title="Dismiss")
     return Markup('<div class="ck-notice {}" role="{}"><div><p><strong>{}</strong></p>{}</div>{}</div>').format(
         kind, role, text, more, closing
     )

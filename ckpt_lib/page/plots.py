@@ -15,6 +15,7 @@ from ckpt_lib.page.markup import empty, joined, toggle
 from ckpt_lib.policies.ranking import is_rankable
 
 LARGEST_DRAWN = 1e100
+_MOST_DOTS = 200
 _COLORS = ("#3b7dd8", "#c2701c", "#2a9d6f", "#a24bb5", "#b8433f", "#6f7d8c")
 _MARKED: tuple[tuple[str, str, str, Callable[[CheckpointMetadata], bool]], ...] = (
     ("damaged", "x", "#d03a4b", lambda item: not item.is_complete),
@@ -38,7 +39,7 @@ def metric_figure(checkpoints: Sequence[CheckpointMetadata], names: Sequence[str
     for number, name in enumerate(names):
         drawn = [item for item in checkpoints if _is_drawn(item.metrics.get(name))]
         values = [item.metrics[name] for item in drawn]
-        _add_line(figure, drawn, values, _plain(name), axis, _COLORS[number % len(_COLORS)])
+        _add_line(figure, drawn, values, axis, name=_plain(name), color=_COLORS[number % len(_COLORS)])
         _add_marks(figure, drawn, values, axis, in_legend=number == 0)
     return _laid_out(figure, axis, _plain(names[0]) if len(names) == 1 else "Value")
 
@@ -48,7 +49,7 @@ def size_figure(checkpoints: Sequence[CheckpointMetadata], axis: str) -> go.Figu
     unit, power = _unit_of(max(item.file_size for item in checkpoints))
     sizes = [item.file_size / 1024**power for item in checkpoints]
     figure = go.Figure()
-    _add_line(figure, checkpoints, sizes, "Size", axis, _COLORS[0])
+    _add_line(figure, checkpoints, sizes, axis, name="Size", color=_COLORS[0])
     _add_marks(figure, checkpoints, sizes, axis, in_legend=True)
     figure = _laid_out(figure, axis, f"Size ({unit})")
     return figure.update_yaxes(rangemode="tozero")
@@ -96,13 +97,13 @@ def _places(drawn: Sequence[CheckpointMetadata], axis: str) -> list[Any]:
 
 
 def _add_line(
-    figure: go.Figure, drawn: Sequence[CheckpointMetadata], values: Sequence[Any], name: str, axis: str, color: str
+    figure: go.Figure, drawn: Sequence[CheckpointMetadata], values: Sequence[Any], axis: str, *, name: str, color: str
 ) -> None:
     figure.add_scatter(
         x=_places(drawn, axis),
         y=values,
         name=name,
-        mode="lines+markers" if len(drawn) <= 200 else "lines",
+        mode="lines+markers" if len(drawn) <= _MOST_DOTS else "lines",
         line={"color": color, "width": 2},
         marker={"size": 5},
         text=[item.checkpoint_id for item in drawn],
@@ -139,6 +140,7 @@ def _laid_out(figure: go.Figure, axis: str, title: str) -> go.Figure:
     return figure.update_layout(
         height=340,
         margin={"l": 60, "r": 12, "t": 12, "b": 44},
+        font={"color": "#7a8494"},  # readable on light and on dark
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

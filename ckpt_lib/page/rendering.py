@@ -38,6 +38,7 @@ class Renderer:
 
     def render(self, request: gr.Request, view: View) -> Updates:
         """Return what the components show. Raises what the library does; nothing is changed then."""
+        view = view if view.tab else view.with_(tab="experiments")
         found = overviews(self._desk.managers.config)
         names = [item.experiment_name for item in found]
         if view.experiment not in names:

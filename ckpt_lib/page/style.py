@@ -31,7 +31,8 @@ footer { display: none !important; }
 .ck-chooser { display: flex; align-items: center; gap: .5rem; }
 .ck-chooser select { max-width: 60vw; padding: .35rem 2rem .35rem .6rem; border: 1px solid var(--ck-line);
   border-radius: var(--radius-md); background-color: var(--input-background-fill); color: var(--body-text-color); }
-.ck-button { display: inline-block; font: inherit; padding: .35rem .8rem; border-radius: var(--radius-md); cursor: pointer;
+.ck-button { display: inline-block; font: inherit; padding: .35rem .8rem; border-radius: var(--radius-md);
+  cursor: pointer;
   border: 1px solid var(--ck-line); background: var(--ck-fill); color: var(--body-text-color); }
 .ck-button:hover { border-color: var(--color-accent); }
 .ck-button.ck-primary { background: #1d4fc4; border-color: #1d4fc4; color: #fff; }
@@ -48,7 +49,8 @@ footer { display: none !important; }
 .ck-scroll { overflow-x: auto; }
 .ck-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .ck-table caption { text-align: left; padding: .25rem 0 .5rem; color: var(--ck-soft); }
-.ck-list caption, .ck-small caption, .ck-compare caption { position: absolute; width: 1px; height: 1px; overflow: hidden;
+.ck-list caption, .ck-small caption, .ck-compare caption { position: absolute; width: 1px; height: 1px;
+  overflow: hidden;
   clip-path: inset(50%); }
 .ck-table th, .ck-table td { padding: .45rem .75rem; text-align: left; vertical-align: top; font-weight: 400;
   border-bottom: 1px solid var(--ck-line); }
@@ -57,8 +59,10 @@ footer { display: none !important; }
 .ck-table tbody tr:hover { background: var(--ck-fill); }
 .ck-small { width: auto; min-width: min(100%, 32rem); }
 .ck-compare .ck-number { text-align: left; white-space: normal; }
-.ck-below { margin-top: .2rem; display: flex; flex-wrap: wrap; gap: .3rem; align-items: center; overflow-wrap: anywhere; }
-.ck-badge, .ck-tag { display: inline-block; padding: .02rem .5rem; border-radius: 1rem; font-size: .8rem; white-space: nowrap;
+.ck-below { margin-top: .2rem; display: flex; flex-wrap: wrap; gap: .3rem; align-items: center;
+  overflow-wrap: anywhere; }
+.ck-badge, .ck-tag { display: inline-block; padding: .02rem .5rem; border-radius: 1rem; font-size: .8rem;
+  white-space: nowrap;
   border: 1px solid var(--ck-line); }
 .ck-tag { border-radius: .3rem; background: var(--ck-fill); white-space: normal; overflow-wrap: anywhere; }
 .ck-badge.ck-best { background: #fff3cf; border-color: #d69a00; color: #5b4200; }
@@ -70,11 +74,13 @@ footer { display: none !important; }
   cursor: pointer; background: none; color: var(--body-text-color); }
 .ck-chip[aria-pressed=true] { background: #1d4fc4; border-color: #1d4fc4; color: #fff; }
 .ck-pager { display: flex; gap: .75rem; align-items: center; padding: .75rem 0; flex-wrap: wrap; }
-.ck-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem 1.5rem; margin: .75rem 0; }
+.ck-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem 1.5rem;
+  margin: .75rem 0; }
 .ck-facts dt { color: var(--ck-soft); font-size: .85rem; }
 .ck-facts dd { margin: 0; overflow-wrap: anywhere; }
 .ck-facts > div:has(.ck-id, .ck-break) { grid-column: span 2; }
-.ck-form .form, .ck-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .5rem; }
+.ck-form .form, .ck-form { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr));
+  gap: .5rem; }
 .ck-form .form { background: none !important; border: 0 !important; }
 .ck-form > .form { grid-column: 1 / -1; }
 .ck-form .block { min-width: 0 !important; overflow: visible; }
@@ -86,11 +92,13 @@ footer { display: none !important; }
 .ck-history { list-style: disc; }
 .ck-empty p { margin: .3rem 0; }
 .ck-history time { color: var(--ck-soft); margin-right: .5rem; }
-.ck-notice { display: flex; justify-content: space-between; gap: 1rem; padding: .6rem .9rem; border-left: .3rem solid #2a9d6f;
+.ck-notice { display: flex; justify-content: space-between; gap: 1rem; padding: .6rem .9rem;
+  border-left: .3rem solid #2a9d6f;
   background: var(--ck-fill); border-radius: var(--radius-sm); }
 .ck-notice.ck-error { border-left-color: #d03a4b; }
 .ck-notice p { margin: 0; overflow-wrap: anywhere; }
-.ck-button.ck-close { border: 0; background: none; font-size: 1.2rem; line-height: 1; padding: .2rem .5rem; align-self: start; }
+.ck-button.ck-close { border: 0; background: none; font-size: 1.2rem; line-height: 1; padding: .2rem .5rem;
+  align-self: start; }
 .ck-warning { border-left: .25rem solid #d69a00; padding: .3rem .75rem; background: var(--ck-fill);
   overflow-wrap: anywhere; }
 .ck-empty { text-align: center; padding: 2.5rem 1rem; color: var(--ck-soft); }
@@ -99,24 +107,34 @@ footer { display: none !important; }
   border-radius: var(--radius-md); font-family: var(--font-mono); font-size: .85rem; }
 .ck-code code { background: none; padding: 0; white-space: pre; }
 .ck-confirm { border: 2px solid var(--ck-bad); border-radius: var(--radius-md); padding: .75rem 1rem; margin: .5rem 0; }
-.ck-running { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding: .3rem 0; overflow-wrap: anywhere; }
+.ck-running { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding: .3rem 0;
+  overflow-wrap: anywhere; }
 progress { accent-color: #1d4fc4; width: 10rem; max-width: 100%; margin-right: .5rem; }
 .ck-told { font-weight: 600; }
 details > summary { cursor: pointer; padding: .25rem 0; }
+.ck-compare thead th { font-family: var(--font-mono); font-size: .8rem; font-weight: 500; overflow-wrap: anywhere; }
+.ck-compare td { min-width: 9rem; }
+@media (max-width: 1000px) {
+  .ck-table th, .ck-table td { padding: .4rem; font-size: .93em; }
+  .ck-list tbody th { min-width: 13rem; }
+}
 @media (max-width: 700px) {
+  .ck-filters .form { flex-wrap: wrap; }
+  .ck-filters .form > * { min-width: 100% !important; }
   .ck-facts { grid-template-columns: 1fr 1fr; }
-  .ck-table thead { display: block; }
-  .ck-table thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
-  .ck-table thead th { border: 0; padding: 0; }
-  .ck-table thead th:not(.ck-sortable) { display: none; }
-  .ck-table tbody, .ck-table tr, .ck-table td, .ck-table tbody th { display: block; border: 0; padding: 0; }
-  .ck-table tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
+  .ck-cards thead { display: block; }
+  .ck-cards thead tr { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: .25rem 0 .5rem; }
+  .ck-cards thead th { border: 0; padding: 0; }
+  .ck-cards thead th:not(.ck-sortable) { display: none; }
+  .ck-cards tbody, .ck-cards tr, .ck-cards td, .ck-cards tbody th { display: block; border: 0; padding: 0; }
+  .ck-cards tbody tr { border: 1px solid var(--ck-line); border-radius: var(--radius-md); padding: .6rem .75rem;
     margin-bottom: .6rem; }
-  .ck-table td, .ck-table .ck-number { display: flex; justify-content: space-between; gap: 1rem; text-align: right;
+  .ck-cards td, .ck-cards .ck-number { display: flex; justify-content: flex-end; gap: .4rem; text-align: right;
     white-space: normal; padding: .1rem 0; overflow-wrap: anywhere; }
-  .ck-table tbody th { padding-bottom: .3rem; }
-  .ck-table td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
-    flex: none; }
-  .ck-table td[data-title=""]::before { content: none; }
+  .ck-cards tbody th { padding-bottom: .3rem; }
+  .ck-cards td[data-title]::before { content: attr(data-title); color: var(--ck-soft); text-align: left;
+    flex: none;
+    margin-right: auto; padding-right: .6rem; }
+  .ck-cards td[data-title=""]::before { content: none; }
 }
 """

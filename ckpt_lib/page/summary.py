@@ -76,12 +76,12 @@ def _statistics(statistics: Mapping[str, MetricStatistics]) -> Markup:
 def _damage(manager: CheckpointManager) -> Markup:
     """Show what is damaged as far as it is known: nothing is read for that."""
     incomplete = [item.checkpoint_id for item in manager.list_checkpoints() if not item.is_complete]
-    rows = [(name, _link(name), "incomplete", "A file is missing or has another size.") for name in incomplete]
-    for report in manager.list_unreadable():
-        rows.append((report.checkpoint_id, Markup.escape(report.checkpoint_id), "damaged", report.message))
-    for aside in manager.list_quarantined():
-        text = f"In quarantine: {aside.report.message}"
-        rows.append((aside.checkpoint_id, Markup.escape(aside.checkpoint_id), "damaged", text))
+    hidden = [(report.checkpoint_id, report.message) for report in manager.list_unreadable()]
+    hidden += [(item.checkpoint_id, f"In quarantine: {item.report.message}") for item in manager.list_quarantined()]
+    rows = [
+        *((name, _link(name), "incomplete", "A file is missing or has another size.") for name in incomplete),
+        *((name, Markup.escape(name), "damaged", text) for name, text in hidden),
+    ]
     if not rows:
         return Markup('<p>None is known. <span class="ck-soft">A validation reads every byte to find out.</span></p>')
     columns = (Column("Checkpoint", is_head=True), Column("State"), Column("What is wrong"), Column("What helps"))

@@ -14,7 +14,8 @@ MOST_COMPARED = 6
 class View:
     """What one browser looks at: an experiment, a part of its list, and perhaps one checkpoint."""
 
-    tab: str = "experiments"
+    tab: str = ""
+    """Empty until the page has loaded."""
     experiment: str = ""
     opened: str = ""
     """The id of the checkpoint that is shown in detail; empty for the list."""

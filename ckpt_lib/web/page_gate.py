@@ -120,7 +120,9 @@ async def _posted_token(request: Request) -> str:
 
 def _sign_in_page(problem: str) -> Response:
     told = f'<p role="alert">{problem}</p>' if problem else ""
-    return HTMLResponse(_SIGN_IN_PAGE.replace("<!--problem-->", told), status.HTTP_401_UNAUTHORIZED)
+    return HTMLResponse(
+        _SIGN_IN_PAGE.replace("<!--problem-->", told), status.HTTP_401_UNAUTHORIZED if problem else status.HTTP_200_OK
+    )
 
 
 _SIGN_IN_PAGE = f"""<!doctype html>

@@ -25,7 +25,7 @@ def empty_store(folder: Path) -> CheckpointConfig:
 
 
 def store_of_a_few(folder: Path) -> CheckpointConfig:
-    """Three experiments: one longer than a page, one of NaN, and one of twelve checkpoints, with two metrics, tags, a pin and a parent each."""
+    """Three experiments: one longer than a page, one of NaN, and one of twelve with tags, a pin and parents."""
     config = config_of(folder)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))

@@ -1,4 +1,4 @@
-"""``ckpt serve`` and ``ckpt token``: a real server in a process of its own."""
+"""``ckpt serve``, ``ckpt ui`` and ``ckpt token``: a real server in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ckpt_lib import page
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.web import ServerSettings
 from tests.cli.running import CKPT, on_posix, run, run_json, run_program
 
 
@@ -91,3 +94,30 @@ def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], t
             process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) in (0, 130)
     assert not (tmp_path / "config").exists()
+
+
+@on_posix
+def test_the_page_is_served_by_its_address_alone(store: Path, tmp_path: Path) -> None:
+    """The printed address signs in; without its token there is a form, and the API is as closed."""
+    command = [CKPT, "ui", "--store", str(store), "--port", "0"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        try:
+            address = re.search(r"http://\S+/ui/\?token=ckpt_\S+", process.stderr.readline())
+            assert address is not None
+            with httpx.Client(trust_env=False, timeout=60) as client:
+                bare, root = address[0].partition("?")[0], address[0].partition("/ui")[0]
+                assert "Sign in" in client.get(bare).text
+                assert client.get(f"{root}/api/v1/experiments").status_code == 401
+                assert client.get(address[0]).status_code == 200
+                assert "Sign in" not in client.get(bare).text
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def test_the_page_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the error says how to install it."""
+    monkeypatch.setattr(page, "_PACKAGES", ("no_such_package",))
+    with pytest.raises(ConfigError, match=re.escape("pip install 'prefect-checkpoints[ui]'")):
+        page.create_app(ServerSettings())

@@ -1,0 +1,168 @@
+"""What the gate of the page lets in: signed-in browsers, for what the page needs, from the page itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ckpt_lib import CheckpointConfig, CheckpointManager, page
+from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.tokens import SCOPES, TokenFile
+from tests.web.running import served
+
+
+@contextmanager
+def browser_of(settings: ServerSettings) -> Iterator[httpx.Client]:
+    """A client that keeps cookies, as a browser does, at the root of a server with the page."""
+    with served(settings, create=page.create_app) as client:
+        root = str(client.base_url).partition("/api")[0]
+        with httpx.Client(base_url=root, timeout=60, trust_env=False) as browser:
+            yield browser
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, str]:
+    """A token of each scope."""
+    file = TokenFile(tmp_path / "tokens.json")
+    return {scope: file.create(scope, scope) for scope in SCOPES}
+
+
+@pytest.fixture
+def guarded(config: CheckpointConfig, tmp_path: Path, tokens: dict[str, str]) -> ServerSettings:
+    """Those of a server with these tokens."""
+    return ServerSettings(config=config, tokens_path=tmp_path / "tokens.json", jobs_folder=tmp_path / "jobs")
+
+
+def act(browser: httpx.Client, name: str, value: str, **headers: str) -> tuple[int, str]:
+    """Send what a button of the list sends, and return the status and the notice."""
+    session = "session1234"
+    configuration = browser.get("/ui/config").json()
+    functions = configuration["dependencies"]
+    components = {item["props"].get("elem_id"): item["id"] for item in configuration["components"]}
+    found = next(item for item in functions if [components["ck-checkpoints"], "act"] in item["targets"])
+    choose = {"data": [None], "event_data": {"act": "experiment", "value": "digits"}, "session_hash": session}
+    body: dict[str, Any] = choose | {"fn_index": found["id"]}
+    browser.post("/ui/gradio_api/run/predict", json=body)
+    body["event_data"] = {"act": name, "value": value}
+    answer = browser.post("/ui/gradio_api/run/predict", json=body, headers=headers)
+    place = found["outputs"].index(components["ck-notice"])
+    data = answer.json().get("data") if answer.is_success else None
+    return answer.status_code, re.sub("<[^>]*>", " ", str(data[place])) if data else ""
+
+
+def test_nothing_without_signing_in(guarded: ServerSettings) -> None:
+    """The page asks for a token; whatever is behind it is refused, and so is a wrong token."""
+    with browser_of(guarded) as browser:
+        asked = browser.get("/ui/")
+        assert (asked.status_code, "Sign in" in asked.text) == (200, True)
+        assert browser.get("/ui/?token=ckpt_wrong").status_code == 401
+        assert browser.post("/ui/sign-in", data={"token": "ckpt_wrong"}).status_code == 401
+        for path in ("/ui/config", "/ui/theme.css", "/ui/gradio_api/queue/data?session_hash=x"):
+            assert browser.get(path).status_code == 401
+        assert browser.post("/ui/gradio_api/run/predict", json={}).status_code == 401
+        assert browser.cookies == {}
+
+
+def test_signing_in_and_out(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """The token of the address becomes a cookie that scripts and other sites do not get; signing out ends it."""
+    with browser_of(guarded) as browser:
+        entered = browser.get(f"/ui/?token={tokens['read']}")
+        cookie = entered.headers["set-cookie"].lower()
+        assert entered.status_code == 200
+        assert all(part in cookie for part in ("httponly", "samesite=strict", "path=/ui"))
+        assert tokens["read"] not in cookie
+        assert browser.get("/ui/config").status_code == 200
+        old = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+        assert browser.post("/ui/sign-out").status_code == 303
+        assert browser.get("/ui/config", headers={"Cookie": old}).status_code == 401
+        assert browser.post("/ui/sign-in", data={"token": tokens["read"]}).status_code == 200
+        assert browser.get("/ui/config").status_code == 200
+
+
+def test_a_revoked_token_ends_its_sessions(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """At once: the session stands for the token."""
+    assert guarded.tokens_path is not None
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['write']}")
+        assert browser.get("/ui/config").status_code == 200
+        TokenFile(guarded.tokens_path).remove("write")
+        assert browser.get("/ui/config").status_code == 401
+
+
+def test_other_sites_and_other_paths(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """A page of another site cannot use the session, and Gradio's uploads, files and proxy are not there."""
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['delete']}")
+        other = {"Origin": "http://evil.example"}
+        assert browser.post("/ui/gradio_api/run/predict", json={}, headers=other).status_code == 403
+        assert browser.post("/ui/sign-out", headers=other).status_code == 403
+        for path in (
+            "/ui/gradio_api/file=/etc/passwd",
+            "/ui/gradio_api/proxy=http://127.0.0.1/",
+            "/ui/gradio_api/info",
+            "/ui/gradio_api/runs",
+            "/ui/static/..%2f..%2f..%2fweb/tokens.py",
+            "/ui/assets/..%2f..%2f..%2fetc/passwd",
+        ):
+            assert browser.get(path).status_code in (403, 404), path
+        assert browser.post("/ui/gradio_api/upload", files={"files": b"x"}).status_code == 404
+        assert browser.post("/ui/gradio_api/component_server", json={}).status_code == 404
+        headers = browser.get("/ui/").headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_without_tokens_the_host_is_checked(config: CheckpointConfig, tmp_path: Path) -> None:
+    """A site that points its own name to this machine is not answered."""
+    with browser_of(ServerSettings(config=config, jobs_folder=tmp_path / "jobs")) as browser:
+        assert browser.get("/ui/config").status_code == 200
+        assert browser.get("/ui/config", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_a_session_is_none_for_the_api(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """The cookie opens the page alone: a form of the page's origin cannot call the API with it."""
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['delete']}")
+        cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+        assert cookies
+        assert browser.get("/api/v1/experiments", headers={"Cookie": cookies}).status_code == 401
+
+
+def test_scopes_hold_for_the_page(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """Whatever a browser sends, its token allows what it does over the API; a read-only server allows no change."""
+    manager = CheckpointManager(guarded.config, "digits")
+    wanted = manager.get_checkpoint("epoch_1").checkpoint_id
+    with browser_of(guarded) as browser:
+        for scope, told in (("read", "the token allows read"), ("write", "the token allows write")):
+            browser.get(f"/ui/?token={tokens[scope]}")
+            assert told in act(browser, "delete", wanted)[1].lower()
+        browser.get(f"/ui/?token={tokens['read']}")
+        for name in ("pin", "unpin", "undelete", "backup", "repair", "restore"):
+            assert "the token allows read, not write" in act(browser, name, wanted)[1].lower()
+        assert len(manager.checkpoint_ids()) == 3
+    with browser_of(guarded.model_copy(update={"read_only": True})) as browser:
+        browser.get(f"/ui/?token={tokens['delete']}")
+        assert "read-only" in act(browser, "delete", wanted)[1]
+        assert len(manager.checkpoint_ids()) == 3
+
+
+def test_changes_are_on_record(
+    guarded: ServerSettings, tokens: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The audit log says who did what to which checkpoint, as it does of the API."""
+    wanted = CheckpointManager(guarded.config, "digits").get_checkpoint("epoch_1").checkpoint_id
+    with browser_of(guarded) as browser, caplog.at_level(logging.INFO, logger="ckpt_lib.audit"):
+        browser.get(f"/ui/?token={tokens['delete']}")
+        assert "Deleted" in act(browser, "delete", wanted)[1]
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "ckpt_lib.audit"]
+    told = {"who": "delete", "page": "delete", "experiment": "digits", "checkpoint_id": wanted}
+    assert lines == [told]
+    assert wanted not in CheckpointManager(guarded.config, "digits").checkpoint_ids()
