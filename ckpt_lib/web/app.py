@@ -23,6 +23,8 @@ _ERRORS = {400: "The body cannot be read.", 405: "This address has no such metho
 _ERRORS |= {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
 _ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
 _ERRORS |= {413: "The body is too large.", 503: "The store does not answer.", 507: "The store is full."}
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+"""By name: a client has one class of problems, and not one for each status of each operation."""
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -50,10 +52,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
         summary="Find, check, move and retire the checkpoints of training runs.",
         openapi_url=f"{PREFIX}/openapi.json",
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
+        redirect_slashes=False,  # each thing has one address
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses={
-            code: {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}}
+            code: {
+                "description": description,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+            }
             for code, description in _ERRORS.items()
         },
     )
