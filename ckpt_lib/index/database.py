@@ -157,9 +157,7 @@ class IndexDatabase:
         return self._run(lambda connection: _overview_at(connection, key, folder_version), None)
 
     def _check_once(self, connection: Connection, store: str, path: str | None = None) -> None:
-        """Check all rows of a store or of a folder, once for each connection: a query does not see a row whose facts are
-        damaged.
-        """
+        """Check all rows of a store or folder, once for each connection: a query does not see one of damaged facts."""
         if {(store, None), (store, path)} & self._checked:
             return
         chosen = [folders.c.store == store, *([] if path is None else [folders.c.path == path])]

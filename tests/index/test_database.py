@@ -155,7 +155,7 @@ def test_a_damaged_file_is_never_believed(path: Path, damage: Callable[[Path], N
     ids=lambda damage: damage.__name__.strip("_"),
 )
 def test_a_damaged_folder_is_never_believed(path: Path, damage: Callable[[Path], None]) -> None:
-    """Also not where one folder is asked about alone; whole, it answers as long as it has the version of its listing."""
+    """Also not where one folder is asked about alone; a whole one answers as of the version of its listing."""
     right = filled(path)
     key, version = KEY, next(iter(right.folders.values())).version
     database = open_file(path)
