@@ -149,7 +149,7 @@ def test_bodies_that_are_no_edit(client: httpx.Client, body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"--x\r\nContent-Disposition: form-data; name=", b"--x--", b"", b"<!ENTITY x 'x'>"])
 def test_bodies_of_other_kinds(client: httpx.Client, kind: str, body: bytes) -> None:
     """No operation takes a form: a malformed one is refused as any other."""
-    headers = {"content-type": kind.encode("latin-1")}
+    headers = {b"content-type": kind.encode("latin-1")}
     check_refused(client.patch(f"{CHECKPOINTS}/latest", content=body, headers=headers), 400, 415, 422)
     check_refused(client.post("/experiments/digits/jobs", content=body, headers=headers), 400, 415, 422)
 
