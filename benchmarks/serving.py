@@ -112,19 +112,27 @@ def memory_bytes(process_id: int) -> int:
     return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("RssAnon:"))
 
 
-async def measure(options: argparse.Namespace, config: CheckpointConfig, folder: Path) -> tuple[Times, list[int]]:
-    """Return the times of all answers, and the memory of the server in the course of them."""
+def cpu_seconds(process_id: int) -> float:
+    """Return the time of processors that a process has used."""
+    fields = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(
+    options: argparse.Namespace, config: CheckpointConfig, folder: Path
+) -> tuple[Times, list[int], float]:
+    """Return the times of all answers, the memory of the server in the course of them, and its processor time."""
     with CheckpointManager(config, EXPERIMENT) as manager:
         ids = manager.checkpoint_ids()
     with served(config, folder) as (url, token, process_id):
         await ask_for_a_while(url, token, ids, options.clients, 10)  # the index is filled, and threads are started
-        used = [memory_bytes(process_id)]
+        used, begun_seconds = [memory_bytes(process_id)], cpu_seconds(process_id)
         asking = asyncio.create_task(ask_for_a_while(url, token, ids, options.clients, options.seconds))
         training = asyncio.create_task(_train(config, options, used, process_id))
         times = await asking
         training.cancel()
         used.append(memory_bytes(process_id))
-    return times, used
+        return times, used, cpu_seconds(process_id) - begun_seconds
 
 
 async def _train(config: CheckpointConfig, options: argparse.Namespace, used: list[int], process_id: int) -> None:
@@ -148,14 +156,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serving-", dir=options.folder) as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         config = build(Path(folder) / "store", options.checkpoints)
-        times, used = asyncio.run(measure(options, config, Path(folder)))
+        times, used, busy_seconds = asyncio.run(measure(options, config, Path(folder)))
     print("| answer | count | median | p95 | slowest |\n|---|---|---|---|---|")
     for kind, seconds in [*sorted(times.items()), ("all", [second for found in times.values() for second in found])]:
-        p95 = statistics.quantiles(seconds, n=20)[-1]
+        p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
         shown = " | ".join(f"{value * 1000:.0f} ms" for value in (statistics.median(seconds), p95, max(seconds)))
         print(f"| {kind} | {len(seconds):,} | {shown} |")
     first, last, most = (f"{size / 2**20:.0f}" for size in (used[0], used[-1], max(used)))
     print(f"\nThe server's memory was {first} MiB at the start, {last} MiB at the end, and at most {most} MiB.")
+    count = sum(map(len, times.values()))
+    print(f"An answer took {busy_seconds / count * 1000:.1f} ms of a processor, listings after saves included.")
 
 
 if __name__ == "__main__":

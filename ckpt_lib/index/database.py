@@ -66,7 +66,7 @@ class IndexDatabase:
         self._engine: Engine | None = None
         self._unusable_until = 0.0
         self._has_forgotten = False
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str | None]] = set()
         _databases.add(self)
 
     def __repr__(self) -> str:
@@ -145,7 +145,7 @@ class IndexDatabase:
             overview = _overview_at(connection, key, folder_version)
             if overview is None:
                 return None
-            self._check_once(connection, key.store)
+            self._check_once(connection, key.store, key.path)
             _check_metrics(connection, key.store, selection, key.path)
             rows = queries.find(connection, key.store, selection, path=key.path)
             return Found(overview, [known_of(row) for row in rows])
@@ -156,20 +156,21 @@ class IndexDatabase:
         """Return a folder in a few numbers; ``None`` unless it was listed when it had this version."""
         return self._run(lambda connection: _overview_at(connection, key, folder_version), None)
 
-    def _check_once(self, connection: Connection, store: str) -> None:
-        """Check all rows of a store, once for each connection: a query does not see a row whose facts are damaged."""
-        if store in self._checked:
+    def _check_once(self, connection: Connection, store: str, path: str | None = None) -> None:
+        """Check all rows of a store or folder, once for each connection: a query does not see one of damaged facts."""
+        if {(store, None), (store, path)} & self._checked:
             return
+        chosen = [folders.c.store == store, *([] if path is None else [folders.c.path == path])]
         counts: Counter[int] = Counter()
         facts = (*(records.c[name] for name in FACTS), records.c.digest)
-        for row in _plain(connection.execute(select(*facts).join(folders).where(folders.c.store == store))):
+        for row in _plain(connection.execute(select(*facts).join(folders).where(*chosen))):
             check_row(row)
             counts[row["folder_id"]] += 1
-        for row in _plain(connection.execute(select(folders).where(folders.c.store == store))):
+        for row in _plain(connection.execute(select(folders).where(*chosen))):
             check_folder_row(row)
             if counts[row["folder_id"]] != row["record_count"]:
                 raise DamagedIndexError("rows are missing")
-        self._checked.add(store)
+        self._checked.add((store, path))
 
     def forget(self, store: str, paths: Collection[str] | None = None) -> None:
         """Forget some folders of a store, or all."""

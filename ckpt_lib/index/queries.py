@@ -118,7 +118,7 @@ def _follows(
 
 
 def is_recorded(connection: Connection, store: str, metric: str, *, path: str | None = None) -> bool:
-    """Tell whether any checkpoint of a store, or of a folder, has recorded a metric; true where there is none to ask."""
+    """Tell whether any checkpoint of a store or folder has recorded a metric; true where there is none to ask."""
     listed = select(records.c.checkpoint_id).join(folders).where(*_in_store(store, path)).limit(1)
     value = _Dialect(connection.dialect.name).metric(metric)
     is_known = connection.execute(listed.where(value.is_not(None))).first() is not None
@@ -126,7 +126,7 @@ def is_recorded(connection: Connection, store: str, metric: str, *, path: str | 
 
 
 def recorded_metrics(connection: Connection, store: str, *, path: str | None = None) -> set[str]:
-    """Return the names of all metrics that checkpoints of a store, or of a folder, have recorded. Reads them all."""
+    """Return the names of all metrics that checkpoints of a store or folder have recorded. Reads them all."""
     metrics = connection.execute(select(records.c.metrics).join(folders).where(*_in_store(store, path)).distinct())
     keys = {key for (text,) in metrics for key in json.loads(text)}
     return {bytes.fromhex(key[1:]).decode() for key in keys}

@@ -61,6 +61,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         summary="Find, check, move and retire the checkpoints of training runs.",
         openapi_url=f"{PREFIX}/openapi.json",
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
+        redirect_slashes=False,  # each thing has one address
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses={code: documented(description) for code, description in _ERRORS.items()},

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from fastapi import HTTPException, status
 from fastapi.security.utils import get_authorization_scheme_param
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckpt_lib.web.access import ANYONE, Access
@@ -42,6 +42,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = _as_declared(send)
         try:
             self._check(scope)
         except HTTPException as error:
@@ -100,6 +101,17 @@ def _host_name(url: str) -> str | None:
 
 def _too_large() -> HTTPException:
     return HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+
+
+def _as_declared(send: Send) -> Send:
+    """Return ``send`` with the header that keeps browsers from taking what is JSON for a page."""
+
+    async def send_as_declared(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+        await send(message)
+
+    return send_as_declared
 
 
 def _capped(receive: Receive) -> Receive:

@@ -52,8 +52,12 @@ class Problem(BaseModel):
 
 
 def documented(description: str) -> dict[str, Any]:
-    """Return how OpenAPI describes a response that is a problem."""
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+    """Return how OpenAPI describes a response that is a problem.
+
+    By name: a client has one class of problems, and not one for each status of each operation.
+    """
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
 def problem_of(error: errors.CheckpointError) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,12 @@ def test_no_list_reads_all_manifests(config: CheckpointConfig, monkeypatch: pyte
     manager_of(config).list_checkpoints(limit=1)
     opened: list[str] = []
     open_read = LocalStore.open_read
-    monkeypatch.setattr(LocalStore, "open_read", lambda self, key: (opened.append(key), open_read(self, key))[1])
+
+    def noted(store: LocalStore, key: str) -> Any:
+        opened.append(key)
+        return open_read(store, key)
+
+    monkeypatch.setattr(LocalStore, "open_read", noted)
     manager = manager_of(config)
     assert len(manager.list_checkpoints(sort_by="val_loss", limit=50)) == 50
     assert [key for key in opened if key.startswith(EXPERIMENT)] == []
@@ -114,7 +120,7 @@ def test_changes_of_others_are_seen_at_once(config: CheckpointConfig) -> None:
     """A save, an edit, a deletion and an undeletion by another manager: the next list shows each."""
     manager, other = manager_of(config), manager_of(config)
     oldest = manager.list_checkpoints(limit=1)[0].checkpoint_id
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: save(other, COUNT + 1),
         lambda: other.edit_checkpoint(oldest, add_tags=["new"]),
         lambda: other.delete_checkpoint(oldest),
@@ -157,9 +163,14 @@ def test_one_of_many_threads_lists_what_has_changed(config: CheckpointConfig, mo
     manager = manager_of(config)
     manager.list_checkpoints(limit=1)
     save(manager_of(config), COUNT + 1)
-    views, barrier = [], threading.Barrier(8)
-    view = Index.view
-    monkeypatch.setattr(Index, "view", lambda self, **options: (views.append(1), view(self, **options))[1])
+    views: list[Index] = []
+    barrier, view = threading.Barrier(8), Index.view
+
+    def noted(index: Index, **options: Any) -> Any:
+        views.append(index)
+        return view(index, **options)
+
+    monkeypatch.setattr(Index, "view", noted)
 
     def ask(_: int) -> str:
         barrier.wait()

@@ -149,6 +149,27 @@ def test_a_damaged_file_is_never_believed(path: Path, damage: Callable[[Path], N
     database.close()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [_with_a_wrong_fact, _with_a_wrong_version, _with_a_wrong_record, _with_a_row_less, _with_a_wrong_overview],
+    ids=lambda damage: damage.__name__.strip("_"),
+)
+def test_a_damaged_folder_is_never_believed(path: Path, damage: Callable[[Path], None]) -> None:
+    """Also not where one folder is asked about alone; a whole one answers as of the version of its listing."""
+    right = filled(path)
+    key, version = KEY, next(iter(right.folders.values())).version
+    database = open_file(path)
+    found = database.find_in(key, str(version), Selection.of(sort_by="loss"))
+    assert found is not None
+    assert [known.record for known in found.records] == list(right.manifests)[::-1]
+    assert database.find_in(key, "another version", Selection.of()) is None
+    database.close()
+    damage(path)
+    database = open_file(path)
+    assert database.find_in(key, str(version), Selection.of(sort_by="loss")) is None
+    database.close()
+
+
 def test_bytes_altered_at_random_are_never_believed(path: Path) -> None:
     """A sample of the row of the fault matrix that alters 10,000."""
     right = filled(path)

@@ -6,11 +6,14 @@ one. The last save is made there, so that the folder holds what a training leave
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
@@ -39,6 +42,21 @@ def build(root: Path, count: int, experiment_name: str = EXPERIMENT) -> Checkpoi
     config = _config(str(root))
     with CheckpointManager(config, experiment_name) as manager:
         save(manager, count)
+    return config
+
+
+def shared(temporary: pytest.TempPathFactory, count: int = 5_000) -> CheckpointConfig:
+    """Return a store that is built once in a run of the tests, whose workers share it. Tests that change it copy it."""
+    base = temporary.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"store-of-{count}"
+    with root.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _config(str(root)) if root.with_suffix(".whole").exists() else _built(root, count)
+
+
+def _built(root: Path, count: int) -> CheckpointConfig:
+    config = build(root, count)
+    root.with_suffix(".whole").touch()
     return config
 
 

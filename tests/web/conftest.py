@@ -7,23 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig
 from ckpt_lib.web import ServerSettings
-from tests.web.running import served
+from tests.web.running import served, two_experiments
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> CheckpointConfig:
     """A store of two experiments."""
-    config = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"), max_checkpoints=20, save_rng=False)
-    for experiment, losses in (("digits", (3.0, 1.0, 2.0)), ("words", (float("nan"),))):
-        manager = CheckpointManager(config, experiment)
-        for epoch, loss in enumerate(losses, start=1):
-            tags = ["odd"] if epoch % 2 else []
-            manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss}, tags=tags)
-    return config
+    return two_experiments(tmp_path / "store")
 
 
 @pytest.fixture

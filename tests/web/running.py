@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from torch import nn
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.web import ServerSettings, create_app
 from ckpt_lib.web.job import ENDED
 from ckpt_lib.web.server import ApiServer
@@ -27,6 +30,17 @@ def ended(client: httpx.Client, started: httpx.Response) -> Any:
             return job
         time.sleep(0.02)
     raise AssertionError(f"the job does not end: {job}")
+
+
+def two_experiments(root: Path) -> CheckpointConfig:
+    """Make a store of two experiments with a few checkpoints, some of which have a tag or a loss that is no number."""
+    config = CheckpointConfig(checkpoint_dir=str(root), max_checkpoints=20, save_rng=False)
+    for experiment, losses in (("digits", (3.0, 1.0, 2.0)), ("words", (float("nan"),))):
+        manager = CheckpointManager(config, experiment)
+        for epoch, loss in enumerate(losses, start=1):
+            tags = ["odd"] if epoch % 2 else []
+            manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, metrics={"val_loss": loss}, tags=tags)
+    return config
 
 
 @contextmanager

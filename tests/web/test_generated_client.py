@@ -40,7 +40,16 @@ def package(server: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     description = tmp_path / "openapi.json"
     description.write_bytes(server.get("/openapi.json").content)
     (tmp_path / "generator.yaml").write_text("post_hooks: []\n", encoding="utf-8")
-    command = [GENERATOR, "generate", "--path", description, "--output-path", tmp_path / PACKAGE, "--meta", "none"]
+    command: list[str | Path] = [
+        GENERATOR,
+        "generate",
+        "--path",
+        description,
+        "--output-path",
+        tmp_path / PACKAGE,
+        "--meta",
+        "none",
+    ]
     command += ["--config", tmp_path / "generator.yaml", "--fail-on-warning"]
     subprocess.run(command, check=True, cwd=tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

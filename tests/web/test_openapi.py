@@ -19,18 +19,22 @@ TOKEN = "ckpt_of_this_test"
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 
-def check(client: httpx.Client, folder: Path, *options: str, parameters: str = "") -> str:
-    """Run schemathesis, and return what it says."""
+def check(client: httpx.Client, folder: Path, *options: str, parameters: str = "") -> None:
+    """Run schemathesis, which finds nothing, and see that the server goes on."""
     (folder / "schemathesis.toml").write_text(f"{parameters}{CONFIG.read_text(encoding='utf-8')}", encoding="utf-8")
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{client.base_url}openapi.json"]
     command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--no-color"]
-    command += ["--seed", "1", "--workers", "2", "--continue-on-failure", *options]
+    command += [
+        "--seed",
+        "1",
+        "--continue-on-failure",
+        *options,
+    ]  # one worker: ast.parse of Python 3.11 is for one thread
     found = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert found.returncode == 0, found.stdout
     assert client.get("/experiments", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-    return found.stdout
 
 
 @pytest.fixture
@@ -51,10 +55,9 @@ def test_answers_about_what_is_there_are_documented(guarded: httpx.Client, tmp_p
     """The same over random requests about an experiment with checkpoints, and over jobs by the addresses that the
     server gives them.
     """
-    said = check(
+    check(
         guarded,
         tmp_path,
         *("--phases", "fuzzing,stateful", "--max-examples", "15"),
         parameters='parameters = { "path.experiment" = "digits", "path.name" = "latest" }\n',
     )
-    print(said)
