@@ -163,13 +163,12 @@ def test_an_experiment_that_is_gone(client: httpx.Client, config: CheckpointConf
 
 def test_cancelled_here_it_is_cancelled_in_prefect(client: httpx.Client) -> None:
     """One that waits never begins."""
-    job_id, run = started(client, "validate")
+    job_id, _ = started(client, "validate")
     assert client.delete(f"/jobs/{job_id}").status_code == 202
     awaited(client, job_id, "cancelled")
     (found,) = runs_of(job_id)
     assert found.state is not None
     assert found.state.is_cancelled()
-    assert execute(run).is_cancelled()
 
 
 @pytest.mark.parametrize(("state", "told"), [(Cancelled(), "cancelled"), (Crashed(message="killed"), "interrupted")])
