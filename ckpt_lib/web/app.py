@@ -23,7 +23,12 @@ PREFIX = "/api/v1"
 
 _ERRORS = {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
 _ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
-_ERRORS |= {413: "The body is too large.", 429: "The token has sent too many requests.", 503: "The store does not answer.", 507: "The store is full."}
+_ERRORS |= {
+    413: "The body is too large.",
+    429: "The token has sent too many requests.",
+    503: "The store does not answer.",
+    507: "The store is full.",
+}
 
 
 def create_app(settings: ServerSettings) -> FastAPI:

@@ -150,9 +150,7 @@ class PrefectRunner:
         """Create the run of a job; the same key gives the same run."""
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         parameters = _parameters(self._host.config, job)
-        return client.create_flow_run_from_deployment(
-            deployment.id, parameters=parameters, idempotency_key=job.job_id
-        )
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, idempotency_key=job.job_id)
 
     def _end(self, item: _Followed, update: JobUpdate) -> None:
         self._host.update(item.job.job_id, update)
@@ -207,7 +205,9 @@ def _update_of(client: SyncPrefectClient, run: FlowRun) -> JobUpdate:
     if published is not None:
         facts |= {"result": published.result, "problem": published.problem}
     if facts["state"] in ("failed", "interrupted") and facts.get("problem") is None:
-        facts["problem"] = _failed(state.name, "the flow run did not get done; its page says why").problem
+        facts["problem"] = _failed(
+            state.name or state.type.value, "the flow run did not get done; its page says why"
+        ).problem
     return JobUpdate(**facts)
 
 

@@ -97,7 +97,7 @@ def execute(run: FlowRun) -> Any:
 
 
 def test_a_job_is_a_flow_run(client: httpx.Client, config: CheckpointConfig) -> None:
-    """Its outcomes, bytes and times are those of the run, and it links to it; damage is a result, as without Prefect."""
+    """Its outcomes, bytes and times are those of the run, to which it links; damage is a result, as without Prefect."""
     ids = CheckpointManager(config, EXPERIMENT).checkpoint_ids()
     damage(config, ids[1])
     job_id, run = started(client, "validate")
@@ -231,7 +231,8 @@ def test_what_a_server_needs(config: CheckpointConfig, tmp_path: Path, own_resul
     relative = settings.model_copy(update={"config": CheckpointConfig(checkpoint_dir="somewhere")})
     with pytest.raises(ConfigError, match="relative"), served(relative):
         pass
-    with pytest.raises(ConfigError, match="one of prefect, threads"), served(
-        settings.model_copy(update={"runner": "other"})
+    with (
+        pytest.raises(ConfigError, match="one of prefect, threads"),
+        served(settings.model_copy(update={"runner": "other"})),
     ):
         pass

@@ -119,9 +119,7 @@ def test_each_token_has_its_own_rate(guarded: ServerSettings) -> None:
         assert client.get("/openapi.json").status_code == 200
 
 
-@given(
-    st.floats(0.01, 1_000), st.lists(st.tuples(st.floats(0, 10), st.integers(0, 30)), min_size=1, max_size=20)
-)
+@given(st.floats(0.01, 1_000), st.lists(st.tuples(st.floats(0, 10), st.integers(0, 30)), min_size=1, max_size=20))
 def test_the_rate_holds_over_any_time(per_second: float, bursts: list[tuple[float, int]]) -> None:
     """No more are answered than the bucket held and what has filled in; whoever waits as told is answered."""
     now = 0.0

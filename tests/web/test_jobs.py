@@ -153,8 +153,7 @@ def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeyp
         together.wait()
         try:
             jobs.start("digits", Validate(), "x")
-        except AlreadyRunningError as error:
-            assert "too many jobs" in str(error)
+        except AlreadyRunningError:
             return False
         return True
 
@@ -174,9 +173,7 @@ def test_a_folder_that_cannot_be_used(settings: ServerSettings, tmp_path: Path) 
             Jobs(folder, Managers(settings.config)).open()
 
 
-def test_a_runner_of_another_package(
-    settings: ServerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runner_of_another_package(settings: ServerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found by its entry point, told about jobs, and asked about those of earlier servers."""
     info = tmp_path / "own_runner-1.0.dist-info"
     info.mkdir()
