@@ -67,8 +67,8 @@ def awaited(client: httpx.Client, job_id: str, *states: str) -> Any:
     return until(f"{job_id} in {states}", lambda: found if (found := job_of(client, job_id))["state"] in states else 0)
 
 
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found

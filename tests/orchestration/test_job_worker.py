@@ -1,0 +1,71 @@
+"""Jobs of the REST API on a process worker of Prefect: done there, and cancelled in the middle."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from torch import nn
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.web import ServerSettings
+from deployments.serve import PROJECT
+from tests.orchestration.runs import EXPERIMENT
+from tests.orchestration.test_automations import using
+from tests.orchestration.test_deployments import SECONDS_TO_WAIT, Api, process
+from tests.orchestration.test_job_runner import JOBS, job_of, until
+from tests.web.running import served
+
+pytestmark = pytest.mark.servers
+POOL = "jobs-of-a-test"
+CHECKPOINTS = 150
+
+
+@contextmanager
+def worker(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The deployment that the runner looks for, and a worker of its pool."""
+    with httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=SECONDS_TO_WAIT) as client:
+        api = Api(client)
+        api.post("/work_pools/", {"name": POOL, "type": "process"})
+        flow = api.post("/flows/", {"name": "checkpoint_job"})
+        deployment = {"name": "jobs", "flow_id": flow["id"], "entrypoint": "prefect_checkpoints.flows.checkpoint_job"}
+        pull = {"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}
+        api.post("/deployments/", {**deployment, "work_pool_name": POOL, "pull_steps": [pull]})
+    command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    with process(command, environment, log) as found:
+        yield found
+
+
+def test_a_worker_does_jobs(server_environment: dict[str, str], tmp_path: Path) -> None:
+    """One is done to its end. One that is cancelled while it runs ends in the middle, and the same job succeeds."""
+    config = CheckpointConfig(
+        checkpoint_dir=str(tmp_path / "store"), max_checkpoints=CHECKPOINTS, backup_checkpoints=False
+    )
+    manager = CheckpointManager(config, EXPERIMENT)
+    for epoch in range(CHECKPOINTS):
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch)
+    settings = ServerSettings(config=config, jobs_folder=tmp_path / "jobs", runner="prefect")
+    with (
+        using(server_environment),
+        worker(server_environment, tmp_path / "worker.log"),
+        served(settings) as client,
+    ):
+        started = client.post(JOBS, json={"operation": "validate"}).json()["job_id"]
+        until("some bytes", lambda: job_of(client, started)["done_bytes"], seconds=SECONDS_TO_WAIT)
+        assert client.delete(f"/jobs/{started}").status_code == 202
+        ended = until("its end", lambda: _ended(client, started), seconds=SECONDS_TO_WAIT)
+        assert ended["state"] == "cancelled", ended
+        assert ended["done_bytes"] < ended["total_bytes"]
+        again = client.post(JOBS, json={"operation": "validate", "names": ["latest", "latest~1"]}).json()["job_id"]
+        ended = until("its end", lambda: _ended(client, again), seconds=SECONDS_TO_WAIT)
+    assert ended["state"] == "succeeded", ended
+    assert all(item["result"]["is_valid"] for item in ended["result"])
+
+
+def _ended(client: httpx.Client, job_id: str) -> dict[str, object] | None:
+    job: dict[str, object] = job_of(client, job_id)
+    return job if job["ended_at"] else None
