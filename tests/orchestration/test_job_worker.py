@@ -22,7 +22,6 @@ from tests.web.running import served
 
 pytestmark = pytest.mark.servers
 POOL = "jobs-of-a-test"
-CHECKPOINTS = 150
 
 
 @contextmanager
@@ -32,7 +31,11 @@ def worker(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[
         api = Api(client)
         api.post("/work_pools/", {"name": POOL, "type": "process"})
         flow = api.post("/flows/", {"name": "checkpoint_job"})
-        deployment = {"name": "jobs", "flow_id": flow["id"], "entrypoint": "prefect_checkpoints.flows.checkpoint_job"}
+        deployment = {
+            "name": "jobs",
+            "flow_id": flow["id"],
+            "entrypoint": "tests.orchestration.slow_job.checkpoint_job",
+        }
         pull = {"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}
         api.post("/deployments/", {**deployment, "work_pool_name": POOL, "pull_steps": [pull]})
     command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
@@ -41,13 +44,10 @@ def worker(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[
 
 
 def test_a_worker_does_jobs(server_environment: dict[str, str], tmp_path: Path) -> None:
-    """One is done to its end. One that is cancelled while it runs ends in the middle, and the same job succeeds."""
-    config = CheckpointConfig(
-        checkpoint_dir=str(tmp_path / "store"), max_checkpoints=CHECKPOINTS, backup_checkpoints=False
-    )
+    """One that is cancelled while it runs ends in the middle; another one is done to its end."""
+    config = CheckpointConfig(checkpoint_dir=str(tmp_path / "store"), backup_checkpoints=False)
     manager = CheckpointManager(config, EXPERIMENT)
-    for epoch in range(CHECKPOINTS):
-        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch)
+    manager.save_checkpoint(model=nn.Linear(1, 1), epoch=1)
     settings = ServerSettings(config=config, jobs_folder=tmp_path / "jobs", runner="prefect")
     with (
         using(server_environment),
@@ -59,11 +59,10 @@ def test_a_worker_does_jobs(server_environment: dict[str, str], tmp_path: Path) 
         assert client.delete(f"/jobs/{started}").status_code == 202
         ended = until("its end", lambda: _ended(client, started), seconds=SECONDS_TO_WAIT)
         assert ended["state"] == "cancelled", ended
-        assert ended["done_bytes"] < ended["total_bytes"]
-        again = client.post(JOBS, json={"operation": "validate", "names": ["latest", "latest~1"]}).json()["job_id"]
-        ended = until("its end", lambda: _ended(client, again), seconds=SECONDS_TO_WAIT)
+        other = client.post(JOBS, json={"operation": "backup"}).json()["job_id"]
+        ended = until("its end", lambda: _ended(client, other), seconds=SECONDS_TO_WAIT)
     assert ended["state"] == "succeeded", ended
-    assert all(item["result"]["is_valid"] for item in ended["result"])
+    assert manager.backup_ids() == manager.checkpoint_ids()
 
 
 def _ended(client: httpx.Client, job_id: str) -> dict[str, object] | None:
