@@ -83,7 +83,9 @@ def _labelled(progress: JobProgress, total_bytes: int | None) -> Iterator[None]:
 
 
 def _label(run_id: UUID, done_bytes: int, total_bytes: int | None) -> None:
-    labels = {_DONE_BYTES: done_bytes} | ({} if total_bytes is None else {_TOTAL_BYTES: total_bytes})
+    labels: dict[str, bool | int | float | str] = {_DONE_BYTES: done_bytes}
+    if total_bytes is not None:
+        labels[_TOTAL_BYTES] = total_bytes
     try:
         with get_client(sync_client=True) as client:
             client.update_flow_run_labels(run_id, labels)

@@ -19,8 +19,8 @@ from prefect_checkpoints.flows._outcome import completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks._options import manager_for
+from prefect_checkpoints.tasks._step import run_step
 from prefect_checkpoints.tasks.report import artifact_key
-from prefect_checkpoints.tasks.step import run_step
 
 
 @flow(name="checkpoint_job", flow_run_name="{work.operation} {experiment_name}", task_runner=thread_runner())

@@ -38,7 +38,7 @@ class ImmediateTask(CheckpointTask[P, R]):
     nothing that the caller sees. Without a model, optimizer or scheduler, ``submit`` and ``map`` are allowed.
     """
 
-    parts = ("state", "model", "optimizer", "scheduler")
+    parts: tuple[str, ...] = ("state", "model", "optimizer", "scheduler")
     refusal = "would run later, when the {part} may have changed"
     hint = "To save in the background, call CheckpointManager.save_checkpoint_async: it copies the state at once."
 

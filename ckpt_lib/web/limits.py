@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _BURST_SECONDS = 2.0
+_ROUNDING = 1e-9
+"""Whoever waits as long as it was told is answered."""
 
 
 @dataclass
@@ -32,7 +34,7 @@ class RateLimit:
         bucket = self._buckets.setdefault(name, _Bucket(most, now))
         bucket.tokens = min(most, bucket.tokens + (now - bucket.filled_at) * self._per_second)
         bucket.filled_at = now
-        if bucket.tokens >= 1:
+        if bucket.tokens > 1 - _ROUNDING:
             bucket.tokens -= 1
             return 0
         return math.ceil((1 - bucket.tokens) / self._per_second)

@@ -121,6 +121,7 @@ class Validate(Work):
 
 
 COPIED, DELETED_AGAIN = "copied", "deleted again"
+"""The second one where max_backups has retired a copy that was just made."""
 
 
 class Backup(Work):
@@ -132,13 +133,14 @@ class Backup(Work):
         self, manager: CheckpointManager, checkpoint_ids: list[str], progress: Progress, step: Step = _directly
     ) -> list[Outcome]:
         outcomes = super().do(manager, checkpoint_ids, progress, step)
-        held = set(manager.backup_ids())  # max_backups may have retired some since they were made
-        return [
-            outcome.model_copy(update={"result": DELETED_AGAIN})
-            if outcome.result == COPIED and outcome.checkpoint_id not in held
-            else outcome
-            for outcome in outcomes
-        ]
+        try:
+            held = set(manager.backup_ids())
+        except CheckpointError:  # each outcome tells of its own
+            return outcomes
+        for outcome in outcomes:
+            if outcome.result == COPIED and outcome.checkpoint_id not in held:
+                outcome.result = DELETED_AGAIN
+        return outcomes
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
         return COPIED if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"

@@ -205,7 +205,9 @@ def _update_of(client: SyncPrefectClient, run: FlowRun) -> JobUpdate:
     if published is not None:
         facts |= {"result": published.result, "problem": published.problem}
     if facts["state"] in ("failed", "interrupted") and facts.get("problem") is None:
-        facts["problem"] = _failed(state.name, "the flow run did not get done; its page says why").problem
+        facts["problem"] = _failed(
+            state.name or state.type.value, "the flow run did not get done; its page says why"
+        ).problem
     return JobUpdate(**facts)
 
 

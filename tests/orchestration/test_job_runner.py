@@ -67,8 +67,8 @@ def awaited(client: httpx.Client, job_id: str, *states: str) -> Any:
     return until(f"{job_id} in {states}", lambda: found if (found := job_of(client, job_id))["state"] in states else 0)
 
 
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
@@ -97,7 +97,7 @@ def execute(run: FlowRun) -> Any:
 
 
 def test_a_job_is_a_flow_run(client: httpx.Client, config: CheckpointConfig) -> None:
-    """Its outcomes, bytes and times are those of the run, and it links to it; damage is a result, as without Prefect."""
+    """Its outcomes, bytes and times are those of the run, to which it links; damage is a result, as without Prefect."""
     ids = CheckpointManager(config, EXPERIMENT).checkpoint_ids()
     damage(config, ids[1])
     job_id, run = started(client, "validate")
@@ -163,13 +163,12 @@ def test_an_experiment_that_is_gone(client: httpx.Client, config: CheckpointConf
 
 def test_cancelled_here_it_is_cancelled_in_prefect(client: httpx.Client) -> None:
     """One that waits never begins."""
-    job_id, run = started(client, "validate")
+    job_id, _ = started(client, "validate")
     assert client.delete(f"/jobs/{job_id}").status_code == 202
     awaited(client, job_id, "cancelled")
     (found,) = runs_of(job_id)
     assert found.state is not None
     assert found.state.is_cancelled()
-    assert execute(run).is_cancelled()
 
 
 @pytest.mark.parametrize(("state", "told"), [(Cancelled(), "cancelled"), (Crashed(message="killed"), "interrupted")])

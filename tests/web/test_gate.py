@@ -10,11 +10,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.gate import MAX_BODY_BYTES
+from ckpt_lib.web.limits import RateLimit
 from ckpt_lib.web.tokens import TokenFile
 from tests.web.running import served
 
@@ -100,3 +103,35 @@ def test_refused_and_failed_requests_are_logged(
     lines = [json.loads(record.message) for record in caplog.records if record.name == "ckpt_lib.audit"]
     found = [(line["who"], line["status"]) for line in lines]
     assert found == [("late", 403), (None, 401), ("the token of this run", 500)]
+
+
+def test_each_token_has_its_own_rate(guarded: ServerSettings) -> None:
+    """One that sends too much is told when to go on, and others are served meanwhile."""
+    assert guarded.tokens_path is not None
+    other = {"Authorization": f"Bearer {TokenFile(guarded.tokens_path).create('other', 'read')}"}
+    run = {"Authorization": "Bearer ckpt_run"}
+    with served(guarded.model_copy(update={"requests_per_second": 0.5})) as client:
+        assert client.get(LATEST, headers=run).status_code == 200
+        refused = client.get(LATEST, headers=run)
+        assert (refused.status_code, refused.json()["type"]) == (429, "HTTPError")
+        assert refused.headers["Retry-After"] in ("1", "2")
+        assert client.get(LATEST, headers=other).status_code == 200
+        assert client.get("/openapi.json").status_code == 200
+
+
+@given(st.floats(0.01, 1_000), st.lists(st.tuples(st.floats(0, 10), st.integers(0, 30)), min_size=1, max_size=20))
+def test_the_rate_holds_over_any_time(per_second: float, bursts: list[tuple[float, int]]) -> None:
+    """No more are answered than the bucket held and what has filled in; whoever waits as told is answered."""
+    now = 0.0
+    limit = RateLimit(per_second, clock=lambda: now)
+    answered = 0
+    for pause_seconds, count in bursts:
+        now += pause_seconds
+        waits = [limit.seconds_to_wait("me") for _ in range(count)]
+        answered += waits.count(0)
+        assert answered <= max(1.0, 2 * per_second) + now * per_second + 1e-6
+        if waits and waits[-1]:
+            now += waits[-1]
+            assert limit.seconds_to_wait("me") == 0
+            answered += 1
+    assert RateLimit(None).seconds_to_wait("me") == 0

@@ -7,16 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import AlreadyRunningError
+from ckpt_lib.errors import AlreadyRunningError, ConfigError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.jobs import Jobs
@@ -24,6 +27,7 @@ from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.operations import Validate
 from tests.cli.running import on_posix
 from tests.helpers import flip_bit
+from tests.web.own_runner import OwnRunner
 from tests.web.running import served
 
 JOBS = "/experiments/digits/jobs"
@@ -98,6 +102,97 @@ def test_jobs_are_listed_in_pages(client: httpx.Client) -> None:
     assert [job["job_id"] for job in first["items"] + rest["items"]] == started[::-1]
     assert rest["next"] is None
     assert not {"result", "checkpoint_ids", "owner"} & set(first["items"][0])
+
+
+def test_what_max_backups_retires_is_told(settings: ServerSettings, config: CheckpointConfig) -> None:
+    """A copy that a later one of the same job has pushed out is not called a backup."""
+    shutil.rmtree(Path(config.checkpoint_dir, "digits", "backups"))
+    one = config.model_copy(update={"max_backups": 1})
+    with served(settings.model_copy(update={"config": one})) as client:
+        job = ended(client, client.post(JOBS, json={"operation": "backup"}))
+    held = CheckpointManager(config, "digits").backup_ids()
+    told = {outcome["checkpoint_id"]: outcome["result"] for outcome in job["result"]}
+    assert {name for name, result in told.items() if result == "copied"} == set(held)
+    assert list(told.values()).count("deleted again") == 3 - len(held) > 0
+
+
+def test_a_restore_where_all_is_gone(client: httpx.Client, config: CheckpointConfig) -> None:
+    """Names stand for nothing then, and the problem says which id brings something back."""
+    manager = CheckpointManager(config, "digits")
+    ids = manager.checkpoint_ids()
+    for checkpoint_id in ids:
+        manager.delete_checkpoint(checkpoint_id)
+    refused = client.post(JOBS, json={"operation": "restore", "names": ["latest"]})
+    assert refused.status_code == 404
+    assert f"the newest backup is {ids[-1]}" in refused.json()["hint"]
+    assert ended(client, client.post(JOBS, json={"operation": "restore", "names": [ids[-1]]}))["state"] == "succeeded"
+    assert manager.checkpoint_ids() == [ids[-1]]
+
+
+def test_an_experiment_of_backups_alone(settings: ServerSettings, config: CheckpointConfig, tmp_path: Path) -> None:
+    """After the loss of a disk, its backups are restored from where they are."""
+    apart = config.model_copy(update={"backup_dir": str(tmp_path / "backups")})
+    saved = CheckpointManager(apart, "lost").save_checkpoint(model=nn.Linear(1, 1), epoch=1)
+    shutil.rmtree(Path(config.checkpoint_dir, "lost"))
+    with served(settings.model_copy(update={"config": apart})) as client:
+        job = ended(client, client.post("/experiments/lost/jobs", json={"operation": "restore", "names": [saved]}))
+    assert job["state"] == "succeeded"
+    assert CheckpointManager(apart, "lost").checkpoint_ids() == [saved]
+
+
+def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that are started at once, no more are taken than there is room for; the others are told so."""
+    monkeypatch.setattr("ckpt_lib.web.jobs.MOST_WAITING", 5)
+    going_on = threading.Event()
+    monkeypatch.setattr(Validate, "do_one", lambda *_: going_on.wait(30))
+    jobs = Jobs(settings.jobs_path(), Managers(settings.config))
+    jobs.open()
+    together = threading.Barrier(20)
+
+    def start(_: int) -> bool:
+        together.wait()
+        try:
+            jobs.start("digits", Validate(), "x")
+        except AlreadyRunningError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(20) as pool:
+        assert sum(pool.map(start, range(20))) == 5
+    assert len(list(settings.jobs_path().glob("*.json"))) == 5
+    going_on.set()
+    jobs.close()
+    assert {job.state for job in jobs.all()} <= {"succeeded", "cancelled"}
+
+
+def test_a_folder_that_cannot_be_used(settings: ServerSettings, tmp_path: Path) -> None:
+    """It is refused before the server answers, and the message names the option."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "jobs"):
+        with pytest.raises(ConfigError, match="--jobs-folder"):
+            Jobs(folder, Managers(settings.config)).open()
+
+
+def test_a_runner_of_another_package(settings: ServerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its entry point, told about jobs, and asked about those of earlier servers."""
+    info = tmp_path / "own_runner-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-runner\nVersion: 1.0\n")
+    points = "own = tests.web.own_runner:OwnRunner\nbroken = tests.web.own_runner:Nothing\n"
+    (info / "entry_points.txt").write_text(f"[ckpt_lib.jobs]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = settings.model_copy(update={"runner": "own"})
+    with served(own) as client:
+        kept, other, done = (client.post(JOBS, json={"operation": "validate"}).json()["job_id"] for _ in range(3))
+        client.delete(f"/jobs/{done}")
+        assert client.get(f"/jobs/{done}").json()["state"] == "cancelled"
+        assert client.get(f"/jobs/{kept}").json()["url"] == f"https://runs.example/{kept}"
+    OwnRunner.remembered = {kept}
+    with served(own) as client:
+        states = [client.get(f"/jobs/{job_id}").json()["state"] for job_id in (kept, other, done)]
+    assert states == ["running", "interrupted", "cancelled"]
+    with pytest.raises(ConfigError, match="cannot be loaded"), served(settings.model_copy(update={"runner": "broken"})):
+        pass
 
 
 def test_one_server_uses_a_folder_of_jobs(settings: ServerSettings) -> None:

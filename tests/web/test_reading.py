@@ -75,6 +75,16 @@ def test_summary_and_comparison(client: httpx.Client, config: CheckpointConfig) 
     assert found["metrics_comparison"] == {"val_loss": ["NaN", "-Infinity"]}
 
 
+def test_options_that_are_no_number(client: httpx.Client, config: CheckpointConfig) -> None:
+    """They are texts as well, in each depth, and the same one twice is no difference."""
+    manager = CheckpointManager(config, "options")
+    for epoch, rate in enumerate((float("nan"), float("inf"))):
+        options = {"rate": rate, "deep": {"rates": [rate]}, "same": float("nan")}
+        manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, config=options)
+    found = get(client, "/experiments/options/comparison", params={"name": ["latest~1", "latest"]})
+    assert found["config_comparison"] == {"rate": ["NaN", "Infinity"], "deep.rates": [["NaN"], ["Infinity"]]}
+
+
 @pytest.mark.parametrize(
     ("path", "code", "kind"),
     [
