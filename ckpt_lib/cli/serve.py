@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,6 @@ from ckpt_lib.errors import ConfigError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from ckpt_lib.config import CheckpointConfig
     from ckpt_lib.web.tokens import TokenFile
 
 _MAX_DAYS = 36_500
@@ -90,7 +89,7 @@ def serve(
     from pydantic import SecretStr
 
     from ckpt_lib import page
-    from ckpt_lib.web import ServerSettings, create_app
+    from ckpt_lib.web import ServerSettings
     from ckpt_lib.web.app import PREFIX
     from ckpt_lib.web.server import run
     from ckpt_lib.web.tokens import TokenFile, new_token

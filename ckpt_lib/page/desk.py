@@ -10,7 +10,8 @@ import gradio as gr
 
 from ckpt_lib.core.wording import duration
 from ckpt_lib.manager import CheckpointManager
-from ckpt_lib.web.jobs import ENDED, Job, Jobs
+from ckpt_lib.web.job import ENDED, Job
+from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.operations import AnyWork
 from ckpt_lib.web.sessions import Sessions

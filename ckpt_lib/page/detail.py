@@ -32,7 +32,7 @@ from ckpt_lib.page.markup import (
     tags,
     warning,
 )
-from ckpt_lib.web.jobs import Job
+from ckpt_lib.web.job import Job
 
 _MOST_TENSORS = 200
 _MOST_ANCESTORS = 20
@@ -166,6 +166,7 @@ def _history(manager: CheckpointManager, checkpoint: CheckpointMetadata, manifes
 
 def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, str]]:
     words = {"validate": "Validated", "backup": "Backed up", "repair": "Repaired", "restore": "Restored"}
+    words |= {"export": "Exported", "import": "Imported", "cleanup": "Cleaned up"}
     for job in jobs:
         outcome = next((item for item in job.result or () if item.checkpoint_id == checkpoint_id), None)
         if outcome is None or job.ended_at is None:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
-from ckpt_lib.web.jobs import ENDED, Job
+from ckpt_lib.web.job import ENDED, Job
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}

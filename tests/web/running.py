@@ -48,13 +48,7 @@ def served(
     settings: ServerSettings, create: Callable[[ServerSettings], FastAPI] = create_app
 ) -> Iterator[httpx.Client]:
     """Serve a store on a free port of this machine, and yield a client whose paths begin with that of the API."""
-<<<<<<< HEAD
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
     app = create(settings)
-=======
-    app = create_app(settings)
->>>>>>> w4
     app.state.jobs.open()  # here, as `ckpt serve` does: an error is the caller's
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
