@@ -13,6 +13,7 @@ from ckpt_lib.web.job import ENDED, Job
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
+_WORDS |= {"export": "Export", "import": "Import", "cleanup": "Clean up"}
 
 
 def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
@@ -29,7 +30,7 @@ def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     )
     rows = [
         (
-            f"{_WORDS.get(job.work.operation, job.work.operation)} · {job.experiment_name}",
+            f"{_WORDS[job.work.operation]} · {job.experiment_name}",
             _named(job),
             badge(job.state),
             _progress(job),
@@ -47,7 +48,7 @@ def running_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     lines = []
     for job in running[:3]:
         cancel = button("cancel", job.job_id, "Cancel") if may_cancel else NOTHING
-        word = _WORDS.get(job.work.operation, job.work.operation)
+        word = _WORDS[job.work.operation]
         template = Markup('<div class="ck-running"><span>{} {}</span>{}{}</div>')
         lines.append(template.format(word, _named(job), _progress(job), cancel))
     if len(running) > 3:

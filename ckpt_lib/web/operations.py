@@ -252,7 +252,7 @@ class Import(Work):
     def do(
         self,
         manager: CheckpointManager,
-        checkpoint_ids: list[str],
+        checkpoint_ids: list[str],  # noqa: ARG002
         progress: Progress,
         step: Step = _directly,  # noqa: ARG002
     ) -> list[Outcome]:
@@ -299,7 +299,7 @@ class Cleanup(Work):
     def do(
         self,
         manager: CheckpointManager,
-        checkpoint_ids: list[str],
+        checkpoint_ids: list[str],  # noqa: ARG002
         progress: Progress,
         step: Step = _directly,  # noqa: ARG002
     ) -> list[Outcome]:
