@@ -22,6 +22,7 @@ from ckpt_lib.errors import ConfigError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from ckpt_lib.web import ServerSettings
     from ckpt_lib.web.tokens import TokenFile
 
 _MAX_DAYS = 36_500
