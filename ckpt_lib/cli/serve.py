@@ -119,7 +119,7 @@ def serve(
 
     def announce(url: str) -> None:
         if as_json:
-            print_json({"url": url, "store": settings.config.checkpoint_dir, "token": run_token})
+            print_json({"url": f"{url}{PREFIX}", "store": settings.config.checkpoint_dir, "token": run_token})
             sys.stdout.flush()
             return
         if run_token is not None:
@@ -139,6 +139,7 @@ def ui(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 chooses a free one.")] = 8300,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse whatever changes the store.")] = False,
     in_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Serve the page of a store to browsers of this machine until Ctrl-C.
 
@@ -162,8 +163,12 @@ def ui(
 
     def announce(url: str) -> None:
         address = page.address(url, token)
-        note(f"The page of {found.checkpoint_dir} is at {address}")
-        note("Ctrl-C ends it.")
+        if as_json:
+            print_json({"url": address, "store": found.checkpoint_dir, "token": token})
+            sys.stdout.flush()
+        else:
+            note(f"The page of {found.checkpoint_dir} is at {address}")
+            note("Ctrl-C ends it.")
         if in_browser:
             webbrowser.open(address)
 

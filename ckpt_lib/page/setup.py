@@ -41,7 +41,7 @@ _LABELS = {
 }
 
 
-def field_of(name: str, config: CheckpointConfig) -> gr.components.Component:
+def field_of(name: str, config: CheckpointConfig) -> gr.Radio | gr.Checkbox | gr.Number | gr.Textbox:
     """Return the component for an option."""
     value, label = getattr(config, name), _LABELS[name]
     if name == "monitor_mode":

@@ -7,16 +7,24 @@ from pathlib import Path
 import anyio
 import httpx
 import httpx2
+from fastapi import FastAPI
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.mcp.mounting import PATH, mount
-from ckpt_lib.web import ServerSettings
+from ckpt_lib.web import ServerSettings, create_app
 from ckpt_lib.web.tokens import TokenFile
 from tests.mcp.test_tools import READING
 from tests.web.running import served
+
+
+def with_tools(settings: ServerSettings) -> FastAPI:
+    """The REST API with the tools."""
+    app = create_app(settings)
+    mount(app, settings.config)
+    return app
 
 
 def test_a_client_with_a_token_asks_over_http(config: CheckpointConfig, tmp_path: Path) -> None:
@@ -33,7 +41,7 @@ def test_a_client_with_a_token_asks_over_http(config: CheckpointConfig, tmp_path
             names = [tool.name for tool in (await client.list_tools()).tools]
             return names, await client.call_tool("best_checkpoint", {"experiment": "digits", "validate_it": True})
 
-    with served(settings, lambda app: mount(app, config)) as api:
+    with served(settings, with_tools) as api:
         url = str(api.base_url.copy_with(path=PATH))
         assert httpx.post(url, json={}, trust_env=False).status_code == 401
         names, found = anyio.run(ask, url)
@@ -47,7 +55,7 @@ def test_a_client_with_a_token_asks_over_http(config: CheckpointConfig, tmp_path
 def test_pages_of_other_sites_are_refused(config: CheckpointConfig, tmp_path: Path) -> None:
     """A server without tokens answers no page of another site here either."""
     settings = ServerSettings(config=config, jobs_folder=tmp_path / "jobs")
-    with served(settings, lambda app: mount(app, config)) as api:
+    with served(settings, with_tools) as api:
         url = str(api.base_url.copy_with(path=PATH))
         for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
             assert api.post(url, json={}, headers=headers).status_code == 403

@@ -16,4 +16,4 @@ def _slowly(_self: Validate, _manager: Any, _checkpoint_id: str, progress: Any) 
         time.sleep(0.05)
 
 
-Validate.do_one = _slowly  # type: ignore[method-assign]
+Validate.do_one = _slowly  # type: ignore[method-assign,assignment]
