@@ -27,7 +27,8 @@ from tests.helpers import flip_bit, run_python
 
 INTENDED_CODES = {
     1: "IntegrityError CorruptCheckpointError CorruptManifestError NoValidCheckpointError",
-    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError NotDurableError VersionConflictError",
+    3: "StoreError StorageFullError StorePermissionError StoreUnavailableError NotDurableError VersionConflictError "
+    "RunUnavailableError",
     4: "CheckpointExistsError ProtectedCheckpointError UnsafePayloadError ConfirmationError",
 }
 LOOKING = (

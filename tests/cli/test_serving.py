@@ -88,7 +88,7 @@ def test_a_server_answers_until_it_is_interrupted(store: Path, ids: list[str], t
             port = httpx.URL(url[0]).port
             second = run_program("serve", "--store", store, "--port", "0", **env)
             assert second.returncode != 0
-            assert "jobs_folder" in second.stderr
+            assert "--jobs-folder" in second.stderr
             assert "--port 0" in run("serve", "--port", str(port), store=store, code=2).stderr
         finally:
             process.send_signal(signal.SIGINT)
