@@ -39,7 +39,7 @@ def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     sessions = Sessions(app.state.access)
     desk = Desk(settings, app.state.managers, app.state.jobs, sessions)
     app.add_middleware(PageGate, sessions=sessions, settings=settings)
-    return _in_event_loop(
+    _in_event_loop(
         lambda: gr.mount_gradio_app(
             app,
             Page(desk).build(),
@@ -55,6 +55,9 @@ def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
             enable_monitoring=False,
         )
     )
+    mounted: Any = next(route for route in app.routes if getattr(route, "path", None) == PAGE_PATH)
+    app.state.end_streams.append(mounted.app.stop_event.set)  # each open page holds a stream
+    return app
 
 
 def _in_event_loop(build: Callable[[], FastAPI]) -> FastAPI:

@@ -111,7 +111,7 @@ def _tag_bar(view: View) -> Markup:
     if not view.tags:
         return NOTHING
     chips = [
-        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", title=f"Remove {name}")
+        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", spoken=f"Remove {name}")
         for name in view.tags
     ]
     return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))

@@ -33,11 +33,14 @@ def joined(parts: Iterable[Markup | str], by: str = "") -> Markup:
     return escape(by).join(parts)
 
 
-def button(act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "") -> Markup:
-    """Return a button that sends ``act`` and ``value`` to the page."""
+def button(
+    act: str, value: str, label: str | Markup, *, kind: str = "", title: str = "", spoken: str | None = None
+) -> Markup:
+    """Return a button that sends ``act`` and ``value`` to the page; screen readers read ``spoken`` if it is given."""
+    name = Markup("") if spoken is None else Markup(' aria-label="{}"').format(spoken)
     return Markup(
-        '<button type="button" class="ck-button {}" data-act="{}" data-value="{}" title="{}">{}</button>'
-    ).format(kind, act, value, title, label)
+        '<button type="button" class="ck-button {}" data-act="{}" data-value="{}" title="{}"{}>{}</button>'
+    ).format(kind, act, value, title, name, label)
 
 
 def toggle(act: str, value: str, label: str, *, is_on: bool) -> Markup:

@@ -67,7 +67,7 @@ def trash_html(manager: CheckpointManager, trash_time: str) -> Markup:
             f"{item.epoch:,}",
             size_text(item.file_size),
             moment(item.timestamp),
-            button("undelete", item.checkpoint_id, "Bring back", title=f"Bring {item.checkpoint_id} back"),
+            button("undelete", item.checkpoint_id, "Bring back", spoken=f"Bring back {item.checkpoint_id}"),
         )
         for item in reversed(found)
     ]

@@ -70,6 +70,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.managers = Managers(settings.config)
     app.state.jobs = Jobs(settings.jobs_path(), app.state.managers, settings.runner)
     app.state.feed = Feed()
+    app.state.end_streams = [app.state.feed.close]
     app.state.watcher = Watcher(settings.config, app.state.jobs, app.state.feed)
     app.state.transfers = Transfers(settings)
     problems.install(app)

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.app import create_app
-from ckpt_lib.web.feed import Feed
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
 
@@ -39,14 +38,15 @@ def run(
 
 
 class ApiServer(uvicorn.Server):
-    """A server that ends the streams of events before it waits for other requests to end."""
+    """A server that ends streams without an end of their own before it waits for other requests."""
 
     def __init__(self, app: FastAPI) -> None:
         super().__init__(uvicorn.Config(app, log_level="warning"))
-        self._feed: Feed = app.state.feed
+        self._end_streams: list[Callable[[], None]] = app.state.end_streams
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._feed.close()
+        for end in self._end_streams:
+            end()
         await super().shutdown(sockets)
 
 

@@ -80,7 +80,7 @@ def test_delete_and_bring_back(page: Page, damaged: str, manager: CheckpointMana
     expect(page.get_by_role("status").filter(has_text="Deleted")).to_contain_text(checkpoint_id)
     assert checkpoint_id not in manager.checkpoint_ids()
     go(page, "Trash")
-    page.get_by_role("button", name=f"Bring {checkpoint_id} back").click()
+    page.get_by_role("button", name=f"Bring back {checkpoint_id}").click()
     expect(page.locator("#ck-trash")).to_contain_text("The trash is empty")
     assert checkpoint_id in manager.checkpoint_ids()
 
