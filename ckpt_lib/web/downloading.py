@@ -93,7 +93,7 @@ def list_files(request: Request, _: Reader, experiment: ExperimentName, name: Ch
     return CheckpointFiles(checkpoint_id=manifest.checkpoint_id, format=manifest.format, items=items)
 
 
-@router.head("/experiments/{experiment}/checkpoints/{name}/payload", **_FILE)
+@router.head("/experiments/{experiment}/checkpoints/{name}/payload", name="head_payload", **_FILE)
 @router.get("/experiments/{experiment}/checkpoints/{name}/payload", **_FILE)
 def download_payload(
     request: Request,
@@ -112,7 +112,7 @@ def download_payload(
     return _send(request, home, manifest, manifest.payload, name)
 
 
-@router.head("/experiments/{experiment}/checkpoints/{name}/files/{file:path}", **_FILE)
+@router.head("/experiments/{experiment}/checkpoints/{name}/files/{file:path}", name="head_file", **_FILE)
 @router.get("/experiments/{experiment}/checkpoints/{name}/files/{file:path}", **_FILE)
 def download_file(
     request: Request,
@@ -205,7 +205,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     )
 
 
-@router.head("/exports/{export_id}/files/{file:path}", **_FILE)
+@router.head("/exports/{export_id}/files/{file:path}", name="head_export_file", **_FILE)
 @router.get("/exports/{export_id}/files/{file:path}", **_FILE)
 def download_exported(
     request: Request,

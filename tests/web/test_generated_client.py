@@ -39,7 +39,8 @@ def package(server: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The package that is generated; a warning of the generator is about what it left out."""
     description = tmp_path / "openapi.json"
     description.write_bytes(server.get("/openapi.json").content)
-    (tmp_path / "generator.yaml").write_text("post_hooks: []\n", encoding="utf-8")
+    overrides = "content_type_overrides: {application/offset+octet-stream: application/octet-stream}"  # that of tus
+    (tmp_path / "generator.yaml").write_text(f"post_hooks: []\n{overrides}\n", encoding="utf-8")
     command: list[str | Path] = [
         GENERATOR,
         "generate",
