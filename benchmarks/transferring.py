@@ -157,7 +157,7 @@ def _rows(folder: Path, config: CheckpointConfig, client: httpx.Client, pid: int
 def _serve(settings: str) -> None:
     from ckpt_lib.web.server import run
 
-    run(ServerSettings.model_validate_json(settings), announce=lambda url: print(url, flush=True))
+    run(ServerSettings.model_validate_json(settings), announce=lambda url: print(url + "/api/v1", flush=True))
 
 
 def _warm_up(client: httpx.Client, folder: Path) -> None:

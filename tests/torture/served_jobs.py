@@ -36,7 +36,7 @@ import sys
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.server import run
 
-run(ServerSettings.model_validate_json(sys.argv[1]), announce=lambda url: print(url, flush=True))
+run(ServerSettings.model_validate_json(sys.argv[1]), announce=lambda url: print(url + "/api/v1", flush=True))
 """
 
 

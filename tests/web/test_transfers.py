@@ -303,7 +303,7 @@ def test_a_kill_leaves_nothing_half_imported(
         "copies.require_unchanged = lambda *given: (print('written', flush=True), time.sleep(60))\n"
         "from ckpt_lib.web import ServerSettings; from ckpt_lib.web.server import run\n"
         "settings = ServerSettings.model_validate_json(sys.argv[1])\n"
-        "run(settings, announce=lambda url: print(url, flush=True))"
+        "run(settings, announce=lambda url: print(url + '/api/v1', flush=True))"
     )
     given = settings.model_copy(update={"port": 0}).model_dump_json()
     with subprocess.Popen([sys.executable, "-c", program, given], stdout=subprocess.PIPE, text=True) as process:
