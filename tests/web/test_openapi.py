@@ -25,7 +25,8 @@ def check(client: httpx.Client, folder: Path, *options: str, parameters: str = "
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{client.base_url}openapi.json"]
     command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--no-color"]
     command += ["--seed", "1", "--continue-on-failure"]
-    command += ["--exclude-path", "/api/v1/events"]  # which does not end
+    # Events do not end, and uploads answer by the rules of tus, which no schema can say: test_transfers.py tests them.
+    command += ["--exclude-path-regex", "^/api/v1/(events|uploads)"]
     command += options  # and one worker: ast.parse of Python 3.11 is for one thread
     found = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
