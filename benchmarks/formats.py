@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,9 +27,12 @@ from benchmarks.states import ADAM, TRANSFORMER, State, make, tensors_in
 from ckpt_lib.errors import CorruptCheckpointError
 
 COMPRESSED_SAVE = "durable save with compression"
-COMPRESSED_LOAD = "verified load of a compressed checkpoint, file on the disk alone"
+COMPRESSED_LOAD = "verified load of a compressed checkpoint, file on the disk alone, a new process each time"
 SAFETENSORS_SAVE = "durable, hashed save as safetensors"
 SAFETENSORS_LOAD = "verified load of safetensors into a model, file in the page cache, a new process each time"
+
+Loads = tuple[Callable[[], object], Callable[[], float]]
+"""What loads something small, and what loads the state and returns the seconds that this took."""
 
 _OURS, _PLAIN = "ours", "ours, not compressed"
 _TORCH_LOAD = "torch.load, not compressed"
@@ -60,15 +64,9 @@ def _compressed(settings: Settings, state: State, *, save_target: float) -> Iter
     yield describe(samples, _OURS, _PLAIN, name=COMPRESSED_SAVE, target=_at_1gb(state, save_target))
     peers.torch_save(state, folder)
     payload, theirs = next(packed.folder.glob("*.pt.*")), folder / peers.FILE_NAME
-
-    def load_ours() -> float:
-        seconds = _cold(payload, packed.load)
-        require_refusal(payload, packed.load)
-        return seconds
-
     loads: dict[str, Measure] = {
-        _OURS: load_ours,
-        _TORCH_LOAD: lambda: _cold(theirs, lambda: torch.load(theirs, weights_only=True)),
+        _OURS: partial(_in_a_child, "compressed", packed.folder, state.size),
+        _TORCH_LOAD: partial(_in_a_child, "torch.load", theirs, state.size),
     }
     samples = interleave(loads, rounds=settings.rounds, warm_up=settings.warm_up)
     note = f"{payload.stat().st_size / state.size_bytes:.3f} of the size"
@@ -162,8 +160,8 @@ def _safetensors_load(settings: Settings, state: State) -> Row:
     theirs = settings.folder / "theirs.safetensors"
     save_file(tensors_in(state.model.state_dict()), theirs)
     contenders: dict[str, Measure] = {
-        _OURS: partial(_in_a_child, "ours", ours.folder, state.size),
-        _LOAD_FILE: partial(_in_a_child, "theirs", theirs, state.size),
+        _OURS: partial(_in_a_child, "safetensors", ours.folder, state.size),
+        _LOAD_FILE: partial(_in_a_child, "load_file", theirs, state.size),
     }
     samples = interleave(contenders, rounds=settings.rounds, warm_up=settings.warm_up)
     ours.discard()
@@ -188,32 +186,75 @@ def _in_a_child(side: str, path: Path, size: str) -> float:
 
 
 def _load_once(side: str, path: Path, size: str) -> None:
-    """Print the seconds of one load into a model that is there already, of a file in the page cache.
+    """Print the seconds of one load of a new process, as a training makes it that resumes.
 
     Something small is loaded before it, so that no module is imported while the time is taken.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = _LOADS[side](Path(folder), path, size)
+        small()
+        print(large())
+
+
+def _load_file(folder: Path, path: Path, size: str) -> Loads:
     from safetensors.torch import load_file, save_file
 
     model = make(TRANSFORMER, size).model
-    if side == "theirs":
-        with tempfile.TemporaryDirectory() as folder:
-            save_file({"weight": torch.ones(1)}, f"{folder}/small")
-            load_file(f"{folder}/small")
+    save_file({"weight": torch.ones(1)}, folder / "small")
+
+    def large() -> float:
         path.read_bytes()
-        print(timed(lambda: model.load_state_dict(load_file(path))))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        small = make(TRANSFORMER, "1KB")
-        other = Ours(Path(folder), format="safetensors")
-        other.save(small)
-        other.manager.load_checkpoint("latest", model=small.model)
+        return timed(lambda: model.load_state_dict(load_file(path)))
+
+    return lambda: load_file(folder / "small"), large
+
+
+def _torch_load(folder: Path, path: Path, _: str) -> Loads:
+    small = folder / "small"
+    torch.save({"weight": torch.ones(1)}, small)
+    return lambda: torch.load(small), lambda: _cold(path, lambda: torch.load(path, weights_only=True))
+
+
+def _safetensors(folder: Path, path: Path, size: str) -> Loads:
+    model = make(TRANSFORMER, size).model
     ours = Ours(path.parent, format="safetensors")
     payload = next(path.glob("*/model*.safetensors"))
-    payload.read_bytes()
-    load = partial(ours.manager.load_checkpoint, "latest", model=model)
-    print(timed(load))
-    require_refusal(payload, load)
 
+    def large() -> float:
+        load = partial(ours.manager.load_checkpoint, "latest", model=model)
+        payload.read_bytes()
+        seconds = timed(load)
+        require_refusal(payload, load)
+        return seconds
+
+    return _small(folder, format="safetensors"), large
+
+
+def _compressed_load(folder: Path, path: Path, _: str) -> Loads:
+    ours = Ours(path.parent, compression=True)
+    payload = next(path.glob("*.pt.*"))
+
+    def large() -> float:
+        seconds = _cold(payload, ours.load)
+        require_refusal(payload, ours.load)
+        return seconds
+
+    return _small(folder, compression=True), large
+
+
+def _small(folder: Path, **options: Any) -> Callable[[], object]:
+    """Save a small model in the same way, and return what loads it."""
+    small, other = make(TRANSFORMER, "1KB"), Ours(folder, **options)
+    other.save(small)
+    return partial(other.manager.load_checkpoint, "latest", model=small.model)
+
+
+_LOADS: dict[str, Callable[[Path, Path, str], Loads]] = {
+    "safetensors": _safetensors,
+    "load_file": _load_file,
+    "compressed": _compressed_load,
+    "torch.load": _torch_load,
+}
 
 if __name__ == "__main__":
     _load_once(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
