@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def test_damage_behind_it_breaks_the_connection(
     position = 10 * 2**20
     flip_bit(payload, position)
     received: list[int] = []
+    caplog.set_level(logging.ERROR, logger="ckpt_lib")
     with client.stream("GET", "/experiments/large/checkpoints/latest/payload") as found:
         assert found.status_code == 200
         with pytest.raises(httpx.RemoteProtocolError):
