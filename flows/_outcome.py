@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prefect import get_run_logger
 from prefect.states import Completed
@@ -12,6 +12,13 @@ from ckpt_lib.errors import StoreError
 from ckpt_lib.reports import CleanupReport
 
 R = TypeVar("R")
+
+KEPT_RESULT: dict[str, Any] = {"persist_result": True, "result_serializer": "json"}
+"""Options of flows that end by :func:`completed`: Prefect stores what they return.
+
+The server may accept the final state without its answer arriving. The client asks again, and then gets the state as
+the server has it, which does not hold the result itself but says where it is stored.
+"""
 
 
 def completed(result: R, message: str) -> R:

@@ -8,13 +8,13 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForBackups
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import cleanup_backups, delete_backup, list_backups, report_backups, report_cleanup
 
 
-@flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner())
+@flow(name="manage_backups", flow_run_name="backups of {experiment_name}", task_runner=thread_runner(), **KEPT_RESULT)
 def manage_backups(
     config: ConfigForBackups = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",

@@ -8,13 +8,15 @@ from ckpt_lib import CheckpointConfig, CheckpointError
 from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.reports import CleanupReport
 from prefect_checkpoints.flows._form import ConfigForCleanup
-from prefect_checkpoints.flows._outcome import completed, fail_on_backups
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import cleanup_checkpoints, report_cleanup
 
 
-@flow(name="cleanup_store", flow_run_name="clean up {config.checkpoint_dir}", task_runner=thread_runner())
+@flow(
+    name="cleanup_store", flow_run_name="clean up {config.checkpoint_dir}", task_runner=thread_runner(), **KEPT_RESULT
+)
 def cleanup_store(
     config: ConfigForCleanup = CheckpointConfig(),  # noqa: B008  frozen
     retention: RetentionPolicy | None = None,

@@ -15,7 +15,7 @@ from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.reports import ValidationReport
 from prefect_checkpoints.flows._evaluator import Evaluator
 from prefect_checkpoints.flows._form import ConfigForEvaluation
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.validate import fail_on_damage
 from prefect_checkpoints.tasks import (
@@ -65,7 +65,7 @@ def _unmet(condition: Condition, text: str, checkpoint: CheckpointMetadata) -> s
     return f"{text} ({condition.metric} is not recorded)" if is_missing else text
 
 
-@flow(name="evaluate_checkpoint", flow_run_name="evaluate {experiment_name} {checkpoint_id}")
+@flow(name="evaluate_checkpoint", flow_run_name="evaluate {experiment_name} {checkpoint_id}", **KEPT_RESULT)
 def evaluate_checkpoint(
     config: ConfigForEvaluation = CheckpointConfig(),  # noqa: B008  frozen
     experiment_name: str = "digits",

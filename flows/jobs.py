@@ -15,7 +15,7 @@ from ckpt_lib.web.operations import AnyWork, Outcome
 from ckpt_lib.web.problems import problem_of
 from prefect_checkpoints.flows._job_outcomes import report_outcomes, report_problem
 from prefect_checkpoints.flows._job_progress import job_progress
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks._options import manager_for
@@ -23,7 +23,12 @@ from prefect_checkpoints.tasks._step import run_step
 from prefect_checkpoints.tasks.report import artifact_key
 
 
-@flow(name="checkpoint_job", flow_run_name="{work.operation} {experiment_name}", task_runner=thread_runner())
+@flow(
+    name="checkpoint_job",
+    flow_run_name="{work.operation} {experiment_name}",
+    task_runner=thread_runner(),
+    **KEPT_RESULT,
+)
 def checkpoint_job(
     config: CheckpointConfig, experiment_name: str, work: AnyWork, checkpoint_ids: list[str] | None = None
 ) -> list[Outcome]:

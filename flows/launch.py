@@ -14,13 +14,13 @@ from ckpt_lib.errors import LaunchError
 from ckpt_lib.launch.launcher import Launcher, LaunchRequest
 from ckpt_lib.launch.report import LaunchReport
 from ckpt_lib.launch.restarts import RestartPolicy
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.tasks import report_launch
 from prefect_checkpoints.tasks._preempted import end_preempted
 
 
-@flow(name="launch", flow_run_name="launch {experiment_name}")
+@flow(name="launch", flow_run_name="launch {experiment_name}", **KEPT_RESULT)
 def launch(
     config: CheckpointConfig,
     experiment_name: str,

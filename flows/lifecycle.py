@@ -11,7 +11,7 @@ from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.policies.retention import RetentionPolicy
 from prefect_checkpoints.flows._form import ConfigForLifecycle
-from prefect_checkpoints.flows._outcome import completed, fail_on_backups
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed, fail_on_backups
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import require_absolute
 from prefect_checkpoints.flows.validate import advise, fail_on_damage, validate_batches
@@ -36,6 +36,7 @@ MAX_COMPARED = 4
     name="checkpoint_lifecycle",
     flow_run_name="lifecycle of {experiment_name}",
     task_runner=thread_runner(),
+    **KEPT_RESULT,
 )
 def checkpoint_lifecycle(
     config: ConfigForLifecycle = CheckpointConfig(),  # noqa: B008  frozen

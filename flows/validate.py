@@ -14,7 +14,7 @@ from ckpt_lib.maintenance.repair import Remedy
 from ckpt_lib.maintenance.validate import can_repair
 from ckpt_lib.reports import ValidationReport
 from prefect_checkpoints.flows._form import ConfigForValidation
-from prefect_checkpoints.flows._outcome import completed
+from prefect_checkpoints.flows._outcome import KEPT_RESULT, completed
 from prefect_checkpoints.flows._runner import thread_runner
 from prefect_checkpoints.flows._store import experiments_of
 from prefect_checkpoints.tasks import (
@@ -50,7 +50,9 @@ Copy = tuple[str, str]
 """Experiment name and id: two experiments may have checkpoints with the same id."""
 
 
-@flow(name="validate_store", flow_run_name="validate {config.checkpoint_dir}", task_runner=thread_runner())
+@flow(
+    name="validate_store", flow_run_name="validate {config.checkpoint_dir}", task_runner=thread_runner(), **KEPT_RESULT
+)
 def validate_store(
     config: ConfigForValidation = CheckpointConfig(),  # noqa: B008  frozen
     repair: bool = False,

@@ -159,13 +159,16 @@ class _Places:
     def __init__(self, home_or_backup: HomeOrBackup) -> None:
         self._home_or_backup = home_or_backup
         self._locations = home_or_backup.locations
+        # Before home: what is saved and backed up between the two listings is at home, too, and not lost.
+        self.backups, failure = self._in_backups()
         fallback = self._locations.fallback_catalogue
         stranded = fallback.manifests() if fallback else []
         self._stranded = {item.uid: item for item in stranded}
         home = self._at_home()
         self._at_home_uids = {item.uid for item in home}
         self._near = [*home, *(item for item in stranded if item.uid not in self._at_home_uids)]
-        self.backups = self._in_backups()
+        if failure is not None:
+            self._do_without_backups(failure)
         known = {item.uid for item in self._near}
         runs = {item.run_id for item in self._near}
         lost = [item for item in self.backups if item.uid not in known]
@@ -186,16 +189,19 @@ class _Places:
                 raise
             return []
 
-    def _in_backups(self) -> list[Manifest]:
+    def _in_backups(self) -> tuple[list[Manifest], Exception | None]:
+        """Return the backups, or why the store of the backups failed."""
         try:
-            return self._home_or_backup.backups()
+            return self._home_or_backup.backups(), None
         except Exception as error:
             if not is_store_failure(error):
                 raise
-            if not self._near:
-                raise unreachable(self._locations, error) from error
-            logger.warning("resuming without the backups, which cannot be looked at: %s", error)
-            return []
+            return [], error
+
+    def _do_without_backups(self, failure: Exception) -> None:
+        if not self._near:
+            raise unreachable(self._locations, failure) from failure
+        logger.warning("resuming without the backups, which cannot be looked at: %s", failure)
 
     def newest_first(self, run_id: str | None) -> Iterator[Manifest]:
         """Yield the checkpoints, of one run if it is given, that no person has deleted by name."""

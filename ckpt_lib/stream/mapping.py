@@ -149,10 +149,7 @@ def _anonymous(size_bytes: int) -> memoryview:
     if os.name == "nt":
         return memoryview(mmap.mmap(-1, size_bytes))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (_MAP_NORESERVE if sys.platform == "linux" else 0)
-    mapping = mmap.mmap(-1, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(mapping)
+    return memoryview(mmap.mmap(-1, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE))
 
 
 def _extent(source: BinaryIO) -> int:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -532,3 +533,30 @@ def test_tensors_of_a_backup_that_came_back_are_those_saved(vault: Vault) -> Non
     for name, tensor in parts.model.state_dict().items():
         assert torch.equal(loaded[name], tensor)
     assert experiment_folder(vault.manager()).joinpath(f"{saved}.json").exists()
+
+
+# --- others save meanwhile ---
+
+
+@pytest.mark.parametrize("listed", ["catalogue", "backup_catalogue"])
+def test_what_another_saves_while_resume_looks_around_is_not_lost(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, listed: str
+) -> None:
+    """It is in the backups, and was not at home a moment ago; nothing has to be brought back, nor is it said."""
+    ours, other = vault.manager(), vault.manager()
+    first = save(ours, epoch=1)
+    catalogue = getattr(ours._locations, listed)
+    list_all = catalogue.manifests
+    later: list[str] = []
+
+    def list_after_a_save() -> list[Manifest]:
+        if not later:
+            later.append(save(other, epoch=2))
+        found: list[Manifest] = list_all()
+        return found
+
+    monkeypatch.setattr(catalogue, "manifests", list_after_a_save)
+    with caplog.at_level(logging.WARNING, logger="ckpt_lib"):
+        assert resumed_id(ours) in {first, *later}
+    assert later
+    assert caplog.messages == []
