@@ -68,7 +68,7 @@ class Api:
 
     def artifact_keys(self, run_id: str) -> set[str]:
         found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
-        return {artifact["key"].rpartition("-")[0] for artifact in found}
+        return {artifact["key"].rpartition("-")[0] for artifact in found if artifact["key"]}  # results have none
 
 
 def _unless_busy(response: httpx.Response) -> httpx.Response | None:
