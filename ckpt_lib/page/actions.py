@@ -12,7 +12,7 @@ from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.markup import notice
 from ckpt_lib.page.view import View
-from ckpt_lib.web.operations import Backup, Repair, Restore, Validate
+from ckpt_lib.web.operations import Backup, Cleanup, Export, Repair, Restore, Validate
 from ckpt_lib.web.tokens import Scope
 
 Outcome = tuple[View, Markup | None]
@@ -41,6 +41,7 @@ class Actions:
             "metric": self._with_metric,
             "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
             "ask-delete": lambda view, _: view.with_(asked="delete"),
+            "ask-cleanup": lambda view, _: view.with_(asked="cleanup"),
             "keep": lambda view, _: view.with_(asked=""),
             "dismiss": lambda view, _: view,
         }
@@ -50,6 +51,8 @@ class Actions:
             "delete": ("delete", self._delete),
             "undelete": ("write", self._undelete),
             "cancel": ("write", self._cancel),
+            "save-run": ("write", self._save_run),
+            "load-run": ("write", self._load_run),
         }
 
     def do(self, request: gr.Request, view: View, act: str, value: str) -> Outcome:
@@ -60,6 +63,10 @@ class Actions:
         if act in _WORKS:
             self._desk.start(request, view.experiment, _WORKS[act](names=[value]))
             return view, notice(f"{_STARTED[act]} started.", hint="Its outcome is in the history below, and in Jobs.")
+        if act == "cleanup":
+            work = Cleanup(max_checkpoints=view.planned, fingerprint=value)
+            self._desk.start(request, view.experiment, work)
+            return view.with_(asked="", planned=None), notice("Cleanup started.", hint="Its outcome is in Jobs.")
         if act not in self._changes:
             return view, None
         scope, change = self._changes[act]
@@ -82,6 +89,16 @@ class Actions:
         )
         self._desk.note(who, "edit", view.experiment, view.opened)
         return view, notice("Changes saved.")
+
+    def export(self, request: gr.Request, view: View, form: str, dtype: str, *, weights_only: bool) -> Outcome:
+        """Start the export of the checkpoint that is shown."""
+        only = "model" if weights_only else None
+        # A type or a part alone needs a format: that of the library is for whole checkpoints.
+        format_name = form or ("torch" if dtype or only else None)
+        self._desk.start(
+            request, view.experiment, Export(names=[view.opened], format=format_name, dtype=dtype or None, only=only)
+        )
+        return view, notice("Export started.", hint="Its files can be downloaded from the history below, and in Jobs.")
 
     def _with_metric(self, view: View, name: str) -> View:
         return view.with_metric(name, view.metrics or (self._desk.manager(view.experiment).monitor.metric,))
@@ -106,6 +123,15 @@ class Actions:
         self._desk.manager(view.experiment).undelete_checkpoint(value)
         return view, f"{value} is back."
 
+    def _save_run(self, view: View, value: str) -> tuple[View, str]:
+        run = self._desk.requests.save(value)
+        return view.with_(tab="runs"), f"Asked {run.owner} to save: it does so at the next safe point of its loop."
+
+    def _load_run(self, view: View, value: str) -> tuple[View, str]:
+        run = self._desk.requests.load(value, view.opened)
+        told = f"Asked {run.owner} to load {view.opened}: it does so at the next safe point of its loop."
+        return view.with_(tab="runs"), told
+
     def _cancel(self, view: View, value: str) -> tuple[View, str]:
         job = self._desk.jobs.cancel(value)
         return (
@@ -116,4 +142,4 @@ class Actions:
 
 def _tab_of_list(view: View) -> Any:
     """Return the screen to show of another experiment: the same one, or its list."""
-    return "checkpoints" if view.tab in ("", "experiments", "jobs", "setup") else view.tab
+    return "checkpoints" if view.tab in ("", "experiments", "jobs", "runs", "setup") else view.tab

@@ -19,10 +19,11 @@ from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.markup import notice
 from ckpt_lib.page.rendering import Renderer, Updates
-from ckpt_lib.page.retiring import manager_keeping, plan_html
+from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.page.setup import FIELDS, config_texts
 from ckpt_lib.page.style import CSS, HEAD, theme
 from ckpt_lib.page.view import View
+from ckpt_lib.web.app import PREFIX
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.page_gate import PageGate
 from ckpt_lib.web.sessions import Sessions
@@ -37,8 +38,9 @@ Handler = Callable[..., Updates]
 def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     """Mount the page of the app's store, behind its gate."""
     sessions = Sessions(app.state.access)
-    desk = Desk(settings, app.state.managers, app.state.jobs, sessions)
-    app.add_middleware(PageGate, sessions=sessions, settings=settings)
+    requests = RunRequests(settings.config)
+    desk = Desk(settings, app.state.managers, app.state.jobs, sessions, app.state.transfers, requests)
+    app.add_middleware(PageGate, sessions=sessions, settings=settings, api_path=PREFIX)
     _in_event_loop(
         lambda: gr.mount_gradio_app(
             app,
@@ -106,7 +108,7 @@ class Page:
             *(layout.view, layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
             *layout.screens.values(),
             *(layout.filters, layout.search, layout.where),
-            *(layout.edit, layout.edit_tags, layout.edit_description),
+            *(layout.edit, layout.edit_tags, layout.edit_description, layout.export),
             *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
         ]
 
@@ -115,6 +117,9 @@ class Page:
         for field in (layout.search, layout.where):
             self._on(field.change, self._filter, [layout.search, layout.where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
+        self._on(
+            layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
+        )
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
         self._on(layout.timer.tick, self._tick, keeps_notice=True)
@@ -207,14 +212,17 @@ class Page:
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))
 
+    def _export(
+        self, request: gr.Request, _: gr.EventData, view: View, form: str, dtype: str, weights: bool
+    ) -> Updates:
+        return self._shown(request, *self._actions.export(request, view, form, dtype, weights_only=weights))
+
     def _compare(self, request: gr.Request, _: gr.EventData, view: View, text: str) -> Updates:
         names = tuple(name.strip() for name in text.split(",") if name.strip())
         return self._shown(request, view.with_(selected=names))
 
-    def _preview(self, _: gr.Request, __: gr.EventData, view: View, most: float | None) -> Updates:
-        manager = manager_keeping(self._desk.manager(view.experiment), int(most or 0))
-        report = manager.cleanup_checkpoints(dry_run=True)
-        return {self._layout.screens["cleanup"]: str(plan_html(report))}
+    def _preview(self, request: gr.Request, _: gr.EventData, view: View, most: float | None) -> Updates:
+        return self._shown(request, view.with_(planned=int(most or 0), asked=""))
 
     def _tick(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         if self._desk.has_work():

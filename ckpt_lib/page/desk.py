@@ -10,6 +10,7 @@ import gradio as gr
 
 from ckpt_lib.core.wording import duration
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
@@ -17,18 +18,21 @@ from ckpt_lib.web.operations import AnyWork
 from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.tokens import Scope
+from ckpt_lib.web.transfers import Transfers
 
 audit = logging.getLogger("ckpt_lib.audit")
 
 
 @dataclass(frozen=True)
 class Desk:
-    """The store, the jobs and the sessions of a server."""
+    """The store, the jobs and the sessions of a server, and what it has asked live runs of this machine for."""
 
     settings: ServerSettings
     managers: Managers
     jobs: Jobs
     sessions: Sessions
+    transfers: Transfers
+    requests: RunRequests
 
     def check(self, request: gr.Request, scope: Scope) -> str:
         """Return the name of a browser's token. Raises ``PermissionError`` if it may not do this."""
@@ -49,13 +53,14 @@ class Desk:
     def start(self, request: gr.Request, experiment: str, work: AnyWork) -> Job:
         """Start a job. Raises ``PermissionError``, and as :meth:`ckpt_lib.web.jobs.Jobs.start`."""
         who = self.check(request, work.scope)
+        work.prepare(self.transfers)
         job = self.jobs.start(experiment, work, who)
         self.note(who, f"start {work.operation}", experiment, ", ".join(job.checkpoint_ids[:20]))
         return job
 
     def has_work(self) -> bool:
-        """Tell whether a job waits or runs."""
-        return any(job.state not in ENDED for job in self.jobs.all())
+        """Tell whether a job waits or runs, or a live run is to answer."""
+        return self.requests.are_waiting() or any(job.state not in ENDED for job in self.jobs.all())
 
     def note(self, who: str, action: str, experiment: str, checkpoint_id: str = "") -> None:
         """Write a line of the audit log about a change that was made."""

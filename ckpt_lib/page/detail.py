@@ -17,6 +17,7 @@ from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.inspecting.results import Inspection
 from ckpt_lib.inspecting.stored import inspect_stored
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.jobs import files_html
 from ckpt_lib.page.markup import (
     NOTHING,
     Column,
@@ -149,7 +150,7 @@ def _files(manifest: Manifest) -> Markup:
 
 def _history(manager: CheckpointManager, checkpoint: CheckpointMetadata, manifest: Manifest, jobs: list[Job]) -> Markup:
     backup = manager.backup_status(checkpoint.checkpoint_id)
-    events: list[tuple[datetime, str]] = [(checkpoint.timestamp, "Saved")]
+    events: list[tuple[datetime, str | Markup]] = [(checkpoint.timestamp, "Saved")]
     for item in checkpoint.added_metrics:
         by = f" by {item.source}" if item.source else " by the save"
         events.append((item.at, f"{visible(item.name)} = {number(item.value)}{by}"))
@@ -164,7 +165,7 @@ def _history(manager: CheckpointManager, checkpoint: CheckpointMetadata, manifes
     return Markup('<ol class="ck-history">{}</ol>').format(joined(items))
 
 
-def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, str]]:
+def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, str | Markup]]:
     words = {"validate": "Validated", "backup": "Backed up", "repair": "Repaired", "restore": "Restored"}
     words |= {"export": "Exported", "import": "Imported", "cleanup": "Cleaned up"}
     for job in jobs:
@@ -176,6 +177,8 @@ def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, st
             yield job.ended_at, f"{told}: {outcome.problem.title}"
         elif job.work.operation == "validate":
             yield job.ended_at, f"{told}: {'intact' if outcome.result['is_valid'] else 'damaged'}"
+        elif job.work.operation == "export":
+            yield job.ended_at, Markup("{}: {}").format(told, files_html(outcome.result))
         else:
             yield job.ended_at, f"{told} by {job.who}"
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
+from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
 
 _MOST_SHOWN = 50
@@ -19,7 +22,9 @@ _WORDS |= {"export": "Export", "import": "Import", "cleanup": "Clean up"}
 def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     """Show the newest jobs."""
     if not jobs:
-        return empty("No job has run yet.", "Validations, backups, repairs and restores are listed here.")
+        return empty(
+            "No job has run yet.", "Validations, backups, repairs, restores, exports and cleanups are listed here."
+        )
     columns = (
         Column("Job", is_head=True),
         Column("Checkpoints"),
@@ -30,7 +35,7 @@ def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     )
     rows = [
         (
-            f"{_WORDS[job.work.operation]} · {job.experiment_name}",
+            _title(job),
             _named(job),
             badge(job.state),
             _progress(job),
@@ -56,7 +61,33 @@ def running_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     return joined(lines)
 
 
+def _title(job: Job) -> Markup:
+    """Return what a job is, with a link to the page of the program that runs it."""
+    title = Markup("{} · {}").format(_WORDS[job.work.operation], job.experiment_name)
+    if job.url is None or not job.url.startswith(("http://", "https://")):
+        return title
+    link = '<a class="ck-link" href="{}" target="_blank" rel="noopener noreferrer">{} ↗</a>'
+    return title + " " + Markup(link).format(job.url, job.runner.capitalize())
+
+
+def files_html(exported: dict[str, Any]) -> Markup:
+    """Show the files of an export as links that download them."""
+    links = [
+        Markup('<a class="ck-link" href="{}" download>{}</a> <span class="ck-soft">{}</span>').format(
+            f"{PAGE_PATH}/exports/{exported['export_id']}/files/{quote(file['name'])}",
+            file["name"],
+            size_text(file["size_bytes"]),
+        )
+        for file in exported["files"]
+    ]
+    left_out = exported["left_out"]
+    remark = f"Left out: {listed(left_out)}." if left_out else ""
+    return Markup("{} {}").format(joined(links, ", "), remark)
+
+
 def _named(job: Job) -> str:
+    if job.work.operation == "cleanup":
+        return "by the plan that was shown"
     return job.checkpoint_ids[0] if len(job.checkpoint_ids) == 1 else count_of(len(job.checkpoint_ids), "checkpoint")
 
 
@@ -74,7 +105,7 @@ def _progress(job: Job) -> Markup:
     return progress(share, f"{job.work.operation}: {told}") + Markup('<span class="ck-soft">{}</span>').format(told)
 
 
-def _outcome(job: Job) -> str:
+def _outcome(job: Job) -> str | Markup:
     if job.state == "interrupted":
         return "The server ended on the way. Starting it again does what is left."
     if job.problem is not None:
@@ -87,5 +118,10 @@ def _outcome(job: Job) -> str:
         return "intact" if len(job.result) == 1 else f"{count_of(len(job.result), 'checkpoint')} intact"
     if job.result is not None and len(job.result) == 1:
         found = job.result[0].result
+        if job.work.operation == "export" and isinstance(found, dict):
+            return files_html(found)
+        if job.work.operation == "cleanup" and isinstance(found, dict):
+            freed = size_text(found["freed_bytes"] + found["trashed_bytes"])
+            return f"{count_of(len(found['deleted_ids']), 'checkpoint')} deleted, {freed}"
         return found if isinstance(found, str) else job.state
     return job.state

@@ -17,8 +17,19 @@ TABS = {
     "cleanup": "Clean up",
     "trash": "Trash",
     "jobs": "Jobs",
+    "runs": "Live runs",
     "setup": "Set up",
 }
+EXPORT_FORMATS = [
+    ("As it is, with its manifest", ""),
+    ("torch.save", "torch"),
+    ("safetensors", "safetensors"),
+    ("Hugging Face, for from_pretrained", "hf-folder"),
+    ("Hugging Face, to go on with Trainer", "hf-trainer"),
+    ("Lightning", "lightning"),
+    ("Accelerate", "accelerate"),
+]
+EXPORT_DTYPES = [("as they are", ""), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32")]
 _SENDS = """
 const send = node => trigger('act', {act: node.dataset.act, value: node.value && node.tagName === 'SELECT'
     ? node.value : node.dataset.value || ''});
@@ -87,6 +98,13 @@ class Layout:
             self.edit_tags = gr.Textbox(label="Tags", placeholder="good, keep", max_lines=1)
             self.edit_description = gr.Textbox(label="Description", lines=2)
             self.edit_save = gr.Button("Save changes", variant="primary")
+
+        with gr.Accordion("Export", open=False, visible=False) as self.export:
+            with gr.Row():
+                self.export_format = gr.Dropdown(EXPORT_FORMATS, value="", label="Format", filterable=False)
+                self.export_dtype = gr.Dropdown(EXPORT_DTYPES, value="", label="Type of the weights", filterable=False)
+            self.export_weights = gr.Checkbox(label="The weights alone")
+            self.export_start = gr.Button("Make the files", variant="primary")
 
     def _add_below_plots(self) -> None:
         self.metric_plot = gr.Plot(show_label=False, elem_id="ck-metric-plot")

@@ -20,13 +20,14 @@ from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.listing import list_html
 from ckpt_lib.page.markup import NOTHING, button, empty, joined
-from ckpt_lib.page.retiring import trash_html
+from ckpt_lib.page.retiring import plan_html, planned_cleanup, trash_html
+from ckpt_lib.page.runs import runs_html
 from ckpt_lib.page.summary import summary_html
 from ckpt_lib.page.view import View
 from ckpt_lib.web.page_gate import SIGN_OUT
 
 Updates = dict[Any, Any]
-_WITHOUT_EXPERIMENT = {"experiments", "jobs", "setup"}
+_WITHOUT_EXPERIMENT = {"experiments", "jobs", "runs", "setup"}
 
 
 class Renderer:
@@ -69,6 +70,8 @@ class Renderer:
         }
         if view.tab == "jobs":
             updates[layout.screens["jobs"]] = str(jobs_html(jobs, may_cancel=may_cancel))
+        if view.tab == "runs":
+            updates[layout.screens["runs"]] = str(runs_html(self._desk.requests, may_write=may_cancel))
         return updates
 
     def _header(self, request: gr.Request, view: View, names: Sequence[str]) -> Markup:
@@ -97,21 +100,22 @@ class Renderer:
 
     def _without_experiment(self, view: View) -> Updates:
         layout = self._layout
-        hidden = {item: gr.update(visible=False) for item in (layout.filters, layout.edit)}
+        hidden = {item: gr.update(visible=False) for item in (layout.filters, layout.edit, layout.export)}
         shown = empty("There are no experiments yet.", "Experiments shows how a training makes the first one.")
         return {layout.screens[view.tab]: str(shown), **hidden}
 
     def _draw_checkpoints(self, request: gr.Request, view: View, manager: CheckpointManager) -> Updates:
         layout, screen = self._layout, self._layout.screens["checkpoints"]
         if not view.opened:
-            hidden = {layout.filters: gr.update(visible=True), layout.edit: gr.update(visible=False)}
-            return {screen: str(list_html(manager, view)), **hidden}
+            hidden = {item: gr.update(visible=False) for item in (layout.edit, layout.export)}
+            return {screen: str(list_html(manager, view)), layout.filters: gr.update(visible=True), **hidden}
         checkpoint = manager.get_checkpoint(view.opened)
         actions = self._actions(request, view, manager)
         return {
             screen: str(actions + detail_html(manager, view.opened, self._desk.jobs.all())),
             layout.filters: gr.update(visible=False),
             layout.edit: gr.update(visible=self._desk.allows(request, "write")),
+            layout.export: gr.update(visible=True),
             layout.edit_tags: ", ".join(checkpoint.tags),
             layout.edit_description: checkpoint.description,
         }
@@ -123,6 +127,8 @@ class Renderer:
             pin = ("unpin", "Unpin") if checkpoint.pinned else ("pin", "Pin")
             for act, label in (("backup", "Back up"), ("repair", "Repair"), ("restore", "Restore"), pin):
                 buttons.append(button(act, view.opened, label, title=_TITLES[act]))
+            for run in self._desk.requests.runs_of(view.experiment):
+                buttons.append(button("load-run", run.name, f"Load into the run of process {run.owner.pid}"))
         if self._desk.allows(request, "delete"):
             buttons.append(button("ask-delete", view.opened, "Delete…", kind="ck-danger"))
         bar = Markup('<p class="ck-bar ck-actions">{}</p>').format(joined(buttons, " "))
@@ -177,11 +183,17 @@ class Renderer:
     def _draw_summary(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
         return {self._layout.screens["summary"]: str(summary_html(manager))}
 
-    def _draw_cleanup(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
-        told = empty(
-            "See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay."
-        )
-        return {self._layout.screens["cleanup"]: str(told), self._layout.keep: manager.config.max_checkpoints}
+    def _draw_cleanup(self, request: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+        layout, screen = self._layout, self._layout.screens["cleanup"]
+        if view.planned is None:
+            told = empty(
+                "See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay."
+            )
+            return {screen: str(told), layout.keep: manager.config.max_checkpoints}
+        report = planned_cleanup(manager, view.planned)
+        may_delete = self._desk.allows(request, "delete")
+        time = self._desk.trash_time if manager.config.trash_seconds else ""
+        return {screen: str(plan_html(report, time, may_delete=may_delete, is_asked=view.asked == "cleanup"))}
 
     def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
         return {self._layout.screens["trash"]: str(trash_html(manager, self._desk.trash_time))}

@@ -20,7 +20,9 @@ class View:
     opened: str = ""
     """The id of the checkpoint that is shown in detail; empty for the list."""
     asked: str = ""
-    """What a person is asked to confirm about it."""
+    """What a person is asked to confirm: ``delete`` of it, or ``cleanup``."""
+    planned: int | None = None
+    """How many checkpoints are to stay by the cleanup that is shown; ``None`` without one."""
     search: str = ""
     where: str = ""
     tags: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fastapi import HTTPException, status
 from starlette.datastructures import MutableHeaders
@@ -24,6 +24,8 @@ _NEEDED = re.compile(
     r"|/gradio_api/(run/predict|queue/join|queue/data|heartbeat/\w+|cancel|reset|startup-events|app_id|login_check)/?"
 )
 """What the page asks for. Gradio answers more: it takes uploads, fetches addresses and hands out files."""
+_DOWNLOAD = re.compile(rf"{PAGE_PATH}/(exports/[0-9a-f]{{32}}/files/.+)")
+"""What the API answers for the page: a link in a browser carries a cookie, and no token."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; "
     "form-action 'self'; base-uri 'self'",
@@ -36,9 +38,10 @@ _HEADERS = {
 class PageGate:
     """ASGI middleware around the page; other paths pass."""
 
-    def __init__(self, app: ASGIApp, *, sessions: Sessions, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, *, sessions: Sessions, settings: ServerSettings, api_path: str) -> None:
         self._app = app
         self._sessions = sessions
+        self._api_path = api_path
         self._host = settings.host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +61,17 @@ class PageGate:
             answer = await self._answer(Request(scope, receive))
         except HTTPException as error:
             answer = response_of_status(error)
+        if answer is None and (download := _DOWNLOAD.fullmatch(scope["path"])):
+            scope = self._as_api_request(scope, f"{self._api_path}/{download[1]}")
         await (answer or self._app)(scope, receive, send_guarded)
+
+    def _as_api_request(self, scope: Scope, path: str) -> Scope:
+        """Return the request as one to the API, with the token of the browser's session."""
+        request = Request(scope)
+        headers = [item for item in scope["headers"] if item[0] != b"authorization"]
+        if text := self._sessions.text_of(request.cookies.get(cookie_name(request.headers.get("host", "")))):
+            headers.append((b"authorization", f"Bearer {text}".encode()))
+        return {**scope, "path": path, "raw_path": quote(path).encode(), "headers": headers}
 
     async def _answer(self, request: Request) -> Response | None:
         """Return what the gate answers itself; ``None`` for what the page answers."""
@@ -79,7 +92,8 @@ class PageGate:
             if is_page and error.status_code == status.HTTP_401_UNAUTHORIZED:
                 return _sign_in_page("")
             raise
-        if not _NEEDED.fullmatch(path.removeprefix(PAGE_PATH)):
+        is_download = request.method in READING and _DOWNLOAD.fullmatch(path)
+        if not (is_download or _NEEDED.fullmatch(path.removeprefix(PAGE_PATH))):
             raise HTTPException(status.HTTP_404_NOT_FOUND, "the page has no such part")
         return None
 

@@ -40,6 +40,11 @@ class Sessions:
         with self._lock:
             self._texts.pop(session_id, None)
 
+    def text_of(self, session_id: str | None) -> str | None:
+        """Return the text of a session's token; ``None`` without a session."""
+        with self._lock:
+            return self._texts.get(session_id) if session_id else None
+
     def token_of(self, session_id: str | None) -> Token | None:
         """Return the token of a session; ``None`` where the server has no tokens. Raises HTTPException 401 or 503."""
         with self._lock:
