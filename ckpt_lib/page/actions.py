@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from markupsafe import Markup
@@ -92,7 +92,7 @@ class Actions:
 
     def export(self, request: gr.Request, view: View, form: str, dtype: str, *, weights_only: bool) -> Outcome:
         """Start the export of the checkpoint that is shown."""
-        only = "model" if weights_only else None
+        only: Literal["model"] | None = "model" if weights_only else None
         # A type or a part alone needs a format: that of the library is for whole checkpoints.
         format_name = form or ("torch" if dtype or only else None)
         self._desk.start(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
+from ckpt_lib.web.operations import Outcome
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
@@ -22,9 +23,7 @@ _WORDS |= {"export": "Export", "import": "Import", "cleanup": "Clean up"}
 def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     """Show the newest jobs."""
     if not jobs:
-        return empty(
-            "No job has run yet.", "Validations, backups, repairs, restores, exports and cleanups are listed here."
-        )
+        return empty("No job has run yet.", "What takes longer is listed here, with its progress and outcome.")
     columns = (
         Column("Job", is_head=True),
         Column("Checkpoints"),
@@ -66,8 +65,8 @@ def _title(job: Job) -> Markup:
     title = Markup("{} · {}").format(_WORDS[job.work.operation], job.experiment_name)
     if job.url is None or not job.url.startswith(("http://", "https://")):
         return title
-    link = '<a class="ck-link" href="{}" target="_blank" rel="noopener noreferrer">{} ↗</a>'
-    return title + " " + Markup(link).format(job.url, job.runner.capitalize())
+    link = Markup('<a class="ck-link" href="{}" target="_blank" rel="noopener noreferrer">{} ↗</a>')
+    return title + " " + link.format(job.url, job.runner.capitalize())
 
 
 def files_html(exported: dict[str, Any]) -> Markup:
@@ -111,17 +110,37 @@ def _outcome(job: Job) -> str | Markup:
     if job.problem is not None:
         hint = f" {job.problem.hint}" if job.problem.hint else ""
         return f"{job.problem.title}{hint}"
-    if job.work.operation == "validate" and job.result is not None:
-        damaged = [item.checkpoint_id for item in job.result if item.result and not item.result["is_valid"]]
-        if damaged:
-            return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
-        return "intact" if len(job.result) == 1 else f"{count_of(len(job.result), 'checkpoint')} intact"
-    if job.result is not None and len(job.result) == 1:
-        found = job.result[0].result
-        if job.work.operation == "export" and isinstance(found, dict):
-            return files_html(found)
-        if job.work.operation == "cleanup" and isinstance(found, dict):
-            freed = size_text(found["freed_bytes"] + found["trashed_bytes"])
-            return f"{count_of(len(found['deleted_ids']), 'checkpoint')} deleted, {freed}"
-        return found if isinstance(found, str) else job.state
-    return job.state
+    tell = _TOLD.get(job.work.operation)
+    return tell(job.result) if tell and job.result else job.state
+
+
+def _validated(found: list[Outcome]) -> str:
+    damaged = [item.checkpoint_id for item in found if item.result and not item.result["is_valid"]]
+    if damaged:
+        return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
+    return "intact" if len(found) == 1 else f"{count_of(len(found), 'checkpoint')} intact"
+
+
+def _exported(found: list[Outcome]) -> Markup:
+    return files_html(found[0].result)
+
+
+def _cleaned_up(found: list[Outcome]) -> str:
+    report = found[0].result
+    freed_bytes = report["freed_bytes"] + report["trashed_bytes"]
+    return f"{count_of(len(report['deleted_ids']), 'checkpoint')} deleted, {size_text(freed_bytes)}"
+
+
+def _done_to_each(found: list[Outcome]) -> str:
+    """Say what was done where that is a word, such as ``copied``."""
+    words = {item.result for item in found if isinstance(item.result, str)}
+    return listed(sorted(words)) or "succeeded"
+
+
+_TOLD: dict[str, Callable[[list[Outcome]], str | Markup]] = {
+    "validate": _validated,
+    "export": _exported,
+    "cleanup": _cleaned_up,
+    "backup": _done_to_each,
+    "restore": _done_to_each,
+}

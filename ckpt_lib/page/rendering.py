@@ -127,8 +127,10 @@ class Renderer:
             pin = ("unpin", "Unpin") if checkpoint.pinned else ("pin", "Pin")
             for act, label in (("backup", "Back up"), ("repair", "Repair"), ("restore", "Restore"), pin):
                 buttons.append(button(act, view.opened, label, title=_TITLES[act]))
-            for run in self._desk.requests.runs_of(view.experiment):
-                buttons.append(button("load-run", run.name, f"Load into the run of process {run.owner.pid}"))
+            buttons += [
+                button("load-run", run.name, f"Load into the run of process {run.owner.pid}")
+                for run in self._desk.requests.runs_of(view.experiment)
+            ]
         if self._desk.allows(request, "delete"):
             buttons.append(button("ask-delete", view.opened, "Delete…", kind="ck-danger"))
         bar = Markup('<p class="ck-bar ck-actions">{}</p>').format(joined(buttons, " "))
