@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ckpt_lib.core import html
 from ckpt_lib.core.manifest import Manifest, ObsoletePayload
 from ckpt_lib.core.monitor import Monitor
-from ckpt_lib.core.wording import count_of, shown, size_text
+from ckpt_lib.core.wording import count_of, listed, shown, size_text
 from ckpt_lib.errors import CheckpointError, ProtectedCheckpointError
 from ckpt_lib.events import Events
 from ckpt_lib.experiment.deletion import Check, Deletion, delete_all, purge, refuse_pinned
@@ -207,11 +207,17 @@ def clean(
 
 
 def _changed_plan(plan: RetentionPlan, fingerprint: str) -> ProtectedCheckpointError:
+    """Return the error for a plan that is another by now, or once all that stays was read: damaged ones do not count."""
+    damaged = [item.checkpoint_id for item in plan.decisions if item.status == "damaged"]
+    if damaged:
+        hint = f"These are damaged: {listed(damaged)}. Repair or delete them, and look at the plan again."
+    else:
+        hint = "Checkpoints were saved, changed or deleted since. Look at the plan as it is now."
     return ProtectedCheckpointError(
         "the plan is no longer the one that was shown; nothing was deleted",
         expected=f"the fingerprint {shown(fingerprint)}",
         got=plan.fingerprint,
-        hint="Checkpoints were saved, changed or deleted since. Look at the plan as it is now.",
+        hint=hint,
     )
 
 

@@ -17,6 +17,8 @@ from ckpt_lib.web.tokens import Scope
 
 Outcome = tuple[View, Markup | None]
 """What to show next, and what to say about it."""
+_OF_WEIGHTS = ("safetensors", "hf-folder")
+"""Formats that have no place for anything else."""
 _STARTED = {"validate": "Validation", "backup": "Backup", "repair": "Repair", "restore": "Restore"}
 _WORKS = {"validate": Validate, "backup": Backup, "repair": Repair, "restore": Restore}
 
@@ -92,7 +94,7 @@ class Actions:
 
     def export(self, request: gr.Request, view: View, form: str, dtype: str, *, weights_only: bool) -> Outcome:
         """Start the export of the checkpoint that is shown."""
-        only: Literal["model"] | None = "model" if weights_only else None
+        only: Literal["model"] | None = "model" if weights_only or form in _OF_WEIGHTS else None
         # A type or a part alone needs a format: that of the library is for whole checkpoints.
         format_name = form or ("torch" if dtype or only else None)
         self._desk.start(

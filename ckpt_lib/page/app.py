@@ -238,8 +238,13 @@ class Page:
 
 def _notice_of(error: CheckpointError | PermissionError) -> Markup:
     if not isinstance(error, CheckpointError):
-        return notice(f"{str(error)[:1].upper()}{str(error)[1:]}.", is_error=True)
+        return notice(f"{_sentence(str(error))}.", is_error=True)
     details = [f"Expected: {error.expected}." if error.expected is not None else "", error.hint or ""]
-    message = f"{error.message[:1].upper()}{error.message[1:]}"
     got = f": {error.got}" if error.got is not None else ""
-    return notice(f"{message}{got}", hint=" ".join(part for part in details if part), is_error=True)
+    hint = " ".join(part for part in details if part)
+    return notice(f"{_sentence(error.message)}{got}", hint=hint, is_error=True)
+
+
+def _sentence(text: str) -> str:
+    """Return text with a capital letter, unless it begins with a name, such as that of an option."""
+    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text

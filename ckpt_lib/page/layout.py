@@ -23,9 +23,9 @@ TABS = {
 EXPORT_FORMATS = [
     ("As it is, with its manifest", ""),
     ("torch.save", "torch"),
-    ("safetensors", "safetensors"),
-    ("Hugging Face, for from_pretrained", "hf-folder"),
-    ("Hugging Face, to go on with Trainer", "hf-trainer"),
+    ("safetensors (weights)", "safetensors"),
+    ("Hugging Face model (weights)", "hf-folder"),
+    ("Hugging Face Trainer", "hf-trainer"),
     ("Lightning", "lightning"),
     ("Accelerate", "accelerate"),
 ]

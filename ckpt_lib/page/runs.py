@@ -8,10 +8,11 @@ from ckpt_lib.errors import CheckpointError
 from ckpt_lib.page.markup import DASH, NOTHING, Column, badge, button, code, empty, joined, moment, section, table
 from ckpt_lib.page.run_requests import RunRequest, RunRequests, SharedRun
 
-_SHARING = """with manager.share(model=model, optimizer=optimizer):
+_SHARING = """with manager.share(load=restore):  # restore(checkpoint_id) loads it into the model
     for epoch in range(epochs):
         ...
-        manager.save_checkpoint(model=model, optimizer=optimizer, epoch=epoch)"""
+        manager.save_checkpoint(model=model, optimizer=optimizer, epoch=epoch)
+        manager.serve_requests()"""
 
 
 def runs_html(requests: RunRequests, *, may_write: bool) -> Markup:

@@ -37,6 +37,7 @@ footer { display: none !important; }
 .ck-button:hover { border-color: var(--color-accent); }
 .ck-button.ck-primary { background: #1d4fc4; border-color: #1d4fc4; color: #fff; }
 .ck-button.ck-danger { border-color: var(--ck-bad); color: var(--ck-bad); background: none; }
+a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: anywhere; }
 .ck-button.ck-link, .ck-button.ck-sort { border: 0; background: none; padding: 0; text-align: inherit;
   color: var(--ck-link); font-weight: 500; }
 .ck-button.ck-sort { color: inherit; font-weight: 600; white-space: nowrap; }

@@ -69,5 +69,7 @@ def ending_of(result: list[Outcome]) -> JobUpdate:
     problems = [outcome.problem for outcome in result if outcome.problem is not None]
     if not problems:
         return JobUpdate(state="succeeded", result=result)
+    if len(result) == 1:
+        return JobUpdate(state="failed", result=result, problem=problems[0])
     title = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].title}"
     return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"title": title}))

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr
+from safetensors.torch import load_file
+from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser import stores
 from tests.browser.conftest import page_of
-from tests.browser.test_reading import go, shown
+from tests.browser.steps import chosen, go, opened, shown
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> CheckpointConfig:
+@pytest.fixture
+def config(tmp_path: Path) -> CheckpointConfig:
     """A store with damage."""
-    return stores.damaged_store(tmp_path_factory.mktemp("damaged") / "store")
+    return stores.damaged_store(tmp_path / "store")
 
 
-@pytest.fixture(scope="module")
-def damaged(config: CheckpointConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def damaged(config: CheckpointConfig, tmp_path: Path) -> Iterator[str]:
     """The address of its page."""
-    with page_of(config, tmp_path_factory.mktemp("jobs")) as address:
+    with page_of(config, tmp_path / "server") as address:
         yield address
 
 
@@ -33,14 +38,6 @@ def damaged(config: CheckpointConfig, tmp_path_factory: pytest.TempPathFactory) 
 def manager(config: CheckpointConfig) -> CheckpointManager:
     """The manager of its longest experiment."""
     return CheckpointManager(config, "digits")
-
-
-def opened(page: Page, address: str, manager: CheckpointManager, name: str) -> str:
-    """Show a checkpoint, and return its id."""
-    checkpoint_id = manager.get_checkpoint(name).checkpoint_id
-    page.goto(f"{address}?experiment=digits&checkpoint={checkpoint_id}")
-    expect(page.locator(".ck-head h2")).to_have_text(checkpoint_id)
-    return checkpoint_id
 
 
 def test_damage_is_found_and_repaired(page: Page, damaged: str, manager: CheckpointManager) -> None:
@@ -104,15 +101,101 @@ def test_tags_description_and_pin(page: Page, damaged: str, manager: CheckpointM
 
 
 def test_a_cleanup_is_shown_before_it_is_done(page: Page, damaged: str, manager: CheckpointManager) -> None:
-    """The plan gives a reason for each checkpoint, and nothing goes by it."""
+    """The plan gives a reason for each checkpoint; a confirmation names what goes, and nothing else goes then."""
+    for name in ("epoch_7", "epoch_9"):
+        manager.repair_checkpoint(manager.get_checkpoint(name).checkpoint_id)
     before = manager.checkpoint_ids()
     shown(page, damaged, "digits", "Clean up")
-    page.get_by_label("Keep the best").fill("3")
+    page.get_by_label("Keep the best").fill("8")
     page.get_by_role("button", name="Show what would go").click()
     screen = page.locator("#ck-cleanup")
     expect(screen).to_contain_text("would go")
     expect(screen.get_by_role("row").filter(has_text="epoch_0012")).to_contain_text("stays")
+    rows = screen.get_by_role("row").filter(has_text="goes")
+    going = {row.split()[0] for row in rows.all_inner_texts()}
+    page.get_by_role("button", name=f"Delete {len(going)} checkpoints…").click()
+    confirmation = page.get_by_role("alertdialog")
+    for checkpoint_id in going:
+        expect(confirmation).to_contain_text(checkpoint_id)
+    confirmation.get_by_role("button", name="Keep them").click()
+    expect(confirmation).to_be_hidden()
     assert manager.checkpoint_ids() == before
+    page.get_by_role("button", name=f"Delete {len(going)} checkpoints…").click()
+    confirmation.get_by_role("button", name=f"Delete {len(going)} checkpoints").click()
+    go(page, "Jobs")
+    expect(page.get_by_role("row").filter(has_text="Clean up")).to_contain_text(f"{len(going)} checkpoints deleted")
+    assert set(before) - set(manager.checkpoint_ids()) == going
+
+
+def test_a_cleanup_that_finds_damage(page: Page, damaged: str, manager: CheckpointManager) -> None:
+    """What is to stay is read before anything goes: the plan changes, nothing is deleted, and the job says why."""
+    shown(page, damaged, "digits", "Clean up")
+    page.get_by_label("Keep the best").fill("8")
+    page.get_by_role("button", name="Show what would go").click()
+    before = manager.checkpoint_ids()
+    page.get_by_role("button", name=re.compile("^Delete . checkpoints…")).click()
+    page.get_by_role("alertdialog").get_by_role("button", name=re.compile("^Delete . checkpoints$")).click()
+    go(page, "Jobs")
+    row = page.get_by_role("row").filter(has_text="Clean up")
+    expect(row).to_contain_text("failed")
+    expect(row).to_contain_text(f"These are damaged: {manager.get_checkpoint('epoch_9').checkpoint_id}")
+    assert manager.checkpoint_ids() == before
+
+
+def test_an_export_is_downloaded(page: Page, damaged: str, manager: CheckpointManager, tmp_path: Path) -> None:
+    """The weights in bf16, as a file that safetensors reads."""
+    checkpoint_id = opened(page, damaged, manager, "best")
+    page.get_by_role("button", name="Export").click()
+    chosen(page, "Format", "safetensors (weights)")
+    chosen(page, "Type of the weights", "bf16")
+    page.get_by_role("button", name="Make the files").click()
+    link = page.locator(".ck-history").get_by_role("link")
+    with page.expect_download() as downloading:
+        link.click()
+    file = tmp_path / downloading.value.suggested_filename
+    downloading.value.save_as(file)
+    weights = load_file(file)
+    stored = manager.load_checkpoint(checkpoint_id)["model_state_dict"]
+    assert weights.keys() == stored.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, stored[name].to(torch.bfloat16))
+
+
+def test_a_live_run_saves_and_loads(
+    page: Page, damaged: str, manager: CheckpointManager, config: CheckpointConfig
+) -> None:
+    """A training of this machine saves at its next safe point, and loads what a person has opened."""
+    loaded: list[str] = []
+    run = CheckpointManager(config, "digits")
+    with run.share(state=lambda: {"model": nn.Linear(2, 2), "epoch": 20}, load=loaded.append), served_requests(run):
+        before = set(manager.checkpoint_ids())
+        shown(page, damaged, tab="Live runs")
+        page.get_by_role("button", name="Save now").click()
+        expect(page.locator("#ck-runs")).to_contain_text("saved checkpoint_epoch_0020")
+        assert len(set(manager.checkpoint_ids()) - before) == 1
+        checkpoint_id = opened(page, damaged, manager, "epoch_3")
+        page.get_by_role("button", name="Load into the run").click()
+        expect(page.locator("#ck-runs")).to_contain_text(f"loaded {checkpoint_id}")
+        assert loaded == [checkpoint_id]
+    go(page, "Live runs")
+
+
+@contextmanager
+def served_requests(manager: CheckpointManager) -> Iterator[None]:
+    """Be a training loop, on a thread, that comes to a safe point many times a second."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(0.05):
+            manager.serve_requests()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_configuration_to_copy(page: Page, damaged: str) -> None:
@@ -123,6 +206,8 @@ def test_a_configuration_to_copy(page: Page, damaged: str) -> None:
     panel = page.get_by_role("tabpanel").filter(visible=True)
     expect(panel).to_contain_text("max_checkpoints: 7")
     expect(panel).to_contain_text("monitor_metric='accuracy'")
+    page.get_by_label("Save every N epochs").fill("0")
+    expect(page.get_by_role("alert")).to_contain_text("save_interval=0")
 
 
 def test_read_only(page: Page, config: CheckpointConfig, tmp_path: Path) -> None:
@@ -136,6 +221,7 @@ def test_read_only(page: Page, config: CheckpointConfig, tmp_path: Path) -> None
         opened(page, address, manager, "epoch_2")
         for name in ("Delete…", "Pin", "Repair", "Edit tags and description"):
             expect(page.get_by_role("button", name=name)).to_be_hidden()
-        expect(page.get_by_role("button", name="Validate")).to_be_visible()
+        for name in ("Validate", "Export"):
+            expect(page.get_by_role("button", name=name)).to_be_visible()
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("Token")).to_be_visible()

@@ -8,30 +8,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import watched_page
+from tests.browser.steps import go, names, shown
 from tests.browser.stores import EVIL, MANY, TEMPLATES
 
-TABS = ("Experiments", "Checkpoints", "Plots", "Compare", "Summary", "Clean up", "Trash", "Jobs", "Set up")
-
-
-def shown(page: Page, address: str, experiment: str = "", tab: str = "Checkpoints") -> None:
-    """Show a screen of an experiment."""
-    page.goto(f"{address}?experiment={experiment}" if experiment else address)
-    expect(page.locator("#ck-header h1")).to_be_visible()
-    go(page, tab)
-
-
-def go(page: Page, tab: str) -> None:
-    """Open a tab, which a narrow screen may have put into a menu."""
-    item = page.get_by_role("tab", name=tab, exact=True)
-    if not item.is_visible():
-        page.locator(".overflow-menu > button").click()
-        item = page.locator(".overflow-dropdown").get_by_role("button", name=tab)
-    item.click()
-
-
-def names(page: Page) -> list[str]:
-    """The ids that the list shows, in order."""
-    return page.locator("#ck-checkpoints .ck-list tbody .ck-link").all_inner_texts()
+TABS = ("Experiments", "Checkpoints", "Plots", "Compare", "Summary", "Clean up", "Trash", "Jobs", "Live runs", "Set up")
 
 
 def test_from_an_experiment_to_a_checkpoint(page: Page, few: str) -> None:
