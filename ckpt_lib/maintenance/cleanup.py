@@ -207,7 +207,7 @@ def clean(
 
 
 def _changed_plan(plan: RetentionPlan, fingerprint: str) -> ProtectedCheckpointError:
-    """Return the error for a plan that is another by now, or once all that stays was read: damaged ones do not count."""
+    """Return the error for a plan that is another by now, or once all that stays was read and some was damaged."""
     damaged = [item.checkpoint_id for item in plan.decisions if item.status == "damaged"]
     if damaged:
         hint = f"These are damaged: {listed(damaged)}. Repair or delete them, and look at the plan again."

@@ -247,4 +247,4 @@ def _notice_of(error: CheckpointError | PermissionError) -> Markup:
 
 def _sentence(text: str) -> str:
     """Return text with a capital letter, unless it begins with a name, such as that of an option."""
-    return text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+    return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].isalpha() else text
