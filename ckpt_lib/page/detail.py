@@ -39,8 +39,8 @@ _MOST_TENSORS = 200
 _MOST_ANCESTORS = 20
 
 
-def detail_html(manager: CheckpointManager, checkpoint_id: str, jobs: list[Job]) -> Markup:
-    """Show all there is to know without reading a tensor.
+def detail_html(manager: CheckpointManager, checkpoint_id: str, jobs: list[Job], *, monitored: str) -> Markup:
+    """Show all there is to know without reading a tensor; the ``monitored`` metric first.
 
     Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
     """
@@ -57,7 +57,7 @@ def detail_html(manager: CheckpointManager, checkpoint_id: str, jobs: list[Job])
             head,
             _problems(checkpoint, inspection),
             _facts(manager, checkpoint, manifest, path),
-            section("Metrics", _metrics(checkpoint, manager.monitor.metric)),
+            section("Metrics", _metrics(checkpoint, monitored)),
             section("Tensors", _tensors(inspection)),
             section("Files", _files(manifest)),
             section("History", _history(manager, checkpoint, manifest, jobs)),

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import (
     NOTHING,
@@ -28,8 +29,11 @@ _MOST_METRICS = 3
 _MOST_TAGS = 20
 
 
-def list_html(manager: CheckpointManager, view: View) -> Markup:
-    """Show a page of the list, or why it is empty. Raises :class:`~ckpt_lib.errors.ConfigError` for a condition."""
+def list_html(manager: CheckpointManager, view: View, overview: ExperimentOverview) -> Markup:
+    """Show a page of the list, or why it is empty. Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
+
+    Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment.
+    """
     found = manager.list_checkpoints(
         where=view.conditions(),
         tags=view.tags,
@@ -40,18 +44,23 @@ def list_html(manager: CheckpointManager, view: View) -> Markup:
         after=view.cursors[-1] if view.cursors else None,
     )
     shown = found[:PAGE_SIZE]
-    total = len(manager.checkpoint_ids())
-    parts = [_warnings(manager), _tag_bar(view), _selection_bar(view)]
+    total = overview.total_checkpoints
+    parts = [_warnings(manager, overview), _tag_bar(view), _selection_bar(view)]
     if not shown:
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
     counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
     pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
-    return joined([*parts, _table(manager, view, shown), pager])
+    return joined([*parts, _table(monitored_in(manager, overview), view, shown), pager])
 
 
-def _table(manager: CheckpointManager, view: View, shown: Sequence[CheckpointMetadata]) -> Markup:
-    metrics = _metrics(manager.monitor.metric, view, shown)
+def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> str:
+    """Return the metric that decides which checkpoint is the best; the configured one where nothing was saved."""
+    return overview.monitor_metric or manager.config.monitor_metric
+
+
+def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> Markup:
+    metrics = _metrics(monitored, view, shown)
     columns = (
         Column("Compare"),
         Column("Checkpoint", sort="sequence", is_head=True),
@@ -99,8 +108,9 @@ def _check_box(checkpoint_id: str, *, is_checked: bool) -> Markup:
     return template.format(checkpoint_id, checkpoint_id, checked)
 
 
-def _warnings(manager: CheckpointManager) -> Markup:
-    unreadable, problem = len(manager.list_unreadable()), manager.monitor_warning
+def _warnings(manager: CheckpointManager, overview: ExperimentOverview) -> Markup:
+    unreadable = overview.unreadable_checkpoints
+    problem = None if overview.best_checkpoint else manager.monitor_warning
     texts = [problem] if problem else []
     if unreadable:
         texts.append(f"{count_of(unreadable, 'checkpoint')} cannot be read: Summary tells which, and what helps.")

@@ -18,7 +18,7 @@ from ckpt_lib.page.detail import detail_html
 from ckpt_lib.page.experiments import experiments_html, overviews
 from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
-from ckpt_lib.page.listing import list_html
+from ckpt_lib.page.listing import list_html, monitored_in
 from ckpt_lib.page.markup import NOTHING, button, empty, joined
 from ckpt_lib.page.retiring import plan_html, planned_cleanup, trash_html
 from ckpt_lib.page.runs import runs_html
@@ -57,7 +57,8 @@ class Renderer:
             if not view.experiment:
                 return updates | self._without_experiment(view)
             draw = getattr(self, f"_draw_{view.tab}")
-            updates |= draw(request, view, self._desk.manager(view.experiment))
+            overview = next(item for item in found if item.experiment_name == view.experiment)
+            updates |= draw(request, view, self._desk.manager(view.experiment), overview)
         return updates
 
     def jobs(self, request: gr.Request, view: View) -> Updates:
@@ -104,15 +105,18 @@ class Renderer:
         shown = empty("There are no experiments yet.", "Experiments shows how a training makes the first one.")
         return {layout.screens[view.tab]: str(shown), **hidden}
 
-    def _draw_checkpoints(self, request: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+    def _draw_checkpoints(
+        self, request: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
+    ) -> Updates:
         layout, screen = self._layout, self._layout.screens["checkpoints"]
         if not view.opened:
             hidden = {item: gr.update(visible=False) for item in (layout.edit, layout.export)}
-            return {screen: str(list_html(manager, view)), layout.filters: gr.update(visible=True), **hidden}
+            return {screen: str(list_html(manager, view, overview)), layout.filters: gr.update(visible=True), **hidden}
         checkpoint = manager.get_checkpoint(view.opened)
         actions = self._actions(request, view, manager)
+        monitored = monitored_in(manager, overview)
         return {
-            screen: str(actions + detail_html(manager, view.opened, self._desk.jobs.all())),
+            screen: str(actions + detail_html(manager, view.opened, self._desk.jobs.all(), monitored=monitored)),
             layout.filters: gr.update(visible=False),
             layout.edit: gr.update(visible=self._desk.allows(request, "write")),
             layout.export: gr.update(visible=True),
@@ -160,13 +164,15 @@ class Renderer:
             button("keep", view.opened, "Keep it"),
         )
 
-    def _draw_plots(self, _: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+    def _draw_plots(
+        self, _: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
+    ) -> Updates:
         layout, screen = self._layout, self._layout.screens["plots"]
         checkpoints = plots.checkpoints_to_draw(manager)
         if not checkpoints:
             hidden = {item: gr.update(visible=False) for item in (layout.metric_plot, layout.size_plot)}
             return {screen: str(empty("There is nothing to draw: this experiment has no checkpoints.")), **hidden}
-        names = plots.metric_names(checkpoints, manager.monitor.metric)
+        names = plots.metric_names(checkpoints, monitored_in(manager, overview))
         drawn = [name for name in view.metrics if name in names] or names[:1]
         metric_plot = gr.update(visible=bool(drawn))
         if drawn:
@@ -178,14 +184,16 @@ class Renderer:
             layout.size_plot: size_plot,
         }
 
-    def _draw_compare(self, _: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+    def _draw_compare(self, _: gr.Request, view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
         shown = comparison_html(manager, view.selected)
         return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
 
-    def _draw_summary(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
+    def _draw_summary(self, _: gr.Request, _view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
         return {self._layout.screens["summary"]: str(summary_html(manager))}
 
-    def _draw_cleanup(self, request: gr.Request, view: View, manager: CheckpointManager) -> Updates:
+    def _draw_cleanup(
+        self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
+    ) -> Updates:
         layout, screen = self._layout, self._layout.screens["cleanup"]
         if view.planned is None:
             told = empty(
@@ -197,7 +205,7 @@ class Renderer:
         time = self._desk.trash_time if manager.config.trash_seconds else ""
         return {screen: str(plan_html(report, time, may_delete=may_delete, is_asked=view.asked == "cleanup"))}
 
-    def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager) -> Updates:
+    def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
         return {self._layout.screens["trash"]: str(trash_html(manager, self._desk.trash_time))}
 
 
